@@ -1,0 +1,497 @@
+"""Values to chunks and back: serializing, cutting, hashing, encrypting, verifying. No I/O.
+
+What is stored, byte by byte, is described in `forkpoint.storage`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import ormsgpack  # a dependency of langgraph-checkpoint
+from langgraph.checkpoint.serde.base import CipherProtocol, SerializerProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from forkpoint import chunking
+from forkpoint.errors import (
+    CorruptChunk,
+    EncryptionMismatch,
+    ForkpointError,
+    InvalidInput,
+    UnreadableValue,
+)
+from forkpoint.messages import MessageMemo, is_message
+from forkpoint.serde import DeltaSnapshot, SafeSerializer
+
+INLINE_BYTES = 512
+"""A value that serializes to no more than this stays in the manifest."""
+
+WRITE_INLINE_BYTES = 1024
+"""The same for the value of a write, which is stored once, while a manifest is stored with every
+checkpoint."""
+
+NEST_BYTES = 4096
+"""An element that is itself a list or a dict, and serializes to more than this, is cut too."""
+
+NEST_DEPTH = 8
+"""How many lists and dicts within each other are cut."""
+
+DIGEST_BYTES = 32
+
+_INLINE, _OPAQUE, _LIST, _DICT = range(4)
+_SNAPSHOT = 4  # added to the kind: the value stands in a DeltaChannel's snapshot
+_MSGPACK = "msgpack"
+_NIL = b"\xc0"
+
+
+class Chunk(NamedTuple):
+    """An immutable piece of a value: the chunks that it refers to, and bytes of its own."""
+
+    refs: bytes
+    content: bytes
+
+
+class Entry(NamedTuple):
+    """What a manifest says of one channel: the value itself, or the chunks that hold it.
+
+    `height` is how many levels of nodes lie between `refs` and the value's runs or pieces.
+    """
+
+    kind: int
+    type: str
+    content: bytes
+    refs: bytes
+    height: int
+
+
+Manifest = dict[str, Entry]
+Chunks = dict[bytes, Chunk]
+ReadChunks = Callable[[Collection[bytes]], Mapping[bytes, Chunk]]
+"""Takes digests, and gives those chunks that the store has, still protected."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What is to be stored for a checkpoint or a write: plaintext, and the chunks it refers to."""
+
+    content: bytes
+    refs: bytes
+    chunks: Chunks = field(repr=False)
+
+
+class Codec:
+    """Turn values into manifests and chunks, and back, with one serializer.
+
+    Args:
+        serde: `JsonPlusSerializer`, or `EncryptedSerializer` around it, has its lists and dicts
+            cut; what any other serializer writes is opaque.
+        secret: The key of the digests, where `serde` encrypts; see `new_secret`.
+    """
+
+    def __init__(self, serde: SerializerProtocol, secret: bytes | None = None) -> None:
+        self.cipher = cipher_of(serde)
+        self._secret = secret
+        self._memo = MessageMemo()
+        if isinstance(serde, EncryptedSerializer) and self.cipher is not None:
+            serde = serde.serde
+        self._serde = serde
+        self._splits = _unchanged(self._serde, SafeSerializer) or _unchanged(
+            self._serde, JsonPlusSerializer
+        )
+
+    # Writing
+
+    def encode_checkpoint(
+        self, checkpoint: Mapping[str, Any], inherited: Mapping[str, Entry]
+    ) -> tuple[Encoded, Manifest]:
+        """Encode a checkpoint; the channels in `inherited` take their entries from there.
+
+        Raises:
+            InvalidInput: A value cannot be serialized.
+        """
+        chunks: Chunks = {}
+        manifest: Manifest = {}
+        for channel, value in checkpoint["channel_values"].items():
+            entry = inherited.get(channel)
+            if entry is None:
+                with _naming(f"the value of channel {channel!r}"):
+                    entry = self._encode(value, chunks)
+            manifest[channel] = entry
+        body = {key: value for key, value in checkpoint.items() if key != "channel_values"}
+        with _naming("the checkpoint"):
+            kind, content = self._serde.dumps_typed(body)
+        packed = ormsgpack.packb(
+            [kind, content, {channel: _pack_entry(entry) for channel, entry in manifest.items()}]
+        )
+        refs = b"".join(entry.refs for entry in manifest.values())
+        return Encoded(packed, refs, chunks), manifest
+
+    def encode_write(self, channel: str, value: Any) -> Encoded:
+        """Encode the value of one write.
+
+        Raises:
+            InvalidInput: The value cannot be serialized.
+        """
+        chunks: Chunks = {}
+        with _naming(f"the write to channel {channel!r}"):
+            entry = self._encode(value, chunks, WRITE_INLINE_BYTES)
+        return Encoded(ormsgpack.packb(_pack_entry(entry)), entry.refs, chunks)
+
+    def _encode(
+        self, value: Any, chunks: Chunks, inline: int = INLINE_BYTES, depth: int = 0
+    ) -> Entry:
+        if self._splits and depth < NEST_DEPTH:
+            if DeltaSnapshot is not None and type(value) is DeltaSnapshot:
+                entry = self._encode(value.value, chunks, inline, depth)
+                return entry._replace(kind=entry.kind | _SNAPSHOT)
+            if type(value) is list:
+                values = value.copy()
+                packed = self._pack_elements(values)
+                if packed is not None:
+                    return self._cut(_LIST, packed, values, None, chunks, inline, depth)
+            elif type(value) is dict:
+                items = list(value.items())
+                packed = self._pack_items(items)
+                if packed is not None:
+                    keys, values = [key for key, _ in items], [element for _, element in items]
+                    return self._cut(_DICT, packed, values, keys, chunks, inline, depth)
+        kind, content = self._serde.dumps_typed(value)
+        return self._encode_opaque(kind, bytes(content), chunks, inline)
+
+    def _pack_elements(self, values: list[Any]) -> list[bytes] | None:
+        """Serialize the elements of a list one by one.
+
+        Returns None if one of them needs something other than MessagePack.
+        """
+        dumps_typed = self._serde.dumps_typed
+        memo = self._memo
+        packed = []
+        for value in values:
+            fingerprint = memo.fingerprint(value) if is_message(value) else None
+            content = memo.packed(fingerprint) if fingerprint else None
+            if content is None:
+                kind, single = dumps_typed([value])
+                if kind != _MSGPACK:
+                    return None
+                content = single[1:]  # without the header of the list
+                if fingerprint:
+                    memo.remember(fingerprint, content)
+            packed.append(content)
+        return packed
+
+    def _pack_items(self, items: list[tuple[Any, Any]]) -> list[bytes] | None:
+        """Serialize the keys and values of a dict one by one, as `_pack_elements` does."""
+        packed = []
+        for key, value in items:
+            kind, single = self._serde.dumps_typed({key: value})
+            if kind != _MSGPACK:
+                return None
+            packed.append(single[1:])
+        return packed
+
+    def _cut(
+        self,
+        kind: int,
+        packed: list[bytes],
+        values: list[Any],
+        keys: list[Any] | None,
+        chunks: Chunks,
+        inline: int,
+        depth: int,
+    ) -> Entry:
+        """Cut a list or a dict between its elements."""
+        header = chunking.array_header if kind == _LIST else chunking.map_header
+        if sum(map(len, packed)) <= inline:
+            return Entry(_INLINE, _MSGPACK, header(len(packed)) + b"".join(packed), b"", 0)
+        leaves: list[bytes] = []
+
+        def add_runs(start: int, stop: int) -> None:
+            elements = packed[start:stop]
+            for run in chunking.runs(elements):
+                content = header(run.stop - run.start) + b"".join(elements[run])
+                leaves.append(self._add(Chunk(b"", content), chunks))
+
+        done = 0
+        for index, element in enumerate(packed):
+            if len(element) <= NEST_BYTES:
+                continue
+            key = b"" if keys is None else self._serde.dumps_typed({keys[index]: None})[1][1:-1]
+            if type(values[index]) in (list, dict):
+                entry = self._encode(values[index], chunks, 0, depth + 1)
+            elif len(element) > chunking.PIECE_BYTES:
+                entry = self._encode_opaque(_MSGPACK, element[len(key) :], chunks, 0)
+            else:
+                continue
+            add_runs(done, index)
+            done = index + 1
+            nested = Chunk(entry.refs, ormsgpack.packb([key, _pack_entry(entry)]))
+            leaves.append(self._add(nested, chunks))
+        add_runs(done, len(packed))
+        return self._tree(kind, "", leaves, chunks)
+
+    def _encode_opaque(self, kind: str, content: bytes, chunks: Chunks, inline: int) -> Entry:
+        if len(content) <= inline:
+            return Entry(_INLINE, kind, content, b"", 0)
+        leaves = [self._add(Chunk(b"", piece), chunks) for piece in chunking.pieces(content)]
+        return self._tree(_OPAQUE, kind, leaves, chunks)
+
+    def _tree(self, kind: int, type_: str, digests: list[bytes], chunks: Chunks) -> Entry:
+        height = 0
+        while len(digests) > chunking.TOP_DIGESTS:
+            digests = [
+                self._add(Chunk(b"".join(node), b""), chunks) for node in chunking.nodes(digests)
+            ]
+            height += 1
+        return Entry(kind, type_, b"", b"".join(digests), height)
+
+    def _add(self, chunk: Chunk, chunks: Chunks) -> bytes:
+        digest = self.digest(chunk)
+        chunks[digest] = chunk
+        return digest
+
+    # Reading
+
+    def decode_checkpoint(
+        self, content: bytes, refs: bytes, stored: Mapping[bytes, Chunk]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the body of a checkpoint and its channel values.
+
+        Args:
+            content: The checkpoint's revealed content.
+            refs: Its refs.
+            stored: Everything that `refs` leads to, as the store has it; see `gather`.
+
+        Raises:
+            CorruptChunk: A chunk is missing, or is not what was written.
+            UnreadableValue: A value names a type that may not, or cannot, be restored.
+        """
+        body, manifest = self.decode_manifest(content, refs)
+        return body, {channel: self._decode(entry, stored) for channel, entry in manifest.items()}
+
+    def decode_manifest(self, content: bytes, refs: bytes) -> tuple[dict[str, Any], Manifest]:
+        """Return the body of a checkpoint and its manifest, without reading any chunk."""
+        kind, body, entries = ormsgpack.unpackb(content)
+        manifest: Manifest = {}
+        done = 0
+        for channel, packed in entries.items():
+            entry = _unpack_entry(packed, refs, done)
+            done += len(entry.refs)
+            manifest[channel] = entry
+        return self._load(kind, body), manifest
+
+    def decode_entry(self, entry: Entry, stored: Mapping[bytes, Chunk]) -> Any:
+        """Return the value of one channel; see `decode_checkpoint`."""
+        return self._decode(entry, stored)
+
+    def decode_write(self, content: bytes, refs: bytes, stored: Mapping[bytes, Chunk]) -> Any:
+        """Return the value of a write; see `decode_checkpoint`."""
+        return self._decode(_unpack_entry(ormsgpack.unpackb(content), refs, 0), stored)
+
+    def _decode(self, entry: Entry, stored: Mapping[bytes, Chunk]) -> Any:
+        if entry.kind & _SNAPSHOT:
+            assert DeltaSnapshot is not None
+            return DeltaSnapshot(self._decode(entry._replace(kind=entry.kind ^ _SNAPSHOT), stored))
+        if entry.kind == _INLINE:
+            return self._load(entry.type, entry.content)
+        leaves = split_refs(entry.refs)
+        for _ in range(entry.height):
+            leaves = [ref for node in leaves for ref in split_refs(self._open(node, stored).refs)]
+        chunks = [self._open(leaf, stored) for leaf in leaves]
+        if entry.kind == _OPAQUE:
+            return self._load(entry.type, b"".join(chunk.content for chunk in chunks))
+        if entry.kind == _LIST:
+            elements: list[Any] = []
+            for leaf, chunk in zip(leaves, chunks, strict=True):
+                if chunk.refs:
+                    elements.append(self._decode_nested(chunk, stored)[1])
+                else:
+                    elements += self._restore_run(leaf, chunk.content)
+            return elements
+        mapping: dict[Any, Any] = {}
+        for chunk in chunks:
+            if chunk.refs:
+                packed_key, value = self._decode_nested(chunk, stored)
+                (key,) = self._load(_MSGPACK, chunking.map_header(1) + packed_key + _NIL)
+                mapping[key] = value
+            else:
+                mapping.update(self._load(_MSGPACK, chunk.content))
+        return mapping
+
+    def _restore_run(self, digest: bytes, content: bytes) -> list[Any]:
+        restored: list[Any] | None = self._memo.restored(digest)
+        if restored is None:
+            restored = self._load(_MSGPACK, content)
+            self._memo.remember_run(digest, restored)
+        return restored
+
+    def _decode_nested(self, chunk: Chunk, stored: Mapping[bytes, Chunk]) -> tuple[bytes, Any]:
+        key, packed = ormsgpack.unpackb(chunk.content)
+        return key, self._decode(_unpack_entry(packed, chunk.refs, 0), stored)
+
+    def _open(self, digest: bytes, stored: Mapping[bytes, Chunk]) -> Chunk:
+        """Return the chunk that was stored under a digest, once it is known to be that."""
+        protected = stored.get(digest)
+        if protected is None:
+            raise CorruptChunk(f"chunk {digest.hex()} is missing")
+        chunk = Chunk(protected.refs, self.reveal(protected.content))
+        if self.digest(chunk) != digest:
+            raise CorruptChunk(f"chunk {digest.hex()} is not what was written")
+        return chunk
+
+    def _load(self, kind: str, content: bytes) -> Any:
+        try:
+            return self._serde.loads_typed((kind, content))
+        except ForkpointError:
+            raise
+        except Exception as error:
+            # The digest says that these are the bytes that were written.
+            raise UnreadableValue(
+                f"the serializer {type(self._serde).__name__} cannot read back a value of type "
+                f"{kind!r}: {type(error).__name__}: {error}"
+            ) from error
+
+    # Hashing and encryption
+
+    def digest(self, chunk: Chunk) -> bytes:
+        """Return the digest that names a chunk."""
+        if not chunk.refs:
+            return self._hash(b"\0" + chunk.content)
+        length = len(chunk.refs) // DIGEST_BYTES
+        return self._hash(b"\1" + length.to_bytes(4, "big") + chunk.refs + chunk.content)
+
+    def seal(self, *fields: str | int | bytes) -> bytes:
+        """Return the digest that shows later whether a row is as it was written."""
+        return self._hash(b"\2" + ormsgpack.packb(fields))
+
+    def protect(self, content: bytes) -> bytes:
+        """Return `content` as it is stored: encrypted, if the serializer encrypts."""
+        if self.cipher is None:
+            return b"\0" + content
+        name, encrypted = self.cipher.encrypt(content)
+        label = name.encode()
+        return bytes([len(label)]) + label + encrypted
+
+    def reveal(self, stored: bytes) -> bytes:
+        """Return what `protect` was given.
+
+        Raises:
+            EncryptionMismatch: It is unencrypted and must not be, or the reverse.
+            CorruptChunk: It cannot be decrypted.
+        """
+        if not stored:
+            raise CorruptChunk("a stored value is empty")
+        label_bytes = stored[0]
+        if self.cipher is None:
+            if label_bytes:
+                raise EncryptionMismatch(
+                    "a stored value is encrypted; pass the EncryptedSerializer that wrote it "
+                    "as serde="
+                )
+            return stored[1:]
+        if not label_bytes:
+            raise EncryptionMismatch(
+                "a stored value is not encrypted, and serde= is an EncryptedSerializer"
+            )
+        content = stored[1 + label_bytes :]
+        try:
+            return self.cipher.decrypt(stored[1 : 1 + label_bytes].decode(), content)
+        except Exception as error:
+            raise CorruptChunk(
+                "a stored value cannot be decrypted: it was changed, or written with another key"
+            ) from error
+
+    def protect_chunk(self, chunk: Chunk) -> Chunk:
+        """Return a chunk as it is stored. What it refers to stays readable, for collecting."""
+        return Chunk(chunk.refs, self.protect(chunk.content))
+
+    def _hash(self, content: bytes) -> bytes:
+        if self._secret is None:
+            return sha256(content).digest()
+        return hmac.digest(self._secret, content, "sha256")
+
+
+def gather(refs: Iterable[bytes], read_chunks: ReadChunks) -> Chunks:
+    """Read everything that these refs lead to, one level of the trees after the other.
+
+    What the store does not have is missing from the result. Nothing is verified or decrypted yet.
+    """
+    found: Chunks = {}
+    wanted = {digest for joined in refs for digest in split_refs(joined)}
+    while wanted:
+        chunks = read_chunks(wanted)
+        found.update(chunks)
+        wanted = {digest for chunk in chunks.values() for digest in split_refs(chunk.refs)}
+        wanted -= found.keys()
+    return found
+
+
+def cipher_of(serde: SerializerProtocol) -> CipherProtocol | None:
+    """Return the cipher of an `EncryptedSerializer`, and None for any other serializer."""
+    if isinstance(serde, EncryptedSerializer) and _unchanged(serde, EncryptedSerializer):
+        return serde.cipher
+    return None
+
+
+def new_secret(cipher: CipherProtocol) -> bytes:
+    """Return a new random key for digests, encrypted so that it can be stored."""
+    return Codec(EncryptedSerializer(cipher)).protect(_SECRET_LABEL + os.urandom(DIGEST_BYTES))
+
+
+def open_secret(cipher: CipherProtocol, stored: bytes) -> bytes | None:
+    """Return the key that `new_secret` made, or None if another cipher encrypted it."""
+    try:
+        secret = Codec(EncryptedSerializer(cipher)).reveal(stored)
+    except CorruptChunk:
+        return None
+    return secret[len(_SECRET_LABEL) :] if secret.startswith(_SECRET_LABEL) else None
+
+
+_SECRET_LABEL = b"forkpoint digest key:"
+
+
+def split_refs(refs: bytes) -> list[bytes]:
+    """Return the digests that are joined in `refs`."""
+    if not refs:
+        return []
+    return [refs[start : start + DIGEST_BYTES] for start in range(0, len(refs), DIGEST_BYTES)]
+
+
+def _unchanged(serde: object, known: type) -> bool:
+    """Return whether a serializer reads and writes as `known` does, with nothing overridden."""
+    return isinstance(serde, known) and all(
+        getattr(type(serde), name) is getattr(known, name)
+        for name in ("dumps_typed", "loads_typed")
+    )
+
+
+def _pack_entry(entry: Entry) -> list[Any]:
+    if entry.kind & ~_SNAPSHOT == _INLINE:
+        return [entry.kind, entry.type, entry.content]
+    return [entry.kind, entry.type, len(entry.refs) // DIGEST_BYTES, entry.height]
+
+
+def _unpack_entry(packed: list[Any], refs: bytes, start: int) -> Entry:
+    kind, type_, *rest = packed
+    if kind & ~_SNAPSHOT == _INLINE:
+        return Entry(kind, type_, rest[0], b"", 0)
+    length, height = rest
+    return Entry(kind, type_, b"", refs[start : start + length * DIGEST_BYTES], height)
+
+
+class _naming:
+    """Turn what a serializer raises into an `InvalidInput` that names what it was given."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, ForkpointError):
+            raise InvalidInput(f"{self._what} cannot be serialized: {error}") from error

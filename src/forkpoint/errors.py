@@ -1,0 +1,75 @@
+"""The error tree.
+
+Everything that forkpoint raises on purpose derives from `ForkpointError`, and each leaf also from
+the built-in exception that a caller would already catch.
+"""
+
+from __future__ import annotations
+
+
+class ForkpointError(Exception):
+    """The root of everything that forkpoint raises on purpose."""
+
+
+class InvalidInput(ForkpointError, ValueError):
+    """An argument is of the wrong type or shape. Nothing was written."""
+
+
+class ThreadNotFound(ForkpointError, LookupError):
+    """The operation needs a thread that does not exist."""
+
+
+class CheckpointNotFound(ForkpointError, LookupError):
+    """The operation needs a checkpoint that does not exist."""
+
+
+class ThreadExists(ForkpointError, ValueError):
+    """The target of a fork, copy or clone exists already."""
+
+
+class ThreadDeleted(ForkpointError, LookupError):
+    """A run that began before its thread was deleted tried to write to it."""
+
+
+class ThreadBusy(ForkpointError, RuntimeError):
+    """Another run holds the thread's lease."""
+
+
+class StaleLease(ForkpointError, RuntimeError):
+    """The run lost its lease on the thread and may not write any more."""
+
+
+class CorruptChunk(ForkpointError, ValueError):
+    """Stored bytes are missing, or are not what was written."""
+
+
+class UnreadableValue(ForkpointError, TypeError):
+    """A stored value names a type that may not, or cannot, be restored here."""
+
+
+class EncryptionMismatch(CorruptChunk):
+    """A row is unencrypted where it must be encrypted, or encrypted with another key."""
+
+
+class SchemaVersionError(ForkpointError, RuntimeError):
+    """The store was written by a newer forkpoint than this one."""
+
+
+class SaverClosed(ForkpointError, RuntimeError):
+    """The saver, or the connection that was passed to it, is closed."""
+
+
+class StorageError(ForkpointError, OSError):
+    """The database failed. What was being written has been rolled back."""
+
+
+class StorageFull(StorageError):
+    """The disk, or the database's size limit, is full."""
+
+
+class StorageReadOnly(StorageError, PermissionError):
+    """The database cannot be written to."""
+
+
+class StorageBusy(StorageError, TimeoutError):
+    """Another process held the database for longer than the busy timeout."""

@@ -1,0 +1,214 @@
+"""The only gate for identifiers, configs, filters and limits from outside.
+
+Everything here either returns a value of the right type or raises `InvalidInput`, and touches no
+storage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from langgraph.checkpoint.base import get_checkpoint_metadata
+
+from forkpoint.errors import InvalidInput
+
+
+class Address(NamedTuple):
+    """What a config names. `checkpoint_id` is None where the config names no checkpoint."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str | None
+
+
+def identifier(value: object, what: str) -> str:
+    """Return a name that is fit to be stored and looked up: a non-empty string without NUL."""
+    if value == "":
+        raise InvalidInput(f"{what} is empty")
+    return text(value, what)
+
+
+def text(value: object, what: str) -> str:
+    """Return a string that a database can hold: Unicode without NUL and lone surrogates."""
+    if not isinstance(value, str):
+        raise InvalidInput(f"{what} must be a string, not {type(value).__name__}: {value!r:.80}")
+    if "\0" in value:
+        raise InvalidInput(f"{what} contains a NUL character: {value!r:.80}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{what} is not valid Unicode: {value!r:.80}") from None
+    return str(value)
+
+
+def configurable(config: object) -> Mapping[str, Any]:
+    """Return the `configurable` part of a config."""
+    if not isinstance(config, Mapping):
+        raise InvalidInput(f"config must be a mapping, not {type(config).__name__}")
+    part = config.get("configurable")
+    if not isinstance(part, Mapping):
+        raise InvalidInput('config has no "configurable" mapping')
+    return part
+
+
+def address(config: object) -> Address:
+    """Return the thread, the namespace and the checkpoint that a config names."""
+    return _address(configurable(config))
+
+
+def _address(part: Mapping[str, Any]) -> Address:
+    if "thread_id" not in part:
+        raise InvalidInput('config["configurable"] has no "thread_id"')
+    return Address(
+        identifier(part["thread_id"], "thread_id"),
+        text(_or(part.get("checkpoint_ns"), ""), "checkpoint_ns"),
+        _checkpoint_id(part),
+    )
+
+
+def existing_checkpoint(config: object) -> tuple[str, str, str]:
+    """Return what `address` does, where the config must name a checkpoint."""
+    thread_id, checkpoint_ns, checkpoint_id = address(config)
+    if checkpoint_id is None:
+        raise InvalidInput('config["configurable"] has no "checkpoint_id"')
+    return thread_id, checkpoint_ns, checkpoint_id
+
+
+def ancestry(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the checkpoints, as (namespace, id), that a write comes after.
+
+    In its own namespace, and in those of the graphs around it.
+    """
+    part = configurable(config)
+    around = part.get("checkpoint_map")
+    found = dict(around) if isinstance(around, Mapping) else {}
+    if part.get("checkpoint_id"):
+        found[_or(part.get("checkpoint_ns"), "")] = part["checkpoint_id"]
+    return [
+        (namespace, checkpoint_id)
+        for namespace, checkpoint_id in found.items()
+        if isinstance(namespace, str) and isinstance(checkpoint_id, str)
+    ]
+
+
+def listed(config: object | None) -> tuple[str | None, str | None, str | None]:
+    """Return the thread, the namespace and the checkpoint to list; None where any will do."""
+    if config is None:
+        return None, None, None
+    thread_id, checkpoint_ns, checkpoint_id = address(config)
+    given = configurable(config).get("checkpoint_ns") is not None
+    return thread_id, checkpoint_ns if given else None, checkpoint_id
+
+
+def before(config: object | None) -> str | None:
+    """Return the id of the checkpoint that a listing ends before."""
+    if config is None:
+        return None
+    return _checkpoint_id(configurable(config))
+
+
+def limit(value: object) -> int | None:
+    """Return a number of items, or None for all of them."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidInput(f"limit must be an integer or None, not {value!r:.80}")
+    if value < 0:
+        raise InvalidInput(f"limit must not be negative: {value}")
+    return value
+
+
+def metadata_filter(value: object) -> dict[str, Any] | None:
+    """Return a filter on metadata, in the types that JSON knows."""
+    if value is None:
+        return None
+    mapping = _mapping(value, "filter")
+    for key in mapping:
+        if not isinstance(key, str):
+            raise InvalidInput(f"a key of the filter must be a string, not {key!r:.80}")
+    wanted: dict[str, Any] = json.loads(as_json(mapping, "the filter"))
+    return wanted
+
+
+def checkpoint(value: object) -> Mapping[str, Any]:
+    """Return a checkpoint that has what it needs to be stored."""
+    mapping = _mapping(value, "checkpoint")
+    identifier(mapping.get("id"), "checkpoint['id']")
+    values = _mapping(mapping.get("channel_values", {}), "checkpoint['channel_values']")
+    for channel in values:
+        text(channel, "a channel of checkpoint['channel_values']")
+    return mapping if "channel_values" in mapping else {**mapping, "channel_values": {}}
+
+
+def versions(value: object) -> Mapping[str, Any]:
+    """Return new channel versions."""
+    return _mapping({} if value is None else value, "new_versions")
+
+
+def checkpoint_metadata(config: Mapping[str, Any], value: object) -> Mapping[str, Any]:
+    """Return a checkpoint's metadata.
+
+    As LangGraph has it, the scalar keys of the config's `metadata` and `configurable` are in it.
+    """
+    mapping = _mapping({} if value is None else value, "metadata")
+    merged: Mapping[str, Any] = get_checkpoint_metadata(config, mapping)  # type: ignore[arg-type]
+    return merged
+
+
+def thread_metadata(config: Mapping[str, Any]) -> str:
+    """Return the metadata that a thread starts with, as JSON: the scalar keys of the config."""
+    return as_json(checkpoint_metadata(config, {}), "metadata")
+
+
+def writes(value: object) -> list[tuple[str, Any]]:
+    """Return writes as pairs of channel and value."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+        raise InvalidInput(f"writes must be a sequence of pairs, not {type(value).__name__}")
+    pairs = []
+    for write in value:
+        if not isinstance(write, Sequence) or isinstance(write, (str, bytes)) or len(write) != 2:
+            raise InvalidInput(f"a write must be a pair of channel and value, not {write!r:.80}")
+        pairs.append((text(write[0], "the channel of a write"), write[1]))
+    return pairs
+
+
+def identifiers(value: object, what: str) -> list[str]:
+    """Return a sequence of identifiers, without repetition."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+        raise InvalidInput(f"{what}s must be a sequence of strings, not {type(value).__name__}")
+    return list(dict.fromkeys(identifier(entry, what) for entry in value))
+
+
+def channels(value: object) -> list[str]:
+    """Return channel names."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+        raise InvalidInput(f"channels must be a sequence of strings, not {type(value).__name__}")
+    return list(dict.fromkeys(text(entry, "a channel") for entry in value))
+
+
+def _checkpoint_id(part: Mapping[str, Any]) -> str | None:
+    value = part.get("checkpoint_id")
+    return None if value is None else identifier(value, "checkpoint_id")
+
+
+def _mapping(value: object, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidInput(f"{what} must be a mapping, not {type(value).__name__}")
+    return value
+
+
+def as_json(value: Mapping[str, Any], what: str) -> str:
+    """Return a mapping as JSON. ASCII, so that lone surrogates come back as they were."""
+    try:
+        return _ENCODER.encode(dict(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{what} cannot be written as JSON: {error}") from error
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
+
+
+def _or(value: object, default: str) -> object:
+    return default if value is None else value

@@ -1,0 +1,121 @@
+"""Serializing and restoring chat messages faster the second time.
+
+Chat history is what most threads consist of, and each turn serializes and restores all of it
+again. For a message of LangChain's own classes both are functions of its fields alone. So its
+serialized form is remembered by a fingerprint of the fields, which costs a fraction to take, and
+what a run of messages was restored to is remembered by the run's digest.
+
+Nothing is shared: a remembered form is bytes, and each restored message is a new object, equal to
+the one that the serializer would have made. A message that was changed in place has another
+fingerprint. One with fields that are not plain values is not remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import ormsgpack
+from langchain_core.messages import BaseMessage
+
+_REMEMBERED_BYTES = 16 * 1024 * 1024  # of each kind, twice at most
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+def is_message(value: object) -> bool:
+    """Return whether a value is a message of one of LangChain's own classes."""
+    return isinstance(value, BaseMessage) and type(value).__module__.startswith(
+        "langchain_core.messages."
+    )
+
+
+class _Memo(Generic[_K, _V]):
+    """A mapping of bounded size that keeps what was used since it was last full."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._young: dict[_K, _V] = {}
+        self._old: dict[_K, _V] = {}
+
+    def get(self, key: _K) -> _V | None:
+        value = self._young.get(key)
+        if value is None and self._old:
+            value = self._old.get(key)
+            if value is not None:
+                self._young[key] = value
+        return value
+
+    def put(self, key: _K, value: _V, size: int) -> None:
+        if self._size > self._limit:
+            self._old, self._young, self._size = self._young, {}, 0
+        self._young[key] = value
+        self._size += size
+
+
+class _Run(NamedTuple):
+    """Messages: their classes, and packed what makes their state."""
+
+    classes: list[type[BaseMessage]]
+    states: bytes
+
+
+class MessageMemo:
+    """Remembers serialized messages by their fields, and restored ones by their run's digest."""
+
+    def __init__(self) -> None:
+        self._packed: _Memo[tuple[type, bytes], bytes] = _Memo(_REMEMBERED_BYTES)
+        self._runs: _Memo[bytes, _Run] = _Memo(_REMEMBERED_BYTES)
+
+    def fingerprint(self, message: BaseMessage) -> tuple[type, bytes] | None:
+        """Return what tells a message from all that serialize differently, if it is plain."""
+        try:
+            fields = ormsgpack.packb((message.__dict__, message.__pydantic_extra__))
+        except ormsgpack.MsgpackEncodeError:
+            return None
+        return type(message), fields
+
+    def packed(self, fingerprint: tuple[type, bytes]) -> bytes | None:
+        """Return how a message of this fingerprint serializes, if it is remembered."""
+        return self._packed.get(fingerprint)
+
+    def remember(self, fingerprint: tuple[type, bytes], packed: bytes) -> None:
+        """Remember how a message serializes."""
+        self._packed.put(fingerprint, packed, len(fingerprint[1]) + len(packed))
+
+    def restored(self, digest: bytes) -> list[BaseMessage] | None:
+        """Return the messages of a run as new objects, if they are remembered."""
+        run = self._runs.get(digest)
+        if run is None:
+            return None
+        messages = []
+        assign = object.__setattr__
+        # This is what Pydantic does to copy a model.
+        for kind, state in zip(run.classes, ormsgpack.unpackb(run.states), strict=True):
+            message = kind.__new__(kind)
+            assign(message, "__dict__", state[0])
+            assign(message, "__pydantic_extra__", state[1])
+            assign(message, "__pydantic_fields_set__", set(state[2]))
+            assign(message, "__pydantic_private__", None)
+            messages.append(message)
+        return messages
+
+    def remember_run(self, digest: bytes, messages: Sequence[Any]) -> None:
+        """Remember the messages of a run, if they are all plain."""
+        if not all(map(is_message, messages)):
+            return
+        states = [
+            [message.__dict__, message.__pydantic_extra__, sorted(message.__pydantic_fields_set__)]
+            for message in messages
+            if message.__pydantic_private__ is None
+        ]
+        try:
+            packed = ormsgpack.packb(states)
+        except ormsgpack.MsgpackEncodeError:
+            return
+        if len(states) == len(messages) and ormsgpack.unpackb(packed) == states:
+            self._runs.put(
+                digest, _Run([type(message) for message in messages], packed), len(packed)
+            )

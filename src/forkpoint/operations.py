@@ -1,0 +1,626 @@
+"""The one logic: what each operation does, for sync and async, on every backend.
+
+Each function that takes a `Context` first is one operation in one piece. It blocks, and touches
+the store only through `forkpoint.storage.Session`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint, CheckpointTuple, PendingWrite
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
+
+from forkpoint import inputs, removal
+from forkpoint.codec import (
+    Chunk,
+    Chunks,
+    Codec,
+    Entry,
+    Manifest,
+    cipher_of,
+    gather,
+    new_secret,
+    open_secret,
+)
+from forkpoint.collect import collect, uncollected
+from forkpoint.errors import (
+    CorruptChunk,
+    InvalidInput,
+    StorageBusy,
+    ThreadDeleted,
+    ThreadExists,
+    ThreadNotFound,
+    UnreadableValue,
+)
+from forkpoint.inputs import Address
+from forkpoint.storage import (
+    CheckpointRow,
+    Found,
+    Put,
+    Query,
+    Session,
+    Stale,
+    Storage,
+    ThreadRef,
+    WriteRow,
+)
+
+PAGE_ROWS = 20
+"""How many checkpoints a listing reads at once."""
+
+_ATTEMPTS = 20  # to write to a thread whose family is collected again and again meanwhile
+_RECENT_THREADS = 4096
+_RECENT_MANIFESTS = 4096
+_RECENT_FAMILIES = 128
+_RECENT_DIGESTS = 8192  # in each of these families
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Recent(Generic[_K, _V]):
+    """A mapping that forgets the entries that were put longest ago."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._entries: OrderedDict[_K, _V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: _K) -> _V | None:
+        return self._entries.get(key)
+
+    def put(self, key: _K, value: _V) -> None:
+        with self._lock:
+            self._entries[key] = value
+            self._entries.move_to_end(key)
+            if len(self._entries) > self._limit:
+                self._entries.popitem(last=False)
+
+    def pop(self, key: _K) -> None:
+        with self._lock:
+            self._entries.pop(key, None)
+
+
+class _KnownManifest(NamedTuple):
+    epoch: int
+    manifest: Manifest
+    versions: Mapping[str, Any]
+
+
+class _KnownChunks(NamedTuple):
+    epoch: int
+    digests: set[bytes]
+
+
+class Memory:
+    """What a process remembers of a store, to be spared reading it again before each write.
+
+    Nothing here is trusted for long: every write names the thread and the epoch that it was
+    prepared for, and is refused if they no longer hold.
+    """
+
+    def __init__(self) -> None:
+        self.threads: Recent[str, ThreadRef] = Recent(_RECENT_THREADS)
+        self._manifests: Recent[tuple[Any, str, str], _KnownManifest] = Recent(_RECENT_MANIFESTS)
+        self._chunks: Recent[Any, _KnownChunks] = Recent(_RECENT_FAMILIES)
+
+    def manifest(self, thread: ThreadRef, place: removal.Place) -> _KnownManifest | None:
+        """Return a checkpoint's manifest, if its chunks were there at this epoch."""
+        known = self._manifests.get((thread.key, *place))
+        return known if known is not None and known.epoch == thread.epoch else None
+
+    def add_manifest(
+        self,
+        thread: ThreadRef,
+        place: removal.Place,
+        manifest: Manifest,
+        versions: Mapping[str, Any],
+    ) -> None:
+        self._manifests.put((thread.key, *place), _KnownManifest(thread.epoch, manifest, versions))
+
+    def unknown(self, thread: ThreadRef | None, chunks: Chunks) -> Chunks:
+        """Return those chunks that are not known to be in the store at this epoch."""
+        known = None if thread is None or not chunks else self._chunks.get(thread.family)
+        if known is None or thread is None or known.epoch != thread.epoch:
+            return chunks
+        return {digest: chunks[digest] for digest in chunks.keys() - known.digests}
+
+    def add_chunks(self, thread: ThreadRef, digests: set[bytes]) -> None:
+        known = self._chunks.get(thread.family)
+        if known is not None and known.epoch == thread.epoch:
+            digests |= known.digests
+            if len(digests) > _RECENT_DIGESTS:
+                digests -= known.digests
+        self._chunks.put(thread.family, _KnownChunks(thread.epoch, digests))
+
+
+class Context:
+    """A store, how values are written to it, and what is remembered of it."""
+
+    def __init__(
+        self, storage: Storage, serde: SerializerProtocol, memory: Memory | None = None
+    ) -> None:
+        self.storage = storage
+        self.memory = memory or Memory()
+        self._serde = serde
+        self._codec: Codec | None = None
+
+    def with_serde(self, serde: SerializerProtocol) -> Context:
+        """Return a context for the same store with another serializer."""
+        return Context(self.storage, serde, self.memory)
+
+    @property
+    def codec(self) -> Codec:
+        if self._codec is None:
+            self._codec = Codec(self._serde, self._secret())
+        return self._codec
+
+    def _secret(self) -> bytes | None:
+        """Return the store's key of digests for the serializer's cipher, made if need be."""
+        cipher = cipher_of(self._serde)
+        if cipher is None:
+            return None
+
+        def known(session: Session) -> bytes | None:
+            opened = (open_secret(cipher, stored) for stored in session.secrets())
+            return next((secret for secret in opened if secret is not None), None)
+
+        with self.storage.reading() as session:
+            secret = known(session)
+        if secret is None:
+            with self.storage.writing() as session:
+                if known(session) is None:  # another process may have been faster
+                    session.add_secret(new_secret(cipher))
+                secret = known(session)
+        return secret
+
+
+# Writing
+
+
+class NewCheckpoint(NamedTuple):
+    """A checkpoint to be put, checked and with its metadata as JSON."""
+
+    config: RunnableConfig
+    address: Address
+    checkpoint: Mapping[str, Any]
+    metadata: str
+    run_id: str | None
+    new_versions: Mapping[str, Any]
+
+
+class NewWrites(NamedTuple):
+    """Writes to be put, checked."""
+
+    config: RunnableConfig
+    thread_id: str
+    place: removal.Place
+    writes: Sequence[tuple[str, Any]]
+    task_id: str
+    task_path: str
+
+
+def put(context: Context, new: NewCheckpoint) -> None:
+    """Store a checkpoint."""
+    thread_id, checkpoint_ns, parent_id = new.address
+    checkpoint_id = new.checkpoint["id"]
+    codec = context.codec
+    manifest: Manifest = {}
+
+    def prepare(thread: ThreadRef | None) -> tuple[Put, Chunks]:
+        nonlocal manifest
+        inherited = _inherited(context, thread, new)
+        encoded, manifest = codec.encode_checkpoint(new.checkpoint, inherited)
+        row = CheckpointRow(
+            checkpoint_ns,
+            checkpoint_id,
+            parent_id,
+            new.run_id,
+            new.metadata,
+            encoded.refs,
+            codec.protect(encoded.content),
+            codec.seal(checkpoint_ns, checkpoint_id, new.metadata, encoded.refs, encoded.content),
+        )
+        unknown = context.memory.unknown(thread, encoded.chunks)
+        return Put(
+            thread_id,
+            thread,
+            "{}" if thread else inputs.thread_metadata(new.config),
+            inputs.ancestry(new.config),
+            checkpoint_ns,
+            checkpoint_id,
+            {digest: codec.protect_chunk(chunk) for digest, chunk in unknown.items()},
+            row=row,
+            status="idle" if checkpoint_ns == "" else None,
+        ), encoded.chunks
+
+    thread = _write(context, thread_id, prepare)
+    context.memory.add_manifest(
+        thread, (checkpoint_ns, checkpoint_id), manifest, new.checkpoint.get("channel_versions", {})
+    )
+
+
+def _inherited(
+    context: Context, thread: ThreadRef | None, new: NewCheckpoint
+) -> Mapping[str, Entry]:
+    """Return the entries of the parent's manifest for the channels that did not change.
+
+    `new_versions` names those that did. Where it is empty, all values count as they are given.
+    """
+    thread_id, checkpoint_ns, parent_id = new.address
+    if not new.new_versions or thread is None or parent_id is None:
+        return {}
+    known = context.memory.manifest(thread, (checkpoint_ns, parent_id))
+    if known is None:
+        with context.storage.reading() as session:
+            found = session.checkpoint(thread_id, checkpoint_ns, parent_id)
+        if found is None or found.thread != thread:
+            return {}
+        body, manifest = _open_row(context.codec, found.row)
+        known = _KnownManifest(thread.epoch, manifest, body.get("channel_versions", {}))
+    versions = new.checkpoint.get("channel_versions", {})
+    return {
+        channel: entry
+        for channel, entry in known.manifest.items()
+        if channel not in new.new_versions
+        and channel in known.versions
+        and known.versions[channel] == versions.get(channel)
+    }
+
+
+def put_writes(context: Context, new: NewWrites) -> None:
+    """Store the writes of a task."""
+    checkpoint_ns, checkpoint_id = new.place
+    codec = context.codec
+    chunks: Chunks = {}
+    rows = []
+    for position, (channel, value) in enumerate(new.writes):
+        idx = WRITES_IDX_MAP.get(channel, position)
+        encoded = codec.encode_write(channel, value)
+        chunks.update(encoded.chunks)
+        seal = codec.seal(
+            checkpoint_ns, checkpoint_id, new.task_id, idx, channel, encoded.refs, encoded.content
+        )
+        rows.append(
+            WriteRow(
+                checkpoint_ns,
+                checkpoint_id,
+                new.task_id,
+                idx,
+                new.task_path,
+                channel,
+                encoded.refs,
+                codec.protect(encoded.content),
+                seal,
+            )
+        )
+
+    def prepare(thread: ThreadRef | None) -> tuple[Put, Chunks]:
+        unknown = context.memory.unknown(thread, chunks)
+        return Put(
+            new.thread_id,
+            thread,
+            "{}" if thread else inputs.thread_metadata(new.config),
+            inputs.ancestry(new.config),
+            checkpoint_ns,
+            checkpoint_id,
+            {digest: codec.protect_chunk(chunk) for digest, chunk in unknown.items()},
+            writes=rows,
+            status=_status(new.writes) if checkpoint_ns == "" else None,
+        ), chunks
+
+    if rows:
+        _write(context, new.thread_id, prepare)
+
+
+def _status(writes: Sequence[tuple[str, Any]]) -> str | None:
+    """Return the status of a thread after these writes to its graph, if they change it."""
+    channels = {channel for channel, _ in writes}
+    if INTERRUPT in channels:
+        return "interrupted"
+    return "error" if ERROR in channels else None
+
+
+def _write(
+    context: Context,
+    thread_id: str,
+    prepare: Callable[[ThreadRef | None], tuple[Put, Chunks]],
+) -> ThreadRef:
+    """Prepare a write for the thread as it is known, and again if it turns out to have changed."""
+    memory = context.memory
+    for _ in range(_ATTEMPTS):
+        thread = memory.threads.get(thread_id)
+        if thread is None:
+            with context.storage.reading() as session:
+                thread = session.thread(thread_id)
+        prepared, chunks = prepare(thread)
+        try:
+            written = context.storage.put(prepared)
+        except Stale:
+            memory.threads.pop(thread_id)
+            continue
+        if written is None:
+            memory.threads.pop(thread_id)
+            raise ThreadDeleted(
+                f"thread {thread_id!r} was deleted while this run was going on; nothing of the "
+                "run is stored any more, and a new run may use the id"
+            )
+        memory.threads.put(thread_id, written)
+        if chunks:
+            memory.add_chunks(written, set(chunks))
+        return written
+    raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was written to")
+
+
+# Reading
+
+
+def get_tuple(context: Context, address: Address, config: RunnableConfig) -> CheckpointTuple | None:
+    """Return a checkpoint, or the newest of its namespace."""
+    with context.storage.reading() as session:
+        found = session.checkpoint(*address)
+        if found is None:
+            return None
+        stored = _gather(session, [found])
+    context.memory.threads.put(found.thread_id, found.thread)
+    context.memory.add_chunks(found.thread, set(stored[found.thread.family]))
+    loaded = _load(context, found, stored[found.thread.family])
+    return loaded if address.checkpoint_id is None else loaded._replace(config=config)
+
+
+def page(context: Context, query: Query) -> tuple[list[CheckpointTuple], Query | None]:
+    """Return a page of checkpoints, newest first, and what to ask for next."""
+    with context.storage.reading() as session:
+        rows = session.page(query)
+        stored = _gather(session, rows)
+    loaded = [_load(context, found, stored[found.thread.family]) for found in rows]
+    if len(rows) < query.limit:
+        return loaded, None
+    last = rows[-1]
+    place = (last.row.checkpoint_id, last.thread.key, last.row.checkpoint_ns)
+    return loaded, query._replace(after=place)
+
+
+def delta_channel_history(
+    context: Context, address: Address, channels: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return what rebuilds each channel: the writes to it since it was last stored, and that.
+
+    The writes come in the order in which a run applied them, oldest first.
+    """
+    codec = context.codec
+    seeds: dict[str, Entry] = {}
+    writes: dict[str, list[WriteRow]] = {channel: [] for channel in channels}
+    with context.storage.reading() as session:
+        found = session.checkpoint(*address)
+        if found is None or not channels:
+            return {channel: {"writes": []} for channel in channels}
+        thread = found.thread
+        path: dict[str, int] = {}
+        ends: dict[str, int] = {}
+        ancestors = session.ancestors(thread.key, address.checkpoint_ns, found.row.checkpoint_id)
+        next(ancestors)  # its own writes are for its child
+        for distance, row in enumerate(ancestors):
+            path[row.checkpoint_id] = distance
+            with _at(found.thread_id, row.checkpoint_ns, row.checkpoint_id):
+                manifest = _open_row(codec, row)[1]
+            for channel in channels:
+                if channel in manifest and channel not in ends:
+                    seeds[channel] = manifest[channel]
+                    ends[channel] = distance
+            if len(ends) == len(channels):
+                break
+        rows = session.channel_writes(thread.key, address.checkpoint_ns, list(path), channels)
+        for row_ in rows:
+            if path[row_.checkpoint_id] <= ends.get(row_.channel, len(path)):
+                writes[row_.channel].append(row_)
+        refs = [entry.refs for entry in seeds.values()]
+        refs += [row_.refs for rows_ in writes.values() for row_ in rows_]
+        stored = gather(refs, lambda digests: session.chunks(thread.family, digests))
+    history: dict[str, dict[str, Any]] = {}
+    with _at(found.thread_id, address.checkpoint_ns, found.row.checkpoint_id):
+        for channel in channels:
+            ordered = sorted(
+                writes[channel],
+                key=lambda row: (-path[row.checkpoint_id], *_order(row)),
+            )
+            history[channel] = {"writes": [_load_write(codec, row, stored) for row in ordered]}
+            if channel in seeds:
+                history[channel]["seed"] = codec.decode_entry(seeds[channel], stored)
+    return history
+
+
+def _gather(session: Session, rows: Sequence[Found]) -> dict[Any, Chunks]:
+    """Read the chunks of checkpoints and their writes, all of a family together."""
+    refs: dict[Any, list[bytes]] = {}
+    for found in rows:
+        wanted = refs.setdefault(found.thread.family, [])
+        wanted.append(found.row.refs)
+        wanted += [write.refs for write in found.writes if write.refs]
+    return {
+        family: gather(joined, lambda digests, family=family: session.chunks(family, digests))  # type: ignore[misc]
+        for family, joined in refs.items()
+    }
+
+
+def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> CheckpointTuple:
+    thread_id, thread, row, writes = found
+    codec = context.codec
+    with _at(thread_id, row.checkpoint_ns, row.checkpoint_id):
+        body, manifest = _open_row(codec, row)
+        values = {channel: codec.decode_entry(entry, stored) for channel, entry in manifest.items()}
+        pending = [_load_write(codec, write, stored) for write in sorted(writes, key=_order)]
+    context.memory.add_manifest(
+        thread, (row.checkpoint_ns, row.checkpoint_id), manifest, body.get("channel_versions", {})
+    )
+    parent = row.parent_checkpoint_id
+    return CheckpointTuple(
+        config=config_of(thread_id, row.checkpoint_ns, row.checkpoint_id),
+        checkpoint=cast(Checkpoint, {**body, "channel_values": values}),
+        metadata=json.loads(row.metadata),
+        parent_config=config_of(thread_id, row.checkpoint_ns, parent) if parent else None,
+        pending_writes=pending,
+    )
+
+
+def _open_row(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], Manifest]:
+    content = codec.reveal(row.content)
+    seal = codec.seal(row.checkpoint_ns, row.checkpoint_id, row.metadata, row.refs, content)
+    if seal != row.seal:
+        raise CorruptChunk("the checkpoint is not what was written")
+    return codec.decode_manifest(content, row.refs)
+
+
+def _load_write(codec: Codec, row: WriteRow, stored: Mapping[bytes, Chunk]) -> PendingWrite:
+    content = codec.reveal(row.content)
+    seal = codec.seal(
+        row.checkpoint_ns,
+        row.checkpoint_id,
+        row.task_id,
+        row.idx,
+        row.channel,
+        row.refs,
+        content,
+    )
+    if seal != row.seal:
+        raise CorruptChunk(f"a write to channel {row.channel!r} is not what was written")
+    return row.task_id, row.channel, codec.decode_write(content, row.refs, stored)
+
+
+def _order(row: WriteRow) -> tuple[str, str, int]:
+    """The order in which a run applies the writes of one step."""
+    return row.task_path, row.task_id, row.idx
+
+
+def config_of(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> RunnableConfig:
+    """Return the config that names a checkpoint."""
+    return {
+        "configurable": {
+            "thread_id": thread_id,
+            "checkpoint_ns": checkpoint_ns,
+            "checkpoint_id": checkpoint_id,
+        }
+    }
+
+
+@contextmanager
+def _at(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Iterator[None]:
+    """Say in errors which checkpoint could not be read."""
+    try:
+        yield
+    except (CorruptChunk, UnreadableValue) as error:
+        where = f"thread {thread_id!r}, checkpoint {checkpoint_id!r}"
+        if checkpoint_ns:
+            where += f" of namespace {checkpoint_ns!r}"
+        raise type(error)(f"{where}: {error}") from error
+
+
+# Removing and copying
+
+
+def delete_thread(context: Context, thread_id: str) -> None:
+    """Remove a thread. One that does not exist is no error."""
+    with context.storage.writing() as session:
+        thread = session.thread(thread_id)
+        if thread is None:
+            return
+        session.bury(thread.key)
+        missing = collect(session, thread.family)
+    _removed(context, [thread_id], missing)
+
+
+def delete_for_runs(context: Context, run_ids: Sequence[str]) -> None:
+    """Remove the checkpoints that runs made, and their writes."""
+    doomed_runs = set(run_ids)
+    missing = None
+    with context.storage.writing() as session:
+        threads = session.threads_of_runs(run_ids)
+        for thread in threads:
+            rows = list(session.rows(thread.key))
+            doomed = [_place(row) for row in rows if row.run_id in doomed_runs]
+            session.remove(thread.key, removal.removable(_headers(context, rows), doomed))
+        for family in dict.fromkeys(thread.family for thread in threads):
+            missing = collect(session, family) or missing
+    if threads:
+        _removed(context, [], missing)
+
+
+def prune(context: Context, thread_ids: Sequence[str], strategy: str) -> None:
+    """Remove all checkpoints of threads, or all but the newest of each namespace."""
+    if strategy in ("delete", "delete_all"):
+        for thread_id in thread_ids:
+            delete_thread(context, thread_id)
+        return
+    if strategy != "keep_latest":
+        raise InvalidInput(
+            f"strategy must be 'keep_latest', 'delete' or 'delete_all', not {strategy!r:.80}"
+        )
+    for thread_id in thread_ids:
+        with context.storage.writing() as session:
+            thread = session.thread(thread_id)
+            if thread is None:
+                continue
+            rows = list(session.rows(thread.key))
+            doomed = removal.all_but_latest(map(_place, rows))
+            session.remove(thread.key, removal.removable(_headers(context, rows), doomed))
+            missing = collect(session, thread.family)
+        _removed(context, [thread_id], missing)
+
+
+def _removed(context: Context, thread_ids: Sequence[str], missing: str | None) -> None:
+    for thread_id in thread_ids:
+        context.memory.threads.pop(thread_id)
+    context.storage.tidy()
+    if missing is not None:
+        raise uncollected(missing, "what was to go")
+
+
+def _headers(
+    context: Context, rows: Sequence[CheckpointRow]
+) -> dict[removal.Place, removal.Header]:
+    headers = {}
+    # Manifests matter only in threads that have channels to rebuild.
+    rebuilds = any(removal.COUNTERS in row.metadata for row in rows)
+    for row in rows:
+        parent = row.parent_checkpoint_id
+        stored: set[str] = set()
+        rebuilt: set[str] = set()
+        if rebuilds:
+            metadata = json.loads(row.metadata)
+            body, manifest = _open_row(context.codec, row)
+            stored = set(manifest)
+            rebuilt = removal.rebuilt_channels(metadata, body.get("channel_versions", {}), stored)
+        headers[_place(row)] = removal.Header(
+            (row.checkpoint_ns, parent) if parent else None, stored, rebuilt
+        )
+    return headers
+
+
+def _place(row: CheckpointRow) -> removal.Place:
+    return row.checkpoint_ns, row.checkpoint_id
+
+
+def copy_thread(context: Context, source_id: str, target_id: str) -> None:
+    """Make a thread with all checkpoints and writes of another. No chunk is written."""
+    if source_id == target_id:
+        raise ThreadExists(f"thread {target_id!r} cannot be copied onto itself")
+    with context.storage.writing() as session:
+        source = session.thread(source_id)
+        if source is None:
+            raise ThreadNotFound(f"there is no thread {source_id!r} to copy")
+        session.copy(source, target_id)
+    context.memory.threads.pop(target_id)
+
+
+def setup(context: Context) -> None:
+    """Make the store ready, and the secret of an encrypting serializer."""
+    context.storage.setup()
+    assert context.codec is not None

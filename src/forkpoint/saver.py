@@ -1,0 +1,417 @@
+"""The LangGraph façade: each method checks its input and runs one operation."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from forkpoint import inputs, operations
+from forkpoint.errors import InvalidInput
+from forkpoint.operations import Context, NewCheckpoint, NewWrites
+from forkpoint.runner import Runner
+from forkpoint.serde import SafeSerializer
+from forkpoint.storage import Query, Storage
+
+if TYPE_CHECKING:
+    from langgraph.checkpoint.base import DeltaChannelHistory
+    from typing_extensions import Self
+
+
+class ForkpointSaver(BaseCheckpointSaver[Any]):
+    """What the savers of all backends have in common; construct one of these.
+
+    Every method may be called from any thread and any event loop. Each method that does I/O has
+    an async twin, prefixed with `a`, that takes the same arguments and does the same.
+    """
+
+    def __init__(self, storage: Storage, runner: Runner, serde: SerializerProtocol | None) -> None:
+        super().__init__(serde=serde or SafeSerializer())
+        self._runner = runner
+        self._context = Context(storage, self.serde)
+
+    # Lifecycle
+
+    def setup(self) -> None:
+        """Make the tables or indexes that are missing. The first use of a saver does it too.
+
+        Raises:
+            SchemaVersionError: The store was written by a newer forkpoint.
+        """
+        self._runner.run(operations.setup, self._context)
+
+    async def asetup(self) -> None:
+        """Do what `setup` does."""
+        await self._runner.arun(operations.setup, self._context)
+
+    def close(self) -> None:
+        """Close what the saver opened itself. A connection that was passed stays open."""
+        self._runner.run(self._context.storage.close)
+        self._runner.close()
+
+    async def aclose(self) -> None:
+        """Do what `close` does."""
+        await self._runner.arun(self._context.storage.close)
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def with_allowlist(self, extra_allowlist: Collection[tuple[str, ...]]) -> Self:
+        """Return a saver for the same store that restores these types too.
+
+        Args:
+            extra_allowlist: `(module, name)` of each type.
+        """
+        derived = super().with_allowlist(extra_allowlist)
+        if derived is self:
+            return self
+        clone = copy.copy(self)
+        clone.serde = derived.serde
+        clone._context = self._context.with_serde(clone.serde)
+        return clone
+
+    # Reading
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Return the checkpoint that a config names, or the newest of its thread and namespace.
+
+        Returns:
+            The checkpoint with its pending writes, or None if there is none.
+
+        Raises:
+            InvalidInput: The config names no thread, or not properly.
+            CorruptChunk: What is stored is not what was written.
+            UnreadableValue: A value is of a type that may not, or cannot, be restored.
+        """
+        return self._runner.run(operations.get_tuple, self._context, inputs.address(config), config)
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Do what `get_tuple` does."""
+        return await self._runner.arun(
+            operations.get_tuple, self._context, inputs.address(config), config
+        )
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """Return checkpoints, newest first. They are read in pages, as the iterator goes on.
+
+        Args:
+            config: The thread, and the namespace or the checkpoint if it names one; None for all
+                threads.
+            filter: What the metadata must contain. Values match exactly and by type, nested ones
+                by containment; a key with dots in it is one key.
+            before: Only checkpoints that are older than the one this config names.
+            limit: How many checkpoints to return at most.
+
+        Raises:
+            InvalidInput: An argument is of the wrong type; at once, not on the first iteration.
+        """
+        return self._pages(_query(config, filter, before), inputs.limit(limit))
+
+    def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """Do what `list` does."""
+        return self._apages(_query(config, filter, before), inputs.limit(limit))
+
+    def _pages(self, query: Query, limit: int | None) -> Iterator[CheckpointTuple]:
+        following: Query | None = query
+        while following is not None and limit != 0:
+            page, following = self._runner.run(
+                operations.page, self._context, _sized(following, limit)
+            )
+            yield from page
+            limit = None if limit is None else limit - len(page)
+
+    async def _apages(self, query: Query, limit: int | None) -> AsyncIterator[CheckpointTuple]:
+        following: Query | None = query
+        while following is not None and limit != 0:
+            page, following = await self._runner.arun(
+                operations.page, self._context, _sized(following, limit)
+            )
+            for found in page:
+                yield found
+            limit = None if limit is None else limit - len(page)
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Return what the value of each `DeltaChannel` is rebuilt from.
+
+        Args:
+            config: The checkpoint, or the thread and namespace of which the newest is meant.
+            channels: The channels.
+
+        Returns:
+            For each channel its `writes` since it was last stored, oldest first, and as `seed`
+            what was stored then, if it ever was.
+        """
+        return self._runner.run(
+            operations.delta_channel_history,  # type: ignore[arg-type]
+            self._context,
+            inputs.address(config),
+            inputs.channels(channels),
+        )
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Do what `get_delta_channel_history` does."""
+        return await self._runner.arun(
+            operations.delta_channel_history,  # type: ignore[arg-type]
+            self._context,
+            inputs.address(config),
+            inputs.channels(channels),
+        )
+
+    # Writing
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint.
+
+        Args:
+            config: The thread and the namespace, and the parent as `checkpoint_id`.
+            checkpoint: The checkpoint. One of the same id is replaced.
+            metadata: JSON values.
+            new_versions: The channels that changed. The others share what the parent stores for
+                them, where their versions are the same. If it is empty, all are stored as given.
+
+        Returns:
+            The config that names the checkpoint.
+
+        Raises:
+            InvalidInput: An argument is of the wrong type, or a value cannot be serialized.
+            ThreadDeleted: The thread was deleted while the run was going on.
+        """
+        new = _new_checkpoint(config, checkpoint, metadata, new_versions)
+        self._runner.run(operations.put, self._context, new)
+        return _config(new)
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Do what `put` does."""
+        new = _new_checkpoint(config, checkpoint, metadata, new_versions)
+        await self._runner.arun(operations.put, self._context, new)
+        return _config(new)
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Store the writes of a task.
+
+        A task's writes are stored once: those that are there already stay as they are. Its error,
+        interrupt and resume replace the ones before.
+
+        Args:
+            config: The checkpoint that the task started from.
+            writes: Pairs of channel and value.
+            task_id: The task.
+            task_path: The path of the task; reading returns the writes in the order of paths.
+
+        Raises:
+            InvalidInput: An argument is of the wrong type, or a value cannot be serialized.
+            ThreadDeleted: The thread was deleted while the run was going on.
+        """
+        new = _new_writes(config, writes, task_id, task_path)
+        self._runner.run(operations.put_writes, self._context, new)
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Do what `put_writes` does."""
+        new = _new_writes(config, writes, task_id, task_path)
+        await self._runner.arun(operations.put_writes, self._context, new)
+
+    def get_next_version(self, current: Any, channel: None) -> Any:
+        """Return the version of a channel that follows `current`.
+
+        Versions are integers, counted from 1. Those of a thread that another saver began as
+        strings go on as strings.
+        """
+        if current is None:
+            return 1
+        if not isinstance(current, str):
+            return current + 1
+        count = int(current.partition(".")[0]) + 1
+        return f"{count:032}.{random.random():016}"
+
+    # Removing and copying
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Remove a thread with all it stores. One that does not exist is no error."""
+        thread_id = inputs.identifier(thread_id, "thread_id")
+        self._runner.run(operations.delete_thread, self._context, thread_id)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Do what `delete_thread` does."""
+        thread_id = inputs.identifier(thread_id, "thread_id")
+        await self._runner.arun(operations.delete_thread, self._context, thread_id)
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Remove the checkpoints that runs made, with their writes.
+
+        A checkpoint that the `DeltaChannel` of a surviving one is rebuilt from stays, and so do
+        the copies that were made of one by `copy_thread`.
+
+        Args:
+            run_ids: As the checkpoints' metadata have them under `run_id`.
+        """
+        checked = inputs.identifiers(run_ids, "run_id")
+        self._runner.run(operations.delete_for_runs, self._context, checked)
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Do what `delete_for_runs` does."""
+        checked = inputs.identifiers(run_ids, "run_id")
+        await self._runner.arun(operations.delete_for_runs, self._context, checked)
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Make a new thread with all checkpoints and writes of another.
+
+        Raises:
+            ThreadNotFound: There is no source.
+            ThreadExists: There is a target already.
+        """
+        source = inputs.identifier(source_thread_id, "source_thread_id")
+        target = inputs.identifier(target_thread_id, "target_thread_id")
+        self._runner.run(operations.copy_thread, self._context, source, target)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Do what `copy_thread` does."""
+        source = inputs.identifier(source_thread_id, "source_thread_id")
+        target = inputs.identifier(target_thread_id, "target_thread_id")
+        await self._runner.arun(operations.copy_thread, self._context, source, target)
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Remove old checkpoints of threads.
+
+        Args:
+            thread_ids: The threads. Those that do not exist are no error.
+            strategy: `"keep_latest"` keeps the newest checkpoint of each namespace, and those
+                that its `DeltaChannel`s are rebuilt from. `"delete"`, or `"delete_all"`, removes
+                the threads.
+        """
+        checked = inputs.identifiers(thread_ids, "thread_id")
+        self._runner.run(operations.prune, self._context, checked, strategy)
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Do what `prune` does."""
+        checked = inputs.identifiers(thread_ids, "thread_id")
+        await self._runner.arun(operations.prune, self._context, checked, strategy)
+
+
+def _query(config: object, filter: object, before: object) -> Query:
+    return Query(
+        *inputs.listed(config),
+        before=inputs.before(before),
+        filter=inputs.metadata_filter(filter),
+        after=None,
+        limit=operations.PAGE_ROWS,
+    )
+
+
+def _sized(query: Query, limit: int | None) -> Query:
+    return query if limit is None else query._replace(limit=min(limit, operations.PAGE_ROWS))
+
+
+def _new_checkpoint(
+    config: RunnableConfig, checkpoint: object, metadata: object, new_versions: object
+) -> NewCheckpoint:
+    address = inputs.address(config)
+    merged = inputs.checkpoint_metadata(config, metadata)
+    run_id = merged.get("run_id")
+    return NewCheckpoint(
+        config,
+        address,
+        inputs.checkpoint(checkpoint),
+        inputs.as_json(merged, "metadata"),
+        run_id if isinstance(run_id, str) and run_id else None,
+        inputs.versions(new_versions),
+    )
+
+
+def _new_writes(
+    config: RunnableConfig, writes: object, task_id: object, task_path: object
+) -> NewWrites:
+    thread_id, checkpoint_ns, checkpoint_id = inputs.existing_checkpoint(config)
+    return NewWrites(
+        config,
+        thread_id,
+        (checkpoint_ns, checkpoint_id),
+        inputs.writes(writes),
+        inputs.identifier(task_id, "task_id"),
+        inputs.text(task_path, "task_path"),
+    )
+
+
+def _config(new: NewCheckpoint) -> RunnableConfig:
+    thread_id, checkpoint_ns, _ = new.address
+    return operations.config_of(thread_id, checkpoint_ns, new.checkpoint["id"])
+
+
+def durability_of(value: object) -> str:
+    """Return a durability that the backends know."""
+    if value not in ("full", "normal"):
+        raise InvalidInput(f"durability must be 'full' or 'normal', not {value!r:.80}")
+    return str(value)

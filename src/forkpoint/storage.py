@@ -1,0 +1,273 @@
+"""The storage interface, and the stored format (version 1).
+
+A backend implements `Storage` and `Session`; `forkpoint.operations` is written against them, and
+knows nothing of SQL or documents.
+
+The stored format
+=================
+
+Four kinds of record, in tables or a collection prefixed `forkpoint_`, and one for settings:
+
+``threads``
+    ``key`` (the identity of this thread: never reused, so a thread that is deleted and made again
+    has another), ``thread_id``, ``family`` (the key of the family's first thread), ``epoch`` (how
+    often the family's chunks were collected), the edge it was made by (``edge``: ``fork``,
+    ``clone`` or none; ``parent`` key and ``parent_checkpoint_id``), ``owner``, ``label``, ``tags``
+    (JSON list), ``metadata`` (JSON object), ``status``, ``checkpoint_count``, ``created_at``,
+    ``updated_at``, ``expires_at``, the lease (``lease_holder``, ``lease_since``,
+    ``lease_until``, ``fence``), and what is left of a deleted thread: ``deleted_at`` and
+    ``dead_until`` (the highest checkpoint id that a write of its old runs is known to name).
+    Times are microseconds since 1970 in UTC. At most one thread of an id is not deleted. A thread
+    is ``provisional`` while there are writes for it, and no checkpoint yet.
+
+``checkpoints``
+    ``thread`` (key), ``checkpoint_ns``, ``checkpoint_id``, ``parent_checkpoint_id``, ``run_id``
+    (of the metadata), ``metadata`` (JSON, ASCII), ``refs``, ``content``, ``seal``.
+    ``content`` is a protected MessagePack array ``[type, body, manifest]``: the checkpoint without
+    its channel values, as the serializer's type and bytes, and a map from channel to entry.
+
+``writes``
+    ``thread``, ``checkpoint_ns``, ``checkpoint_id``, ``task_id``, ``idx``, ``task_path``,
+    ``channel``, ``refs``, ``content``, ``seal``. ``content`` is one protected entry. A write may
+    come before its checkpoint.
+
+``chunks``
+    ``family``, ``digest``, ``refs``, ``content``. Four forms: a *run* (``content`` is a
+    MessagePack array or map of consecutive elements of a list or a dict, no ``refs``), a *piece*
+    (a part of an opaque value, no ``refs``), a *node* (``refs`` only), and a *nested element*
+    (``refs`` those of an entry, ``content`` a MessagePack array ``[key, entry]`` where ``key`` is
+    the packed key, empty in a list).
+
+``settings``
+    ``schema_version``, and ``secret:<n>``: protected ``forkpoint digest key:`` and 32 random
+    bytes, one for each cipher that wrote to the store.
+
+**Entry**: a MessagePack array ``[kind, type, ...]``. Kinds: 0 inline ``[0, type, bytes]``, the
+serializer's type and bytes; 1 opaque, 2 list, 3 dict ``[kind, type, count, height]``: the next
+``count`` digests of the record's ``refs``, with ``height`` levels of nodes between these and the
+leaves. A type is stored for 0 and 1; leaves of 2 and 3 are runs and nested elements, whose type is
+``msgpack``. Add 4 to a kind where the value is that of a ``DeltaChannel`` snapshot.
+
+**refs**: digests of 32 bytes, joined; always readable, so that chunks can be collected without
+the key of an encrypting serializer.
+
+**Protected**: one byte, the length of a cipher's name; the name in UTF-8; the bytes, encrypted by
+that cipher. A length of 0: plain bytes.
+
+**Hash**: SHA-256, or HMAC-SHA-256 (RFC 2104) with the store's secret where the serializer
+encrypts; always of plaintext. The digest of a chunk without refs hashes ``00`` and the content;
+with refs ``01``, the number of refs in four bytes (big-endian), the refs, the content. A seal
+hashes ``02`` and the MessagePack array of a row's fields: for a checkpoint ``[checkpoint_ns,
+checkpoint_id, metadata, refs, content]``, for a write ``[checkpoint_ns, checkpoint_id, task_id,
+idx, channel, refs, content]``. Parents and threads are not sealed: rows are copied as they are
+into forks.
+
+Atomicity
+=========
+
+`Storage.writing` runs a block of calls as one transaction where the backend has them. Where it has
+none, each call of a `Session` is atomic, and the order of calls in `forkpoint.operations` and
+`forkpoint.collect` is such that stopping between two leaves nothing dangling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+from forkpoint.codec import Chunk, Chunks
+
+SCHEMA_VERSION = 1
+
+
+class ThreadRef(NamedTuple):
+    """Which thread an id means at the moment, and how often its family was collected.
+
+    A write names the `ThreadRef` that it was prepared for, and is refused with `Stale` if it no
+    longer holds: then the thread was deleted or made, or chunks may be gone that it counts on.
+    """
+
+    key: Any
+    family: Any
+    epoch: int
+
+
+class CheckpointRow(NamedTuple):
+    """A checkpoint as it is stored."""
+
+    checkpoint_ns: str
+    checkpoint_id: str
+    parent_checkpoint_id: str | None
+    run_id: str | None
+    metadata: str
+    refs: bytes
+    content: bytes
+    seal: bytes
+
+
+class WriteRow(NamedTuple):
+    """A write as it is stored."""
+
+    checkpoint_ns: str
+    checkpoint_id: str
+    task_id: str
+    idx: int
+    task_path: str
+    channel: str
+    refs: bytes
+    content: bytes
+    seal: bytes
+
+
+class Found(NamedTuple):
+    """A checkpoint that was read, with its thread and its writes."""
+
+    thread_id: str
+    thread: ThreadRef
+    row: CheckpointRow
+    writes: list[WriteRow]
+
+
+class Query(NamedTuple):
+    """Which checkpoints to list, newest first; None means any.
+
+    `after` is the place of the last one of the page before: `(checkpoint_id, key, checkpoint_ns)`.
+    """
+
+    thread_id: str | None
+    checkpoint_ns: str | None
+    checkpoint_id: str | None
+    before: str | None
+    filter: Mapping[str, Any] | None
+    after: tuple[str, Any, str] | None
+    limit: int
+
+
+class Put(NamedTuple):
+    """A checkpoint, or writes, to be stored with the chunks that they need."""
+
+    thread_id: str
+    expected: ThreadRef | None
+    metadata: str
+    """What the thread's metadata are, if this makes the thread."""
+    ancestry: Sequence[tuple[str, str]]
+    checkpoint_ns: str
+    checkpoint_id: str
+    chunks: Chunks
+    row: CheckpointRow | None = None
+    writes: Sequence[WriteRow] = ()
+    status: str | None = None
+
+
+class Stale(Exception):
+    """The `ThreadRef` that a write was prepared for no longer holds. Nothing was written."""
+
+
+class Session(Protocol):
+    """A dozen primitives. Everything that is read is as it is stored: unverified, encrypted."""
+
+    # Reading
+
+    def thread(self, thread_id: str) -> ThreadRef | None:
+        """Return which thread an id means, if it is not deleted."""
+
+    def checkpoint(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
+    ) -> Found | None:
+        """Return a checkpoint, or the newest of its namespace."""
+
+    def page(self, query: Query) -> list[Found]:
+        """Return a page of checkpoints, newest first."""
+
+    def chunks(self, family: Any, digests: Collection[bytes]) -> Mapping[bytes, Chunk]:
+        """Return those of these chunks that the store has."""
+
+    def rows(self, thread: Any) -> Iterator[CheckpointRow]:
+        """Return all checkpoints of a thread, in no order."""
+
+    def ancestors(
+        self, thread: Any, checkpoint_ns: str, checkpoint_id: str
+    ) -> Iterator[CheckpointRow]:
+        """Return a checkpoint, its parent, and so on."""
+
+    def channel_writes(
+        self,
+        thread: Any,
+        checkpoint_ns: str,
+        checkpoint_ids: Sequence[str],
+        channels: Sequence[str],
+    ) -> list[WriteRow]:
+        """Return the writes of some checkpoints to some channels, in no order."""
+
+    def threads_of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
+        """Return the threads in which these runs made checkpoints."""
+
+    # Writing
+
+    def copy(self, source: ThreadRef, target_id: str) -> None:
+        """Make a thread with all checkpoints and writes of another, as a clone of it.
+
+        Raises:
+            ThreadExists: There is a thread of this id.
+        """
+
+    def remove(self, thread: Any, checkpoints: Collection[tuple[str, str]]) -> None:
+        """Remove checkpoints, given as (namespace, id), and their writes."""
+
+    def bury(self, thread: Any) -> None:
+        """Remove all checkpoints and writes of a thread, and mark it as deleted."""
+
+    # Collecting
+
+    def raise_epoch(self, family: Any) -> None:
+        """Tell the writers of a family that chunks may be gone."""
+
+    def references(self, family: Any) -> Iterator[bytes]:
+        """Return the refs of all checkpoints and writes in a family."""
+
+    def links(self, family: Any) -> Iterator[tuple[bytes, bytes]]:
+        """Return the digests and the refs of all chunks of a family that have any."""
+
+    def digests(self, family: Any) -> Iterator[bytes]:
+        """Return the digests of all chunks of a family."""
+
+    def drop_chunks(self, family: Any, digests: Iterable[bytes]) -> None:
+        """Remove chunks."""
+
+    # Secrets
+
+    def secrets(self) -> list[bytes]:
+        """Return the protected keys of digests."""
+
+    def add_secret(self, stored: bytes) -> None:
+        """Add a protected key of digests."""
+
+
+class Storage(Protocol):
+    """A store of threads, checkpoints, writes and chunks."""
+
+    def setup(self) -> None:
+        """Make what is not there yet, and check the schema's version."""
+
+    def reading(self) -> AbstractContextManager[Session]:
+        """Return a context in which to read one consistent state."""
+
+    def writing(self) -> AbstractContextManager[Session]:
+        """Return a context in which to read and write, as one transaction if there are any."""
+
+    def put(self, put: Put) -> ThreadRef | None:
+        """Store a checkpoint or writes, chunks first, and keep the thread's record up.
+
+        Returns None, and removes what else its run left behind, if it belongs to a run that began
+        before its thread was deleted.
+
+        Raises:
+            Stale: The thread is not the expected one.
+        """
+
+    def tidy(self) -> None:
+        """Give free space back to the file system, as far as that costs little."""
+
+    def close(self) -> None:
+        """Close what the store opened itself."""
