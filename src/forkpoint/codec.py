@@ -338,7 +338,8 @@ class Codec:
         protected = stored.get(digest)
         if protected is None:
             raise CorruptChunk(f"chunk {digest.hex()} is missing")
-        chunk = Chunk(protected.refs, self.reveal(protected.content))
+        content = self.reveal(protected.content) if protected.content else b""
+        chunk = Chunk(protected.refs, content)
         if self.digest(chunk) != digest:
             raise CorruptChunk(f"chunk {digest.hex()} is not what was written")
         return chunk
@@ -383,8 +384,8 @@ class Codec:
             EncryptionMismatch: It is unencrypted and must not be, or the reverse.
             CorruptChunk: It cannot be decrypted.
         """
-        if not stored:
-            raise CorruptChunk("a stored value is empty")
+        if not stored or not isinstance(stored, bytes):
+            raise CorruptChunk("a stored value is empty, or no bytes")
         label_bytes = stored[0]
         if self.cipher is None:
             if label_bytes:
@@ -407,7 +408,7 @@ class Codec:
 
     def protect_chunk(self, chunk: Chunk) -> Chunk:
         """Return a chunk as it is stored. What it refers to stays readable, for collecting."""
-        return Chunk(chunk.refs, self.protect(chunk.content))
+        return Chunk(chunk.refs, self.protect(chunk.content) if chunk.content else b"")
 
     def _hash(self, content: bytes) -> bytes:
         if self._secret is None:

@@ -19,6 +19,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from forkpoint.codec import Chunk
 from forkpoint.errors import (
+    CorruptChunk,
     ForkpointError,
     InvalidInput,
     SaverClosed,
@@ -664,7 +665,8 @@ class SqliteStorage:
                 return
             # Space that a busy database keeps now is given back after the next deletion.
             with contextlib.suppress(sqlite3.OperationalError):
-                connection.execute("PRAGMA incremental_vacuum").fetchall()
+                # As a script: `execute` would stop after the first page.
+                connection.executescript("PRAGMA incremental_vacuum")
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def close(self) -> None:
@@ -813,9 +815,7 @@ def _version(connection: sqlite3.Connection) -> int | None:
     known = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'forkpoint_settings'"
     if _scalar(connection, known) is None:
         return None
-    return _scalar(
-        connection, "SELECT value FROM forkpoint_settings WHERE name = 'schema_version'"
-    )
+    return _scalar(connection, "SELECT value FROM forkpoint_settings WHERE name = 'schema_version'")
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:
@@ -871,6 +871,8 @@ def _typed(error: sqlite3.Error) -> Exception:
         return StorageBusy(f"{message}: another process or connection holds a transaction open")
     if "not a database" in message or "file is encrypted" in message:
         return InvalidInput(f"the file is no SQLite database: {message}")
+    if "decode to UTF-8" in message:
+        return CorruptChunk(f"a stored value is not of the type that was written: {message}")
     if "closed" in message:
         return SaverClosed(message)
     if "created in a thread" in message:

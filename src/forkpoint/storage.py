@@ -34,9 +34,9 @@ Four kinds of record, in tables or a collection prefixed `forkpoint_`, and one f
 ``chunks``
     ``family``, ``digest``, ``refs``, ``content``. Four forms: a *run* (``content`` is a
     MessagePack array or map of consecutive elements of a list or a dict, no ``refs``), a *piece*
-    (a part of an opaque value, no ``refs``), a *node* (``refs`` only), and a *nested element*
-    (``refs`` those of an entry, ``content`` a MessagePack array ``[key, entry]`` where ``key`` is
-    the packed key, empty in a list).
+    (a part of an opaque value, no ``refs``), a *node* (``refs``, and ``content`` empty), and a
+    *nested element* (``refs`` those of an entry, ``content`` a MessagePack array ``[key, entry]``
+    where ``key`` is the packed key, empty in a list).
 
 ``settings``
     ``schema_version``, and ``secret:<n>``: protected ``forkpoint digest key:`` and 32 random
@@ -52,7 +52,7 @@ leaves. A type is stored for 0 and 1; leaves of 2 and 3 are runs and nested elem
 the key of an encrypting serializer.
 
 **Protected**: one byte, the length of a cipher's name; the name in UTF-8; the bytes, encrypted by
-that cipher. A length of 0: plain bytes.
+that cipher. A length of 0: plain bytes. A chunk's content is protected unless it is empty.
 
 **Hash**: SHA-256, or HMAC-SHA-256 (RFC 2104) with the store's secret where the serializer
 encrypts; always of plaintext. The digest of a chunk without refs hashes ``00`` and the content;
