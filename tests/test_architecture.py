@@ -1,0 +1,52 @@
+"""Dependencies point one way."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import forkpoint
+
+PACKAGE = Path(forkpoint.__file__).parent
+LAYERS = [
+    {"errors"},
+    {"chunking", "filters", "removal", "messages", "inputs", "serde", "runner"},
+    {"codec"},
+    {"storage"},
+    {"collect"},
+    {"operations"},
+    {"saver"},
+    {"sqlite"},
+    {"__init__"},
+]
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "forkpoint":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("forkpoint."):
+            found.add((node.module or "").removeprefix("forkpoint."))
+    return found
+
+
+def test_each_module_imports_only_from_the_layers_below() -> None:
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    assert modules == set().union(*LAYERS)
+    for height, layer in enumerate(LAYERS):
+        below = set().union(*LAYERS[:height])
+        for module in layer:
+            assert imports_of(PACKAGE / f"{module}.py") <= below, module
+
+
+def test_the_pure_modules_do_no_io() -> None:
+    for module in ("chunking", "filters", "removal", "codec", "inputs", "messages"):
+        tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+        imported = {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        assert not imported & {"sqlite3", "asyncio", "socket", "aiosqlite", "threading"}, module

@@ -1,0 +1,149 @@
+"""Many processes and threads on one database: no error, nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import random
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage
+
+from forkpoint import SqliteSaver
+from support import checkpoint, config, problems, put
+
+PROCESSES, PUTS = 8, 500
+
+
+def same_thread(saver: SqliteSaver, process: int, n: int) -> None:
+    text = random.Random(f"{process}-{n}").randbytes(500).hex()
+    put(saver, {"text": text, "who": [process, n]}, thread_id="same")
+
+
+def distinct_threads(saver: SqliteSaver, process: int, n: int) -> None:
+    text = random.Random(f"{process}-{n}").randbytes(500).hex()
+    put(saver, {"text": text, "who": [process, n]}, thread_id=f"thread-{process}")
+
+
+def identical_content(saver: SqliteSaver, process: int, n: int) -> None:
+    text = random.Random(n).randbytes(500).hex()
+    put(saver, {"text": text, "who": [process, n]}, thread_id="same")
+
+
+WORKLOADS: dict[str, Callable[[SqliteSaver, int, int], None]] = {
+    work.__name__: work for work in (same_thread, distinct_threads, identical_content)
+}
+
+
+def run(path: Path, workload: str, process: int, barrier: Any) -> None:
+    with SqliteSaver(path, durability="normal") as saver:
+        barrier.wait()
+        for n in range(PUTS):
+            WORKLOADS[workload](saver, process, n)
+
+
+@pytest.mark.parametrize(
+    ("workload", "chunks"),
+    [
+        ("same_thread", PROCESSES * PUTS),
+        ("distinct_threads", PROCESSES * PUTS),
+        ("identical_content", PUTS),
+    ],
+)
+def test_eight_processes_lose_nothing_and_store_each_chunk_once(
+    path: Path, workload: str, chunks: int
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    barrier = context.Barrier(PROCESSES)
+    workers = [
+        context.Process(target=run, args=(path, workload, process, barrier))
+        for process in range(PROCESSES)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+    assert [worker.exitcode for worker in workers] == [0] * PROCESSES
+    with SqliteSaver(path) as saver:
+        stored = [found.checkpoint["channel_values"]["who"] for found in saver.list(None)]
+        assert sorted(stored) == [[p, n] for p in range(PROCESSES) for n in range(PUTS)]
+    assert problems(path) == []
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT count(*) FROM forkpoint_chunks").fetchone() == (chunks,)
+    connection.close()
+
+
+async def test_sync_threads_and_async_tasks_share_one_saver(saver: SqliteSaver, path: Path) -> None:
+    messages = [HumanMessage("x" * 400, id=str(n)) for n in range(60)]
+
+    def sync_work(name: str) -> None:
+        parent = None
+        for n in range(40):
+            parent = put(saver, {"messages": messages[:n]}, parent=parent, thread_id=name)
+            saver.put_writes(parent, [("c", n)], "task")
+
+    async def async_work(name: str) -> None:
+        parent = config(name)
+        for n in range(40):
+            made = checkpoint({"messages": messages[:n]})
+            parent = await saver.aput(parent, made, {}, {"messages": 1})
+            await saver.aput_writes(parent, [("c", n)], "task")
+            await saver.aget_tuple(config(name))
+
+    threads = [threading.Thread(target=sync_work, args=(f"sync-{n}",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    await asyncio.gather(*(async_work(f"async-{n}") for n in range(8)))
+    for thread in threads:
+        thread.join()
+
+    found = list(saver.list(None))
+    assert len(found) == 12 * 40
+    assert all(len(one.pending_writes or []) == 1 for one in found)
+    assert problems(path, saver) == []
+
+
+def test_deleting_and_copying_while_others_write_breaks_nothing(path: Path) -> None:
+    """One family, in which chunks die and come back all the time."""
+    errors: list[BaseException] = []
+    with SqliteSaver(path, durability="normal") as saver:
+        put(saver, {"text": "seed " * 500}, thread_id="root")
+
+        def work(seed: int) -> None:
+            rng = random.Random(seed)
+            with SqliteSaver(path, durability="normal") as own:
+                for round_ in range(25):
+                    name = f"copy-{seed}-{round_}"
+                    own.copy_thread("root", name)
+                    head = own.get_tuple(config(name))
+                    assert head is not None
+                    text = f"text {rng.randrange(3)} " * 500
+                    stored = put(own, {"text": text}, parent=head.config, thread_id=name)
+                    kept = checkpoint({"text": text, "n": 1}, {"text": 1, "n": 2})
+                    own.put(stored, kept, {}, {"n": 2})
+                    read = own.get_tuple(config(name))
+                    assert read is not None
+                    assert read.checkpoint["channel_values"]["text"] == text
+                    if rng.randrange(4):
+                        own.delete_thread(name)
+
+        def guarded(seed: int) -> None:
+            try:
+                work(seed)
+            except BaseException as error:
+                errors.append(error)
+                raise
+
+        threads = [threading.Thread(target=guarded, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert problems(path, saver) == []

@@ -1,0 +1,100 @@
+"""A process that is killed at any moment leaves a whole store, with all it acknowledged."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+from langchain_core.messages import HumanMessage
+
+from forkpoint import SqliteSaver
+from support import config, problems, put
+
+KILLS = 200
+
+
+def load(path: Path, seed: int, acknowledged: Any) -> None:
+    """Put, write, copy, prune and delete until killed, and say what was acknowledged."""
+    rng = random.Random(seed)
+    saver = SqliteSaver(path)
+    messages = [HumanMessage(f"{seed} {n} " * 60, id=f"{seed}-{n}") for n in range(200)]
+    mine = f"thread-{seed}"
+    parent = None
+    os.write(acknowledged, b"ready\n")
+    for n in range(100_000):
+        values = {"messages": messages[: 50 + n % 150], "n": n, "text": f"{n} " * 800}
+        parent = put(saver, values, parent=parent, thread_id=mine)
+        os.write(acknowledged, f"put {parent['configurable']['checkpoint_id']} {n}\n".encode())
+        saver.put_writes(parent, [("c", [n] * 500), ("d", n)], "task")
+        os.write(acknowledged, f"write {parent['configurable']['checkpoint_id']} {n}\n".encode())
+        match rng.randrange(8):
+            case 0:
+                saver.copy_thread(mine, f"copy-{seed}-{n}")
+            case 1:
+                saver.delete_thread(f"copy-{seed}-{rng.randrange(n + 1)}")
+            case 2:
+                copy = f"pruned-{seed}-{n}"
+                saver.copy_thread(mine, copy)
+                saver.prune([copy])
+
+
+def test_a_process_killed_at_random_points_loses_nothing_that_it_acknowledged(path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_crash", "forkpoint"])
+    rng = random.Random(1)
+    killed = acknowledged = 0
+    for seed in range(KILLS):
+        reading, writing = os.pipe()
+        process = context.Process(target=load, args=(path, seed, FileDescriptor(writing)))
+        process.start()
+        os.close(writing)
+        log = os.fdopen(reading)
+        assert log.readline() == "ready\n"
+        time.sleep(rng.random() * 0.06)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        lines = [line.split() for line in log.read().splitlines() if line.count(" ") == 2]
+        log.close()
+
+        with SqliteSaver(path) as saver:
+            for kind, checkpoint_id, n in lines:
+                found = saver.get_tuple(config(f"thread-{seed}", checkpoint_id))
+                assert found is not None, f"put {n} of process {seed} was acknowledged and is lost"
+                assert found.checkpoint["channel_values"]["n"] == int(n)
+                if kind == "write":
+                    assert ("task", "d", int(n)) in (found.pending_writes or [])
+                acknowledged += 1
+            assert problems(path, saver if seed % 20 == 0 else None) == []
+            for thread_id in thread_ids(path):  # so that the next round is as quick
+                saver.delete_thread(thread_id)
+    assert killed == KILLS
+    assert acknowledged > KILLS
+
+
+class FileDescriptor(int):
+    """A file descriptor that is passed to a child process."""
+
+    def __reduce__(self) -> Any:
+        from multiprocessing.reduction import DupFd
+
+        return _detach, (DupFd(int(self)),)
+
+
+def _detach(passed: Any) -> int:
+    return int(passed.detach())
+
+
+def thread_ids(path: Path) -> list[str]:
+    connection = sqlite3.connect(path)
+    rows = connection.execute("SELECT thread_id FROM forkpoint_threads WHERE deleted_at IS NULL")
+    found = [thread_id for (thread_id,) in rows]
+    connection.close()
+    return found
