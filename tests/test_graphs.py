@@ -1,0 +1,200 @@
+"""A graph behaves with forkpoint exactly as with LangGraph's own in-memory saver."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import EmptyInputError
+from langgraph.types import Command
+
+from forkpoint import SqliteSaver, ThreadDeleted
+from graphs import SHAPES, Shape
+from support import config, problems
+
+THREAD: Any = {"configurable": {"thread_id": "thread", "user_id": "u1"}}
+
+
+async def call(
+    graph: Any, world: str, given: Any, options: dict[str, Any], at: Any = THREAD
+) -> Any:
+    try:
+        if world == "sync":
+            return graph.invoke(given, at, **options)
+        return await graph.ainvoke(given, at, **options)
+    except (RuntimeError, EmptyInputError) as error:
+        return repr(error)
+
+
+async def run(shape: Shape, saver: Any, world: str) -> tuple[Any, list[Any]]:
+    graph = shape.build(saver)
+    return graph, [plain(await call(graph, world, one, shape.options)) for one in shape.inputs]
+
+
+async def history(graph: Any, world: str) -> list[Any]:
+    if world == "sync":
+        return list(graph.get_state_history(THREAD))
+    return [snapshot async for snapshot in graph.aget_state_history(THREAD)]
+
+
+def plain(value: Any) -> Any:
+    """Return a value without what is random: the ids of interrupts."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return ("interrupt", value.value) if type(value).__name__ == "Interrupt" else value
+
+
+def described(snapshot: Any) -> Any:
+    metadata = {key: value for key, value in snapshot.metadata.items() if key != "parents"}
+    return {
+        "values": plain(snapshot.values),
+        "next": snapshot.next,
+        "metadata": metadata,
+        "interrupts": plain(snapshot.interrupts),
+        "tasks": [
+            (one.name, one.path, one.error, plain(one.interrupts), plain(one.result))
+            for one in snapshot.tasks
+        ],
+        "has parent": snapshot.parent_config is not None,
+    }
+
+
+@pytest.mark.parametrize("world", ["sync", "async"])
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_outputs_and_history_are_those_of_the_in_memory_saver(
+    shape: str, world: str, saver: SqliteSaver, path: Path
+) -> None:
+    expected_graph, expected = await run(SHAPES[shape], InMemorySaver(), world)
+    graph, outputs = await run(SHAPES[shape], saver, world)
+
+    assert outputs == expected
+    ours = [described(snapshot) for snapshot in await history(graph, world)]
+    assert ours == [described(snapshot) for snapshot in await history(expected_graph, world)]
+    assert len(ours) >= len(SHAPES[shape].inputs) / 2
+    assert problems(path, saver) == []
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_a_thread_goes_on_in_another_process(shape: str, path: Path) -> None:
+    """Each input in a saver of its own, sync and async by turns."""
+    expected = (await run(SHAPES[shape], InMemorySaver(), "sync"))[1]
+    build, inputs, options = SHAPES[shape].build, SHAPES[shape].inputs, SHAPES[shape].options
+    outputs = []
+    graph = None
+    for turn, given in enumerate(inputs):
+        with SqliteSaver(path, durability="normal") as saver:
+            if graph is None or shape != "failing":  # whose node counts its attempts
+                graph = build(saver)
+            else:
+                graph.checkpointer = saver
+            world = ("sync", "async")[turn % 2]
+            outputs.append(plain(await call(graph, world, given, options)))
+    assert outputs == expected
+
+
+# The node of the failing graph counts its attempts, so that no two runs of it are alike.
+@pytest.mark.parametrize("shape", sorted(SHAPES.keys() - {"failing"}))
+async def test_time_travel_from_every_checkpoint_is_that_of_the_in_memory_saver(
+    shape: str, saver: SqliteSaver, path: Path
+) -> None:
+    expected_graph, _ = await run(SHAPES[shape], InMemorySaver(), "sync")
+    graph, _ = await run(SHAPES[shape], saver, "sync")
+    theirs = list(expected_graph.get_state_history(THREAD))
+    ours = list(graph.get_state_history(THREAD))
+    for their, our in zip(theirs, ours, strict=True):
+        expected = await call(expected_graph, "sync", None, SHAPES[shape].options, their.config)
+        output = await call(graph, "sync", None, SHAPES[shape].options, our.config)
+        assert plain(output) == plain(expected)
+        assert described(graph.get_state(THREAD)) == described(expected_graph.get_state(THREAD))
+    assert problems(path, saver) == []
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES.keys() - {"failing"}))
+def test_pruning_does_not_change_the_state_of_what_stays(
+    shape: str, saver: SqliteSaver, path: Path
+) -> None:
+    graph = SHAPES[shape].build(saver)
+    for given in SHAPES[shape].inputs:
+        graph.invoke(given, THREAD, **SHAPES[shape].options)
+    before = {
+        snapshot.config["configurable"]["checkpoint_id"]: described(snapshot)
+        for snapshot in graph.get_state_history(THREAD)
+    }
+
+    saver.prune(["thread"])
+
+    after = list(graph.get_state_history(THREAD))
+    # A channel that was never stored whole needs all its history.
+    assert len(after) == len(before) if "deltas" in shape else 1 <= len(after) <= 6
+    for snapshot in after:
+        assert described(snapshot) == before[snapshot.config["configurable"]["checkpoint_id"]]
+    assert problems(path, saver) == []
+
+
+def test_deleting_a_run_does_not_change_the_state_of_what_stays(
+    saver: SqliteSaver, path: Path
+) -> None:
+    graph = SHAPES["snapshots"].build(saver)
+    for n in range(6):
+        graph.invoke({"log": [f"input {n}"]}, {**THREAD, "metadata": {"run_id": f"run-{n}"}})
+    before = {
+        snapshot.config["configurable"]["checkpoint_id"]: snapshot.values
+        for snapshot in graph.get_state_history(THREAD)
+    }
+
+    saver.delete_for_runs([f"run-{n}" for n in range(5)])
+
+    after = list(graph.get_state_history(THREAD))
+    assert 0 < len(after) < len(before)
+    for snapshot in after:
+        assert snapshot.values == before[snapshot.config["configurable"]["checkpoint_id"]]
+    assert problems(path, saver) == []
+
+
+def test_a_thread_is_registered_as_its_graph_runs(saver: SqliteSaver, path: Path) -> None:
+    def record() -> tuple[Any, ...]:
+        connection = sqlite3.connect(path)
+        row: tuple[Any, ...] = connection.execute(
+            "SELECT thread_id, metadata, status, checkpoint_count, created_at <= updated_at"
+            " FROM forkpoint_threads WHERE deleted_at IS NULL"
+        ).fetchone()
+        connection.close()
+        return row
+
+    graph = SHAPES["interrupts"].build(saver)
+    graph.invoke({"items": []}, THREAD)
+    count = len(list(saver.list(config())))
+    thread_id, metadata, *rest = record()
+    assert (thread_id, json.loads(metadata)) == ("thread", {"user_id": "u1"})
+    assert rest == ["interrupted", count, 1]
+
+    graph.invoke(Command(resume="one"), THREAD)
+    graph.invoke(Command(resume="two"), THREAD)
+    assert record()[2:4] == ("idle", len(list(saver.list(config()))))
+
+    failing = SHAPES["failing"].build(saver)
+    saver.delete_thread("thread")
+    with pytest.raises(RuntimeError):
+        failing.invoke({"items": []}, THREAD)
+    assert record()[2] == "error"
+
+
+async def test_deleting_a_thread_under_a_running_graph_ends_the_run(
+    saver: SqliteSaver, path: Path
+) -> None:
+    graph = SHAPES["loop"].build(saver)
+    steps = graph.stream({"items": [1]}, THREAD, durability="sync")
+    next(steps)
+    next(steps)
+    saver.delete_thread("thread")
+    with pytest.raises(ThreadDeleted):
+        list(steps)
+    assert list(saver.list(None)) == []
+    assert problems(path, saver) == []
+    assert graph.invoke({"items": [1]}, THREAD)["total"] >= 9
