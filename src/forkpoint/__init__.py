@@ -1,9 +1,11 @@
 """forkpoint: a LangGraph checkpointer with content-addressed storage.
 
-saver          what LangGraph calls; sqlite: the backend
-operations     what each call does, once for sync and async (runner)
+saver          what LangGraph calls; runner: in the sync and the async world
+operations     what each call does; memory: what a process remembers between them
 storage        the interface of a backend, and the stored format
-codec          values to chunks and back; chunking: where to cut; serde: the safe serializer
+sqlite         the SQLite backend, with sqlite_storage and sqlite_session
+codec          values to chunks and back; chunking: where to cut
+serde          the safe serializer; messages: serializing messages faster the second time
 removal        which checkpoints may go; collect: which chunks may go
 inputs         the gate for everything from outside; filters: matching metadata
 errors         the error tree

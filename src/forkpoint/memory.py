@@ -1,0 +1,95 @@
+"""What a process remembers of a store, to be spared reading it again before each write.
+
+Nothing here is trusted for long: every write names the thread and the epoch that it was prepared
+for, and is refused if they no longer hold.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from forkpoint.codec import Chunks, Manifest
+from forkpoint.storage import ThreadRef
+
+_RECENT_THREADS = 4096
+_RECENT_MANIFESTS = 4096
+_RECENT_FAMILIES = 128
+_RECENT_DIGESTS = 8192  # in each of these families
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Recent(Generic[_K, _V]):
+    """A mapping that forgets the entries that were put longest ago."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._entries: OrderedDict[_K, _V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: _K) -> _V | None:
+        return self._entries.get(key)
+
+    def put(self, key: _K, value: _V) -> None:
+        with self._lock:
+            self._entries[key] = value
+            self._entries.move_to_end(key)
+            if len(self._entries) > self._limit:
+                self._entries.popitem(last=False)
+
+    def pop(self, key: _K) -> None:
+        with self._lock:
+            self._entries.pop(key, None)
+
+
+class KnownManifest(NamedTuple):
+    epoch: int
+    manifest: Manifest
+    versions: Mapping[str, Any]
+
+
+class _KnownChunks(NamedTuple):
+    epoch: int
+    digests: set[bytes]
+
+
+class Memory:
+    """Threads, manifests and chunks that were read or written lately."""
+
+    def __init__(self) -> None:
+        self.threads: Recent[str, ThreadRef] = Recent(_RECENT_THREADS)
+        self._manifests: Recent[tuple[Any, str, str], KnownManifest] = Recent(_RECENT_MANIFESTS)
+        self._chunks: Recent[Any, _KnownChunks] = Recent(_RECENT_FAMILIES)
+
+    def manifest(self, thread: ThreadRef, place: tuple[str, str]) -> KnownManifest | None:
+        """Return a checkpoint's manifest, if its chunks were there at this epoch."""
+        known = self._manifests.get((thread.key, *place))
+        return known if known is not None and known.epoch == thread.epoch else None
+
+    def add_manifest(
+        self,
+        thread: ThreadRef,
+        place: tuple[str, str],
+        manifest: Manifest,
+        versions: Mapping[str, Any],
+    ) -> None:
+        self._manifests.put((thread.key, *place), KnownManifest(thread.epoch, manifest, versions))
+
+    def unknown(self, thread: ThreadRef | None, chunks: Chunks) -> Chunks:
+        """Return those chunks that are not known to be in the store at this epoch."""
+        known = None if thread is None or not chunks else self._chunks.get(thread.family)
+        if known is None or thread is None or known.epoch != thread.epoch:
+            return chunks
+        return {digest: chunks[digest] for digest in chunks.keys() - known.digests}
+
+    def add_chunks(self, thread: ThreadRef, digests: set[bytes]) -> None:
+        known = self._chunks.get(thread.family)
+        if known is not None and known.epoch == thread.epoch:
+            digests |= known.digests
+            if len(digests) > _RECENT_DIGESTS:
+                digests -= known.digests
+        self._chunks.put(thread.family, _KnownChunks(thread.epoch, digests))

@@ -1,0 +1,560 @@
+"""SQLite: the schema, and the SQL of each primitive."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from forkpoint.codec import Chunk
+from forkpoint.errors import ThreadExists
+from forkpoint.storage import (
+    CheckpointRow,
+    Found,
+    Put,
+    Query,
+    Stale,
+    ThreadRef,
+    WriteRow,
+)
+
+_BATCH = 500  # values bound in one statement; SQLite's own limit was 999 once
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS forkpoint_settings (
+    name TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS forkpoint_threads (
+    key INTEGER PRIMARY KEY AUTOINCREMENT,
+    thread_id TEXT NOT NULL,
+    family INTEGER NOT NULL,
+    epoch INTEGER NOT NULL DEFAULT 0,
+    edge TEXT,
+    parent INTEGER,
+    parent_checkpoint_id TEXT,
+    owner TEXT,
+    label TEXT,
+    tags TEXT NOT NULL DEFAULT '[]',
+    metadata TEXT NOT NULL DEFAULT '{}',
+    status TEXT NOT NULL DEFAULT 'idle',
+    checkpoint_count INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    expires_at INTEGER,
+    lease_holder TEXT,
+    lease_since INTEGER,
+    lease_until INTEGER,
+    fence INTEGER NOT NULL DEFAULT 0,
+    provisional INTEGER NOT NULL DEFAULT 0,
+    deleted_at INTEGER,
+    dead_until TEXT
+);
+CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_threads_live
+    ON forkpoint_threads (thread_id) WHERE deleted_at IS NULL;
+CREATE INDEX IF NOT EXISTS forkpoint_threads_deleted
+    ON forkpoint_threads (thread_id) WHERE deleted_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS forkpoint_threads_family ON forkpoint_threads (family);
+
+CREATE TABLE IF NOT EXISTS forkpoint_checkpoints (
+    id INTEGER PRIMARY KEY,
+    thread INTEGER NOT NULL,
+    checkpoint_ns TEXT NOT NULL,
+    checkpoint_id TEXT NOT NULL,
+    parent_checkpoint_id TEXT,
+    run_id TEXT,
+    metadata TEXT NOT NULL,
+    refs BLOB NOT NULL,
+    content BLOB NOT NULL,
+    seal BLOB NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_checkpoints_place
+    ON forkpoint_checkpoints (thread, checkpoint_ns, checkpoint_id);
+CREATE INDEX IF NOT EXISTS forkpoint_checkpoints_order
+    ON forkpoint_checkpoints (checkpoint_id, thread, checkpoint_ns);
+CREATE INDEX IF NOT EXISTS forkpoint_checkpoints_run
+    ON forkpoint_checkpoints (run_id) WHERE run_id IS NOT NULL;
+
+CREATE TABLE IF NOT EXISTS forkpoint_writes (
+    id INTEGER PRIMARY KEY,
+    thread INTEGER NOT NULL,
+    checkpoint_ns TEXT NOT NULL,
+    checkpoint_id TEXT NOT NULL,
+    task_id TEXT NOT NULL,
+    idx INTEGER NOT NULL,
+    task_path TEXT NOT NULL,
+    channel TEXT NOT NULL,
+    refs BLOB NOT NULL,
+    content BLOB NOT NULL,
+    seal BLOB NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_writes_place
+    ON forkpoint_writes (thread, checkpoint_ns, checkpoint_id, task_id, idx);
+
+CREATE TABLE IF NOT EXISTS forkpoint_chunks (
+    id INTEGER PRIMARY KEY,
+    family INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    refs BLOB NOT NULL,
+    content BLOB NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_chunks_digest
+    ON forkpoint_chunks (family, digest);
+"""
+
+_CHECKPOINT = (
+    "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, refs, content, seal"
+)
+_WRITE = "checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, refs, content, seal"
+
+_CHECKPOINT_OF = [
+    "SELECT t.key, t.family, t.epoch, "
+    + ", ".join(f"c.{column}" for column in _CHECKPOINT.split(", "))
+    + " FROM forkpoint_threads AS t JOIN forkpoint_checkpoints AS c ON c.thread = t.key"
+    " WHERE t.thread_id = ? AND t.deleted_at IS NULL AND c.checkpoint_ns = ?" + which
+    for which in (" ORDER BY c.checkpoint_id DESC LIMIT 1", " AND c.checkpoint_id = ?")
+]
+_WRITES_OF = (
+    f"SELECT {_WRITE} FROM forkpoint_writes"
+    " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+)
+_UPDATE_THREAD = (
+    "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count + ?,"
+    " updated_at = max(updated_at, ?), status = coalesce(?, status),"
+    " provisional = provisional AND ?"
+    " WHERE key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
+)
+_PUT = (
+    f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {_CHECKPOINT})"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_REPLACE = (
+    "UPDATE forkpoint_checkpoints SET parent_checkpoint_id = ?, run_id = ?,"
+    " metadata = ?, refs = ?, content = ?, seal = ?"
+    " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+)
+# A task's writes are stored once; its error, interrupt and resume replace each other.
+_PUT_WRITE, _REPLACE_WRITE = (
+    f"INSERT OR {verb} INTO forkpoint_writes (thread, {_WRITE})"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    for verb in ("IGNORE", "REPLACE")
+)
+_PUT_CHUNK = (
+    "INSERT OR IGNORE INTO forkpoint_chunks (family, digest, refs, content) VALUES (?, ?, ?, ?)"
+)
+
+
+class SqliteSession:
+    """The primitives of `forkpoint.storage.Session` within one transaction."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    # Reading
+
+    def thread(self, thread_id: str) -> ThreadRef | None:
+        row = self._one(
+            "SELECT key, family, epoch FROM forkpoint_threads"
+            " WHERE thread_id = ? AND deleted_at IS NULL",
+            thread_id,
+        )
+        return ThreadRef(*row) if row else None
+
+    def checkpoint(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
+    ) -> Found | None:
+        row = self._one(
+            _CHECKPOINT_OF[checkpoint_id is not None],
+            thread_id,
+            checkpoint_ns,
+            *(() if checkpoint_id is None else (checkpoint_id,)),
+        )
+        if row is None:
+            return None
+        thread, found = ThreadRef(*row[:3]), CheckpointRow(*row[3:])
+        writes = self._all(_WRITES_OF, thread.key, checkpoint_ns, found.checkpoint_id)
+        return Found(thread_id, thread, found, [WriteRow(*write) for write in writes])
+
+    def page(self, query: Query) -> list[Found]:
+        conditions: dict[str, Sequence[Any]] = {}
+        if query.thread_id is not None:
+            thread = self.thread(query.thread_id)
+            if thread is None:
+                return []
+            conditions["c.thread = ?"] = (thread.key,)
+        if query.checkpoint_ns is not None:
+            conditions["c.checkpoint_ns = ?"] = (query.checkpoint_ns,)
+        if query.checkpoint_id is not None:
+            conditions["c.checkpoint_id = ?"] = (query.checkpoint_id,)
+        if query.before is not None:
+            conditions["c.checkpoint_id < ?"] = (query.before,)
+        if query.after is not None:
+            conditions["(c.checkpoint_id, c.thread, c.checkpoint_ns) < (?, ?, ?)"] = query.after
+        if query.filter:
+            conditions["forkpoint_contains(c.metadata, ?)"] = (json.dumps(query.filter),)
+        columns = ", ".join(f"c.{column}" for column in _CHECKPOINT.split(", "))
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        rows = self._all(
+            f"SELECT t.thread_id, t.key, t.family, t.epoch, {columns}"
+            " FROM forkpoint_checkpoints AS c JOIN forkpoint_threads AS t ON t.key = c.thread"
+            f" {where} ORDER BY c.checkpoint_id DESC, c.thread DESC, c.checkpoint_ns DESC LIMIT ?",
+            *(value for values in conditions.values() for value in values),
+            query.limit,
+        )
+        found = [Found(row[0], ThreadRef(*row[1:4]), CheckpointRow(*row[4:]), []) for row in rows]
+        self._add_writes(found)
+        return found
+
+    def _add_writes(self, page: list[Found]) -> None:
+        places = {(f.thread.key, f.row.checkpoint_ns, f.row.checkpoint_id): f for f in page}
+        if not places:
+            return
+        columns = ", ".join(f"w.{column}" for column in _WRITE.split(", "))
+        rows = self._all(
+            f"WITH wanted (thread, checkpoint_ns, checkpoint_id) AS"
+            f" (VALUES {', '.join(['(?, ?, ?)'] * len(places))})"
+            f" SELECT w.thread, {columns} FROM wanted JOIN forkpoint_writes AS w"
+            " USING (thread, checkpoint_ns, checkpoint_id)",
+            *(value for place in places for value in place),
+        )
+        for key, *columns_ in rows:
+            write = WriteRow(*columns_)
+            places[key, write.checkpoint_ns, write.checkpoint_id].writes.append(write)
+
+    def chunks(self, family: Any, digests: Collection[bytes]) -> Mapping[bytes, Chunk]:
+        found: dict[bytes, Chunk] = {}
+        for batch in _batches(digests):
+            rows = self._all(
+                "SELECT digest, refs, content FROM forkpoint_chunks"
+                f" WHERE family = ? AND digest IN ({_marks(batch)})",
+                family,
+                *batch,
+            )
+            for digest, refs, content in rows:
+                found[digest] = Chunk(refs, content)
+        return found
+
+    def rows(self, thread: Any) -> Iterator[CheckpointRow]:
+        for row in self._run(
+            f"SELECT {_CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", thread
+        ):
+            yield CheckpointRow(*row)
+
+    def ancestors(
+        self, thread: Any, checkpoint_ns: str, checkpoint_id: str
+    ) -> Iterator[CheckpointRow]:
+        following: str | None = checkpoint_id
+        while following is not None:
+            row = self._one(
+                f"SELECT {_CHECKPOINT} FROM forkpoint_checkpoints"
+                " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
+                thread,
+                checkpoint_ns,
+                following,
+            )
+            if row is None:
+                return
+            found = CheckpointRow(*row)
+            yield found
+            following = found.parent_checkpoint_id
+
+    def channel_writes(
+        self,
+        thread: Any,
+        checkpoint_ns: str,
+        checkpoint_ids: Sequence[str],
+        channels: Sequence[str],
+    ) -> list[WriteRow]:
+        found = []
+        for batch in _batches(checkpoint_ids):
+            found += self._all(
+                f"SELECT {_WRITE} FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = ?"
+                f" AND checkpoint_id IN ({_marks(batch)})"
+                " AND channel IN (SELECT value FROM json_each(?))",
+                thread,
+                checkpoint_ns,
+                *batch,
+                json.dumps(list(channels)),
+            )
+        return [WriteRow(*row) for row in found]
+
+    def threads_of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
+        found: dict[Any, ThreadRef] = {}
+        for batch in _batches(run_ids):
+            for row in self._all(
+                "SELECT key, family, epoch FROM forkpoint_threads WHERE key IN"
+                " (SELECT thread FROM forkpoint_checkpoints"
+                f" WHERE run_id IS NOT NULL AND run_id IN ({_marks(batch)}))",
+                *batch,
+            ):
+                found[row[0]] = ThreadRef(*row)
+        return list(found.values())
+
+    # Writing
+
+    def put(self, put: Put) -> ThreadRef | None:
+        thread = put.expected
+        now = _now()
+        if thread is None or not self._update_thread(thread, put, now, None):
+            thread = self._admit(put, now)
+            if thread is None:
+                return None
+        for digest, chunk in put.chunks.items():
+            self._run(_PUT_CHUNK, thread.family, digest, *chunk)
+        if put.row is not None and not self._run(_PUT, thread.key, *put.row).rowcount:
+            self._replace(thread.key, put.row)
+        for write in put.writes:
+            self._run(_PUT_WRITE if write.idx >= 0 else _REPLACE_WRITE, thread.key, *write)
+        return thread
+
+    def _replace(self, thread: int, row: CheckpointRow) -> None:
+        self._run(_REPLACE, *row[2:], thread, *row[:2])
+        self._run(
+            "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count - 1 WHERE key = ?",
+            thread,
+        )
+
+    def _update_thread(self, thread: ThreadRef, put: Put, now: int, dead_until: str | None) -> bool:
+        """Keep the record of a thread up, if it still is as it is known to be."""
+        updated = self._run(
+            _UPDATE_THREAD,
+            put.row is not None,
+            now,
+            put.status,
+            put.row is None,
+            thread.key,
+            thread.epoch,
+            dead_until,
+        )
+        return updated.rowcount == 1
+
+    def _admit(self, put: Put, now: int) -> ThreadRef | None:
+        """Return the thread to write to, made if need be, where more than one look is needed."""
+        row = self._one(
+            "SELECT key, family, epoch, dead_until FROM forkpoint_threads"
+            " WHERE thread_id = ? AND deleted_at IS NULL",
+            put.thread_id,
+        )
+        thread = ThreadRef(*row[:3]) if row else None
+        if thread != put.expected:
+            raise Stale
+        dead_until = row[3] if row else self._dead_until(put.thread_id)
+        if dead_until is not None and self._is_late(put, thread, dead_until):
+            self._remove_traces(put, thread)
+            return None
+        if thread is None:
+            thread = self._add_thread(put, dead_until, now)
+        self._update_thread(thread, put, now, dead_until)
+        return thread
+
+    def _add_thread(self, put: Put, dead_until: str | None, now: int) -> ThreadRef:
+        key = self._run(
+            "INSERT INTO forkpoint_threads (thread_id, family, metadata, created_at, updated_at,"
+            " provisional, dead_until) VALUES (?, 0, ?, ?, ?, 1, ?)",
+            put.thread_id,
+            put.metadata,
+            now,
+            now,
+            dead_until,
+        ).lastrowid
+        self._run("UPDATE forkpoint_threads SET family = key WHERE key = ?", key)
+        return ThreadRef(key, key, 0)
+
+    def _dead_until(self, thread_id: str) -> str | None:
+        row = self._one(
+            "SELECT max(dead_until) FROM forkpoint_threads"
+            " WHERE thread_id = ? AND deleted_at IS NOT NULL",
+            thread_id,
+        )
+        return row[0] if row else None
+
+    def _is_late(self, put: Put, thread: ThreadRef | None, dead_until: str) -> bool:
+        """Return whether a write comes after a checkpoint that went with its thread."""
+        return any(
+            checkpoint_id <= dead_until
+            and (thread is None or not self._exists(thread.key, checkpoint_ns, checkpoint_id))
+            for checkpoint_ns, checkpoint_id in put.ancestry
+        )
+
+    def _exists(self, thread: int, checkpoint_ns: str, checkpoint_id: str) -> bool:
+        return bool(
+            self._one(
+                "SELECT 1 FROM forkpoint_checkpoints"
+                " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
+                thread,
+                checkpoint_ns,
+                checkpoint_id,
+            )
+        )
+
+    def _remove_traces(self, put: Put, thread: ThreadRef | None) -> None:
+        """Remove writes that came before the late checkpoint they belong to, and expect more."""
+        self._run(
+            "UPDATE forkpoint_threads SET dead_until = max(dead_until, ?)"
+            " WHERE thread_id = ? AND dead_until IS NOT NULL",
+            put.checkpoint_id,
+            put.thread_id,
+        )
+        if thread is None or self._exists(thread.key, put.checkpoint_ns, put.checkpoint_id):
+            return
+        self._run(
+            "DELETE FROM forkpoint_writes"
+            " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
+            thread.key,
+            put.checkpoint_ns,
+            put.checkpoint_id,
+        )
+        provisional = self._run(
+            "DELETE FROM forkpoint_threads WHERE key = ? AND provisional"
+            " AND NOT EXISTS (SELECT 1 FROM forkpoint_writes WHERE thread = ?)",
+            thread.key,
+            thread.key,
+        ).rowcount
+        if provisional:
+            self._run("DELETE FROM forkpoint_chunks WHERE family = ?", thread.family)
+
+    def copy(self, source: ThreadRef, target_id: str) -> None:
+        if self.thread(target_id) is not None:
+            raise ThreadExists(f"there is a thread {target_id!r} already")
+        now = _now()
+        key = self._run(
+            "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent, owner, label,"
+            " tags, metadata, status, checkpoint_count, created_at, updated_at, dead_until)"
+            " SELECT ?, family, epoch, 'clone', key, owner, label, tags, metadata, status,"
+            " checkpoint_count, ?, ?, ? FROM forkpoint_threads WHERE key = ?",
+            target_id,
+            now,
+            now,
+            self._dead_until(target_id),
+            source.key,
+        ).lastrowid
+        # The copies do not belong to the runs that made the originals: deleting those leaves them.
+        columns = _CHECKPOINT.replace("run_id", "NULL")
+        self._run(
+            f"INSERT INTO forkpoint_checkpoints (thread, {_CHECKPOINT})"
+            f" SELECT ?, {columns} FROM forkpoint_checkpoints WHERE thread = ?",
+            key,
+            source.key,
+        )
+        self._run(
+            f"INSERT INTO forkpoint_writes (thread, {_WRITE})"
+            f" SELECT ?, {_WRITE} FROM forkpoint_writes WHERE thread = ?",
+            key,
+            source.key,
+        )
+
+    def remove(self, thread: Any, checkpoints: Collection[tuple[str, str]]) -> None:
+        for table in ("writes", "checkpoints"):
+            self._many(
+                f"DELETE FROM forkpoint_{table}"
+                " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
+                ((thread, *place) for place in checkpoints),
+            )
+        self._run(
+            "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?), checkpoint_count ="
+            " (SELECT count(*) FROM forkpoint_checkpoints WHERE thread = ?) WHERE key = ?",
+            _now(),
+            thread,
+            thread,
+        )
+
+    def bury(self, thread: Any) -> None:
+        dead_until = self._one(
+            "SELECT max(id) FROM ("
+            " SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints WHERE thread = ?"
+            " UNION ALL SELECT max(checkpoint_id) FROM forkpoint_writes WHERE thread = ?"
+            " UNION ALL SELECT dead_until FROM forkpoint_threads WHERE key = ?)",
+            thread,
+            thread,
+            thread,
+        )
+        for table in ("writes", "checkpoints"):
+            self._run(f"DELETE FROM forkpoint_{table} WHERE thread = ?", thread)
+        self._run(
+            "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = ?, label = NULL,"
+            " tags = '[]', metadata = '{}', status = 'idle', checkpoint_count = 0,"
+            " expires_at = NULL, lease_holder = NULL, lease_since = NULL, lease_until = NULL"
+            " WHERE key = ?",
+            _now(),
+            dead_until[0] if dead_until else None,
+            thread,
+        )
+
+    # Collecting
+
+    def raise_epoch(self, family: Any) -> None:
+        self._run("UPDATE forkpoint_threads SET epoch = epoch + 1 WHERE family = ?", family)
+
+    def references(self, family: Any) -> Iterator[bytes]:
+        for table in ("checkpoints", "writes"):
+            for (refs,) in self._run(
+                f"SELECT refs FROM forkpoint_{table} WHERE refs != x'' AND thread IN"
+                " (SELECT key FROM forkpoint_threads WHERE family = ?)",
+                family,
+            ):
+                yield refs
+
+    def links(self, family: Any) -> Iterator[tuple[bytes, bytes]]:
+        yield from self._run(
+            "SELECT digest, refs FROM forkpoint_chunks WHERE family = ? AND refs != x''", family
+        )
+
+    def digests(self, family: Any) -> Iterator[bytes]:
+        for (digest,) in self._run("SELECT digest FROM forkpoint_chunks WHERE family = ?", family):
+            yield digest
+
+    def drop_chunks(self, family: Any, digests: Iterable[bytes]) -> None:
+        self._many(
+            "DELETE FROM forkpoint_chunks WHERE family = ? AND digest = ?",
+            ((family, digest) for digest in digests),
+        )
+
+    # Secrets
+
+    def secrets(self) -> list[bytes]:
+        rows = self._all("SELECT value FROM forkpoint_settings WHERE name LIKE 'secret:%'")
+        return [value for (value,) in rows]
+
+    def add_secret(self, stored: bytes) -> None:
+        self._run(
+            "INSERT INTO forkpoint_settings (name, value) VALUES (?, ?)",
+            f"secret:{len(self.secrets()) + 1}",
+            stored,
+        )
+
+    # Running SQL
+
+    def _run(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        cursor = self._connection.cursor()
+        cursor.row_factory = None  # a connection that was passed may have one
+        return cursor.execute(sql, values)
+
+    def _many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        self._connection.executemany(sql, rows)
+
+    def _one(self, sql: str, *values: Any) -> tuple[Any, ...] | None:
+        row: tuple[Any, ...] | None = self._run(sql, *values).fetchone()
+        return row
+
+    def _all(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        return self._run(sql, *values).fetchall()
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _marks(values: Collection[Any]) -> str:
+    return ", ".join("?" * len(values))
+
+
+_T = TypeVar("_T")
+
+
+def _batches(values: Collection[_T]) -> Iterator[list[_T]]:
+    listed = list(values)
+    for start in range(0, len(listed), _BATCH):
+        yield listed[start : start + _BATCH]
