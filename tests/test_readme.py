@@ -1,0 +1,40 @@
+"""The README's code runs, and its commands are those that CI runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_every_code_block_runs_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "readme"}
+    code = blocks("python")
+    assert len(code) >= 5
+    for number, block in enumerate(code):
+        code_of = compile(block, f"README.md, block {number}", "exec", dont_inherit=True)
+        exec(code_of, namespace)
+
+
+def test_the_commands_name_what_is_there() -> None:
+    run, check = blocks("sh")
+    assert run.split(" && ")[1].split() == ["python", "examples/quickstart.py"]
+    assert (ROOT / "examples" / "quickstart.py").is_file()
+    assert "python -m pytest" in check
+    assert "grep -m1 'python -m pytest' README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_file_that_is_linked_exists() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
