@@ -25,7 +25,7 @@ from forkpoint.errors import (
     InvalidInput,
     UnreadableValue,
 )
-from forkpoint.messages import MessageMemo, is_message
+from forkpoint.messages import MessageMemo
 from forkpoint.serde import DeltaSnapshot, SafeSerializer
 
 INLINE_BYTES = 512
@@ -168,21 +168,18 @@ class Codec:
 
         Returns None if one of them needs something other than MessagePack.
         """
-        dumps_typed = self._serde.dumps_typed
-        memo = self._memo
+        memo, pack = self._memo, self._pack_element
         packed = []
         for value in values:
-            fingerprint = memo.fingerprint(value) if is_message(value) else None
-            content = memo.packed(fingerprint) if fingerprint else None
+            content = memo.packed(value, pack) if memo.knows(type(value)) else pack(value)
             if content is None:
-                kind, single = dumps_typed([value])
-                if kind != _MSGPACK:
-                    return None
-                content = single[1:]  # without the header of the list
-                if fingerprint:
-                    memo.remember(fingerprint, content)
+                return None
             packed.append(content)
         return packed
+
+    def _pack_element(self, value: Any) -> bytes | None:
+        kind, single = self._serde.dumps_typed([value])
+        return single[1:] if kind == _MSGPACK else None  # without the header of the list
 
     def _pack_items(self, items: list[tuple[Any, Any]]) -> list[bytes] | None:
         """Serialize the keys and values of a dict one by one, as `_pack_elements` does."""

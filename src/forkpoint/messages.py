@@ -12,7 +12,7 @@ fingerprint. One with fields that are not plain values is not remembered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import ormsgpack
@@ -22,13 +22,6 @@ _REMEMBERED_BYTES = 16 * 1024 * 1024  # of each kind, twice at most
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
-
-
-def is_message(value: object) -> bool:
-    """Return whether a value is a message of one of LangChain's own classes."""
-    return isinstance(value, BaseMessage) and type(value).__module__.startswith(
-        "langchain_core.messages."
-    )
 
 
 class _Memo(Generic[_K, _V]):
@@ -68,22 +61,31 @@ class MessageMemo:
     def __init__(self) -> None:
         self._packed: _Memo[tuple[type, bytes], bytes] = _Memo(_REMEMBERED_BYTES)
         self._runs: _Memo[bytes, _Run] = _Memo(_REMEMBERED_BYTES)
+        self._classes: dict[type, bool] = {}
 
-    def fingerprint(self, message: BaseMessage) -> tuple[type, bytes] | None:
-        """Return what tells a message from all that serialize differently, if it is plain."""
+    def knows(self, kind: type) -> bool:
+        """Return whether values of a class are remembered: of LangChain's own messages they are."""
+        known = self._classes.get(kind)
+        if known is None:
+            known = issubclass(kind, BaseMessage) and kind.__module__.startswith(
+                "langchain_core.messages."
+            )
+            self._classes[kind] = known
+        return known
+
+    def packed(self, message: BaseMessage, pack: Callable[[Any], bytes | None]) -> bytes | None:
+        """Return how a message serializes, by `pack` if it is not remembered."""
         try:
             fields = ormsgpack.packb((message.__dict__, message.__pydantic_extra__))
-        except ormsgpack.MsgpackEncodeError:
-            return None
-        return type(message), fields
-
-    def packed(self, fingerprint: tuple[type, bytes]) -> bytes | None:
-        """Return how a message of this fingerprint serializes, if it is remembered."""
-        return self._packed.get(fingerprint)
-
-    def remember(self, fingerprint: tuple[type, bytes], packed: bytes) -> None:
-        """Remember how a message serializes."""
-        self._packed.put(fingerprint, packed, len(fingerprint[1]) + len(packed))
+        except ormsgpack.MsgpackEncodeError:  # some field is no plain value
+            return pack(message)
+        key = (type(message), fields)
+        content = self._packed.get(key)
+        if content is None:
+            content = pack(message)
+            if content is not None:
+                self._packed.put(key, content, len(fields) + len(content))
+        return content
 
     def restored(self, digest: bytes) -> list[BaseMessage] | None:
         """Return the messages of a run as new objects, if they are remembered."""
@@ -104,7 +106,7 @@ class MessageMemo:
 
     def remember_run(self, digest: bytes, messages: Sequence[Any]) -> None:
         """Remember the messages of a run, if they are all plain."""
-        if not all(map(is_message, messages)):
+        if not all(self.knows(type(message)) for message in messages):
             return
         states = [
             [message.__dict__, message.__pydantic_extra__, sorted(message.__pydantic_fields_set__)]
