@@ -11,7 +11,7 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 
 from forkpoint import SqliteSaver
-from forkpoint.codec import Chunk, gather, split_refs
+from forkpoint.codec import split_refs
 from forkpoint.collect import reachable
 
 
@@ -89,12 +89,8 @@ def _problems(connection: sqlite3.Connection, saver: SqliteSaver | None) -> list
     if integrity != "ok":
         found.append(f"integrity_check: {integrity}")
     for (family,) in connection.execute("SELECT DISTINCT family FROM forkpoint_threads").fetchall():
-        stored = {
-            digest: Chunk(refs, content)
-            for digest, refs, content in connection.execute(
-                "SELECT digest, refs, content FROM forkpoint_chunks WHERE family = ?", (family,)
-            )
-        }
+        chunks = "SELECT digest, refs FROM forkpoint_chunks WHERE family = ?"
+        stored: dict[bytes, bytes] = dict(connection.execute(chunks, (family,)))
         roots = {
             digest
             for table in ("checkpoints", "writes")
@@ -105,7 +101,7 @@ def _problems(connection: sqlite3.Connection, saver: SqliteSaver | None) -> list
             )
             for digest in split_refs(refs)
         }
-        live = reachable(roots, {digest: chunk.refs for digest, chunk in stored.items()})
+        live = reachable(roots, stored)
         found += [f"dangling chunk {digest.hex()}" for digest in live - stored.keys()]
         found += [f"orphaned chunk {digest.hex()}" for digest in stored.keys() - live]
     for table in ("checkpoints", "writes"):
@@ -141,4 +137,4 @@ def chunks_of(path: Path | str) -> int:
     return int(count)
 
 
-__all__ = ["Api", "checkpoint", "chunks_of", "config", "gather", "id_of", "problems", "put"]
+__all__ = ["Api", "checkpoint", "chunks_of", "config", "id_of", "problems", "put"]

@@ -49,11 +49,8 @@ _MSGPACK = "msgpack"
 _NIL = b"\xc0"
 
 
-class Chunk(NamedTuple):
-    """An immutable piece of a value: the chunks that it refers to, and bytes of its own."""
-
-    refs: bytes
-    content: bytes
+Chunk = tuple[bytes, bytes]
+"""An immutable piece of a value: the chunks that it refers to, joined, and bytes of its own."""
 
 
 class Entry(NamedTuple):
@@ -211,7 +208,7 @@ class Codec:
             elements = packed[start:stop]
             for run in chunking.runs(elements):
                 content = header(run.stop - run.start) + b"".join(elements[run])
-                leaves.append(self._add(Chunk(b"", content), chunks))
+                leaves.append(self._add((b"", content), chunks))
 
         done = 0
         for index, element in enumerate(packed):
@@ -226,7 +223,7 @@ class Codec:
                 continue
             add_runs(done, index)
             done = index + 1
-            nested = Chunk(entry.refs, ormsgpack.packb([key, _pack_entry(entry)]))
+            nested = (entry.refs, ormsgpack.packb([key, _pack_entry(entry)]))
             leaves.append(self._add(nested, chunks))
         add_runs(done, len(packed))
         return self._tree(kind, "", leaves, chunks)
@@ -234,15 +231,13 @@ class Codec:
     def _encode_opaque(self, kind: str, content: bytes, chunks: Chunks, inline: int) -> Entry:
         if len(content) <= inline:
             return Entry(_INLINE, kind, content, b"", 0)
-        leaves = [self._add(Chunk(b"", piece), chunks) for piece in chunking.pieces(content)]
+        leaves = [self._add((b"", piece), chunks) for piece in chunking.pieces(content)]
         return self._tree(_OPAQUE, kind, leaves, chunks)
 
     def _tree(self, kind: int, type_: str, digests: list[bytes], chunks: Chunks) -> Entry:
         height = 0
         while len(digests) > chunking.TOP_DIGESTS:
-            digests = [
-                self._add(Chunk(b"".join(node), b""), chunks) for node in chunking.nodes(digests)
-            ]
+            digests = [self._add((b"".join(node), b""), chunks) for node in chunking.nodes(digests)]
             height += 1
         return Entry(kind, type_, b"", b"".join(digests), height)
 
@@ -297,26 +292,26 @@ class Codec:
             return self._load(entry.type, entry.content)
         leaves = split_refs(entry.refs)
         for _ in range(entry.height):
-            leaves = [ref for node in leaves for ref in split_refs(self._open(node, stored).refs)]
+            leaves = [ref for node in leaves for ref in split_refs(self._open(node, stored)[0])]
         chunks = [self._open(leaf, stored) for leaf in leaves]
         if entry.kind == _OPAQUE:
-            return self._load(entry.type, b"".join(chunk.content for chunk in chunks))
+            return self._load(entry.type, b"".join(content for _, content in chunks))
         if entry.kind == _LIST:
             elements: list[Any] = []
-            for leaf, chunk in zip(leaves, chunks, strict=True):
-                if chunk.refs:
-                    elements.append(self._decode_nested(chunk, stored)[1])
+            for leaf, (refs, content) in zip(leaves, chunks, strict=True):
+                if refs:
+                    elements.append(self._decode_nested(refs, content, stored)[1])
                 else:
-                    elements += self._restore_run(leaf, chunk.content)
+                    elements += self._restore_run(leaf, content)
             return elements
         mapping: dict[Any, Any] = {}
-        for chunk in chunks:
-            if chunk.refs:
-                packed_key, value = self._decode_nested(chunk, stored)
+        for refs, content in chunks:
+            if refs:
+                packed_key, value = self._decode_nested(refs, content, stored)
                 (key,) = self._load(_MSGPACK, chunking.map_header(1) + packed_key + _NIL)
                 mapping[key] = value
             else:
-                mapping.update(self._load(_MSGPACK, chunk.content))
+                mapping.update(self._load(_MSGPACK, content))
         return mapping
 
     def _restore_run(self, digest: bytes, content: bytes) -> list[Any]:
@@ -326,17 +321,19 @@ class Codec:
             self._memo.remember_run(digest, restored)
         return restored
 
-    def _decode_nested(self, chunk: Chunk, stored: Mapping[bytes, Chunk]) -> tuple[bytes, Any]:
-        key, packed = ormsgpack.unpackb(chunk.content)
-        return key, self._decode(_unpack_entry(packed, chunk.refs, 0), stored)
+    def _decode_nested(
+        self, refs: bytes, content: bytes, stored: Mapping[bytes, Chunk]
+    ) -> tuple[bytes, Any]:
+        key, packed = ormsgpack.unpackb(content)
+        return key, self._decode(_unpack_entry(packed, refs, 0), stored)
 
     def _open(self, digest: bytes, stored: Mapping[bytes, Chunk]) -> Chunk:
         """Return the chunk that was stored under a digest, once it is known to be that."""
         protected = stored.get(digest)
         if protected is None:
             raise CorruptChunk(f"chunk {digest.hex()} is missing")
-        content = self.reveal(protected.content) if protected.content else b""
-        chunk = Chunk(protected.refs, content)
+        refs, content = protected
+        chunk = (refs, self.reveal(content) if content else b"")
         if self.digest(chunk) != digest:
             raise CorruptChunk(f"chunk {digest.hex()} is not what was written")
         return chunk
@@ -357,10 +354,11 @@ class Codec:
 
     def digest(self, chunk: Chunk) -> bytes:
         """Return the digest that names a chunk."""
-        if not chunk.refs:
-            return self._hash(b"\0" + chunk.content)
-        length = len(chunk.refs) // DIGEST_BYTES
-        return self._hash(b"\1" + length.to_bytes(4, "big") + chunk.refs + chunk.content)
+        refs, content = chunk
+        if not refs:
+            return self._hash(b"\0" + content)
+        length = len(refs) // DIGEST_BYTES
+        return self._hash(b"\1" + length.to_bytes(4, "big") + refs + content)
 
     def seal(self, *fields: str | int | bytes) -> bytes:
         """Return the digest that shows later whether a row is as it was written."""
@@ -405,7 +403,8 @@ class Codec:
 
     def protect_chunk(self, chunk: Chunk) -> Chunk:
         """Return a chunk as it is stored. What it refers to stays readable, for collecting."""
-        return Chunk(chunk.refs, self.protect(chunk.content) if chunk.content else b"")
+        refs, content = chunk
+        return refs, self.protect(content) if content else b""
 
     def _hash(self, content: bytes) -> bytes:
         if self._secret is None:
@@ -423,7 +422,7 @@ def gather(refs: Iterable[bytes], read_chunks: ReadChunks) -> Chunks:
     while wanted:
         chunks = read_chunks(wanted)
         found.update(chunks)
-        wanted = {digest for chunk in chunks.values() for digest in split_refs(chunk.refs)}
+        wanted = {digest for refs, _ in chunks.values() for digest in split_refs(refs)}
         wanted -= found.keys()
     return found
 

@@ -13,6 +13,7 @@ fingerprint. One with fields that are not plain values is not remembered.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import ormsgpack
@@ -49,10 +50,11 @@ class _Memo(Generic[_K, _V]):
 
 
 class _Run(NamedTuple):
-    """Messages: their classes, and packed what makes their state."""
+    """Messages: their classes, which of their fields were given, and packed the fields."""
 
     classes: list[type[BaseMessage]]
-    states: bytes
+    given: list[frozenset[str]]
+    fields: bytes
 
 
 class MessageMemo:
@@ -95,29 +97,38 @@ class MessageMemo:
         messages = []
         assign = object.__setattr__
         # This is what Pydantic does to copy a model.
-        for kind, state in zip(run.classes, ormsgpack.unpackb(run.states), strict=True):
+        for kind, given, fields in zip(
+            run.classes, run.given, ormsgpack.unpackb(run.fields), strict=True
+        ):
             message = kind.__new__(kind)
-            assign(message, "__dict__", state[0])
-            assign(message, "__pydantic_extra__", state[1])
-            assign(message, "__pydantic_fields_set__", set(state[2]))
+            assign(message, "__dict__", fields)
+            assign(message, "__pydantic_extra__", {})
+            assign(message, "__pydantic_fields_set__", set(given))
             assign(message, "__pydantic_private__", None)
             messages.append(message)
         return messages
 
     def remember_run(self, digest: bytes, messages: Sequence[Any]) -> None:
         """Remember the messages of a run, if they are all plain."""
-        if not all(self.knows(type(message)) for message in messages):
-            return
-        states = [
-            [message.__dict__, message.__pydantic_extra__, sorted(message.__pydantic_fields_set__)]
+        if not all(
+            self.knows(type(message))
+            and message.__pydantic_private__ is None
+            and message.__pydantic_extra__ == {}
             for message in messages
-            if message.__pydantic_private__ is None
-        ]
+        ):
+            return
+        fields = [message.__dict__ for message in messages]
         try:
-            packed = ormsgpack.packb(states)
+            packed = ormsgpack.packb(fields)
         except ormsgpack.MsgpackEncodeError:
             return
-        if len(states) == len(messages) and ormsgpack.unpackb(packed) == states:
-            self._runs.put(
-                digest, _Run([type(message) for message in messages], packed), len(packed)
-            )
+        if ormsgpack.unpackb(packed) == fields:
+            classes = [type(message) for message in messages]
+            given = [_shared(frozenset(message.__pydantic_fields_set__)) for message in messages]
+            self._runs.put(digest, _Run(classes, given, packed), len(packed))
+
+
+@cache
+def _shared(names: frozenset[str]) -> frozenset[str]:
+    """Return the same object for equal sets of field names, of which there are few."""
+    return names

@@ -234,7 +234,7 @@ class SqliteSession:
                 *batch,
             )
             for digest, refs, content in rows:
-                found[digest] = Chunk(refs, content)
+                found[digest] = (refs, content)
         return found
 
     def rows(self, thread: Any) -> Iterator[CheckpointRow]:

@@ -1,0 +1,1 @@
+"""Benchmarks of forkpoint against the official savers. Run `python -m benchmarks`."""
