@@ -116,7 +116,7 @@ def _problems(connection: sqlite3.Connection, saver: SqliteSaver | None) -> list
         f"thread {thread_id} has {count} checkpoints and its record says {said}"
         for thread_id, said, count in connection.execute(
             "SELECT thread_id, checkpoint_count, (SELECT count(*) FROM forkpoint_checkpoints"
-            " WHERE thread = key) AS counted FROM forkpoint_threads"
+            " WHERE thread = key AND NOT hidden) AS counted FROM forkpoint_threads"
             " WHERE checkpoint_count != counted"
         )
     ]

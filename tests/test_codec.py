@@ -42,9 +42,9 @@ def round_trip(codec: Codec, value: Any) -> Any:
     encoded, _ = codec.encode_checkpoint({"id": "1", "channel_values": {"c": value}}, {})
     stored = {digest: codec.protect_chunk(chunk) for digest, chunk in encoded.chunks.items()}
     content = codec.reveal(codec.protect(encoded.content))
-    body, values = codec.decode_checkpoint(content, encoded.refs, stored)
+    body, manifest = codec.decode_manifest(content, encoded.refs)
     assert body == {"id": "1"}
-    return values["c"]
+    return codec.decode_entry(manifest["c"], stored)
 
 
 def typed(value: Any) -> Any:

@@ -248,23 +248,6 @@ class Codec:
 
     # Reading
 
-    def decode_checkpoint(
-        self, content: bytes, refs: bytes, stored: Mapping[bytes, Chunk]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the body of a checkpoint and its channel values.
-
-        Args:
-            content: The checkpoint's revealed content.
-            refs: Its refs.
-            stored: Everything that `refs` leads to, as the store has it; see `gather`.
-
-        Raises:
-            CorruptChunk: A chunk is missing, or is not what was written.
-            UnreadableValue: A value names a type that may not, or cannot, be restored.
-        """
-        body, manifest = self.decode_manifest(content, refs)
-        return body, {channel: self._decode(entry, stored) for channel, entry in manifest.items()}
-
     def decode_manifest(self, content: bytes, refs: bytes) -> tuple[dict[str, Any], Manifest]:
         """Return the body of a checkpoint and its manifest, without reading any chunk."""
         kind, body, entries = ormsgpack.unpackb(content)
@@ -277,11 +260,20 @@ class Codec:
         return self._load(kind, body), manifest
 
     def decode_entry(self, entry: Entry, stored: Mapping[bytes, Chunk]) -> Any:
-        """Return the value of one channel; see `decode_checkpoint`."""
+        """Return the value of one channel.
+
+        Args:
+            entry: What the manifest says of it.
+            stored: Everything that its refs lead to, as the store has it; see `gather`.
+
+        Raises:
+            CorruptChunk: A chunk is missing, or is not what was written.
+            UnreadableValue: A value names a type that may not, or cannot, be restored.
+        """
         return self._decode(entry, stored)
 
     def decode_write(self, content: bytes, refs: bytes, stored: Mapping[bytes, Chunk]) -> Any:
-        """Return the value of a write; see `decode_checkpoint`."""
+        """Return the value of a write; see `decode_entry`."""
         return self._decode(_unpack_entry(ormsgpack.unpackb(content), refs, 0), stored)
 
     def _decode(self, entry: Entry, stored: Mapping[bytes, Chunk]) -> Any:

@@ -22,7 +22,10 @@ def collect(session: Session, family: Any) -> str | None:
     """
     session.raise_epoch(family)
     roots = {digest for refs in session.references(family) for digest in split_refs(refs)}
-    links = dict(session.links(family)) if roots else {}
+    if not roots:
+        session.drop_chunks(family, None)
+        return None
+    links = dict(session.links(family))
     stored = set(session.digests(family))
     live = reachable(roots, links)
     missing = live - stored

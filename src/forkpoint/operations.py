@@ -461,8 +461,8 @@ def delete_for_runs(context: Context, run_ids: Sequence[str]) -> None:
         threads = session.threads_of_runs(run_ids)
         for thread in threads:
             rows = list(session.rows(thread.key))
-            doomed = [_place(row) for row in rows if row.run_id in doomed_runs]
-            session.remove(thread.key, removal.removable(_headers(context, rows), doomed))
+            doomed = [_place(row) for row in rows if row.hidden or row.run_id in doomed_runs]
+            session.remove(thread.key, *removal.plan(_headers(context, rows), doomed))
         for family in dict.fromkeys(thread.family for thread in threads):
             missing = collect(session, family) or missing
     if threads:
@@ -485,8 +485,9 @@ def prune(context: Context, thread_ids: Sequence[str], strategy: str) -> None:
             if thread is None:
                 continue
             rows = list(session.rows(thread.key))
-            doomed = removal.all_but_latest(map(_place, rows))
-            session.remove(thread.key, removal.removable(_headers(context, rows), doomed))
+            latest = removal.latest(_place(row) for row in rows if not row.hidden)
+            doomed = {_place(row) for row in rows} - latest
+            session.remove(thread.key, *removal.plan(_headers(context, rows), doomed))
             missing = collect(session, thread.family)
         _removed(context, [thread_id], missing)
 

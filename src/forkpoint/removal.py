@@ -1,8 +1,8 @@
 """Which checkpoints may go, so that what stays keeps its state. Pure.
 
 A checkpoint's values are its own, but for those of a `DeltaChannel`: these are rebuilt from the
-writes of its ancestors, back to the nearest that stores the channel. Such ancestors stay as long
-as a checkpoint needs them.
+writes of its ancestors, back to the nearest that stores the channel. Such ancestors stay in the
+store, hidden from view, for as long as a checkpoint needs them.
 """
 
 from __future__ import annotations
@@ -35,25 +35,39 @@ def rebuilt_channels(
     return {channel for channel in counters if channel in versions and channel not in stored}
 
 
-def removable(headers: Mapping[Place, Header], doomed: Iterable[Place]) -> set[Place]:
-    """Return those of the doomed checkpoints that no surviving one needs."""
-    removed = set(doomed)
-    for place, header in headers.items():
-        if place in removed:
-            continue
-        needed = set(header.rebuilt)
-        ancestor = header.parent
-        while needed and ancestor is not None and ancestor in headers:
-            removed.discard(ancestor)
-            needed.difference_update(headers[ancestor].stored)
-            ancestor = headers[ancestor].parent
-    return removed
+class Plan(NamedTuple):
+    """What a removal does: some checkpoints are removed, and some hidden."""
+
+    removed: set[Place]
+    hidden: set[Place]
 
 
-def all_but_latest(places: Iterable[Place]) -> set[Place]:
-    """Return all checkpoints but the newest of each namespace."""
-    places = set(places)
-    latest: dict[str, str] = {}
+def plan(headers: Mapping[Place, Header], doomed: Iterable[Place]) -> Plan:
+    """Return what to do so that the doomed checkpoints are gone, and all others are as before.
+
+    Args:
+        headers: All checkpoints of a thread. Those that are hidden already are doomed too.
+        doomed: Those that are to go.
+    """
+    going = set(doomed)
+    needed: set[tuple[Place, str]] = set()
+    for place in headers.keys() - going:
+        for channel in headers[place].rebuilt:
+            ancestor = headers[place].parent
+            while ancestor is not None and ancestor in headers:
+                if (ancestor, channel) in needed:
+                    break
+                needed.add((ancestor, channel))
+                if channel in headers[ancestor].stored:
+                    break
+                ancestor = headers[ancestor].parent
+    hidden = {place for place, _ in needed} & going
+    return Plan(going - hidden, hidden)
+
+
+def latest(places: Iterable[Place]) -> set[Place]:
+    """Return the newest checkpoint of each namespace."""
+    newest: dict[str, str] = {}
     for checkpoint_ns, checkpoint_id in places:
-        latest[checkpoint_ns] = max(checkpoint_id, latest.get(checkpoint_ns, ""))
-    return places - set(latest.items())
+        newest[checkpoint_ns] = max(checkpoint_id, newest.get(checkpoint_ns, ""))
+    return set(newest.items())

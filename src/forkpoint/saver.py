@@ -312,8 +312,8 @@ class ForkpointSaver(BaseCheckpointSaver[Any]):
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Remove the checkpoints that runs made, with their writes.
 
-        A checkpoint that the `DeltaChannel` of a surviving one is rebuilt from stays, and so do
-        the copies that were made of one by `copy_thread`.
+        What the `DeltaChannel` of a surviving checkpoint is rebuilt from is kept, out of sight.
+        Copies that were made by `copy_thread` stay.
 
         Args:
             run_ids: As the checkpoints' metadata have them under `run_id`.
@@ -348,9 +348,9 @@ class ForkpointSaver(BaseCheckpointSaver[Any]):
 
         Args:
             thread_ids: The threads. Those that do not exist are no error.
-            strategy: `"keep_latest"` keeps the newest checkpoint of each namespace, and those
-                that its `DeltaChannel`s are rebuilt from. `"delete"`, or `"delete_all"`, removes
-                the threads.
+            strategy: `"keep_latest"` keeps the newest checkpoint of each namespace, and out of
+                sight what its `DeltaChannel`s are rebuilt from. `"delete"`, or `"delete_all"`,
+                removes the threads.
         """
         checked = inputs.identifiers(thread_ids, "thread_id")
         self._runner.run(operations.prune, self._context, checked, strategy)

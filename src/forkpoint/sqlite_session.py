@@ -69,7 +69,8 @@ CREATE TABLE IF NOT EXISTS forkpoint_checkpoints (
     metadata TEXT NOT NULL,
     refs BLOB NOT NULL,
     content BLOB NOT NULL,
-    seal BLOB NOT NULL
+    seal BLOB NOT NULL,
+    hidden INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_checkpoints_place
     ON forkpoint_checkpoints (thread, checkpoint_ns, checkpoint_id);
@@ -106,7 +107,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_chunks_digest
 """
 
 _CHECKPOINT = (
-    "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, refs, content, seal"
+    "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, refs, content, seal,"
+    " hidden"
 )
 _WRITE = "checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, refs, content, seal"
 
@@ -114,7 +116,8 @@ _CHECKPOINT_OF = [
     "SELECT t.key, t.family, t.epoch, "
     + ", ".join(f"c.{column}" for column in _CHECKPOINT.split(", "))
     + " FROM forkpoint_threads AS t JOIN forkpoint_checkpoints AS c ON c.thread = t.key"
-    " WHERE t.thread_id = ? AND t.deleted_at IS NULL AND c.checkpoint_ns = ?" + which
+    " WHERE t.thread_id = ? AND t.deleted_at IS NULL AND c.checkpoint_ns = ? AND NOT c.hidden"
+    + which
     for which in (" ORDER BY c.checkpoint_id DESC LIMIT 1", " AND c.checkpoint_id = ?")
 ]
 _WRITES_OF = (
@@ -129,11 +132,11 @@ _UPDATE_THREAD = (
 )
 _PUT = (
     f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {_CHECKPOINT})"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _REPLACE = (
     "UPDATE forkpoint_checkpoints SET parent_checkpoint_id = ?, run_id = ?,"
-    " metadata = ?, refs = ?, content = ?, seal = ?"
+    " metadata = ?, refs = ?, content = ?, seal = ?, hidden = ?"
     " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 )
 # A task's writes are stored once; its error, interrupt and resume replace each other.
@@ -179,7 +182,7 @@ class SqliteSession:
         return Found(thread_id, thread, found, [WriteRow(*write) for write in writes])
 
     def page(self, query: Query) -> list[Found]:
-        conditions: dict[str, Sequence[Any]] = {}
+        conditions: dict[str, Sequence[Any]] = {"NOT c.hidden": ()}
         if query.thread_id is not None:
             thread = self.thread(query.thread_id)
             if thread is None:
@@ -196,11 +199,11 @@ class SqliteSession:
         if query.filter:
             conditions["forkpoint_contains(c.metadata, ?)"] = (json.dumps(query.filter),)
         columns = ", ".join(f"c.{column}" for column in _CHECKPOINT.split(", "))
-        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         rows = self._all(
             f"SELECT t.thread_id, t.key, t.family, t.epoch, {columns}"
             " FROM forkpoint_checkpoints AS c JOIN forkpoint_threads AS t ON t.key = c.thread"
-            f" {where} ORDER BY c.checkpoint_id DESC, c.thread DESC, c.checkpoint_ns DESC LIMIT ?",
+            f" WHERE {' AND '.join(conditions)}"
+            " ORDER BY c.checkpoint_id DESC, c.thread DESC, c.checkpoint_ns DESC LIMIT ?",
             *(value for values in conditions.values() for value in values),
             query.limit,
         )
@@ -312,8 +315,13 @@ class SqliteSession:
 
     def _replace(self, thread: int, row: CheckpointRow) -> None:
         self._run(_REPLACE, *row[2:], thread, *row[:2])
+        self._count_checkpoints(thread)
+
+    def _count_checkpoints(self, thread: int) -> None:
         self._run(
-            "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count - 1 WHERE key = ?",
+            "UPDATE forkpoint_threads SET checkpoint_count = (SELECT count(*) FROM"
+            " forkpoint_checkpoints WHERE thread = ? AND NOT hidden) WHERE key = ?",
+            thread,
             thread,
         )
 
@@ -414,7 +422,7 @@ class SqliteSession:
             thread.key,
         ).rowcount
         if provisional:
-            self._run("DELETE FROM forkpoint_chunks WHERE family = ?", thread.family)
+            self.drop_chunks(thread.family, None)
 
     def copy(self, source: ThreadRef, target_id: str) -> None:
         if self.thread(target_id) is not None:
@@ -446,18 +454,25 @@ class SqliteSession:
             source.key,
         )
 
-    def remove(self, thread: Any, checkpoints: Collection[tuple[str, str]]) -> None:
+    def remove(
+        self,
+        thread: Any,
+        removed: Collection[tuple[str, str]],
+        hidden: Collection[tuple[str, str]],
+    ) -> None:
+        place = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
         for table in ("writes", "checkpoints"):
             self._many(
-                f"DELETE FROM forkpoint_{table}"
-                " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
-                ((thread, *place) for place in checkpoints),
+                f"DELETE FROM forkpoint_{table} {place}", ((thread, *one) for one in removed)
             )
+        self._many(
+            f"UPDATE forkpoint_checkpoints SET hidden = 1 {place}",
+            ((thread, *one) for one in hidden),
+        )
+        self._count_checkpoints(thread)
         self._run(
-            "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?), checkpoint_count ="
-            " (SELECT count(*) FROM forkpoint_checkpoints WHERE thread = ?) WHERE key = ?",
+            "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
             _now(),
-            thread,
             thread,
         )
 
@@ -506,11 +521,14 @@ class SqliteSession:
         for (digest,) in self._run("SELECT digest FROM forkpoint_chunks WHERE family = ?", family):
             yield digest
 
-    def drop_chunks(self, family: Any, digests: Iterable[bytes]) -> None:
-        self._many(
-            "DELETE FROM forkpoint_chunks WHERE family = ? AND digest = ?",
-            ((family, digest) for digest in digests),
-        )
+    def drop_chunks(self, family: Any, digests: Iterable[bytes] | None) -> None:
+        if digests is None:
+            self._run("DELETE FROM forkpoint_chunks WHERE family = ?", family)
+        else:
+            self._many(
+                "DELETE FROM forkpoint_chunks WHERE family = ? AND digest = ?",
+                ((family, digest) for digest in digests),
+            )
 
     # Secrets
 

@@ -22,7 +22,8 @@ Four kinds of record, in tables or a collection prefixed `forkpoint_`, and one f
 
 ``checkpoints``
     ``thread`` (key), ``checkpoint_ns``, ``checkpoint_id``, ``parent_checkpoint_id``, ``run_id``
-    (of the metadata), ``metadata`` (JSON, ASCII), ``refs``, ``content``, ``seal``.
+    (of the metadata), ``metadata`` (JSON, ASCII), ``refs``, ``content``, ``seal``, ``hidden`` (the
+    checkpoint was removed, and is kept because the state of another is rebuilt from it).
     ``content`` is a protected MessagePack array ``[type, body, manifest]``: the checkpoint without
     its channel values, as the serializer's type and bytes, and a map from channel to entry.
 
@@ -104,6 +105,7 @@ class CheckpointRow(NamedTuple):
     refs: bytes
     content: bytes
     seal: bytes
+    hidden: bool = False
 
 
 class WriteRow(NamedTuple):
@@ -184,12 +186,12 @@ class Session(Protocol):
         """Return those of these chunks that the store has."""
 
     def rows(self, thread: Any) -> Iterator[CheckpointRow]:
-        """Return all checkpoints of a thread, in no order."""
+        """Return all checkpoints of a thread, hidden ones too, in no order."""
 
     def ancestors(
         self, thread: Any, checkpoint_ns: str, checkpoint_id: str
     ) -> Iterator[CheckpointRow]:
-        """Return a checkpoint, its parent, and so on."""
+        """Return a checkpoint, its parent, and so on, hidden ones too."""
 
     def channel_writes(
         self,
@@ -212,8 +214,13 @@ class Session(Protocol):
             ThreadExists: There is a thread of this id.
         """
 
-    def remove(self, thread: Any, checkpoints: Collection[tuple[str, str]]) -> None:
-        """Remove checkpoints, given as (namespace, id), and their writes."""
+    def remove(
+        self,
+        thread: Any,
+        removed: Collection[tuple[str, str]],
+        hidden: Collection[tuple[str, str]],
+    ) -> None:
+        """Remove checkpoints, given as (namespace, id), and their writes, and hide others."""
 
     def bury(self, thread: Any) -> None:
         """Remove all checkpoints and writes of a thread, and mark it as deleted."""
@@ -232,8 +239,8 @@ class Session(Protocol):
     def digests(self, family: Any) -> Iterator[bytes]:
         """Return the digests of all chunks of a family."""
 
-    def drop_chunks(self, family: Any, digests: Iterable[bytes]) -> None:
-        """Remove chunks."""
+    def drop_chunks(self, family: Any, digests: Iterable[bytes] | None) -> None:
+        """Remove chunks of a family, or all of them."""
 
     # Secrets
 
