@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import enum
 import random
 import uuid
 from collections import deque
@@ -151,6 +152,54 @@ def test_any_value_comes_back_through_encryption(value: Any) -> None:
 def test_values_of_every_shape_come_back(codec: Callable[[], Codec], value: Any) -> None:
     serde = SafeSerializer()
     assert typed(round_trip(codec(), value)) == typed(serde.loads_typed(serde.dumps_typed(value)))
+
+
+class Mood(str, enum.Enum):
+    GOOD = "good"
+
+
+class Shout(str):
+    pass
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        Mood.GOOD,
+        Shout("good"),
+        (1, 2),
+        datetime.date(2024, 1, 2),
+        uuid.UUID(int=1),
+        1.0,
+        True,
+        b"x",
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize(
+    "other",
+    ["good", [1, 2], "2024-01-02", str(uuid.UUID(int=1)), 1, 1.0, bytearray(b"x")],
+    ids=repr,
+)
+def test_messages_with_fields_that_only_look_alike_are_not_mixed_up(one: Any, other: Any) -> None:
+    serde = SafeSerializer()
+    codec = plain()
+    for _ in range(2):
+        for kept in (one, other):
+            value = [
+                AIMessage("x" * 500, id="1", additional_kwargs={"k": kept}, extra_field=kept),
+                AIMessage("y" * 500, id="2", additional_kwargs={"k": kept}),
+            ]
+            restored = round_trip(codec, value)
+            expected = serde.loads_typed(serde.dumps_typed(value))
+            assert [typed(message.__dict__) for message in restored] == [
+                typed(message.__dict__) for message in expected
+            ]
+            assert restored == expected
+            assert typed(restored[0].__pydantic_extra__) == typed(expected[0].__pydantic_extra__)
+            assert [message.__pydantic_fields_set__ for message in restored] == [
+                message.__pydantic_fields_set__ for message in expected
+            ]
 
 
 def message(n: int, size: int = 500) -> HumanMessage:

@@ -453,3 +453,16 @@ async def test_delta_history_follows_the_path_to_the_nearest_stored_value(api: A
     assert await api.get_delta_channel_history(config=config("nobody"), channels=["d"]) == {
         "d": {"writes": []}
     }
+
+
+async def test_a_checkpoint_that_was_put_as_its_own_ancestor_does_not_trap_the_reader(
+    api: Api,
+) -> None:
+    stored = put(api.saver, {"n": 1})
+    same = {**checkpoint({"n": 2}), "id": id_of(stored)}
+    await api.put(stored, same, {}, {"n": 1})
+
+    history = await api.get_delta_channel_history(config=stored, channels=["d"])
+    assert history == {"d": {"writes": []}}
+    await api.prune(["thread"])
+    assert (await api.get_tuple(config())).checkpoint["channel_values"] == {"n": 2}

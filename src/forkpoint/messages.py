@@ -19,6 +19,15 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import ormsgpack
 from langchain_core.messages import BaseMessage
 
+# Refuse all but the plainest types: a subclass, an enum or a date would pack as if it were one.
+_PLAIN_ONLY = (
+    ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
+    | ormsgpack.OPT_PASSTHROUGH_TUPLE
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+)
 _REMEMBERED_BYTES = 16 * 1024 * 1024  # of each kind, twice at most
 
 _K = TypeVar("_K")
@@ -78,7 +87,9 @@ class MessageMemo:
     def packed(self, message: BaseMessage, pack: Callable[[Any], bytes | None]) -> bytes | None:
         """Return how a message serializes, by `pack` if it is not remembered."""
         try:
-            fields = ormsgpack.packb((message.__dict__, message.__pydantic_extra__))
+            fields = ormsgpack.packb(
+                [message.__dict__, message.__pydantic_extra__], option=_PLAIN_ONLY
+            )
         except ormsgpack.MsgpackEncodeError:  # some field is no plain value
             return pack(message)
         key = (type(message), fields)
@@ -119,7 +130,7 @@ class MessageMemo:
             return
         fields = [message.__dict__ for message in messages]
         try:
-            packed = ormsgpack.packb(fields)
+            packed = ormsgpack.packb(fields, option=_PLAIN_ONLY)
         except ormsgpack.MsgpackEncodeError:
             return
         if ormsgpack.unpackb(packed) == fields:

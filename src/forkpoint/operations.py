@@ -325,6 +325,8 @@ def delta_channel_history(
         ancestors = session.ancestors(thread.key, address.checkpoint_ns, found.row.checkpoint_id)
         next(ancestors)  # its own writes are for its child
         for distance, row in enumerate(ancestors):
+            if row.checkpoint_id in path:
+                break  # one that was put as its own ancestor
             path[row.checkpoint_id] = distance
             with _at(found.thread_id, row.checkpoint_ns, row.checkpoint_id):
                 manifest = _open_row(codec, row)[1]

@@ -276,11 +276,11 @@ class SqliteSession:
             found += self._all(
                 f"SELECT {_WRITE} FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = ?"
                 f" AND checkpoint_id IN ({_marks(batch)})"
-                " AND channel IN (SELECT value FROM json_each(?))",
+                f" AND channel IN ({_marks(channels)})",
                 thread,
                 checkpoint_ns,
                 *batch,
-                json.dumps(list(channels)),
+                *channels,
             )
         return [WriteRow(*row) for row in found]
 
