@@ -324,6 +324,16 @@ def test_a_connection_with_an_open_transaction_is_left_alone(path: Path) -> None
     connection.close()
 
 
+if sys.version_info >= (3, 12):
+
+    def test_a_connection_that_never_commits_by_itself_is_refused(path: Path) -> None:
+        connection = sqlite3.connect(path, check_same_thread=False, autocommit=False)
+
+        with pytest.raises(InvalidInput, match="autocommit"):
+            put(SqliteSaver(connection), {"n": 1})
+        connection.close()
+
+
 @pytest.mark.parametrize("how", ["uri", "connection"])
 def test_a_read_only_database_can_be_read_and_not_written(path: Path, how: str) -> None:
     with SqliteSaver(path) as saver:

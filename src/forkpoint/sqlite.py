@@ -70,11 +70,6 @@ class SqliteSaver(ForkpointSaver):
 
 def _passed(connection: sqlite3.Connection) -> Callable[[], sqlite3.Connection]:
     """Return how to get at a connection that the caller opened, if it can be used."""
-    if getattr(connection, "autocommit", -1) is False:
-        raise InvalidInput(
-            "the sqlite3.Connection was opened with autocommit=False, so a transaction is always "
-            "open; open it with autocommit=True, or without"
-        )
     process = os.getpid()
 
     def connect() -> sqlite3.Connection:
@@ -82,6 +77,11 @@ def _passed(connection: sqlite3.Connection) -> Callable[[], sqlite3.Connection]:
             raise SaverClosed(
                 "the connection that was passed cannot be used in a forked process; make a saver "
                 "from the path there"
+            )
+        if getattr(connection, "autocommit", -1) is False:
+            raise InvalidInput(
+                "the sqlite3.Connection was opened with autocommit=False, so a transaction is "
+                "always open; open it with autocommit=True, or without"
             )
         return connection
 
