@@ -300,6 +300,26 @@ def test_a_random_edit_rewrites_a_bounded_number_of_bytes(
     assert rewritten(base, edited) <= 100_000
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from(sorted(MAKERS)),
+    st.lists(st.tuples(st.sampled_from(sorted(EDITS)), st.integers(1, 60)), max_size=12),
+)
+def test_a_list_is_cut_the_same_whatever_was_cut_before(
+    seed: int, kind: str, edits: list[tuple[str, int]]
+) -> None:
+    used = plain()
+    value = [MAKERS[kind](seed + n) for n in range(40)]
+    for edit, times in edits:
+        for n in range(times):
+            value = EDITS[edit](value, MAKERS[kind](seed + 1000 + n))
+        if value:
+            entry, chunks = encode(used, value)
+            assert (entry, chunks) == encode(plain(), value)
+            assert encode(used, value) == (entry, chunks)
+
+
 def test_an_unknown_serializer_keeps_its_own_bytes() -> None:
     class Reversed:
         def dumps_typed(self, obj: Any) -> tuple[str, bytes]:

@@ -37,15 +37,16 @@ TOP_DIGESTS = 8
 """How many digests a manifest holds for one value at most; beyond that they go into nodes."""
 
 
-def runs(elements: Sequence[bytes]) -> Iterator[slice]:
-    """Yield the runs that cover `elements`, in order.
+def runs(elements: Sequence[bytes], start: int = 0) -> Iterator[slice]:
+    """Yield the runs that cover `elements`, in order, from one that begins at `start`.
 
     The chance of a cut after an element is proportional to its length, so that runs are about
     `RUN_BYTES` long whatever the size of the elements.
     """
-    start = size = 0
-    window = b""
-    for index, element in enumerate(elements):
+    size = 0
+    window = b"".join(elements[max(0, start - WINDOW_BYTES) : start])[-WINDOW_BYTES:]
+    for index in range(start, len(elements)):
+        element = elements[index]
         length = len(element)
         size += length
         window = element if length >= WINDOW_BYTES else (window + element)[-WINDOW_BYTES:]

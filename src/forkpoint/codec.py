@@ -25,7 +25,7 @@ from forkpoint.errors import (
     InvalidInput,
     UnreadableValue,
 )
-from forkpoint.messages import MessageMemo
+from forkpoint.messages import Memo, MessageMemo
 from forkpoint.serde import DeltaSnapshot, SafeSerializer
 
 INLINE_BYTES = 512
@@ -42,6 +42,8 @@ NEST_DEPTH = 8
 """How many lists and dicts within each other are cut."""
 
 DIGEST_BYTES = 32
+
+_REMEMBERED_BYTES = 16 * 1024 * 1024  # of lists, twice at most
 
 _INLINE, _OPAQUE, _LIST, _DICT = range(4)
 _SNAPSHOT = 4  # added to the kind: the value stands in a DeltaChannel's snapshot
@@ -64,6 +66,15 @@ class Entry(NamedTuple):
     content: bytes
     refs: bytes
     height: int
+
+
+class _CutList(NamedTuple):
+    """A list as it was cut: its elements, its runs and their digests."""
+
+    packed: list[bytes]
+    leaves: list[bytes]
+    runs: list[Chunk]
+    last_start: int
 
 
 Manifest = dict[str, Entry]
@@ -94,6 +105,7 @@ class Codec:
         self.cipher = cipher_of(serde)
         self._secret = secret
         self._memo = MessageMemo()
+        self._lists: Memo[bytes, _CutList] = Memo(_REMEMBERED_BYTES)  # by their first elements
         if isinstance(serde, EncryptedSerializer) and self.cipher is not None:
             serde = serde.serde
         self._serde = serde
@@ -202,31 +214,58 @@ class Codec:
         header = chunking.array_header if kind == _LIST else chunking.map_header
         if sum(map(len, packed)) <= inline:
             return Entry(_INLINE, _MSGPACK, header(len(packed)) + b"".join(packed), b"", 0)
+        nested = [
+            index
+            for index, element in enumerate(packed)
+            if len(element) > NEST_BYTES
+            and (type(values[index]) in (list, dict) or len(element) > chunking.PIECE_BYTES)
+        ]
+        if kind == _LIST and not nested:
+            return self._tree(kind, "", self._cut_again(packed, chunks), chunks)
         leaves: list[bytes] = []
-
-        def add_runs(start: int, stop: int) -> None:
-            elements = packed[start:stop]
-            for run in chunking.runs(elements):
-                content = header(run.stop - run.start) + b"".join(elements[run])
-                leaves.append(self._add((b"", content), chunks))
-
         done = 0
-        for index, element in enumerate(packed):
-            if len(element) <= NEST_BYTES:
-                continue
-            key = b"" if keys is None else self._serde.dumps_typed({keys[index]: None})[1][1:-1]
-            if type(values[index]) in (list, dict):
-                entry = self._encode(values[index], chunks, 0, depth + 1)
-            elif len(element) > chunking.PIECE_BYTES:
-                entry = self._encode_opaque(_MSGPACK, element[len(key) :], chunks, 0)
-            else:
-                continue
-            add_runs(done, index)
+        for index in [*nested, len(packed)]:
+            for run in chunking.runs(packed[done:index]):
+                elements = packed[done + run.start : done + run.stop]
+                leaves.append(self._add((b"", header(len(elements)) + b"".join(elements)), chunks))
+            if index < len(packed):
+                key = b"" if keys is None else self._pack_key(keys[index])
+                leaves.append(self._add_nested(key, packed[index], values[index], chunks, depth))
             done = index + 1
-            nested = (entry.refs, ormsgpack.packb([key, _pack_entry(entry)]))
-            leaves.append(self._add(nested, chunks))
-        add_runs(done, len(packed))
         return self._tree(kind, "", leaves, chunks)
+
+    def _pack_key(self, key: Any) -> bytes:
+        return self._serde.dumps_typed({key: None})[1][1:-1]  # neither header nor value
+
+    def _add_nested(
+        self, packed_key: bytes, packed: bytes, value: Any, chunks: Chunks, depth: int
+    ) -> bytes:
+        """Add an element that is cut itself; a list's has no key."""
+        if type(value) in (list, dict):
+            entry = self._encode(value, chunks, 0, depth + 1)
+        else:
+            entry = self._encode_opaque(_MSGPACK, packed[len(packed_key) :], chunks, 0)
+        content = ormsgpack.packb([packed_key, _pack_entry(entry)])
+        return self._add((entry.refs, content), chunks)
+
+    def _cut_again(self, packed: list[bytes], chunks: Chunks) -> list[bytes]:
+        """Cut the elements of a list into runs.
+
+        Often they are those of the time before and some more. Then all runs but the last are the
+        same, and need not be joined and hashed again.
+        """
+        known = self._lists.get(packed[0])
+        if known is None or packed[: len(known.packed)] != known.packed:
+            known = _CutList([], [], [], 0)
+        leaves, runs, start = known.leaves[:-1], known.runs[:-1], known.last_start
+        chunks.update(zip(leaves, runs, strict=True))
+        for run in chunking.runs(packed, start):
+            chunk = (b"", chunking.array_header(run.stop - run.start) + b"".join(packed[run]))
+            leaves.append(self._add(chunk, chunks))
+            runs.append(chunk)
+            start = run.start
+        self._lists.put(packed[0], _CutList(packed, leaves, runs, start), sum(map(len, packed)))
+        return leaves
 
     def _encode_opaque(self, kind: str, content: bytes, chunks: Chunks, inline: int) -> Entry:
         if len(content) <= inline:

@@ -34,7 +34,7 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
-class _Memo(Generic[_K, _V]):
+class Memo(Generic[_K, _V]):
     """A mapping of bounded size that keeps what was used since it was last full."""
 
     def __init__(self, limit: int) -> None:
@@ -70,8 +70,8 @@ class MessageMemo:
     """Remembers serialized messages by their fields, and restored ones by their run's digest."""
 
     def __init__(self) -> None:
-        self._packed: _Memo[tuple[type, bytes], bytes] = _Memo(_REMEMBERED_BYTES)
-        self._runs: _Memo[bytes, _Run] = _Memo(_REMEMBERED_BYTES)
+        self._packed: Memo[tuple[type, bytes], bytes] = Memo(_REMEMBERED_BYTES)
+        self._runs: Memo[bytes, _Run] = Memo(_REMEMBERED_BYTES)
         self._classes: dict[type, bool] = {}
 
     def knows(self, kind: type) -> bool:

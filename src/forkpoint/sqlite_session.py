@@ -20,6 +20,7 @@ from forkpoint.storage import (
     WriteRow,
 )
 
+_INSERTED = 50  # rows inserted by one statement
 _BATCH = 500  # values bound in one statement; SQLite's own limit was 999 once
 
 SCHEMA = """
@@ -130,6 +131,10 @@ _UPDATE_THREAD = (
     " provisional = provisional AND ?"
     " WHERE key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
 )
+_SAME_THREAD = (
+    "SELECT 1 FROM forkpoint_threads"
+    " WHERE key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
+)
 _PUT = (
     f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {_CHECKPOINT})"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -140,14 +145,11 @@ _REPLACE = (
     " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 )
 # A task's writes are stored once; its error, interrupt and resume replace each other.
-_PUT_WRITE, _REPLACE_WRITE = (
-    f"INSERT OR {verb} INTO forkpoint_writes (thread, {_WRITE})"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT_WRITES, _REPLACE_WRITES = (
+    f"INSERT OR {verb} INTO forkpoint_writes (thread, {_WRITE}) VALUES "
     for verb in ("IGNORE", "REPLACE")
 )
-_PUT_CHUNK = (
-    "INSERT OR IGNORE INTO forkpoint_chunks (family, digest, refs, content) VALUES (?, ?, ?, ?)"
-)
+_PUT_CHUNKS = "INSERT OR IGNORE INTO forkpoint_chunks (family, digest, refs, content) VALUES "
 
 
 class SqliteSession:
@@ -305,12 +307,14 @@ class SqliteSession:
             thread = self._admit(put, now)
             if thread is None:
                 return None
-        for digest, chunk in put.chunks.items():
-            self._run(_PUT_CHUNK, thread.family, digest, *chunk)
+        self._insert(
+            _PUT_CHUNKS, [(thread.family, digest, *chunk) for digest, chunk in put.chunks.items()]
+        )
         if put.row is not None and not self._run(_PUT, thread.key, *put.row).rowcount:
             self._replace(thread.key, put.row)
-        for write in put.writes:
-            self._run(_PUT_WRITE if write.idx >= 0 else _REPLACE_WRITE, thread.key, *write)
+        key = thread.key
+        self._insert(_PUT_WRITES, [(key, *write) for write in put.writes if write.idx >= 0])
+        self._insert(_REPLACE_WRITES, [(key, *write) for write in put.writes if write.idx < 0])
         return thread
 
     def _replace(self, thread: int, row: CheckpointRow) -> None:
@@ -327,6 +331,8 @@ class SqliteSession:
 
     def _update_thread(self, thread: ThreadRef, put: Put, now: int, dead_until: str | None) -> bool:
         """Keep the record of a thread up, if it still is as it is known to be."""
+        if put.row is None and put.status is None:  # nothing in it changes
+            return bool(self._one(_SAME_THREAD, thread.key, thread.epoch, dead_until))
         updated = self._run(
             _UPDATE_THREAD,
             put.row is not None,
@@ -550,6 +556,13 @@ class SqliteSession:
         cursor.row_factory = None  # a connection that was passed may have one
         return cursor.execute(sql, values)
 
+    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert rows by as few statements as possible: each lets go of the interpreter's lock."""
+        for batch in _batches(rows, _INSERTED):
+            marks = f"({_marks(batch[0])})"
+            values = (value for row in batch for value in row)
+            self._run(statement + ", ".join([marks] * len(batch)), *values)
+
     def _many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         self._connection.executemany(sql, rows)
 
@@ -572,7 +585,7 @@ def _marks(values: Collection[Any]) -> str:
 _T = TypeVar("_T")
 
 
-def _batches(values: Collection[_T]) -> Iterator[list[_T]]:
+def _batches(values: Collection[_T], size: int = _BATCH) -> Iterator[list[_T]]:
     listed = list(values)
-    for start in range(0, len(listed), _BATCH):
-        yield listed[start : start + _BATCH]
+    for start in range(0, len(listed), size):
+        yield listed[start : start + size]
