@@ -15,7 +15,7 @@ from langgraph.types import Command
 
 from forkpoint import SqliteSaver, ThreadDeleted
 from graphs import SHAPES, Shape
-from support import config, problems
+from support import checkpoint, config, problems, put
 
 # LangGraph's `interrupt` needs Python 3.11 under asyncio.
 WORLDS = ("sync", "async") if sys.version_info >= (3, 11) else ("sync", "sync")
@@ -185,32 +185,55 @@ def test_deleting_a_run_does_not_change_the_state_of_what_stays(
     assert problems(path, saver) == []
 
 
-def test_a_thread_is_registered_as_its_graph_runs(saver: SqliteSaver, path: Path) -> None:
-    def record() -> tuple[Any, ...]:
-        connection = sqlite3.connect(path)
-        row: tuple[Any, ...] = connection.execute(
-            "SELECT thread_id, metadata, status, checkpoint_count, created_at <= updated_at"
-            " FROM forkpoint_threads WHERE deleted_at IS NULL"
-        ).fetchone()
-        connection.close()
-        return row
+def record(path: Path) -> tuple[Any, ...]:
+    connection = sqlite3.connect(path)
+    row: tuple[Any, ...] = connection.execute(
+        "SELECT thread_id, metadata, status, checkpoint_count, created_at <= updated_at"
+        " FROM forkpoint_threads WHERE deleted_at IS NULL"
+    ).fetchone()
+    connection.close()
+    return row
 
+
+def test_a_thread_is_registered_as_its_graph_runs(saver: SqliteSaver, path: Path) -> None:
     graph = SHAPES["interrupts"].build(saver)
     graph.invoke({"items": []}, THREAD)
     count = len(list(saver.list(config())))
-    thread_id, metadata, *rest = record()
+    thread_id, metadata, *rest = record(path)
     assert (thread_id, json.loads(metadata)) == ("thread", {"user_id": "u1"})
     assert rest == ["interrupted", count, 1]
 
     graph.invoke(Command(resume="one"), THREAD)
     graph.invoke(Command(resume="two"), THREAD)
-    assert record()[2:4] == ("idle", len(list(saver.list(config()))))
+    assert record(path)[2:4] == ("idle", len(list(saver.list(config()))))
 
     failing = SHAPES["failing"].build(saver)
     saver.delete_thread("thread")
     with pytest.raises(RuntimeError):
         failing.invoke({"items": []}, THREAD)
-    assert record()[2] == "error"
+    assert record(path)[2] == "error"
+
+
+@pytest.mark.parametrize(
+    ("channel", "status"), [("__interrupt__", "interrupted"), ("__error__", "error")]
+)
+@pytest.mark.parametrize("writes_first", [True, False])
+def test_the_status_is_the_same_whether_writes_or_their_checkpoint_come_first(
+    channel: str, status: str, writes_first: bool, saver: SqliteSaver, path: Path
+) -> None:
+    """A graph stores both in the background, in either order."""
+    first = put(saver, {"n": 0})
+    made = checkpoint({"n": 1})
+    at = config(checkpoint_id=made["id"])
+    if writes_first:
+        saver.put_writes(at, [("c", 1), (channel, "x")], "task")
+    saver.put(first, made, {}, {"n": 2})
+    if not writes_first:
+        saver.put_writes(at, [("c", 1), (channel, "x")], "task")
+    assert record(path)[2] == status
+
+    put(saver, {"n": 2}, parent=at)
+    assert record(path)[2] == "idle"
 
 
 async def test_deleting_a_thread_under_a_running_graph_ends_the_run(

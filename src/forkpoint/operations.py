@@ -145,18 +145,9 @@ def put(context: Context, new: NewCheckpoint) -> None:
             codec.protect(encoded.content),
             codec.seal(checkpoint_ns, checkpoint_id, new.metadata, encoded.refs, encoded.content),
         )
-        unknown = context.memory.unknown(thread, encoded.chunks)
-        return Put(
-            thread_id,
-            thread,
-            "{}" if thread else inputs.thread_metadata(new.config),
-            inputs.ancestry(new.config),
-            checkpoint_ns,
-            checkpoint_id,
-            {digest: codec.protect_chunk(chunk) for digest, chunk in unknown.items()},
-            row=row,
-            status="idle" if checkpoint_ns == "" else None,
-        ), encoded.chunks
+        prepared = _prepared(context, new.config, thread, row, encoded.chunks)
+        status = "idle" if checkpoint_ns == "" else None
+        return prepared._replace(row=row, status=status), encoded.chunks
 
     thread = _write(context, thread_id, prepare)
     context.memory.add_manifest(
@@ -220,21 +211,32 @@ def put_writes(context: Context, new: NewWrites) -> None:
         )
 
     def prepare(thread: ThreadRef | None) -> tuple[Put, Chunks]:
-        unknown = context.memory.unknown(thread, chunks)
-        return Put(
-            new.thread_id,
-            thread,
-            "{}" if thread else inputs.thread_metadata(new.config),
-            inputs.ancestry(new.config),
-            checkpoint_ns,
-            checkpoint_id,
-            {digest: codec.protect_chunk(chunk) for digest, chunk in unknown.items()},
-            writes=rows,
-            status=_status(new.writes) if checkpoint_ns == "" else None,
-        ), chunks
+        prepared = _prepared(context, new.config, thread, rows[0], chunks)
+        status = _status(new.writes) if checkpoint_ns == "" else None
+        return prepared._replace(writes=rows, status=status), chunks
 
     if rows:
         _write(context, new.thread_id, prepare)
+
+
+def _prepared(
+    context: Context,
+    config: RunnableConfig,
+    thread: ThreadRef | None,
+    row: CheckpointRow | WriteRow,
+    chunks: Chunks,
+) -> Put:
+    """Return a `Put` at the place of a row, with those chunks that the store may lack."""
+    unknown = context.memory.unknown(thread, chunks)
+    return Put(
+        inputs.address(config).thread_id,
+        thread,
+        "{}" if thread else inputs.thread_metadata(config),
+        inputs.ancestry(config),
+        row.checkpoint_ns,
+        row.checkpoint_id,
+        {digest: context.codec.protect_chunk(chunk) for digest, chunk in unknown.items()},
+    )
 
 
 def _status(writes: Sequence[tuple[str, Any]]) -> str | None:

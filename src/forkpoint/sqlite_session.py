@@ -8,6 +8,9 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
+
 from forkpoint.codec import Chunk
 from forkpoint.errors import ThreadExists
 from forkpoint.storage import (
@@ -125,9 +128,15 @@ _WRITES_OF = (
     f"SELECT {_WRITE} FROM forkpoint_writes"
     " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 )
+_INTERRUPTED, _FAILED = WRITES_IDX_MAP[INTERRUPT], WRITES_IDX_MAP[ERROR]
+# A new checkpoint makes a thread idle, unless a task's interrupt or error came before it.
 _UPDATE_THREAD = (
     "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count + ?,"
-    " updated_at = max(updated_at, ?), status = coalesce(?, status),"
+    " updated_at = max(updated_at, ?), status = CASE ? WHEN 'idle' THEN coalesce(("
+    f"SELECT CASE idx WHEN {_INTERRUPTED} THEN 'interrupted' ELSE 'error' END"
+    " FROM forkpoint_writes WHERE thread = key AND checkpoint_ns = ? AND checkpoint_id = ?"
+    f" AND idx IN ({_INTERRUPTED}, {_FAILED}) ORDER BY idx LIMIT 1"
+    "), 'idle') ELSE coalesce(?, status) END,"
     " provisional = provisional AND ?"
     " WHERE key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
 )
@@ -337,6 +346,9 @@ class SqliteSession:
             _UPDATE_THREAD,
             put.row is not None,
             now,
+            put.status,
+            put.checkpoint_ns,
+            put.checkpoint_id,
             put.status,
             put.row is None,
             thread.key,

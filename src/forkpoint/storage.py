@@ -160,6 +160,8 @@ class Put(NamedTuple):
     row: CheckpointRow | None = None
     writes: Sequence[WriteRow] = ()
     status: str | None = None
+    """The thread's status after this, if it changes. That of a checkpoint, `idle`, gives way to
+    that of its writes, should they have come before it."""
 
 
 class Stale(Exception):
