@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import sys
 import tempfile
 import time
@@ -72,6 +73,8 @@ async def _run(bench: Bench, names: Sequence[str], out: Path) -> None:
         for name in names:
             syncs.append(sync_milliseconds(bench.directory))
             start = time.perf_counter()
+            gc.collect()
+            gc.freeze()  # what a workload leaves behind is not the next one's to walk through
             results += await WORKLOADS[name](bench)
             print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     if bench.sizes is QUICK:

@@ -516,5 +516,5 @@ def _throughput_result(rates: dict[str, list[float]], measured: str) -> Result:
 
 WORKLOADS: dict[str, Callable[[Bench], Awaitable[list[Result]]]] = {
     workload.__name__: workload
-    for workload in (chat, history, window, agent, delta, growth, throughput)
+    for workload in (chat, history, window, agent, delta, throughput, growth)
 }

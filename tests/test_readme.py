@@ -38,3 +38,13 @@ def test_the_commands_name_what_is_there() -> None:
 def test_every_file_that_is_linked_exists() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_figures_are_those_that_were_measured() -> None:
+    measured = (ROOT / "benchmarks" / "results" / "results.md").read_text()
+    figures = {cell.strip() for line in measured.splitlines() for cell in line.split("|")}
+    table = README.partition("## How it compares")[2].partition("What a chat turn adds")[0]
+    rows = [line.split("|")[2:-1] for line in table.splitlines() if re.match(r"\| [^w]", line)]
+    assert len(rows) >= 10
+    for row in rows:
+        assert {cell.strip() for cell in row} <= figures, row
