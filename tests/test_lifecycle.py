@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,42 @@ def test_one_saver_serves_several_event_loops_at_once(path: Path) -> None:
             thread.join()
         assert len(list(saver.list(None))) == 120
         assert problems(path, saver) == []
+
+
+def test_event_loops_that_make_the_first_call_at_the_same_time_all_get_an_answer() -> None:
+    for _ in range(30):
+        with SqliteSaver(":memory:") as saver:
+            barrier = threading.Barrier(8)
+            answered: list[int] = []
+
+            def first_call(
+                saver: SqliteSaver, barrier: threading.Barrier, answered: list[int]
+            ) -> None:
+                barrier.wait()
+                asyncio.run(asyncio.wait_for(saver.aget_tuple(config()), 30))
+                answered.append(1)
+
+            threads = [
+                threading.Thread(target=first_call, args=(saver, barrier, answered))
+                for _ in range(8)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(answered) == 8
+
+
+def test_the_worker_threads_end_with_their_saver() -> None:
+    before = threading.active_count()
+    for _ in range(20):
+        with SqliteSaver(":memory:") as saver:
+            asyncio.run(saver.aget_tuple(config()))
+    del saver
+    deadline = time.monotonic() + 30
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
 
 
 def test_a_loop_that_is_closed_too_early_does_no_harm(path: Path) -> None:

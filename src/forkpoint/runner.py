@@ -34,9 +34,6 @@ class Runner(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """Let go of what the runner started."""
-
 
 class WorkerRunner:
     """Runs sync operations where they are called, and async ones on worker threads.
@@ -61,19 +58,14 @@ class WorkerRunner:
         return await call.outcome()
 
     def _start(self) -> None:
-        self._process = os.getpid()
-        self._calls = SimpleQueue()
+        calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         for _ in range(_WORKERS):
-            threading.Thread(
-                target=_work, args=(self._calls,), name="forkpoint", daemon=True
-            ).start()
-        weakref.finalize(self, _stop, self._calls)
-
-    def close(self) -> None:
-        """Let the worker threads end when they have done what they were given."""
-        if self._process == os.getpid():
-            self._process = 0
-            _stop(self._calls)
+            threading.Thread(target=_work, args=(calls,), name="forkpoint", daemon=True).start()
+        # They end with the runner, not when the saver is closed: a call may be on its way then.
+        weakref.finalize(self, _stop, calls)
+        # In this order: who sees the process must find a queue that has workers.
+        self._calls = calls
+        self._process = os.getpid()
 
 
 def _work(calls: SimpleQueue[_Call[Any] | None]) -> None:
@@ -177,8 +169,3 @@ class AiosqliteRunner:
             if not running.cancelled():
                 running.exception()  # seen: the caller is not there any more to be told
             raise
-
-    def close(self) -> None:
-        """Leave the connection, which is the caller's, open."""
-        if self._caller is not None:
-            self._caller.shutdown(wait=False)
