@@ -1,25 +1,86 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
-from forkpoint import SqliteSaver
+from forkpoint.saver import ForkpointSaver
+from servers import Mongod, ReplicaSet, RunningServer
+from stores import MongoStore, SqliteStore, Store
 from support import Api
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "checkpoints.db"
+@pytest.fixture(scope="session")
+def mongo_server() -> Iterator[ReplicaSet | RunningServer]:
+    """A replica set of one member: the smallest server that can do everything."""
+    running = os.environ.get("FORKPOINT_TEST_MONGODB_URI")
+    if running:
+        yield RunningServer(running)
+        return
+    with ReplicaSet() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def standalone_server() -> Iterator[Mongod]:
+    """A server that is no member of a replica set, and so has no transactions."""
+    with Mongod() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def guarded_server() -> Iterator[ReplicaSet]:
+    """A server on which users must authenticate."""
+    with ReplicaSet(key="between members") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def replica_set() -> Iterator[ReplicaSet]:
+    """Three members, any of which a test may kill and start again."""
+    with ReplicaSet(3) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "mongodb"])
+def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    """Makes new stores of one backend."""
+    with ExitStack() as made:
+
+        def make() -> Store:
+            store: Store
+            if request.param == "sqlite":
+                store = SqliteStore(tmp_path / f"{uuid4().hex}.db")
+            else:
+                server = request.getfixturevalue("mongo_server")
+                store = MongoStore(server.uri, f"test-{uuid4().hex}")
+            made.callback(store.close)
+            return store
+
+        yield make
 
 
 @pytest.fixture
-def saver(path: Path) -> Iterator[SqliteSaver]:
-    with SqliteSaver(path, durability="normal") as saver:
+def store(new_store: Callable[[], Store]) -> Store:
+    return new_store()
+
+
+@pytest.fixture
+def saver(store: Store) -> Iterator[ForkpointSaver]:
+    with store.saver() as saver:
         yield saver
 
 
 @pytest.fixture(params=["sync", "async"])
-def api(request: pytest.FixtureRequest, saver: SqliteSaver) -> Api:
+def api(request: pytest.FixtureRequest, saver: ForkpointSaver) -> Api:
     return Api(saver, request.param)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a test that is about SQLite has its database."""
+    return tmp_path / "checkpoints.db"

@@ -10,13 +10,14 @@ import forkpoint
 PACKAGE = Path(forkpoint.__file__).parent
 LAYERS = [
     {"errors"},
-    {"chunking", "filters", "removal", "messages", "inputs", "serde", "runner"},
+    {"chunking", "filters", "removal", "messages", "inputs", "serde", "runner", "group_commit"},
     {"codec"},
     {"storage"},
-    {"collect", "memory", "sqlite_session"},
-    {"operations", "sqlite_storage"},
-    {"saver"},
-    {"sqlite"},
+    {"collect", "memory", "sqlite_session", "mongodb_records"},
+    {"operations", "sqlite_storage", "mongodb_session"},
+    {"mongodb_puts"},
+    {"saver", "mongodb_storage"},
+    {"sqlite", "mongodb"},
     {"__init__"},
 ]
 

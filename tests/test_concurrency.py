@@ -1,67 +1,61 @@
-"""Many processes and threads on one database: no error, nothing lost, nothing twice."""
+"""Many processes and threads on one store: no error, nothing lost, nothing twice."""
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
 import random
-import sqlite3
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
 
-from forkpoint import SqliteSaver
-from support import checkpoint, config, problems, put
+from forkpoint import ThreadExists
+from forkpoint.saver import ForkpointSaver
+from stores import Store
+from support import checkpoint, config, put
 
 PROCESSES, PUTS = 8, 500
 
 
-def same_thread(saver: SqliteSaver, process: int, n: int) -> None:
+def same_thread(saver: ForkpointSaver, process: int, n: int) -> None:
     text = random.Random(f"{process}-{n}").randbytes(500).hex()
     put(saver, {"text": text, "who": [process, n]}, thread_id="same")
 
 
-def distinct_threads(saver: SqliteSaver, process: int, n: int) -> None:
+def distinct_threads(saver: ForkpointSaver, process: int, n: int) -> None:
     text = random.Random(f"{process}-{n}").randbytes(500).hex()
     put(saver, {"text": text, "who": [process, n]}, thread_id=f"thread-{process}")
 
 
-def identical_content(saver: SqliteSaver, process: int, n: int) -> None:
+def identical_content(saver: ForkpointSaver, process: int, n: int) -> None:
     text = random.Random(n).randbytes(500).hex()
     put(saver, {"text": text, "who": [process, n]}, thread_id="same")
 
 
-WORKLOADS: dict[str, Callable[[SqliteSaver, int, int], None]] = {
+WORKLOADS: dict[str, Callable[[ForkpointSaver, int, int], None]] = {
     work.__name__: work for work in (same_thread, distinct_threads, identical_content)
 }
 
 
-def run(path: Path, workload: str, process: int, barrier: Any) -> None:
-    with SqliteSaver(path, durability="normal") as saver:
+def run(store: Store, workload: str, process: int, puts: int, barrier: Any) -> None:
+    with store.saver() as saver:
         barrier.wait()
-        for n in range(PUTS):
+        for n in range(puts):
             WORKLOADS[workload](saver, process, n)
 
 
-@pytest.mark.parametrize(
-    ("workload", "chunks"),
-    [
-        ("same_thread", PROCESSES * PUTS),
-        ("distinct_threads", PROCESSES * PUTS),
-        ("identical_content", PUTS),
-    ],
-)
+@pytest.mark.parametrize("workload", WORKLOADS)
 def test_eight_processes_lose_nothing_and_store_each_chunk_once(
-    path: Path, workload: str, chunks: int
+    store: Store, workload: str
 ) -> None:
+    puts = store.times(PUTS)
     context = multiprocessing.get_context("forkserver")
     barrier = context.Barrier(PROCESSES)
     workers = [
-        context.Process(target=run, args=(path, workload, process, barrier))
+        context.Process(target=run, args=(store, workload, process, puts, barrier))
         for process in range(PROCESSES)
     ]
     for worker in workers:
@@ -70,16 +64,17 @@ def test_eight_processes_lose_nothing_and_store_each_chunk_once(
         worker.join()
 
     assert [worker.exitcode for worker in workers] == [0] * PROCESSES
-    with SqliteSaver(path) as saver:
+    with store.saver() as saver:
         stored = [found.checkpoint["channel_values"]["who"] for found in saver.list(None)]
-        assert sorted(stored) == [[p, n] for p in range(PROCESSES) for n in range(PUTS)]
-    assert problems(path) == []
-    connection = sqlite3.connect(path)
-    assert connection.execute("SELECT count(*) FROM forkpoint_chunks").fetchone() == (chunks,)
-    connection.close()
+        assert sorted(stored) == [[p, n] for p in range(PROCESSES) for n in range(puts)]
+    assert store.problems() == []
+    shared = workload == "identical_content"
+    assert store.count("chunks") == (puts if shared else PROCESSES * puts)
 
 
-async def test_sync_threads_and_async_tasks_share_one_saver(saver: SqliteSaver, path: Path) -> None:
+async def test_sync_threads_and_async_tasks_share_one_saver(
+    saver: ForkpointSaver, store: Store
+) -> None:
     messages = [HumanMessage("x" * 400, id=str(n)) for n in range(60)]
 
     def sync_work(name: str) -> None:
@@ -106,18 +101,18 @@ async def test_sync_threads_and_async_tasks_share_one_saver(saver: SqliteSaver, 
     found = list(saver.list(None))
     assert len(found) == 12 * 40
     assert all(len(one.pending_writes or []) == 1 for one in found)
-    assert problems(path, saver) == []
+    assert store.problems(saver) == []
 
 
-def test_deleting_and_copying_while_others_write_breaks_nothing(path: Path) -> None:
+def test_deleting_and_copying_while_others_write_breaks_nothing(store: Store) -> None:
     """One family, in which chunks die and come back all the time."""
     errors: list[BaseException] = []
-    with SqliteSaver(path, durability="normal") as saver:
+    with store.saver() as saver:
         put(saver, {"text": "seed " * 500}, thread_id="root")
 
         def work(seed: int) -> None:
             rng = random.Random(seed)
-            with SqliteSaver(path, durability="normal") as own:
+            with store.saver() as own:
                 for round_ in range(25):
                     name = f"copy-{seed}-{round_}"
                     own.copy_thread("root", name)
@@ -146,4 +141,19 @@ def test_deleting_and_copying_while_others_write_breaks_nothing(path: Path) -> N
         for thread in threads:
             thread.join()
         assert errors == []
-        assert problems(path, saver) == []
+        assert store.problems(saver) == []
+
+
+async def test_of_several_copies_to_one_target_at_the_same_time_one_is_made(
+    saver: ForkpointSaver, store: Store
+) -> None:
+    for name in ("one", "other"):
+        put(saver, {"text": f"{name} " * 500}, thread_id=name)
+    for round_ in range(10):
+        target = f"copy-{round_}"
+        copies = [saver.acopy_thread(("one", "other")[n % 2], target) for n in range(6)]
+        results = await asyncio.gather(*copies, return_exceptions=True)
+        assert results.count(None) == 1
+        assert sum(isinstance(result, ThreadExists) for result in results) == 5
+    assert store.count("threads") == 12
+    assert store.problems(saver) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -13,6 +12,8 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from forkpoint import SqliteSaver
+from forkpoint.saver import ForkpointSaver
+from stores import Store
 
 KEY = b"0123456789abcdef"
 
@@ -21,19 +22,17 @@ def encrypted() -> SerializerProtocol:
     return EncryptedSerializer.from_pycryptodome_aes(key=KEY)
 
 
-@pytest.mark.parametrize(
+SERIALIZERS = pytest.mark.parametrize(
     "serde",
     [lambda: None, encrypted, JsonPlusSerializer],
     ids=["default", "encrypted", "json-plus"],
 )
-@pytest.mark.parametrize("where", ["file", ":memory:"])
-async def test_all_eight_capabilities_pass(
-    where: str, serde: Callable[[], SerializerProtocol | None], tmp_path: Path
-) -> None:
+
+
+async def check(fresh_saver: Callable[[], ForkpointSaver]) -> None:
     @checkpointer_test(name=f"forkpoint-{uuid4()}")
-    async def fresh() -> AsyncIterator[SqliteSaver]:
-        name = where if where == ":memory:" else str(tmp_path / f"{uuid4()}.db")
-        async with SqliteSaver.from_conn_string(name, serde=serde(), durability="normal") as saver:
+    async def fresh() -> AsyncIterator[ForkpointSaver]:
+        async with fresh_saver() as saver:
             yield saver
 
     report = await validate(fresh)
@@ -43,3 +42,17 @@ async def test_all_eight_capabilities_pass(
         failures, True
     ), failures
     assert len(report.results) == 8
+
+
+@SERIALIZERS
+async def test_all_eight_capabilities_pass(
+    new_store: Callable[[], Store], serde: Callable[[], SerializerProtocol | None]
+) -> None:
+    await check(lambda: new_store().saver(serde=serde()))
+
+
+@SERIALIZERS
+async def test_all_eight_capabilities_pass_in_memory(
+    serde: Callable[[], SerializerProtocol | None],
+) -> None:
+    await check(lambda: SqliteSaver(":memory:", serde=serde()))

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
-from forkpoint import SqliteSaver, ThreadExists, ThreadNotFound
+from forkpoint import ThreadExists, ThreadNotFound
+from forkpoint.saver import ForkpointSaver
 from support import Api, checkpoint, config, id_of, put
 
 
@@ -402,14 +403,14 @@ async def test_copying_refuses_a_target_that_exists_and_a_source_that_does_not(a
     assert await api.get_tuple(config("c")) is None
 
 
-def test_versions_count_up_from_one(saver: SqliteSaver) -> None:
+def test_versions_count_up_from_one(saver: ForkpointSaver) -> None:
     version = saver.get_next_version(None, None)
     assert version == 1
     assert saver.get_next_version(version, None) == 2
     assert saver.get_next_version(1.5, None) == 2.5
 
 
-def test_versions_that_another_saver_began_as_strings_go_on_as_such(saver: SqliteSaver) -> None:
+def test_versions_that_another_saver_began_as_strings_go_on_as_such(saver: ForkpointSaver) -> None:
     current = "00000000000000000000000000000009.0.1234567890123456"
     following = [current]
     for _ in range(5):

@@ -6,23 +6,22 @@ import multiprocessing
 import os
 import random
 import signal
-import sqlite3
 import time
-from pathlib import Path
 from typing import Any
 
 from langchain_core.messages import HumanMessage
 
-from forkpoint import SqliteSaver
-from support import config, problems, put
+from stores import Store
+from support import config, put
 
 KILLS = 200
+LOAD_SECONDS = 12  # in expectation 6, which the processes share
 
 
-def load(path: Path, seed: int, acknowledged: Any) -> None:
+def load(store: Store, seed: int, acknowledged: Any) -> None:
     """Put, write, copy, prune and delete until killed, and say what was acknowledged."""
     rng = random.Random(seed)
-    saver = SqliteSaver(path)
+    saver = store.saver()
     messages = [HumanMessage(f"{seed} {n} " * 60, id=f"{seed}-{n}") for n in range(200)]
     mine = f"thread-{seed}"
     parent = None
@@ -44,19 +43,20 @@ def load(path: Path, seed: int, acknowledged: Any) -> None:
                 saver.prune([copy])
 
 
-def test_a_process_killed_at_random_points_loses_nothing_that_it_acknowledged(path: Path) -> None:
+def test_a_process_killed_at_random_points_loses_nothing_that_it_acknowledged(store: Store) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_crash", "forkpoint"])
+    context.set_forkserver_preload(["test_crash", "forkpoint.mongodb"])
     rng = random.Random(1)
+    kills = store.times(KILLS)
     killed = acknowledged = 0
-    for seed in range(KILLS):
+    for seed in range(kills):
         reading, writing = os.pipe()
-        process = context.Process(target=load, args=(path, seed, FileDescriptor(writing)))
+        process = context.Process(target=load, args=(store, seed, FileDescriptor(writing)))
         process.start()
         os.close(writing)
         log = os.fdopen(reading)
         assert log.readline() == "ready\n"
-        time.sleep(rng.random() * 0.06)
+        time.sleep(rng.random() * LOAD_SECONDS / kills)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -64,7 +64,7 @@ def test_a_process_killed_at_random_points_loses_nothing_that_it_acknowledged(pa
         lines = [line.split() for line in log.read().splitlines() if line.count(" ") == 2]
         log.close()
 
-        with SqliteSaver(path) as saver:
+        with store.saver() as saver:
             for kind, checkpoint_id, n in lines:
                 found = saver.get_tuple(config(f"thread-{seed}", checkpoint_id))
                 assert found is not None, f"put {n} of process {seed} was acknowledged and is lost"
@@ -72,11 +72,14 @@ def test_a_process_killed_at_random_points_loses_nothing_that_it_acknowledged(pa
                 if kind == "write":
                     assert ("task", "d", int(n)) in (found.pending_writes or [])
                 acknowledged += 1
-            assert problems(path, saver if seed % 20 == 0 else None) == []
-            for thread_id in thread_ids(path):  # so that the next round is as quick
-                saver.delete_thread(thread_id)
-    assert killed == KILLS
-    assert acknowledged > KILLS
+            assert store.problems(saver if seed % 20 == 0 else None, after_crash=True) == []
+            store.outlast()
+            for thread in store.threads():  # so that the next round is as quick
+                if thread.is_live:
+                    saver.delete_thread(thread.thread_id)
+            assert store.problems() == []
+    assert killed == kills
+    assert acknowledged > kills
 
 
 class FileDescriptor(int):
@@ -90,11 +93,3 @@ class FileDescriptor(int):
 
 def _detach(passed: Any) -> int:
     return int(passed.detach())
-
-
-def thread_ids(path: Path) -> list[str]:
-    connection = sqlite3.connect(path)
-    rows = connection.execute("SELECT thread_id FROM forkpoint_threads WHERE deleted_at IS NULL")
-    found = [thread_id for (thread_id,) in rows]
-    connection.close()
-    return found

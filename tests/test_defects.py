@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from pathlib import Path
+import time
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.base.id import uuid6
 
-from forkpoint import SqliteSaver, ThreadDeleted
-from support import Api, checkpoint, config, id_of, problems, put
+from forkpoint import ThreadDeleted
+from forkpoint.saver import ForkpointSaver
+from stores import Store
+from support import Api, checkpoint, config, id_of, put
 
 
 @pytest.mark.parametrize(
@@ -25,13 +26,13 @@ from support import Api, checkpoint, config, id_of, problems, put
         ("aput_writes", (config(checkpoint_id="c"), [("c", 1)], "task")),
     ],
 )
-async def test_every_method_works_on_a_fresh_database(
-    name: str, arguments: tuple[Any, ...], saver: SqliteSaver
+async def test_every_method_works_on_a_fresh_store(
+    name: str, arguments: tuple[Any, ...], saver: ForkpointSaver
 ) -> None:
     await getattr(saver, name)(*arguments)
 
 
-async def test_a_put_inside_an_async_listing_does_not_block(saver: SqliteSaver) -> None:
+async def test_a_put_inside_an_async_listing_does_not_block(saver: ForkpointSaver) -> None:
     for n in range(45):
         put(saver, {"n": n})
 
@@ -47,21 +48,24 @@ async def test_a_put_inside_an_async_listing_does_not_block(saver: SqliteSaver) 
     assert len(list(saver.list(config()))) == 135
 
 
-async def test_a_listing_that_is_given_up_holds_nothing(saver: SqliteSaver, path: Path) -> None:
+async def test_a_listing_that_is_given_up_holds_nothing(
+    saver: ForkpointSaver, store: Store
+) -> None:
     for n in range(45):
         put(saver, {"n": n})
     listing, alisting = saver.list(config()), saver.alist(config())
     next(listing)
     await anext(alisting)
 
-    put(saver, {"n": 1})
-    other = sqlite3.connect(path, timeout=1)
-    other.execute("DELETE FROM forkpoint_writes")
-    other.commit()
-    other.close()
+    with store.saver() as other:
+        started = time.monotonic()
+        put(saver, {"n": 1})
+        other.delete_thread("thread")
+    assert time.monotonic() - started < 10
+    assert store.problems() == []
 
 
-async def test_sync_calls_on_the_loops_thread_do_not_hang(saver: SqliteSaver) -> None:
+async def test_sync_calls_on_the_loops_thread_do_not_hang(saver: ForkpointSaver) -> None:
     background = [
         asyncio.create_task(saver.aput(config(f"{n}"), checkpoint({"n": n}), {}, {"n": 1}))
         for n in range(50)
@@ -74,7 +78,7 @@ async def test_sync_calls_on_the_loops_thread_do_not_hang(saver: SqliteSaver) ->
 
 
 async def test_a_delete_that_is_cancelled_is_never_half_done(
-    saver: SqliteSaver, path: Path
+    saver: ForkpointSaver, store: Store
 ) -> None:
     for delay in (0, 0.0001, 0.0005, 0.001, 0.01):
         stored = put(saver, {"text": "text " * 5000})
@@ -87,31 +91,14 @@ async def test_a_delete_that_is_cancelled_is_never_half_done(
         put(saver, {"n": 1}, thread_id="unrelated")  # commits nothing of the delete
         found = saver.get_tuple(stored)
         assert found is None or found.pending_writes == [("task", "c", 1)]
-        assert problems(path, saver) == []
-
-
-def test_an_operation_that_fails_commits_nothing(saver: SqliteSaver, path: Path) -> None:
-    put(saver, {"n": 1})
-    storage = saver._context.storage
-
-    def fail_in_between() -> None:
-        with storage.writing() as session:
-            thread = session.thread("thread")
-            assert thread is not None
-            session.bury(thread.key)
-            raise RuntimeError("in between")
-
-    with pytest.raises(RuntimeError, match="in between"):
-        fail_in_between()
-    assert saver.get_tuple(config()) is not None
-    assert problems(path, saver) == []
+        assert store.problems(saver) == []
 
 
 class TestLateWrites:
     """What a run does after its thread was deleted under it."""
 
     async def test_a_late_checkpoint_does_not_bring_the_thread_back(
-        self, api: Api, path: Path
+        self, api: Api, store: Store
     ) -> None:
         head = put(api.saver, {"n": 1})
         await api.delete_thread("thread")
@@ -120,19 +107,19 @@ class TestLateWrites:
             await api.put(head, checkpoint({"n": 2}), {}, {"n": 2})
         assert await api.get_tuple(config()) is None
         assert await api.list(None) == []
-        assert problems(path, api.saver) == []
+        assert store.problems(api.saver) == []
 
-    async def test_late_writes_do_not_bring_the_thread_back(self, api: Api, path: Path) -> None:
+    async def test_late_writes_do_not_bring_the_thread_back(self, api: Api, store: Store) -> None:
         head = put(api.saver, {"n": 1})
         await api.delete_thread("thread")
 
         with pytest.raises(ThreadDeleted):
             await api.put_writes(head, [("c", "x" * 9000)], "task")
-        assert problems(path, api.saver) == []
+        assert store.problems(api.saver) == []
 
     @pytest.mark.parametrize("writes_first", [True, False])
     async def test_the_writes_of_a_late_checkpoint_leave_nothing_in_either_order(
-        self, api: Api, path: Path, writes_first: bool
+        self, api: Api, store: Store, writes_first: bool
     ) -> None:
         head = put(api.saver, {"n": 1})
         await api.delete_thread("thread")
@@ -148,11 +135,8 @@ class TestLateWrites:
                 await api.put_writes(writing, [("c", "x" * 9000)], "task")
 
         assert await api.get_tuple(config()) is None
-        connection = sqlite3.connect(path)
-        live = "SELECT count(*) FROM forkpoint_threads WHERE deleted_at IS NULL"
-        assert connection.execute(live).fetchone() == (0,)
-        connection.close()
-        assert problems(path, api.saver) == []
+        assert store.count("threads") == 0
+        assert store.problems(api.saver) == []
 
     async def test_a_late_subgraph_does_not_bring_the_thread_back(self, api: Api) -> None:
         head = put(api.saver, {"n": 1})
@@ -164,7 +148,7 @@ class TestLateWrites:
             await api.put(inner, checkpoint({"n": 1}), {}, {"n": 1})
         assert await api.list(None) == []
 
-    async def test_a_new_run_may_use_the_id_again(self, api: Api, path: Path) -> None:
+    async def test_a_new_run_may_use_the_id_again(self, api: Api, store: Store) -> None:
         old = put(api.saver, {"n": "old"})
         await api.delete_thread("thread")
 
@@ -180,10 +164,10 @@ class TestLateWrites:
         found = await api.list(config())
         assert [one.checkpoint["channel_values"]["n"] for one in found] == ["newer", "new"]
         assert (await api.get_tuple(stored)).pending_writes == [("task", "c", "early")]
-        assert problems(path, api.saver) == []
+        assert store.problems(api.saver) == []
 
     async def test_a_thread_may_be_deleted_and_made_again_many_times(
-        self, api: Api, path: Path
+        self, api: Api, store: Store
     ) -> None:
         heads = []
         for n in range(5):
@@ -194,11 +178,11 @@ class TestLateWrites:
                 await api.put_writes(head, [("c", 1)], "task")
         put(api.saver, {"n": 6})
         assert len(await api.list(None)) == 1
-        assert problems(path, api.saver) == []
+        assert store.problems(api.saver) == []
 
-    def test_another_process_deletes_the_thread(self, saver: SqliteSaver, path: Path) -> None:
+    def test_another_process_deletes_the_thread(self, saver: ForkpointSaver, store: Store) -> None:
         head = put(saver, {"n": 1})
-        with SqliteSaver(path) as other:
+        with store.saver() as other:
             other.delete_thread("thread")
 
         with pytest.raises(ThreadDeleted):
@@ -218,11 +202,11 @@ class TestLateWrites:
 
 
 def test_a_write_that_relies_on_chunks_which_another_process_collected_writes_them_again(
-    saver: SqliteSaver, path: Path
+    saver: ForkpointSaver, store: Store
 ) -> None:
     text = "a text that is long enough for a chunk " * 100
     first = put(saver, {"text": text}, metadata={"run_id": "run"})
-    with SqliteSaver(path) as other:
+    with store.saver() as other:
         put(other, {"n": 1}, parent=first)
         other.delete_for_runs(["run"])  # and with the run the chunk
 
@@ -232,10 +216,10 @@ def test_a_write_that_relies_on_chunks_which_another_process_collected_writes_th
     found = saver.get_tuple(config())
     assert found is not None
     assert found.checkpoint["channel_values"] == {"text": text, "n": 2}
-    assert problems(path, saver) == []
+    assert store.problems(saver) == []
 
 
-def test_checkpoint_ids_that_are_no_uuids_work_as_well(saver: SqliteSaver, path: Path) -> None:
+def test_checkpoint_ids_that_are_no_uuids_work_as_well(saver: ForkpointSaver, store: Store) -> None:
     parent = config()
     for n in range(9):
         made = {**checkpoint({"n": n}), "id": f"{n}"}
@@ -247,4 +231,4 @@ def test_checkpoint_ids_that_are_no_uuids_work_as_well(saver: SqliteSaver, path:
     found = saver.get_tuple(config())
     assert found is not None
     assert len(found.pending_writes or []) == 1
-    assert problems(path, saver) == []
+    assert store.problems(saver) == []

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
-from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from forkpoint import CorruptChunk, EncryptionMismatch, SafeSerializer, SqliteSaver
-from support import config, problems, put
+from forkpoint import CorruptChunk, EncryptionMismatch, SafeSerializer
+from stores import Store
+from support import config, put
 
 SECRET = "the-secret-text"
 
@@ -27,112 +26,103 @@ def values(count: int = 200) -> dict[str, Any]:
     }
 
 
-def test_no_value_is_readable_in_the_file(path: Path) -> None:
-    with SqliteSaver(path, serde=serde()) as saver:
+def test_no_value_is_readable_in_the_store(store: Store) -> None:
+    with store.saver(serde=serde()) as saver:
         stored = put(saver, values())
         saver.put_writes(stored, [("c", SECRET), ("d", SECRET * 1000)], "task")
 
-    assert SECRET.encode() not in path.read_bytes()
+    stored_bytes = store.content()
+    assert b"forkpoint digest key" not in stored_bytes
+    assert SECRET.encode() not in stored_bytes
+    assert len(stored_bytes) > 1000
 
 
-def test_values_come_back_in_another_process_with_the_key(path: Path) -> None:
-    with SqliteSaver(path, serde=serde()) as saver:
+def test_values_come_back_in_another_process_with_the_key(store: Store) -> None:
+    with store.saver(serde=serde()) as saver:
         put(saver, values())
-    with SqliteSaver(path, serde=serde()) as saver:
+    with store.saver(serde=serde()) as saver:
         found = saver.get_tuple(config())
         assert found is not None
         assert found.checkpoint["channel_values"] == values()
-        assert problems(path, saver) == []
+        assert store.problems(saver) == []
 
 
-def test_chunks_are_shared_between_checkpoints_and_processes(path: Path) -> None:
-    def count() -> int:
-        connection = sqlite3.connect(path)
-        (chunks,) = connection.execute("SELECT count(*) FROM forkpoint_chunks").fetchone()
-        connection.close()
-        return int(chunks)
-
-    with SqliteSaver(path, serde=serde()) as saver:
+def test_chunks_are_shared_between_checkpoints_and_processes(store: Store) -> None:
+    with store.saver(serde=serde()) as saver:
         put(saver, values(200))
-        before = count()
-    with SqliteSaver(path, serde=serde()) as saver:
+        before = store.count("chunks")
+    with store.saver(serde=serde()) as saver:
         put(saver, values(201))
-    assert count() - before <= 4
+    assert store.count("chunks") - before <= 4
 
 
-def test_another_key_reads_nothing(path: Path) -> None:
-    with SqliteSaver(path, serde=serde()) as saver:
+def test_another_key_reads_nothing(store: Store) -> None:
+    with store.saver(serde=serde()) as saver:
         put(saver, values(), thread_id="one")
-    with SqliteSaver(path, serde=serde(b"another-key-0123")) as other:
+    with store.saver(serde=serde(b"another-key-0123")) as other:
         with pytest.raises(CorruptChunk, match="another key"):
             other.get_tuple(config("one"))
         put(other, values(), thread_id="other")
         assert other.get_tuple(config("other")) is not None
 
 
-def test_an_unencrypted_row_is_refused(path: Path) -> None:
-    with SqliteSaver(path) as plain:
+def test_an_unencrypted_row_is_refused(store: Store) -> None:
+    with store.saver() as plain:
         stored = put(plain, values(), thread_id="plain")
         plain.put_writes(stored, [("c", 1)], "task")
-    with SqliteSaver(path, serde=serde()) as saver:
+    with store.saver(serde=serde()) as saver:
         with pytest.raises(EncryptionMismatch, match="not encrypted"):
             saver.get_tuple(config("plain"))
         with pytest.raises(EncryptionMismatch):
             list(saver.list(None))
 
 
-@pytest.mark.parametrize("table", ["checkpoints", "writes", "chunks"])
-def test_a_row_that_was_replaced_by_an_unencrypted_one_is_refused(path: Path, table: str) -> None:
-    with SqliteSaver(path, serde=serde()) as saver:
+@pytest.mark.parametrize("kind", ["checkpoints", "writes", "chunks"])
+def test_a_row_that_was_replaced_by_an_unencrypted_one_is_refused(store: Store, kind: str) -> None:
+    with store.saver(serde=serde()) as saver:
         stored = put(saver, values())
         saver.put_writes(stored, [("c", 1)], "task")
-        connection = sqlite3.connect(path)
-        connection.execute(f"UPDATE forkpoint_{table} SET content = CAST(x'00' || content AS BLOB)")
-        connection.commit()
-        connection.close()
+        for row in store.rows(kind):
+            store.change(kind, row.key, content=b"\0" + row.content)
         with pytest.raises(EncryptionMismatch):
             saver.get_tuple(config())
 
 
-def test_an_encrypted_row_needs_the_serializer(path: Path) -> None:
-    with SqliteSaver(path, serde=serde()) as saver:
+def test_an_encrypted_row_needs_the_serializer(store: Store) -> None:
+    with store.saver(serde=serde()) as saver:
         put(saver, values())
     with (
-        SqliteSaver(path) as plain,
+        store.saver() as plain,
         pytest.raises(EncryptionMismatch, match="EncryptedSerializer"),
     ):
         plain.get_tuple(config())
 
 
-def test_a_row_copied_from_another_checkpoint_is_refused(path: Path) -> None:
-    with SqliteSaver(path, serde=serde()) as saver:
+def test_a_row_copied_from_another_checkpoint_is_refused(store: Store) -> None:
+    with store.saver(serde=serde()) as saver:
         first = put(saver, {"approved": False})
+        (target,) = store.rows("checkpoints")
         put(saver, {"approved": True}, parent=first)
-        connection = sqlite3.connect(path)
-        connection.execute(
-            "UPDATE forkpoint_checkpoints SET (content, seal) = (SELECT content, seal FROM"
-            " forkpoint_checkpoints ORDER BY checkpoint_id DESC LIMIT 1)"
-        )
-        connection.commit()
-        connection.close()
+        (source,) = [row for row in store.rows("checkpoints") if row.key != target.key]
+        store.change("checkpoints", target.key, content=source.content, seal=source.seal)
         with pytest.raises(CorruptChunk):
             saver.get_tuple(first)
 
 
-def test_metadata_can_be_searched(path: Path) -> None:
-    with SqliteSaver(path, serde=serde()) as saver:
+def test_metadata_can_be_searched(store: Store) -> None:
+    with store.saver(serde=serde()) as saver:
         put(saver, values(), metadata={"user.id": "u1"})
         assert len(list(saver.list(None, filter={"user.id": "u1"}))) == 1
         assert list(saver.list(None, filter={"user.id": "u2"})) == []
 
 
-def test_a_store_can_be_cleaned_without_the_key(path: Path) -> None:
-    with SqliteSaver(path, serde=serde()) as saver:
+def test_a_store_can_be_cleaned_without_the_key(store: Store) -> None:
+    with store.saver(serde=serde()) as saver:
         put(saver, values(), thread_id="one")
         saver.copy_thread("one", "two")
         put(saver, values(100), thread_id="one")
-    with SqliteSaver(path) as plain:
+    with store.saver() as plain:
         plain.delete_thread("one")
-    with SqliteSaver(path, serde=serde()) as saver:
+    with store.saver(serde=serde()) as saver:
         assert saver.get_tuple(config("two")) is not None
-        assert problems(path, saver) == []
+        assert store.problems(saver) == []

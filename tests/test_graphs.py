@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +11,11 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import EmptyInputError
 from langgraph.types import Command
 
-from forkpoint import SqliteSaver, ThreadDeleted
+from forkpoint import ThreadDeleted
+from forkpoint.saver import ForkpointSaver
 from graphs import SHAPES, Shape
-from support import checkpoint, config, problems, put
+from stores import Store
+from support import checkpoint, config, put
 
 # LangGraph's `interrupt` needs Python 3.11 under asyncio.
 WORLDS = ("sync", "async") if sys.version_info >= (3, 11) else ("sync", "sync")
@@ -71,7 +71,7 @@ def described(snapshot: Any) -> Any:
 @pytest.mark.parametrize("world", sorted(set(WORLDS)))
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_outputs_and_history_are_those_of_the_in_memory_saver(
-    shape: str, world: str, saver: SqliteSaver, path: Path
+    shape: str, world: str, saver: ForkpointSaver, store: Store
 ) -> None:
     expected_graph, expected = await run(SHAPES[shape], InMemorySaver(), world)
     graph, outputs = await run(SHAPES[shape], saver, world)
@@ -80,18 +80,18 @@ async def test_outputs_and_history_are_those_of_the_in_memory_saver(
     ours = [described(snapshot) for snapshot in await history(graph, world)]
     assert ours == [described(snapshot) for snapshot in await history(expected_graph, world)]
     assert len(ours) >= len(SHAPES[shape].inputs) / 2
-    assert problems(path, saver) == []
+    assert store.problems(saver) == []
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_a_thread_goes_on_in_another_process(shape: str, path: Path) -> None:
+async def test_a_thread_goes_on_in_another_process(shape: str, store: Store) -> None:
     """Each input in a saver of its own, sync and async by turns."""
     expected = (await run(SHAPES[shape], InMemorySaver(), "sync"))[1]
     build, inputs, options = SHAPES[shape].build, SHAPES[shape].inputs, SHAPES[shape].options
     outputs = []
     graph = None
     for turn, given in enumerate(inputs):
-        with SqliteSaver(path, durability="normal") as saver:
+        with store.saver() as saver:
             if graph is None or shape != "failing":  # whose node counts its attempts
                 graph = build(saver)
             else:
@@ -104,7 +104,7 @@ async def test_a_thread_goes_on_in_another_process(shape: str, path: Path) -> No
 # The node of the failing graph counts its attempts, so that no two runs of it are alike.
 @pytest.mark.parametrize("shape", sorted(SHAPES.keys() - {"failing"}))
 async def test_time_travel_from_every_checkpoint_is_that_of_the_in_memory_saver(
-    shape: str, saver: SqliteSaver, path: Path
+    shape: str, saver: ForkpointSaver, store: Store
 ) -> None:
     expected_graph, _ = await run(SHAPES[shape], InMemorySaver(), "sync")
     graph, _ = await run(SHAPES[shape], saver, "sync")
@@ -115,12 +115,12 @@ async def test_time_travel_from_every_checkpoint_is_that_of_the_in_memory_saver(
         output = await call(graph, "sync", None, SHAPES[shape].options, our.config)
         assert plain(output) == plain(expected)
         assert described(graph.get_state(THREAD)) == described(expected_graph.get_state(THREAD))
-    assert problems(path, saver) == []
+    assert store.problems(saver) == []
 
 
 @pytest.mark.parametrize("shape", sorted(SHAPES.keys() - {"failing"}))
 def test_pruning_does_not_change_the_state_of_what_stays(
-    shape: str, saver: SqliteSaver, path: Path
+    shape: str, saver: ForkpointSaver, store: Store
 ) -> None:
     graph = SHAPES[shape].build(saver)
     for given in SHAPES[shape].inputs:
@@ -137,11 +137,11 @@ def test_pruning_does_not_change_the_state_of_what_stays(
     assert len(after) == len(namespaces) == 1
     for snapshot in after:
         assert described(snapshot) == before[snapshot.config["configurable"]["checkpoint_id"]]
-    assert problems(path, saver) == []
+    assert store.problems(saver) == []
 
 
 def test_what_a_delta_channel_is_rebuilt_from_is_kept_out_of_sight_and_no_longer_than_needed(
-    saver: SqliteSaver, path: Path
+    saver: ForkpointSaver, store: Store
 ) -> None:
     graph = SHAPES["snapshots"].build(saver)
     kept, expected = [], []
@@ -153,20 +153,18 @@ def test_what_a_delta_channel_is_rebuilt_from_is_kept_out_of_sight_and_no_longer
         assert graph.get_state(THREAD).values == expected[-1]
         assert saver.get_tuple(parent) is None
         assert len(list(saver.list(None))) == 1
-        connection = sqlite3.connect(path)
-        kept += connection.execute("SELECT count(*) FROM forkpoint_checkpoints").fetchone()
-        connection.close()
+        kept.append(store.count("checkpoints"))
     assert max(kept) > 1  # something was needed
     assert max(kept) <= 8  # back to the last time that it was stored
     saver.copy_thread("thread", "copy")
     saver.delete_thread("thread")
     copy: Any = {"configurable": {"thread_id": "copy"}}
     assert graph.get_state(copy).values == expected[-1]
-    assert problems(path, saver) == []
+    assert store.problems(saver) == []
 
 
 def test_deleting_a_run_does_not_change_the_state_of_what_stays(
-    saver: SqliteSaver, path: Path
+    saver: ForkpointSaver, store: Store
 ) -> None:
     graph = SHAPES["snapshots"].build(saver)
     for n in range(6):
@@ -182,36 +180,28 @@ def test_deleting_a_run_does_not_change_the_state_of_what_stays(
     assert {snapshot.metadata["run_id"] for snapshot in after} == {"run-5"}
     for snapshot in after:
         assert snapshot.values == before[snapshot.config["configurable"]["checkpoint_id"]]
-    assert problems(path, saver) == []
+    assert store.problems(saver) == []
 
 
-def record(path: Path) -> tuple[Any, ...]:
-    connection = sqlite3.connect(path)
-    row: tuple[Any, ...] = connection.execute(
-        "SELECT thread_id, metadata, status, checkpoint_count, created_at <= updated_at"
-        " FROM forkpoint_threads WHERE deleted_at IS NULL"
-    ).fetchone()
-    connection.close()
-    return row
-
-
-def test_a_thread_is_registered_as_its_graph_runs(saver: SqliteSaver, path: Path) -> None:
+def test_a_thread_is_registered_as_its_graph_runs(saver: ForkpointSaver, store: Store) -> None:
     graph = SHAPES["interrupts"].build(saver)
     graph.invoke({"items": []}, THREAD)
     count = len(list(saver.list(config())))
-    thread_id, metadata, *rest = record(path)
-    assert (thread_id, json.loads(metadata)) == ("thread", {"user_id": "u1"})
-    assert rest == ["interrupted", count, 1]
+    thread = store.thread("thread")
+    assert json.loads(thread.metadata) == {"user_id": "u1"}
+    assert (thread.status, thread.checkpoint_count) == ("interrupted", count)
+    assert thread.created_at <= thread.updated_at
 
     graph.invoke(Command(resume="one"), THREAD)
     graph.invoke(Command(resume="two"), THREAD)
-    assert record(path)[2:4] == ("idle", len(list(saver.list(config()))))
+    thread = store.thread("thread")
+    assert (thread.status, thread.checkpoint_count) == ("idle", len(list(saver.list(config()))))
 
     failing = SHAPES["failing"].build(saver)
     saver.delete_thread("thread")
     with pytest.raises(RuntimeError):
         failing.invoke({"items": []}, THREAD)
-    assert record(path)[2] == "error"
+    assert store.thread("thread").status == "error"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +209,7 @@ def test_a_thread_is_registered_as_its_graph_runs(saver: SqliteSaver, path: Path
 )
 @pytest.mark.parametrize("writes_first", [True, False])
 def test_the_status_is_the_same_whether_writes_or_their_checkpoint_come_first(
-    channel: str, status: str, writes_first: bool, saver: SqliteSaver, path: Path
+    channel: str, status: str, writes_first: bool, saver: ForkpointSaver, store: Store
 ) -> None:
     """A graph stores both in the background, in either order."""
     first = put(saver, {"n": 0})
@@ -230,14 +220,14 @@ def test_the_status_is_the_same_whether_writes_or_their_checkpoint_come_first(
     saver.put(first, made, {}, {"n": 2})
     if not writes_first:
         saver.put_writes(at, [("c", 1), (channel, "x")], "task")
-    assert record(path)[2] == status
+    assert store.thread("thread").status == status
 
     put(saver, {"n": 2}, parent=at)
-    assert record(path)[2] == "idle"
+    assert store.thread("thread").status == "idle"
 
 
 async def test_deleting_a_thread_under_a_running_graph_ends_the_run(
-    saver: SqliteSaver, path: Path
+    saver: ForkpointSaver, store: Store
 ) -> None:
     graph = SHAPES["loop"].build(saver)
     steps = graph.stream({"items": [1]}, THREAD, durability="sync")
@@ -247,5 +237,5 @@ async def test_deleting_a_thread_under_a_running_graph_ends_the_run(
     with pytest.raises(ThreadDeleted):
         list(steps)
     assert list(saver.list(None)) == []
-    assert problems(path, saver) == []
+    assert store.problems(saver) == []
     assert graph.invoke({"items": [1]}, THREAD)["total"] >= 9

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
 import uuid
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from forkpoint import ForkpointError, InvalidInput, SqliteSaver
+from forkpoint import ForkpointError, InvalidInput
+from forkpoint.saver import ForkpointSaver
+from stores import KINDS, Store
 from support import Api, checkpoint, config, put
 
 BAD_IDENTIFIERS: list[Any] = [
@@ -39,26 +39,20 @@ TAKEN_LITERALLY = [
 ]
 
 
-def rows(path: Path) -> list[int]:
-    connection = sqlite3.connect(path)
-    counts = [
-        connection.execute(f"SELECT count(*) FROM forkpoint_{table}").fetchone()[0]
-        for table in ("threads", "checkpoints", "writes", "chunks")
-    ]
-    connection.close()
-    return counts
+def rows(store: Store) -> list[int]:
+    return [store.count(kind) for kind in KINDS]
 
 
 @pytest.fixture
-def filled(api: Api, path: Path) -> list[int]:
+def filled(api: Api, store: Store) -> list[int]:
     stored = put(api.saver, {"text": "text " * 500})
     api.saver.put_writes(stored, [("c", 1)], "task")
-    return rows(path)
+    return rows(store)
 
 
 @pytest.mark.parametrize("bad", [*BAD_IDENTIFIERS, None], ids=repr)
 async def test_bad_thread_ids_are_refused_everywhere(
-    api: Api, path: Path, filled: list[int], bad: Any
+    api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
     bad_config = config(bad, checkpoint_id="c")
     calls = [
@@ -77,12 +71,12 @@ async def test_bad_thread_ids_are_refused_everywhere(
     for call in calls:
         with pytest.raises(InvalidInput):
             await call
-    assert rows(path) == filled
+    assert rows(store) == filled
 
 
 @pytest.mark.parametrize("bad", BAD_IDENTIFIERS, ids=repr)
 async def test_other_bad_identifiers_are_refused_everywhere(
-    api: Api, path: Path, filled: list[int], bad: Any
+    api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
     bad_id = config(checkpoint_id=bad)
     calls = [
@@ -106,7 +100,7 @@ async def test_other_bad_identifiers_are_refused_everywhere(
     for call in calls:
         with pytest.raises(InvalidInput):
             await call
-    assert rows(path) == filled
+    assert rows(store) == filled
 
 
 @pytest.mark.parametrize("name", TAKEN_LITERALLY, ids=lambda name: name[:20])
@@ -132,7 +126,7 @@ async def test_identifiers_are_data_whatever_they_look_like(api: Api, name: str)
     "bad", [None, "thread", 1, [], {}, {"configurable": None}, {"configurable": {}}], ids=repr
 )
 async def test_configs_without_a_thread_are_refused(
-    api: Api, path: Path, filled: list[int], bad: Any
+    api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
     calls = [
         api.get_tuple(bad),
@@ -144,12 +138,12 @@ async def test_configs_without_a_thread_are_refused(
     for call in calls:
         with pytest.raises(InvalidInput):
             await call
-    assert rows(path) == filled
+    assert rows(store) == filled
 
 
 @pytest.mark.parametrize("bad", ["1", "1 UNION SELECT 1", 1.0, True, -1, [1], {"$gt": 0}], ids=repr)
 def test_a_limit_must_be_a_whole_number_and_is_checked_at_once(
-    saver: SqliteSaver, bad: Any
+    saver: ForkpointSaver, bad: Any
 ) -> None:
     with pytest.raises(InvalidInput, match="limit"):
         saver.list(config(), limit=bad)
@@ -158,7 +152,7 @@ def test_a_limit_must_be_a_whole_number_and_is_checked_at_once(
 
 
 @pytest.mark.parametrize("bad", ["x", 1, ["x"], {1: 2}, {"x": object()}, {"x": {1, 2}}], ids=repr)
-def test_a_filter_must_be_a_mapping_of_json(saver: SqliteSaver, bad: Any) -> None:
+def test_a_filter_must_be_a_mapping_of_json(saver: ForkpointSaver, bad: Any) -> None:
     with pytest.raises(InvalidInput, match="filter"):
         saver.list(config(), filter=bad)
 
@@ -182,50 +176,50 @@ def test_a_filter_must_be_a_mapping_of_json(saver: SqliteSaver, bad: Any) -> Non
     ],
 )
 async def test_what_cannot_be_stored_is_refused_whole(
-    api: Api, path: Path, filled: list[int], made: Any, metadata: Any, versions: Any
+    api: Api, store: Store, filled: list[int], made: Any, metadata: Any, versions: Any
 ) -> None:
     with pytest.raises(InvalidInput):
         await api.put(config(), made, metadata, versions)
-    assert rows(path) == filled
+    assert rows(store) == filled
 
 
 @pytest.mark.parametrize(
     "bad", [None, "cw", {"c": 1}, [("c",)], [("c", 1, 2)], ["cw"], [(1, 2)], [("c", object())]]
 )
 async def test_writes_must_be_pairs_that_can_be_stored(
-    api: Api, path: Path, filled: list[int], bad: Any
+    api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
     with pytest.raises(InvalidInput):
         await api.put_writes(config(checkpoint_id="c"), bad, "task")
     with pytest.raises(InvalidInput):
         await api.put_writes(config(), [("c", 1)], "task")  # names no checkpoint
-    assert rows(path) == filled
+    assert rows(store) == filled
 
 
 async def test_no_writes_are_no_error_and_leave_no_trace(
-    api: Api, path: Path, filled: list[int]
+    api: Api, store: Store, filled: list[int]
 ) -> None:
     await api.put_writes(config("new", checkpoint_id="c"), [], "task")
-    assert rows(path) == filled
+    assert rows(store) == filled
 
 
 @pytest.mark.parametrize("bad", [None, "thread", b"x", {"thread": 1}, 5])
 async def test_lists_of_identifiers_must_be_sequences(
-    api: Api, path: Path, filled: list[int], bad: Any
+    api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
     for call in (api.prune(bad), api.delete_for_runs(bad)):
         with pytest.raises(InvalidInput):
             await call
-    assert rows(path) == filled
+    assert rows(store) == filled
 
 
 @pytest.mark.parametrize("bad", ["keep_none", "", None, 1])
 async def test_an_unknown_strategy_is_refused(
-    api: Api, path: Path, filled: list[int], bad: Any
+    api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
     with pytest.raises(InvalidInput, match="strategy"):
         await api.prune(["thread"], strategy=bad)
-    assert rows(path) == filled
+    assert rows(store) == filled
 
 
 def test_every_error_is_a_forkpoint_error_and_a_built_in_one() -> None:

@@ -1,91 +1,43 @@
-"""Every way to make a saver, to use it and to be done with it."""
+"""Making a saver, using it from anywhere, and being done with it."""
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
 import os
-import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import aiosqlite
 import pytest
 
-from forkpoint import (
-    InvalidInput,
-    SaverClosed,
-    SchemaVersionError,
-    SqliteSaver,
-    StorageBusy,
-    StorageReadOnly,
-)
-from support import checkpoint, config, problems, put
+from forkpoint import SaverClosed, SchemaVersionError
+from forkpoint.saver import ForkpointSaver
+from servers import wait_until
+from stores import Store
+from support import checkpoint, config, put, value_of
 
 
-def value_of(found: Any) -> Any:
-    return found.checkpoint["channel_values"]
-
-
-@pytest.mark.parametrize("kind", ["path", "string", "memory", "uri", "connection"])
-async def test_every_kind_of_database_serves_both_worlds(kind: str, path: Path) -> None:
-    connection = sqlite3.connect(path, check_same_thread=False)
-    database: Any = {
-        "path": path,
-        "string": str(path),
-        "memory": ":memory:",
-        "uri": path.as_uri(),
-        "connection": connection,
-    }[kind]
-    with SqliteSaver(database) as saver:
-        first = put(saver, {"n": 1})
-        await saver.aput(first, checkpoint({"n": 2}), {}, {"n": 1})
-        assert value_of(saver.get_tuple(config())) == {"n": 2}
-        assert value_of(await saver.aget_tuple(config())) == {"n": 2}
-        seen = await asyncio.gather(*(asyncio.to_thread(saver.get_tuple, config()) for _ in "123"))
-        assert [value_of(found) for found in seen] == [{"n": 2}] * 3
-    assert connection.execute("SELECT 1").fetchone() == (1,)  # what was passed stays open
-    connection.close()
-
-
-@pytest.mark.parametrize("where", ["file", ":memory:"])
-async def test_an_aiosqlite_connection_serves_both_worlds(where: str, path: Path) -> None:
-    async with aiosqlite.connect(where if where == ":memory:" else path) as connection:
-        connection.row_factory = aiosqlite.Row
-        saver = SqliteSaver(connection)
-        first = await saver.aput(config(), checkpoint({"n": 1}), {}, {"n": 1})
-        saver.put(first, checkpoint({"n": 2}), {}, {"n": 1})  # sync, on the loop's own thread
-        assert value_of(await saver.aget_tuple(config())) == {"n": 2}
-        assert value_of(await asyncio.to_thread(saver.get_tuple, config())) == {"n": 2}
-        assert [value_of(found) async for found in saver.alist(config())] == [{"n": 2}, {"n": 1}]
-        await saver.aclose()
-        async with connection.execute("SELECT 1") as cursor:
-            assert tuple(await cursor.fetchone() or ()) == (1,)
-
-
-async def test_a_saver_works_under_with_under_async_with_and_plain(path: Path) -> None:
-    with SqliteSaver.from_conn_string(str(path)) as saver:
+async def test_a_saver_works_under_with_under_async_with_and_plain(store: Store) -> None:
+    with store.saver() as saver:
         put(saver, {"n": 1})
-    async with SqliteSaver.from_conn_string(str(path)) as saver:
+    async with store.saver() as saver:
         assert value_of(await saver.aget_tuple(config())) == {"n": 1}
-    saver = SqliteSaver.from_conn_string(str(path))
+    saver = store.saver()
     assert value_of(saver.get_tuple(config())) == {"n": 1}
     saver.close()
     saver.close()  # twice is no error
-    saver = SqliteSaver.from_conn_string(str(path))
+    saver = store.saver()
     assert value_of(await saver.aget_tuple(config())) == {"n": 1}
     await saver.aclose()
 
 
 @pytest.mark.parametrize("used", [True, False])
-async def test_a_closed_saver_says_so(path: Path, used: bool) -> None:
-    saver = SqliteSaver(path)
+async def test_a_closed_saver_says_so(store: Store, used: bool) -> None:
+    saver = store.saver()
     if used:
         put(saver, {"n": 1})
     saver.close()
@@ -96,29 +48,19 @@ async def test_a_closed_saver_says_so(path: Path, used: bool) -> None:
         await saver.aput(config(), checkpoint({}), {}, {})
 
 
-def test_a_passed_connection_that_is_closed_says_so(path: Path) -> None:
-    connection = sqlite3.connect(path, check_same_thread=False)
-    saver = SqliteSaver(connection)
-    put(saver, {"n": 1})
-    connection.close()
-
-    with pytest.raises(SaverClosed):
-        saver.get_tuple(config())
-
-
-def test_one_saver_serves_one_event_loop_after_another(path: Path) -> None:
-    with SqliteSaver(path) as saver:
+def test_one_saver_serves_one_event_loop_after_another(store: Store) -> None:
+    with store.saver() as saver:
         for n in range(5):
             asyncio.run(saver.aput(config(), checkpoint({"n": n}), {}, {"n": 1}))
         assert len(list(saver.list(config()))) == 5
 
 
-def test_one_saver_serves_several_event_loops_at_once(path: Path) -> None:
-    async def work(saver: SqliteSaver, name: str) -> None:
+def test_one_saver_serves_several_event_loops_at_once(store: Store) -> None:
+    async def work(saver: ForkpointSaver, name: str) -> None:
         for n in range(30):
             await saver.aput(config(name), checkpoint({"n": n}), {}, {"n": 1})
 
-    with SqliteSaver(path) as saver:
+    with store.saver() as saver:
         threads = [
             threading.Thread(target=lambda name=name: asyncio.run(work(saver, name)))  # type: ignore[misc]
             for name in "abcd"
@@ -128,17 +70,19 @@ def test_one_saver_serves_several_event_loops_at_once(path: Path) -> None:
         for thread in threads:
             thread.join()
         assert len(list(saver.list(None))) == 120
-        assert problems(path, saver) == []
+        assert store.problems(saver) == []
 
 
-def test_event_loops_that_make_the_first_call_at_the_same_time_all_get_an_answer() -> None:
+def test_event_loops_that_make_the_first_call_at_the_same_time_all_get_an_answer(
+    store: Store,
+) -> None:
     for _ in range(30):
-        with SqliteSaver(":memory:") as saver:
+        with store.saver() as saver:
             barrier = threading.Barrier(8)
             answered: list[int] = []
 
             def first_call(
-                saver: SqliteSaver, barrier: threading.Barrier, answered: list[int]
+                saver: ForkpointSaver, barrier: threading.Barrier, answered: list[int]
             ) -> None:
                 barrier.wait()
                 asyncio.run(asyncio.wait_for(saver.aget_tuple(config()), 30))
@@ -155,10 +99,10 @@ def test_event_loops_that_make_the_first_call_at_the_same_time_all_get_an_answer
             assert len(answered) == 8
 
 
-def test_the_worker_threads_end_with_their_saver() -> None:
+def test_the_worker_threads_end_with_their_saver(store: Store) -> None:
     before = threading.active_count()
     for _ in range(20):
-        with SqliteSaver(":memory:") as saver:
+        with store.saver() as saver:
             asyncio.run(saver.aget_tuple(config()))
     del saver
     deadline = time.monotonic() + 30
@@ -167,8 +111,8 @@ def test_the_worker_threads_end_with_their_saver() -> None:
     assert threading.active_count() <= before
 
 
-def test_a_loop_that_is_closed_too_early_does_no_harm(path: Path) -> None:
-    with SqliteSaver(path) as saver:
+def test_a_loop_that_is_closed_too_early_does_no_harm(store: Store) -> None:
+    with store.saver() as saver:
         put(saver, {"n": 0})
         for _ in range(20):
             loop = asyncio.new_event_loop()
@@ -177,22 +121,22 @@ def test_a_loop_that_is_closed_too_early_does_no_harm(path: Path) -> None:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             loop.close()
         assert value_of(asyncio.run(saver.aget_tuple(config()))) in ({"n": 0}, {"n": 1})
-        assert problems(path, saver) == []
+        # What is still running may come to its end.
+        wait_until(lambda: store.problems(saver) == [], "a store without problems")
 
 
-def test_a_process_that_never_closes_its_saver_ends(path: Path) -> None:
+def test_a_process_that_never_closes_its_saver_ends(store: Store) -> None:
     script = f"""
 import asyncio
-from forkpoint import SqliteSaver
-saver = SqliteSaver({str(path)!r})
+{store.script}
 asyncio.run(saver.aget_tuple({{"configurable": {{"thread_id": "t"}}}}))
 saver.get_tuple({{"configurable": {{"thread_id": "t"}}}})
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-def test_a_saver_made_before_a_fork_works_in_the_child_and_in_the_parent(path: Path) -> None:
-    with SqliteSaver(path) as saver:
+def test_a_saver_made_before_a_fork_works_in_the_child_and_in_the_parent(store: Store) -> None:
+    with store.saver() as saver:
         put(saver, {"n": "before"}, thread_id="before")
         asyncio.run(saver.aget_tuple(config()))
 
@@ -212,25 +156,11 @@ def test_a_saver_made_before_a_fork_works_in_the_child_and_in_the_parent(path: P
             child.join()
         assert [child.exitcode for child in children] == [0, 0, 0]
         assert len(list(saver.list(None))) == 81
-        assert problems(path, saver) == []
+        assert store.problems(saver) == []
 
 
-def test_a_lock_that_another_thread_holds_at_a_fork_does_not_block_the_child(path: Path) -> None:
-    with SqliteSaver(path) as saver:
-        put(saver, {"n": 1})
-        saver._context.storage._lock.acquire()  # type: ignore[attr-defined]
-        child = os.fork()
-        if child == 0:
-            try:
-                os._exit(0 if saver.get_tuple(config()) else 1)
-            finally:
-                os._exit(2)
-        saver._context.storage._lock.release()  # type: ignore[attr-defined]
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-async def test_setup_may_be_called_at_any_time_and_often(path: Path) -> None:
-    saver = SqliteSaver(path)
+async def test_setup_may_be_called_at_any_time_and_often(store: Store) -> None:
+    saver = store.saver()
     saver.setup()
     await saver.asetup()
     put(saver, {"n": 1})
@@ -239,223 +169,40 @@ async def test_setup_may_be_called_at_any_time_and_often(path: Path) -> None:
     saver.close()
 
 
-def race_to_set_up(path: Path, barrier: Any) -> None:
+def race_to_set_up(store: Store, barrier: Any) -> None:
     barrier.wait()
-    with SqliteSaver(path) as saver:
+    with store.saver() as saver:
         put(saver, {"n": 1}, thread_id=f"{os.getpid()}")
 
 
-def test_several_processes_may_race_to_set_up(path: Path) -> None:
+def test_several_processes_may_race_to_set_up(new_store: Callable[[], Store]) -> None:
     context = multiprocessing.get_context("forkserver")
-    for attempt in range(3):
-        database = path.with_name(f"race-{attempt}.db")
+    for _ in range(3):
+        store = new_store()
         barrier = context.Barrier(8)
-        children = [
-            context.Process(target=race_to_set_up, args=(database, barrier)) for _ in range(8)
-        ]
+        children = [context.Process(target=race_to_set_up, args=(store, barrier)) for _ in range(8)]
         for child in children:
             child.start()
         for child in children:
             child.join()
         assert [child.exitcode for child in children] == [0] * 8
-        with SqliteSaver(database) as saver:
+        with store.saver() as saver:
             assert len(list(saver.list(None))) == 8
 
 
-def test_the_file_may_hold_other_tables_those_of_other_savers_too(path: Path) -> None:
-    connection = sqlite3.connect(path)
-    connection.executescript(
-        "CREATE TABLE checkpoints (mine); CREATE TABLE writes (mine); INSERT INTO writes VALUES (1)"
-    )
-    connection.commit()
-    with SqliteSaver(path) as saver:
-        put(saver, {"text": "x" * 9000})
-        saver.delete_thread("thread")
-    assert connection.execute("SELECT * FROM writes").fetchall() == [(1,)]
-    connection.close()
-
-
-def test_a_newer_schema_is_refused(path: Path) -> None:
-    with SqliteSaver(path) as saver:
+def test_a_newer_schema_is_refused(store: Store) -> None:
+    with store.saver() as saver:
         saver.setup()
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE forkpoint_settings SET value = 99 WHERE name = 'schema_version'")
-    connection.commit()
-    connection.close()
+    store.set_schema_version(99)
 
-    with SqliteSaver(path) as saver, pytest.raises(SchemaVersionError, match="99"):
+    with store.saver() as saver, pytest.raises(SchemaVersionError, match="99"):
         saver.get_tuple(config())
 
 
-BAD_DATABASES: dict[str, Callable[[Path], Any]] = {
-    "a directory": lambda directory: directory,
-    "no such directory": lambda directory: directory / "nowhere" / "x.db",
-    "no database": lambda directory: directory / "text.txt",
-    "a number": lambda _: 5,
-    "nothing": lambda _: None,
-    "empty": lambda _: "",
-    "bytes": lambda _: b"x.db",
-    "nul": lambda _: "x\0.db",
-    "a closed aiosqlite connection": lambda directory: aiosqlite.connect(directory / "x.db"),
-}
-
-
-@pytest.mark.parametrize("which", BAD_DATABASES)
-def test_what_is_no_database_is_refused_at_once(which: str, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("no database, and long enough to be read as its header")
-
-    with pytest.raises(InvalidInput):
-        SqliteSaver(BAD_DATABASES[which](tmp_path))
-
-
-def test_a_file_that_breaks_later_is_a_typed_error(tmp_path: Path) -> None:
-    path = tmp_path / "late.db"
-    saver = SqliteSaver(path)
-    path.write_bytes(b"no database at all, but only after the saver was made" * 100)
-
-    with pytest.raises(InvalidInput, match="no SQLite database"):
-        saver.get_tuple(config())
-    saver.close()
-
-
-@pytest.mark.parametrize("bad", ["FULL", "off", None, 1])
-def test_an_unknown_durability_is_refused(path: Path, bad: Any) -> None:
-    with pytest.raises(InvalidInput, match="durability"):
-        SqliteSaver(path, durability=bad)
-
-
-@pytest.mark.parametrize(("durability", "level"), [("full", 2), ("normal", 1)])
-def test_durability_sets_how_sqlite_syncs(path: Path, durability: str, level: int) -> None:
-    connection = sqlite3.connect(path, check_same_thread=False)
-    saver = SqliteSaver(connection, durability=durability)
-    saver.setup()
-
-    assert connection.execute("PRAGMA synchronous").fetchone() == (level,)
-    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    connection.close()
-
-
-def test_a_connection_bound_to_one_thread_says_how_to_open_it(path: Path) -> None:
-    connection = sqlite3.connect(path)
-    saver = SqliteSaver(connection)
-    put(saver, {"n": 1})  # on its own thread it works
-
-    with pytest.raises(InvalidInput, match="check_same_thread=False"):
-        asyncio.run(saver.aget_tuple(config()))
-    connection.close()
-
-
-def test_a_connection_with_an_open_transaction_is_left_alone(path: Path) -> None:
-    connection = sqlite3.connect(path, check_same_thread=False)
-    saver = SqliteSaver(connection)
-    saver.setup()
-    connection.execute("CREATE TABLE mine (n)")
-    connection.execute("INSERT INTO mine VALUES (1)")
-
-    with pytest.raises(InvalidInput, match="open transaction"):
-        put(saver, {"n": 1})
-    assert connection.in_transaction
-    connection.commit()
-    put(saver, {"n": 1})
-    assert connection.execute("SELECT * FROM mine").fetchall() == [(1,)]
-    connection.close()
-
-
-if sys.version_info >= (3, 12):
-
-    def test_a_connection_that_never_commits_by_itself_is_refused(path: Path) -> None:
-        connection = sqlite3.connect(path, check_same_thread=False, autocommit=False)
-
-        with pytest.raises(InvalidInput, match="autocommit"):
-            put(SqliteSaver(connection), {"n": 1})
-        connection.close()
-
-
-@pytest.mark.parametrize("how", ["uri", "connection"])
-def test_a_read_only_database_can_be_read_and_not_written(path: Path, how: str) -> None:
-    with SqliteSaver(path) as saver:
-        stored = put(saver, {"n": 1, "text": "x" * 9000})
-        saver.put_writes(stored, [("c", 1)], "task")
-    uri = f"{path.as_uri()}?mode=ro"
-    connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-    saver = SqliteSaver(uri if how == "uri" else connection)
-
-    found = saver.get_tuple(config())
-    assert found is not None
-    assert found.pending_writes == [("task", "c", 1)]
-    assert len(list(saver.list(None))) == 1
-    writes: list[Callable[[], Any]] = [
-        lambda: put(saver, {"n": 2}),
-        lambda: saver.put_writes(stored, [("c", 2)], "other"),
-        lambda: saver.delete_thread("thread"),
-        lambda: saver.copy_thread("thread", "copy"),
-        lambda: saver.prune(["thread"]),
-    ]
-    for write in writes:
-        with pytest.raises(StorageReadOnly):
-            write()
-    assert value_of(saver.get_tuple(config())) == {"n": 1, "text": "x" * 9000}
-    saver.close()
-    connection.close()
-
-
-def test_a_file_without_write_permission_can_be_read() -> None:
-    """By an ordinary user: permissions do not stop the superuser."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "checkpoints.db"
-        with SqliteSaver(path) as saver:
-            put(saver, {"n": 1})
-        path.chmod(0o444)
-        Path(directory).chmod(0o777)
-        script = f"""
-import os
-from forkpoint import SqliteSaver, StorageReadOnly
-if os.getuid() == 0:
-    os.setuid(65534)
-saver = SqliteSaver({str(path)!r})
-config = {{"configurable": {{"thread_id": "thread"}}}}
-assert saver.get_tuple(config).checkpoint["channel_values"] == {{"n": 1}}
-try:
-    saver.delete_thread("thread")
-except StorageReadOnly:
-    print("refused")
-"""
-        command = [sys.executable, "-c", script]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert result.stdout == "refused\n"
-
-
-def test_a_database_that_another_holds_too_long_is_a_typed_error(path: Path) -> None:
-    connection = sqlite3.connect(path, timeout=0.1, check_same_thread=False, isolation_level=None)
-    saver = SqliteSaver(connection)
-    put(saver, {"n": 1})
-    other = sqlite3.connect(path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-
-    with pytest.raises(StorageBusy):
-        put(saver, {"n": 2})
-    assert value_of(saver.get_tuple(config())) == {"n": 1}  # reading goes on
-    other.execute("ROLLBACK")
-    put(saver, {"n": 3})
-    other.close()
-    connection.close()
-
-
-def test_a_saver_that_was_given_an_allowlist_shares_the_store(path: Path) -> None:
-    with SqliteSaver(path) as saver:
+def test_a_saver_that_was_given_an_allowlist_shares_the_store(store: Store) -> None:
+    with store.saver() as saver:
         derived = saver.with_allowlist([("a", "B")])
         put(saver, {"n": 1})
         put(derived, {"n": 2}, thread_id="derived")
         assert len(list(saver.list(None))) == len(list(derived.list(None))) == 2
         assert saver.with_allowlist([]) is saver
-
-
-def test_the_file_shrinks_when_much_is_deleted(path: Path) -> None:
-    with SqliteSaver(path) as saver:
-        put(saver, {"n": 1}, thread_id="stays")
-        put(saver, {"blob": os.urandom(8_000_000)}, thread_id="goes")
-        large = path.stat().st_size + path.with_name(path.name + "-wal").stat().st_size
-        saver.delete_thread("goes")
-        assert value_of(saver.get_tuple(config("stays"))) == {"n": 1}
-    assert large > 8_000_000
-    assert path.stat().st_size < 400_000

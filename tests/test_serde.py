@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import re
-import sqlite3
 import subprocess
 import sys
 import zoneinfo
@@ -29,8 +28,10 @@ from langgraph.store.base import Item
 from langgraph.types import Command, Interrupt, Overwrite, Send
 
 import state_types
-from forkpoint import SafeSerializer, SqliteSaver, UnreadableValue
+from forkpoint import SafeSerializer, UnreadableValue
+from forkpoint.saver import ForkpointSaver
 from state_types import Colour, Counted, Customer, Level, Line, Old, Order, Outer, Plain, Point
+from stores import Store
 from support import config, put
 
 NOW = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=zoneinfo.ZoneInfo("UTC"))
@@ -69,7 +70,7 @@ KNOWN = [
 
 @pytest.mark.parametrize("value", OWN + KNOWN, ids=lambda value: type(value).__name__)
 def test_types_of_the_application_and_the_framework_need_no_setting(
-    value: Any, saver: SqliteSaver
+    value: Any, saver: ForkpointSaver
 ) -> None:
     stored = put(saver, {"c": value, "l": [value] * 3, "d": {"k": value}})
     saver.put_writes(stored, [("c", value)], "task")
@@ -93,7 +94,7 @@ def test_what_the_serializer_flattens_stays_as_it_always_was() -> None:
 @pytest.mark.parametrize(
     "array", [numpy.arange(6).reshape(2, 3), numpy.asfortranarray(numpy.eye(3)), numpy.zeros(0)]
 )
-def test_arrays_come_back(array: Any, saver: SqliteSaver) -> None:
+def test_arrays_come_back(array: Any, saver: ForkpointSaver) -> None:
     put(saver, {"c": array})
     found = saver.get_tuple(config())
     assert found is not None
@@ -187,7 +188,7 @@ def test_a_forged_value_does_nothing(attack: str) -> None:
 
 @pytest.mark.usefixtures("no_marks")
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_forged_row_does_nothing(attack: str, path: Path, saver: SqliteSaver) -> None:
+def test_a_forged_row_does_nothing(attack: str, store: Store, saver: ForkpointSaver) -> None:
     """Even by one who knows the format well enough to forge digests and seals too."""
     kind, content = ATTACKS[attack]
     codec = saver._context.codec
@@ -195,13 +196,8 @@ def test_a_forged_row_does_nothing(attack: str, path: Path, saver: SqliteSaver) 
     packed = ormsgpack.packb([*codec._serde.dumps_typed({"id": "x"}), {"c": [0, kind, content]}])
     checkpoint_id = stored["configurable"]["checkpoint_id"]
     seal = codec.seal("", checkpoint_id, "{}", b"", packed)
-    connection = sqlite3.connect(path)
-    connection.execute(
-        "UPDATE forkpoint_checkpoints SET content = ?, seal = ?, refs = x''",
-        (codec.protect(packed), seal),
-    )
-    connection.commit()
-    connection.close()
+    (row,) = store.rows("checkpoints")
+    store.change("checkpoints", row.key, content=codec.protect(packed), seal=seal, refs=b"")
 
     with pytest.raises(UnreadableValue, match="thread 'thread'"):
         saver.get_tuple(config())
@@ -209,7 +205,7 @@ def test_a_forged_row_does_nothing(attack: str, path: Path, saver: SqliteSaver) 
         list(saver.list(None))
 
 
-def test_the_error_names_the_type_and_how_to_allow_it(saver: SqliteSaver) -> None:
+def test_the_error_names_the_type_and_how_to_allow_it(saver: ForkpointSaver) -> None:
     put(saver, {"c": Plain()})
 
     with pytest.raises(UnreadableValue) as caught:
@@ -225,7 +221,7 @@ def test_the_error_names_the_type_and_how_to_allow_it(saver: SqliteSaver) -> Non
         saver.get_tuple(config())  # the first one is as strict as before
 
 
-def test_a_type_that_was_defined_in_a_function_is_no_bare_dict(saver: SqliteSaver) -> None:
+def test_a_type_that_was_defined_in_a_function_is_no_bare_dict(saver: ForkpointSaver) -> None:
     class Local(pydantic.BaseModel):
         n: int
 
@@ -251,23 +247,23 @@ def test_allowed_types_survive_copies_and_further_allowing() -> None:
     assert serde.with_msgpack_allowlist([Plain]) is serde
 
 
-def test_with_allowlist_works_under_encryption(path: Path) -> None:
+def test_with_allowlist_works_under_encryption(store: Store) -> None:
     serde = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
-    with SqliteSaver(path, serde=serde) as saver:
+    with store.saver(serde=serde) as saver:
         put(saver, {"c": Plain()})
         with pytest.raises(UnreadableValue):
             saver.get_tuple(config())
         assert saver.with_allowlist([("state_types", "Plain")]).get_tuple(config()) is not None
 
 
-def test_modules_are_imported_only_where_the_user_or_the_framework_says_so(path: Path) -> None:
-    with SqliteSaver(path) as saver:
+def test_modules_are_imported_only_where_the_user_or_the_framework_says_so(store: Store) -> None:
+    with store.saver() as saver:
         put(saver, {"c": Customer(name="c"), "m": HumanMessage("hi")}, thread_id="own")
         put(saver, {"m": [HumanMessage("hi")]}, thread_id="messages")
     script = f"""
 import sys
-from forkpoint import SqliteSaver, UnreadableValue
-saver = SqliteSaver({str(path)!r})
+from forkpoint import UnreadableValue
+{store.script}
 get = lambda saver, t: saver.get_tuple({{"configurable": {{"thread_id": t}}}})
 assert get(saver, "messages").checkpoint["channel_values"]["m"][0].content == "hi"
 try:
@@ -286,13 +282,14 @@ assert get(allowed, "own").checkpoint["channel_values"]["c"].name == "c"
     )
 
 
-def test_strict_mode_allows_what_the_graphs_schema_names_and_nothing_else(path: Path) -> None:
+def test_strict_mode_allows_what_the_graphs_schema_names_and_nothing_else(store: Store) -> None:
     script = f"""
 from typing import TypedDict
 from langchain_core.messages import HumanMessage
 from langgraph.graph import START, StateGraph
-from forkpoint import SqliteSaver, UnreadableValue
+from forkpoint import UnreadableValue
 from state_types import Customer, Line
+{store.script}
 
 class State(TypedDict):
     customer: Customer
@@ -305,7 +302,6 @@ def node(state):
 builder = StateGraph(State)
 builder.add_node(node)
 builder.add_edge(START, "node")
-saver = SqliteSaver({str(path)!r})
 graph = builder.compile(checkpointer=saver)
 config = {{"configurable": {{"thread_id": "t"}}}}
 graph.invoke({{"customer": Customer(name="c")}}, config)
@@ -324,8 +320,8 @@ else:
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
 
-def test_a_serializer_that_was_passed_is_used_as_it_is(path: Path) -> None:
-    with SqliteSaver(path, serde=JsonPlusSerializer(pickle_fallback=True)) as saver:
+def test_a_serializer_that_was_passed_is_used_as_it_is(store: Store) -> None:
+    with store.saver(serde=JsonPlusSerializer(pickle_fallback=True)) as saver:
         put(saver, {"c": complex(1, 2), "l": [HumanMessage("x" * 900, id="1")] * 20})
         found = saver.get_tuple(config())
     assert found is not None

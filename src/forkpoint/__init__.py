@@ -4,12 +4,16 @@ saver          what LangGraph calls; runner: in the sync and the async world
 operations     what each call does; memory: what a process remembers between them
 storage        the interface of a backend, and the stored format
 sqlite         the SQLite backend, with sqlite_storage and sqlite_session
+mongodb        the MongoDB backend, with mongodb_storage, _session, _puts and _records
+group_commit   puts that wait at the same time share a commit
 codec          values to chunks and back; chunking: where to cut
 serde          the safe serializer; messages: serializing messages faster the second time
 removal        which checkpoints may go; collect: which chunks may go
 inputs         the gate for everything from outside; filters: matching metadata
 errors         the error tree
 """
+
+from typing import TYPE_CHECKING, Any
 
 from forkpoint.errors import (
     CheckpointNotFound,
@@ -24,6 +28,8 @@ from forkpoint.errors import (
     StorageError,
     StorageFull,
     StorageReadOnly,
+    StorageUnauthorized,
+    StorageUnavailable,
     ThreadBusy,
     ThreadDeleted,
     ThreadExists,
@@ -33,12 +39,16 @@ from forkpoint.errors import (
 from forkpoint.serde import SafeSerializer
 from forkpoint.sqlite import SqliteSaver
 
+if TYPE_CHECKING:
+    from forkpoint.mongodb import MongoDBSaver
+
 __all__ = [
     "CheckpointNotFound",
     "CorruptChunk",
     "EncryptionMismatch",
     "ForkpointError",
     "InvalidInput",
+    "MongoDBSaver",
     "SafeSerializer",
     "SaverClosed",
     "SchemaVersionError",
@@ -48,9 +58,22 @@ __all__ = [
     "StorageError",
     "StorageFull",
     "StorageReadOnly",
+    "StorageUnauthorized",
+    "StorageUnavailable",
     "ThreadBusy",
     "ThreadDeleted",
     "ThreadExists",
     "ThreadNotFound",
     "UnreadableValue",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the MongoDB backend when it is asked for: its driver is an optional dependency."""
+    if name != "MongoDBSaver":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from forkpoint.mongodb import MongoDBSaver
+    except ModuleNotFoundError as error:
+        raise ImportError("MongoDBSaver needs PyMongo: pip install 'forkpoint[mongodb]'") from error
+    return MongoDBSaver

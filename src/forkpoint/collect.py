@@ -1,7 +1,9 @@
 """Collecting chunks that nothing refers to any more, and checking a store.
 
-The order of steps matters where a backend has no transactions: the epoch is raised before the
-references are read, so that a writer that counted on a chunk either is seen, or notices.
+The order of steps matters where a backend has no transactions. First all writers of the family
+are told, by a new epoch. A checkpoint that was stored before that is seen here. One that is stored
+later was prepared later, so the chunks that it counts on were written since, and stay, or belong to
+a checkpoint that is seen here too, unless that was removed meanwhile: then all begins again.
 """
 
 from __future__ import annotations
@@ -13,25 +15,29 @@ from forkpoint.codec import split_refs
 from forkpoint.errors import CorruptChunk
 from forkpoint.storage import Session
 
+_ATTEMPTS = 8  # while others remove in the same family; the last of them collects for all
+
 
 def collect(session: Session, family: Any) -> str | None:
     """Remove the chunks of a family that no checkpoint and no write leads to.
 
+    It may stop anywhere, and be run again.
+
     Returns None, or the digest of a chunk that is missing: then nothing was collected, for what
     the missing chunk led to cannot be told from what is not needed.
     """
-    session.raise_epoch(family)
-    roots = {digest for refs in session.references(family) for digest in split_refs(refs)}
-    if not roots:
-        session.drop_chunks(family, None)
-        return None
-    links = dict(session.links(family))
-    stored = set(session.digests(family))
-    live = reachable(roots, links)
-    missing = live - stored
-    if missing:
-        return min(missing).hex()
-    session.drop_chunks(family, stored - live)
+    for _ in range(_ATTEMPTS):
+        collection = session.begin_collection(family)
+        roots = {digest for refs in session.references(family) for digest in split_refs(refs)}
+        links = dict(session.links(family)) if roots else {}
+        stored = set(session.digests(family)) if roots else set()
+        live = reachable(roots, links)
+        if not session.is_undisturbed(family, collection):
+            continue
+        if live - stored:
+            return min(live - stored).hex()
+        session.drop_chunks(family, stored - live if roots else None, collection)
+        break
     return None
 
 

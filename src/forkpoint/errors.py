@@ -73,3 +73,11 @@ class StorageReadOnly(StorageError, PermissionError):
 
 class StorageBusy(StorageError, TimeoutError):
     """Another process held the database for longer than the busy timeout."""
+
+
+class StorageUnavailable(StorageError, ConnectionError):
+    """The database server cannot be reached, or has no primary."""
+
+
+class StorageUnauthorized(StorageError, PermissionError):
+    """The database server refuses the credentials, or what they are used for."""

@@ -14,6 +14,9 @@ from langgraph.checkpoint.base import get_checkpoint_metadata
 
 from forkpoint.errors import InvalidInput
 
+METADATA_BYTES = 4 * 1024 * 1024
+"""How long metadata may be as JSON: a quarter of what fits into a document of MongoDB."""
+
 
 class Address(NamedTuple):
     """What a config names. `checkpoint_id` is None where the config names no checkpoint."""
@@ -202,9 +205,15 @@ def _mapping(value: object, what: str) -> Mapping[str, Any]:
 def as_json(value: Mapping[str, Any], what: str) -> str:
     """Return a mapping as JSON. ASCII, so that lone surrogates come back as they were."""
     try:
-        return _ENCODER.encode(dict(value))
+        encoded = _ENCODER.encode(dict(value))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{what} cannot be written as JSON: {error}") from error
+    if len(encoded) > METADATA_BYTES:
+        raise InvalidInput(
+            f"{what} takes {len(encoded)} bytes as JSON, and {METADATA_BYTES} at most are stored; "
+            "keep what is large in the state"
+        )
+    return encoded
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))

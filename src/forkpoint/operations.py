@@ -7,9 +7,10 @@ the store only through `forkpoint.storage.Session`.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint, CheckpointTuple, PendingWrite
@@ -42,6 +43,7 @@ from forkpoint.inputs import Address
 from forkpoint.memory import KnownManifest, Memory
 from forkpoint.storage import (
     CheckpointRow,
+    Choose,
     Found,
     Put,
     Query,
@@ -56,6 +58,10 @@ PAGE_ROWS = 20
 """How many checkpoints a listing reads at once."""
 
 _ATTEMPTS = 20  # to write to a thread whose family is collected again and again meanwhile
+
+
+_Read = TypeVar("_Read")
+_Loaded = TypeVar("_Loaded")
 
 
 class Context:
@@ -91,7 +97,7 @@ class Context:
 
         with self.storage.reading() as session:
             secret = known(session)
-        if secret is None:
+        while secret is None:
             with self.storage.writing() as session:
                 if known(session) is None:  # another process may have been faster
                     session.add_secret(new_secret(cipher))
@@ -254,16 +260,17 @@ def _write(
 ) -> ThreadRef:
     """Prepare a write for the thread as it is known, and again if it turns out to have changed."""
     memory = context.memory
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         thread = memory.threads.get(thread_id)
         if thread is None:
             with context.storage.reading() as session:
                 thread = session.thread(thread_id)
-        prepared, chunks = prepare(thread)
         try:
+            prepared, chunks = prepare(thread)
             written = context.storage.put(prepared)
         except Stale:
             memory.threads.pop(thread_id)
+            time.sleep(0.001 * attempt)  # at once for the first time
             continue
         if written is None:
             memory.threads.pop(thread_id)
@@ -283,28 +290,63 @@ def _write(
 
 def get_tuple(context: Context, address: Address, config: RunnableConfig) -> CheckpointTuple | None:
     """Return a checkpoint, or the newest of its namespace."""
-    with context.storage.reading() as session:
+
+    def read(session: Session) -> tuple[Found, Chunks] | None:
         found = session.checkpoint(*address)
-        if found is None:
+        return found and (found, _gather(session, [found])[found.thread.family])
+
+    def load(read: tuple[Found, Chunks] | None) -> CheckpointTuple | None:
+        if read is None:
             return None
-        stored = _gather(session, [found])
-    context.memory.threads.put(found.thread_id, found.thread)
-    context.memory.add_chunks(found.thread, set(stored[found.thread.family]))
-    loaded = _load(context, found, stored[found.thread.family])
-    return loaded if address.checkpoint_id is None else loaded._replace(config=config)
+        found, stored = read
+        context.memory.threads.put(found.thread_id, found.thread)
+        context.memory.add_chunks(found.thread, set(stored))
+        loaded = _load(context, found, stored)
+        return loaded if address.checkpoint_id is None else loaded._replace(config=config)
+
+    return _consistently(context, read, load)
 
 
 def page(context: Context, query: Query) -> tuple[list[CheckpointTuple], Query | None]:
     """Return a page of checkpoints, newest first, and what to ask for next."""
-    with context.storage.reading() as session:
+    following: Query | None = None
+
+    def read(session: Session) -> tuple[list[Found], dict[Any, Chunks]]:
         rows = session.page(query)
-        stored = _gather(session, rows)
-    loaded = [_load(context, found, stored[found.thread.family]) for found in rows]
-    if len(rows) < query.limit:
-        return loaded, None
-    last = rows[-1]
-    place = (last.row.checkpoint_id, last.thread.key, last.row.checkpoint_ns)
-    return loaded, query._replace(after=place)
+        return rows, _gather(session, rows)
+
+    def load(read: tuple[list[Found], dict[Any, Chunks]]) -> list[CheckpointTuple]:
+        nonlocal following
+        rows, stored = read
+        if len(rows) == query.limit:
+            last = rows[-1]
+            place = (last.row.checkpoint_id, last.thread.key, last.row.checkpoint_ns)
+            following = query._replace(after=place)
+        return [_load(context, found, stored[found.thread.family]) for found in rows]
+
+    return _consistently(context, read, load), following
+
+
+def _consistently(
+    context: Context, read: Callable[[Session], _Read], load: Callable[[_Read], _Loaded]
+) -> _Loaded:
+    """Load what was read, and read again if somebody removed some of it in the middle.
+
+    Where there are no transactions, that looks like damage, until it is read a second time.
+    """
+    before: _Read | None = None
+    while True:
+        with context.storage.reading() as session:
+            try:
+                found = read(session)
+            except Stale:
+                continue
+        try:
+            return load(found)
+        except CorruptChunk:
+            if found == before:
+                raise
+            before = found
 
 
 def delta_channel_history(
@@ -314,18 +356,19 @@ def delta_channel_history(
 
     The writes come in the order in which a run applied them, oldest first.
     """
+    if not channels:
+        return {}
     codec = context.codec
-    seeds: dict[str, Entry] = {}
-    writes: dict[str, list[WriteRow]] = {channel: [] for channel in channels}
-    with context.storage.reading() as session:
+
+    def read(session: Session) -> _History | None:
         found = session.checkpoint(*address)
-        if found is None or not channels:
-            return {channel: {"writes": []} for channel in channels}
-        thread = found.thread
+        if found is None:
+            return None
+        thread, checkpoint_ns = found.thread, found.row.checkpoint_ns
         path: dict[str, int] = {}
-        ends: dict[str, int] = {}
-        ancestors = session.ancestors(thread.key, address.checkpoint_ns, found.row.checkpoint_id)
-        next(ancestors)  # its own writes are for its child
+        seeds: dict[str, tuple[int, Entry]] = {}
+        ancestors = session.ancestors(thread, checkpoint_ns, found.row.checkpoint_id)
+        next(ancestors, None)  # its own writes are for its child
         for distance, row in enumerate(ancestors):
             if row.checkpoint_id in path:
                 break  # one that was put as its own ancestor
@@ -333,29 +376,43 @@ def delta_channel_history(
             with _at(found.thread_id, row.checkpoint_ns, row.checkpoint_id):
                 manifest = _open_row(codec, row)[1]
             for channel in channels:
-                if channel in manifest and channel not in ends:
-                    seeds[channel] = manifest[channel]
-                    ends[channel] = distance
-            if len(ends) == len(channels):
+                if channel in manifest and channel not in seeds:
+                    seeds[channel] = distance, manifest[channel]
+            if len(seeds) == len(channels):
                 break
-        rows = session.channel_writes(thread.key, address.checkpoint_ns, list(path), channels)
-        for row_ in rows:
-            if path[row_.checkpoint_id] <= ends.get(row_.channel, len(path)):
-                writes[row_.channel].append(row_)
-        refs = [entry.refs for entry in seeds.values()]
-        refs += [row_.refs for rows_ in writes.values() for row_ in rows_]
+        writes = [
+            row
+            for row in session.channel_writes(thread, checkpoint_ns, list(path), channels)
+            if row.channel not in seeds or path[row.checkpoint_id] <= seeds[row.channel][0]
+        ]
+        writes.sort(key=lambda row: (-path[row.checkpoint_id], *_order(row)))
+        refs = [entry.refs for _, entry in seeds.values()] + [row.refs for row in writes]
         stored = gather(refs, lambda digests: session.chunks(thread.family, digests))
-    history: dict[str, dict[str, Any]] = {}
-    with _at(found.thread_id, address.checkpoint_ns, found.row.checkpoint_id):
-        for channel in channels:
-            ordered = sorted(
-                writes[channel],
-                key=lambda row: (-path[row.checkpoint_id], *_order(row)),
-            )
-            history[channel] = {"writes": [_load_write(codec, row, stored) for row in ordered]}
-            if channel in seeds:
-                history[channel]["seed"] = codec.decode_entry(seeds[channel], stored)
-    return history
+        if session.thread(found.thread_id) != thread:
+            raise Stale  # some of the path may have been removed on the way
+        return _History(found, {channel: seeds[channel][1] for channel in seeds}, writes, stored)
+
+    def load(history: _History | None) -> dict[str, dict[str, Any]]:
+        loaded: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
+        if history is not None:
+            found, seeds, writes, stored = history
+            with _at(found.thread_id, found.row.checkpoint_ns, found.row.checkpoint_id):
+                for row in writes:
+                    loaded[row.channel]["writes"].append(_load_write(codec, row, stored))
+                for channel, entry in seeds.items():
+                    loaded[channel]["seed"] = codec.decode_entry(entry, stored)
+        return loaded
+
+    return _consistently(context, read, load)
+
+
+class _History(NamedTuple):
+    """What the channels of a checkpoint are rebuilt from."""
+
+    found: Found
+    seeds: dict[str, Entry]
+    writes: list[WriteRow]
+    stored: Chunks
 
 
 def _gather(session: Session, rows: Sequence[Found]) -> dict[Any, Chunks]:
@@ -452,7 +509,7 @@ def delete_thread(context: Context, thread_id: str) -> None:
         thread = session.thread(thread_id)
         if thread is None:
             return
-        session.bury(thread.key)
+        session.bury(thread)
         missing = collect(session, thread.family)
     _removed(context, [thread_id], missing)
 
@@ -460,13 +517,15 @@ def delete_thread(context: Context, thread_id: str) -> None:
 def delete_for_runs(context: Context, run_ids: Sequence[str]) -> None:
     """Remove the checkpoints that runs made, and their writes."""
     doomed_runs = set(run_ids)
+
+    def made_by_runs(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
+        return {_place(row) for row in rows if row.run_id in doomed_runs}
+
     missing = None
     with context.storage.writing() as session:
         threads = session.threads_of_runs(run_ids)
         for thread in threads:
-            rows = list(session.rows(thread.key))
-            doomed = [_place(row) for row in rows if row.hidden or row.run_id in doomed_runs]
-            session.remove(thread.key, *removal.plan(_headers(context, rows), doomed))
+            session.remove(thread, _planned(context, made_by_runs))
         for family in dict.fromkeys(thread.family for thread in threads):
             missing = collect(session, family) or missing
     if threads:
@@ -488,12 +547,27 @@ def prune(context: Context, thread_ids: Sequence[str], strategy: str) -> None:
             thread = session.thread(thread_id)
             if thread is None:
                 continue
-            rows = list(session.rows(thread.key))
-            latest = removal.latest(_place(row) for row in rows if not row.hidden)
-            doomed = {_place(row) for row in rows} - latest
-            session.remove(thread.key, *removal.plan(_headers(context, rows), doomed))
+            session.remove(thread, _planned(context, _all_but_latest))
             missing = collect(session, thread.family)
         _removed(context, [thread_id], missing)
+
+
+def _all_but_latest(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
+    places = {_place(row) for row in rows}
+    return places - removal.latest(places)
+
+
+def _planned(
+    context: Context, choose: Callable[[Sequence[CheckpointRow]], set[removal.Place]]
+) -> Choose:
+    """Return how to remove those checkpoints that are chosen out of all that can be seen."""
+
+    def plan(rows: Sequence[CheckpointRow]) -> removal.Plan:
+        doomed = choose([row for row in rows if not row.hidden])
+        doomed |= {_place(row) for row in rows if row.hidden}
+        return removal.plan(_headers(context, rows), doomed)
+
+    return plan
 
 
 def _removed(context: Context, thread_ids: Sequence[str], missing: str | None) -> None:

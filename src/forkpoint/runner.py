@@ -15,9 +15,6 @@ import aiosqlite
 
 _T = TypeVar("_T")
 
-_WORKERS = 4
-"""How many async operations of a saver run at once. While one commits, the others prepare."""
-
 
 class Runner(Protocol):
     """Runs operations, which are ordinary functions that block."""
@@ -41,9 +38,13 @@ class WorkerRunner:
     The threads serve any number of event loops, outlive those that close early, and do not keep
     the process from ending. They take their work from a `SimpleQueue`: a hop costs a third of what
     it costs through a `concurrent.futures` executor.
+
+    Args:
+        workers: How many async operations run at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
         self._calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._process = 0
 
@@ -59,10 +60,10 @@ class WorkerRunner:
 
     def _start(self) -> None:
         calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
-        for _ in range(_WORKERS):
+        for _ in range(self._workers):
             threading.Thread(target=_work, args=(calls,), name="forkpoint", daemon=True).start()
         # They end with the runner, not when the saver is closed: a call may be on its way then.
-        weakref.finalize(self, _stop, calls)
+        weakref.finalize(self, _stop, calls, self._workers)
         # In this order: who sees the process must find a queue that has workers.
         self._calls = calls
         self._process = os.getpid()
@@ -73,8 +74,8 @@ def _work(calls: SimpleQueue[_Call[Any] | None]) -> None:
         call.run()
 
 
-def _stop(calls: SimpleQueue[_Call[Any] | None]) -> None:
-    for _ in range(_WORKERS):
+def _stop(calls: SimpleQueue[_Call[Any] | None], workers: int) -> None:
+    for _ in range(workers):
         calls.put(None)
 
 

@@ -15,6 +15,8 @@ from forkpoint.runner import AiosqliteRunner, WorkerRunner
 from forkpoint.saver import ForkpointSaver, durability_of
 from forkpoint.sqlite_storage import BUSY_TIMEOUT_SECONDS, SqliteStorage
 
+_WORKERS = 4  # while one commits, the others prepare
+
 
 class SqliteSaver(ForkpointSaver):
     """Keep LangGraph checkpoints in SQLite.
@@ -43,7 +45,7 @@ class SqliteSaver(ForkpointSaver):
         durability: str = "full",
     ) -> None:
         durability = durability_of(durability)
-        runner: WorkerRunner | AiosqliteRunner = WorkerRunner()
+        runner: WorkerRunner | AiosqliteRunner = WorkerRunner(_WORKERS)
         if isinstance(database, aiosqlite.Connection):
             runner = AiosqliteRunner(database)
             connect, owned = _passed(_of_aiosqlite(database)), False

@@ -15,6 +15,7 @@ from forkpoint.codec import Chunk
 from forkpoint.errors import ThreadExists
 from forkpoint.storage import (
     CheckpointRow,
+    Choose,
     Found,
     Put,
     Query,
@@ -251,21 +252,21 @@ class SqliteSession:
                 found[digest] = (refs, content)
         return found
 
-    def rows(self, thread: Any) -> Iterator[CheckpointRow]:
+    def rows(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
         for row in self._run(
-            f"SELECT {_CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", thread
+            f"SELECT {_CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", thread.key
         ):
             yield CheckpointRow(*row)
 
     def ancestors(
-        self, thread: Any, checkpoint_ns: str, checkpoint_id: str
+        self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str
     ) -> Iterator[CheckpointRow]:
         following: str | None = checkpoint_id
         while following is not None:
             row = self._one(
                 f"SELECT {_CHECKPOINT} FROM forkpoint_checkpoints"
                 " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
-                thread,
+                thread.key,
                 checkpoint_ns,
                 following,
             )
@@ -277,7 +278,7 @@ class SqliteSession:
 
     def channel_writes(
         self,
-        thread: Any,
+        thread: ThreadRef,
         checkpoint_ns: str,
         checkpoint_ids: Sequence[str],
         channels: Sequence[str],
@@ -288,7 +289,7 @@ class SqliteSession:
                 f"SELECT {_WRITE} FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = ?"
                 f" AND checkpoint_id IN ({_marks(batch)})"
                 f" AND channel IN ({_marks(channels)})",
-                thread,
+                thread.key,
                 checkpoint_ns,
                 *batch,
                 *channels,
@@ -440,7 +441,7 @@ class SqliteSession:
             thread.key,
         ).rowcount
         if provisional:
-            self.drop_chunks(thread.family, None)
+            self.drop_chunks(thread.family, None, None)
 
     def copy(self, source: ThreadRef, target_id: str) -> None:
         if self.thread(target_id) is not None:
@@ -472,40 +473,36 @@ class SqliteSession:
             source.key,
         )
 
-    def remove(
-        self,
-        thread: Any,
-        removed: Collection[tuple[str, str]],
-        hidden: Collection[tuple[str, str]],
-    ) -> None:
+    def remove(self, thread: ThreadRef, choose: Choose) -> None:
+        removed, hidden = choose(list(self.rows(thread)))
         place = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
         for table in ("writes", "checkpoints"):
             self._many(
-                f"DELETE FROM forkpoint_{table} {place}", ((thread, *one) for one in removed)
+                f"DELETE FROM forkpoint_{table} {place}", ((thread.key, *one) for one in removed)
             )
         self._many(
             f"UPDATE forkpoint_checkpoints SET hidden = 1 {place}",
-            ((thread, *one) for one in hidden),
+            ((thread.key, *one) for one in hidden),
         )
-        self._count_checkpoints(thread)
+        self._count_checkpoints(thread.key)
         self._run(
             "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
             _now(),
-            thread,
+            thread.key,
         )
 
-    def bury(self, thread: Any) -> None:
+    def bury(self, thread: ThreadRef) -> None:
         dead_until = self._one(
             "SELECT max(id) FROM ("
             " SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints WHERE thread = ?"
             " UNION ALL SELECT max(checkpoint_id) FROM forkpoint_writes WHERE thread = ?"
             " UNION ALL SELECT dead_until FROM forkpoint_threads WHERE key = ?)",
-            thread,
-            thread,
-            thread,
+            thread.key,
+            thread.key,
+            thread.key,
         )
         for table in ("writes", "checkpoints"):
-            self._run(f"DELETE FROM forkpoint_{table} WHERE thread = ?", thread)
+            self._run(f"DELETE FROM forkpoint_{table} WHERE thread = ?", thread.key)
         self._run(
             "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = ?, label = NULL,"
             " tags = '[]', metadata = '{}', status = 'idle', checkpoint_count = 0,"
@@ -513,13 +510,16 @@ class SqliteSession:
             " WHERE key = ?",
             _now(),
             dead_until[0] if dead_until else None,
-            thread,
+            thread.key,
         )
 
     # Collecting
 
-    def raise_epoch(self, family: Any) -> None:
+    def begin_collection(self, family: Any) -> None:
         self._run("UPDATE forkpoint_threads SET epoch = epoch + 1 WHERE family = ?", family)
+
+    def is_undisturbed(self, family: Any, collection: None) -> bool:
+        return True
 
     def references(self, family: Any) -> Iterator[bytes]:
         for table in ("checkpoints", "writes"):
@@ -539,7 +539,7 @@ class SqliteSession:
         for (digest,) in self._run("SELECT digest FROM forkpoint_chunks WHERE family = ?", family):
             yield digest
 
-    def drop_chunks(self, family: Any, digests: Iterable[bytes] | None) -> None:
+    def drop_chunks(self, family: Any, digests: Iterable[bytes] | None, collection: None) -> None:
         if digests is None:
             self._run("DELETE FROM forkpoint_chunks WHERE family = ?", family)
         else:

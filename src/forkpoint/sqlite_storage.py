@@ -9,7 +9,6 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 
 from forkpoint.errors import (
@@ -23,7 +22,8 @@ from forkpoint.errors import (
     StorageFull,
     StorageReadOnly,
 )
-from forkpoint.filters import contains
+from forkpoint.filters import contains_json
+from forkpoint.group_commit import GroupCommit, Waiting
 from forkpoint.sqlite_session import SCHEMA, SqliteSession
 from forkpoint.storage import SCHEMA_VERSION, Put, Stale, ThreadRef
 
@@ -50,8 +50,7 @@ class SqliteStorage:
         self._connection: sqlite3.Connection | None = None
         self._process = 0
         self._closed = False
-        self._lock = threading.Lock()
-        self._queue: deque[_Waiting] = deque()
+        self._commits = GroupCommit(self._put_all)
         _storages.add(self)
 
     def setup(self) -> None:
@@ -65,20 +64,11 @@ class SqliteStorage:
         return _Transaction(self, "BEGIN IMMEDIATE")
 
     def put(self, put: Put) -> ThreadRef | None:
-        waiting = _Waiting(put)
-        self._queue.append(waiting)
-        with self._lock:
-            if not waiting.done:  # else the one who held the lock before took it along
-                batch = [self._queue.popleft() for _ in range(len(self._queue))]
-                try:
-                    self._put_all(batch)
-                except BaseException:  # an interrupt of this thread, not of the others
-                    others = [one for one in batch if not one.done and one is not waiting]
-                    self._queue.extendleft(reversed(others))
-                    raise
-        return waiting.result()
+        waiting = _Put(put)
+        self._commits.put(waiting)
+        return waiting.written
 
-    def _put_all(self, batch: list[_Waiting]) -> None:
+    def _put_all(self, batch: list[_Put]) -> None:
         """Put what is waiting in one transaction, so that many share the cost of one commit."""
         try:
             with _typed_errors():
@@ -87,7 +77,7 @@ class SqliteStorage:
                 try:
                     session = SqliteSession(connection)
                     for waiting in batch:
-                        waiting.put_by(session)
+                        waiting.store(session)
                     connection.execute("COMMIT")
                 finally:
                     if connection.in_transaction:
@@ -134,31 +124,24 @@ class SqliteStorage:
             self._connection, self._process = connection, os.getpid()
         return self._connection
 
-    def _renew_lock(self) -> None:
-        """In a forked child: another thread of the parent may have held the lock."""
-        self._lock = threading.Lock()
-        self._queue.clear()
+    @property
+    def _lock(self) -> threading.Lock:
+        return self._commits.lock
 
 
-class _Waiting:
-    """A `Put` on its way into the database, and what became of it."""
+class _Put(Waiting):
+    """A `Put` on its way into the database, and the thread that it was written to."""
 
     def __init__(self, put: Put) -> None:
-        self.put = put
-        self.done = False
+        super().__init__()
+        self._put = put
         self.written: ThreadRef | None = None
-        self.error: Exception | None = None
 
-    def put_by(self, session: SqliteSession) -> None:
+    def store(self, session: SqliteSession) -> None:
         try:
-            self.written, self.error = session.put(self.put), None
+            self.written, self.error = session.put(self._put), None
         except Stale as stale:  # raised before anything is written
             self.error = stale
-
-    def result(self) -> ThreadRef | None:
-        if self.error is not None:
-            raise self.error
-        return self.written
 
 
 class _Transaction:
@@ -210,7 +193,7 @@ _storages: weakref.WeakSet[SqliteStorage] = weakref.WeakSet()
 
 def _renew_locks() -> None:
     for storage in _storages:
-        storage._renew_lock()
+        storage._commits.renew()
 
 
 if hasattr(os, "register_at_fork"):
@@ -274,7 +257,7 @@ def _scalar(connection: sqlite3.Connection, sql: str) -> int | None:
 
 
 def _contains(stored: str, wanted: str) -> bool:
-    return contains(json.loads(stored), json.loads(wanted))
+    return contains_json(stored, json.loads(wanted))
 
 
 def _retry_while_locked(action: Callable[[], object]) -> None:

@@ -73,11 +73,12 @@ none, each call of a `Session` is atomic, and the order of calls in `forkpoint.o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from forkpoint.codec import Chunk, Chunks
+from forkpoint.removal import Plan
 
 SCHEMA_VERSION = 1
 
@@ -91,7 +92,7 @@ class ThreadRef(NamedTuple):
 
     key: Any
     family: Any
-    epoch: int
+    epoch: Any
 
 
 class CheckpointRow(NamedTuple):
@@ -164,6 +165,10 @@ class Put(NamedTuple):
     that of its writes, should they have come before it."""
 
 
+Choose = Callable[[Sequence[CheckpointRow]], Plan]
+"""Chooses which of a thread's checkpoints, hidden ones included, are to be removed or hidden."""
+
+
 class Stale(Exception):
     """The `ThreadRef` that a write was prepared for no longer holds. Nothing was written."""
 
@@ -187,17 +192,17 @@ class Session(Protocol):
     def chunks(self, family: Any, digests: Collection[bytes]) -> Mapping[bytes, Chunk]:
         """Return those of these chunks that the store has."""
 
-    def rows(self, thread: Any) -> Iterator[CheckpointRow]:
+    def rows(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
         """Return all checkpoints of a thread, hidden ones too, in no order."""
 
     def ancestors(
-        self, thread: Any, checkpoint_ns: str, checkpoint_id: str
+        self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str
     ) -> Iterator[CheckpointRow]:
         """Return a checkpoint, its parent, and so on, hidden ones too."""
 
     def channel_writes(
         self,
-        thread: Any,
+        thread: ThreadRef,
         checkpoint_ns: str,
         checkpoint_ids: Sequence[str],
         channels: Sequence[str],
@@ -216,21 +221,25 @@ class Session(Protocol):
             ThreadExists: There is a thread of this id.
         """
 
-    def remove(
-        self,
-        thread: Any,
-        removed: Collection[tuple[str, str]],
-        hidden: Collection[tuple[str, str]],
-    ) -> None:
-        """Remove checkpoints, given as (namespace, id), and their writes, and hide others."""
+    def remove(self, thread: ThreadRef, choose: Choose) -> None:
+        """Remove checkpoints with their writes, and hide others, as is chosen.
 
-    def bury(self, thread: Any) -> None:
+        Nobody writes to the thread in between. Nothing is done if the thread is deleted by now.
+        """
+
+    def bury(self, thread: ThreadRef) -> None:
         """Remove all checkpoints and writes of a thread, and mark it as deleted."""
 
     # Collecting
 
-    def raise_epoch(self, family: Any) -> None:
-        """Tell the writers of a family that chunks may be gone."""
+    def begin_collection(self, family: Any) -> Any:
+        """Tell the writers of a family that chunks may go, and return what names this collection.
+
+        A write that was prepared before, and is not stored yet, is refused with `Stale`.
+        """
+
+    def is_undisturbed(self, family: Any, collection: Any) -> bool:
+        """Return whether nobody removed or collected in a family since a collection began."""
 
     def references(self, family: Any) -> Iterator[bytes]:
         """Return the refs of all checkpoints and writes in a family."""
@@ -241,8 +250,8 @@ class Session(Protocol):
     def digests(self, family: Any) -> Iterator[bytes]:
         """Return the digests of all chunks of a family."""
 
-    def drop_chunks(self, family: Any, digests: Iterable[bytes] | None) -> None:
-        """Remove chunks of a family, or all of them."""
+    def drop_chunks(self, family: Any, digests: Iterable[bytes] | None, collection: Any) -> None:
+        """Remove chunks of a family, or all of them, but none written since `collection` began."""
 
     # Secrets
 
@@ -250,7 +259,7 @@ class Session(Protocol):
         """Return the protected keys of digests."""
 
     def add_secret(self, stored: bytes) -> None:
-        """Add a protected key of digests."""
+        """Add a protected key of digests, unless somebody else adds one at the same moment."""
 
 
 class Storage(Protocol):

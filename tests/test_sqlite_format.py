@@ -1,6 +1,6 @@
 """Databases of every version of the stored format are read, for ever.
 
-A golden database is made once, by `python tests/test_format.py`, and never changed.
+A golden database is made once, by `python tests/test_sqlite_format.py`, and never changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from forkpoint import SafeSerializer, SqliteSaver
 from forkpoint.serde import DeltaSnapshot
 from forkpoint.storage import SCHEMA_VERSION
-from support import config, problems
+from stores import SqliteStore
+from support import config
 
 GOLDEN = Path(__file__).parent / "golden"
 VALUES: dict[str, Any] = {
@@ -94,10 +95,10 @@ def test_a_golden_database_is_read_and_written(
             assert newest.parent_config == config(thread_id, "1")
         assert saver.get_tuple(config("deleted")) is None
         assert len(list(saver.list(None, filter={"user.id": "u1"}))) == 4
-        assert problems(path, saver) == []
+        assert SqliteStore(path).problems(saver) == []
         saver.put(newest.config, {**body("3"), "channel_values": VALUES}, METADATA, {"small": 3})
         saver.delete_thread("thread")
-        assert problems(path, saver) == []
+        assert SqliteStore(path).problems(saver) == []
 
 
 def test_what_is_stored_today_is_what_this_version_stored_first(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from forkpoint import SqliteSaver, StorageFull
-from support import config, problems, put
+from stores import SqliteStore
+from support import config, put
 
 MESSAGES = [HumanMessage(f"{n} " * 200, id=str(n)) for n in range(80)]
 
@@ -56,14 +57,14 @@ def test_at_every_page_count_a_write_that_does_not_fit_leaves_no_trace(
                 assert found is not None
                 assert found.checkpoint["channel_values"] == {"messages": MESSAGES[:20]}
                 assert found.pending_writes == [("task", "c", "y" * 3000)]
-            assert problems(path, saver) == []
+            assert SqliteStore(path).problems(saver) == []
             saver.delete_thread("thread")
             assert saver.get_tuple(config()) is None
-            assert problems(path, saver) == []
+            assert SqliteStore(path).problems(saver) == []
             connection.close()
             path.unlink()
         else:
-            assert problems(path, saver) == []
+            assert SqliteStore(path).problems(saver) == []
             connection.close()
             break
     assert 0 < failures < 999
@@ -93,9 +94,9 @@ def test_one_write_of_a_group_that_does_not_fit_does_not_take_the_others_along(
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 30
-        while len(storage._queue) < len(names) and time.monotonic() < deadline:
+        while len(storage._commits._queue) < len(names) and time.monotonic() < deadline:
             time.sleep(0.001)
-        assert len(storage._queue) == len(names)
+        assert len(storage._commits._queue) == len(names)
     for thread in threads:
         thread.join()
 
@@ -106,5 +107,5 @@ def test_one_write_of_a_group_that_does_not_fit_does_not_take_the_others_along(
         if found.checkpoint["channel_values"] == {"text": "x"}
     }
     assert stored == set(names[1:])
-    assert problems(path, saver) == []
+    assert SqliteStore(path).problems(saver) == []
     connection.close()

@@ -15,11 +15,17 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from forkpoint import SqliteSaver, runner
-from support import checkpoint, chunks_of, config, put
+from stores import SqliteStore
+from support import checkpoint, config, put
 
 
 def message(n: int) -> HumanMessage:
     return HumanMessage(random.Random(n).randbytes(270).hex(), id=str(n))
+
+
+@pytest.fixture
+def store(path: Path) -> SqliteStore:
+    return SqliteStore(path)
 
 
 @pytest.fixture
@@ -181,12 +187,14 @@ def test_a_page_takes_as_many_statements_whatever_its_length(
     assert len(statements) <= 8  # begin, thread, rows, writes, two or three levels, commit
 
 
-def test_a_copy_writes_no_chunk(saver: SqliteSaver, path: Path, statements: list[str]) -> None:
+def test_a_copy_writes_no_chunk(
+    saver: SqliteSaver, store: SqliteStore, statements: list[str]
+) -> None:
     fill(saver)
-    before = chunks_of(path)
+    before = store.count("chunks")
     statements.clear()
     saver.copy_thread("thread", "copy")
-    assert chunks_of(path) == before
+    assert store.count("chunks") == before
     assert not any("forkpoint_chunks" in statement for statement in statements)
 
 

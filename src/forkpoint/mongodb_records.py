@@ -1,0 +1,323 @@
+"""MongoDB: the collection, what its documents are named, and commands with typed errors.
+
+Everything is in one collection, so that a put is one command. Each document has the field `family`,
+which is the shard key, and each command names it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple, TypeVar
+
+import ormsgpack
+from bson.errors import InvalidDocument
+from bson.objectid import ObjectId
+from pymongo import UpdateMany, UpdateOne
+from pymongo.collection import Collection
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    ConnectionFailure,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    ExecutionTimeout,
+    InvalidOperation,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WriteConcernError,
+    WTimeoutError,
+)
+from pymongo.read_concern import ReadConcern
+
+from forkpoint.errors import (
+    ForkpointError,
+    InvalidInput,
+    SaverClosed,
+    StorageBusy,
+    StorageError,
+    StorageFull,
+    StorageReadOnly,
+    StorageUnauthorized,
+    StorageUnavailable,
+)
+from forkpoint.storage import ThreadRef
+
+Document = dict[str, Any]
+Statement = UpdateOne | UpdateMany
+_T = TypeVar("_T")
+
+NOW = {"$multiply": [{"$toLong": "$$NOW"}, 1000]}
+"""The server's time, in microseconds since 1970."""
+
+_ROW_HASH_BYTES = 16
+_DIGEST_BYTES = 32
+_FAMILY_BYTES = 12
+
+
+# Names. What belongs to a family begins with its 12 bytes, and the kinds differ in length, so that
+# the index of `_id` lists the chunks of a family, or its rows.
+
+
+def name_id(thread_id: str) -> str:
+    """Return the `_id`, and the family, of the document that says what a thread id means."""
+    return f"name:{thread_id}"
+
+
+def row_id(thread: ThreadRef, *place: str | int) -> bytes:
+    """Return the `_id` of a checkpoint (namespace, id) or a write (and task, idx)."""
+    digest = sha256(ormsgpack.packb([thread.key.binary, *place])).digest()
+    return bytes(thread.family.binary) + digest[:_ROW_HASH_BYTES]
+
+
+def chunk_id(family: ObjectId, digest: bytes) -> bytes:
+    """Return the `_id` of a chunk."""
+    return family.binary + digest
+
+
+def digest_of(chunk: bytes) -> bytes:
+    """Return the digest in the `_id` of a chunk."""
+    return chunk[_FAMILY_BYTES:]
+
+
+def rows_of(family: ObjectId) -> Document:
+    """Return a filter for the checkpoints and writes of a family."""
+    return _range(family, _ROW_HASH_BYTES)
+
+
+def chunks_of(family: ObjectId) -> Document:
+    """Return a filter for the chunks of a family."""
+    return _range(family, _DIGEST_BYTES)
+
+
+def _range(family: ObjectId, length: int) -> Document:
+    return {
+        "_id": {"$gte": family.binary + bytes(length), "$lte": family.binary + b"\xff" * length},
+        "family": family,
+    }
+
+
+def record_of(thread: ThreadRef) -> Document:
+    """Return a filter for the record of a thread."""
+    return {"_id": thread.key, "family": thread.family}
+
+
+class Outcome(NamedTuple):
+    """What became of a bulk: how many statements hit a document, and the one that failed."""
+
+    hits: int
+    failed: int | None = None
+    error: Exception | None = None
+    """None where the failed one collided with a document that exists."""
+
+
+class Records:
+    """The collection. Commands are tried again while the server changes its primary.
+
+    Every command may be sent twice without doing more than once.
+
+    Args:
+        collection: With the concerns that it is to be read and written with.
+        patience_seconds: For how long to try.
+    """
+
+    def __init__(self, collection: Collection[Document], patience_seconds: float) -> None:
+        self._collection = collection
+        self._latest = collection.with_options(read_concern=ReadConcern("local"))
+        self._patience_seconds = patience_seconds
+
+    @property
+    def name(self) -> str:
+        return self._collection.name
+
+    def aggregate(self, pipeline: Sequence[Document]) -> list[Document]:
+        return self.retrying(lambda: list(self._collection.aggregate(pipeline)))
+
+    def aggregate_if_it_fits(self, pipeline: Sequence[Document]) -> list[Document] | None:
+        """Return what `aggregate` does, or None if it is more than the server can hold."""
+
+        def aggregate() -> list[Document] | None:
+            try:
+                return list(self._collection.aggregate(pipeline))
+            except OperationFailure as error:
+                if error.code not in _TOO_MUCH:
+                    raise
+                return None
+
+        return self.retrying(aggregate)
+
+    def find(
+        self,
+        wanted: Document,
+        fields: Mapping[str, int] | None = None,
+        sort: Sequence[tuple[str, int]] | None = None,
+        limit: int = 0,
+    ) -> list[Document]:
+        """Return documents that a majority has, so that no failover takes them back."""
+        found = self._collection.find
+        return self.retrying(lambda: list(found(wanted, fields, sort=sort, limit=limit)))
+
+    def latest(self, wanted: Document, fields: Mapping[str, int] | None = None) -> list[Document]:
+        """Return documents as the primary has them at the moment."""
+        return self.retrying(lambda: list(self._latest.find(wanted, fields)))
+
+    def exists(self, wanted: Document) -> bool:
+        """Return whether the primary has such a document at the moment."""
+        return self.retrying(lambda: self._latest.find_one(wanted, {"_id": 1}) is not None)
+
+    def count(self, wanted: Document) -> int:
+        return self.retrying(lambda: self._latest.count_documents(wanted))
+
+    def update(self, wanted: Document, change: Document | Sequence[Document]) -> bool:
+        """Change a document, and return whether there is one."""
+        update = self._collection.update_one
+        return self.retrying(lambda: update(wanted, change).matched_count == 1)
+
+    def update_all(self, wanted: Document, change: Document) -> None:
+        self.retrying(lambda: self._collection.update_many(wanted, change))
+
+    def delete(self, wanted: Document) -> None:
+        self.retrying(lambda: self._collection.delete_many(wanted))
+
+    def insert(self, document: Document) -> bool:
+        """Insert a document, and return whether there was none of its `_id`."""
+        try:
+            self._collection.insert_one(document)
+        except DuplicateKeyError:
+            return False
+        except PyMongoError as error:
+            raise typed(error) from error
+        return True
+
+    def bulk(self, statements: Sequence[Statement]) -> Outcome:
+        """Execute statements in order, up to the first that collides or fails."""
+        return self.retrying(lambda: self._bulk(statements))
+
+    def _bulk(self, statements: Sequence[Statement]) -> Outcome:
+        try:
+            result = self._collection.bulk_write(statements)
+        except BulkWriteError as bulk:
+            details: Any = bulk.details
+            for concern in details["writeConcernErrors"]:
+                raise WriteConcernError(concern["errmsg"], concern["code"], concern) from bulk
+            failed = details["writeErrors"][0]
+            hits = details["nMatched"] + details["nUpserted"]
+            if failed["code"] == _DUPLICATE_KEY:
+                return Outcome(hits, failed["index"])
+            error = OperationFailure(failed["errmsg"], failed["code"], failed)
+            if _is_transient(error):
+                raise error from bulk
+            return Outcome(hits, failed["index"], typed(error))
+        return Outcome(result.matched_count + result.upserted_count)
+
+    def retrying(self, command: Callable[[], _T]) -> _T:
+        """Return what a command returns, tried again while that may help."""
+        until = time.monotonic() + self._patience_seconds
+        pause = 0.01
+        while True:
+            try:
+                return command()
+            except (PyMongoError, InvalidDocument) as error:
+                if not _is_transient(error) or time.monotonic() + pause > until:
+                    raise typed(error) from error
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+
+
+_DUPLICATE_KEY = 11000
+_TRANSIENT = {
+    6,  # HostUnreachable
+    7,  # HostNotFound
+    89,  # NetworkTimeout
+    91,  # ShutdownInProgress
+    112,  # WriteConflict
+    189,  # PrimarySteppedDown
+    262,  # ExceededTimeLimit
+    9001,  # SocketException
+    10107,  # NotWritablePrimary
+    10058,  # LegacyNotPrimary
+    11600,  # InterruptedAtShutdown
+    11602,  # InterruptedDueToReplStateChange
+    13435,  # NotPrimaryNoSecondaryOk
+    13436,  # NotPrimaryOrSecondary
+}
+_UNAUTHENTICATED = {18, 8000}  # AuthenticationFailed, and Atlas's own
+_UNAUTHORIZED = 13
+_NO_SPACE = {14031, 12501}  # OutOfDiskSpace, and a quota's
+_TOO_MUCH = {
+    40099,  # $graphLookup reached its limit of 100 MB
+    292,  # QueryExceededMemoryLimitNoDiskUseAllowed
+    10334,  # BSONObjectTooLarge
+    4568,  # $lookup's documents exceed the size of one
+}
+_TOO_LARGE = {10334, 17280, 17419, 17420}
+
+
+def _is_transient(error: Exception) -> bool:
+    if isinstance(error, ServerSelectionTimeoutError):
+        return False  # it has waited already
+    if isinstance(error, OperationFailure):
+        return error.code in _TRANSIENT
+    return isinstance(error, AutoReconnect)
+
+
+def typed(error: Exception) -> ForkpointError:
+    """Return the `ForkpointError` for what the driver or the server reports."""
+    message = str(error)
+    if isinstance(error, ServerSelectionTimeoutError):
+        return StorageUnavailable(
+            f"no MongoDB primary can be reached ({message:.300}); check that the server runs, its "
+            "address, the network and the name of the replica set"
+        )
+    if isinstance(error, (WTimeoutError, WriteConcernError)):
+        return StorageUnavailable(
+            f"a majority of the replica set did not confirm the write in time ({message:.300}); "
+            "check the health of its members. The write may or may not survive"
+        )
+    if isinstance(error, ExecutionTimeout):
+        return StorageBusy(f"MongoDB did not answer in time: {message:.300}")
+    if isinstance(error, OperationFailure):
+        return _of_server(error, message)
+    if isinstance(error, AutoReconnect):
+        return StorageUnavailable(f"the connection to MongoDB was lost: {message:.300}")
+    if isinstance(error, ConnectionFailure):  # the pool is exhausted
+        return StorageBusy(f"no connection to MongoDB became free in time: {message:.300}")
+    if isinstance(error, (DocumentTooLarge, InvalidDocument)):
+        return InvalidInput(
+            f"MongoDB cannot hold this as one document; values may be of any size, but metadata, "
+            f"names and the number of channels may not: {message:.300}"
+        )
+    if isinstance(error, InvalidOperation) and "close" in message:
+        return SaverClosed("the MongoDB client is closed")
+    return StorageError(f"MongoDB failed: {message:.300}")
+
+
+def _of_server(error: OperationFailure, message: str) -> ForkpointError:
+    if error.code in _UNAUTHENTICATED:
+        return StorageUnauthorized(
+            f"MongoDB refuses the credentials ({message:.300}); check user, password and authSource"
+        )
+    if error.code == _UNAUTHORIZED:
+        if any(verb in message for verb in (" update ", " insert", " delete ", "createIndexes")):
+            return StorageReadOnly(
+                f"the MongoDB user may not write ({message:.300}); grant it readWrite"
+            )
+        return StorageUnauthorized(
+            f"the MongoDB user may not read ({message:.300}); grant it readWrite"
+        )
+    if error.code in _NO_SPACE:
+        return StorageFull(message)
+    if error.code in _TRANSIENT:
+        return StorageUnavailable(f"MongoDB kept changing its primary: {message:.300}")
+    if "too large" in message or "Exceeds" in message or error.code in _TOO_LARGE:
+        return InvalidInput(f"MongoDB cannot hold this as one document: {message:.300}")
+    return StorageError(f"MongoDB failed: {message:.300}")
+
+
+def in_batches(values: Iterable[_T], size: int = 10_000) -> Iterable[list[_T]]:
+    """Return values in lists that fit into one command."""
+    listed = list(values)
+    for start in range(0, len(listed), size):
+        yield listed[start : start + size]

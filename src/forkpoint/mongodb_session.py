@@ -1,0 +1,708 @@
+"""MongoDB: the documents of rows, and the commands of each primitive.
+
+There are no transactions. What must happen together happens in one bulk of statements, in order,
+that begins with one on the record of the thread: an upsert, whose filter says how the record must
+be. If it is not so, the upsert collides with the record's own `_id`, and the bulk ends there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from bson.objectid import ObjectId
+from pymongo import UpdateMany, UpdateOne
+
+from forkpoint.codec import Chunk, split_refs
+from forkpoint.errors import StorageBusy, ThreadExists
+from forkpoint.filters import contains_json, terms
+from forkpoint.mongodb_records import (
+    NOW,
+    Document,
+    Records,
+    Statement,
+    chunk_id,
+    chunks_of,
+    digest_of,
+    in_batches,
+    name_id,
+    record_of,
+    row_id,
+    rows_of,
+)
+from forkpoint.removal import Place, Plan
+from forkpoint.storage import CheckpointRow, Choose, Found, Query, Stale, ThreadRef, WriteRow
+
+LOCK_SECONDS = 5
+"""How long a removal or a copy keeps others out of a thread if its process ends in the middle."""
+
+_ROWS = {"$in": ["checkpoint", "write"]}
+_LOCK_PAUSE_SECONDS = 0.005
+_EXPIRED = {"$lt": ["$lock.until", "$$NOW"]}
+
+
+# Documents
+
+
+def checkpoint_document(thread: ThreadRef, row: CheckpointRow) -> tuple[Document, Document]:
+    """Return where a checkpoint is, and what it says there."""
+    place = {
+        "kind": "checkpoint",
+        "thread": thread.key,
+        "checkpoint_ns": row.checkpoint_ns,
+        "checkpoint_id": row.checkpoint_id,
+    }
+    said: Document = {
+        "parent_checkpoint_id": row.parent_checkpoint_id,
+        "metadata": row.metadata,
+        "terms": sorted(terms(row.metadata)),
+        "refs": row.refs,
+        "content": row.content,
+        "seal": row.seal,
+    }
+    if row.run_id is not None:
+        said["run_id"] = row.run_id
+    return place, said
+
+
+def write_document(thread: ThreadRef, row: WriteRow) -> tuple[Document, Document]:
+    """Return where a write is, and what it says there."""
+    place = {
+        "kind": "write",
+        "thread": thread.key,
+        "checkpoint_ns": row.checkpoint_ns,
+        "checkpoint_id": row.checkpoint_id,
+        "task_id": row.task_id,
+        "idx": row.idx,
+    }
+    said = {
+        "task_path": row.task_path,
+        "channel": row.channel,
+        "refs": row.refs,
+        "content": row.content,
+        "seal": row.seal,
+    }
+    return place, said
+
+
+def new_record(thread_id: str, epoch: ObjectId) -> Document:
+    """Return the record of a new thread, but for its name and its times."""
+    return {
+        "kind": "thread",
+        "thread_id": thread_id,
+        "epoch": epoch,
+        "edge": None,
+        "parent": None,
+        "parent_checkpoint_id": None,
+        "owner": None,
+        "label": None,
+        "tags": [],
+        "metadata": "{}",
+        "status": "idle",
+        "status_for": "",
+        "checkpoint_count": 0,
+        "expires_at": None,
+        "lease_holder": None,
+        "lease_since": None,
+        "lease_until": None,
+        "fence": 0,
+        "provisional": True,
+        "deleted_at": None,
+        "dead_until": None,
+        "lock": None,
+    }
+
+
+def _checkpoint_row(found: Document) -> CheckpointRow:
+    return CheckpointRow(
+        found["checkpoint_ns"],
+        found["checkpoint_id"],
+        found["parent_checkpoint_id"],
+        found.get("run_id"),
+        found["metadata"],
+        found["refs"],
+        found["content"],
+        found["seal"],
+        found.get("hidden", False),
+    )
+
+
+def _write_row(found: Document) -> WriteRow:
+    return WriteRow(*(found[field] for field in WriteRow._fields))
+
+
+def _thread_ref(record: Document) -> ThreadRef:
+    return ThreadRef(record["_id"], record["family"], record["epoch"])
+
+
+_NO_TERMS = {"terms": 0}
+
+
+class MongoSession:
+    """The primitives of `forkpoint.storage.Session`, each atomic by itself."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    # Reading
+
+    def thread(self, thread_id: str) -> ThreadRef | None:
+        found = self._records.aggregate(
+            [*self._named(thread_id), {"$replaceWith": "$record"}, {"$project": _IDENTITY}]
+        )
+        return _thread_ref(found[0]) if found else None
+
+    def checkpoint(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
+    ) -> Found | None:
+        wanted = {"kind": "checkpoint", "checkpoint_ns": checkpoint_ns, "visible": True}
+        if checkpoint_id is not None:
+            wanted["checkpoint_id"] = checkpoint_id
+        newest: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
+        writes = {"kind": "write", "checkpoint_ns": checkpoint_ns, "visible": True}
+        begin = [*self._named(thread_id), self._rows("row", wanted, newest), {"$unwind": "$row"}]
+        end = [
+            self._join("still", "key", "_id", {"deleted_at": None}, [{"$project": _IDENTITY}]),
+            {"$project": {"record": _IDENTITY, "row": 1, "writes": 1, "still": 1}},
+        ]
+        with_writes = self._rows("writes", writes, [], at="$row.checkpoint_id")
+        found = self._records.aggregate_if_it_fits([*begin, with_writes, *end])
+        if found is None:  # more writes than fit into one document
+            found = self._records.aggregate([*begin, *end])
+        if not found:
+            return None
+        one = found[0]
+        thread = _thread_ref(one["record"])
+        if [_thread_ref(record) for record in one["still"]] != [thread]:
+            raise Stale  # something was removed while this was read
+        read = Found(thread_id, thread, _checkpoint_row(one["row"]), [])
+        if "writes" in one:
+            read.writes.extend(_write_row(write) for write in one["writes"])
+        else:
+            self._add_writes([read])
+        return read
+
+    def page(self, query: Query) -> list[Found]:
+        found: list[Found] = []
+        while len(found) < query.limit:
+            rows = self._page(query)
+            for one in rows:
+                if query.filter and not contains_json(one["row"]["metadata"], query.filter):
+                    continue  # two values had the same term
+                thread = _thread_ref(one["record"])
+                row = _checkpoint_row(one["row"])
+                found.append(Found(one["record"]["thread_id"], thread, row, []))
+            if len(rows) < query.limit:
+                break
+            last = rows[-1]["row"]
+            place = (last["checkpoint_id"], last["thread"], last["checkpoint_ns"])
+            query = query._replace(after=place)
+        page = found[: query.limit]
+        self._add_writes(page)
+        return page
+
+    def _page(self, query: Query) -> list[Document]:
+        wanted: Document = {"kind": "checkpoint", "visible": True}
+        if query.checkpoint_ns is not None:
+            wanted["checkpoint_ns"] = query.checkpoint_ns
+        ids: Document = {}
+        if query.checkpoint_id is not None:
+            ids["$eq"] = query.checkpoint_id
+        if query.before is not None:
+            ids["$lt"] = query.before
+        if query.after is not None:
+            checkpoint_id, key, checkpoint_ns = query.after
+            ids["$lte"] = checkpoint_id
+            wanted["$or"] = [
+                {"checkpoint_id": {"$lt": checkpoint_id}},
+                {"checkpoint_id": checkpoint_id, "thread": {"$lt": key}},
+                {
+                    "checkpoint_id": checkpoint_id,
+                    "thread": key,
+                    "checkpoint_ns": {"$lt": checkpoint_ns},
+                },
+            ]
+        if ids:
+            wanted["checkpoint_id"] = ids
+        if query.filter:
+            wanted_terms = sorted(terms(query.filter))
+            if wanted_terms:
+                wanted["terms"] = {"$all": wanted_terms}
+        order = {"$sort": {"checkpoint_id": -1, "thread": -1, "checkpoint_ns": -1}}
+        limit = {"$limit": query.limit}
+        fields = {"$project": {"record": {**_IDENTITY, "thread_id": 1}, "row": 1}}
+        if query.thread_id is not None:
+            return self._records.aggregate(
+                [
+                    *self._named(query.thread_id),
+                    self._rows("row", wanted, [order, limit, {"$project": _NO_TERMS}]),
+                    {"$unwind": "$row"},
+                    fields,
+                ]
+            )
+        record = self._join("record", "row.thread", "_id", {"deleted_at": None}, [], "$row.family")
+        return self._records.aggregate(
+            [
+                {"$match": wanted},
+                order,
+                {"$project": {"row": "$$ROOT"}},
+                record,
+                {"$unwind": "$record"},
+                limit,
+                fields,
+            ]
+        )
+
+    def _add_writes(self, page: list[Found]) -> None:
+        places = {(f.thread.key, f.row.checkpoint_ns, f.row.checkpoint_id): f for f in page}
+        if not places:
+            return
+        rows = self._records.find(
+            {
+                "family": {"$in": list({found.thread.family for found in page})},
+                "thread": {"$in": list({found.thread.key for found in page})},
+                "checkpoint_ns": {"$in": list({found.row.checkpoint_ns for found in page})},
+                "kind": "write",
+                "checkpoint_id": {"$in": list({found.row.checkpoint_id for found in page})},
+                "visible": True,
+            }
+        )
+        for row in rows:
+            place = row["thread"], row["checkpoint_ns"], row["checkpoint_id"]
+            if place in places:
+                places[place].writes.append(_write_row(row))
+
+    def chunks(self, family: Any, digests: Collection[bytes]) -> Mapping[bytes, Chunk]:
+        ids = [chunk_id(family, digest) for digest in digests]
+        found = (self._closure(family, ids) or []) if ids else []
+        if not found:  # too much for the server to follow, or the first one is missing
+            for batch in in_batches(ids):
+                found += self._records.find({"_id": {"$in": batch}, "family": family})
+        return {digest_of(chunk["_id"]): (_refs(chunk), chunk["content"]) for chunk in found}
+
+    def _closure(self, family: Any, ids: list[bytes]) -> list[Document] | None:
+        """Return chunks and all that they lead to: trees of any height in one round trip."""
+        follow = {
+            "from": self._records.name,
+            "startWith": {"$literal": ids},
+            "connectFromField": "refs",
+            "connectToField": "_id",
+            "restrictSearchWithMatch": {"family": family},
+            "as": "chunk",
+        }
+        return self._records.aggregate_if_it_fits(
+            [
+                {"$match": {"_id": ids[0], "family": family}},
+                {"$project": {"_id": 1}},
+                {"$graphLookup": follow},
+                {"$unwind": "$chunk"},
+                {"$replaceWith": "$chunk"},
+            ]
+        )
+
+    def rows(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
+        shown = {"$or": [{"visible": True}, {"hidden": True}]}
+        wanted = {"family": thread.family, "thread": thread.key, "kind": "checkpoint", **shown}
+        for found in self._records.latest(wanted, _NO_TERMS):
+            yield _checkpoint_row(found)
+
+    def ancestors(
+        self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str
+    ) -> Iterator[CheckpointRow]:
+        read: dict[str, Document] = {}
+        following: str | None = checkpoint_id
+        while following is not None:
+            if following not in read:
+                wanted = {
+                    "family": thread.family,
+                    "thread": thread.key,
+                    "checkpoint_ns": checkpoint_ns,
+                    "kind": "checkpoint",
+                    "checkpoint_id": {"$lte": following},
+                    "$or": [{"visible": True}, {"hidden": True}],
+                }
+                # Ancestors are older, as a rule, and not far.
+                rows = self._records.find(
+                    wanted, _NO_TERMS, sort=[("checkpoint_id", -1)], limit=_ANCESTORS
+                )
+                read = {row["checkpoint_id"]: row for row in rows}
+                if following not in read:
+                    return
+            found = _checkpoint_row(read[following])
+            yield found
+            following = found.parent_checkpoint_id
+
+    def channel_writes(
+        self,
+        thread: ThreadRef,
+        checkpoint_ns: str,
+        checkpoint_ids: Sequence[str],
+        channels: Sequence[str],
+    ) -> list[WriteRow]:
+        found = []
+        for batch in in_batches(checkpoint_ids):
+            wanted = {
+                "family": thread.family,
+                "thread": thread.key,
+                "checkpoint_ns": checkpoint_ns,
+                "kind": "write",
+                "checkpoint_id": {"$in": batch},
+                "channel": {"$in": list(channels)},
+                "visible": True,
+            }
+            found += self._records.find(wanted)
+        return [_write_row(row) for row in found]
+
+    def threads_of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
+        keys: dict[ObjectId, ObjectId] = {}
+        for batch in in_batches(run_ids):
+            for group in self._records.aggregate(
+                [
+                    {"$match": {"run_id": {"$in": batch}}},
+                    {"$group": {"_id": {"thread": "$thread", "family": "$family"}}},
+                ]
+            ):
+                keys[group["_id"]["thread"]] = group["_id"]["family"]
+        wanted = {
+            "_id": {"$in": list(keys)},
+            "family": {"$in": list(set(keys.values()))},
+            "deleted_at": None,
+        }
+        return [_thread_ref(record) for record in self._records.find(wanted, _IDENTITY)]
+
+    # Pipelines: from the name of a thread to its record and its rows
+
+    def _named(self, thread_id: str) -> list[Document]:
+        """Return the stages that find the record of a thread that is not deleted."""
+        name = name_id(thread_id)
+        return [
+            {"$match": {"_id": name, "family": name}},
+            self._join("record", "key", "_id", {"deleted_at": None}, []),
+            {"$unwind": "$record"},
+        ]
+
+    def _rows(
+        self, name: str, wanted: Document, stages: Sequence[Document], at: str | None = None
+    ) -> Document:
+        """Return the stage that finds rows of the thread, of the checkpoint `at` if given."""
+        variables = {"home": "$home"} if at is None else {"home": "$home", "at": at}
+        same: Document = {"$eq": ["$family", "$$home"]}
+        if at is not None:
+            same = {"$and": [same, {"$eq": ["$checkpoint_id", "$$at"]}]}
+        return {
+            "$lookup": {
+                "from": self._records.name,
+                "localField": "key",
+                "foreignField": "thread",
+                "let": variables,
+                "pipeline": [{"$match": {"$expr": same, **wanted}}, *stages],
+                "as": name,
+            }
+        }
+
+    def _join(
+        self,
+        name: str,
+        local: str,
+        foreign: str,
+        wanted: Document,
+        stages: Sequence[Document],
+        family: str = "$home",
+    ) -> Document:
+        same = {"$expr": {"$eq": ["$family", "$$home"]}}
+        return {
+            "$lookup": {
+                "from": self._records.name,
+                "localField": local,
+                "foreignField": foreign,
+                "let": {"home": family},
+                "pipeline": [{"$match": {**same, **wanted}}, *stages],
+                "as": name,
+            }
+        }
+
+    # Writing
+
+    def remove(self, thread: ThreadRef, choose: Choose) -> None:
+        try:
+            # A new epoch: who counts on what the thread stores now has to look again.
+            with self._locked(thread, {"epoch": ObjectId()}) as guard:
+                self._remove(thread, choose(list(self.rows(thread))), guard)
+        except Stale:
+            return  # the thread is deleted, and with it what was to go
+
+    def _remove(self, thread: ThreadRef, plan: Plan, guard: UpdateOne) -> None:
+        touched = UpdateOne(record_of(thread), [{"$set": {"updated_at": NOW}}])
+        statements: list[Statement] = [guard, touched]
+        hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}}
+        statements += _of_places(thread, plan.hidden, "checkpoint", hide)
+        doom = {"$set": {"doomed": True}, "$unset": {"visible": 1, "hidden": 1}}
+        statements += _of_places(thread, plan.removed, _ROWS, doom)
+        if self._records.bulk(statements).failed is not None:
+            raise StorageBusy("removing took too long, and others have written since; try again")
+        self._records.delete({"family": thread.family, "thread": thread.key, "doomed": True})
+
+    def bury(self, thread: ThreadRef) -> None:
+        try:
+            with self._locked(thread, {}) as guard:
+                self._bury(thread, guard)
+        except Stale:
+            return  # somebody else was faster
+
+    def _bury(self, thread: ThreadRef, guard: UpdateOne) -> None:
+        rows = {"family": thread.family, "thread": thread.key, "kind": _ROWS}
+        ids = [row["checkpoint_id"] for row in self._records.latest(rows, {"checkpoint_id": 1})]
+        buried: Document = {
+            "deleted_at": NOW,
+            "dead_until": {"$max": ["$dead_until", {"$literal": max(ids, default=None)}]},
+            "epoch": ObjectId(),
+            **dict.fromkeys(("lock", "label", "expires_at", "lease_holder")),
+            **dict.fromkeys(("lease_since", "lease_until")),
+            "tags": [],
+            "metadata": "{}",
+            "status": "idle",
+            "checkpoint_count": 0,
+        }
+        done = self._records.bulk([guard, UpdateOne(record_of(thread), [{"$set": buried}])])
+        if done.failed is not None:
+            raise StorageBusy("deleting took too long, and others have written since; try again")
+        self._records.delete(rows)
+
+    def copy(self, source: ThreadRef, target_id: str) -> None:
+        if self.thread(target_id) is not None:
+            raise ThreadExists(f"there is a thread {target_id!r} already")
+        with self._locked(source, {}) as guard:
+            self._copy(source, target_id, guard)
+
+    def _copy(self, source: ThreadRef, target_id: str, guard: UpdateOne) -> None:
+        old = self._deleted_before(target_id)
+        (record,) = self._records.latest(record_of(source))
+        target = ThreadRef(ObjectId(), source.family, record["epoch"])
+        made: Document = {
+            **record,
+            "_id": target.key,
+            "thread_id": target_id,
+            "edge": "clone",
+            "parent": source.key,
+            "parent_checkpoint_id": None,
+            "lock": None,
+            "fence": 0,
+            "dead_until": old["dead_until"] if old else None,
+            "building": record["lock"]["by"],
+            **dict.fromkeys(("expires_at", "lease_holder", "lease_since", "lease_until")),
+        }
+        self._records.insert(made)
+        rows = self._records.latest(
+            {"family": source.family, "thread": source.key, "kind": _ROWS, "doomed": None}
+        )
+        for batch in in_batches((row for row in rows if "content" in row), 1000):
+            self._records.bulk([guard, *(_copied(target, row) for row in batch)])
+        name = name_id(target_id)
+        finished: list[Document] = [
+            {"$set": {"created_at": NOW, "updated_at": NOW}},
+            {"$unset": "building"},
+        ]
+        committed = self._records.bulk(
+            [
+                guard,
+                UpdateOne(
+                    {**record_of(target), "building": made["building"]}, finished, upsert=True
+                ),
+                UpdateOne(
+                    {"_id": name, "family": name, "key": old["_id"] if old else None},
+                    {"$set": {"key": target.key, "home": target.family}},
+                    upsert=True,
+                ),
+            ]
+        )
+        if committed.failed is not None:
+            self._discard(target)
+            if committed.failed < 2:
+                raise StorageBusy("copying took too long, and others have written since; try again")
+            raise ThreadExists(f"there is a thread {target_id!r} already")
+
+    def _deleted_before(self, thread_id: str) -> Document | None:
+        """Return what is left of the thread that an id meant before.
+
+        Raises:
+            ThreadExists: There is one.
+        """
+        name = name_id(thread_id)
+        named = self._records.latest({"_id": name, "family": name})
+        if not named:
+            return None
+        old = {"_id": named[0]["key"], "family": named[0]["home"]}
+        # If its record is missing, somebody is about to make it, or ended just before.
+        times = {"created_at": 0, "updated_at": 0, "deleted_at": 0}
+        self._records.insert({**old, **new_record(thread_id, ObjectId()), **times})
+        (record,) = self._records.latest(old)
+        if record["deleted_at"] is None:
+            raise ThreadExists(f"there is a thread {thread_id!r} already")
+        return record
+
+    def _discard(self, unfinished: ThreadRef) -> None:
+        """Remove a copy that nobody has seen."""
+        rows = {"family": unfinished.family, "thread": unfinished.key, "kind": _ROWS}
+        self._records.delete(rows)
+        self._records.delete(record_of(unfinished))
+
+    # Locks
+
+    @contextmanager
+    def _locked(self, thread: ThreadRef, change: Document) -> Iterator[UpdateOne]:
+        """Keep others from writing to a thread, and from removing of it.
+
+        Yields a statement that ends a bulk if the lock is lost, and else keeps it for longer.
+
+        Raises:
+            Stale: The thread is deleted.
+        """
+        token = ObjectId()
+        lock = {"lock": {"by": token, "until": {"$add": ["$$NOW", 1000 * LOCK_SECONDS]}}}
+        free = [{"lock": None}, {"lock.by": token}, {"$expr": _EXPIRED}]
+        living = {**record_of(thread), "deleted_at": None}
+        give_up = time.monotonic() + 10 * LOCK_SECONDS
+        while not self._records.update({**living, "$or": free}, [{"$set": {**lock, **change}}]):
+            if not self._records.exists(living):
+                raise Stale
+            if time.monotonic() > give_up:
+                raise StorageBusy("other processes keep removing from the same thread")
+            time.sleep(_LOCK_PAUSE_SECONDS)
+        try:
+            yield UpdateOne({**living, "lock.by": token}, [{"$set": lock}], upsert=True)
+        finally:
+            self._unlock(thread, token)
+
+    def _unlock(self, thread: ThreadRef, token: ObjectId) -> None:
+        rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
+        count = self._records.count({**rows, "visible": True})
+        self._records.update(
+            {**record_of(thread), "lock.by": token},
+            {"$set": {"checkpoint_count": count, "lock": None}},
+        )
+
+    def count_again(self, thread: ThreadRef) -> None:
+        """Set right how many checkpoints a thread's record says that there are."""
+        with suppress(Stale), self._locked(thread, {}):
+            pass  # it is what unlocking does
+
+    def await_unlocked(self, thread: ThreadRef) -> Document:
+        """Return the record of a thread, once nobody locks it any more."""
+        while True:
+            (record,) = self._records.latest(record_of(thread))
+            if record["lock"] is None:
+                return record
+            expired = {"lock.by": record["lock"]["by"], "$expr": _EXPIRED}
+            if self._records.exists({**record_of(thread), **expired}):
+                with suppress(Stale), self._locked(thread, {"epoch": ObjectId()}):
+                    continue  # what was begun under the lock is not done, or done as a whole
+            time.sleep(_LOCK_PAUSE_SECONDS)
+
+    # Collecting
+
+    def begin_collection(self, family: Any) -> ObjectId:
+        epoch = ObjectId()
+        threads = {"family": family, "kind": "thread"}
+        self._records.update_all(threads, {"$set": {"epoch": epoch}})
+        for unfinished in self._records.latest({**threads, "building": {"$exists": True}}):
+            source = {"_id": unfinished["parent"], "family": family, "deleted_at": None}
+            lock = {"lock.by": unfinished["building"], "$nor": [{"$expr": _EXPIRED}]}
+            if not self._records.exists({**source, **lock}):
+                # Unless it was finished just now.
+                still = {**record_of(_thread_ref(unfinished)), "building": unfinished["building"]}
+                if self._records.update(still, {"$set": {"building": epoch}}):
+                    self._discard(_thread_ref(unfinished))
+        return epoch
+
+    def is_undisturbed(self, family: Any, collection: ObjectId) -> bool:
+        disturbed = {"family": family, "kind": "thread", "epoch": {"$ne": collection}}
+        return not self._records.exists(disturbed)
+
+    def references(self, family: Any) -> Iterator[bytes]:
+        fields = {"refs": 1, "next.refs": 1, "doomed": 1}
+        doomed = []
+        for row in self._records.latest(rows_of(family), fields):
+            if "doomed" in row:  # by a removal that was not finished
+                doomed.append(row["_id"])
+            yield row.get("refs", b"")
+            if "next" in row:
+                yield row["next"]["refs"]
+        for batch in in_batches(doomed):
+            self._records.delete({"_id": {"$in": batch}, "family": family, "doomed": True})
+
+    def links(self, family: Any) -> Iterator[tuple[bytes, bytes]]:
+        wanted = {**chunks_of(family), "refs": {"$exists": True}}
+        for chunk in self._records.latest(wanted, {"refs": 1}):
+            yield digest_of(chunk["_id"]), _refs(chunk)
+
+    def digests(self, family: Any) -> Iterator[bytes]:
+        for chunk in self._records.latest(chunks_of(family), {"_id": 1}):
+            yield digest_of(chunk["_id"])
+
+    def drop_chunks(
+        self, family: Any, digests: Iterable[bytes] | None, collection: ObjectId
+    ) -> None:
+        older = {"epoch": {"$ne": collection}}
+        if digests is None:
+            self._records.delete({**chunks_of(family), **older})
+            return
+        for batch in in_batches(digests):
+            ids = [chunk_id(family, digest) for digest in batch]
+            self._records.delete({"_id": {"$in": ids}, "family": family, **older})
+
+    # Secrets
+
+    def secrets(self) -> list[bytes]:
+        found = self._records.latest({"family": "settings", "value": {"$exists": True}})
+        return [secret["value"] for secret in sorted(found, key=lambda one: str(one["_id"]))]
+
+    def add_secret(self, stored: bytes) -> None:
+        number = len(self.secrets()) + 1
+        self._records.insert({"_id": f"secret:{number:04}", "family": "settings", "value": stored})
+
+
+_ANCESTORS = 50  # read at once
+_IDENTITY = {"_id": 1, "family": 1, "epoch": 1}
+
+
+def _refs(chunk: Document) -> bytes:
+    """Return the refs of a chunk as they are hashed: without the family."""
+    return b"".join(digest_of(ref) for ref in chunk.get("refs", ()))
+
+
+def refs_of(family: ObjectId, refs: bytes) -> list[bytes]:
+    """Return the refs of a chunk as they are stored: each the `_id` of another."""
+    return [chunk_id(family, digest) for digest in split_refs(refs)]
+
+
+def _copied(target: ThreadRef, row: Document) -> UpdateOne:
+    """Return the statement that writes a copy of a row for another thread of the family."""
+    # The copies do not belong to the runs that made the originals: deleting those leaves them.
+    left_out = ("_id", "run_id", "next")
+    copy = {field: value for field, value in row.items() if field not in left_out}
+    place = [row["checkpoint_ns"], row["checkpoint_id"]]
+    if row["kind"] == "write":
+        place += [row["task_id"], row["idx"]]
+    return UpdateOne(
+        {"_id": row_id(target, *place), "family": target.family},
+        {"$setOnInsert": {**copy, "thread": target.key}},
+        upsert=True,
+    )
+
+
+def _of_places(
+    thread: ThreadRef, places: Collection[Place], kind: object, change: Document
+) -> Iterator[UpdateMany]:
+    """Return the statements that change the rows of some checkpoints."""
+    for checkpoint_ns in {checkpoint_ns for checkpoint_ns, _ in places}:
+        for batch in in_batches(place[1] for place in places if place[0] == checkpoint_ns):
+            wanted = {
+                "family": thread.family,
+                "thread": thread.key,
+                "checkpoint_ns": checkpoint_ns,
+                "kind": kind,
+                "checkpoint_id": {"$in": batch},
+            }
+            yield UpdateMany(wanted, change)

@@ -1,0 +1,332 @@
+"""MongoDB: the client, the set-up, and puts that share a bulk."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from bson.objectid import ObjectId
+from pymongo import ASCENDING, DESCENDING, IndexModel, MongoClient, ReadPreference
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from forkpoint.errors import (
+    ForkpointError,
+    InvalidInput,
+    SaverClosed,
+    SchemaVersionError,
+    StorageBusy,
+)
+from forkpoint.group_commit import GroupCommit, Waiting
+from forkpoint.memory import Recent
+from forkpoint.mongodb_puts import Creation, Role, Step, steps_of
+from forkpoint.mongodb_records import (
+    Document,
+    Records,
+    chunks_of,
+    name_id,
+    record_of,
+    row_id,
+)
+from forkpoint.mongodb_session import MongoSession
+from forkpoint.storage import SCHEMA_VERSION, Put, Stale, ThreadRef
+
+COLLECTION = "forkpoint_store"
+
+_ROWS = {"$in": ["checkpoint", "write"]}
+_INDEXES = [
+    IndexModel(
+        [
+            ("thread", ASCENDING),
+            ("checkpoint_ns", ASCENDING),
+            ("kind", ASCENDING),
+            ("checkpoint_id", DESCENDING),
+        ],
+        name="forkpoint_place",
+        partialFilterExpression={"thread": {"$exists": True}},
+    ),
+    IndexModel(
+        [("checkpoint_id", DESCENDING), ("thread", DESCENDING), ("checkpoint_ns", DESCENDING)],
+        name="forkpoint_order",
+        partialFilterExpression={"kind": "checkpoint", "visible": True},
+    ),
+    IndexModel(
+        [("run_id", ASCENDING)],
+        name="forkpoint_run",
+        partialFilterExpression={"run_id": {"$exists": True}},
+    ),
+    IndexModel(
+        [("family", ASCENDING)],
+        name="forkpoint_family",
+        partialFilterExpression={"kind": "thread"},
+    ),
+]
+
+
+class MongoStorage:
+    """A collection of a MongoDB database.
+
+    Args:
+        connect: Returns the client. It is called again in a forked child process.
+        db_name: The database.
+        owned: Whether to close the client.
+    """
+
+    def __init__(
+        self, connect: Callable[[], MongoClient[Document]], db_name: str, *, owned: bool
+    ) -> None:
+        self._connect = connect
+        self._db_name = db_name
+        self._owned = owned
+        self._client: MongoClient[Document] | None = None
+        self._session: MongoSession | None = None
+        self._records: Records | None = None
+        self._process = 0
+        self._closed = False
+        self._opening = threading.Lock()
+        self._commits = GroupCommit(self._store)
+        self._dead: Recent[ObjectId, str] = Recent(4096)
+        _storages.add(self)
+
+    # Opening
+
+    def setup(self) -> None:
+        self._open()
+
+    def reading(self) -> AbstractContextManager[MongoSession]:
+        return nullcontext(self._open())
+
+    def writing(self) -> AbstractContextManager[MongoSession]:
+        return nullcontext(self._open())
+
+    def tidy(self) -> None:
+        """Do nothing: MongoDB uses free space again by itself."""
+
+    def close(self) -> None:
+        with self._opening:
+            self._closed = True
+            client, self._client, self._session = self._client, None, None
+            if client is not None and self._owned and self._process == os.getpid():
+                client.close()
+
+    def _open(self) -> MongoSession:
+        session = self._session
+        if session is not None and self._process == os.getpid():
+            return session
+        with self._opening:
+            if self._session is None or self._process != os.getpid():
+                if self._closed:
+                    raise SaverClosed("the saver is closed")
+                if self._client is None or (self._owned and self._process != os.getpid()):
+                    self._inherited = self._client  # not to be closed in a forked child
+                    self._client = self._connect()
+                self._process = os.getpid()
+                self._records = self._prepare(self._client)
+                self._session = MongoSession(self._records)
+            return self._session
+
+    def _prepare(self, client: MongoClient[Document]) -> Records:
+        """Return the collection, with its indexes, and with concerns that lose nothing."""
+        patience = client.options.server_selection_timeout
+        theirs = client.write_concern.document.get("wtimeout")
+        collection = client[self._db_name].get_collection(
+            COLLECTION,
+            read_preference=ReadPreference.PRIMARY,
+            read_concern=ReadConcern("majority"),
+            write_concern=WriteConcern("majority", wtimeout=theirs or int(1000 * patience), j=True),
+        )
+        records = Records(collection, patience)
+        settings = {"_id": "settings", "family": "settings"}
+        found = records.latest(settings)
+        if not found:
+            records.retrying(lambda: collection.create_indexes(_INDEXES))
+            records.insert({**settings, "schema_version": SCHEMA_VERSION})
+            found = records.latest(settings)
+        version = found[0]["schema_version"]
+        if version > SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"the database has forkpoint's schema version {version}, and this forkpoint knows "
+                f"{SCHEMA_VERSION}; upgrade forkpoint"
+            )
+        return records
+
+    # Putting
+
+    def put(self, put: Put) -> ThreadRef | None:
+        session = self._open()
+        thread = put.expected
+        creation: Creation | None = None
+        dead_until: str | None = None
+        if thread is None:
+            key = ObjectId()
+            thread, creation = ThreadRef(key, key, ObjectId()), Creation(None, None)
+        else:
+            dead_until = self._dead.get(thread.key)
+        replace = False
+        for _ in range(_ATTEMPTS):
+            if dead_until is not None and self._is_late(put, thread, dead_until):
+                self._remove_traces(put, thread)
+                return None
+            steps = steps_of(put, thread, creation=creation, dead_until=dead_until, replace=replace)
+            bulk = _Bulk(steps)
+            self._commits.put(bulk)
+            failed = bulk.collided
+            if failed is None:
+                if replace and put.row is not None:
+                    session.count_again(thread)
+                return thread
+            if failed == "row":
+                replace = True
+            elif creation is None:
+                dead_until = self._look_again(thread)
+            else:
+                successor = self._succeed(put, creation)
+                if successor is None:
+                    return None
+                thread, creation = successor
+        raise StorageBusy(f"thread {put.thread_id!r} changed {_ATTEMPTS} times in a row")
+
+    def _look_again(self, thread: ThreadRef) -> str | None:
+        """Return what a thread's record says of deleted ones, once nobody locks it any more.
+
+        Raises:
+            Stale: The thread is not what it was.
+        """
+        record = self._open().await_unlocked(thread)
+        if record["deleted_at"] is not None:
+            # A row may have arrived after the others were removed.
+            rows = {"family": thread.family, "thread": thread.key, "kind": _ROWS}
+            self._records_open().delete(rows)
+            raise Stale
+        if record["epoch"] != thread.epoch:
+            raise Stale
+        dead_until: str | None = record["dead_until"]
+        if dead_until is not None:
+            self._dead.put(thread.key, dead_until)
+        return dead_until
+
+    def _succeed(self, put: Put, creation: Creation) -> tuple[ThreadRef, Creation] | None:
+        """Return how to make a thread of an id that was used before, or None if it is late.
+
+        Raises:
+            Stale: There is a thread of this id.
+        """
+        records = self._records_open()
+        name = name_id(put.thread_id)
+        (named,) = records.latest({"_id": name, "family": name})
+        old = ThreadRef(named["key"], named["home"], ObjectId())
+        found = records.latest(record_of(old))
+        if not found:  # who was to make it ended in between
+            return old, Creation(old.key, None)
+        if found[0]["deleted_at"] is None:
+            raise Stale
+        dead_until = found[0]["dead_until"]
+        if dead_until is not None and self._is_late(put, None, dead_until):
+            records.update(record_of(old), _die_later(put))
+            return None
+        key = ObjectId()
+        return ThreadRef(key, key, ObjectId()), Creation(old.key, dead_until)
+
+    def _is_late(self, put: Put, thread: ThreadRef | None, dead_until: str) -> bool:
+        """Return whether a write comes after a checkpoint that went with its thread."""
+        dead = [place for place in put.ancestry if place[1] <= dead_until]
+        if thread is None:
+            return bool(dead)
+        return any(not self._exists(thread, *place) for place in dead)
+
+    def _exists(self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str) -> bool:
+        id_ = row_id(thread, checkpoint_ns, checkpoint_id)
+        wanted = {"_id": id_, "family": thread.family, "content": {"$exists": True}}
+        return self._records_open().exists(wanted)
+
+    def _remove_traces(self, put: Put, thread: ThreadRef) -> None:
+        """Remove writes that came before the late checkpoint they belong to, and expect more."""
+        records = self._records_open()
+        records.update(record_of(thread), _die_later(put))
+        if self._exists(thread, put.checkpoint_ns, put.checkpoint_id):
+            return
+        rows = {"family": thread.family, "thread": thread.key}
+        place = {"checkpoint_ns": put.checkpoint_ns, "checkpoint_id": put.checkpoint_id}
+        records.delete({**rows, **place, "kind": "write"})
+        if records.exists({**record_of(thread), "provisional": True}) and not records.exists(
+            {**rows, "kind": _ROWS}
+        ):
+            self._open().bury(thread)
+            records.delete(chunks_of(thread.family))
+
+    def _records_open(self) -> Records:
+        assert self._records is not None
+        return self._records
+
+    # Bulks
+
+    def _store(self, batch: list[_Bulk]) -> None:
+        """Execute what is waiting as one bulk. Where one put fails, the next ones begin anew."""
+        while batch:
+            statements = [step.statement for bulk in batch for step in bulk.steps]
+            try:
+                outcome = self._records_open().bulk(statements)
+            except InvalidInput as error:  # no statement was sent
+                self._store_alone(batch, error)
+                return
+            except ForkpointError as error:
+                for bulk in batch:
+                    bulk.fail(error)
+                return
+            reached = len(statements) if outcome.failed is None else outcome.failed
+            if outcome.hits != reached:  # a row was removed before it could be seen
+                self._store_alone(batch, Stale())
+                return
+            while batch and reached >= len(batch[0].steps):
+                bulk, *batch = batch
+                bulk.done = True
+                reached -= len(bulk.steps)
+            if batch:
+                bulk, *batch = batch
+                bulk.collided = None if outcome.error else bulk.steps[reached].role
+                bulk.fail(outcome.error)
+
+    def _store_alone(self, batch: list[_Bulk], error: Exception) -> None:
+        """Execute bulks one by one, to see which of them it is that fails."""
+        if len(batch) == 1:
+            batch[0].fail(error)
+        else:
+            for bulk in batch:
+                self._store([bulk])
+
+
+class _Bulk(Waiting):
+    """The statements of a put on their way into the collection."""
+
+    def __init__(self, steps: list[Step]) -> None:
+        super().__init__()
+        self.steps = steps
+        self.collided: Role | None = None
+
+    def fail(self, error: Exception | None) -> None:
+        self.error = error
+        self.done = True
+
+
+_ATTEMPTS = 20
+
+
+def _die_later(put: Put) -> list[Document]:
+    later = {"$max": ["$dead_until", {"$literal": put.checkpoint_id}]}
+    return [{"$set": {"dead_until": later}}]
+
+
+_storages: weakref.WeakSet[MongoStorage] = weakref.WeakSet()
+
+
+def _renew() -> None:
+    for storage in _storages:
+        storage._opening = threading.Lock()
+        storage._commits.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

@@ -1,0 +1,472 @@
+"""Where the tests keep checkpoints: one way to look at a store and to damage it, two backends.
+
+A test of the contract knows its store only as a `Store`. It is passed to other processes as it is.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import sqlite3
+from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pymongo
+from bson.raw_bson import RawBSONDocument
+from pymongo.monitoring import CommandListener
+
+from forkpoint import SqliteSaver
+from forkpoint.saver import ForkpointSaver
+
+if TYPE_CHECKING:
+    from pymongo.monitoring import (
+        CommandFailedEvent,
+        CommandStartedEvent,
+        CommandSucceededEvent,
+    )
+
+KINDS = ("threads", "checkpoints", "writes", "chunks")
+
+
+class Thread(NamedTuple):
+    """The record of a thread, or what is left of a deleted one.
+
+    It is settled unless a process removes from the thread, or was killed as it did.
+    """
+
+    key: Any
+    thread_id: str
+    family: Any
+    is_live: bool
+    is_provisional: bool
+    checkpoint_count: int
+    status: str
+    metadata: str
+    created_at: int
+    updated_at: int
+    is_settled: bool = True
+
+
+class Row(NamedTuple):
+    """A checkpoint, a write or a chunk. Of `refs`, `links` are the digests, joined."""
+
+    key: Any
+    refs: bytes
+    links: bytes
+    content: bytes
+    seal: bytes = b""
+    thread: Any = None
+    is_visible: bool = True
+    family: Any = None
+    digest: bytes = b""
+
+
+class Store(ABC):
+    """Where checkpoints are kept, as a test sees it from outside of the saver."""
+
+    has_transactions = True
+
+    @abstractmethod
+    def saver(self, **options: Any) -> ForkpointSaver:
+        """Return another saver, with a connection of its own, as another process would have."""
+
+    @abstractmethod
+    def watched(self, before: Callable[[str], None]) -> ForkpointSaver:
+        """Return a saver that calls this before each statement, or command, that it sends."""
+
+    @property
+    @abstractmethod
+    def script(self) -> str:
+        """Python code that opens `saver`, for a process that is not a child of this one."""
+
+    @abstractmethod
+    def times(self, count: int) -> int:
+        """Return how often to do what is to be done this often where a call costs nothing."""
+
+    @abstractmethod
+    def threads(self) -> list[Thread]:
+        """Return the records of all threads, of those that were deleted too."""
+
+    @abstractmethod
+    def rows(self, kind: str) -> list[Row]:
+        """Return all checkpoints, hidden ones too, or all writes, or all chunks."""
+
+    @abstractmethod
+    def change(self, kind: str, key: Any, **fields: bytes | str) -> None:
+        """Change a row behind the saver's back."""
+
+    @abstractmethod
+    def take(self, kind: str, key: Any) -> Any:
+        """Remove a row, and return it."""
+
+    @abstractmethod
+    def give_back(self, kind: str, taken: Any) -> None:
+        """Add a row that was taken."""
+
+    @abstractmethod
+    def outlast(self) -> None:
+        """Let the time pass after which nobody waits for a process that was killed."""
+
+    @abstractmethod
+    def set_schema_version(self, version: int) -> None:
+        """Make the store one of another version."""
+
+    @abstractmethod
+    def content(self) -> bytes:
+        """Return everything that is stored, as bytes in which to search."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Remove the store."""
+
+    def thread(self, thread_id: str) -> Thread:
+        """Return the one thread of this id that is not deleted."""
+        (found,) = [one for one in self.threads() if one.is_live and one.thread_id == thread_id]
+        return found
+
+    def count(self, kind: str) -> int:
+        """Return how many rows there are of a kind, or threads that are not deleted."""
+        if kind == "threads":
+            return sum(thread.is_live for thread in self.threads())
+        return len(self.rows(kind))
+
+    def problems(
+        self, saver: ForkpointSaver | None = None, *, after_crash: bool = False
+    ) -> list[str]:
+        """Return where an invariant is broken: dangling or orphaned rows, wrong records.
+
+        With a saver, what is stored is read, too, which verifies each row and each chunk. Where the
+        backend has no transactions, a process that was killed may leave orphaned chunks to the next
+        collection of their family, and a count to the next one who writes to the thread.
+        """
+        is_exact = self.has_transactions or not after_crash
+        threads = {thread.key: thread for thread in self.threads()}
+        found = self._faults()
+        roots: dict[Any, set[bytes]] = defaultdict(set)
+        counted: Counter[Any] = Counter()
+        for kind in ("checkpoints", "writes"):
+            for row in self.rows(kind):
+                thread = threads.get(row.thread)
+                if thread is None or not thread.is_live:
+                    found.append(f"one of the {kind} is of thread {row.thread}, which is not there")
+                    continue
+                roots[thread.family].update(_split(row.links))
+                counted[row.thread] += kind == "checkpoints" and row.is_visible
+        links: dict[Any, dict[bytes, bytes]] = defaultdict(dict)
+        for row in self.rows("chunks"):
+            links[row.family][row.digest] = row.links
+        kept = self._unfinished()
+        for family in roots.keys() | links.keys():
+            stored = links[family]
+            live = _reachable(roots[family], stored)
+            found += [f"dangling chunk {digest.hex()}" for digest in live - stored.keys()]
+            live |= _reachable(kept.get(family, set()), stored)
+            if is_exact:
+                found += [f"orphaned chunk {digest.hex()}" for digest in stored.keys() - live]
+        for thread in threads.values():
+            if thread.checkpoint_count != counted[thread.key] and (is_exact or thread.is_settled):
+                found.append(f"{thread} has {counted[thread.key]} checkpoints")
+            if saver is not None and thread.is_live and not thread.is_provisional:
+                one: Any = {"configurable": {"thread_id": thread.thread_id}}
+                if not list(saver.list(one)):
+                    found.append(f"{thread} has no checkpoint that can be read")
+        return found
+
+    def _faults(self) -> list[str]:
+        """Return what is wrong in a way that only this backend knows."""
+        return []
+
+    def _unfinished(self) -> Mapping[Any, set[bytes]]:
+        """Return the digests, by family, that only a write leads to that was never finished."""
+        return {}
+
+
+class SqliteStore(Store):
+    """A database file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def saver(self, **options: Any) -> SqliteSaver:
+        return SqliteSaver.from_conn_string(str(self.path), **{"durability": "normal", **options})
+
+    def watched(self, before: Callable[[str], None]) -> SqliteSaver:
+        saver = self.saver()
+        saver.setup()
+        connection: sqlite3.Connection = saver._context.storage._connection  # type: ignore[attr-defined]
+        connection.set_trace_callback(before)
+        return saver
+
+    @property
+    def script(self) -> str:
+        return f"from forkpoint import SqliteSaver\nsaver = SqliteSaver({str(self.path)!r})\n"
+
+    def times(self, count: int) -> int:
+        return count
+
+    def threads(self) -> list[Thread]:
+        with self.connection() as connection:
+            rows = connection.execute(
+                "SELECT key, thread_id, family, deleted_at IS NULL, provisional, checkpoint_count,"
+                " status, metadata, created_at, updated_at FROM forkpoint_threads"
+            )
+            return [Thread(*row) for row in rows]
+
+    def rows(self, kind: str) -> list[Row]:
+        columns = {
+            "checkpoints": "refs, refs, content, seal, thread, NOT hidden",
+            "writes": "refs, refs, content, seal, thread",
+            "chunks": "refs, refs, content, x'', NULL, 1, family, digest",
+        }[kind]
+        with self.connection() as connection:
+            rows = connection.execute(f"SELECT id, {columns} FROM forkpoint_{kind}")
+            return [Row(*row) for row in rows]
+
+    def change(self, kind: str, key: Any, **fields: bytes | str) -> None:
+        assignments = ", ".join(f"{field} = ?" for field in fields)
+        with self.connection() as connection:
+            connection.execute(
+                f"UPDATE forkpoint_{kind} SET {assignments} WHERE id = ?", (*fields.values(), key)
+            )
+
+    def take(self, kind: str, key: Any) -> Any:
+        with self.connection() as connection:
+            row = connection.execute(f"SELECT * FROM forkpoint_{kind} WHERE id = ?", (key,))
+            taken = row.fetchone()
+            connection.execute(f"DELETE FROM forkpoint_{kind} WHERE id = ?", (key,))
+        return taken
+
+    def give_back(self, kind: str, taken: Any) -> None:
+        with self.connection() as connection:
+            marks = ", ".join("?" * len(taken))
+            connection.execute(f"INSERT INTO forkpoint_{kind} VALUES ({marks})", taken)
+
+    def outlast(self) -> None:
+        pass  # the operating system has taken its locks away
+
+    def set_schema_version(self, version: int) -> None:
+        with self.connection() as connection:
+            connection.execute(
+                "UPDATE forkpoint_settings SET value = ? WHERE name = 'schema_version'", (version,)
+            )
+
+    def content(self) -> bytes:
+        return b"".join(file.read_bytes() for file in self.path.parent.glob(self.path.name + "*"))
+
+    def close(self) -> None:
+        pass  # the directory is removed
+
+    @contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        connection = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def _faults(self) -> list[str]:
+        with self.connection() as connection:
+            (integrity,) = connection.execute("PRAGMA integrity_check").fetchone()
+        return [] if integrity == "ok" else [f"integrity_check: {integrity}"]
+
+
+class MongoStore(Store):
+    """A database on a server."""
+
+    has_transactions = False
+
+    def __init__(self, uri: str, database: str) -> None:
+        self.uri = uri
+        self.name = database
+        self._opened: list[pymongo.MongoClient[Any]] = []
+
+    def __reduce__(self) -> Any:
+        return MongoStore, (self.uri, self.name)
+
+    def saver(self, **options: Any) -> ForkpointSaver:
+        from forkpoint.mongodb import MongoDBSaver
+
+        return MongoDBSaver.from_conn_string(self.uri, db_name=self.name, **options)
+
+    def watched(self, before: Callable[[str], None]) -> ForkpointSaver:
+        from forkpoint.mongodb import MongoDBSaver
+
+        client: pymongo.MongoClient[Any] = pymongo.MongoClient(
+            self.uri, event_listeners=[_Listener(before)]
+        )
+        self._opened.append(client)
+        saver = MongoDBSaver(client, db_name=self.name)
+        saver.setup()
+        return saver
+
+    @property
+    def script(self) -> str:
+        return (
+            "from forkpoint.mongodb import MongoDBSaver\n"
+            f"saver = MongoDBSaver.from_conn_string({self.uri!r}, db_name={self.name!r})\n"
+        )
+
+    def times(self, count: int) -> int:
+        return max(count // 4, 1)
+
+    @property
+    def collection(self) -> Any:
+        return _client(self.uri, os.getpid())[self.name]["forkpoint_store"]
+
+    def threads(self) -> list[Thread]:
+        return [
+            Thread(
+                found["_id"],
+                found["thread_id"],
+                found["family"],
+                found.get("deleted_at") is None,
+                found.get("provisional", False),
+                found["checkpoint_count"],
+                found["status"],
+                found["metadata"],
+                found["created_at"],
+                found["updated_at"],
+                found["lock"] is None,
+            )
+            for found in self.collection.find({"kind": "thread", "building": {"$exists": False}})
+        ]
+
+    def rows(self, kind: str) -> list[Row]:
+        if kind == "chunks":
+            return [
+                Row(
+                    found["_id"],
+                    b"".join(found.get("refs", ())),
+                    b"".join(ref[_FAMILY_BYTES:] for ref in found.get("refs", ())),
+                    found["content"],
+                    family=found["family"],
+                    digest=found["_id"][_FAMILY_BYTES:],
+                )
+                for found in self.collection.find(_CHUNKS)
+            ]
+        query = {
+            "kind": kind.removesuffix("s"),
+            "thread": {"$nin": self._building()},
+            "$or": [{"visible": True}, {"hidden": True}],
+        }
+        return [
+            Row(
+                found["_id"],
+                found["refs"],
+                found["refs"],
+                found["content"],
+                found["seal"],
+                found["thread"],
+                found.get("visible", False),
+            )
+            for found in self.collection.find(query)
+        ]
+
+    def change(self, kind: str, key: Any, **fields: Any) -> None:
+        if kind == "chunks" and "refs" in fields:
+            joined = fields["refs"]
+            starts = range(0, len(joined), _REF_BYTES)
+            fields["refs"] = [joined[start : start + _REF_BYTES] for start in starts]
+        changed = self.collection.update_one({"_id": key}, {"$set": fields})
+        assert changed.matched_count == 1
+
+    def take(self, kind: str, key: Any) -> Any:
+        return self.collection.find_one_and_delete({"_id": key})
+
+    def give_back(self, kind: str, taken: Any) -> None:
+        self.collection.insert_one(taken)
+
+    def outlast(self) -> None:
+        long_ago = datetime.datetime(2000, 1, 1, tzinfo=datetime.timezone.utc)
+        self.collection.update_many(
+            {"lock.by": {"$exists": True}}, {"$set": {"lock.until": long_ago}}
+        )
+
+    def set_schema_version(self, version: int) -> None:
+        self.collection.update_one({"_id": "settings"}, {"$set": {"schema_version": version}})
+
+    def content(self) -> bytes:
+        raw = self.collection.with_options(
+            codec_options=self.collection.codec_options.with_options(document_class=RawBSONDocument)
+        )
+        return b"".join(found.raw for found in raw.find())
+
+    def close(self) -> None:
+        for client in self._opened:
+            client.close()
+        self.collection.drop()  # first: it takes the server long to drop them with their database
+        self.collection.database.client.drop_database(self.name)
+
+    def _faults(self) -> list[str]:
+        threads = {thread.key: thread for thread in self.threads()}
+        names = {
+            found["_id"].removeprefix("name:"): found
+            for found in self.collection.find({"_id": {"$regex": "^name:"}})
+        }
+        return [
+            f"{thread} is not what its id means"
+            for thread in threads.values()
+            if thread.is_live
+            and not thread.is_provisional
+            and names.get(thread.thread_id, {}).get("key") != thread.key
+        ]
+
+    def _unfinished(self) -> Mapping[Any, set[bytes]]:
+        kept: dict[Any, set[bytes]] = defaultdict(set)
+        for found in self.collection.find({"next": {"$exists": True}}):
+            kept[found["family"]].update(_split(found["next"]["refs"]))
+        for found in self.collection.find({"thread": {"$in": self._building()}}):
+            kept[found["family"]].update(_split(found["refs"]))
+        return kept
+
+    def _building(self) -> list[Any]:
+        """Return the keys of the threads that are copies which were never finished."""
+        return [found["_id"] for found in self.collection.find({"building": {"$exists": True}})]
+
+
+_FAMILY_BYTES = 12
+_REF_BYTES = _FAMILY_BYTES + 32
+_CHUNKS = {"kind": {"$exists": False}, "_id": {"$type": "binData"}}
+
+
+@functools.cache
+def _client(uri: str, process: int) -> pymongo.MongoClient[Any]:
+    """Return a client to look at stores with, one for all tests of a process."""
+    return pymongo.MongoClient(uri)
+
+
+class _Listener(CommandListener):
+    """Tells of commands before they are sent."""
+
+    def __init__(self, before: Callable[[str], None]) -> None:
+        self._before = before
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self._before(event.command_name)
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        pass
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        pass
+
+
+def _split(digests: bytes) -> list[bytes]:
+    return [digests[start : start + 32] for start in range(0, len(digests), 32)]
+
+
+def _reachable(roots: set[bytes], links: Mapping[bytes, bytes]) -> set[bytes]:
+    """Return the digests that these lead to, themselves included."""
+    live: set[bytes] = set()
+    waiting = list(roots)
+    while waiting:
+        digest = waiting.pop()
+        if digest not in live:
+            live.add(digest)
+            waiting += _split(links.get(digest, b""))
+    return live
