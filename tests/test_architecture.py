@@ -9,14 +9,15 @@ import forkpoint
 
 PACKAGE = Path(forkpoint.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"errors", "render"},
     {"chunking", "filters", "removal", "messages", "inputs", "serde", "runner", "group_commit"},
-    {"codec"},
+    {"codec", "types"},
     {"storage"},
     {"collect", "memory", "sqlite_session", "mongodb_records"},
     {"operations", "sqlite_storage", "mongodb_session"},
-    {"mongodb_puts"},
-    {"saver", "mongodb_storage"},
+    {"forking", "removing", "diffing", "mongodb_puts"},
+    {"time_travel", "mongodb_storage"},
+    {"saver"},
     {"sqlite", "mongodb"},
     {"__init__"},
 ]
@@ -24,7 +25,14 @@ LAYERS = [
 
 def imports_of(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in set(ast.walk(tree)) - for_types:
         if isinstance(node, ast.ImportFrom) and node.module == "forkpoint":
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("forkpoint."):

@@ -1,7 +1,10 @@
 """forkpoint: a LangGraph checkpointer with content-addressed storage.
 
 saver          what LangGraph calls; runner: in the sync and the async world
+time_travel    fork, lineage, purge, diff as a user calls them
 operations     what each call does; memory: what a process remembers between them
+forking        threads made of others; removing; diffing
+types          what these return; render: its pictures
 storage        the interface of a backend, and the stored format
 sqlite         the SQLite backend, with sqlite_storage and sqlite_session
 mongodb        the MongoDB backend, with mongodb_storage, _session, _puts and _records
@@ -38,22 +41,36 @@ from forkpoint.errors import (
 )
 from forkpoint.serde import SafeSerializer
 from forkpoint.sqlite import SqliteSaver
+from forkpoint.types import (
+    ChannelDiff,
+    FamilyNode,
+    FamilyTree,
+    LineageEntry,
+    PurgeReport,
+    StateDiff,
+)
 
 if TYPE_CHECKING:
     from forkpoint.mongodb import MongoDBSaver
 
 __all__ = [
+    "ChannelDiff",
     "CheckpointNotFound",
     "CorruptChunk",
     "EncryptionMismatch",
+    "FamilyNode",
+    "FamilyTree",
     "ForkpointError",
     "InvalidInput",
+    "LineageEntry",
     "MongoDBSaver",
+    "PurgeReport",
     "SafeSerializer",
     "SaverClosed",
     "SchemaVersionError",
     "SqliteSaver",
     "StaleLease",
+    "StateDiff",
     "StorageBusy",
     "StorageError",
     "StorageFull",

@@ -45,8 +45,8 @@ DIGEST_BYTES = 32
 
 _REMEMBERED_BYTES = 16 * 1024 * 1024  # of lists, twice at most
 
-_INLINE, _OPAQUE, _LIST, _DICT = range(4)
-_SNAPSHOT = 4  # added to the kind: the value stands in a DeltaChannel's snapshot
+INLINE, OPAQUE, LIST, DICT = range(4)
+SNAPSHOT = 4  # added to the kind: the value stands in a DeltaChannel's snapshot
 _MSGPACK = "msgpack"
 _NIL = b"\xc0"
 
@@ -157,18 +157,18 @@ class Codec:
         if self._splits and depth < NEST_DEPTH:
             if DeltaSnapshot is not None and type(value) is DeltaSnapshot:
                 entry = self._encode(value.value, chunks, inline, depth)
-                return entry._replace(kind=entry.kind | _SNAPSHOT)
+                return entry._replace(kind=entry.kind | SNAPSHOT)
             if type(value) is list:
                 values = value.copy()
                 packed = self._pack_elements(values)
                 if packed is not None:
-                    return self._cut(_LIST, packed, values, None, chunks, inline, depth)
+                    return self._cut(LIST, packed, values, None, chunks, inline, depth)
             elif type(value) is dict:
                 items = list(value.items())
                 packed = self._pack_items(items)
                 if packed is not None:
                     keys, values = [key for key, _ in items], [element for _, element in items]
-                    return self._cut(_DICT, packed, values, keys, chunks, inline, depth)
+                    return self._cut(DICT, packed, values, keys, chunks, inline, depth)
         kind, content = self._serde.dumps_typed(value)
         return self._encode_opaque(kind, bytes(content), chunks, inline)
 
@@ -211,16 +211,16 @@ class Codec:
         depth: int,
     ) -> Entry:
         """Cut a list or a dict between its elements."""
-        header = chunking.array_header if kind == _LIST else chunking.map_header
+        header = chunking.array_header if kind == LIST else chunking.map_header
         if sum(map(len, packed)) <= inline:
-            return Entry(_INLINE, _MSGPACK, header(len(packed)) + b"".join(packed), b"", 0)
+            return Entry(INLINE, _MSGPACK, header(len(packed)) + b"".join(packed), b"", 0)
         nested = [
             index
             for index, element in enumerate(packed)
             if len(element) > NEST_BYTES
             and (type(values[index]) in (list, dict) or len(element) > chunking.PIECE_BYTES)
         ]
-        if kind == _LIST and not nested:
+        if kind == LIST and not nested:
             return self._tree(kind, "", self._cut_again(packed, chunks), chunks)
         leaves: list[bytes] = []
         done = 0
@@ -269,9 +269,9 @@ class Codec:
 
     def _encode_opaque(self, kind: str, content: bytes, chunks: Chunks, inline: int) -> Entry:
         if len(content) <= inline:
-            return Entry(_INLINE, kind, content, b"", 0)
+            return Entry(INLINE, kind, content, b"", 0)
         leaves = [self._add((b"", piece), chunks) for piece in chunking.pieces(content)]
-        return self._tree(_OPAQUE, kind, leaves, chunks)
+        return self._tree(OPAQUE, kind, leaves, chunks)
 
     def _tree(self, kind: int, type_: str, digests: list[bytes], chunks: Chunks) -> Entry:
         height = 0
@@ -284,6 +284,11 @@ class Codec:
         digest = self.digest(chunk)
         chunks[digest] = chunk
         return digest
+
+    def fingerprint(self, value: Any) -> bytes:
+        """Return bytes that are the same for values that are stored as the same."""
+        kind, content = self._serde.dumps_typed(value)
+        return kind.encode() + b"\0" + content
 
     # Reading
 
@@ -316,18 +321,27 @@ class Codec:
         return self._decode(_unpack_entry(ormsgpack.unpackb(content), refs, 0), stored)
 
     def _decode(self, entry: Entry, stored: Mapping[bytes, Chunk]) -> Any:
-        if entry.kind & _SNAPSHOT:
+        if entry.kind & SNAPSHOT:
             assert DeltaSnapshot is not None
-            return DeltaSnapshot(self._decode(entry._replace(kind=entry.kind ^ _SNAPSHOT), stored))
-        if entry.kind == _INLINE:
+            return DeltaSnapshot(self._decode(entry._replace(kind=entry.kind ^ SNAPSHOT), stored))
+        if entry.kind == INLINE:
             return self._load(entry.type, entry.content)
         leaves = split_refs(entry.refs)
         for _ in range(entry.height):
-            leaves = [ref for node in leaves for ref in split_refs(self._open(node, stored)[0])]
+            leaves = [ref for node in leaves for ref in self.below(node, stored)]
+        if entry.kind == OPAQUE:
+            pieces = [self._open(leaf, stored)[1] for leaf in leaves]
+            return self._load(entry.type, b"".join(pieces))
+        return self.decode_leaves(entry.kind, leaves, stored)
+
+    def below(self, node: bytes, stored: Mapping[bytes, Chunk]) -> list[bytes]:
+        """Return the digests that a node of a tree holds."""
+        return split_refs(self._open(node, stored)[0])
+
+    def decode_leaves(self, kind: int, leaves: list[bytes], stored: Mapping[bytes, Chunk]) -> Any:
+        """Return the elements of a list, or the items of a dict, that some of its leaves hold."""
         chunks = [self._open(leaf, stored) for leaf in leaves]
-        if entry.kind == _OPAQUE:
-            return self._load(entry.type, b"".join(content for _, content in chunks))
-        if entry.kind == _LIST:
+        if kind == LIST:
             elements: list[Any] = []
             for leaf, (refs, content) in zip(leaves, chunks, strict=True):
                 if refs:
@@ -498,14 +512,14 @@ def _unchanged(serde: object, known: type) -> bool:
 
 
 def _pack_entry(entry: Entry) -> list[Any]:
-    if entry.kind & ~_SNAPSHOT == _INLINE:
+    if entry.kind & ~SNAPSHOT == INLINE:
         return [entry.kind, entry.type, entry.content]
     return [entry.kind, entry.type, len(entry.refs) // DIGEST_BYTES, entry.height]
 
 
 def _unpack_entry(packed: list[Any], refs: bytes, start: int) -> Entry:
     kind, type_, *rest = packed
-    if kind & ~_SNAPSHOT == _INLINE:
+    if kind & ~SNAPSHOT == INLINE:
         return Entry(kind, type_, rest[0], b"", 0)
     length, height = rest
     return Entry(kind, type_, b"", refs[start : start + length * DIGEST_BYTES], height)

@@ -9,7 +9,7 @@ a checkpoint that is seen here too, unless that was removed meanwhile: then all 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from forkpoint.codec import split_refs
 from forkpoint.errors import CorruptChunk
@@ -18,13 +18,20 @@ from forkpoint.storage import Session
 _ATTEMPTS = 8  # while others remove in the same family; the last of them collects for all
 
 
-def collect(session: Session, family: Any) -> str | None:
+class Collected(NamedTuple):
+    """What a collection removed."""
+
+    chunks: int = 0
+    bytes: int = 0
+    missing: str | None = None
+    """The digest of a chunk that is missing. Then nothing was collected, for what it led to cannot
+    be told from what is not needed."""
+
+
+def collect(session: Session, family: Any) -> Collected:
     """Remove the chunks of a family that no checkpoint and no write leads to.
 
     It may stop anywhere, and be run again.
-
-    Returns None, or the digest of a chunk that is missing: then nothing was collected, for what
-    the missing chunk led to cannot be told from what is not needed.
     """
     for _ in range(_ATTEMPTS):
         collection = session.begin_collection(family)
@@ -35,10 +42,10 @@ def collect(session: Session, family: Any) -> str | None:
         if not session.is_undisturbed(family, collection):
             continue
         if live - stored:
-            return min(live - stored).hex()
-        session.drop_chunks(family, stored - live if roots else None, collection)
-        break
-    return None
+            return Collected(missing=min(live - stored).hex())
+        dropped = session.drop_chunks(family, stored - live if roots else None, collection)
+        return Collected(dropped.number, dropped.more)
+    return Collected()
 
 
 def reachable(roots: Iterable[bytes], links: dict[bytes, bytes]) -> set[bytes]:

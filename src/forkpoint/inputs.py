@@ -71,6 +71,43 @@ def _address(part: Mapping[str, Any]) -> Address:
     )
 
 
+def source(value: object) -> Address:
+    """Return what a thread id, or the config of a checkpoint, names in the graph itself."""
+    if isinstance(value, str):
+        return Address(identifier(value, "thread_id"), "", None)
+    named = address(value)
+    if named.checkpoint_ns:
+        raise InvalidInput(
+            f"the config names the namespace of a subgraph, {named.checkpoint_ns!r:.80}; what "
+            "concerns a thread starts from a checkpoint of its graph, with checkpoint_ns ''"
+        )
+    return named
+
+
+def count(value: object, what: str, at_least: int) -> int:
+    """Return an integer that is not too small."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidInput(f"{what} must be an integer, not {value!r:.80}")
+    if value < at_least:
+        raise InvalidInput(f"{what} must be {at_least} or more, not {value}")
+    return value
+
+
+def index(value: object) -> int:
+    """Return a position, which may be negative."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidInput(f"index must be an integer, not {value!r:.80}")
+    return value
+
+
+def named_values(value: object, what: str) -> Mapping[str, Any]:
+    """Return a mapping of names to anything, empty for None."""
+    mapping = _mapping({} if value is None else value, what)
+    for key in mapping:
+        text(key, f"a key of {what}")
+    return mapping
+
+
 def existing_checkpoint(config: object) -> tuple[str, str, str]:
     """Return what `address` does, where the config must name a checkpoint."""
     thread_id, checkpoint_ns, checkpoint_id = address(config)

@@ -17,8 +17,13 @@ from typing import Any, Literal, NamedTuple
 from bson.objectid import ObjectId
 from pymongo import UpdateOne
 
-from forkpoint.mongodb_records import NOW, Document, chunk_id, name_id, record_of, row_id
-from forkpoint.mongodb_session import checkpoint_document, new_record, refs_of, write_document
+from forkpoint.mongodb_records import NOW, Document, name_id, record_of, row_id
+from forkpoint.mongodb_session import (
+    checkpoint_document,
+    chunk_statement,
+    new_record,
+    write_document,
+)
 from forkpoint.storage import Put, ThreadRef
 
 Role = Literal["name", "guard", "chunk", "row", "check", "show"]
@@ -61,7 +66,10 @@ def steps_of(
     else:
         dead_until = creation.dead_until
         steps = _creating(put, thread, creation)
-    steps += [Step("chunk", _chunk(thread, digest, *put.chunks[digest])) for digest in put.chunks]
+    steps += [
+        Step("chunk", chunk_statement(thread, digest, *chunk))
+        for digest, chunk in put.chunks.items()
+    ]
     shown: list[Step] = []
     if put.row is not None:
         id_ = row_id(thread, put.row.checkpoint_ns, put.row.checkpoint_id)
@@ -139,18 +147,6 @@ def _check(put: Put, thread: ThreadRef, dead_until: str | None, replace: bool) -
         changes["status"] = {"$cond": [is_newer, put.status, "$status"]}
         changes["status_for"] = {"$max": [id_, "$status_for"]}
     return UpdateOne(_same(thread, dead_until), [{"$set": changes}], upsert=True)
-
-
-def _chunk(thread: ThreadRef, digest: bytes, refs: bytes, content: bytes) -> UpdateOne:
-    inserted: Document = {"content": content}
-    if refs:
-        inserted["refs"] = refs_of(thread.family, refs)
-    return UpdateOne(
-        {"_id": chunk_id(thread.family, digest), "family": thread.family},
-        # The epoch protects it from a collection that goes on at this moment.
-        {"$setOnInsert": inserted, "$set": {"epoch": thread.epoch}},
-        upsert=True,
-    )
 
 
 def _row(wanted: Document, place: Document, said: Document) -> UpdateOne:

@@ -52,8 +52,8 @@ _T = TypeVar("_T")
 NOW = {"$multiply": [{"$toLong": "$$NOW"}, 1000]}
 """The server's time, in microseconds since 1970."""
 
+DIGEST_BYTES = 32
 _ROW_HASH_BYTES = 16
-_DIGEST_BYTES = 32
 _FAMILY_BYTES = 12
 
 
@@ -89,7 +89,7 @@ def rows_of(family: ObjectId) -> Document:
 
 def chunks_of(family: ObjectId) -> Document:
     """Return a filter for the chunks of a family."""
-    return _range(family, _DIGEST_BYTES)
+    return _range(family, DIGEST_BYTES)
 
 
 def _range(family: ObjectId, length: int) -> Document:

@@ -19,6 +19,7 @@ from forkpoint.codec import Chunk, split_refs
 from forkpoint.errors import StorageBusy, ThreadExists
 from forkpoint.filters import contains_json, terms
 from forkpoint.mongodb_records import (
+    DIGEST_BYTES,
     NOW,
     Document,
     Records,
@@ -32,8 +33,20 @@ from forkpoint.mongodb_records import (
     row_id,
     rows_of,
 )
-from forkpoint.removal import Place, Plan
-from forkpoint.storage import CheckpointRow, Choose, Found, Query, Stale, ThreadRef, WriteRow
+from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Place, Plan
+from forkpoint.storage import (
+    CheckpointRow,
+    Choose,
+    Counts,
+    Found,
+    Graft,
+    Moment,
+    Query,
+    Stale,
+    ThreadRecord,
+    ThreadRef,
+    WriteRow,
+)
 
 LOCK_SECONDS = 5
 """How long a removal or a copy keeps others out of a thread if its process ends in the middle."""
@@ -198,7 +211,7 @@ class MongoSession:
                 break
             last = rows[-1]["row"]
             place = (last["checkpoint_id"], last["thread"], last["checkpoint_ns"])
-            query = query._replace(after=place)
+            query = query._replace(after=place, offset=0)
         page = found[: query.limit]
         self._add_writes(page)
         return page
@@ -212,17 +225,15 @@ class MongoSession:
             ids["$eq"] = query.checkpoint_id
         if query.before is not None:
             ids["$lt"] = query.before
+        after, direction = ("$gt", 1) if query.oldest_first else ("$lt", -1)
         if query.after is not None:
             checkpoint_id, key, checkpoint_ns = query.after
-            ids["$lte"] = checkpoint_id
+            ids[f"{after}e"] = checkpoint_id
+            same = {"checkpoint_id": checkpoint_id}
             wanted["$or"] = [
-                {"checkpoint_id": {"$lt": checkpoint_id}},
-                {"checkpoint_id": checkpoint_id, "thread": {"$lt": key}},
-                {
-                    "checkpoint_id": checkpoint_id,
-                    "thread": key,
-                    "checkpoint_ns": {"$lt": checkpoint_ns},
-                },
+                {"checkpoint_id": {after: checkpoint_id}},
+                {**same, "thread": {after: key}},
+                {**same, "thread": key, "checkpoint_ns": {after: checkpoint_ns}},
             ]
         if ids:
             wanted["checkpoint_id"] = ids
@@ -230,14 +241,21 @@ class MongoSession:
             wanted_terms = sorted(terms(query.filter))
             if wanted_terms:
                 wanted["terms"] = {"$all": wanted_terms}
-        order = {"$sort": {"checkpoint_id": -1, "thread": -1, "checkpoint_ns": -1}}
-        limit = {"$limit": query.limit}
+        order = {
+            "$sort": {
+                "checkpoint_id": direction,
+                "thread": direction,
+                "checkpoint_ns": direction,
+            }
+        }
+        limit = [{"$skip": query.offset}] if query.offset else []
+        limit.append({"$limit": query.limit})
         fields = {"$project": {"record": {**_IDENTITY, "thread_id": 1}, "row": 1}}
         if query.thread_id is not None:
             return self._records.aggregate(
                 [
                     *self._named(query.thread_id),
-                    self._rows("row", wanted, [order, limit, {"$project": _NO_TERMS}]),
+                    self._rows("row", wanted, [order, *limit, {"$project": _NO_TERMS}]),
                     {"$unwind": "$row"},
                     fields,
                 ]
@@ -250,7 +268,7 @@ class MongoSession:
                 {"$project": {"row": "$$ROOT"}},
                 record,
                 {"$unwind": "$record"},
-                limit,
+                *limit,
                 fields,
             ]
         )
@@ -274,9 +292,11 @@ class MongoSession:
             if place in places:
                 places[place].writes.append(_write_row(row))
 
-    def chunks(self, family: Any, digests: Collection[bytes]) -> Mapping[bytes, Chunk]:
+    def chunks(
+        self, family: Any, digests: Collection[bytes], *, follow: bool = True
+    ) -> Mapping[bytes, Chunk]:
         ids = [chunk_id(family, digest) for digest in digests]
-        found = (self._closure(family, ids) or []) if ids else []
+        found = (self._closure(family, ids) or []) if ids and follow else []
         if not found:  # too much for the server to follow, or the first one is missing
             for batch in in_batches(ids):
                 found += self._records.find({"_id": {"$in": batch}, "family": family})
@@ -355,6 +375,114 @@ class MongoSession:
             found += self._records.find(wanted)
         return [_write_row(row) for row in found]
 
+    def moment(self, thread: ThreadRef, checkpoint_id: str, before: str) -> Moment:
+        rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
+        newer = {**rows, "checkpoint_ns": "", "checkpoint_id": {"$gt": checkpoint_id}}
+        group = {
+            "_id": {
+                "checkpoint_ns": "$checkpoint_ns",
+                "is_before": {"$lt": ["$checkpoint_id", {"$literal": before}]},
+            },
+            "head": {"$first": "$$ROOT"},
+        }
+        heads = [
+            {"$match": {**rows, "checkpoint_ns": {"$gt": ""}, "visible": True}},
+            {"$sort": {"checkpoint_ns": 1, "checkpoint_id": -1}},
+            {"$group": group},
+            {"$replaceWith": "$head"},
+            {"$project": _NO_TERMS},
+        ]
+        newest = [
+            {"$match": {**newer, "visible": True}},
+            {"$limit": 1},
+            {"$project": {"kind": "newer"}},
+        ]
+        together = {"coll": self._records.name}
+        found = self._records.aggregate(
+            [
+                {"$match": record_of(thread)},
+                {"$project": {"kind": 1, "metadata": 1, "owner": 1}},
+                {"$unionWith": {**together, "pipeline": newest}},
+                {"$unionWith": {**together, "pipeline": heads}},
+            ]
+        )
+        (record,) = [one for one in found if one["kind"] == "thread"]
+        return Moment(
+            not any(one["kind"] == "newer" for one in found),
+            [_checkpoint_row(one) for one in found if one["kind"] == "checkpoint"],
+            record["metadata"],
+            record["owner"],
+        )
+
+    def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
+        wanted = set(places)
+        found = []
+        for batch in in_batches(wanted):
+            rows = {
+                "family": thread.family,
+                "thread": thread.key,
+                "checkpoint_ns": {"$in": list({place[0] for place in batch})},
+                "kind": "write",
+                "checkpoint_id": {"$in": list({place[1] for place in batch})},
+                "visible": True,
+            }
+            found += [_write_row(row) for row in self._records.find(rows)]
+        return [row for row in found if (row.checkpoint_ns, row.checkpoint_id) in wanted]
+
+    def lineage(self, thread: ThreadRef) -> list[ThreadRecord]:
+        follow = {
+            "from": self._records.name,
+            "startWith": "$_id",
+            "connectFromField": "parent",
+            "connectToField": "_id",
+            "restrictSearchWithMatch": {"family": thread.family},
+            "as": "record",
+            "depthField": "height",
+        }
+        found = self._records.aggregate(
+            [
+                {"$match": record_of(thread)},
+                {"$project": {"_id": 1}},
+                {"$graphLookup": follow},
+                {"$unwind": "$record"},
+                {"$replaceWith": "$record"},
+                {"$sort": {"height": 1}},
+                *self._forked_from(thread.family),
+            ]
+        )
+        return [_thread_record(record) for record in found]
+
+    def family(self, family: Any) -> list[ThreadRecord]:
+        wanted = {"family": family, "kind": "thread", "building": None, "provisional": False}
+        return [
+            _thread_record(record)
+            for record in self._records.aggregate([{"$match": wanted}, *self._forked_from(family)])
+        ]
+
+    def _forked_from(self, family: Any) -> list[Document]:
+        """Return the stages that find the metadata of the checkpoint a thread was forked from."""
+        stages: list[Document] = []
+        for name, key in (("own", "_id"), ("parents", "parent")):
+            wanted = {
+                "family": family,
+                "kind": "checkpoint",
+                "checkpoint_ns": "",
+                "$expr": {"$eq": ["$checkpoint_id", "$$forked"]},
+            }
+            stages.append(
+                {
+                    "$lookup": {
+                        "from": self._records.name,
+                        "localField": key,
+                        "foreignField": "thread",
+                        "let": {"forked": "$parent_checkpoint_id"},
+                        "pipeline": [{"$match": wanted}, {"$project": {"metadata": 1}}],
+                        "as": name,
+                    }
+                }
+            )
+        return stages
+
     def threads_of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
         keys: dict[ObjectId, ObjectId] = {}
         for batch in in_batches(run_ids):
@@ -425,33 +553,117 @@ class MongoSession:
 
     # Writing
 
-    def remove(self, thread: ThreadRef, choose: Choose) -> None:
+    def graft(self, graft: Graft) -> None:
+        source = graft.source
+        old = self._deleted_before(graft.target_id)
+        target = ThreadRef(ObjectId(), source.family, source.epoch)
+        made: Document = {
+            **new_record(graft.target_id, source.epoch),
+            "edge": "fork",
+            "parent": source.key,
+            "parent_checkpoint_id": graft.parent_checkpoint_id,
+            "owner": graft.owner,
+            "metadata": graft.metadata,
+            "status": graft.status,
+            "status_for": max(row.checkpoint_id for row in graft.rows),
+            "checkpoint_count": sum(not row.hidden for row in graft.rows),
+            "provisional": False,
+            "dead_until": old["dead_until"] if old else None,
+            "building": ObjectId(),
+        }
+        unchanged = UpdateOne(
+            {**record_of(source), "epoch": source.epoch, "deleted_at": None, "lock": None},
+            {"$set": {"kind": "thread"}},
+            upsert=True,
+        )
+        statements = [
+            unchanged,
+            UpdateOne(record_of(target), {"$setOnInsert": made}, upsert=True),
+            *(chunk_statement(source, digest, *chunk) for digest, chunk in graft.chunks.items()),
+            *(_grafted(target, *checkpoint_document(target, row), row) for row in graft.rows),
+            *(_grafted(target, *write_document(target, row), row) for row in graft.writes),
+            unchanged,
+            *self._finish(target, graft.target_id, made["building"], old),
+        ]
+        failed = self._records.bulk(statements).failed
+        if failed is None or self._is_named(target, graft.target_id):
+            return  # in the second case by a command that was answered with an error
+        self._discard(target)
+        if failed == len(statements) - 1:
+            raise ThreadExists(f"there is a thread {graft.target_id!r} already")
+        raise Stale
+
+    def _finish(
+        self, target: ThreadRef, thread_id: str, building: ObjectId, old: Document | None
+    ) -> list[UpdateOne]:
+        """Return the statements that make a thread known that is built from another."""
+        name = name_id(thread_id)
+        finished: list[Document] = [
+            {"$set": {"created_at": NOW, "updated_at": NOW}},
+            {"$unset": "building"},
+        ]
+        return [
+            UpdateOne({**record_of(target), "building": building}, finished, upsert=True),
+            UpdateOne(
+                {"_id": name, "family": name, "key": old["_id"] if old else None},
+                {"$set": {"key": target.key, "home": target.family}},
+                upsert=True,
+            ),
+        ]
+
+    def _is_named(self, thread: ThreadRef, thread_id: str) -> bool:
+        name = name_id(thread_id)
+        return self._records.exists({"_id": name, "family": name, "key": thread.key})
+
+    def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
         try:
             # A new epoch: who counts on what the thread stores now has to look again.
             with self._locked(thread, {"epoch": ObjectId()}) as guard:
-                self._remove(thread, choose(list(self.rows(thread))), guard)
+                return self._remove(thread, choose(list(self.rows(thread))), guard)
         except Stale:
-            return  # the thread is deleted, and with it what was to go
+            return Counts(0, 0)  # the thread is deleted, and with it what was to go
 
-    def _remove(self, thread: ThreadRef, plan: Plan, guard: UpdateOne) -> None:
+    def _remove(self, thread: ThreadRef, plan: Plan, guard: UpdateOne) -> Counts:
         touched = UpdateOne(record_of(thread), [{"$set": {"updated_at": NOW}}])
         statements: list[Statement] = [guard, touched]
         hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}}
-        statements += _of_places(thread, plan.hidden, "checkpoint", hide)
+        statements += _of_places(thread, plan.hidden, {"kind": "checkpoint"}, hide)
         doom = {"$set": {"doomed": True}, "$unset": {"visible": 1, "hidden": 1}}
-        statements += _of_places(thread, plan.removed, _ROWS, doom)
+        statements += _of_places(thread, plan.removed, {"kind": _ROWS}, doom)
+        done = {
+            "kind": "write",
+            "idx": {"$ne": INTERRUPT_IDX},
+            "$or": [{"task_id": {"$ne": NULL_TASK_ID}}, {"idx": RESUME_IDX}],
+        }
+        statements += _of_places(thread, plan.reopened, done, doom)
         if self._records.bulk(statements).failed is not None:
             raise StorageBusy("removing took too long, and others have written since; try again")
-        self._records.delete({"family": thread.family, "thread": thread.key, "doomed": True})
+        counts = self._delete_rows(thread, {"doomed": True})
+        if plan.reopened:
+            self._update_status(thread, max(plan.reopened))
+        return counts
 
-    def bury(self, thread: ThreadRef) -> None:
+    def _update_status(self, thread: ThreadRef, head: Place) -> None:
+        """Set a thread's status to what its newest checkpoint waits for."""
+        waits = any(write.idx == INTERRUPT_IDX for write in self.writes(thread, [head]))
+        status = {"status": "interrupted" if waits else "idle", "status_for": head[1]}
+        self._records.update(record_of(thread), {"$set": status})
+
+    def _delete_rows(self, thread: ThreadRef, which: Document) -> Counts:
+        rows = {"family": thread.family, "thread": thread.key, **which}
+        writes = self._records.count({**rows, "kind": "write"})
+        checkpoints = self._records.count({**rows, "kind": "checkpoint"})
+        self._records.delete({**rows, "kind": _ROWS})
+        return Counts(checkpoints, writes)
+
+    def bury(self, thread: ThreadRef) -> Counts:
         try:
             with self._locked(thread, {}) as guard:
-                self._bury(thread, guard)
+                return self._bury(thread, guard)
         except Stale:
-            return  # somebody else was faster
+            return Counts(0, 0)  # somebody else was faster
 
-    def _bury(self, thread: ThreadRef, guard: UpdateOne) -> None:
+    def _bury(self, thread: ThreadRef, guard: UpdateOne) -> Counts:
         rows = {"family": thread.family, "thread": thread.key, "kind": _ROWS}
         ids = [row["checkpoint_id"] for row in self._records.latest(rows, {"checkpoint_id": 1})]
         buried: Document = {
@@ -468,7 +680,7 @@ class MongoSession:
         done = self._records.bulk([guard, UpdateOne(record_of(thread), [{"$set": buried}])])
         if done.failed is not None:
             raise StorageBusy("deleting took too long, and others have written since; try again")
-        self._records.delete(rows)
+        return self._delete_rows(thread, {})
 
     def copy(self, source: ThreadRef, target_id: str) -> None:
         if self.thread(target_id) is not None:
@@ -499,25 +711,10 @@ class MongoSession:
         )
         for batch in in_batches((row for row in rows if "content" in row), 1000):
             self._records.bulk([guard, *(_copied(target, row) for row in batch)])
-        name = name_id(target_id)
-        finished: list[Document] = [
-            {"$set": {"created_at": NOW, "updated_at": NOW}},
-            {"$unset": "building"},
-        ]
         committed = self._records.bulk(
-            [
-                guard,
-                UpdateOne(
-                    {**record_of(target), "building": made["building"]}, finished, upsert=True
-                ),
-                UpdateOne(
-                    {"_id": name, "family": name, "key": old["_id"] if old else None},
-                    {"$set": {"key": target.key, "home": target.family}},
-                    upsert=True,
-                ),
-            ]
+            [guard, *self._finish(target, target_id, made["building"], old)]
         )
-        if committed.failed is not None:
+        if committed.failed is not None and not self._is_named(target, target_id):
             self._discard(target)
             if committed.failed < 2:
                 raise StorageBusy("copying took too long, and others have written since; try again")
@@ -643,14 +840,27 @@ class MongoSession:
 
     def drop_chunks(
         self, family: Any, digests: Iterable[bytes] | None, collection: ObjectId
-    ) -> None:
+    ) -> Counts:
         older = {"epoch": {"$ne": collection}}
         if digests is None:
-            self._records.delete({**chunks_of(family), **older})
-            return
+            return self._drop_chunks({**chunks_of(family), **older})
+        number = size = 0
         for batch in in_batches(digests):
             ids = [chunk_id(family, digest) for digest in batch]
-            self._records.delete({"_id": {"$in": ids}, "family": family, **older})
+            dropped = self._drop_chunks({"_id": {"$in": ids}, "family": family, **older})
+            number += dropped.number
+            size += dropped.more
+        return Counts(number, size)
+
+    def _drop_chunks(self, which: Document) -> Counts:
+        refs = {"$multiply": [DIGEST_BYTES, {"$size": {"$ifNull": ["$refs", []]}}]}
+        size = {"$add": [{"$binarySize": "$content"}, refs]}
+        total = {"$group": {"_id": None, "number": {"$sum": 1}, "size": {"$sum": size}}}
+        counted = self._records.aggregate([{"$match": which}, total])
+        if not counted:
+            return Counts(0, 0)
+        self._records.delete(which)
+        return Counts(counted[0]["number"], counted[0]["size"])
 
     # Secrets
 
@@ -677,6 +887,52 @@ def refs_of(family: ObjectId, refs: bytes) -> list[bytes]:
     return [chunk_id(family, digest) for digest in split_refs(refs)]
 
 
+def _thread_record(found: Document) -> ThreadRecord:
+    forked = [*found["own"], *found["parents"]]
+    return ThreadRecord(
+        found["_id"],
+        found["thread_id"],
+        found["edge"],
+        found["parent"],
+        found["parent_checkpoint_id"],
+        forked[0]["metadata"] if forked else None,
+        found["checkpoint_count"],
+        found["created_at"],
+        found["deleted_at"],
+    )
+
+
+def chunk_statement(thread: ThreadRef, digest: bytes, refs: bytes, content: bytes) -> UpdateOne:
+    """Return the statement that stores a chunk, if it is not there."""
+    inserted: Document = {"content": content}
+    if refs:
+        inserted["refs"] = refs_of(thread.family, refs)
+    return UpdateOne(
+        {"_id": chunk_id(thread.family, digest), "family": thread.family},
+        # The epoch protects it from a collection that goes on at this moment.
+        {"$setOnInsert": inserted, "$set": {"epoch": thread.epoch}},
+        upsert=True,
+    )
+
+
+def _grafted(
+    target: ThreadRef, place: Document, said: Document, row: CheckpointRow | WriteRow
+) -> UpdateOne:
+    """Return the statement that gives a row to a thread that nobody knows yet."""
+    at = [row.checkpoint_ns, row.checkpoint_id]
+    if isinstance(row, WriteRow):
+        id_ = row_id(target, *at, row.task_id, row.idx)
+        shown = {"visible": True}
+    else:
+        id_ = row_id(target, *at)
+        shown = {"hidden" if row.hidden else "visible": True}
+    return UpdateOne(
+        {"_id": id_, "family": target.family},
+        {"$setOnInsert": {**place, **said, **shown}},
+        upsert=True,
+    )
+
+
 def _copied(target: ThreadRef, row: Document) -> UpdateOne:
     """Return the statement that writes a copy of a row for another thread of the family."""
     # The copies do not belong to the runs that made the originals: deleting those leaves them.
@@ -693,7 +949,7 @@ def _copied(target: ThreadRef, row: Document) -> UpdateOne:
 
 
 def _of_places(
-    thread: ThreadRef, places: Collection[Place], kind: object, change: Document
+    thread: ThreadRef, places: Collection[Place], which: Document, change: Document
 ) -> Iterator[UpdateMany]:
     """Return the statements that change the rows of some checkpoints."""
     for checkpoint_ns in {checkpoint_ns for checkpoint_ns, _ in places}:
@@ -702,7 +958,7 @@ def _of_places(
                 "family": thread.family,
                 "thread": thread.key,
                 "checkpoint_ns": checkpoint_ns,
-                "kind": kind,
                 "checkpoint_id": {"$in": batch},
+                **which,
             }
             yield UpdateMany(wanted, change)

@@ -29,13 +29,10 @@ from forkpoint.codec import (
     new_secret,
     open_secret,
 )
-from forkpoint.collect import collect, uncollected
 from forkpoint.errors import (
     CorruptChunk,
-    InvalidInput,
     StorageBusy,
     ThreadDeleted,
-    ThreadExists,
     ThreadNotFound,
     UnreadableValue,
 )
@@ -43,7 +40,6 @@ from forkpoint.inputs import Address
 from forkpoint.memory import KnownManifest, Memory
 from forkpoint.storage import (
     CheckpointRow,
-    Choose,
     Found,
     Put,
     Query,
@@ -177,7 +173,7 @@ def _inherited(
             found = session.checkpoint(thread_id, checkpoint_ns, parent_id)
         if found is None or found.thread != thread:
             return {}
-        body, manifest = _open_row(context.codec, found.row)
+        body, manifest = open_row(context.codec, found.row)
         known = KnownManifest(thread.epoch, manifest, body.get("channel_versions", {}))
     versions = new.checkpoint.get("channel_versions", {})
     return {
@@ -293,7 +289,7 @@ def get_tuple(context: Context, address: Address, config: RunnableConfig) -> Che
 
     def read(session: Session) -> tuple[Found, Chunks] | None:
         found = session.checkpoint(*address)
-        return found and (found, _gather(session, [found])[found.thread.family])
+        return found and (found, gather_rows(session, [found])[found.thread.family])
 
     def load(read: tuple[Found, Chunks] | None) -> CheckpointTuple | None:
         if read is None:
@@ -304,7 +300,7 @@ def get_tuple(context: Context, address: Address, config: RunnableConfig) -> Che
         loaded = _load(context, found, stored)
         return loaded if address.checkpoint_id is None else loaded._replace(config=config)
 
-    return _consistently(context, read, load)
+    return consistently(context, read, load)
 
 
 def page(context: Context, query: Query) -> tuple[list[CheckpointTuple], Query | None]:
@@ -313,7 +309,9 @@ def page(context: Context, query: Query) -> tuple[list[CheckpointTuple], Query |
 
     def read(session: Session) -> tuple[list[Found], dict[Any, Chunks]]:
         rows = session.page(query)
-        return rows, _gather(session, rows)
+        if not rows and query.must_exist and query.thread_id is not None:
+            existing_thread(session, query.thread_id)
+        return rows, gather_rows(session, rows)
 
     def load(read: tuple[list[Found], dict[Any, Chunks]]) -> list[CheckpointTuple]:
         nonlocal following
@@ -324,10 +322,10 @@ def page(context: Context, query: Query) -> tuple[list[CheckpointTuple], Query |
             following = query._replace(after=place)
         return [_load(context, found, stored[found.thread.family]) for found in rows]
 
-    return _consistently(context, read, load), following
+    return consistently(context, read, load), following
 
 
-def _consistently(
+def consistently(
     context: Context, read: Callable[[Session], _Read], load: Callable[[_Read], _Loaded]
 ) -> _Loaded:
     """Load what was read, and read again if somebody removed some of it in the middle.
@@ -373,8 +371,8 @@ def delta_channel_history(
             if row.checkpoint_id in path:
                 break  # one that was put as its own ancestor
             path[row.checkpoint_id] = distance
-            with _at(found.thread_id, row.checkpoint_ns, row.checkpoint_id):
-                manifest = _open_row(codec, row)[1]
+            with at_place(found.thread_id, row.checkpoint_ns, row.checkpoint_id):
+                manifest = open_row(codec, row)[1]
             for channel in channels:
                 if channel in manifest and channel not in seeds:
                     seeds[channel] = distance, manifest[channel]
@@ -396,14 +394,14 @@ def delta_channel_history(
         loaded: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
         if history is not None:
             found, seeds, writes, stored = history
-            with _at(found.thread_id, found.row.checkpoint_ns, found.row.checkpoint_id):
+            with at_place(found.thread_id, found.row.checkpoint_ns, found.row.checkpoint_id):
                 for row in writes:
                     loaded[row.channel]["writes"].append(_load_write(codec, row, stored))
                 for channel, entry in seeds.items():
                     loaded[channel]["seed"] = codec.decode_entry(entry, stored)
         return loaded
 
-    return _consistently(context, read, load)
+    return consistently(context, read, load)
 
 
 class _History(NamedTuple):
@@ -415,7 +413,7 @@ class _History(NamedTuple):
     stored: Chunks
 
 
-def _gather(session: Session, rows: Sequence[Found]) -> dict[Any, Chunks]:
+def gather_rows(session: Session, rows: Sequence[Found]) -> dict[Any, Chunks]:
     """Read the chunks of checkpoints and their writes, all of a family together."""
     refs: dict[Any, list[bytes]] = {}
     for found in rows:
@@ -431,8 +429,8 @@ def _gather(session: Session, rows: Sequence[Found]) -> dict[Any, Chunks]:
 def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> CheckpointTuple:
     thread_id, thread, row, writes = found
     codec = context.codec
-    with _at(thread_id, row.checkpoint_ns, row.checkpoint_id):
-        body, manifest = _open_row(codec, row)
+    with at_place(thread_id, row.checkpoint_ns, row.checkpoint_id):
+        body, manifest = open_row(codec, row)
         values = {channel: codec.decode_entry(entry, stored) for channel, entry in manifest.items()}
         pending = [_load_write(codec, write, stored) for write in sorted(writes, key=_order)]
     context.memory.add_manifest(
@@ -448,7 +446,7 @@ def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> Chec
     )
 
 
-def _open_row(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], Manifest]:
+def open_row(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], Manifest]:
     content = codec.reveal(row.content)
     seal = codec.seal(row.checkpoint_ns, row.checkpoint_id, row.metadata, row.refs, content)
     if seal != row.seal:
@@ -477,6 +475,38 @@ def _order(row: WriteRow) -> tuple[str, str, int]:
     return row.task_path, row.task_id, row.idx
 
 
+def place_of(row: CheckpointRow) -> removal.Place:
+    return row.checkpoint_ns, row.checkpoint_id
+
+
+def replays_before(row: CheckpointRow) -> str:
+    """Return the id that a time travel to a checkpoint looks for the state of subgraphs before.
+
+    It is its own, or its parent's where it is the outcome of an update: that was made after the
+    subgraphs had run.
+    """
+    is_update = json.loads(row.metadata).get("source") in ("update", "fork")
+    parent = row.parent_checkpoint_id
+    return parent if is_update and parent is not None else row.checkpoint_id
+
+
+def existing_thread(session: Session, thread_id: str) -> ThreadRef:
+    """Return which thread an id means.
+
+    Raises:
+        ThreadNotFound: There is none.
+    """
+    thread = session.thread(thread_id)
+    if thread is None:
+        raise ThreadNotFound(f"there is no thread {thread_id!r}")
+    return thread
+
+
+def thread_config(thread_id: str) -> RunnableConfig:
+    """Return the config that names a thread, at whatever is its newest checkpoint."""
+    return {"configurable": {"thread_id": thread_id}}
+
+
 def config_of(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> RunnableConfig:
     """Return the config that names a checkpoint."""
     return {
@@ -489,7 +519,7 @@ def config_of(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Runnabl
 
 
 @contextmanager
-def _at(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Iterator[None]:
+def at_place(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Iterator[None]:
     """Say in errors which checkpoint could not be read."""
     try:
         yield
@@ -498,121 +528,6 @@ def _at(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Iterator[None
         if checkpoint_ns:
             where += f" of namespace {checkpoint_ns!r}"
         raise type(error)(f"{where}: {error}") from error
-
-
-# Removing and copying
-
-
-def delete_thread(context: Context, thread_id: str) -> None:
-    """Remove a thread. One that does not exist is no error."""
-    with context.storage.writing() as session:
-        thread = session.thread(thread_id)
-        if thread is None:
-            return
-        session.bury(thread)
-        missing = collect(session, thread.family)
-    _removed(context, [thread_id], missing)
-
-
-def delete_for_runs(context: Context, run_ids: Sequence[str]) -> None:
-    """Remove the checkpoints that runs made, and their writes."""
-    doomed_runs = set(run_ids)
-
-    def made_by_runs(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
-        return {_place(row) for row in rows if row.run_id in doomed_runs}
-
-    missing = None
-    with context.storage.writing() as session:
-        threads = session.threads_of_runs(run_ids)
-        for thread in threads:
-            session.remove(thread, _planned(context, made_by_runs))
-        for family in dict.fromkeys(thread.family for thread in threads):
-            missing = collect(session, family) or missing
-    if threads:
-        _removed(context, [], missing)
-
-
-def prune(context: Context, thread_ids: Sequence[str], strategy: str) -> None:
-    """Remove all checkpoints of threads, or all but the newest of each namespace."""
-    if strategy in ("delete", "delete_all"):
-        for thread_id in thread_ids:
-            delete_thread(context, thread_id)
-        return
-    if strategy != "keep_latest":
-        raise InvalidInput(
-            f"strategy must be 'keep_latest', 'delete' or 'delete_all', not {strategy!r:.80}"
-        )
-    for thread_id in thread_ids:
-        with context.storage.writing() as session:
-            thread = session.thread(thread_id)
-            if thread is None:
-                continue
-            session.remove(thread, _planned(context, _all_but_latest))
-            missing = collect(session, thread.family)
-        _removed(context, [thread_id], missing)
-
-
-def _all_but_latest(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
-    places = {_place(row) for row in rows}
-    return places - removal.latest(places)
-
-
-def _planned(
-    context: Context, choose: Callable[[Sequence[CheckpointRow]], set[removal.Place]]
-) -> Choose:
-    """Return how to remove those checkpoints that are chosen out of all that can be seen."""
-
-    def plan(rows: Sequence[CheckpointRow]) -> removal.Plan:
-        doomed = choose([row for row in rows if not row.hidden])
-        doomed |= {_place(row) for row in rows if row.hidden}
-        return removal.plan(_headers(context, rows), doomed)
-
-    return plan
-
-
-def _removed(context: Context, thread_ids: Sequence[str], missing: str | None) -> None:
-    for thread_id in thread_ids:
-        context.memory.threads.pop(thread_id)
-    context.storage.tidy()
-    if missing is not None:
-        raise uncollected(missing, "what was to go")
-
-
-def _headers(
-    context: Context, rows: Sequence[CheckpointRow]
-) -> dict[removal.Place, removal.Header]:
-    headers = {}
-    # Manifests matter only in threads that have channels to rebuild.
-    rebuilds = any(removal.COUNTERS in row.metadata for row in rows)
-    for row in rows:
-        parent = row.parent_checkpoint_id
-        stored: set[str] = set()
-        rebuilt: set[str] = set()
-        if rebuilds:
-            metadata = json.loads(row.metadata)
-            body, manifest = _open_row(context.codec, row)
-            stored = set(manifest)
-            rebuilt = removal.rebuilt_channels(metadata, body.get("channel_versions", {}), stored)
-        headers[_place(row)] = removal.Header(
-            (row.checkpoint_ns, parent) if parent else None, stored, rebuilt
-        )
-    return headers
-
-
-def _place(row: CheckpointRow) -> removal.Place:
-    return row.checkpoint_ns, row.checkpoint_id
-
-
-def copy_thread(context: Context, source_id: str, target_id: str) -> None:
-    """Make a thread with all checkpoints and writes of another. No chunk is written."""
-    if source_id == target_id:
-        raise ThreadExists(f"thread {target_id!r} cannot be copied onto itself")
-    with context.storage.writing() as session:
-        source = session.thread(source_id)
-        if source is None:
-            raise ThreadNotFound(f"there is no thread {source_id!r} to copy")
-        session.copy(source, target_id)
-    context.memory.threads.pop(target_id)
 
 
 def setup(context: Context) -> None:

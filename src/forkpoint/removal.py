@@ -7,8 +7,12 @@ store, hidden from view, for as long as a checkpoint needs them.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
+
+from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langgraph.checkpoint.serde.types import INTERRUPT, RESUME
 
 COUNTERS = "counters_since_delta_snapshot"
 """Where LangGraph counts, in a checkpoint's metadata, the steps since a channel was stored."""
@@ -36,10 +40,27 @@ def rebuilt_channels(
 
 
 class Plan(NamedTuple):
-    """What a removal does: some checkpoints are removed, and some hidden."""
+    """What a removal does: some checkpoints are removed, some hidden, and some reopened."""
 
     removed: set[Place]
     hidden: set[Place]
+    reopened: Collection[Place] = ()
+    """What their tasks did is dropped, so that the step after them runs again; see `reopens`."""
+
+
+NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"
+"""The task of writes that belong to a checkpoint itself: LangGraph's, for what a `Command` says."""
+
+INTERRUPT_IDX, RESUME_IDX = WRITES_IDX_MAP[INTERRUPT], WRITES_IDX_MAP[RESUME]
+
+
+def reopens(task_id: str, idx: int) -> bool:
+    """Return whether a write stays where a step is to run again.
+
+    Questions stay, so that they can be answered differently, and what a `Command` said apart from
+    answers. Finished work, failures and old answers go.
+    """
+    return idx == INTERRUPT_IDX or (task_id == NULL_TASK_ID and idx != RESUME_IDX)
 
 
 def plan(headers: Mapping[Place, Header], doomed: Iterable[Place]) -> Plan:
@@ -71,3 +92,39 @@ def latest(places: Iterable[Place]) -> set[Place]:
     for checkpoint_ns, checkpoint_id in places:
         newest[checkpoint_ns] = max(checkpoint_id, newest.get(checkpoint_ns, ""))
     return set(newest.items())
+
+
+def is_stateful(checkpoint_ns: str) -> bool:
+    """Return whether a subgraph keeps its state from one call to the next.
+
+    LangGraph puts the task's id into the namespaces of those that do not.
+    """
+    return ":" not in checkpoint_ns
+
+
+def beyond(places: Collection[Place], keep: int, replays: Mapping[Place, str]) -> set[Place]:
+    """Return all but the newest `keep` checkpoints of each namespace.
+
+    What a time travel to one of those that stay finds of the subgraphs that keep their state stays
+    as well.
+
+    Args:
+        places: All checkpoints.
+        keep: How many.
+        replays: For each checkpoint of the graph itself the id that it looks before.
+    """
+    namespaces: dict[str, list[str]] = {}
+    for checkpoint_ns, checkpoint_id in sorted(places):
+        namespaces.setdefault(checkpoint_ns, []).append(checkpoint_id)
+    staying = {(ns, id_) for ns, ids in namespaces.items() for id_ in ids[-keep:]}
+    bounds = [replays[place] for place in staying if place in replays]
+    for checkpoint_ns, ids in namespaces.items():
+        if checkpoint_ns and is_stateful(checkpoint_ns):
+            before = (bisect_left(ids, bound) - 1 for bound in bounds)
+            staying |= {(checkpoint_ns, ids[index]) for index in before if index >= 0}
+    return set(places) - staying
+
+
+def is_internal(channel: str) -> bool:
+    """Return whether a channel tells LangGraph what to run next, and is no part of the state."""
+    return channel.startswith(("branch:", "join:", "__start__", "__pregel_"))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
-    BaseCheckpointSaver,
     ChannelVersions,
     Checkpoint,
     CheckpointMetadata,
@@ -18,19 +17,20 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from forkpoint import inputs, operations
+from forkpoint import forking, inputs, operations, removing
 from forkpoint.errors import InvalidInput
 from forkpoint.operations import Context, NewCheckpoint, NewWrites
 from forkpoint.runner import Runner
 from forkpoint.serde import SafeSerializer
 from forkpoint.storage import Query, Storage
+from forkpoint.time_travel import TimeTravel
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.base import DeltaChannelHistory
     from typing_extensions import Self
 
 
-class ForkpointSaver(BaseCheckpointSaver[Any]):
+class ForkpointSaver(TimeTravel):
     """What the savers of all backends have in common; construct one of these.
 
     Every method may be called from any thread and any event loop. Each method that does I/O has
@@ -142,7 +142,7 @@ class ForkpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidInput: An argument is of the wrong type; at once, not on the first iteration.
         """
-        return self._pages(_query(config, filter, before), inputs.limit(limit))
+        return self._pages_of(_query(config, filter, before), inputs.limit(limit))
 
     def alist(
         self,
@@ -153,26 +153,7 @@ class ForkpointSaver(BaseCheckpointSaver[Any]):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         """Do what `list` does."""
-        return self._apages(_query(config, filter, before), inputs.limit(limit))
-
-    def _pages(self, query: Query, limit: int | None) -> Iterator[CheckpointTuple]:
-        following: Query | None = query
-        while following is not None and limit != 0:
-            page, following = self._runner.run(
-                operations.page, self._context, _sized(following, limit)
-            )
-            yield from page
-            limit = None if limit is None else limit - len(page)
-
-    async def _apages(self, query: Query, limit: int | None) -> AsyncIterator[CheckpointTuple]:
-        following: Query | None = query
-        while following is not None and limit != 0:
-            page, following = await self._runner.arun(
-                operations.page, self._context, _sized(following, limit)
-            )
-            for found in page:
-                yield found
-            limit = None if limit is None else limit - len(page)
+        return self._apages_of(_query(config, filter, before), inputs.limit(limit))
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -300,12 +281,12 @@ class ForkpointSaver(BaseCheckpointSaver[Any]):
     def delete_thread(self, thread_id: str) -> None:
         """Remove a thread with all it stores. One that does not exist is no error."""
         thread_id = inputs.identifier(thread_id, "thread_id")
-        self._runner.run(operations.delete_thread, self._context, thread_id)
+        self._runner.run(removing.delete_thread, self._context, thread_id)
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Do what `delete_thread` does."""
         thread_id = inputs.identifier(thread_id, "thread_id")
-        await self._runner.arun(operations.delete_thread, self._context, thread_id)
+        await self._runner.arun(removing.delete_thread, self._context, thread_id)
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Remove the checkpoints that runs made, with their writes.
@@ -317,12 +298,12 @@ class ForkpointSaver(BaseCheckpointSaver[Any]):
             run_ids: As the checkpoints' metadata have them under `run_id`.
         """
         checked = inputs.identifiers(run_ids, "run_id")
-        self._runner.run(operations.delete_for_runs, self._context, checked)
+        self._runner.run(removing.delete_for_runs, self._context, checked)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Do what `delete_for_runs` does."""
         checked = inputs.identifiers(run_ids, "run_id")
-        await self._runner.arun(operations.delete_for_runs, self._context, checked)
+        await self._runner.arun(removing.delete_for_runs, self._context, checked)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Make a new thread with all checkpoints and writes of another.
@@ -333,13 +314,13 @@ class ForkpointSaver(BaseCheckpointSaver[Any]):
         """
         source = inputs.identifier(source_thread_id, "source_thread_id")
         target = inputs.identifier(target_thread_id, "target_thread_id")
-        self._runner.run(operations.copy_thread, self._context, source, target)
+        self._runner.run(forking.copy_thread, self._context, source, target)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Do what `copy_thread` does."""
         source = inputs.identifier(source_thread_id, "source_thread_id")
         target = inputs.identifier(target_thread_id, "target_thread_id")
-        await self._runner.arun(operations.copy_thread, self._context, source, target)
+        await self._runner.arun(forking.copy_thread, self._context, source, target)
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Remove old checkpoints of threads.
@@ -351,12 +332,12 @@ class ForkpointSaver(BaseCheckpointSaver[Any]):
                 removes the threads.
         """
         checked = inputs.identifiers(thread_ids, "thread_id")
-        self._runner.run(operations.prune, self._context, checked, strategy)
+        self._runner.run(removing.prune, self._context, checked, strategy)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Do what `prune` does."""
         checked = inputs.identifiers(thread_ids, "thread_id")
-        await self._runner.arun(operations.prune, self._context, checked, strategy)
+        await self._runner.arun(removing.prune, self._context, checked, strategy)
 
 
 def _query(config: object, filter: object, before: object) -> Query:
@@ -367,10 +348,6 @@ def _query(config: object, filter: object, before: object) -> Query:
         after=None,
         limit=operations.PAGE_ROWS,
     )
-
-
-def _sized(query: Query, limit: int | None) -> Query:
-    return query if limit is None else query._replace(limit=min(limit, operations.PAGE_ROWS))
 
 
 def _new_checkpoint(

@@ -13,13 +13,18 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
 from forkpoint.codec import Chunk
 from forkpoint.errors import ThreadExists
+from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Place
 from forkpoint.storage import (
     CheckpointRow,
     Choose,
+    Counts,
     Found,
+    Graft,
+    Moment,
     Put,
     Query,
     Stale,
+    ThreadRecord,
     ThreadRef,
     WriteRow,
 )
@@ -141,9 +146,27 @@ _UPDATE_THREAD = (
     " provisional = provisional AND ?"
     " WHERE key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
 )
+# What the newest checkpoint waits for.
+_UPDATE_STATUS = (
+    "UPDATE forkpoint_threads SET status = coalesce(("
+    f"SELECT CASE idx WHEN {_INTERRUPTED} THEN 'interrupted' ELSE 'error' END"
+    " FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = '' AND checkpoint_id = ("
+    "SELECT max(checkpoint_id) FROM forkpoint_checkpoints WHERE thread = ? AND checkpoint_ns = ''"
+    f" AND NOT hidden) AND idx IN ({_INTERRUPTED}, {_FAILED}) ORDER BY idx LIMIT 1"
+    "), 'idle') WHERE key = ?"
+)
 _SAME_THREAD = (
     "SELECT 1 FROM forkpoint_threads"
     " WHERE key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
+)
+_FORKED = (
+    "(SELECT c.metadata FROM forkpoint_checkpoints AS c WHERE c.thread = {thread}"
+    " AND c.checkpoint_ns = '' AND c.checkpoint_id = t.parent_checkpoint_id)"
+)
+_RECORD = (
+    "t.key, t.thread_id, t.edge, t.parent, t.parent_checkpoint_id,"
+    f" coalesce({_FORKED.format(thread='t.key')}, {_FORKED.format(thread='t.parent')}),"
+    " t.checkpoint_count, t.created_at, t.deleted_at FROM forkpoint_threads AS t"
 )
 _PUT = (
     f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {_CHECKPOINT})"
@@ -206,8 +229,10 @@ class SqliteSession:
             conditions["c.checkpoint_id = ?"] = (query.checkpoint_id,)
         if query.before is not None:
             conditions["c.checkpoint_id < ?"] = (query.before,)
+        order, after = ("ASC", ">") if query.oldest_first else ("DESC", "<")
         if query.after is not None:
-            conditions["(c.checkpoint_id, c.thread, c.checkpoint_ns) < (?, ?, ?)"] = query.after
+            place = f"(c.checkpoint_id, c.thread, c.checkpoint_ns) {after} (?, ?, ?)"
+            conditions[place] = query.after
         if query.filter:
             conditions["forkpoint_contains(c.metadata, ?)"] = (json.dumps(query.filter),)
         columns = ", ".join(f"c.{column}" for column in _CHECKPOINT.split(", "))
@@ -215,9 +240,11 @@ class SqliteSession:
             f"SELECT t.thread_id, t.key, t.family, t.epoch, {columns}"
             " FROM forkpoint_checkpoints AS c JOIN forkpoint_threads AS t ON t.key = c.thread"
             f" WHERE {' AND '.join(conditions)}"
-            " ORDER BY c.checkpoint_id DESC, c.thread DESC, c.checkpoint_ns DESC LIMIT ?",
+            f" ORDER BY c.checkpoint_id {order}, c.thread {order}, c.checkpoint_ns {order}"
+            " LIMIT ? OFFSET ?",
             *(value for values in conditions.values() for value in values),
             query.limit,
+            query.offset,
         )
         found = [Found(row[0], ThreadRef(*row[1:4]), CheckpointRow(*row[4:]), []) for row in rows]
         self._add_writes(found)
@@ -239,7 +266,9 @@ class SqliteSession:
             write = WriteRow(*columns_)
             places[key, write.checkpoint_ns, write.checkpoint_id].writes.append(write)
 
-    def chunks(self, family: Any, digests: Collection[bytes]) -> Mapping[bytes, Chunk]:
+    def chunks(
+        self, family: Any, digests: Collection[bytes], *, follow: bool = True
+    ) -> Mapping[bytes, Chunk]:
         found: dict[bytes, Chunk] = {}
         for batch in _batches(digests):
             rows = self._all(
@@ -295,6 +324,57 @@ class SqliteSession:
                 *channels,
             )
         return [WriteRow(*row) for row in found]
+
+    def moment(self, thread: ThreadRef, checkpoint_id: str, before: str) -> Moment:
+        newer = self._one(
+            "SELECT 1 FROM forkpoint_checkpoints WHERE thread = ? AND checkpoint_ns = ''"
+            " AND checkpoint_id > ? AND NOT hidden",
+            thread.key,
+            checkpoint_id,
+        )
+        # From one namespace to the next through the index, whatever there is in each.
+        heads = self._all(
+            "WITH RECURSIVE namespaces (ns) AS ("
+            " SELECT min(checkpoint_ns) FROM forkpoint_checkpoints"
+            " WHERE thread = :thread AND checkpoint_ns > ''"
+            " UNION ALL SELECT (SELECT min(checkpoint_ns) FROM forkpoint_checkpoints"
+            " WHERE thread = :thread AND checkpoint_ns > ns) FROM namespaces WHERE ns IS NOT NULL"
+            "), heads (ns, head) AS ("
+            " SELECT ns, (SELECT max(checkpoint_id) FROM forkpoint_checkpoints"
+            " WHERE thread = :thread AND checkpoint_ns = ns AND NOT hidden) FROM namespaces"
+            " UNION SELECT ns, (SELECT max(checkpoint_id) FROM forkpoint_checkpoints"
+            " WHERE thread = :thread AND checkpoint_ns = ns AND checkpoint_id < :before"
+            " AND NOT hidden) FROM namespaces"
+            f") SELECT {_CHECKPOINT} FROM heads JOIN forkpoint_checkpoints"
+            " ON thread = :thread AND checkpoint_ns = ns AND checkpoint_id = head",
+            thread=thread.key,
+            before=before,
+        )
+        record = self._one(
+            "SELECT metadata, owner FROM forkpoint_threads WHERE key = ?", thread.key
+        )
+        assert record is not None
+        return Moment(newer is None, [CheckpointRow(*row) for row in heads], *record)
+
+    def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
+        found: list[WriteRow] = []
+        for place in places:
+            found += [WriteRow(*row) for row in self._all(_WRITES_OF, thread.key, *place)]
+        return found
+
+    def lineage(self, thread: ThreadRef) -> list[ThreadRecord]:
+        rows = self._all(
+            "WITH RECURSIVE line (key, height) AS (VALUES (?, 0) UNION ALL"
+            " SELECT t.parent, height + 1 FROM line JOIN forkpoint_threads AS t USING (key)"
+            f" WHERE t.parent IS NOT NULL) SELECT {_RECORD} JOIN line ON line.key = t.key"
+            " ORDER BY height",
+            thread.key,
+        )
+        return [ThreadRecord(*row) for row in rows]
+
+    def family(self, family: Any) -> list[ThreadRecord]:
+        rows = self._all(f"SELECT {_RECORD} WHERE t.family = ? AND NOT t.provisional", family)
+        return [ThreadRecord(*row) for row in rows]
 
     def threads_of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
         found: dict[Any, ThreadRef] = {}
@@ -473,8 +553,38 @@ class SqliteSession:
             source.key,
         )
 
-    def remove(self, thread: ThreadRef, choose: Choose) -> None:
-        removed, hidden = choose(list(self.rows(thread)))
+    def graft(self, graft: Graft) -> None:
+        source = graft.source
+        if self.thread(graft.target_id) is not None:
+            raise ThreadExists(f"there is a thread {graft.target_id!r} already")
+        now = _now()
+        key = self._run(
+            "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent,"
+            " parent_checkpoint_id, owner, metadata, status, checkpoint_count, created_at,"
+            " updated_at, dead_until)"
+            " SELECT ?, family, epoch, 'fork', key, ?, ?, ?, ?, ?, ?, ?, ?"
+            " FROM forkpoint_threads WHERE key = ?",
+            graft.target_id,
+            graft.parent_checkpoint_id,
+            graft.owner,
+            graft.metadata,
+            graft.status,
+            sum(not row.hidden for row in graft.rows),
+            now,
+            now,
+            self._dead_until(graft.target_id),
+            source.key,
+        ).lastrowid
+        self._insert(
+            _PUT_CHUNKS,
+            [(source.family, digest, *chunk) for digest, chunk in graft.chunks.items()],
+        )
+        self._many(_PUT, [(key, *row) for row in graft.rows])
+        self._insert(_PUT_WRITES, [(key, *write) for write in graft.writes])
+
+    def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
+        before = self._count_rows(thread)
+        removed, hidden, reopened = choose(list(self.rows(thread)))
         place = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
         for table in ("writes", "checkpoints"):
             self._many(
@@ -484,14 +594,34 @@ class SqliteSession:
             f"UPDATE forkpoint_checkpoints SET hidden = 1 {place}",
             ((thread.key, *one) for one in hidden),
         )
+        self._many(
+            f"DELETE FROM forkpoint_writes {place} AND idx != {INTERRUPT_IDX}"
+            f" AND (task_id != '{NULL_TASK_ID}' OR idx = {RESUME_IDX})",
+            ((thread.key, *one) for one in reopened),
+        )
         self._count_checkpoints(thread.key)
         self._run(
             "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
             _now(),
             thread.key,
         )
+        if reopened:
+            self._run(_UPDATE_STATUS, *[thread.key] * 3)
+        return Counts(
+            *(old - new for old, new in zip(before, self._count_rows(thread), strict=True))
+        )
 
-    def bury(self, thread: ThreadRef) -> None:
+    def _count_rows(self, thread: ThreadRef) -> tuple[int, int]:
+        counts = self._one(
+            "SELECT (SELECT count(*) FROM forkpoint_checkpoints WHERE thread = ?),"
+            " (SELECT count(*) FROM forkpoint_writes WHERE thread = ?)",
+            thread.key,
+            thread.key,
+        )
+        assert counts is not None
+        return counts[0], counts[1]
+
+    def bury(self, thread: ThreadRef) -> Counts:
         dead_until = self._one(
             "SELECT max(id) FROM ("
             " SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints WHERE thread = ?"
@@ -501,8 +631,10 @@ class SqliteSession:
             thread.key,
             thread.key,
         )
-        for table in ("writes", "checkpoints"):
-            self._run(f"DELETE FROM forkpoint_{table} WHERE thread = ?", thread.key)
+        writes, checkpoints = (
+            self._run(f"DELETE FROM forkpoint_{table} WHERE thread = ?", thread.key).rowcount
+            for table in ("writes", "checkpoints")
+        )
         self._run(
             "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = ?, label = NULL,"
             " tags = '[]', metadata = '{}', status = 'idle', checkpoint_count = 0,"
@@ -512,6 +644,7 @@ class SqliteSession:
             dead_until[0] if dead_until else None,
             thread.key,
         )
+        return Counts(checkpoints, writes)
 
     # Collecting
 
@@ -539,14 +672,19 @@ class SqliteSession:
         for (digest,) in self._run("SELECT digest FROM forkpoint_chunks WHERE family = ?", family):
             yield digest
 
-    def drop_chunks(self, family: Any, digests: Iterable[bytes] | None, collection: None) -> None:
+    def drop_chunks(self, family: Any, digests: Iterable[bytes] | None, collection: None) -> Counts:
         if digests is None:
-            self._run("DELETE FROM forkpoint_chunks WHERE family = ?", family)
-        else:
-            self._many(
-                "DELETE FROM forkpoint_chunks WHERE family = ? AND digest = ?",
-                ((family, digest) for digest in digests),
-            )
+            digests = self.digests(family)
+        number = size = 0
+        for batch in _batches(list(digests)):
+            which = f"WHERE family = ? AND digest IN ({_marks(batch)})"
+            length = "SELECT count(*), sum(length(refs) + length(content)) FROM forkpoint_chunks"
+            counts = self._one(f"{length} {which}", family, *batch)
+            assert counts is not None
+            number += counts[0]
+            size += counts[1] or 0
+            self._run(f"DELETE FROM forkpoint_chunks {which}", family, *batch)
+        return Counts(number, size)
 
     # Secrets
 
@@ -563,10 +701,10 @@ class SqliteSession:
 
     # Running SQL
 
-    def _run(self, sql: str, *values: Any) -> sqlite3.Cursor:
+    def _run(self, sql: str, *values: Any, **named: Any) -> sqlite3.Cursor:
         cursor = self._connection.cursor()
         cursor.row_factory = None  # a connection that was passed may have one
-        return cursor.execute(sql, values)
+        return cursor.execute(sql, named or values)
 
     def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert rows by as few statements as possible: each lets go of the interpreter's lock."""
@@ -582,8 +720,8 @@ class SqliteSession:
         row: tuple[Any, ...] | None = self._run(sql, *values).fetchone()
         return row
 
-    def _all(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        return self._run(sql, *values).fetchall()
+    def _all(self, sql: str, *values: Any, **named: Any) -> list[tuple[Any, ...]]:
+        return self._run(sql, *values, **named).fetchall()
 
 
 def _now() -> int:

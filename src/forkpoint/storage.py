@@ -78,7 +78,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from forkpoint.codec import Chunk, Chunks
-from forkpoint.removal import Plan
+from forkpoint.removal import Place, Plan
 
 SCHEMA_VERSION = 1
 
@@ -133,7 +133,7 @@ class Found(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Which checkpoints to list, newest first; None means any.
+    """Which checkpoints to list, newest first unless told otherwise; None means any.
 
     `after` is the place of the last one of the page before: `(checkpoint_id, key, checkpoint_ns)`.
     """
@@ -145,6 +145,10 @@ class Query(NamedTuple):
     filter: Mapping[str, Any] | None
     after: tuple[str, Any, str] | None
     limit: int
+    offset: int = 0
+    oldest_first: bool = False
+    must_exist: bool = False
+    """Whether it is an error if there is no such thread."""
 
 
 class Put(NamedTuple):
@@ -163,6 +167,54 @@ class Put(NamedTuple):
     status: str | None = None
     """The thread's status after this, if it changes. That of a checkpoint, `idle`, gives way to
     that of its writes, should they have come before it."""
+
+
+class Moment(NamedTuple):
+    """What there was around a checkpoint of a graph, in the namespaces of its subgraphs."""
+
+    is_head: bool
+    """Whether there is no newer checkpoint of the graph itself."""
+    heads: Sequence[CheckpointRow]
+    """Of each subgraph's namespace the newest checkpoint, and the newest before a given one."""
+    metadata: str
+    """The thread's metadata."""
+    owner: str | None
+
+
+class Graft(NamedTuple):
+    """A new thread, to be made of rows of another."""
+
+    source: ThreadRef
+    target_id: str
+    parent_checkpoint_id: str
+    owner: str | None
+    metadata: str
+    status: str
+    rows: Sequence[CheckpointRow]
+    writes: Sequence[WriteRow]
+    chunks: Chunks
+
+
+class ThreadRecord(NamedTuple):
+    """What a family's tree is drawn from."""
+
+    key: Any
+    thread_id: str
+    edge: str | None
+    parent: Any
+    parent_checkpoint_id: str | None
+    fork_metadata: str | None
+    """The metadata of the checkpoint that it was forked from, as far as it is still there."""
+    checkpoint_count: int
+    created_at: int
+    deleted_at: int | None
+
+
+class Counts(NamedTuple):
+    """How many checkpoints and writes were removed, or how many chunks and their bytes."""
+
+    number: int
+    more: int
 
 
 Choose = Callable[[Sequence[CheckpointRow]], Plan]
@@ -189,8 +241,13 @@ class Session(Protocol):
     def page(self, query: Query) -> list[Found]:
         """Return a page of checkpoints, newest first."""
 
-    def chunks(self, family: Any, digests: Collection[bytes]) -> Mapping[bytes, Chunk]:
-        """Return those of these chunks that the store has."""
+    def chunks(
+        self, family: Any, digests: Collection[bytes], *, follow: bool = True
+    ) -> Mapping[bytes, Chunk]:
+        """Return those of these chunks that the store has.
+
+        With `follow` it may return what they lead to as well.
+        """
 
     def rows(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
         """Return all checkpoints of a thread, hidden ones too, in no order."""
@@ -209,6 +266,21 @@ class Session(Protocol):
     ) -> list[WriteRow]:
         """Return the writes of some checkpoints to some channels, in no order."""
 
+    def moment(self, thread: ThreadRef, checkpoint_id: str, before: str) -> Moment:
+        """Return what there was around a checkpoint of the thread's graph.
+
+        `before` is the checkpoint id that a time travel looks for the state of subgraphs before.
+        """
+
+    def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
+        """Return the writes of some checkpoints, in no order."""
+
+    def lineage(self, thread: ThreadRef) -> list[ThreadRecord]:
+        """Return a thread, its parent, and so on."""
+
+    def family(self, family: Any) -> list[ThreadRecord]:
+        """Return all threads of a family, deleted ones too, in no order."""
+
     def threads_of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
         """Return the threads in which these runs made checkpoints."""
 
@@ -221,14 +293,26 @@ class Session(Protocol):
             ThreadExists: There is a thread of this id.
         """
 
-    def remove(self, thread: ThreadRef, choose: Choose) -> None:
-        """Remove checkpoints with their writes, and hide others, as is chosen.
+    def graft(self, graft: Graft) -> None:
+        """Make a thread of rows of another, as a fork of it.
 
-        Nobody writes to the thread in between. Nothing is done if the thread is deleted by now.
+        Raises:
+            ThreadExists: There is a thread of this id.
+            Stale: The other thread is not as it was when its rows were read.
         """
 
-    def bury(self, thread: ThreadRef) -> None:
-        """Remove all checkpoints and writes of a thread, and mark it as deleted."""
+    def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
+        """Remove checkpoints with their writes, hide others, and reopen others, as is chosen.
+
+        Nobody writes to the thread in between. Nothing is done if the thread is deleted by now.
+        Returns how many checkpoints and writes were removed.
+        """
+
+    def bury(self, thread: ThreadRef) -> Counts:
+        """Remove all checkpoints and writes of a thread, and mark it as deleted.
+
+        Returns how many checkpoints and writes were removed.
+        """
 
     # Collecting
 
@@ -250,8 +334,11 @@ class Session(Protocol):
     def digests(self, family: Any) -> Iterator[bytes]:
         """Return the digests of all chunks of a family."""
 
-    def drop_chunks(self, family: Any, digests: Iterable[bytes] | None, collection: Any) -> None:
-        """Remove chunks of a family, or all of them, but none written since `collection` began."""
+    def drop_chunks(self, family: Any, digests: Iterable[bytes] | None, collection: Any) -> Counts:
+        """Remove chunks of a family, or all of them, but none written since `collection` began.
+
+        Returns how many there were, and how many bytes they took.
+        """
 
     # Secrets
 

@@ -1,0 +1,223 @@
+"""What differs between two states, read from the chunks that differ and from no others.
+
+Values are compared by their entries in the manifests: what has the same digests is the same. Where
+two lists or dicts differ, their trees are followed side by side, from the top. What both have, a
+node or a run, is left out on both sides without being read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from forkpoint.codec import DICT, LIST, SNAPSHOT, Chunks, Codec, Entry, Manifest, gather, split_refs
+from forkpoint.errors import CheckpointNotFound
+from forkpoint.inputs import Address
+from forkpoint.operations import (
+    Context,
+    at_place,
+    consistently,
+    existing_thread,
+    open_row,
+    place_of,
+)
+from forkpoint.removal import is_internal, rebuilt_channels
+from forkpoint.storage import Found, Session
+from forkpoint.types import ChannelDiff, StateDiff
+
+
+class _Side(NamedTuple):
+    """One of two states."""
+
+    found: Found
+    versions: Mapping[str, Any]
+    manifest: Manifest
+    rebuilt: set[str]
+
+
+class _Part(NamedTuple):
+    """What of a value the other side does not have: some leaves, or the value as a whole."""
+
+    entry: Entry
+    leaves: list[bytes] | None
+
+
+_Pair = tuple[_Part, _Part]
+
+
+def diff(context: Context, first: Address, second: Address) -> StateDiff:
+    """Return how the state differs between two checkpoints, of any threads."""
+    codec = context.codec
+
+    def read(session: Session) -> tuple[_Side, _Side, dict[str, _Pair], Chunks]:
+        sides = _side(codec, session, first), _side(codec, session, second)
+        pairs: dict[str, _Pair] = {}
+        stored: Chunks = {}
+        for channel in _names(*sides):
+            before, after = (side.manifest.get(channel) for side in sides)
+            if before is not None and after is not None and before != after:
+                pairs[channel] = _parts(codec, session, sides, (before, after), stored)
+        for position, side in enumerate(sides):
+            refs = [pair[position] for pair in pairs.values()]
+            wanted = [
+                part.entry.refs if part.leaves is None else b"".join(part.leaves) for part in refs
+            ]
+            other = sides[1 - position]
+            wanted += [
+                entry.refs
+                for channel, entry in side.manifest.items()
+                if channel not in other.manifest
+            ]
+            family = side.found.thread.family
+            stored |= gather(wanted, lambda digests, family=family: session.chunks(family, digests))  # type: ignore[misc]
+        return *sides, pairs, stored
+
+    def load(read: tuple[_Side, _Side, dict[str, _Pair], Chunks]) -> StateDiff:
+        before, after, pairs, stored = read
+        with at_place(after.found.thread_id, *place_of(after.found.row)):
+            return StateDiff(
+                {
+                    channel: _channel(codec, channel, before, after, pairs.get(channel), stored)
+                    for channel in _names(before, after)
+                }
+            )
+
+    return consistently(context, read, load)
+
+
+def _side(codec: Codec, session: Session, address: Address) -> _Side:
+    found = session.checkpoint(*address)
+    if found is None:
+        existing_thread(session, address.thread_id)
+        raise CheckpointNotFound(
+            f"thread {address.thread_id!r} has no checkpoint {address.checkpoint_id!r}"
+        )
+    with at_place(found.thread_id, *place_of(found.row)):
+        body, manifest = open_row(codec, found.row)
+    versions = body.get("channel_versions", {})
+    return _Side(found, versions, manifest, _rebuilt(found, versions, manifest))
+
+
+def _rebuilt(found: Found, versions: Mapping[str, Any], manifest: Manifest) -> set[str]:
+    return rebuilt_channels(json.loads(found.row.metadata), versions, manifest)
+
+
+def _names(before: _Side, after: _Side) -> list[str]:
+    names = before.manifest.keys() | after.manifest.keys() | before.rebuilt | after.rebuilt
+    return sorted(name for name in names if not is_internal(name))
+
+
+def _parts(
+    codec: Codec,
+    session: Session,
+    sides: tuple[_Side, _Side],
+    entries: tuple[Entry, Entry],
+    stored: Chunks,
+) -> _Pair:
+    """Return what each of two values has that the other does not, but for runs that both have."""
+    kinds = {entry.kind & ~SNAPSHOT for entry in entries}
+    if kinds not in ({LIST}, {DICT}):
+        return _Part(entries[0], None), _Part(entries[1], None)
+    levels = [split_refs(entry.refs) for entry in entries]
+    heights = [entry.height for entry in entries]
+    for height in range(max(heights), 0, -1):
+        if heights[0] == heights[1]:
+            levels = _without_common(*levels)
+        for position, side in enumerate(sides):
+            if heights[position] == height:
+                nodes = levels[position]
+                family = side.found.thread.family
+                stored |= session.chunks(family, set(nodes), follow=False)
+                levels[position] = [ref for node in nodes for ref in codec.below(node, stored)]
+                heights[position] -= 1
+    first, second = _without_common(*levels)
+    return _Part(entries[0], first), _Part(entries[1], second)
+
+
+def _without_common(first: list[Any], second: list[Any]) -> list[list[Any]]:
+    """Return two lists without the elements that both have, as often as both have them."""
+    common = Counter(first) & Counter(second)
+    return [_less(first, common.copy()), _less(second, common.copy())]
+
+
+def _less(elements: Iterable[Any], left_out: Counter[Any]) -> list[Any]:
+    kept = []
+    for element in elements:
+        if left_out[element]:
+            left_out[element] -= 1
+        else:
+            kept.append(element)
+    return kept
+
+
+def _channel(
+    codec: Codec,
+    channel: str,
+    before: _Side,
+    after: _Side,
+    pair: _Pair | None,
+    stored: Chunks,
+) -> ChannelDiff:
+    if channel in before.rebuilt or channel in after.rebuilt:
+        is_same = before.versions.get(channel) == after.versions.get(channel)
+        return ChannelDiff("unchanged" if is_same else "changed", is_rebuilt=True)
+    if channel not in before.manifest:
+        return ChannelDiff("added", after=_decoded(codec, _whole(after, channel), stored))
+    if channel not in after.manifest:
+        return ChannelDiff("removed", before=_decoded(codec, _whole(before, channel), stored))
+    if pair is None:
+        return ChannelDiff("unchanged")
+    old, new = (_decoded(codec, part, stored) for part in pair)
+    if type(old) is list and type(new) is list:
+        return _lists(codec, old, new)
+    if type(old) is dict and type(new) is dict:
+        return _dicts(codec, old, new)
+    return ChannelDiff("changed", before=old, after=new)
+
+
+def _whole(side: _Side, channel: str) -> _Part:
+    return _Part(side.manifest[channel], None)
+
+
+def _decoded(codec: Codec, part: _Part, stored: Chunks) -> Any:
+    if part.leaves is not None:
+        return codec.decode_leaves(part.entry.kind & ~SNAPSHOT, part.leaves, stored)
+    value = codec.decode_entry(part.entry, stored)
+    return value.value if part.entry.kind & SNAPSHOT else value
+
+
+def _lists(codec: Codec, old: list[Any], new: list[Any]) -> ChannelDiff:
+    known = {codec.fingerprint(element): element for element in (*old, *new)}
+    removed, added = _without_common(
+        [codec.fingerprint(element) for element in old],
+        [codec.fingerprint(element) for element in new],
+    )
+    gone = {id_: known[one] for one in removed if (id_ := _identity(known[one])) is not None}
+    come = {id_: known[one] for one in added if (id_ := _identity(known[one])) is not None}
+    changed = {id_: (gone[id_], come[id_]) for id_ in gone if id_ in come}
+    return ChannelDiff(
+        "changed" if removed or added else "unchanged",
+        added=tuple(known[one] for one in added if _identity(known[one]) not in changed),
+        removed=tuple(known[one] for one in removed if _identity(known[one]) not in changed),
+        changed=changed,
+    )
+
+
+def _identity(element: Any) -> str | None:
+    """Return what says that two elements of lists are versions of one, as messages have it."""
+    found = element.get("id") if isinstance(element, dict) else getattr(element, "id", None)
+    return found if isinstance(found, str) else None
+
+
+def _dicts(codec: Codec, old: dict[Any, Any], new: dict[Any, Any]) -> ChannelDiff:
+    changed = {
+        key: (old[key], new[key])
+        for key in old
+        if key in new and codec.fingerprint(old[key]) != codec.fingerprint(new[key])
+    }
+    added = {key: value for key, value in new.items() if key not in old}
+    removed = {key: value for key, value in old.items() if key not in new}
+    status = "changed" if changed or added or removed else "unchanged"
+    return ChannelDiff(status, added=added, removed=removed, changed=changed)  # type: ignore[arg-type]

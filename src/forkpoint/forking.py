@@ -1,0 +1,310 @@
+"""Forking: threads made of others, without copying a chunk, and how they are related.
+
+What a fork takes along decides how it goes on. At the head of a thread that is everything that the
+thread would go on with: pending writes as they are, and the newest state of each subgraph. At an
+older checkpoint it is what LangGraph's own time travel would use: the step runs again, so finished
+work and old answers stay behind, and the state of subgraphs is the newest from before that moment.
+What a `DeltaChannel` is rebuilt from comes along out of sight, from the ancestors on the path.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.serde.types import ERROR
+
+from forkpoint import removal
+from forkpoint.codec import Chunks
+from forkpoint.errors import (
+    CheckpointNotFound,
+    InvalidInput,
+    StorageBusy,
+    ThreadExists,
+)
+from forkpoint.inputs import Address, as_json
+from forkpoint.operations import (
+    Context,
+    at_place,
+    existing_thread,
+    open_row,
+    place_of,
+    replays_before,
+    thread_config,
+)
+from forkpoint.serde import DeltaSnapshot
+from forkpoint.storage import (
+    CheckpointRow,
+    Found,
+    Graft,
+    Moment,
+    Session,
+    Stale,
+    ThreadRecord,
+    WriteRow,
+)
+from forkpoint.types import FamilyNode, FamilyTree, LineageEntry
+
+_ATTEMPTS = 20  # to fork a thread that changes again and again meanwhile
+
+NextVersion = Callable[[Any, None], Any]
+
+
+class NewFork(NamedTuple):
+    """A fork to be made, checked."""
+
+    source: Address
+    target_id: str
+    values: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    whole_path: bool
+    next_version: NextVersion
+
+
+def fork(context: Context, new: NewFork) -> RunnableConfig:
+    """Make a thread that begins at a checkpoint of another."""
+    for _ in range(_ATTEMPTS):
+        try:
+            with context.storage.writing() as session:
+                _fork(context, session, new)
+        except Stale:
+            continue
+        context.memory.threads.pop(new.target_id)
+        return thread_config(new.target_id)
+    raise StorageBusy(f"thread {new.source.thread_id!r} changed {_ATTEMPTS} times in a row")
+
+
+def _fork(context: Context, session: Session, new: NewFork) -> None:
+    found = _found(session, new.source)
+    thread, row = found.thread, found.row
+    moment = session.moment(thread, row.checkpoint_id, replays_before(row))
+    heads = _of_subgraphs(moment, row)
+    taken = {place_of(one): one for one in (row, *heads)}
+    for one in (row, *heads):
+        for ancestor in _ancestors(context, session, found, one, new.whole_path):
+            taken.setdefault(place_of(ancestor), ancestor)
+    writes = session.writes(thread, [place for place in taken if place != place_of(row)])
+    writes += found.writes
+    if not moment.is_head:
+        ends = {place_of(one) for one in (row, *heads)}
+        writes = [
+            write
+            for write in writes
+            if (write.checkpoint_ns, write.checkpoint_id) not in ends
+            or removal.reopens(write.task_id, write.idx)
+        ]
+    chunks: Chunks = {}
+    rows = list(taken.values())
+    if new.values:
+        top, chunks = _with_values(context, found, new)
+        rows.append(top)
+    session.graft(
+        Graft(
+            thread,
+            new.target_id,
+            row.checkpoint_id,
+            moment.owner,
+            as_json({**json.loads(moment.metadata), **new.metadata}, "metadata"),
+            "idle" if new.values else _status(row, writes),
+            # The copies do not belong to the runs that made the originals.
+            [one._replace(run_id=None) for one in rows],
+            writes,
+            chunks,
+        )
+    )
+
+
+def _found(session: Session, source: Address) -> Found:
+    found = session.checkpoint(*source)
+    if found is None:
+        existing_thread(session, source.thread_id)
+        which = "" if source.checkpoint_id is None else f" {source.checkpoint_id!r}"
+        raise CheckpointNotFound(f"thread {source.thread_id!r} has no checkpoint{which}")
+    return found
+
+
+def _of_subgraphs(moment: Moment, row: CheckpointRow) -> list[CheckpointRow]:
+    """Return the checkpoints in the namespaces of subgraphs that belong to a checkpoint."""
+    newest: dict[str, CheckpointRow] = {}
+    bound = replays_before(row)
+    for head in moment.heads:
+        is_in_time = moment.is_head or head.checkpoint_id < bound
+        # A subgraph that keeps no state has a namespace for each task: only one that runs matters.
+        is_running = moment.is_head and head.checkpoint_id > row.checkpoint_id
+        if not is_in_time or not (removal.is_stateful(head.checkpoint_ns) or is_running):
+            continue
+        known = newest.get(head.checkpoint_ns)
+        if known is None or head.checkpoint_id > known.checkpoint_id:
+            newest[head.checkpoint_ns] = head
+    return list(newest.values())
+
+
+def _ancestors(
+    context: Context, session: Session, found: Found, row: CheckpointRow, whole_path: bool
+) -> list[CheckpointRow]:
+    """Return the ancestors of a checkpoint that a fork needs, hidden unless the path is wanted."""
+    with at_place(found.thread_id, *place_of(row)):
+        body, manifest = open_row(context.codec, row)
+    versions = body.get("channel_versions", {})
+    missing = removal.rebuilt_channels(json.loads(row.metadata), versions, manifest)
+    if not missing and not whole_path:
+        return []
+    taken: dict[removal.Place, CheckpointRow] = {}
+    ancestors = session.ancestors(found.thread, row.checkpoint_ns, row.checkpoint_id)
+    next(ancestors, None)  # itself
+    for ancestor in ancestors:
+        place = place_of(ancestor)
+        if place in taken or place == place_of(row):
+            break  # one that was put as its own ancestor
+        if not missing and (ancestor.hidden or not whole_path):
+            break
+        taken[place] = ancestor if whole_path else ancestor._replace(hidden=True)
+        if missing:
+            with at_place(found.thread_id, *place):
+                missing -= set(open_row(context.codec, ancestor)[1])
+    return list(taken.values())
+
+
+def _with_values(context: Context, found: Found, new: NewFork) -> tuple[CheckpointRow, Chunks]:
+    """Return a checkpoint on top of another, in which channels have other values."""
+    codec, row = context.codec, found.row
+    with at_place(found.thread_id, *place_of(row)):
+        body, manifest = open_row(codec, row)
+    versions = dict(body.get("channel_versions", {}))
+    unknown = new.values.keys() - manifest.keys() - versions.keys()
+    if unknown:
+        names = versions.keys() | manifest.keys()
+        known = sorted(name for name in names if not removal.is_internal(name))
+        raise InvalidInput(f"unknown channels in values: {sorted(unknown)}; there are {known}")
+    metadata = json.loads(row.metadata)
+    counters = metadata.pop(removal.COUNTERS, None) or {}
+    newest = max(versions.values(), default=None)
+    values: dict[str, Any] = dict.fromkeys(manifest)
+    for channel, value in new.values.items():
+        versions[channel] = new.next_version(newest, None)
+        if counters.pop(channel, None) is not None and DeltaSnapshot is not None:
+            value = DeltaSnapshot(value)
+        values[channel] = value
+    if counters:
+        metadata[removal.COUNTERS] = counters
+    metadata |= {"source": "update", "step": metadata.get("step", -1) + 1}
+    made = {
+        **body,
+        "id": str(uuid6()),
+        "ts": datetime.now(timezone.utc).isoformat(),
+        "channel_versions": versions,
+        "channel_values": values,
+        "updated_channels": sorted(new.values),
+    }
+    inherited = {name: entry for name, entry in manifest.items() if name not in new.values}
+    encoded, _ = codec.encode_checkpoint(made, inherited)
+    written = as_json(metadata, "metadata")
+    seal = codec.seal("", made["id"], written, encoded.refs, encoded.content)
+    content = codec.protect(encoded.content)
+    top = CheckpointRow(
+        "", made["id"], row.checkpoint_id, None, written, encoded.refs, content, seal
+    )
+    chunks = {digest: codec.protect_chunk(chunk) for digest, chunk in encoded.chunks.items()}
+    return top, chunks
+
+
+def _status(row: CheckpointRow, writes: Sequence[WriteRow]) -> str:
+    """Return the status of a thread whose newest checkpoint this is."""
+    place = place_of(row)
+    own = [write for write in writes if (write.checkpoint_ns, write.checkpoint_id) == place]
+    idx = {write.idx for write in own}
+    if removal.INTERRUPT_IDX in idx:
+        return "interrupted"
+    return "error" if WRITES_IDX_MAP[ERROR] in idx else "idle"
+
+
+def copy_thread(context: Context, source_id: str, target_id: str) -> None:
+    """Make a thread with all checkpoints and writes of another. No chunk is written."""
+    if source_id == target_id:
+        raise ThreadExists(f"thread {target_id!r} cannot be copied onto itself")
+    with context.storage.writing() as session:
+        session.copy(existing_thread(session, source_id), target_id)
+    context.memory.threads.pop(target_id)
+
+
+# How threads are related
+
+
+def lineage(context: Context, thread_id: str) -> list[LineageEntry]:
+    """Return a thread, the one it was made from, and so on."""
+    with context.storage.reading() as session:
+        records = session.lineage(existing_thread(session, thread_id))
+    parents = [*(record.thread_id for record in records[1:]), None]
+    return [_entry(record, parent) for record, parent in zip(records, parents, strict=True)]
+
+
+def family(context: Context, thread_id: str) -> FamilyTree:
+    """Return the tree of all threads that forks and clones join to one."""
+    with context.storage.reading() as session:
+        thread = existing_thread(session, thread_id)
+        records = {record.key: record for record in session.family(thread.family)}
+    children: dict[Any, list[ThreadRecord]] = {}
+    for record in records.values():
+        children.setdefault(record.parent, []).append(record)
+    nodes: dict[Any, FamilyNode] = {}
+    for record in _children_first(children):
+        made = _in_order(children.get(record.key, []))
+        below = [nodes[child.key] for child in made if child.key in nodes]
+        if record.deleted_at is not None and not below:
+            continue
+        parent = records[record.parent].thread_id if record.parent in records else None
+        is_current = record.key == thread.key
+        nodes[record.key] = FamilyNode(_entry(record, parent), tuple(below), is_current)
+    return FamilyTree(nodes[thread.family])
+
+
+def _children_first(children: Mapping[Any, list[ThreadRecord]]) -> list[ThreadRecord]:
+    found: list[ThreadRecord] = []
+    waiting = [None]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += [record.key for record in below]
+    return found[::-1]
+
+
+def _in_order(records: list[ThreadRecord]) -> list[ThreadRecord]:
+    return sorted(records, key=lambda record: (record.created_at, record.thread_id))
+
+
+def _entry(record: ThreadRecord, parent: str | None) -> LineageEntry:
+    forked = json.loads(record.fork_metadata) if record.fork_metadata else {}
+    step = forked.get("step")
+    return LineageEntry(
+        record.thread_id,
+        record.deleted_at is None,
+        record.edge,  # type: ignore[arg-type]
+        parent,
+        record.parent_checkpoint_id,
+        step if isinstance(step, int) else None,
+        time_of(record.parent_checkpoint_id),
+        _EPOCH + timedelta(microseconds=record.created_at),
+        record.checkpoint_count,
+    )
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_GREGORIAN = datetime(1582, 10, 15, tzinfo=timezone.utc)
+
+
+def time_of(checkpoint_id: str | None) -> datetime | None:
+    """Return when a checkpoint was made, if its id is a UUID of version 6 (RFC 9562)."""
+    try:
+        id_ = UUID(checkpoint_id or "")
+    except ValueError:
+        return None
+    if id_.version != 6:
+        return None
+    ticks = (id_.int >> 80) << 12 | (id_.int >> 64) & 0xFFF  # of 100 ns, without the version
+    return _GREGORIAN + timedelta(microseconds=ticks // 10)

@@ -1,0 +1,182 @@
+"""Removing: threads, the checkpoints of runs, the newest, the oldest. What stays keeps its state.
+
+Each function that takes a `Context` first is one operation in one piece; see
+`forkpoint.operations`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from langchain_core.runnables import RunnableConfig
+
+from forkpoint import removal
+from forkpoint.collect import Collected, collect, uncollected
+from forkpoint.errors import CheckpointNotFound, InvalidInput
+from forkpoint.operations import (
+    Context,
+    existing_thread,
+    open_row,
+    place_of,
+    replays_before,
+    thread_config,
+)
+from forkpoint.storage import CheckpointRow, Choose, Counts
+from forkpoint.types import PurgeReport
+
+
+def delete_thread(context: Context, thread_id: str) -> None:
+    """Remove a thread. One that does not exist is no error."""
+    with context.storage.writing() as session:
+        thread = session.thread(thread_id)
+        if thread is None:
+            return
+        session.bury(thread)
+        missing = collect(session, thread.family).missing
+    _finish(context, thread_id, missing)
+
+
+def delete_for_runs(context: Context, run_ids: Sequence[str]) -> None:
+    """Remove the checkpoints that runs made, and their writes."""
+    doomed_runs = set(run_ids)
+
+    def made_by_runs(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
+        return {place_of(row) for row in rows if row.run_id in doomed_runs}
+
+    missing = None
+    with context.storage.writing() as session:
+        threads = session.threads_of_runs(run_ids)
+        for thread in threads:
+            session.remove(thread, _planned(context, made_by_runs))
+        for family in dict.fromkeys(thread.family for thread in threads):
+            missing = collect(session, family).missing or missing
+    if threads:
+        _finish(context, None, missing)
+
+
+def prune(context: Context, thread_ids: Sequence[str], strategy: str) -> None:
+    """Remove all checkpoints of threads, or all but the newest of each namespace."""
+    if strategy in ("delete", "delete_all"):
+        for thread_id in thread_ids:
+            delete_thread(context, thread_id)
+        return
+    if strategy != "keep_latest":
+        raise InvalidInput(
+            f"strategy must be 'keep_latest', 'delete' or 'delete_all', not {strategy!r:.80}"
+        )
+    for thread_id in thread_ids:
+        with context.storage.writing() as session:
+            thread = session.thread(thread_id)
+            if thread is None:
+                continue
+            session.remove(thread, _planned(context, _all_but_latest))
+            missing = collect(session, thread.family).missing
+        _finish(context, thread_id, missing)
+
+
+def _all_but_latest(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
+    places = {place_of(row) for row in rows}
+    return places - removal.latest(places)
+
+
+def _planned(
+    context: Context, choose: Callable[[Sequence[CheckpointRow]], set[removal.Place]]
+) -> Choose:
+    """Return how to remove those checkpoints that are chosen out of all that can be seen."""
+
+    def plan(rows: Sequence[CheckpointRow]) -> removal.Plan:
+        doomed = choose([row for row in rows if not row.hidden])
+        doomed |= {place_of(row) for row in rows if row.hidden}
+        return removal.plan(_headers(context, rows), doomed)
+
+    return plan
+
+
+def _finish(context: Context, thread_id: str | None, missing: str | None) -> None:
+    if thread_id is not None:
+        context.memory.threads.pop(thread_id)
+    context.storage.tidy()
+    if missing is not None:
+        raise uncollected(missing, "what was to go")
+
+
+def _headers(
+    context: Context, rows: Sequence[CheckpointRow]
+) -> dict[removal.Place, removal.Header]:
+    headers = {}
+    # Manifests matter only in threads that have channels to rebuild.
+    rebuilds = any(removal.COUNTERS in row.metadata for row in rows)
+    for row in rows:
+        parent = row.parent_checkpoint_id
+        stored: set[str] = set()
+        rebuilt: set[str] = set()
+        if rebuilds:
+            metadata = json.loads(row.metadata)
+            body, manifest = open_row(context.codec, row)
+            stored = set(manifest)
+            rebuilt = removal.rebuilt_channels(metadata, body.get("channel_versions", {}), stored)
+        headers[place_of(row)] = removal.Header(
+            (row.checkpoint_ns, parent) if parent else None, stored, rebuilt
+        )
+    return headers
+
+
+# Under names of their own
+
+
+def purge(context: Context, thread_id: str) -> PurgeReport:
+    """Remove a thread with its whole history."""
+    with context.storage.writing() as session:
+        thread = existing_thread(session, thread_id)
+        counts = session.bury(thread)
+        collected = collect(session, thread.family)
+    return _report(context, thread_id, counts, collected)
+
+
+def trim(context: Context, thread_id: str, keep: int) -> PurgeReport:
+    """Remove all checkpoints of a thread but the newest of each namespace."""
+
+    def choose(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
+        sources = {place_of(row): replays_before(row) for row in rows if row.checkpoint_ns == ""}
+        return removal.beyond({place_of(row) for row in rows}, keep, sources)
+
+    with context.storage.writing() as session:
+        thread = existing_thread(session, thread_id)
+        counts = session.remove(thread, _planned(context, choose))
+        collected = collect(session, thread.family)
+    return _report(context, thread_id, counts, collected)
+
+
+def rollback(context: Context, thread_id: str, steps: int) -> RunnableConfig | None:
+    """Remove the newest checkpoints of a thread, and reopen the one before."""
+    head: str | None = None
+
+    def choose(rows: Sequence[CheckpointRow]) -> removal.Plan:
+        nonlocal head
+        graphs = [row for row in rows if row.checkpoint_ns == "" and not row.hidden]
+        ids = sorted(row.checkpoint_id for row in graphs)
+        if steps > len(ids):
+            raise CheckpointNotFound(
+                f"thread {thread_id!r} has {len(ids)} checkpoints, and cannot go {steps} back"
+            )
+        if steps == len(ids):
+            return removal.Plan({place_of(row) for row in rows}, set())
+        head = ids[-1 - steps]
+        doomed = {place_of(row) for row in rows if row.checkpoint_id > head}
+        plan = _planned(context, lambda _: doomed)(rows)
+        return plan._replace(reopened={("", head)})
+
+    with context.storage.writing() as session:
+        thread = existing_thread(session, thread_id)
+        session.remove(thread, choose)
+        if head is None:
+            session.bury(thread)
+        missing = collect(session, thread.family).missing
+    _finish(context, thread_id, missing)
+    return None if head is None else thread_config(thread_id)
+
+
+def _report(context: Context, thread_id: str, counts: Counts, collected: Collected) -> PurgeReport:
+    _finish(context, thread_id, collected.missing)
+    return PurgeReport(counts.number, counts.more, collected.chunks, collected.bytes)

@@ -1,0 +1,158 @@
+"""What the saver's methods return, beyond what LangGraph defines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from forkpoint import render
+
+EdgeKind = Literal["fork", "clone"]
+
+
+@dataclass(frozen=True)
+class PurgeReport:
+    """What a removal removed.
+
+    Attributes:
+        checkpoints: How many checkpoints, those in subgraphs' namespaces included.
+        writes: How many writes of theirs.
+        chunks: How many chunks that nothing refers to any more.
+        bytes: How many bytes those chunks took.
+    """
+
+    checkpoints: int
+    writes: int
+    chunks: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class LineageEntry:
+    """A thread, and the edge by which it was made from another.
+
+    Attributes:
+        thread_id: Its id.
+        exists: Whether it still exists. The id of one that does not may name another thread now.
+        edge: How it was made from its parent; None for the first thread of a family.
+        parent_thread_id: The thread that it was made from.
+        parent_checkpoint_id: The checkpoint that it was forked from; None for a clone.
+        step: The step of that checkpoint, if that is still known.
+        forked_from: When that checkpoint was made, if its id tells.
+        created_at: When the thread was made.
+        checkpoint_count: How many checkpoints it has.
+    """
+
+    thread_id: str
+    exists: bool
+    edge: EdgeKind | None
+    parent_thread_id: str | None
+    parent_checkpoint_id: str | None
+    step: int | None
+    forked_from: datetime | None
+    created_at: datetime
+    checkpoint_count: int
+
+
+@dataclass(frozen=True)
+class FamilyNode:
+    """A thread of a family, with the threads that were made from it, oldest first."""
+
+    entry: LineageEntry
+    children: tuple[FamilyNode, ...] = ()
+    is_current: bool = False
+
+    def __iter__(self) -> Iterator[FamilyNode]:
+        """Iterate over this thread and all that descend from it, each before its children."""
+        waiting = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting += reversed(node.children)
+
+
+@dataclass(frozen=True)
+class FamilyTree:
+    """A family: all threads that forks and clones join, as a tree. In a notebook it shows itself.
+
+    Threads that were deleted are in it as long as there are descendants of theirs.
+    """
+
+    root: FamilyNode
+
+    def __iter__(self) -> Iterator[FamilyNode]:
+        return iter(self.root)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self) -> str:
+        """Return the tree as lines of text for a terminal."""
+        return render.text(self.root)
+
+    def mermaid(self) -> str:
+        """Return the tree as a Mermaid flowchart."""
+        return render.mermaid(self.root)
+
+    def svg(self) -> str:
+        """Return the tree as a picture, an SVG document."""
+        return render.svg(self.root)
+
+    def _repr_svg_(self) -> str:
+        return self.svg()
+
+
+ChannelStatus = Literal["added", "removed", "changed", "unchanged"]
+
+
+@dataclass(frozen=True)
+class ChannelDiff:
+    """How one channel differs between two checkpoints.
+
+    For a list, `added` and `removed` are elements, in order, and `changed` maps the `id` of
+    elements that have one, such as messages, to pairs of versions. For a dict, they map keys to
+    values, and to pairs of values. For any other value, and where the type changed, `before` and
+    `after` are the values.
+
+    Attributes:
+        status: Whether the channel is in the second only, in the first only, or in both.
+        is_rebuilt: Whether it is a `DeltaChannel` that one of the checkpoints does not store: its
+            value is known to the graph only, by `graph.get_state`.
+    """
+
+    status: ChannelStatus
+    before: Any = None
+    after: Any = None
+    added: Sequence[Any] | Mapping[Any, Any] = ()
+    removed: Sequence[Any] | Mapping[Any, Any] = ()
+    changed: Mapping[Any, tuple[Any, Any]] = field(default_factory=dict)
+    is_rebuilt: bool = False
+
+
+@dataclass(frozen=True)
+class StateDiff:
+    """How the state differs between two checkpoints, by channel."""
+
+    channels: Mapping[str, ChannelDiff]
+
+    def __bool__(self) -> bool:
+        """Return whether anything differs."""
+        return any(channel.status != "unchanged" for channel in self.channels.values())
+
+    def __getitem__(self, channel: str) -> ChannelDiff:
+        return self.channels[channel]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.channels)
+
+    def of(self, status: ChannelStatus) -> list[str]:
+        """Return the channels of a status."""
+        return [name for name, channel in self.channels.items() if channel.status == status]
+
+    def __str__(self) -> str:
+        return render.diff(self.channels)
+
+    def _repr_html_(self) -> str:
+        return render.diff_html(self.channels)
