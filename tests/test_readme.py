@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,14 +16,19 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
+SERVER = "mongodb://localhost:27017/?replicaSet=rs0"
+
+
 def test_every_code_block_runs_one_after_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mongo_server: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}
     code = blocks("python")
     assert len(code) >= 5
+    assert sum(SERVER in block for block in code) == 1
     for number, block in enumerate(code):
+        block = block.replace(SERVER, mongo_server.uri)
         code_of = compile(block, f"README.md, block {number}", "exec", dont_inherit=True)
         exec(code_of, namespace)
 

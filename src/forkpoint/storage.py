@@ -6,7 +6,7 @@ knows nothing of SQL or documents.
 The stored format
 =================
 
-Four kinds of record, in tables or a collection prefixed `forkpoint_`, and one for settings:
+Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one for settings:
 
 ``threads``
     ``key`` (the identity of this thread: never reused, so a thread that is deleted and made again
@@ -42,6 +42,24 @@ Four kinds of record, in tables or a collection prefixed `forkpoint_`, and one f
 ``settings``
     ``schema_version``, and ``secret:<n>``: protected ``forkpoint digest key:`` and 32 random
     bytes, one for each cipher that wrote to the store.
+
+In SQLite each is a table. In MongoDB all are documents of the collection ``forkpoint_store``, with
+the fields above and ``family``, the shard key:
+
+- A thread: ``_id`` is its key, an ObjectId, and ``kind`` is ``thread``. ``epoch`` is an ObjectId
+  that every collection and removal replaces; ``status_for`` is the checkpoint that the status is
+  that of; ``lock`` (``by``, ``until``) keeps writers out during a removal or a copy; ``building``
+  marks a copy that is not finished. Its name is a document of its own: ``_id`` and ``family`` are
+  ``name:`` and the thread id, ``key`` and ``home`` the key and the family of the thread that the id
+  means, or meant last.
+- A checkpoint or a write: ``kind`` is ``checkpoint`` or ``write``; ``_id`` is the 12 bytes of the
+  family and the first 16 of the SHA-256 of a MessagePack array: the 12 bytes of the thread's key,
+  namespace, id, and of a write the task and idx. ``visible`` is true unless it is hidden, pending
+  (what it is to say is under ``next``) or ``doomed`` (to be deleted by a removal that has begun).
+  ``terms`` of a checkpoint are CRC-32 hashes, less 2^31, of the paths and scalars of its metadata.
+- A chunk: ``_id`` is the family and the digest, 44 bytes; ``refs`` a list of such ids, or missing;
+  ``epoch`` that of the thread when it was written last.
+- ``settings`` and ``secret:<n>`` are the ``_id`` of documents of the family ``settings``.
 
 **Entry**: a MessagePack array ``[kind, type, ...]``. Kinds: 0 inline ``[0, type, bytes]``, the
 serializer's type and bytes; 1 opaque, 2 list, 3 dict ``[kind, type, count, height]``: the next
