@@ -54,3 +54,29 @@ class GroupCommit(Generic[_W]):
         """In a forked child: another thread of the parent may have held the lock."""
         self.lock = threading.Lock()
         self._queue.clear()
+
+
+class Lanes(Generic[_W]):
+    """Several queues, for a store that commits several batches at once.
+
+    Args:
+        store: As above, but called by several threads at once.
+        number: How many batches are on their way at most.
+    """
+
+    def __init__(self, store: Callable[[list[_W]], None], number: int) -> None:
+        self.lanes = [GroupCommit(store) for _ in range(number)]
+        self._turn = 0
+
+    def put(self, waiting: _W) -> None:
+        """Return when it is stored, or raise what went wrong."""
+        free = next((lane for lane in self.lanes if not lane.lock.locked()), None)
+        if free is None:
+            self._turn = (self._turn + 1) % len(self.lanes)
+            free = self.lanes[self._turn]
+        free.put(waiting)
+
+    def renew(self) -> None:
+        """In a forked child, see `GroupCommit.renew`."""
+        for lane in self.lanes:
+            lane.renew()

@@ -13,7 +13,7 @@ from forkpoint.mongodb_storage import MongoStorage
 from forkpoint.runner import WorkerRunner
 from forkpoint.saver import ForkpointSaver
 
-_WORKERS = 32  # most of the time they wait for the server
+_WORKERS = 16  # most of the time they wait for the server
 
 
 class MongoDBSaver(ForkpointSaver):

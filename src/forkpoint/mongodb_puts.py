@@ -1,23 +1,35 @@
 """MongoDB: the statements of a put, in the order that makes it one.
 
+Where no row refers to chunks:
+
+1. The *check* ends the bulk if the thread is not as it is known to be, and keeps its record up.
+2. Rows.
+
+Where one does:
+
 1. The *guard* ends the bulk if the thread is not as it is known to be.
 2. Chunks.
-3. Rows. One that refers to chunks is not visible yet: what it says is under `next`.
+3. Rows. What one that refers to chunks says is under `next`, and not visible yet.
 4. The *check* ends the bulk if the thread changed since the guard, and keeps its record up.
 5. What is under `next` becomes visible.
 
 A collection first changes the epoch of all threads, and then reads all rows. If the check passed
 before, the rows are there to be read. If it comes later, it fails, and nothing became visible.
+
+Guard and check are updates of many documents, of which there is one: then the driver does not ask
+the server to be able to repeat each statement once, which costs as much as the statements. The
+whole bulk can be repeated as it is.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any, Literal, NamedTuple
 
 from bson.objectid import ObjectId
-from pymongo import UpdateOne
+from pymongo import UpdateMany, UpdateOne
 
-from forkpoint.mongodb_records import NOW, Document, name_id, record_of, row_id
+from forkpoint.mongodb_records import NOW, Document, Statement, name_id, record_of, row_id
 from forkpoint.mongodb_session import (
     checkpoint_document,
     chunk_statement,
@@ -33,7 +45,7 @@ class Step(NamedTuple):
     """A statement, and what it means if it collides with a document that exists."""
 
     role: Role
-    statement: UpdateOne
+    statement: Statement
 
 
 class Creation(NamedTuple):
@@ -51,6 +63,7 @@ def steps_of(
     creation: Creation | None = None,
     dead_until: str | None = None,
     replace: bool = False,
+    is_newest: bool = True,
 ) -> list[Step]:
     """Return the statements of a put.
 
@@ -60,16 +73,27 @@ def steps_of(
         creation: How it makes the thread, if it does.
         dead_until: What the thread's record says of the deleted ones before it.
         replace: Whether there may be a checkpoint in its place, or pending writes of its task.
+        is_newest: Whether the thread's status is that of an older checkpoint, as a rule it is.
     """
-    if creation is None:
-        steps = [Step("guard", _touch(thread, dead_until))]
-    else:
+    begin: list[Step] = []
+    if creation is not None:
         dead_until = creation.dead_until
-        steps = _creating(put, thread, creation)
-    steps += [
+        begin = _creating(put, thread, creation)
+    rows, shown = _rows(put, thread, replace)
+    check = Step("check", _check(put, thread, dead_until, replace, is_newest))
+    if not shown and not put.chunks:
+        return [*begin, check, *rows]
+    guard = begin or [Step("guard", _touch(thread, dead_until))]
+    chunks = [
         Step("chunk", chunk_statement(thread, digest, *chunk))
         for digest, chunk in put.chunks.items()
     ]
+    return [*guard, *chunks, *rows, check, *shown]
+
+
+def _rows(put: Put, thread: ThreadRef, replace: bool) -> tuple[list[Step], list[Step]]:
+    """Return the statements that store the rows of a put, and those that make them visible."""
+    rows: list[Step] = []
     shown: list[Step] = []
     if put.row is not None:
         id_ = row_id(thread, put.row.checkpoint_ns, put.row.checkpoint_id)
@@ -77,26 +101,26 @@ def steps_of(
         wanted = {"_id": id_, "family": thread.family}
         if not replace:
             wanted["content"] = {"$exists": False}
-        steps.append(Step("row", _row(wanted, place, said)))
+        rows.append(Step("row", _row(wanted, place, said)))
         if put.row.refs:
-            shown.append(Step("show", _show(wanted["_id"], thread, once=False)))
+            shown.append(Step("show", _show(id_, thread, once=False)))
     for write in put.writes:
         id_ = row_id(thread, write.checkpoint_ns, write.checkpoint_id, write.task_id, write.idx)
         place, said = write_document(thread, write)
         wanted = {"_id": id_, "family": thread.family}
         once = write.idx >= 0  # the others replace what the task wrote before
         if write.refs:
-            steps.append(Step("row", _row(wanted, place, said)))
+            rows.append(Step("row", _row(wanted, place, said)))
             shown.append(Step("show", _show(id_, thread, once=once)))
         elif not once:
-            steps.append(Step("row", _row(wanted, place, said)))
+            rows.append(Step("row", _row(wanted, place, said)))
         elif replace:
-            steps.append(Step("row", UpdateOne(wanted, _unless_there({**place, **said}), True)))
+            rows.append(Step("row", UpdateOne(wanted, _unless_there({**place, **said}), True)))
         else:
             wanted["next"] = {"$exists": False}
             document = {**place, **said, "visible": True}
-            steps.append(Step("row", UpdateOne(wanted, {"$setOnInsert": document}, upsert=True)))
-    return [*steps, Step("check", _check(put, thread, dead_until, replace)), *shown]
+            rows.append(Step("row", UpdateOne(wanted, {"$setOnInsert": document}, upsert=True)))
+    return rows, shown
 
 
 def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
@@ -126,27 +150,27 @@ def _same(thread: ThreadRef, dead_until: str | None) -> Document:
     }
 
 
-def _touch(thread: ThreadRef, dead_until: str | None) -> UpdateOne:
+def _touch(thread: ThreadRef, dead_until: str | None) -> UpdateMany:
     """Return a statement that changes nothing, and collides if the thread is another by now."""
-    return UpdateOne(_same(thread, dead_until), {"$set": {"kind": "thread"}}, upsert=True)
+    return UpdateMany(_same(thread, dead_until), {"$set": {"kind": "thread"}}, upsert=True)
 
 
-def _check(put: Put, thread: ThreadRef, dead_until: str | None, replace: bool) -> UpdateOne:
-    if put.row is None and put.status is None:
+def _check(
+    put: Put, thread: ThreadRef, dead_until: str | None, replace: bool, is_newest: bool
+) -> UpdateMany:
+    if put.row is None and (put.status is None or not is_newest):
         return _touch(thread, dead_until)
-    id_ = {"$literal": put.checkpoint_id}
-    changes: Document = {"updated_at": {"$max": ["$updated_at", NOW]}}
+    wanted = _same(thread, dead_until)
+    changes: Document = {"$max": {"updated_at": time.time_ns() // 1000}}
     if put.row is not None:
-        changes["provisional"] = False
-        changes["checkpoint_count"] = {"$add": ["$checkpoint_count", 0 if replace else 1]}
-    if put.status is not None:
-        # That of the newest checkpoint holds. A new one makes a thread idle, unless a task's
-        # interrupt or error came before it.
-        newer = "$gt" if put.row is not None else "$gte"
-        is_newer = {newer: [id_, "$status_for"]}
-        changes["status"] = {"$cond": [is_newer, put.status, "$status"]}
-        changes["status_for"] = {"$max": [id_, "$status_for"]}
-    return UpdateOne(_same(thread, dead_until), [{"$set": changes}], upsert=True)
+        changes["$inc"] = {"checkpoint_count": 0 if replace else 1}
+        changes["$set"] = {"provisional": False}
+    if put.status is not None and is_newest:
+        # A new checkpoint makes a thread idle, unless a task's interrupt or error came before it.
+        wanted["status_for"] = {"$lt" if put.row is not None else "$lte": put.checkpoint_id}
+        status = {"status": put.status, "status_for": put.checkpoint_id}
+        changes["$set"] = {**changes.get("$set", {}), **status}
+    return UpdateMany(wanted, changes, upsert=True)
 
 
 def _row(wanted: Document, place: Document, said: Document) -> UpdateOne:

@@ -111,6 +111,8 @@ class Outcome(NamedTuple):
     failed: int | None = None
     error: Exception | None = None
     """None where the failed one collided with a document that exists."""
+    is_repeated: bool = False
+    """Whether an attempt before may have had an effect."""
 
 
 class Records:
@@ -193,7 +195,14 @@ class Records:
 
     def bulk(self, statements: Sequence[Statement]) -> Outcome:
         """Execute statements in order, up to the first that collides or fails."""
-        return self.retrying(lambda: self._bulk(statements))
+        attempts = 0
+
+        def attempt() -> Outcome:
+            nonlocal attempts
+            attempts += 1
+            return self._bulk(statements)
+
+        return self.retrying(attempt)._replace(is_repeated=attempts > 1)
 
     def _bulk(self, statements: Sequence[Statement]) -> Outcome:
         try:

@@ -18,6 +18,7 @@ from pymongo import UpdateMany, UpdateOne
 from forkpoint.codec import Chunk, split_refs
 from forkpoint.errors import StorageBusy, ThreadExists
 from forkpoint.filters import contains_json, terms
+from forkpoint.memory import Recent
 from forkpoint.mongodb_records import (
     DIGEST_BYTES,
     NOW,
@@ -151,6 +152,7 @@ def _thread_ref(record: Document) -> ThreadRef:
 
 
 _NO_TERMS = {"terms": 0}
+_NEWEST: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
 
 
 class MongoSession:
@@ -158,6 +160,11 @@ class MongoSession:
 
     def __init__(self, records: Records) -> None:
         self._records = records
+        self._known: Recent[str, ThreadRef] = Recent(4096)
+
+    def remember(self, thread_id: str, thread: ThreadRef) -> None:
+        """Remember which thread an id meant, so that it need not be looked for first."""
+        self._known.put(thread_id, thread)
 
     # Reading
 
@@ -165,37 +172,92 @@ class MongoSession:
         found = self._records.aggregate(
             [*self._named(thread_id), {"$replaceWith": "$record"}, {"$project": _IDENTITY}]
         )
-        return _thread_ref(found[0]) if found else None
+        if not found:
+            return None
+        thread = _thread_ref(found[0])
+        self.remember(thread_id, thread)
+        return thread
 
     def checkpoint(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
     ) -> Found | None:
+        known = self._known.get(thread_id)
+        if known is not None:
+            found = self._checkpoint_of(thread_id, known, checkpoint_ns, checkpoint_id)
+            if found is not None:
+                return found
         wanted = {"kind": "checkpoint", "checkpoint_ns": checkpoint_ns, "visible": True}
         if checkpoint_id is not None:
             wanted["checkpoint_id"] = checkpoint_id
-        newest: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
         writes = {"kind": "write", "checkpoint_ns": checkpoint_ns, "visible": True}
-        begin = [*self._named(thread_id), self._rows("row", wanted, newest), {"$unwind": "$row"}]
+        begin = [*self._named(thread_id), self._rows("row", wanted, _NEWEST), {"$unwind": "$row"}]
         end = [
             self._join("still", "key", "_id", {"deleted_at": None}, [{"$project": _IDENTITY}]),
             {"$project": {"record": _IDENTITY, "row": 1, "writes": 1, "still": 1}},
         ]
         with_writes = self._rows("writes", writes, [], at="$row.checkpoint_id")
-        found = self._records.aggregate_if_it_fits([*begin, with_writes, *end])
-        if found is None:  # more writes than fit into one document
-            found = self._records.aggregate([*begin, *end])
-        if not found:
+        read = self._records.aggregate_if_it_fits([*begin, with_writes, *end])
+        if read is None:  # more writes than fit into one document
+            read = self._records.aggregate([*begin, *end])
+        if not read:
             return None
-        one = found[0]
+        one = read[0]
         thread = _thread_ref(one["record"])
         if [_thread_ref(record) for record in one["still"]] != [thread]:
             raise Stale  # something was removed while this was read
-        read = Found(thread_id, thread, _checkpoint_row(one["row"]), [])
-        if "writes" in one:
-            read.writes.extend(_write_row(write) for write in one["writes"])
+        self.remember(thread_id, thread)
+        return self._found(thread_id, thread, one["row"], one.get("writes"))
+
+    def _checkpoint_of(
+        self, thread_id: str, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str | None
+    ) -> Found | None:
+        """Return what `checkpoint` does, if the thread is still the one that is remembered.
+
+        Since its epoch is still the same, nothing was removed in between.
+        """
+        place = {"family": thread.family, "thread": thread.key, "checkpoint_ns": checkpoint_ns}
+        wanted = {**place, "kind": "checkpoint", "visible": True}
+        if checkpoint_id is not None:
+            wanted["checkpoint_id"] = checkpoint_id
+        writes = {
+            "from": self._records.name,
+            "let": {"at": "$checkpoint_id"},
+            "pipeline": [
+                {
+                    "$match": {
+                        **place,
+                        "kind": "write",
+                        "visible": True,
+                        "$expr": {"$eq": ["$checkpoint_id", "$$at"]},
+                    }
+                }
+            ],
+            "as": "writes",
+        }
+        same = {**record_of(thread), "epoch": thread.epoch, "deleted_at": None}
+        record = [{"$match": same}, {"$project": {"kind": 1}}]
+        read = self._records.aggregate_if_it_fits(
+            [
+                {"$match": wanted},
+                *_NEWEST,
+                {"$lookup": writes},
+                {"$unionWith": {"coll": self._records.name, "pipeline": record}},
+            ]
+        )
+        if read is None or len(read) != 2:
+            self._known.pop(thread_id)
+            return None
+        return self._found(thread_id, thread, read[0], read[0]["writes"])
+
+    def _found(
+        self, thread_id: str, thread: ThreadRef, row: Document, writes: list[Document] | None
+    ) -> Found:
+        found = Found(thread_id, thread, _checkpoint_row(row), [])
+        if writes is None:
+            self._add_writes([found])
         else:
-            self._add_writes([read])
-        return read
+            found.writes.extend(_write_row(write) for write in writes)
+        return found
 
     def page(self, query: Query) -> list[Found]:
         found: list[Found] = []
@@ -680,7 +742,10 @@ class MongoSession:
         done = self._records.bulk([guard, UpdateOne(record_of(thread), [{"$set": buried}])])
         if done.failed is not None:
             raise StorageBusy("deleting took too long, and others have written since; try again")
-        return self._delete_rows(thread, {})
+        counts = self._delete_rows(thread, {})
+        # What was on its way when the thread was marked has arrived by now.
+        late = self._delete_rows(thread, {})
+        return Counts(counts.number + late.number, counts.more + late.more)
 
     def copy(self, source: ThreadRef, target_id: str) -> None:
         if self.thread(target_id) is not None:

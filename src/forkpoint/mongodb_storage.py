@@ -20,7 +20,7 @@ from forkpoint.errors import (
     SchemaVersionError,
     StorageBusy,
 )
-from forkpoint.group_commit import GroupCommit, Waiting
+from forkpoint.group_commit import Lanes, Waiting
 from forkpoint.memory import Recent
 from forkpoint.mongodb_puts import Creation, Role, Step, steps_of
 from forkpoint.mongodb_records import (
@@ -87,7 +87,7 @@ class MongoStorage:
         self._process = 0
         self._closed = False
         self._opening = threading.Lock()
-        self._commits = GroupCommit(self._store)
+        self._commits = Lanes(self._store, _LANES)
         self._dead: Recent[ObjectId, str] = Recent(4096)
         _storages.add(self)
 
@@ -165,23 +165,33 @@ class MongoStorage:
             thread, creation = ThreadRef(key, key, ObjectId()), Creation(None, None)
         else:
             dead_until = self._dead.get(thread.key)
-        replace = False
+        replace, is_newest = False, True
         for _ in range(_ATTEMPTS):
             if dead_until is not None and self._is_late(put, thread, dead_until):
                 self._remove_traces(put, thread)
                 return None
-            steps = steps_of(put, thread, creation=creation, dead_until=dead_until, replace=replace)
+            steps = steps_of(
+                put,
+                thread,
+                creation=creation,
+                dead_until=dead_until,
+                replace=replace,
+                is_newest=is_newest,
+            )
             bulk = _Bulk(steps)
             self._commits.put(bulk)
             failed = bulk.collided
             if failed is None:
-                if replace and put.row is not None:
+                if put.row is not None and (replace or bulk.is_repeated):
                     session.count_again(thread)
+                session.remember(put.thread_id, thread)
                 return thread
             if failed == "row":
                 replace = True
             elif creation is None:
-                dead_until = self._look_again(thread)
+                record = self._look_again(thread)
+                dead_until = record["dead_until"]
+                is_newest = record["status_for"] < put.checkpoint_id
             else:
                 successor = self._succeed(put, creation)
                 if successor is None:
@@ -189,8 +199,8 @@ class MongoStorage:
                 thread, creation = successor
         raise StorageBusy(f"thread {put.thread_id!r} changed {_ATTEMPTS} times in a row")
 
-    def _look_again(self, thread: ThreadRef) -> str | None:
-        """Return what a thread's record says of deleted ones, once nobody locks it any more.
+    def _look_again(self, thread: ThreadRef) -> Document:
+        """Return the record of a thread, once nobody locks it any more.
 
         Raises:
             Stale: The thread is not what it was.
@@ -203,10 +213,9 @@ class MongoStorage:
             raise Stale
         if record["epoch"] != thread.epoch:
             raise Stale
-        dead_until: str | None = record["dead_until"]
-        if dead_until is not None:
-            self._dead.put(thread.key, dead_until)
-        return dead_until
+        if record["dead_until"] is not None:
+            self._dead.put(thread.key, record["dead_until"])
+        return record
 
     def _succeed(self, put: Put, creation: Creation) -> tuple[ThreadRef, Creation] | None:
         """Return how to make a thread of an id that was used before, or None if it is late.
@@ -276,6 +285,8 @@ class MongoStorage:
                 for bulk in batch:
                     bulk.fail(error)
                 return
+            for bulk in batch:
+                bulk.is_repeated = outcome.is_repeated
             reached = len(statements) if outcome.failed is None else outcome.failed
             if outcome.hits != reached:  # a row was removed before it could be seen
                 self._store_alone(batch, Stale())
@@ -305,6 +316,7 @@ class _Bulk(Waiting):
         super().__init__()
         self.steps = steps
         self.collided: Role | None = None
+        self.is_repeated = False
 
     def fail(self, error: Exception | None) -> None:
         self.error = error
@@ -312,6 +324,7 @@ class _Bulk(Waiting):
 
 
 _ATTEMPTS = 20
+_LANES = 2  # bulks on their way at once
 
 
 def _die_later(put: Put) -> list[Document]:
