@@ -8,6 +8,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
+from forkpoint import inputs
 from forkpoint.errors import InvalidInput
 from forkpoint.mongodb_storage import MongoStorage
 from forkpoint.runner import WorkerRunner
@@ -104,13 +105,12 @@ def _pymongo_client(client: object) -> MongoClient[dict[str, Any]]:
 
 
 def _checked(db_name: object) -> str:
-    if not isinstance(db_name, str) or not db_name or len(db_name.encode()) > _NAME_BYTES:
-        raise InvalidInput(
-            f"db_name must be a string of up to {_NAME_BYTES} bytes: {db_name!r:.80}"
-        )
-    if any(character in '/\\. "$*<>:|?\0' for character in db_name):
-        raise InvalidInput(f"{db_name!r:.80} cannot be the name of a MongoDB database")
-    return db_name
+    name = inputs.identifier(db_name, "db_name")
+    if len(name.encode()) > _NAME_BYTES:
+        raise InvalidInput(f"db_name has more than {_NAME_BYTES} bytes: {name!r:.80}")
+    if any(character in '/\\. "$*<>:|?' for character in name):
+        raise InvalidInput(f"{name!r:.80} cannot be the name of a MongoDB database")
+    return name
 
 
 _NAME_BYTES = 63

@@ -6,6 +6,7 @@ which is the shard key, and each command names it.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
@@ -135,14 +136,14 @@ class Records:
         return self._collection.name
 
     def aggregate(self, pipeline: Sequence[Document]) -> list[Document]:
-        return self.retrying(lambda: list(self._collection.aggregate(pipeline)))
+        return self.retrying(lambda: list(self._collection.aggregate(pipeline, batchSize=_AT_ONCE)))
 
     def aggregate_if_it_fits(self, pipeline: Sequence[Document]) -> list[Document] | None:
         """Return what `aggregate` does, or None if it is more than the server can hold."""
 
         def aggregate() -> list[Document] | None:
             try:
-                return list(self._collection.aggregate(pipeline))
+                return list(self._collection.aggregate(pipeline, batchSize=_AT_ONCE))
             except OperationFailure as error:
                 if error.code not in _TOO_MUCH:
                     raise
@@ -159,11 +160,13 @@ class Records:
     ) -> list[Document]:
         """Return documents that a majority has, so that no failover takes them back."""
         found = self._collection.find
-        return self.retrying(lambda: list(found(wanted, fields, sort=sort, limit=limit)))
+        return self.retrying(
+            lambda: list(found(wanted, fields, sort=sort, limit=limit, batch_size=_AT_ONCE))
+        )
 
     def latest(self, wanted: Document, fields: Mapping[str, int] | None = None) -> list[Document]:
         """Return documents as the primary has them at the moment."""
-        return self.retrying(lambda: list(self._latest.find(wanted, fields)))
+        return self.retrying(lambda: list(self._latest.find(wanted, fields, batch_size=_AT_ONCE)))
 
     def exists(self, wanted: Document) -> bool:
         """Return whether the primary has such a document at the moment."""
@@ -235,6 +238,7 @@ class Records:
             pause = min(2 * pause, 0.5)
 
 
+_AT_ONCE = 1_000_000  # documents in one answer, as far as they fit into 16 MB; else it is 101
 _DUPLICATE_KEY = 11000
 _TRANSIENT = {
     6,  # HostUnreachable
@@ -254,6 +258,7 @@ _TRANSIENT = {
 }
 _UNAUTHENTICATED = {18, 8000}  # AuthenticationFailed, and Atlas's own
 _UNAUTHORIZED = 13
+_WRITING = {"insert", "update", "delete", "createIndexes"}
 _NO_SPACE = {14031, 12501}  # OutOfDiskSpace, and a quota's
 _TOO_MUCH = {
     40099,  # $graphLookup reached its limit of 100 MB
@@ -309,7 +314,8 @@ def _of_server(error: OperationFailure, message: str) -> ForkpointError:
             f"MongoDB refuses the credentials ({message:.300}); check user, password and authSource"
         )
     if error.code == _UNAUTHORIZED:
-        if any(verb in message for verb in (" update ", " insert", " delete ", "createIndexes")):
+        command = re.search(r"to execute command \{ (\w+):", message)
+        if command is not None and command[1] in _WRITING:
             return StorageReadOnly(
                 f"the MongoDB user may not write ({message:.300}); grant it readWrite"
             )

@@ -264,6 +264,8 @@ class MongoSession:
         while len(found) < query.limit:
             rows = self._page(query)
             for one in rows:
+                if "record" not in one:
+                    continue  # its thread is being deleted
                 if query.filter and not contains_json(one["row"]["metadata"], query.filter):
                     continue  # two values had the same term
                 thread = _thread_ref(one["record"])
@@ -282,7 +284,7 @@ class MongoSession:
         wanted: Document = {"kind": "checkpoint", "visible": True}
         if query.checkpoint_ns is not None:
             wanted["checkpoint_ns"] = query.checkpoint_ns
-        ids: Document = {}
+        ids: Document = {"$gte": ""}  # any; without it, a partial index is not used
         if query.checkpoint_id is not None:
             ids["$eq"] = query.checkpoint_id
         if query.before is not None:
@@ -297,8 +299,7 @@ class MongoSession:
                 {**same, "thread": {after: key}},
                 {**same, "thread": key, "checkpoint_ns": {after: checkpoint_ns}},
             ]
-        if ids:
-            wanted["checkpoint_id"] = ids
+        wanted["checkpoint_id"] = ids
         if query.filter:
             wanted_terms = sorted(terms(query.filter))
             if wanted_terms:
@@ -327,10 +328,10 @@ class MongoSession:
             [
                 {"$match": wanted},
                 order,
+                *limit,  # here, for later stages read ahead
                 {"$project": {"row": "$$ROOT"}},
                 record,
-                {"$unwind": "$record"},
-                *limit,
+                {"$unwind": {"path": "$record", "preserveNullAndEmptyArrays": True}},
                 fields,
             ]
         )
@@ -357,26 +358,40 @@ class MongoSession:
     def chunks(
         self, family: Any, digests: Collection[bytes], *, follow: bool = True
     ) -> Mapping[bytes, Chunk]:
-        ids = [chunk_id(family, digest) for digest in digests]
-        found = (self._closure(family, ids) or []) if ids and follow else []
+        return self._chunks({family: digests}, follow)[family]
+
+    def chunks_of(
+        self, wanted: Mapping[Any, Collection[bytes]]
+    ) -> Mapping[Any, Mapping[bytes, Chunk]]:
+        return self._chunks(wanted, follow=True)
+
+    def _chunks(
+        self, wanted: Mapping[Any, Collection[bytes]], follow: bool
+    ) -> dict[Any, dict[bytes, Chunk]]:
+        ids = [chunk_id(family, digest) for family in wanted for digest in wanted[family]]
+        families = {"$in": list(wanted)}
+        found = (self._closure(families, ids) or []) if ids and follow else []
         if not found:  # too much for the server to follow, or the first one is missing
             for batch in in_batches(ids):
-                found += self._records.find({"_id": {"$in": batch}, "family": family})
-        return {digest_of(chunk["_id"]): (_refs(chunk), chunk["content"]) for chunk in found}
+                found += self._records.find({"_id": {"$in": batch}, "family": families})
+        chunks: dict[Any, dict[bytes, Chunk]] = {family: {} for family in wanted}
+        for chunk in found:
+            chunks[chunk["family"]][digest_of(chunk["_id"])] = _refs(chunk), chunk["content"]
+        return chunks
 
-    def _closure(self, family: Any, ids: list[bytes]) -> list[Document] | None:
+    def _closure(self, families: Document, ids: list[bytes]) -> list[Document] | None:
         """Return chunks and all that they lead to: trees of any height in one round trip."""
         follow = {
             "from": self._records.name,
             "startWith": {"$literal": ids},
             "connectFromField": "refs",
             "connectToField": "_id",
-            "restrictSearchWithMatch": {"family": family},
+            "restrictSearchWithMatch": {"family": families},
             "as": "chunk",
         }
         return self._records.aggregate_if_it_fits(
             [
-                {"$match": {"_id": ids[0], "family": family}},
+                {"$match": {"_id": ids[0], "family": families}},
                 {"$project": {"_id": 1}},
                 {"$graphLookup": follow},
                 {"$unwind": "$chunk"},
@@ -528,6 +543,7 @@ class MongoSession:
             wanted = {
                 "family": family,
                 "kind": "checkpoint",
+                "thread": {"$exists": True},  # the first thread has no parent to look for
                 "checkpoint_ns": "",
                 "$expr": {"$eq": ["$checkpoint_id", "$$forked"]},
             }
@@ -930,7 +946,8 @@ class MongoSession:
     # Secrets
 
     def secrets(self) -> list[bytes]:
-        found = self._records.latest({"family": "settings", "value": {"$exists": True}})
+        wanted = {"_id": {"$gte": "secret:", "$lt": "secret;"}, "family": "settings"}
+        found = self._records.latest(wanted)
         return [secret["value"] for secret in sorted(found, key=lambda one: str(one["_id"]))]
 
     def add_secret(self, stored: bytes) -> None:

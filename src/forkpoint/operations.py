@@ -28,6 +28,7 @@ from forkpoint.codec import (
     gather,
     new_secret,
     open_secret,
+    split_refs,
 )
 from forkpoint.errors import (
     CorruptChunk,
@@ -414,16 +415,18 @@ class _History(NamedTuple):
 
 
 def gather_rows(session: Session, rows: Sequence[Found]) -> dict[Any, Chunks]:
-    """Read the chunks of checkpoints and their writes, all of a family together."""
-    refs: dict[Any, list[bytes]] = {}
-    for found in rows:
-        wanted = refs.setdefault(found.thread.family, [])
-        wanted.append(found.row.refs)
-        wanted += [write.refs for write in found.writes if write.refs]
-    return {
-        family: gather(joined, lambda digests, family=family: session.chunks(family, digests))  # type: ignore[misc]
-        for family, joined in refs.items()
-    }
+    """Read the chunks of checkpoints and their writes, level by level, of all families together."""
+    found: dict[Any, Chunks] = {one.thread.family: {} for one in rows}
+    wanted: dict[Any, set[bytes]] = {family: set() for family in found}
+    for one in rows:
+        for refs in (one.row.refs, *(write.refs for write in one.writes)):
+            wanted[one.thread.family].update(split_refs(refs))
+    while wanted := {family: digests for family, digests in wanted.items() if digests}:
+        for family, chunks in session.chunks_of(wanted).items():
+            found[family].update(chunks)
+            below = {digest for refs, _ in chunks.values() for digest in split_refs(refs)}
+            wanted[family] = below - found[family].keys()
+    return found
 
 
 def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> CheckpointTuple:

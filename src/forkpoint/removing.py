@@ -22,7 +22,7 @@ from forkpoint.operations import (
     replays_before,
     thread_config,
 )
-from forkpoint.storage import CheckpointRow, Choose, Counts
+from forkpoint.storage import CheckpointRow, Counts, Session, ThreadRef
 from forkpoint.types import PurgeReport
 
 
@@ -48,7 +48,7 @@ def delete_for_runs(context: Context, run_ids: Sequence[str]) -> None:
     with context.storage.writing() as session:
         threads = session.threads_of_runs(run_ids)
         for thread in threads:
-            session.remove(thread, _planned(context, made_by_runs))
+            _remove(context, session, thread, made_by_runs)
         for family in dict.fromkeys(thread.family for thread in threads):
             missing = collect(session, family).missing or missing
     if threads:
@@ -70,7 +70,7 @@ def prune(context: Context, thread_ids: Sequence[str], strategy: str) -> None:
             thread = session.thread(thread_id)
             if thread is None:
                 continue
-            session.remove(thread, _planned(context, _all_but_latest))
+            _remove(context, session, thread, _all_but_latest)
             missing = collect(session, thread.family).missing
         _finish(context, thread_id, missing)
 
@@ -80,17 +80,31 @@ def _all_but_latest(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
     return places - removal.latest(places)
 
 
-def _planned(
-    context: Context, choose: Callable[[Sequence[CheckpointRow]], set[removal.Place]]
-) -> Choose:
-    """Return how to remove those checkpoints that are chosen out of all that can be seen."""
+def _remove(
+    context: Context,
+    session: Session,
+    thread: ThreadRef,
+    choose: Callable[[Sequence[CheckpointRow]], set[removal.Place]],
+    reopened: Callable[[], set[removal.Place]] = set,
+) -> Counts:
+    """Remove those checkpoints of a thread that are chosen out of all that can be seen.
+
+    If none is left, the thread is deleted, so that nothing late brings it back.
+    """
+    is_emptied = False
 
     def plan(rows: Sequence[CheckpointRow]) -> removal.Plan:
-        doomed = choose([row for row in rows if not row.hidden])
+        nonlocal is_emptied
+        seen = [row for row in rows if not row.hidden]
+        doomed = choose(seen)
+        is_emptied = bool(seen) and all(place_of(row) in doomed for row in seen)
+        if is_emptied:
+            return removal.Plan(set(), set())
         doomed |= {place_of(row) for row in rows if row.hidden}
-        return removal.plan(_headers(context, rows), doomed)
+        return removal.plan(_headers(context, rows), doomed)._replace(reopened=reopened())
 
-    return plan
+    counts = session.remove(thread, plan)
+    return session.bury(thread) if is_emptied else counts
 
 
 def _finish(context: Context, thread_id: str | None, missing: str | None) -> None:
@@ -143,7 +157,7 @@ def trim(context: Context, thread_id: str, keep: int) -> PurgeReport:
 
     with context.storage.writing() as session:
         thread = existing_thread(session, thread_id)
-        counts = session.remove(thread, _planned(context, choose))
+        counts = _remove(context, session, thread, choose)
         collected = collect(session, thread.family)
     return _report(context, thread_id, counts, collected)
 
@@ -152,26 +166,22 @@ def rollback(context: Context, thread_id: str, steps: int) -> RunnableConfig | N
     """Remove the newest checkpoints of a thread, and reopen the one before."""
     head: str | None = None
 
-    def choose(rows: Sequence[CheckpointRow]) -> removal.Plan:
+    def choose(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
         nonlocal head
-        graphs = [row for row in rows if row.checkpoint_ns == "" and not row.hidden]
-        ids = sorted(row.checkpoint_id for row in graphs)
+        ids = sorted(row.checkpoint_id for row in rows if row.checkpoint_ns == "")
         if steps > len(ids):
             raise CheckpointNotFound(
                 f"thread {thread_id!r} has {len(ids)} checkpoints, and cannot go {steps} back"
             )
-        if steps == len(ids):
-            return removal.Plan({place_of(row) for row in rows}, set())
-        head = ids[-1 - steps]
-        doomed = {place_of(row) for row in rows if row.checkpoint_id > head}
-        plan = _planned(context, lambda _: doomed)(rows)
-        return plan._replace(reopened={("", head)})
+        head = ids[-1 - steps] if steps < len(ids) else None
+        return {place_of(row) for row in rows if head is None or row.checkpoint_id > head}
+
+    def reopened() -> set[removal.Place]:
+        return set() if head is None else {("", head)}
 
     with context.storage.writing() as session:
         thread = existing_thread(session, thread_id)
-        session.remove(thread, choose)
-        if head is None:
-            session.bury(thread)
+        _remove(context, session, thread, choose, reopened)
         missing = collect(session, thread.family).missing
     _finish(context, thread_id, missing)
     return None if head is None else thread_config(thread_id)

@@ -281,6 +281,11 @@ class SqliteSession:
                 found[digest] = (refs, content)
         return found
 
+    def chunks_of(
+        self, wanted: Mapping[Any, Collection[bytes]]
+    ) -> Mapping[Any, Mapping[bytes, Chunk]]:
+        return {family: self.chunks(family, digests) for family, digests in wanted.items()}
+
     def rows(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
         for row in self._run(
             f"SELECT {_CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", thread.key

@@ -267,6 +267,11 @@ class Session(Protocol):
         With `follow` it may return what they lead to as well.
         """
 
+    def chunks_of(
+        self, wanted: Mapping[Any, Collection[bytes]]
+    ) -> Mapping[Any, Mapping[bytes, Chunk]]:
+        """Return what `chunks` does, for several families at once."""
+
     def rows(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
         """Return all checkpoints of a thread, hidden ones too, in no order."""
 
