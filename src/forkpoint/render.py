@@ -8,9 +8,9 @@ Ids, keys and values come from anywhere, so each is made printable, shortened an
 from __future__ import annotations
 
 import html
-import os
 import re
 import unicodedata
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import groupby, islice
@@ -240,7 +240,9 @@ def _names_time(entry: LineageEntry) -> bool:
 
 # Mermaid
 
-_UNSAFE = re.compile(r"(?<![A-Za-z0-9])[._-]|[._-](?![A-Za-z0-9])|(?<!\d):|:(?!\d)|[^\w .,:-]|[ﬂ°¶ß]")
+_UNSAFE = re.compile(
+    r"(?<![A-Za-z0-9])[._-]|[._-](?![A-Za-z0-9])|(?<!\d):|:(?!\d)|[^\w .,:-]|[ﬂ°¶ß]"
+)
 """What a label has as entity codes: syntax of Mermaid, HTML and Markdown, and what Mermaid itself
 has in place of entity codes while it parses."""
 
@@ -263,7 +265,9 @@ def mermaid(root: FamilyNode) -> str:
         f"    accDescr: {', '.join(_summary(rows))}",
     ]
     lines += [f"    n{number}{_vertex(row.node)}" for number, row in enumerate(rows)]
-    lines += [f"    {_arrow(number, row)}" for number, row in enumerate(rows) if row.parent is not None]
+    lines += [
+        f"    {_arrow(number, row)}" for number, row in enumerate(rows) if row.parent is not None
+    ]
     if any(row.node.is_current for row in rows):
         lines.append("    classDef current stroke-width:4px,font-weight:bold")
     if not all(row.node.entry.exists for row in rows):
@@ -294,21 +298,32 @@ def _coded(text: str) -> str:
     return _UNSAFE.sub(lambda match: f"#{ord(match[0])};", text)
 
 
-# SVG: sizes in pixels
+# SVG, with sizes in pixels
 
 _WIDEST = 1100
 _MARGIN = 20
 _GAP = 28
+_TAG_GAP = 10
+_TOP = 124
 _ROW = 26
-_LANE = 24
+_BASE = 17
+"""Where in a row the text stands."""
+
+_LANE = 22
 _TURN = 8
 _DOT = 7
-_TOP = 118
-_LETTER = 7.9
-"""How wide a letter of an id is. Other letters are less."""
-_SMALL_LETTER = 6.9
+
 _NAME = 48
-"""How many columns of an id there is room for, if lanes leave it."""
+"""How many columns of an id are shown, if the lanes leave the room."""
+
+_LETTER = 7.9
+_SMALL = 6.8
+_TITLE_LETTER = 9.0
+_LEGEND_GAP = 22
+_OTHER_LETTERS = 0.25
+"""How much wider letters may be that are not ASCII, as another font has them."""
+
+_LINES = ("fp-line", "fp-line fp-clone", "fp-way", "fp-way fp-clone")
 
 _STYLE = """
 .fp-family{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
@@ -319,7 +334,7 @@ _STYLE = """
 .fp-family .fp-here{fill:#0969da;fill-opacity:.13}
 .fp-family g:hover>.fp-row{fill-opacity:.2}
 .fp-family .fp-title{font-size:15px;font-weight:600}
-.fp-family .fp-name{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+.fp-family .fp-name{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 .fp-family .fp-dim{fill:#59636e}
 .fp-family .fp-bold{font-weight:700}
 .fp-family .fp-gone{fill:#59636e;font-style:italic;text-decoration:line-through}
@@ -327,11 +342,13 @@ _STYLE = """
 .fp-family .fp-rule{stroke:#d1d9e0}
 .fp-family .fp-line{fill:none;stroke:#818b98;stroke-width:1.5}
 .fp-family .fp-way{fill:none;stroke:#0969da;stroke-width:3}
-.fp-family .fp-clone{stroke-dasharray:4 3}
+.fp-family .fp-clone{stroke-dasharray:3 2.5}
 .fp-family .fp-mark{fill:#fff;stroke:#59636e;stroke-width:1.5}
 .fp-family .fp-dot{fill:#59636e}
 .fp-family .fp-ring{fill:#fff;stroke:#0969da;stroke-width:2.5}
 .fp-family .fp-core{fill:#0969da}
+.fp-family .fp-middle{text-anchor:middle;font-size:11px}
+.fp-family .fp-graph{pointer-events:none}
 .fp-family .fp-cross{fill:#fff;stroke:#59636e;stroke-width:1.5}
 .fp-family .fp-pill{fill:#0969da}
 .fp-family .fp-pill+text{fill:#fff;font-weight:600}
@@ -353,26 +370,35 @@ _STYLE = """
 """
 
 
-class _Table(NamedTuple):
-    """Where the columns right of the graph are, and what they say."""
+class _Column(NamedTuple):
+    """A column right of the graph."""
 
-    names: list[str]
-    columns: list[tuple[float, str, list[str]]]
-    right: float
+    heading: str
+    cells: list[str]
+    x: float
+    style: str
+
+
+class _Name(NamedTuple):
+    """The id of a thread, as far as there is room for it."""
+
+    text: str
+    x: float
+    width: float
+    tag: str
 
 
 def svg(root: FamilyNode) -> str:
-    """Return a family as an SVG document: a row for each thread, the graph of their lines left.
+    """Return a family as an SVG document: a row for each thread, with the lines between them left.
 
     It has a background of its own, since a notebook's need not be what the system prefers.
     """
     rows = _rows(root)
-    table = _table(rows)
+    names, columns = _table(rows)
     title = f"Family of {_short(root.entry.thread_id, _NAME)}"
-    legend, legend_width = _legend(rows)
-    width = round(max(table.right, legend_width, _MARGIN + _columns(title) * 9) + _MARGIN)
-    height = _TOP + len(rows) * _ROW + 12
-    summary = " · ".join([*_summary(rows), "times are UTC"])
+    legend, legend_right = _legend(rows)
+    right = max(columns[-1].x, legend_right, _MARGIN + _wide(title, _TITLE_LETTER))
+    width, height = round(right + _MARGIN), _TOP + len(rows) * _ROW + 10
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="fp-family" role="img" width="{width}" '
         f'height="{height}" viewBox="0 0 {width} {height}">',
@@ -381,14 +407,16 @@ def svg(root: FamilyNode) -> str:
         f"<style>{_STYLE}</style>",
         f'<rect class="fp-panel" x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="8"/>',
         _text(_MARGIN, 32, title, "fp-title"),
-        _text(_MARGIN, 52, summary, "fp-dim"),
-        legend,
-        _text(_MARGIN, _TOP - 12, "Thread", "fp-dim"),
-        *(_text(x, _TOP - 12, heading, _classes("fp-dim", x, table)) for x, heading, _ in table.columns),
-        f'<path class="fp-rule" d="M{_MARGIN} {_TOP - 3.5}H{width - _MARGIN}"/>',
-        *(_svg_row(number, row, table, width) for number, row in enumerate(rows)),
+        _text(_MARGIN, 53, " · ".join([*_summary(rows), "times in UTC"]), "fp-dim"),
+        *legend,
+        _text(names[0].x, _TOP - 11, "Thread", "fp-dim"),
+        *(_text(each.x, _TOP - 11, each.heading, f"{each.style} fp-dim") for each in columns),
+        f'<path class="fp-rule" d="M{_MARGIN} {_TOP - 2.5}H{width - _MARGIN}"/>',
+        *(_svg_row(n, row.node, names[n], columns, width) for n, row in enumerate(rows)),
+        '<g class="fp-graph">',
         *_lines(rows),
-        *(_dot(_x(row.lane), _y(number), row.node) for number, row in enumerate(rows)),
+        *(_dot(_x(row.lane), _y(number), _kind(row.node)) for number, row in enumerate(rows)),
+        "</g>",
         "</svg>",
     ]
     return "\n".join(parts)
@@ -400,9 +428,398 @@ def _description(rows: Sequence[_Row]) -> str:
     return " ".join([said, *(f"This thread: {_said(node)}." for node in here)])
 
 
-def _x(lane: int) -> float:
+def _x(lane: int) -> int:
     return _MARGIN + _DOT + 4 + lane * _LANE
 
 
-def _y(number: int) -> float:
-    return _TOP + number * _ROW + _ROW / 2
+def _y(number: int) -> int:
+    return _TOP + number * _ROW + _ROW // 2
+
+
+def _wide(text: str, letter: float) -> float:
+    """Return how many pixels a text takes at most, or about that: fonts differ."""
+    others = sum(not char.isascii() and _columns_of(char) == 1 for char in text)
+    return round(letter * (_columns(text) + _OTHER_LETTERS * others), 1)
+
+
+def _table(rows: Sequence[_Row]) -> tuple[list[_Name], list[_Column]]:
+    """Return what each row says, and where: the ids get what room the other columns leave."""
+    entries = [row.node.entry for row in rows]
+    origins = [" · ".join(_origin(entry, "fork", "clone")) or "first thread" for entry in entries]
+    created = [_time(entry.created_at) for entry in entries]
+    counts = [str(entry.checkpoint_count) if entry.exists else "-" for entry in entries]
+    cells = {"Origin": origins, "Created": created, "Checkpoints": counts}
+    widths = [
+        max(_wide(cell, _SMALL) for cell in [head, *column]) for head, column in cells.items()
+    ]
+    right = _WIDEST - _MARGIN - sum(widths) - len(widths) * _GAP
+    names = [_name(row, right) for row in rows]
+    x = max(name.x + name.width + (_tag_width(name.tag) if name.tag else 0) for name in names)
+    columns = []
+    for (heading, column), width in zip(cells.items(), widths, strict=True):
+        is_last = column is counts
+        x += _GAP + (width if is_last else 0)
+        columns.append(_Column(heading, column, round(x, 1), "fp-number" if is_last else "fp-text"))
+        x += 0 if is_last else width
+    return names, columns
+
+
+def _name(row: _Row, right: float) -> _Name:
+    """Return the id of a row's thread, no wider than up to `right`."""
+    tag = "this thread" if row.node.is_current else "" if row.node.entry.exists else "purged"
+    x = _x(row.lane) + _DOT + 7
+    room = right - x - (_tag_width(tag) if tag else 0)
+    id_ = row.node.entry.thread_id
+    most = min(_NAME, int(room / _LETTER))
+    shown = _short(id_, most)
+    if _wide(shown, _LETTER) > room:
+        shown = _short(id_, int(most / (1 + _OTHER_LETTERS)))
+    return _Name(shown, x, _wide(shown, _LETTER) + 2, tag)
+
+
+def _tag_width(tag: str) -> float:
+    return _TAG_GAP + 14 + _wide(tag, _SMALL)
+
+
+def _svg_row(
+    number: int, node: FamilyNode, name: _Name, columns: Sequence[_Column], width: int
+) -> str:
+    """Return a row but for its lines. Its tooltip has the ids in full."""
+    top = _TOP + number * _ROW
+    kind = "fp-here" if node.is_current else "fp-odd" if number % 2 else ""
+    style = "fp-gone" if not node.entry.exists else "fp-bold" if node.is_current else ""
+    parts = [
+        f"<g><title>{escape(_tooltip(node.entry))}</title>",
+        f'<rect class="fp-row {kind}" x="{_MARGIN - 10}" y="{top}" '
+        f'width="{width - 2 * _MARGIN + 20}" height="{_ROW}" rx="4"/>',
+        # Clipped, as fonts may draw it wider, and marks higher, than any estimate.
+        f'<svg x="{name.x}" y="{top}" width="{name.width}" height="{_ROW}" overflow="hidden">',
+        _text(0, _BASE, name.text, f"fp-name {style}"),
+        "</svg>",
+    ]
+    if name.tag:
+        parts += _tag(name, top, "fp-pill" if node.is_current else "fp-tag")
+    for column in columns:
+        parts.append(_text(column.x, top + _BASE, column.cells[number], column.style))
+    return "".join([*parts, "</g>"])
+
+
+def _tag(name: _Name, top: int, style: str) -> list[str]:
+    x, width = name.x + name.width + _TAG_GAP, _tag_width(name.tag) - _TAG_GAP
+    return [
+        f'<rect class="{style}" x="{x:.1f}" y="{top + 4}" width="{width:.1f}" height="18" rx="9"/>',
+        _text(round(x + width / 2, 1), top + _BASE, name.tag, "fp-middle"),
+    ]
+
+
+def _tooltip(entry: LineageEntry) -> str:
+    said = [_printable(entry.thread_id)]
+    if entry.parent_thread_id is not None:
+        said.append(f"made from {_printable(entry.parent_thread_id)}")
+    if entry.parent_checkpoint_id is not None:
+        said.append(f"at checkpoint {_printable(entry.parent_checkpoint_id)}")
+    return "\n".join(said)
+
+
+def _text(x: float, y: float, said: str, style: str) -> str:
+    return f'<text x="{x}" y="{y}" class="{style.strip()}">{escape(said)}</text>'
+
+
+def _lines(rows: Sequence[_Row]) -> list[str]:
+    """Return the lines from threads to those made from them.
+
+    Those of a fork begin with a ring, those of a clone with a square and are dashed, and those that lead to the
+    current thread are thick.
+    """
+    way = _way(rows)
+    paths: dict[str, list[str]] = {style: [] for style in _LINES}
+    marks = []
+    ends: dict[int, int] = {}
+    for number, row in enumerate(rows):
+        if row.parent is None:
+            continue
+        kind = "fp-clone" if row.node.entry.edge == "clone" else ""
+        x, y = _x(rows[row.parent].lane), _y(number)
+        parent_end = _y(row.parent) + _DOT
+        end = ends.get(row.parent, parent_end)
+        turn = y - _ROW + _DOT + 5 if row.is_heir else y - _TURN
+        ends[row.parent] = turn
+        onwards = (
+            f"M{x} {turn}V{y - _DOT}"
+            if row.is_heir
+            else f"M{x} {turn}q0 {_TURN} {_TURN} {_TURN}H{_x(row.lane) - _DOT}"
+        )
+        paths["fp-line"].append(f"M{x} {end}V{turn}")
+        paths[f"fp-line {kind}".strip()].append(onwards)
+        if number in way:
+            paths["fp-way"].append(f"M{x} {parent_end}V{turn}")
+            paths[f"fp-way {kind}".strip()].append(onwards)
+        marks.append(_mark(x, turn, bool(kind)))
+    drawn = [f'<path class="{style}" d="{"".join(d)}"/>' for style, d in paths.items() if d]
+    return drawn + marks
+
+
+def _mark(x: float, y: float, is_clone: bool) -> str:
+    """Return what is where a line branches off: the checkpoint of a fork, or a square."""
+    if is_clone:
+        return f'<rect class="fp-dot" x="{x - 3:g}" y="{y - 3:g}" width="6" height="6"/>'
+    return f'<circle class="fp-mark" cx="{x:g}" cy="{y:g}" r="3"/>'
+
+
+def _way(rows: Sequence[_Row]) -> set[int]:
+    """Return the rows of the current thread and its ancestors."""
+    way: set[int] = set()
+    for number in (number for number, row in enumerate(rows) if row.node.is_current):
+        at: int | None = number
+        while at is not None:
+            way.add(at)
+            at = rows[at].parent
+    return way
+
+
+def _kind(node: FamilyNode) -> str:
+    if node.is_current:
+        return "this thread"
+    return "thread" if node.entry.exists else "purged"
+
+
+def _dot(x: int, y: int, kind: str) -> str:
+    if kind == "this thread":
+        return (
+            f'<circle class="fp-ring" cx="{x}" cy="{y}" r="6"/>'
+            f'<circle class="fp-core" cx="{x}" cy="{y}" r="3"/>'
+        )
+    if kind == "purged":
+        return (
+            f'<circle class="fp-cross" cx="{x}" cy="{y}" r="5"/>'
+            f'<path class="fp-cross" d="M{x - 2} {y - 2}l4 4m0 -4l-4 4"/>'
+        )
+    return f'<circle class="fp-dot" cx="{x}" cy="{y}" r="5"/>'
+
+
+def _legend(rows: Sequence[_Row]) -> tuple[list[str], float]:
+    """Return what the marks that occur mean, and where that ends."""
+    kinds = {_kind(row.node) for row in rows}
+    edges = {row.node.entry.edge for row in rows}
+    y = 76
+    x = _MARGIN
+    parts = []
+    for label in ("thread", "this thread", "purged"):
+        if label in kinds:
+            parts += [_dot(x + _DOT, y, label), _text(x + 20, y + 4, label, "fp-dim")]
+            x += 20 + round(_wide(label, _SMALL)) + _LEGEND_GAP
+    for style, label, occurs in (
+        ("fp-line", "fork of a checkpoint", "fork" in edges),
+        ("fp-line fp-clone", "clone of a thread", "clone" in edges),
+        ("fp-way", "way to this thread", len(_way(rows)) > 1),
+    ):
+        if occurs:
+            parts.append(f'<path class="{style}" d="M{x:g} {y}h26"/>')
+            if style != "fp-way":
+                parts.append(_mark(x + 3, y, "clone" in style))
+            parts.append(_text(x + 33, y + 4, label, "fp-dim"))
+            x += 33 + round(_wide(label, _SMALL)) + _LEGEND_GAP
+    return ['<g class="fp-graph">', *parts, "</g>"], x - _LEGEND_GAP
+
+
+# Differences
+
+_VALUE = 100
+"""How many columns of a value are shown."""
+
+_KEY = 40
+_SHOWN = 30
+"""How many additions, removals and changes of a channel are shown, of each."""
+
+_LEVELS = 4
+"""How deep lists and dicts are followed."""
+
+_BRACKETS: Mapping[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), dict: ("{", "}")}
+
+_CONTENT = 1000
+"""How much of a message's text is looked at: more than is shown, as runs of spaces become one."""
+
+_BEFORE = 20
+"""How much of what two long values have in common is shown before what differs."""
+
+
+def diff(channels: Mapping[str, ChannelDiff]) -> str:
+    """Return how states differ as lines, one channel after the other."""
+    lines = []
+    for name, channel in _differing(channels):
+        lines.append(f"{_short(name, _KEY)}: {_verdict(channel)}")
+        lines += [f"  {sign} {said}" if sign else f"  {said}" for sign, said in _changes(channel)]
+    return "\n".join([*lines, *_rest(channels)])
+
+
+_CELL = "text-align:left;vertical-align:top;padding:4px 12px"
+_COLORS = {"+": "rgba(46,160,67,.18)", "-": "rgba(248,81,73,.18)", "~": "rgba(187,128,9,.18)"}
+
+
+def diff_html(channels: Mapping[str, ChannelDiff]) -> str:
+    """Return how states differ as a table.
+
+    Its text has the color of the notebook's, and its tints let the notebook's background through.
+    Styles are inline, for notebooks remove style sheets from what they do not trust.
+    """
+    rows = [
+        f'<tr><th style="{_CELL}">{html.escape(_short(name, _KEY))}</th>'
+        f'<td style="{_CELL}">{html.escape(_verdict(channel))}</td>'
+        f'<td style="{_CELL}">{"".join(map(_html_line, _changes(channel)))}</td></tr>'
+        for name, channel in _differing(channels)
+    ]
+    rows += [
+        f'<tr><td colspan="3" style="{_CELL};opacity:.75">{html.escape(line)}</td></tr>'
+        for line in _rest(channels)
+    ]
+    return f'<table style="border-collapse:collapse">{"".join(rows)}</table>'
+
+
+def _html_line(change: tuple[str, str]) -> str:
+    sign, said = change
+    style = "font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere;padding:0 4px"
+    if sign in _COLORS:
+        style += f";background:{_COLORS[sign]}"
+    return f'<div style="{style}">{html.escape(f"{sign} {said}".strip())}</div>'
+
+
+def _differing(channels: Mapping[str, ChannelDiff]) -> list[tuple[str, ChannelDiff]]:
+    return [(name, channel) for name, channel in channels.items() if channel.status != "unchanged"]
+
+
+def _rest(channels: Mapping[str, ChannelDiff]) -> list[str]:
+    """Return the line on channels that do not differ."""
+    names = [name for name, channel in channels.items() if channel.status == "unchanged"]
+    if names:
+        said = ", ".join(_short(name, _KEY) for name in islice(names, _VALUE))
+        return [_cut(f"{_count(len(names), 'channel')} unchanged: {said}", _VALUE)]
+    return [] if channels else ["no channels"]
+
+
+def _verdict(channel: ChannelDiff) -> str:
+    """Return how a channel differs, in two or three words."""
+    counts = {
+        "added": len(channel.added),
+        "removed": len(channel.removed),
+        "changed": len(channel.changed),
+    }
+    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return said or channel.status
+
+
+def _changes(channel: ChannelDiff) -> list[tuple[str, str]]:
+    """Return the lines on a channel, each with the sign `+`, `-`, `~` or none."""
+    if channel.is_rebuilt:
+        return [("", "graph.get_state shows its value")]
+    if channel.status == "added":
+        return [("+", _one_line(channel.after))]
+    if channel.status == "removed":
+        return [("-", _one_line(channel.before))]
+    if not (channel.added or channel.removed or channel.changed):
+        return [("", _versions(channel.before, channel.after))]
+    return [
+        *_signed("-", _elements(channel.removed), len(channel.removed)),
+        *_signed("~", _pairs(channel.changed), len(channel.changed)),
+        *_signed("+", _elements(channel.added), len(channel.added)),
+    ]
+
+
+def _signed(sign: str, said: Iterator[str], count: int) -> list[tuple[str, str]]:
+    lines = [(sign, line) for line in islice(said, _SHOWN)]
+    if count > _SHOWN:
+        lines.append((sign, f"… and {count - _SHOWN} more"))
+    return lines
+
+
+def _elements(elements: Sequence[Any] | Mapping[Any, Any]) -> Iterator[str]:
+    if isinstance(elements, Mapping):
+        return (f"{_key(key)}: {_one_line(value)}" for key, value in elements.items())
+    return map(_one_line, elements)
+
+
+def _pairs(changed: Mapping[Any, tuple[Any, Any]]) -> Iterator[str]:
+    return (f"{_key(key)}: {_versions(*pair)}" for key, pair in changed.items())
+
+
+def _key(key: Any) -> str:
+    return _short(key if isinstance(key, str) else _one_line(key), _KEY)
+
+
+def _versions(old: Any, new: Any) -> str:
+    """Return two values of which the first became the second, from shortly before they differ."""
+    start = _start(old, new)
+    first, second = _one_line(old, start), _one_line(new, start)
+    return f"{first} (changed in what is not shown)" if first == second else f"{first} -> {second}"
+
+
+def _start(old: Any, new: Any) -> int:
+    """Return how much of two long texts to leave out because it is the same."""
+    first, second = _content(old), _content(new)
+    if first is None or second is None or max(len(first), len(second)) <= _VALUE:
+        return 0
+    ends = range(1, min(len(first), len(second)) + 1)
+    common = bisect(ends, False, key=lambda end: first[:end] != second[:end])
+    return max(common - _BEFORE, 0)
+
+
+def _content(value: Any) -> str | None:
+    text = value if isinstance(value, str) else getattr(value, "content", None)
+    return text if isinstance(text, str) else None
+
+
+def _one_line(value: Any, start: int = 0) -> str:
+    """Return a value in one line, a text or message from a place on."""
+    try:
+        said = _represented(value, start, _LEVELS)
+    except Exception:  # noqa: BLE001 - what a value's own methods raise must not hide the rest
+        said = f"<{type(value).__name__}>"
+    return _cut(_printable(said), _VALUE)
+
+
+def _represented(value: Any, start: int, levels: int) -> str:
+    """Return the beginning, at least, of what is to be shown of a value."""
+    if isinstance(value, (str, bytes)):
+        return "…" * (start > 0) + repr(value[start : start + _VALUE + 1])
+    kind = getattr(value, "type", None)
+    content = getattr(value, "content", None)
+    if isinstance(kind, str) and isinstance(content, (str, list)):
+        return f"{kind}: {_of_message(value, content, start, levels)}"
+    brackets = _BRACKETS.get(type(value))
+    if brackets is None:
+        return " ".join(repr(value).split())
+    opening, closing = brackets
+    if value and levels == 0:
+        return f"{opening}…{closing}"
+    parts = (_represented(part, 0, levels - 1) for part in value)
+    if isinstance(value, dict):
+        parts = (
+            f"{_represented(key, 0, levels - 1)}: {_represented(part, 0, levels - 1)}"
+            for key, part in value.items()
+        )
+    return f"{opening}{_joined(parts)}{closing}"
+
+
+def _of_message(message: Any, content: str | list[Any], start: int, levels: int) -> str:
+    """Return a message's text, or what tools it calls if it has none."""
+    calls = getattr(message, "tool_calls", None)
+    if not content and isinstance(calls, list) and calls and levels:
+        return _joined(
+            f"{call['name']}({_represented(call['args'], 0, levels - 1)})" for call in calls
+        )
+    if isinstance(content, list):
+        return _represented(content, 0, levels)
+    shown = content[start : start + _CONTENT]
+    return "…" * (start > 0) + " ".join(shown.split())
+
+
+def _joined(parts: Iterable[str]) -> str:
+    """Return as many parts as can be shown, and no more: there may be thousands."""
+    taken: list[str] = []
+    length = 0
+    for part in parts:
+        if length > _VALUE:
+            taken.append("…")
+            break
+        taken.append(part)
+        length += len(part)
+    return ", ".join(taken)
