@@ -1,0 +1,170 @@
+"""A primary that is killed under load takes nothing with it that was acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from forkpoint import MongoDBSaver, ThreadDeleted, ThreadExists
+from servers import ReplicaSet
+from stores import MongoStore
+from support import checkpoint, config, put
+
+WRITERS = 3
+
+
+class Load:
+    """Writers, each on a thread of its own, and what they were told is stored."""
+
+    def __init__(self, saver: MongoDBSaver) -> None:
+        self._saver = saver
+        self._is_over = threading.Event()
+        self.acknowledged: dict[str, dict[str, int]] = {}
+        self.written: set[tuple[str, str, int]] = set()
+        self.failures: list[Exception] = []
+        works: list[Callable[[int], None]] = [self._sync, self._sync, self._async]
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(works[n % len(works)], n))
+            for n in range(WRITERS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.acknowledged.values()))
+
+    def _guarded(self, work: Callable[[int], None], seed: int) -> None:
+        try:
+            work(seed)
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            self.failures.append(error)
+
+    def _values(self, seed: int, n: int) -> dict[str, Any]:
+        return {"n": n, "text": f"text {n % 5} of {seed} " * 200}
+
+    def _sync(self, seed: int) -> None:
+        rng = random.Random(seed)
+        thread_id, parent, n = f"thread-{seed}", None, 0
+        mine = self.acknowledged.setdefault(thread_id, {})
+        while not self._is_over.is_set():
+            n += 1
+            parent = put(self._saver, self._values(seed, n), parent=parent, thread_id=thread_id)
+            mine[parent["configurable"]["checkpoint_id"]] = n
+            self._saver.put_writes(parent, [("c", n), ("d", "x" * 3000)], "task")
+            self.written.add((thread_id, parent["configurable"]["checkpoint_id"], n))
+            if rng.randrange(20) == 0:
+                copy = f"copy-{seed}-{n}"
+                with suppress(ThreadExists):  # the answer to the first attempt was lost
+                    self._saver.copy_thread(thread_id, copy)
+                self._saver.prune([copy])
+                self._saver.delete_thread(copy)
+
+    def _async(self, seed: int) -> None:
+        async def work() -> None:
+            thread_id, parent, n = f"thread-{seed}", config(f"thread-{seed}"), 0
+            mine = self.acknowledged.setdefault(thread_id, {})
+            while not self._is_over.is_set():
+                n += 1
+                made = checkpoint(self._values(seed, n))
+                parent = await self._saver.aput(parent, made, {}, made["channel_versions"])
+                mine[made["id"]] = n
+                await self._saver.aput_writes(parent, [("c", n)], "task")
+                self.written.add((thread_id, made["id"], n))
+
+        asyncio.run(work())
+
+
+def check(uri: str, name: str, load: Load) -> None:
+    """Read everything back, through a client of its own, and look at all invariants."""
+    with MongoDBSaver.from_conn_string(uri, db_name=name) as saver:
+        for thread_id, acknowledged in load.acknowledged.items():
+            found = {
+                one.config["configurable"]["checkpoint_id"]: one
+                for one in saver.list(config(thread_id))
+            }
+            for checkpoint_id, n in acknowledged.items():
+                assert checkpoint_id in found, f"put {n} of {thread_id} is lost"
+                assert found[checkpoint_id].checkpoint["channel_values"]["n"] == n
+                if (thread_id, checkpoint_id, n) in load.written:
+                    assert ("task", "c", n) in (found[checkpoint_id].pending_writes or [])
+        for thread_id in load.acknowledged:
+            saver.prune([thread_id])  # collects what a lost bulk may have left, and counts again
+        store = MongoStore(uri, name)
+        assert store.problems(saver) == []
+        store.close()
+
+
+@pytest.fixture
+def name() -> str:
+    return f"failover-{time.time_ns()}"
+
+
+@pytest.mark.parametrize(
+    "kills", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+)
+def test_a_primary_is_killed_under_load(kills: int, replica_set: ReplicaSet, name: str) -> None:
+    rng = random.Random(1)
+    with MongoDBSaver.from_conn_string(replica_set.uri, db_name=name) as saver:
+        load = Load(saver)
+        for _ in range(kills):
+            time.sleep(rng.random())
+            before = load.count
+            killed = replica_set.kill_primary()
+            replica_set.primary()
+            deadline = time.monotonic() + 60
+            while load.count < before + 2 * WRITERS and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert load.count >= before + 2 * WRITERS, "the writers did not recover"
+            killed.start()
+            replica_set.wait_until_whole()
+        load.stop()
+    assert load.failures == []
+    check(replica_set.uri, name, load)
+
+
+@pytest.mark.parametrize(
+    "kills", [3, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+)
+def test_the_only_server_is_killed_and_started_again(kills: int, name: str) -> None:
+    rng = random.Random(2)
+    with ReplicaSet() as server:
+        with MongoDBSaver.from_conn_string(server.uri, db_name=name) as saver:
+            load = Load(saver)
+            for _ in range(kills):
+                time.sleep(0.2 + rng.random() / 2)
+                server.kill_primary().start()
+                server.primary()
+            time.sleep(0.5)
+            load.stop()
+        assert load.failures == []
+        check(server.uri, name, load)
+
+
+def test_a_thread_that_is_deleted_while_the_primary_changes_stays_deleted(
+    replica_set: ReplicaSet, name: str
+) -> None:
+    with MongoDBSaver.from_conn_string(replica_set.uri, db_name=name) as saver:
+        head = put(saver, {"text": "text " * 2000})
+        killed = replica_set.kill_primary()
+        saver.delete_thread("thread")
+        with pytest.raises(ThreadDeleted):
+            saver.put(head, checkpoint({"n": 2}), {}, {"n": 2})
+        assert saver.get_tuple(config()) is None
+        killed.start()
+        replica_set.wait_until_whole()
+        store = MongoStore(replica_set.uri, name)
+        assert store.problems(saver) == []
+        store.close()
