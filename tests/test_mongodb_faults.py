@@ -1,0 +1,134 @@
+"""A server that fails in the middle: an operation has its effect once, or says that it has none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pymongo
+import pytest
+
+from forkpoint import ForkpointError, MongoDBSaver
+from stores import MongoStore
+from support import checkpoint, config, put
+
+APPLICATION = "forkpoint-faults"
+NEXT = "next"  # a thread that is written to after the fault
+COMMANDS = ["update", "find", "aggregate", "delete", "insert"]
+FAULTS: dict[str, dict[str, Any]] = {
+    "closed connection": {"closeConnection": True},
+    "ShutdownInProgress": {"errorCode": 91},
+    "PrimarySteppedDown": {"errorCode": 189},
+    "WriteConflict": {"errorCode": 112},
+    "not confirmed": {"writeConcernError": {"code": 91, "errmsg": "shutting down"}},
+    "never confirmed": {"writeConcernError": {"code": 64, "errmsg": "waiting timed out"}},
+}
+TEXT = "a text that is long enough for a chunk " * 100
+
+Method = Callable[[MongoDBSaver, Any], Any]
+METHODS: dict[str, Method] = {
+    "put": lambda saver, head: saver.put(
+        head, checkpoint({"text": TEXT, "n": 9}, {"text": 1, "n": 2}), {}, {"n": 2}
+    ),
+    "put with chunks": lambda saver, head: put(saver, {"other": TEXT[::-1]}, parent=head),
+    "first put": lambda saver, _: put(saver, {"text": TEXT}, thread_id="new"),
+    "put_writes": lambda saver, head: saver.put_writes(head, [("c", 1), ("d", TEXT)], "other"),
+    "get_tuple": lambda saver, _: saver.get_tuple(config()),
+    "list": lambda saver, _: list(saver.list(None)),
+    "copy_thread": lambda saver, _: saver.copy_thread("thread", "copy"),
+    "fork": lambda saver, head: saver.fork(head, new_thread_id="fork"),
+    "prune": lambda saver, _: saver.prune(["thread"]),
+    "rollback": lambda saver, _: saver.rollback("thread"),
+    "delete_for_runs": lambda saver, _: saver.delete_for_runs(["run"]),
+    "delete_thread": lambda saver, _: saver.delete_thread("thread"),
+    "purge": lambda saver, _: saver.purge("relative"),
+}
+
+
+def fill(saver: MongoDBSaver) -> Any:
+    """Put three checkpoints, the second by a run, and a clone; return the newest."""
+    head = put(saver, {"text": TEXT, "n": 0})
+    head = put(saver, {"text": TEXT * 2, "n": 1}, parent=head, metadata={"run_id": "run"})
+    head = put(saver, {"text": TEXT, "n": 2}, parent=head)
+    saver.put_writes(head, [("c", 1), ("d", TEXT)], "task")
+    saver.copy_thread("thread", "relative")
+    return head
+
+
+def content(saver: MongoDBSaver, store: MongoStore) -> Any:
+    """Return all that there is, apart from ids and times."""
+    found = [
+        (
+            one.config["configurable"]["thread_id"],
+            repr(one.checkpoint["channel_values"]),
+            sorted(map(repr, one.pending_writes or [])),
+        )
+        for one in saver.list(None)
+        if one.config["configurable"]["thread_id"] != NEXT
+    ]
+    threads = [one for one in store.threads() if one.is_live and one.thread_id != NEXT]
+    counts = [(t.thread_id, t.checkpoint_count, t.status) for t in threads]
+    return sorted(map(repr, found)), sorted(counts)
+
+
+@contextmanager
+def failing(
+    client: pymongo.MongoClient[Any], command: str, fault: str, times: int
+) -> Iterator[None]:
+    data = {"failCommands": [command], "appName": APPLICATION, **FAULTS[fault]}
+    arm = {"configureFailPoint": "failCommand", "mode": {"times": times}, "data": data}
+    client.admin.command(arm)
+    try:
+        yield
+    finally:
+        client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+
+
+@pytest.fixture(scope="module")
+def expected(mongo_server: Any) -> dict[str, Any]:
+    """What there is after each method, if nothing fails."""
+    found = {}
+    for number, (method, call) in enumerate(METHODS.items()):
+        store = MongoStore(mongo_server.uri, f"undisturbed-{number}")
+        with store.saver() as saver:
+            call(saver, fill(saver))  # type: ignore[arg-type]
+            found[method] = content(saver, store)  # type: ignore[arg-type]
+        store.close()
+    return found
+
+
+def cases() -> Iterator[Any]:
+    """Every fault, once and three times in a row; a few of them in every run."""
+    for fault in FAULTS:
+        for times in (1, 3):
+            is_quick = times == 1 and fault in ("closed connection", "WriteConflict")
+            yield pytest.param(fault, times, marks=() if is_quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("fault", "times"), cases())
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_its_effect_once_or_none(
+    method: str, fault: str, times: int, mongo_server: Any, expected: dict[str, Any]
+) -> None:
+    call = METHODS[method]
+    with pymongo.MongoClient(mongo_server.uri) as client:
+        for command in COMMANDS:
+            if fault.endswith("confirmed") and command in ("find", "aggregate"):
+                continue
+            store = MongoStore(mongo_server.uri, f"faults-{time.time_ns()}")
+            options = {"appname": APPLICATION, "serverSelectionTimeoutMS": 5000}
+            with store.saver(**options) as saver, store.saver() as reader:
+                head = fill(saver)  # type: ignore[arg-type]
+                before = content(reader, store)  # type: ignore[arg-type]
+                done = False
+                with failing(client, command, fault, times), suppress(ForkpointError):
+                    call(saver, head)  # type: ignore[arg-type]
+                    done = True
+                # What was not confirmed may yet have its effect, and is read once a later write is.
+                put(saver, {"n": 5}, thread_id=NEXT)
+                after = content(reader, store)  # type: ignore[arg-type]
+                assert after == expected[method] or (not done and after == before), command
+                assert store.problems(reader, after_crash=not done) == [], command
+            store.close()
