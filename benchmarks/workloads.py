@@ -6,7 +6,7 @@ import asyncio
 import operator
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,18 +21,8 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from benchmarks.report import AtLeast, AtMost, Curve, Result
-from benchmarks.savers import (
-    CONTENDERS,
-    MEMORY,
-    OFFICIAL_ASYNC,
-    OURS_ASYNC,
-    OURS_IN_HASTE,
-    Contender,
-    Graph,
-    Subject,
-    opened,
-)
+from benchmarks.report import Curve, Result
+from benchmarks.savers import MEMORY, Backend, Contender, Graph, Subject, opened
 
 _Item = TypeVar("_Item")
 
@@ -135,8 +125,9 @@ def lines(seed: str, size: int = DOCUMENT_BYTES) -> str:
 
 @dataclass
 class Bench:
-    """What the workloads share: how much to do, where, and the chat that history reads again."""
+    """What the workloads share: the savers, how much to do, and the chat that history rereads."""
 
+    backend: Backend
     sizes: Sizes
     directory: Path
     curves: list[Curve] = field(default_factory=list)
@@ -154,16 +145,15 @@ class Bench:
         if not self._chats:
             directory = self.directory / "chat"
             directory.mkdir()
-            subjects = await self._stack.enter_async_context(opened(CONTENDERS, directory))
+            contenders = self.backend.contenders
+            subjects = await self._stack.enter_async_context(opened(contenders, directory))
             self._chats = [Thread(subject, chat_graph(), chat_input) for subject in subjects]
             await interleave("chat", self._chats, self.sizes.chat_turns)
         return self._chats
 
-    def opened(
-        self, contenders: Sequence[Contender] = CONTENDERS
-    ) -> AbstractAsyncContextManager[list[Subject]]:
-        """Open contenders on new databases."""
-        return opened(contenders, self.directory)
+    def opened(self, *contenders: Contender) -> AbstractAsyncContextManager[list[Subject]]:
+        """Open contenders, by default all of them, on new databases."""
+        return opened(contenders or self.backend.contenders, self.directory)
 
 
 class Thread:
@@ -190,7 +180,7 @@ class Thread:
         while len(self.seconds) < turns:
             given = self._given(len(self.seconds))
             self.seconds.append(await self.subject.turn(self._graph, self.config, given))
-        self.stored[turns] = self.subject.stored_bytes()
+        self.stored[turns] = self.subject.opened.stored_bytes()
 
     def curve(self, span: int) -> Curve:
         """Return the thread over its length, the time as the median of `span` turns."""
@@ -228,18 +218,21 @@ def tail_results(workload: str, threads: Sequence[Thread], span: int) -> list[Re
     """Return what threads store in the end, and how long their last turns took."""
     turns = len(threads[0].seconds)
     stored = {thread.subject.name: thread.stored[turns] for thread in threads}
+    in_files = {thread.subject.name: thread.subject.opened.file_bytes() for thread in threads}
     milliseconds = {
         thread.subject.name: 1000 * median(thread.seconds[-span:]) for thread in threads
     }
-    return [
-        Result(
-            workload,
-            f"stored after {turns} turns",
-            "bytes",
-            {name: size for name, size in stored.items() if size is not None},
-        ),
+    results = [
+        Result(workload, f"stored after {turns} turns", "bytes", _known(stored)),
         Result(workload, f"time per turn, last {span} of {turns}", "ms", milliseconds),
     ]
+    if found := _known(in_files):
+        results.append(Result(workload, f"files and indexes after {turns} turns", "bytes", found))
+    return results
+
+
+def _known(sizes: Mapping[str, int | None]) -> dict[str, float]:
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 async def threads_results(
@@ -287,17 +280,19 @@ async def chat(bench: Bench) -> list[Result]:
     """Chat in one long thread, and in short new ones."""
     threads = await bench.chats()
     bench.curves += [thread.curve(bench.sizes.edge_turns // 2) for thread in threads]
-    stored, last = tail_results("chat", threads, bench.sizes.edge_turns)
+    stored, last, *others = tail_results("chat", threads, bench.sizes.edge_turns)
+    bars = bench.backend.bars
     return [
-        stored.judged(AtMost(1 / 60)),
-        last.judged(AtMost(0.6)),
-        (await _fresh_chats(bench)).judged(AtMost(1.05)),
+        stored.judged(bars.chat_stored),
+        last.judged(bars.chat_time),
+        *others,
+        (await _fresh_chats(bench)).judged(bars.fresh_time),
     ]
 
 
 async def _fresh_chats(bench: Bench) -> Result:
     turns, repetitions = bench.sizes.edge_turns, bench.sizes.fresh_repetitions
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in CONTENDERS}
+    seconds: dict[str, list[float]] = {one.name: [] for one in bench.backend.contenders}
     for repetition in range(repetitions):
         async with bench.opened() as subjects:
             threads = [Thread(subject, chat_graph(), chat_input) for subject in subjects]
@@ -328,7 +323,7 @@ async def history(bench: Bench) -> list[Result]:
         "ms",
         {name: 1000 * median(taken) for name, taken in seconds.items()},
     )
-    return [result.judged(AtMost(1))]
+    return [result.judged(bench.backend.bars.history_time)]
 
 
 async def growth(bench: Bench) -> list[Result]:
@@ -337,7 +332,7 @@ async def growth(bench: Bench) -> list[Result]:
     middle, span = sizes.growth_early_turn, sizes.growth_span
     early = (middle - span // 2, middle + span // 2)
     late = (sizes.growth_turns - span, sizes.growth_turns)
-    async with bench.opened([OURS_IN_HASTE]) as (subject,):
+    async with bench.opened(bench.backend.ours_in_haste) as (subject,):
         thread = Thread(subject, chat_graph(), chat_input)
         with progress("growth", sizes.growth_turns) as bar:
             for turns in sorted({*range(0, late[1], BLOCK_TURNS), *early, *late}):
@@ -354,7 +349,7 @@ async def growth(bench: Bench) -> list[Result]:
         ),
         Result("growth", f"stored per turn, turns {late[0]}-{late[1]}", "bytes", {name: added[1]}),
         Result("growth", "the latter / the former", "", {name: added[1] / added[0]}).judged(
-            AtMost(1.3)
+            bench.backend.bars.growth
         ),
     ]
 
@@ -463,55 +458,62 @@ class CountState(TypedDict):
     count: int
 
 
-async def count_up(state: CountState) -> dict[str, int]:
+def count_up(state: CountState) -> dict[str, int]:
     return {"count": state["count"] + 1}
 
 
+async def count_up_async(state: CountState) -> dict[str, int]:
+    return count_up(state)
+
+
 async def throughput(bench: Bench) -> list[Result]:
-    """Run small turns by `ainvoke`, one after another and in many threads at once."""
-    sizes = bench.sizes
+    """Run small turns, one after another, and by `ainvoke` in many threads at once."""
+    sizes, backend = bench.sizes, bench.backend
+    asyncs = (backend.official_async, MEMORY._replace(is_async=True), backend.ours_async)
     alone: dict[str, list[float]] = {}
     together: dict[str, list[float]] = {}
     with progress("throughput", sizes.throughput_repetitions) as bar:
         for _ in range(sizes.throughput_repetitions):
-            async with bench.opened([OFFICIAL_ASYNC, MEMORY, OURS_ASYNC]) as subjects:
-                for rates, threads, turns in (
-                    (alone, 1, sizes.throughput_turns),
-                    (together, sizes.throughput_threads, sizes.throughput_thread_turns),
-                ):
-                    for subject in shuffled(subjects):
-                        rate = await _turns_per_second(subject, threads, turns)
-                        rates.setdefault(subject.name, []).append(rate)
+            async with bench.opened(backend.official, backend.ours, *asyncs) as subjects:
+                for subject in shuffled(subjects):
+                    rate = await _turns_per_second(subject, 1, sizes.throughput_turns)
+                    alone.setdefault(subject.name, []).append(rate)
+                for subject in shuffled(subjects[2:]):
+                    rate = await _turns_per_second(
+                        subject, sizes.throughput_threads, sizes.throughput_thread_turns
+                    )
+                    together.setdefault(subject.name, []).append(rate)
             bar.update()
+    rates = {name: median(found) for name, found in alone.items()}
+    rates_together = {name: median(found) for name, found in together.items()}
+    times = {name: 1000 / rate for name, rate in rates.items()}
+    bars, many = backend.bars, f"{sizes.throughput_threads} threads at once"
     return [
-        _throughput_result(alone, "1 thread").judged(AtLeast(1.2)),
-        _throughput_result(together, f"{sizes.throughput_threads} threads at once").judged(
-            AtLeast(1.5)
-        ),
+        Result(
+            "throughput", "1 thread", "turns/s", {name: rates[name] for name in together}
+        ).judged(bars.alone_rate),
+        Result("throughput", many, "turns/s", rates_together).judged(bars.together_rate),
+        Result("throughput", "time per turn, 1 thread", "ms", times).judged(bars.alone_time),
     ]
 
 
 async def _turns_per_second(subject: Subject, threads: int, turns: int) -> float:
+    node: Any = count_up_async if subject.contender.is_async else count_up
     builder = StateGraph(CountState)
-    builder.add_node("count_up", count_up)
+    builder.add_node("count_up", node)
     builder.add_edge(START, "count_up")
     builder.add_edge("count_up", END)
-    graph = builder.compile(checkpointer=subject.saver)
+    graph: Graph = builder.compile(checkpointer=subject.saver)
 
     async def play(thread_id: str, turns: int) -> None:
         config: RunnableConfig = {"configurable": {"thread_id": thread_id}}
         for _ in range(turns):
-            await graph.ainvoke({"count": 0}, config)
+            await subject.turn(graph, config, {"count": 0})
 
     await play("that makes the tables", 1)
     start = time.perf_counter()
     await asyncio.gather(*(play(f"{threads}-{number}", turns) for number in range(threads)))
     return threads * turns / (time.perf_counter() - start)
-
-
-def _throughput_result(rates: dict[str, list[float]], measured: str) -> Result:
-    medians = {name: median(rate) for name, rate in rates.items()}
-    return Result("throughput", measured, "turns/s", medians)
 
 
 WORKLOADS: dict[str, Callable[[Bench], Awaitable[list[Result]]]] = {

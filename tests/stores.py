@@ -14,21 +14,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pymongo
 from bson.raw_bson import RawBSONDocument
-from pymongo.monitoring import CommandListener
 
+from commands import Started, untargeted
 from forkpoint import SqliteSaver
 from forkpoint.saver import ForkpointSaver
-
-if TYPE_CHECKING:
-    from pymongo.monitoring import (
-        CommandFailedEvent,
-        CommandStartedEvent,
-        CommandSucceededEvent,
-    )
 
 KINDS = ("threads", "checkpoints", "writes", "chunks")
 
@@ -284,6 +277,7 @@ class MongoStore(Store):
         self.uri = uri
         self.name = database
         self._opened: list[pymongo.MongoClient[Any]] = []
+        self._untargeted: list[str] = []
 
     def __reduce__(self) -> Any:
         return MongoStore, (self.uri, self.name)
@@ -291,13 +285,18 @@ class MongoStore(Store):
     def saver(self, **options: Any) -> ForkpointSaver:
         from forkpoint.mongodb import MongoDBSaver
 
-        return MongoDBSaver.from_conn_string(self.uri, db_name=self.name, **options)
+        # Whatever a test does: each command could be sent to one shard of a cluster.
+        listeners = [Started(lambda sent: self._untargeted.extend(untargeted(sent)))]
+        listeners += options.pop("event_listeners", [])
+        return MongoDBSaver.from_conn_string(
+            self.uri, db_name=self.name, event_listeners=listeners, **options
+        )
 
     def watched(self, before: Callable[[str], None]) -> ForkpointSaver:
         from forkpoint.mongodb import MongoDBSaver
 
         client: pymongo.MongoClient[Any] = pymongo.MongoClient(
-            self.uri, event_listeners=[_Listener(before)]
+            self.uri, event_listeners=[Started(lambda sent: before(sent.command_name))]
         )
         self._opened.append(client)
         saver = MongoDBSaver(client, db_name=self.name)
@@ -401,6 +400,7 @@ class MongoStore(Store):
             client.close()
         self.collection.drop()  # first: it takes the server long to drop them with their database
         self.collection.database.client.drop_database(self.name)
+        assert self._untargeted == []
 
     def _faults(self) -> list[str]:
         threads = {thread.key: thread for thread in self.threads()}
@@ -438,22 +438,6 @@ _CHUNKS = {"kind": {"$exists": False}, "_id": {"$type": "binData"}}
 def _client(uri: str, process: int) -> pymongo.MongoClient[Any]:
     """Return a client to look at stores with, one for all tests of a process."""
     return pymongo.MongoClient(uri)
-
-
-class _Listener(CommandListener):
-    """Tells of commands before they are sent."""
-
-    def __init__(self, before: Callable[[str], None]) -> None:
-        self._before = before
-
-    def started(self, event: CommandStartedEvent) -> None:
-        self._before(event.command_name)
-
-    def succeeded(self, event: CommandSucceededEvent) -> None:
-        pass
-
-    def failed(self, event: CommandFailedEvent) -> None:
-        pass
 
 
 def _split(digests: bytes) -> list[bytes]:

@@ -14,6 +14,7 @@ from langgraph.checkpoint.base import get_checkpoint_metadata
 
 from forkpoint.errors import InvalidInput
 
+_LARGEST = 2**31 - 1  # what every database counts with, and more than any has
 METADATA_BYTES = 4 * 1024 * 1024
 """How long metadata may be as JSON: a quarter of what fits into a document of MongoDB."""
 
@@ -97,7 +98,7 @@ def index(value: object) -> int:
     """Return a position, which may be negative."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidInput(f"index must be an integer, not {value!r:.80}")
-    return value
+    return max(-_LARGEST, min(value, _LARGEST))
 
 
 def named_values(value: object, what: str) -> Mapping[str, Any]:
@@ -157,7 +158,7 @@ def limit(value: object) -> int | None:
         raise InvalidInput(f"limit must be an integer or None, not {value!r:.80}")
     if value < 0:
         raise InvalidInput(f"limit must not be negative: {value}")
-    return value
+    return min(value, _LARGEST)
 
 
 def metadata_filter(value: object) -> dict[str, Any] | None:

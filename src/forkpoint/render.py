@@ -1,8 +1,9 @@
 """Pictures of a family, and of what differs between two states: text, Mermaid, SVG, HTML. Pure.
 
 A family is drawn with one thread to a row, like a log of commits, for that is what stays legible
-with hundreds of forks. Nothing recurses, since a fork of a fork can be thousands of levels deep.
-Ids, keys and values come from anywhere, so each is made printable, shortened and escaped first.
+with hundreds of forks. No family is walked by recursion, as a fork of a fork of a fork can be
+thousands of levels deep. Ids, keys and values come from anywhere, so each is made printable,
+shortened and escaped.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from xml.sax.saxutils import escape
 if TYPE_CHECKING:
     from forkpoint.types import ChannelDiff, FamilyNode, LineageEntry
 
-_DEEP = 16
-"""From how many levels on a family is drawn with lanes, as indenting each would leave no room."""
+_DEEP = 12
+"""How many levels are indented each. In a deeper family that would leave no room for the ids."""
 
 _TEXT_ID = 60
 _CHECKPOINT_ID = 20
@@ -99,12 +100,12 @@ def _levels(root: FamilyNode) -> list[list[FamilyNode]]:
 # What is said of a thread
 
 
-def _origin(entry: LineageEntry, forked: str, cloned: str) -> list[str]:
+def _origin(entry: LineageEntry, forked: str, *cloned: str) -> list[str]:
     """Return how a thread was made, such as `forked at step 4` and the time of the checkpoint."""
     if entry.edge is None:
         return []
     if entry.edge == "clone":
-        return [cloned]
+        return list(cloned)
     known = []
     if entry.step is not None:
         known.append(f"step {_short(str(entry.step), _STEP)}")
@@ -204,7 +205,10 @@ def _fitting(text: str, columns: int) -> str:
 
 
 def text(root: FamilyNode) -> str:
-    """Return a family as lines, one to a thread, with box-drawing characters."""
+    """Return a family as lines, one to a thread, with box-drawing characters.
+
+    In a deep family, an arrow leads from a thread down to the one that goes on in its lane.
+    """
     rows = _rows(root)
     is_deep = any(row.is_heir for row in rows)
     indents: list[str] = []
@@ -217,16 +221,18 @@ def text(root: FamilyNode) -> str:
             branch = above + ("└─ " if row.is_last else "├─ ")
             indent = above + ("   " if row.is_last else "│  ")
         indents.append(indent)
-        dot = "" if row.node.entry.exists else "† "
-        lines.append(f"{branch}{dot or '● ' * is_deep}{_said(row.node)}")
+        dot = "↓ " if row.is_heir else "● " if is_deep and row.node.entry.exists else ""
+        lines.append(f"{branch}{dot}{_said(row.node)}")
     return "\n".join(lines)
 
 
 def _said(node: FamilyNode) -> str:
     entry = node.entry
-    origin = ", ".join(_origin(entry, "forked", f"cloned {_time(entry.created_at)}"))
+    origin = ", ".join(_origin(entry, "forked", "cloned", _time(entry.created_at)))
     parts = [
-        _short(entry.thread_id, _TEXT_ID) + " ← this thread" * node.is_current,
+        "† " * (not entry.exists)
+        + _short(entry.thread_id, _TEXT_ID)
+        + " ← this thread" * node.is_current,
         "" if entry.exists else "purged",
         origin + " UTC" * _names_time(entry),
         f"({_count(entry.checkpoint_count, 'checkpoint')})" if entry.exists else "",
@@ -241,10 +247,14 @@ def _names_time(entry: LineageEntry) -> bool:
 # Mermaid
 
 _UNSAFE = re.compile(
-    r"(?<![A-Za-z0-9])[._-]|[._-](?![A-Za-z0-9])|(?<!\d):|:(?!\d)|[^\w .,:-]|[ﬂ°¶ß]"
+    r"(?<![A-Za-z0-9])[._-]|[._-](?![A-Za-z0-9])|(?<!\d):|:(?!\d)|[!-+/;-@\[-^`{-~]|[ﬂ°¶ß]"
 )
 """What a label has as entity codes: syntax of Mermaid, HTML and Markdown, and what Mermaid itself
 has in place of entity codes while it parses."""
+
+_UNSAFE_DECODED = "\\:$ﬂ¶"
+"""Beginnings of what Mermaid looks for after it has decoded them: a line break, an icon, a formula,
+an entity code. A joiner of no width behind them hides it."""
 
 _MERMAID_ID = 40
 
@@ -253,8 +263,8 @@ def mermaid(root: FamilyNode) -> str:
     """Return a family as a Mermaid flowchart.
 
     Its direction is the one in which the family is less wide. Threads differ by their shapes and
-    words, not by colours, as those are the theme's. Mermaid draws no more than 500 edges unless
-    its `maxEdges` says otherwise.
+    words, not by colors, as those are the theme's. For more than some 200 threads, Mermaid's
+    limits have to be raised: `maxTextSize` is 50,000 characters, and `maxEdges` 500, by default.
     """
     rows = _rows(root)
     levels = _levels(root)
@@ -289,13 +299,17 @@ def _vertex(node: FamilyNode) -> str:
 
 def _arrow(number: int, row: _Row) -> str:
     entry = row.node.entry
-    words = _origin(entry, "forked", f"cloned {_time(entry.created_at)}")
+    words = _origin(entry, "forked", "cloned", _time(entry.created_at))
     said = "<br/>".join(map(_coded, words)) + " UTC" * _names_time(entry)
     return f'n{row.parent} {"-.->" if entry.edge == "clone" else "-->"}|"{said}"| n{number}'
 
 
 def _coded(text: str) -> str:
-    return _UNSAFE.sub(lambda match: f"#{ord(match[0])};", text)
+    return _UNSAFE.sub(lambda match: _code(match[0]), text)
+
+
+def _code(char: str) -> str:
+    return f"#{ord(char)};" + "#8288;" * (char in _UNSAFE_DECODED)
 
 
 # SVG, with sizes in pixels
@@ -311,7 +325,7 @@ _BASE = 17
 
 _LANE = 22
 _TURN = 8
-_DOT = 7
+_DOT = 5
 
 _NAME = 48
 """How many columns of an id are shown, if the lanes leave the room."""
@@ -320,14 +334,16 @@ _LETTER = 7.9
 _SMALL = 6.8
 _TITLE_LETTER = 9.0
 _LEGEND_GAP = 22
-_OTHER_LETTERS = 0.25
-"""How much wider letters may be that are not ASCII, as another font has them."""
+_LEGEND_LETTER = 6.3
+_LAST_LETTER = "\u0530"
+_OTHER_LETTERS = 0.5
+"""How much wider letters may be behind Latin, Greek and Cyrillic, as other fonts have them."""
 
 _LINES = ("fp-line", "fp-line fp-clone", "fp-way", "fp-way fp-clone")
 
 _STYLE = """
 .fp-family{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-.fp-family text{fill:#1f2328;white-space:pre}
+.fp-family text{fill:#1f2328;white-space:pre;font-variant-numeric:tabular-nums}
 .fp-family .fp-panel{fill:#fff;stroke:#d1d9e0}
 .fp-family .fp-row{fill:#818b98;fill-opacity:0}
 .fp-family .fp-odd{fill-opacity:.07}
@@ -387,6 +403,10 @@ class _Name(NamedTuple):
     width: float
     tag: str
 
+    @property
+    def right(self) -> float:
+        return self.x + self.width + _tag_width(self.tag)
+
 
 def svg(root: FamilyNode) -> str:
     """Return a family as an SVG document: a row for each thread, with the lines between them left.
@@ -394,10 +414,12 @@ def svg(root: FamilyNode) -> str:
     It has a background of its own, since a notebook's need not be what the system prefers.
     """
     rows = _rows(root)
-    names, columns = _table(rows)
     title = f"Family of {_short(root.entry.thread_id, _NAME)}"
+    summary = " · ".join([*_summary(rows), "times in UTC"])
     legend, legend_right = _legend(rows)
-    right = max(columns[-1].x, legend_right, _MARGIN + _wide(title, _TITLE_LETTER))
+    header = max(_wide(title, _TITLE_LETTER), _wide(summary, _SMALL))
+    names, columns = _table(rows, max(_MARGIN + header, legend_right))
+    right = columns[-1].x
     width, height = round(right + _MARGIN), _TOP + len(rows) * _ROW + 10
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="fp-family" role="img" width="{width}" '
@@ -407,15 +429,18 @@ def svg(root: FamilyNode) -> str:
         f"<style>{_STYLE}</style>",
         f'<rect class="fp-panel" x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="8"/>',
         _text(_MARGIN, 32, title, "fp-title"),
-        _text(_MARGIN, 53, " · ".join([*_summary(rows), "times in UTC"]), "fp-dim"),
+        _text(_MARGIN, 53, summary, "fp-dim"),
         *legend,
         _text(names[0].x, _TOP - 11, "Thread", "fp-dim"),
-        *(_text(each.x, _TOP - 11, each.heading, f"{each.style} fp-dim") for each in columns),
+        *(
+            _text(round(each.x, 1), _TOP - 11, each.heading, f"{each.style} fp-dim")
+            for each in columns
+        ),
         f'<path class="fp-rule" d="M{_MARGIN} {_TOP - 2.5}H{width - _MARGIN}"/>',
         *(_svg_row(n, row.node, names[n], columns, width) for n, row in enumerate(rows)),
         '<g class="fp-graph">',
         *_lines(rows),
-        *(_dot(_x(row.lane), _y(number), _kind(row.node)) for number, row in enumerate(rows)),
+        *(_dot(_x(row.lane), _y(n), _kind(row.node)) for n, row in enumerate(rows)),
         "</g>",
         "</svg>",
     ]
@@ -429,7 +454,7 @@ def _description(rows: Sequence[_Row]) -> str:
 
 
 def _x(lane: int) -> int:
-    return _MARGIN + _DOT + 4 + lane * _LANE
+    return _MARGIN + 11 + lane * _LANE
 
 
 def _y(number: int) -> int:
@@ -438,37 +463,39 @@ def _y(number: int) -> int:
 
 def _wide(text: str, letter: float) -> float:
     """Return how many pixels a text takes at most, or about that: fonts differ."""
-    others = sum(not char.isascii() and _columns_of(char) == 1 for char in text)
+    others = sum(char > _LAST_LETTER and _columns_of(char) == 1 for char in text)
     return round(letter * (_columns(text) + _OTHER_LETTERS * others), 1)
 
 
-def _table(rows: Sequence[_Row]) -> tuple[list[_Name], list[_Column]]:
-    """Return what each row says, and where: the ids get what room the other columns leave."""
+def _table(rows: Sequence[_Row], least: float) -> tuple[list[_Name], list[_Column]]:
+    """Return what each row says, and where; the last column ends at `least` or right of it.
+
+    The ids get what room the other columns leave.
+    """
     entries = [row.node.entry for row in rows]
-    origins = [" · ".join(_origin(entry, "fork", "clone")) or "first thread" for entry in entries]
-    created = [_time(entry.created_at) for entry in entries]
-    counts = [str(entry.checkpoint_count) if entry.exists else "-" for entry in entries]
-    cells = {"Origin": origins, "Created": created, "Checkpoints": counts}
-    widths = [
-        max(_wide(cell, _SMALL) for cell in [head, *column]) for head, column in cells.items()
-    ]
-    right = _WIDEST - _MARGIN - sum(widths) - len(widths) * _GAP
-    names = [_name(row, right) for row in rows]
-    x = max(name.x + name.width + (_tag_width(name.tag) if name.tag else 0) for name in names)
-    columns = []
-    for (heading, column), width in zip(cells.items(), widths, strict=True):
-        is_last = column is counts
-        x += _GAP + (width if is_last else 0)
-        columns.append(_Column(heading, column, round(x, 1), "fp-number" if is_last else "fp-text"))
-        x += 0 if is_last else width
-    return names, columns
+    cells = {
+        "Origin": [
+            " · ".join(_origin(each, "fork", "clone")) or "first thread" for each in entries
+        ],
+        "Created": [_time(each.created_at) for each in entries],
+        "Checkpoints": [str(each.checkpoint_count) if each.exists else "-" for each in entries],
+    }
+    widths = [max(_wide(said, _SMALL) for said in [top, *below]) for top, below in cells.items()]
+    others = sum(widths) + len(widths) * _GAP
+    names = [_name(row, _WIDEST - _MARGIN - others) for row in rows]
+    right = max(least, others + max(name.right for name in names))
+    starts = [right - sum(widths[n:]) - _GAP * (len(widths) - 1 - n) for n in range(len(widths))]
+    styles = ["fp-text", "fp-text", "fp-number"]
+    ends = [*starts[:-1], right]  # numbers are aligned at their right
+    return names, list(map(_Column, cells, cells.values(), ends, styles))
 
 
 def _name(row: _Row, right: float) -> _Name:
     """Return the id of a row's thread, no wider than up to `right`."""
-    tag = "this thread" if row.node.is_current else "" if row.node.entry.exists else "purged"
-    x = _x(row.lane) + _DOT + 7
-    room = right - x - (_tag_width(tag) if tag else 0)
+    kind = _kind(row.node)
+    tag = "" if kind == "thread" else kind
+    x = _x(row.lane) + 14
+    room = right - x - _tag_width(tag) - _LETTER  # the ellipsis may be wider than a letter
     id_ = row.node.entry.thread_id
     most = min(_NAME, int(room / _LETTER))
     shown = _short(id_, most)
@@ -478,7 +505,7 @@ def _name(row: _Row, right: float) -> _Name:
 
 
 def _tag_width(tag: str) -> float:
-    return _TAG_GAP + 14 + _wide(tag, _SMALL)
+    return _TAG_GAP + 14 + _wide(tag, _SMALL) if tag else 0
 
 
 def _svg_row(
@@ -500,7 +527,7 @@ def _svg_row(
     if name.tag:
         parts += _tag(name, top, "fp-pill" if node.is_current else "fp-tag")
     for column in columns:
-        parts.append(_text(column.x, top + _BASE, column.cells[number], column.style))
+        parts.append(_text(round(column.x, 1), top + _BASE, column.cells[number], column.style))
     return "".join([*parts, "</g>"])
 
 
@@ -528,8 +555,8 @@ def _text(x: float, y: float, said: str, style: str) -> str:
 def _lines(rows: Sequence[_Row]) -> list[str]:
     """Return the lines from threads to those made from them.
 
-    Those of a fork begin with a ring, those of a clone with a square and are dashed, and those that lead to the
-    current thread are thick.
+    Those of a fork begin with a ring, those of a clone are dashed and begin with a square. Those
+    that lead to the current thread are thick.
     """
     way = _way(rows)
     paths: dict[str, list[str]] = {style: [] for style in _LINES}
@@ -542,7 +569,7 @@ def _lines(rows: Sequence[_Row]) -> list[str]:
         x, y = _x(rows[row.parent].lane), _y(number)
         parent_end = _y(row.parent) + _DOT
         end = ends.get(row.parent, parent_end)
-        turn = y - _ROW + _DOT + 5 if row.is_heir else y - _TURN
+        turn = y - _ROW // 2 if row.is_heir else y - _TURN
         ends[row.parent] = turn
         onwards = (
             f"M{x} {turn}V{y - _DOT}"
@@ -562,8 +589,8 @@ def _lines(rows: Sequence[_Row]) -> list[str]:
 def _mark(x: float, y: float, is_clone: bool) -> str:
     """Return what is where a line branches off: the checkpoint of a fork, or a square."""
     if is_clone:
-        return f'<rect class="fp-dot" x="{x - 3:g}" y="{y - 3:g}" width="6" height="6"/>'
-    return f'<circle class="fp-mark" cx="{x:g}" cy="{y:g}" r="3"/>'
+        return f'<rect class="fp-dot" x="{x - 2.5:g}" y="{y - 2.5:g}" width="5" height="5"/>'
+    return f'<circle class="fp-mark" cx="{x:g}" cy="{y:g}" r="2.5"/>'
 
 
 def _way(rows: Sequence[_Row]) -> set[int]:
@@ -606,19 +633,19 @@ def _legend(rows: Sequence[_Row]) -> tuple[list[str], float]:
     parts = []
     for label in ("thread", "this thread", "purged"):
         if label in kinds:
-            parts += [_dot(x + _DOT, y, label), _text(x + 20, y + 4, label, "fp-dim")]
-            x += 20 + round(_wide(label, _SMALL)) + _LEGEND_GAP
+            parts += [_dot(x + 7, y, label), _text(x + 20, y + 4, label, "fp-dim")]
+            x += 20 + round(_wide(label, _LEGEND_LETTER)) + _LEGEND_GAP
     for style, label, occurs in (
         ("fp-line", "fork of a checkpoint", "fork" in edges),
         ("fp-line fp-clone", "clone of a thread", "clone" in edges),
-        ("fp-way", "way to this thread", len(_way(rows)) > 1),
+        ("fp-way", "ancestors of this thread", len(_way(rows)) > 1),
     ):
         if occurs:
             parts.append(f'<path class="{style}" d="M{x:g} {y}h26"/>')
             if style != "fp-way":
                 parts.append(_mark(x + 3, y, "clone" in style))
             parts.append(_text(x + 33, y + 4, label, "fp-dim"))
-            x += 33 + round(_wide(label, _SMALL)) + _LEGEND_GAP
+            x += 33 + round(_wide(label, _LEGEND_LETTER)) + _LEGEND_GAP
     return ['<g class="fp-graph">', *parts, "</g>"], x - _LEGEND_GAP
 
 
@@ -628,7 +655,7 @@ _VALUE = 100
 """How many columns of a value are shown."""
 
 _KEY = 40
-_SHOWN = 30
+_SHOWN = 20
 """How many additions, removals and changes of a channel are shown, of each."""
 
 _LEVELS = 4
@@ -652,7 +679,13 @@ def diff(channels: Mapping[str, ChannelDiff]) -> str:
     return "\n".join([*lines, *_rest(channels)])
 
 
-_CELL = "text-align:left;vertical-align:top;padding:4px 12px"
+_CELL = (
+    "text-align:left;vertical-align:top;padding:4px 12px;border-top:1px solid rgba(128,128,128,.3)"
+)
+_LINE = (
+    "font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere;"
+    "padding:0 4px 0 calc(4px + 2ch);text-indent:-2ch"
+)
 _COLORS = {"+": "rgba(46,160,67,.18)", "-": "rgba(248,81,73,.18)", "~": "rgba(187,128,9,.18)"}
 
 
@@ -663,8 +696,8 @@ def diff_html(channels: Mapping[str, ChannelDiff]) -> str:
     Styles are inline, for notebooks remove style sheets from what they do not trust.
     """
     rows = [
-        f'<tr><th style="{_CELL}">{html.escape(_short(name, _KEY))}</th>'
-        f'<td style="{_CELL}">{html.escape(_verdict(channel))}</td>'
+        f'<tr><th style="{_CELL};white-space:nowrap">{html.escape(_short(name, _KEY))}</th>'
+        f'<td style="{_CELL};white-space:nowrap">{html.escape(_verdict(channel))}</td>'
         f'<td style="{_CELL}">{"".join(map(_html_line, _changes(channel)))}</td></tr>'
         for name, channel in _differing(channels)
     ]
@@ -677,10 +710,8 @@ def diff_html(channels: Mapping[str, ChannelDiff]) -> str:
 
 def _html_line(change: tuple[str, str]) -> str:
     sign, said = change
-    style = "font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere;padding:0 4px"
-    if sign in _COLORS:
-        style += f";background:{_COLORS[sign]}"
-    return f'<div style="{style}">{html.escape(f"{sign} {said}".strip())}</div>'
+    tint = f";background:{_COLORS[sign]}" if sign else ""
+    return f'<div style="{_LINE}{tint}">{sign or " "} {html.escape(said)}</div>'
 
 
 def _differing(channels: Mapping[str, ChannelDiff]) -> list[tuple[str, ChannelDiff]]:
@@ -763,8 +794,15 @@ def _start(old: Any, new: Any) -> int:
 
 
 def _content(value: Any) -> str | None:
-    text = value if isinstance(value, str) else getattr(value, "content", None)
+    text = value if isinstance(value, str) else _attribute(value, "content")
     return text if isinstance(text, str) else None
+
+
+def _attribute(value: Any, name: str) -> Any:
+    try:
+        return getattr(value, name, None)
+    except Exception:  # noqa: BLE001 - a property of anyone's may raise anything
+        return None
 
 
 def _one_line(value: Any, start: int = 0) -> str:
@@ -780,8 +818,7 @@ def _represented(value: Any, start: int, levels: int) -> str:
     """Return the beginning, at least, of what is to be shown of a value."""
     if isinstance(value, (str, bytes)):
         return "…" * (start > 0) + repr(value[start : start + _VALUE + 1])
-    kind = getattr(value, "type", None)
-    content = getattr(value, "content", None)
+    kind, content = _attribute(value, "type"), _attribute(value, "content")
     if isinstance(kind, str) and isinstance(content, (str, list)):
         return f"{kind}: {_of_message(value, content, start, levels)}"
     brackets = _BRACKETS.get(type(value))
@@ -796,20 +833,27 @@ def _represented(value: Any, start: int, levels: int) -> str:
             f"{_represented(key, 0, levels - 1)}: {_represented(part, 0, levels - 1)}"
             for key, part in value.items()
         )
-    return f"{opening}{_joined(parts)}{closing}"
+    comma = "," * (type(value) is tuple and len(value) == 1)
+    return f"{opening}{_joined(parts)}{comma}{closing}"
 
 
 def _of_message(message: Any, content: str | list[Any], start: int, levels: int) -> str:
     """Return a message's text, or what tools it calls if it has none."""
-    calls = getattr(message, "tool_calls", None)
+    calls = _attribute(message, "tool_calls")
     if not content and isinstance(calls, list) and calls and levels:
         return _joined(
             f"{call['name']}({_represented(call['args'], 0, levels - 1)})" for call in calls
         )
-    if isinstance(content, list):
-        return _represented(content, 0, levels)
-    shown = content[start : start + _CONTENT]
-    return "…" * (start > 0) + " ".join(shown.split())
+    said = content if isinstance(content, str) else _joined(map(_of_block, content))
+    return "…" * (start > 0) + " ".join(said[start : start + _CONTENT].split())
+
+
+def _of_block(block: Any) -> str:
+    """Return a part of a message: its text, or what it is, such as `<image>`."""
+    if isinstance(block, dict):
+        said = block.get("text")
+        return said[:_CONTENT] if isinstance(said, str) else f"<{block.get('type')}>"
+    return str(block)
 
 
 def _joined(parts: Iterable[str]) -> str:

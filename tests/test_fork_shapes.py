@@ -1,0 +1,531 @@
+"""A fork goes on exactly as its thread would, or as LangGraph's own time travel would.
+
+Each graph is run in a thread. For each of its checkpoints there is then a full copy of the thread,
+in which LangGraph goes on or travels, and there are forks. They are given the same, and must do the
+same, in the same order. `test_graphs` shows that LangGraph does in a copy what it does elsewhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import pytest
+from langchain_core.messages import BaseMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import EmptyInputError, InvalidUpdateError
+from langgraph.types import Command
+
+from forkpoint.saver import ForkpointSaver
+from graphs import MORE_SHAPES, RAN, SHAPES, Shape
+from stores import Store
+from support import Api, config, id_of
+
+pytestmark = pytest.mark.slow  # until they are quick enough for every run
+
+
+ALL_SHAPES = {**SHAPES, **MORE_SHAPES}
+# LangGraph's `interrupt` needs Python 3.11 under asyncio.
+WORLDS = ("sync", "async") if sys.version_info >= (3, 11) else ("sync",)
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, EmptyInputError)
+"""What a graph raises where it fails on purpose, or where an input does not fit to its state."""
+
+
+class Outcome(NamedTuple):
+    """What there is to see after a call of a graph."""
+
+    output: Any
+    ran: Any = ()
+    next: tuple[str, ...] = ()
+    tasks: Any = ()
+    values: Any = None
+    has_failed: bool = False
+
+
+class Thread:
+    """A thread of a graph, as a test drives it."""
+
+    def __init__(self, shape: Shape, saver: ForkpointSaver, world: str, thread_id: str) -> None:
+        self.shape = shape
+        self.graph = shape.build(saver)  # anew, so that what a node counts begins anew, too
+        self.world = world
+        self.thread_id = thread_id
+        self.answer = "to {}"
+        self.config: Any = {"configurable": {"thread_id": thread_id}}
+
+    async def state(self, at: Any = None) -> Any:
+        """Return the state of the thread, or that of one of its checkpoints."""
+        if self.world == "sync":
+            return self.graph.get_state(at or self.config)
+        return await self.graph.aget_state(at or self.config)
+
+    async def call(self, given: Any, at: Any = None, **options: Any) -> Outcome:
+        """Call the graph, at a checkpoint or where the thread is, and return what came of it."""
+        RAN.clear()
+        options = {**self.shape.options, **options}
+        try:
+            if self.world == "sync":
+                output = self.graph.invoke(given, at or self.config, **options)
+            else:
+                output = await self.graph.ainvoke(given, at or self.config, **options)
+        except FAILURES as error:
+            output = error
+        ran = list(ran_in_order())
+        state = await self.state()
+        has_failed = isinstance(output, Exception)
+        return Outcome(
+            repr(output) if has_failed else plain(output),
+            ran,
+            state.next,
+            tasks_of(state),
+            values_of(state),
+            has_failed,
+        )
+
+    async def update(self, at: Any) -> Any:
+        """Update the state at a checkpoint, and return the config that names the new one."""
+        given = self.shape.inputs[0]
+        if self.world == "sync":
+            return self.graph.update_state(at, given)
+        return await self.graph.aupdate_state(at, given)
+
+    async def finish(self, *inputs: Any) -> list[Outcome]:
+        """Answer and go on until there is nothing to do; then with each of these inputs again."""
+        outcomes: list[Outcome] = []
+        waiting = list(inputs)
+        while len(outcomes) < 20:
+            given = await self.wanted()
+            if given is NOTHING:
+                if not waiting:
+                    return outcomes
+                given = waiting.pop(0)
+            outcomes.append(await self.call(given))
+            if len(outcomes) > 1 and outcomes[-1].has_failed and outcomes[-2].has_failed:
+                return outcomes  # it fails each time
+        raise AssertionError("there is no end to it")
+
+    async def wanted(self) -> Any:
+        """Return what the graph waits for: answers, or to go on, or nothing."""
+        state = await self.state()
+        answers = {one.id: self.answer.format(one.value) for one in state.interrupts}
+        if not answers:
+            return None if state.next else NOTHING
+        only = next(iter(answers.values()))
+        return Command(resume=only if len(answers) == 1 else answers, **self.shape.said)
+
+
+NOTHING = object()
+
+
+def ran_in_order() -> Iterator[list[str]]:
+    """Return the names of the nodes that ran, step by step: those of one step in any order."""
+    for _, step in itertools.groupby(RAN, key=lambda ran: ran[0]):
+        yield sorted(name for _, name in step)
+
+
+def plain(value: Any) -> Any:
+    """Return a value without what is random: ids that are made up, and the order of questions."""
+    if isinstance(value, dict):
+        asked = sorted(one.value for one in value.get("__interrupt__", ()))
+        known = {key: plain(item) for key, item in value.items() if key != "__interrupt__"}
+        return {**known, "asked": asked} if asked else known
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, BaseMessage) and (value.id is None or is_uuid(value.id)):
+        return value.model_copy(update={"id": None})
+    return value
+
+
+def is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
+def values_of(state: Any) -> Any:
+    """Return what a thread's state says, without what `invoke` adds to it.
+
+    LangGraph adds the questions to the very dict that is the state of a functional workflow, and
+    if it is stored thereafter, they are stored.
+    """
+    values = state.values
+    if isinstance(values, dict):
+        values = {key: value for key, value in values.items() if key != "__interrupt__"}
+    return plain(values)
+
+
+def tasks_of(state: Any) -> list[Any]:
+    return [(task.name, [one.value for one in task.interrupts], task.error) for task in state.tasks]
+
+
+class Lab:
+    """A thread that was run, and copies and forks of it to be compared."""
+
+    def __init__(self, name: str, store: Store, saver: ForkpointSaver, world: str) -> None:
+        self.shape = ALL_SHAPES[name]
+        self.store, self.saver, self.world = store, saver, world
+        self.api = Api(saver, world)
+        self.thread = self.named("thread")
+        self._names = (f"thread {n}" for n in itertools.count())
+
+    def named(self, thread_id: str) -> Thread:
+        return Thread(self.shape, self.saver, self.world, thread_id)
+
+    async def live(self, *, abandoning: bool = False, **options: Any) -> AsyncIterator[None]:
+        """Run the graph in the thread, and pause after each call.
+
+        Abandoning, go back after each input, in all the ways there are. That leaves branches, and
+        checkpoints with more than one child.
+        """
+        for given in self.shape.inputs:
+            if given is None or (isinstance(given, Command) and given.resume is not None):
+                continue
+            while given is not NOTHING:
+                await self.thread.call(given, **options)
+                yield
+                given = await self.thread.wanted()
+            for begin in BEGINNINGS if abandoning else ():
+                ids = [id_of(found) for found in self.saver.history("thread")]
+                await begin(self.thread, config("thread", ids[len(ids) // 2]))
+                yield
+                await self.thread.finish()
+                yield
+
+    async def copy(self) -> Thread:
+        copy = self.named(next(self._names))
+        await self.api.copy_thread("thread", copy.thread_id)
+        return copy
+
+    async def fork(self, source: Any) -> Thread:
+        fork = self.named(next(self._names))
+        assert await self.api.fork(source, new_thread_id=fork.thread_id) == fork.config
+        return fork
+
+    def source(self) -> Any:
+        """Return everything that is stored for the thread, as it is stored."""
+        thread = self.store.thread("thread")
+        rows = {
+            kind: sorted(row for row in self.store.rows(kind) if row.thread == thread.key)
+            for kind in ("checkpoints", "writes")
+        }
+        found = self.saver.list(self.thread.config)
+        return thread, rows, [(one.config, one.parent_config, one.metadata) for one in found]
+
+    def subgraphs(self, thread: Thread, before: str | None = None) -> set[tuple[str, str]]:
+        """Return the newest checkpoint of each subgraph that keeps its state, before an id."""
+        found = self.saver.list(self.thread.config)
+        namespaces = {one.config["configurable"]["checkpoint_ns"] for one in found}
+        bound = None if before is None else config(checkpoint_id=before)
+        return {
+            (namespace, id_of(one))
+            for namespace in namespaces
+            if namespace and ":" not in namespace
+            for one in self.saver.list(
+                config(thread.thread_id, ns=namespace), before=bound, limit=1
+            )
+        }
+
+
+# Ways to begin at a checkpoint. Where it is not the newest, each is a time travel.
+
+Begin = Callable[[Thread, Any], Awaitable[Outcome]]
+
+
+async def go_on(thread: Thread, at: Any) -> Outcome:
+    return await thread.call(None, at)
+
+
+async def give_input(thread: Thread, at: Any) -> Outcome:
+    return await thread.call(thread.shape.inputs[0], at)
+
+
+async def update(thread: Thread, at: Any) -> Outcome:
+    if not isinstance(thread.shape.inputs[0], dict):
+        return Outcome("is not updated")
+    try:
+        updated = await thread.update(at)
+    except (InvalidUpdateError, *FAILURES) as error:
+        return Outcome(repr(error))
+    return await thread.call(None, updated)
+
+
+BEGINNINGS = (go_on, give_input, update)
+
+
+def bound_of(begin: Begin, found: Any) -> str | None:
+    """Return before which id LangGraph looks for the state of subgraphs; None for the newest.
+
+    Going on, it does so as of the checkpoint. But a new input, or an update of a checkpoint that
+    was made by a time travel, finds what was stored on branches that the checkpoint knows nothing
+    of, because it was made later, or elsewhere.
+    """
+    if begin is give_input:
+        return None
+    is_made = begin is go_on and found.metadata.get("source") in ("update", "fork")
+    return id_of(found.parent_config if is_made and found.parent_config else found)
+
+
+def is_limited(lab: Lab, fork: Thread, state: Any) -> bool:
+    """Return whether LangGraph would not run the next node again, going on without a time travel.
+
+    It holds a subgraph that kept its state for one that was stopped in the middle. See
+    `test_the_limit_is_that_of_an_ordinary_head`.
+    """
+    kept = {namespace.split("|")[0] for namespace, _ in lab.subgraphs(fork)}
+    return not kept.isdisjoint(state.next)
+
+
+def described(state: Any, *, live: bool = True) -> Any:
+    """Return what a thread's state says; errors only where it is about the thread as it is."""
+    ids = [task.id for task in state.tasks]
+    tasks = [task if live else task[:2] for task in tasks_of(state)]
+    return id_of(state), state.next, state.metadata, ids, tasks, values_of(state)
+
+
+async def compare(lab: Lab, found: Any, begin: Begin) -> None:
+    """Compare a time travel to a checkpoint, and all that follows, with what forks of it do."""
+    copy = await lab.copy()
+    there = config(copy.thread_id, id_of(found))
+    expected = await copy.state(there)
+    head = id_of(await copy.state())
+    known = lab.subgraphs(copy, bound_of(begin, found))
+    newest = lab.subgraphs(copy)
+    first = await begin(copy, there)
+    # What LangGraph did not come to at once, it will find in a state that is not of this branch.
+    left = lab.subgraphs(copy) & newest
+    is_branch = id_of(await copy.state()) != head
+    following = await copy.finish(lab.shape.inputs[0]) if is_branch else []
+    for addressed in (False, True):
+        fork = await lab.fork(found.config)
+        here = config(fork.thread_id, id_of(found))
+        state = await fork.state()
+        where = (begin.__name__, found.metadata, addressed)
+        assert described(state, live=False) == described(expected, live=False), where
+        own = lab.subgraphs(fork)
+        if not known <= own:
+            continue
+        is_named = addressed or (begin is go_on and is_limited(lab, fork, state))
+        forked = await begin(fork, here if is_named else fork.config)
+        if not is_branch:  # LangGraph had nothing to do, and made no checkpoint for it
+            assert forked[:2] == first[:2], where
+            continue
+        assert forked == first, where
+        if left <= own:
+            assert await fork.finish(lab.shape.inputs[0]) == following, where
+
+
+async def compare_heads(lab: Lab) -> None:
+    """Compare going on in a copy of a thread, at once or with what it waits for, with a fork."""
+    for at_once in (False, True):
+        copy, fork = await lab.copy(), await lab.fork("thread")
+        assert described(await fork.state()) == described(await copy.state())
+        went, goes = [], []
+        if not at_once:
+            went.append(await copy.call(None))
+            goes.append(await fork.call(None))
+        went += await copy.finish(lab.shape.inputs[0])
+        goes += await fork.finish(lab.shape.inputs[0])
+        assert goes == went
+
+
+async def kinds(lab: Lab) -> list[Any]:
+    """Return the older checkpoints of the thread, but of those that are alike only one."""
+    found: dict[Any, Any] = {}
+    for one in older(lab):
+        state = await lab.thread.state(one.config)
+        found[one.metadata.get("source"), state.next, bool(state.interrupts)] = one
+    return list(found.values())
+
+
+def older(lab: Lab) -> list[Any]:
+    """Return the checkpoints of the thread but the newest, oldest first."""
+    return list(lab.saver.history("thread"))[:-1]
+
+
+SHAPE_NAMES = [name for name in ALL_SHAPES if not name.endswith("durability async")]  # the default
+IN_ASYNC = ("interrupts", "stateful subgraphs", "deltas with questions", "functional", "agent")
+CASES = [(name, "sync") for name in SHAPE_NAMES]
+CASES += [(name, "async") for name in IN_ASYNC if "async" in WORLDS]
+ABANDONING = ("deltas", "snapshots", "deltas with questions", "deltas, durability exit")
+
+
+@pytest.mark.parametrize(("name", "world"), CASES)
+async def test_a_fork_of_the_head_goes_on_as_the_thread_would(
+    name: str, world: str, store: Store, saver: ForkpointSaver
+) -> None:
+    """After each call of the graph."""
+    lab = Lab(name, store, saver, world)
+    async for _ in lab.live():
+        before = lab.source()
+        await compare_heads(lab)
+        assert lab.source() == before
+    assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "world", "abandoning"),
+    [(*case, False) for case in CASES] + [(name, "sync", True) for name in ABANDONING],
+)
+async def test_a_fork_of_an_older_checkpoint_goes_on_as_a_time_travel_would(
+    name: str, world: str, abandoning: bool, store: Store, saver: ForkpointSaver
+) -> None:
+    lab = Lab(name, store, saver, world)
+    async for _ in lab.live(abandoning=abandoning):
+        pass
+    before = lab.source()
+    for found in await kinds(lab):
+        await compare(lab, found, go_on)
+    assert lab.source() == before
+    assert store.problems(saver) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("abandoning", [False, True])
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", ALL_SHAPES)
+async def test_forks_of_all_checkpoints_do_what_a_time_travel_does_in_all_ways(
+    name: str, world: str, abandoning: bool, store: Store, saver: ForkpointSaver
+) -> None:
+    lab = Lab(name, store, saver, world)
+    async for _ in lab.live(abandoning=abandoning):
+        pass
+    before = lab.source()
+    for found in older(lab):
+        for begin in BEGINNINGS:
+            await compare(lab, found, begin)
+    assert lab.source() == before
+    assert store.problems(saver) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", ALL_SHAPES)
+async def test_a_fork_of_the_head_goes_on_wherever_the_thread_was_stopped(
+    name: str, world: str, store: Store, saver: ForkpointSaver
+) -> None:
+    """Before each node, and on branches."""
+    lab = Lab(name, store, saver, world)
+    async for _ in lab.live(abandoning=True, interrupt_before="*"):
+        before = lab.source()
+        await compare_heads(lab)
+        assert lab.source() == before
+    assert store.problems(saver) == []
+
+
+# Other ways to the same
+
+
+@pytest.mark.parametrize("name", SHAPE_NAMES)
+async def test_a_fork_of_the_end_of_a_turn_knows_nothing_of_what_came_later(
+    name: str, store: Store, saver: ForkpointSaver
+) -> None:
+    """It goes on as another thread does that had no more turns."""
+    lab = Lab(name, store, saver, "sync")
+    first = lab.shape.inputs[0]
+    for thread in (lab.thread, lab.named("twin")):
+        await thread.finish(first)
+    end = (await lab.thread.state()).config
+    await lab.thread.finish(first)
+
+    fork = await lab.fork(end)
+    assert await fork.finish(first) == await lab.named("twin").finish(first)
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPE_NAMES if "durability" not in name])
+async def test_an_old_question_is_answered_differently(
+    name: str, store: Store, saver: ForkpointSaver
+) -> None:
+    """At once: the fork need not be called before, to ask again.
+
+    But it must be the first question of its node: the others are asked again after that one.
+    """
+    lab = Lab(name, store, saver, "sync")
+    async for _ in lab.live():
+        pass
+    for found in await kinds(lab):
+        fork = await lab.fork(found.config)
+        state = await fork.state()
+        if not state.interrupts or is_limited(lab, fork, state):
+            continue
+        copy = await lab.copy()
+        asked = await copy.call(None, config(copy.thread_id, id_of(found)))
+        if asked.tasks != tasks_of(state):
+            continue
+        for thread in (copy, fork):
+            thread.answer = "otherwise to {}"
+        expected = await copy.finish()
+        answered = await fork.finish()
+        assert "otherwise" in str(answered[-1].values)
+        assert answered[-1][2:] == expected[-1][2:]
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPE_NAMES if "durability" not in name])
+async def test_a_thread_that_was_rolled_back_goes_on_as_a_fork(
+    name: str, store: Store, saver: ForkpointSaver
+) -> None:
+    lab = Lab(name, store, saver, "sync")
+    async for _ in lab.live():
+        pass
+    ids = [id_of(found) for found in saver.history("thread")]
+    for found in await kinds(lab):
+        copy, fork = await lab.copy(), await lab.fork(found.config)
+        saver.rollback(copy.thread_id, len(ids) - 1 - ids.index(id_of(found)))
+        assert described(await copy.state()) == described(await fork.state())
+        went = [await copy.call(None), *await copy.finish(lab.shape.inputs[0])]
+        assert [await fork.call(None), *await fork.finish(lab.shape.inputs[0])] == went
+    assert store.problems(saver) == []
+
+
+# What LangGraph does, whatever the saver
+
+
+async def test_the_limit_is_that_of_an_ordinary_head() -> None:
+    """A subgraph that kept its state does not run again where a run goes on right before it.
+
+    LangGraph tells subgraphs that the run is resumed. One that is done holds that it is to go on,
+    and has nothing to do. A time travel does not say so. A fork of an older checkpoint is a head,
+    and so this is how it goes on there, unless its first call names the checkpoint.
+    """
+    saver: Any = InMemorySaver()
+    thread = Thread(ALL_SHAPES["remembering"], saver, "sync", "thread")
+    await thread.call({"items": []})
+    stopped = await thread.call({"items": []}, interrupt_before=["inner"])
+    assert stopped.next == ("inner",)
+    head = (await thread.state()).config
+
+    went = await thread.call(None)
+    assert went.ran[0] == ["count"]  # the first time that "inner" was to run is left out
+    traveled = await thread.call(None, head)
+    assert traveled.ran[:3] == [["look"], ["tell"], ["count"]]
+
+
+async def test_a_time_travel_meets_the_state_of_subgraphs_from_after_it_and_a_fork_does_not(
+    saver: ForkpointSaver, store: Store
+) -> None:
+    """Where the subgraph does not run at once: LangGraph takes its newest state in the thread."""
+    in_memory: Any = InMemorySaver()
+    shape = ALL_SHAPES["remembering"]
+
+    async def turns(saver: Any, thread_id: str, count: int) -> tuple[Thread, Any]:
+        thread = Thread(shape, saver, "sync", thread_id)
+        for _ in range(count):
+            await thread.call({"items": []})
+        return thread, (await thread.state()).config
+
+    fresh, _ = await turns(in_memory, "fresh", 1)
+    expected = await fresh.call({"items": []})
+
+    thread, end = await turns(in_memory, "thread", 1)
+    await thread.call({"items": []})
+    assert (await thread.call({"items": []}, end)).values != expected.values
+
+    lab = Lab("remembering", store, saver, "sync")
+    lab.thread, end = await turns(saver, "thread", 1)
+    await lab.thread.call({"items": []})
+    fork = await lab.fork(end)
+    assert await fork.call({"items": []}) == expected
