@@ -19,9 +19,6 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from forkpoint.types import ChannelDiff, FamilyNode, FamilyTree, LineageEntry, StateDiff
 
-pytestmark = pytest.mark.slow  # until they are quick enough for every run
-
-
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=timezone.utc)
 HOSTILE = [
     "x" * 300,
