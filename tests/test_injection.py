@@ -17,9 +17,6 @@ from forkpoint.saver import ForkpointSaver
 from stores import Store
 from support import Api, checkpoint, config, id_of, put, value_of
 
-pytestmark = pytest.mark.slow  # until they are quick enough for every run
-
-
 OPERATORS: list[Any] = [
     {"$ne": ""},
     {"$gt": ""},
@@ -208,8 +205,14 @@ async def test_a_number_may_be_larger_than_any_database_knows(
 # What is a name, whatever it looks like
 
 
-@pytest.mark.parametrize("word", WORDS)
-async def test_a_name_is_nothing_but_a_name(word: str, api: Api, store: Store) -> None:
+async def test_a_name_is_nothing_but_a_name(api: Api, store: Store) -> None:
+    for word in WORDS:
+        await name_everything(word, api)
+    assert store.problems(api.saver) == []
+
+
+async def name_everything(word: str, api: Api) -> None:
+    """Use a word for all there is to name, and leave nothing behind."""
     bystander = put(api.saver, {"n": 0}, thread_id="bystander", metadata={"run_id": "other"})
     given = config(word, ns=word)
     made = {**checkpoint({word: 1, "text": "text " * 500}), "id": word}
@@ -242,11 +245,17 @@ async def test_a_name_is_nothing_but_a_name(word: str, api: Api, store: Store) -
     await api.prune([word + "2"])
     await api.delete_thread(word + "2")
     assert [one.config for one in await api.list(None)] == [bystander]
+    await api.delete_thread("bystander")
+
+
+async def test_a_fork_may_have_any_name(api: Api, store: Store) -> None:
+    for word in WORDS:
+        await name_forks(word, api)
     assert store.problems(api.saver) == []
 
 
-@pytest.mark.parametrize("word", WORDS)
-async def test_a_fork_may_have_any_name(word: str, api: Api, store: Store) -> None:
+async def name_forks(word: str, api: Api) -> None:
+    """Make a fork under a word, and leave nothing behind."""
     bystander = put(api.saver, {"n": 0}, thread_id="bystander")
     root = put(api.saver, {word: 1, "text": "text " * 500}, thread_id=word)
     put(api.saver, {word: 2}, thread_id=word, parent=root)
@@ -266,12 +275,16 @@ async def test_a_fork_may_have_any_name(word: str, api: Api, store: Store) -> No
     assert value_of(await api.get_tuple(config(word + "2")))[word] == word
     await api.purge(word + "2")
     assert [one.config for one in await api.list(None)] == [bystander]
-    assert store.problems(api.saver) == []
+    await api.purge("bystander")
 
 
-@pytest.mark.parametrize("word", WORDS)
-async def test_a_deleted_thread_of_any_name_stays_deleted(word: str, api: Api) -> None:
+async def test_a_deleted_thread_of_any_name_stays_deleted(api: Api) -> None:
     """The database compares the ids of checkpoints with those that went with their thread."""
+    for word in WORDS:
+        await delete_and_come_late(word, api)
+
+
+async def delete_and_come_late(word: str, api: Api) -> None:
     made = {**checkpoint({"n": 1}), "id": word}
     stored = await api.put(config(word), made, {}, {"n": 1})
     await api.delete_thread(word)
@@ -336,61 +349,58 @@ METADATA: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("wanted", "matches"),
-    [
-        ({"k": {"$ne": ""}}, [1]),
-        ({"k": {"$ne": "another"}}, []),
-        ({"k": {"$gt": ""}}, []),
-        ({"k": {"$regex": ".*"}}, []),
-        ({"k": {"$exists": True}}, []),
-        ({"k": {"$in": ["v"]}}, []),
-        ({"k": {"$not": {"$eq": "x"}}}, []),
-        ({"k": {"$where": "sleep(1000)"}}, []),
-        ({"k": [{"$ne": ""}]}, []),
-        ({"$where": "sleep(1000)"}, [2]),
-        ({"$where": "true"}, []),
-        ({"$expr": {"$eq": [1, 1]}}, []),
-        ({"$or": [{}]}, [3]),
-        ({"$or": []}, [3]),
-        ({"$or": [{"k": "v"}]}, []),
-        ({"$nor": [{"k": "x"}]}, []),
-        ({"$comment": "x"}, []),
-        ({"metadata.$ne": 1}, [4]),
-        ({"metadata": {"$ne": 1}}, []),
-        ({"metadata.k": "v"}, []),
-        ({"a.b": 1}, [5]),
-        ({"a.b": 2}, []),
-        ({"a": {"b": 2}}, [5]),
-        ({"": ""}, [6]),
-        ({"\ud800": "\udfff"}, [7]),
-        ({"\ud800": "\ud800"}, []),
-        ({"family": "f"}, [8]),
-        ({"family": {"$exists": True}}, []),
-        ({"kind": "checkpoint", "visible": True}, [8]),
-        ({"thread": {"$exists": True}}, []),
-        ({"terms": [1]}, [9]),
-        ({"terms": {"$all": [1]}}, []),
-        ({"k": "$$ROOT"}, [10]),
-        ({"k": "$k"}, []),
-        ({"k": "v%"}, []),
-        ({"k": "%"}, [11]),
-        ({"k": "v' OR '1'='1"}, []),
-        ({"k') OR 1=1 --": 1}, []),
-        ({"$.k": "v"}, []),
-        ({"$": {}}, []),
-    ],
-    ids=repr,
-)
-async def test_a_filter_has_no_operators_and_no_paths(
-    api: Api, wanted: dict[str, Any], matches: list[int]
-) -> None:
+FILTERS: list[tuple[dict[str, Any], list[int]]] = [
+    ({"k": {"$ne": ""}}, [1]),
+    ({"k": {"$ne": "another"}}, []),
+    ({"k": {"$gt": ""}}, []),
+    ({"k": {"$regex": ".*"}}, []),
+    ({"k": {"$exists": True}}, []),
+    ({"k": {"$in": ["v"]}}, []),
+    ({"k": {"$not": {"$eq": "x"}}}, []),
+    ({"k": {"$where": "sleep(1000)"}}, []),
+    ({"k": [{"$ne": ""}]}, []),
+    ({"$where": "sleep(1000)"}, [2]),
+    ({"$where": "true"}, []),
+    ({"$expr": {"$eq": [1, 1]}}, []),
+    ({"$or": [{}]}, [3]),
+    ({"$or": []}, [3]),
+    ({"$or": [{"k": "v"}]}, []),
+    ({"$nor": [{"k": "x"}]}, []),
+    ({"$comment": "x"}, []),
+    ({"metadata.$ne": 1}, [4]),
+    ({"metadata": {"$ne": 1}}, []),
+    ({"metadata.k": "v"}, []),
+    ({"a.b": 1}, [5]),
+    ({"a.b": 2}, []),
+    ({"a": {"b": 2}}, [5]),
+    ({"": ""}, [6]),
+    ({"\ud800": "\udfff"}, [7]),
+    ({"\ud800": "\ud800"}, []),
+    ({"family": "f"}, [8]),
+    ({"family": {"$exists": True}}, []),
+    ({"kind": "checkpoint", "visible": True}, [8]),
+    ({"thread": {"$exists": True}}, []),
+    ({"terms": [1]}, [9]),
+    ({"terms": {"$all": [1]}}, []),
+    ({"k": "$$ROOT"}, [10]),
+    ({"k": "$k"}, []),
+    ({"k": "v%"}, []),
+    ({"k": "%"}, [11]),
+    ({"k": "v' OR '1'='1"}, []),
+    ({"k') OR 1=1 --": 1}, []),
+    ({"$.k": "v"}, []),
+    ({"$": {}}, []),
+]
+"""What to ask for, and which of the metadata above it matches."""
+
+
+async def test_a_filter_has_no_operators_and_no_paths(api: Api) -> None:
     stored = [id_of(put(api.saver, {}, metadata=metadata)) for metadata in METADATA]
-    for one in (config(), None):
-        found = [stored.index(id_of(item)) for item in await api.list(one, filter=wanted)]
-        assert sorted(found) == matches
-    newest = await api.latest(wanted)
-    assert (newest is None) == (matches == [])
+    for wanted, matches in FILTERS:
+        for one in (config(), None):
+            found = [stored.index(id_of(item)) for item in await api.list(one, filter=wanted)]
+            assert sorted(found) == matches, wanted
+        assert (await api.latest(wanted) is None) == (matches == [])
 
 
 @pytest.mark.parametrize(

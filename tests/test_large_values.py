@@ -14,9 +14,6 @@ from forkpoint.saver import ForkpointSaver
 from stores import KINDS, Store
 from support import Api, checkpoint, config, put, value_of
 
-pytestmark = pytest.mark.slow  # until they are quick enough for every run
-
-
 MB = 1_000_000
 
 
@@ -43,7 +40,15 @@ def rows(store: Store) -> list[int]:
     return [len(store.threads()), *(store.count(kind) for kind in KINDS)]
 
 
-@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "messages",
+        "bytes",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("many channels", "text")),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dict", "numbers")),
+    ],
+)
 def test_a_state_of_forty_megabytes_comes_back_and_goes(
     kind: str, saver: ForkpointSaver, store: Store
 ) -> None:
@@ -54,8 +59,7 @@ def test_a_state_of_forty_megabytes_comes_back_and_goes(
     saver.copy_thread("thread", "copy")
     assert store.count("chunks") == chunks
 
-    found = [one for thread_id in ("thread", "copy") for one in saver.list(config(thread_id))]
-    assert [value_of(one) == values for one in found] == [True] * 4
+    assert [value_of(one) == values for one in saver.list(config())] == [True] * 2
     saver.delete_thread("thread")
     assert value_of(saver.get_tuple(config("copy"))) == values
     saver.delete_thread("copy")
@@ -118,22 +122,21 @@ def test_fifty_thousand_channels_are_stored_or_refused(
     stored_or_refused(saver, store, lambda: put(saver, values, thread_id="large"), values)
 
 
-@pytest.mark.parametrize("thread_id", ["thread", "new"])
 def test_what_is_too_much_after_many_chunks_is_refused_before_them(
-    thread_id: str, saver: ForkpointSaver, store: Store
+    saver: ForkpointSaver, store: Store
 ) -> None:
     """The chunks alone are more than one message to a server holds."""
     put(saver, {"n": 1})
-    values = {f"c{n}": text(400, n) for n in range(50_000)} | {"large": noise(60 * MB)}
-    stored_or_refused(saver, store, lambda: put(saver, values, thread_id=thread_id), values)
+    large = noise(50 * MB)
+    values = {f"c{n}": text(400, n) for n in range(50_000)} | {"large": large}
+    stored_or_refused(saver, store, lambda: put(saver, values, thread_id="new"), values)
 
-    writes = [("c", 1), ("large", noise(60 * MB, 1)), ("x" * 17 * MB, 1)]
     before = rows(store)
     try:
-        saver.put_writes(config(thread_id, "c"), writes, "task")
+        saver.put_writes(config("new", "c"), [("c", 1), ("c", large), ("x" * 17 * MB, 1)], "task")
     except InvalidInput:
         assert rows(store) == before
-    assert store.problems(saver) == []
+    assert store.problems() == []
 
 
 def test_a_checkpoint_that_replaces_a_large_one_is_stored_or_refused(
@@ -205,6 +208,7 @@ NAMES: dict[str, Callable[[Api, str], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", NAMES)
 async def test_a_name_of_seventeen_megabytes_works_or_is_refused(
     what: str, saver: ForkpointSaver, store: Store

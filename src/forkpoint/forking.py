@@ -194,13 +194,15 @@ def _with_values(context: Context, found: Found, new: NewFork) -> tuple[Checkpoi
     if counters:
         metadata[removal.COUNTERS] = counters
     metadata |= {"source": "update", "step": metadata.get("step", -1) + 1}
+    updated = body.get("updated_channels")
     made = {
         **body,
         "id": str(uuid6()),
         "ts": datetime.now(timezone.utc).isoformat(),
         "channel_versions": versions,
         "channel_values": values,
-        "updated_channels": sorted(new.values),
+        # LangGraph looks only here for what a run goes on with; None is everywhere.
+        "updated_channels": updated and sorted({*updated, *new.values}),
     }
     inherited = {name: entry for name, entry in manifest.items() if name not in new.values}
     encoded, _ = codec.encode_checkpoint(made, inherited)
