@@ -164,7 +164,7 @@ class Store(ABC):
         for thread in threads.values():
             if thread.checkpoint_count != counted[thread.key] and (is_exact or thread.is_settled):
                 found.append(f"{thread} has {counted[thread.key]} checkpoints")
-            if saver is not None and thread.is_live and not thread.is_provisional:
+            if saver is not None and thread.is_live and thread.checkpoint_count:
                 one: Any = {"configurable": {"thread_id": thread.thread_id}}
                 if not list(saver.list(one)):
                     found.append(f"{thread} has no checkpoint that can be read")

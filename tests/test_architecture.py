@@ -11,14 +11,15 @@ PACKAGE = Path(forkpoint.__file__).parent
 LAYERS = [
     {"errors", "render"},
     {"chunking", "filters", "removal", "messages", "inputs", "serde", "runner", "group_commit"},
-    {"codec", "types"},
+    {"codec", "types", "threads", "sqlite_schema", "sqlite_statements"},
     {"storage"},
-    {"collect", "memory", "sqlite_session", "mongodb_records"},
-    {"operations", "sqlite_storage", "mongodb_session"},
-    {"forking", "removing", "diffing", "mongodb_puts"},
-    {"time_travel", "mongodb_storage"},
-    {"saver"},
-    {"sqlite", "mongodb"},
+    {"archive", "collect", "memory", "owners", "searching", "sqlite_catalog", "mongodb_records"},
+    {"operations", "sqlite_session", "mongodb_catalog"},
+    {"forking", "removing", "diffing", "sqlite_storage", "mongodb_session"},
+    {"cataloguing", "time_travel", "mongodb_puts"},
+    {"leases", "saver", "mongodb_storage"},
+    {"retention", "sqlite", "mongodb"},
+    {"catalog"},
     {"__init__"},
 ]
 
@@ -50,7 +51,16 @@ def test_each_module_imports_only_from_the_layers_below() -> None:
 
 
 def test_the_pure_modules_do_no_io() -> None:
-    for module in ("chunking", "filters", "removal", "codec", "inputs", "messages"):
+    for module in (
+        "chunking",
+        "filters",
+        "removal",
+        "render",
+        "searching",
+        "codec",
+        "inputs",
+        "messages",
+    ):
         tree = ast.parse((PACKAGE / f"{module}.py").read_text())
         imported = {
             alias.name

@@ -6,18 +6,23 @@ operations     what each call does; memory: what a process remembers between the
 forking        threads made of others; removing; diffing
 types          what these return; render: its pictures
 storage        the interface of a backend, and the stored format
-sqlite         the SQLite backend, with sqlite_storage and sqlite_session
-mongodb        the MongoDB backend, with mongodb_storage, _session, _puts and _records
+sqlite         the SQLite backend, with sqlite_storage, _session, _catalog, _statements, _schema
+mongodb        the MongoDB backend, with mongodb_storage, _session, _catalog, _puts, _records
 group_commit   puts that wait at the same time share a commit
 codec          values to chunks and back; chunking: where to cut
 serde          the safe serializer; messages: serializing messages faster the second time
 removal        which checkpoints may go; collect: which chunks may go
+catalog        the catalog of threads as a user calls it; threads: what it returns
+cataloguing    records of threads, searching them; searching: filters and cursors
+leases         one active run a thread; retention: what may go, and the archive
+owners         a saver that is confined to the threads of one owner
 inputs         the gate for everything from outside; filters: matching metadata
 errors         the error tree
 """
 
 from typing import TYPE_CHECKING, Any
 
+from forkpoint.catalog import UNCHANGED, ThreadCatalog
 from forkpoint.errors import (
     CheckpointNotFound,
     CorruptChunk,
@@ -39,8 +44,11 @@ from forkpoint.errors import (
     ThreadNotFound,
     UnreadableValue,
 )
+from forkpoint.leases import Lease
+from forkpoint.retention import RetentionPolicy, RetentionResult, Sweeper
 from forkpoint.serde import SafeSerializer
 from forkpoint.sqlite import SqliteSaver
+from forkpoint.threads import LeaseHolder, Page, Thread, ThreadFilter, ThreadStats
 from forkpoint.types import (
     ChannelDiff,
     FamilyNode,
@@ -54,6 +62,7 @@ if TYPE_CHECKING:
     from forkpoint.mongodb import MongoDBSaver
 
 __all__ = [
+    "UNCHANGED",
     "ChannelDiff",
     "CheckpointNotFound",
     "CorruptChunk",
@@ -62,9 +71,14 @@ __all__ = [
     "FamilyTree",
     "ForkpointError",
     "InvalidInput",
+    "Lease",
+    "LeaseHolder",
     "LineageEntry",
     "MongoDBSaver",
+    "Page",
     "PurgeReport",
+    "RetentionPolicy",
+    "RetentionResult",
     "SafeSerializer",
     "SaverClosed",
     "SchemaVersionError",
@@ -77,10 +91,15 @@ __all__ = [
     "StorageReadOnly",
     "StorageUnauthorized",
     "StorageUnavailable",
+    "Sweeper",
+    "Thread",
     "ThreadBusy",
+    "ThreadCatalog",
     "ThreadDeleted",
     "ThreadExists",
+    "ThreadFilter",
     "ThreadNotFound",
+    "ThreadStats",
     "UnreadableValue",
 ]
 

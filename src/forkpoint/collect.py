@@ -35,7 +35,7 @@ def collect(session: Session, family: Any) -> Collected:
     """
     for _ in range(_ATTEMPTS):
         collection = session.begin_collection(family)
-        roots = {digest for refs in session.references(family) for digest in split_refs(refs)}
+        roots = {digest for _, refs in session.references(family) for digest in split_refs(refs)}
         links = dict(session.links(family)) if roots else {}
         stored = set(session.digests(family)) if roots else set()
         live = reachable(roots, links)

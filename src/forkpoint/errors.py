@@ -81,3 +81,11 @@ class StorageUnavailable(StorageError, ConnectionError):
 
 class StorageUnauthorized(StorageError, PermissionError):
     """The database server refuses the credentials, or what they are used for."""
+
+
+def stale_lease(thread_id: str) -> str:
+    """Return the message of a `StaleLease`."""
+    return (
+        f"the run's lease on thread {thread_id!r} has ended, or another run has taken it over; "
+        "nothing was written"
+    )

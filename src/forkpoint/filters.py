@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from typing import Any
 from zlib import crc32
 
@@ -62,3 +63,79 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
         yield *path, int(value)  # 1.0 equals 1
     else:
         yield *path, value
+
+
+# What threads are found by: 64 bits for each thing that can be asked for, once for those who look
+# at all threads and once for those who look at their owner's.
+
+_TERM_BYTES = 8
+
+
+def thread_terms(
+    owner: str | None,
+    label: str | None,
+    tags: Iterable[str],
+    metadata: str,
+    source: str | None,
+) -> list[int]:
+    """Return the terms of a thread, in order.
+
+    A term is the first 8 bytes, as a signed big-endian integer, of the BLAKE2b hash of the
+    representation, in Python, of a tuple of whose threads are looked at (an owner, or None for
+    all), what of a thread, and its value; see `wanted_terms`.
+    """
+    found: list[tuple[Any, ...]] = [("all",)]
+    found += [("label", label)] if label is not None else []
+    found += [("tag", tag) for tag in tags]
+    found += [("metadata", *leaf) for leaf in _leaves(json.loads(metadata), ())]
+    found += [("source", source)] if source is not None else []
+    whose = (None,) if owner is None else (None, owner)
+    return sorted({_term(one, *what) for one in whose for what in found})
+
+
+def wanted_terms(
+    owner: str | None,
+    label: str | None = None,
+    tags: Iterable[str] = (),
+    metadata: Any = None,
+    source: str | None = None,
+) -> list[int]:
+    """Return the terms that a thread must have, one at least: that of all threads."""
+    found: list[tuple[Any, ...]] = [("label", label)] if label is not None else []
+    found += [("tag", tag) for tag in tags]
+    found += [("metadata", *leaf) for leaf in _leaves(metadata or {}, ())]
+    found += [("source", source)] if source is not None else []
+    return list(dict.fromkeys(_term(owner, *what) for what in found or [("all",)]))
+
+
+def _term(owner: str | None, *what: Any) -> int:
+    text = repr((owner, *what)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(text, digest_size=_TERM_BYTES).digest(), "big", signed=True)
+
+
+ALL_TERM = _term(None, "all")
+"""The term of all threads, whoever owns them."""
+
+
+def packed(terms: Sequence[int]) -> bytes:
+    """Return terms as bytes, 8 for each."""
+    return b"".join(term.to_bytes(_TERM_BYTES, "big", signed=True) for term in terms)
+
+
+def unpacked(terms: bytes) -> list[int]:
+    """Return the terms that were packed."""
+    return [
+        int.from_bytes(terms[at : at + _TERM_BYTES], "big", signed=True)
+        for at in range(0, len(terms), _TERM_BYTES)
+    ]
+
+
+def is_told_by_terms(wanted: Any) -> bool:
+    """Return whether a value has these terms only if it contains what is wanted.
+
+    Not where a list is wanted, for the terms do not tell which of its items they are of, nor where
+    something empty is, which has none.
+    """
+    if isinstance(wanted, dict):
+        return bool(wanted) and all(is_told_by_terms(inner) for inner in wanted.values())
+    return not isinstance(wanted, list)

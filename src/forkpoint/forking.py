@@ -107,6 +107,7 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
     session.graft(
         Graft(
             thread,
+            found.thread_id,
             new.target_id,
             row.checkpoint_id,
             moment.owner,

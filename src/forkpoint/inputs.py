@@ -7,7 +7,8 @@ storage.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import get_checkpoint_metadata
@@ -17,6 +18,12 @@ from forkpoint.errors import InvalidInput
 _LARGEST = 2**31 - 1  # what every database counts with, and more than any has
 METADATA_BYTES = 4 * 1024 * 1024
 """How long metadata may be as JSON: a quarter of what fits into a document of MongoDB."""
+
+
+DESCRIPTION_BYTES = 64 * 1024
+"""How long the metadata of a thread may be as JSON; threads are found by all that they contain."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_LONGEST = 2**53  # microseconds: 285 years
 
 
 class Address(NamedTuple):
@@ -109,6 +116,53 @@ def named_values(value: object, what: str) -> Mapping[str, Any]:
     return mapping
 
 
+def duration(value: object, what: str) -> int:
+    """Return a positive length of time in microseconds."""
+    if not isinstance(value, timedelta):
+        raise InvalidInput(f"{what} must be a timedelta, not {value!r:.80}")
+    microseconds = value // timedelta(microseconds=1)
+    if microseconds <= 0:
+        raise InvalidInput(f"{what} must be positive, not {value}")
+    return min(microseconds, _LONGEST)
+
+
+def moment(value: object, what: str) -> int | None:
+    """Return a time in microseconds since 1970, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
+        raise InvalidInput(f"{what} must be a datetime, not {value!r:.80}")
+    if value.utcoffset() is None:
+        raise InvalidInput(
+            f"{what} must be aware of its time zone, as datetime.now(timezone.utc) is; {value} is "
+            "not"
+        )
+    return (value - _EPOCH) // timedelta(microseconds=1)
+
+
+def tags(value: object, what: str) -> tuple[str, ...]:
+    """Return tags in alphabetical order, without repetition."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
+        raise InvalidInput(f"{what} must be a collection of strings, not {value!r:.80}")
+    return tuple(sorted({identifier(tag, f"a tag of {what}") for tag in value}))
+
+
+def described_metadata(value: object) -> dict[str, Any]:
+    """Return what is to be said of a thread, in the types that JSON knows."""
+    mapping = named_values(value, "metadata")
+    for key in mapping:
+        if key.startswith("__"):
+            raise InvalidInput(f"metadata key {key!r:.80} is reserved: it begins with __")
+    encoded = as_json(mapping, "metadata")
+    if len(encoded) > DESCRIPTION_BYTES:
+        raise InvalidInput(
+            f"metadata takes {len(encoded)} bytes as JSON, and {DESCRIPTION_BYTES} at most are "
+            "kept of a thread"
+        )
+    plain: dict[str, Any] = json.loads(encoded)
+    return plain
+
+
 def existing_checkpoint(config: object) -> tuple[str, str, str]:
     """Return what `address` does, where the config must name a checkpoint."""
     thread_id, checkpoint_ns, checkpoint_id = address(config)
@@ -132,6 +186,27 @@ def ancestry(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         for namespace, checkpoint_id in found.items()
         if isinstance(namespace, str) and isinstance(checkpoint_id, str)
     ]
+
+
+LEASE = "__forkpoint_lease"
+"""The key of `configurable` under which a run shows its lease. LangGraph passes it on to each put,
+and keeps it out of metadata, for it begins with two underscores."""
+
+
+def lease(config: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Return the thread's key, as a string, and the fence of the lease that a config shows."""
+    shown = configurable(config).get(LEASE)
+    if shown is None:
+        return None
+    key, _, fence = shown.rpartition(":") if isinstance(shown, str) else ("", "", "")
+    if not key or not (fence.isascii() and fence.isdigit()):
+        raise InvalidInput(f"{LEASE} must be what a lease's config has, not {shown!r:.80}")
+    return key, int(fence)
+
+
+def shown_lease(key: object, fence: int) -> str:
+    """Return what `lease` reads."""
+    return f"{key}:{fence}"
 
 
 def listed(config: object | None) -> tuple[str | None, str | None, str | None]:

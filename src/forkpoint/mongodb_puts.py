@@ -29,11 +29,11 @@ from typing import Any, Literal, NamedTuple
 from bson.objectid import ObjectId
 from pymongo import UpdateMany, UpdateOne
 
+from forkpoint.mongodb_catalog import new_record
 from forkpoint.mongodb_records import NOW, Document, Statement, name_id, record_of, row_id
 from forkpoint.mongodb_session import (
     checkpoint_document,
     chunk_statement,
-    new_record,
     write_document,
 )
 from forkpoint.storage import Put, ThreadRef
@@ -83,7 +83,7 @@ def steps_of(
     check = Step("check", _check(put, thread, dead_until, replace, is_newest))
     if not shown and not put.chunks:
         return [*begin, check, *rows]
-    guard = begin or [Step("guard", _touch(thread, dead_until))]
+    guard = begin or [Step("guard", _touch(put, thread, dead_until))]
     chunks = [
         Step("chunk", chunk_statement(thread, digest, *chunk))
         for digest, chunk in put.chunks.items()
@@ -125,11 +125,13 @@ def _rows(put: Put, thread: ThreadRef, replace: bool) -> tuple[list[Step], list[
 
 def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
     name = name_id(put.thread_id)
-    record = {
-        **new_record(put.thread_id, thread.epoch),
-        "metadata": put.metadata,
-        "dead_until": creation.dead_until,
-    }
+    record = new_record(
+        put.thread_id,
+        thread.epoch,
+        owner=put.owner,
+        metadata=put.metadata,
+        dead_until=creation.dead_until,
+    )
     named = UpdateOne(
         {"_id": name, "family": name, "key": creation.old_key},
         {"$set": {"key": thread.key, "home": thread.family}},
@@ -140,8 +142,10 @@ def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
     return [Step("name", named), Step("guard", made)]
 
 
-def _same(thread: ThreadRef, dead_until: str | None) -> Document:
+def _same(put: Put, thread: ThreadRef, dead_until: str | None) -> Document:
+    lease = {} if put.fence is None else {"fence": put.fence}
     return {
+        **lease,
         **record_of(thread),
         "epoch": thread.epoch,
         "deleted_at": None,
@@ -150,26 +154,28 @@ def _same(thread: ThreadRef, dead_until: str | None) -> Document:
     }
 
 
-def _touch(thread: ThreadRef, dead_until: str | None) -> UpdateMany:
+def _touch(put: Put, thread: ThreadRef, dead_until: str | None) -> UpdateMany:
     """Return a statement that changes nothing, and collides if the thread is another by now."""
-    return UpdateMany(_same(thread, dead_until), {"$set": {"kind": "thread"}}, upsert=True)
+    return UpdateMany(_same(put, thread, dead_until), {"$set": {"kind": "thread"}}, upsert=True)
 
 
 def _check(
     put: Put, thread: ThreadRef, dead_until: str | None, replace: bool, is_newest: bool
 ) -> UpdateMany:
     if put.row is None and (put.status is None or not is_newest):
-        return _touch(thread, dead_until)
-    wanted = _same(thread, dead_until)
-    changes: Document = {"$max": {"updated_at": time.time_ns() // 1000}}
+        return _touch(put, thread, dead_until)
+    wanted = _same(put, thread, dead_until)
+    changes: Document = {
+        "$max": {"updated_at": time.time_ns() // 1000},
+        "$set": {"unlisted": True},
+    }
     if put.row is not None:
         changes["$inc"] = {"checkpoint_count": 0 if replace else 1}
-        changes["$set"] = {"provisional": False}
+        changes["$set"]["provisional"] = False
     if put.status is not None and is_newest:
         # A new checkpoint makes a thread idle, unless a task's interrupt or error came before it.
         wanted["status_for"] = {"$lt" if put.row is not None else "$lte": put.checkpoint_id}
-        status = {"status": put.status, "status_for": put.checkpoint_id}
-        changes["$set"] = {**changes.get("$set", {}), **status}
+        changes["$set"] |= {"status": put.status, "status_for": put.checkpoint_id}
     return UpdateMany(wanted, changes, upsert=True)
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timezone
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
 import ormsgpack
 from bson.errors import InvalidDocument
 from bson.objectid import ObjectId
-from pymongo import UpdateMany, UpdateOne
+from bson.timestamp import Timestamp
+from pymongo import ReturnDocument, UpdateMany, UpdateOne
 from pymongo.collection import Collection
 from pymongo.errors import (
     AutoReconnect,
@@ -100,6 +102,12 @@ def _range(family: ObjectId, length: int) -> Document:
     }
 
 
+def chunk_size() -> Document:
+    """Return the expression for how many bytes a chunk takes."""
+    refs = {"$multiply": [DIGEST_BYTES, {"$size": {"$ifNull": ["$refs", []]}}]}
+    return {"$add": [{"$binarySize": "$content"}, refs]}
+
+
 def record_of(thread: ThreadRef) -> Document:
     """Return a filter for the record of a thread."""
     return {"_id": thread.key, "family": thread.family}
@@ -168,6 +176,58 @@ class Records:
         """Return documents as the primary has them at the moment."""
         return self.retrying(lambda: list(self._latest.find(wanted, fields, batch_size=_AT_ONCE)))
 
+    def find_at(
+        self,
+        moment: Timestamp | None,
+        wanted: Document,
+        fields: Mapping[str, int],
+        sort: Mapping[str, int],
+        limit: int,
+    ) -> tuple[list[Document], Timestamp | None]:
+        """Return documents as they were at a moment, the last one for None, and that moment.
+
+        It is None if the server does not keep it, and then they are as they are.
+        """
+        command = {
+            "find": self.name,
+            "filter": wanted,
+            "projection": fields,
+            "sort": sort,
+            "limit": limit,
+            "batchSize": limit,
+            "singleBatch": True,
+        }
+        concern: Document = {"level": "snapshot"}
+        if moment is not None:
+            concern["atClusterTime"] = moment
+        database = self._collection.database
+
+        def find() -> tuple[list[Document], Timestamp | None]:
+            try:
+                reply = database.command({**command, "readConcern": concern})["cursor"]
+                return reply["firstBatch"], reply["atClusterTime"]
+            except OperationFailure as error:
+                if error.code not in _NO_SNAPSHOT:
+                    raise
+                majority = {"level": "majority"}
+                reply = database.command({**command, "readConcern": majority})["cursor"]
+                return reply["firstBatch"], None
+
+        return self.retrying(find)
+
+    def find_and_update(self, wanted: Document, change: Sequence[Document]) -> Document | None:
+        """Change a document, and return it as it is then, or None if there is none."""
+        update = self._collection.find_one_and_update
+        return self.retrying(lambda: update(wanted, change, return_document=ReturnDocument.AFTER))
+
+    def distinct(self, field: str, wanted: Document) -> list[Any]:
+        return self.retrying(lambda: self._collection.distinct(field, wanted))
+
+    def now(self) -> int:
+        """Return the server's time, in microseconds since 1970."""
+        hello = self.retrying(lambda: self._collection.database.command("hello"))
+        return int(hello["localTime"].replace(tzinfo=timezone.utc).timestamp() * 1_000_000)
+
     def exists(self, wanted: Document) -> bool:
         """Return whether the primary has such a document at the moment."""
         return self.retrying(lambda: self._latest.find_one(wanted, {"_id": 1}) is not None)
@@ -180,7 +240,7 @@ class Records:
         update = self._collection.update_one
         return self.retrying(lambda: update(wanted, change).matched_count == 1)
 
-    def update_all(self, wanted: Document, change: Document) -> None:
+    def update_all(self, wanted: Document, change: Document | Sequence[Document]) -> None:
         self.retrying(lambda: self._collection.update_many(wanted, change))
 
     def delete(self, wanted: Document) -> None:
@@ -265,6 +325,12 @@ _TOO_MUCH = {
     292,  # QueryExceededMemoryLimitNoDiskUseAllowed
     10334,  # BSONObjectTooLarge
     4568,  # $lookup's documents exceed the size of one
+}
+_NO_SNAPSHOT = {
+    72,  # InvalidOptions: a standalone server keeps no snapshots
+    123,  # NotAReplicaSet
+    239,  # SnapshotTooOld
+    246,  # SnapshotUnavailable
 }
 _TOO_LARGE = {10334, 17280, 17419, 17420}
 

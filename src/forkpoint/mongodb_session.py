@@ -19,6 +19,14 @@ from forkpoint.codec import Chunk, split_refs
 from forkpoint.errors import StorageBusy, ThreadExists
 from forkpoint.filters import contains_json, terms
 from forkpoint.memory import Recent
+from forkpoint.mongodb_catalog import (
+    IDENTITY,
+    MongoCatalog,
+    fields_of,
+    new_record,
+    terms_of,
+    thread_ref,
+)
 from forkpoint.mongodb_records import (
     DIGEST_BYTES,
     NOW,
@@ -26,6 +34,7 @@ from forkpoint.mongodb_records import (
     Records,
     Statement,
     chunk_id,
+    chunk_size,
     chunks_of,
     digest_of,
     in_batches,
@@ -39,6 +48,7 @@ from forkpoint.storage import (
     CheckpointRow,
     Choose,
     Counts,
+    Description,
     Found,
     Graft,
     Moment,
@@ -101,34 +111,6 @@ def write_document(thread: ThreadRef, row: WriteRow) -> tuple[Document, Document
     return place, said
 
 
-def new_record(thread_id: str, epoch: ObjectId) -> Document:
-    """Return the record of a new thread, but for its name and its times."""
-    return {
-        "kind": "thread",
-        "thread_id": thread_id,
-        "epoch": epoch,
-        "edge": None,
-        "parent": None,
-        "parent_checkpoint_id": None,
-        "owner": None,
-        "label": None,
-        "tags": [],
-        "metadata": "{}",
-        "status": "idle",
-        "status_for": "",
-        "checkpoint_count": 0,
-        "expires_at": None,
-        "lease_holder": None,
-        "lease_since": None,
-        "lease_until": None,
-        "fence": 0,
-        "provisional": True,
-        "deleted_at": None,
-        "dead_until": None,
-        "lock": None,
-    }
-
-
 def _checkpoint_row(found: Document) -> CheckpointRow:
     return CheckpointRow(
         found["checkpoint_ns"],
@@ -147,19 +129,15 @@ def _write_row(found: Document) -> WriteRow:
     return WriteRow(*(found[field] for field in WriteRow._fields))
 
 
-def _thread_ref(record: Document) -> ThreadRef:
-    return ThreadRef(record["_id"], record["family"], record["epoch"])
-
-
 _NO_TERMS = {"terms": 0}
 _NEWEST: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
 
 
-class MongoSession:
+class MongoSession(MongoCatalog):
     """The primitives of `forkpoint.storage.Session`, each atomic by itself."""
 
     def __init__(self, records: Records) -> None:
-        self._records = records
+        super().__init__(records)
         self._known: Recent[str, ThreadRef] = Recent(4096)
 
     def remember(self, thread_id: str, thread: ThreadRef) -> None:
@@ -170,11 +148,11 @@ class MongoSession:
 
     def thread(self, thread_id: str) -> ThreadRef | None:
         found = self._records.aggregate(
-            [*self._named(thread_id), {"$replaceWith": "$record"}, {"$project": _IDENTITY}]
+            [*self._named(thread_id), {"$replaceWith": "$record"}, {"$project": IDENTITY}]
         )
         if not found:
             return None
-        thread = _thread_ref(found[0])
+        thread = thread_ref(found[0])
         self.remember(thread_id, thread)
         return thread
 
@@ -192,8 +170,8 @@ class MongoSession:
         writes = {"kind": "write", "checkpoint_ns": checkpoint_ns, "visible": True}
         begin = [*self._named(thread_id), self._rows("row", wanted, _NEWEST), {"$unwind": "$row"}]
         end = [
-            self._join("still", "key", "_id", {"deleted_at": None}, [{"$project": _IDENTITY}]),
-            {"$project": {"record": _IDENTITY, "row": 1, "writes": 1, "still": 1}},
+            self._join("still", "key", "_id", {"deleted_at": None}, [{"$project": IDENTITY}]),
+            {"$project": {"record": IDENTITY, "row": 1, "writes": 1, "still": 1}},
         ]
         with_writes = self._rows("writes", writes, [], at="$row.checkpoint_id")
         read = self._records.aggregate_if_it_fits([*begin, with_writes, *end])
@@ -202,8 +180,8 @@ class MongoSession:
         if not read:
             return None
         one = read[0]
-        thread = _thread_ref(one["record"])
-        if [_thread_ref(record) for record in one["still"]] != [thread]:
+        thread = thread_ref(one["record"])
+        if [thread_ref(record) for record in one["still"]] != [thread]:
             raise Stale  # something was removed while this was read
         self.remember(thread_id, thread)
         return self._found(thread_id, thread, one["row"], one.get("writes"))
@@ -265,10 +243,10 @@ class MongoSession:
             rows = self._page(query)
             for one in rows:
                 if "record" not in one:
-                    continue  # its thread is being deleted
+                    continue  # its thread is being deleted, or somebody else's
                 if query.filter and not contains_json(one["row"]["metadata"], query.filter):
                     continue  # two values had the same term
-                thread = _thread_ref(one["record"])
+                thread = thread_ref(one["record"])
                 row = _checkpoint_row(one["row"])
                 found.append(Found(one["record"]["thread_id"], thread, row, []))
             if len(rows) < query.limit:
@@ -313,7 +291,7 @@ class MongoSession:
         }
         limit = [{"$skip": query.offset}] if query.offset else []
         limit.append({"$limit": query.limit})
-        fields = {"$project": {"record": {**_IDENTITY, "thread_id": 1}, "row": 1}}
+        fields = {"$project": {"record": {**IDENTITY, "thread_id": 1}, "row": 1}}
         if query.thread_id is not None:
             return self._records.aggregate(
                 [
@@ -323,7 +301,8 @@ class MongoSession:
                     fields,
                 ]
             )
-        record = self._join("record", "row.thread", "_id", {"deleted_at": None}, [], "$row.family")
+        seen = {"deleted_at": None, **({"owner": query.owner} if query.owner is not None else {})}
+        record = self._join("record", "row.thread", "_id", seen, [], "$row.family")
         return self._records.aggregate(
             [
                 {"$match": wanted},
@@ -576,7 +555,7 @@ class MongoSession:
             "family": {"$in": list(set(keys.values()))},
             "deleted_at": None,
         }
-        return [_thread_ref(record) for record in self._records.find(wanted, _IDENTITY)]
+        return [thread_ref(record) for record in self._records.find(wanted, IDENTITY)]
 
     # Pipelines: from the name of a thread to its record and its rows
 
@@ -635,20 +614,23 @@ class MongoSession:
         source = graft.source
         old = self._deleted_before(graft.target_id)
         target = ThreadRef(ObjectId(), source.family, source.epoch)
-        made: Document = {
-            **new_record(graft.target_id, source.epoch),
-            "edge": "fork",
-            "parent": source.key,
-            "parent_checkpoint_id": graft.parent_checkpoint_id,
-            "owner": graft.owner,
-            "metadata": graft.metadata,
-            "status": graft.status,
-            "status_for": max(row.checkpoint_id for row in graft.rows),
-            "checkpoint_count": sum(not row.hidden for row in graft.rows),
-            "provisional": False,
-            "dead_until": old["dead_until"] if old else None,
-            "building": ObjectId(),
-        }
+        described = graft.described or Description(metadata=graft.metadata)
+        made = new_record(
+            graft.target_id,
+            source.epoch,
+            edge=graft.edge,
+            parent=source.key,
+            parent_checkpoint_id=graft.parent_checkpoint_id,
+            source=graft.source_id,
+            owner=graft.owner,
+            **fields_of(described),
+            status=graft.status,
+            status_for=max((row.checkpoint_id for row in graft.rows), default=""),
+            checkpoint_count=sum(not row.hidden for row in graft.rows),
+            provisional=False,
+            dead_until=old["dead_until"] if old else None,
+            building=ObjectId(),
+        )
         unchanged = UpdateOne(
             {**record_of(source), "epoch": source.epoch, "deleted_at": None, "lock": None},
             {"$set": {"kind": "thread"}},
@@ -677,7 +659,7 @@ class MongoSession:
         """Return the statements that make a thread known that is built from another."""
         name = name_id(thread_id)
         finished: list[Document] = [
-            {"$set": {"created_at": NOW, "updated_at": NOW}},
+            {"$set": {"created_at": NOW, "updated_at": NOW, "unlisted": True}},
             {"$unset": "building"},
         ]
         return [
@@ -688,6 +670,41 @@ class MongoSession:
                 upsert=True,
             ),
         ]
+
+    def add(self, thread_id: str, owner: str | None, described: Description) -> bool:
+        try:
+            old = self._deleted_before(thread_id)
+        except ThreadExists:
+            return self._adopt(thread_id, owner, described)
+        key = ObjectId()
+        target = ThreadRef(key, key, ObjectId())
+        made = new_record(
+            thread_id,
+            target.epoch,
+            owner=owner,
+            **fields_of(described),
+            provisional=False,
+            dead_until=old["dead_until"] if old else None,
+            building=ObjectId(),
+        )
+        statements = [
+            UpdateOne(record_of(target), {"$setOnInsert": made}, upsert=True),
+            *self._finish(target, thread_id, made["building"], old),
+        ]
+        if self._records.bulk(statements).failed is None or self._is_named(target, thread_id):
+            return True
+        self._discard(target)
+        return False
+
+    def _adopt(self, thread_id: str, owner: str | None, described: Description) -> bool:
+        """Describe a thread that has writes, but no checkpoint yet, if that is what an id means."""
+        thread = self.thread(thread_id)
+        if thread is None or thread.owner != owner:
+            return False
+        fields = {**fields_of(described), "owner": owner, "source": None}
+        made = {**fields, "terms": terms_of(fields), "provisional": False, "unlisted": True}
+        new = {**record_of(thread), "provisional": True, "deleted_at": None}
+        return self._records.update(new, {"$set": made})
 
     def _is_named(self, thread: ThreadRef, thread_id: str) -> bool:
         name = name_id(thread_id)
@@ -734,11 +751,17 @@ class MongoSession:
         self._records.delete({**rows, "kind": _ROWS})
         return Counts(checkpoints, writes)
 
-    def bury(self, thread: ThreadRef) -> Counts:
+    def bury(self, thread: ThreadRef, updated_at: int | None = None) -> Counts:
         try:
             with self._locked(thread, {}) as guard:
+                if updated_at is not None:
+                    (record,) = self._records.latest(record_of(thread), {"updated_at": 1})
+                    if record["updated_at"] != updated_at:
+                        raise Stale
                 return self._bury(thread, guard)
         except Stale:
+            if updated_at is not None:
+                raise
             return Counts(0, 0)  # somebody else was faster
 
     def _bury(self, thread: ThreadRef, guard: UpdateOne) -> Counts:
@@ -748,14 +771,17 @@ class MongoSession:
             "deleted_at": NOW,
             "dead_until": {"$max": ["$dead_until", {"$literal": max(ids, default=None)}]},
             "epoch": ObjectId(),
-            **dict.fromkeys(("lock", "label", "expires_at", "lease_holder")),
+            **dict.fromkeys(("lock", "label", "ttl", "lease_holder")),
             **dict.fromkeys(("lease_since", "lease_until")),
             "tags": [],
             "metadata": "{}",
             "status": "idle",
             "checkpoint_count": 0,
         }
-        done = self._records.bulk([guard, UpdateOne(record_of(thread), [{"$set": buried}])])
+        unlisted = {"$unset": ["listed_at", "listed_status", "terms", "unlisted"]}
+        done = self._records.bulk(
+            [guard, UpdateOne(record_of(thread), [{"$set": buried}, unlisted])]
+        )
         if done.failed is not None:
             raise StorageBusy("deleting took too long, and others have written since; try again")
         counts = self._delete_rows(thread, {})
@@ -763,13 +789,19 @@ class MongoSession:
         late = self._delete_rows(thread, {})
         return Counts(counts.number + late.number, counts.more + late.more)
 
-    def copy(self, source: ThreadRef, target_id: str) -> None:
+    def copy(self, source: ThreadRef, target_id: str, described: Description | None = None) -> None:
         if self.thread(target_id) is not None:
             raise ThreadExists(f"there is a thread {target_id!r} already")
         with self._locked(source, {}) as guard:
-            self._copy(source, target_id, guard)
+            self._copy(source, target_id, described, guard)
 
-    def _copy(self, source: ThreadRef, target_id: str, guard: UpdateOne) -> None:
+    def _copy(
+        self,
+        source: ThreadRef,
+        target_id: str,
+        described: Description | None,
+        guard: UpdateOne,
+    ) -> None:
         old = self._deleted_before(target_id)
         (record,) = self._records.latest(record_of(source))
         target = ThreadRef(ObjectId(), source.family, record["epoch"])
@@ -784,8 +816,13 @@ class MongoSession:
             "fence": 0,
             "dead_until": old["dead_until"] if old else None,
             "building": record["lock"]["by"],
-            **dict.fromkeys(("expires_at", "lease_holder", "lease_since", "lease_until")),
+            **dict.fromkeys(("lease_holder", "lease_since", "lease_until")),
+            "source": record["thread_id"],
+            **(fields_of(described) if described is not None else {}),
         }
+        for listed in ("unlisted", "listed_at", "listed_status"):
+            made.pop(listed, None)
+        made["terms"] = terms_of(made)
         self._records.insert(made)
         rows = self._records.latest(
             {"family": source.family, "thread": source.key, "kind": _ROWS, "doomed": None}
@@ -889,24 +926,24 @@ class MongoSession:
             lock = {"lock.by": unfinished["building"], "$nor": [{"$expr": _EXPIRED}]}
             if not self._records.exists({**source, **lock}):
                 # Unless it was finished just now.
-                still = {**record_of(_thread_ref(unfinished)), "building": unfinished["building"]}
+                still = {**record_of(thread_ref(unfinished)), "building": unfinished["building"]}
                 if self._records.update(still, {"$set": {"building": epoch}}):
-                    self._discard(_thread_ref(unfinished))
+                    self._discard(thread_ref(unfinished))
         return epoch
 
     def is_undisturbed(self, family: Any, collection: ObjectId) -> bool:
         disturbed = {"family": family, "kind": "thread", "epoch": {"$ne": collection}}
         return not self._records.exists(disturbed)
 
-    def references(self, family: Any) -> Iterator[bytes]:
-        fields = {"refs": 1, "next.refs": 1, "doomed": 1}
+    def references(self, family: Any) -> Iterator[tuple[Any, bytes]]:
+        fields = {"refs": 1, "next.refs": 1, "doomed": 1, "thread": 1}
         doomed = []
         for row in self._records.latest(rows_of(family), fields):
             if "doomed" in row:  # by a removal that was not finished
                 doomed.append(row["_id"])
-            yield row.get("refs", b"")
+            yield row["thread"], row.get("refs", b"")
             if "next" in row:
-                yield row["next"]["refs"]
+                yield row["thread"], row["next"]["refs"]
         for batch in in_batches(doomed):
             self._records.delete({"_id": {"$in": batch}, "family": family, "doomed": True})
 
@@ -934,9 +971,7 @@ class MongoSession:
         return Counts(number, size)
 
     def _drop_chunks(self, which: Document) -> Counts:
-        refs = {"$multiply": [DIGEST_BYTES, {"$size": {"$ifNull": ["$refs", []]}}]}
-        size = {"$add": [{"$binarySize": "$content"}, refs]}
-        total = {"$group": {"_id": None, "number": {"$sum": 1}, "size": {"$sum": size}}}
+        total = {"$group": {"_id": None, "number": {"$sum": 1}, "size": {"$sum": chunk_size()}}}
         counted = self._records.aggregate([{"$match": which}, total])
         if not counted:
             return Counts(0, 0)
@@ -956,7 +991,6 @@ class MongoSession:
 
 
 _ANCESTORS = 50  # read at once
-_IDENTITY = {"_id": 1, "family": 1, "epoch": 1}
 
 
 def _refs(chunk: Document) -> bytes:

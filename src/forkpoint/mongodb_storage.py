@@ -18,7 +18,9 @@ from forkpoint.errors import (
     InvalidInput,
     SaverClosed,
     SchemaVersionError,
+    StaleLease,
     StorageBusy,
+    stale_lease,
 )
 from forkpoint.group_commit import Lanes, Waiting
 from forkpoint.memory import Recent
@@ -62,6 +64,36 @@ _INDEXES = [
         [("family", ASCENDING)],
         name="forkpoint_family",
         partialFilterExpression={"kind": "thread"},
+    ),
+    IndexModel(
+        [
+            ("terms", ASCENDING),
+            ("listed_status", ASCENDING),
+            ("listed_at", DESCENDING),
+            ("thread_id", DESCENDING),
+        ],
+        name="forkpoint_listing",
+        partialFilterExpression={"listed_at": {"$gt": 0}},
+    ),
+    IndexModel(
+        [("created_at", DESCENDING), ("thread_id", DESCENDING)],
+        name="forkpoint_created",
+        partialFilterExpression={"listed_at": {"$gt": 0}},
+    ),
+    IndexModel(
+        [("thread_id", ASCENDING)],
+        name="forkpoint_thread_id",
+        partialFilterExpression={"listed_at": {"$gt": 0}},
+    ),
+    IndexModel(
+        [("unlisted", ASCENDING)],
+        name="forkpoint_unlisted",
+        partialFilterExpression={"unlisted": True},
+    ),
+    IndexModel(
+        [("ttl", ASCENDING), ("updated_at", ASCENDING)],
+        name="forkpoint_expiry",
+        partialFilterExpression={"ttl": {"$gt": 0}},
     ),
 ]
 
@@ -162,7 +194,8 @@ class MongoStorage:
         dead_until: str | None = None
         if thread is None:
             key = ObjectId()
-            thread, creation = ThreadRef(key, key, ObjectId()), Creation(None, None)
+            thread = ThreadRef(key, key, ObjectId(), put.owner)
+            creation = Creation(None, None)
         else:
             dead_until = self._dead.get(thread.key)
         replace, is_newest = False, True
@@ -189,7 +222,7 @@ class MongoStorage:
             if failed == "row":
                 replace = True
             elif creation is None:
-                record = self._look_again(thread)
+                record = self._look_again(put, thread)
                 dead_until = record["dead_until"]
                 is_newest = record["status_for"] < put.checkpoint_id
             else:
@@ -199,11 +232,12 @@ class MongoStorage:
                 thread, creation = successor
         raise StorageBusy(f"thread {put.thread_id!r} changed {_ATTEMPTS} times in a row")
 
-    def _look_again(self, thread: ThreadRef) -> Document:
+    def _look_again(self, put: Put, thread: ThreadRef) -> Document:
         """Return the record of a thread, once nobody locks it any more.
 
         Raises:
             Stale: The thread is not what it was.
+            StaleLease: The run does not hold the lease any more.
         """
         record = self._open().await_unlocked(thread)
         if record["deleted_at"] is not None:
@@ -213,6 +247,8 @@ class MongoStorage:
             raise Stale
         if record["epoch"] != thread.epoch:
             raise Stale
+        if put.fence not in (None, record["fence"]):
+            raise StaleLease(stale_lease(put.thread_id))
         if record["dead_until"] is not None:
             self._dead.put(thread.key, record["dead_until"])
         return record
@@ -226,7 +262,7 @@ class MongoStorage:
         records = self._records_open()
         name = name_id(put.thread_id)
         (named,) = records.latest({"_id": name, "family": name})
-        old = ThreadRef(named["key"], named["home"], ObjectId())
+        old = ThreadRef(named["key"], named["home"], ObjectId(), put.owner)
         found = records.latest(record_of(old))
         if not found:  # who was to make it ended in between
             return old, Creation(old.key, None)
@@ -237,7 +273,7 @@ class MongoStorage:
             records.update(record_of(old), _die_later(put))
             return None
         key = ObjectId()
-        return ThreadRef(key, key, ObjectId()), Creation(old.key, dead_until)
+        return ThreadRef(key, key, ObjectId(), put.owner), Creation(old.key, dead_until)
 
     def _is_late(self, put: Put, thread: ThreadRef | None, dead_until: str) -> bool:
         """Return whether a write comes after a checkpoint that went with its thread."""

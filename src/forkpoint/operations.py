@@ -39,6 +39,7 @@ from forkpoint.errors import (
 )
 from forkpoint.inputs import Address
 from forkpoint.memory import KnownManifest, Memory
+from forkpoint.owners import ConfinedStorage
 from forkpoint.storage import (
     CheckpointRow,
     Found,
@@ -65,16 +66,25 @@ class Context:
     """A store, how values are written to it, and what is remembered of it."""
 
     def __init__(
-        self, storage: Storage, serde: SerializerProtocol, memory: Memory | None = None
+        self,
+        storage: Storage,
+        serde: SerializerProtocol,
+        memory: Memory | None = None,
+        owner: str | None = None,
     ) -> None:
         self.storage = storage
         self.memory = memory or Memory()
+        self.owner = owner
         self._serde = serde
         self._codec: Codec | None = None
 
     def with_serde(self, serde: SerializerProtocol) -> Context:
         """Return a context for the same store with another serializer."""
-        return Context(self.storage, serde, self.memory)
+        return Context(self.storage, serde, self.memory, self.owner)
+
+    def of_owner(self, owner: str) -> Context:
+        """Return a context in which there are the threads of one owner only."""
+        return Context(ConfinedStorage(self.storage, owner), self._serde, None, owner)
 
     @property
     def codec(self) -> Codec:
@@ -231,14 +241,34 @@ def _prepared(
 ) -> Put:
     """Return a `Put` at the place of a row, with those chunks that the store may lack."""
     unknown = context.memory.unknown(thread, chunks)
+    thread_id = inputs.address(config).thread_id
     return Put(
-        inputs.address(config).thread_id,
+        thread_id,
         thread,
         "{}" if thread else inputs.thread_metadata(config),
         inputs.ancestry(config),
         row.checkpoint_ns,
         row.checkpoint_id,
         {digest: context.codec.protect_chunk(chunk) for digest, chunk in unknown.items()},
+        fence=_fence(thread_id, thread, config),
+    )
+
+
+def _fence(thread_id: str, thread: ThreadRef | None, config: RunnableConfig) -> int | None:
+    """Return the fence of the lease that a run shows, which must be one of this thread."""
+    lease = inputs.lease(config)
+    if lease is None:
+        return None
+    key, fence = lease
+    if thread is None or str(thread.key) != key:
+        raise _deleted(thread_id)
+    return fence
+
+
+def _deleted(thread_id: str) -> ThreadDeleted:
+    return ThreadDeleted(
+        f"thread {thread_id!r} was deleted while this run was going on; nothing of the run is "
+        "stored any more, and a new run may use the id"
     )
 
 
@@ -271,10 +301,7 @@ def _write(
             continue
         if written is None:
             memory.threads.pop(thread_id)
-            raise ThreadDeleted(
-                f"thread {thread_id!r} was deleted while this run was going on; nothing of the "
-                "run is stored any more, and a new run may use the id"
-            )
+            raise _deleted(thread_id)
         memory.threads.put(thread_id, written)
         if chunks:
             memory.add_chunks(written, set(chunks))

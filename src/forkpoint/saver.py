@@ -100,6 +100,26 @@ class ForkpointSaver(TimeTravel):
         clone._context = self._context.with_serde(clone.serde)
         return clone
 
+    def for_owner(self, owner: str) -> Self:
+        """Return a saver for the same store that knows the threads of one owner only.
+
+        Those of others do not exist for it, whatever id it is given. What it makes is the owner's.
+
+        Raises:
+            InvalidInput: This saver is confined to another owner already.
+        """
+        checked = inputs.identifier(owner, "owner")
+        if self._context.owner == checked:
+            return self
+        if self._context.owner is not None:
+            raise InvalidInput(
+                f"the saver is confined to owner {self._context.owner!r}, and cannot be to "
+                f"{checked!r}"
+            )
+        clone = copy.copy(self)
+        clone._context = self._context.of_owner(checked)
+        return clone
+
     # Reading
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:

@@ -1,23 +1,24 @@
-"""SQLite: the schema, and the SQL of each primitive."""
+"""SQLite: the SQL of each primitive, but for those of the catalog."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
 from forkpoint.codec import Chunk
-from forkpoint.errors import ThreadExists
+from forkpoint.errors import StaleLease, ThreadExists, stale_lease
 from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Place
+from forkpoint.sqlite_catalog import SqliteCatalog
+from forkpoint.sqlite_statements import batches, marks, time_now
 from forkpoint.storage import (
     CheckpointRow,
     Choose,
     Counts,
+    Description,
     Found,
     Graft,
     Moment,
@@ -29,93 +30,6 @@ from forkpoint.storage import (
     WriteRow,
 )
 
-_INSERTED = 50  # rows inserted by one statement
-_BATCH = 500  # values bound in one statement; SQLite's own limit was 999 once
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS forkpoint_settings (
-    name TEXT PRIMARY KEY,
-    value BLOB NOT NULL
-) WITHOUT ROWID;
-
-CREATE TABLE IF NOT EXISTS forkpoint_threads (
-    key INTEGER PRIMARY KEY AUTOINCREMENT,
-    thread_id TEXT NOT NULL,
-    family INTEGER NOT NULL,
-    epoch INTEGER NOT NULL DEFAULT 0,
-    edge TEXT,
-    parent INTEGER,
-    parent_checkpoint_id TEXT,
-    owner TEXT,
-    label TEXT,
-    tags TEXT NOT NULL DEFAULT '[]',
-    metadata TEXT NOT NULL DEFAULT '{}',
-    status TEXT NOT NULL DEFAULT 'idle',
-    checkpoint_count INTEGER NOT NULL DEFAULT 0,
-    created_at INTEGER NOT NULL,
-    updated_at INTEGER NOT NULL,
-    expires_at INTEGER,
-    lease_holder TEXT,
-    lease_since INTEGER,
-    lease_until INTEGER,
-    fence INTEGER NOT NULL DEFAULT 0,
-    provisional INTEGER NOT NULL DEFAULT 0,
-    deleted_at INTEGER,
-    dead_until TEXT
-);
-CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_threads_live
-    ON forkpoint_threads (thread_id) WHERE deleted_at IS NULL;
-CREATE INDEX IF NOT EXISTS forkpoint_threads_deleted
-    ON forkpoint_threads (thread_id) WHERE deleted_at IS NOT NULL;
-CREATE INDEX IF NOT EXISTS forkpoint_threads_family ON forkpoint_threads (family);
-
-CREATE TABLE IF NOT EXISTS forkpoint_checkpoints (
-    id INTEGER PRIMARY KEY,
-    thread INTEGER NOT NULL,
-    checkpoint_ns TEXT NOT NULL,
-    checkpoint_id TEXT NOT NULL,
-    parent_checkpoint_id TEXT,
-    run_id TEXT,
-    metadata TEXT NOT NULL,
-    refs BLOB NOT NULL,
-    content BLOB NOT NULL,
-    seal BLOB NOT NULL,
-    hidden INTEGER NOT NULL DEFAULT 0
-);
-CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_checkpoints_place
-    ON forkpoint_checkpoints (thread, checkpoint_ns, checkpoint_id);
-CREATE INDEX IF NOT EXISTS forkpoint_checkpoints_order
-    ON forkpoint_checkpoints (checkpoint_id, thread, checkpoint_ns);
-CREATE INDEX IF NOT EXISTS forkpoint_checkpoints_run
-    ON forkpoint_checkpoints (run_id) WHERE run_id IS NOT NULL;
-
-CREATE TABLE IF NOT EXISTS forkpoint_writes (
-    id INTEGER PRIMARY KEY,
-    thread INTEGER NOT NULL,
-    checkpoint_ns TEXT NOT NULL,
-    checkpoint_id TEXT NOT NULL,
-    task_id TEXT NOT NULL,
-    idx INTEGER NOT NULL,
-    task_path TEXT NOT NULL,
-    channel TEXT NOT NULL,
-    refs BLOB NOT NULL,
-    content BLOB NOT NULL,
-    seal BLOB NOT NULL
-);
-CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_writes_place
-    ON forkpoint_writes (thread, checkpoint_ns, checkpoint_id, task_id, idx);
-
-CREATE TABLE IF NOT EXISTS forkpoint_chunks (
-    id INTEGER PRIMARY KEY,
-    family INTEGER NOT NULL,
-    digest BLOB NOT NULL,
-    refs BLOB NOT NULL,
-    content BLOB NOT NULL
-);
-CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_chunks_digest
-    ON forkpoint_chunks (family, digest);
-"""
-
 _CHECKPOINT = (
     "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, refs, content, seal,"
     " hidden"
@@ -123,7 +37,7 @@ _CHECKPOINT = (
 _WRITE = "checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, refs, content, seal"
 
 _CHECKPOINT_OF = [
-    "SELECT t.key, t.family, t.epoch, "
+    "SELECT t.key, t.family, t.epoch, t.owner, "
     + ", ".join(f"c.{column}" for column in _CHECKPOINT.split(", "))
     + " FROM forkpoint_threads AS t JOIN forkpoint_checkpoints AS c ON c.thread = t.key"
     " WHERE t.thread_id = ? AND t.deleted_at IS NULL AND c.checkpoint_ns = ? AND NOT c.hidden"
@@ -145,6 +59,7 @@ _UPDATE_THREAD = (
     "), 'idle') ELSE coalesce(?, status) END,"
     " provisional = provisional AND ?"
     " WHERE key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
+    " AND fence = coalesce(?, fence)"
 )
 # What the newest checkpoint waits for.
 _UPDATE_STATUS = (
@@ -158,6 +73,7 @@ _UPDATE_STATUS = (
 _SAME_THREAD = (
     "SELECT 1 FROM forkpoint_threads"
     " WHERE key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
+    " AND fence = coalesce(?, fence)"
 )
 _FORKED = (
     "(SELECT c.metadata FROM forkpoint_checkpoints AS c WHERE c.thread = {thread}"
@@ -185,17 +101,14 @@ _PUT_WRITES, _REPLACE_WRITES = (
 _PUT_CHUNKS = "INSERT OR IGNORE INTO forkpoint_chunks (family, digest, refs, content) VALUES "
 
 
-class SqliteSession:
+class SqliteSession(SqliteCatalog):
     """The primitives of `forkpoint.storage.Session` within one transaction."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
 
     # Reading
 
     def thread(self, thread_id: str) -> ThreadRef | None:
-        row = self._one(
-            "SELECT key, family, epoch FROM forkpoint_threads"
+        row = self.one(
+            "SELECT key, family, epoch, owner FROM forkpoint_threads"
             " WHERE thread_id = ? AND deleted_at IS NULL",
             thread_id,
         )
@@ -204,7 +117,7 @@ class SqliteSession:
     def checkpoint(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
     ) -> Found | None:
-        row = self._one(
+        row = self.one(
             _CHECKPOINT_OF[checkpoint_id is not None],
             thread_id,
             checkpoint_ns,
@@ -212,8 +125,8 @@ class SqliteSession:
         )
         if row is None:
             return None
-        thread, found = ThreadRef(*row[:3]), CheckpointRow(*row[3:])
-        writes = self._all(_WRITES_OF, thread.key, checkpoint_ns, found.checkpoint_id)
+        thread, found = ThreadRef(*row[:4]), CheckpointRow(*row[4:])
+        writes = self.all(_WRITES_OF, thread.key, checkpoint_ns, found.checkpoint_id)
         return Found(thread_id, thread, found, [WriteRow(*write) for write in writes])
 
     def page(self, query: Query) -> list[Found]:
@@ -233,11 +146,13 @@ class SqliteSession:
         if query.after is not None:
             place = f"(c.checkpoint_id, c.thread, c.checkpoint_ns) {after} (?, ?, ?)"
             conditions[place] = query.after
+        if query.owner is not None:
+            conditions["t.owner = ?"] = (query.owner,)
         if query.filter:
             conditions["forkpoint_contains(c.metadata, ?)"] = (json.dumps(query.filter),)
         columns = ", ".join(f"c.{column}" for column in _CHECKPOINT.split(", "))
-        rows = self._all(
-            f"SELECT t.thread_id, t.key, t.family, t.epoch, {columns}"
+        rows = self.all(
+            f"SELECT t.thread_id, t.key, t.family, t.epoch, t.owner, {columns}"
             " FROM forkpoint_checkpoints AS c JOIN forkpoint_threads AS t ON t.key = c.thread"
             f" WHERE {' AND '.join(conditions)}"
             f" ORDER BY c.checkpoint_id {order}, c.thread {order}, c.checkpoint_ns {order}"
@@ -246,7 +161,7 @@ class SqliteSession:
             query.limit,
             query.offset,
         )
-        found = [Found(row[0], ThreadRef(*row[1:4]), CheckpointRow(*row[4:]), []) for row in rows]
+        found = [Found(row[0], ThreadRef(*row[1:5]), CheckpointRow(*row[5:]), []) for row in rows]
         self._add_writes(found)
         return found
 
@@ -255,7 +170,7 @@ class SqliteSession:
         if not places:
             return
         columns = ", ".join(f"w.{column}" for column in _WRITE.split(", "))
-        rows = self._all(
+        rows = self.all(
             f"WITH wanted (thread, checkpoint_ns, checkpoint_id) AS"
             f" (VALUES {', '.join(['(?, ?, ?)'] * len(places))})"
             f" SELECT w.thread, {columns} FROM wanted JOIN forkpoint_writes AS w"
@@ -270,10 +185,10 @@ class SqliteSession:
         self, family: Any, digests: Collection[bytes], *, follow: bool = True
     ) -> Mapping[bytes, Chunk]:
         found: dict[bytes, Chunk] = {}
-        for batch in _batches(digests):
-            rows = self._all(
+        for batch in batches(digests):
+            rows = self.all(
                 "SELECT digest, refs, content FROM forkpoint_chunks"
-                f" WHERE family = ? AND digest IN ({_marks(batch)})",
+                f" WHERE family = ? AND digest IN ({marks(batch)})",
                 family,
                 *batch,
             )
@@ -287,7 +202,7 @@ class SqliteSession:
         return {family: self.chunks(family, digests) for family, digests in wanted.items()}
 
     def rows(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
-        for row in self._run(
+        for row in self.run(
             f"SELECT {_CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", thread.key
         ):
             yield CheckpointRow(*row)
@@ -297,7 +212,7 @@ class SqliteSession:
     ) -> Iterator[CheckpointRow]:
         following: str | None = checkpoint_id
         while following is not None:
-            row = self._one(
+            row = self.one(
                 f"SELECT {_CHECKPOINT} FROM forkpoint_checkpoints"
                 " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
                 thread.key,
@@ -318,11 +233,11 @@ class SqliteSession:
         channels: Sequence[str],
     ) -> list[WriteRow]:
         found = []
-        for batch in _batches(checkpoint_ids):
-            found += self._all(
+        for batch in batches(checkpoint_ids):
+            found += self.all(
                 f"SELECT {_WRITE} FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = ?"
-                f" AND checkpoint_id IN ({_marks(batch)})"
-                f" AND channel IN ({_marks(channels)})",
+                f" AND checkpoint_id IN ({marks(batch)})"
+                f" AND channel IN ({marks(channels)})",
                 thread.key,
                 checkpoint_ns,
                 *batch,
@@ -331,14 +246,14 @@ class SqliteSession:
         return [WriteRow(*row) for row in found]
 
     def moment(self, thread: ThreadRef, checkpoint_id: str, before: str) -> Moment:
-        newer = self._one(
+        newer = self.one(
             "SELECT 1 FROM forkpoint_checkpoints WHERE thread = ? AND checkpoint_ns = ''"
             " AND checkpoint_id > ? AND NOT hidden",
             thread.key,
             checkpoint_id,
         )
         # From one namespace to the next through the index, whatever there is in each.
-        heads = self._all(
+        heads = self.all(
             "WITH RECURSIVE namespaces (ns) AS ("
             " SELECT min(checkpoint_ns) FROM forkpoint_checkpoints"
             " WHERE thread = :thread AND checkpoint_ns > ''"
@@ -355,20 +270,18 @@ class SqliteSession:
             thread=thread.key,
             before=before,
         )
-        record = self._one(
-            "SELECT metadata, owner FROM forkpoint_threads WHERE key = ?", thread.key
-        )
+        record = self.one("SELECT metadata, owner FROM forkpoint_threads WHERE key = ?", thread.key)
         assert record is not None
         return Moment(newer is None, [CheckpointRow(*row) for row in heads], *record)
 
     def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
         found: list[WriteRow] = []
         for place in places:
-            found += [WriteRow(*row) for row in self._all(_WRITES_OF, thread.key, *place)]
+            found += [WriteRow(*row) for row in self.all(_WRITES_OF, thread.key, *place)]
         return found
 
     def lineage(self, thread: ThreadRef) -> list[ThreadRecord]:
-        rows = self._all(
+        rows = self.all(
             "WITH RECURSIVE line (key, height) AS (VALUES (?, 0) UNION ALL"
             " SELECT t.parent, height + 1 FROM line JOIN forkpoint_threads AS t USING (key)"
             f" WHERE t.parent IS NOT NULL) SELECT {_RECORD} JOIN line ON line.key = t.key"
@@ -378,16 +291,16 @@ class SqliteSession:
         return [ThreadRecord(*row) for row in rows]
 
     def family(self, family: Any) -> list[ThreadRecord]:
-        rows = self._all(f"SELECT {_RECORD} WHERE t.family = ? AND NOT t.provisional", family)
+        rows = self.all(f"SELECT {_RECORD} WHERE t.family = ? AND NOT t.provisional", family)
         return [ThreadRecord(*row) for row in rows]
 
     def threads_of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
         found: dict[Any, ThreadRef] = {}
-        for batch in _batches(run_ids):
-            for row in self._all(
-                "SELECT key, family, epoch FROM forkpoint_threads WHERE key IN"
+        for batch in batches(run_ids):
+            for row in self.all(
+                "SELECT key, family, epoch, owner FROM forkpoint_threads WHERE key IN"
                 " (SELECT thread FROM forkpoint_checkpoints"
-                f" WHERE run_id IS NOT NULL AND run_id IN ({_marks(batch)}))",
+                f" WHERE run_id IS NOT NULL AND run_id IN ({marks(batch)}))",
                 *batch,
             ):
                 found[row[0]] = ThreadRef(*row)
@@ -397,27 +310,27 @@ class SqliteSession:
 
     def put(self, put: Put) -> ThreadRef | None:
         thread = put.expected
-        now = _now()
+        now = time_now()
         if thread is None or not self._update_thread(thread, put, now, None):
             thread = self._admit(put, now)
             if thread is None:
                 return None
-        self._insert(
+        self.insert(
             _PUT_CHUNKS, [(thread.family, digest, *chunk) for digest, chunk in put.chunks.items()]
         )
-        if put.row is not None and not self._run(_PUT, thread.key, *put.row).rowcount:
+        if put.row is not None and not self.run(_PUT, thread.key, *put.row).rowcount:
             self._replace(thread.key, put.row)
         key = thread.key
-        self._insert(_PUT_WRITES, [(key, *write) for write in put.writes if write.idx >= 0])
-        self._insert(_REPLACE_WRITES, [(key, *write) for write in put.writes if write.idx < 0])
+        self.insert(_PUT_WRITES, [(key, *write) for write in put.writes if write.idx >= 0])
+        self.insert(_REPLACE_WRITES, [(key, *write) for write in put.writes if write.idx < 0])
         return thread
 
     def _replace(self, thread: int, row: CheckpointRow) -> None:
-        self._run(_REPLACE, *row[2:], thread, *row[:2])
+        self.run(_REPLACE, *row[2:], thread, *row[:2])
         self._count_checkpoints(thread)
 
     def _count_checkpoints(self, thread: int) -> None:
-        self._run(
+        self.run(
             "UPDATE forkpoint_threads SET checkpoint_count = (SELECT count(*) FROM"
             " forkpoint_checkpoints WHERE thread = ? AND NOT hidden) WHERE key = ?",
             thread,
@@ -427,8 +340,8 @@ class SqliteSession:
     def _update_thread(self, thread: ThreadRef, put: Put, now: int, dead_until: str | None) -> bool:
         """Keep the record of a thread up, if it still is as it is known to be."""
         if put.row is None and put.status is None:  # nothing in it changes
-            return bool(self._one(_SAME_THREAD, thread.key, thread.epoch, dead_until))
-        updated = self._run(
+            return bool(self.one(_SAME_THREAD, thread.key, thread.epoch, dead_until, put.fence))
+        updated = self.run(
             _UPDATE_THREAD,
             put.row is not None,
             now,
@@ -440,20 +353,23 @@ class SqliteSession:
             thread.key,
             thread.epoch,
             dead_until,
+            put.fence,
         )
         return updated.rowcount == 1
 
     def _admit(self, put: Put, now: int) -> ThreadRef | None:
         """Return the thread to write to, made if need be, where more than one look is needed."""
-        row = self._one(
-            "SELECT key, family, epoch, dead_until FROM forkpoint_threads"
+        row = self.one(
+            "SELECT key, family, epoch, owner, dead_until, fence FROM forkpoint_threads"
             " WHERE thread_id = ? AND deleted_at IS NULL",
             put.thread_id,
         )
-        thread = ThreadRef(*row[:3]) if row else None
+        thread = ThreadRef(*row[:4]) if row else None
         if thread != put.expected:
             raise Stale
-        dead_until = row[3] if row else self._dead_until(put.thread_id)
+        if row and put.fence not in (None, row[5]):
+            raise StaleLease(stale_lease(put.thread_id))
+        dead_until = row[4] if row else self._dead_until(put.thread_id)
         if dead_until is not None and self._is_late(put, thread, dead_until):
             self._remove_traces(put, thread)
             return None
@@ -463,20 +379,21 @@ class SqliteSession:
         return thread
 
     def _add_thread(self, put: Put, dead_until: str | None, now: int) -> ThreadRef:
-        key = self._run(
-            "INSERT INTO forkpoint_threads (thread_id, family, metadata, created_at, updated_at,"
-            " provisional, dead_until) VALUES (?, 0, ?, ?, ?, 1, ?)",
+        key = self.run(
+            "INSERT INTO forkpoint_threads (thread_id, family, owner, metadata, created_at,"
+            " updated_at, provisional, dead_until) VALUES (?, 0, ?, ?, ?, ?, 1, ?)",
             put.thread_id,
+            put.owner,
             put.metadata,
             now,
             now,
             dead_until,
         ).lastrowid
-        self._run("UPDATE forkpoint_threads SET family = key WHERE key = ?", key)
-        return ThreadRef(key, key, 0)
+        self.run("UPDATE forkpoint_threads SET family = key WHERE key = ?", key)
+        return ThreadRef(key, key, 0, put.owner)
 
     def _dead_until(self, thread_id: str) -> str | None:
-        row = self._one(
+        row = self.one(
             "SELECT max(dead_until) FROM forkpoint_threads"
             " WHERE thread_id = ? AND deleted_at IS NOT NULL",
             thread_id,
@@ -493,7 +410,7 @@ class SqliteSession:
 
     def _exists(self, thread: int, checkpoint_ns: str, checkpoint_id: str) -> bool:
         return bool(
-            self._one(
+            self.one(
                 "SELECT 1 FROM forkpoint_checkpoints"
                 " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
                 thread,
@@ -504,7 +421,7 @@ class SqliteSession:
 
     def _remove_traces(self, put: Put, thread: ThreadRef | None) -> None:
         """Remove writes that came before the late checkpoint they belong to, and expect more."""
-        self._run(
+        self.run(
             "UPDATE forkpoint_threads SET dead_until = max(dead_until, ?)"
             " WHERE thread_id = ? AND dead_until IS NOT NULL",
             put.checkpoint_id,
@@ -512,14 +429,14 @@ class SqliteSession:
         )
         if thread is None or self._exists(thread.key, put.checkpoint_ns, put.checkpoint_id):
             return
-        self._run(
+        self.run(
             "DELETE FROM forkpoint_writes"
             " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
             thread.key,
             put.checkpoint_ns,
             put.checkpoint_id,
         )
-        provisional = self._run(
+        provisional = self.run(
             "DELETE FROM forkpoint_threads WHERE key = ? AND provisional"
             " AND NOT EXISTS (SELECT 1 FROM forkpoint_writes WHERE thread = ?)",
             thread.key,
@@ -528,14 +445,14 @@ class SqliteSession:
         if provisional:
             self.drop_chunks(thread.family, None, None)
 
-    def copy(self, source: ThreadRef, target_id: str) -> None:
+    def copy(self, source: ThreadRef, target_id: str, described: Description | None = None) -> None:
         if self.thread(target_id) is not None:
             raise ThreadExists(f"there is a thread {target_id!r} already")
-        now = _now()
-        key = self._run(
+        now = time_now()
+        key = self.run(
             "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent, owner, label,"
-            " tags, metadata, status, checkpoint_count, created_at, updated_at, dead_until)"
-            " SELECT ?, family, epoch, 'clone', key, owner, label, tags, metadata, status,"
+            " tags, metadata, ttl, status, checkpoint_count, created_at, updated_at, dead_until)"
+            " SELECT ?, family, epoch, 'clone', key, owner, label, tags, metadata, ttl, status,"
             " checkpoint_count, ?, ?, ? FROM forkpoint_threads WHERE key = ?",
             target_id,
             now,
@@ -543,15 +460,17 @@ class SqliteSession:
             self._dead_until(target_id),
             source.key,
         ).lastrowid
+        if described is not None:
+            self._describe(key, described)
         # The copies do not belong to the runs that made the originals: deleting those leaves them.
         columns = _CHECKPOINT.replace("run_id", "NULL")
-        self._run(
+        self.run(
             f"INSERT INTO forkpoint_checkpoints (thread, {_CHECKPOINT})"
             f" SELECT ?, {columns} FROM forkpoint_checkpoints WHERE thread = ?",
             key,
             source.key,
         )
-        self._run(
+        self.run(
             f"INSERT INTO forkpoint_writes (thread, {_WRITE})"
             f" SELECT ?, {_WRITE} FROM forkpoint_writes WHERE thread = ?",
             key,
@@ -562,14 +481,15 @@ class SqliteSession:
         source = graft.source
         if self.thread(graft.target_id) is not None:
             raise ThreadExists(f"there is a thread {graft.target_id!r} already")
-        now = _now()
-        key = self._run(
+        now = time_now()
+        key = self.run(
             "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent,"
             " parent_checkpoint_id, owner, metadata, status, checkpoint_count, created_at,"
             " updated_at, dead_until)"
-            " SELECT ?, family, epoch, 'fork', key, ?, ?, ?, ?, ?, ?, ?, ?"
+            " SELECT ?, family, epoch, ?, key, ?, ?, ?, ?, ?, ?, ?, ?"
             " FROM forkpoint_threads WHERE key = ?",
             graft.target_id,
+            graft.edge,
             graft.parent_checkpoint_id,
             graft.owner,
             graft.metadata,
@@ -580,44 +500,46 @@ class SqliteSession:
             self._dead_until(graft.target_id),
             source.key,
         ).lastrowid
-        self._insert(
+        if graft.described is not None:
+            self._describe(key, graft.described)
+        self.insert(
             _PUT_CHUNKS,
             [(source.family, digest, *chunk) for digest, chunk in graft.chunks.items()],
         )
-        self._many(_PUT, [(key, *row) for row in graft.rows])
-        self._insert(_PUT_WRITES, [(key, *write) for write in graft.writes])
+        self.many(_PUT, [(key, *row) for row in graft.rows])
+        self.insert(_PUT_WRITES, [(key, *write) for write in graft.writes])
 
     def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
         before = self._count_rows(thread)
         removed, hidden, reopened = choose(list(self.rows(thread)))
         place = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
         for table in ("writes", "checkpoints"):
-            self._many(
+            self.many(
                 f"DELETE FROM forkpoint_{table} {place}", ((thread.key, *one) for one in removed)
             )
-        self._many(
+        self.many(
             f"UPDATE forkpoint_checkpoints SET hidden = 1 {place}",
             ((thread.key, *one) for one in hidden),
         )
-        self._many(
+        self.many(
             f"DELETE FROM forkpoint_writes {place} AND idx != {INTERRUPT_IDX}"
             f" AND (task_id != '{NULL_TASK_ID}' OR idx = {RESUME_IDX})",
             ((thread.key, *one) for one in reopened),
         )
         self._count_checkpoints(thread.key)
-        self._run(
+        self.run(
             "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
-            _now(),
+            time_now(),
             thread.key,
         )
         if reopened:
-            self._run(_UPDATE_STATUS, *[thread.key] * 3)
+            self.run(_UPDATE_STATUS, *[thread.key] * 3)
         return Counts(
             *(old - new for old, new in zip(before, self._count_rows(thread), strict=True))
         )
 
     def _count_rows(self, thread: ThreadRef) -> tuple[int, int]:
-        counts = self._one(
+        counts = self.one(
             "SELECT (SELECT count(*) FROM forkpoint_checkpoints WHERE thread = ?),"
             " (SELECT count(*) FROM forkpoint_writes WHERE thread = ?)",
             thread.key,
@@ -626,8 +548,12 @@ class SqliteSession:
         assert counts is not None
         return counts[0], counts[1]
 
-    def bury(self, thread: ThreadRef) -> Counts:
-        dead_until = self._one(
+    def bury(self, thread: ThreadRef, updated_at: int | None = None) -> Counts:
+        since = self.one("SELECT updated_at FROM forkpoint_threads WHERE key = ?", thread.key)
+        if updated_at is not None and since != (updated_at,):
+            raise Stale
+        self._unlist(thread.key)
+        dead_until = self.one(
             "SELECT max(id) FROM ("
             " SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints WHERE thread = ?"
             " UNION ALL SELECT max(checkpoint_id) FROM forkpoint_writes WHERE thread = ?"
@@ -637,15 +563,15 @@ class SqliteSession:
             thread.key,
         )
         writes, checkpoints = (
-            self._run(f"DELETE FROM forkpoint_{table} WHERE thread = ?", thread.key).rowcount
+            self.run(f"DELETE FROM forkpoint_{table} WHERE thread = ?", thread.key).rowcount
             for table in ("writes", "checkpoints")
         )
-        self._run(
+        self.run(
             "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = ?, label = NULL,"
             " tags = '[]', metadata = '{}', status = 'idle', checkpoint_count = 0,"
-            " expires_at = NULL, lease_holder = NULL, lease_since = NULL, lease_until = NULL"
+            " ttl = NULL, lease_holder = NULL, lease_since = NULL, lease_until = NULL"
             " WHERE key = ?",
-            _now(),
+            time_now(),
             dead_until[0] if dead_until else None,
             thread.key,
         )
@@ -654,93 +580,51 @@ class SqliteSession:
     # Collecting
 
     def begin_collection(self, family: Any) -> None:
-        self._run("UPDATE forkpoint_threads SET epoch = epoch + 1 WHERE family = ?", family)
+        self.run("UPDATE forkpoint_threads SET epoch = epoch + 1 WHERE family = ?", family)
 
     def is_undisturbed(self, family: Any, collection: None) -> bool:
         return True
 
-    def references(self, family: Any) -> Iterator[bytes]:
+    def references(self, family: Any) -> Iterator[tuple[Any, bytes]]:
         for table in ("checkpoints", "writes"):
-            for (refs,) in self._run(
-                f"SELECT refs FROM forkpoint_{table} WHERE refs != x'' AND thread IN"
+            yield from self.run(
+                f"SELECT thread, refs FROM forkpoint_{table} WHERE refs != x'' AND thread IN"
                 " (SELECT key FROM forkpoint_threads WHERE family = ?)",
                 family,
-            ):
-                yield refs
+            )
 
     def links(self, family: Any) -> Iterator[tuple[bytes, bytes]]:
-        yield from self._run(
+        yield from self.run(
             "SELECT digest, refs FROM forkpoint_chunks WHERE family = ? AND refs != x''", family
         )
 
     def digests(self, family: Any) -> Iterator[bytes]:
-        for (digest,) in self._run("SELECT digest FROM forkpoint_chunks WHERE family = ?", family):
+        for (digest,) in self.run("SELECT digest FROM forkpoint_chunks WHERE family = ?", family):
             yield digest
 
     def drop_chunks(self, family: Any, digests: Iterable[bytes] | None, collection: None) -> Counts:
         if digests is None:
             digests = self.digests(family)
         number = size = 0
-        for batch in _batches(list(digests)):
-            which = f"WHERE family = ? AND digest IN ({_marks(batch)})"
+        for batch in batches(list(digests)):
+            which = f"WHERE family = ? AND digest IN ({marks(batch)})"
             length = "SELECT count(*), sum(length(refs) + length(content)) FROM forkpoint_chunks"
-            counts = self._one(f"{length} {which}", family, *batch)
+            counts = self.one(f"{length} {which}", family, *batch)
             assert counts is not None
             number += counts[0]
             size += counts[1] or 0
-            self._run(f"DELETE FROM forkpoint_chunks {which}", family, *batch)
+            self.run(f"DELETE FROM forkpoint_chunks {which}", family, *batch)
         return Counts(number, size)
 
     # Secrets
 
     def secrets(self) -> list[bytes]:
-        rows = self._all("SELECT value FROM forkpoint_settings WHERE name LIKE 'secret:%'")
+        rows = self.all("SELECT value FROM forkpoint_settings WHERE name LIKE 'secret:%'")
         return [value for (value,) in rows]
 
     def add_secret(self, stored: bytes) -> None:
-        self._run(
+        self.run(
             "INSERT INTO forkpoint_settings (name, value) VALUES (?, ?)",
             f"secret:{len(self.secrets()) + 1}",
             stored,
         )
-
-    # Running SQL
-
-    def _run(self, sql: str, *values: Any, **named: Any) -> sqlite3.Cursor:
-        cursor = self._connection.cursor()
-        cursor.row_factory = None  # a connection that was passed may have one
-        return cursor.execute(sql, named or values)
-
-    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert rows by as few statements as possible: each lets go of the interpreter's lock."""
-        for batch in _batches(rows, _INSERTED):
-            marks = f"({_marks(batch[0])})"
-            values = (value for row in batch for value in row)
-            self._run(statement + ", ".join([marks] * len(batch)), *values)
-
-    def _many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
-        self._connection.executemany(sql, rows)
-
-    def _one(self, sql: str, *values: Any) -> tuple[Any, ...] | None:
-        row: tuple[Any, ...] | None = self._run(sql, *values).fetchone()
-        return row
-
-    def _all(self, sql: str, *values: Any, **named: Any) -> list[tuple[Any, ...]]:
-        return self._run(sql, *values, **named).fetchall()
-
-
-def _now() -> int:
-    return time.time_ns() // 1000
-
-
-def _marks(values: Collection[Any]) -> str:
-    return ", ".join("?" * len(values))
-
-
-_T = TypeVar("_T")
-
-
-def _batches(values: Collection[_T], size: int = _BATCH) -> Iterator[list[_T]]:
-    listed = list(values)
-    for start in range(0, len(listed), size):
-        yield listed[start : start + size]

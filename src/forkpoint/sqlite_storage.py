@@ -17,6 +17,7 @@ from forkpoint.errors import (
     InvalidInput,
     SaverClosed,
     SchemaVersionError,
+    StaleLease,
     StorageBusy,
     StorageError,
     StorageFull,
@@ -24,7 +25,8 @@ from forkpoint.errors import (
 )
 from forkpoint.filters import contains_json
 from forkpoint.group_commit import GroupCommit, Waiting
-from forkpoint.sqlite_session import SCHEMA, SqliteSession
+from forkpoint.sqlite_schema import SCHEMA
+from forkpoint.sqlite_session import SqliteSession
 from forkpoint.storage import SCHEMA_VERSION, Put, Stale, ThreadRef
 
 BUSY_TIMEOUT_SECONDS = 60.0
@@ -140,7 +142,7 @@ class _Put(Waiting):
     def store(self, session: SqliteSession) -> None:
         try:
             self.written, self.error = session.put(self._put), None
-        except Stale as stale:  # raised before anything is written
+        except (Stale, StaleLease) as stale:  # raised before anything is written
             self.error = stale
 
 

@@ -14,11 +14,14 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     often the family's chunks were collected), the edge it was made by (``edge``: ``fork``,
     ``clone`` or none; ``parent`` key and ``parent_checkpoint_id``), ``owner``, ``label``, ``tags``
     (JSON list), ``metadata`` (JSON object), ``status``, ``checkpoint_count``, ``created_at``,
-    ``updated_at``, ``expires_at``, the lease (``lease_holder``, ``lease_since``,
-    ``lease_until``, ``fence``), and what is left of a deleted thread: ``deleted_at`` and
-    ``dead_until`` (the highest checkpoint id that a write of its old runs is known to name).
-    Times are microseconds since 1970 in UTC. At most one thread of an id is not deleted. A thread
-    is ``provisional`` while there are writes for it, and no checkpoint yet.
+    ``updated_at``, ``ttl`` (how long after that it expires, if ever), the lease
+    (``lease_holder``, ``lease_since``, ``lease_until``, and the ``fence`` that goes up whenever a
+    lease begins or ends), and what is left of a deleted thread: ``deleted_at`` and ``dead_until``
+    (the highest checkpoint id that a write of its old runs is known to name). Times are
+    microseconds since 1970 in UTC. At most one thread of an id is not deleted. A thread is
+    ``provisional`` while there are writes for it, and no checkpoint yet. How the search index knows
+    it is derived: ``terms`` (see `forkpoint.filters`), ``listed_at`` and ``listed_status``, its
+    ``updated_at`` and its status when it was listed last. A search first lists what changed since.
 
 ``checkpoints``
     ``thread`` (key), ``checkpoint_ns``, ``checkpoint_id``, ``parent_checkpoint_id``, ``run_id``
@@ -43,15 +46,21 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     ``schema_version``, and ``secret:<n>``: protected ``forkpoint digest key:`` and 32 random
     bytes, one for each cipher that wrote to the store.
 
-In SQLite each is a table. In MongoDB all are documents of the collection ``forkpoint_store``, with
-the fields above and ``family``, the shard key:
+In SQLite each is a table. There ``forkpoint_listing`` is the search index, a row for each term of a
+thread: ``term``, ``status``, ``listed_at``, ``thread_id``, and of which walks it is seen: those
+numbered above ``born``, and not above ``gone``. ``forkpoint_walks`` has the searches that are
+being read page by page: ``number`` and ``began_at``.
+
+In MongoDB all are documents of the collection ``forkpoint_store``, with the fields above and
+``family``, the shard key:
 
 - A thread: ``_id`` is its key, an ObjectId, and ``kind`` is ``thread``. ``epoch`` is an ObjectId
   that every collection and removal replaces; ``status_for`` is the checkpoint that the status is
-  that of; ``lock`` (``by``, ``until``) keeps writers out during a removal or a copy; ``building``
-  marks a copy that is not finished. Its name is a document of its own: ``_id`` and ``family`` are
-  ``name:`` and the thread id, ``key`` and ``home`` the key and the family of the thread that the id
-  means, or meant last.
+  that of; ``unlisted`` is true while the search index does not know it as it is; ``source`` is the
+  id of the thread that it was made from; ``lock`` (``by``, ``until``) keeps writers out during a
+  removal or a copy; ``building`` marks a copy that is not finished. Its name is a document of its
+  own: ``_id`` and ``family`` are ``name:`` and the thread id, ``key`` and ``home`` the key and the
+  family of the thread that the id means, or meant last.
 - A checkpoint or a write: ``kind`` is ``checkpoint`` or ``write``; ``_id`` is the 12 bytes of the
   family and the first 16 of the SHA-256 of a MessagePack array: the 12 bytes of the thread's key,
   namespace, id, and of a write the task and idx. ``visible`` is true unless it is hidden, pending
@@ -111,6 +120,7 @@ class ThreadRef(NamedTuple):
     key: Any
     family: Any
     epoch: Any
+    owner: str | None = None
 
 
 class CheckpointRow(NamedTuple):
@@ -167,6 +177,8 @@ class Query(NamedTuple):
     oldest_first: bool = False
     must_exist: bool = False
     """Whether it is an error if there is no such thread."""
+    owner: str | None = None
+    """Whose threads alone are listed; None for all."""
 
 
 class Put(NamedTuple):
@@ -185,6 +197,10 @@ class Put(NamedTuple):
     status: str | None = None
     """The thread's status after this, if it changes. That of a checkpoint, `idle`, gives way to
     that of its writes, should they have come before it."""
+    owner: str | None = None
+    """Whose the thread is, if this makes it."""
+    fence: int | None = None
+    """The lease that the run holds, if it holds one."""
 
 
 class Moment(NamedTuple):
@@ -199,18 +215,102 @@ class Moment(NamedTuple):
     owner: str | None
 
 
+class Description(NamedTuple):
+    """What a thread's record says of it that its runs do not change."""
+
+    label: str | None = None
+    tags: Sequence[str] = ()
+    metadata: str = "{}"
+    ttl: int | None = None
+
+
+class LeaseRow(NamedTuple):
+    """The right to be the only active run on a thread, and who has it."""
+
+    holder: str
+    since: int
+    until: int
+    fence: int
+
+
+class ThreadRow(NamedTuple):
+    """The record of a thread, as the catalog shows it."""
+
+    thread: ThreadRef
+    thread_id: str
+    described: Description
+    status: str
+    """With `busy` in the place of what its runs left, while there is a lease."""
+    created_at: int
+    updated_at: int
+    source_thread_id: str | None
+    source_checkpoint_id: str | None
+    checkpoint_count: int
+    lease: LeaseRow | None
+
+
+class Selection(NamedTuple):
+    """Which threads to list, and in which order.
+
+    The rows found may be more than are asked for: what a term stands for is to be compared.
+    """
+
+    owner: str | None
+    """Whose threads alone; None for all."""
+    ids: Sequence[str] | None
+    terms: Sequence[int]
+    """All of which a thread must have."""
+    any_terms: Sequence[int]
+    """Of which a thread must have one, unless there are none."""
+    statuses: Sequence[str]
+    """Of which a thread must have one, unless there are none."""
+    created: tuple[int | None, int | None] = (None, None)
+    """The range of times, the first one included."""
+    updated: tuple[int | None, int | None] = (None, None)
+    sort_by: str = "updated_at"
+    descending: bool = True
+    after: tuple[Any, str] | None = None
+    """The place of the last one of the page before: what it is sorted by, and its thread id."""
+    walk: Any = None
+    """What names the moment at which a search began that is being read page by page."""
+    limit: int = 50
+
+
+class Selected(NamedTuple):
+    """A page of threads."""
+
+    rows: Sequence[ThreadRow | None]
+    """None for one that was deleted meanwhile."""
+    places: Sequence[tuple[Any, str]]
+    """Of each row the place that it has in the walk, which may not be what it has by now."""
+    walk: Any
+    is_last: bool
+
+
+class Usage(NamedTuple):
+    """What a thread's rows take, without the chunks."""
+
+    checkpoints: int
+    writes: int
+    runs: int
+    bytes: int
+
+
 class Graft(NamedTuple):
     """A new thread, to be made of rows of another."""
 
     source: ThreadRef
+    source_id: str
     target_id: str
-    parent_checkpoint_id: str
+    parent_checkpoint_id: str | None
     owner: str | None
     metadata: str
     status: str
     rows: Sequence[CheckpointRow]
     writes: Sequence[WriteRow]
     chunks: Chunks
+    edge: str = "fork"
+    described: Description | None = None
 
 
 class ThreadRecord(NamedTuple):
@@ -307,10 +407,65 @@ class Session(Protocol):
     def threads_of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
         """Return the threads in which these runs made checkpoints."""
 
+    # The catalog
+
+    def now(self) -> int:
+        """Return the time of the database, in microseconds since 1970."""
+
+    def record(self, thread_id: str) -> ThreadRow | None:
+        """Return the record of a thread."""
+
+    def select(self, selection: Selection) -> Selected:
+        """Return a page of threads.
+
+        The first page of a walk lists all threads as they are. The others have those that were
+        not on a page before, whatever changed since: each thread that stays is on one page.
+        """
+
+    def count(self, selection: Selection) -> int:
+        """Return how many threads there are to be selected."""
+
+    def expired(self, limit: int, owner: str | None = None) -> list[ThreadRow]:
+        """Return threads whose time is up and that nobody has a lease of, a few at a time."""
+
+    def grown(
+        self, more_than: int, after: Any, limit: int, owner: str | None = None
+    ) -> list[ThreadRow]:
+        """Return threads with more checkpoints than this, in the order of their keys."""
+
+    def add(self, thread_id: str, owner: str | None, described: Description) -> bool:
+        """Make the record of a thread, and return whether there was none of this id."""
+
+    def describe(self, seen: ThreadRow, described: Description) -> bool:
+        """Say something else of a thread, and return whether nobody else did in between."""
+
+    def lease(
+        self, thread: ThreadRef, holder: str, ttl: int, *, take_over: bool
+    ) -> LeaseRow | None:
+        """Give out the lease of a thread, or return None if somebody has it.
+
+        Raises:
+            Stale: The thread is deleted.
+        """
+
+    def renew(self, thread: ThreadRef, fence: int, ttl: int) -> bool:
+        """Make a lease last for longer, and return whether it is still the same."""
+
+    def release(self, thread: ThreadRef, fence: int) -> None:
+        """End a lease, if it is still the same. What was written under it is not any more."""
+
+    def usage(self, thread: ThreadRef) -> Usage:
+        """Return what a thread's rows take."""
+
+    def sizes(self, family: Any, digests: Collection[bytes]) -> int:
+        """Return how many bytes some chunks of a family take."""
+
     # Writing
 
-    def copy(self, source: ThreadRef, target_id: str) -> None:
+    def copy(self, source: ThreadRef, target_id: str, described: Description | None = None) -> None:
         """Make a thread with all checkpoints and writes of another, as a clone of it.
+
+        It is described as the other is, unless told otherwise.
 
         Raises:
             ThreadExists: There is a thread of this id.
@@ -331,10 +486,13 @@ class Session(Protocol):
         Returns how many checkpoints and writes were removed.
         """
 
-    def bury(self, thread: ThreadRef) -> Counts:
+    def bury(self, thread: ThreadRef, updated_at: int | None = None) -> Counts:
         """Remove all checkpoints and writes of a thread, and mark it as deleted.
 
         Returns how many checkpoints and writes were removed.
+
+        Raises:
+            Stale: The thread was updated at another time than `updated_at`. Nothing was done.
         """
 
     # Collecting
@@ -348,8 +506,8 @@ class Session(Protocol):
     def is_undisturbed(self, family: Any, collection: Any) -> bool:
         """Return whether nobody removed or collected in a family since a collection began."""
 
-    def references(self, family: Any) -> Iterator[bytes]:
-        """Return the refs of all checkpoints and writes in a family."""
+    def references(self, family: Any) -> Iterator[tuple[Any, bytes]]:
+        """Return the refs of all checkpoints and writes in a family, with the threads' keys."""
 
     def links(self, family: Any) -> Iterator[tuple[bytes, bytes]]:
         """Return the digests and the refs of all chunks of a family that have any."""

@@ -1,0 +1,360 @@
+"""The records of threads: what each operation of the catalog does.
+
+Each function that takes a `Context` first is one operation in one piece; see
+`forkpoint.operations`. None of them decodes a checkpoint but `rollover`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any, NamedTuple
+
+from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.base.id import uuid6
+
+from forkpoint import removal
+from forkpoint.codec import Chunks, Manifest, split_refs
+from forkpoint.collect import reachable
+from forkpoint.errors import InvalidInput, StorageBusy, ThreadExists, ThreadNotFound
+from forkpoint.forking import NextVersion
+from forkpoint.inputs import DESCRIPTION_BYTES, as_json
+from forkpoint.operations import Context, at_place, open_row, place_of
+from forkpoint.owners import taken
+from forkpoint.searching import Wanted, cursor_of, going_on, is_exact, matches, selection_of
+from forkpoint.storage import (
+    CheckpointRow,
+    Description,
+    Found,
+    Graft,
+    Session,
+    Stale,
+    ThreadRow,
+)
+from forkpoint.threads import Page, Thread, ThreadStats
+
+_ATTEMPTS = 20  # to change a record that others change at the same moment
+_PAGE_ROWS = 500
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class Changes(NamedTuple):
+    """What is to be said of a thread; None leaves it as it is, but for what is under `cleared`."""
+
+    label: str | None = None
+    tags: Sequence[str] | None = None
+    metadata: Mapping[str, Any] = {}
+    ttl: int | None = None
+    cleared: frozenset[str] = frozenset()
+
+    def applied(self, before: Description) -> Description:
+        """Return what is said of a thread after these changes."""
+        metadata = before.metadata
+        if self.metadata:
+            metadata = as_json({**json.loads(metadata), **self.metadata}, "metadata")
+            if len(metadata) > DESCRIPTION_BYTES:
+                raise InvalidInput(
+                    f"metadata would take {len(metadata)} bytes as JSON, and {DESCRIPTION_BYTES} "
+                    "at most are kept of a thread"
+                )
+        return Description(
+            None if "label" in self.cleared else self.label or before.label,
+            before.tags if self.tags is None else self.tags,
+            metadata,
+            None if "ttl" in self.cleared else self.ttl or before.ttl,
+        )
+
+
+# One thread
+
+
+def get(context: Context, thread_id: str) -> Thread | None:
+    """Return a thread, if there is one."""
+    with context.storage.reading() as session:
+        row = session.record(thread_id)
+    return None if row is None else thread_of(row)
+
+
+def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) -> Thread:
+    """Make a thread, or return the one that there is."""
+    described = said.applied(Description())
+    for _ in range(_ATTEMPTS):
+        with context.storage.writing() as session:
+            row = session.record(thread_id)
+            if row is not None and not may_exist:
+                raise taken(thread_id)
+            if row is None:
+                if not session.add(thread_id, context.owner, described):
+                    if not may_exist or not _is_ours(session, thread_id):
+                        raise taken(thread_id)
+                    continue  # somebody made it just now
+                context.memory.threads.pop(thread_id)
+                row = session.record(thread_id)
+        if row is not None:
+            return thread_of(row)
+    raise StorageBusy(f"thread {thread_id!r} is made and deleted again and again")
+
+
+def _is_ours(session: Session, thread_id: str) -> bool:
+    return session.thread(thread_id) is not None
+
+
+def update(context: Context, thread_id: str, changes: Changes) -> Thread:
+    """Say something else of a thread."""
+    for _ in range(_ATTEMPTS):
+        with context.storage.writing() as session:
+            seen = existing_record(session, thread_id)
+            if session.describe(seen, changes.applied(seen.described)):
+                return thread_of(existing_record(session, thread_id))
+    raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was updated")
+
+
+def clone(
+    context: Context, source_id: str, target_id: str, changes: Changes, checkpoints: bool
+) -> Thread:
+    """Make a thread like another, with its checkpoints or without."""
+    if source_id == target_id:
+        raise ThreadExists(f"thread {target_id!r} cannot be cloned onto itself")
+    for _ in range(_ATTEMPTS):
+        try:
+            with context.storage.writing() as session:
+                source = existing_record(session, source_id)
+                described = changes.applied(source.described)
+                if checkpoints:
+                    session.copy(source.thread, target_id, described)
+                else:
+                    session.graft(_empty(source, target_id, described))
+                context.memory.threads.pop(target_id)
+                return thread_of(existing_record(session, target_id))
+        except Stale:
+            continue
+    raise StorageBusy(f"thread {source_id!r} changed {_ATTEMPTS} times while it was cloned")
+
+
+def _empty(source: ThreadRow, target_id: str, described: Description) -> Graft:
+    return Graft(
+        source.thread,
+        source.thread_id,
+        target_id,
+        None,
+        source.thread.owner,
+        described.metadata,
+        "idle",
+        [],
+        [],
+        {},
+        edge="clone",
+        described=described,
+    )
+
+
+def stats(context: Context, thread_id: str) -> ThreadStats:
+    """Return what a thread takes, alone and with others of its family."""
+    with context.storage.reading() as session:
+        row = existing_record(session, thread_id)
+        family = row.thread.family
+        usage = session.usage(row.thread)
+        own: set[bytes] = set()
+        others: set[bytes] = set()
+        for key, refs in session.references(family):
+            (own if key == row.thread.key else others).update(split_refs(refs))
+        links = dict(session.links(family))
+        live = reachable(own, links)
+        shared = live & reachable(others, links)
+        stored = usage.bytes + session.sizes(family, live)
+        return ThreadStats(
+            usage.checkpoints,
+            usage.writes,
+            usage.runs,
+            stored,
+            session.sizes(family, shared),
+            time_of(row.created_at),
+            time_of(row.updated_at),
+        )
+
+
+def existing_record(session: Session, thread_id: str) -> ThreadRow:
+    """Return the record of a thread.
+
+    Raises:
+        ThreadNotFound: There is none.
+    """
+    row = session.record(thread_id)
+    if row is None:
+        raise ThreadNotFound(f"there is no thread {thread_id!r}")
+    return row
+
+
+def thread_of(row: ThreadRow) -> Thread:
+    """Return a thread as users see it."""
+    described = row.described
+    expires = None if described.ttl is None else time_of(row.updated_at + described.ttl)
+    return Thread(
+        row.thread_id,
+        described.label,
+        tuple(described.tags),
+        json.loads(described.metadata),
+        row.thread.owner,
+        row.status,  # type: ignore[arg-type]
+        time_of(row.created_at),
+        time_of(row.updated_at),
+        expires,
+        row.source_thread_id,
+        row.source_checkpoint_id,
+        row.checkpoint_count,
+    )
+
+
+def time_of(microseconds: int) -> datetime:
+    """Return a time in UTC."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+# Many threads
+
+
+class Search(NamedTuple):
+    """A search, checked."""
+
+    wanted: Wanted
+    sort_by: str
+    descending: bool
+    limit: int
+    cursor: str | None = None
+
+
+def search(context: Context, asked: Search) -> Page[Thread]:
+    """Return a page of threads."""
+    rows, following = select(context, asked)
+    return Page([thread_of(row) for row in rows], following)
+
+
+def select(context: Context, asked: Search) -> tuple[list[ThreadRow], str | None]:
+    """Return the records of a page, and the cursor of the next one."""
+    wanted, limit = asked.wanted, asked.limit
+    selection = selection_of(wanted, asked.sort_by, asked.descending, limit)
+    if asked.cursor is not None:
+        selection = going_on(selection, wanted, asked.cursor)
+    found: list[ThreadRow] = []
+    while True:
+        is_first = selection.after is None
+        with context.storage.writing() if is_first else context.storage.reading() as session:
+            selected = session.select(selection)
+        found += (row for row in selected.rows if row is not None and matches(row, wanted))
+        if selected.is_last:
+            return found, None
+        last = selected.places[-1]
+        if len(found) == limit:
+            return found, cursor_of(selection, wanted, last, selected.walk)
+        rest = limit - len(found)
+        selection = selection._replace(after=last, walk=selected.walk, limit=rest)
+
+
+def count(context: Context, wanted: Wanted) -> int:
+    """Return how many threads match."""
+    if is_exact(wanted):
+        selection = selection_of(wanted, "updated_at", True, _PAGE_ROWS)
+        with context.storage.writing() as session:
+            return session.count(selection)
+    number, cursor = 0, None
+    while True:
+        rows, cursor = select(context, Search(wanted, "updated_at", True, _PAGE_ROWS, cursor))
+        number += len(rows)
+        if cursor is None:
+            return number
+
+
+# Going on elsewhere
+
+
+class NewRollover(NamedTuple):
+    """A successor of a thread, checked."""
+
+    source_id: str
+    target_id: str
+    channels: Sequence[str]
+    values: Mapping[str, Any]
+    changes: Changes
+    next_version: NextVersion
+
+
+def rollover(context: Context, new: NewRollover) -> Thread:
+    """Make a thread that begins with a part of another's state."""
+    for _ in range(_ATTEMPTS):
+        try:
+            with context.storage.writing() as session:
+                source = existing_record(session, new.source_id)
+                session.graft(_successor(context, session, source, new))
+                context.memory.threads.pop(new.target_id)
+                return thread_of(existing_record(session, new.target_id))
+        except Stale:
+            continue
+    raise StorageBusy(f"thread {new.source_id!r} changed {_ATTEMPTS} times while it was read")
+
+
+def _successor(context: Context, session: Session, source: ThreadRow, new: NewRollover) -> Graft:
+    found = session.checkpoint(new.source_id, "", None)
+    rows: list[CheckpointRow] = []
+    chunks: Chunks = {}
+    if new.channels or new.values:
+        if found is None:
+            raise InvalidInput(f"thread {new.source_id!r} has no state to carry over")
+        row, chunks = _carried(context, found, new)
+        rows.append(row)
+    described = new.changes.applied(source.described)
+    return Graft(
+        source.thread,
+        new.source_id,
+        new.target_id,
+        found.row.checkpoint_id if found is not None else None,
+        source.thread.owner,
+        described.metadata,
+        "idle",
+        rows,
+        [],
+        chunks,
+        described=described,
+    )
+
+
+def _carried(context: Context, found: Found, new: NewRollover) -> tuple[CheckpointRow, Chunks]:
+    """Return a first checkpoint, of some channels' values as they are and of new ones."""
+    codec = context.codec
+    with at_place(found.thread_id, *place_of(found.row)):
+        body, manifest = open_row(codec, found.row)
+    _check_channels(new, set(body.get("channel_versions", {})), manifest)
+    inherited = {name: manifest[name] for name in new.channels if name not in new.values}
+    made: dict[str, Any] = {
+        **empty_checkpoint(),
+        "id": str(uuid6()),
+        "channel_values": {**dict.fromkeys(inherited), **new.values},
+    }
+    made["channel_versions"] = dict.fromkeys(made["channel_values"], new.next_version(None, None))
+    made["updated_channels"] = None
+    encoded, _ = codec.encode_checkpoint(made, inherited)
+    metadata = as_json({"source": "update", "step": -1, "parents": {}}, "metadata")
+    row = CheckpointRow(
+        "",
+        made["id"],
+        None,
+        None,
+        metadata,
+        encoded.refs,
+        codec.protect(encoded.content),
+        codec.seal("", made["id"], metadata, encoded.refs, encoded.content),
+    )
+    return row, {digest: codec.protect_chunk(chunk) for digest, chunk in encoded.chunks.items()}
+
+
+def _check_channels(new: NewRollover, versions: set[str], manifest: Manifest) -> None:
+    known = sorted(name for name in versions | set(manifest) if not removal.is_internal(name))
+    unknown = sorted({*new.channels, *new.values} - set(known))
+    if unknown:
+        raise InvalidInput(f"unknown channels {unknown}; there are {known}")
+    rebuilt = sorted(set(new.channels) - set(manifest) - set(new.values))
+    if rebuilt:
+        raise InvalidInput(
+            f"channels {rebuilt} are not stored in the newest checkpoint, as those of a "
+            "DeltaChannel are not; pass their values instead"
+        )

@@ -1,0 +1,359 @@
+"""MongoDB: the records of threads, how they are searched, and leases.
+
+A search sorts by `listed_at` and `listed_status`, which the first page of each search brings up to
+date, and not each put: then a put changes no index. The other pages are read as of the moment of
+the first, as long as the server keeps that: five minutes, unless it is told otherwise. A standalone
+server keeps none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from bson.objectid import ObjectId
+from bson.timestamp import Timestamp
+
+from forkpoint.filters import ALL_TERM, thread_terms
+from forkpoint.mongodb_records import (
+    NOW,
+    Document,
+    Records,
+    chunk_id,
+    chunk_size,
+    in_batches,
+    name_id,
+    record_of,
+)
+from forkpoint.storage import (
+    Description,
+    LeaseRow,
+    Selected,
+    Selection,
+    Stale,
+    ThreadRef,
+    ThreadRow,
+    Usage,
+)
+
+IDENTITY = {"_id": 1, "family": 1, "epoch": 1, "owner": 1}
+
+_LISTED = {"listed_at": {"$gt": 0}}  # without it, a partial index is not used
+_STATUSES = ["busy", "error", "idle", "interrupted"]
+_LEASED = {"$gt": ["$lease_until", NOW]}
+_UNLEASED = {"lease_holder": None, "lease_since": None, "lease_until": None}
+_SORTED = {
+    "updated_at": "listed_at",
+    "status": "listed_status",
+    "created_at": "created_at",
+    "thread_id": "thread_id",
+}
+
+
+def thread_ref(record: Document) -> ThreadRef:
+    """Return which thread a record is that of."""
+    return ThreadRef(record["_id"], record["family"], record["epoch"], record["owner"])
+
+
+def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
+    """Return the record of a new thread, but for its name and its times."""
+    record = {
+        "kind": "thread",
+        "thread_id": thread_id,
+        "epoch": epoch,
+        "edge": None,
+        "parent": None,
+        "parent_checkpoint_id": None,
+        "source": None,
+        "owner": None,
+        "label": None,
+        "tags": [],
+        "metadata": "{}",
+        "ttl": None,
+        "status": "idle",
+        "status_for": "",
+        "checkpoint_count": 0,
+        **_UNLEASED,
+        "fence": 0,
+        "provisional": True,
+        "deleted_at": None,
+        "dead_until": None,
+        "lock": None,
+        "unlisted": True,
+        **fields,
+    }
+    return {**record, "terms": terms_of(record)}
+
+
+def terms_of(record: Mapping[str, Any]) -> list[int]:
+    """Return what a thread is found by."""
+    return thread_terms(
+        record["owner"], record["label"], record["tags"], record["metadata"], record["source"]
+    )
+
+
+def fields_of(described: Description) -> Document:
+    """Return what a thread's record says of it that its runs do not change."""
+    return {**described._asdict(), "tags": list(described.tags)}
+
+
+class MongoCatalog:
+    """The primitives of `forkpoint.storage.Session` for the catalog."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def now(self) -> int:
+        return self._records.now()
+
+    def record(self, thread_id: str) -> ThreadRow | None:
+        name = name_id(thread_id)
+        record = {
+            "from": self._records.name,
+            "localField": "key",
+            "foreignField": "_id",
+            "let": {"home": "$home"},
+            "pipeline": [
+                {"$match": {"$expr": {"$eq": ["$family", "$$home"]}, **_SEEN}},
+                _WITH_LEASE,
+            ],
+            "as": "record",
+        }
+        found = self._records.aggregate(
+            [
+                {"$match": {"_id": name, "family": name}},
+                {"$lookup": record},
+                {"$unwind": "$record"},
+                {"$replaceWith": "$record"},
+            ]
+        )
+        return _thread_row(found[0]) if found else None
+
+    # Searching
+
+    def select(self, selection: Selection) -> Selected:
+        is_first = selection.after is None
+        if is_first:
+            self._list_anew()
+        field = _SORTED[selection.sort_by]
+        direction = -1 if selection.descending else 1
+        sort = {field: direction, "thread_id": direction}
+        found, moment = self._records.find_at(
+            _moment(selection.walk),
+            _wanted(selection),
+            {"thread_id": 1, "family": 1, field: 1},
+            sort,
+            selection.limit + 1,
+        )
+        is_last = len(found) <= selection.limit
+        found = found[: selection.limit]
+        rows = self._rows_of(found)
+        return Selected(
+            [rows.get(one["_id"]) for one in found],
+            [(one[field], one["thread_id"]) for one in found],
+            None if moment is None else [moment.time, moment.inc],
+            is_last,
+        )
+
+    def count(self, selection: Selection) -> int:
+        self._list_anew()
+        return self._records.count(_wanted(selection))
+
+    def _rows_of(self, found: Sequence[Document]) -> dict[Any, ThreadRow]:
+        if not found:
+            return {}
+        wanted = {
+            "_id": {"$in": [one["_id"] for one in found]},
+            "family": {"$in": list({one["family"] for one in found})},
+            **_SEEN,
+        }
+        return {one["_id"]: _thread_row(one) for one in self._read([{"$match": wanted}])}
+
+    def _read(self, stages: list[Document]) -> list[Document]:
+        return self._records.aggregate([*stages, _WITH_LEASE])
+
+    def expired(self, limit: int, owner: str | None = None) -> list[ThreadRow]:
+        now = self.now()
+        found: list[Document] = []
+        for ttl in self._records.distinct("ttl", {"ttl": {"$gt": 0}}):
+            over = {"ttl": ttl, "updated_at": {"$lte": now - ttl}, "$nor": [{"$expr": _LEASED}]}
+            oldest = [{"$match": {**over, **_SEEN, **_of(owner)}}, {"$sort": {"updated_at": 1}}]
+            found += self._read([*oldest, {"$limit": limit}])
+        found.sort(key=lambda record: record["updated_at"] + record["ttl"])
+        return [_thread_row(record) for record in found[:limit]]
+
+    def grown(
+        self, more_than: int, after: Any, limit: int, owner: str | None = None
+    ) -> list[ThreadRow]:
+        wanted: Document = {"checkpoint_count": {"$gt": more_than}, **_SEEN, **_of(owner)}
+        # Only threads have such names.
+        wanted["_id"] = {"$gt": after or ObjectId("0" * 24)}
+        found = self._read([{"$match": wanted}, {"$sort": {"_id": 1}}, {"$limit": limit}])
+        return [_thread_row(record) for record in found]
+
+    def _list_anew(self) -> None:
+        """Let searches find threads by what they are at the moment."""
+        status = {"$cond": [_LEASED, "busy", "$status"]}
+        listed: list[Document] = [
+            {"$set": {"listed_at": "$updated_at", "listed_status": status}},
+            {"$unset": "unlisted"},
+        ]
+        self._records.update_all({"unlisted": True, **_SEEN}, listed)
+        ended: list[Document] = [
+            {"$set": {**_UNLEASED, "fence": {"$add": ["$fence", 1]}, "listed_status": "$status"}}
+        ]
+        busy = {"terms": ALL_TERM, "listed_status": "busy", **_LISTED}
+        self._records.update_all({**busy, "$nor": [{"$expr": _LEASED}]}, ended)
+
+    # Describing
+
+    def describe(self, seen: ThreadRow, described: Description) -> bool:
+        fields = fields_of(described)
+        terms = thread_terms(
+            seen.thread.owner,
+            described.label,
+            described.tags,
+            described.metadata,
+            seen.source_thread_id,
+        )
+        later = {"$max": [NOW, {"$add": ["$updated_at", 1]}]}
+        return self._records.update(
+            {**record_of(seen.thread), **_SEEN, **fields_of(seen.described)},
+            [
+                {"$set": {name: {"$literal": value} for name, value in fields.items()}},
+                {"$set": {"terms": {"$literal": terms}, "updated_at": later, "unlisted": True}},
+            ],
+        )
+
+    # Leases
+
+    def lease(
+        self, thread: ThreadRef, holder: str, ttl: int, *, take_over: bool
+    ) -> LeaseRow | None:
+        living = {**record_of(thread), "deleted_at": None}
+        theirs = {"$eq": ["$lease_holder", {"$literal": holder}]}  # by a command sent twice
+        free = [{"$expr": theirs}, {"$nor": [{"$expr": _LEASED}]}]
+        leased = self._records.find_and_update(
+            living if take_over else {**living, "$or": free},
+            [
+                {
+                    "$set": {
+                        "fence": {"$cond": [theirs, "$fence", {"$add": ["$fence", 1]}]},
+                        "lease_since": NOW,
+                        "lease_until": {"$add": [NOW, ttl]},
+                        "lease_holder": {"$literal": holder},
+                        "unlisted": True,
+                    }
+                }
+            ],
+        )
+        if leased is not None:
+            return _lease_row(leased)
+        if not self._records.exists(living):
+            raise Stale
+        return None
+
+    def renew(self, thread: ThreadRef, fence: int, ttl: int) -> bool:
+        held = {**record_of(thread), "deleted_at": None, "fence": fence}
+        until = {"$max": ["$lease_until", {"$add": [NOW, ttl]}]}
+        return self._records.update(
+            {**held, "lease_until": {"$gt": 0}}, [{"$set": {"lease_until": until}}]
+        )
+
+    def release(self, thread: ThreadRef, fence: int) -> None:
+        ended = {**_UNLEASED, "fence": fence + 1, "unlisted": True}
+        self._records.update({**record_of(thread), "fence": fence}, {"$set": ended})
+
+    # What a thread takes
+
+    def usage(self, thread: ThreadRef) -> Usage:
+        rows = {"family": thread.family, "thread": thread.key}
+        number = {"$sum": {"$cond": [{"$eq": ["$kind", "write"]}, 1, 0]}}
+        seen = {"$and": [{"$eq": ["$kind", "checkpoint"]}, {"$eq": ["$visible", True]}]}
+        total = {
+            "_id": None,
+            "checkpoints": {"$sum": {"$cond": [seen, 1, 0]}},
+            "writes": number,
+            "runs": {"$addToSet": "$run_id"},
+            "bytes": {"$sum": {"$bsonSize": "$$ROOT"}},
+        }
+        found = self._records.aggregate([{"$match": rows}, {"$group": total}])
+        if not found:
+            return Usage(0, 0, 0, 0)
+        (one,) = found
+        return Usage(one["checkpoints"], one["writes"], len(one["runs"]), one["bytes"])
+
+    def sizes(self, family: Any, digests: Collection[bytes]) -> int:
+        size = 0
+        for batch in in_batches(digests):
+            ids = [chunk_id(family, digest) for digest in batch]
+            total = {"$group": {"_id": None, "size": {"$sum": chunk_size()}}}
+            found = self._records.aggregate(
+                [{"$match": {"_id": {"$in": ids}, "family": family}}, total]
+            )
+            size += found[0]["size"] if found else 0
+        return size
+
+
+_SEEN: Document = {"kind": "thread", "deleted_at": None, "provisional": False, "building": None}
+_WITH_LEASE = {"$set": {"is_leased": _LEASED}}
+
+
+def _of(owner: str | None) -> Document:
+    return {} if owner is None else {"owner": owner}
+
+
+def _moment(walk: Any) -> Timestamp | None:
+    return None if walk is None else Timestamp(*walk)
+
+
+def _wanted(selection: Selection) -> Document:
+    """Return the filter that selects threads."""
+    conditions: list[Document] = [{"terms": term} for term in selection.terms]
+    if selection.any_terms:
+        conditions.append({"terms": {"$in": list(selection.any_terms)}})
+    # With all of them, an index that has the status before the time is in order, too.
+    conditions.append({"listed_status": {"$in": list(selection.statuses or _STATUSES)}})
+    conditions.append(_LISTED)
+    if selection.ids is not None:
+        conditions.append({"thread_id": {"$in": list(selection.ids)}})
+    for field, (low, high) in (
+        ("created_at", selection.created),
+        ("listed_at", selection.updated),
+    ):
+        bounds = {"$gte": low, "$lt": high}
+        given = {sign: bound for sign, bound in bounds.items() if bound is not None}
+        if given:
+            conditions.append({field: given})
+    if selection.after is not None:
+        field, beyond = _SORTED[selection.sort_by], "$lt" if selection.descending else "$gt"
+        place, thread_id = selection.after
+        if field == "thread_id":
+            conditions.append({"thread_id": {beyond: thread_id}})
+        else:
+            conditions.append({field: {f"{beyond}e": place}})
+            same = {field: place, "thread_id": {beyond: thread_id}}
+            conditions.append({"$or": [{field: {beyond: place}}, same]})
+    return {"$and": conditions}
+
+
+def _lease_row(record: Document) -> LeaseRow:
+    return LeaseRow(
+        record["lease_holder"], record["lease_since"], record["lease_until"], record["fence"]
+    )
+
+
+def _thread_row(record: Document) -> ThreadRow:
+    is_leased = record["is_leased"]
+    return ThreadRow(
+        thread_ref(record),
+        record["thread_id"],
+        Description(record["label"], tuple(record["tags"]), record["metadata"], record["ttl"]),
+        "busy" if is_leased else record["status"],
+        record["created_at"],
+        record["updated_at"],
+        record["source"],
+        record["parent_checkpoint_id"],
+        record["checkpoint_count"],
+        _lease_row(record) if is_leased else None,
+    )

@@ -1,0 +1,346 @@
+"""Retention: which threads may go, and letting them go.
+
+First it is planned which rule holds for a thread, without touching anything; then each thread is
+looked at once more at the moment at which it goes. Each is deleted as a whole, so that a process
+that ends in the middle leaves the rest for the next one, and of several that run at once each
+thread is deleted by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from langgraph.checkpoint.base import CheckpointTuple
+
+from forkpoint import operations, removing
+from forkpoint.archive import Archive
+from forkpoint.cataloguing import Search, select, thread_of
+from forkpoint.collect import collect, uncollected
+from forkpoint.errors import ForkpointError, ThreadBusy, ThreadNotFound
+from forkpoint.leases import Lease
+from forkpoint.operations import Context
+from forkpoint.runner import Runner
+from forkpoint.searching import Wanted, matches
+from forkpoint.storage import Query, Stale, ThreadRow
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_LOG = logging.getLogger("forkpoint")
+_BATCH = 100
+_LEASE = 60_000_000  # microseconds; it is renewed
+
+Action = Literal["delete", "trim"]
+
+
+@dataclass(frozen=True)
+class RetentionPolicy:
+    """Which threads are deleted, and which are trimmed. At least one rule must be given.
+
+    Attributes:
+        max_age: Delete those that were made longer ago.
+        max_idle: Delete those that were not active for longer.
+        max_checkpoints_per_thread: Keep the newest of each namespace, and remove the others.
+        expired: Delete those whose time to live has passed.
+        keep_tags: Leave those alone that have one of these tags.
+    """
+
+    max_age: timedelta | None = None
+    max_idle: timedelta | None = None
+    max_checkpoints_per_thread: int | None = None
+    expired: bool = False
+    keep_tags: Sequence[str] | frozenset[str] | set[str] = ()
+
+
+@dataclass(frozen=True)
+class RetentionResult:
+    """What retention did, or would do.
+
+    Attributes:
+        deleted: The ids of threads that were deleted.
+        trimmed: The ids of threads of which old checkpoints were removed.
+        busy: The ids of threads that were left alone because a run has their lease.
+        failed: The ids of threads that were left alone because archiving them failed, and why.
+        dry_run: Whether nothing was touched.
+    """
+
+    deleted: Sequence[str] = ()
+    trimmed: Sequence[str] = ()
+    busy: Sequence[str] = ()
+    failed: Mapping[str, Exception] = field(default_factory=dict)
+    dry_run: bool = False
+
+
+Progress = Callable[[RetentionResult], object]
+"""Is called after each batch with what was done so far."""
+
+
+class Rules(NamedTuple):
+    """A policy, checked, with times in microseconds."""
+
+    max_age: int | None = None
+    max_idle: int | None = None
+    max_checkpoints: int | None = None
+    expired: bool = False
+    keep_tags: frozenset[str] = frozenset()
+    everything: bool = False
+    """Whether all threads are to be deleted, of those that are wanted."""
+
+    def action(self, row: ThreadRow, now: int) -> Action | None:
+        """Return what is to be done with a thread."""
+        described = row.described
+        if not self.keep_tags.isdisjoint(described.tags):
+            return None
+        if self.everything:
+            return "delete"
+        if self.max_age is not None and row.created_at < now - self.max_age:
+            return "delete"
+        if self.max_idle is not None and row.updated_at < now - self.max_idle:
+            return "delete"
+        if self.expired and described.ttl is not None and row.updated_at + described.ttl <= now:
+            return "delete"
+        if self.max_checkpoints is not None and row.checkpoint_count > self.max_checkpoints:
+            return "trim"
+        return None
+
+
+class Task(NamedTuple):
+    """What retention is to do."""
+
+    rules: Rules
+    wanted: Wanted = Wanted()
+    dry_run: bool = False
+    archive: Archive | None = None
+    on_progress: Progress | None = None
+
+
+def apply(context: Context, runner: Runner, task: Task) -> RetentionResult:
+    """Delete and trim the threads that a policy does not keep."""
+    done = _Done(task.dry_run)
+    seen: set[Any] = set()
+    for batch in _candidates(context, task):
+        for row in batch:
+            if row.thread.key in seen:
+                continue
+            seen.add(row.thread.key)
+            _handle(context, runner, task, row, done)
+        if task.on_progress is not None:
+            task.on_progress(done.result())
+    if not task.dry_run:
+        context.storage.tidy()
+    return done.result()
+
+
+class _Done:
+    """What was done so far."""
+
+    def __init__(self, dry_run: bool) -> None:
+        self.dry_run = dry_run
+        self.deleted: list[str] = []
+        self.trimmed: list[str] = []
+        self.busy: list[str] = []
+        self.failed: dict[str, Exception] = {}
+
+    def result(self) -> RetentionResult:
+        return RetentionResult(
+            tuple(self.deleted),
+            tuple(self.trimmed),
+            tuple(self.busy),
+            dict(self.failed),
+            self.dry_run,
+        )
+
+
+def _candidates(context: Context, task: Task) -> Iterator[list[ThreadRow]]:
+    """Return batches of threads for which a rule may hold."""
+    rules, wanted = task.rules, task.wanted
+    now = _now(context)
+    if rules.everything:
+        yield from _found(context, wanted, "thread_id")
+    if rules.max_age is not None:
+        made = _earlier(wanted.created, now - rules.max_age)
+        yield from _found(context, wanted._replace(created=made), "created_at")
+    if rules.max_idle is not None:
+        active = _earlier(wanted.updated, now - rules.max_idle)
+        yield from _found(context, wanted._replace(updated=active), "updated_at")
+    if rules.expired:
+        yield from _expired(context, task.dry_run)
+    if rules.max_checkpoints is not None:
+        after: Any = None
+        while True:
+            with context.storage.reading() as session:
+                rows = session.grown(rules.max_checkpoints, after, _BATCH)
+            if not rows:
+                return
+            after = rows[-1].thread.key
+            yield rows
+
+
+def _found(context: Context, wanted: Wanted, sort_by: str) -> Iterator[list[ThreadRow]]:
+    cursor: str | None = None
+    while True:
+        rows, cursor = select(context, Search(wanted, sort_by, False, _BATCH, cursor))
+        yield rows
+        if cursor is None:
+            return
+
+
+def _expired(context: Context, dry_run: bool) -> Iterator[list[ThreadRow]]:
+    """Return batches of those whose time is up: what stays is in the way of no other batch."""
+    number, known = _BATCH, 0
+    while True:
+        with context.storage.reading() as session:
+            rows = session.expired(number)
+        yield rows
+        if len(rows) < number:
+            return
+        # Those that were kept, or only looked at, are found again before the others.
+        number = number + _BATCH if dry_run or len(rows) == known else number
+        known = len(rows)
+
+
+def _earlier(bounds: tuple[int | None, int | None], than: int) -> tuple[int | None, int | None]:
+    low, high = bounds
+    return low, than if high is None else min(high, than)
+
+
+def _now(context: Context) -> int:
+    with context.storage.reading() as session:
+        return session.now()
+
+
+def _handle(context: Context, runner: Runner, task: Task, row: ThreadRow, done: _Done) -> None:
+    """Do with a thread what the rules say, unless somebody runs on it."""
+    action = task.rules.action(row, _now(context))
+    if action is None or not matches(row, task.wanted):
+        return
+    if row.status == "busy":
+        done.busy.append(row.thread_id)
+    elif task.dry_run:
+        (done.deleted if action == "delete" else done.trimmed).append(row.thread_id)
+    elif action == "trim":
+        assert task.rules.max_checkpoints is not None
+        try:
+            report = removing.trim(context, row.thread_id, task.rules.max_checkpoints)
+        except ThreadNotFound:
+            return  # somebody else deleted it
+        if report.checkpoints:
+            done.trimmed.append(row.thread_id)
+    elif task.archive is None:
+        if delete(context, row):
+            done.deleted.append(row.thread_id)
+    else:
+        _archive(context, runner, task, row, done)
+
+
+def delete(context: Context, row: ThreadRow) -> bool:
+    """Delete a thread, if nothing happened to it since it was looked at."""
+    missing = None
+    try:
+        with context.storage.writing() as session:
+            now = session.record(row.thread_id)
+            if now is None or now.thread.key != row.thread.key or now.updated_at != row.updated_at:
+                return False
+            if now.lease is not None and row.lease is None:
+                return False  # a run has begun
+            session.bury(row.thread, row.updated_at)
+            missing = collect(session, row.thread.family).missing
+    except Stale:
+        return False
+    context.memory.threads.pop(row.thread_id)
+    if missing is not None:
+        raise uncollected(missing, f"thread {row.thread_id!r}")
+    return True
+
+
+def _archive(context: Context, runner: Runner, task: Task, row: ThreadRow, done: _Done) -> None:
+    """Archive a thread and delete it, while nobody else runs on it, or does the same."""
+    assert task.archive is not None
+    try:
+        with Lease(context, runner, row.thread_id, "raise", _LEASE, None, must_exist=True):
+            with context.storage.reading() as session:
+                now = session.record(row.thread_id)
+            if now is None or now.updated_at != row.updated_at:
+                return
+            try:
+                task.archive(thread_of(row), _history(context, row.thread_id))
+            except Exception as error:  # noqa: BLE001 - it is reported, and the thread stays
+                done.failed[row.thread_id] = error
+                return
+            if delete(context, now):
+                done.deleted.append(row.thread_id)
+    except ThreadBusy:
+        done.busy.append(row.thread_id)
+    except ThreadNotFound:
+        pass  # somebody else deleted it
+
+
+def _history(context: Context, thread_id: str) -> Iterator[CheckpointTuple]:
+    following: Query | None = Query(thread_id, None, None, None, None, None, operations.PAGE_ROWS)
+    while following is not None:
+        page, following = operations.page(context, following)
+        yield from page
+
+
+class Sweeper:
+    """Deletes expired threads in the background, until it is stopped.
+
+    It works under `with` and under `async with`. Several processes may run one.
+
+    Attributes:
+        last_result: What the last sweep did, or None before the first has ended.
+        last_error: What the last sweep ended with, or None if it did not fail. The next one comes.
+    """
+
+    def __init__(self, sweep: Callable[[], RetentionResult], interval_seconds: float) -> None:
+        self._sweep = sweep
+        self._interval_seconds = interval_seconds
+        self._stopped = threading.Event()
+        self.last_result: RetentionResult | None = None
+        self.last_error: ForkpointError | None = None
+        self._thread = threading.Thread(target=self._run, name="forkpoint sweeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Return when no sweep is going on any more, and none will."""
+        self._stopped.set()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.last_result, self.last_error = self._sweep(), None
+            except ForkpointError as error:
+                self.last_error = error
+                _LOG.warning("a sweep failed, and the next one will try again: %s", error)
+            if self._stopped.wait(self._interval_seconds):
+                return

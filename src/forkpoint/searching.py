@@ -1,0 +1,113 @@
+"""What a search asks for, compared with a thread, and where it goes on. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from forkpoint import filters
+from forkpoint.errors import InvalidInput
+from forkpoint.storage import Selection, ThreadRow
+
+SORT_KEYS = ("updated_at", "created_at", "thread_id", "status")
+_CHECK_BYTES = 8
+
+
+class Wanted(NamedTuple):
+    """A filter on threads, checked, with times in microseconds since 1970."""
+
+    ids: Sequence[str] | None = None
+    label: str | None = None
+    tags: Sequence[str] = ()
+    any_tags: Sequence[str] = ()
+    metadata: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    owner: str | None = None
+    statuses: Sequence[str] = ()
+    created: tuple[int | None, int | None] = (None, None)
+    updated: tuple[int | None, int | None] = (None, None)
+    source: str | None = None
+
+
+def selection_of(wanted: Wanted, sort_by: str, descending: bool, limit: int) -> Selection:
+    """Return what to ask the store for."""
+    return Selection(
+        wanted.owner,
+        wanted.ids,
+        filters.wanted_terms(
+            wanted.owner, wanted.label, wanted.tags, wanted.metadata, wanted.source
+        ),
+        [
+            term
+            for tag in wanted.any_tags
+            for term in filters.wanted_terms(wanted.owner, tags=[tag])
+        ],
+        wanted.statuses,
+        wanted.created,
+        wanted.updated,
+        sort_by,
+        descending,
+        limit=limit,
+    )
+
+
+def is_exact(wanted: Wanted) -> bool:
+    """Return whether the store finds those that match, and no others."""
+    return not wanted.metadata or filters.is_told_by_terms(wanted.metadata)
+
+
+def matches(row: ThreadRow, wanted: Wanted) -> bool:
+    """Return whether a thread is one that is wanted; its times are the store's to compare."""
+    described = row.described
+    return (
+        (wanted.ids is None or row.thread_id in wanted.ids)
+        and wanted.label in (None, described.label)
+        and wanted.source in (None, row.source_thread_id)
+        and wanted.owner in (None, row.thread.owner)
+        and set(wanted.tags) <= set(described.tags)
+        and (not wanted.any_tags or not set(wanted.any_tags).isdisjoint(described.tags))
+        and (not wanted.statuses or row.status in wanted.statuses)
+        and (not wanted.metadata or filters.contains_json(described.metadata, wanted.metadata))
+    )
+
+
+# Cursors: JSON in base64, behind a hash of it. They are not secret, and hold for one search.
+
+
+def cursor_of(selection: Selection, wanted: Wanted, after: tuple[Any, str], walk: Any) -> str:
+    """Return a string that says where a search goes on."""
+    said = json.dumps([_print(selection, wanted), *after, walk]).encode()
+    return base64.urlsafe_b64encode(_check(said) + said).decode().rstrip("=")
+
+
+def going_on(selection: Selection, wanted: Wanted, cursor: str) -> Selection:
+    """Return a selection that goes on where a cursor says.
+
+    Raises:
+        InvalidInput: The cursor is none, or one of another search.
+    """
+    try:
+        decoded = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+    except (binascii.Error, ValueError):
+        decoded = b""
+    said = decoded[_CHECK_BYTES:]
+    if not said or decoded[:_CHECK_BYTES] != _check(said):
+        raise InvalidInput(f"cursor is none that a search has returned: {cursor!r:.80}")
+    print_, place, thread_id, walk = json.loads(said)
+    if print_ != _print(selection, wanted):
+        raise InvalidInput(
+            "cursor is that of another search; pass it with the same filter, order and owner"
+        )
+    return selection._replace(after=(place, thread_id), walk=walk)
+
+
+def _check(said: bytes) -> bytes:
+    return blake2b(b"forkpoint cursor" + said, digest_size=_CHECK_BYTES).digest()
+
+
+def _print(selection: Selection, wanted: Wanted) -> str:
+    asked = json.dumps([wanted, selection.sort_by, selection.descending], sort_keys=True)
+    return blake2b(asked.encode(), digest_size=_CHECK_BYTES).hexdigest()
