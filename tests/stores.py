@@ -22,6 +22,7 @@ from bson.raw_bson import RawBSONDocument
 from commands import Started, untargeted
 from forkpoint import SqliteSaver
 from forkpoint.saver import ForkpointSaver
+from servers import wait_until
 
 KINDS = ("threads", "checkpoints", "writes", "chunks")
 
@@ -104,6 +105,10 @@ class Store(ABC):
     @abstractmethod
     def outlast(self) -> None:
         """Let the time pass after which nobody waits for a process that was killed."""
+
+    @abstractmethod
+    def await_end_of(self, process: int) -> None:
+        """Wait until nothing is done any more that a process, killed by now, had asked for."""
 
     @abstractmethod
     def set_schema_version(self, version: int) -> None:
@@ -242,6 +247,9 @@ class SqliteStore(Store):
     def outlast(self) -> None:
         pass  # the operating system has taken its locks away
 
+    def await_end_of(self, process: int) -> None:
+        pass  # whatever it did, it did itself
+
     def set_schema_version(self, version: int) -> None:
         with self.connection() as connection:
             connection.execute(
@@ -288,6 +296,7 @@ class MongoStore(Store):
         # Whatever a test does: each command could be sent to one shard of a cluster.
         listeners = [Started(lambda sent: self._untargeted.extend(untargeted(sent)))]
         listeners += options.pop("event_listeners", [])
+        options = {"appname": self._client_of(os.getpid()), **options}
         return MongoDBSaver.from_conn_string(
             self.uri, db_name=self.name, event_listeners=listeners, **options
         )
@@ -385,6 +394,20 @@ class MongoStore(Store):
         self.collection.update_many(
             {"lock.by": {"$exists": True}}, {"$set": {"lock.until": long_ago}}
         )
+
+    def await_end_of(self, process: int) -> None:
+        # The server does all that it was sent before it finds that a connection is closed.
+        connections = [
+            {"$currentOp": {"idleConnections": True}},
+            {"$match": {"appName": self._client_of(process)}},
+            {"$limit": 1},
+        ]
+        admin = self.collection.database.client.admin
+        wait_until(lambda: not list(admin.aggregate(connections)), "a killed process's commands")
+
+    def _client_of(self, process: int) -> str:
+        """Return what the clients of a process call themselves on the server."""
+        return f"{self.name} {process}"
 
     def set_schema_version(self, version: int) -> None:
         self.collection.update_one({"_id": "settings"}, {"$set": {"schema_version": version}})
