@@ -53,6 +53,7 @@ LOCK_SECONDS = 5
 """How long a removal or a copy keeps others out of a thread if its process ends in the middle."""
 
 _ROWS = {"$in": ["checkpoint", "write"]}
+_LIVING = {"deleted_at": None, "building": None}
 _LOCK_PAUSE_SECONDS = 0.005
 _EXPIRED = {"$lt": ["$lock.until", "$$NOW"]}
 
@@ -265,7 +266,7 @@ class MongoSession:
             rows = self._page(query)
             for one in rows:
                 if "record" not in one:
-                    continue  # its thread is being deleted
+                    continue  # its thread is being deleted, or made as a copy
                 if query.filter and not contains_json(one["row"]["metadata"], query.filter):
                     continue  # two values had the same term
                 thread = _thread_ref(one["record"])
@@ -323,7 +324,7 @@ class MongoSession:
                     fields,
                 ]
             )
-        record = self._join("record", "row.thread", "_id", {"deleted_at": None}, [], "$row.family")
+        record = self._join("record", "row.thread", "_id", _LIVING, [], "$row.family")
         return self._records.aggregate(
             [
                 {"$match": wanted},
@@ -585,7 +586,7 @@ class MongoSession:
         name = name_id(thread_id)
         return [
             {"$match": {"_id": name, "family": name}},
-            self._join("record", "key", "_id", {"deleted_at": None}, []),
+            self._join("record", "key", "_id", _LIVING, []),
             {"$unwind": "$record"},
         ]
 
@@ -636,6 +637,7 @@ class MongoSession:
         old = self._deleted_before(graft.target_id)
         target = ThreadRef(ObjectId(), source.family, source.epoch)
         made: Document = {
+            **record_of(target),
             **new_record(graft.target_id, source.epoch),
             "edge": "fork",
             "parent": source.key,
@@ -661,37 +663,36 @@ class MongoSession:
             *(_grafted(target, *checkpoint_document(target, row), row) for row in graft.rows),
             *(_grafted(target, *write_document(target, row), row) for row in graft.writes),
             unchanged,
-            *self._finish(target, graft.target_id, made["building"], old),
+            _name(target, graft.target_id, old),
+            _show(target, made["building"]),
         ]
-        failed = self._records.bulk(statements).failed
-        if failed is None or self._is_named(target, graft.target_id):
-            return  # in the second case by a command that was answered with an error
-        self._discard(target)
-        if failed == len(statements) - 1:
-            raise ThreadExists(f"there is a thread {graft.target_id!r} already")
-        raise Stale
+        outcome = self._records.bulk(statements)
+        if outcome.hits < len(statements) and not self._is_shown(made, old):
+            self._discard(target)
+            if outcome.failed == len(statements) - 2:
+                raise ThreadExists(f"there is a thread {graft.target_id!r} already")
+            self.await_unlocked(source)
+            raise Stale
 
-    def _finish(
-        self, target: ThreadRef, thread_id: str, building: ObjectId, old: Document | None
-    ) -> list[UpdateOne]:
-        """Return the statements that make a thread known that is built from another."""
-        name = name_id(thread_id)
-        finished: list[Document] = [
-            {"$set": {"created_at": NOW, "updated_at": NOW}},
-            {"$unset": "building"},
-        ]
-        return [
-            UpdateOne({**record_of(target), "building": building}, finished, upsert=True),
-            UpdateOne(
-                {"_id": name, "family": name, "key": old["_id"] if old else None},
-                {"$set": {"key": target.key, "home": target.family}},
-                upsert=True,
-            ),
-        ]
+    def _is_shown(self, made: Document, old: Document | None) -> bool:
+        """Return whether a copy can be seen although the command for it was not done in full.
 
-    def _is_named(self, thread: ThreadRef, thread_id: str) -> bool:
-        name = name_id(thread_id)
-        return self._records.exists({"_id": name, "family": name, "key": thread.key})
+        If not, its id means again what it meant before.
+        """
+        target = ThreadRef(made["_id"], made["family"], made["epoch"])
+        name = name_id(made["thread_id"])
+        named = {"_id": name, "family": name, "key": target.key}
+        if not self._records.exists(named):
+            return False
+        # By a command whose answer was lost, and which may have ended in between.
+        self._records.bulk([_show(target, made["building"])])
+        if self._records.exists({**record_of(target), "building": None}):
+            return True
+        if old is None:
+            self._records.delete(named)
+        else:
+            self._records.update(named, {"$set": {"key": old["_id"], "home": old["family"]}})
+        return False
 
     def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
         try:
@@ -792,14 +793,13 @@ class MongoSession:
         )
         for batch in in_batches((row for row in rows if "content" in row), 1000):
             self._records.bulk([guard, *(_copied(target, row) for row in batch)])
-        committed = self._records.bulk(
-            [guard, *self._finish(target, target_id, made["building"], old)]
-        )
-        if committed.failed is not None and not self._is_named(target, target_id):
+        end = [guard, _name(target, target_id, old), _show(target, made["building"])]
+        outcome = self._records.bulk(end)
+        if outcome.hits < len(end) and not self._is_shown(made, old):
             self._discard(target)
-            if committed.failed < 2:
-                raise StorageBusy("copying took too long, and others have written since; try again")
-            raise ThreadExists(f"there is a thread {target_id!r} already")
+            if outcome.failed == 1:
+                raise ThreadExists(f"there is a thread {target_id!r} already")
+            raise StorageBusy("copying took too long, and others have written since; try again")
 
     def _deleted_before(self, thread_id: str) -> Document | None:
         """Return what is left of the thread that an id meant before.
@@ -921,27 +921,32 @@ class MongoSession:
 
     def drop_chunks(
         self, family: Any, digests: Iterable[bytes] | None, collection: ObjectId
-    ) -> Counts:
-        older = {"epoch": {"$ne": collection}}
-        if digests is None:
-            return self._drop_chunks({**chunks_of(family), **older})
-        number = size = 0
-        for batch in in_batches(digests):
-            ids = [chunk_id(family, digest) for digest in batch]
-            dropped = self._drop_chunks({"_id": {"$in": ids}, "family": family, **older})
-            number += dropped.number
-            size += dropped.more
-        return Counts(number, size)
-
-    def _drop_chunks(self, which: Document) -> Counts:
+    ) -> Counts | None:
         refs = {"$multiply": [DIGEST_BYTES, {"$size": {"$ifNull": ["$refs", []]}}]}
         size = {"$add": [{"$binarySize": "$content"}, refs]}
-        total = {"$group": {"_id": None, "number": {"$sum": 1}, "size": {"$sum": size}}}
-        counted = self._records.aggregate([{"$match": which}, total])
-        if not counted:
-            return Counts(0, 0)
-        self._records.delete(which)
-        return Counts(counted[0]["number"], counted[0]["size"])
+        total = {"_id": "$epoch", "number": {"$sum": 1}, "size": {"$sum": size}}
+        which = [chunks_of(family)]
+        if digests is not None:
+            ids = in_batches(chunk_id(family, digest) for digest in digests)
+            which = [{"_id": {"$in": batch}, "family": family} for batch in ids]
+        dropped = []
+        number = amount = 0
+        for chunks in which:
+            older = {**chunks, "epoch": {"$ne": collection}}
+            epochs = self._records.aggregate([{"$match": older}, {"$group": total}])
+            dropped += [
+                {**chunks, "epoch": {"$in": batch}}
+                for batch in in_batches(epoch["_id"] for epoch in epochs)
+            ]
+            number += sum(epoch["number"] for epoch in epochs)
+            amount += sum(epoch["size"] for epoch in epochs)
+        # If nobody was here since, these epochs are older than this collection. Later ones are not
+        # among them: what is written from now on stays, also if another collection begins.
+        if not self.is_undisturbed(family, collection):
+            return None
+        for chunks in dropped:
+            self._records.delete(chunks)
+        return Counts(number, amount)
 
     # Secrets
 
@@ -998,6 +1003,24 @@ def chunk_statement(thread: ThreadRef, digest: bytes, refs: bytes, content: byte
         # The epoch protects it from a collection that goes on at this moment.
         {"$setOnInsert": inserted, "$set": {"epoch": thread.epoch}},
         upsert=True,
+    )
+
+
+def _name(target: ThreadRef, thread_id: str, old: Document | None) -> UpdateOne:
+    """Return the statement that gives an id to a copy that is ready to be shown."""
+    name = name_id(thread_id)
+    return UpdateOne(
+        {"_id": name, "family": name, "key": old["_id"] if old else None},
+        {"$set": {"key": target.key, "home": target.family}},
+        upsert=True,
+    )
+
+
+def _show(target: ThreadRef, building: ObjectId) -> UpdateOne:
+    """Return the statement that shows a copy, unless a collection took it for abandoned."""
+    times = {"created_at": NOW, "updated_at": NOW}
+    return UpdateOne(
+        {**record_of(target), "building": building}, [{"$set": times}, {"$unset": "building"}]
     )
 
 

@@ -314,6 +314,7 @@ class Session(Protocol):
 
         Raises:
             ThreadExists: There is a thread of this id.
+            Stale: The other thread was deleted.
         """
 
     def graft(self, graft: Graft) -> None:
@@ -357,10 +358,13 @@ class Session(Protocol):
     def digests(self, family: Any) -> Iterator[bytes]:
         """Return the digests of all chunks of a family."""
 
-    def drop_chunks(self, family: Any, digests: Iterable[bytes] | None, collection: Any) -> Counts:
+    def drop_chunks(
+        self, family: Any, digests: Iterable[bytes] | None, collection: Any
+    ) -> Counts | None:
         """Remove chunks of a family, or all of them, but none written since `collection` began.
 
-        Returns how many there were, and how many bytes they took.
+        Returns how many there were, and how many bytes they took; None, with nothing removed, if
+        somebody removed or collected in the family meanwhile.
         """
 
     # Secrets
