@@ -305,7 +305,9 @@ class MongoStore(Store):
         from forkpoint.mongodb import MongoDBSaver
 
         client: pymongo.MongoClient[Any] = pymongo.MongoClient(
-            self.uri, event_listeners=[Started(lambda sent: before(sent.command_name))]
+            self.uri,
+            appname=self._client_of(os.getpid()),
+            event_listeners=[Started(lambda sent: before(sent.command_name))],
         )
         self._opened.append(client)
         saver = MongoDBSaver(client, db_name=self.name)

@@ -23,6 +23,7 @@ from forkpoint.mongodb_records import (
     DIGEST_BYTES,
     NOW,
     Document,
+    Outcome,
     Records,
     Statement,
     chunk_id,
@@ -698,12 +699,31 @@ class MongoSession:
         try:
             # A new epoch: who counts on what the thread stores now has to look again.
             with self._locked(thread, {"epoch": ObjectId()}) as guard:
-                return self._remove(thread, choose(list(self.rows(thread))), guard)
+                rows = list(self.rows(thread))
+                plan = choose(rows)
+                outcome = self._doom(thread, rows, plan, guard)
+                counts = self._delete_rows(thread, {"doomed": True})
+                if plan.reopened:
+                    self._update_status(thread, max(plan.reopened))
+            if outcome.is_repeated:
+                self.count_again(thread)
+            return counts
         except Stale:
             return Counts(0, 0)  # the thread is deleted, and with it what was to go
 
-    def _remove(self, thread: ThreadRef, plan: Plan, guard: UpdateOne) -> Counts:
-        touched = UpdateOne(record_of(thread), [{"$set": {"updated_at": NOW}}])
+    def _doom(
+        self, thread: ThreadRef, rows: Sequence[CheckpointRow], plan: Plan, guard: UpdateOne
+    ) -> Outcome:
+        """Take out of sight what is to be removed or hidden."""
+        going = plan.removed | plan.hidden
+        gone = sum(
+            (row.checkpoint_ns, row.checkpoint_id) in going for row in rows if not row.hidden
+        )
+        # Not counted again: a checkpoint that the record counts already may be about to arrive.
+        left = {"$subtract": ["$checkpoint_count", gone]}
+        touched = UpdateOne(
+            record_of(thread), [{"$set": {"updated_at": NOW, "checkpoint_count": left}}]
+        )
         statements: list[Statement] = [guard, touched]
         hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}}
         statements += _of_places(thread, plan.hidden, {"kind": "checkpoint"}, hide)
@@ -715,12 +735,10 @@ class MongoSession:
             "$or": [{"task_id": {"$ne": NULL_TASK_ID}}, {"idx": RESUME_IDX}],
         }
         statements += _of_places(thread, plan.reopened, done, doom)
-        if self._records.bulk(statements).failed is not None:
+        outcome = self._records.bulk(statements)
+        if outcome.failed is not None:
             raise StorageBusy("removing took too long, and others have written since; try again")
-        counts = self._delete_rows(thread, {"doomed": True})
-        if plan.reopened:
-            self._update_status(thread, max(plan.reopened))
-        return counts
+        return outcome
 
     def _update_status(self, thread: ThreadRef, head: Place) -> None:
         """Set a thread's status to what its newest checkpoint waits for."""
@@ -763,6 +781,18 @@ class MongoSession:
         # What was on its way when the thread was marked has arrived by now.
         late = self._delete_rows(thread, {})
         return Counts(counts.number + late.number, counts.more + late.more)
+
+    def buried(self, thread_id: str) -> ThreadRef | None:
+        name = name_id(thread_id)
+        named = {"$match": {"_id": name, "family": name}}
+        record = self._join("record", "key", "_id", {"deleted_at": {"$ne": None}}, [])
+        unwind: list[Document] = [
+            {"$unwind": "$record"},
+            {"$replaceWith": "$record"},
+            {"$project": _IDENTITY},
+        ]
+        found = self._records.aggregate([named, record, *unwind])
+        return _thread_ref(found[0]) if found else None
 
     def copy(self, source: ThreadRef, target_id: str) -> None:
         if self.thread(target_id) is not None:
@@ -829,20 +859,33 @@ class MongoSession:
     # Locks
 
     @contextmanager
-    def _locked(self, thread: ThreadRef, change: Document) -> Iterator[UpdateOne]:
+    def _locked(
+        self, thread: ThreadRef, change: Document, *, count: bool = False
+    ) -> Iterator[UpdateOne]:
         """Keep others from writing to a thread, and from removing of it.
 
         Yields a statement that ends a bulk if the lock is lost, and else keeps it for longer.
+
+        Args:
+            thread: The thread.
+            change: What else to change in its record.
+            count: Whether to count its checkpoints in the end, as is done after one who locked it
+                and did not come to an end.
 
         Raises:
             Stale: The thread is deleted.
         """
         token = ObjectId()
         lock = {"lock": {"by": token, "until": {"$add": ["$$NOW", 1000 * LOCK_SECONDS]}}}
-        free = [{"lock": None}, {"lock.by": token}, {"$expr": _EXPIRED}]
+        free = {"$or": [{"lock": None}, {"lock.by": token}]}
+        expired = {"lock": {"$ne": None}, "$expr": _EXPIRED}
         living = {**record_of(thread), "deleted_at": None}
+        locked = [{"$set": {**lock, **change}}]
         give_up = time.monotonic() + 10 * LOCK_SECONDS
-        while not self._records.update({**living, "$or": free}, [{"$set": {**lock, **change}}]):
+        while not self._records.update({**living, **free}, locked):
+            if self._records.update({**living, **expired}, locked):
+                count = True
+                break
             if not self._records.exists(living):
                 raise Stale
             if time.monotonic() > give_up:
@@ -851,20 +894,16 @@ class MongoSession:
         try:
             yield UpdateOne({**living, "lock.by": token}, [{"$set": lock}], upsert=True)
         finally:
-            self._unlock(thread, token)
-
-    def _unlock(self, thread: ThreadRef, token: ObjectId) -> None:
-        rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
-        count = self._records.count({**rows, "visible": True})
-        self._records.update(
-            {**record_of(thread), "lock.by": token},
-            {"$set": {"checkpoint_count": count, "lock": None}},
-        )
+            unlocked: Document = {"lock": None}
+            if count:
+                rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
+                unlocked["checkpoint_count"] = self._records.count({**rows, "visible": True})
+            self._records.update({**record_of(thread), "lock.by": token}, {"$set": unlocked})
 
     def count_again(self, thread: ThreadRef) -> None:
         """Set right how many checkpoints a thread's record says that there are."""
-        with suppress(Stale), self._locked(thread, {}):
-            pass  # it is what unlocking does
+        with suppress(Stale), self._locked(thread, {}, count=True):
+            pass
 
     def await_unlocked(self, thread: ThreadRef) -> Document:
         """Return the record of a thread, once nobody locks it any more."""
@@ -899,16 +938,22 @@ class MongoSession:
         return not self._records.exists(disturbed)
 
     def references(self, family: Any) -> Iterator[bytes]:
-        fields = {"refs": 1, "next.refs": 1, "doomed": 1}
+        deleted = {"family": family, "kind": "thread", "deleted_at": {"$ne": None}}
+        dead = {record["_id"] for record in self._records.latest(deleted, {"_id": 1})}
+        fields = {"thread": 1, "refs": 1, "next.refs": 1, "doomed": 1}
         doomed = []
         for row in self._records.latest(rows_of(family), fields):
+            if row["thread"] in dead:  # it came late, or the removal was not finished
+                doomed.append(row["_id"])
+                continue
             if "doomed" in row:  # by a removal that was not finished
                 doomed.append(row["_id"])
             yield row.get("refs", b"")
             if "next" in row:
                 yield row["next"]["refs"]
         for batch in in_batches(doomed):
-            self._records.delete({"_id": {"$in": batch}, "family": family, "doomed": True})
+            gone = [{"doomed": True}, {"thread": {"$in": list(dead)}}]
+            self._records.delete({"_id": {"$in": batch}, "family": family, "$or": gone})
 
     def links(self, family: Any) -> Iterator[tuple[bytes, bytes]]:
         wanted = {**chunks_of(family), "refs": {"$exists": True}}

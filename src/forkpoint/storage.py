@@ -338,6 +338,12 @@ class Session(Protocol):
         Returns how many checkpoints and writes were removed.
         """
 
+    def buried(self, thread_id: str) -> ThreadRef | None:
+        """Return the deleted thread that an id meant last, if something of it may be left.
+
+        That is so where there are no transactions: the removal may have ended in the middle.
+        """
+
     # Collecting
 
     def begin_collection(self, family: Any) -> Any:
