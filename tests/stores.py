@@ -22,6 +22,7 @@ from bson.raw_bson import RawBSONDocument
 from commands import Started, untargeted
 from forkpoint import SqliteSaver
 from forkpoint.saver import ForkpointSaver
+from servers import wait_until
 
 KINDS = ("threads", "checkpoints", "writes", "chunks")
 
@@ -106,6 +107,10 @@ class Store(ABC):
         """Let the time pass after which nobody waits for a process that was killed."""
 
     @abstractmethod
+    def await_end_of(self, process: int) -> None:
+        """Wait until nothing is done any more that a process, killed by now, had asked for."""
+
+    @abstractmethod
     def set_schema_version(self, version: int) -> None:
         """Make the store one of another version."""
 
@@ -134,8 +139,9 @@ class Store(ABC):
         """Return where an invariant is broken: dangling or orphaned rows, wrong records.
 
         With a saver, what is stored is read, too, which verifies each row and each chunk. Where the
-        backend has no transactions, a process that was killed may leave orphaned chunks to the next
-        collection of their family, and a count to the next one who writes to the thread.
+        backend has no transactions, a process that was killed may leave orphaned chunks, and the rows
+        of a deleted thread, to the next collection of their family, and a count to the next one who
+        writes to the thread.
         """
         is_exact = self.has_transactions or not after_crash
         threads = {thread.key: thread for thread in self.threads()}
@@ -145,6 +151,8 @@ class Store(ABC):
         for kind in ("checkpoints", "writes"):
             for row in self.rows(kind):
                 thread = threads.get(row.thread)
+                if thread is not None and not thread.is_live and not is_exact:
+                    continue  # the next collection of the family removes it
                 if thread is None or not thread.is_live:
                     found.append(f"one of the {kind} is of thread {row.thread}, which is not there")
                     continue
@@ -242,6 +250,9 @@ class SqliteStore(Store):
     def outlast(self) -> None:
         pass  # the operating system has taken its locks away
 
+    def await_end_of(self, process: int) -> None:
+        pass  # whatever it did, it did itself
+
     def set_schema_version(self, version: int) -> None:
         with self.connection() as connection:
             connection.execute(
@@ -288,6 +299,7 @@ class MongoStore(Store):
         # Whatever a test does: each command could be sent to one shard of a cluster.
         listeners = [Started(lambda sent: self._untargeted.extend(untargeted(sent)))]
         listeners += options.pop("event_listeners", [])
+        options = {"appname": self._client_of(os.getpid()), **options}
         return MongoDBSaver.from_conn_string(
             self.uri, db_name=self.name, event_listeners=listeners, **options
         )
@@ -296,7 +308,9 @@ class MongoStore(Store):
         from forkpoint.mongodb import MongoDBSaver
 
         client: pymongo.MongoClient[Any] = pymongo.MongoClient(
-            self.uri, event_listeners=[Started(lambda sent: before(sent.command_name))]
+            self.uri,
+            appname=self._client_of(os.getpid()),
+            event_listeners=[Started(lambda sent: before(sent.command_name))],
         )
         self._opened.append(client)
         saver = MongoDBSaver(client, db_name=self.name)
@@ -385,6 +399,20 @@ class MongoStore(Store):
         self.collection.update_many(
             {"lock.by": {"$exists": True}}, {"$set": {"lock.until": long_ago}}
         )
+
+    def await_end_of(self, process: int) -> None:
+        # The server does all that it was sent before it finds that a connection is closed.
+        connections = [
+            {"$currentOp": {"idleConnections": True}},
+            {"$match": {"appName": self._client_of(process)}},
+            {"$limit": 1},
+        ]
+        admin = self.collection.database.client.admin
+        wait_until(lambda: not list(admin.aggregate(connections)), "a killed process's commands")
+
+    def _client_of(self, process: int) -> str:
+        """Return what the clients of a process call themselves on the server."""
+        return f"{self.name} {process}"
 
     def set_schema_version(self, version: int) -> None:
         self.collection.update_one({"_id": "settings"}, {"$set": {"schema_version": version}})

@@ -60,6 +60,7 @@ def test_a_process_killed_at_random_points_loses_nothing_that_it_acknowledged(st
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
+        store.await_end_of(process.pid)
         killed += process.exitcode == -signal.SIGKILL
         lines = [line.split() for line in log.read().splitlines() if line.count(" ") == 2]
         log.close()

@@ -39,12 +39,12 @@ def collect(session: Session, family: Any) -> Collected:
         links = dict(session.links(family)) if roots else {}
         stored = set(session.digests(family)) if roots else set()
         live = reachable(roots, links)
-        if not session.is_undisturbed(family, collection):
-            continue
-        if live - stored:
+        if live <= stored:
+            dropped = session.drop_chunks(family, stored - live if roots else None, collection)
+            if dropped is not None:
+                return Collected(dropped.number, dropped.more)
+        elif session.is_undisturbed(family, collection):
             return Collected(missing=min(live - stored).hex())
-        dropped = session.drop_chunks(family, stored - live if roots else None, collection)
-        return Collected(dropped.number, dropped.more)
     return Collected()
 
 

@@ -231,9 +231,14 @@ def copy_thread(context: Context, source_id: str, target_id: str) -> None:
     """Make a thread with all checkpoints and writes of another. No chunk is written."""
     if source_id == target_id:
         raise ThreadExists(f"thread {target_id!r} cannot be copied onto itself")
-    with context.storage.writing() as session:
-        session.copy(existing_thread(session, source_id), target_id)
-    context.memory.threads.pop(target_id)
+    while True:
+        try:
+            with context.storage.writing() as session:
+                session.copy(existing_thread(session, source_id), target_id)
+        except Stale:
+            continue  # the source was deleted meanwhile: it is gone, or another one
+        context.memory.threads.pop(target_id)
+        return
 
 
 # How threads are related

@@ -3,7 +3,7 @@
 Where no row refers to chunks:
 
 1. The *check* ends the bulk if the thread is not as it is known to be, and keeps its record up.
-2. Rows.
+2. Rows; and where there are many, another check, which finds out if they came too late.
 
 Where one does:
 
@@ -82,13 +82,18 @@ def steps_of(
     rows, shown = _rows(put, thread, replace)
     check = Step("check", _check(put, thread, dead_until, replace, is_newest))
     if not shown and not put.chunks:
-        return [*begin, check, *rows]
+        # Many rows take so long that the thread may be deleted on the way.
+        again = [Step("check", _touch(put, thread, dead_until))] if len(rows) > _FEW else []
+        return [*begin, check, *rows, *again]
     guard = begin or [Step("guard", _touch(put, thread, dead_until))]
     chunks = [
         Step("chunk", chunk_statement(thread, digest, *chunk))
         for digest, chunk in put.chunks.items()
     ]
     return [*guard, *chunks, *rows, check, *shown]
+
+
+_FEW = 10
 
 
 def _rows(put: Put, thread: ThreadRef, replace: bool) -> tuple[list[Step], list[Step]]:

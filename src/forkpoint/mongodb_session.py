@@ -31,6 +31,7 @@ from forkpoint.mongodb_records import (
     DIGEST_BYTES,
     NOW,
     Document,
+    Outcome,
     Records,
     Statement,
     chunk_id,
@@ -63,6 +64,7 @@ LOCK_SECONDS = 5
 """How long a removal or a copy keeps others out of a thread if its process ends in the middle."""
 
 _ROWS = {"$in": ["checkpoint", "write"]}
+_LIVING = {"deleted_at": None, "building": None}
 _LOCK_PAUSE_SECONDS = 0.005
 _EXPIRED = {"$lt": ["$lock.until", "$$NOW"]}
 
@@ -243,7 +245,7 @@ class MongoSession(MongoCatalog):
             rows = self._page(query)
             for one in rows:
                 if "record" not in one:
-                    continue  # its thread is being deleted, or somebody else's
+                    continue  # its thread is being deleted, made as a copy, or somebody else's
                 if query.filter and not contains_json(one["row"]["metadata"], query.filter):
                     continue  # two values had the same term
                 thread = thread_ref(one["record"])
@@ -301,7 +303,7 @@ class MongoSession(MongoCatalog):
                     fields,
                 ]
             )
-        seen = {"deleted_at": None, **({"owner": query.owner} if query.owner is not None else {})}
+        seen = {**_LIVING, **({"owner": query.owner} if query.owner is not None else {})}
         record = self._join("record", "row.thread", "_id", seen, [], "$row.family")
         return self._records.aggregate(
             [
@@ -564,7 +566,7 @@ class MongoSession(MongoCatalog):
         name = name_id(thread_id)
         return [
             {"$match": {"_id": name, "family": name}},
-            self._join("record", "key", "_id", {"deleted_at": None}, []),
+            self._join("record", "key", "_id", _LIVING, []),
             {"$unwind": "$record"},
         ]
 
@@ -618,6 +620,7 @@ class MongoSession(MongoCatalog):
         made = new_record(
             graft.target_id,
             source.epoch,
+            **record_of(target),
             edge=graft.edge,
             parent=source.key,
             parent_checkpoint_id=graft.parent_checkpoint_id,
@@ -643,33 +646,18 @@ class MongoSession(MongoCatalog):
             *(_grafted(target, *checkpoint_document(target, row), row) for row in graft.rows),
             *(_grafted(target, *write_document(target, row), row) for row in graft.writes),
             unchanged,
-            *self._finish(target, graft.target_id, made["building"], old),
+            _name(target, graft.target_id, old),
+            _show(target, made["building"]),
         ]
-        failed = self._records.bulk(statements).failed
-        if failed is None or self._is_named(target, graft.target_id):
-            return  # in the second case by a command that was answered with an error
-        self._discard(target)
-        if failed == len(statements) - 1:
-            raise ThreadExists(f"there is a thread {graft.target_id!r} already")
-        raise Stale
-
-    def _finish(
-        self, target: ThreadRef, thread_id: str, building: ObjectId, old: Document | None
-    ) -> list[UpdateOne]:
-        """Return the statements that make a thread known that is built from another."""
-        name = name_id(thread_id)
-        finished: list[Document] = [
-            {"$set": {"created_at": NOW, "updated_at": NOW, "unlisted": True}},
-            {"$unset": "building"},
-        ]
-        return [
-            UpdateOne({**record_of(target), "building": building}, finished, upsert=True),
-            UpdateOne(
-                {"_id": name, "family": name, "key": old["_id"] if old else None},
-                {"$set": {"key": target.key, "home": target.family}},
-                upsert=True,
-            ),
-        ]
+        outcome = self._records.bulk(statements)
+        if outcome.hits < len(statements) and not self._is_shown(
+            {**record_of(target), **made}, old
+        ):
+            self._discard(target)
+            if outcome.failed == len(statements) - 2:
+                raise ThreadExists(f"there is a thread {graft.target_id!r} already")
+            self.await_unlocked(source)
+            raise Stale
 
     def add(self, thread_id: str, owner: str | None, described: Description) -> bool:
         try:
@@ -681,6 +669,7 @@ class MongoSession(MongoCatalog):
         made = new_record(
             thread_id,
             target.epoch,
+            **record_of(target),
             owner=owner,
             **fields_of(described),
             provisional=False,
@@ -689,9 +678,11 @@ class MongoSession(MongoCatalog):
         )
         statements = [
             UpdateOne(record_of(target), {"$setOnInsert": made}, upsert=True),
-            *self._finish(target, thread_id, made["building"], old),
+            _name(target, thread_id, old),
+            _show(target, made["building"]),
         ]
-        if self._records.bulk(statements).failed is None or self._is_named(target, thread_id):
+        outcome = self._records.bulk(statements)
+        if outcome.hits == len(statements) or self._is_shown(made, old):
             return True
         self._discard(target)
         return False
@@ -706,20 +697,55 @@ class MongoSession(MongoCatalog):
         new = {**record_of(thread), "provisional": True, "deleted_at": None}
         return self._records.update(new, {"$set": made})
 
-    def _is_named(self, thread: ThreadRef, thread_id: str) -> bool:
-        name = name_id(thread_id)
-        return self._records.exists({"_id": name, "family": name, "key": thread.key})
+    def _is_shown(self, made: Document, old: Document | None) -> bool:
+        """Return whether a copy can be seen although the command for it was not done in full.
+
+        If not, its id means again what it meant before.
+        """
+        target = ThreadRef(made["_id"], made["family"], made["epoch"])
+        name = name_id(made["thread_id"])
+        named = {"_id": name, "family": name, "key": target.key}
+        if not self._records.exists(named):
+            return False
+        # By a command whose answer was lost, and which may have ended in between.
+        self._records.bulk([_show(target, made["building"])])
+        if self._records.exists({**record_of(target), "building": None}):
+            return True
+        if old is None:
+            self._records.delete(named)
+        else:
+            self._records.update(named, {"$set": {"key": old["_id"], "home": old["family"]}})
+        return False
 
     def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
         try:
             # A new epoch: who counts on what the thread stores now has to look again.
             with self._locked(thread, {"epoch": ObjectId()}) as guard:
-                return self._remove(thread, choose(list(self.rows(thread))), guard)
+                rows = list(self.rows(thread))
+                plan = choose(rows)
+                outcome = self._doom(thread, rows, plan, guard)
+                counts = self._delete_rows(thread, {"doomed": True})
+                if plan.reopened:
+                    self._update_status(thread, max(plan.reopened))
+            if outcome.is_repeated:
+                self.count_again(thread)
+            return counts
         except Stale:
             return Counts(0, 0)  # the thread is deleted, and with it what was to go
 
-    def _remove(self, thread: ThreadRef, plan: Plan, guard: UpdateOne) -> Counts:
-        touched = UpdateOne(record_of(thread), [{"$set": {"updated_at": NOW}}])
+    def _doom(
+        self, thread: ThreadRef, rows: Sequence[CheckpointRow], plan: Plan, guard: UpdateOne
+    ) -> Outcome:
+        """Take out of sight what is to be removed or hidden."""
+        going = plan.removed | plan.hidden
+        gone = sum(
+            (row.checkpoint_ns, row.checkpoint_id) in going for row in rows if not row.hidden
+        )
+        # Not counted again: a checkpoint that the record counts already may be about to arrive.
+        left = {"$subtract": ["$checkpoint_count", gone]}
+        touched = UpdateOne(
+            record_of(thread), [{"$set": {"updated_at": NOW, "checkpoint_count": left}}]
+        )
         statements: list[Statement] = [guard, touched]
         hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}}
         statements += _of_places(thread, plan.hidden, {"kind": "checkpoint"}, hide)
@@ -731,12 +757,10 @@ class MongoSession(MongoCatalog):
             "$or": [{"task_id": {"$ne": NULL_TASK_ID}}, {"idx": RESUME_IDX}],
         }
         statements += _of_places(thread, plan.reopened, done, doom)
-        if self._records.bulk(statements).failed is not None:
+        outcome = self._records.bulk(statements)
+        if outcome.failed is not None:
             raise StorageBusy("removing took too long, and others have written since; try again")
-        counts = self._delete_rows(thread, {"doomed": True})
-        if plan.reopened:
-            self._update_status(thread, max(plan.reopened))
-        return counts
+        return outcome
 
     def _update_status(self, thread: ThreadRef, head: Place) -> None:
         """Set a thread's status to what its newest checkpoint waits for."""
@@ -789,6 +813,18 @@ class MongoSession(MongoCatalog):
         late = self._delete_rows(thread, {})
         return Counts(counts.number + late.number, counts.more + late.more)
 
+    def buried(self, thread_id: str) -> ThreadRef | None:
+        name = name_id(thread_id)
+        named = {"$match": {"_id": name, "family": name}}
+        record = self._join("record", "key", "_id", {"deleted_at": {"$ne": None}}, [])
+        unwind: list[Document] = [
+            {"$unwind": "$record"},
+            {"$replaceWith": "$record"},
+            {"$project": IDENTITY},
+        ]
+        found = self._records.aggregate([named, record, *unwind])
+        return thread_ref(found[0]) if found else None
+
     def copy(self, source: ThreadRef, target_id: str, described: Description | None = None) -> None:
         if self.thread(target_id) is not None:
             raise ThreadExists(f"there is a thread {target_id!r} already")
@@ -829,14 +865,13 @@ class MongoSession(MongoCatalog):
         )
         for batch in in_batches((row for row in rows if "content" in row), 1000):
             self._records.bulk([guard, *(_copied(target, row) for row in batch)])
-        committed = self._records.bulk(
-            [guard, *self._finish(target, target_id, made["building"], old)]
-        )
-        if committed.failed is not None and not self._is_named(target, target_id):
+        end = [guard, _name(target, target_id, old), _show(target, made["building"])]
+        outcome = self._records.bulk(end)
+        if outcome.hits < len(end) and not self._is_shown(made, old):
             self._discard(target)
-            if committed.failed < 2:
-                raise StorageBusy("copying took too long, and others have written since; try again")
-            raise ThreadExists(f"there is a thread {target_id!r} already")
+            if outcome.failed == 1:
+                raise ThreadExists(f"there is a thread {target_id!r} already")
+            raise StorageBusy("copying took too long, and others have written since; try again")
 
     def _deleted_before(self, thread_id: str) -> Document | None:
         """Return what is left of the thread that an id meant before.
@@ -866,20 +901,33 @@ class MongoSession(MongoCatalog):
     # Locks
 
     @contextmanager
-    def _locked(self, thread: ThreadRef, change: Document) -> Iterator[UpdateOne]:
+    def _locked(
+        self, thread: ThreadRef, change: Document, *, count: bool = False
+    ) -> Iterator[UpdateOne]:
         """Keep others from writing to a thread, and from removing of it.
 
         Yields a statement that ends a bulk if the lock is lost, and else keeps it for longer.
+
+        Args:
+            thread: The thread.
+            change: What else to change in its record.
+            count: Whether to count its checkpoints in the end, as is done after one who locked it
+                and did not come to an end.
 
         Raises:
             Stale: The thread is deleted.
         """
         token = ObjectId()
         lock = {"lock": {"by": token, "until": {"$add": ["$$NOW", 1000 * LOCK_SECONDS]}}}
-        free = [{"lock": None}, {"lock.by": token}, {"$expr": _EXPIRED}]
+        free = {"$or": [{"lock": None}, {"lock.by": token}]}
+        expired = {"lock": {"$ne": None}, "$expr": _EXPIRED}
         living = {**record_of(thread), "deleted_at": None}
+        locked = [{"$set": {**lock, **change}}]
         give_up = time.monotonic() + 10 * LOCK_SECONDS
-        while not self._records.update({**living, "$or": free}, [{"$set": {**lock, **change}}]):
+        while not self._records.update({**living, **free}, locked):
+            if self._records.update({**living, **expired}, locked):
+                count = True
+                break
             if not self._records.exists(living):
                 raise Stale
             if time.monotonic() > give_up:
@@ -888,20 +936,16 @@ class MongoSession(MongoCatalog):
         try:
             yield UpdateOne({**living, "lock.by": token}, [{"$set": lock}], upsert=True)
         finally:
-            self._unlock(thread, token)
-
-    def _unlock(self, thread: ThreadRef, token: ObjectId) -> None:
-        rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
-        count = self._records.count({**rows, "visible": True})
-        self._records.update(
-            {**record_of(thread), "lock.by": token},
-            {"$set": {"checkpoint_count": count, "lock": None}},
-        )
+            unlocked: Document = {"lock": None}
+            if count:
+                rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
+                unlocked["checkpoint_count"] = self._records.count({**rows, "visible": True})
+            self._records.update({**record_of(thread), "lock.by": token}, {"$set": unlocked})
 
     def count_again(self, thread: ThreadRef) -> None:
         """Set right how many checkpoints a thread's record says that there are."""
-        with suppress(Stale), self._locked(thread, {}):
-            pass  # it is what unlocking does
+        with suppress(Stale), self._locked(thread, {}, count=True):
+            pass
 
     def await_unlocked(self, thread: ThreadRef) -> Document:
         """Return the record of a thread, once nobody locks it any more."""
@@ -936,16 +980,22 @@ class MongoSession(MongoCatalog):
         return not self._records.exists(disturbed)
 
     def references(self, family: Any) -> Iterator[tuple[Any, bytes]]:
-        fields = {"refs": 1, "next.refs": 1, "doomed": 1, "thread": 1}
+        deleted = {"family": family, "kind": "thread", "deleted_at": {"$ne": None}}
+        dead = {record["_id"] for record in self._records.latest(deleted, {"_id": 1})}
+        fields = {"thread": 1, "refs": 1, "next.refs": 1, "doomed": 1}
         doomed = []
         for row in self._records.latest(rows_of(family), fields):
+            if row["thread"] in dead:  # it came late, or the removal was not finished
+                doomed.append(row["_id"])
+                continue
             if "doomed" in row:  # by a removal that was not finished
                 doomed.append(row["_id"])
             yield row["thread"], row.get("refs", b"")
             if "next" in row:
                 yield row["thread"], row["next"]["refs"]
         for batch in in_batches(doomed):
-            self._records.delete({"_id": {"$in": batch}, "family": family, "doomed": True})
+            gone = [{"doomed": True}, {"thread": {"$in": list(dead)}}]
+            self._records.delete({"_id": {"$in": batch}, "family": family, "$or": gone})
 
     def links(self, family: Any) -> Iterator[tuple[bytes, bytes]]:
         wanted = {**chunks_of(family), "refs": {"$exists": True}}
@@ -958,25 +1008,30 @@ class MongoSession(MongoCatalog):
 
     def drop_chunks(
         self, family: Any, digests: Iterable[bytes] | None, collection: ObjectId
-    ) -> Counts:
-        older = {"epoch": {"$ne": collection}}
-        if digests is None:
-            return self._drop_chunks({**chunks_of(family), **older})
-        number = size = 0
-        for batch in in_batches(digests):
-            ids = [chunk_id(family, digest) for digest in batch]
-            dropped = self._drop_chunks({"_id": {"$in": ids}, "family": family, **older})
-            number += dropped.number
-            size += dropped.more
-        return Counts(number, size)
-
-    def _drop_chunks(self, which: Document) -> Counts:
-        total = {"$group": {"_id": None, "number": {"$sum": 1}, "size": {"$sum": chunk_size()}}}
-        counted = self._records.aggregate([{"$match": which}, total])
-        if not counted:
-            return Counts(0, 0)
-        self._records.delete(which)
-        return Counts(counted[0]["number"], counted[0]["size"])
+    ) -> Counts | None:
+        total = {"_id": "$epoch", "number": {"$sum": 1}, "size": {"$sum": chunk_size()}}
+        which = [chunks_of(family)]
+        if digests is not None:
+            ids = in_batches(chunk_id(family, digest) for digest in digests)
+            which = [{"_id": {"$in": batch}, "family": family} for batch in ids]
+        dropped = []
+        number = amount = 0
+        for chunks in which:
+            older = {**chunks, "epoch": {"$ne": collection}}
+            epochs = self._records.aggregate([{"$match": older}, {"$group": total}])
+            dropped += [
+                {**chunks, "epoch": {"$in": batch}}
+                for batch in in_batches(epoch["_id"] for epoch in epochs)
+            ]
+            number += sum(epoch["number"] for epoch in epochs)
+            amount += sum(epoch["size"] for epoch in epochs)
+        # If nobody was here since, these epochs are older than this collection. Later ones are not
+        # among them: what is written from now on stays, also if another collection begins.
+        if not self.is_undisturbed(family, collection):
+            return None
+        for chunks in dropped:
+            self._records.delete(chunks)
+        return Counts(number, amount)
 
     # Secrets
 
@@ -1032,6 +1087,24 @@ def chunk_statement(thread: ThreadRef, digest: bytes, refs: bytes, content: byte
         # The epoch protects it from a collection that goes on at this moment.
         {"$setOnInsert": inserted, "$set": {"epoch": thread.epoch}},
         upsert=True,
+    )
+
+
+def _name(target: ThreadRef, thread_id: str, old: Document | None) -> UpdateOne:
+    """Return the statement that gives an id to a copy that is ready to be shown."""
+    name = name_id(thread_id)
+    return UpdateOne(
+        {"_id": name, "family": name, "key": old["_id"] if old else None},
+        {"$set": {"key": target.key, "home": target.family}},
+        upsert=True,
+    )
+
+
+def _show(target: ThreadRef, building: ObjectId) -> UpdateOne:
+    """Return the statement that shows a copy, unless a collection took it for abandoned."""
+    times = {"created_at": NOW, "updated_at": NOW, "unlisted": True}
+    return UpdateOne(
+        {**record_of(target), "building": building}, [{"$set": times}, {"$unset": "building"}]
     )
 
 

@@ -88,6 +88,10 @@ class _ConfinedSession:
         thread = self._session.thread(thread_id)
         return thread if thread is not None and self._is_ours(thread) else None
 
+    def buried(self, thread_id: str) -> ThreadRef | None:
+        thread = self._session.buried(thread_id)
+        return thread if thread is not None and self._is_ours(thread) else None
+
     def checkpoint(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
     ) -> Found | None:

@@ -30,9 +30,12 @@ def delete_thread(context: Context, thread_id: str) -> None:
     """Remove a thread. One that does not exist is no error."""
     with context.storage.writing() as session:
         thread = session.thread(thread_id)
+        if thread is not None:
+            session.bury(thread)
+        else:
+            thread = session.buried(thread_id)
         if thread is None:
             return
-        session.bury(thread)
         missing = collect(session, thread.family).missing
     _finish(context, thread_id, missing)
 

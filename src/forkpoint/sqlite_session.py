@@ -577,6 +577,9 @@ class SqliteSession(SqliteCatalog):
         )
         return Counts(checkpoints, writes)
 
+    def buried(self, thread_id: str) -> ThreadRef | None:
+        return None  # all was done as one transaction
+
     # Collecting
 
     def begin_collection(self, family: Any) -> None:

@@ -469,6 +469,7 @@ class Session(Protocol):
 
         Raises:
             ThreadExists: There is a thread of this id.
+            Stale: The other thread was deleted.
         """
 
     def graft(self, graft: Graft) -> None:
@@ -495,6 +496,12 @@ class Session(Protocol):
             Stale: The thread was updated at another time than `updated_at`. Nothing was done.
         """
 
+    def buried(self, thread_id: str) -> ThreadRef | None:
+        """Return the deleted thread that an id meant last, if something of it may be left.
+
+        That is so where there are no transactions: the removal may have ended in the middle.
+        """
+
     # Collecting
 
     def begin_collection(self, family: Any) -> Any:
@@ -515,10 +522,13 @@ class Session(Protocol):
     def digests(self, family: Any) -> Iterator[bytes]:
         """Return the digests of all chunks of a family."""
 
-    def drop_chunks(self, family: Any, digests: Iterable[bytes] | None, collection: Any) -> Counts:
+    def drop_chunks(
+        self, family: Any, digests: Iterable[bytes] | None, collection: Any
+    ) -> Counts | None:
         """Remove chunks of a family, or all of them, but none written since `collection` began.
 
-        Returns how many there were, and how many bytes they took.
+        Returns how many there were, and how many bytes they took; None, with nothing removed, if
+        somebody removed or collected in the family meanwhile.
         """
 
     # Secrets
