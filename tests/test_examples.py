@@ -1,7 +1,9 @@
-"""The notebooks run from their first cell to their last, as a reader would run them."""
+"""The notebooks and programs run from beginning to end, as a reader would run them."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -22,3 +24,12 @@ def test_a_notebook_runs(name: str) -> None:
     assert all(cell.execution_count for cell in code)
     pictures = [output for cell in code for output in cell.outputs if "data" in output]
     assert any("image/svg+xml" in output.data for output in pictures)
+
+
+def test_a_support_desk_has_its_morning(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "thread_operations.py"), str(tmp_path / "desk.db")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "case-1: Your refund is on its way." in done.stdout
+    assert "nothing was written" in done.stdout
+    assert done.stdout.count("checkpoints archived") == 2
