@@ -56,9 +56,8 @@ _UPDATE_THREAD = (
     f"SELECT CASE idx WHEN {_INTERRUPTED} THEN 'interrupted' ELSE 'error' END"
     " FROM forkpoint_writes WHERE thread = key AND checkpoint_ns = ? AND checkpoint_id = ?"
     f" AND idx IN ({_INTERRUPTED}, {_FAILED}) ORDER BY idx LIMIT 1"
-    "), 'idle') ELSE coalesce(?, status) END,"
-    " provisional = provisional AND ?"
-    " WHERE key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
+    "), 'idle') ELSE coalesce(?, status) END"
+    " WHERE provisional <= ? AND key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
     " AND fence = coalesce(?, fence)"
 )
 # What the newest checkpoint waits for.
@@ -375,6 +374,8 @@ class SqliteSession(SqliteCatalog):
             return None
         if thread is None:
             thread = self._add_thread(put, dead_until, now)
+        if put.row is not None:
+            self.run("UPDATE forkpoint_threads SET provisional = 0 WHERE key = ?", thread.key)
         self._update_thread(thread, put, now, dead_until)
         return thread
 
