@@ -313,7 +313,49 @@ async def test_a_name_that_is_more_than_a_string_is_its_value(api: Api, store: S
     assert (found.config, value_of(found)) == (stored, {"run": 1})
     assert found.pending_writes == [("run", "run", 1)]
     assert len(await api.list(config(Name.THREAD, ns="run"), filter={"run_id": "run"})) == 1
+    after = {**checkpoint({Name.RUN: 2}, {Name.RUN: 2}), "id": "run~"}
+    head = await api.put(stored, after, {}, {Name.RUN: 2})
+    assert value_of(await api.get_tuple(head)) == {"run": 2}
     await api.delete_for_runs([Name.RUN])
+    assert [id_of(one) for one in await api.list(None)] == ["run~"]
+
+
+async def test_a_fork_takes_a_name_that_is_more_than_a_string(api: Api) -> None:
+    await api.put(config(Name.THREAD), checkpoint({Name.RUN: 1}), {}, {Name.RUN: 1})
+    fork = await api.fork(Name.THREAD, new_thread_id=Name.RUN, values={Name.RUN: 2})
+    assert fork["configurable"]["thread_id"] == "run"
+    assert value_of(await api.get_tuple(config("run"))) == {"run": 2}
+
+
+class Sly(str):
+    """A string that says of itself what is not so."""
+
+    def __contains__(self, _: object) -> bool:
+        return False
+
+    def __eq__(self, _: object) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        return "another"
+
+    def encode(self, *_: Any) -> bytes:
+        return b""
+
+    __hash__ = str.__hash__
+
+
+async def test_a_name_is_its_characters_whatever_it_says_of_itself(api: Api) -> None:
+    for bad in ("", "a\0b", "\ud800"):
+        with pytest.raises(InvalidInput):
+            await api.put(config(Sly(bad)), checkpoint({}), {}, {})
+        with pytest.raises(InvalidInput):
+            await api.put_writes(config(checkpoint_id=Sly(bad)), [("c", 1)], "task")
+    name = Sly("thread")
+    stored = await api.put(config(name), checkpoint({name: 1}), {"run_id": name}, {name: 1})
+    assert type(stored["configurable"]["thread_id"]) is str
+    assert value_of(await api.get_tuple(config("thread"))) == {"thread": 1}
+    await api.delete_for_runs(["thread"])
     assert await api.list(None) == []
 
 
@@ -417,7 +459,7 @@ def test_a_filter_holds_json_and_nothing_of_a_driver(saver: ForkpointSaver, bad:
 
 
 async def test_a_run_that_is_no_name_is_data_that_no_run_matches(api: Api) -> None:
-    for run_id in ({"$ne": ""}, ["run"], 1, None, True):
+    for run_id in ({"$ne": ""}, ["run"], 1, None, True, "\ud800"):
         put(api.saver, {}, metadata={"run_id": run_id})
-    await api.delete_for_runs(["run", "1", "True", "None", "{'$ne': ''}"])
-    assert len(await api.list(config())) == 5
+    await api.delete_for_runs(["run", "1", "True", "None", "{'$ne': ''}", "?"])
+    assert len(await api.list(config())) == 6

@@ -36,22 +36,33 @@ class Address(NamedTuple):
 
 def identifier(value: object, what: str) -> str:
     """Return a name that is fit to be stored and looked up: a non-empty string without NUL."""
-    if value == "":
+    checked = text(value, what)
+    if not checked:
         raise InvalidInput(f"{what} is empty")
-    return text(value, what)
+    return checked
 
 
 def text(value: object, what: str) -> str:
     """Return a string that a database can hold: Unicode without NUL and lone surrogates."""
     if not isinstance(value, str):
         raise InvalidInput(f"{what} must be a string, not {type(value).__name__}: {value!r:.80}")
-    if "\0" in value:
-        raise InvalidInput(f"{what} contains a NUL character: {value!r:.80}")
+    plain = _plain(value)
+    if "\0" in plain:
+        raise InvalidInput(f"{what} contains a NUL character: {plain!r:.80}")
     try:
-        value.encode()
+        plain.encode()
     except UnicodeEncodeError:
-        raise InvalidInput(f"{what} is not valid Unicode: {value!r:.80}") from None
-    return str(value)
+        raise InvalidInput(f"{what} is not valid Unicode: {plain!r:.80}") from None
+    return plain
+
+
+def _plain(value: str) -> str:
+    """Return the characters of a string.
+
+    A subclass may compare and print as it likes, as an enum does, and a driver may know better what
+    to make of it than a string, as that of MongoDB does of `bson.Code`.
+    """
+    return value if type(value) is str else str.__str__(value)
 
 
 def configurable(config: object) -> Mapping[str, Any]:
@@ -111,9 +122,7 @@ def index(value: object) -> int:
 def named_values(value: object, what: str) -> Mapping[str, Any]:
     """Return a mapping of names to anything, empty for None."""
     mapping = _mapping({} if value is None else value, what)
-    for key in mapping:
-        text(key, f"a key of {what}")
-    return mapping
+    return {text(key, f"a key of {what}"): mapping[key] for key in mapping}
 
 
 def duration(value: object, what: str) -> int:
@@ -178,14 +187,15 @@ def ancestry(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """
     part = configurable(config)
     around = part.get("checkpoint_map")
-    found = dict(around) if isinstance(around, Mapping) else {}
-    if part.get("checkpoint_id"):
-        found[_or(part.get("checkpoint_ns"), "")] = part["checkpoint_id"]
-    return [
-        (namespace, checkpoint_id)
-        for namespace, checkpoint_id in found.items()
+    found = {
+        _plain(namespace): _plain(checkpoint_id)
+        for namespace, checkpoint_id in (around.items() if isinstance(around, Mapping) else ())
         if isinstance(namespace, str) and isinstance(checkpoint_id, str)
-    ]
+    }
+    _, checkpoint_ns, checkpoint_id = _address(part)
+    if checkpoint_id is not None:
+        found[checkpoint_ns] = checkpoint_id
+    return list(found.items())
 
 
 LEASE = "__forkpoint_lease"
@@ -251,16 +261,34 @@ def metadata_filter(value: object) -> dict[str, Any] | None:
 def checkpoint(value: object) -> Mapping[str, Any]:
     """Return a checkpoint that has what it needs to be stored."""
     mapping = _mapping(value, "checkpoint")
-    identifier(mapping.get("id"), "checkpoint['id']")
     values = _mapping(mapping.get("channel_values", {}), "checkpoint['channel_values']")
-    for channel in values:
-        text(channel, "a channel of checkpoint['channel_values']")
-    return mapping if "channel_values" in mapping else {**mapping, "channel_values": {}}
+    channel = "a channel of checkpoint['channel_values']"
+    checked = {
+        **mapping,
+        "id": identifier(mapping.get("id"), "checkpoint['id']"),
+        "channel_values": {text(name, channel): values[name] for name in values},
+    }
+    if isinstance(mapping.get("channel_versions"), Mapping):
+        checked["channel_versions"] = _by_plain_names(mapping["channel_versions"])
+    return checked
 
 
 def versions(value: object) -> Mapping[str, Any]:
     """Return new channel versions."""
-    return _mapping({} if value is None else value, "new_versions")
+    return _by_plain_names(_mapping({} if value is None else value, "new_versions"))
+
+
+def _by_plain_names(mapping: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a mapping whose keys are found by the characters of their names."""
+    return {_plain(key) if isinstance(key, str) else key: mapping[key] for key in mapping}
+
+
+def run_id(metadata: Mapping[str, Any]) -> str | None:
+    """Return the run that a checkpoint's metadata name, if it is one that can be looked for."""
+    try:
+        return identifier(metadata.get("run_id"), "run_id")
+    except InvalidInput:
+        return None  # it is metadata like any other
 
 
 def checkpoint_metadata(config: Mapping[str, Any], value: object) -> Mapping[str, Any]:

@@ -375,13 +375,12 @@ def _new_checkpoint(
 ) -> NewCheckpoint:
     address = inputs.address(config)
     merged = inputs.checkpoint_metadata(config, metadata)
-    run_id = merged.get("run_id")
     return NewCheckpoint(
         config,
         address,
         inputs.checkpoint(checkpoint),
         inputs.as_json(merged, "metadata"),
-        run_id if isinstance(run_id, str) and run_id else None,
+        inputs.run_id(merged),
         inputs.versions(new_versions),
     )
 
