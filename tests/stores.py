@@ -139,9 +139,9 @@ class Store(ABC):
         """Return where an invariant is broken: dangling or orphaned rows, wrong records.
 
         With a saver, what is stored is read, too, which verifies each row and each chunk. Where the
-        backend has no transactions, a process that was killed may leave orphaned chunks, and the rows
-        of a deleted thread, to the next collection of their family, and a count to the next one who
-        writes to the thread.
+        backend has no transactions, a process that was killed may leave orphaned chunks, and the
+        rows of a deleted thread, to the next collection of their family, and a count to the next
+        one who writes to the thread.
         """
         is_exact = self.has_transactions or not after_crash
         threads = {thread.key: thread for thread in self.threads()}

@@ -9,7 +9,9 @@ import forkpoint
 
 PACKAGE = Path(forkpoint.__file__).parent
 LAYERS = [
-    {"errors", "render"},
+    {"errors", "printing"},
+    {"render", "render_diff"},
+    {"render_svg"},
     {"chunking", "filters", "removal", "messages", "inputs", "serde", "runner", "group_commit"},
     {"codec", "types", "threads", "sqlite_schema", "sqlite_statements"},
     {"storage"},
@@ -55,7 +57,10 @@ def test_the_pure_modules_do_no_io() -> None:
         "chunking",
         "filters",
         "removal",
+        "printing",
         "render",
+        "render_diff",
+        "render_svg",
         "searching",
         "codec",
         "inputs",

@@ -4,7 +4,7 @@ saver          what LangGraph calls; runner: in the sync and the async world
 time_travel    fork, lineage, purge, diff as a user calls them
 operations     what each call does; memory: what a process remembers between them
 forking        threads made of others; removing; diffing
-types          what these return; render: its pictures
+types          what these return; render, render_svg, render_diff: its pictures; printing
 storage        the interface of a backend, and the stored format
 sqlite         the SQLite backend, with sqlite_storage, _session, _catalog, _statements, _schema
 mongodb        the MongoDB backend, with mongodb_storage, _session, _catalog, _puts, _records

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from forkpoint import render
+from forkpoint import render, render_diff, render_svg
 
 EdgeKind = Literal["fork", "clone"]
 
@@ -98,7 +98,7 @@ class FamilyTree:
 
     def svg(self) -> str:
         """Return the tree as a picture, an SVG document."""
-        return render.svg(self.root)
+        return render_svg.svg(self.root)
 
     def _repr_svg_(self) -> str:
         return self.svg()
@@ -152,7 +152,7 @@ class StateDiff:
         return [name for name, channel in self.channels.items() if channel.status == status]
 
     def __str__(self) -> str:
-        return render.diff(self.channels)
+        return render_diff.diff(self.channels)
 
     def _repr_html_(self) -> str:
-        return render.diff_html(self.channels)
+        return render_diff.diff_html(self.channels)
