@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 from forkpoint.codec import DICT, LIST, SNAPSHOT, Chunks, Codec, Entry, Manifest, gather, split_refs
@@ -171,7 +171,9 @@ def _channel(
         return ChannelDiff("unchanged")
     old, new = (_decoded(codec, part, stored) for part in pair)
     if type(old) is list and type(new) is list:
-        return _lists(codec, old, new)
+        # Without the runs that both have, the order of what is left tells only a part.
+        is_moved = pair[0].leaves is not None and pair[0].entry.refs != pair[1].entry.refs
+        return _lists(codec, old, new, is_moved)
     if type(old) is dict and type(new) is dict:
         return _dicts(codec, old, new)
     return ChannelDiff("changed", before=old, after=new)
@@ -188,21 +190,43 @@ def _decoded(codec: Codec, part: _Part, stored: Chunks) -> Any:
     return value.value if part.entry.kind & SNAPSHOT else value
 
 
-def _lists(codec: Codec, old: list[Any], new: list[Any]) -> ChannelDiff:
+def _lists(codec: Codec, old: list[Any], new: list[Any], is_moved: bool) -> ChannelDiff:
+    """Return how two lists differ; only in the order of their elements, if nothing else does."""
     known = {codec.fingerprint(element): element for element in (*old, *new)}
-    removed, added = _without_common(
-        [codec.fingerprint(element) for element in old],
-        [codec.fingerprint(element) for element in new],
-    )
-    gone = {id_: known[one] for one in removed if (id_ := _identity(known[one])) is not None}
-    come = {id_: known[one] for one in added if (id_ := _identity(known[one])) is not None}
-    changed = {id_: (gone[id_], come[id_]) for id_ in gone if id_ in come}
+    before = [codec.fingerprint(element) for element in old]
+    after = [codec.fingerprint(element) for element in new]
+    removed, added = ([known[one] for one in ones] for ones in _without_common(before, after))
+    gone, come = _first_of_each(removed), _first_of_each(added)
+    paired = gone.keys() & come.keys()
     return ChannelDiff(
-        "changed" if removed or added else "unchanged",
-        added=tuple(known[one] for one in added if _identity(known[one]) not in changed),
-        removed=tuple(known[one] for one in removed if _identity(known[one]) not in changed),
-        changed=changed,
+        "changed" if is_moved or before != after else "unchanged",
+        added=_without(added, paired),
+        removed=_without(removed, paired),
+        changed={id_: (gone[id_], come[id_]) for id_ in gone if id_ in paired},
     )
+
+
+def _first_of_each(elements: list[Any]) -> dict[str, Any]:
+    """Return elements by what identifies them: the first, if there are several."""
+    found: dict[str, Any] = {}
+    for element in elements:
+        id_ = _identity(element)
+        if id_ is not None:
+            found.setdefault(id_, element)
+    return found
+
+
+def _without(elements: list[Any], paired: Set[str]) -> tuple[Any, ...]:
+    """Return elements without the first of each that is paired."""
+    left_out = Counter(paired)
+    kept = []
+    for element in elements:
+        id_ = _identity(element)
+        if id_ is not None and left_out[id_]:
+            left_out[id_] -= 1
+        else:
+            kept.append(element)
+    return tuple(kept)
 
 
 def _identity(element: Any) -> str | None:
