@@ -107,7 +107,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(fault, times, marks=() if is_quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("fault", "times"), cases())
+@pytest.mark.parametrize(("fault", "times"), list(cases()))
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_has_its_effect_once_or_none(
     method: str, fault: str, times: int, mongo_server: Any, expected: dict[str, Any]

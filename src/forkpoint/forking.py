@@ -10,6 +10,7 @@ What a `DeltaChannel` is rebuilt from comes along out of sight, from the ancesto
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
@@ -69,11 +70,12 @@ class NewFork(NamedTuple):
 
 def fork(context: Context, new: NewFork) -> RunnableConfig:
     """Make a thread that begins at a checkpoint of another."""
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         try:
             with context.storage.writing() as session:
                 _fork(context, session, new)
         except Stale:
+            time.sleep(0.001 * attempt)  # at once for the first time
             continue
         context.memory.threads.pop(new.target_id)
         return thread_config(new.target_id)

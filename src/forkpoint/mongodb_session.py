@@ -654,6 +654,8 @@ class MongoSession(MongoCatalog):
             {**record_of(target), **made}, old
         ):
             self._discard(target)
+            if outcome.error is not None:
+                raise outcome.error
             if outcome.failed == len(statements) - 2:
                 raise ThreadExists(f"there is a thread {graft.target_id!r} already")
             self.await_unlocked(source)
@@ -869,6 +871,8 @@ class MongoSession(MongoCatalog):
         outcome = self._records.bulk(end)
         if outcome.hits < len(end) and not self._is_shown(made, old):
             self._discard(target)
+            if outcome.error is not None:
+                raise outcome.error
             if outcome.failed == 1:
                 raise ThreadExists(f"there is a thread {target_id!r} already")
             raise StorageBusy("copying took too long, and others have written since; try again")

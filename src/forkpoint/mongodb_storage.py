@@ -8,8 +8,10 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+import bson
 from bson.objectid import ObjectId
 from pymongo import ASCENDING, DESCENDING, IndexModel, MongoClient, ReadPreference
+from pymongo.common import MAX_BSON_SIZE
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -33,8 +35,8 @@ from forkpoint.mongodb_records import (
     record_of,
     row_id,
 )
-from forkpoint.mongodb_session import MongoSession
-from forkpoint.storage import SCHEMA_VERSION, Put, Stale, ThreadRef
+from forkpoint.mongodb_session import MongoSession, checkpoint_document, write_document
+from forkpoint.storage import SCHEMA_VERSION, CheckpointRow, Put, Stale, ThreadRef
 
 COLLECTION = "forkpoint_store"
 
@@ -189,6 +191,7 @@ class MongoStorage:
 
     def put(self, put: Put) -> ThreadRef | None:
         session = self._open()
+        _check_sizes(put)
         thread = put.expected
         creation: Creation | None = None
         dead_until: str | None = None
@@ -314,7 +317,7 @@ class MongoStorage:
             statements = [step.statement for bulk in batch for step in bulk.steps]
             try:
                 outcome = self._records_open().bulk(statements)
-            except InvalidInput as error:  # no statement was sent
+            except InvalidInput as error:  # nothing was stored; see `_check_sizes`
                 self._store_alone(batch, error)
                 return
             except ForkpointError as error:
@@ -361,6 +364,31 @@ class _Bulk(Waiting):
 
 _ATTEMPTS = 20
 _LANES = 2  # bulks on their way at once
+
+
+def _check_sizes(put: Put) -> None:
+    """Refuse a row that is larger than a document may be, before its chunks are sent.
+
+    Raises:
+        InvalidInput: There is one.
+    """
+    for row in (put.row, *put.writes):
+        if row is None or sum(len(field) for field in row if isinstance(field, _SIZED)) < _LARGE:
+            continue
+        thread = put.expected or ThreadRef(ObjectId(), ObjectId(), ObjectId())
+        document = checkpoint_document if isinstance(row, CheckpointRow) else write_document
+        place, said = document(thread, row)  # type: ignore[arg-type]
+        size = len(bson.encode({**place, "next": said}))
+        if size > MAX_BSON_SIZE - _ENVELOPE:
+            raise InvalidInput(
+                f"MongoDB cannot hold this as one document of {size} bytes; values may be of any "
+                "size, but metadata, names and the number of channels may not"
+            )
+
+
+_SIZED = (str, bytes)
+_LARGE = 1_000_000  # characters or bytes; less cannot exceed a document
+_ENVELOPE = 1000  # bytes of a document apart from what it says
 
 
 def _die_later(put: Put) -> list[Document]:
