@@ -57,7 +57,7 @@ def diff(context: Context, first: Address, second: Address) -> StateDiff:
         stored: Chunks = {}
         for channel in _names(*sides):
             before, after = (side.manifest.get(channel) for side in sides)
-            if before is not None and after is not None and before != after:
+            if before is not None and after is not None and _plain(before) != _plain(after):
                 pairs[channel] = _parts(codec, session, sides, (before, after), stored)
         for position, side in enumerate(sides):
             refs = [pair[position] for pair in pairs.values()]
@@ -107,6 +107,11 @@ def _rebuilt(found: Found, versions: Mapping[str, Any], manifest: Manifest) -> s
 def _names(before: _Side, after: _Side) -> list[str]:
     names = before.manifest.keys() | after.manifest.keys() | before.rebuilt | after.rebuilt
     return sorted(name for name in names if not is_internal(name))
+
+
+def _plain(entry: Entry) -> Entry:
+    """Return an entry as it is where the value is no snapshot of a `DeltaChannel`."""
+    return entry._replace(kind=entry.kind & ~SNAPSHOT)
 
 
 def _parts(
@@ -189,20 +194,27 @@ def _decoded(codec: Codec, part: _Part, stored: Chunks) -> Any:
 
 
 def _lists(codec: Codec, old: list[Any], new: list[Any]) -> ChannelDiff:
+    """Compare what two lists that differ do not have in common."""
     known = {codec.fingerprint(element): element for element in (*old, *new)}
-    removed, added = _without_common(
-        [codec.fingerprint(element) for element in old],
-        [codec.fingerprint(element) for element in new],
-    )
-    gone = {id_: known[one] for one in removed if (id_ := _identity(known[one])) is not None}
-    come = {id_: known[one] for one in added if (id_ := _identity(known[one])) is not None}
-    changed = {id_: (gone[id_], come[id_]) for id_ in gone if id_ in come}
+    before, after = ([codec.fingerprint(element) for element in one] for one in (old, new))
+    # Where nothing is left of either, it is whole runs that are in another order.
+    is_changed = before != after or not before
+    gone, come = ([known[one] for one in rest] for rest in _without_common(before, after))
+    first, last = _versions(gone), _versions(come)
+    both = [id_ for id_ in first if id_ in last]
+    old_ones, new_ones = {first[id_] for id_ in both}, {last[id_] for id_ in both}
     return ChannelDiff(
-        "changed" if removed or added else "unchanged",
-        added=tuple(known[one] for one in added if _identity(known[one]) not in changed),
-        removed=tuple(known[one] for one in removed if _identity(known[one]) not in changed),
-        changed=changed,
+        "changed" if is_changed else "unchanged",
+        added=tuple(one for position, one in enumerate(come) if position not in new_ones),
+        removed=tuple(one for position, one in enumerate(gone) if position not in old_ones),
+        changed={id_: (gone[first[id_]], come[last[id_]]) for id_ in both},
     )
+
+
+def _versions(elements: list[Any]) -> dict[str, int]:
+    """Return where the elements are that have an id: of those with the same, the last."""
+    found = ((_identity(element), position) for position, element in enumerate(elements))
+    return {id_: position for id_, position in found if id_ is not None}
 
 
 def _identity(element: Any) -> str | None:

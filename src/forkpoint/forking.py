@@ -84,6 +84,8 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
     found = _found(session, new.source)
     thread, row = found.thread, found.row
     moment = session.moment(thread, row.checkpoint_id, replays_before(row))
+    if new.values:
+        moment = moment._replace(is_head=False)  # the checkpoint on top will be
     heads = _of_subgraphs(moment, row)
     taken = {place_of(one): one for one in (row, *heads)}
     for one in (row, *heads):
