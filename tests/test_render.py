@@ -554,6 +554,13 @@ def test_long_texts_are_shown_where_they_differ() -> None:
     ]
 
 
+def test_another_order_is_said_to_be_one() -> None:
+    assert said(numbers=ChannelDiff("changed")) == [
+        "numbers: changed",
+        "  the same elements in another order",
+    ]
+
+
 def test_many_changes_are_counted() -> None:
     lines = said(numbers=ChannelDiff("changed", added=tuple(range(500))))
     assert lines[:2] == ["numbers: 500 added", "  + 0"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from forkpoint.codec import DICT, LIST, SNAPSHOT, Chunks, Codec, Entry, Manifest, gather, split_refs
@@ -57,7 +57,7 @@ def diff(context: Context, first: Address, second: Address) -> StateDiff:
         stored: Chunks = {}
         for channel in _names(*sides):
             before, after = (side.manifest.get(channel) for side in sides)
-            if before is not None and after is not None and before != after:
+            if before is not None and after is not None and _plain(before) != _plain(after):
                 pairs[channel] = _parts(codec, session, sides, (before, after), stored)
         for position, side in enumerate(sides):
             refs = [pair[position] for pair in pairs.values()]
@@ -107,6 +107,11 @@ def _rebuilt(found: Found, versions: Mapping[str, Any], manifest: Manifest) -> s
 def _names(before: _Side, after: _Side) -> list[str]:
     names = before.manifest.keys() | after.manifest.keys() | before.rebuilt | after.rebuilt
     return sorted(name for name in names if not is_internal(name))
+
+
+def _plain(entry: Entry) -> Entry:
+    """Return an entry as it is where the value is no snapshot of a `DeltaChannel`."""
+    return entry._replace(kind=entry.kind & ~SNAPSHOT)
 
 
 def _parts(
@@ -171,9 +176,7 @@ def _channel(
         return ChannelDiff("unchanged")
     old, new = (_decoded(codec, part, stored) for part in pair)
     if type(old) is list and type(new) is list:
-        # Without the runs that both have, the order of what is left tells only a part.
-        is_moved = pair[0].leaves is not None and pair[0].entry.refs != pair[1].entry.refs
-        return _lists(codec, old, new, is_moved)
+        return _lists(codec, old, new)
     if type(old) is dict and type(new) is dict:
         return _dicts(codec, old, new)
     return ChannelDiff("changed", before=old, after=new)
@@ -190,43 +193,28 @@ def _decoded(codec: Codec, part: _Part, stored: Chunks) -> Any:
     return value.value if part.entry.kind & SNAPSHOT else value
 
 
-def _lists(codec: Codec, old: list[Any], new: list[Any], is_moved: bool) -> ChannelDiff:
-    """Return how two lists differ; only in the order of their elements, if nothing else does."""
+def _lists(codec: Codec, old: list[Any], new: list[Any]) -> ChannelDiff:
+    """Compare what two lists that differ do not have in common."""
     known = {codec.fingerprint(element): element for element in (*old, *new)}
-    before = [codec.fingerprint(element) for element in old]
-    after = [codec.fingerprint(element) for element in new]
-    removed, added = ([known[one] for one in ones] for ones in _without_common(before, after))
-    gone, come = _first_of_each(removed), _first_of_each(added)
-    paired = gone.keys() & come.keys()
+    before, after = ([codec.fingerprint(element) for element in one] for one in (old, new))
+    # Where nothing is left of either, it is whole runs that are in another order.
+    is_changed = before != after or not before
+    gone, come = ([known[one] for one in rest] for rest in _without_common(before, after))
+    first, last = _versions(gone), _versions(come)
+    both = [id_ for id_ in first if id_ in last]
+    old_ones, new_ones = {first[id_] for id_ in both}, {last[id_] for id_ in both}
     return ChannelDiff(
-        "changed" if is_moved or before != after else "unchanged",
-        added=_without(added, paired),
-        removed=_without(removed, paired),
-        changed={id_: (gone[id_], come[id_]) for id_ in gone if id_ in paired},
+        "changed" if is_changed else "unchanged",
+        added=tuple(one for position, one in enumerate(come) if position not in new_ones),
+        removed=tuple(one for position, one in enumerate(gone) if position not in old_ones),
+        changed={id_: (gone[first[id_]], come[last[id_]]) for id_ in both},
     )
 
 
-def _first_of_each(elements: list[Any]) -> dict[str, Any]:
-    """Return elements by what identifies them: the first, if there are several."""
-    found: dict[str, Any] = {}
-    for element in elements:
-        id_ = _identity(element)
-        if id_ is not None:
-            found.setdefault(id_, element)
-    return found
-
-
-def _without(elements: list[Any], paired: Set[str]) -> tuple[Any, ...]:
-    """Return elements without the first of each that is paired."""
-    left_out = Counter(paired)
-    kept = []
-    for element in elements:
-        id_ = _identity(element)
-        if id_ is not None and left_out[id_]:
-            left_out[id_] -= 1
-        else:
-            kept.append(element)
-    return tuple(kept)
+def _versions(elements: list[Any]) -> dict[str, int]:
+    """Return where the elements are that have an id: of those with the same, the last."""
+    found = ((_identity(element), position) for position, element in enumerate(elements))
+    return {id_: position for id_, position in found if id_ is not None}
 
 
 def _identity(element: Any) -> str | None:

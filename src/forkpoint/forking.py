@@ -86,6 +86,8 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
     found = _found(session, new.source)
     thread, row = found.thread, found.row
     moment = session.moment(thread, row.checkpoint_id, replays_before(row))
+    if new.values:
+        moment = moment._replace(is_head=False)  # the checkpoint on top will be
     heads = _of_subgraphs(moment, row)
     taken = {place_of(one): one for one in (row, *heads)}
     for one in (row, *heads):
@@ -93,15 +95,14 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
             taken.setdefault(place_of(ancestor), ancestor)
     writes = session.writes(thread, [place for place in taken if place != place_of(row)])
     writes += found.writes
-    begun_again = set() if moment.is_head else {place_of(head) for head in heads}
-    if new.values or not moment.is_head:
-        begun_again.add(place_of(row))
-    writes = [
-        write
-        for write in writes
-        if (write.checkpoint_ns, write.checkpoint_id) not in begun_again
-        or removal.reopens(write.task_id, write.idx)
-    ]
+    if not moment.is_head:
+        ends = {place_of(one) for one in (row, *heads)}
+        writes = [
+            write
+            for write in writes
+            if (write.checkpoint_ns, write.checkpoint_id) not in ends
+            or removal.reopens(write.task_id, write.idx)
+        ]
     chunks: Chunks = {}
     rows = list(taken.values())
     if new.values:

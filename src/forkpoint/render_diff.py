@@ -109,6 +109,8 @@ def _changes(channel: ChannelDiff) -> list[tuple[str, str]]:
     if channel.status == "removed":
         return [("-", _one_line(channel.before))]
     if not (channel.added or channel.removed or channel.changed):
+        if channel.before is None and channel.after is None:
+            return [("", "the same elements in another order")]
         return [("", _versions(channel.before, channel.after))]
     return [
         *_signed("-", _elements(channel.removed), len(channel.removed)),

@@ -112,9 +112,9 @@ class ChannelDiff:
     """How one channel differs between two checkpoints.
 
     For a list, `added` and `removed` are elements, in order, and `changed` maps the `id` of
-    elements that have one, such as messages, to pairs of versions. For a dict, they map keys to
-    values, and to pairs of values. For any other value, and where the type changed, `before` and
-    `after` are the values.
+    elements that have one, such as messages, to pairs of versions; all three are empty where only
+    the order changed. For a dict, they map keys to values, and to pairs of values; the order does
+    not count. For any other value, and where the type changed, `before` and `after` are the values.
 
     Attributes:
         status: Whether the channel is in the second only, in the first only, or in both.
