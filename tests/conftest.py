@@ -7,11 +7,15 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 
 from forkpoint.saver import ForkpointSaver
 from servers import Mongod, ReplicaSet, RunningServer
 from stores import MongoStore, SqliteStore, Store
 from support import Api
+
+settings.register_profile("forkpoint", deadline=None)  # no test is about time
+settings.load_profile("forkpoint")
 
 
 @pytest.fixture(scope="session")
