@@ -41,7 +41,7 @@ _LIST = (
     "INSERT OR REPLACE INTO forkpoint_listing (term, status, listed_at, thread_id, born) VALUES "
 )
 _ENOUGH = 1000  # threads with a term, beyond which it does not matter how many there are
-_LISTED_AT_ONCE = 1000
+_LISTED_AT_ONCE = 10_000
 
 
 class SqliteCatalog(Statements):
@@ -174,7 +174,7 @@ class SqliteCatalog(Statements):
                 found = unpacked(terms)
             listed += ((term, status, at, thread_id, born) for term in found)
             changed.append((terms, at, status, key))
-        self.insert(_LIST, listed)
+        self.insert(_LIST, sorted(listed))  # neighbours together
         self.many(
             "UPDATE forkpoint_threads SET terms = ?, listed_at = ?, listed_status = ?"
             " WHERE key = ?",
