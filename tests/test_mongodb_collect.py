@@ -36,6 +36,7 @@ from stores import MongoStore
 from support import checkpoint, config, id_of, put, value_of
 
 MEETINGS = 5  # of each two operations, out of all, in every run
+ALL = pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 
 
 SHARED = "in all threads of the family " * 100
@@ -385,7 +386,7 @@ def errors(write: Work, remove: Work) -> set[type[Exception]]:
     return told
 
 
-@pytest.mark.parametrize("meetings", [MEETINGS, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("meetings", [MEETINGS, ALL])
 @pytest.mark.parametrize("remove", REMOVERS)
 @pytest.mark.parametrize("write", WRITERS)
 def test_nothing_dangles_where_one_writes_and_another_removes(
@@ -419,7 +420,7 @@ def test_nothing_dangles_where_one_writes_and_another_removes(
                 assert type(writer.error) in errors(write, remove), way
 
 
-@pytest.mark.parametrize("stops", [2, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stops", [2, ALL])
 @pytest.mark.parametrize("remove", REMOVERS)
 @pytest.mark.parametrize("write", WRITERS)
 def test_nothing_dangles_where_one_stops_for_so_long_that_nobody_waits_for_it(
@@ -547,8 +548,8 @@ def test_chunks_that_just_died_are_used_again_while_others_are_collected(
     family = Family(store, seconds)
     family.run()
     assert family.failures == []
-    assert family.puts > 3 * seconds
-    assert family.collections > 3 * seconds
+    assert family.puts > seconds
+    assert family.collections > seconds
     with store.saver() as saver:
         assert [one for one in store.problems(saver, after_crash=True) if "orphan" not in one] == []
         saver.prune([f"writer-{n}" for n in range(4)])
@@ -574,7 +575,7 @@ def remove_until_killed(start: Start, remove: Work, commands: int) -> None:
     remove(saver, start)
 
 
-@pytest.mark.parametrize("number", [3, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [3, ALL])
 @pytest.mark.parametrize("remove", REMOVERS)
 def test_a_removal_that_was_killed_can_be_run_again(
     remove: Work, number: int | None, start: Start, parties: tuple[Party, Party]
