@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from pymongo.monitoring import (
@@ -12,6 +13,7 @@ from pymongo.monitoring import (
     CommandSucceededEvent,
 )
 
+from forkpoint import RetentionPolicy, ThreadFilter
 from support import Api, checkpoint, config
 
 Document = Mapping[str, Any]
@@ -25,6 +27,21 @@ EVERYWHERE: dict[str, Callable[[Document], bool]] = {
     ),
 }
 """What may read without naming a family, and so asks all shards, and why."""
+
+SEARCHES: dict[str, Callable[[Document], bool]] = {
+    "a search of the catalog: whoever asks for it does not know where the threads are": (
+        lambda wanted: any("terms" in part for part in wanted.get("$and", ()))
+    ),
+    "what changed since the last search: it may be any thread": (
+        lambda wanted: wanted.get("unlisted") is True
+    ),
+    "the leases that ran out: they may be of any thread": (
+        lambda wanted: wanted.get("listed_status") == "busy"
+    ),
+    "the threads whose time is up": lambda wanted: "ttl" in wanted and "_id" not in wanted,
+    "the threads that have grown too long": lambda wanted: "checkpoint_count" in wanted,
+}
+"""What the catalog may read or change without naming a family, and why."""
 
 _DATA = {"insert", "update", "delete", "find", "aggregate", "findAndModify", "count", "distinct"}
 """The commands that read or write documents, but for the rest of what a cursor finds."""
@@ -76,6 +93,14 @@ class Commands(Started):
         return sum(isinstance(name, bytes) and len(name) == 12 + 32 for name in names)
 
 
+def filters_of(event: CommandStartedEvent) -> Iterator[Document]:
+    """Yield what the parts of a command look for."""
+    command = event.command
+    yield from (update["q"] for update in command.get("updates", ()))
+    yield from (stage["$match"] for stage in command.get("pipeline", ()) if "$match" in stage)
+    yield command.get("filter", command.get("query", {}))
+
+
 def untargeted(event: CommandStartedEvent) -> Iterator[str]:
     """Yield the parts of a command for which a sharded cluster would have to ask all shards."""
     name, command = event.command_name, event.command
@@ -95,7 +120,8 @@ def untargeted(event: CommandStartedEvent) -> Iterator[str]:
     else:
         return  # it is about the collection, the connection, or a cursor that is open
     for part, document in wanted:
-        if not _names_family(document):
+        is_search = any(searches(document) for searches in SEARCHES.values())
+        if not _names_family(document) and not is_search:
             yield f"{name}, {part}: {document!r:.300}"
 
 
@@ -132,6 +158,49 @@ def _compares_family(expression: Document) -> bool:
     if "$and" in expression:
         return any(_compares_family(part) for part in expression["$and"])
     return "$family" in expression.get("$eq", ())
+
+
+async def use_the_catalog(catalog: Api) -> None:
+    """Call every method of a catalog, in every way in which it sends other commands."""
+    saver = catalog.saver.saver
+    await catalog.create("made", label="L", tags=["a"], metadata={"k": [1]}, ttl=timedelta(days=1))
+    await catalog.create("made", if_exists="do_nothing")
+    long = [f"{n} " * 300 for n in range(30)]
+    for thread_id in ("made", "ran", "ran"):
+        saver.put(config(thread_id), checkpoint({"long": long}), {}, {"long": 1})
+    await catalog.get("ran")
+    await catalog.update("ran", label="x", metadata={"k": 2}, ttl=timedelta(microseconds=1))
+    for wanted in (
+        None,
+        ThreadFilter(ids=["ran"], label="x"),
+        ThreadFilter(tags=["a"], any_tags=["a", "b"], metadata={"k": [1]}, status="idle"),
+        ThreadFilter(created_after=datetime(2020, 1, 1, tzinfo=timezone.utc), owner="acme"),
+        ThreadFilter(updated_before=datetime(2020, 1, 1, tzinfo=timezone.utc)),
+    ):
+        for sort_by in ("updated_at", "created_at", "thread_id", "status"):
+            page = await catalog.search(wanted, sort_by=sort_by, limit=1)
+            if page.next_cursor is not None:
+                await catalog.search(wanted, sort_by=sort_by, cursor=page.next_cursor)
+        await catalog.count(wanted)
+    await catalog.clone("ran", "clone", tags=["c"], ttl=None)
+    await catalog.clone("ran", "empty", checkpoints=False)
+    await catalog.rollover("ran", "next", channels=["long"])
+    await catalog.stats("ran")
+    async with catalog.saver.run("made") as lease:
+        await catalog.lease("made")
+        await catalog.is_busy("made")
+        named = {**lease.config["configurable"], "checkpoint_ns": ""}
+        saver.put({"configurable": named}, checkpoint({"long": [*long, 1]}), {}, {"long": 2})
+        async with catalog.saver.run("made", if_busy="cancel"):
+            pass
+    await catalog.sweep()
+    trims = RetentionPolicy(max_checkpoints_per_thread=1)
+    await catalog.apply_retention(trims, dry_run=True)
+    await catalog.apply_retention(trims)
+    idle = RetentionPolicy(max_age=timedelta(days=1), max_idle=timedelta(microseconds=1))
+    await catalog.apply_retention(idle, ThreadFilter(ids=["next"]), archive=lambda *_: None)
+    assert await catalog.bulk_delete(ThreadFilter(tags=["c"])) == 1
+    await catalog.delete("made")
 
 
 async def use_everything(api: Api) -> None:

@@ -50,12 +50,12 @@ def put(
 
 
 class Api:
-    """A saver as tests call it: the same test drives its sync methods or their async twins.
+    """A saver, or a catalog, as tests call it: they drive its sync methods or their async twins.
 
     In the sync world the calls are made on the event loop's own thread, as in a notebook.
     """
 
-    def __init__(self, saver: ForkpointSaver, world: str) -> None:
+    def __init__(self, saver: Any, world: str) -> None:
         self.saver = saver
         self.world = world
 

@@ -14,8 +14,16 @@ import pytest
 from bson.objectid import ObjectId
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from commands import EVERYWHERE, Commands, untargeted, use_everything
-from forkpoint import SafeSerializer
+from commands import (
+    EVERYWHERE,
+    SEARCHES,
+    Commands,
+    filters_of,
+    untargeted,
+    use_everything,
+    use_the_catalog,
+)
+from forkpoint import SafeSerializer, ThreadCatalog
 from forkpoint.mongodb import MongoDBSaver
 from servers import ReplicaSet
 from stores import MongoStore
@@ -45,12 +53,16 @@ async def test_every_command_names_the_families_that_it_is_about(
     commands = Commands()
     with store.saver(event_listeners=[commands], serde=SERIALIZERS[serializer]) as saver:
         await use_everything(Api(saver, world))
+        await use_the_catalog(Api(ThreadCatalog(saver), world))
 
     assert [fault for sent in commands.sent for fault in untargeted(sent)] == []
     assert {"insert", "update", "delete", "find", "aggregate"} <= set(commands.names)
     pipelines = [sent.command["pipeline"] for sent in commands.sent if "pipeline" in sent.command]
     for reason, is_allowed in EVERYWHERE.items():
         assert any(is_allowed(pipeline[0]["$match"]) for pipeline in pipelines), reason
+    filters = [one for sent in commands.sent for one in filters_of(sent)]
+    for reason, searches in SEARCHES.items():
+        assert any(searches(one) for one in filters), reason
 
 
 def test_no_index_forbids_sharding_by_family(store: MongoStore) -> None:

@@ -672,7 +672,7 @@ def _checked(filter: object) -> Wanted:
         None if filter.label is None else inputs.identifier(filter.label, "label"),
         inputs.tags(filter.tags, "tags"),
         inputs.tags(filter.any_tags, "any_tags"),
-        inputs.metadata_filter(filter.metadata) or {},
+        inputs.metadata_filter(filter.metadata, "metadata") or {},
         None if filter.owner is None else inputs.identifier(filter.owner, "owner"),
         _statuses(filter.status),
         _range(filter, "created"),

@@ -246,15 +246,15 @@ def limit(value: object) -> int | None:
     return min(value, _LARGEST)
 
 
-def metadata_filter(value: object) -> dict[str, Any] | None:
+def metadata_filter(value: object, what: str = "filter") -> dict[str, Any] | None:
     """Return a filter on metadata, in the types that JSON knows."""
     if value is None:
         return None
-    mapping = _mapping(value, "filter")
+    mapping = _mapping(value, what)
     for key in mapping:
         if not isinstance(key, str):
-            raise InvalidInput(f"a key of the filter must be a string, not {key!r:.80}")
-    wanted: dict[str, Any] = json.loads(as_json(mapping, "the filter"))
+            raise InvalidInput(f"a key of {what} must be a string, not {key!r:.80}")
+    wanted: dict[str, Any] = json.loads(as_json(mapping, what))
     return wanted
 
 
