@@ -81,6 +81,14 @@ def release(context: Context, held: Held) -> None:
         session.release(held.thread, held.lease.fence)
 
 
+def abandon(context: Context, thread_id: str, holder: str) -> None:
+    """End a lease that nobody will hold, if it was given out."""
+    with context.storage.writing() as session:
+        row = session.record(thread_id)
+        if row is not None and row.lease is not None and row.lease.holder == holder:
+            session.release(row.thread, row.lease.fence)
+
+
 def holder_of(context: Context, thread_id: str) -> LeaseHolder | None:
     """Return who is running on a thread."""
     with context.storage.reading() as session:
@@ -155,7 +163,12 @@ class Lease:
 
     async def __aenter__(self) -> Self:
         for pause in self._pauses():
-            if self._is_acquired(await self._runner.arun(acquire, *self._asked())):
+            try:
+                outcome = await self._runner.arun(acquire, *self._asked())
+            except asyncio.CancelledError:  # it was done, or not at all
+                await self._runner.arun(abandon, self._context, self.thread_id, self.holder)
+                raise
+            if self._is_acquired(outcome):
                 break
             await asyncio.sleep(pause)
         return self

@@ -7,8 +7,9 @@ for, and is refused if they no longer hold.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from forkpoint.codec import Chunks, Manifest
@@ -57,10 +58,49 @@ class _KnownChunks(NamedTuple):
     digests: set[bytes]
 
 
+class Announced:
+    """The threads for which checkpoints are on their way into the store.
+
+    LangGraph stores the writes of a task while it is still storing the checkpoints before. Where a
+    thread was deleted, its first checkpoint tells whether they belong to a new run.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: Counter[str] = Counter()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def put(self, thread_id: str) -> Iterator[None]:
+        """Announce that a checkpoint of a thread is on its way, until the end of the block."""
+        with self._changed:
+            self._numbers[thread_id] += 1
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._numbers[thread_id] -= 1
+                if not self._numbers[thread_id]:
+                    del self._numbers[thread_id]
+                self._changed.notify_all()
+
+    def await_put(self, thread_id: str) -> bool:
+        """Wait until no checkpoint of a thread is on its way; return whether one was."""
+        with self._changed:
+            # It may be about to be announced: whoever does so may have begun before.
+            was_announced = self._changed.wait_for(lambda: thread_id in self._numbers, _MOMENT)
+            self._changed.wait_for(lambda: thread_id not in self._numbers)
+            return was_announced
+
+
+_MOMENT = 0.02  # seconds
+
+
 class Memory:
     """Threads, manifests and chunks that were read or written lately."""
 
     def __init__(self) -> None:
+        self.announced = Announced()
         self.threads: Recent[str, ThreadRef] = Recent(_RECENT_THREADS)
         self._manifests: Recent[tuple[Any, str, str], KnownManifest] = Recent(_RECENT_MANIFESTS)
         self._chunks: Recent[Any, _KnownChunks] = Recent(_RECENT_FAMILIES)

@@ -275,6 +275,8 @@ class MongoStorage:
         if dead_until is not None and self._is_late(put, None, dead_until):
             records.update(record_of(old), _die_later(put))
             return None
+        if dead_until is not None and put.row is None:
+            return None  # where a thread was deleted, the next one begins with a checkpoint
         key = ObjectId()
         return ThreadRef(key, key, ObjectId(), put.owner), Creation(old.key, dead_until)
 

@@ -301,6 +301,8 @@ def _write(
             continue
         if written is None:
             memory.threads.pop(thread_id)
+            if prepared.row is None and memory.announced.await_put(thread_id):
+                continue  # the thread may have been made again
             raise _deleted(thread_id)
         memory.threads.put(thread_id, written)
         if chunks:

@@ -232,7 +232,8 @@ class ForkpointSaver(TimeTravel):
             ThreadDeleted: The thread was deleted while the run was going on.
         """
         new = _new_checkpoint(config, checkpoint, metadata, new_versions)
-        self._runner.run(operations.put, self._context, new)
+        with self._context.memory.announced.put(new.address.thread_id):
+            self._runner.run(operations.put, self._context, new)
         return _config(new)
 
     async def aput(
@@ -244,7 +245,8 @@ class ForkpointSaver(TimeTravel):
     ) -> RunnableConfig:
         """Do what `put` does."""
         new = _new_checkpoint(config, checkpoint, metadata, new_versions)
-        await self._runner.arun(operations.put, self._context, new)
+        with self._context.memory.announced.put(new.address.thread_id):
+            await self._runner.arun(operations.put, self._context, new)
         return _config(new)
 
     def put_writes(

@@ -372,6 +372,8 @@ class SqliteSession(SqliteCatalog):
         if dead_until is not None and self._is_late(put, thread, dead_until):
             self._remove_traces(put, thread)
             return None
+        if thread is None and put.row is None and dead_until is not None:
+            return None  # where a thread was deleted, the next one begins with a checkpoint
         if thread is None:
             thread = self._add_thread(put, dead_until, now)
         if put.row is not None:

@@ -556,7 +556,8 @@ class Storage(Protocol):
         """Store a checkpoint or writes, chunks first, and keep the thread's record up.
 
         Returns None, and removes what else its run left behind, if it belongs to a run that began
-        before its thread was deleted.
+        before its thread was deleted. Writes that would make a thread where one was deleted are
+        taken for such, for a new run begins with a checkpoint.
 
         Raises:
             Stale: The thread is not the expected one.
