@@ -126,8 +126,9 @@ class TestLateWrites:
         late = checkpoint({"n": 2})
         writing = config(checkpoint_id=late["id"])
 
-        if writes_first:  # nothing tells them from those of a new run, yet
-            await api.put_writes(writing, [("c", "x" * 9000)], "task")
+        if writes_first:  # a new run would begin with a checkpoint
+            with pytest.raises(ThreadDeleted):
+                await api.put_writes(writing, [("c", "x" * 9000)], "task")
         with pytest.raises(ThreadDeleted):
             await api.put(head, late, {}, {"n": 2})
         if not writes_first:
@@ -153,8 +154,12 @@ class TestLateWrites:
         await api.delete_thread("thread")
 
         new = checkpoint({"n": "new"})
-        await api.put_writes(config(checkpoint_id=new["id"]), [("c", "early")], "task")
-        stored = await api.put(config(), new, {}, {"n": 1})
+        # As LangGraph does it: writes are stored while the first checkpoint still is.
+        writing = asyncio.to_thread(
+            api.saver.put_writes, config(checkpoint_id=new["id"]), [("c", "early")], "task"
+        )
+        putting = asyncio.to_thread(api.saver.put, config(), new, {}, {"n": 1})
+        stored, _ = await asyncio.gather(putting, writing)
         await api.put(stored, checkpoint({"n": "newer"}), {}, {"n": 1})
         with pytest.raises(ThreadDeleted):
             await api.put(old, checkpoint({"n": "late"}), {}, {"n": 1})
