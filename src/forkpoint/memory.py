@@ -93,7 +93,7 @@ class Announced:
             return was_announced
 
 
-_MOMENT = 0.02  # seconds
+_MOMENT = 0.2  # seconds: long enough for a thread that is about to run
 
 
 class Memory:

@@ -287,6 +287,7 @@ def _write(
 ) -> ThreadRef:
     """Prepare a write for the thread as it is known, and again if it turns out to have changed."""
     memory = context.memory
+    is_refused = False
     for attempt in range(_ATTEMPTS):
         thread = memory.threads.get(thread_id)
         if thread is None:
@@ -301,8 +302,11 @@ def _write(
             continue
         if written is None:
             memory.threads.pop(thread_id)
-            if prepared.row is None and memory.announced.await_put(thread_id):
-                continue  # the thread may have been made again
+            if prepared.row is None:
+                was_announced = memory.announced.await_put(thread_id)
+                if was_announced or not is_refused:
+                    is_refused = True
+                    continue  # the thread may have been made again by now
             raise _deleted(thread_id)
         memory.threads.put(thread_id, written)
         if chunks:
