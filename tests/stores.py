@@ -139,8 +139,9 @@ class Store(ABC):
         """Return where an invariant is broken: dangling or orphaned rows, wrong records.
 
         With a saver, what is stored is read, too, which verifies each row and each chunk. Where the
-        backend has no transactions, a process that was killed may leave orphaned chunks to the next
-        collection of their family, and a count to the next one who writes to the thread.
+        backend has no transactions, a process that was killed may leave orphaned chunks, and the
+        rows of a thread that it was deleting, to the next collection of their family, and a count
+        to the next one who writes to the thread.
         """
         is_exact = self.has_transactions or not after_crash
         threads = {thread.key: thread for thread in self.threads()}
@@ -151,7 +152,8 @@ class Store(ABC):
             for row in self.rows(kind):
                 thread = threads.get(row.thread)
                 if thread is None or not thread.is_live:
-                    found.append(f"one of the {kind} is of thread {row.thread}, which is not there")
+                    if thread is None or is_exact:
+                        found.append(f"one of the {kind} is of thread {row.thread}, which is gone")
                     continue
                 roots[thread.family].update(_split(row.links))
                 counted[row.thread] += kind == "checkpoints" and row.is_visible
