@@ -140,8 +140,8 @@ class Store(ABC):
 
         With a saver, what is stored is read, too, which verifies each row and each chunk. Where the
         backend has no transactions, a process that was killed may leave orphaned chunks, and the
-        rows of a deleted thread, to the next collection of their family, and a count to the next
-        one who writes to the thread.
+        rows of a thread that it was deleting, to the next collection of their family, and a count
+        to the next one who writes to the thread.
         """
         is_exact = self.has_transactions or not after_crash
         threads = {thread.key: thread for thread in self.threads()}
@@ -151,10 +151,9 @@ class Store(ABC):
         for kind in ("checkpoints", "writes"):
             for row in self.rows(kind):
                 thread = threads.get(row.thread)
-                if thread is not None and not thread.is_live and not is_exact:
-                    continue  # the next collection of the family removes it
                 if thread is None or not thread.is_live:
-                    found.append(f"one of the {kind} is of thread {row.thread}, which is not there")
+                    if thread is None or is_exact:
+                        found.append(f"one of the {kind} is of thread {row.thread}, which is gone")
                     continue
                 roots[thread.family].update(_split(row.links))
                 counted[row.thread] += kind == "checkpoints" and row.is_visible

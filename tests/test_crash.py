@@ -66,6 +66,7 @@ def test_a_process_killed_at_random_points_loses_nothing_that_it_acknowledged(st
         log.close()
 
         with store.saver() as saver:
+            saver.setup()  # it may have been killed in the middle of that
             for kind, checkpoint_id, n in lines:
                 found = saver.get_tuple(config(f"thread-{seed}", checkpoint_id))
                 assert found is not None, f"put {n} of process {seed} was acknowledged and is lost"

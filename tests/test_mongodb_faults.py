@@ -120,7 +120,12 @@ def test_a_method_has_its_effect_once_or_none(
             if fault.endswith("confirmed") and command in ("find", "aggregate"):
                 continue
             store = MongoStore(mongo_server.uri, f"faults-{time.time_ns()}")
-            options = {"appname": APPLICATION, "serverSelectionTimeoutMS": 5000}
+            # The driver takes a server that shuts down for gone until it looks again.
+            options: dict[str, Any] = {
+                "appname": APPLICATION,
+                "serverSelectionTimeoutMS": 5000,
+                "heartbeatFrequencyMS": 500,
+            }
             with store.saver(**options) as saver, store.saver() as reader:
                 head = fill(saver)  # type: ignore[arg-type]
                 before = content(reader, store)  # type: ignore[arg-type]

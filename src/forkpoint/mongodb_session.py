@@ -67,6 +67,7 @@ _ROWS = {"$in": ["checkpoint", "write"]}
 _LIVING = {"deleted_at": None, "building": None}
 _LOCK_PAUSE_SECONDS = 0.005
 _EXPIRED = {"$lt": ["$lock.until", "$$NOW"]}
+_COPIED_TOO_LONG = "copying took too long, and others have written since; try again"
 
 
 # Documents
@@ -842,6 +843,8 @@ class MongoSession(MongoCatalog):
     ) -> None:
         old = self._deleted_before(target_id)
         (record,) = self._records.latest(record_of(source))
+        if record["lock"] is None:  # it was lost, and whoever had it next is done
+            raise StorageBusy(_COPIED_TOO_LONG)
         target = ThreadRef(ObjectId(), source.family, record["epoch"])
         made: Document = {
             **record,
@@ -875,7 +878,7 @@ class MongoSession(MongoCatalog):
                 raise outcome.error
             if outcome.failed == 1:
                 raise ThreadExists(f"there is a thread {target_id!r} already")
-            raise StorageBusy("copying took too long, and others have written since; try again")
+            raise StorageBusy(_COPIED_TOO_LONG)
 
     def _deleted_before(self, thread_id: str) -> Document | None:
         """Return what is left of the thread that an id meant before.
