@@ -84,8 +84,6 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
     found = _found(session, new.source)
     thread, row = found.thread, found.row
     moment = session.moment(thread, row.checkpoint_id, replays_before(row))
-    if new.values:
-        moment = moment._replace(is_head=False)  # the checkpoint on top will be
     heads = _of_subgraphs(moment, row)
     taken = {place_of(one): one for one in (row, *heads)}
     for one in (row, *heads):
@@ -93,14 +91,15 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
             taken.setdefault(place_of(ancestor), ancestor)
     writes = session.writes(thread, [place for place in taken if place != place_of(row)])
     writes += found.writes
-    if not moment.is_head:
-        ends = {place_of(one) for one in (row, *heads)}
-        writes = [
-            write
-            for write in writes
-            if (write.checkpoint_ns, write.checkpoint_id) not in ends
-            or removal.reopens(write.task_id, write.idx)
-        ]
+    # Under values, too, the step runs again: its tasks are others after another checkpoint.
+    begun_again = (row, *heads) if not moment.is_head else (row,) if new.values else ()
+    ends = {place_of(one) for one in begun_again}
+    writes = [
+        write
+        for write in writes
+        if (write.checkpoint_ns, write.checkpoint_id) not in ends
+        or removal.reopens(write.task_id, write.idx)
+    ]
     chunks: Chunks = {}
     rows = list(taken.values())
     if new.values:
