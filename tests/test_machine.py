@@ -672,6 +672,9 @@ class Family(RuleBasedStateMachine):
                 }
                 assert set(left.values()) == {0}, left
                 finished.update(examples=1, steps=self.steps)
+            else:  # given up, by Hypothesis too: what comes next may be in the same store
+                for thread in self.live:
+                    self.saver.delete_thread(thread.thread_id)
         finally:
             for saver in self.savers:
                 saver.close()

@@ -150,10 +150,7 @@ def _ancestors(
     context: Context, session: Session, found: Found, row: CheckpointRow, whole_path: bool
 ) -> list[CheckpointRow]:
     """Return the ancestors of a checkpoint that a fork needs, hidden unless the path is wanted."""
-    with at_place(found.thread_id, *place_of(row)):
-        body, manifest = open_row(context.codec, row)
-    versions = body.get("channel_versions", {})
-    missing = removal.rebuilt_channels(json.loads(row.metadata), versions, manifest)
+    _, missing = _channels(context, found, row)
     if not missing and not whole_path:
         return []
     taken: dict[removal.Place, CheckpointRow] = {}
@@ -163,13 +160,24 @@ def _ancestors(
         place = place_of(ancestor)
         if place in taken or place == place_of(row):
             break  # one that was put as its own ancestor
-        if not missing and (ancestor.hidden or not whole_path):
+        is_seen = whole_path and not ancestor.hidden
+        if not missing and not is_seen:
             break
-        taken[place] = ancestor if whole_path else ancestor._replace(hidden=True)
-        if missing:
-            with at_place(found.thread_id, *place):
-                missing -= set(open_row(context.codec, ancestor)[1])
+        taken[place] = ancestor._replace(hidden=not is_seen)
+        stored, rebuilt = _channels(context, found, ancestor)
+        missing -= stored
+        if is_seen:
+            missing |= rebuilt
     return list(taken.values())
+
+
+def _channels(context: Context, found: Found, row: CheckpointRow) -> tuple[set[str], set[str]]:
+    """Return the channels that a checkpoint stores, and those rebuilt from its ancestors."""
+    with at_place(found.thread_id, *place_of(row)):
+        body, manifest = open_row(context.codec, row)
+    versions = body.get("channel_versions", {})
+    rebuilt = removal.rebuilt_channels(json.loads(row.metadata), versions, manifest)
+    return set(manifest), rebuilt
 
 
 def _with_values(context: Context, found: Found, new: NewFork) -> tuple[CheckpointRow, Chunks]:
