@@ -296,6 +296,28 @@ async def test_a_path_is_forked_with_all_ancestors_and_none_of_their_other_child
     assert store.problems(api.saver) == []
 
 
+def test_a_path_has_the_states_that_it_had_although_what_they_are_rebuilt_from_is_hidden(
+    saver: ForkpointSaver, store: Store
+) -> None:
+    """Also where the newest of its checkpoints needs nothing of that, because it stores all."""
+    graph = SHAPES["snapshots"].build(saver)
+    for given_ in SHAPES["snapshots"].inputs:
+        graph.invoke(given_, thread("thread"))
+    while len(found := list(saver.history("thread"))) > 1:
+        for one in found:
+            fork = saver.fork(one.config, history="path")
+            path = list(saver.history(fork["configurable"]["thread_id"]))
+            assert [id_of(other) for other in path] == [id_of(other) for other in found][
+                : len(path)
+            ]
+            assert len(path) == found.index(one) + 1
+            for other in path:
+                origin = config("thread", id_of(other))
+                assert graph.get_state(other.config).values == graph.get_state(origin).values
+        saver.trim("thread", max(len(found) - 4, 1))
+    assert store.problems(saver) == []
+
+
 async def test_a_fork_has_the_metadata_of_its_thread_and_what_is_merged_into_them(
     api: Api, store: Store
 ) -> None:

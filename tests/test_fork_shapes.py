@@ -7,9 +7,10 @@ same, in the same order. `test_graphs` shows that LangGraph does in a copy what 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -23,9 +24,6 @@ from forkpoint.saver import ForkpointSaver
 from graphs import MORE_SHAPES, RAN, SHAPES, Shape
 from stores import Store
 from support import Api, config, id_of
-
-pytestmark = pytest.mark.slow  # until they are quick enough for every run
-
 
 ALL_SHAPES = {**SHAPES, **MORE_SHAPES}
 # LangGraph's `interrupt` needs Python 3.11 under asyncio.
@@ -55,6 +53,7 @@ class Thread:
         self.thread_id = thread_id
         self.answer = "to {}"
         self.config: Any = {"configurable": {"thread_id": thread_id}}
+        self._left: Any = None  # the state that the last call left
 
     async def state(self, at: Any = None) -> Any:
         """Return the state of the thread, or that of one of its checkpoints."""
@@ -74,7 +73,7 @@ class Thread:
         except FAILURES as error:
             output = error
         ran = list(ran_in_order())
-        state = await self.state()
+        state = self._left = await self.state()
         has_failed = isinstance(output, Exception)
         return Outcome(
             repr(output) if has_failed else plain(output),
@@ -109,7 +108,7 @@ class Thread:
 
     async def wanted(self) -> Any:
         """Return what the graph waits for: answers, or to go on, or nothing."""
-        state = await self.state()
+        state = self._left or await self.state()
         answers = {one.id: self.answer.format(one.value) for one in state.interrupts}
         if not answers:
             return None if state.next else NOTHING
@@ -218,17 +217,21 @@ class Lab:
 
     def subgraphs(self, thread: Thread, before: str | None = None) -> set[tuple[str, str]]:
         """Return the newest checkpoint of each subgraph that keeps its state, before an id."""
-        found = self.saver.list(self.thread.config)
-        namespaces = {one.config["configurable"]["checkpoint_ns"] for one in found}
         bound = None if before is None else config(checkpoint_id=before)
         return {
             (namespace, id_of(one))
-            for namespace in namespaces
-            if namespace and ":" not in namespace
+            for namespace in self._stateful_namespaces
             for one in self.saver.list(
                 config(thread.thread_id, ns=namespace), before=bound, limit=1
             )
         }
+
+    @functools.cached_property
+    def _stateful_namespaces(self) -> set[str]:
+        """The namespaces of subgraphs that keep their state, once the thread has been run."""
+        found = self.saver.list(self.thread.config)
+        namespaces = {one.config["configurable"]["checkpoint_ns"] for one in found}
+        return {namespace for namespace in namespaces if namespace and ":" not in namespace}
 
 
 # Ways to begin at a checkpoint. Where it is not the newest, each is a time travel.
@@ -287,8 +290,13 @@ def described(state: Any, *, live: bool = True) -> Any:
     return id_of(state), state.next, state.metadata, ids, tasks, values_of(state)
 
 
-async def compare(lab: Lab, found: Any, begin: Begin) -> None:
-    """Compare a time travel to a checkpoint, and all that follows, with what forks of it do."""
+async def compare(lab: Lab, found: Any, begin: Begin, *, thoroughly: bool = True) -> None:
+    """Compare a time travel to a checkpoint, and all that follows, with what forks of it do.
+
+    Thoroughly, there is one fork that is called as a thread, and one whose checkpoint is named; and
+    the graph is given an input at the end of it all.
+    """
+    inputs = [lab.shape.inputs[0]] if thoroughly else []
     copy = await lab.copy()
     there = config(copy.thread_id, id_of(found))
     expected = await copy.state(there)
@@ -299,8 +307,8 @@ async def compare(lab: Lab, found: Any, begin: Begin) -> None:
     # What LangGraph did not come to at once, it will find in a state that is not of this branch.
     left = lab.subgraphs(copy) & newest
     is_branch = id_of(await copy.state()) != head
-    following = await copy.finish(lab.shape.inputs[0]) if is_branch else []
-    for addressed in (False, True):
+    following = await copy.finish(*inputs) if is_branch else []
+    for addressed in (False, True) if thoroughly else (False,):
         fork = await lab.fork(found.config)
         here = config(fork.thread_id, id_of(found))
         state = await fork.state()
@@ -316,21 +324,22 @@ async def compare(lab: Lab, found: Any, begin: Begin) -> None:
             continue
         assert forked == first, where
         if left <= own:
-            assert await fork.finish(lab.shape.inputs[0]) == following, where
+            assert await fork.finish(*inputs) == following, where
 
 
-async def compare_heads(lab: Lab) -> None:
-    """Compare going on in a copy of a thread, at once or with what it waits for, with a fork."""
-    for at_once in (False, True):
-        copy, fork = await lab.copy(), await lab.fork("thread")
-        assert described(await fork.state()) == described(await copy.state())
-        went, goes = [], []
-        if not at_once:
-            went.append(await copy.call(None))
-            goes.append(await fork.call(None))
-        went += await copy.finish(lab.shape.inputs[0])
-        goes += await fork.finish(lab.shape.inputs[0])
-        assert goes == went
+async def compare_heads(lab: Lab, *, at_once: bool) -> None:
+    """Compare going on in a copy of a thread with a fork of it.
+
+    At once they are given what they wait for, and then an input; otherwise they are called first.
+    """
+    copy, fork = await lab.copy(), await lab.fork("thread")
+    assert described(await fork.state()) == described(await copy.state())
+    if at_once:
+        inputs = [lab.shape.inputs[0]]
+        assert await fork.finish(*inputs) == await copy.finish(*inputs)
+    else:
+        assert await fork.call(None) == await copy.call(None)
+        assert await fork.finish() == await copy.finish()
 
 
 async def kinds(lab: Lab) -> list[Any]:
@@ -348,34 +357,62 @@ def older(lab: Lab) -> list[Any]:
 
 
 SHAPE_NAMES = [name for name in ALL_SHAPES if not name.endswith("durability async")]  # the default
-IN_ASYNC = ("interrupts", "stateful subgraphs", "deltas with questions", "functional", "agent")
-CASES = [(name, "sync") for name in SHAPE_NAMES]
-CASES += [(name, "async") for name in IN_ASYNC if "async" in WORLDS]
+PLAIN_SHAPES = [name for name in SHAPE_NAMES if "durability" not in name]
 ABANDONING = ("deltas", "snapshots", "deltas with questions", "deltas, durability exit")
+TELLING_SHAPES = ("interrupts", "snapshots", "remembering", "deltas with questions")
+"""Those in which the most can go wrong."""
 
 
-@pytest.mark.parametrize(("name", "world"), CASES)
+def on_backends(shapes: Collection[str], on_mongodb: Collection[str] | None = None) -> Any:
+    """Run a test with these shapes on each backend, in every run on MongoDB only with some.
+
+    A shape is called in one world on the one, and in the other on the other.
+    """
+    cases = []
+    for number, (name, backend) in enumerate(itertools.product(shapes, ("sqlite", "mongodb"))):
+        world = WORLDS[(number + number // 2) % len(WORLDS)]
+        is_left_out = backend == "mongodb" and on_mongodb is not None and name not in on_mongodb
+        marks = pytest.mark.slow if is_left_out else ()
+        id_ = f"{backend}-{name}-{world}"
+        cases.append(pytest.param(backend, name, world, id=id_, marks=marks))
+    return pytest.mark.parametrize(("new_store", "name", "world"), cases, indirect=["new_store"])
+
+
+@on_backends(SHAPE_NAMES, PLAIN_SHAPES)
 async def test_a_fork_of_the_head_goes_on_as_the_thread_would(
     name: str, world: str, store: Store, saver: ForkpointSaver
 ) -> None:
     """After each call of the graph."""
     lab = Lab(name, store, saver, world)
+    at_once = True
     async for _ in lab.live():
         before = lab.source()
-        await compare_heads(lab)
+        await compare_heads(lab, at_once=at_once)
         assert lab.source() == before
+        at_once = not at_once
     assert store.problems(saver) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "world", "abandoning"),
-    [(*case, False) for case in CASES] + [(name, "sync", True) for name in ABANDONING],
-)
+@on_backends(SHAPE_NAMES, PLAIN_SHAPES)
 async def test_a_fork_of_an_older_checkpoint_goes_on_as_a_time_travel_would(
-    name: str, world: str, abandoning: bool, store: Store, saver: ForkpointSaver
+    name: str, world: str, store: Store, saver: ForkpointSaver
 ) -> None:
     lab = Lab(name, store, saver, world)
-    async for _ in lab.live(abandoning=abandoning):
+    async for _ in lab.live():
+        pass
+    before = lab.source()
+    for found in await kinds(lab):
+        await compare(lab, found, go_on, thoroughly=False)
+    assert lab.source() == before
+    assert store.problems(saver) == []
+
+
+@on_backends(ABANDONING, ["deltas"])
+async def test_a_fork_knows_nothing_of_branches_that_were_abandoned(
+    name: str, world: str, store: Store, saver: ForkpointSaver
+) -> None:
+    lab = Lab(name, store, saver, world)
+    async for _ in lab.live(abandoning=True):
         pass
     before = lab.source()
     for found in await kinds(lab):
@@ -412,7 +449,8 @@ async def test_a_fork_of_the_head_goes_on_wherever_the_thread_was_stopped(
     lab = Lab(name, store, saver, world)
     async for _ in lab.live(abandoning=True, interrupt_before="*"):
         before = lab.source()
-        await compare_heads(lab)
+        for at_once in (False, True):
+            await compare_heads(lab, at_once=at_once)
         assert lab.source() == before
     assert store.problems(saver) == []
 
@@ -420,12 +458,12 @@ async def test_a_fork_of_the_head_goes_on_wherever_the_thread_was_stopped(
 # Other ways to the same
 
 
-@pytest.mark.parametrize("name", SHAPE_NAMES)
+@on_backends(SHAPE_NAMES, TELLING_SHAPES)
 async def test_a_fork_of_the_end_of_a_turn_knows_nothing_of_what_came_later(
-    name: str, store: Store, saver: ForkpointSaver
+    name: str, world: str, store: Store, saver: ForkpointSaver
 ) -> None:
     """It goes on as another thread does that had no more turns."""
-    lab = Lab(name, store, saver, "sync")
+    lab = Lab(name, store, saver, world)
     first = lab.shape.inputs[0]
     for thread in (lab.thread, lab.named("twin")):
         await thread.finish(first)
@@ -436,15 +474,15 @@ async def test_a_fork_of_the_end_of_a_turn_knows_nothing_of_what_came_later(
     assert await fork.finish(first) == await lab.named("twin").finish(first)
 
 
-@pytest.mark.parametrize("name", [name for name in SHAPE_NAMES if "durability" not in name])
+@on_backends(PLAIN_SHAPES, TELLING_SHAPES)
 async def test_an_old_question_is_answered_differently(
-    name: str, store: Store, saver: ForkpointSaver
+    name: str, world: str, store: Store, saver: ForkpointSaver
 ) -> None:
     """At once: the fork need not be called before, to ask again.
 
     But it must be the first question of its node: the others are asked again after that one.
     """
-    lab = Lab(name, store, saver, "sync")
+    lab = Lab(name, store, saver, world)
     async for _ in lab.live():
         pass
     for found in await kinds(lab):
@@ -464,11 +502,11 @@ async def test_an_old_question_is_answered_differently(
         assert answered[-1][2:] == expected[-1][2:]
 
 
-@pytest.mark.parametrize("name", [name for name in SHAPE_NAMES if "durability" not in name])
+@on_backends(PLAIN_SHAPES, TELLING_SHAPES)
 async def test_a_thread_that_was_rolled_back_goes_on_as_a_fork(
-    name: str, store: Store, saver: ForkpointSaver
+    name: str, world: str, store: Store, saver: ForkpointSaver
 ) -> None:
-    lab = Lab(name, store, saver, "sync")
+    lab = Lab(name, store, saver, world)
     async for _ in lab.live():
         pass
     ids = [id_of(found) for found in saver.history("thread")]

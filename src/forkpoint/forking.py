@@ -86,8 +86,6 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
     found = _found(session, new.source)
     thread, row = found.thread, found.row
     moment = session.moment(thread, row.checkpoint_id, replays_before(row))
-    if new.values:
-        moment = moment._replace(is_head=False)  # the checkpoint on top will be
     heads = _of_subgraphs(moment, row)
     taken = {place_of(one): one for one in (row, *heads)}
     for one in (row, *heads):
@@ -95,14 +93,15 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
             taken.setdefault(place_of(ancestor), ancestor)
     writes = session.writes(thread, [place for place in taken if place != place_of(row)])
     writes += found.writes
-    if not moment.is_head:
-        ends = {place_of(one) for one in (row, *heads)}
-        writes = [
-            write
-            for write in writes
-            if (write.checkpoint_ns, write.checkpoint_id) not in ends
-            or removal.reopens(write.task_id, write.idx)
-        ]
+    # Under values, too, the step runs again: its tasks are others after another checkpoint.
+    begun_again = (row, *heads) if not moment.is_head else (row,) if new.values else ()
+    ends = {place_of(one) for one in begun_again}
+    writes = [
+        write
+        for write in writes
+        if (write.checkpoint_ns, write.checkpoint_id) not in ends
+        or removal.reopens(write.task_id, write.idx)
+    ]
     chunks: Chunks = {}
     rows = list(taken.values())
     if new.values:
@@ -154,10 +153,7 @@ def _ancestors(
     context: Context, session: Session, found: Found, row: CheckpointRow, whole_path: bool
 ) -> list[CheckpointRow]:
     """Return the ancestors of a checkpoint that a fork needs, hidden unless the path is wanted."""
-    with at_place(found.thread_id, *place_of(row)):
-        body, manifest = open_row(context.codec, row)
-    versions = body.get("channel_versions", {})
-    missing = removal.rebuilt_channels(json.loads(row.metadata), versions, manifest)
+    _, missing = _channels(context, found, row)
     if not missing and not whole_path:
         return []
     taken: dict[removal.Place, CheckpointRow] = {}
@@ -167,13 +163,24 @@ def _ancestors(
         place = place_of(ancestor)
         if place in taken or place == place_of(row):
             break  # one that was put as its own ancestor
-        if not missing and (ancestor.hidden or not whole_path):
+        is_seen = whole_path and not ancestor.hidden
+        if not missing and not is_seen:
             break
-        taken[place] = ancestor if whole_path else ancestor._replace(hidden=True)
-        if missing:
-            with at_place(found.thread_id, *place):
-                missing -= set(open_row(context.codec, ancestor)[1])
+        taken[place] = ancestor._replace(hidden=not is_seen)
+        stored, rebuilt = _channels(context, found, ancestor)
+        missing -= stored
+        if is_seen:
+            missing |= rebuilt
     return list(taken.values())
+
+
+def _channels(context: Context, found: Found, row: CheckpointRow) -> tuple[set[str], set[str]]:
+    """Return the channels that a checkpoint stores, and those rebuilt from its ancestors."""
+    with at_place(found.thread_id, *place_of(row)):
+        body, manifest = open_row(context.codec, row)
+    versions = body.get("channel_versions", {})
+    rebuilt = removal.rebuilt_channels(json.loads(row.metadata), versions, manifest)
+    return set(manifest), rebuilt
 
 
 def _with_values(context: Context, found: Found, new: NewFork) -> tuple[CheckpointRow, Chunks]:
