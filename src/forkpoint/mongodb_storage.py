@@ -24,7 +24,7 @@ from forkpoint.errors import (
     StorageBusy,
     stale_lease,
 )
-from forkpoint.group_commit import Lanes, Waiting
+from forkpoint.group_commit import Relay, Rider
 from forkpoint.memory import Recent
 from forkpoint.mongodb_puts import Creation, Role, Step, steps_of
 from forkpoint.mongodb_records import (
@@ -121,7 +121,7 @@ class MongoStorage:
         self._process = 0
         self._closed = False
         self._opening = threading.Lock()
-        self._commits = Lanes(self._store, _LANES)
+        self._commits = Relay(self._store, moment=_MOMENT, patience=_PATIENCE)
         self._dead: Recent[ObjectId, str] = Recent(4096)
         _storages.add(self)
 
@@ -214,7 +214,7 @@ class MongoStorage:
                 replace=replace,
                 is_newest=is_newest,
             )
-            bulk = _Bulk(steps)
+            bulk = _Bulk(steps, is_patient=put.row is None)
             self._commits.put(bulk)
             failed = bulk.collided
             if failed is None:
@@ -350,11 +350,11 @@ class MongoStorage:
                 self._store([bulk])
 
 
-class _Bulk(Waiting):
+class _Bulk(Rider):
     """The statements of a put on their way into the collection."""
 
-    def __init__(self, steps: list[Step]) -> None:
-        super().__init__()
+    def __init__(self, steps: list[Step], *, is_patient: bool) -> None:
+        super().__init__(is_patient=is_patient)
         self.steps = steps
         self.collided: Role | None = None
         self.is_repeated = False
@@ -365,7 +365,8 @@ class _Bulk(Waiting):
 
 
 _ATTEMPTS = 20
-_LANES = 2  # bulks on their way at once
+_MOMENT = 0.001  # for which writes wait for the checkpoint that follows, as a rule
+_PATIENCE = 0.02  # after which a put does not wait for the bulk before any longer
 
 
 def _check_sizes(put: Put) -> None:
