@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import json
 import os
 import sqlite3
 from abc import ABC, abstractmethod
@@ -21,6 +22,7 @@ from bson.raw_bson import RawBSONDocument
 
 from commands import Started, untargeted
 from forkpoint import SqliteSaver
+from forkpoint.filters import packed, thread_terms, unpacked
 from forkpoint.saver import ForkpointSaver
 from servers import wait_until
 
@@ -105,6 +107,10 @@ class Store(ABC):
     @abstractmethod
     def give_back(self, kind: str, taken: Any) -> None:
         """Add a row that was taken."""
+
+    @abstractmethod
+    def mislist(self, thread_id: str) -> None:
+        """Let searches find a thread as one that failed."""
 
     @abstractmethod
     def outlast(self) -> None:
@@ -258,6 +264,12 @@ class SqliteStore(Store):
             marks = ", ".join("?" * len(taken))
             connection.execute(f"INSERT INTO forkpoint_{kind} VALUES ({marks})", taken)
 
+    def mislist(self, thread_id: str) -> None:
+        with self.connection() as connection:
+            connection.execute(
+                "UPDATE forkpoint_listing SET status = 'error' WHERE thread_id = ?", (thread_id,)
+            )
+
     def outlast(self) -> None:
         pass  # the operating system has taken its locks away
 
@@ -287,7 +299,34 @@ class SqliteStore(Store):
     def _faults(self) -> list[str]:
         with self.connection() as connection:
             (integrity,) = connection.execute("PRAGMA integrity_check").fetchone()
-        return [] if integrity == "ok" else [f"integrity_check: {integrity}"]
+            found = [] if integrity == "ok" else [f"integrity_check: {integrity}"]
+            return found + self._listing_faults(connection)
+
+    def _listing_faults(self, connection: sqlite3.Connection) -> list[str]:
+        """Return where the search index does not say what it said when it was made."""
+        found: list[str] = []
+        expected: set[tuple[Any, ...]] = set()
+        for is_seen, at, status, now, terms, thread_id, *said in connection.execute(
+            "SELECT t.deleted_at IS NULL AND NOT t.provisional, t.listed_at, t.listed_status,"
+            " t.listed_at IS t.updated_at AND t.listed_status IS"
+            " CASE WHEN t.lease_until IS NULL THEN t.status ELSE 'busy' END, t.terms, t.thread_id,"
+            " t.owner, t.label, t.tags, t.metadata, s.thread_id FROM forkpoint_threads AS t"
+            " LEFT JOIN forkpoint_threads AS s ON s.key = t.parent"
+        ):
+            if at is None:
+                found += [f"{thread_id} has terms, and is not listed"] * (terms is not None)
+                continue
+            owner, label, tags, metadata, source = said
+            listed = thread_terms(owner, label, json.loads(tags), metadata, source)
+            if not is_seen or packed(listed) != terms:
+                found.append(f"{thread_id} is listed as what it is not, up to date: {now}")
+            expected |= {(term, status, at, thread_id) for term in unpacked(terms)}
+        rows = connection.execute(
+            "SELECT term, status, listed_at, thread_id FROM forkpoint_listing WHERE gone IS NULL"
+        ).fetchall()
+        found += [f"listed twice: {row}" for row, number in Counter(rows).items() if number > 1]
+        found += [f"listed, and not known to be: {row}" for row in set(rows) - expected]
+        return found + [f"known to be listed, and not: {row}" for row in expected - set(rows)]
 
 
 class MongoStore(Store):
@@ -410,6 +449,10 @@ class MongoStore(Store):
     def give_back(self, kind: str, taken: Any) -> None:
         self.collection.insert_one(taken)
 
+    def mislist(self, thread_id: str) -> None:
+        named = {"kind": "thread", "thread_id": thread_id}
+        self.collection.update_one(named, {"$set": {"listed_status": "error"}})
+
     def outlast(self) -> None:
         long_ago = datetime.datetime(2000, 1, 1, tzinfo=datetime.timezone.utc)
         self.collection.update_many(
@@ -452,13 +495,33 @@ class MongoStore(Store):
             found["_id"].removeprefix("name:"): found
             for found in self.collection.find({"_id": {"$regex": "^name:"}})
         }
-        return [
+        found = [
             f"{thread} is not what its id means"
             for thread in threads.values()
             if thread.is_live
             and not thread.is_provisional
             and names.get(thread.thread_id, {}).get("key") != thread.key
         ]
+        return found + self._listing_faults()
+
+    def _listing_faults(self) -> list[str]:
+        """Return where searches find a thread as what it is not."""
+        found = []
+        for record in self.collection.find({"kind": "thread", "building": {"$exists": False}}):
+            is_listed = "listed_at" in record
+            if record["deleted_at"] is not None:
+                found += [f"{record} is deleted, and listed"] * (is_listed or "terms" in record)
+                continue
+            said = (record[name] for name in ("owner", "label", "tags", "metadata", "source"))
+            if record["terms"] != thread_terms(*said):
+                found.append(f"{record} is listed as what it is not")
+            # A lease that ended by itself is not seen to have ended before the next search.
+            leased = {"busy"} if record["lease_until"] is not None else set()
+            place = record.get("listed_at"), record.get("listed_status")
+            now = {(record["updated_at"], one) for one in {record["status"], *leased}}
+            if "unlisted" not in record and not record["provisional"] and place not in now:
+                found.append(f"{record} is listed at {place}, and not known to be out of date")
+        return found
 
     def _unfinished(self) -> Mapping[Any, set[bytes]]:
         kept: dict[Any, set[bytes]] = defaultdict(set)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from forkpoint import ThreadCatalog
 from forkpoint.saver import ForkpointSaver
 from stores import KINDS, Store
 from support import put
@@ -42,3 +43,13 @@ def test_rows_of_no_thread_are_a_problem(store: Store, saver: ForkpointSaver) ->
     for kind, row in zip(("checkpoints", "writes"), taken, strict=True):
         store.give_back(kind, row)
         assert any(kind in problem for problem in store.problems())
+
+
+def test_a_thread_that_searches_find_as_what_it_is_not_is_a_problem(
+    store: Store, saver: ForkpointSaver
+) -> None:
+    fill(saver)
+    assert ThreadCatalog(saver).count() == 1
+    assert store.problems(saver) == []
+    store.mislist("thread")
+    assert any("listed" in problem for problem in store.problems())

@@ -17,9 +17,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.base.id import uuid6
-from langgraph.checkpoint.serde.types import ERROR
 
 from forkpoint import removal
 from forkpoint.codec import Chunks
@@ -232,10 +230,7 @@ def _status(row: CheckpointRow, writes: Sequence[WriteRow]) -> str:
     """Return the status of a thread whose newest checkpoint this is."""
     place = place_of(row)
     own = [write for write in writes if (write.checkpoint_ns, write.checkpoint_id) == place]
-    idx = {write.idx for write in own}
-    if removal.INTERRUPT_IDX in idx:
-        return "interrupted"
-    return "error" if WRITES_IDX_MAP[ERROR] in idx else "idle"
+    return removal.status_of({write.idx for write in own})
 
 
 def copy_thread(context: Context, source_id: str, target_id: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from bson.objectid import ObjectId
 from pymongo import UpdateMany, UpdateOne
 
+from forkpoint import removal
 from forkpoint.codec import Chunk, split_refs
 from forkpoint.errors import StorageBusy, ThreadExists
 from forkpoint.filters import contains_json, terms
@@ -728,8 +729,10 @@ class MongoSession(MongoCatalog):
                 plan = choose(rows)
                 outcome = self._doom(thread, rows, plan, guard)
                 counts = self._delete_rows(thread, {"doomed": True})
-                if plan.reopened:
-                    self._update_status(thread, max(plan.reopened))
+                seen = {(row.checkpoint_ns, row.checkpoint_id) for row in rows if not row.hidden}
+                head = removal.newest(seen - plan.removed - plan.hidden)
+                if plan.reopened or head != removal.newest(seen):
+                    self._update_status(thread, head)
             if outcome.is_repeated:
                 self.count_again(thread)
             return counts
@@ -746,8 +749,10 @@ class MongoSession(MongoCatalog):
         )
         # Not counted again: a checkpoint that the record counts already may be about to arrive.
         left = {"$subtract": ["$checkpoint_count", gone]}
+        now = {"$max": ["$updated_at", NOW]}
         touched = UpdateOne(
-            record_of(thread), [{"$set": {"updated_at": NOW, "checkpoint_count": left}}]
+            record_of(thread),
+            [{"$set": {"updated_at": now, "checkpoint_count": left, "unlisted": True}}],
         )
         statements: list[Statement] = [guard, touched]
         hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}}
@@ -765,11 +770,11 @@ class MongoSession(MongoCatalog):
             raise StorageBusy("removing took too long, and others have written since; try again")
         return outcome
 
-    def _update_status(self, thread: ThreadRef, head: Place) -> None:
+    def _update_status(self, thread: ThreadRef, head: Place | None) -> None:
         """Set a thread's status to what its newest checkpoint waits for."""
-        waits = any(write.idx == INTERRUPT_IDX for write in self.writes(thread, [head]))
-        status = {"status": "interrupted" if waits else "idle", "status_for": head[1]}
-        self._records.update(record_of(thread), {"$set": status})
+        kinds = {write.idx for write in self.writes(thread, [head])} if head else set()
+        status = {"status": removal.status_of(kinds), "status_for": head[1] if head else ""}
+        self._records.update(record_of(thread), {"$set": {**status, "unlisted": True}})
 
     def _delete_rows(self, thread: ThreadRef, which: Document) -> Counts:
         rows = {"family": thread.family, "thread": thread.key, **which}

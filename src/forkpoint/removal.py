@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
-from langgraph.checkpoint.serde.types import INTERRUPT, RESUME
+from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
 
 COUNTERS = "counters_since_delta_snapshot"
 """Where LangGraph counts, in a checkpoint's metadata, the steps since a channel was stored."""
@@ -52,6 +52,7 @@ NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"
 """The task of writes that belong to a checkpoint itself: LangGraph's, for what a `Command` says."""
 
 INTERRUPT_IDX, RESUME_IDX = WRITES_IDX_MAP[INTERRUPT], WRITES_IDX_MAP[RESUME]
+ERROR_IDX = WRITES_IDX_MAP[ERROR]
 
 
 def reopens(task_id: str, idx: int) -> bool:
@@ -61,6 +62,18 @@ def reopens(task_id: str, idx: int) -> bool:
     answers. Finished work, failures and old answers go.
     """
     return idx == INTERRUPT_IDX or (task_id == NULL_TASK_ID and idx != RESUME_IDX)
+
+
+def status_of(kinds: Collection[int]) -> str:
+    """Return the status of a thread whose newest checkpoint has writes of these `idx`."""
+    if INTERRUPT_IDX in kinds:
+        return "interrupted"
+    return "error" if ERROR_IDX in kinds else "idle"
+
+
+def newest(places: Iterable[Place]) -> Place | None:
+    """Return the newest checkpoint of a graph itself."""
+    return max((place for place in places if place[0] == ""), default=None)
 
 
 def plan(headers: Mapping[Place, Header], doomed: Iterable[Place]) -> Plan:

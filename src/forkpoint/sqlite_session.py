@@ -535,7 +535,7 @@ class SqliteSession(SqliteCatalog):
             time_now(),
             thread.key,
         )
-        if reopened:
+        if removed or hidden or reopened:
             self.run(_UPDATE_STATUS, *[thread.key] * 3)
         return Counts(
             *(old - new for old, new in zip(before, self._count_rows(thread), strict=True))
