@@ -163,11 +163,12 @@ def failing(saver: Any) -> Any:
         return {"items": ["recovered"]}
 
     builder = StateGraph(Sums)
-    builder.add_node(unstable)
     builder.add_node("steady", lambda _: {"items": ["steady"]})
-    builder.add_edge(START, "unstable")
+    builder.add_node(unstable)
     builder.add_edge(START, "steady")
-    # One after the other, so that the one that fails does not do so before the other is done.
+    builder.add_edge(START, "unstable")
+    # One after the other, so that the one that fails does not do so before the other is done. They
+    # run in the order of their names, or in that in which they were added.
     return builder.compile(checkpointer=saver).with_config(max_concurrency=1)
 
 

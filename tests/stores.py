@@ -112,6 +112,10 @@ class Store(ABC):
         """Change a row behind the saver's back."""
 
     @abstractmethod
+    def age(self, thread_id: str, **microseconds: int) -> None:
+        """Make a thread older: move its `created_at` or `updated_at` back by so much."""
+
+    @abstractmethod
     def take(self, kind: str, key: Any) -> Any:
         """Remove a row, and return it."""
 
@@ -257,6 +261,14 @@ class SqliteStore(Store):
         with self.connection() as connection:
             connection.execute(
                 f"UPDATE forkpoint_{kind} SET {assignments} WHERE id = ?", (*fields.values(), key)
+            )
+
+    def age(self, thread_id: str, **microseconds: int) -> None:
+        fields = ", ".join(f"{field} = {field} - ?" for field in microseconds)
+        with self.connection() as connection:
+            connection.execute(
+                f"UPDATE forkpoint_threads SET {fields} WHERE thread_id = ?",
+                (*microseconds.values(), thread_id),
             )
 
     def take(self, kind: str, key: Any) -> Any:
@@ -458,6 +470,11 @@ class MongoStore(Store):
             fields["refs"] = [joined[start : start + _REF_BYTES] for start in starts]
         changed = self.collection.update_one({"_id": key}, {"$set": fields})
         assert changed.matched_count == 1
+
+    def age(self, thread_id: str, **microseconds: int) -> None:
+        older = {field: {"$subtract": [f"${field}", by]} for field, by in microseconds.items()}
+        wanted = {"kind": "thread", "thread_id": thread_id}
+        self.collection.update_many(wanted, [{"$set": {**older, "unlisted": True}}])
 
     def take(self, kind: str, key: Any) -> Any:
         return self.collection.find_one_and_delete({"_id": key})

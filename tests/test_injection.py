@@ -448,7 +448,6 @@ async def test_a_filter_has_no_operators_and_no_paths(api: Api) -> None:
 @pytest.mark.parametrize(
     "bad",
     [{"k": Regex(".*")}, {"k": re.compile(".*")}, {"k": ObjectId()}],
-    ids=repr,
 )
 def test_a_filter_holds_json_and_nothing_of_a_driver(saver: ForkpointSaver, bad: Any) -> None:
     with pytest.raises(InvalidInput, match="filter"):

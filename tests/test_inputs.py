@@ -151,7 +151,7 @@ def test_a_limit_must_be_a_whole_number_and_is_checked_at_once(
         saver.alist(config(), limit=bad)
 
 
-@pytest.mark.parametrize("bad", ["x", 1, ["x"], {1: 2}, {"x": object()}, {"x": {1, 2}}], ids=repr)
+@pytest.mark.parametrize("bad", ["x", 1, ["x"], {1: 2}, {"x": object()}, {"x": {1, 2}}])
 def test_a_filter_must_be_a_mapping_of_json(saver: ForkpointSaver, bad: Any) -> None:
     with pytest.raises(InvalidInput, match="filter"):
         saver.list(config(), filter=bad)

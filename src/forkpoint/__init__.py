@@ -59,7 +59,8 @@ from forkpoint.types import (
 )
 
 if TYPE_CHECKING:
-    from forkpoint.mongodb import MongoDBSaver
+    # Not in __all__: what is imported with a star must not need the optional driver.
+    from forkpoint.mongodb import MongoDBSaver as MongoDBSaver
 
 __all__ = [
     "UNCHANGED",
@@ -74,7 +75,6 @@ __all__ = [
     "Lease",
     "LeaseHolder",
     "LineageEntry",
-    "MongoDBSaver",
     "Page",
     "PurgeReport",
     "RetentionPolicy",

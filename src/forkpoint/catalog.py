@@ -682,16 +682,16 @@ def _checked(filter: object) -> Wanted:
     )
 
 
-def _statuses(value: object) -> list[Status]:
+def _statuses(value: object) -> tuple[Status, ...]:
     if value is None:
-        return []
+        return ()
     given = [value] if isinstance(value, str) else value
     if not isinstance(given, Collection) or isinstance(given, (bytes, Mapping)) or not given:
         raise InvalidInput(f"status must be one of {list(STATUSES)} or some, not {value!r:.80}")
     unknown = [one for one in given if one not in STATUSES]
     if unknown:
         raise InvalidInput(f"unknown status {unknown[0]!r:.80}; there are {list(STATUSES)}")
-    return [status for status in STATUSES if status in given]  # type: ignore[misc]
+    return tuple(status for status in STATUSES if status in given)  # type: ignore[misc]
 
 
 def _range(filter: ThreadFilter, name: str) -> tuple[int | None, int | None]:

@@ -153,16 +153,23 @@ def purge(context: Context, thread_id: str) -> PurgeReport:
 
 def trim(context: Context, thread_id: str, keep: int) -> PurgeReport:
     """Remove all checkpoints of a thread but the newest of each namespace."""
-
-    def choose(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
-        sources = {place_of(row): replays_before(row) for row in rows if row.checkpoint_ns == ""}
-        return removal.beyond({place_of(row) for row in rows}, keep, sources)
-
     with context.storage.writing() as session:
         thread = existing_thread(session, thread_id)
-        counts = _remove(context, session, thread, choose)
+        counts = _remove(context, session, thread, lambda rows: _beyond(rows, keep))
         collected = collect(session, thread.family)
     return _report(context, thread_id, counts, collected)
+
+
+def is_longer(context: Context, thread_id: str, keep: int) -> bool:
+    """Return whether `trim` would remove anything from a thread."""
+    with context.storage.reading() as session:
+        rows = session.rows(existing_thread(session, thread_id))
+        return bool(_beyond([row for row in rows if not row.hidden], keep))
+
+
+def _beyond(rows: Sequence[CheckpointRow], keep: int) -> set[removal.Place]:
+    sources = {place_of(row): replays_before(row) for row in rows if row.checkpoint_ns == ""}
+    return removal.beyond({place_of(row) for row in rows}, keep, sources)
 
 
 def rollback(context: Context, thread_id: str, steps: int) -> RunnableConfig | None:

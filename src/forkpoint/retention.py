@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("forkpoint")
 _BATCH = 100
-_LEASE = 60_000_000  # microseconds; it is renewed
+_LEASE = 10_000_000  # microseconds; it is renewed
 
 Action = Literal["delete", "trim"]
 
@@ -223,21 +223,29 @@ def _handle(context: Context, runner: Runner, task: Task, row: ThreadRow, done: 
         return
     if row.status == "busy":
         done.busy.append(row.thread_id)
-    elif task.dry_run:
-        (done.deleted if action == "delete" else done.trimmed).append(row.thread_id)
     elif action == "trim":
-        assert task.rules.max_checkpoints is not None
-        try:
-            report = removing.trim(context, row.thread_id, task.rules.max_checkpoints)
-        except ThreadNotFound:
-            return  # somebody else deleted it
-        if report.checkpoints:
+        if _trim(context, task, row):
             done.trimmed.append(row.thread_id)
+    elif task.dry_run:
+        done.deleted.append(row.thread_id)
     elif task.archive is None:
         if delete(context, row):
             done.deleted.append(row.thread_id)
     else:
         _archive(context, runner, task, row, done)
+
+
+def _trim(context: Context, task: Task, row: ThreadRow) -> bool:
+    """Trim a thread, and return whether it is too long."""
+    keep = task.rules.max_checkpoints
+    assert keep is not None
+    try:
+        is_longer = removing.is_longer(context, row.thread_id, keep)
+        if is_longer and not task.dry_run:
+            removing.trim(context, row.thread_id, keep)
+    except ThreadNotFound:
+        return False  # somebody else deleted it
+    return is_longer
 
 
 def delete(context: Context, row: ThreadRow) -> bool:

@@ -1,0 +1,486 @@
+"""What retention deletes and trims, and what it leaves alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import multiprocessing
+import random
+import threading
+import time
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.messages import HumanMessage
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+
+from forkpoint import (
+    InvalidInput,
+    RetentionPolicy,
+    RetentionResult,
+    SafeSerializer,
+    StorageError,
+    Sweeper,
+    Thread,
+    ThreadCatalog,
+    ThreadFilter,
+)
+from forkpoint.retention import Rules
+from forkpoint.saver import ForkpointSaver
+from forkpoint.storage import Description, ThreadRef, ThreadRow
+from graphs import SHAPES
+from stores import KINDS, Store
+from support import Api, config, put, value_of
+
+HOUR = timedelta(hours=1)
+HOURS = 3600 * 1_000_000
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["test_retention", "forkpoint.mongodb"])
+
+
+@pytest.fixture
+def catalog(api: Api) -> Api:
+    return Api(ThreadCatalog(api.saver), api.world)
+
+
+def content(store: Store) -> Any:
+    rows = [sorted(map(repr, store.rows(kind))) for kind in KINDS[1:]]
+    return rows, sorted(map(repr, store.threads()))
+
+
+def ids(saver: ForkpointSaver) -> set[str]:
+    return {one.thread_id for one in ThreadCatalog(saver).walk()}
+
+
+async def fill(catalog: Api, store: Store) -> None:
+    """Make threads that are made and active at different times: `made 3, idle 1` hours ago."""
+    saver = catalog.saver.saver
+    for made in (0, 2, 4):
+        for idle in range(0, made + 1, 2):
+            thread_id = f"made {made}, idle {idle}"
+            await catalog.create(thread_id, tags=[f"idle {idle}"])
+            for n in range(3):
+                put(saver, {"n": n, "long": ["text " * 300]}, thread_id=thread_id)
+            store.age(thread_id, created_at=made * HOURS, updated_at=idle * HOURS)
+
+
+@pytest.mark.parametrize(
+    ("policy", "deleted"),
+    [
+        (RetentionPolicy(max_age=3 * HOUR), {"made 4, idle 0", "made 4, idle 2", "made 4, idle 4"}),
+        (RetentionPolicy(max_idle=3 * HOUR), {"made 4, idle 4"}),
+        (
+            RetentionPolicy(max_idle=HOUR, keep_tags={"idle 4"}),
+            {"made 2, idle 2", "made 4, idle 2"},
+        ),
+        (
+            RetentionPolicy(max_age=3 * HOUR, max_idle=HOUR),
+            {"made 4, idle 0", "made 4, idle 2", "made 4, idle 4", "made 2, idle 2"},
+        ),
+        (RetentionPolicy(max_age=9 * HOUR), set()),
+    ],
+)
+async def test_threads_go_by_their_age_and_by_how_long_they_were_idle(
+    policy: RetentionPolicy, deleted: set[str], catalog: Api, api: Api, store: Store
+) -> None:
+    await fill(catalog, store)
+    everything = ids(api.saver)
+    before = content(store)
+    would = await catalog.apply_retention(policy, dry_run=True)
+    assert content(store) == before
+    assert set(would.deleted) == deleted
+    assert would.dry_run
+    steps: list[RetentionResult] = []
+    result = await catalog.apply_retention(policy, on_progress=steps.append)
+    assert (set(result.deleted), result.trimmed, result.busy) == (deleted, (), ())
+    assert not result.dry_run
+    assert steps[-1] == result
+    assert ids(api.saver) == everything - deleted
+    assert (await catalog.apply_retention(policy)).deleted == ()
+    assert store.problems(api.saver) == []
+
+
+async def test_a_filter_says_for_whom_a_policy_is(catalog: Api, api: Api, store: Store) -> None:
+    await fill(catalog, store)
+    old = RetentionPolicy(max_idle=HOUR)
+    wanted = ThreadFilter(tags={"idle 2"})
+    assert len((await catalog.apply_retention(old, wanted)).deleted) == 2
+    acme = ThreadCatalog(api.saver, owner="acme")
+    assert acme.apply_retention(old).deleted == ()
+    recent = ThreadFilter(created_after=datetime.now(timezone.utc) - 3 * HOUR)
+    assert (await catalog.apply_retention(old, recent)).deleted == ()
+    assert (await catalog.apply_retention(old)).deleted == ("made 4, idle 4",)
+
+
+async def test_long_threads_are_trimmed_and_keep_their_state(
+    catalog: Api, api: Api, store: Store
+) -> None:
+    policy = RetentionPolicy(max_checkpoints_per_thread=2)
+    states = {}
+    for name in ("chat", "deltas", "snapshots", "stateful subgraphs"):
+        graph = SHAPES[name].build(api.saver)
+        for given_ in SHAPES[name].inputs:
+            graph.invoke(given_, {"configurable": {"thread_id": name}})
+        states[name] = graph.get_state({"configurable": {"thread_id": name}}, subgraphs=True)
+    put(api.saver, {"n": 1}, thread_id="short")
+    would = await catalog.apply_retention(policy, dry_run=True)
+    result = await catalog.apply_retention(policy)
+    assert set(result.trimmed) == set(would.trimmed) == states.keys()
+    assert result.deleted == ()
+    for name, state in states.items():
+        graph = SHAPES[name].build(api.saver)
+        found = graph.get_state({"configurable": {"thread_id": name}}, subgraphs=True)
+        assert (found.values, found.next, found.config) == (state.values, state.next, state.config)
+        assert repr(found.tasks) == repr(state.tasks)
+        assert len(list(api.saver.history(name))) == 2
+    assert (await catalog.apply_retention(policy)).trimmed == ()
+    assert store.problems(api.saver) == []
+
+
+async def test_what_has_expired_is_swept_and_activity_keeps_it(
+    catalog: Api, api: Api, store: Store
+) -> None:
+    for name in ("expired", "active", "updated", "busy"):
+        await catalog.create(name, ttl=HOUR)
+        put(api.saver, {"n": 1}, thread_id=name)
+        store.age(name, updated_at=2 * HOURS)
+    await catalog.create("for ever")
+    store.age("for ever", updated_at=2 * HOURS)
+    put(api.saver, {"n": 2}, thread_id="active")
+    await catalog.update("updated", label="x")
+    with ThreadCatalog(api.saver).run("busy"):
+        assert (await catalog.sweep()).deleted == ("expired",)
+    assert ids(api.saver) == {"active", "updated", "busy", "for ever"}
+    assert (await catalog.sweep()).deleted == ("busy",)
+    assert store.problems(api.saver) == []
+
+
+async def test_a_busy_thread_is_left_alone_and_said_so(
+    catalog: Api, api: Api, store: Store
+) -> None:
+    await fill(catalog, store)
+    policy = RetentionPolicy(max_idle=HOUR, max_checkpoints_per_thread=1)
+    with (
+        ThreadCatalog(api.saver).run("made 4, idle 4"),
+        ThreadCatalog(api.saver).run("made 0, idle 0"),
+    ):
+        for options in ({"dry_run": True}, {"archive": lambda *_: None}):
+            result = await catalog.apply_retention(policy, **options)
+            assert set(result.busy) == {"made 4, idle 4", "made 0, idle 0"}
+        assert await catalog.bulk_delete(ThreadFilter(tags=["idle 4"])) == 0
+    result = await catalog.apply_retention(policy)
+    assert (result.deleted, result.trimmed) == (("made 4, idle 4",), ("made 0, idle 0",))
+
+
+async def test_bulk_delete_deletes_what_matches(catalog: Api, api: Api, store: Store) -> None:
+    await fill(catalog, store)
+    wanted = ThreadFilter(tags=["idle 0"])
+    before = content(store)
+    assert await catalog.bulk_delete(wanted, dry_run=True) == 3
+    for empty in (ThreadFilter(), None, ThreadFilter(tags=set(), metadata={}, any_tags=[])):
+        with pytest.raises(InvalidInput, match="empty"):
+            await catalog.bulk_delete(empty)
+    assert content(store) == before
+    assert await catalog.bulk_delete(wanted) == 3
+    assert ids(api.saver) == {"made 2, idle 2", "made 4, idle 2", "made 4, idle 4"}
+    assert store.problems(api.saver) == []
+
+
+# Archives
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True])
+async def test_a_thread_is_in_the_archive_before_it_goes(
+    is_encrypted: bool, store: Store, tmp_path: Path
+) -> None:
+    serde = SafeSerializer()
+    if is_encrypted:
+        serde = EncryptedSerializer.from_pycryptodome_aes(serde, key=b"0123456789abcdef")  # type: ignore[assignment]
+    path = tmp_path / "archive.jsonl"
+    path.write_text('{"thread": "an earlier one"}\n{"thread": "one that was not fin')
+    with store.saver(serde=serde) as saver:
+        catalog = ThreadCatalog(saver)
+        messages = [HumanMessage(f"secret {n}", id=str(n)) for n in range(50)]
+        first = put(saver, {"messages": messages[:25]}, metadata={"k": "v"})
+        put(saver, {"messages": messages}, parent=first)
+        saver.put_writes(first, [("c", "secret")], "task")
+        catalog.update("thread", label="L", ttl=HOUR)
+        expected = list(saver.list(config()))
+        store.age("thread", updated_at=2 * HOURS)
+        assert catalog.sweep(archive=path).deleted == ("thread",)
+
+    earlier, line = map(json.loads, path.read_text().splitlines())
+    assert earlier == {"thread": "an earlier one"}
+    assert line["thread"]["label"] == "L"
+    assert datetime.fromisoformat(line["thread"]["created_at"]).tzinfo is not None
+
+    def read(value: list[str]) -> Any:
+        assert ("+aes" in value[0]) == is_encrypted
+        return serde.loads_typed((value[0], base64.b64decode(value[1])))
+
+    for one, found in zip(line["checkpoints"], expected, strict=True):
+        assert one["config"] == found.config
+        assert one["parent_config"] == found.parent_config
+        assert one["metadata"] == found.metadata
+        assert read(one["checkpoint"]) == found.checkpoint
+        writes = [(w["task_id"], w["channel"], read(w["value"])) for w in one["writes"]]
+        assert writes == found.pending_writes
+
+
+async def test_what_cannot_be_archived_stays(catalog: Api, api: Api, store: Store) -> None:
+    await fill(catalog, store)
+
+    def archive(thread: Thread, checkpoints: Any) -> None:
+        assert len(list(checkpoints)) == thread.checkpoint_count == 3
+        if thread.thread_id == "made 4, idle 2":
+            raise OSError("no space left")
+        if thread.thread_id == "made 4, idle 4":
+            put(api.saver, {"n": 9}, thread_id=thread.thread_id)  # it is active again
+
+    policy = RetentionPolicy(max_idle=HOUR)
+    result = await catalog.apply_retention(policy, archive=archive)
+    assert result.deleted == ("made 2, idle 2",)
+    assert list(result.failed) == ["made 4, idle 2"]
+    assert "no space" in str(result.failed["made 4, idle 2"])
+    assert {"made 4, idle 2", "made 4, idle 4"} <= ids(api.saver)
+    assert not await catalog.is_busy("made 4, idle 2")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if api.world == "sync":
+        with pytest.raises(KeyboardInterrupt):
+            await catalog.apply_retention(policy, archive=interrupt)
+    assert not await catalog.is_busy("made 4, idle 2")
+    assert store.problems(api.saver) == []
+
+
+# In the background
+
+
+def test_a_sweeper_sweeps_until_it_is_stopped(saver: ForkpointSaver, store: Store) -> None:
+    catalog = ThreadCatalog(saver)
+    with catalog.sweeper(timedelta(milliseconds=20)) as sweeper:
+        for round_ in range(3):
+            catalog.create(f"t{round_}", ttl=HOUR)
+            store.age(f"t{round_}", updated_at=2 * HOURS)
+            until = time.monotonic() + 60
+            while catalog.get(f"t{round_}") is not None:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+    assert sweeper.last_error is None
+    assert sweeper.last_result is not None
+    catalog.create("late", ttl=HOUR)
+    store.age("late", updated_at=2 * HOURS)
+    time.sleep(0.1)
+    assert catalog.get("late") is not None
+
+
+def test_a_failed_sweep_is_told_and_the_next_one_works(
+    saver: ForkpointSaver, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalog = ThreadCatalog(saver)
+    failures = iter([StorageError("gone"), StorageError("still gone")])
+
+    def fail_twice() -> RetentionResult:
+        for failure in failures:
+            raise failure
+        return catalog.sweep()
+
+    catalog.create("thread", ttl=HOUR)
+    store.age("thread", updated_at=2 * HOURS)
+    with Sweeper(fail_twice, 0.01) as sweeper:
+        until = time.monotonic() + 60
+        while catalog.get("thread") is not None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    assert sweeper.last_error is None
+    assert sum("a sweep failed" in record.message for record in caplog.records) == 2
+
+
+async def test_a_sweeper_stops_with_its_block(saver: ForkpointSaver) -> None:
+    async with ThreadCatalog(saver).sweeper(HOUR) as sweeper:
+        assert sweeper._thread.is_alive()
+    assert not sweeper._thread.is_alive()
+
+
+def test_of_several_that_sweep_one_handles_each_thread(saver: ForkpointSaver, store: Store) -> None:
+    number = 40
+    catalog = ThreadCatalog(saver)
+    for n in range(number):
+        catalog.create(f"t{n}", ttl=HOUR)
+        put(saver, {"n": n}, thread_id=f"t{n}")
+        store.age(f"t{n}", updated_at=2 * HOURS)
+    archived: list[str] = []
+    deleted: list[str] = []
+
+    def sweep() -> None:
+        with store.saver() as own:
+            result = ThreadCatalog(own).sweep(archive=lambda one, _: archived.append(one.thread_id))
+            deleted.extend(result.deleted)
+
+    sweepers = [threading.Thread(target=sweep) for _ in range(4)]
+    for sweeper in sweepers:
+        sweeper.start()
+    for sweeper in sweepers:
+        sweeper.join()
+    expected = sorted(f"t{n}" for n in range(number))
+    assert sorted(archived) == sorted(deleted) == expected
+    assert catalog.count() == 0
+    assert store.problems(saver) == []
+
+
+# The rules
+
+
+@given(
+    age=st.integers(0, 9),
+    idle=st.integers(0, 9),
+    ttl=st.none() | st.integers(1, 9),
+    count=st.integers(0, 5),
+    tags=st.sets(st.sampled_from("ab")),
+    max_age=st.none() | st.integers(1, 9),
+    max_idle=st.none() | st.integers(1, 9),
+    keep=st.none() | st.integers(1, 5),
+    expired=st.booleans(),
+    keep_tags=st.frozensets(st.sampled_from("ab")),
+)
+def test_the_rules_are_what_they_say(
+    age: int,
+    idle: int,
+    ttl: int | None,
+    count: int,
+    tags: set[str],
+    max_age: int | None,
+    max_idle: int | None,
+    keep: int | None,
+    expired: bool,
+    keep_tags: frozenset[str],
+) -> None:
+    now = 1000
+    row = ThreadRow(
+        ThreadRef(1, 1, 1),
+        "thread",
+        Description(None, sorted(tags), "{}", ttl),
+        "idle",
+        now - age,
+        now - idle,
+        None,
+        None,
+        count,
+        None,
+    )
+    action = Rules(max_age, max_idle, keep, expired, keep_tags).action(row, now)
+    goes = (
+        (max_age is not None and age > max_age)
+        or (max_idle is not None and idle > max_idle)
+        or (expired and ttl is not None and idle >= ttl)
+    )
+    if tags & keep_tags:
+        assert action is None
+    elif goes:
+        assert action == "delete"
+    else:
+        assert action == ("trim" if keep is not None and count > keep else None)
+
+
+# Killed
+
+
+def retain(store: Store, path: str | None, ready: Any) -> None:
+    with store.saver() as saver:
+        policy = RetentionPolicy(max_idle=HOUR, max_checkpoints_per_thread=1, keep_tags={"keep"})
+        ready.set()
+        ThreadCatalog(saver).apply_retention(policy, archive=path)
+
+
+@pytest.mark.parametrize("is_archived", [False, True])
+@pytest.mark.parametrize(
+    ("number", "kills"), [(400, 5), pytest.param(10_000, 20, marks=pytest.mark.slow)]
+)
+def test_retention_that_is_killed_is_done_by_the_next(
+    number: int, kills: int, is_archived: bool, store: Store, saver: ForkpointSaver, tmp_path: Path
+) -> None:
+    number = number if number == 10_000 else store.times(number) * 2 // 3
+    catalog = ThreadCatalog(saver)
+    long = ["text " * 300]
+    for n in range(number):
+        put(saver, {"n": n, "long": long}, thread_id=f"t{n}")
+        if n % 3 == 0:
+            store.age(f"t{n}", updated_at=2 * HOURS)
+        elif n % 3 == 1:
+            put(saver, {"n": -n}, thread_id=f"t{n}")
+        if n % 9 == 0:
+            catalog.update(f"t{n}", tags=["keep"])
+            store.age(f"t{n}", updated_at=2 * HOURS)
+    rng = random.Random(1)
+    path = str(tmp_path / "archive.jsonl") if is_archived else None
+    for _ in range(kills):
+        ready = PROCESSES.Event()
+        process = PROCESSES.Process(target=retain, args=(store, path, ready))
+        process.start()
+        assert ready.wait(60)
+        time.sleep(rng.random() * number / 4000)
+        process.kill()
+        process.join()
+        store.await_end_of(process.pid)
+    store.outlast()
+    until = time.monotonic() + 300
+    while True:
+        result = catalog.apply_retention(
+            RetentionPolicy(max_idle=HOUR, max_checkpoints_per_thread=1, keep_tags={"keep"}),
+            archive=path,
+        )
+        if not result.busy or time.monotonic() > until:
+            break  # a killed one's leases last for a minute
+        time.sleep(1)
+
+    expected = {f"t{n}" for n in range(number) if n % 3 or n % 9 == 0}
+    assert ids(saver) == expected
+    for n in range(1, number, 3):
+        (only,) = saver.history(f"t{n}")
+        assert value_of(only) == {"n": -n}
+    if path is not None:
+        lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        archived = {line["thread"]["thread_id"] for line in lines}
+        assert archived == {f"t{n}" for n in range(number)} - expected
+    for n in range(0, number, 3):  # what one left that was killed as it deleted
+        if n % 9:
+            saver.delete_thread(f"t{n}")
+    assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "options", "name"),
+    [
+        ("apply_retention", [{}], {}, "policy"),
+        ("apply_retention", [RetentionPolicy()], {}, "no rule"),
+        ("apply_retention", [RetentionPolicy(keep_tags={"a"})], {}, "no rule"),
+        ("apply_retention", [RetentionPolicy(max_age=5)], {}, "max_age"),
+        ("apply_retention", [RetentionPolicy(max_idle=-HOUR)], {}, "max_idle"),
+        ("apply_retention", [RetentionPolicy(max_checkpoints_per_thread=0)], {}, "max_checkpoints"),
+        ("apply_retention", [RetentionPolicy(expired=1)], {}, "expired"),
+        ("apply_retention", [RetentionPolicy(HOUR, keep_tags="ab")], {}, "keep_tags"),
+        ("apply_retention", [RetentionPolicy(HOUR), {"owner": "x"}], {}, "filter"),
+        ("apply_retention", [RetentionPolicy(HOUR)], {"dry_run": 1}, "dry_run"),
+        ("apply_retention", [RetentionPolicy(HOUR)], {"archive": 1}, "archive"),
+        ("apply_retention", [RetentionPolicy(HOUR)], {"on_progress": "x"}, "on_progress"),
+        ("bulk_delete", [ThreadFilter(owner="x")], {"dry_run": "no"}, "dry_run"),
+        ("sweep", [], {"archive": 1}, "archive"),
+    ],
+)
+async def test_what_is_wrong_is_refused_by_name_and_changes_nothing(
+    method: str, args: list[Any], options: Any, name: str, catalog: Api, store: Store
+) -> None:
+    await fill(catalog, store)
+    before = content(store)
+    with pytest.raises(InvalidInput, match=name):
+        await getattr(catalog, method)(*args, **options)
+    for interval in (5, timedelta(0)):
+        with pytest.raises(InvalidInput, match="interval"):
+            catalog.saver.sweeper(interval)
+    assert content(store) == before
