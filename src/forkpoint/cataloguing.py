@@ -81,25 +81,25 @@ def get(context: Context, thread_id: str) -> Thread | None:
 def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) -> Thread:
     """Make a thread, or return the one that there is."""
     described = said.applied(Description())
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
+        _pause(attempt)
         with context.storage.writing() as session:
             row = session.record(thread_id)
             if row is not None and not may_exist:
                 raise taken(thread_id)
             if row is None:
                 if not session.add(thread_id, context.owner, described):
-                    if not may_exist or not _is_ours(session, thread_id):
+                    if not may_exist:
                         raise taken(thread_id)
-                    continue  # somebody made it just now
+                    continue  # somebody made it just now, and may have deleted it by now
                 context.memory.threads.pop(thread_id)
                 row = session.record(thread_id)
         if row is not None:
             return thread_of(row)
+    with context.storage.reading() as session:
+        if session.thread(thread_id) is not None:
+            raise taken(thread_id)  # an owner is about to put its first checkpoint
     raise StorageBusy(f"thread {thread_id!r} is made and deleted again and again")
-
-
-def _is_ours(session: Session, thread_id: str) -> bool:
-    return session.thread(thread_id) is not None
 
 
 def update(context: Context, thread_id: str, changes: Changes) -> Thread:
