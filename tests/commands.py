@@ -39,6 +39,9 @@ SEARCHES: dict[str, Callable[[Document], bool]] = {
         lambda wanted: wanted.get("listed_status") == "busy"
     ),
     "the threads whose time is up": lambda wanted: "ttl" in wanted and "_id" not in wanted,
+    "what was removed by a process that ended: it may be in any family": (
+        lambda wanted: "removed_at" in wanted
+    ),
     "the threads that have grown too long": lambda wanted: "checkpoint_count" in wanted,
 }
 """What the catalog may read or change without naming a family, and why."""

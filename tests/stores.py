@@ -503,6 +503,7 @@ class MongoStore(Store):
         self.collection.update_many(
             {"lock.by": {"$exists": True}}, {"$set": {"lock.until": long_ago}}
         )
+        self.collection.update_many({"removed_at": {"$gt": 0}}, {"$set": {"removed_at": 1}})
 
     def await_end_of(self, process: int) -> None:
         # The server does all that it was sent before it finds that a connection is closed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import multiprocessing
 import os
 import re
@@ -11,10 +12,12 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypedDict
+from uuid import uuid4
 
+import aiosqlite
 import pytest
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command
@@ -22,6 +25,7 @@ from langgraph.types import Command
 from forkpoint import (
     InvalidInput,
     Lease,
+    SqliteSaver,
     StaleLease,
     ThreadBusy,
     ThreadCatalog,
@@ -31,8 +35,9 @@ from forkpoint import (
 )
 from forkpoint.saver import ForkpointSaver
 from graphs import SHAPES
-from stores import KINDS, Store
+from stores import KINDS, MongoStore, Store
 from support import Api, checkpoint, config, put
+from test_cancellation import Gate
 
 SHORT = timedelta(milliseconds=400)
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -294,6 +299,57 @@ async def test_an_exception_ends_the_lease(catalog: Api) -> None:
     assert not await catalog.is_busy("thread")
 
 
+@pytest.mark.parametrize("is_entering", [True, False], ids=["entering", "leaving"])
+async def test_cancelling_at_every_statement_leaves_no_lease(
+    is_entering: bool, store: Store
+) -> None:
+    gate = Gate()
+    with store.watched(gate.pass_through) as saver, store.saver() as own:
+        catalog = ThreadCatalog(saver)
+        for stop_at in itertools.count():
+            lease = catalog.run("thread")
+            if not is_entering:
+                await lease.__aenter__()
+            gate.close(stop_at)
+            call = lease.__aenter__() if is_entering else lease.__aexit__(None, None, None)
+            task = asyncio.ensure_future(call)
+            is_reached = await gate.is_reached(task)
+            for _ in range(3 if is_reached else 0):
+                task.cancel()
+                await asyncio.sleep(0)
+            gate.open()
+            if not is_reached:
+                break
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not ThreadCatalog(own).is_busy("thread")
+            own.delete_thread("thread")
+        await task
+        assert stop_at > 0
+        assert ThreadCatalog(own).is_busy("thread") == is_entering
+        if is_entering:
+            await lease.__aexit__(None, None, None)
+
+
+async def test_cancelling_while_the_end_waits_its_turn_leaves_no_lease(store: Store) -> None:
+    gate = Gate()
+    with store.watched(gate.pass_through) as saver, store.saver() as own:
+        lease = ThreadCatalog(saver).run("thread")
+        await lease.__aenter__()
+        gate.close(0)
+        others = [asyncio.ensure_future(saver.aget_tuple(config())) for _ in range(40)]
+        assert await gate.is_reached(others[0])
+        task = asyncio.ensure_future(lease.__aexit__(None, None, None))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.sleep(0)
+        gate.open()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.gather(*others)
+        assert not ThreadCatalog(own).is_busy("thread")
+
+
 async def test_a_cancelled_wait_leaves_no_lease(saver: ForkpointSaver) -> None:
     catalog = ThreadCatalog(saver)
 
@@ -311,7 +367,98 @@ async def test_a_cancelled_wait_leaves_no_lease(saver: ForkpointSaver) -> None:
             pass
 
 
-@pytest.mark.parametrize("forged", [1, True, "", "x", ":", "1:", ":1", "1:-1", "1:٣", b"1:1", {}])
+async def test_a_lease_is_of_the_thread_that_there_is_now(
+    catalog: Api, api: Api, store: Store
+) -> None:
+    put(api.saver, {"a": 1})  # it is remembered, and then another one takes its place
+    with store.saver() as own:
+        own.delete_thread("thread")
+        put(own, {"a": 2})
+    async with run(catalog) as lease:
+        await api.put(at(lease), checkpoint({"a": 3}), {}, {"a": 3})
+    assert (await catalog.get("thread")).checkpoint_count == 2
+    assert store.problems(api.saver) == []
+
+
+async def test_after_its_block_a_lease_has_no_config(catalog: Api, api: Api) -> None:
+    async with run(catalog) as lease:
+        shown = at(lease)
+    with pytest.raises(StaleLease, match="'thread'"):
+        _ = lease.config
+    assert not lease.is_lost
+    with pytest.raises(StaleLease, match="'thread'"):
+        await api.put(shown, checkpoint({"a": 1}), {}, {"a": 1})
+    with pytest.raises(RuntimeError, match="once"):
+        async with entered(catalog, lease):
+            pass
+    assert not await catalog.is_busy("thread")
+
+
+async def test_who_was_refused_may_try_again(catalog: Api) -> None:
+    again = catalog.saver.run("thread")
+    async with run(catalog) as lease:
+        with pytest.raises(ThreadBusy):
+            async with entered(catalog, again):
+                pass
+        assert (await catalog.lease("thread")).holder == lease.holder
+    async with entered(catalog, again):
+        assert (await catalog.lease("thread")).holder == again.holder
+
+
+async def test_it_is_told_that_a_lease_is_lost(catalog: Api) -> None:
+    async with run(catalog, ttl=SHORT) as lost:
+        since = (await catalog.lease("thread")).since
+        async with run(catalog, if_busy="cancel"):
+            until = time.monotonic() + 60
+            while not lost.is_lost:
+                assert time.monotonic() < until
+                await asyncio.sleep(0.02)
+            assert (await catalog.lease("thread")).since > since
+
+
+async def test_a_node_runs_another_graph_on_another_thread(
+    catalog: Api, api: Api, store: Store
+) -> None:
+    inner = SHAPES["loop"].build(api.saver)
+    other: Any = {"configurable": {"thread_id": "other"}}
+
+    def call(state: State) -> dict[str, Any]:
+        return {"n": inner.invoke({"items": [state["n"]]}, other)["total"]}
+
+    builder = StateGraph(State)
+    builder.add_node("call", call)
+    builder.add_edge(START, "call")
+    graph = builder.compile(checkpointer=api.saver)
+    async with run(catalog) as lease:
+        assert (await invoked(api, graph, lease.config, "sync"))["n"] >= 9
+    assert (await catalog.get("other")).checkpoint_count > 1
+    assert store.problems(api.saver) == []
+
+
+async def test_a_lease_is_renewed_and_released_over_a_connection_that_was_passed(
+    tmp_path: Path,
+) -> None:
+    async with aiosqlite.connect(tmp_path / "passed.db") as connection:
+        saver = SqliteSaver(connection)
+        catalog = ThreadCatalog(saver)
+        async with catalog.run("thread", ttl=SHORT) as lease:
+            first = await catalog.alease("thread")
+            assert first is not None
+            until = time.monotonic() + 60
+            while (now := await catalog.alease("thread")) and now.until <= first.until + SHORT:
+                assert time.monotonic() < until
+                await asyncio.sleep(0.02)
+            await saver.aput(at(lease), checkpoint({"a": 1}), {}, {"a": 1})
+        assert not await catalog.ais_busy("thread")
+        with catalog.run("thread"):
+            assert catalog.is_busy("thread")
+        assert not catalog.is_busy("thread")
+
+
+FORGED = [1, True, "", "x", ":", "1:", ":1", "1:-1", "1:٣", b"1:1", {}, f"1:{10**30}", "1" * 9999]
+
+
+@pytest.mark.parametrize("forged", [*FORGED, "1:" + "1" * 9999], ids=range(14))
 async def test_what_is_no_lease_is_refused(forged: Any, api: Api, store: Store) -> None:
     put(api.saver, {"a": 1})
     before = content(store)
@@ -429,6 +576,39 @@ def test_a_paused_process_that_wakes_up_writes_nothing(store: Store, saver: Fork
     process.join()
     assert process.exitcode == 7
     assert content(store) == before
+
+
+def hold_by_another_clock(store: Store, hours: int, ready: Any, going_on: Any) -> None:
+    """Hold a lease in a process whose clock is wrong."""
+    clock, clock_ns = time.time, time.time_ns
+    time.time = lambda: clock() + hours * 3600
+    time.time_ns = lambda: clock_ns() + hours * 3600 * 10**9
+    hold(store, ready, going_on)
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_the_clocks_of_clients_do_not_matter(hours: int, mongo_server: Any) -> None:
+    store = MongoStore(mongo_server.uri, f"test-{uuid4().hex}")
+    ready, going_on = PROCESSES.Event(), PROCESSES.Event()
+    process = PROCESSES.Process(target=hold_by_another_clock, args=(store, hours, ready, going_on))
+    process.start()
+    assert ready.wait(60)
+    with store.saver() as saver:
+        catalog = ThreadCatalog(saver)
+        holder = catalog.lease("thread")
+        assert holder is not None
+        until = time.monotonic() + 60
+        while (now := catalog.lease("thread")) is None or now.until <= holder.until:
+            assert time.monotonic() < until  # it is renewed
+            time.sleep(0.02)
+        assert abs(now.until - datetime.now(timezone.utc)) < timedelta(hours=1)
+        with pytest.raises(ThreadBusy), catalog.run("thread"):
+            pass
+        process.kill()
+        process.join()
+        with catalog.run("thread", if_busy="wait", timeout=timedelta(seconds=60)):
+            pass
+    store.close()
 
 
 def asked(store: Store, number: int) -> None:

@@ -2,8 +2,9 @@
 
 A line is an object with `thread`, the fields of `Thread` with times in ISO 8601, and `checkpoints`,
 newest first, each with its `config`, `parent_config` and `metadata`, its `checkpoint` and its
-`writes` (`task_id`, `channel`, `value`). A value is a pair of the serializer's type, and its bytes
-in base64.
+`writes` (`task_id`, `channel`, `value`). Those are among them that were trimmed, but are what the
+state of others is rebuilt from. A value is a pair of the serializer's type, and its bytes in
+base64.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ import base64
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from io import FileIO
 from typing import Any
 
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from forkpoint.threads import Thread
+
+if sys.platform != "win32":
+    import fcntl
 
 Archive = Callable[[Thread, Iterator[CheckpointTuple]], object]
 """Is called with a thread that is to be deleted and its checkpoints. If it raises, the thread
@@ -29,7 +35,8 @@ stays."""
 class JsonLines:
     """Appends each thread to a file, which is on the disk when it returns.
 
-    A thread may be in the file twice, if the process ended before it was deleted.
+    Several processes may append to one file. A thread may be in it twice, if it was not deleted
+    then: because the process ended, or because somebody went on with it.
 
     Args:
         path: The file. It is made if it is not there; a last line that was not finished is removed.
@@ -39,22 +46,30 @@ class JsonLines:
     def __init__(self, path: str | os.PathLike[str], serde: SerializerProtocol) -> None:
         self._path = path
         self._serde = serde
-        _remove_unfinished_line(path)
 
     def __call__(self, thread: Thread, checkpoints: Iterator[CheckpointTuple]) -> None:
-        said = {
-            "thread": dataclasses.asdict(thread),
-            "checkpoints": [self._checkpoint(found) for found in checkpoints],
-        }
-        line = json.dumps(said, default=_plain).encode() + b"\n"
-        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            written = 0
-            while written < len(line):
-                written += os.write(file, line[written:])
-            os.fsync(file)
-        finally:
-            os.close(file)
+        with open(self._path, "a+b", buffering=0) as file:
+            _lock(file)
+            end = _end_of_lines(file)
+            file.truncate(end)
+            try:
+                for part in self._line(thread, checkpoints):
+                    _write(file, part)
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(end)
+                raise
+        if end == 0:
+            _sync_name(self._path)
+
+    def _line(self, thread: Thread, checkpoints: Iterator[CheckpointTuple]) -> Iterator[bytes]:
+        """Return a line in parts: a whole thread may be more than fits into memory."""
+        said = json.dumps(dataclasses.asdict(thread), default=_plain)
+        yield f'{{"thread": {said}, "checkpoints": ['.encode()
+        for number, found in enumerate(checkpoints):
+            part = json.dumps(self._checkpoint(found))
+            yield (f", {part}" if number else part).encode()
+        yield b"]}\n"
 
     def _checkpoint(self, found: CheckpointTuple) -> dict[str, Any]:
         return {
@@ -73,20 +88,38 @@ class JsonLines:
         return [kind, base64.b64encode(encoded).decode()]
 
 
-def _remove_unfinished_line(path: str | os.PathLike[str]) -> None:
-    if not os.path.exists(path):
-        return
-    with open(path, "r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            at = file.read(end - start).rfind(b"\n")
-            if at >= 0:
-                file.truncate(start + at + 1)
-                return
-            end = start
-        file.truncate(0)
+def _lock(file: FileIO) -> None:
+    """Keep other processes out of a file until it is closed, where the system can do that."""
+    if sys.platform != "win32":
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _end_of_lines(file: FileIO) -> int:
+    """Return where the last line ends that was finished."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65536)
+        file.seek(start)
+        at = file.read(end - start).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+        end = start
+    return 0
+
+
+def _write(file: FileIO, content: bytes) -> None:
+    while content:
+        content = content[file.write(content) :]
+
+
+def _sync_name(path: str | os.PathLike[str]) -> None:
+    """Put on the disk that there is a file of this name, where the system can do that."""
+    if sys.platform != "win32":
+        directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def _plain(value: object) -> object:

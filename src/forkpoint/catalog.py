@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import secrets
 import time
@@ -599,7 +600,10 @@ class ThreadCatalog:
             What stops it: by `stop`, or at the end of a `with` or an `async with` block.
         """
         seconds = inputs.duration(interval, "interval") / 1_000_000
-        return Sweeper(lambda: self.sweep(archive=archive), seconds)
+        task = self._task(RetentionPolicy(expired=True), None, False, archive, None)
+        return Sweeper(
+            lambda: self._runner.run(retention.apply, self._context, self._runner, task), seconds
+        )
 
     def _task(
         self, policy: object, filter: object, dry_run: object, archive: Any, on_progress: Any
@@ -608,8 +612,12 @@ class ThreadCatalog:
             raise InvalidInput(f"dry_run must be True or False, not {dry_run!r:.80}")
         for name, given in (("archive", archive), ("on_progress", on_progress)):
             is_path = name == "archive" and isinstance(given, (str, os.PathLike))
-            if given is not None and not is_path and not callable(given):
+            if given is None or is_path:
+                continue
+            if not callable(given):
                 raise InvalidInput(f"{name} cannot be called: {given!r:.80}")
+            if inspect.iscoroutinefunction(given):
+                raise InvalidInput(f"{name} must not be async: it is called on another thread")
         rules, wanted = _rules(policy), self._wanted(filter)
         if isinstance(archive, (str, os.PathLike)):
             archive = None if dry_run else JsonLines(archive, self._saver.serde)

@@ -27,6 +27,7 @@ DEPTH = 100
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _LONGEST = 2**53  # microseconds: 285 years
+_FENCE_DIGITS = 18  # what every database counts to
 
 
 class Address(NamedTuple):
@@ -112,7 +113,7 @@ def count(value: object, what: str, at_least: int) -> int:
         raise InvalidInput(f"{what} must be an integer, not {value!r:.80}")
     if value < at_least:
         raise InvalidInput(f"{what} must be {at_least} or more, not {value}")
-    return value
+    return min(value, _LARGEST)
 
 
 def index(value: object) -> int:
@@ -224,15 +225,22 @@ LEASE = "__forkpoint_lease"
 and keeps it out of metadata, for it begins with two underscores."""
 
 
-def lease(config: Mapping[str, Any]) -> tuple[str, int] | None:
-    """Return the thread's key, as a string, and the fence of the lease that a config shows."""
+class Shown(NamedTuple):
+    """A lease that a run shows: the key of its thread, as a string, and its fence."""
+
+    key: str
+    fence: int
+
+
+def lease(config: Mapping[str, Any]) -> Shown | None:
+    """Return the lease that a config shows, if it shows one."""
     shown = configurable(config).get(LEASE)
     if shown is None:
         return None
     key, _, fence = shown.rpartition(":") if isinstance(shown, str) else ("", "", "")
-    if not key or not (fence.isascii() and fence.isdigit()):
+    if not key or not (fence.isascii() and fence.isdigit()) or len(fence) > _FENCE_DIGITS:
         raise InvalidInput(f"{LEASE} must be what a lease's config has, not {shown!r:.80}")
-    return key, int(fence)
+    return Shown(key, int(fence))
 
 
 def shown_lease(key: object, fence: int) -> str:

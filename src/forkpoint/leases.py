@@ -24,9 +24,9 @@ from langchain_core.runnables import RunnableConfig
 
 from forkpoint import inputs
 from forkpoint.cataloguing import Changes, create, existing_record, time_of
-from forkpoint.errors import ForkpointError, ThreadBusy, ThreadNotFound
+from forkpoint.errors import ForkpointError, StaleLease, ThreadBusy, ThreadNotFound, stale_lease
 from forkpoint.operations import Context
-from forkpoint.runner import Runner
+from forkpoint.runner import Runner, completed
 from forkpoint.storage import LeaseRow, Stale, ThreadRef
 from forkpoint.threads import LeaseHolder
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("forkpoint")
 _PAUSES_SECONDS = (0.01, 0.5)  # between two looks whether a lease is free: at first, and at most
 _RENEWALS = 3  # in the time of a lease
+_SHORTEST_SECONDS = 0.01  # between two renewals
 
 
 class Held(NamedTuple):
@@ -50,23 +51,22 @@ def acquire(
 ) -> Held | LeaseHolder:
     """Return the lease of a thread, which is made if need be, or who has it."""
     while True:
-        if not must_exist:
-            create(context, thread_id, Changes(), may_exist=True)
         with context.storage.writing() as session:
             row = session.record(thread_id)
-            if row is None:  # it was deleted in between
-                if must_exist:
-                    raise ThreadNotFound(f"there is no thread {thread_id!r}")
-                continue
-            try:
-                leased = session.lease(row.thread, holder, ttl, take_over=take_over)
-            except Stale:
-                continue
-            if leased is not None:
-                return Held(row.thread, leased)
-            row = session.record(thread_id)
-            if row is not None and row.lease is not None:
-                return _holder_of(row.lease)
+            if row is not None:
+                try:
+                    leased = session.lease(row.thread, holder, ttl, take_over=take_over)
+                except Stale:
+                    continue  # it was deleted in between
+                if leased is not None:
+                    return Held(row.thread, leased)
+                row = session.record(thread_id)
+                if row is not None and row.lease is not None:
+                    return _holder_of(row.lease)
+                continue  # it has ended in between
+        if must_exist:
+            raise ThreadNotFound(f"there is no thread {thread_id!r}")
+        create(context, thread_id, Changes(), may_exist=True)
 
 
 def renew(context: Context, held: Held, ttl: int) -> bool:
@@ -79,14 +79,6 @@ def release(context: Context, held: Held) -> None:
     """End a lease, if it still holds."""
     with context.storage.writing() as session:
         session.release(held.thread, held.lease.fence)
-
-
-def abandon(context: Context, thread_id: str, holder: str) -> None:
-    """End a lease that nobody will hold, if it was given out."""
-    with context.storage.writing() as session:
-        row = session.record(thread_id)
-        if row is not None and row.lease is not None and row.lease.holder == holder:
-            session.release(row.thread, row.lease.fence)
 
 
 def holder_of(context: Context, thread_id: str) -> LeaseHolder | None:
@@ -135,9 +127,15 @@ class Lease:
 
     @property
     def config(self) -> RunnableConfig:
-        """The config to run the graph with. What is put under it is refused once it is lost."""
+        """The config to run the graph with. What is put under it is refused once it is lost.
+
+        Raises:
+            StaleLease: The block has ended.
+        """
         if self._held is None:
             raise RuntimeError("a lease has a config within its with block only")
+        if self._ended.is_set():
+            raise StaleLease(stale_lease(self.thread_id))
         shown = inputs.shown_lease(self._held.thread.key, self._held.lease.fence)
         return {"configurable": {"thread_id": self.thread_id, inputs.LEASE: shown}}
 
@@ -147,10 +145,15 @@ class Lease:
         return self._is_lost
 
     def __enter__(self) -> Self:
-        for pause in self._pauses():
-            if self._is_acquired(self._runner.run(acquire, *self._asked())):
-                break
-            time.sleep(pause)
+        self._check_new()
+        try:
+            for pause in self._pauses():
+                if self._is_held(self._runner.run(self._acquire), pause):
+                    break
+                time.sleep(pause or 0)
+        except BaseException:
+            self._runner.run(self._release)
+            raise
         return self
 
     def __exit__(
@@ -159,18 +162,18 @@ class Lease:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._runner.run(release, self._context, self._end())
+        self._runner.run(self._release)
 
     async def __aenter__(self) -> Self:
-        for pause in self._pauses():
-            try:
-                outcome = await self._runner.arun(acquire, *self._asked())
-            except asyncio.CancelledError:  # it was done, or not at all
-                await self._runner.arun(abandon, self._context, self.thread_id, self.holder)
-                raise
-            if self._is_acquired(outcome):
-                break
-            await asyncio.sleep(pause)
+        self._check_new()
+        try:
+            for pause in self._pauses():
+                if self._is_held(await self._runner.arun(self._acquire), pause):
+                    break
+                await asyncio.sleep(pause or 0)
+        except BaseException:
+            await completed(self._runner.arun(self._release))
+            raise
         return self
 
     async def __aexit__(
@@ -179,53 +182,62 @@ class Lease:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._runner.arun(release, self._context, self._end())
+        await completed(self._runner.arun(self._release))
 
-    def _asked(self) -> tuple[Context, str, str, int, bool, bool]:
-        if self._held is not None:
-            raise RuntimeError("a lease can be entered once")
+    # Operations. They keep themselves what they did: who called may be cancelled meanwhile.
+
+    def _acquire(self) -> LeaseHolder | None:
+        """Begin the lease, or return who has it."""
         takes_over = self._if_busy == "cancel"
         asked = self._context, self.thread_id, self.holder, self._ttl
-        return *asked, takes_over, self._must_exist
+        outcome = acquire(*asked, takes_over, self._must_exist)
+        if isinstance(outcome, LeaseHolder):
+            return outcome
+        self._held = outcome
+        threading.Thread(target=self._renew, name="forkpoint lease", daemon=True).start()
+        return None
 
-    def _pauses(self) -> Iterator[float]:
-        """Return how long to wait between one attempt and the next, until the time is up."""
-        patience = self._timeout_seconds
+    def _release(self) -> None:
+        """End the lease, if it began."""
+        if self._held is not None:
+            self._ended.set()
+            release(self._context, self._held)
+
+    def _check_new(self) -> None:
+        if self._held is not None:
+            raise RuntimeError("a lease can be entered once")
+
+    def _pauses(self) -> Iterator[float | None]:
+        """Return how long to wait after each attempt to have it, or None after the last one."""
+        patience = 0.0 if self._if_busy == "raise" else self._timeout_seconds
         until = None if patience is None else time.monotonic() + patience
         shortest, longest = _PAUSES_SECONDS
-        while True:
-            left = longest if until is None else until - time.monotonic()
-            # Not in step with others that wait.
-            yield max(0.0, min(shortest * random.uniform(0.5, 1), left))
+        while until is None or (left := until - time.monotonic()) > 0:
+            pause = shortest * random.uniform(0.5, 1)  # not in step with others that wait
+            yield pause if until is None else min(pause, left)
             shortest = min(2 * shortest, longest)
-            if until is not None and time.monotonic() >= until:
-                self._if_busy = "raise"
+        yield None
 
-    def _is_acquired(self, outcome: Held | LeaseHolder) -> bool:
-        if isinstance(outcome, Held):
-            self._held = outcome
-            renewing = threading.Thread(target=self._renew, name="forkpoint lease", daemon=True)
-            renewing.start()
-            return True
-        if self._if_busy == "raise":
+    def _is_held(self, holder: LeaseHolder | None, pause: float | None) -> bool:
+        """Return whether nobody else has it, and raise if that was the last attempt."""
+        if holder is not None and pause is None:
             raise ThreadBusy(
-                f"thread {self.thread_id!r} is busy: {outcome.holder} runs on it since "
-                f"{outcome.since.isoformat(timespec='seconds')}"
+                f"thread {self.thread_id!r} is busy: {holder.holder} runs on it since "
+                f"{holder.since.isoformat(timespec='seconds')}"
             )
-        return False
+        return holder is None
 
     def _renew(self) -> None:
         assert self._held is not None
-        while not self._ended.wait(self._ttl / 1_000_000 / _RENEWALS):
+        pause = max(self._ttl / 1_000_000 / _RENEWALS, _SHORTEST_SECONDS)
+        while not self._ended.wait(pause):
             try:
-                if not self._runner.run(renew, self._context, self._held, self._ttl):
-                    self._is_lost = True
-                    return
+                if self._runner.run(renew, self._context, self._held, self._ttl):
+                    continue
             except ForkpointError as error:
-                # The lease has time left; and if that passes, its fence protects the thread.
-                _LOG.warning("the lease on thread %r is not renewed: %s", self.thread_id, error)
-
-    def _end(self) -> Held:
-        assert self._held is not None
-        self._ended.set()
-        return self._held
+                if not self._ended.is_set():
+                    # It has time left; and if that passes, its fence protects the thread.
+                    _LOG.warning("the lease on %r is not renewed: %s", self.thread_id, error)
+                continue
+            self._is_lost = not self._ended.is_set()
+            return

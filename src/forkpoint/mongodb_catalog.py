@@ -172,14 +172,20 @@ class MongoCatalog:
     def _read(self, stages: list[Document]) -> list[Document]:
         return self._records.aggregate([*stages, _WITH_LEASE])
 
-    def expired(self, limit: int, owner: str | None = None) -> list[ThreadRow]:
+    def expired(
+        self, after: tuple[int, Any] | None, limit: int, owner: str | None = None
+    ) -> list[ThreadRow]:
         now = self.now()
         found: list[Document] = []
+        oldest: list[Document] = [{"$sort": {"updated_at": 1, "_id": 1}}, {"$limit": limit}]
         for ttl in self._records.distinct("ttl", {"ttl": {"$gt": 0}}):
-            over = {"ttl": ttl, "updated_at": {"$lte": now - ttl}, "$nor": [{"$expr": _LEASED}]}
-            oldest = [{"$match": {**over, **_SEEN, **_of(owner)}}, {"$sort": {"updated_at": 1}}]
-            found += self._read([*oldest, {"$limit": limit}])
-        found.sort(key=lambda record: record["updated_at"] + record["ttl"])
+            over: Document = {"ttl": ttl, "updated_at": {"$lte": now - ttl}, **_SEEN, **_of(owner)}
+            if after is not None:
+                since, key = after[0] - ttl, after[1]
+                over["updated_at"]["$gte"] = since
+                over["$or"] = [{"updated_at": {"$gt": since}}, {"_id": {"$gt": key}}]
+            found += self._read([{"$match": over}, *oldest])
+        found.sort(key=lambda record: (record["updated_at"] + record["ttl"], record["_id"]))
         return [_thread_row(record) for record in found[:limit]]
 
     def grown(
@@ -263,7 +269,9 @@ class MongoCatalog:
 
     def release(self, thread: ThreadRef, fence: int) -> None:
         ended = {**_UNLEASED, "fence": fence + 1, "unlisted": True}
-        self._records.update({**record_of(thread), "fence": fence}, {"$set": ended})
+        self._records.update(
+            {**record_of(thread), "deleted_at": None, "fence": fence}, {"$set": ended}
+        )
 
     # What a thread takes
 
@@ -357,4 +365,5 @@ def _thread_row(record: Document) -> ThreadRow:
         record["parent_checkpoint_id"],
         record["checkpoint_count"],
         _lease_row(record) if is_leased else None,
+        record["fence"],
     )

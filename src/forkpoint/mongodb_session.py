@@ -58,6 +58,7 @@ from forkpoint.storage import (
     Stale,
     ThreadRecord,
     ThreadRef,
+    ThreadRow,
     WriteRow,
 )
 
@@ -264,6 +265,8 @@ class MongoSession(MongoCatalog):
 
     def _page(self, query: Query) -> list[Document]:
         wanted: Document = {"kind": "checkpoint", "visible": True}
+        if query.with_hidden:
+            wanted = {"kind": "checkpoint", "content": {"$exists": True}, "doomed": None}
         if query.checkpoint_ns is not None:
             wanted["checkpoint_ns"] = query.checkpoint_ns
         ids: Document = {"$gte": ""}  # any; without it, a partial index is not used
@@ -749,12 +752,10 @@ class MongoSession(MongoCatalog):
         )
         # Not counted again: a checkpoint that the record counts already may be about to arrive.
         left = {"$subtract": ["$checkpoint_count", gone]}
-        now = {"$max": ["$updated_at", NOW]}
-        touched = UpdateOne(
-            record_of(thread),
-            [{"$set": {"updated_at": now, "checkpoint_count": left, "unlisted": True}}],
-        )
-        statements: list[Statement] = [guard, touched]
+        touched: Document = {"checkpoint_count": left, "unlisted": True, "removed_at": NOW}
+        if plan.reopened:
+            touched["updated_at"] = {"$max": ["$updated_at", NOW]}
+        statements: list[Statement] = [guard, UpdateOne(record_of(thread), [{"$set": touched}])]
         hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}}
         statements += _of_places(thread, plan.hidden, {"kind": "checkpoint"}, hide)
         doom = {"$set": {"doomed": True}, "$unset": {"visible": 1, "hidden": 1}}
@@ -783,24 +784,24 @@ class MongoSession(MongoCatalog):
         self._records.delete({**rows, "kind": _ROWS})
         return Counts(checkpoints, writes)
 
-    def bury(self, thread: ThreadRef, updated_at: int | None = None) -> Counts:
+    def bury(self, thread: ThreadRef, seen: ThreadRow | None = None) -> Counts:
+        same = {} if seen is None else {"updated_at": seen.updated_at, "fence": seen.fence}
         try:
-            with self._locked(thread, {}) as guard:
-                if updated_at is not None:
-                    (record,) = self._records.latest(record_of(thread), {"updated_at": 1})
-                    if record["updated_at"] != updated_at:
-                        raise Stale
-                return self._bury(thread, guard)
+            with self._locked(thread, {}, same=same) as guard:
+                return self._bury(thread, guard, seen)
         except Stale:
-            if updated_at is not None:
+            if seen is not None:
                 raise
             return Counts(0, 0)  # somebody else was faster
 
-    def _bury(self, thread: ThreadRef, guard: UpdateOne) -> Counts:
+    def _bury(self, thread: ThreadRef, guard: UpdateOne, seen: ThreadRow | None) -> Counts:
         rows = {"family": thread.family, "thread": thread.key, "kind": _ROWS}
-        ids = [row["checkpoint_id"] for row in self._records.latest(rows, {"checkpoint_id": 1})]
+        found = self._records.latest(rows, {"checkpoint_id": 1, "kind": 1})
+        ids = [row["checkpoint_id"] for row in found]
+        checkpoints = sum(row["kind"] == "checkpoint" for row in found)
         buried: Document = {
             "deleted_at": NOW,
+            "removed_at": NOW,
             "dead_until": {"$max": ["$dead_until", {"$literal": max(ids, default=None)}]},
             "epoch": ObjectId(),
             **dict.fromkeys(("lock", "label", "ttl", "lease_holder")),
@@ -814,12 +815,13 @@ class MongoSession(MongoCatalog):
         done = self._records.bulk(
             [guard, UpdateOne(record_of(thread), [{"$set": buried}, unlisted])]
         )
+        if done.failed is not None and seen is not None:
+            raise Stale
         if done.failed is not None:
             raise StorageBusy("deleting took too long, and others have written since; try again")
-        counts = self._delete_rows(thread, {})
-        # What was on its way when the thread was marked has arrived by now.
-        late = self._delete_rows(thread, {})
-        return Counts(counts.number + late.number, counts.more + late.more)
+        for _ in range(2):  # what was on its way when the thread was marked arrives after the first
+            self._records.delete(rows)
+        return Counts(checkpoints, len(found) - checkpoints)
 
     def buried(self, thread_id: str) -> ThreadRef | None:
         name = name_id(thread_id)
@@ -866,8 +868,8 @@ class MongoSession(MongoCatalog):
             "source": record["thread_id"],
             **(fields_of(described) if described is not None else {}),
         }
-        for listed in ("unlisted", "listed_at", "listed_status"):
-            made.pop(listed, None)
+        for of_source in ("unlisted", "listed_at", "listed_status", "removed_at"):
+            made.pop(of_source, None)
         made["terms"] = terms_of(made)
         self._records.insert(made)
         rows = self._records.latest(
@@ -914,7 +916,12 @@ class MongoSession(MongoCatalog):
 
     @contextmanager
     def _locked(
-        self, thread: ThreadRef, change: Document, *, count: bool = False
+        self,
+        thread: ThreadRef,
+        change: Document,
+        *,
+        same: Document = {},  # noqa: B006 - never changed
+        count: bool = False,
     ) -> Iterator[UpdateOne]:
         """Keep others from writing to a thread, and from removing of it.
 
@@ -923,17 +930,18 @@ class MongoSession(MongoCatalog):
         Args:
             thread: The thread.
             change: What else to change in its record.
+            same: What its record must say, from the beginning to the end.
             count: Whether to count its checkpoints in the end, as is done after one who locked it
                 and did not come to an end.
 
         Raises:
-            Stale: The thread is deleted.
+            Stale: The thread is deleted, or not the same.
         """
         token = ObjectId()
         lock = {"lock": {"by": token, "until": {"$add": ["$$NOW", 1000 * LOCK_SECONDS]}}}
         free = {"$or": [{"lock": None}, {"lock.by": token}]}
         expired = {"lock": {"$ne": None}, "$expr": _EXPIRED}
-        living = {**record_of(thread), "deleted_at": None}
+        living = {**record_of(thread), "deleted_at": None, **same}
         locked = [{"$set": {**lock, **change}}]
         give_up = time.monotonic() + 10 * LOCK_SECONDS
         while not self._records.update({**living, **free}, locked):
@@ -972,6 +980,11 @@ class MongoSession(MongoCatalog):
             time.sleep(_LOCK_PAUSE_SECONDS)
 
     # Collecting
+
+    def uncollected(self) -> list[Any]:
+        long_ago = {"$subtract": [NOW, 1_000_000 * LOCK_SECONDS]}
+        removed = {"removed_at": {"$gt": 0}, "$expr": {"$lt": ["$removed_at", long_ago]}}
+        return self._records.distinct("family", removed)
 
     def begin_collection(self, family: Any) -> ObjectId:
         epoch = ObjectId()
@@ -1043,6 +1056,9 @@ class MongoSession(MongoCatalog):
             return None
         for chunks in dropped:
             self._records.delete(chunks)
+        # But for those of which somebody removes at the moment.
+        done = {"family": family, "kind": "thread", "epoch": collection, "removed_at": {"$gt": 0}}
+        self._records.update_all(done, {"$unset": {"removed_at": ""}})
         return Counts(number, amount)
 
     # Secrets

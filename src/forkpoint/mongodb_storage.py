@@ -93,9 +93,14 @@ _INDEXES = [
         partialFilterExpression={"unlisted": True},
     ),
     IndexModel(
-        [("ttl", ASCENDING), ("updated_at", ASCENDING)],
+        [("ttl", ASCENDING), ("updated_at", ASCENDING), ("_id", ASCENDING)],
         name="forkpoint_expiry",
         partialFilterExpression={"ttl": {"$gt": 0}},
+    ),
+    IndexModel(
+        [("removed_at", ASCENDING)],
+        name="forkpoint_removed",
+        partialFilterExpression={"removed_at": {"$gt": 0}},
     ),
 ]
 

@@ -37,7 +37,7 @@ from forkpoint.errors import (
     ThreadNotFound,
     UnreadableValue,
 )
-from forkpoint.inputs import Address
+from forkpoint.inputs import Address, Shown
 from forkpoint.memory import KnownManifest, Memory
 from forkpoint.owners import ConfinedStorage
 from forkpoint.storage import (
@@ -162,7 +162,7 @@ def put(context: Context, new: NewCheckpoint) -> None:
         status = "idle" if checkpoint_ns == "" else None
         return prepared._replace(row=row, status=status), encoded.chunks
 
-    thread = _write(context, thread_id, prepare)
+    thread = _write(context, thread_id, inputs.lease(new.config), prepare)
     context.memory.add_manifest(
         thread, (checkpoint_ns, checkpoint_id), manifest, new.checkpoint.get("channel_versions", {})
     )
@@ -229,7 +229,7 @@ def put_writes(context: Context, new: NewWrites) -> None:
         return prepared._replace(writes=rows, status=status), chunks
 
     if rows:
-        _write(context, new.thread_id, prepare)
+        _write(context, new.thread_id, inputs.lease(new.config), prepare)
 
 
 def _prepared(
@@ -241,28 +241,22 @@ def _prepared(
 ) -> Put:
     """Return a `Put` at the place of a row, with those chunks that the store may lack."""
     unknown = context.memory.unknown(thread, chunks)
-    thread_id = inputs.address(config).thread_id
+    lease = inputs.lease(config)
     return Put(
-        thread_id,
+        inputs.address(config).thread_id,
         thread,
         "{}" if thread else inputs.thread_metadata(config),
         inputs.ancestry(config),
         row.checkpoint_ns,
         row.checkpoint_id,
         {digest: context.codec.protect_chunk(chunk) for digest, chunk in unknown.items()},
-        fence=_fence(thread_id, thread, config),
+        fence=None if lease is None else lease.fence,
     )
 
 
-def _fence(thread_id: str, thread: ThreadRef | None, config: RunnableConfig) -> int | None:
-    """Return the fence of the lease that a run shows, which must be one of this thread."""
-    lease = inputs.lease(config)
-    if lease is None:
-        return None
-    key, fence = lease
-    if thread is None or str(thread.key) != key:
-        raise _deleted(thread_id)
-    return fence
+def _is_of(lease: Shown | None, thread: ThreadRef | None) -> bool:
+    """Return whether the lease that a run shows, if it shows one, is one of this thread."""
+    return lease is None or (thread is not None and str(thread.key) == lease.key)
 
 
 def _deleted(thread_id: str) -> ThreadDeleted:
@@ -283,6 +277,7 @@ def _status(writes: Sequence[tuple[str, Any]]) -> str | None:
 def _write(
     context: Context,
     thread_id: str,
+    lease: Shown | None,
     prepare: Callable[[ThreadRef | None], tuple[Put, Chunks]],
 ) -> ThreadRef:
     """Prepare a write for the thread as it is known, and again if it turns out to have changed."""
@@ -290,9 +285,11 @@ def _write(
     is_refused = False
     for attempt in range(_ATTEMPTS):
         thread = memory.threads.get(thread_id)
-        if thread is None:
+        if thread is None or not _is_of(lease, thread):
             with context.storage.reading() as session:
                 thread = session.thread(thread_id)
+            if not _is_of(lease, thread):
+                raise _deleted(thread_id)
         try:
             prepared, chunks = prepare(thread)
             written = context.storage.put(prepared)
@@ -303,7 +300,7 @@ def _write(
         if written is None:
             memory.threads.pop(thread_id)
             if prepared.row is None:
-                was_announced = memory.announced.await_put(thread_id)
+                was_announced = memory.announced.await_put(thread_id, is_refused)
                 if was_announced or not is_refused:
                     is_refused = True
                     continue  # the thread may have been made again by now

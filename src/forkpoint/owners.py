@@ -124,8 +124,8 @@ class _ConfinedSession:
             return selection  # all terms are of the owner's threads
         return selection._replace(terms=[*selection.terms, *wanted_terms(self._owner)])
 
-    def expired(self, limit: int) -> list[ThreadRow]:
-        return self._session.expired(limit, self._owner)
+    def expired(self, after: tuple[int, Any] | None, limit: int) -> list[ThreadRow]:
+        return self._session.expired(after, limit, self._owner)
 
     def grown(self, more_than: int, after: Any, limit: int) -> list[ThreadRow]:
         return self._session.grown(more_than, after, limit, self._owner)

@@ -9,6 +9,7 @@ thread is deleted by one.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from forkpoint import operations, removing
 from forkpoint.archive import Archive
 from forkpoint.cataloguing import Search, select, thread_of
 from forkpoint.collect import collect, uncollected
-from forkpoint.errors import ForkpointError, ThreadBusy, ThreadNotFound
+from forkpoint.errors import ThreadBusy, ThreadNotFound
 from forkpoint.leases import Lease
 from forkpoint.operations import Context
 from forkpoint.runner import Runner
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("forkpoint")
 _BATCH = 100
+_AT_ONCE = 20  # threads that are deleted in one transaction
 _LEASE = 10_000_000  # microseconds; it is renewed
 
 Action = Literal["delete", "trim"]
@@ -66,7 +68,8 @@ class RetentionResult:
     Attributes:
         deleted: The ids of threads that were deleted.
         trimmed: The ids of threads of which old checkpoints were removed.
-        busy: The ids of threads that were left alone because a run has their lease.
+        busy: The ids of threads that were left alone because a run has their lease, or because
+            another process is archiving them.
         failed: The ids of threads that were left alone because archiving them failed, and why.
         dry_run: Whether nothing was touched.
     """
@@ -123,19 +126,25 @@ class Task(NamedTuple):
 
 def apply(context: Context, runner: Runner, task: Task) -> RetentionResult:
     """Delete and trim the threads that a policy does not keep."""
+    if not task.dry_run:
+        _collect_after_others(context)
     done = _Done(task.dry_run)
     seen: set[Any] = set()
     for batch in _candidates(context, task):
-        for row in batch:
-            if row.thread.key in seen:
-                continue
-            seen.add(row.thread.key)
-            _handle(context, runner, task, row, done)
+        _handle(context, runner, task, [row for row in batch if row.thread.key not in seen], done)
+        seen.update(row.thread.key for row in batch)
         if task.on_progress is not None:
             task.on_progress(done.result())
     if not task.dry_run:
         context.storage.tidy()
     return done.result()
+
+
+def _collect_after_others(context: Context) -> None:
+    """Finish the removals of processes that ended in the middle."""
+    with context.storage.writing() as session:
+        for family in session.uncollected():
+            collect(session, family)
 
 
 class _Done:
@@ -171,7 +180,7 @@ def _candidates(context: Context, task: Task) -> Iterator[list[ThreadRow]]:
         active = _earlier(wanted.updated, now - rules.max_idle)
         yield from _found(context, wanted._replace(updated=active), "updated_at")
     if rules.expired:
-        yield from _expired(context, task.dry_run)
+        yield from _expired(context)
     if rules.max_checkpoints is not None:
         after: Any = None
         while True:
@@ -192,18 +201,16 @@ def _found(context: Context, wanted: Wanted, sort_by: str) -> Iterator[list[Thre
             return
 
 
-def _expired(context: Context, dry_run: bool) -> Iterator[list[ThreadRow]]:
-    """Return batches of those whose time is up: what stays is in the way of no other batch."""
-    number, known = _BATCH, 0
+def _expired(context: Context) -> Iterator[list[ThreadRow]]:
+    after: tuple[int, Any] | None = None
     while True:
         with context.storage.reading() as session:
-            rows = session.expired(number)
+            rows = session.expired(after, _BATCH)
         yield rows
-        if len(rows) < number:
+        if len(rows) < _BATCH:
             return
-        # Those that were kept, or only looked at, are found again before the others.
-        number = number + _BATCH if dry_run or len(rows) == known else number
-        known = len(rows)
+        last = rows[-1]
+        after = last.updated_at + (last.described.ttl or 0), last.thread.key
 
 
 def _earlier(bounds: tuple[int | None, int | None], than: int) -> tuple[int | None, int | None]:
@@ -216,74 +223,105 @@ def _now(context: Context) -> int:
         return session.now()
 
 
-def _handle(context: Context, runner: Runner, task: Task, row: ThreadRow, done: _Done) -> None:
-    """Do with a thread what the rules say, unless somebody runs on it."""
-    action = task.rules.action(row, _now(context))
-    if action is None or not matches(row, task.wanted):
-        return
-    if row.status == "busy":
-        done.busy.append(row.thread_id)
-    elif action == "trim":
-        if _trim(context, task, row):
-            done.trimmed.append(row.thread_id)
-    elif task.dry_run:
-        done.deleted.append(row.thread_id)
-    elif task.archive is None:
-        if delete(context, row):
+def _handle(
+    context: Context, runner: Runner, task: Task, batch: list[ThreadRow], done: _Done
+) -> None:
+    """Do with threads what the rules say, unless somebody runs on them."""
+    now = _now(context)
+    going: list[ThreadRow] = []
+    for row in batch:
+        action = task.rules.action(row, now)
+        if action is None or not _is_wanted(row, task.wanted):
+            continue
+        if row.lease is not None:
+            done.busy.append(row.thread_id)
+        elif action == "trim":
+            _trim(context, task, row, done)
+        elif task.dry_run:
             done.deleted.append(row.thread_id)
-    else:
-        _archive(context, runner, task, row, done)
+        elif task.archive is not None:
+            _archive(context, runner, task.archive, row, done)
+        else:
+            going.append(row)
+    for start in range(0, len(going), _AT_ONCE):
+        _delete(context, going[start : start + _AT_ONCE], done)
 
 
-def _trim(context: Context, task: Task, row: ThreadRow) -> bool:
-    """Trim a thread, and return whether it is too long."""
+def _is_wanted(row: ThreadRow, wanted: Wanted) -> bool:
+    """Return whether a thread is one that is wanted, by its times, too."""
+    return (
+        matches(row, wanted)
+        and _is_within(row.created_at, wanted.created)
+        and _is_within(row.updated_at, wanted.updated)
+    )
+
+
+def _is_within(time: int, bounds: tuple[int | None, int | None]) -> bool:
+    low, high = bounds
+    return (low is None or time >= low) and (high is None or time < high)
+
+
+def _trim(context: Context, task: Task, row: ThreadRow, done: _Done) -> None:
+    """Trim a thread, if it is too long: all its namespaces together may be."""
     keep = task.rules.max_checkpoints
     assert keep is not None
     try:
-        is_longer = removing.is_longer(context, row.thread_id, keep)
-        if is_longer and not task.dry_run:
+        if not removing.is_longer(context, row.thread_id, keep):
+            return
+        if not task.dry_run:
             removing.trim(context, row.thread_id, keep)
     except ThreadNotFound:
-        return False  # somebody else deleted it
-    return is_longer
+        return  # somebody else deleted it
+    done.trimmed.append(row.thread_id)
 
 
-def delete(context: Context, row: ThreadRow) -> bool:
-    """Delete a thread, if nothing happened to it since it was looked at."""
-    missing = None
-    try:
-        with context.storage.writing() as session:
-            now = session.record(row.thread_id)
-            if now is None or now.thread.key != row.thread.key or now.updated_at != row.updated_at:
-                return False
-            if now.lease is not None and row.lease is None:
-                return False  # a run has begun
-            session.bury(row.thread, row.updated_at)
-            missing = collect(session, row.thread.family).missing
-    except Stale:
-        return False
-    context.memory.threads.pop(row.thread_id)
+def _delete(context: Context, rows: Sequence[ThreadRow], done: _Done) -> None:
+    """Delete threads, but those to which something happened since they were looked at.
+
+    The chunks of a family are collected once, for all of its threads that go.
+    """
+    families: dict[Any, list[ThreadRow]] = {}
+    for row in rows:
+        families.setdefault(row.thread.family, []).append(row)
+    deleted: list[str] = []
+    busy: list[str] = []
+    missing: str | None = None
+    with context.storage.writing() as session:
+        for family, threads in families.items():
+            for row in threads:
+                try:
+                    session.bury(row.thread, row)
+                    deleted.append(row.thread_id)
+                except Stale:
+                    now = session.record(row.thread_id)
+                    busy += [row.thread_id] if now is not None and now.lease is not None else []
+            missing = collect(session, family).missing or missing
+    for thread_id in deleted:
+        context.memory.threads.pop(thread_id)
+    done.deleted += deleted
+    done.busy += busy
     if missing is not None:
-        raise uncollected(missing, f"thread {row.thread_id!r}")
-    return True
+        raise uncollected(missing, "what was to go")
 
 
-def _archive(context: Context, runner: Runner, task: Task, row: ThreadRow, done: _Done) -> None:
+def _archive(
+    context: Context, runner: Runner, archive: Archive, row: ThreadRow, done: _Done
+) -> None:
     """Archive a thread and delete it, while nobody else runs on it, or does the same."""
-    assert task.archive is not None
     try:
         with Lease(context, runner, row.thread_id, "raise", _LEASE, None, must_exist=True):
             with context.storage.reading() as session:
                 now = session.record(row.thread_id)
-            if now is None or now.updated_at != row.updated_at:
+            if now is None or (now.thread.key, now.updated_at) != (row.thread.key, row.updated_at):
                 return
             try:
-                task.archive(thread_of(row), _history(context, row.thread_id))
+                outcome = archive(thread_of(row), _history(context, row.thread_id))
+                if inspect.isawaitable(outcome):
+                    raise TypeError("the archive callback must not be async: nobody awaits it")
             except Exception as error:  # noqa: BLE001 - it is reported, and the thread stays
                 done.failed[row.thread_id] = error
                 return
-            if delete(context, now):
-                done.deleted.append(row.thread_id)
+            _delete(context, [now], done)
     except ThreadBusy:
         done.busy.append(row.thread_id)
     except ThreadNotFound:
@@ -291,7 +329,9 @@ def _archive(context: Context, runner: Runner, task: Task, row: ThreadRow, done:
 
 
 def _history(context: Context, thread_id: str) -> Iterator[CheckpointTuple]:
-    following: Query | None = Query(thread_id, None, None, None, None, None, operations.PAGE_ROWS)
+    everything = Query(thread_id, None, None, None, None, None, operations.PAGE_ROWS)
+    # With those that are hidden: the state of others is rebuilt from them.
+    following: Query | None = everything._replace(must_exist=True, with_hidden=True)
     while following is not None:
         page, following = operations.page(context, following)
         yield from page
@@ -312,7 +352,7 @@ class Sweeper:
         self._interval_seconds = interval_seconds
         self._stopped = threading.Event()
         self.last_result: RetentionResult | None = None
-        self.last_error: ForkpointError | None = None
+        self.last_error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="forkpoint sweeper", daemon=True)
         self._thread.start()
 
@@ -341,13 +381,14 @@ class Sweeper:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await asyncio.to_thread(self.stop)
+        self._stopped.set()
+        await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
         while True:
             try:
                 self.last_result, self.last_error = self._sweep(), None
-            except ForkpointError as error:
+            except Exception as error:  # noqa: BLE001 - the next one may work
                 self.last_error = error
                 _LOG.warning("a sweep failed, and the next one will try again: %s", error)
             if self._stopped.wait(self._interval_seconds):

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
@@ -30,6 +30,22 @@ class Runner(Protocol):
         the `CancelledError` leaves this method.
         """
         ...
+
+
+async def completed(running: Awaitable[_T]) -> _T:
+    """Return what something returns. If the call is cancelled, it is waited for nevertheless."""
+    task = asyncio.ensure_future(running)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                continue  # it is on its way out already
+        if not task.cancelled():
+            task.exception()  # seen: the caller is not there any more to be told
+        raise
 
 
 class WorkerRunner:
@@ -148,8 +164,11 @@ class AiosqliteRunner:
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
         self._caller: ThreadPoolExecutor | None = None
+        self._thread: int | None = None
 
     def run(self, operation: Callable[..., _T], *args: Any) -> _T:
+        if threading.get_ident() == self._thread:
+            return operation(*args)  # from a callback of an operation that is running there
         # In a loop of its own, on another thread: the caller's thread may be running one.
         if self._caller is None:
             self._caller = ThreadPoolExecutor(1, thread_name_prefix="forkpoint")
@@ -158,15 +177,11 @@ class AiosqliteRunner:
     async def arun(self, operation: Callable[..., _T], *args: Any) -> _T:
         # aiosqlite has no public way to run a function on its thread.
         execute: Any = self._connection._execute
-        running: asyncio.Future[_T] = asyncio.ensure_future(execute(operation, *args))
+        return await completed(execute(self._call, operation, args))
+
+    def _call(self, operation: Callable[..., _T], args: tuple[Any, ...]) -> _T:
+        self._thread = threading.get_ident()
         try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            while not running.done():
-                try:
-                    await asyncio.wait([running])
-                except asyncio.CancelledError:
-                    continue  # it is on its way out already
-            if not running.cancelled():
-                running.exception()  # seen: the caller is not there any more to be told
-            raise
+            return operation(*args)
+        finally:
+            self._thread = None

@@ -137,14 +137,16 @@ class SqliteCatalog(Statements):
                 found[one.thread_id] = one
         return found
 
-    def expired(self, limit: int, owner: str | None = None) -> list[ThreadRow]:
+    def expired(
+        self, after: tuple[int, Any] | None, limit: int, owner: str | None = None
+    ) -> list[ThreadRow]:
         now = time_now()
         rows = self.all(
             f"{_RECORD} AND t.ttl IS NOT NULL AND t.updated_at + t.ttl <= ?"
-            " AND (t.lease_until IS NULL OR t.lease_until <= ?) AND (? IS NULL OR t.owner = ?)"
-            " ORDER BY t.updated_at + t.ttl LIMIT ?",
+            " AND (t.updated_at + t.ttl, t.key) > (?, ?) AND (? IS NULL OR t.owner = ?)"
+            " ORDER BY t.updated_at + t.ttl, t.key LIMIT ?",
             now,
-            now,
+            *(after or (0, 0)),
             owner,
             owner,
             limit,
@@ -383,6 +385,7 @@ def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:
         source_checkpoint_id=row[13],
         checkpoint_count=row[14],
         lease=lease,
+        fence=fence,
     )
 
 

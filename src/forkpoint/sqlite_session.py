@@ -27,6 +27,7 @@ from forkpoint.storage import (
     Stale,
     ThreadRecord,
     ThreadRef,
+    ThreadRow,
     WriteRow,
 )
 
@@ -129,7 +130,7 @@ class SqliteSession(SqliteCatalog):
         return Found(thread_id, thread, found, [WriteRow(*write) for write in writes])
 
     def page(self, query: Query) -> list[Found]:
-        conditions: dict[str, Sequence[Any]] = {"NOT c.hidden": ()}
+        conditions: dict[str, Sequence[Any]] = {"1" if query.with_hidden else "NOT c.hidden": ()}
         if query.thread_id is not None:
             thread = self.thread(query.thread_id)
             if thread is None:
@@ -530,11 +531,12 @@ class SqliteSession(SqliteCatalog):
             ((thread.key, *one) for one in reopened),
         )
         self._count_checkpoints(thread.key)
-        self.run(
-            "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
-            time_now(),
-            thread.key,
-        )
+        if reopened:
+            self.run(
+                "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
+                time_now(),
+                thread.key,
+            )
         if removed or hidden or reopened:
             self.run(_UPDATE_STATUS, *[thread.key] * 3)
         return Counts(
@@ -551,9 +553,14 @@ class SqliteSession(SqliteCatalog):
         assert counts is not None
         return counts[0], counts[1]
 
-    def bury(self, thread: ThreadRef, updated_at: int | None = None) -> Counts:
-        since = self.one("SELECT updated_at FROM forkpoint_threads WHERE key = ?", thread.key)
-        if updated_at is not None and since != (updated_at,):
+    def bury(self, thread: ThreadRef, seen: ThreadRow | None = None) -> Counts:
+        if seen is not None and not self.one(
+            "SELECT 1 FROM forkpoint_threads"
+            " WHERE key = ? AND updated_at = ? AND fence = ? AND deleted_at IS NULL",
+            thread.key,
+            seen.updated_at,
+            seen.fence,
+        ):
             raise Stale
         self._unlist(thread.key)
         dead_until = self.one(
@@ -584,6 +591,9 @@ class SqliteSession(SqliteCatalog):
         return None  # all was done as one transaction
 
     # Collecting
+
+    def uncollected(self) -> list[Any]:
+        return []
 
     def begin_collection(self, family: Any) -> None:
         self.run("UPDATE forkpoint_threads SET epoch = epoch + 1 WHERE family = ?", family)

@@ -58,7 +58,8 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
   that every collection and removal replaces; ``status_for`` is the checkpoint that the status is
   that of; ``unlisted`` is true while the search index does not know it as it is; ``source`` is the
   id of the thread that it was made from; ``lock`` (``by``, ``until``) keeps writers out during a
-  removal or a copy; ``building`` marks a copy that is not finished. Its name is a document of its
+  removal or a copy; ``building`` marks a copy that is not finished; ``removed_at`` is when
+  something of it was removed, until its chunks were collected. Its name is a document of its
   own: ``_id`` and ``family`` are ``name:`` and the thread id, ``key`` and ``home`` the key and the
   family of the thread that the id means, or meant last.
 - A checkpoint or a write: ``kind`` is ``checkpoint`` or ``write``; ``_id`` is the 12 bytes of the
@@ -179,6 +180,7 @@ class Query(NamedTuple):
     """Whether it is an error if there is no such thread."""
     owner: str | None = None
     """Whose threads alone are listed; None for all."""
+    with_hidden: bool = False
 
 
 class Put(NamedTuple):
@@ -247,6 +249,7 @@ class ThreadRow(NamedTuple):
     source_checkpoint_id: str | None
     checkpoint_count: int
     lease: LeaseRow | None
+    fence: int = 0
 
 
 class Selection(NamedTuple):
@@ -425,8 +428,13 @@ class Session(Protocol):
     def count(self, selection: Selection) -> int:
         """Return how many threads there are to be selected."""
 
-    def expired(self, limit: int, owner: str | None = None) -> list[ThreadRow]:
-        """Return threads whose time is up and that nobody has a lease of, a few at a time."""
+    def expired(
+        self, after: tuple[int, Any] | None, limit: int, owner: str | None = None
+    ) -> list[ThreadRow]:
+        """Return threads whose time is up, in the order of when it was, and of their keys.
+
+        `after` is the place of the last one of the batch before: when its time was up, and its key.
+        """
 
     def grown(
         self, more_than: int, after: Any, limit: int, owner: str | None = None
@@ -484,16 +492,17 @@ class Session(Protocol):
         """Remove checkpoints with their writes, hide others, and reopen others, as is chosen.
 
         Nobody writes to the thread in between. Nothing is done if the thread is deleted by now.
+        Only reopening counts as activity.
         Returns how many checkpoints and writes were removed.
         """
 
-    def bury(self, thread: ThreadRef, updated_at: int | None = None) -> Counts:
+    def bury(self, thread: ThreadRef, seen: ThreadRow | None = None) -> Counts:
         """Remove all checkpoints and writes of a thread, and mark it as deleted.
 
         Returns how many checkpoints and writes were removed.
 
         Raises:
-            Stale: The thread was updated at another time than `updated_at`. Nothing was done.
+            Stale: The thread was updated, leased or deleted since it was seen. Nothing was done.
         """
 
     def buried(self, thread_id: str) -> ThreadRef | None:
@@ -503,6 +512,12 @@ class Session(Protocol):
         """
 
     # Collecting
+
+    def uncollected(self) -> list[Any]:
+        """Return the families in which somebody has removed, and did not collect for a while.
+
+        There are none where there are transactions.
+        """
 
     def begin_collection(self, family: Any) -> Any:
         """Tell the writers of a family that chunks may go, and return what names this collection.
