@@ -174,3 +174,25 @@ async def test_what_is_made_of_a_thread_waits_as_it_does_and_is_answered_alone(
     await call(graph, api.world, Command(resume="an answer"), {}, thread("made"))
     assert (await known(api, store, "made")).status == "idle"
     assert await known(api, store) == source
+
+
+async def test_a_lease_that_is_renewed_after_its_time_is_searched_as_held(
+    api: Api, store: Store
+) -> None:
+    """Nobody has taken it over, so it is still the same."""
+    catalog = ThreadCatalog(api.saver)
+    catalog.create("thread")
+    busy = ThreadFilter(status="busy")
+    storage: Any = api.saver._context.storage
+    with storage.writing() as session:
+        held = session.record("thread").thread
+        lease = session.lease(held, "holder", 1, take_over=False)
+    while catalog.is_busy("thread"):
+        pass
+    put(api.saver, {"n": 1})
+    assert catalog.count(busy) == 0
+    with storage.writing() as session:
+        is_held = session.renew(held, lease.fence, 60_000_000)
+    assert catalog.is_busy("thread") == is_held
+    assert catalog.count(busy) == is_held
+    assert store.problems(api.saver) == []
