@@ -12,17 +12,19 @@ import os
 import sqlite3
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pymongo
+from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
 
 from commands import Started, untargeted
 from forkpoint import SqliteSaver
 from forkpoint.filters import packed, thread_terms, unpacked
+from forkpoint.mongodb_catalog import new_record
 from forkpoint.saver import ForkpointSaver
 from servers import wait_until
 
@@ -46,6 +48,19 @@ class Thread(NamedTuple):
     created_at: int
     updated_at: int
     is_settled: bool = True
+
+
+class Known(NamedTuple):
+    """A thread, as it is when a graph has run on it and the catalog knows what it is about."""
+
+    thread_id: str
+    owner: str | None
+    tags: list[str]
+    metadata: dict[str, Any]
+    status: str
+    created_at: int
+    updated_at: int
+    label: str | None = None
 
 
 class Row(NamedTuple):
@@ -112,6 +127,10 @@ class Store(ABC):
     @abstractmethod
     def give_back(self, kind: str, taken: Any) -> None:
         """Add a row that was taken."""
+
+    @abstractmethod
+    def add_threads(self, threads: Sequence[Known]) -> None:
+        """Store the records of many threads, as searches find them before they are listed."""
 
     @abstractmethod
     def mislist(self, thread_id: str) -> None:
@@ -268,6 +287,20 @@ class SqliteStore(Store):
         with self.connection() as connection:
             marks = ", ".join("?" * len(taken))
             connection.execute(f"INSERT INTO forkpoint_{kind} VALUES ({marks})", taken)
+
+    def add_threads(self, threads: Sequence[Known]) -> None:
+        with self.connection() as connection:
+            connection.execute("BEGIN")
+            connection.executemany(
+                "INSERT INTO forkpoint_threads (thread_id, family, owner, tags, metadata, status,"
+                " created_at, updated_at, label) VALUES (?, 0, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    one._replace(tags=json.dumps(one.tags), metadata=json.dumps(one.metadata))
+                    for one in threads
+                ],
+            )
+            connection.execute("UPDATE forkpoint_threads SET family = key WHERE family = 0")
+            connection.execute("COMMIT")
 
     def mislist(self, thread_id: str) -> None:
         with self.connection() as connection:
@@ -453,6 +486,18 @@ class MongoStore(Store):
 
     def give_back(self, kind: str, taken: Any) -> None:
         self.collection.insert_one(taken)
+
+    def add_threads(self, threads: Sequence[Known]) -> None:
+        documents = []
+        for one in threads:
+            key = ObjectId()
+            name = f"name:{one.thread_id}"
+            said = {**one._asdict(), "metadata": json.dumps(one.metadata), "provisional": False}
+            documents += [
+                {"_id": key, "family": key, **new_record(epoch=ObjectId(), **said)},
+                {"_id": name, "family": name, "key": key, "home": key},
+            ]
+        self.collection.insert_many(documents, ordered=False)
 
     def mislist(self, thread_id: str) -> None:
         named = {"kind": "thread", "thread_id": thread_id}

@@ -419,7 +419,8 @@ class ThreadCatalog:
     def _search(
         self, filter: object, sort_by: object, descending: object, limit: object, cursor: object
     ) -> Search:
-        if sort_by not in SORT_KEYS:
+        key = next((key for key in SORT_KEYS if sort_by == key), None)
+        if key is None:
             raise InvalidInput(f"sort_by must be one of {list(SORT_KEYS)}, not {sort_by!r:.80}")
         if not isinstance(descending, bool):
             raise InvalidInput(f"descending must be True or False, not {descending!r:.80}")
@@ -427,7 +428,7 @@ class ThreadCatalog:
         if cursor is not None and not isinstance(cursor, str):
             raise InvalidInput(f"cursor must be a string, not {cursor!r:.80}")
         wanted = self._wanted(filter)
-        return Search(wanted, str(sort_by), descending, min(number, _LARGEST_PAGE), cursor)
+        return Search(wanted, key, descending, min(number, _LARGEST_PAGE), cursor)
 
     def _wanted(self, filter: object) -> Wanted:
         wanted = _checked(filter)
@@ -659,10 +660,10 @@ def _clone(
 def _changes(label: object, tags: object, metadata: object, ttl: object) -> Changes:
     cleared = {name for name, value in (("label", label), ("ttl", ttl)) if value is None}
     return Changes(
-        None if label in (None, UNCHANGED) else inputs.identifier(label, "label"),
+        None if label is None or label is UNCHANGED else inputs.identifier(label, "label"),
         None if tags is UNCHANGED else inputs.tags(tags, "tags"),
         inputs.described_metadata(metadata),
-        None if ttl in (None, UNCHANGED) else inputs.duration(ttl, "ttl"),
+        None if ttl is None or ttl is UNCHANGED else inputs.duration(ttl, "ttl"),
         frozenset(cleared),
     )
 

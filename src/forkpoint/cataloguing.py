@@ -7,6 +7,8 @@ Each function that takes a `Context` first is one operation in one piece; see
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
@@ -79,35 +81,41 @@ def get(context: Context, thread_id: str) -> Thread | None:
 def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) -> Thread:
     """Make a thread, or return the one that there is."""
     described = said.applied(Description())
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
+        _pause(attempt)
         with context.storage.writing() as session:
             row = session.record(thread_id)
             if row is not None and not may_exist:
                 raise taken(thread_id)
             if row is None:
                 if not session.add(thread_id, context.owner, described):
-                    if not may_exist or not _is_ours(session, thread_id):
+                    if not may_exist:
                         raise taken(thread_id)
-                    continue  # somebody made it just now
+                    continue  # somebody made it just now, and may have deleted it by now
                 context.memory.threads.pop(thread_id)
                 row = session.record(thread_id)
         if row is not None:
             return thread_of(row)
+    with context.storage.reading() as session:
+        if session.thread(thread_id) is not None:
+            raise taken(thread_id)  # an owner is about to put its first checkpoint
     raise StorageBusy(f"thread {thread_id!r} is made and deleted again and again")
-
-
-def _is_ours(session: Session, thread_id: str) -> bool:
-    return session.thread(thread_id) is not None
 
 
 def update(context: Context, thread_id: str, changes: Changes) -> Thread:
     """Say something else of a thread."""
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
+        _pause(attempt)
         with context.storage.writing() as session:
             seen = existing_record(session, thread_id)
             if session.describe(seen, changes.applied(seen.described)):
                 return thread_of(existing_record(session, thread_id))
     raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was updated")
+
+
+def _pause(attempt: int) -> None:
+    """Wait for others who do the same to the same thread: not at all at first."""
+    time.sleep(random.uniform(0, 0.002) * attempt)
 
 
 def clone(
@@ -116,7 +124,8 @@ def clone(
     """Make a thread like another, with its checkpoints or without."""
     if source_id == target_id:
         raise ThreadExists(f"thread {target_id!r} cannot be cloned onto itself")
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
+        _pause(attempt)
         try:
             with context.storage.writing() as session:
                 source = existing_record(session, source_id)
@@ -241,14 +250,19 @@ def select(context: Context, asked: Search) -> tuple[list[ThreadRow], str | None
         is_first = selection.after is None
         with context.storage.writing() if is_first else context.storage.reading() as session:
             selected = session.select(selection)
-        found += (row for row in selected.rows if row is not None and matches(row, wanted))
+        last = len(selected.places) - 1
+        for position, (row, place) in enumerate(zip(selected.rows, selected.places, strict=True)):
+            if row is None or not matches(row, wanted):
+                continue
+            found.append(row)
+            if len(found) == limit and not (selected.is_last and position == last):
+                return found, cursor_of(selection, wanted, place, selected.walk)
         if selected.is_last:
             return found, None
-        last = selected.places[-1]
-        if len(found) == limit:
-            return found, cursor_of(selection, wanted, last, selected.walk)
-        rest = limit - len(found)
-        selection = selection._replace(after=last, walk=selected.walk, limit=rest)
+        # Where few of those that are read match, more are read at once.
+        selection = selection._replace(
+            after=selected.places[-1], walk=selected.walk, limit=max(limit, _PAGE_ROWS)
+        )
 
 
 def count(context: Context, wanted: Wanted) -> int:
@@ -281,7 +295,8 @@ class NewRollover(NamedTuple):
 
 def rollover(context: Context, new: NewRollover) -> Thread:
     """Make a thread that begins with a part of another's state."""
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
+        _pause(attempt)
         try:
             with context.storage.writing() as session:
                 source = existing_record(session, new.source_id)

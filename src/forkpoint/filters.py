@@ -53,16 +53,17 @@ def _hash(text: str) -> int:
 
 
 def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, (*path, "." + key))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner, (*path, "[]"))
-    elif isinstance(value, float) and value.is_integer():
-        yield *path, int(value)  # 1.0 equals 1
-    else:
-        yield *path, value
+    waiting = [(value, path)]
+    while waiting:
+        one, at = waiting.pop()
+        if isinstance(one, dict):
+            waiting += ((inner, (*at, "." + key)) for key, inner in one.items())
+        elif isinstance(one, list):
+            waiting += ((inner, (*at, "[]")) for inner in one)
+        elif isinstance(one, float) and one.is_integer():
+            yield *at, int(one)  # 1.0 equals 1
+        else:
+            yield *at, one
 
 
 # What threads are found by: 64 bits for each thing that can be asked for, once for those who look
@@ -134,8 +135,8 @@ def is_told_by_terms(wanted: Any) -> bool:
     """Return whether a value has these terms only if it contains what is wanted.
 
     Not where a list is wanted, for the terms do not tell which of its items they are of, nor where
-    something empty is, which has none.
+    something empty is, which has none, nor where something is that does not equal itself.
     """
     if isinstance(wanted, dict):
         return bool(wanted) and all(is_told_by_terms(inner) for inner in wanted.values())
-    return not isinstance(wanted, list)
+    return not isinstance(wanted, list) and bool(wanted == wanted)

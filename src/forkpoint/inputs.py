@@ -22,6 +22,9 @@ METADATA_BYTES = 4 * 1024 * 1024
 
 DESCRIPTION_BYTES = 64 * 1024
 """How long the metadata of a thread may be as JSON; threads are found by all that they contain."""
+DEPTH = 100
+"""How many levels deep metadata of a thread, and filters on metadata, may be nested."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _LONGEST = 2**53  # microseconds: 285 years
 _FENCE_DIGITS = 18  # what every database counts to
@@ -169,8 +172,26 @@ def described_metadata(value: object) -> dict[str, Any]:
             f"metadata takes {len(encoded)} bytes as JSON, and {DESCRIPTION_BYTES} at most are "
             "kept of a thread"
         )
-    plain: dict[str, Any] = json.loads(encoded)
-    return plain
+    return _shallow(json.loads(encoded, parse_constant=_refuse_constant), "metadata")
+
+
+def _refuse_constant(name: str) -> None:
+    raise InvalidInput(f"metadata contains {name}, which is no JSON value")
+
+
+def _shallow(value: dict[str, Any], what: str) -> dict[str, Any]:
+    """Return a JSON value that is not nested deeper than a comparison can follow."""
+    level: list[Any] = [value]
+    for _ in range(DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, (dict, list))
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    if level:
+        raise InvalidInput(f"{what} is nested more than {DEPTH} levels deep")
+    return value
 
 
 def existing_checkpoint(config: object) -> tuple[str, str, str]:
@@ -262,8 +283,7 @@ def metadata_filter(value: object, what: str = "filter") -> dict[str, Any] | Non
     for key in mapping:
         if not isinstance(key, str):
             raise InvalidInput(f"a key of {what} must be a string, not {key!r:.80}")
-    wanted: dict[str, Any] = json.loads(as_json(mapping, what))
-    return wanted
+    return _shallow(json.loads(as_json(mapping, what)), what)
 
 
 def checkpoint(value: object) -> Mapping[str, Any]:

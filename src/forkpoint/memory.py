@@ -84,16 +84,17 @@ class Announced:
                     del self._numbers[thread_id]
                 self._changed.notify_all()
 
-    def await_put(self, thread_id: str) -> bool:
+    def await_put(self, thread_id: str, again: bool) -> bool:
         """Wait until no checkpoint of a thread is on its way; return whether one was."""
         with self._changed:
             # It may be about to be announced: whoever does so may have begun before.
-            was_announced = self._changed.wait_for(lambda: thread_id in self._numbers, _MOMENT)
+            patience = 0 if again else _MOMENT
+            was_announced = self._changed.wait_for(lambda: thread_id in self._numbers, patience)
             self._changed.wait_for(lambda: thread_id not in self._numbers)
             return was_announced
 
 
-_MOMENT = 0.2  # seconds: long enough for a thread that is about to run
+_MOMENT = 0.1  # seconds: long enough for a thread that is about to run
 
 
 class Memory:

@@ -261,10 +261,11 @@ class MongoCatalog:
 
     def renew(self, thread: ThreadRef, fence: int, ttl: int) -> bool:
         held = {**record_of(thread), "deleted_at": None, "fence": fence}
-        until = {"$max": ["$lease_until", {"$add": [NOW, ttl]}]}
-        return self._records.update(
-            {**held, "lease_until": {"$gt": 0}}, [{"$set": {"lease_until": until}}]
-        )
+        renewed = {
+            "lease_until": {"$max": ["$lease_until", {"$add": [NOW, ttl]}]},
+            "unlisted": {"$cond": [_LEASED, "$unlisted", True]},  # it may be listed as ended
+        }
+        return self._records.update({**held, "lease_until": {"$gt": 0}}, [{"$set": renewed}])
 
     def release(self, thread: ThreadRef, fence: int) -> None:
         ended = {**_UNLEASED, "fence": fence + 1, "unlisted": True}

@@ -300,7 +300,7 @@ def _write(
         if written is None:
             memory.threads.pop(thread_id)
             if prepared.row is None:
-                was_announced = memory.announced.await_put(thread_id)
+                was_announced = memory.announced.await_put(thread_id, is_refused)
                 if was_announced or not is_refused:
                     is_refused = True
                     continue  # the thread may have been made again by now

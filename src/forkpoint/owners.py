@@ -131,7 +131,12 @@ class _ConfinedSession:
         return self._session.grown(more_than, after, limit, self._owner)
 
     def add(self, thread_id: str, owner: str | None, described: Description) -> bool:
-        return self._session.add(thread_id, self._owner, described)
+        if self._session.add(thread_id, self._owner, described):
+            return True
+        thread = self._session.thread(thread_id)
+        if thread is not None and not self._is_ours(thread):
+            raise taken(thread_id)
+        return False
 
 
 def taken(thread_id: str) -> ThreadExists:

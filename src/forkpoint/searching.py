@@ -90,7 +90,8 @@ def going_on(selection: Selection, wanted: Wanted, cursor: str) -> Selection:
         InvalidInput: The cursor is none, or one of another search.
     """
     try:
-        decoded = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        padded = cursor + "=" * (-len(cursor) % 4)
+        decoded = base64.b64decode(padded, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         decoded = b""
     said = decoded[_CHECK_BYTES:]

@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any
 
 from forkpoint.filters import ALL_TERM, packed, thread_terms, unpacked
-from forkpoint.sqlite_schema import LIVING, OF_ALL, UNLISTED
+from forkpoint.sqlite_schema import OF_ALL, UNLISTED
 from forkpoint.sqlite_statements import Statements, batches, marks, time_now
 from forkpoint.storage import (
     Description,
@@ -40,7 +40,8 @@ _RECORD = (
 _LIST = (
     "INSERT OR REPLACE INTO forkpoint_listing (term, status, listed_at, thread_id, born) VALUES "
 )
-_ENOUGH = 1000  # threads with a term, beyond which it does not matter how many there are
+_SAMPLE = 20  # threads by which it is found out how rare a term is
+_FEW = 1000  # threads that are sorted rather than looked for among all in their order
 _LISTED_AT_ONCE = 10_000
 
 
@@ -77,25 +78,55 @@ class SqliteCatalog(Statements):
 
     def count(self, selection: Selection) -> int:
         self._list_anew()
-        counted = _Query(selection._replace(walk=None, after=None))
+        counted = self._query(selection._replace(walk=None, after=None))
         listed = self.one(f"SELECT count(*) FROM ({counted.unordered()})", *counted.values)
         assert listed is not None
         return int(listed[0])
 
     def _places(self, selection: Selection) -> list[tuple[Any, str]]:
-        if len(selection.terms) > 1:
-            selection = selection._replace(terms=sorted(selection.terms, key=self._frequency))
-        query = _Query(selection)
+        query = self._query(selection)
         return self.all(query.ordered(), *query.values)
 
-    def _frequency(self, term: int) -> int:
-        counted = self.one(
-            "SELECT count(*) FROM (SELECT 1 FROM forkpoint_listing WHERE term = ? LIMIT ?)",
-            term,
-            _ENOUGH,
+    def _query(self, selection: Selection) -> _Query:
+        """Return a query that goes through the threads with the rarest of the terms."""
+        terms = [*selection.terms, *selection.any_terms]
+        if selection.ids is not None or (is_by_time(selection) and len(terms) == 1):
+            return _Query(selection)
+        if len(terms) > 1:
+            rarity = {term: self._rarity(selection, term) for term in terms}
+            selection = selection._replace(terms=sorted(selection.terms, key=rarity.__getitem__))
+        first = selection.terms[0]
+        if is_by_time(selection):
+            is_rarer = any(rarity[first] < rarity[term] for term in selection.any_terms)
+            return _Query(selection, first if is_rarer else None)
+        return _Query(selection, first if self._are_few(first) else None)
+
+    def _rarity(self, selection: Selection, term: int) -> tuple[int, int]:
+        """Return what is less for a term that fewer threads have: its page goes further back."""
+        after = selection.after if is_by_time(selection) else None
+        sample = _Query(
+            Selection(
+                selection.owner,
+                None,
+                [term],
+                (),
+                selection.statuses,
+                updated=selection.updated,
+                descending=selection.descending,
+                after=after,
+                walk=selection.walk,
+                limit=_SAMPLE,
+            )
         )
-        assert counted is not None
-        return int(counted[0])
+        found = self.all(sample.ordered(), *sample.values)
+        last = found[-1][0] if found else 0
+        return len(found), last if selection.descending else -last
+
+    def _are_few(self, term: int) -> bool:
+        found = self.all(
+            "SELECT 1 FROM forkpoint_listing WHERE term = ? AND gone IS NULL LIMIT ?", term, _FEW
+        )
+        return len(found) < _FEW
 
     def _records(self, thread_ids: Collection[str]) -> dict[str, ThreadRow]:
         now = time_now()
@@ -358,106 +389,123 @@ def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:
     )
 
 
-class _Query:
-    """The SQL that selects the places and ids of threads, and the values that it binds."""
+def is_by_time(selection: Selection) -> bool:
+    """Return whether threads are asked for in the order that the search index has."""
+    return selection.sort_by == "updated_at" and selection.ids is None
 
-    def __init__(self, selection: Selection) -> None:
+
+class _Query:
+    """The SQL that selects the places and ids of threads, and the values that it binds.
+
+    Args:
+        selection: Which threads.
+        driver: The term whose rows of the index are gone through; None leaves it to the order: all
+            threads, or those of the first term, or of any of several.
+    """
+
+    def __init__(self, selection: Selection, driver: int | None = None) -> None:
         self._selection = selection
+        self._driver = driver
         self._order = "DESC" if selection.descending else "ASC"
         self._beyond = "<" if selection.descending else ">"
         self.values: list[Any] = []
 
     def ordered(self) -> str:
         """Return the SQL for a page in order."""
-        selection = self._selection
-        if selection.sort_by == "updated_at" and selection.ids is None:
-            streams = [f"SELECT * FROM ({stream})" for stream in self._streams(is_page=True)]
-            order = f"ORDER BY place {self._order}, thread_id {self._order} LIMIT ?"
-            self.values.append(selection.limit)
-            return f"SELECT DISTINCT * FROM ({' UNION ALL '.join(streams)}) {order}"
-        return self._scan(is_page=True)
+        if not is_by_time(self._selection):
+            return self._sorted(is_page=True)
+        streams = [f"SELECT * FROM ({stream})" for stream in self._streams(is_page=True)]
+        order = f"ORDER BY place {self._order}, thread_id {self._order} LIMIT ?"
+        self.values.append(self._selection.limit)
+        return f"SELECT DISTINCT * FROM ({' UNION ALL '.join(streams)}) {order}"
 
     def unordered(self) -> str:
         """Return the SQL for all that there are, to be counted."""
-        selection = self._selection
-        if selection.ids is None:
-            return f"SELECT DISTINCT thread_id FROM ({' UNION ALL '.join(self._streams())})"
-        return self._scan()
+        if not is_by_time(self._selection):
+            return self._sorted()
+        return f"SELECT DISTINCT thread_id FROM ({' UNION ALL '.join(self._streams())})"
 
     def _streams(self, *, is_page: bool = False) -> Iterable[str]:
         """Return a query for each range of the search index, sorted by time as the index is."""
         selection = self._selection
-        first, *others = selection.terms
-        drivers = selection.any_terms or (first,)
-        rest = [first, *others] if selection.any_terms else others
+        driver = self._driver
+        if driver is None and not selection.any_terms:
+            driver = selection.terms[0]
+        drivers = selection.any_terms if driver is None else (driver,)
         for term, status in product(drivers, selection.statuses or STATUSES):
-            conditions = ["l.term = ?", "l.status = ?"]
             self.values += [term, status]
-            conditions.append(self._seen("l"))
-            for low, high in [selection.updated]:
-                conditions += self._range("l.listed_at", low, high)
-            if selection.created != (None, None):
-                created = " AND ".join(self._range("t.created_at", *selection.created))
-                conditions.append(
-                    "EXISTS (SELECT 1 FROM forkpoint_threads AS t WHERE t.thread_id = l.thread_id"
-                    f" AND t.deleted_at IS NULL AND {created})"
-                )
-            conditions += [self._has(one, "l") for one in rest]
+            conditions = ["t.term = ?", "t.status = ?", self._seen("t")]
+            conditions += self._range("t.listed_at", *selection.updated)
+            conditions += self._created("t")
+            conditions += self._terms("t", but=term if driver is None else driver)
             order = ""
             if is_page:
-                conditions += self._after("l.listed_at", "l.thread_id")
-                order = f" ORDER BY l.listed_at {self._order}, l.thread_id {self._order} LIMIT ?"
+                conditions += self._after("t.listed_at")
+                order = f" ORDER BY t.listed_at {self._order}, t.thread_id {self._order} LIMIT ?"
                 self.values.append(selection.limit)
             yield (
-                "SELECT l.listed_at AS place, l.thread_id AS thread_id"
-                f" FROM forkpoint_listing AS l WHERE {' AND '.join(conditions)}{order}"
+                "SELECT t.listed_at AS place, t.thread_id AS thread_id"
+                f" FROM forkpoint_listing AS t WHERE {' AND '.join(conditions)}{order}"
             )
 
-    def _scan(self, *, is_page: bool = False) -> str:
-        """Return a query that goes through threads in their order, and looks at each."""
+    def _sorted(self, *, is_page: bool = False) -> str:
+        """Return a query that goes through threads in another order, or sorts some."""
+        if self._selection.sort_by in ("updated_at", "status"):
+            return self._sorted_rows(is_page)
+        return self._sorted_threads(is_page)
+
+    def _sorted_rows(self, is_page: bool) -> str:
+        """Return a query on rows of the index, which stay while a search is read."""
         selection = self._selection
-        if selection.sort_by == "status" and selection.ids is None:
-            table, of = "forkpoint_listing", "t"
-            place = status = "t.status"
-            listed = "t.listed_at"
-            conditions = [f"t.{OF_ALL}", self._seen("t")]
+        if self._driver is not None:
+            table, conditions = "forkpoint_listing AS t", ["t.term = ?"]
+            self.values.append(self._driver)
         else:
-            table, of = "forkpoint_threads", "l"
-            status, listed = "t.listed_status", "t.listed_at"
-            place = {"status": status, "updated_at": listed}.get(
-                selection.sort_by, f"t.{selection.sort_by}"
+            table = "forkpoint_listing AS t INDEXED BY forkpoint_listing_status"
+            conditions = [f"t.{OF_ALL}"]
+        statuses = selection.statuses or STATUSES
+        conditions.append(f"t.status IN ({marks(statuses)})")
+        self.values += statuses
+        conditions.append(self._seen("t"))
+        conditions += self._range("t.listed_at", *selection.updated)
+        conditions += self._created("t")
+        place = "t.status" if selection.sort_by == "status" else "t.listed_at"
+        return self._rest(table, conditions, place, "t", is_page)
+
+    def _sorted_threads(self, is_page: bool) -> str:
+        """Return a query on threads, by what of them never changes."""
+        selection = self._selection
+        table = "forkpoint_threads AS t"
+        if self._driver is not None:
+            table = (
+                "(SELECT thread_id AS id FROM forkpoint_listing WHERE term = ? AND gone IS NULL)"
+                f" CROSS JOIN {table} ON t.thread_id = id"
             )
-            conditions = [LIVING.replace("deleted_at", "t.deleted_at").replace("prov", "t.prov")]
+            self.values.append(self._driver)
+        conditions = ["t.deleted_at IS NULL", "NOT t.provisional"]
+        if selection.statuses:
+            conditions.append(f"t.listed_status IN ({marks(selection.statuses)})")
+            self.values += selection.statuses
+        conditions += self._range("t.listed_at", *selection.updated)
+        conditions += self._range("t.created_at", *selection.created)
+        return self._rest(table, conditions, f"t.{selection.sort_by}", "listed", is_page)
+
+    def _rest(
+        self, table: str, conditions: list[str], place: str, alias: str, is_page: bool
+    ) -> str:
+        selection = self._selection
         if selection.ids is not None:
             conditions.append("t.thread_id IN (SELECT value FROM json_each(?))")
             self.values.append(json.dumps(list(selection.ids)))
-        if selection.statuses:
-            conditions.append(f"{status} IN ({marks(selection.statuses)})")
-            self.values += selection.statuses
-        conditions += self._range(listed, *selection.updated)
-        if selection.created != (None, None):
-            if of == "t":
-                created = " AND ".join(self._range("c.created_at", *selection.created))
-                conditions.append(
-                    "EXISTS (SELECT 1 FROM forkpoint_threads AS c WHERE c.thread_id = t.thread_id"
-                    f" AND c.deleted_at IS NULL AND {created})"
-                )
-            else:
-                conditions += self._range("t.created_at", *selection.created)
-        for term in selection.terms:
-            if term != ALL_TERM:
-                conditions.append(self._has(term, "t", of == "l"))
-        if selection.any_terms:
-            some = [self._has(term, "t", of == "l") for term in selection.any_terms]
-            conditions.append(f"({' OR '.join(some)})")
+        conditions += self._terms(alias, but=self._driver)
         order = ""
         if is_page:
-            conditions += self._after(place, "t.thread_id")
+            conditions += self._after(place)
             by = f"{place} {self._order}, " if place != "t.thread_id" else ""
             order = f" ORDER BY {by}t.thread_id {self._order} LIMIT ?"
             self.values.append(selection.limit)
         return (
-            f"SELECT {place} AS place, t.thread_id AS thread_id FROM {table} AS t"
+            f"SELECT {place} AS place, t.thread_id AS thread_id FROM {table}"
             f" WHERE {' AND '.join(conditions)}{order}"
         )
 
@@ -469,16 +517,33 @@ class _Query:
         self.values += [walk, walk]
         return f"{alias}.born < ? AND ({alias}.gone IS NULL OR {alias}.gone >= ?)"
 
-    def _has(self, term: int, alias: str, of_thread: bool = False) -> str:
-        """Return the condition that a thread has a term as well."""
-        status = f"{alias}.{'listed_status' if of_thread else 'status'}"
+    def _terms(self, of: str, but: int | None) -> list[str]:
+        """Return the conditions that a row of the index, or a thread, has the other terms, too."""
+        selection = self._selection
+        found = [self._has(term, of) for term in selection.terms if term not in (but, ALL_TERM)]
+        if selection.any_terms and but not in selection.any_terms:
+            some = [self._has(term, of) for term in selection.any_terms]
+            found.append(f"({' OR '.join(some)})")
+        return found
+
+    def _has(self, term: int, of: str) -> str:
         self.values.append(term)
-        condition = (
+        status, seen = ("t.status", self._seen("o")) if of == "t" else ("t.listed_status", _NOW)
+        return (
             "EXISTS (SELECT 1 FROM forkpoint_listing AS o WHERE o.term = ?"
-            f" AND o.status = {status} AND o.listed_at = {alias}.listed_at"
-            f" AND o.thread_id = {alias}.thread_id AND "
+            f" AND {seen} AND o.status = {status} AND o.listed_at = t.listed_at"
+            " AND o.thread_id = t.thread_id)"
         )
-        return condition + ("o.gone IS NULL)" if of_thread else f"{self._seen('o')})")
+
+    def _created(self, alias: str) -> list[str]:
+        """Return the condition that the thread of a row of the index was made in the range."""
+        if self._selection.created == (None, None):
+            return []
+        created = " AND ".join(self._range("c.created_at", *self._selection.created))
+        return [
+            "EXISTS (SELECT 1 FROM forkpoint_threads AS c WHERE c.thread_id = "
+            f"{alias}.thread_id AND c.deleted_at IS NULL AND {created})"
+        ]
 
     def _range(self, column: str, low: int | None, high: int | None) -> list[str]:
         conditions = []
@@ -488,8 +553,11 @@ class _Query:
                 self.values.append(bound)
         return conditions
 
-    def _after(self, place: str, thread_id: str) -> list[str]:
+    def _after(self, place: str) -> list[str]:
         if self._selection.after is None:
             return []
         self.values += self._selection.after
-        return [f"({place}, {thread_id}) {self._beyond} (?, ?)"]
+        return [f"({place}, t.thread_id) {self._beyond} (?, ?)"]
+
+
+_NOW = "o.gone IS NULL"
