@@ -115,6 +115,11 @@ class Store(ABC):
     def age(self, thread_id: str, **microseconds: int) -> None:
         """Make a thread older: move its `created_at` or `updated_at` back by so much."""
 
+    def be_old(self, field: str) -> None:
+        """Let all threads have the same time, that of long ago."""
+        for thread in self.threads():
+            self.age(thread.thread_id, **{field: getattr(thread, field) - 1_000_000})
+
     @abstractmethod
     def take(self, kind: str, key: Any) -> Any:
         """Remove a row, and return it."""

@@ -7,6 +7,7 @@ import itertools
 import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -83,6 +84,13 @@ class Gate:
             if self.passed > self._stop_at:
                 self._reached.set()
                 assert self._open.wait(30)
+
+    def wait(self, work: Future[Any]) -> bool:
+        """Return what `is_reached` does, for work on another thread."""
+        while not self._reached.wait(0.0005):
+            if work.done():
+                return False
+        return True
 
     async def is_reached(self, task: asyncio.Future[Any]) -> bool:
         """Return true when it holds something up, and false when the task is done without."""

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import itertools
 import json
+import math
 import multiprocessing
+import os
 import random
+import signal
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,18 +31,24 @@ from forkpoint import (
     RetentionPolicy,
     RetentionResult,
     SafeSerializer,
+    SqliteSaver,
     StorageError,
     Sweeper,
     Thread,
     ThreadCatalog,
+    ThreadDeleted,
     ThreadFilter,
+    ThreadNotFound,
+    retention,
 )
+from forkpoint.archive import JsonLines
 from forkpoint.retention import Rules
 from forkpoint.saver import ForkpointSaver
 from forkpoint.storage import Description, ThreadRef, ThreadRow
 from graphs import SHAPES
 from stores import KINDS, Store
 from support import Api, config, put, value_of
+from test_cancellation import Gate
 
 HOUR = timedelta(hours=1)
 HOURS = 3600 * 1_000_000
@@ -116,6 +130,133 @@ async def test_a_filter_says_for_whom_a_policy_is(catalog: Api, api: Api, store:
     assert (await catalog.apply_retention(old)).deleted == ("made 4, idle 4",)
 
 
+async def test_a_filter_by_time_is_for_every_rule(catalog: Api, api: Api, store: Store) -> None:
+    await fill(catalog, store)
+    for one in ids(api.saver):
+        put(api.saver, {"n": 9}, thread_id=one)
+        await catalog.update(one, ttl=HOUR)
+        store.age(one, updated_at=(9 if "idle 0" in one else 2) * HOURS)
+    policy = RetentionPolicy(max_checkpoints_per_thread=1, expired=True)
+    now = datetime.now(timezone.utc)
+    wanted = ThreadFilter(created_before=now - HOUR, updated_after=now - 5 * HOUR)
+    result = await catalog.apply_retention(policy, wanted)
+    assert set(result.deleted) == {"made 2, idle 2", "made 4, idle 2", "made 4, idle 4"}
+    long = RetentionPolicy(max_checkpoints_per_thread=1)
+    new = ThreadFilter(created_after=now - HOUR)
+    for options in ({"dry_run": True}, {}):
+        assert (await catalog.apply_retention(long, new, **options)).trimmed == ("made 0, idle 0",)
+    assert store.problems(api.saver) == []
+
+
+async def test_those_that_stay_are_in_nobodys_way(
+    catalog: Api, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_BATCH", 5)
+    number = 40
+    for n in range(number):
+        await catalog.create(f"t{n:02}", tags=["keep"] if n % 8 else [], ttl=HOUR)
+    store.be_old("updated_at")  # all of them at the same moment
+    policy = RetentionPolicy(expired=True, keep_tags={"keep"})
+    expected = {f"t{n:02}" for n in range(0, number, 8)}
+    would = await catalog.apply_retention(policy, dry_run=True)
+    assert sorted(would.deleted) == sorted(expected)
+    steps: list[RetentionResult] = []
+
+    def archive(thread: Thread, _: Any) -> None:
+        if thread.thread_id == "t00":
+            raise OSError("never")
+
+    result = await catalog.apply_retention(policy, archive=archive, on_progress=steps.append)
+    assert set(result.deleted) == expected - {"t00"}
+    assert list(result.failed) == ["t00"]
+    assert len(steps) <= number / 5 + 1
+    assert (await catalog.apply_retention(policy)).deleted == ("t00",)
+
+
+async def test_removing_is_no_activity(catalog: Api, api: Api, store: Store) -> None:
+    await catalog.create("thread", ttl=5 * HOUR)
+    for n in range(3):
+        put(api.saver, {"n": n})
+    store.age("thread", updated_at=2 * HOURS)
+    before = await catalog.get("thread")
+    trimmed = await catalog.apply_retention(RetentionPolicy(max_checkpoints_per_thread=1))
+    assert trimmed.trimmed == ("thread",)
+    after = await catalog.get("thread")
+    assert (after.updated_at, after.expires_at) == (before.updated_at, before.expires_at)
+    assert after.checkpoint_count == 1
+    assert (await catalog.apply_retention(RetentionPolicy(max_idle=HOUR))).deleted == ("thread",)
+
+
+async def test_of_a_family_those_that_stay_keep_their_state(
+    catalog: Api, api: Api, store: Store
+) -> None:
+    messages = [HumanMessage("text " * 100, id=str(n)) for n in range(40)]
+    put(api.saver, {"messages": messages})
+    for n in range(10):
+        await catalog.clone("thread", f"t{n}", tags=["go"] if n % 2 else [])
+        head = api.saver.get_tuple(config(f"t{n}"))
+        more = [*messages, HumanMessage(f"own {n} " * 90, id="own")]
+        put(api.saver, {"messages": more}, parent=head.config, thread_id=f"t{n}")  # type: ignore[union-attr]
+    before = {one: value_of(api.saver.get_tuple(config(one))) for one in ids(api.saver)}
+    assert await catalog.bulk_delete(ThreadFilter(tags=["go"])) == 5
+    assert ids(api.saver) == {"thread", *(f"t{n}" for n in range(0, 10, 2))}
+    for one in ids(api.saver):
+        assert value_of(api.saver.get_tuple(config(one))) == before[one]
+    assert store.problems(api.saver) == []
+
+
+@pytest.mark.parametrize("change", ["lease", "put", "update", "delete"])
+def test_what_changes_at_the_last_moment_is_deleted_as_a_whole_or_stays(
+    change: str, store: Store
+) -> None:
+    changes: dict[str, Callable[[ThreadCatalog], Any]] = {
+        "lease": lambda other: other.run("thread", if_busy="wait").__enter__(),
+        "put": lambda other: put(other.saver, {"n": 2}, parent=head),
+        "update": lambda other: other.update("thread", label="x"),
+        "delete": lambda other: other.delete("thread"),
+    }
+    gate = Gate()
+    with (
+        store.watched(gate.pass_through) as saver,
+        store.saver() as own,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        catalog, other = ThreadCatalog(saver), ThreadCatalog(own)
+        for stop_at in itertools.count():
+            head = put(own, {"n": 1, "text": "text " * 300})
+            gate.close(stop_at)
+            deleting = pool.submit(catalog.bulk_delete, ThreadFilter(ids=["thread"]))
+            is_reached = gate.wait(deleting)
+            if is_reached:
+                changing = pool.submit(changes[change], other)
+                wait([changing], 0.05)  # else it waits for the deletion to end
+            gate.open()
+            deleted = deleting.result()
+            if not is_reached:
+                break
+            error = changing.exception()
+            assert error is None or isinstance(error, (ThreadDeleted, ThreadNotFound))
+            kept = other.get("thread")
+            if change == "delete":
+                assert kept is None
+                assert deleted or error is None
+            elif change == "lease":
+                # It is that of the old thread, or that of another one after it.
+                assert error is None
+                assert kept is not None
+                assert kept.checkpoint_count == 1 - deleted
+                other.delete("thread")
+            elif deleted:  # after the change, if that came before all, or without it
+                assert kept is None
+            else:
+                assert error is None
+                assert kept is not None
+            assert store.problems(own) == []
+            own.delete_thread("thread")
+        assert stop_at > 3
+        assert deleted == 1
+
+
 async def test_long_threads_are_trimmed_and_keep_their_state(
     catalog: Api, api: Api, store: Store
 ) -> None:
@@ -153,7 +294,8 @@ async def test_what_has_expired_is_swept_and_activity_keeps_it(
     put(api.saver, {"n": 2}, thread_id="active")
     await catalog.update("updated", label="x")
     with ThreadCatalog(api.saver).run("busy"):
-        assert (await catalog.sweep()).deleted == ("expired",)
+        result = await catalog.sweep()
+        assert (result.deleted, result.busy) == (("expired",), ("busy",))
     assert ids(api.saver) == {"active", "updated", "busy", "for ever"}
     assert (await catalog.sweep()).deleted == ("busy",)
     assert store.problems(api.saver) == []
@@ -231,6 +373,124 @@ async def test_a_thread_is_in_the_archive_before_it_goes(
         assert writes == found.pending_writes
 
 
+async def test_a_trimmed_thread_is_restored_from_the_archive(
+    catalog: Api, api: Api, new_store: Callable[[], Store], tmp_path: Path
+) -> None:
+    graph = SHAPES["deltas"].build(api.saver)
+    thread: Any = {"configurable": {"thread_id": "thread"}}
+    for given_ in SHAPES["deltas"].inputs:
+        graph.invoke(given_, thread)
+    await catalog.apply_retention(RetentionPolicy(max_checkpoints_per_thread=2))
+    expected = graph.get_state(thread)
+    path = tmp_path / "archive.jsonl"
+    now = RetentionPolicy(max_idle=timedelta(microseconds=1))
+    assert (await catalog.apply_retention(now, archive=path)).deleted == ("thread",)
+
+    (line,) = map(json.loads, path.read_text().splitlines())
+    with new_store().saver() as saver:
+        serde = saver.serde
+        for one in reversed(line["checkpoints"]):
+            parent = one["parent_config"] or config()
+            kind, encoded = one["checkpoint"]
+            made = serde.loads_typed((kind, base64.b64decode(encoded)))
+            stored = saver.put(parent, made, one["metadata"], made["channel_versions"])
+            for number, write in enumerate(one["writes"]):
+                kind, encoded = write["value"]
+                value = serde.loads_typed((kind, base64.b64decode(encoded)))
+                task_id = f"{number:03} {write['task_id']}"  # in their order
+                saver.put_writes(stored, [(write["channel"], value)], task_id)
+        found = SHAPES["deltas"].build(saver).get_state(thread)
+    assert (found.values, found.next) == (expected.values, expected.next)
+
+
+async def test_what_could_not_be_written_leaves_no_part_of_a_line(
+    catalog: Api, api: Api, store: Store, tmp_path: Path
+) -> None:
+    class Failing(SafeSerializer):
+        def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+            if "bad" in str(obj):
+                raise OSError("no space left")
+            return super().dumps_typed(obj)
+
+    path = tmp_path / "archive.jsonl"
+    archive = JsonLines(path, Failing())
+    for name in ("a", "b", "c"):
+        put(api.saver, {"n": "bad" if name == "b" else "good"}, thread_id=name)
+        put(api.saver, {"n": 2}, thread_id=name)
+    now = RetentionPolicy(max_idle=timedelta(microseconds=1))
+    result = await catalog.apply_retention(now, archive=archive)
+    assert set(result.deleted) == {"a", "c"}
+    assert list(result.failed) == ["b"]
+    lines = [json.loads(line)["thread"]["thread_id"] for line in path.read_text().splitlines()]
+    assert sorted(lines) == ["a", "c"]
+    result = await catalog.apply_retention(now, archive=tmp_path)  # no file
+    assert isinstance(result.failed["b"], IsADirectoryError)
+    assert ids(api.saver) == {"b"}
+
+
+async def test_the_file_is_on_the_disk_before_the_thread_goes(
+    catalog: Api, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "archive.jsonl"
+    put(api.saver, {"n": 1})
+    synced: list[tuple[bytes, set[str]]] = []
+    fsync = os.fsync
+
+    def watched(file: int) -> None:
+        fsync(file)
+        synced.append((path.read_bytes(), ids(api.saver)))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    now = RetentionPolicy(max_idle=timedelta(microseconds=1))
+    assert (await catalog.apply_retention(now, archive=path)).deleted == ("thread",)
+    assert len(synced) == 2  # the file and its name
+    for content_, there in synced:
+        assert content_ == path.read_bytes()
+        assert there == {"thread"}
+
+
+async def test_an_archive_that_nobody_awaits_deletes_nothing(catalog: Api, api: Api) -> None:
+    async def archive(*_: Any) -> None:
+        pass
+
+    put(api.saver, {"n": 1})
+    now = RetentionPolicy(max_idle=timedelta(microseconds=1))
+    for options in ({"archive": archive}, {"on_progress": archive}):
+        with pytest.raises(InvalidInput, match=f"{next(iter(options))} must not be async"):
+            await catalog.apply_retention(now, **options)
+    awaitable = asyncio.get_running_loop().create_future()
+    result = await catalog.apply_retention(now, archive=lambda *_: awaitable)
+    assert isinstance(result.failed["thread"], TypeError)
+    assert ids(api.saver) == {"thread"}
+
+
+@pytest.mark.parametrize("world", ["sync", "async"])
+async def test_callbacks_may_use_the_saver(world: str, tmp_path: Path) -> None:
+    """Also where all operations run on the one thread of a connection that was passed."""
+    async with aiosqlite.connect(tmp_path / "passed.db") as connection:
+        saver = SqliteSaver(connection)
+        catalog = ThreadCatalog(saver)
+        seen: list[Any] = []
+
+        def archive(thread: Thread, checkpoints: Any) -> None:
+            for found in checkpoints:
+                seen.append((found.checkpoint["id"], catalog.stats(thread.thread_id).checkpoints))
+                assert saver.get_tuple(found.config) == found
+
+        for name in ("a", "b"):
+            put(saver, {"n": 1}, thread_id=name)
+        policy = RetentionPolicy(max_idle=timedelta(microseconds=1))
+        options: Any = {"archive": archive, "on_progress": lambda _: catalog.count()}
+        if world == "sync":
+            result = catalog.apply_retention(policy, **options)
+        else:
+            result = await catalog.aapply_retention(policy, **options)
+        assert set(result.deleted) == {"a", "b"}
+        assert [number for _, number in seen] == [1, 1]
+        async with catalog.sweeper(HOUR):
+            await catalog.acount()
+
+
 async def test_what_cannot_be_archived_stays(catalog: Api, api: Api, store: Store) -> None:
     await fill(catalog, store)
 
@@ -284,7 +544,7 @@ def test_a_failed_sweep_is_told_and_the_next_one_works(
     saver: ForkpointSaver, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     catalog = ThreadCatalog(saver)
-    failures = iter([StorageError("gone"), StorageError("still gone")])
+    failures = iter([StorageError("gone"), ValueError("of a callback")])
 
     def fail_twice() -> RetentionResult:
         for failure in failures:
@@ -308,20 +568,21 @@ async def test_a_sweeper_stops_with_its_block(saver: ForkpointSaver) -> None:
     assert not sweeper._thread.is_alive()
 
 
-def test_of_several_that_sweep_one_handles_each_thread(saver: ForkpointSaver, store: Store) -> None:
+def test_of_several_that_sweep_one_handles_each_thread(
+    saver: ForkpointSaver, store: Store, tmp_path: Path
+) -> None:
     number = 40
+    path = tmp_path / "archive.jsonl"
     catalog = ThreadCatalog(saver)
     for n in range(number):
         catalog.create(f"t{n}", ttl=HOUR)
         put(saver, {"n": n}, thread_id=f"t{n}")
         store.age(f"t{n}", updated_at=2 * HOURS)
-    archived: list[str] = []
     deleted: list[str] = []
 
     def sweep() -> None:
         with store.saver() as own:
-            result = ThreadCatalog(own).sweep(archive=lambda one, _: archived.append(one.thread_id))
-            deleted.extend(result.deleted)
+            deleted.extend(ThreadCatalog(own).sweep(archive=path).deleted)
 
     sweepers = [threading.Thread(target=sweep) for _ in range(4)]
     for sweeper in sweepers:
@@ -329,6 +590,7 @@ def test_of_several_that_sweep_one_handles_each_thread(saver: ForkpointSaver, st
     for sweeper in sweepers:
         sweeper.join()
     expected = sorted(f"t{n}" for n in range(number))
+    archived = [json.loads(line)["thread"]["thread_id"] for line in path.read_text().splitlines()]
     assert sorted(archived) == sorted(deleted) == expected
     assert catalog.count() == 0
     assert store.problems(saver) == []
@@ -451,6 +713,48 @@ def test_retention_that_is_killed_is_done_by_the_next(
     assert store.problems(saver) == []
 
 
+def delete_until_killed(store: Store, commands: int) -> None:
+    """Delete, and kill this process before it sends one command more."""
+    left = math.inf
+
+    def before(_: str) -> None:
+        nonlocal left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+
+    catalog = ThreadCatalog(store.watched(before))
+    left = commands
+    policy = RetentionPolicy(max_age=HOUR, max_checkpoints_per_thread=1)
+    catalog.apply_retention(policy)
+
+
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
+def test_what_a_killed_one_left_is_finished_wherever_it_was(
+    every: int, store: Store, saver: ForkpointSaver
+) -> None:
+    catalog = ThreadCatalog(saver)
+    for commands in itertools.count(0, every):
+        for name in ("old", "long"):
+            put(saver, {"text": "old text " * 300}, thread_id=name)
+            put(saver, {"text": "text " * 300}, thread_id=name)
+        store.age("old", created_at=2 * HOURS)
+        process = PROCESSES.Process(target=delete_until_killed, args=(store, commands))
+        process.start()
+        process.join()
+        assert process.pid is not None
+        store.await_end_of(process.pid)
+        store.outlast()
+        catalog.apply_retention(RetentionPolicy(max_age=HOUR, max_checkpoints_per_thread=1))
+        assert ids(saver) == {"long"}
+        assert len(list(saver.history("long"))) == 1
+        assert store.problems(saver) == [], commands
+        saver.delete_thread("long")
+        if process.exitcode == 0:
+            break
+    assert commands > 10
+
+
 @pytest.mark.parametrize(
     ("method", "args", "options", "name"),
     [
@@ -480,4 +784,6 @@ async def test_what_is_wrong_is_refused_by_name_and_changes_nothing(
     for interval in (5, timedelta(0)):
         with pytest.raises(InvalidInput, match="interval"):
             catalog.saver.sweeper(interval)
+    with pytest.raises(InvalidInput, match="archive"):
+        catalog.saver.sweeper(HOUR, archive=1)
     assert content(store) == before

@@ -24,7 +24,14 @@ from langchain_core.runnables import RunnableConfig
 
 from forkpoint import inputs
 from forkpoint.cataloguing import Changes, create, existing_record, time_of
-from forkpoint.errors import ForkpointError, StaleLease, ThreadBusy, ThreadNotFound, stale_lease
+from forkpoint.errors import (
+    ForkpointError,
+    SaverClosed,
+    StaleLease,
+    ThreadBusy,
+    ThreadNotFound,
+    stale_lease,
+)
 from forkpoint.operations import Context
 from forkpoint.runner import Runner, completed
 from forkpoint.storage import LeaseRow, Stale, ThreadRef
@@ -234,6 +241,8 @@ class Lease:
             try:
                 if self._runner.run(renew, self._context, self._held, self._ttl):
                     continue
+            except SaverClosed:
+                return
             except ForkpointError as error:
                 if not self._ended.is_set():
                     # It has time left; and if that passes, its fence protects the thread.

@@ -946,6 +946,7 @@ class MongoSession(MongoCatalog):
         give_up = time.monotonic() + 10 * LOCK_SECONDS
         while not self._records.update({**living, **free}, locked):
             if self._records.update({**living, **expired}, locked):
+                self._delete_rows(thread, {"doomed": True})  # what the one before left
                 count = True
                 break
             if not self._records.exists(living):
@@ -984,7 +985,8 @@ class MongoSession(MongoCatalog):
     def uncollected(self) -> list[Any]:
         long_ago = {"$subtract": [NOW, 1_000_000 * LOCK_SECONDS]}
         removed = {"removed_at": {"$gt": 0}, "$expr": {"$lt": ["$removed_at", long_ago]}}
-        return self._records.distinct("family", removed)
+        found = self._records.latest(removed, {"family": 1})
+        return list(dict.fromkeys(record["family"] for record in found))
 
     def begin_collection(self, family: Any) -> ObjectId:
         epoch = ObjectId()
@@ -1010,11 +1012,9 @@ class MongoSession(MongoCatalog):
         fields = {"thread": 1, "refs": 1, "next.refs": 1, "doomed": 1}
         doomed = []
         for row in self._records.latest(rows_of(family), fields):
-            if row["thread"] in dead:  # it came late, or the removal was not finished
-                doomed.append(row["_id"])
+            if row["thread"] in dead or "doomed" in row:
+                doomed.append(row["_id"])  # it came late, or the removal was not finished
                 continue
-            if "doomed" in row:  # by a removal that was not finished
-                doomed.append(row["_id"])
             yield row["thread"], row.get("refs", b"")
             if "next" in row:
                 yield row["thread"], row["next"]["refs"]
