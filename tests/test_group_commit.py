@@ -38,7 +38,7 @@ def store() -> Store:
 
 
 def test_what_comes_while_a_batch_is_stored_makes_the_next_one(store: Store) -> None:
-    relay = Relay(store, moment=0, patience=60)
+    relay = Relay(store, lanes=1, moment=0, patience=60)
     riders = [rider() for _ in range(10)]
     with ThreadPoolExecutor(10) as executor:
         puts = [executor.submit(relay.put, riders[0])]
@@ -51,9 +51,43 @@ def test_what_comes_while_a_batch_is_stored_makes_the_next_one(store: Store) -> 
     assert [len(batch) for batch in store.batches] == [1, 9]
 
 
+def test_so_many_batches_are_on_their_way_as_there_are_lanes(store: Store) -> None:
+    relay = Relay(store, lanes=2, moment=0, patience=60)
+    with ThreadPoolExecutor(6) as executor:
+        puts = []
+        for begun in (1, 2):
+            puts.append(executor.submit(relay.put, rider()))
+            wait_until(lambda begun=begun: store.begun == begun, "a batch")  # type: ignore[misc]
+        puts += [executor.submit(relay.put, rider()) for _ in range(4)]
+        wait_until(lambda: len(relay._queue) == 4, "the others")
+        assert store.begun == 2
+        store.may_go_on.release(3)
+        for put in puts:
+            put.result(30)
+    assert [len(batch) for batch in store.batches] == [1, 1, 4]
+
+
+def test_the_patient_wait_for_a_batch_although_there_is_another_lane(store: Store) -> None:
+    relay = Relay(store, lanes=2, moment=0, patience=60)
+    patient = rider(is_patient=True)
+    with ThreadPoolExecutor(3) as executor:
+        puts = [executor.submit(relay.put, rider())]
+        wait_until(lambda: store.begun == 1, "the first batch")
+        puts.append(executor.submit(relay.put, patient))
+        wait_until(lambda: patient in relay._queue, "the patient one")
+        assert relay._leader is None
+        urgent = rider()
+        puts.append(executor.submit(relay.put, urgent))
+        wait_until(lambda: store.begun == 2, "the second batch")
+        store.may_go_on.release(2)
+        for put in puts:
+            put.result(30)
+    assert [patient, urgent] in store.batches
+
+
 def test_the_patient_wait_for_one_that_is_not_and_that_one_for_nobody(store: Store) -> None:
     store.may_go_on.release(9)
-    relay = Relay(store, moment=30, patience=60)
+    relay = Relay(store, lanes=1, moment=30, patience=60)
     patient, urgent = rider(is_patient=True), rider()
     with ThreadPoolExecutor(1) as executor:
         put = executor.submit(relay.put, patient)
@@ -66,12 +100,12 @@ def test_the_patient_wait_for_one_that_is_not_and_that_one_for_nobody(store: Sto
 def test_the_patient_do_not_wait_for_long(store: Store) -> None:
     store.may_go_on.release(9)
     one = rider(is_patient=True)
-    Relay(store, moment=0.001, patience=60).put(one)
+    Relay(store, lanes=1, moment=0.001, patience=60).put(one)
     assert store.batches == [[one]]
 
 
 def test_nobody_waits_for_a_batch_that_takes_long(store: Store) -> None:
-    relay = Relay(store, moment=0, patience=0.01)
+    relay = Relay(store, lanes=1, moment=0, patience=0.01)
     with ThreadPoolExecutor(2) as executor:
         puts = [executor.submit(relay.put, rider())]
         wait_until(lambda: store.begun == 1, "the first batch")
@@ -88,7 +122,7 @@ def test_what_goes_wrong_with_one_is_raised_for_that_one(store: Store) -> None:
         for one in batch:
             one.done, one.error = True, ValueError("no")
 
-    relay = Relay(fail, moment=0, patience=60)
+    relay = Relay(fail, lanes=1, moment=0, patience=60)
     with pytest.raises(ValueError, match="no"):
         relay.put(rider())
 
@@ -101,7 +135,7 @@ def test_an_interrupt_of_the_one_that_stores_is_not_one_of_the_others(store: Sto
             raise interrupts.pop()
         store(batch)
 
-    relay = Relay(store_or_end, moment=0, patience=60)
+    relay = Relay(store_or_end, lanes=1, moment=0, patience=60)
     riders = [rider() for _ in range(6)]
     with ThreadPoolExecutor(6) as executor:
         puts = [executor.submit(relay.put, riders[0])]
@@ -115,7 +149,8 @@ def test_an_interrupt_of_the_one_that_stores_is_not_one_of_the_others(store: Sto
     assert relay._leader is None
 
 
-def test_many_threads_all_get_through() -> None:
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_many_threads_all_get_through(lanes: int) -> None:
     stored: list[Rider] = []
 
     def store(batch: list[Rider]) -> None:
@@ -124,7 +159,7 @@ def test_many_threads_all_get_through() -> None:
             stored.append(one)
             one.done = True
 
-    relay = Relay(store, moment=0.0003, patience=0.002)
+    relay = Relay(store, lanes=lanes, moment=0.0003, patience=0.002)
 
     def load(seed: int) -> None:
         for n in range(100):
@@ -133,4 +168,4 @@ def test_many_threads_all_get_through() -> None:
     with ThreadPoolExecutor(16) as executor:
         list(executor.map(load, range(16), timeout=60))
     assert len(stored) == len(set(map(id, stored))) == 1600
-    assert (relay._leader, len(relay._queue)) == (None, 0)
+    assert (relay._leader, len(relay._queue), relay._batches) == (None, 0, {})

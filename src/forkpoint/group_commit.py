@@ -82,22 +82,25 @@ _R = TypeVar("_R", bound=Rider)
 
 
 class Relay(Generic[_R]):
-    """A queue of what is to be stored. One at a time, the leader, stores all that has come by then.
+    """A queue of what is to be stored. One of those in it, the leader, stores all that has come.
 
-    Then it appoints the next leader, and wakes those that it took along: they need not wait for the
-    batch after theirs, as they would for a lock.
+    While it does so, the next one may be appointed, up to as many as there are lanes: while the
+    store is busy with one batch, the next is prepared. Those that were taken along are woken when
+    they are stored: they need not wait for the batch after theirs, as they would for a lock.
 
     Args:
-        store: Stores a batch, and marks each of it as done.
+        store: Stores a batch, and marks each of it as done. It is called by several threads.
+        lanes: How many batches are on their way at once.
         moment: For how many seconds the patient wait for one that is not.
-        patience: After how many seconds in the queue nobody waits for the batch before: that one
+        patience: After how many seconds in the queue nobody waits for the batches before: those
             may be large, or the way to the store long.
     """
 
     def __init__(
-        self, store: Callable[[list[_R]], None], *, moment: float, patience: float
+        self, store: Callable[[list[_R]], None], *, lanes: int, moment: float, patience: float
     ) -> None:
         self._store = store
+        self._lanes = lanes
         self._moment = moment
         self._patience = patience
         self.renew()
@@ -106,11 +109,11 @@ class Relay(Generic[_R]):
         """In a forked child: the other threads are gone."""
         self._lock = threading.Lock()
         self._queue: deque[_R] = deque()
-        self._leader: _R | None = None  # while it is in the queue, it has not begun
+        self._leader: _R | None = None  # in the queue, about to begin
+        self._batches: dict[_R, list[_R]] = {}  # on their way, by who leads them
 
     def put(self, rider: _R) -> None:
         """Return when it is stored, or raise what went wrong."""
-        batch: list[_R] = []
         try:
             self._join(rider)
             while not rider.done:
@@ -118,42 +121,46 @@ class Relay(Generic[_R]):
                     rider.wait(self._patience)
                 if self._leader is rider and rider.is_patient:
                     rider.wait(self._moment)
-                batch = self._batch_of(rider)
-                if batch:
-                    self._store(batch)
+                if self._begins(rider):
+                    self._store(self._batches[rider])
         finally:
-            self._leave(rider, batch)
+            self._leave(rider)
         rider.check()
 
     def _join(self, rider: _R) -> None:
         with self._lock:
             self._queue.append(rider)
-            leader = self._leader
-            if leader is None or (
-                leader.is_patient and not rider.is_patient and leader in self._queue
-            ):
-                self._leader = rider
+            if self._leader is None or (self._leader.is_patient and not rider.is_patient):
+                self._appoint(rider)
 
-    def _batch_of(self, rider: _R) -> list[_R]:
-        """Return all that are in the queue, if it is for this one to store them."""
+    def _appoint(self, rider: _R) -> None:
+        # Only who is in a hurry needs another lane.
+        if len(self._batches) < (1 if rider.is_patient else self._lanes):
+            self._leader = rider
+
+    def _begins(self, rider: _R) -> bool:
+        """Return whether it is for this one to store all that are in the queue."""
         with self._lock:
-            if self._leader is not rider and (
-                rider not in self._queue or self._leader in self._queue
-            ):
-                return []
-            batch = list(self._queue)
+            has_waited = self._leader is None and rider in self._queue
+            if self._leader is not rider and not has_waited:
+                return False
+            self._leader = None
+            self._batches[rider] = list(self._queue)
             self._queue.clear()
-            return batch
+            return True
 
-    def _leave(self, rider: _R, batch: list[_R]) -> None:
+    def _leave(self, rider: _R) -> None:
         with self._lock:
+            batch = self._batches.pop(rider, [])
             if not rider.done and rider in self._queue:  # an interrupt of this thread
                 self._queue.remove(rider)
             others = [one for one in batch if not one.done and one is not rider]
             self._queue.extendleft(reversed(others))
-            if self._leader is rider or self._leader is None:
+            if self._leader is rider:
+                self._leader = None
+            if self._leader is None and self._queue:
                 urgent = (one for one in self._queue if not one.is_patient)
-                self._leader = next(urgent, self._queue[0] if self._queue else None)
+                self._appoint(next(urgent, self._queue[0]))
                 if self._leader is not None:
                     self._leader.wake()
             for one in batch:

@@ -126,7 +126,7 @@ class MongoStorage:
         self._process = 0
         self._closed = False
         self._opening = threading.Lock()
-        self._commits = Relay(self._store, moment=_MOMENT, patience=_PATIENCE)
+        self._commits = Relay(self._store, lanes=_LANES, moment=_MOMENT, patience=_PATIENCE)
         self._dead: Recent[ObjectId, str] = Recent(4096)
         _storages.add(self)
 
@@ -370,8 +370,9 @@ class _Bulk(Rider):
 
 
 _ATTEMPTS = 20
+_LANES = 4  # bulks on their way: the server executes each on one core
 _MOMENT = 0.001  # for which writes wait for the checkpoint that follows, as a rule
-_PATIENCE = 0.02  # after which a put does not wait for the bulk before any longer
+_PATIENCE = 0.02  # after which a put does not wait for the bulks before any longer
 
 
 def _check_sizes(put: Put) -> None:
