@@ -7,6 +7,7 @@ same, in the same order. `test_graphs` shows that LangGraph does in a copy what 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import sys
@@ -260,15 +261,19 @@ async def update(thread: Thread, at: Any) -> Outcome:
 BEGINNINGS = (go_on, give_input, update)
 
 
-def bound_of(begin: Begin, found: Any) -> str | None:
+def bound_of(lab: Lab, begin: Begin, found: Any) -> str | None:
     """Return before which id LangGraph looks for the state of subgraphs; None for the newest.
 
     Going on, it does so as of the checkpoint. But a new input, or an update of a checkpoint that
     was made by a time travel, finds what was stored on branches that the checkpoint knows nothing
-    of, because it was made later, or elsewhere.
+    of, because it was made later, or elsewhere. And going on in a call that stores nothing before
+    its end finds what was stored before the parent, or the newest where there is none: see
+    `test_a_time_travel_that_stores_at_its_end_misses_the_state_of_subgraphs`.
     """
     if begin is give_input:
         return None
+    if begin is go_on and lab.shape.options.get("durability") == "exit":
+        return id_of(found.parent_config) if found.parent_config else None
     is_made = begin is go_on and found.metadata.get("source") in ("update", "fork")
     return id_of(found.parent_config if is_made and found.parent_config else found)
 
@@ -301,7 +306,7 @@ async def compare(lab: Lab, found: Any, begin: Begin, *, thoroughly: bool = True
     there = config(copy.thread_id, id_of(found))
     expected = await copy.state(there)
     head = id_of(await copy.state())
-    known = lab.subgraphs(copy, bound_of(begin, found))
+    known = lab.subgraphs(copy, bound_of(lab, begin, found))
     newest = lab.subgraphs(copy)
     first = await begin(copy, there)
     # What LangGraph did not come to at once, it will find in a state that is not of this branch.
@@ -315,8 +320,8 @@ async def compare(lab: Lab, found: Any, begin: Begin, *, thoroughly: bool = True
         where = (begin.__name__, found.metadata, addressed)
         assert described(state, live=False) == described(expected, live=False), where
         own = lab.subgraphs(fork)
-        if not known <= own:
-            continue
+        if own != known:
+            continue  # LangGraph goes on with the state of subgraphs from another moment
         is_named = addressed or (begin is go_on and is_limited(lab, fork, state))
         forked = await begin(fork, here if is_named else fork.config)
         if not is_branch:  # LangGraph had nothing to do, and made no checkpoint for it
@@ -359,6 +364,7 @@ def older(lab: Lab) -> list[Any]:
 SHAPE_NAMES = [name for name in ALL_SHAPES if not name.endswith("durability async")]  # the default
 PLAIN_SHAPES = [name for name in SHAPE_NAMES if "durability" not in name]
 ABANDONING = ("deltas", "snapshots", "deltas with questions", "deltas, durability exit")
+STORED_AT_THE_END = [name for name in ALL_SHAPES if name.endswith("durability exit")]
 TELLING_SHAPES = ("interrupts", "snapshots", "remembering", "deltas with questions")
 """Those in which the most can go wrong."""
 
@@ -403,6 +409,25 @@ async def test_a_fork_of_an_older_checkpoint_goes_on_as_a_time_travel_would(
     before = lab.source()
     for found in await kinds(lab):
         await compare(lab, found, go_on, thoroughly=False)
+    assert lab.source() == before
+    assert store.problems(saver) == []
+
+
+@on_backends(STORED_AT_THE_END, ["stateful subgraphs, durability exit"])
+async def test_a_fork_of_what_was_stored_at_the_end_of_a_call_goes_on_as_a_time_travel_would(
+    name: str, world: str, store: Store, saver: ForkpointSaver
+) -> None:
+    """As a time travel that stores as it goes: one that does not may miss the state of subgraphs.
+
+    The other tests make all calls of a thread in the same way.
+    """
+    lab = Lab(name, store, saver, world)
+    async for _ in lab.live():
+        pass
+    lab.shape = dataclasses.replace(lab.shape, options={})
+    before = lab.source()
+    for found in older(lab):
+        await compare(lab, found, go_on)
     assert lab.source() == before
     assert store.problems(saver) == []
 
@@ -540,6 +565,31 @@ async def test_the_limit_is_that_of_an_ordinary_head() -> None:
     assert went.ran[0] == ["count"]  # the first time that "inner" was to run is left out
     traveled = await thread.call(None, head)
     assert traveled.ran[:3] == [["look"], ["tell"], ["count"]]
+
+
+async def test_a_time_travel_that_stores_at_its_end_misses_the_state_of_subgraphs() -> None:
+    """With `durability="exit"`, LangGraph looks for it before the parent of the checkpoint.
+
+    It takes the checkpoint for the one with which a time travel begins, whose parent is the one
+    traveled to; but that is not stored yet. Where there is no parent, it takes the newest state in
+    the thread. A fork does not know how it will be called. It has the state from before the
+    checkpoint, as any other time travel does.
+    """
+    saver: Any = InMemorySaver()
+    thread = Thread(ALL_SHAPES["remembering, durability exit"], saver, "sync", "thread")
+    await thread.call({"items": []}, interrupt_before=["inner"])
+    first = (await thread.state()).config
+    await thread.call(None, interrupt_before=["inner"])
+    second = (await thread.state()).config
+
+    async def runs(stop: Any, durability: str) -> int:
+        """Travel to a stop, and return how many runs the subgraph then knows of, with its own."""
+        went = await thread.call(None, stop, durability=durability, interrupt_before=["inner"])
+        count: int = went.output["items"][-1][0]
+        return count
+
+    assert [await runs(stop, "sync") for stop in (first, second)] == [1, 2]
+    assert [await runs(stop, "exit") for stop in (first, second)] == [3, 1]
 
 
 async def test_a_time_travel_meets_the_state_of_subgraphs_from_after_it_and_a_fork_does_not(
