@@ -16,7 +16,7 @@ from bson.objectid import ObjectId
 from pymongo import UpdateMany, UpdateOne
 
 from forkpoint import removal
-from forkpoint.codec import Chunk, split_refs
+from forkpoint.codec import Chunk, Chunks, split_refs
 from forkpoint.errors import StorageBusy, ThreadExists
 from forkpoint.filters import contains_json, terms
 from forkpoint.memory import Recent
@@ -39,6 +39,7 @@ from forkpoint.mongodb_records import (
     chunk_size,
     chunks_of,
     digest_of,
+    family_of,
     in_batches,
     name_id,
     record_of,
@@ -144,10 +145,16 @@ class MongoSession(MongoCatalog):
     def __init__(self, records: Records) -> None:
         super().__init__(records)
         self._known: Recent[str, ThreadRef] = Recent(4096)
+        self._trees: Recent[bytes, list[bytes]] = Recent(_TREES)
 
     def remember(self, thread_id: str, thread: ThreadRef) -> None:
         """Remember which thread an id meant, so that it need not be looked for first."""
         self._known.put(thread_id, thread)
+
+    def remember_chunks(self, family: ObjectId, chunks: Chunks) -> None:
+        """Remember what is below chunks, so that they can be read without being followed."""
+        for digest, (refs, _) in chunks.items():
+            self._trees.put(chunk_id(family, digest), refs_of(family, refs))
 
     # Reading
 
@@ -356,14 +363,33 @@ class MongoSession(MongoCatalog):
     ) -> dict[Any, dict[bytes, Chunk]]:
         ids = [chunk_id(family, digest) for family in wanted for digest in wanted[family]]
         families = {"$in": list(wanted)}
-        found = (self._closure(families, ids) or []) if ids and follow else []
+        found: list[Document] = []
+        if follow:
+            ids, is_all = self._expanded(ids)
+            if not is_all:
+                found = self._closure(families, ids) or []
         if not found:  # too much for the server to follow, or the first one is missing
             for batch in in_batches(ids):
-                found += self._records.find({"_id": {"$in": batch}, "family": families})
+                found += self._records.find({"_id": {"$in": batch}, "family": families}, _CHUNK)
         chunks: dict[Any, dict[bytes, Chunk]] = {family: {} for family in wanted}
         for chunk in found:
-            chunks[chunk["family"]][digest_of(chunk["_id"])] = _refs(chunk), chunk["content"]
+            id_ = chunk["_id"]
+            if self._trees.get(id_) is None:
+                self._trees.put(id_, chunk.get("refs", []))
+            chunks[family_of(id_)][digest_of(id_)] = _refs(chunk), chunk["content"]
         return chunks
+
+    def _expanded(self, ids: list[bytes]) -> tuple[list[bytes], bool]:
+        """Return chunks and what is known to be below them, and whether that is everything."""
+        found = dict.fromkeys(ids)
+        waiting = ids
+        is_all = True
+        while waiting:
+            below = [self._trees.get(id_) for id_ in waiting]
+            is_all = is_all and None not in below
+            waiting = [ref for refs in below for ref in refs or () if ref not in found]
+            found.update(dict.fromkeys(waiting))
+        return list(found), is_all
 
     def _closure(self, families: Document, ids: list[bytes]) -> list[Document] | None:
         """Return chunks and all that they lead to: trees of any height in one round trip."""
@@ -382,6 +408,7 @@ class MongoSession(MongoCatalog):
                 {"$graphLookup": follow},
                 {"$unwind": "$chunk"},
                 {"$replaceWith": "$chunk"},
+                {"$project": _CHUNK},
             ]
         )
 
@@ -1074,6 +1101,8 @@ class MongoSession(MongoCatalog):
 
 
 _ANCESTORS = 50  # read at once
+_TREES = 32_768  # chunks of which it is remembered what is below them
+_CHUNK = {"refs": 1, "content": 1}
 
 
 def _refs(chunk: Document) -> bytes:

@@ -226,6 +226,7 @@ class MongoStorage:
                 if put.row is not None and (replace or bulk.is_repeated):
                     session.count_again(thread)
                 session.remember(put.thread_id, thread)
+                session.remember_chunks(thread.family, put.chunks)
                 return thread
             if failed == "row":
                 replace = True
