@@ -30,12 +30,8 @@ from bson.objectid import ObjectId
 from pymongo import UpdateMany, UpdateOne
 
 from forkpoint.mongodb_catalog import new_record
+from forkpoint.mongodb_documents import checkpoint_document, chunk_statement, write_document
 from forkpoint.mongodb_records import NOW, Document, Statement, name_id, record_of, row_id
-from forkpoint.mongodb_session import (
-    checkpoint_document,
-    chunk_statement,
-    write_document,
-)
 from forkpoint.storage import Put, ThreadRef
 
 Role = Literal["name", "guard", "chunk", "row", "check", "show"]

@@ -26,6 +26,7 @@ from forkpoint.errors import (
 )
 from forkpoint.group_commit import Relay, Rider
 from forkpoint.memory import Recent
+from forkpoint.mongodb_documents import ROWS, checkpoint_document, write_document
 from forkpoint.mongodb_puts import Creation, Role, Step, steps_of
 from forkpoint.mongodb_records import (
     Document,
@@ -35,12 +36,11 @@ from forkpoint.mongodb_records import (
     record_of,
     row_id,
 )
-from forkpoint.mongodb_session import MongoSession, checkpoint_document, write_document
+from forkpoint.mongodb_session import MongoSession
 from forkpoint.storage import SCHEMA_VERSION, CheckpointRow, Put, Stale, ThreadRef
 
 COLLECTION = "forkpoint_store"
 
-_ROWS = {"$in": ["checkpoint", "write"]}
 _INDEXES = [
     IndexModel(
         [
@@ -251,7 +251,7 @@ class MongoStorage:
         record = self._open().await_unlocked(thread)
         if record["deleted_at"] is not None:
             # A row may have arrived after the others were removed.
-            rows = {"family": thread.family, "thread": thread.key, "kind": _ROWS}
+            rows = {"family": thread.family, "thread": thread.key, "kind": ROWS}
             self._records_open().delete(rows)
             raise Stale
         if record["epoch"] != thread.epoch:
@@ -308,7 +308,7 @@ class MongoStorage:
         place = {"checkpoint_ns": put.checkpoint_ns, "checkpoint_id": put.checkpoint_id}
         records.delete({**rows, **place, "kind": "write"})
         if records.exists({**record_of(thread), "provisional": True}) and not records.exists(
-            {**rows, "kind": _ROWS}
+            {**rows, "kind": ROWS}
         ):
             self._open().bury(thread)
             records.delete(chunks_of(thread.family))

@@ -1,0 +1,554 @@
+"""MongoDB: how checkpoints, their writes and chunks, and threads are read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from bson.objectid import ObjectId
+
+from forkpoint.codec import Chunk, Chunks
+from forkpoint.filters import contains_json, terms
+from forkpoint.memory import Recent
+from forkpoint.mongodb_catalog import (
+    IDENTITY,
+    MongoCatalog,
+    thread_ref,
+)
+from forkpoint.mongodb_documents import (
+    checkpoint_row,
+    refs_in,
+    refs_of,
+    thread_record,
+    write_row,
+)
+from forkpoint.mongodb_records import (
+    Document,
+    Records,
+    chunk_id,
+    digest_of,
+    family_of,
+    in_batches,
+    name_id,
+    record_of,
+)
+from forkpoint.removal import Place
+from forkpoint.storage import (
+    CheckpointRow,
+    Found,
+    Moment,
+    Query,
+    Stale,
+    ThreadRecord,
+    ThreadRef,
+    WriteRow,
+)
+
+_LIVING = {"deleted_at": None, "building": None}
+_NO_TERMS = {"terms": 0}
+_NEWEST: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
+_ANCESTORS = 50  # read at once
+_TREES = 32_768  # chunks of which it is remembered what is below them
+_CHUNK = {"refs": 1, "content": 1}
+
+
+class MongoReading(MongoCatalog):
+    """The primitives of `forkpoint.storage.Session` that read."""
+
+    def __init__(self, records: Records) -> None:
+        super().__init__(records)
+        self._known: Recent[str, ThreadRef] = Recent(4096)
+        self._trees: Recent[bytes, list[bytes]] = Recent(_TREES)
+
+    def remember(self, thread_id: str, thread: ThreadRef) -> None:
+        """Remember which thread an id meant, so that it need not be looked for first."""
+        self._known.put(thread_id, thread)
+
+    def remember_chunks(self, family: ObjectId, chunks: Chunks) -> None:
+        """Remember what is below chunks, so that they can be read without being followed."""
+        for digest, (refs, _) in chunks.items():
+            self._trees.put(chunk_id(family, digest), refs_of(family, refs))
+
+    def thread(self, thread_id: str) -> ThreadRef | None:
+        found = self._records.aggregate(
+            [*self._named(thread_id), {"$replaceWith": "$record"}, {"$project": IDENTITY}]
+        )
+        if not found:
+            return None
+        thread = thread_ref(found[0])
+        self.remember(thread_id, thread)
+        return thread
+
+    def checkpoint(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
+    ) -> Found | None:
+        known = self._known.get(thread_id)
+        if known is not None:
+            found = self._checkpoint_of(thread_id, known, checkpoint_ns, checkpoint_id)
+            if found is not None:
+                return found
+        wanted = {"kind": "checkpoint", "checkpoint_ns": checkpoint_ns, "visible": True}
+        if checkpoint_id is not None:
+            wanted["checkpoint_id"] = checkpoint_id
+        writes = {"kind": "write", "checkpoint_ns": checkpoint_ns, "visible": True}
+        begin = [*self._named(thread_id), self._rows("row", wanted, _NEWEST), {"$unwind": "$row"}]
+        end = [
+            self._join("still", "key", "_id", {"deleted_at": None}, [{"$project": IDENTITY}]),
+            {"$project": {"record": IDENTITY, "row": 1, "writes": 1, "still": 1}},
+        ]
+        with_writes = self._rows("writes", writes, [], at="$row.checkpoint_id")
+        read = self._records.aggregate_if_it_fits([*begin, with_writes, *end])
+        if read is None:  # more writes than fit into one document
+            read = self._records.aggregate([*begin, *end])
+        if not read:
+            return None
+        one = read[0]
+        thread = thread_ref(one["record"])
+        if [thread_ref(record) for record in one["still"]] != [thread]:
+            raise Stale  # something was removed while this was read
+        self.remember(thread_id, thread)
+        return self._found(thread_id, thread, one["row"], one.get("writes"))
+
+    def _checkpoint_of(
+        self, thread_id: str, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str | None
+    ) -> Found | None:
+        """Return what `checkpoint` does, if the thread is still the one that is remembered.
+
+        Since its epoch is still the same, nothing was removed in between.
+        """
+        place = {"family": thread.family, "thread": thread.key, "checkpoint_ns": checkpoint_ns}
+        wanted = {**place, "kind": "checkpoint", "visible": True}
+        if checkpoint_id is not None:
+            wanted["checkpoint_id"] = checkpoint_id
+        writes = {
+            "from": self._records.name,
+            "let": {"at": "$checkpoint_id"},
+            "pipeline": [
+                {
+                    "$match": {
+                        **place,
+                        "kind": "write",
+                        "visible": True,
+                        "$expr": {"$eq": ["$checkpoint_id", "$$at"]},
+                    }
+                }
+            ],
+            "as": "writes",
+        }
+        same = {**record_of(thread), "epoch": thread.epoch, "deleted_at": None}
+        record = [{"$match": same}, {"$project": {"kind": 1}}]
+        read = self._records.aggregate_if_it_fits(
+            [
+                {"$match": wanted},
+                *_NEWEST,
+                {"$lookup": writes},
+                {"$unionWith": {"coll": self._records.name, "pipeline": record}},
+            ]
+        )
+        if read is None or len(read) != 2:
+            self._known.pop(thread_id)
+            return None
+        return self._found(thread_id, thread, read[0], read[0]["writes"])
+
+    def _found(
+        self, thread_id: str, thread: ThreadRef, row: Document, writes: list[Document] | None
+    ) -> Found:
+        found = Found(thread_id, thread, checkpoint_row(row), [])
+        if writes is None:
+            self._add_writes([found])
+        else:
+            found.writes.extend(write_row(write) for write in writes)
+        return found
+
+    def page(self, query: Query) -> list[Found]:
+        found: list[Found] = []
+        while len(found) < query.limit:
+            rows = self._page(query)
+            for one in rows:
+                if "record" not in one:
+                    continue  # its thread is being deleted, made as a copy, or somebody else's
+                if query.filter and not contains_json(one["row"]["metadata"], query.filter):
+                    continue  # two values had the same term
+                thread = thread_ref(one["record"])
+                row = checkpoint_row(one["row"])
+                found.append(Found(one["record"]["thread_id"], thread, row, []))
+            if len(rows) < query.limit:
+                break
+            last = rows[-1]["row"]
+            place = (last["checkpoint_id"], last["thread"], last["checkpoint_ns"])
+            query = query._replace(after=place, offset=0)
+        page = found[: query.limit]
+        self._add_writes(page)
+        return page
+
+    def _page(self, query: Query) -> list[Document]:
+        wanted: Document = {"kind": "checkpoint", "visible": True}
+        if query.with_hidden:
+            wanted = {"kind": "checkpoint", "content": {"$exists": True}, "doomed": None}
+        if query.checkpoint_ns is not None:
+            wanted["checkpoint_ns"] = query.checkpoint_ns
+        ids: Document = {"$gte": ""}  # any; without it, a partial index is not used
+        if query.checkpoint_id is not None:
+            ids["$eq"] = query.checkpoint_id
+        if query.before is not None:
+            ids["$lt"] = query.before
+        after, direction = ("$gt", 1) if query.oldest_first else ("$lt", -1)
+        if query.after is not None:
+            checkpoint_id, key, checkpoint_ns = query.after
+            ids[f"{after}e"] = checkpoint_id
+            same = {"checkpoint_id": checkpoint_id}
+            wanted["$or"] = [
+                {"checkpoint_id": {after: checkpoint_id}},
+                {**same, "thread": {after: key}},
+                {**same, "thread": key, "checkpoint_ns": {after: checkpoint_ns}},
+            ]
+        wanted["checkpoint_id"] = ids
+        if query.filter:
+            wanted_terms = sorted(terms(query.filter))
+            if wanted_terms:
+                wanted["terms"] = {"$all": wanted_terms}
+        order = {
+            "$sort": {
+                "checkpoint_id": direction,
+                "thread": direction,
+                "checkpoint_ns": direction,
+            }
+        }
+        limit = [{"$skip": query.offset}] if query.offset else []
+        limit.append({"$limit": query.limit})
+        fields = {"$project": {"record": {**IDENTITY, "thread_id": 1}, "row": 1}}
+        if query.thread_id is not None:
+            return self._records.aggregate(
+                [
+                    *self._named(query.thread_id),
+                    self._rows("row", wanted, [order, *limit, {"$project": _NO_TERMS}]),
+                    {"$unwind": "$row"},
+                    fields,
+                ]
+            )
+        seen = {**_LIVING, **({"owner": query.owner} if query.owner is not None else {})}
+        record = self._join("record", "row.thread", "_id", seen, [], "$row.family")
+        return self._records.aggregate(
+            [
+                {"$match": wanted},
+                order,
+                *limit,  # here, for later stages read ahead
+                {"$project": {"row": "$$ROOT"}},
+                record,
+                {"$unwind": {"path": "$record", "preserveNullAndEmptyArrays": True}},
+                fields,
+            ]
+        )
+
+    def _add_writes(self, page: list[Found]) -> None:
+        places = {(f.thread.key, f.row.checkpoint_ns, f.row.checkpoint_id): f for f in page}
+        if not places:
+            return
+        rows = self._records.find(
+            {
+                "family": {"$in": list({found.thread.family for found in page})},
+                "thread": {"$in": list({found.thread.key for found in page})},
+                "checkpoint_ns": {"$in": list({found.row.checkpoint_ns for found in page})},
+                "kind": "write",
+                "checkpoint_id": {"$in": list({found.row.checkpoint_id for found in page})},
+                "visible": True,
+            }
+        )
+        for row in rows:
+            place = row["thread"], row["checkpoint_ns"], row["checkpoint_id"]
+            if place in places:
+                places[place].writes.append(write_row(row))
+
+    def chunks(
+        self, family: Any, digests: Collection[bytes], *, follow: bool = True
+    ) -> Mapping[bytes, Chunk]:
+        return self._chunks({family: digests}, follow)[family]
+
+    def chunks_of(
+        self, wanted: Mapping[Any, Collection[bytes]]
+    ) -> Mapping[Any, Mapping[bytes, Chunk]]:
+        return self._chunks(wanted, follow=True)
+
+    def _chunks(
+        self, wanted: Mapping[Any, Collection[bytes]], follow: bool
+    ) -> dict[Any, dict[bytes, Chunk]]:
+        ids = [chunk_id(family, digest) for family in wanted for digest in wanted[family]]
+        families = {"$in": list(wanted)}
+        found: list[Document] = []
+        if follow:
+            ids, is_all = self._expanded(ids)
+            if not is_all:
+                found = self._closure(families, ids) or []
+        if not found:  # too much for the server to follow, or the first one is missing
+            for batch in in_batches(ids):
+                found += self._records.find({"_id": {"$in": batch}, "family": families}, _CHUNK)
+        chunks: dict[Any, dict[bytes, Chunk]] = {family: {} for family in wanted}
+        for chunk in found:
+            id_ = chunk["_id"]
+            if self._trees.get(id_) is None:
+                self._trees.put(id_, chunk.get("refs", []))
+            chunks[family_of(id_)][digest_of(id_)] = refs_in(chunk), chunk["content"]
+        return chunks
+
+    def _expanded(self, ids: list[bytes]) -> tuple[list[bytes], bool]:
+        """Return chunks and what is known to be below them, and whether that is everything."""
+        found = dict.fromkeys(ids)
+        waiting = ids
+        is_all = True
+        while waiting:
+            below = [self._trees.get(id_) for id_ in waiting]
+            is_all = is_all and None not in below
+            waiting = [ref for refs in below for ref in refs or () if ref not in found]
+            found.update(dict.fromkeys(waiting))
+        return list(found), is_all
+
+    def _closure(self, families: Document, ids: list[bytes]) -> list[Document] | None:
+        """Return chunks and all that they lead to: trees of any height in one round trip."""
+        follow = {
+            "from": self._records.name,
+            "startWith": {"$literal": ids},
+            "connectFromField": "refs",
+            "connectToField": "_id",
+            "restrictSearchWithMatch": {"family": families},
+            "as": "chunk",
+        }
+        return self._records.aggregate_if_it_fits(
+            [
+                {"$match": {"_id": ids[0], "family": families}},
+                {"$project": {"_id": 1}},
+                {"$graphLookup": follow},
+                {"$unwind": "$chunk"},
+                {"$replaceWith": "$chunk"},
+                {"$project": _CHUNK},
+            ]
+        )
+
+    def rows(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
+        shown = {"$or": [{"visible": True}, {"hidden": True}]}
+        wanted = {"family": thread.family, "thread": thread.key, "kind": "checkpoint", **shown}
+        for found in self._records.latest(wanted, _NO_TERMS):
+            yield checkpoint_row(found)
+
+    def ancestors(
+        self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str
+    ) -> Iterator[CheckpointRow]:
+        read: dict[str, Document] = {}
+        following: str | None = checkpoint_id
+        while following is not None:
+            if following not in read:
+                wanted = {
+                    "family": thread.family,
+                    "thread": thread.key,
+                    "checkpoint_ns": checkpoint_ns,
+                    "kind": "checkpoint",
+                    "checkpoint_id": {"$lte": following},
+                    "$or": [{"visible": True}, {"hidden": True}],
+                }
+                # Ancestors are older, as a rule, and not far.
+                rows = self._records.find(
+                    wanted, _NO_TERMS, sort=[("checkpoint_id", -1)], limit=_ANCESTORS
+                )
+                read = {row["checkpoint_id"]: row for row in rows}
+                if following not in read:
+                    return
+            found = checkpoint_row(read[following])
+            yield found
+            following = found.parent_checkpoint_id
+
+    def channel_writes(
+        self,
+        thread: ThreadRef,
+        checkpoint_ns: str,
+        checkpoint_ids: Sequence[str],
+        channels: Sequence[str],
+    ) -> list[WriteRow]:
+        found = []
+        for batch in in_batches(checkpoint_ids):
+            wanted = {
+                "family": thread.family,
+                "thread": thread.key,
+                "checkpoint_ns": checkpoint_ns,
+                "kind": "write",
+                "checkpoint_id": {"$in": batch},
+                "channel": {"$in": list(channels)},
+                "visible": True,
+            }
+            found += self._records.find(wanted)
+        return [write_row(row) for row in found]
+
+    def moment(self, thread: ThreadRef, checkpoint_id: str, before: str) -> Moment:
+        rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
+        newer = {**rows, "checkpoint_ns": "", "checkpoint_id": {"$gt": checkpoint_id}}
+        group = {
+            "_id": {
+                "checkpoint_ns": "$checkpoint_ns",
+                "is_before": {"$lt": ["$checkpoint_id", {"$literal": before}]},
+            },
+            "head": {"$first": "$$ROOT"},
+        }
+        heads = [
+            {"$match": {**rows, "checkpoint_ns": {"$gt": ""}, "visible": True}},
+            {"$sort": {"checkpoint_ns": 1, "checkpoint_id": -1}},
+            {"$group": group},
+            {"$replaceWith": "$head"},
+            {"$project": _NO_TERMS},
+        ]
+        newest = [
+            {"$match": {**newer, "visible": True}},
+            {"$limit": 1},
+            {"$project": {"kind": "newer"}},
+        ]
+        together = {"coll": self._records.name}
+        found = self._records.aggregate(
+            [
+                {"$match": record_of(thread)},
+                {"$project": {"kind": 1, "metadata": 1, "owner": 1}},
+                {"$unionWith": {**together, "pipeline": newest}},
+                {"$unionWith": {**together, "pipeline": heads}},
+            ]
+        )
+        (record,) = [one for one in found if one["kind"] == "thread"]
+        return Moment(
+            not any(one["kind"] == "newer" for one in found),
+            [checkpoint_row(one) for one in found if one["kind"] == "checkpoint"],
+            record["metadata"],
+            record["owner"],
+        )
+
+    def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
+        wanted = set(places)
+        found = []
+        for batch in in_batches(wanted):
+            rows = {
+                "family": thread.family,
+                "thread": thread.key,
+                "checkpoint_ns": {"$in": list({place[0] for place in batch})},
+                "kind": "write",
+                "checkpoint_id": {"$in": list({place[1] for place in batch})},
+                "visible": True,
+            }
+            found += [write_row(row) for row in self._records.find(rows)]
+        return [row for row in found if (row.checkpoint_ns, row.checkpoint_id) in wanted]
+
+    def lineage(self, thread: ThreadRef) -> list[ThreadRecord]:
+        follow = {
+            "from": self._records.name,
+            "startWith": "$_id",
+            "connectFromField": "parent",
+            "connectToField": "_id",
+            "restrictSearchWithMatch": {"family": thread.family},
+            "as": "record",
+            "depthField": "height",
+        }
+        found = self._records.aggregate(
+            [
+                {"$match": record_of(thread)},
+                {"$project": {"_id": 1}},
+                {"$graphLookup": follow},
+                {"$unwind": "$record"},
+                {"$replaceWith": "$record"},
+                {"$sort": {"height": 1}},
+                *self._forked_from(thread.family),
+            ]
+        )
+        return [thread_record(record) for record in found]
+
+    def family(self, family: Any) -> list[ThreadRecord]:
+        wanted = {"family": family, "kind": "thread", "building": None, "provisional": False}
+        return [
+            thread_record(record)
+            for record in self._records.aggregate([{"$match": wanted}, *self._forked_from(family)])
+        ]
+
+    def _forked_from(self, family: Any) -> list[Document]:
+        """Return the stages that find the metadata of the checkpoint a thread was forked from."""
+        stages: list[Document] = []
+        for name, key in (("own", "_id"), ("parents", "parent")):
+            wanted = {
+                "family": family,
+                "kind": "checkpoint",
+                "thread": {"$exists": True},  # the first thread has no parent to look for
+                "checkpoint_ns": "",
+                "$expr": {"$eq": ["$checkpoint_id", "$$forked"]},
+            }
+            stages.append(
+                {
+                    "$lookup": {
+                        "from": self._records.name,
+                        "localField": key,
+                        "foreignField": "thread",
+                        "let": {"forked": "$parent_checkpoint_id"},
+                        "pipeline": [{"$match": wanted}, {"$project": {"metadata": 1}}],
+                        "as": name,
+                    }
+                }
+            )
+        return stages
+
+    def threads_of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
+        keys: dict[ObjectId, ObjectId] = {}
+        for batch in in_batches(run_ids):
+            for group in self._records.aggregate(
+                [
+                    {"$match": {"run_id": {"$in": batch}}},
+                    {"$group": {"_id": {"thread": "$thread", "family": "$family"}}},
+                ]
+            ):
+                keys[group["_id"]["thread"]] = group["_id"]["family"]
+        wanted = {
+            "_id": {"$in": list(keys)},
+            "family": {"$in": list(set(keys.values()))},
+            "deleted_at": None,
+        }
+        return [thread_ref(record) for record in self._records.find(wanted, IDENTITY)]
+
+    # Pipelines: from the name of a thread to its record and its rows
+
+    def _named(self, thread_id: str) -> list[Document]:
+        """Return the stages that find the record of a thread that is not deleted."""
+        name = name_id(thread_id)
+        return [
+            {"$match": {"_id": name, "family": name}},
+            self._join("record", "key", "_id", _LIVING, []),
+            {"$unwind": "$record"},
+        ]
+
+    def _rows(
+        self, name: str, wanted: Document, stages: Sequence[Document], at: str | None = None
+    ) -> Document:
+        """Return the stage that finds rows of the thread, of the checkpoint `at` if given."""
+        variables = {"home": "$home"} if at is None else {"home": "$home", "at": at}
+        same: Document = {"$eq": ["$family", "$$home"]}
+        if at is not None:
+            same = {"$and": [same, {"$eq": ["$checkpoint_id", "$$at"]}]}
+        return {
+            "$lookup": {
+                "from": self._records.name,
+                "localField": "key",
+                "foreignField": "thread",
+                "let": variables,
+                "pipeline": [{"$match": {"$expr": same, **wanted}}, *stages],
+                "as": name,
+            }
+        }
+
+    def _join(
+        self,
+        name: str,
+        local: str,
+        foreign: str,
+        wanted: Document,
+        stages: Sequence[Document],
+        family: str = "$home",
+    ) -> Document:
+        same = {"$expr": {"$eq": ["$family", "$$home"]}}
+        return {
+            "$lookup": {
+                "from": self._records.name,
+                "localField": local,
+                "foreignField": foreign,
+                "let": {"home": family},
+                "pipeline": [{"$match": {**same, **wanted}}, *stages],
+                "as": name,
+            }
+        }

@@ -1,0 +1,338 @@
+"""MongoDB: how checkpoints, threads and chunks are removed while others read and write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from bson.objectid import ObjectId
+from pymongo import UpdateMany, UpdateOne
+
+from forkpoint import removal
+from forkpoint.errors import StorageBusy
+from forkpoint.mongodb_catalog import (
+    IDENTITY,
+    thread_ref,
+)
+from forkpoint.mongodb_documents import (
+    ROWS,
+    refs_in,
+)
+from forkpoint.mongodb_reading import MongoReading
+from forkpoint.mongodb_records import (
+    NOW,
+    Document,
+    Outcome,
+    Statement,
+    chunk_id,
+    chunk_size,
+    chunks_of,
+    digest_of,
+    in_batches,
+    name_id,
+    record_of,
+    rows_of,
+)
+from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Place, Plan
+from forkpoint.storage import (
+    CheckpointRow,
+    Choose,
+    Counts,
+    Stale,
+    ThreadRef,
+    ThreadRow,
+)
+
+LOCK_SECONDS = 5
+"""How long a removal or a copy keeps others out of a thread if its process ends in the middle."""
+
+_LOCK_PAUSE_SECONDS = 0.005
+_EXPIRED = {"$lt": ["$lock.until", "$$NOW"]}
+
+
+class MongoRemoving(MongoReading):
+    """The primitives of `forkpoint.storage.Session` that remove, and what keeps others out."""
+
+    def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
+        try:
+            # A new epoch: who counts on what the thread stores now has to look again.
+            with self._locked(thread, {"epoch": ObjectId()}) as guard:
+                rows = list(self.rows(thread))
+                plan = choose(rows)
+                outcome = self._doom(thread, rows, plan, guard)
+                counts = self._delete_rows(thread, {"doomed": True})
+                seen = {(row.checkpoint_ns, row.checkpoint_id) for row in rows if not row.hidden}
+                head = removal.newest(seen - plan.removed - plan.hidden)
+                if plan.reopened or head != removal.newest(seen):
+                    self._update_status(thread, head)
+            if outcome.is_repeated:
+                self.count_again(thread)
+            return counts
+        except Stale:
+            return Counts(0, 0)  # the thread is deleted, and with it what was to go
+
+    def _doom(
+        self, thread: ThreadRef, rows: Sequence[CheckpointRow], plan: Plan, guard: UpdateOne
+    ) -> Outcome:
+        """Take out of sight what is to be removed or hidden."""
+        going = plan.removed | plan.hidden
+        gone = sum(
+            (row.checkpoint_ns, row.checkpoint_id) in going for row in rows if not row.hidden
+        )
+        # Not counted again: a checkpoint that the record counts already may be about to arrive.
+        left = {"$subtract": ["$checkpoint_count", gone]}
+        touched: Document = {"checkpoint_count": left, "unlisted": True, "removed_at": NOW}
+        if plan.reopened:
+            touched["updated_at"] = {"$max": ["$updated_at", NOW]}
+        statements: list[Statement] = [guard, UpdateOne(record_of(thread), [{"$set": touched}])]
+        hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}}
+        statements += _of_places(thread, plan.hidden, {"kind": "checkpoint"}, hide)
+        doom = {"$set": {"doomed": True}, "$unset": {"visible": 1, "hidden": 1}}
+        statements += _of_places(thread, plan.removed, {"kind": ROWS}, doom)
+        done = {
+            "kind": "write",
+            "idx": {"$ne": INTERRUPT_IDX},
+            "$or": [{"task_id": {"$ne": NULL_TASK_ID}}, {"idx": RESUME_IDX}],
+        }
+        statements += _of_places(thread, plan.reopened, done, doom)
+        outcome = self._records.bulk(statements)
+        if outcome.failed is not None:
+            raise StorageBusy("removing took too long, and others have written since; try again")
+        return outcome
+
+    def _update_status(self, thread: ThreadRef, head: Place | None) -> None:
+        """Set a thread's status to what its newest checkpoint waits for."""
+        kinds = {write.idx for write in self.writes(thread, [head])} if head else set()
+        status = {"status": removal.status_of(kinds), "status_for": head[1] if head else ""}
+        self._records.update(record_of(thread), {"$set": {**status, "unlisted": True}})
+
+    def _delete_rows(self, thread: ThreadRef, which: Document) -> Counts:
+        rows = {"family": thread.family, "thread": thread.key, **which}
+        writes = self._records.count({**rows, "kind": "write"})
+        checkpoints = self._records.count({**rows, "kind": "checkpoint"})
+        self._records.delete({**rows, "kind": ROWS})
+        return Counts(checkpoints, writes)
+
+    def bury(self, thread: ThreadRef, seen: ThreadRow | None = None) -> Counts:
+        same = {} if seen is None else {"updated_at": seen.updated_at, "fence": seen.fence}
+        try:
+            with self._locked(thread, {}, same=same) as guard:
+                return self._bury(thread, guard, seen)
+        except Stale:
+            if seen is not None:
+                raise
+            return Counts(0, 0)  # somebody else was faster
+
+    def _bury(self, thread: ThreadRef, guard: UpdateOne, seen: ThreadRow | None) -> Counts:
+        rows = {"family": thread.family, "thread": thread.key, "kind": ROWS}
+        found = self._records.latest(rows, {"checkpoint_id": 1, "kind": 1})
+        ids = [row["checkpoint_id"] for row in found]
+        checkpoints = sum(row["kind"] == "checkpoint" for row in found)
+        buried: Document = {
+            "deleted_at": NOW,
+            "removed_at": NOW,
+            "dead_until": {"$max": ["$dead_until", {"$literal": max(ids, default=None)}]},
+            "epoch": ObjectId(),
+            **dict.fromkeys(("lock", "label", "ttl", "lease_holder")),
+            **dict.fromkeys(("lease_since", "lease_until")),
+            "tags": [],
+            "metadata": "{}",
+            "status": "idle",
+            "checkpoint_count": 0,
+        }
+        unlisted = {"$unset": ["listed_at", "listed_status", "terms", "unlisted"]}
+        done = self._records.bulk(
+            [guard, UpdateOne(record_of(thread), [{"$set": buried}, unlisted])]
+        )
+        if done.failed is not None and seen is not None:
+            raise Stale
+        if done.failed is not None:
+            raise StorageBusy("deleting took too long, and others have written since; try again")
+        for _ in range(2):  # what was on its way when the thread was marked arrives after the first
+            self._records.delete(rows)
+        return Counts(checkpoints, len(found) - checkpoints)
+
+    def buried(self, thread_id: str) -> ThreadRef | None:
+        name = name_id(thread_id)
+        named = {"$match": {"_id": name, "family": name}}
+        record = self._join("record", "key", "_id", {"deleted_at": {"$ne": None}}, [])
+        unwind: list[Document] = [
+            {"$unwind": "$record"},
+            {"$replaceWith": "$record"},
+            {"$project": IDENTITY},
+        ]
+        found = self._records.aggregate([named, record, *unwind])
+        return thread_ref(found[0]) if found else None
+
+    def _discard(self, unfinished: ThreadRef) -> None:
+        """Remove a copy that nobody has seen."""
+        rows = {"family": unfinished.family, "thread": unfinished.key, "kind": ROWS}
+        self._records.delete(rows)
+        self._records.delete(record_of(unfinished))
+
+    # Locks
+
+    @contextmanager
+    def _locked(
+        self,
+        thread: ThreadRef,
+        change: Document,
+        *,
+        same: Document = {},  # noqa: B006 - never changed
+        count: bool = False,
+    ) -> Iterator[UpdateOne]:
+        """Keep others from writing to a thread, and from removing of it.
+
+        Yields a statement that ends a bulk if the lock is lost, and else keeps it for longer.
+
+        Args:
+            thread: The thread.
+            change: What else to change in its record.
+            same: What its record must say, from the beginning to the end.
+            count: Whether to count its checkpoints in the end, as is done after one who locked it
+                and did not come to an end.
+
+        Raises:
+            Stale: The thread is deleted, or not the same.
+        """
+        token = ObjectId()
+        lock = {"lock": {"by": token, "until": {"$add": ["$$NOW", 1000 * LOCK_SECONDS]}}}
+        free = {"$or": [{"lock": None}, {"lock.by": token}]}
+        expired = {"lock": {"$ne": None}, "$expr": _EXPIRED}
+        living = {**record_of(thread), "deleted_at": None, **same}
+        locked = [{"$set": {**lock, **change}}]
+        give_up = time.monotonic() + 10 * LOCK_SECONDS
+        while not self._records.update({**living, **free}, locked):
+            if self._records.update({**living, **expired}, locked):
+                self._delete_rows(thread, {"doomed": True})  # what the one before left
+                count = True
+                break
+            if not self._records.exists(living):
+                raise Stale
+            if time.monotonic() > give_up:
+                raise StorageBusy("other processes keep removing from the same thread")
+            time.sleep(_LOCK_PAUSE_SECONDS)
+        try:
+            yield UpdateOne({**living, "lock.by": token}, [{"$set": lock}], upsert=True)
+        finally:
+            unlocked: Document = {"lock": None}
+            if count:
+                rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
+                unlocked["checkpoint_count"] = self._records.count({**rows, "visible": True})
+            self._records.update({**record_of(thread), "lock.by": token}, {"$set": unlocked})
+
+    def count_again(self, thread: ThreadRef) -> None:
+        """Set right how many checkpoints a thread's record says that there are."""
+        with suppress(Stale), self._locked(thread, {}, count=True):
+            pass
+
+    def await_unlocked(self, thread: ThreadRef) -> Document:
+        """Return the record of a thread, once nobody locks it any more."""
+        while True:
+            (record,) = self._records.latest(record_of(thread))
+            if record["lock"] is None:
+                return record
+            expired = {"lock.by": record["lock"]["by"], "$expr": _EXPIRED}
+            if self._records.exists({**record_of(thread), **expired}):
+                with suppress(Stale), self._locked(thread, {"epoch": ObjectId()}):
+                    continue  # what was begun under the lock is not done, or done as a whole
+            time.sleep(_LOCK_PAUSE_SECONDS)
+
+    # Collecting
+
+    def uncollected(self) -> list[Any]:
+        long_ago = {"$subtract": [NOW, 1_000_000 * LOCK_SECONDS]}
+        removed = {"removed_at": {"$gt": 0}, "$expr": {"$lt": ["$removed_at", long_ago]}}
+        found = self._records.latest(removed, {"family": 1})
+        return list(dict.fromkeys(record["family"] for record in found))
+
+    def begin_collection(self, family: Any) -> ObjectId:
+        epoch = ObjectId()
+        threads = {"family": family, "kind": "thread"}
+        self._records.update_all(threads, {"$set": {"epoch": epoch}})
+        for unfinished in self._records.latest({**threads, "building": {"$exists": True}}):
+            source = {"_id": unfinished["parent"], "family": family, "deleted_at": None}
+            lock = {"lock.by": unfinished["building"], "$nor": [{"$expr": _EXPIRED}]}
+            if not self._records.exists({**source, **lock}):
+                # Unless it was finished just now.
+                still = {**record_of(thread_ref(unfinished)), "building": unfinished["building"]}
+                if self._records.update(still, {"$set": {"building": epoch}}):
+                    self._discard(thread_ref(unfinished))
+        return epoch
+
+    def is_undisturbed(self, family: Any, collection: ObjectId) -> bool:
+        disturbed = {"family": family, "kind": "thread", "epoch": {"$ne": collection}}
+        return not self._records.exists(disturbed)
+
+    def references(self, family: Any) -> Iterator[tuple[Any, bytes]]:
+        deleted = {"family": family, "kind": "thread", "deleted_at": {"$ne": None}}
+        dead = {record["_id"] for record in self._records.latest(deleted, {"_id": 1})}
+        fields = {"thread": 1, "refs": 1, "next.refs": 1, "doomed": 1}
+        doomed = []
+        for row in self._records.latest(rows_of(family), fields):
+            if row["thread"] in dead or "doomed" in row:
+                doomed.append(row["_id"])  # it came late, or the removal was not finished
+                continue
+            yield row["thread"], row.get("refs", b"")
+            if "next" in row:
+                yield row["thread"], row["next"]["refs"]
+        for batch in in_batches(doomed):
+            gone = [{"doomed": True}, {"thread": {"$in": list(dead)}}]
+            self._records.delete({"_id": {"$in": batch}, "family": family, "$or": gone})
+
+    def links(self, family: Any) -> Iterator[tuple[bytes, bytes]]:
+        wanted = {**chunks_of(family), "refs": {"$exists": True}}
+        for chunk in self._records.latest(wanted, {"refs": 1}):
+            yield digest_of(chunk["_id"]), refs_in(chunk)
+
+    def digests(self, family: Any) -> Iterator[bytes]:
+        for chunk in self._records.latest(chunks_of(family), {"_id": 1}):
+            yield digest_of(chunk["_id"])
+
+    def drop_chunks(
+        self, family: Any, digests: Iterable[bytes] | None, collection: ObjectId
+    ) -> Counts | None:
+        total = {"_id": "$epoch", "number": {"$sum": 1}, "size": {"$sum": chunk_size()}}
+        which = [chunks_of(family)]
+        if digests is not None:
+            ids = in_batches(chunk_id(family, digest) for digest in digests)
+            which = [{"_id": {"$in": batch}, "family": family} for batch in ids]
+        dropped = []
+        number = amount = 0
+        for chunks in which:
+            older = {**chunks, "epoch": {"$ne": collection}}
+            epochs = self._records.aggregate([{"$match": older}, {"$group": total}])
+            dropped += [
+                {**chunks, "epoch": {"$in": batch}}
+                for batch in in_batches(epoch["_id"] for epoch in epochs)
+            ]
+            number += sum(epoch["number"] for epoch in epochs)
+            amount += sum(epoch["size"] for epoch in epochs)
+        # If nobody was here since, these epochs are older than this collection. Later ones are not
+        # among them: what is written from now on stays, also if another collection begins.
+        if not self.is_undisturbed(family, collection):
+            return None
+        for chunks in dropped:
+            self._records.delete(chunks)
+        # But for those of which somebody removes at the moment.
+        done = {"family": family, "kind": "thread", "epoch": collection, "removed_at": {"$gt": 0}}
+        self._records.update_all(done, {"$unset": {"removed_at": ""}})
+        return Counts(number, amount)
+
+
+def _of_places(
+    thread: ThreadRef, places: Collection[Place], which: Document, change: Document
+) -> Iterator[UpdateMany]:
+    """Return the statements that change the rows of some checkpoints."""
+    for checkpoint_ns in {checkpoint_ns for checkpoint_ns, _ in places}:
+        for batch in in_batches(place[1] for place in places if place[0] == checkpoint_ns):
+            wanted = {
+                "family": thread.family,
+                "thread": thread.key,
+                "checkpoint_ns": checkpoint_ns,
+                "checkpoint_id": {"$in": batch},
+                **which,
+            }
+            yield UpdateMany(wanted, change)
