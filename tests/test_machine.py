@@ -100,20 +100,33 @@ class Outer(TypedDict, total=False):
     asks: bool
 
 
-class Inner(TypedDict, total=False):
-    items: Annotated[list[Any], operator.add]
+# The subgraphs give back only what is new: with all that they are given, the state would become
+# more than four times as long with each turn.
+
+
+class Asking(TypedDict, total=False):
+    items: list[Any]
     asks: bool
+
+
+class Keeping(TypedDict, total=False):
+    items: list[Any]
     seen: Annotated[list[Any], DeltaChannel(append_all, snapshot_frequency=3)]
 
 
 def nested() -> Any:
     """A subgraph that asks, and one that keeps its state, in which a channel is rebuilt."""
-    asking = StateGraph(Outer)
+
+    def ask(state: Asking) -> dict[str, Any]:
+        answer = interrupt("what?") if state["asks"] else "-"
+        return {"items": [*state["items"], answer]}
+
+    asking = StateGraph(Asking)
     asking.add_node("before", lambda state: {"items": [len(state["items"])]})
-    asking.add_node("ask", lambda state: {"items": [interrupt("what?") if state["asks"] else "-"]})
+    asking.add_node(ask)
     asking.add_edge(START, "before")
     asking.add_edge("before", "ask")
-    keeping = StateGraph(Inner)
+    keeping = StateGraph(Keeping)
     keeping.add_node("look", lambda state: {"seen": [TEXTS[len(state["items"]) % len(TEXTS)]]})
     keeping.add_node("tell", lambda state: {"seen": ["told"], "items": [len(state["seen"])]})
     keeping.add_edge(START, "look")
