@@ -39,7 +39,9 @@ def main() -> None:
         if arguments.backend != "sqlite":
             with contextlib.ExitStack() as stack:
                 uri = arguments.mongodb_uri or stack.enter_context(
-                    mongod.running(str(command), run.directory / "mongod")
+                    mongod.running(
+                        str(command), run.directory / "mongod", arguments.mongodb_members
+                    )
                 )
                 run.measure(mongodb(uri))
     report.write(arguments.out, run.measurements, run.syncs)
@@ -65,6 +67,14 @@ def _parser() -> argparse.ArgumentParser:
         "--mongodb-uri",
         metavar="URI",
         help="a server to measure instead of one that is started in --dir for the run",
+    )
+    parser.add_argument(
+        "--mongodb-members",
+        type=int,
+        choices=range(1, 8),
+        default=1,
+        metavar="COUNT",
+        help="how many members the replica set has that is started (default: 1)",
     )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(

@@ -1,4 +1,4 @@
-"""A MongoDB server for one run: a replica set of one member, with the settings it comes with."""
+"""A MongoDB replica set for one run, with the settings that the server comes with."""
 
 from __future__ import annotations
 
@@ -33,8 +33,26 @@ def executable() -> str | None:
 
 
 @contextlib.contextmanager
-def running(command: str, directory: Path) -> Iterator[str]:
-    """Run a server on a new directory, and yield its URI. On Linux it cannot outlive us."""
+def running(command: str, directory: Path, members: int = 1) -> Iterator[str]:
+    """Run a replica set on a new directory, and yield its URI. On Linux it cannot outlive us."""
+    directory.mkdir()
+    with contextlib.ExitStack() as stack:
+        addresses = [
+            stack.enter_context(_member(command, directory / str(number)))
+            for number in range(members)
+        ]
+        with MongoClient[Any](f"mongodb://{addresses[0]}/?directConnection=true") as client:
+            hosts = [{"_id": number, "host": address} for number, address in enumerate(addresses)]
+            client.admin.command("replSetInitiate", {"_id": _SET, "members": hosts})
+        uri = f"mongodb://{','.join(addresses)}/?replicaSet={_SET}"
+        with MongoClient[Any](uri) as client:
+            client.admin.command("ping")  # which waits until there is a primary
+        yield uri
+
+
+@contextlib.contextmanager
+def _member(command: str, directory: Path) -> Iterator[str]:
+    """Run a server on a new directory, and yield its address once it answers."""
     directory.mkdir()
     with socket.socket() as listening:
         listening.bind((_HOST, 0))
@@ -50,12 +68,8 @@ def running(command: str, directory: Path) -> Iterator[str]:
     )
     try:
         with MongoClient[Any](f"mongodb://{address}/?directConnection=true") as client:
-            members = [{"_id": 0, "host": address}]
-            client.admin.command("replSetInitiate", {"_id": _SET, "members": members})
-        uri = f"mongodb://{address}/?replicaSet={_SET}"
-        with MongoClient[Any](uri) as client:
-            client.admin.command("ping")  # which waits until there is a primary
-        yield uri
+            client.admin.command("ping")  # which waits until it answers
+        yield address
     finally:
         server.kill()  # it would take its time to hand over, and its data are to go anyway
         server.wait()

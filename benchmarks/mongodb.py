@@ -62,9 +62,11 @@ def mongodb(uri: str) -> Backend:
     official, ours = partial(_official, uri), partial(_ours, uri)
     with MongoClient[Any](uri) as client:
         server_version = str(client.server_info()["version"])
+        members = len(client.admin.command("hello").get("hosts", [uri]))
+    is_alone = members == 1
     return Backend(
-        name="mongodb",
-        title="MongoDB",
+        name="mongodb" if is_alone else f"mongodb-{members}",
+        title="MongoDB" if is_alone else f"MongoDB, {members} members",
         stored="documents, uncompressed",
         official=Contender("MongoDBSaver", official),
         official_async=Contender("MongoDBSaver, async", official, is_async=True),
