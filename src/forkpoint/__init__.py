@@ -7,8 +7,8 @@ forking        threads made of others; removing; diffing
 types          what these return; render, render_svg, render_diff: its pictures; printing
 storage        the interface of a backend, and the stored format
 sqlite         the SQLite backend, with sqlite_storage, _session, _catalog, _statements, _schema
-mongodb        the MongoDB backend, with mongodb_storage, _puts, and mongodb_session, which builds on
-               _removing, _reading, _catalog, _documents and _records
+mongodb        the MongoDB backend: mongodb_storage, _puts, and _session, which builds on _removing,
+               _reading, _catalog, _documents and _records
 group_commit   puts that wait at the same time share a commit
 codec          values to chunks and back; chunking: where to cut
 serde          the safe serializer; messages: serializing messages faster the second time
