@@ -67,7 +67,9 @@ class MongoReading(MongoCatalog):
     def remember_chunks(self, family: ObjectId, chunks: Chunks) -> None:
         """Remember what is below chunks, so that they can be read without being followed."""
         for digest, (refs, _) in chunks.items():
-            self._trees.put(chunk_id(family, digest), refs_of(family, refs))
+            id_ = chunk_id(family, digest)
+            if self._trees.get(id_) is None:
+                self._trees.put(id_, refs_of(family, refs))
 
     def thread(self, thread_id: str) -> ThreadRef | None:
         found = self._records.aggregate(
@@ -284,10 +286,10 @@ class MongoReading(MongoCatalog):
                 found += self._records.find({"_id": {"$in": batch}, "family": families}, _CHUNK)
         chunks: dict[Any, dict[bytes, Chunk]] = {family: {} for family in wanted}
         for chunk in found:
-            id_ = chunk["_id"]
-            if self._trees.get(id_) is None:
-                self._trees.put(id_, chunk.get("refs", []))
-            chunks[family_of(id_)][digest_of(id_)] = refs_in(chunk), chunk["content"]
+            family = family_of(chunk["_id"])
+            chunks[family][digest_of(chunk["_id"])] = refs_in(chunk), chunk["content"]
+        for family in chunks:
+            self.remember_chunks(family, chunks[family])
         return chunks
 
     def _expanded(self, ids: list[bytes]) -> tuple[list[bytes], bool]:
