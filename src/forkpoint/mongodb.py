@@ -14,7 +14,7 @@ from forkpoint.mongodb_storage import MongoStorage
 from forkpoint.runner import WorkerRunner
 from forkpoint.saver import ForkpointSaver
 
-_WORKERS = 16  # most of the time they wait for the server
+_WORKERS = 64  # most of the time they wait for the server, or to be taken along
 
 
 class MongoDBSaver(ForkpointSaver):
