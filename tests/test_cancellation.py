@@ -165,7 +165,7 @@ async def test_cancelling_while_an_operation_waits_its_turn_leaves_nothing(
     head = fill(saver)
     before = seen(saver)
     gate.close(0)
-    busy = [asyncio.ensure_future(saver.aget_tuple(config())) for _ in range(40)]  # all workers
+    busy = [asyncio.ensure_future(saver.aget_tuple(config())) for _ in range(100)]  # all workers
     assert await gate.is_reached(busy[0])
     task = asyncio.ensure_future(OPERATIONS[operation](saver, head))
     await asyncio.sleep(0.01)
