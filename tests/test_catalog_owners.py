@@ -215,11 +215,13 @@ async def test_what_is_for_all_threads_is_for_the_owners(
 ) -> None:
     catalog = Api(ThreadCatalog(api.saver, owner="other"), api.world)
     for n in range(3):
-        await catalog.create(f"mine {n}", tags=["a"], ttl=timedelta(microseconds=1))
+        await catalog.create(f"mine {n}", tags=["a"], ttl=timedelta(seconds=1))
+    store.be_old("updated_at")
+    store.be_old("created_at")
     before = ThreadCatalog(api.saver, owner="acme").get("thread")
     policies = [
-        RetentionPolicy(max_idle=timedelta(microseconds=1)),
-        RetentionPolicy(max_age=timedelta(microseconds=1)),
+        RetentionPolicy(max_idle=timedelta(seconds=1)),
+        RetentionPolicy(max_age=timedelta(seconds=1)),
         RetentionPolicy(max_checkpoints_per_thread=1),
         RetentionPolicy(expired=True),
     ]

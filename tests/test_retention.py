@@ -374,7 +374,7 @@ async def test_a_thread_is_in_the_archive_before_it_goes(
 
 
 async def test_a_trimmed_thread_is_restored_from_the_archive(
-    catalog: Api, api: Api, new_store: Callable[[], Store], tmp_path: Path
+    catalog: Api, api: Api, store: Store, new_store: Callable[[], Store], tmp_path: Path
 ) -> None:
     graph = SHAPES["deltas"].build(api.saver)
     thread: Any = {"configurable": {"thread_id": "thread"}}
@@ -383,8 +383,9 @@ async def test_a_trimmed_thread_is_restored_from_the_archive(
     await catalog.apply_retention(RetentionPolicy(max_checkpoints_per_thread=2))
     expected = graph.get_state(thread)
     path = tmp_path / "archive.jsonl"
-    now = RetentionPolicy(max_idle=timedelta(microseconds=1))
-    assert (await catalog.apply_retention(now, archive=path)).deleted == ("thread",)
+    store.be_old("updated_at")
+    idle = RetentionPolicy(max_idle=HOUR)
+    assert (await catalog.apply_retention(idle, archive=path)).deleted == ("thread",)
 
     (line,) = map(json.loads, path.read_text().splitlines())
     with new_store().saver() as saver:
@@ -417,19 +418,20 @@ async def test_what_could_not_be_written_leaves_no_part_of_a_line(
     for name in ("a", "b", "c"):
         put(api.saver, {"n": "bad" if name == "b" else "good"}, thread_id=name)
         put(api.saver, {"n": 2}, thread_id=name)
-    now = RetentionPolicy(max_idle=timedelta(microseconds=1))
-    result = await catalog.apply_retention(now, archive=archive)
+    store.be_old("updated_at")
+    idle = RetentionPolicy(max_idle=HOUR)
+    result = await catalog.apply_retention(idle, archive=archive)
     assert set(result.deleted) == {"a", "c"}
     assert list(result.failed) == ["b"]
     lines = [json.loads(line)["thread"]["thread_id"] for line in path.read_text().splitlines()]
     assert sorted(lines) == ["a", "c"]
-    result = await catalog.apply_retention(now, archive=tmp_path)  # no file
+    result = await catalog.apply_retention(idle, archive=tmp_path)  # no file
     assert isinstance(result.failed["b"], IsADirectoryError)
     assert ids(api.saver) == {"b"}
 
 
 async def test_the_file_is_on_the_disk_before_the_thread_goes(
-    catalog: Api, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    catalog: Api, api: Api, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "archive.jsonl"
     put(api.saver, {"n": 1})
@@ -441,25 +443,29 @@ async def test_the_file_is_on_the_disk_before_the_thread_goes(
         synced.append((path.read_bytes(), ids(api.saver)))
 
     monkeypatch.setattr(os, "fsync", watched)
-    now = RetentionPolicy(max_idle=timedelta(microseconds=1))
-    assert (await catalog.apply_retention(now, archive=path)).deleted == ("thread",)
+    store.be_old("updated_at")
+    idle = RetentionPolicy(max_idle=HOUR)
+    assert (await catalog.apply_retention(idle, archive=path)).deleted == ("thread",)
     assert len(synced) == 2  # the file and its name
     for content_, there in synced:
         assert content_ == path.read_bytes()
         assert there == {"thread"}
 
 
-async def test_an_archive_that_nobody_awaits_deletes_nothing(catalog: Api, api: Api) -> None:
+async def test_an_archive_that_nobody_awaits_deletes_nothing(
+    catalog: Api, api: Api, store: Store
+) -> None:
     async def archive(*_: Any) -> None:
         pass
 
     put(api.saver, {"n": 1})
-    now = RetentionPolicy(max_idle=timedelta(microseconds=1))
+    store.be_old("updated_at")
+    idle = RetentionPolicy(max_idle=HOUR)
     for options in ({"archive": archive}, {"on_progress": archive}):
         with pytest.raises(InvalidInput, match=f"{next(iter(options))} must not be async"):
-            await catalog.apply_retention(now, **options)
+            await catalog.apply_retention(idle, **options)
     awaitable = asyncio.get_running_loop().create_future()
-    result = await catalog.apply_retention(now, archive=lambda *_: awaitable)
+    result = await catalog.apply_retention(idle, archive=lambda *_: awaitable)
     assert isinstance(result.failed["thread"], TypeError)
     assert ids(api.saver) == {"thread"}
 
