@@ -6,11 +6,9 @@ import asyncio
 import base64
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -409,14 +407,14 @@ async def test_what_could_not_be_written_leaves_no_part_of_a_line(
 ) -> None:
     class Failing(SafeSerializer):
         def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
-            if "bad" in str(obj):
+            if "unwritable" in str(obj):  # which no id contains
                 raise OSError("no space left")
             return super().dumps_typed(obj)
 
     path = tmp_path / "archive.jsonl"
     archive = JsonLines(path, Failing())
     for name in ("a", "b", "c"):
-        put(api.saver, {"n": "bad" if name == "b" else "good"}, thread_id=name)
+        put(api.saver, {"n": "unwritable" if name == "b" else "good"}, thread_id=name)
         put(api.saver, {"n": 2}, thread_id=name)
     store.be_old("updated_at")
     idle = RetentionPolicy(max_idle=HOUR)
@@ -721,19 +719,8 @@ def test_retention_that_is_killed_is_done_by_the_next(
 
 
 def delete_until_killed(store: Store, commands: int) -> None:
-    """Delete, and kill this process before it sends one command more."""
-    left = math.inf
-
-    def before(_: str) -> None:
-        nonlocal left
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-
-    catalog = ThreadCatalog(store.watched(before))
-    left = commands
     policy = RetentionPolicy(max_age=HOUR, max_checkpoints_per_thread=1)
-    catalog.apply_retention(policy)
+    ThreadCatalog(store.mortal(commands)).apply_retention(policy)
 
 
 @pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
