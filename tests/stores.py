@@ -8,7 +8,9 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import math
 import os
+import signal
 import sqlite3
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
@@ -89,6 +91,20 @@ class Store(ABC):
     @abstractmethod
     def watched(self, before: Callable[[str], None]) -> ForkpointSaver:
         """Return a saver that calls this before each statement, or command, that it sends."""
+
+    def mortal(self, commands: int) -> ForkpointSaver:
+        """Return a saver that kills this process before it sends more than so many commands."""
+        left = math.inf  # while it is opened
+
+        def before(_: str) -> None:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+
+        saver = self.watched(before)
+        left = commands
+        return saver
 
     @property
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -37,14 +37,22 @@ def store() -> Store:
     return Store()
 
 
+def begin(
+    relay: Relay, store: Store, executor: ThreadPoolExecutor, riders: list[Rider]
+) -> list[Future[None]]:
+    """Put the first of these, and the others while it is stored."""
+    puts = [executor.submit(relay.put, riders[0])]
+    wait_until(lambda: store.begun == 1, "the first batch")
+    puts += [executor.submit(relay.put, one) for one in riders[1:]]
+    wait_until(lambda: len(relay._queue) == len(riders) - 1, "the others")
+    return puts
+
+
 def test_what_comes_while_a_batch_is_stored_makes_the_next_one(store: Store) -> None:
     relay = Relay(store, lanes=1, moment=0, patience=60)
     riders = [rider() for _ in range(10)]
     with ThreadPoolExecutor(10) as executor:
-        puts = [executor.submit(relay.put, riders[0])]
-        wait_until(lambda: store.begun == 1, "the first batch")
-        puts += [executor.submit(relay.put, one) for one in riders[1:]]
-        wait_until(lambda: len(relay._queue) == 9, "the others")
+        puts = begin(relay, store, executor, riders)
         store.may_go_on.release(2)
         for put in puts:
             put.result(30)
@@ -138,10 +146,7 @@ def test_an_interrupt_of_the_one_that_stores_is_not_one_of_the_others(store: Sto
     relay = Relay(store_or_end, lanes=1, moment=0, patience=60)
     riders = [rider() for _ in range(6)]
     with ThreadPoolExecutor(6) as executor:
-        puts = [executor.submit(relay.put, riders[0])]
-        wait_until(lambda: store.begun == 1, "the first batch")
-        puts += [executor.submit(relay.put, one) for one in riders[1:]]
-        wait_until(lambda: len(relay._queue) == 5, "the others")
+        puts = begin(relay, store, executor, riders)
         store.may_go_on.release(9)
         failures = [put.exception(30) for put in puts]
     assert [type(one) for one in failures if one] == [KeyboardInterrupt]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import random
 import signal
 import threading
@@ -560,18 +559,7 @@ def test_chunks_that_just_died_are_used_again_while_others_are_collected(
 
 
 def remove_until_killed(start: Start, remove: Work, commands: int) -> None:
-    """Remove, and kill this process before it sends one command more."""
-    left = math.inf
-
-    def before(_: str) -> None:
-        nonlocal left
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-
-    saver = start.store.watched(before)
-    left = commands
-    remove(saver, start)
+    remove(start.store.mortal(commands), start)
 
 
 @pytest.mark.parametrize("number", [3, ALL])

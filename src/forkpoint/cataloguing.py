@@ -25,15 +25,7 @@ from forkpoint.inputs import DESCRIPTION_BYTES, as_json
 from forkpoint.operations import Context, at_place, open_row, place_of
 from forkpoint.owners import taken
 from forkpoint.searching import Wanted, cursor_of, going_on, is_exact, matches, selection_of
-from forkpoint.storage import (
-    CheckpointRow,
-    Description,
-    Found,
-    Graft,
-    Session,
-    Stale,
-    ThreadRow,
-)
+from forkpoint.storage import CheckpointRow, Description, Found, Graft, Session, Stale, ThreadRow
 from forkpoint.threads import Page, Thread, ThreadStats
 
 _ATTEMPTS = 20  # to change a record that others change at the same moment

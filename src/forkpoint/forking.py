@@ -21,12 +21,7 @@ from langgraph.checkpoint.base.id import uuid6
 
 from forkpoint import removal
 from forkpoint.codec import Chunks
-from forkpoint.errors import (
-    CheckpointNotFound,
-    InvalidInput,
-    StorageBusy,
-    ThreadExists,
-)
+from forkpoint.errors import CheckpointNotFound, InvalidInput, StorageBusy, ThreadExists
 from forkpoint.inputs import Address, as_json
 from forkpoint.operations import (
     Context,

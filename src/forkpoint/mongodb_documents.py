@@ -7,18 +7,8 @@ from pymongo import UpdateOne
 
 from forkpoint.codec import split_refs
 from forkpoint.filters import terms
-from forkpoint.mongodb_records import (
-    DIGEST_BYTES,
-    Document,
-    chunk_id,
-    digest_of,
-)
-from forkpoint.storage import (
-    CheckpointRow,
-    ThreadRecord,
-    ThreadRef,
-    WriteRow,
-)
+from forkpoint.mongodb_records import DIGEST_BYTES, Document, chunk_id, digest_of
+from forkpoint.storage import CheckpointRow, ThreadRecord, ThreadRef, WriteRow
 
 ROWS = {"$in": ["checkpoint", "write"]}
 """Of which kind the documents of a thread are that go with it."""

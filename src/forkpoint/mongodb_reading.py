@@ -10,24 +10,13 @@ from bson.objectid import ObjectId
 from forkpoint.codec import Chunk, Chunks
 from forkpoint.filters import contains_json, terms
 from forkpoint.memory import Recent
-from forkpoint.mongodb_catalog import (
-    IDENTITY,
-    MongoCatalog,
-    thread_ref,
-)
-from forkpoint.mongodb_documents import (
-    checkpoint_row,
-    refs_in,
-    refs_of,
-    thread_record,
-    write_row,
-)
+from forkpoint.mongodb_catalog import IDENTITY, MongoCatalog, thread_ref
+from forkpoint.mongodb_documents import checkpoint_row, refs_in, refs_of, thread_record, write_row
 from forkpoint.mongodb_records import (
     Document,
     Records,
     chunk_id,
     digest_of,
-    family_of,
     in_batches,
     name_id,
     record_of,
@@ -49,7 +38,7 @@ _NO_TERMS = {"terms": 0}
 _NEWEST: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
 _ANCESTORS = 50  # read at once
 _TREES = 32_768  # chunks of which it is remembered what is below them
-_CHUNK = {"refs": 1, "content": 1}
+_CHUNK = {"family": 1, "refs": 1, "content": 1}
 
 
 class MongoReading(MongoCatalog):
@@ -67,9 +56,7 @@ class MongoReading(MongoCatalog):
     def remember_chunks(self, family: ObjectId, chunks: Chunks) -> None:
         """Remember what is below chunks, so that they can be read without being followed."""
         for digest, (refs, _) in chunks.items():
-            id_ = chunk_id(family, digest)
-            if self._trees.get(id_) is None:
-                self._trees.put(id_, refs_of(family, refs))
+            self._trees.put(chunk_id(family, digest), refs_of(family, refs))
 
     def thread(self, thread_id: str) -> ThreadRef | None:
         found = self._records.aggregate(
@@ -277,19 +264,20 @@ class MongoReading(MongoCatalog):
         ids = [chunk_id(family, digest) for family in wanted for digest in wanted[family]]
         families = {"$in": list(wanted)}
         found: list[Document] = []
+        is_all = True
         if follow:
             ids, is_all = self._expanded(ids)
-            if not is_all:
-                found = self._closure(families, ids) or []
+        if not is_all:
+            found = self._closure(families, ids) or []
         if not found:  # too much for the server to follow, or the first one is missing
             for batch in in_batches(ids):
                 found += self._records.find({"_id": {"$in": batch}, "family": families}, _CHUNK)
         chunks: dict[Any, dict[bytes, Chunk]] = {family: {} for family in wanted}
         for chunk in found:
-            family = family_of(chunk["_id"])
-            chunks[family][digest_of(chunk["_id"])] = refs_in(chunk), chunk["content"]
-        for family in chunks:
-            self.remember_chunks(family, chunks[family])
+            chunks[chunk["family"]][digest_of(chunk["_id"])] = refs_in(chunk), chunk["content"]
+        if not is_all:
+            for family in chunks:
+                self.remember_chunks(family, chunks[family])
         return chunks
 
     def _expanded(self, ids: list[bytes]) -> tuple[list[bytes], bool]:

@@ -85,11 +85,6 @@ def digest_of(chunk: bytes) -> bytes:
     return chunk[_FAMILY_BYTES:]
 
 
-def family_of(chunk: bytes) -> ObjectId:
-    """Return the family in the `_id` of a chunk."""
-    return ObjectId(chunk[:_FAMILY_BYTES])
-
-
 def rows_of(family: ObjectId) -> Document:
     """Return a filter for the checkpoints and writes of a family."""
     return _range(family, _ROW_HASH_BYTES)

@@ -12,14 +12,8 @@ from pymongo import UpdateMany, UpdateOne
 
 from forkpoint import removal
 from forkpoint.errors import StorageBusy
-from forkpoint.mongodb_catalog import (
-    IDENTITY,
-    thread_ref,
-)
-from forkpoint.mongodb_documents import (
-    ROWS,
-    refs_in,
-)
+from forkpoint.mongodb_catalog import IDENTITY, thread_ref
+from forkpoint.mongodb_documents import ROWS, refs_in
 from forkpoint.mongodb_reading import MongoReading
 from forkpoint.mongodb_records import (
     NOW,
@@ -36,14 +30,7 @@ from forkpoint.mongodb_records import (
     rows_of,
 )
 from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Place, Plan
-from forkpoint.storage import (
-    CheckpointRow,
-    Choose,
-    Counts,
-    Stale,
-    ThreadRef,
-    ThreadRow,
-)
+from forkpoint.storage import CheckpointRow, Choose, Counts, Stale, ThreadRef, ThreadRow
 
 LOCK_SECONDS = 5
 """How long a removal or a copy keeps others out of a thread if its process ends in the middle."""

@@ -11,34 +11,11 @@ from bson.objectid import ObjectId
 from pymongo import UpdateOne
 
 from forkpoint.errors import StorageBusy, ThreadExists
-from forkpoint.mongodb_catalog import (
-    fields_of,
-    new_record,
-    terms_of,
-)
-from forkpoint.mongodb_documents import (
-    ROWS,
-    checkpoint_document,
-    chunk_statement,
-    write_document,
-)
-from forkpoint.mongodb_records import (
-    NOW,
-    Document,
-    in_batches,
-    name_id,
-    record_of,
-    row_id,
-)
+from forkpoint.mongodb_catalog import fields_of, new_record, terms_of
+from forkpoint.mongodb_documents import ROWS, checkpoint_document, chunk_statement, write_document
+from forkpoint.mongodb_records import NOW, Document, in_batches, name_id, record_of, row_id
 from forkpoint.mongodb_removing import MongoRemoving
-from forkpoint.storage import (
-    CheckpointRow,
-    Description,
-    Graft,
-    Stale,
-    ThreadRef,
-    WriteRow,
-)
+from forkpoint.storage import CheckpointRow, Description, Graft, Stale, ThreadRef, WriteRow
 
 _COPIED_TOO_LONG = "copying took too long, and others have written since; try again"
 

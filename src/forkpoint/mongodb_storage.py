@@ -28,14 +28,7 @@ from forkpoint.group_commit import Relay, Rider
 from forkpoint.memory import Recent
 from forkpoint.mongodb_documents import ROWS, checkpoint_document, write_document
 from forkpoint.mongodb_puts import Creation, Role, Step, steps_of
-from forkpoint.mongodb_records import (
-    Document,
-    Records,
-    chunks_of,
-    name_id,
-    record_of,
-    row_id,
-)
+from forkpoint.mongodb_records import Document, Records, chunks_of, name_id, record_of, row_id
 from forkpoint.mongodb_session import MongoSession
 from forkpoint.storage import SCHEMA_VERSION, CheckpointRow, Put, Stale, ThreadRef
 
