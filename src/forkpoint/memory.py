@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -125,12 +125,13 @@ class Memory:
         known = None if thread is None or not chunks else self._chunks.get(thread.family)
         if known is None or thread is None or known.epoch != thread.epoch:
             return chunks
-        return {digest: chunks[digest] for digest in chunks.keys() - known.digests}
+        there = known.digests
+        return {digest: chunk for digest, chunk in chunks.items() if digest not in there}
 
-    def add_chunks(self, thread: ThreadRef, digests: set[bytes]) -> None:
+    def add_chunks(self, thread: ThreadRef, digests: Iterable[bytes]) -> None:
+        """Remember that these chunks are in the store at this epoch."""
         known = self._chunks.get(thread.family)
-        if known is not None and known.epoch == thread.epoch:
-            digests |= known.digests
-            if len(digests) > _RECENT_DIGESTS:
-                digests -= known.digests
-        self._chunks.put(thread.family, _KnownChunks(thread.epoch, digests))
+        if known is None or known.epoch != thread.epoch or len(known.digests) > _RECENT_DIGESTS:
+            known = _KnownChunks(thread.epoch, set())
+        known.digests.update(digests)
+        self._chunks.put(thread.family, known)

@@ -18,6 +18,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import ormsgpack
 from langchain_core.messages import BaseMessage
+from pydantic import BaseModel
 
 # Refuse all but the plainest types: a subclass, an enum or a date would pack as if it were one.
 _PLAIN_ONLY = (
@@ -29,6 +30,17 @@ _PLAIN_ONLY = (
     | ormsgpack.OPT_PASSTHROUGH_UUID
 )
 _REMEMBERED_BYTES = 16 * 1024 * 1024  # of each kind, twice at most
+
+# What Pydantic assigns to copy a model, each slot without looking for its name.
+_set_fields, _set_given, _set_extra, _set_private = (
+    vars(BaseModel)[slot].__set__
+    for slot in (
+        "__dict__",
+        "__pydantic_fields_set__",
+        "__pydantic_extra__",
+        "__pydantic_private__",
+    )
+)
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -106,16 +118,14 @@ class MessageMemo:
         if run is None:
             return None
         messages = []
-        assign = object.__setattr__
-        # This is what Pydantic does to copy a model.
         for kind, given, fields in zip(
             run.classes, run.given, ormsgpack.unpackb(run.fields), strict=True
         ):
             message = kind.__new__(kind)
-            assign(message, "__dict__", fields)
-            assign(message, "__pydantic_extra__", {})
-            assign(message, "__pydantic_fields_set__", set(given))
-            assign(message, "__pydantic_private__", None)
+            _set_fields(message, fields)
+            _set_given(message, set(given))
+            _set_extra(message, {})
+            _set_private(message, None)
             messages.append(message)
         return messages
 

@@ -90,7 +90,9 @@ def thread_record(found: Document) -> ThreadRecord:
 
 def refs_in(chunk: Document) -> bytes:
     """Return the refs of a chunk as they are hashed: without the family."""
-    refs = chunk.get("refs", ())
+    refs = chunk.get("refs")
+    if not refs:
+        return b""
     family = chunk["_id"][:-DIGEST_BYTES]
     if all(len(ref) == len(chunk["_id"]) and ref.startswith(family) for ref in refs):
         return b"".join(digest_of(ref) for ref in refs)

@@ -16,10 +16,10 @@ from forkpoint.mongodb_records import (
     Document,
     Records,
     chunk_id,
-    digest_of,
     in_batches,
     name_id,
     record_of,
+    split_id,
 )
 from forkpoint.removal import Place
 from forkpoint.storage import (
@@ -38,7 +38,7 @@ _NO_TERMS = {"terms": 0}
 _NEWEST: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
 _ANCESTORS = 50  # read at once
 _TREES = 32_768  # chunks of which it is remembered what is below them
-_CHUNK = {"family": 1, "refs": 1, "content": 1}
+_CHUNK = {"refs": 1, "content": 1}
 
 
 class MongoReading(MongoCatalog):
@@ -272,13 +272,14 @@ class MongoReading(MongoCatalog):
         if not found:  # too much for the server to follow, or the first one is missing
             for batch in in_batches(ids):
                 found += self._records.find({"_id": {"$in": batch}, "family": families}, _CHUNK)
-        chunks: dict[Any, dict[bytes, Chunk]] = {family: {} for family in wanted}
+        chunks: dict[bytes, dict[bytes, Chunk]] = {family.binary: {} for family in wanted}
         for chunk in found:
-            chunks[chunk["family"]][digest_of(chunk["_id"])] = refs_in(chunk), chunk["content"]
+            family, digest = split_id(chunk["_id"])
+            chunks[family][digest] = refs_in(chunk), chunk["content"]
         if not is_all:
-            for family in chunks:
-                self.remember_chunks(family, chunks[family])
-        return chunks
+            for family in wanted:
+                self.remember_chunks(family, chunks[family.binary])
+        return {family: chunks[family.binary] for family in wanted}
 
     def _expanded(self, ids: list[bytes]) -> tuple[list[bytes], bool]:
         """Return chunks and what is known to be below them, and whether that is everything."""

@@ -85,6 +85,11 @@ def digest_of(chunk: bytes) -> bytes:
     return chunk[_FAMILY_BYTES:]
 
 
+def split_id(chunk: bytes) -> tuple[bytes, bytes]:
+    """Return the family in the `_id` of a chunk, as bytes, and the digest."""
+    return chunk[:_FAMILY_BYTES], chunk[_FAMILY_BYTES:]
+
+
 def rows_of(family: ObjectId) -> Document:
     """Return a filter for the checkpoints and writes of a family."""
     return _range(family, _ROW_HASH_BYTES)
@@ -144,14 +149,16 @@ class Records:
         return self._collection.name
 
     def aggregate(self, pipeline: Sequence[Document]) -> list[Document]:
-        return self.retrying(lambda: list(self._collection.aggregate(pipeline, batchSize=_AT_ONCE)))
+        return self.retrying(
+            lambda: self._collection.aggregate(pipeline, batchSize=_AT_ONCE).to_list()
+        )
 
     def aggregate_if_it_fits(self, pipeline: Sequence[Document]) -> list[Document] | None:
         """Return what `aggregate` does, or None if it is more than the server can hold."""
 
         def aggregate() -> list[Document] | None:
             try:
-                return list(self._collection.aggregate(pipeline, batchSize=_AT_ONCE))
+                return self._collection.aggregate(pipeline, batchSize=_AT_ONCE).to_list()
             except OperationFailure as error:
                 if error.code not in _TOO_MUCH:
                     raise
@@ -169,12 +176,14 @@ class Records:
         """Return documents that a majority has, so that no failover takes them back."""
         found = self._collection.find
         return self.retrying(
-            lambda: list(found(wanted, fields, sort=sort, limit=limit, batch_size=_AT_ONCE))
+            lambda: found(wanted, fields, sort=sort, limit=limit, batch_size=_AT_ONCE).to_list()
         )
 
     def latest(self, wanted: Document, fields: Mapping[str, int] | None = None) -> list[Document]:
         """Return documents as the primary has them at the moment."""
-        return self.retrying(lambda: list(self._latest.find(wanted, fields, batch_size=_AT_ONCE)))
+        return self.retrying(
+            lambda: self._latest.find(wanted, fields, batch_size=_AT_ONCE).to_list()
+        )
 
     def find_at(
         self,

@@ -307,7 +307,7 @@ def _write(
             raise _deleted(thread_id)
         memory.threads.put(thread_id, written)
         if chunks:
-            memory.add_chunks(written, set(chunks))
+            memory.add_chunks(written, chunks)
         return written
     raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was written to")
 
@@ -327,7 +327,7 @@ def get_tuple(context: Context, address: Address, config: RunnableConfig) -> Che
             return None
         found, stored = read
         context.memory.threads.put(found.thread_id, found.thread)
-        context.memory.add_chunks(found.thread, set(stored))
+        context.memory.add_chunks(found.thread, stored)
         loaded = _load(context, found, stored)
         return loaded if address.checkpoint_id is None else loaded._replace(config=config)
 
