@@ -58,17 +58,17 @@ class Sizes:
 DEFAULT = Sizes()
 FULL = Sizes(growth_turns=4000)
 QUICK = Sizes(
-    chat_turns=40,
-    edge_turns=10,
+    chat_turns=20,
+    edge_turns=5,
     fresh_repetitions=2,
     history_repetitions=3,
     window_turns=20,
     window_messages=20,
     agent_turns=10,
-    delta_turns=20,
-    growth_turns=100,
-    growth_early_turn=40,
-    growth_span=20,
+    delta_turns=10,
+    growth_turns=50,
+    growth_early_turn=20,
+    growth_span=10,
     throughput_repetitions=1,
     throughput_turns=20,
     throughput_threads=10,

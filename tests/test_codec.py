@@ -103,7 +103,7 @@ values = (
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(values)
 def test_any_value_comes_back_as_the_serializer_gives_it_back(value: Any) -> None:
     serde = SafeSerializer()

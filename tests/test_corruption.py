@@ -48,7 +48,13 @@ def damage(rng: random.Random, content: bytes, others: list[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("serde", "rounds"), [(SafeSerializer, 1000), (encrypted, 150)], ids=["plain", "encrypted"]
+    ("serde", "rounds"),
+    [
+        pytest.param(SafeSerializer, 200, id="plain"),
+        pytest.param(encrypted, 40, id="encrypted"),
+        pytest.param(SafeSerializer, 1000, id="plain-all", marks=pytest.mark.slow),
+        pytest.param(encrypted, 150, id="encrypted-all", marks=pytest.mark.slow),
+    ],
 )
 def test_a_flipped_cut_swapped_or_deleted_chunk_is_always_noticed(
     store: Store, serde: Any, rounds: int
@@ -84,14 +90,15 @@ def test_a_flipped_cut_swapped_or_deleted_chunk_is_always_noticed(
 
 @pytest.mark.parametrize("kind", ["checkpoints", "writes"])
 @pytest.mark.parametrize("serde", [SafeSerializer, encrypted], ids=["plain", "encrypted"])
-def test_a_damaged_row_is_always_noticed(store: Store, kind: str, serde: Any) -> None:
+@pytest.mark.parametrize("rounds", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_damaged_row_is_always_noticed(store: Store, kind: str, serde: Any, rounds: int) -> None:
     rng = random.Random(3)
     with store.saver(serde=serde()) as saver:
         fill(saver)
         thread = store.thread("thread").key
         put(saver, {"other": "thread"}, thread_id="other")
         rows = [row for row in store.rows(kind) if row.thread == thread]
-        for _ in range(store.times(200)):
+        for _ in range(store.times(rounds)):
             row = rng.choice(rows)
             field = rng.choice(["content", "seal", "refs"] if row.refs else ["content", "seal"])
             damaged = damage(rng, getattr(row, field), [rng.randbytes(40)])

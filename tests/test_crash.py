@@ -9,13 +9,13 @@ import signal
 import time
 from typing import Any
 
+import pytest
 from langchain_core.messages import HumanMessage
 
 from stores import Store
 from support import config, put
 
-KILLS = 200
-LOAD_SECONDS = 12  # in expectation 6, which the processes share
+LOAD_SECONDS = 0.06  # for each of the rounds, in expectation half of it; the processes share them
 
 
 def load(store: Store, seed: int, acknowledged: Any) -> None:
@@ -43,11 +43,14 @@ def load(store: Store, seed: int, acknowledged: Any) -> None:
                 saver.prune([copy])
 
 
-def test_a_process_killed_at_random_points_loses_nothing_that_it_acknowledged(store: Store) -> None:
+@pytest.mark.parametrize("rounds", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_process_killed_at_random_points_loses_nothing_that_it_acknowledged(
+    rounds: int, store: Store
+) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_crash", "forkpoint.mongodb"])
     rng = random.Random(1)
-    kills = store.times(KILLS)
+    kills = store.times(rounds)
     killed = acknowledged = 0
     for seed in range(kills):
         reading, writing = os.pipe()
@@ -56,7 +59,7 @@ def test_a_process_killed_at_random_points_loses_nothing_that_it_acknowledged(st
         os.close(writing)
         log = os.fdopen(reading)
         assert log.readline() == "ready\n"
-        time.sleep(rng.random() * LOAD_SECONDS / kills)
+        time.sleep(rng.random() * LOAD_SECONDS * rounds / kills)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()

@@ -730,7 +730,7 @@ def explore(new_store: Callable[[], Store], examples: int, steps: int, *phases: 
 @pytest.mark.parametrize(
     ("new_store", "examples", "steps"),
     [
-        pytest.param("sqlite", 50, 25),
+        pytest.param("sqlite", 25, 25),
         pytest.param("sqlite", 1000, 50, marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
     ],
     indirect=["new_store"],
@@ -742,7 +742,7 @@ def test_a_family_in_a_file(new_store: Callable[[], Store], examples: int, steps
 @pytest.mark.parametrize(
     ("new_store", "examples", "steps"),
     [
-        pytest.param("mongodb", 10, 20),
+        pytest.param("mongodb", 7, 20),
         pytest.param("mongodb", 200, 50, marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
     ],
     indirect=["new_store"],

@@ -243,7 +243,7 @@ def is_wanted(thread: Thread, wanted: ThreadFilter) -> bool:
     )
 
 
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(threads=THREADS, filters=st.lists(FILTERS, max_size=6), data=st.data())
 def test_a_search_finds_what_a_look_at_each_thread_finds(
     threads: list[Any], filters: list[ThreadFilter], data: st.DataObject, saver: ForkpointSaver
