@@ -16,10 +16,11 @@ from forkpoint.mongodb_records import (
     Document,
     Records,
     chunk_id,
+    digest_of,
+    family_of,
     in_batches,
     name_id,
     record_of,
-    split_id,
 )
 from forkpoint.removal import Place
 from forkpoint.storage import (
@@ -274,8 +275,8 @@ class MongoReading(MongoCatalog):
                 found += self._records.find({"_id": {"$in": batch}, "family": families}, _CHUNK)
         chunks: dict[bytes, dict[bytes, Chunk]] = {family.binary: {} for family in wanted}
         for chunk in found:
-            family, digest = split_id(chunk["_id"])
-            chunks[family][digest] = refs_in(chunk), chunk["content"]
+            id_ = chunk["_id"]
+            chunks[family_of(id_)][digest_of(id_)] = refs_in(chunk), chunk["content"]
         if not is_all:
             for family in wanted:
                 self.remember_chunks(family, chunks[family.binary])

@@ -85,9 +85,9 @@ def digest_of(chunk: bytes) -> bytes:
     return chunk[_FAMILY_BYTES:]
 
 
-def split_id(chunk: bytes) -> tuple[bytes, bytes]:
-    """Return the family in the `_id` of a chunk, as bytes, and the digest."""
-    return chunk[:_FAMILY_BYTES], chunk[_FAMILY_BYTES:]
+def family_of(chunk: bytes) -> bytes:
+    """Return the bytes of the family in the `_id` of a chunk."""
+    return chunk[:_FAMILY_BYTES]
 
 
 def rows_of(family: ObjectId) -> Document:
