@@ -44,7 +44,7 @@ from forkpoint.retention import Rules
 from forkpoint.saver import ForkpointSaver
 from forkpoint.storage import Description, ThreadRef, ThreadRow
 from graphs import SHAPES
-from stores import KINDS, Store
+from stores import KINDS, SqliteStore, Store
 from support import Api, config, put, value_of
 from test_cancellation import Gate
 
@@ -483,7 +483,8 @@ async def test_callbacks_may_use_the_saver(world: str, tmp_path: Path) -> None:
 
         for name in ("a", "b"):
             put(saver, {"n": 1}, thread_id=name)
-        policy = RetentionPolicy(max_idle=timedelta(microseconds=1))
+        SqliteStore(tmp_path / "passed.db").be_old("updated_at")
+        policy = RetentionPolicy(max_idle=HOUR)
         options: Any = {"archive": archive, "on_progress": lambda _: catalog.count()}
         if world == "sync":
             result = catalog.apply_retention(policy, **options)
