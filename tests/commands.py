@@ -104,13 +104,20 @@ def filters_of(event: CommandStartedEvent) -> Iterator[Document]:
     yield command.get("filter", command.get("query", {}))
 
 
-def untargeted(event: CommandStartedEvent) -> Iterator[str]:
-    """Yield the parts of a command for which a sharded cluster would have to ask all shards."""
+def untargeted(event: CommandStartedEvent, *, is_sharded: bool = False) -> Iterator[str]:
+    """Yield the parts of a command for which a sharded cluster would have to ask all shards.
+
+    Where there is none, a document may be stored by nothing but its `_id`, if it says its family.
+    """
     name, command = event.command_name, event.command
     if name == "insert":
         wanted = [("document", document) for document in command["documents"]]
     elif name == "update":
-        wanted = [("statement", update["q"]) for update in command["updates"]]
+        wanted = [
+            ("statement", update["q"])
+            for update in command["updates"]
+            if is_sharded or not _says_family(update)
+        ]
         for update in command["updates"]:
             if not update.get("multi") and isinstance(update["q"].get("family"), Mapping):
                 yield f"update of one document, in one family or another: {update['q']!r:.300}"
@@ -147,6 +154,14 @@ def _joins(pipeline: Sequence[Document]) -> Iterator[tuple[str, Document]]:
             yield from _joins(inner)
         elif "$graphLookup" in stage:
             yield "$graphLookup", stage["$graphLookup"].get("restrictSearchWithMatch", {})
+
+
+def _says_family(update: Document) -> bool:
+    """Return whether a statement stores a document of some `_id`, and with it its family."""
+    if update["q"].keys() != {"_id"} or not update.get("upsert"):
+        return False
+    change = update["u"]
+    return _names_family({**change, **change.get("$set", {}), **change.get("$setOnInsert", {})})
 
 
 def _names_family(document: Document) -> bool:

@@ -554,7 +554,7 @@ class MongoStore(Store):
             client.close()
         self.collection.drop()  # first: it takes the server long to drop them with their database
         self.collection.database.client.drop_database(self.name)
-        assert self._untargeted == []
+        assert self._untargeted == [], self._untargeted[:2]
 
     def _faults(self) -> list[str]:
         threads = {thread.key: thread for thread in self.threads()}

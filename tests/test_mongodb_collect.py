@@ -263,7 +263,7 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
             hits += outcome.hits
             if outcome.failed is not None:
                 return outcome._replace(hits=hits, failed=index)
-        return Outcome(hits)
+        return Outcome(hits, outcome.made)
 
     monkeypatch.setattr(Records, "bulk", send)
 

@@ -48,14 +48,15 @@ def store(mongo_server: ReplicaSet) -> Iterator[MongoStore]:
 @pytest.mark.parametrize("serializer", SERIALIZERS)
 @pytest.mark.parametrize("world", ["sync", "async"])
 async def test_every_command_names_the_families_that_it_is_about(
-    serializer: str, world: str, store: MongoStore
+    serializer: str, world: str, store: MongoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pymongo.MongoClient, "is_mongos", True)  # no router comes with the server
     commands = Commands()
     with store.saver(event_listeners=[commands], serde=SERIALIZERS[serializer]) as saver:
         await use_everything(Api(saver, world))
         await use_the_catalog(Api(ThreadCatalog(saver), world))
 
-    assert [fault for sent in commands.sent for fault in untargeted(sent)] == []
+    assert [fault for sent in commands.sent for fault in untargeted(sent, is_sharded=True)] == []
     assert {"insert", "update", "delete", "find", "aggregate"} <= set(commands.names)
     pipelines = [sent.command["pipeline"] for sent in commands.sent if "pipeline" in sent.command]
     for reason, is_allowed in EVERYWHERE.items():
@@ -125,7 +126,30 @@ ALL = {"$match": {"kind": "checkpoint", "visible": True}}
     ],
 )
 def test_a_command_that_does_not_name_the_family_is_noticed(sent: Any, faults: int) -> None:
+    assert len(list(untargeted(sent, is_sharded=True))) == faults
+
+
+STORED = {"$setOnInsert": {"family": FAMILY, "content": b""}}
+
+
+@pytest.mark.parametrize(
+    ("statement", "faults"),
+    [
+        ({"q": {"_id": b"1"}, "u": {"family": FAMILY, "content": b""}, "upsert": True}, 0),
+        ({"q": {"_id": b"1"}, "u": STORED, "upsert": True}, 0),
+        ({"q": {"_id": b"1"}, "u": STORED}, 1),
+        ({"q": {"_id": b"1"}, "u": {"$set": {"family": FAMILY}}, "upsert": True}, 0),
+        ({"q": {"_id": b"1"}, "u": {"$set": {"next": {}}}, "upsert": True}, 1),
+        ({"q": {"_id": b"1"}, "u": {"content": b""}, "upsert": True}, 1),
+        ({"q": {"_id": b"1", "next": 1}, "u": STORED, "upsert": True}, 1),
+    ],
+)
+def test_without_shards_a_document_that_says_its_family_may_be_stored_by_its_id(
+    statement: dict[str, Any], faults: int
+) -> None:
+    sent: Any = Sent("update", {"updates": [statement]})
     assert len(list(untargeted(sent))) == faults
+    assert len(list(untargeted(sent, is_sharded=True))) == 1
 
 
 @pytest.mark.parametrize(
@@ -154,7 +178,7 @@ async def test_nothing_is_left_to_what_the_client_prefers(
             assert (concern["w"], concern["j"]) == ("majority", True)
             assert concern["wtimeout"] > 0  # and not forever, if there is no majority
         elif sent.command_name in ("find", "aggregate"):
-            assert sent.command["readConcern"]["level"] in ("majority", "local")
+            assert sent.command["readConcern"]["level"] in ("snapshot", "majority", "local")
             assert sent.command.get("$readPreference", {"mode": "primary"}) == {"mode": "primary"}
     assert store.count("checkpoints") == 2
     assert store.problems() == []

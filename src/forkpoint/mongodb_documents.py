@@ -7,7 +7,7 @@ from pymongo import UpdateOne
 
 from forkpoint.codec import split_refs
 from forkpoint.filters import terms
-from forkpoint.mongodb_records import DIGEST_BYTES, Document, chunk_id, digest_of
+from forkpoint.mongodb_records import DIGEST_BYTES, Document, chunk_id, digest_of, found_by
 from forkpoint.storage import CheckpointRow, ThreadRecord, ThreadRef, WriteRow
 
 ROWS = {"$in": ["checkpoint", "write"]}
@@ -17,6 +17,7 @@ ROWS = {"$in": ["checkpoint", "write"]}
 def checkpoint_document(thread: ThreadRef, row: CheckpointRow) -> tuple[Document, Document]:
     """Return where a checkpoint is, and what it says there."""
     place = {
+        "family": thread.family,
         "kind": "checkpoint",
         "thread": thread.key,
         "checkpoint_ns": row.checkpoint_ns,
@@ -38,6 +39,7 @@ def checkpoint_document(thread: ThreadRef, row: CheckpointRow) -> tuple[Document
 def write_document(thread: ThreadRef, row: WriteRow) -> tuple[Document, Document]:
     """Return where a write is, and what it says there."""
     place = {
+        "family": thread.family,
         "kind": "write",
         "thread": thread.key,
         "checkpoint_ns": row.checkpoint_ns,
@@ -104,13 +106,15 @@ def refs_of(family: ObjectId, refs: bytes) -> list[bytes]:
     return [chunk_id(family, digest) for digest in split_refs(refs)]
 
 
-def chunk_statement(thread: ThreadRef, digest: bytes, refs: bytes, content: bytes) -> UpdateOne:
+def chunk_statement(
+    thread: ThreadRef, digest: bytes, refs: bytes, content: bytes, *, is_sharded: bool
+) -> UpdateOne:
     """Return the statement that stores a chunk, if it is not there."""
-    inserted: Document = {"content": content}
+    inserted: Document = {"family": thread.family, "content": content}
     if refs:
         inserted["refs"] = refs_of(thread.family, refs)
     return UpdateOne(
-        {"_id": chunk_id(thread.family, digest), "family": thread.family},
+        found_by(chunk_id(thread.family, digest), thread.family, is_sharded=is_sharded),
         # The epoch protects it from a collection that goes on at this moment.
         {"$setOnInsert": inserted, "$set": {"epoch": thread.epoch}},
         upsert=True,

@@ -27,18 +27,30 @@ import time
 from typing import Any, Literal, NamedTuple
 
 from bson.objectid import ObjectId
-from pymongo import UpdateMany, UpdateOne
+from pymongo import ReplaceOne, UpdateMany, UpdateOne
 
 from forkpoint.mongodb_catalog import new_record
 from forkpoint.mongodb_documents import checkpoint_document, chunk_statement, write_document
-from forkpoint.mongodb_records import NOW, Document, Statement, name_id, record_of, row_id
+from forkpoint.mongodb_records import (
+    NOW,
+    Document,
+    Statement,
+    found_by,
+    name_id,
+    record_of,
+    row_id,
+)
 from forkpoint.storage import Put, ThreadRef
 
-Role = Literal["name", "guard", "chunk", "row", "check", "show"]
+Role = Literal["name", "guard", "chunk", "row", "once", "check", "show"]
 
 
 class Step(NamedTuple):
-    """A statement, and what it means if it collides with a document that exists."""
+    """A statement, and what it means if it collides with a document that exists.
+
+    A row that is stored `once` does not collide. It leaves a document that exists as it is, which
+    may be one that was never to be seen: then the put is repeated, so as to `replace` that.
+    """
 
     role: Role
     statement: Statement
@@ -60,6 +72,7 @@ def steps_of(
     dead_until: str | None = None,
     replace: bool = False,
     is_newest: bool = True,
+    is_sharded: bool = True,
 ) -> list[Step]:
     """Return the statements of a put.
 
@@ -70,12 +83,15 @@ def steps_of(
         dead_until: What the thread's record says of the deleted ones before it.
         replace: Whether there may be a checkpoint in its place, or pending writes of its task.
         is_newest: Whether the thread's status is that of an older checkpoint, as a rule it is.
+        is_sharded: Whether each statement has to name the family.
     """
     begin: list[Step] = []
     if creation is not None:
         dead_until = creation.dead_until
         begin = _creating(put, thread, creation)
-    rows, shown = _rows(put, thread, replace)
+    # Then the check makes sure that there is no such checkpoint yet.
+    is_new = put.status is not None and is_newest and not replace
+    rows, shown = _rows(put, thread, replace, is_new, is_sharded)
     check = Step("check", _check(put, thread, dead_until, replace, is_newest))
     if not shown and not put.chunks:
         # Many rows take so long that the thread may be deleted on the way.
@@ -83,7 +99,7 @@ def steps_of(
         return [*begin, check, *rows, *again]
     guard = begin or [Step("guard", _touch(put, thread, dead_until))]
     chunks = [
-        Step("chunk", chunk_statement(thread, digest, *chunk))
+        Step("chunk", chunk_statement(thread, digest, *chunk, is_sharded=is_sharded))
         for digest, chunk in put.chunks.items()
     ]
     return [*guard, *chunks, *rows, check, *shown]
@@ -92,35 +108,35 @@ def steps_of(
 _FEW = 10
 
 
-def _rows(put: Put, thread: ThreadRef, replace: bool) -> tuple[list[Step], list[Step]]:
+def _rows(
+    put: Put, thread: ThreadRef, replace: bool, is_new: bool, is_sharded: bool
+) -> tuple[list[Step], list[Step]]:
     """Return the statements that store the rows of a put, and those that make them visible."""
     rows: list[Step] = []
     shown: list[Step] = []
+
+    def add(id_: bytes, place: Document, said: Document, *, once: bool, wanted: Document) -> None:
+        found = found_by(id_, thread.family, is_sharded=is_sharded or bool(wanted)) | wanted
+        document = {**place, **said, "visible": True}
+        if said["refs"]:
+            rows.append(Step("row", UpdateOne(found, {"$set": {**place, "next": said}}, True)))
+            shown.append(Step("show", _show(id_, thread, once=once)))
+        elif once and replace:
+            found["family"] = thread.family
+            rows.append(Step("row", UpdateOne(found, _unless_there(document), True)))
+        elif once:
+            rows.append(Step("once", UpdateOne(found, {"$setOnInsert": document}, True)))
+        else:
+            rows.append(Step("row", ReplaceOne(found, document, True)))
+
     if put.row is not None:
         id_ = row_id(thread, put.row.checkpoint_ns, put.row.checkpoint_id)
-        place, said = checkpoint_document(thread, put.row)
-        wanted = {"_id": id_, "family": thread.family}
-        if not replace:
-            wanted["content"] = {"$exists": False}
-        rows.append(Step("row", _row(wanted, place, said)))
-        if put.row.refs:
-            shown.append(Step("show", _show(id_, thread, once=False)))
+        wanted = {} if replace or is_new else {"content": {"$exists": False}}
+        add(id_, *checkpoint_document(thread, put.row), once=False, wanted=wanted)
     for write in put.writes:
         id_ = row_id(thread, write.checkpoint_ns, write.checkpoint_id, write.task_id, write.idx)
-        place, said = write_document(thread, write)
-        wanted = {"_id": id_, "family": thread.family}
-        once = write.idx >= 0  # the others replace what the task wrote before
-        if write.refs:
-            rows.append(Step("row", _row(wanted, place, said)))
-            shown.append(Step("show", _show(id_, thread, once=once)))
-        elif not once:
-            rows.append(Step("row", _row(wanted, place, said)))
-        elif replace:
-            rows.append(Step("row", UpdateOne(wanted, _unless_there({**place, **said}), True)))
-        else:
-            wanted["next"] = {"$exists": False}
-            document = {**place, **said, "visible": True}
-            rows.append(Step("row", UpdateOne(wanted, {"$setOnInsert": document}, upsert=True)))
+        # The others replace what the task wrote before.
+        add(id_, *write_document(thread, write), once=write.idx >= 0, wanted={})
     return rows, shown
 
 
@@ -178,14 +194,6 @@ def _check(
         wanted["status_for"] = {"$lt" if put.row is not None else "$lte": put.checkpoint_id}
         changes["$set"] |= {"status": put.status, "status_for": put.checkpoint_id}
     return UpdateMany(wanted, changes, upsert=True)
-
-
-def _row(wanted: Document, place: Document, said: Document) -> UpdateOne:
-    """Return the statement that stores a row, or what it is to say once the check passed."""
-    if said["refs"]:
-        return UpdateOne(wanted, {"$set": {**place, "next": said}}, upsert=True)
-    shown = {**place, **said, "visible": True}
-    return UpdateOne(wanted, {"$set": shown, "$unset": {"next": 1, "hidden": 1}}, upsert=True)
 
 
 def _show(id_: bytes, thread: ThreadRef, *, once: bool) -> UpdateOne:

@@ -11,7 +11,14 @@ from forkpoint.codec import Chunk, Chunks
 from forkpoint.filters import contains_json, terms
 from forkpoint.memory import Recent
 from forkpoint.mongodb_catalog import IDENTITY, MongoCatalog, thread_ref
-from forkpoint.mongodb_documents import checkpoint_row, refs_in, refs_of, thread_record, write_row
+from forkpoint.mongodb_documents import (
+    ROWS,
+    checkpoint_row,
+    refs_in,
+    refs_of,
+    thread_record,
+    write_row,
+)
 from forkpoint.mongodb_records import (
     Document,
     Records,
@@ -38,6 +45,7 @@ _LIVING = {"deleted_at": None, "building": None}
 _NO_TERMS = {"terms": 0}
 _NEWEST: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
 _ANCESTORS = 50  # read at once
+_SINCE = 1000  # rows after a checkpoint, at most, for which it counts as one of the newest
 _TREES = 32_768  # chunks of which it is remembered what is below them
 _CHUNK = {"refs": 1, "content": 1}
 
@@ -48,11 +56,16 @@ class MongoReading(MongoCatalog):
     def __init__(self, records: Records) -> None:
         super().__init__(records)
         self._known: Recent[str, ThreadRef] = Recent(4096)
+        self._newest: Recent[tuple[ObjectId, str], str] = Recent(4096)
         self._trees: Recent[bytes, list[bytes]] = Recent(_TREES)
 
     def remember(self, thread_id: str, thread: ThreadRef) -> None:
         """Remember which thread an id meant, so that it need not be looked for first."""
         self._known.put(thread_id, thread)
+
+    def remember_newest(self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str) -> None:
+        """Remember a checkpoint that has hardly any after it, so that these need not be sorted."""
+        self._newest.put((thread.key, checkpoint_ns), checkpoint_id)
 
     def remember_chunks(self, family: ObjectId, chunks: Chunks) -> None:
         """Remember what is below chunks, so that they can be read without being followed."""
@@ -97,48 +110,40 @@ class MongoReading(MongoCatalog):
         if [thread_ref(record) for record in one["still"]] != [thread]:
             raise Stale  # something was removed while this was read
         self.remember(thread_id, thread)
+        if checkpoint_id is None:
+            self.remember_newest(thread, checkpoint_ns, one["row"]["checkpoint_id"])
         return self._found(thread_id, thread, one["row"], one.get("writes"))
 
     def _checkpoint_of(
         self, thread_id: str, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str | None
     ) -> Found | None:
-        """Return what `checkpoint` does, if the thread is still the one that is remembered.
+        """Return what `checkpoint` does, if the thread and its newest are about what is remembered.
 
-        Since its epoch is still the same, nothing was removed in between.
+        With the thread's record, and the rows from there on, the server need not look for either.
         """
-        place = {"family": thread.family, "thread": thread.key, "checkpoint_ns": checkpoint_ns}
-        wanted = {**place, "kind": "checkpoint", "visible": True}
-        if checkpoint_id is not None:
-            wanted["checkpoint_id"] = checkpoint_id
-        writes = {
-            "from": self._records.name,
-            "let": {"at": "$checkpoint_id"},
-            "pipeline": [
-                {
-                    "$match": {
-                        **place,
-                        "kind": "write",
-                        "visible": True,
-                        "$expr": {"$eq": ["$checkpoint_id", "$$at"]},
-                    }
-                }
-            ],
-            "as": "writes",
+        since = checkpoint_id or self._newest.get((thread.key, checkpoint_ns))
+        if since is None:
+            return None
+        same = {"_id": thread.key, "epoch": thread.epoch, "deleted_at": None}
+        rows = {
+            "thread": thread.key,
+            "checkpoint_ns": checkpoint_ns,
+            "kind": ROWS,
+            "checkpoint_id": {"$gte": since} if checkpoint_id is None else checkpoint_id,
+            "visible": True,
         }
-        same = {**record_of(thread), "epoch": thread.epoch, "deleted_at": None}
-        record = [{"$match": same}, {"$project": {"kind": 1}}]
-        read = self._records.aggregate_if_it_fits(
-            [
-                {"$match": wanted},
-                *_NEWEST,
-                {"$lookup": writes},
-                {"$unionWith": {"coll": self._records.name, "pipeline": record}},
-            ]
-        )
-        if read is None or len(read) != 2:
+        read = self._records.find_together({"family": thread.family, "$or": [same, rows]}, _SINCE)
+        kinds: dict[str, list[Document]] = {"thread": [], "checkpoint": [], "write": []}
+        for one in read:
+            kinds[one["kind"]].append(one)
+        if not kinds["thread"] or not kinds["checkpoint"]:
             self._known.pop(thread_id)
             return None
-        return self._found(thread_id, thread, read[0], read[0]["writes"])
+        row = max(kinds["checkpoint"], key=lambda one: str(one["checkpoint_id"]))
+        if checkpoint_id is None:
+            self.remember_newest(thread, checkpoint_ns, row["checkpoint_id"])
+        writes = [one for one in kinds["write"] if one["checkpoint_id"] == row["checkpoint_id"]]
+        return self._found(thread_id, thread, row, writes)
 
     def _found(
         self, thread_id: str, thread: ThreadRef, row: Document, writes: list[Document] | None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import timezone
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +17,7 @@ import ormsgpack
 from bson.errors import InvalidDocument
 from bson.objectid import ObjectId
 from bson.timestamp import Timestamp
-from pymongo import ReturnDocument, UpdateMany, UpdateOne
+from pymongo import ReplaceOne, ReturnDocument, UpdateMany, UpdateOne
 from pymongo.collection import Collection
 from pymongo.errors import (
     AutoReconnect,
@@ -49,7 +49,7 @@ from forkpoint.errors import (
 from forkpoint.storage import ThreadRef
 
 Document = dict[str, Any]
-Statement = UpdateOne | UpdateMany
+Statement = ReplaceOne[Document] | UpdateOne | UpdateMany
 _T = TypeVar("_T")
 
 NOW = {"$multiply": [{"$toLong": "$$NOW"}, 1000]}
@@ -118,10 +118,20 @@ def record_of(thread: ThreadRef) -> Document:
     return {"_id": thread.key, "family": thread.family}
 
 
+def found_by(id_: bytes, family: ObjectId, *, is_sharded: bool) -> Document:
+    """Return a filter for a document that is to be stored, and says its family itself.
+
+    A server finds it fastest by nothing but its `_id`. A router has to know the shard.
+    """
+    return {"_id": id_, "family": family} if is_sharded else {"_id": id_}
+
+
 class Outcome(NamedTuple):
     """What became of a bulk: how many statements hit a document, and the one that failed."""
 
     hits: int
+    made: Set[int]
+    """Which statements made a document, where there was none."""
     failed: int | None = None
     error: Exception | None = None
     """None where the failed one collided with a document that exists."""
@@ -140,8 +150,11 @@ class Records:
     """
 
     def __init__(self, collection: Collection[Document], patience_seconds: float) -> None:
+        self.is_sharded = True
+        """Whether commands may go to the router of a sharded cluster."""
         self._collection = collection
         self._latest = collection.with_options(read_concern=ReadConcern("local"))
+        self._together = collection.with_options(read_concern=ReadConcern("snapshot"))
         self._patience_seconds = patience_seconds
 
     @property
@@ -178,6 +191,24 @@ class Records:
         return self.retrying(
             lambda: found(wanted, fields, sort=sort, limit=limit, batch_size=_AT_ONCE).to_list()
         )
+
+    def find_together(self, wanted: Document, limit: int) -> list[Document]:
+        """Return documents that a majority has, all of the same moment.
+
+        There are none if the server does not keep it, or if they are more than the limit.
+        """
+        find = self._together.find
+
+        def together() -> list[Document]:
+            try:
+                return find(wanted, limit=limit + 1, batch_size=limit + 2).to_list()
+            except OperationFailure as error:
+                if error.code not in _NO_SNAPSHOT:
+                    raise
+                return []
+
+        found = self.retrying(together)
+        return found if len(found) <= limit else []
 
     def latest(self, wanted: Document, fields: Mapping[str, int] | None = None) -> list[Document]:
         """Return documents as the primary has them at the moment."""
@@ -223,6 +254,12 @@ class Records:
                 return reply["firstBatch"], None
 
         return self.retrying(find)
+
+    def look_at_cluster(self) -> None:
+        """Find out what kind of server it is that answered."""
+        client = self._collection.database.client
+        is_balanced = client.topology_description.topology_type_name == "LoadBalanced"
+        self.is_sharded = self.retrying(lambda: client.is_mongos) or is_balanced
 
     def find_and_update(self, wanted: Document, change: Sequence[Document]) -> Document | None:
         """Change a document, and return it as it is then, or None if there is none."""
@@ -285,13 +322,15 @@ class Records:
                 raise WriteConcernError(concern["errmsg"], concern["code"], concern) from bulk
             failed = details["writeErrors"][0]
             hits = details["nMatched"] + details["nUpserted"]
+            made: Set[int] = {upserted["index"] for upserted in details["upserted"]}
             if failed["code"] == _DUPLICATE_KEY:
-                return Outcome(hits, failed["index"])
+                return Outcome(hits, made, failed["index"])
             error = OperationFailure(failed["errmsg"], failed["code"], failed)
             if _is_transient(error):
                 raise error from bulk
-            return Outcome(hits, failed["index"], typed(error))
-        return Outcome(result.matched_count + result.upserted_count)
+            return Outcome(hits, made, failed["index"], typed(error))
+        made = (result.upserted_ids or {}).keys()
+        return Outcome(result.matched_count + len(made), made)
 
     def retrying(self, command: Callable[[], _T]) -> _T:
         """Return what a command returns, tried again while that may help."""

@@ -55,7 +55,10 @@ class MongoSession(MongoRemoving):
         statements = [
             unchanged,
             UpdateOne(record_of(target), {"$setOnInsert": made}, upsert=True),
-            *(chunk_statement(source, digest, *chunk) for digest, chunk in graft.chunks.items()),
+            *(
+                chunk_statement(source, digest, *chunk, is_sharded=self._records.is_sharded)
+                for digest, chunk in graft.chunks.items()
+            ),
             *(_grafted(target, *checkpoint_document(target, row), row) for row in graft.rows),
             *(_grafted(target, *write_document(target, row), row) for row in graft.writes),
             unchanged,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import bson
@@ -177,6 +177,7 @@ class MongoStorage:
             records.retrying(lambda: collection.create_indexes(_INDEXES))
             records.insert({**settings, "schema_version": SCHEMA_VERSION})
             found = records.latest(settings)
+        records.look_at_cluster()
         version = found[0]["schema_version"]
         if version > SCHEMA_VERSION:
             raise SchemaVersionError(
@@ -211,6 +212,7 @@ class MongoStorage:
                 dead_until=dead_until,
                 replace=replace,
                 is_newest=is_newest,
+                is_sharded=self._records_open().is_sharded,
             )
             bulk = _Bulk(steps, is_patient=put.row is None)
             self._commits.put(bulk)
@@ -219,9 +221,11 @@ class MongoStorage:
                 if put.row is not None and (replace or bulk.is_repeated):
                     session.count_again(thread)
                 session.remember(put.thread_id, thread)
+                if put.row is not None:
+                    session.remember_newest(thread, put.checkpoint_ns, put.checkpoint_id)
                 session.remember_chunks(thread.family, put.chunks)
                 return thread
-            if failed == "row":
+            if failed in ("row", "once"):
                 replace = True
             elif creation is None:
                 record = self._look_again(put, thread)
@@ -331,13 +335,15 @@ class MongoStorage:
             if outcome.hits != reached:  # a row was removed before it could be seen
                 self._store_alone(batch, Stale())
                 return
-            while batch and reached >= len(batch[0].steps):
+            begin = 0
+            while batch and reached >= begin + len(batch[0].steps):
                 bulk, *batch = batch
-                bulk.done = True
-                reached -= len(bulk.steps)
+                end = begin + len(bulk.steps)
+                bulk.succeed(made=[index in outcome.made for index in range(begin, end)])
+                begin = end
             if batch:
                 bulk, *batch = batch
-                bulk.collided = None if outcome.error else bulk.steps[reached].role
+                bulk.collided = None if outcome.error else bulk.steps[reached - begin].role
                 bulk.fail(outcome.error)
 
     def _store_alone(self, batch: list[_Bulk], error: Exception) -> None:
@@ -357,6 +363,12 @@ class _Bulk(Rider):
         self.steps = steps
         self.collided: Role | None = None
         self.is_repeated = False
+
+    def succeed(self, made: Sequence[bool]) -> None:
+        """Note that it is stored, and which of its statements made a document."""
+        if any(step.role == "once" and not new for step, new in zip(self.steps, made, strict=True)):
+            self.collided = "once"
+        self.done = True
 
     def fail(self, error: Exception | None) -> None:
         self.error = error
