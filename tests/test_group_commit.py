@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import pytest
 
-from forkpoint.group_commit import Relay, Rider
+from forkpoint.group_commit import Relay, Rider, Steps, finish
+from forkpoint.runner import WorkerRunner
 from servers import wait_until
 
 
@@ -28,8 +32,15 @@ class Store:
             one.done = True
 
 
-def rider(*, is_patient: bool = False) -> Rider:
-    return Rider(is_patient=is_patient)
+def operation(relay: Relay[Rider], *, is_patient: bool = False) -> Steps[Rider]:
+    one = rider(relay, is_patient=is_patient)
+    yield one
+    one.check()
+    return one
+
+
+def rider(relay: Relay[Rider], *, is_patient: bool = False) -> Rider:
+    return Rider(relay, is_patient=is_patient)
 
 
 @pytest.fixture
@@ -38,7 +49,7 @@ def store() -> Store:
 
 
 def begin(
-    relay: Relay, store: Store, executor: ThreadPoolExecutor, riders: list[Rider]
+    relay: Relay[Rider], store: Store, executor: ThreadPoolExecutor, riders: list[Rider]
 ) -> list[Future[None]]:
     """Put the first of these, and the others while it is stored."""
     puts = [executor.submit(relay.put, riders[0])]
@@ -49,8 +60,8 @@ def begin(
 
 
 def test_what_comes_while_a_batch_is_stored_makes_the_next_one(store: Store) -> None:
-    relay = Relay(store, lanes=1, moment=0, patience=60)
-    riders = [rider() for _ in range(10)]
+    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
+    riders = [rider(relay) for _ in range(10)]
     with ThreadPoolExecutor(10) as executor:
         puts = begin(relay, store, executor, riders)
         store.may_go_on.release(2)
@@ -60,13 +71,13 @@ def test_what_comes_while_a_batch_is_stored_makes_the_next_one(store: Store) -> 
 
 
 def test_so_many_batches_are_on_their_way_as_there_are_lanes(store: Store) -> None:
-    relay = Relay(store, lanes=2, moment=0, patience=60)
+    relay: Relay[Rider] = Relay(store, lanes=2, moment=0, patience=60)
     with ThreadPoolExecutor(6) as executor:
         puts = []
         for begun in (1, 2):
-            puts.append(executor.submit(relay.put, rider()))
+            puts.append(executor.submit(relay.put, rider(relay)))
             wait_until(lambda begun=begun: store.begun == begun, "a batch")  # type: ignore[misc]
-        puts += [executor.submit(relay.put, rider()) for _ in range(4)]
+        puts += [executor.submit(relay.put, rider(relay)) for _ in range(4)]
         wait_until(lambda: len(relay._queue) == 4, "the others")
         assert store.begun == 2
         store.may_go_on.release(3)
@@ -76,15 +87,15 @@ def test_so_many_batches_are_on_their_way_as_there_are_lanes(store: Store) -> No
 
 
 def test_the_patient_wait_for_a_batch_although_there_is_another_lane(store: Store) -> None:
-    relay = Relay(store, lanes=2, moment=0, patience=60)
-    patient = rider(is_patient=True)
+    relay: Relay[Rider] = Relay(store, lanes=2, moment=0, patience=60)
+    patient = rider(relay, is_patient=True)
     with ThreadPoolExecutor(3) as executor:
-        puts = [executor.submit(relay.put, rider())]
+        puts = [executor.submit(relay.put, rider(relay))]
         wait_until(lambda: store.begun == 1, "the first batch")
         puts.append(executor.submit(relay.put, patient))
         wait_until(lambda: patient in relay._queue, "the patient one")
         assert relay._leader is None
-        urgent = rider()
+        urgent = rider(relay)
         puts.append(executor.submit(relay.put, urgent))
         wait_until(lambda: store.begun == 2, "the second batch")
         store.may_go_on.release(2)
@@ -95,8 +106,8 @@ def test_the_patient_wait_for_a_batch_although_there_is_another_lane(store: Stor
 
 def test_the_patient_wait_for_one_that_is_not_and_that_one_for_nobody(store: Store) -> None:
     store.may_go_on.release(9)
-    relay = Relay(store, lanes=1, moment=30, patience=60)
-    patient, urgent = rider(is_patient=True), rider()
+    relay: Relay[Rider] = Relay(store, lanes=1, moment=30, patience=60)
+    patient, urgent = rider(relay, is_patient=True), rider(relay)
     with ThreadPoolExecutor(1) as executor:
         put = executor.submit(relay.put, patient)
         wait_until(lambda: patient in relay._queue, "the patient one")
@@ -107,17 +118,18 @@ def test_the_patient_wait_for_one_that_is_not_and_that_one_for_nobody(store: Sto
 
 def test_the_patient_do_not_wait_for_long(store: Store) -> None:
     store.may_go_on.release(9)
-    one = rider(is_patient=True)
-    Relay(store, lanes=1, moment=0.001, patience=60).put(one)
+    relay: Relay[Rider] = Relay(store, lanes=1, moment=0.001, patience=60)
+    one = rider(relay, is_patient=True)
+    relay.put(one)
     assert store.batches == [[one]]
 
 
 def test_nobody_waits_for_a_batch_that_takes_long(store: Store) -> None:
-    relay = Relay(store, lanes=1, moment=0, patience=0.01)
+    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=0.01)
     with ThreadPoolExecutor(2) as executor:
-        puts = [executor.submit(relay.put, rider())]
+        puts = [executor.submit(relay.put, rider(relay))]
         wait_until(lambda: store.begun == 1, "the first batch")
-        puts.append(executor.submit(relay.put, rider()))
+        puts.append(executor.submit(relay.put, rider(relay)))
         wait_until(lambda: store.begun == 2, "the second batch")
         store.may_go_on.release(2)
         for put in puts:
@@ -130,9 +142,9 @@ def test_what_goes_wrong_with_one_is_raised_for_that_one(store: Store) -> None:
         for one in batch:
             one.done, one.error = True, ValueError("no")
 
-    relay = Relay(fail, lanes=1, moment=0, patience=60)
+    relay: Relay[Rider] = Relay(fail, lanes=1, moment=0, patience=60)
     with pytest.raises(ValueError, match="no"):
-        relay.put(rider())
+        finish(operation(relay))
 
 
 def test_an_interrupt_of_the_one_that_stores_is_not_one_of_the_others(store: Store) -> None:
@@ -143,8 +155,8 @@ def test_an_interrupt_of_the_one_that_stores_is_not_one_of_the_others(store: Sto
             raise interrupts.pop()
         store(batch)
 
-    relay = Relay(store_or_end, lanes=1, moment=0, patience=60)
-    riders = [rider() for _ in range(6)]
+    relay: Relay[Rider] = Relay(store_or_end, lanes=1, moment=0, patience=60)
+    riders = [rider(relay) for _ in range(6)]
     with ThreadPoolExecutor(6) as executor:
         puts = begin(relay, store, executor, riders)
         store.may_go_on.release(9)
@@ -155,7 +167,7 @@ def test_an_interrupt_of_the_one_that_stores_is_not_one_of_the_others(store: Sto
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_many_threads_all_get_through(lanes: int) -> None:
+async def test_many_threads_and_calls_all_get_through(lanes: int) -> None:
     stored: list[Rider] = []
 
     def store(batch: list[Rider]) -> None:
@@ -164,13 +176,176 @@ def test_many_threads_all_get_through(lanes: int) -> None:
             stored.append(one)
             one.done = True
 
-    relay = Relay(store, lanes=lanes, moment=0.0003, patience=0.002)
+    relay: Relay[Rider] = Relay(store, lanes=lanes, moment=0.0003, patience=0.002)
+    runner = WorkerRunner(4)
 
     def load(seed: int) -> None:
         for n in range(100):
-            relay.put(rider(is_patient=(n + seed) % 2 == 0))
+            finish(operation(relay, is_patient=(n + seed) % 2 == 0))
 
-    with ThreadPoolExecutor(16) as executor:
-        list(executor.map(load, range(16), timeout=60))
-    assert len(stored) == len(set(map(id, stored))) == 1600
+    async def aload(seed: int) -> None:
+        for n in range(100):
+            await runner.arun(operation, relay)
+            await runner.arun(partial(operation, is_patient=(n + seed) % 2 == 0), relay)
+
+    with ThreadPoolExecutor(8) as executor:
+        threads = [executor.submit(load, seed) for seed in range(8)]
+        await asyncio.wait_for(asyncio.gather(*map(aload, range(16))), 60)
+        for thread in threads:
+            await asyncio.to_thread(thread.result, 60)
+    assert len(stored) == len(set(map(id, stored))) == 800 + 3200
     assert (relay._leader, len(relay._queue), relay._batches) == (None, 0, {})
+
+
+# Calls that no thread waits with
+
+
+async def queued(relay: Relay[Rider], count: int) -> None:
+    await asyncio.to_thread(wait_until, lambda: len(relay._queue) == count, "the queue")
+
+
+async def test_a_call_that_is_taken_along_keeps_no_worker(store: Store) -> None:
+    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
+    runner = WorkerRunner(2)  # one of them leads
+    calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(30)]
+    await queued(relay, 29)
+    store.may_go_on.release(2)
+    await asyncio.wait_for(asyncio.gather(*calls), 30)
+    assert [len(batch) for batch in store.batches] == [1, 29]
+
+
+async def test_the_results_of_a_batch_wake_the_loop_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
+    runner = WorkerRunner(2)
+    calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(30)]
+    await queued(relay, 29)
+    loop = asyncio.get_running_loop()
+    wakings: list[object] = []
+    waken = loop.call_soon_threadsafe
+
+    def wake(*args: Any, **kwargs: Any) -> Any:
+        wakings.append(args)
+        return waken(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", wake)
+    store.may_go_on.release(2)
+    done = threading.Event()
+    finished = asyncio.gather(*calls)
+    while not finished.done():
+        done.wait(0.05)  # as a loop that is busy, so that what has come is more than one result
+        await asyncio.sleep(0)
+    assert len(wakings) < 10
+
+
+async def test_threads_take_calls_along_and_calls_threads(store: Store) -> None:
+    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
+    runner = WorkerRunner(2)
+    for leads, follows in ((relay.put, runner.arun), (runner.arun, relay.put)):
+        store.begun = 0
+
+        def begin(way: Any) -> asyncio.Future[Any]:
+            if way == relay.put:
+                return asyncio.ensure_future(asyncio.to_thread(way, rider(relay)))
+            return asyncio.ensure_future(way(operation, relay))
+
+        calls = [begin(leads)]
+        await asyncio.to_thread(wait_until, lambda: store.begun == 1, "the first batch")
+        calls += [begin(follows), begin(leads), begin(follows)]
+        await queued(relay, 3)
+        store.may_go_on.release(2)
+        await asyncio.wait_for(asyncio.gather(*calls), 30)
+    assert [len(batch) for batch in store.batches] == [1, 3, 1, 3]
+
+
+async def test_a_call_does_not_wait_for_a_batch_that_takes_long(store: Store) -> None:
+    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=0.01)
+    runner = WorkerRunner(3)
+    calls = []
+    for begun in (1, 2):
+        calls.append(asyncio.create_task(runner.arun(operation, relay)))
+        await asyncio.to_thread(wait_until, lambda begun=begun: store.begun == begun, "a batch")  # type: ignore[misc]
+        await asyncio.sleep(0.02)
+    store.may_go_on.release(2)
+    await asyncio.wait_for(asyncio.gather(*calls), 30)
+    assert [len(batch) for batch in store.batches] == [1, 1]
+
+
+async def test_the_patient_call_waits_a_moment_and_not_for_long(store: Store) -> None:
+    store.may_go_on.release(9)
+    relay: Relay[Rider] = Relay(store, lanes=1, moment=0.001, patience=60)
+    patient = await WorkerRunner(1).arun(partial(operation, is_patient=True), relay)
+    assert store.batches == [[patient]]
+
+
+async def test_a_call_that_fails_keeps_the_others_of_its_batch_from_nothing() -> None:
+    """It may have more to do, which may take long; and what it raises is its own."""
+    may_fail, gate = threading.Event(), threading.Event()
+
+    def store(batch: list[Rider]) -> None:
+        gate.wait(30)
+        for one in batch:
+            one.done = True
+        if len(batch) > 1:
+            batch[0].error = ValueError("no")
+
+    def long_operation(relay: Relay[Rider]) -> Steps[None]:
+        try:
+            yield from operation(relay)
+        finally:
+            may_fail.wait(30)
+
+    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
+    runner = WorkerRunner(3)
+    first = asyncio.create_task(runner.arun(operation, relay))
+    await asyncio.to_thread(wait_until, lambda: len(relay._batches) == 1, "the first batch")
+    failing = asyncio.create_task(runner.arun(long_operation, relay))
+    await queued(relay, 1)
+    others = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(9)]
+    await queued(relay, 10)
+    gate.set()
+    await asyncio.wait_for(asyncio.gather(first, *others), 30)
+    assert not failing.done()
+    may_fail.set()
+    with pytest.raises(ValueError, match="no"):
+        await asyncio.wait_for(failing, 30)
+
+
+@pytest.mark.parametrize("leads", ["its own call", "one that was appointed"])
+async def test_what_a_store_raises_is_for_the_one_that_leads(leads: str, store: Store) -> None:
+    failures = [RuntimeError("a defect")]
+
+    def store_or_fail(batch: list[Rider]) -> None:
+        if (len(batch) > 1) == (leads != "its own call") and failures:
+            raise failures.pop()
+        store(batch)
+
+    relay: Relay[Rider] = Relay(store_or_fail, lanes=1, moment=0, patience=60)
+    runner = WorkerRunner(3)
+    if leads == "its own call":
+        with pytest.raises(RuntimeError, match="a defect"):
+            await asyncio.wait_for(runner.arun(operation, relay), 30)
+    calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(6)]
+    await queued(relay, 5)
+    store.may_go_on.release(9)
+    results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
+    failed = [one for one in results if isinstance(one, RuntimeError)]
+    assert len(failed) == (leads != "its own call")
+    assert sum(map(len, store.batches)) == 6 - len(failed)
+    assert (relay._leader, len(relay._queue), relay._batches) == (None, 0, {})
+
+
+async def test_a_call_that_is_cancelled_while_it_is_on_its_way_is_stored(store: Store) -> None:
+    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
+    runner = WorkerRunner(2)
+    calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(3)]
+    await queued(relay, 2)
+    for call in calls:
+        call.cancel()
+    done, _ = await asyncio.wait(calls, timeout=0.1)
+    assert not done
+    store.may_go_on.release(2)
+    done, _ = await asyncio.wait(calls, timeout=30)
+    assert all(call.cancelled() for call in done)
+    assert [len(batch) for batch in store.batches] == [1, 2]

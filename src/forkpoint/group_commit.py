@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+_T = TypeVar("_T")
+
+
+class Caller(Protocol):
+    """An operation that no thread waits with while something of it is on its way."""
+
+    def step(self) -> Sequence[Waiting]:
+        """Run up to where it waits again, and return what is for this thread to go on with."""
+        ...
+
+    def wake(self, rider: Rider) -> None:
+        """Have some thread go on with it, or lead the others, soon."""
+        ...
 
 
 class Waiting:
@@ -14,11 +29,45 @@ class Waiting:
     def __init__(self) -> None:
         self.done = False
         self.error: Exception | None = None
+        self.caller: Caller | None = None
+        """Who is to go on then, if no thread waits."""
+        self._unclaimed = [True]
 
     def check(self) -> None:
         """Raise what went wrong, if anything did."""
         if self.error is not None:
             raise self.error
+
+    def ride(self) -> None:
+        """Return when it is stored, or could not be."""
+        raise NotImplementedError
+
+    def board(self, caller: Caller) -> Sequence[Waiting]:
+        """Have it stored, and return what is for this thread to go on with."""
+        self.caller = caller
+        self.ride()
+        return [self]
+
+    def claim(self) -> bool:
+        """Return True once: to the thread that is to go on with the caller."""
+        try:
+            return self._unclaimed.pop()
+        except IndexError:
+            return False
+
+
+Steps = Generator[Waiting, None, _T]
+"""An operation that stops wherever something is to be stored, and goes on when that is done."""
+
+
+def finish(steps: Steps[_T]) -> _T:
+    """Return what an operation returns, and wait wherever it does."""
+    while True:
+        try:
+            waiting = next(steps)
+        except StopIteration as end:
+            return cast("_T", end.value)
+        waiting.ride()
 
 
 _W = TypeVar("_W", bound=Waiting)
@@ -37,7 +86,7 @@ class GroupCommit(Generic[_W]):
         self._queue: deque[_W] = deque()
 
     def put(self, waiting: _W) -> None:
-        """Return when it is stored, or raise what went wrong."""
+        """Return when it is stored, or could not be."""
         self._queue.append(waiting)
         with self.lock:
             if not waiting.done:  # else the one who held the lock before took it along
@@ -48,7 +97,6 @@ class GroupCommit(Generic[_W]):
                     others = [one for one in batch if not one.done and one is not waiting]
                     self._queue.extendleft(reversed(others))
                     raise
-        waiting.check()
 
     def renew(self) -> None:
         """In a forked child: another thread of the parent may have held the lock."""
@@ -60,21 +108,41 @@ class Rider(Waiting):
     """Something that waits for a `Relay` to store it.
 
     Args:
+        relay: What stores it.
         is_patient: Whether it had better wait a moment for another one that is not.
     """
 
-    def __init__(self, *, is_patient: bool) -> None:
+    def __init__(self, relay: Relay[Any], *, is_patient: bool) -> None:
         super().__init__()
         self.is_patient = is_patient
+        self._relay = relay
         self._turn = threading.Lock()
         self._turn.acquire()
 
-    def wait(self, seconds: float) -> None:
-        """Return after `wake`, or after some time."""
-        self._turn.acquire(timeout=seconds)
+    def ride(self) -> None:
+        self._relay.put(self)
+
+    def board(self, caller: Caller) -> Sequence[Waiting]:
+        self.caller = caller
+        return self._relay.board(self)
+
+    def lead(self) -> Sequence[Waiting]:
+        """Store all that is waiting, if it is for this one to do; see `Relay.lead`."""
+        return self._relay.lead(self)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its caller has nothing more to do than to return."""
+        return self.error is None
+
+    def wait(self, seconds: float) -> bool:
+        """Return after `wake`, or False after some time."""
+        return self._turn.acquire(timeout=seconds)
 
     def wake(self) -> None:
-        if self._turn.locked():
+        if self.caller is not None:
+            self.caller.wake(self)
+        elif self._turn.locked():
             self._turn.release()
 
 
@@ -92,8 +160,8 @@ class Relay(Generic[_R]):
         store: Stores a batch, and marks each of it as done. It is called by several threads.
         lanes: How many batches are on their way at once.
         moment: For how many seconds the patient wait for one that is not.
-        patience: After how many seconds in the queue nobody waits for the batches before: those
-            may be large, or the way to the store long.
+        patience: After how many seconds nobody waits for the batches before: those may be large,
+            or the way to the store long.
     """
 
     def __init__(
@@ -111,21 +179,55 @@ class Relay(Generic[_R]):
         self._queue: deque[_R] = deque()
         self._leader: _R | None = None  # in the queue, about to begin
         self._batches: dict[_R, list[_R]] = {}  # on their way, by who leads them
+        self._began: dict[_R, float] = {}
+
+    # For a caller that waits
 
     def put(self, rider: _R) -> None:
-        """Return when it is stored, or raise what went wrong."""
+        """Return when it is stored, or could not be."""
         try:
             self._join(rider)
             while not rider.done:
-                if self._leader is not rider:
-                    rider.wait(self._patience)
+                has_waited = self._leader is not rider and not rider.wait(self._patience)
                 if self._leader is rider and rider.is_patient:
                     rider.wait(self._moment)
-                if self._begins(rider):
+                if self._begins(rider, has_waited):
                     self._store(self._batches[rider])
         finally:
-            self._leave(rider)
-        rider.check()
+            for one in self._leave(rider):
+                one.wake()
+
+    # For a caller that does something else in the meantime
+
+    def board(self, rider: _R) -> list[_R]:
+        """Have it stored, and return what is for this thread to go on with."""
+        self._join(rider)
+        return self.lead(rider)
+
+    def lead(self, rider: _R) -> list[_R]:
+        """Store all that is waiting, if it is for this one to do.
+
+        Returns:
+            What is for this thread to go on with. The others are woken: threads that wait, and
+            callers that may take long.
+        """
+        if self._leader is rider and rider.is_patient:
+            time.sleep(self._moment)
+        if not self._begins(rider, has_waited=False):
+            return []
+        try:
+            self._store(self._batches[rider])
+        except BaseException:
+            for one in self._leave(rider):
+                one.wake()
+            raise
+        mine = []
+        for one in self._leave(rider):
+            if one.caller is not None and one.is_settled:
+                mine.append(one)
+            else:
+                one.wake()
+        return mine
 
     def _join(self, rider: _R) -> None:
         with self._lock:
@@ -135,23 +237,28 @@ class Relay(Generic[_R]):
 
     def _appoint(self, rider: _R) -> None:
         # Only who is in a hurry needs another lane.
-        if len(self._batches) < (1 if rider.is_patient else self._lanes):
+        lanes = 1 if rider.is_patient else self._lanes
+        if len(self._batches) < lanes or min(self._began.values()) < (
+            time.monotonic() - self._patience
+        ):
             self._leader = rider
 
-    def _begins(self, rider: _R) -> bool:
+    def _begins(self, rider: _R, has_waited: bool) -> bool:
         """Return whether it is for this one to store all that are in the queue."""
         with self._lock:
-            has_waited = self._leader is None and rider in self._queue
-            if self._leader is not rider and not has_waited:
+            if self._leader is not rider and not (has_waited and rider in self._queue):
                 return False
             self._leader = None
             self._batches[rider] = list(self._queue)
+            self._began[rider] = time.monotonic()
             self._queue.clear()
             return True
 
-    def _leave(self, rider: _R) -> None:
+    def _leave(self, rider: _R) -> list[_R]:
+        """Let another one lead, and return those that were stored."""
         with self._lock:
             batch = self._batches.pop(rider, [])
+            self._began.pop(rider, None)
             if not rider.done and rider in self._queue:  # an interrupt of this thread
                 self._queue.remove(rider)
             others = [one for one in batch if not one.done and one is not rider]
@@ -163,6 +270,4 @@ class Relay(Generic[_R]):
                 self._appoint(next(urgent, self._queue[0]))
                 if self._leader is not None:
                     self._leader.wake()
-            for one in batch:
-                if one.done:
-                    one.wake()
+            return [one for one in batch if one.done]

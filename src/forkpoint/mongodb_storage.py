@@ -24,7 +24,7 @@ from forkpoint.errors import (
     StorageBusy,
     stale_lease,
 )
-from forkpoint.group_commit import Relay, Rider
+from forkpoint.group_commit import Relay, Rider, Steps
 from forkpoint.memory import Recent
 from forkpoint.mongodb_documents import ROWS, checkpoint_document, write_document
 from forkpoint.mongodb_puts import Creation, Role, Step, steps_of
@@ -188,7 +188,7 @@ class MongoStorage:
 
     # Putting
 
-    def put(self, put: Put) -> ThreadRef | None:
+    def put(self, put: Put) -> Steps[ThreadRef | None]:
         session = self._open()
         _check_sizes(put)
         thread = put.expected
@@ -214,8 +214,9 @@ class MongoStorage:
                 is_newest=is_newest,
                 is_sharded=self._records_open().is_sharded,
             )
-            bulk = _Bulk(steps, is_patient=put.row is None)
-            self._commits.put(bulk)
+            bulk = _Bulk(self._commits, steps, is_patient=put.row is None)
+            yield bulk
+            bulk.check()
             failed = bulk.collided
             if failed is None:
                 if put.row is not None and (replace or bulk.is_repeated):
@@ -358,8 +359,8 @@ class MongoStorage:
 class _Bulk(Rider):
     """The statements of a put on their way into the collection."""
 
-    def __init__(self, steps: list[Step], *, is_patient: bool) -> None:
-        super().__init__(is_patient=is_patient)
+    def __init__(self, relay: Relay[_Bulk], steps: list[Step], *, is_patient: bool) -> None:
+        super().__init__(relay, is_patient=is_patient)
         self.steps = steps
         self.collided: Role | None = None
         self.is_repeated = False
@@ -374,11 +375,15 @@ class _Bulk(Rider):
         self.error = error
         self.done = True
 
+    @property
+    def is_settled(self) -> bool:
+        return super().is_settled and self.collided is None and not self.is_repeated
+
 
 _ATTEMPTS = 20
-_LANES = 4  # bulks on their way: the server executes each on one core
+_LANES = 2  # bulks on their way: while one is executed, the next is prepared
 _MOMENT = 0.001  # for which writes wait for the checkpoint that follows, as a rule
-_PATIENCE = 0.02  # after which a put does not wait for the bulks before any longer
+_PATIENCE = 0.02  # after which puts do not wait for the bulks before any longer
 
 
 def _check_sizes(put: Put) -> None:

@@ -37,6 +37,7 @@ from forkpoint.errors import (
     ThreadNotFound,
     UnreadableValue,
 )
+from forkpoint.group_commit import Steps
 from forkpoint.inputs import Address, Shown
 from forkpoint.memory import KnownManifest, Memory
 from forkpoint.owners import ConfinedStorage
@@ -137,7 +138,7 @@ class NewWrites(NamedTuple):
     task_path: str
 
 
-def put(context: Context, new: NewCheckpoint) -> None:
+def put(context: Context, new: NewCheckpoint) -> Steps[None]:
     """Store a checkpoint."""
     thread_id, checkpoint_ns, parent_id = new.address
     checkpoint_id = new.checkpoint["id"]
@@ -162,7 +163,7 @@ def put(context: Context, new: NewCheckpoint) -> None:
         status = "idle" if checkpoint_ns == "" else None
         return prepared._replace(row=row, status=status), encoded.chunks
 
-    thread = _write(context, thread_id, inputs.lease(new.config), prepare)
+    thread = yield from _write(context, thread_id, inputs.lease(new.config), prepare)
     context.memory.add_manifest(
         thread, (checkpoint_ns, checkpoint_id), manifest, new.checkpoint.get("channel_versions", {})
     )
@@ -196,7 +197,7 @@ def _inherited(
     }
 
 
-def put_writes(context: Context, new: NewWrites) -> None:
+def put_writes(context: Context, new: NewWrites) -> Steps[None]:
     """Store the writes of a task."""
     checkpoint_ns, checkpoint_id = new.place
     codec = context.codec
@@ -229,7 +230,7 @@ def put_writes(context: Context, new: NewWrites) -> None:
         return prepared._replace(writes=rows, status=status), chunks
 
     if rows:
-        _write(context, new.thread_id, inputs.lease(new.config), prepare)
+        yield from _write(context, new.thread_id, inputs.lease(new.config), prepare)
 
 
 def _prepared(
@@ -279,7 +280,7 @@ def _write(
     thread_id: str,
     lease: Shown | None,
     prepare: Callable[[ThreadRef | None], tuple[Put, Chunks]],
-) -> ThreadRef:
+) -> Steps[ThreadRef]:
     """Prepare a write for the thread as it is known, and again if it turns out to have changed."""
     memory = context.memory
     is_refused = False
@@ -292,7 +293,7 @@ def _write(
                 raise _deleted(thread_id)
         try:
             prepared, chunks = prepare(thread)
-            written = context.storage.put(prepared)
+            written = yield from context.storage.put(prepared)
         except Stale:
             memory.threads.pop(thread_id)
             time.sleep(0.001 * attempt)  # at once for the first time

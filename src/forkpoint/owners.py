@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from forkpoint.errors import ThreadExists
 from forkpoint.filters import wanted_terms
+from forkpoint.group_commit import Steps
 from forkpoint.storage import (
     Description,
     Found,
@@ -51,9 +52,9 @@ class ConfinedStorage:
     def _confined(self, session: Session) -> Session:
         return cast(Session, _ConfinedSession(session, self._owner))
 
-    def put(self, put: Put) -> ThreadRef | None:
+    def put(self, put: Put) -> Steps[ThreadRef | None]:
         try:
-            return self._storage.put(put._replace(owner=self._owner))
+            return (yield from self._storage.put(put._replace(owner=self._owner)))
         except Stale:
             with self._storage.reading() as session:
                 thread = session.thread(put.thread_id)

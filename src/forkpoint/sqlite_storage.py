@@ -24,7 +24,7 @@ from forkpoint.errors import (
     StorageReadOnly,
 )
 from forkpoint.filters import contains_json
-from forkpoint.group_commit import GroupCommit, Waiting
+from forkpoint.group_commit import GroupCommit, Steps, Waiting
 from forkpoint.sqlite_schema import SCHEMA
 from forkpoint.sqlite_session import SqliteSession
 from forkpoint.storage import SCHEMA_VERSION, Put, Stale, ThreadRef
@@ -65,9 +65,10 @@ class SqliteStorage:
     def writing(self) -> _Transaction:
         return _Transaction(self, "BEGIN IMMEDIATE")
 
-    def put(self, put: Put) -> ThreadRef | None:
-        waiting = _Put(put)
-        self._commits.put(waiting)
+    def put(self, put: Put) -> Steps[ThreadRef | None]:
+        waiting = _Put(put, self._commits)
+        yield waiting
+        waiting.check()
         return waiting.written
 
     def _put_all(self, batch: list[_Put]) -> None:
@@ -134,10 +135,14 @@ class SqliteStorage:
 class _Put(Waiting):
     """A `Put` on its way into the database, and the thread that it was written to."""
 
-    def __init__(self, put: Put) -> None:
+    def __init__(self, put: Put, commits: GroupCommit[_Put]) -> None:
         super().__init__()
         self._put = put
+        self._commits = commits
         self.written: ThreadRef | None = None
+
+    def ride(self) -> None:
+        self._commits.put(self)
 
     def store(self, session: SqliteSession) -> None:
         try:

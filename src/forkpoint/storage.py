@@ -106,6 +106,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from forkpoint.codec import Chunk, Chunks
+from forkpoint.group_commit import Steps
 from forkpoint.removal import Place, Plan
 
 SCHEMA_VERSION = 1
@@ -567,7 +568,7 @@ class Storage(Protocol):
     def writing(self) -> AbstractContextManager[Session]:
         """Return a context in which to read and write, as one transaction if there are any."""
 
-    def put(self, put: Put) -> ThreadRef | None:
+    def put(self, put: Put) -> Steps[ThreadRef | None]:
         """Store a checkpoint or writes, chunks first, and keep the thread's record up.
 
         Returns None, and removes what else its run left behind, if it belongs to a run that began
