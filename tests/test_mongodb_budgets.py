@@ -110,6 +110,27 @@ async def test_a_call_takes_as_many_round_trips_as_it_may(
     assert commands.names == expected
 
 
+def test_a_thread_that_was_looked_for_in_vain_is_made_in_one_round_trip(
+    saver: MongoDBSaver, store: MongoStore, commands: Commands
+) -> None:
+    """As each run does that begins a thread; also where another process was faster."""
+    for thread_id, expected in (
+        ("new", ["aggregate", "update"]),
+        ("taken", ["aggregate", "update", "find", "find", "aggregate", "update"]),
+    ):
+        commands.clear()
+        assert saver.get_tuple(config(thread_id)) is None
+        if thread_id == "taken":
+            with store.saver() as another:
+                put(another, {"n": 0}, thread_id=thread_id)
+        put(saver, {"n": 1}, thread_id=thread_id)
+        assert commands.names == expected
+    assert [found.checkpoint["channel_values"] for found in saver.list(config("taken"))] == [
+        {"n": 1},
+        {"n": 0},
+    ]
+
+
 @pytest.mark.parametrize("length", [10, 300, 1000, 3000])
 def test_a_long_list_is_read_in_as_many_round_trips_as_a_short_one(
     length: int, saver: MongoDBSaver, store: MongoStore, commands: Commands

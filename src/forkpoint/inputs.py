@@ -48,6 +48,8 @@ def identifier(value: object, what: str) -> str:
 
 def text(value: object, what: str) -> str:
     """Return a string that a database can hold: Unicode without NUL and lone surrogates."""
+    if type(value) is str and value.isascii() and "\0" not in value:
+        return value  # as nearly all are
     if not isinstance(value, str):
         raise InvalidInput(f"{what} must be a string, not {type(value).__name__}: {value!r:.80}")
     plain = _plain(value)
@@ -92,6 +94,13 @@ def _address(part: Mapping[str, Any]) -> Address:
         text(_or(part.get("checkpoint_ns"), ""), "checkpoint_ns"),
         _checkpoint_id(part),
     )
+
+
+def place(named: Address) -> tuple[str, str]:
+    """Return the namespace and the checkpoint, which must be named."""
+    if named.checkpoint_id is None:
+        raise InvalidInput('config["configurable"] has no "checkpoint_id"')
+    return named.checkpoint_ns, named.checkpoint_id
 
 
 def source(value: object) -> Address:
@@ -194,32 +203,6 @@ def _shallow(value: dict[str, Any], what: str) -> dict[str, Any]:
     return value
 
 
-def existing_checkpoint(config: object) -> tuple[str, str, str]:
-    """Return what `address` does, where the config must name a checkpoint."""
-    thread_id, checkpoint_ns, checkpoint_id = address(config)
-    if checkpoint_id is None:
-        raise InvalidInput('config["configurable"] has no "checkpoint_id"')
-    return thread_id, checkpoint_ns, checkpoint_id
-
-
-def ancestry(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the checkpoints, as (namespace, id), that a write comes after.
-
-    In its own namespace, and in those of the graphs around it.
-    """
-    part = configurable(config)
-    around = part.get("checkpoint_map")
-    found = {
-        _plain(namespace): _plain(checkpoint_id)
-        for namespace, checkpoint_id in (around.items() if isinstance(around, Mapping) else ())
-        if isinstance(namespace, str) and isinstance(checkpoint_id, str)
-    }
-    _, checkpoint_ns, checkpoint_id = _address(part)
-    if checkpoint_id is not None:
-        found[checkpoint_ns] = checkpoint_id
-    return list(found.items())
-
-
 LEASE = "__forkpoint_lease"
 """The key of `configurable` under which a run shows its lease. LangGraph passes it on to each put,
 and keeps it out of metadata, for it begins with two underscores."""
@@ -232,9 +215,7 @@ class Shown(NamedTuple):
     fence: int
 
 
-def lease(config: Mapping[str, Any]) -> Shown | None:
-    """Return the lease that a config shows, if it shows one."""
-    shown = configurable(config).get(LEASE)
+def _lease(shown: object) -> Shown | None:
     if shown is None:
         return None
     key, _, fence = shown.rpartition(":") if isinstance(shown, str) else ("", "", "")
@@ -243,8 +224,31 @@ def lease(config: Mapping[str, Any]) -> Shown | None:
     return Shown(key, int(fence))
 
 
+class Origin(NamedTuple):
+    """What a write comes from."""
+
+    ancestry: Sequence[tuple[str, str]]
+    """The checkpoints, as (namespace, id), that it comes after: in its own namespace, and in those
+    of the graphs around it."""
+    lease: Shown | None
+
+
+def origin(config: object, named: Address) -> Origin:
+    """Return what a config says of where a write comes from."""
+    part = configurable(config)
+    around = part.get("checkpoint_map")
+    found = {
+        _plain(namespace): _plain(checkpoint_id)
+        for namespace, checkpoint_id in (around.items() if isinstance(around, Mapping) else ())
+        if isinstance(namespace, str) and isinstance(checkpoint_id, str)
+    }
+    if named.checkpoint_id is not None:
+        found[named.checkpoint_ns] = named.checkpoint_id
+    return Origin(list(found.items()), _lease(part.get(LEASE)))
+
+
 def shown_lease(key: object, fence: int) -> str:
-    """Return what `lease` reads."""
+    """Return what `origin` reads."""
     return f"{key}:{fence}"
 
 
@@ -313,8 +317,11 @@ def _by_plain_names(mapping: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def run_id(metadata: Mapping[str, Any]) -> str | None:
     """Return the run that a checkpoint's metadata name, if it is one that can be looked for."""
+    value = metadata.get("run_id")
+    if value is None:
+        return None
     try:
-        return identifier(metadata.get("run_id"), "run_id")
+        return identifier(value, "run_id")
     except InvalidInput:
         return None  # it is metadata like any other
 

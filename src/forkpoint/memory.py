@@ -42,9 +42,9 @@ class Recent(Generic[_K, _V]):
             if len(self._entries) > self._limit:
                 self._entries.popitem(last=False)
 
-    def pop(self, key: _K) -> None:
+    def pop(self, key: _K) -> _V | None:
         with self._lock:
-            self._entries.pop(key, None)
+            return self._entries.pop(key, None)
 
 
 class KnownManifest(NamedTuple):
@@ -103,6 +103,8 @@ class Memory:
     def __init__(self) -> None:
         self.announced = Announced()
         self.threads: Recent[str, ThreadRef] = Recent(_RECENT_THREADS)
+        self.missing: Recent[str, bool] = Recent(_RECENT_THREADS)
+        """Threads that were looked for in vain: what is written next may make them."""
         self._manifests: Recent[tuple[Any, str, str], KnownManifest] = Recent(_RECENT_MANIFESTS)
         self._chunks: Recent[Any, _KnownChunks] = Recent(_RECENT_FAMILIES)
 

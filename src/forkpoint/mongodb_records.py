@@ -1,7 +1,7 @@
 """MongoDB: the collection, what its documents are named, and commands with typed errors.
 
 Everything is in one collection, so that a put is one command. Each document has the field `family`,
-which is the shard key, and each command names it.
+which is the shard key, and each command that may go to a router of shards names it.
 """
 
 from __future__ import annotations
@@ -154,6 +154,7 @@ class Records:
         """Whether commands may go to the router of a sharded cluster."""
         self._collection = collection
         self._latest = collection.with_options(read_concern=ReadConcern("local"))
+        self._keeps_moments = True
         self._together = collection.with_options(read_concern=ReadConcern("snapshot"))
         self._patience_seconds = patience_seconds
 
@@ -205,9 +206,10 @@ class Records:
             except OperationFailure as error:
                 if error.code not in _NO_SNAPSHOT:
                     raise
+                self._keeps_moments = error.code not in _NO_SNAPSHOTS
                 return []
 
-        found = self.retrying(together)
+        found = self.retrying(together) if self._keeps_moments else []
         return found if len(found) <= limit else []
 
     def latest(self, wanted: Document, fields: Mapping[str, int] | None = None) -> list[Document]:
@@ -374,9 +376,12 @@ _TOO_MUCH = {
     10334,  # BSONObjectTooLarge
     4568,  # $lookup's documents exceed the size of one
 }
-_NO_SNAPSHOT = {
+_NO_SNAPSHOTS = {
     72,  # InvalidOptions: a standalone server keeps no snapshots
     123,  # NotAReplicaSet
+}
+_NO_SNAPSHOT = {
+    *_NO_SNAPSHOTS,
     239,  # SnapshotTooOld
     246,  # SnapshotUnavailable
 }

@@ -38,7 +38,7 @@ from forkpoint.errors import (
     UnreadableValue,
 )
 from forkpoint.group_commit import Steps
-from forkpoint.inputs import Address, Shown
+from forkpoint.inputs import Address, Origin, Shown
 from forkpoint.memory import KnownManifest, Memory
 from forkpoint.owners import ConfinedStorage
 from forkpoint.storage import (
@@ -121,6 +121,7 @@ class NewCheckpoint(NamedTuple):
 
     config: RunnableConfig
     address: Address
+    origin: Origin
     checkpoint: Mapping[str, Any]
     metadata: str
     run_id: str | None
@@ -131,7 +132,8 @@ class NewWrites(NamedTuple):
     """Writes to be put, checked."""
 
     config: RunnableConfig
-    thread_id: str
+    address: Address
+    origin: Origin
     place: removal.Place
     writes: Sequence[tuple[str, Any]]
     task_id: str
@@ -159,11 +161,11 @@ def put(context: Context, new: NewCheckpoint) -> Steps[None]:
             codec.protect(encoded.content),
             codec.seal(checkpoint_ns, checkpoint_id, new.metadata, encoded.refs, encoded.content),
         )
-        prepared = _prepared(context, new.config, thread, row, encoded.chunks)
+        prepared = _prepared(context, new, thread, row, encoded.chunks)
         status = "idle" if checkpoint_ns == "" else None
         return prepared._replace(row=row, status=status), encoded.chunks
 
-    thread = yield from _write(context, thread_id, inputs.lease(new.config), prepare)
+    thread = yield from _write(context, thread_id, new.origin.lease, prepare)
     context.memory.add_manifest(
         thread, (checkpoint_ns, checkpoint_id), manifest, new.checkpoint.get("channel_versions", {})
     )
@@ -225,29 +227,29 @@ def put_writes(context: Context, new: NewWrites) -> Steps[None]:
         )
 
     def prepare(thread: ThreadRef | None) -> tuple[Put, Chunks]:
-        prepared = _prepared(context, new.config, thread, rows[0], chunks)
+        prepared = _prepared(context, new, thread, rows[0], chunks)
         status = _status(new.writes) if checkpoint_ns == "" else None
         return prepared._replace(writes=rows, status=status), chunks
 
     if rows:
-        yield from _write(context, new.thread_id, inputs.lease(new.config), prepare)
+        yield from _write(context, new.address.thread_id, new.origin.lease, prepare)
 
 
 def _prepared(
     context: Context,
-    config: RunnableConfig,
+    new: NewCheckpoint | NewWrites,
     thread: ThreadRef | None,
     row: CheckpointRow | WriteRow,
     chunks: Chunks,
 ) -> Put:
     """Return a `Put` at the place of a row, with those chunks that the store may lack."""
     unknown = context.memory.unknown(thread, chunks)
-    lease = inputs.lease(config)
+    ancestry, lease = new.origin
     return Put(
-        inputs.address(config).thread_id,
+        new.address.thread_id,
         thread,
-        "{}" if thread else inputs.thread_metadata(config),
-        inputs.ancestry(config),
+        "{}" if thread else inputs.thread_metadata(new.config),
+        ancestry,
         row.checkpoint_ns,
         row.checkpoint_id,
         {digest: context.codec.protect_chunk(chunk) for digest, chunk in unknown.items()},
@@ -286,7 +288,8 @@ def _write(
     is_refused = False
     for attempt in range(_ATTEMPTS):
         thread = memory.threads.get(thread_id)
-        if thread is None or not _is_of(lease, thread):
+        is_new = thread is None and lease is None and memory.missing.pop(thread_id)
+        if not is_new and (thread is None or not _is_of(lease, thread)):
             with context.storage.reading() as session:
                 thread = session.thread(thread_id)
             if not _is_of(lease, thread):
@@ -325,6 +328,7 @@ def get_tuple(context: Context, address: Address, config: RunnableConfig) -> Che
 
     def load(read: tuple[Found, Chunks] | None) -> CheckpointTuple | None:
         if read is None:
+            context.memory.missing.put(address.thread_id, True)
             return None
         found, stored = read
         context.memory.threads.put(found.thread_id, found.thread)

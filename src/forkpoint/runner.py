@@ -106,6 +106,7 @@ class WorkerRunner:
         # They end with the runner, not when the saver is closed: a call may be on its way then.
         weakref.finalize(self, _stop, jobs, self._workers)
         # In this order: who sees the process must find a queue that has workers.
+        self._mails = WeakKeyDictionary()
         self._jobs = jobs
         self._process = os.getpid()
 
@@ -150,6 +151,8 @@ class _Mail:
         except RuntimeError:
             if not loop.is_closed():
                 raise
+            self._letters.clear()
+            self._is_announced = False
 
     def _open(self) -> None:
         self._is_announced = False  # first: what comes from now on announces itself

@@ -369,6 +369,7 @@ def _new_checkpoint(
     return NewCheckpoint(
         config,
         address,
+        inputs.origin(config, address),
         inputs.checkpoint(checkpoint),
         inputs.as_json(merged, "metadata"),
         inputs.run_id(merged),
@@ -379,11 +380,12 @@ def _new_checkpoint(
 def _new_writes(
     config: RunnableConfig, writes: object, task_id: object, task_path: object
 ) -> NewWrites:
-    thread_id, checkpoint_ns, checkpoint_id = inputs.existing_checkpoint(config)
+    address = inputs.address(config)
     return NewWrites(
         config,
-        thread_id,
-        (checkpoint_ns, checkpoint_id),
+        address,
+        inputs.origin(config, address),
+        inputs.place(address),
         inputs.writes(writes),
         inputs.identifier(task_id, "task_id"),
         inputs.text(task_path, "task_path"),
