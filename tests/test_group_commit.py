@@ -86,6 +86,29 @@ def test_so_many_batches_are_on_their_way_as_there_are_lanes(store: Store) -> No
     assert sorted(len(batch) for batch in store.batches) == [1, 1, 4]
 
 
+@pytest.mark.parametrize("count", [5, 20])
+def test_another_batch_is_begun_unless_the_store_is_busy_with_many(
+    count: int, store: Store
+) -> None:
+    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
+    with ThreadPoolExecutor(22) as executor:
+        puts = begin(relay, store, executor, [rider(relay) for _ in range(count + 1)])
+        store.may_go_on.release()
+        wait_until(lambda: store.begun == 2, "the large batch")
+        relay._lanes = 2
+        one = rider(relay)
+        puts.append(executor.submit(relay.put, one))
+        if count == 5:
+            wait_until(lambda: store.begun == 3, "the small batch")
+        else:
+            wait_until(lambda: one in relay._queue, "one more")
+            assert relay._leader is None
+        store.may_go_on.release(9)
+        for put in puts:
+            put.result(30)
+    assert sorted(len(batch) for batch in store.batches) == [1, 1, count]
+
+
 def test_the_patient_wait_for_a_batch_although_there_is_another_lane(store: Store) -> None:
     relay: Relay[Rider] = Relay(store, lanes=2, moment=0, patience=60)
     patient = rider(relay, is_patient=True)

@@ -149,6 +149,9 @@ class Rider(Waiting):
 _R = TypeVar("_R", bound=Rider)
 
 
+_CROWD = 8  # on their way: a store that is busy with more gains nothing by another batch
+
+
 class Relay(Generic[_R]):
     """A queue of what is to be stored. One of those in it, the leader, stores all that has come.
 
@@ -158,7 +161,7 @@ class Relay(Generic[_R]):
 
     Args:
         store: Stores a batch, and marks each of it as done. It is called by several threads.
-        lanes: How many batches are on their way at once.
+        lanes: How many batches are on their way at once, while they are small.
         moment: For how many seconds the patient wait for one that is not.
         patience: After how many seconds nobody waits for the batches before: those may be large,
             or the way to the store long.
@@ -236,8 +239,9 @@ class Relay(Generic[_R]):
                 self._appoint(rider)
 
     def _appoint(self, rider: _R) -> None:
-        # Only who is in a hurry needs another lane.
-        lanes = 1 if rider.is_patient else self._lanes
+        # Only who is in a hurry needs another lane, and only if the store is not busy with many.
+        is_crowded = sum(map(len, self._batches.values())) > _CROWD
+        lanes = 1 if rider.is_patient or is_crowded else self._lanes
         if len(self._batches) < lanes or min(self._began.values()) < (
             time.monotonic() - self._patience
         ):
