@@ -257,13 +257,14 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Records.bulk
 
     def send(records: Records, statements: Sequence[Any]) -> Outcome:
-        hits = 0
+        hits, made = 0, set()
         for index, statement in enumerate(statements):
             outcome = whole(records, [statement])
             hits += outcome.hits
+            made |= {index for _ in outcome.made}
             if outcome.failed is not None:
-                return outcome._replace(hits=hits, failed=index)
-        return Outcome(hits, outcome.made)
+                return outcome._replace(hits=hits, made=made, failed=index)
+        return Outcome(hits, made)
 
     monkeypatch.setattr(Records, "bulk", send)
 

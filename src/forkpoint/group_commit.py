@@ -23,6 +23,20 @@ class Caller(Protocol):
         ...
 
 
+class Claim:
+    """What one thread may have: the first that asks for it."""
+
+    def __init__(self) -> None:
+        self._unclaimed = [True]
+
+    def take(self) -> bool:
+        """Return True once."""
+        try:
+            return self._unclaimed.pop()
+        except IndexError:
+            return False
+
+
 class Waiting:
     """Something on its way into the store, and whether it arrived."""
 
@@ -31,7 +45,8 @@ class Waiting:
         self.error: Exception | None = None
         self.caller: Caller | None = None
         """Who is to go on then, if no thread waits."""
-        self._unclaimed = [True]
+        self.claim = Claim()
+        """Of the thread that is to go on with the caller."""
 
     def check(self) -> None:
         """Raise what went wrong, if anything did."""
@@ -47,13 +62,6 @@ class Waiting:
         self.caller = caller
         self.ride()
         return [self]
-
-    def claim(self) -> bool:
-        """Return True once: to the thread that is to go on with the caller."""
-        try:
-            return self._unclaimed.pop()
-        except IndexError:
-            return False
 
 
 Steps = Generator[Waiting, None, _T]
@@ -115,6 +123,7 @@ class Rider(Waiting):
     def __init__(self, relay: Relay[Any], *, is_patient: bool) -> None:
         super().__init__()
         self.is_patient = is_patient
+        self.began = 0.0  # when it began to lead, if it did
         self._relay = relay
         self._turn = threading.Lock()
         self._turn.acquire()
@@ -182,7 +191,6 @@ class Relay(Generic[_R]):
         self._queue: deque[_R] = deque()
         self._leader: _R | None = None  # in the queue, about to begin
         self._batches: dict[_R, list[_R]] = {}  # on their way, by who leads them
-        self._began: dict[_R, float] = {}
 
     # For a caller that waits
 
@@ -242,9 +250,8 @@ class Relay(Generic[_R]):
         # Only who is in a hurry needs another lane, and only if the store is not busy with many.
         is_crowded = sum(map(len, self._batches.values())) > _CROWD
         lanes = 1 if rider.is_patient or is_crowded else self._lanes
-        if len(self._batches) < lanes or min(self._began.values()) < (
-            time.monotonic() - self._patience
-        ):
+        long_ago = time.monotonic() - self._patience
+        if len(self._batches) < lanes or any(one.began < long_ago for one in self._batches):
             self._leader = rider
 
     def _begins(self, rider: _R, has_waited: bool) -> bool:
@@ -254,7 +261,7 @@ class Relay(Generic[_R]):
                 return False
             self._leader = None
             self._batches[rider] = list(self._queue)
-            self._began[rider] = time.monotonic()
+            rider.began = time.monotonic()
             self._queue.clear()
             return True
 
@@ -262,7 +269,6 @@ class Relay(Generic[_R]):
         """Let another one lead, and return those that were stored."""
         with self._lock:
             batch = self._batches.pop(rider, [])
-            self._began.pop(rider, None)
             if not rider.done and rider in self._queue:  # an interrupt of this thread
                 self._queue.remove(rider)
             others = [one for one in batch if not one.done and one is not rider]

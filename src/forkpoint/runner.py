@@ -17,11 +17,10 @@ from functools import partial
 from queue import SimpleQueue
 from types import GeneratorType
 from typing import Any, Protocol, TypeVar, overload
-from weakref import WeakKeyDictionary
 
 import aiosqlite
 
-from forkpoint.group_commit import Rider, Steps, Waiting, finish
+from forkpoint.group_commit import Claim, Rider, Steps, Waiting, finish
 
 _T = TypeVar("_T")
 
@@ -85,7 +84,8 @@ class WorkerRunner:
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._mails: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mail] = WeakKeyDictionary()
+        self._mails: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mail]
+        self._mails = weakref.WeakKeyDictionary()
         self._process = 0
 
     def run(self, operation: Callable[..., Any], *args: Any) -> Any:
@@ -106,7 +106,7 @@ class WorkerRunner:
         # They end with the runner, not when the saver is closed: a call may be on its way then.
         weakref.finalize(self, _stop, jobs, self._workers)
         # In this order: who sees the process must find a queue that has workers.
-        self._mails = WeakKeyDictionary()
+        self._mails = weakref.WeakKeyDictionary()
         self._jobs = jobs
         self._process = os.getpid()
 
@@ -129,7 +129,7 @@ def _go_on(stored: Iterable[Waiting]) -> None:
     ready = deque(stored)
     while ready:
         waiting = ready.popleft()
-        if waiting.caller is not None and waiting.claim():
+        if waiting.caller is not None and waiting.claim.take():
             ready.extend(waiting.caller.step())
 
 
@@ -179,13 +179,13 @@ class _Call:
         self._result: asyncio.Future[Any] = self._loop.create_future()
         self._finished: asyncio.Future[None] | None = None
         self._is_finished = False
-        self._unclaimed = [True]  # whoever pops it first decides: run it, or withdraw it
+        self._claim = Claim()  # whoever takes it decides: run it, or withdraw it
 
     # On worker threads
 
     def run(self) -> None:
         """Run the operation, unless it was withdrawn."""
-        if self._claim():
+        if self._claim.take():
             _go_on(self.step())
 
     def wake(self, rider: Rider) -> None:
@@ -224,7 +224,7 @@ class _Call:
         try:
             return await self._result
         except asyncio.CancelledError:
-            if not self._claim():
+            if not self._claim.take():
                 await self._wait()
             raise
 
@@ -235,12 +235,6 @@ class _Call:
                 await self._finished
             except asyncio.CancelledError:
                 continue  # it is on its way out already
-
-    def _claim(self) -> bool:
-        try:
-            return self._unclaimed.pop()
-        except IndexError:
-            return False
 
     def _finish(self, value: Any, failure: BaseException | None) -> None:
         self._is_finished = True
