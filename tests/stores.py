@@ -450,8 +450,20 @@ class MongoStore(Store):
                 found["updated_at"],
                 found["lock"] is None,
             )
-            for found in self.collection.find({"kind": "thread", "building": {"$exists": False}})
+            for found in self._records()
         ]
+
+    def _records(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the records of all threads, and what their logs say about them."""
+        for record in self.collection.find({"kind": "thread", "building": {"$exists": False}}):
+            entries = {"log": record["log"] or ObjectId(), "kind": {"$ne": "thread"}}
+            newest = max(
+                (entry for entry in self.collection.find(entries) if "record" in entry),
+                key=lambda entry: entry["slot"],
+                default={"record": {}},
+            )
+            later = max(record["updated_at"], newest["record"].get("updated_at", 0))
+            yield {**record, **newest["record"], "updated_at": later}
 
     def rows(self, kind: str) -> list[Row]:
         if kind == "chunks":
@@ -495,13 +507,18 @@ class MongoStore(Store):
     def age(self, thread_id: str, **microseconds: int) -> None:
         older = {field: {"$subtract": [f"${field}", by]} for field, by in microseconds.items()}
         wanted = {"kind": "thread", "thread_id": thread_id}
+        keys = [record["_id"] for record in self.collection.find(wanted)]
         self.collection.update_many(wanted, [{"$set": {**older, "unlisted": True}}])
+        in_log = {"thread": {"$in": keys}, "slot": {"$exists": True}}
+        by = microseconds.get("updated_at", 0)
+        self.collection.update_many(in_log, {"$inc": {"record.updated_at": -by}})
 
     def take(self, kind: str, key: Any) -> Any:
         return self.collection.find_one_and_delete({"_id": key})
 
     def give_back(self, kind: str, taken: Any) -> None:
-        self.collection.insert_one(taken)
+        in_log = ("log", "slot", "record")
+        self.collection.insert_one({name: taken[name] for name in taken if name not in in_log})
 
     def add_threads(self, threads: Sequence[Known]) -> None:
         documents = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,8 +40,8 @@ def operation(relay: Relay[Rider], *, is_patient: bool = False) -> Steps[Rider]:
     return one
 
 
-def rider(relay: Relay[Rider], *, is_patient: bool = False) -> Rider:
-    return Rider(relay, is_patient=is_patient)
+def rider(relay: Relay[Rider], *, is_patient: bool = False, key: object = None) -> Rider:
+    return Rider(relay, is_patient=is_patient, key=key)
 
 
 @pytest.fixture
@@ -84,6 +85,67 @@ def test_so_many_batches_are_on_their_way_as_there_are_lanes(store: Store) -> No
         for put in puts:
             put.result(30)
     assert sorted(len(batch) for batch in store.batches) == [1, 1, 4]
+
+
+@pytest.mark.parametrize("patience", [60, 0.001])
+def test_there_are_no_two_batches_with_the_same_key_on_their_way(
+    patience: float, store: Store
+) -> None:
+    """However long the first one takes; who comes with another key does not wait for it."""
+    relay: Relay[Rider] = Relay(store, lanes=2, moment=0, patience=patience)
+    first, *others = [rider(relay, key=key) for key in ("a", "a", "b", "a")]
+    with ThreadPoolExecutor(4) as executor:
+        puts = begin(relay, store, executor, [first])
+        puts += [executor.submit(relay.put, one) for one in others]
+        wait_until(lambda: store.begun == 2, "the other key")
+        wait_until(lambda: set(relay._queue) == {others[0], others[2]}, "the rest")
+        time.sleep(5 * min(patience, 0.01))
+        assert store.begun == 2
+        store.may_go_on.release(3)
+        for put in puts:
+            put.result(30)
+    batches = [[one.key for one in batch] for batch in store.batches]
+    assert sorted(batches[:2]) == [["a"], ["b"]]
+    assert batches[2] == ["a", "a"]
+
+
+async def test_many_of_few_keys_all_get_through() -> None:
+    busy: list[object] = []
+
+    def store(batch: list[Rider]) -> None:
+        keys = {one.key for one in batch}
+        assert keys.isdisjoint(busy)
+        busy.extend(keys)
+        time.sleep(random.random() / 2000)
+        for key in keys:
+            busy.remove(key)
+        for one in batch:
+            one.done = True
+
+    relay: Relay[Rider] = Relay(store, lanes=3, moment=0.0005, patience=0.005)
+    runner = WorkerRunner(8)
+    rng = random.Random(1)
+
+    def work(seed: int) -> None:
+        for n in range(100):
+            relay.put(rider(relay, key=(seed + n) % 4, is_patient=n % 3 == 0))
+
+    async def call(n: int) -> None:
+        one = rider(relay, key=n % 4, is_patient=rng.random() < 0.3)
+
+        def operation() -> Steps[None]:
+            yield one
+            one.check()
+
+        await runner.arun(operation)
+        assert one.done
+
+    with ThreadPoolExecutor(4) as executor:
+        threads = [executor.submit(work, n) for n in range(4)]
+        for _ in range(20):
+            await asyncio.gather(*(call(n) for n in range(20)))
+        for thread in threads:
+            await asyncio.wait_for(asyncio.wrap_future(thread), 60)
 
 
 @pytest.mark.parametrize("count", [5, 20])

@@ -133,6 +133,7 @@ WRITERS = (
     fork,
     remove_and_reuse,
 )
+MAY_HAVE_LOG = (put_new, put_writes, put_small_writes)
 REMOVERS = (
     delete_sibling,
     delete_own,
@@ -178,11 +179,16 @@ class Party(Started):
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def begin(self, work: Work) -> None:
-        """Make an operation ready to go, by a saver that remembers what is stored."""
+    def begin(self, work: Work, *, has_log: bool = False) -> None:
+        """Make an operation ready to go, by a saver that remembers what is stored.
+
+        It may have a log of the thread `own`.
+        """
         self._saver = MongoDBSaver(self.client, self._start.store.name)
         for one in self._start.known:
             assert self._saver.get_tuple(one) is not None
+        if has_log:
+            self._saver.put_writes(self._start.head, [("c", 1)], "task that begins a log")
         self._begin(work)
 
     def again(self, work: Work) -> None:
@@ -256,10 +262,12 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the statements of a bulk sent one by one, so that others can come in between."""
     whole = Records.bulk
 
-    def send(records: Records, statements: Sequence[Any]) -> Outcome:
+    def send(records: Records, statements: Sequence[Any], *, once: bool = False) -> Outcome:
         hits, made = 0, set()
         for index, statement in enumerate(statements):
-            outcome = whole(records, [statement])
+            outcome = whole(records, [statement], once=once)
+            if outcome.is_lost:
+                return outcome
             hits += outcome.hits
             made |= {index for _ in outcome.made}
             if outcome.failed is not None:
@@ -279,13 +287,18 @@ def parties(start: Start, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Par
         party.client.close()
 
 
-def points(party: Party, start: Start, work: Work) -> range:
+def points(party: Party, start: Start, work: Work, *, has_log: bool = False) -> range:
     """Return after how many commands an operation may be stopped."""
     start.restore()
-    party.begin(work)
+    party.begin(work, has_log=has_log)
     party.end()
     assert party.error is None
     return range(party.sent + 1)
+
+
+def logs(work: Work) -> Sequence[bool]:
+    """Return whether an operation is to begin with a log of its thread, and without."""
+    return (False, True) if work in MAY_HAVE_LOG else (False,)
 
 
 def read(reader: ForkpointSaver) -> dict[str, list[str]]:
@@ -397,15 +410,20 @@ def test_nothing_dangles_where_one_writes_and_another_removes(
     parties: tuple[Party, Party],
 ) -> None:
     writer, remover = parties
-    first, second = points(writer, start, write), points(remover, start, remove)
-    ways = [(i, j, ends_first) for i in first for j in second for ends_first in (True, False)]
+    ways = [
+        (i, j, ends_first, has_log)
+        for has_log in logs(write)
+        for i in points(writer, start, write, has_log=has_log)
+        for j in points(remover, start, remove)
+        for ends_first in (True, False)
+    ]
     if meetings is not None:
         ways = random.Random(time.time_ns()).sample(ways, meetings)
     with start.store.saver() as reader:
         for way in ways:
-            i, j, writer_ends_first = way
+            i, j, writer_ends_first, has_log = way
             start.restore()
-            writer.begin(write)
+            writer.begin(write, has_log=has_log)
             remover.begin(remove)
             if writer_ends_first:
                 meet(reader, writer, remover, (i, j))
@@ -426,14 +444,18 @@ def test_nothing_dangles_where_one_stops_for_so_long_that_nobody_waits_for_it(
     write: Work, remove: Work, stops: int | None, start: Start, parties: tuple[Party, Party]
 ) -> None:
     writer, remover = parties
-    ways = [(writer, i) for i in points(writer, start, write)]
-    ways += [(remover, j) for j in points(remover, start, remove)]
+    ways = [
+        (one, point, has_log)
+        for has_log in logs(write)
+        for one, work in ((writer, write), (remover, remove))
+        for point in points(one, start, work, has_log=has_log and one is writer)
+    ]
     if stops is not None:
         ways = random.Random(time.time_ns()).sample(ways, stops)
     with start.store.saver() as reader:
-        for one, point in ways:
+        for one, point, has_log in ways:
             start.restore()
-            writer.begin(write)
+            writer.begin(write, has_log=has_log)
             remover.begin(remove)
             outlast(start, reader, one, remover if one is writer else writer, point)
             for party, work in ((writer, write), (remover, remove)):
@@ -447,13 +469,14 @@ def test_nothing_dangles_where_one_stops_for_so_long_that_nobody_waits_for_it(
                 assert type(writer.error) in errors(write, remove), point
 
 
+@pytest.mark.parametrize("has_log", [True, False])
 def test_many_writes_leave_nothing_if_their_thread_is_deleted_on_the_way(
-    start: Start, one_by_one: None, parties: tuple[Party, Party]
+    has_log: bool, start: Start, one_by_one: None, parties: tuple[Party, Party]
 ) -> None:
     writer, remover = parties
-    for point in points(writer, start, put_many_writes)[:-1]:
+    for point in points(writer, start, put_many_writes, has_log=has_log)[:-1]:
         start.restore()
-        writer.begin(put_many_writes)
+        writer.begin(put_many_writes, has_log=has_log)
         remover.begin(delete_own)
         writer.go(point)
         remover.end()

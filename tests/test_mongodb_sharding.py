@@ -27,7 +27,7 @@ from forkpoint import SafeSerializer, ThreadCatalog
 from forkpoint.mongodb import MongoDBSaver
 from servers import ReplicaSet
 from stores import MongoStore
-from support import Api, checkpoint, config
+from support import Api, checkpoint, config, put
 
 FAMILY = ObjectId()
 SERIALIZERS = {
@@ -66,11 +66,33 @@ async def test_every_command_names_the_families_that_it_is_about(
         assert any(searches(one) for one in filters), reason
 
 
-def test_no_index_forbids_sharding_by_family(store: MongoStore) -> None:
+def test_no_index_forbids_sharding_by_family(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A unique index would have to begin with the key by which the collection is sharded."""
+    monkeypatch.setattr(pymongo.MongoClient, "is_mongos", True)
     with store.saver() as saver:
         saver.setup()
     assert not any("unique" in index for index in store.collection.index_information().values())
+
+
+def test_behind_a_router_there_are_no_logs(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there were some, before the collection was sharded."""
+    with store.saver() as saver:
+        head = put(saver, {"n": 0})
+        head = put(saver, {"n": 1}, parent=head)
+    assert store.collection.count_documents({"slot": {"$gt": 0}}) == 1
+    store.collection.drop_index("forkpoint_log")
+    monkeypatch.setattr(pymongo.MongoClient, "is_mongos", True)
+    with store.saver() as saver:
+        assert saver.get_tuple(config()) is not None
+        for n in range(2, 5):
+            head = put(saver, {"n": n}, parent=head)
+        assert ThreadCatalog(saver).search().items[0].checkpoint_count == 5
+    assert store.collection.count_documents({"log": {"$exists": True}, "kind": "checkpoint"}) == 1
+    assert store.problems() == []
 
 
 class Sent(NamedTuple):

@@ -118,11 +118,13 @@ class Rider(Waiting):
     Args:
         relay: What stores it.
         is_patient: Whether it had better wait a moment for another one that is not.
+        key: What it is about: it waits for those of the same key, unless it goes with them.
     """
 
-    def __init__(self, relay: Relay[Any], *, is_patient: bool) -> None:
+    def __init__(self, relay: Relay[Any], *, is_patient: bool, key: object = None) -> None:
         super().__init__()
         self.is_patient = is_patient
+        self.key = self if key is None else key
         self.began = 0.0  # when it began to lead, if it did
         self._relay = relay
         self._turn = threading.Lock()
@@ -251,19 +253,28 @@ class Relay(Generic[_R]):
         is_crowded = sum(map(len, self._batches.values())) > _CROWD
         lanes = 1 if rider.is_patient or is_crowded else self._lanes
         long_ago = time.monotonic() - self._patience
+        if rider.key in self._busy():
+            return
         if len(self._batches) < lanes or any(one.began < long_ago for one in self._batches):
             self._leader = rider
 
     def _begins(self, rider: _R, has_waited: bool) -> bool:
         """Return whether it is for this one to store all that are in the queue."""
         with self._lock:
+            busy = self._busy()
             if self._leader is not rider and not (has_waited and rider in self._queue):
                 return False
+            if rider.key in busy:
+                return False
             self._leader = None
-            self._batches[rider] = list(self._queue)
+            self._batches[rider] = [one for one in self._queue if one.key not in busy]
             rider.began = time.monotonic()
-            self._queue.clear()
+            self._queue = deque(one for one in self._queue if one.key in busy)
             return True
+
+    def _busy(self) -> set[object]:
+        """Return the keys of those that are on their way."""
+        return {one.key for batch in self._batches.values() for one in batch}
 
     def _leave(self, rider: _R) -> list[_R]:
         """Let another one lead, and return those that were stored."""
@@ -276,8 +287,10 @@ class Relay(Generic[_R]):
             if self._leader is rider:
                 self._leader = None
             if self._leader is None and self._queue:
-                urgent = (one for one in self._queue if not one.is_patient)
-                self._appoint(next(urgent, self._queue[0]))
+                busy = self._busy()
+                ready = [one for one in self._queue if one.key not in busy] or self._queue
+                urgent = (one for one in ready if not one.is_patient)
+                self._appoint(next(urgent, ready[0]))
                 if self._leader is not None:
                     self._leader.wake()
             return [one for one in batch if one.done]

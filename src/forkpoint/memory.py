@@ -108,6 +108,11 @@ class Memory:
         self._manifests: Recent[tuple[Any, str, str], KnownManifest] = Recent(_RECENT_MANIFESTS)
         self._chunks: Recent[Any, _KnownChunks] = Recent(_RECENT_FAMILIES)
 
+    def forget(self, thread_id: str) -> None:
+        """Remember no longer what an id meant."""
+        self.threads.pop(thread_id)
+        self.missing.pop(thread_id)
+
     def manifest(self, thread: ThreadRef, place: tuple[str, str]) -> KnownManifest | None:
         """Return a checkpoint's manifest, if its chunks were there at this epoch."""
         known = self._manifests.get((thread.key, *place))

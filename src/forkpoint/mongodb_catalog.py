@@ -15,10 +15,10 @@ from bson.objectid import ObjectId
 from bson.timestamp import Timestamp
 
 from forkpoint.filters import ALL_TERM, thread_terms
+from forkpoint.mongodb_log import NO_LOG, MongoLogs
 from forkpoint.mongodb_records import (
     NOW,
     Document,
-    Records,
     chunk_id,
     chunk_size,
     in_batches,
@@ -79,6 +79,7 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
         "deleted_at": None,
         "dead_until": None,
         "lock": None,
+        **NO_LOG,
         "unlisted": True,
         **fields,
     }
@@ -97,11 +98,8 @@ def fields_of(described: Description) -> Document:
     return {**described._asdict(), "tags": list(described.tags)}
 
 
-class MongoCatalog:
+class MongoCatalog(MongoLogs):
     """The primitives of `forkpoint.storage.Session` for the catalog."""
-
-    def __init__(self, records: Records) -> None:
-        self._records = records
 
     def now(self) -> int:
         return self._records.now()
@@ -115,6 +113,7 @@ class MongoCatalog:
             "let": {"home": "$home"},
             "pipeline": [
                 {"$match": {"$expr": {"$eq": ["$family", "$$home"]}, **_SEEN}},
+                *self.up_to_date(),
                 _WITH_LEASE,
             ],
             "as": "record",
@@ -170,11 +169,12 @@ class MongoCatalog:
         return {one["_id"]: _thread_row(one) for one in self._read([{"$match": wanted}])}
 
     def _read(self, stages: list[Document]) -> list[Document]:
-        return self._records.aggregate([*stages, _WITH_LEASE])
+        return self._records.aggregate([*stages, *self.up_to_date(), _WITH_LEASE])
 
     def expired(
         self, after: tuple[int, Any] | None, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
+        self._end_unlisted()
         now = self.now()
         found: list[Document] = []
         oldest: list[Document] = [{"$sort": {"updated_at": 1, "_id": 1}}, {"$limit": limit}]
@@ -191,6 +191,7 @@ class MongoCatalog:
     def grown(
         self, more_than: int, after: Any, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
+        self._end_unlisted()
         wanted: Document = {"checkpoint_count": {"$gt": more_than}, **_SEEN, **_of(owner)}
         # Only threads have such names.
         wanted["_id"] = {"$gt": after or ObjectId("0" * 24)}
@@ -199,17 +200,22 @@ class MongoCatalog:
 
     def _list_anew(self) -> None:
         """Let searches find threads by what they are at the moment."""
+        self._end_unlisted()
         status = {"$cond": [_LEASED, "busy", "$status"]}
+        still = {"$cond": [{"$eq": ["$log", None]}, "$$REMOVE", True]}
         listed: list[Document] = [
-            {"$set": {"listed_at": "$updated_at", "listed_status": status}},
-            {"$unset": "unlisted"},
+            {"$set": {"listed_at": "$updated_at", "listed_status": status, "unlisted": still}}
         ]
         self._records.update_all({"unlisted": True, **_SEEN}, listed)
         ended: list[Document] = [
             {"$set": {**_UNLEASED, "fence": {"$add": ["$fence", 1]}, "listed_status": "$status"}}
         ]
-        busy = {"terms": ALL_TERM, "listed_status": "busy", **_LISTED}
+        busy = {"terms": ALL_TERM, "listed_status": "busy", **_LISTED, **NO_LOG}
         self._records.update_all({**busy, "$nor": [{"$expr": _LEASED}]}, ended)
+
+    def _end_unlisted(self) -> None:
+        """Bring up to date what searches are to look at."""
+        self.end_many_logs({"unlisted": True})
 
     # Describing
 
@@ -222,7 +228,7 @@ class MongoCatalog:
             described.metadata,
             seen.source_thread_id,
         )
-        later = {"$max": [NOW, {"$add": ["$updated_at", 1]}]}
+        later = {"$max": [NOW, {"$add": ["$updated_at", 1]}, seen.updated_at + 1]}
         return self._records.update(
             {**record_of(seen.thread), **_SEEN, **fields_of(seen.described)},
             [
@@ -239,19 +245,17 @@ class MongoCatalog:
         living = {**record_of(thread), "deleted_at": None}
         theirs = {"$eq": ["$lease_holder", {"$literal": holder}]}  # by a command sent twice
         free = [{"$expr": theirs}, {"$nor": [{"$expr": _LEASED}]}]
-        leased = self._records.find_and_update(
+        change: Document = {
+            "fence": {"$cond": [theirs, "$fence", {"$add": ["$fence", 1]}]},
+            "lease_since": NOW,
+            "lease_until": {"$add": [NOW, ttl]},
+            "lease_holder": {"$literal": holder},
+            "unlisted": True,
+        }
+        leased = self.without_log(
+            thread,
             living if take_over else {**living, "$or": free},
-            [
-                {
-                    "$set": {
-                        "fence": {"$cond": [theirs, "$fence", {"$add": ["$fence", 1]}]},
-                        "lease_since": NOW,
-                        "lease_until": {"$add": [NOW, ttl]},
-                        "lease_holder": {"$literal": holder},
-                        "unlisted": True,
-                    }
-                }
-            ],
+            lambda wanted: self._records.find_and_update(wanted, [{"$set": change}]),
         )
         if leased is not None:
             return _lease_row(leased)
@@ -269,8 +273,10 @@ class MongoCatalog:
 
     def release(self, thread: ThreadRef, fence: int) -> None:
         ended = {**_UNLEASED, "fence": fence + 1, "unlisted": True}
-        self._records.update(
-            {**record_of(thread), "deleted_at": None, "fence": fence}, {"$set": ended}
+        self.without_log(
+            thread,
+            {**record_of(thread), "deleted_at": None, "fence": fence},
+            lambda wanted: self._records.update(wanted, {"$set": ended}),
         )
 
     # What a thread takes

@@ -1,6 +1,9 @@
 """MongoDB: the statements of a put, in the order that makes it one.
 
-Where no row refers to chunks:
+Into a log (see `forkpoint.mongodb_log`) go the rows, each of them visible at once: none of them
+arrives after something happened that the put does not know of. Where there are chunks, these come
+before, and before them the *guard*, so that none is written for nothing. This is so without a log,
+where no row refers to chunks:
 
 1. The *check* ends the bulk if the thread is not as it is known to be, and keeps its record up.
 2. Rows; and where there are many, another check, which finds out if they came too late.
@@ -24,6 +27,7 @@ whole bulk can be repeated as it is.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from bson.objectid import ObjectId
@@ -31,6 +35,7 @@ from pymongo import ReplaceOne, UpdateMany, UpdateOne
 
 from forkpoint.mongodb_catalog import new_record
 from forkpoint.mongodb_documents import checkpoint_document, chunk_statement, write_document
+from forkpoint.mongodb_log import Tail, end_of, new_tail
 from forkpoint.mongodb_records import (
     NOW,
     Document,
@@ -42,7 +47,7 @@ from forkpoint.mongodb_records import (
 )
 from forkpoint.storage import Put, ThreadRef
 
-Role = Literal["name", "guard", "chunk", "row", "once", "check", "show"]
+Role = Literal["name", "end", "guard", "chunk", "entry", "row", "once", "check", "show"]
 
 
 class Step(NamedTuple):
@@ -64,48 +69,122 @@ class Creation(NamedTuple):
     dead_until: str | None
 
 
-def steps_of(
-    put: Put,
-    thread: ThreadRef,
-    *,
-    creation: Creation | None = None,
-    dead_until: str | None = None,
-    replace: bool = False,
-    is_newest: bool = True,
-    is_sharded: bool = True,
-) -> list[Step]:
-    """Return the statements of a put.
+class Beginning(NamedTuple):
+    """A log that a put begins."""
+
+    log: ObjectId
+    tail: Tail
+    """What it goes on from, and which must be as it is said there."""
+
+    def tail_after(self, put: Put) -> Tail:
+        """Return the tail of the log after the put."""
+        said = self.tail.after(put)
+        return self.tail._replace(log=self.log, slot=0, said=said, began=time.monotonic())
+
+
+class Intent(NamedTuple):
+    """What is to be put, and how.
 
     Args:
         put: What is to be stored.
         thread: The thread that it is prepared for, or that it makes.
         creation: How it makes the thread, if it does.
         dead_until: What the thread's record says of the deleted ones before it.
+        is_sharded: Whether each statement has to name the family.
         replace: Whether there may be a checkpoint in its place, or pending writes of its task.
         is_newest: Whether the thread's status is that of an older checkpoint, as a rule it is.
-        is_sharded: Whether each statement has to name the family.
     """
+
+    put: Put
+    thread: ThreadRef
+    creation: Creation | None
+    dead_until: str | None
+    is_sharded: bool
+    replace: bool = False
+    is_newest: bool = True
+
+    def usable(self, known: Tail | None) -> Tail | None:
+        """Return the tail from which to go on in the thread's log, or to begin one, if it may be.
+
+        Args:
+            known: What is known of it.
+        """
+        if self.is_sharded or self.replace or self.dead_until is not None:
+            return None
+        if self.creation is not None:
+            is_first = self.creation.dead_until is None and self.put.row is not None
+            return new_tail(self.thread.epoch) if is_first else None
+        return known if known is not None and known.holds(self.put, self.thread) else None
+
+
+def steps_of(intent: Intent, beginning: Beginning | None = None) -> list[Step]:
+    """Return the statements of a put, but for one into a log, and those that begin one if given."""
+    put, thread, creation, dead_until, is_sharded, replace, is_newest = intent
     begin: list[Step] = []
     if creation is not None:
         dead_until = creation.dead_until
         begin = _creating(put, thread, creation)
+    if beginning is None:
+        check = Step("check", _check(put, thread, dead_until, replace, is_newest))
+    else:
+        is_newest = beginning.tail.is_newest(put)
+        if beginning.tail.log is not None:
+            begin = [Step("end", end_of(thread, beginning.tail))]
+        check = Step("check", _begin(put, thread, beginning))
     # Then the check makes sure that there is no such checkpoint yet.
     is_new = put.status is not None and is_newest and not replace
     rows, shown = _rows(put, thread, replace, is_new, is_sharded)
-    check = Step("check", _check(put, thread, dead_until, replace, is_newest))
     if not shown and not put.chunks:
         # Many rows take so long that the thread may be deleted on the way.
-        again = [Step("check", _touch(put, thread, dead_until))] if len(rows) > _FEW else []
+        log = beginning and beginning.log
+        again = [Step("check", _touch(put, thread, dead_until, log))] if len(rows) > _FEW else []
         return [*begin, check, *rows, *again]
-    guard = begin or [Step("guard", _touch(put, thread, dead_until))]
-    chunks = [
-        Step("chunk", chunk_statement(thread, digest, *chunk, is_sharded=is_sharded))
-        for digest, chunk in put.chunks.items()
-    ]
-    return [*guard, *chunks, *rows, check, *shown]
+    if creation is None:
+        log = beginning and beginning.tail.log
+        begin.append(Step("guard", _touch(put, thread, dead_until, log)))
+    return [*begin, *_chunks(put, thread, is_sharded), *rows, check, *shown]
 
 
 _FEW = 10
+
+
+def entries_of(put: Put, thread: ThreadRef) -> list[Document]:
+    """Return the rows of a put, as they go into a log."""
+    documents: list[Document] = []
+    if put.row is not None:
+        id_ = row_id(thread, put.row.checkpoint_ns, put.row.checkpoint_id)
+        place, said = checkpoint_document(thread, put.row)
+        documents.append({"_id": id_, **place, **said, "visible": True})
+    for write in put.writes:
+        id_ = row_id(thread, write.checkpoint_ns, write.checkpoint_id, write.task_id, write.idx)
+        place, said = write_document(thread, write)
+        documents.append({"_id": id_, **place, **said, "visible": True})
+    return documents
+
+
+def steps_of_entries(put: Put, thread: ThreadRef, entries: Sequence[Document]) -> list[Step]:
+    """Return the statements of a put into a log.
+
+    An entry leaves a document of its `_id` as it is, but for what replaces what a task wrote.
+    """
+    steps = []
+    for entry in entries:
+        found = {"_id": entry["_id"]}
+        if entry.get("idx", 0) < 0:
+            steps.append(Step("row", ReplaceOne(found, entry, upsert=True)))
+        else:
+            steps.append(Step("entry", UpdateOne(found, {"$setOnInsert": entry}, upsert=True)))
+    if not put.chunks:
+        return steps
+    guard = Step("guard", _touch(put, thread, None, entries[0]["log"]))
+    return [guard, *_chunks(put, thread, is_sharded=False), *steps]
+
+
+def _chunks(put: Put, thread: ThreadRef, is_sharded: bool) -> list[Step]:
+    return [
+        Step("chunk", chunk_statement(thread, digest, *chunk, is_sharded=is_sharded))
+        for digest, chunk in put.chunks.items()
+    ]
 
 
 def _rows(
@@ -159,7 +238,9 @@ def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
     return [Step("name", named), Step("guard", made)]
 
 
-def _same(put: Put, thread: ThreadRef, dead_until: str | None) -> Document:
+def _same(
+    put: Put, thread: ThreadRef, dead_until: str | None, log: ObjectId | None = None
+) -> Document:
     lease = {} if put.fence is None else {"fence": put.fence}
     return {
         **lease,
@@ -168,12 +249,29 @@ def _same(put: Put, thread: ThreadRef, dead_until: str | None) -> Document:
         "deleted_at": None,
         "lock": None,
         "dead_until": dead_until,
+        "log": log,
     }
 
 
-def _touch(put: Put, thread: ThreadRef, dead_until: str | None) -> UpdateMany:
+def _touch(
+    put: Put, thread: ThreadRef, dead_until: str | None, log: ObjectId | None = None
+) -> UpdateMany:
     """Return a statement that changes nothing, and collides if the thread is another by now."""
-    return UpdateMany(_same(put, thread, dead_until), {"$set": {"kind": "thread"}}, upsert=True)
+    same = _same(put, thread, dead_until, log)
+    return UpdateMany(same, {"$set": {"kind": "thread"}}, upsert=True)
+
+
+def _begin(put: Put, thread: ThreadRef, beginning: Beginning) -> UpdateMany:
+    """Return the check that begins a log, and keeps the record up for the last time."""
+    log, tail = beginning
+    wanted = _same(put, thread, None, tail.log)
+    if tail.log is None:
+        seen = {name: tail.said[name] for name in ("checkpoint_count", "status", "status_for")}
+        wanted |= seen
+    said = tail.after(put)
+    changes: Document = {"$max": {"updated_at": said.pop("updated_at")}}
+    changes["$set"] = {**said, "log": log, "unlisted": True, "provisional": False}
+    return UpdateMany(wanted, changes, upsert=True)
 
 
 def _check(

@@ -19,6 +19,7 @@ from forkpoint.mongodb_documents import (
     thread_record,
     write_row,
 )
+from forkpoint.mongodb_log import STATE
 from forkpoint.mongodb_records import (
     Document,
     Records,
@@ -43,6 +44,7 @@ from forkpoint.storage import (
 
 _LIVING = {"deleted_at": None, "building": None}
 _NO_TERMS = {"terms": 0}
+_STATE = {**IDENTITY, **dict.fromkeys(STATE, 1)}
 _NEWEST: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
 _ANCESTORS = 50  # read at once
 _SINCE = 1000  # rows after a checkpoint, at most, for which it counts as one of the newest
@@ -63,6 +65,14 @@ class MongoReading(MongoCatalog):
         """Remember which thread an id meant, so that it need not be looked for first."""
         self._known.put(thread_id, thread)
 
+    def known(self, thread_id: str) -> ThreadRef | None:
+        """Return which thread an id meant when it was last looked at."""
+        return self._known.get(thread_id)
+
+    def forget(self, thread_id: str) -> None:
+        """Remember no longer which thread an id meant."""
+        self._known.pop(thread_id)
+
     def remember_newest(self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str) -> None:
         """Remember a checkpoint that has hardly any after it, so that these need not be sorted."""
         self._newest.put((thread.key, checkpoint_ns), checkpoint_id)
@@ -74,11 +84,18 @@ class MongoReading(MongoCatalog):
 
     def thread(self, thread_id: str) -> ThreadRef | None:
         found = self._records.aggregate(
-            [*self._named(thread_id), {"$replaceWith": "$record"}, {"$project": IDENTITY}]
+            [
+                *self._named(thread_id),
+                {"$replaceWith": "$record"},
+                {"$project": _STATE},
+                self.newest_entry("log", "$family"),
+            ]
         )
         if not found:
+            self.forget(thread_id)
             return None
         thread = thread_ref(found[0])
+        self.look_at_tail(thread, found[0], found[0]["newest"])
         self.remember(thread_id, thread)
         return thread
 
@@ -96,8 +113,9 @@ class MongoReading(MongoCatalog):
         writes = {"kind": "write", "checkpoint_ns": checkpoint_ns, "visible": True}
         begin = [*self._named(thread_id), self._rows("row", wanted, _NEWEST), {"$unwind": "$row"}]
         end = [
-            self._join("still", "key", "_id", {"deleted_at": None}, [{"$project": IDENTITY}]),
-            {"$project": {"record": IDENTITY, "row": 1, "writes": 1, "still": 1}},
+            self.newest_entry("record.log", "$home"),
+            self._join("still", "key", "_id", {"deleted_at": None}, [{"$project": _STATE}]),
+            {"$project": {"record": IDENTITY, "row": 1, "writes": 1, "newest": 1, "still": 1}},
         ]
         with_writes = self._rows("writes", writes, [], at="$row.checkpoint_id")
         read = self._records.aggregate_if_it_fits([*begin, with_writes, *end])
@@ -110,6 +128,7 @@ class MongoReading(MongoCatalog):
         if [thread_ref(record) for record in one["still"]] != [thread]:
             raise Stale  # something was removed while this was read
         self.remember(thread_id, thread)
+        self.look_at_tail(thread, one["still"][0], one["newest"])
         if checkpoint_id is None:
             self.remember_newest(thread, checkpoint_ns, one["row"]["checkpoint_id"])
         return self._found(thread_id, thread, one["row"], one.get("writes"))
@@ -139,6 +158,7 @@ class MongoReading(MongoCatalog):
         if not kinds["thread"] or not kinds["checkpoint"]:
             self._known.pop(thread_id)
             return None
+        self.look_at_tail(thread, kinds["thread"][0], read)
         row = max(kinds["checkpoint"], key=lambda one: str(one["checkpoint_id"]))
         if checkpoint_id is None:
             self.remember_newest(thread, checkpoint_ns, row["checkpoint_id"])
@@ -445,6 +465,7 @@ class MongoReading(MongoCatalog):
                 {"$unwind": "$record"},
                 {"$replaceWith": "$record"},
                 {"$sort": {"height": 1}},
+                *self.up_to_date(),
                 *self._forked_from(thread.family),
             ]
         )
@@ -454,7 +475,9 @@ class MongoReading(MongoCatalog):
         wanted = {"family": family, "kind": "thread", "building": None, "provisional": False}
         return [
             thread_record(record)
-            for record in self._records.aggregate([{"$match": wanted}, *self._forked_from(family)])
+            for record in self._records.aggregate(
+                [{"$match": wanted}, *self.up_to_date(), *self._forked_from(family)]
+            )
         ]
 
     def _forked_from(self, family: Any) -> list[Document]:

@@ -137,6 +137,10 @@ class Outcome(NamedTuple):
     """None where the failed one collided with a document that exists."""
     is_repeated: bool = False
     """Whether an attempt before may have had an effect."""
+    is_lost: bool = False
+    """Whether it is unknown what became of any of them."""
+    is_taken: bool = False
+    """Whether it was a slot of a log that the failed one collided over."""
 
 
 class Records:
@@ -304,8 +308,80 @@ class Records:
             raise typed(error) from error
         return True
 
-    def bulk(self, statements: Sequence[Statement]) -> Outcome:
-        """Execute statements in order, up to the first that collides or fails."""
+    def insert_once(self, documents: Sequence[Document]) -> Outcome:
+        """Insert documents in order, up to the first that collides or fails, in one attempt.
+
+        As a plain command, of 16 MB at most: the server need not be able to repeat it.
+        """
+        concern = self._collection.write_concern.document
+        insert = {"insert": self.name, "documents": documents, "writeConcern": concern}
+        database = self._collection.database
+
+        def attempt() -> Outcome:
+            reply = database.command(insert)
+            if "writeConcernError" in reply:
+                unsure = reply["writeConcernError"]
+                raise WriteConcernError(unsure["errmsg"], unsure["code"], unsure)
+            made = range(reply["n"])
+            if "writeErrors" in reply:
+                return _failed(reply["writeErrors"][0], len(made), set(made))
+            return Outcome(len(made), set(made))
+
+        return self._once(attempt)
+
+    def _once(self, command: Callable[[], Outcome]) -> Outcome:
+        try:
+            return command()
+        except (PyMongoError, InvalidDocument) as error:
+            if _is_transient(error):
+                return Outcome(0, set(), is_lost=True)
+            raise typed(error) from error
+
+    def insert_free(self, documents: Sequence[Document]) -> Set[int]:
+        """Insert documents, but for those that collide with others, and return which do."""
+        if not documents:
+            return frozenset()
+        insert = self._collection.insert_many
+
+        def attempt() -> Set[int]:
+            try:
+                insert(documents, ordered=False)
+            except BulkWriteError as bulk:
+                errors = _confirmed(bulk)["writeErrors"]
+                for error in errors:
+                    if error["code"] != _DUPLICATE_KEY:
+                        raise OperationFailure(error["errmsg"], error["code"], error) from bulk
+                return {error["index"] for error in errors}
+            return frozenset()
+
+        return self.retrying(attempt)
+
+    def merge(self, pipeline: Sequence[Document]) -> bool:
+        """Execute a pipeline that ends by `$merge`, and return whether it came to its end.
+
+        It does not if a document collides with another one.
+        """
+
+        def merge() -> bool:
+            try:
+                self._latest.aggregate(pipeline)
+            except OperationFailure as error:
+                if error.code != _DUPLICATE_KEY:
+                    raise
+                return False
+            return True
+
+        return self.retrying(merge)
+
+    def bulk(self, statements: Sequence[Statement], *, once: bool = False) -> Outcome:
+        """Execute statements in order, up to the first that collides or fails.
+
+        Args:
+            statements: They are to mean the same if they are executed again, if they may be.
+            once: Whether to make one attempt only.
+        """
+        if once:
+            return self._once(lambda: self._bulk(statements))
         attempts = 0
 
         def attempt() -> Outcome:
@@ -319,18 +395,10 @@ class Records:
         try:
             result = self._collection.bulk_write(statements)
         except BulkWriteError as bulk:
-            details: Any = bulk.details
-            for concern in details["writeConcernErrors"]:
-                raise WriteConcernError(concern["errmsg"], concern["code"], concern) from bulk
-            failed = details["writeErrors"][0]
+            details = _confirmed(bulk)
             hits = details["nMatched"] + details["nUpserted"]
             made: Set[int] = {upserted["index"] for upserted in details["upserted"]}
-            if failed["code"] == _DUPLICATE_KEY:
-                return Outcome(hits, made, failed["index"])
-            error = OperationFailure(failed["errmsg"], failed["code"], failed)
-            if _is_transient(error):
-                raise error from bulk
-            return Outcome(hits, made, failed["index"], typed(error))
+            return _failed(details["writeErrors"][0], hits, made)
         made = (result.upserted_ids or {}).keys()
         return Outcome(result.matched_count + len(made), made)
 
@@ -388,6 +456,29 @@ _NO_SNAPSHOT = {
 _TOO_LARGE = {10334, 17280, 17419, 17420}
 
 
+def _confirmed(bulk: BulkWriteError) -> Document:
+    """Return what became of a bulk, if a majority confirmed what was written."""
+    details: Any = bulk.details
+    for concern in details["writeConcernErrors"]:
+        raise WriteConcernError(concern["errmsg"], concern["code"], concern) from bulk
+    return dict(details)
+
+
+def _failed(failed: Document, hits: int, made: Set[int]) -> Outcome:
+    """Return the outcome if one of the statements failed as the server reports.
+
+    Raises:
+        OperationFailure: It may help to try again.
+    """
+    if failed["code"] == _DUPLICATE_KEY:
+        is_taken = "slot" in failed.get("keyPattern", ())
+        return Outcome(hits, made, failed["index"], is_taken=is_taken)
+    error = OperationFailure(failed["errmsg"], failed["code"], failed)
+    if _is_transient(error):
+        raise error
+    return Outcome(hits, made, failed["index"], typed(error))
+
+
 def _is_transient(error: Exception) -> bool:
     if isinstance(error, ServerSelectionTimeoutError):
         return False  # it has waited already
@@ -434,7 +525,7 @@ def _of_server(error: OperationFailure, message: str) -> ForkpointError:
         )
     if error.code == _UNAUTHORIZED:
         command = re.search(r"to execute command \{ (\w+):", message)
-        if command is not None and command[1] in _WRITING:
+        if command is not None and (command[1] in _WRITING or "$merge" in message):
             return StorageReadOnly(
                 f"the MongoDB user may not write ({message:.300}); grant it readWrite"
             )

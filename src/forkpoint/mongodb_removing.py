@@ -14,6 +14,7 @@ from forkpoint import removal
 from forkpoint.errors import StorageBusy
 from forkpoint.mongodb_catalog import IDENTITY, thread_ref
 from forkpoint.mongodb_documents import ROWS, refs_in
+from forkpoint.mongodb_log import HAS_LOG, NO_LOG
 from forkpoint.mongodb_reading import MongoReading
 from forkpoint.mongodb_records import (
     NOW,
@@ -191,7 +192,13 @@ class MongoRemoving(MongoReading):
         living = {**record_of(thread), "deleted_at": None, **same}
         locked = [{"$set": {**lock, **change}}]
         give_up = time.monotonic() + 10 * LOCK_SECONDS
-        while not self._records.update({**living, **free}, locked):
+        if same and self._records.exists({**record_of(thread), **HAS_LOG}):
+            self.end_log(thread)  # else the record does not say what it would
+
+        def lock_it(wanted: Document) -> bool:
+            return self._records.update(wanted, locked)
+
+        while not self.without_log(thread, {**living, **free}, lock_it):
             if self._records.update({**living, **expired}, locked):
                 self._delete_rows(thread, {"doomed": True})  # what the one before left
                 count = True
@@ -216,9 +223,16 @@ class MongoRemoving(MongoReading):
             pass
 
     def await_unlocked(self, thread: ThreadRef) -> Document:
-        """Return the record of a thread, once nobody locks it any more."""
+        """Return the record of a thread, once nobody locks it any more.
+
+        Raises:
+            Stale: There is none: who was to make it failed.
+        """
         while True:
-            (record,) = self._records.latest(record_of(thread))
+            found = self._records.latest(record_of(thread))
+            if not found:
+                raise Stale
+            (record,) = found
             if record["lock"] is None:
                 return record
             expired = {"lock.by": record["lock"]["by"], "$expr": _EXPIRED}
@@ -238,7 +252,12 @@ class MongoRemoving(MongoReading):
     def begin_collection(self, family: Any) -> ObjectId:
         epoch = ObjectId()
         threads = {"family": family, "kind": "thread"}
-        self._records.update_all(threads, {"$set": {"epoch": epoch}})
+        begun = {"$set": {"epoch": epoch}}
+        self._records.update_all({**threads, **NO_LOG}, begun)
+        others = {**threads, "epoch": {"$ne": epoch}}
+        while self._records.exists({**others, **HAS_LOG}):
+            self.end_logs({"family": family})
+            self._records.update_all({**others, **NO_LOG}, begun)
         for unfinished in self._records.latest({**threads, "building": {"$exists": True}}):
             source = {"_id": unfinished["parent"], "family": family, "deleted_at": None}
             lock = {"lock.by": unfinished["building"], "$nor": [{"$expr": _EXPIRED}]}

@@ -257,7 +257,7 @@ def _grafted(
 def _copied(target: ThreadRef, row: Document) -> UpdateOne:
     """Return the statement that writes a copy of a row for another thread of the family."""
     # The copies do not belong to the runs that made the originals: deleting those leaves them.
-    left_out = ("_id", "run_id", "next")
+    left_out = ("_id", "run_id", "next", "log", "slot", "record")
     copy = {field: value for field, value in row.items() if field not in left_out}
     place = [row["checkpoint_ns"], row["checkpoint_id"]]
     if row["kind"] == "write":

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-import bson
 from bson.objectid import ObjectId
 from pymongo import ASCENDING, DESCENDING, IndexModel, MongoClient, ReadPreference
-from pymongo.common import MAX_BSON_SIZE
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -24,13 +22,14 @@ from forkpoint.errors import (
     StorageBusy,
     stale_lease,
 )
-from forkpoint.group_commit import Relay, Rider, Steps
+from forkpoint.group_commit import Relay, Steps
 from forkpoint.memory import Recent
-from forkpoint.mongodb_documents import ROWS, checkpoint_document, write_document
-from forkpoint.mongodb_puts import Creation, Role, Step, steps_of
+from forkpoint.mongodb_bulk import LARGE, Ahead, Bulk, checked_size
+from forkpoint.mongodb_documents import ROWS
+from forkpoint.mongodb_puts import Creation, Intent
 from forkpoint.mongodb_records import Document, Records, chunks_of, name_id, record_of, row_id
 from forkpoint.mongodb_session import MongoSession
-from forkpoint.storage import SCHEMA_VERSION, CheckpointRow, Put, Stale, ThreadRef
+from forkpoint.storage import SCHEMA_VERSION, Put, Stale, ThreadRef
 
 COLLECTION = "forkpoint_store"
 
@@ -49,6 +48,12 @@ _INDEXES = [
         [("checkpoint_id", DESCENDING), ("thread", DESCENDING), ("checkpoint_ns", DESCENDING)],
         name="forkpoint_order",
         partialFilterExpression={"kind": "checkpoint", "visible": True},
+    ),
+    IndexModel(
+        [("expires", ASCENDING)],
+        name="forkpoint_expires",
+        expireAfterSeconds=0,
+        partialFilterExpression={"expires": {"$exists": True}},
     ),
     IndexModel(
         [("run_id", ASCENDING)],
@@ -96,6 +101,12 @@ _INDEXES = [
         partialFilterExpression={"removed_at": {"$gt": 0}},
     ),
 ]
+_LOG_INDEX = IndexModel(
+    [("log", ASCENDING), ("slot", ASCENDING)],
+    name="forkpoint_log",
+    unique=True,
+    partialFilterExpression={"slot": {"$gt": 0}},
+)
 
 
 class MongoStorage:
@@ -173,11 +184,13 @@ class MongoStorage:
         records = Records(collection, patience)
         settings = {"_id": "settings", "family": "settings"}
         found = records.latest(settings)
+        records.look_at_cluster()
         if not found:
-            records.retrying(lambda: collection.create_indexes(_INDEXES))
+            # Sharded by a hash, a collection can have no such index.
+            indexes = [*_INDEXES, *([] if records.is_sharded else [_LOG_INDEX])]
+            records.retrying(lambda: collection.create_indexes(indexes))
             records.insert({**settings, "schema_version": SCHEMA_VERSION})
             found = records.latest(settings)
-        records.look_at_cluster()
         version = found[0]["schema_version"]
         if version > SCHEMA_VERSION:
             raise SchemaVersionError(
@@ -190,7 +203,7 @@ class MongoStorage:
 
     def put(self, put: Put) -> Steps[ThreadRef | None]:
         session = self._open()
-        _check_sizes(put)
+        size = checked_size(put)
         thread = put.expected
         creation: Creation | None = None
         dead_until: str | None = None
@@ -200,43 +213,39 @@ class MongoStorage:
             creation = Creation(None, None)
         else:
             dead_until = self._dead.get(thread.key)
-        replace, is_newest = False, True
+        intent = Intent(put, thread, creation, dead_until, self._records_open().is_sharded)
         for _ in range(_ATTEMPTS):
+            dead_until = intent.dead_until
             if dead_until is not None and self._is_late(put, thread, dead_until):
                 self._remove_traces(put, thread)
                 return None
-            steps = steps_of(
-                put,
-                thread,
-                creation=creation,
-                dead_until=dead_until,
-                replace=replace,
-                is_newest=is_newest,
-                is_sharded=self._records_open().is_sharded,
-            )
-            bulk = _Bulk(self._commits, steps, is_patient=put.row is None)
+            bulk = Bulk(self._commits, session, intent, size)
             yield bulk
             bulk.check()
-            failed = bulk.collided
+            intent, failed = bulk.sent, bulk.collided
+            _, thread, creation, *_ = intent
             if failed is None:
-                if put.row is not None and (replace or bulk.is_repeated):
+                is_unsure = not bulk.entries and (intent.replace or bulk.is_repeated)
+                if put.row is not None and is_unsure:
                     session.count_again(thread)
-                session.remember(put.thread_id, thread)
                 if put.row is not None:
                     session.remember_newest(thread, put.checkpoint_ns, put.checkpoint_id)
                 session.remember_chunks(thread.family, put.chunks)
                 return thread
             if failed in ("row", "once"):
-                replace = True
+                intent = intent._replace(replace=True)
+                if bulk.entries:
+                    session.end_log(thread)
             elif creation is None:
                 record = self._look_again(put, thread)
-                dead_until = record["dead_until"]
                 is_newest = record["status_for"] < put.checkpoint_id
+                intent = intent._replace(dead_until=record["dead_until"], is_newest=is_newest)
             else:
                 successor = self._succeed(put, creation)
                 if successor is None:
                     return None
                 thread, creation = successor
+                intent = intent._replace(thread=thread, creation=creation)
         raise StorageBusy(f"thread {put.thread_id!r} changed {_ATTEMPTS} times in a row")
 
     def _look_again(self, put: Put, thread: ThreadRef) -> Document:
@@ -246,19 +255,23 @@ class MongoStorage:
             Stale: The thread is not what it was.
             StaleLease: The run does not hold the lease any more.
         """
-        record = self._open().await_unlocked(thread)
+        session = self._open()
+        record = session.await_unlocked(thread)
         if record["deleted_at"] is not None:
             # A row may have arrived after the others were removed.
             rows = {"family": thread.family, "thread": thread.key, "kind": ROWS}
             self._records_open().delete(rows)
-            raise Stale
-        if record["epoch"] != thread.epoch:
+        if record["deleted_at"] is not None or record["epoch"] != thread.epoch:
+            session.forget(put.thread_id)
             raise Stale
         if put.fence not in (None, record["fence"]):
             raise StaleLease(stale_lease(put.thread_id))
         if record["dead_until"] is not None:
             self._dead.put(thread.key, record["dead_until"])
-        return record
+        if record["log"] is None or session.owns_log(thread, record["log"]):
+            return record
+        session.end_log(thread)
+        return self._look_again(put, thread)
 
     def _succeed(self, put: Put, creation: Creation) -> tuple[ThreadRef, Creation] | None:
         """Return how to make a thread of an id that was used before, or None if it is late.
@@ -317,21 +330,42 @@ class MongoStorage:
 
     # Bulks
 
-    def _store(self, batch: list[_Bulk]) -> None:
+    def _store(self, batch: list[Bulk]) -> None:
         """Execute what is waiting as one bulk. Where one put fails, the next ones begin anew."""
+        records = self._records_open()
+        was_lost = False
         while batch:
+            ahead = Ahead({}, {})
+            for bulk in batch:
+                bulk.prepare(ahead)
             statements = [step.statement for bulk in batch for step in bulk.steps]
+            entries = [document for bulk in batch for document in bulk.entries]
+            is_small = sum(bulk.size for bulk in batch) < LARGE
             try:
-                outcome = self._records_open().bulk(statements)
-            except InvalidInput as error:  # nothing was stored; see `_check_sizes`
+                if is_small and all(bulk.is_insert for bulk in batch):
+                    outcome = records.insert_once(entries)
+                else:
+                    outcome = records.bulk(statements, once=bool(entries))
+            except InvalidInput as error:  # nothing was stored; see `checked_size`
                 self._store_alone(batch, error)
                 return
             except ForkpointError as error:
                 for bulk in batch:
                     bulk.fail(error)
                 return
+            except BaseException:  # an interrupt: nobody knows what was stored
+                for bulk in batch:
+                    bulk.forget_tail()
+                raise
+            was_lost = was_lost or outcome.is_lost
             for bulk in batch:
-                bulk.is_repeated = outcome.is_repeated
+                bulk.is_repeated = was_lost or outcome.is_repeated
+            if outcome.is_lost:
+                for bulk in batch:
+                    if bulk.entries:
+                        bulk.collide("entry")
+                batch = [bulk for bulk in batch if not bulk.entries]
+                continue
             reached = len(statements) if outcome.failed is None else outcome.failed
             if outcome.hits != reached:  # a row was removed before it could be seen
                 self._store_alone(batch, Stale())
@@ -344,10 +378,14 @@ class MongoStorage:
                 begin = end
             if batch:
                 bulk, *batch = batch
-                bulk.collided = None if outcome.error else bulk.steps[reached - begin].role
-                bulk.fail(outcome.error)
+                role = bulk.steps[reached - begin].role
+                if outcome.error is not None:
+                    bulk.fail(outcome.error)
+                else:
+                    is_there = role == "entry" and not outcome.is_taken
+                    bulk.collide("row" if is_there else "entry" if outcome.is_taken else role)
 
-    def _store_alone(self, batch: list[_Bulk], error: Exception) -> None:
+    def _store_alone(self, batch: list[Bulk], error: Exception) -> None:
         """Execute bulks one by one, to see which of them it is that fails."""
         if len(batch) == 1:
             batch[0].fail(error)
@@ -356,59 +394,10 @@ class MongoStorage:
                 self._store([bulk])
 
 
-class _Bulk(Rider):
-    """The statements of a put on their way into the collection."""
-
-    def __init__(self, relay: Relay[_Bulk], steps: list[Step], *, is_patient: bool) -> None:
-        super().__init__(relay, is_patient=is_patient)
-        self.steps = steps
-        self.collided: Role | None = None
-        self.is_repeated = False
-
-    def succeed(self, made: Sequence[bool]) -> None:
-        """Note that it is stored, and which of its statements made a document."""
-        if any(step.role == "once" and not new for step, new in zip(self.steps, made, strict=True)):
-            self.collided = "once"
-        self.done = True
-
-    def fail(self, error: Exception | None) -> None:
-        self.error = error
-        self.done = True
-
-    @property
-    def is_settled(self) -> bool:
-        return super().is_settled and self.collided is None and not self.is_repeated
-
-
 _ATTEMPTS = 20
 _LANES = 2  # bulks on their way: while one is executed, the next is prepared
 _MOMENT = 0.001  # for which writes wait for the checkpoint that follows, as a rule
 _PATIENCE = 0.02  # after which puts do not wait for the bulks before any longer
-
-
-def _check_sizes(put: Put) -> None:
-    """Refuse a row that is larger than a document may be, before its chunks are sent.
-
-    Raises:
-        InvalidInput: There is one.
-    """
-    for row in (put.row, *put.writes):
-        if row is None or sum(len(field) for field in row if isinstance(field, _SIZED)) < _LARGE:
-            continue
-        thread = put.expected or ThreadRef(ObjectId(), ObjectId(), ObjectId())
-        document = checkpoint_document if isinstance(row, CheckpointRow) else write_document
-        place, said = document(thread, row)  # type: ignore[arg-type]
-        size = len(bson.encode({**place, "next": said}))
-        if size > MAX_BSON_SIZE - _ENVELOPE:
-            raise InvalidInput(
-                f"MongoDB cannot hold this as one document of {size} bytes; values may be of any "
-                "size, but metadata, names and the number of channels may not"
-            )
-
-
-_SIZED = (str, bytes)
-_LARGE = 1_000_000  # characters or bytes; less cannot exceed a document
-_ENVELOPE = 1000  # bytes of a document apart from what it says
 
 
 def _die_later(put: Put) -> list[Document]:

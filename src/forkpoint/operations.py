@@ -288,7 +288,7 @@ def _write(
     is_refused = False
     for attempt in range(_ATTEMPTS):
         thread = memory.threads.get(thread_id)
-        is_new = thread is None and lease is None and memory.missing.pop(thread_id)
+        is_new = thread is None and lease is None and memory.missing.get(thread_id)
         if not is_new and (thread is None or not _is_of(lease, thread)):
             with context.storage.reading() as session:
                 thread = session.thread(thread_id)
@@ -298,17 +298,18 @@ def _write(
             prepared, chunks = prepare(thread)
             written = yield from context.storage.put(prepared)
         except Stale:
-            memory.threads.pop(thread_id)
+            memory.forget(thread_id)
             time.sleep(0.001 * attempt)  # at once for the first time
             continue
         if written is None:
-            memory.threads.pop(thread_id)
+            memory.forget(thread_id)
             if prepared.row is None:
                 was_announced = memory.announced.await_put(thread_id, is_refused)
                 if was_announced or not is_refused:
                     is_refused = True
                     continue  # the thread may have been made again by now
             raise _deleted(thread_id)
+        memory.missing.pop(thread_id)
         memory.threads.put(thread_id, written)
         if chunks:
             memory.add_chunks(written, chunks)

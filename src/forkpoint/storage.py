@@ -59,14 +59,21 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
   that of; ``unlisted`` is true while the search index does not know it as it is; ``source`` is the
   id of the thread that it was made from; ``lock`` (``by``, ``until``) keeps writers out during a
   removal or a copy; ``building`` marks a copy that is not finished; ``removed_at`` is when
-  something of it was removed, until its chunks were collected. Its name is a document of its
-  own: ``_id`` and ``family`` are ``name:`` and the thread id, ``key`` and ``home`` the key and the
-  family of the thread that the id means, or meant last.
+  something of it was removed, until its chunks were collected; ``log`` is the id of the log that
+  goes on from the record, if there is one. Its name is a document of its own: ``_id`` and
+  ``family`` are ``name:`` and the thread id, ``key`` and ``home`` the key and the family of the
+  thread that the id means, or meant last.
 - A checkpoint or a write: ``kind`` is ``checkpoint`` or ``write``; ``_id`` is the 12 bytes of the
   family and the first 16 of the SHA-256 of a MessagePack array: the 12 bytes of the thread's key,
   namespace, id, and of a write the task and idx. ``visible`` is true unless it is hidden, pending
   (what it is to say is under ``next``) or ``doomed`` (to be deleted by a removal that has begun).
   ``terms`` of a checkpoint are CRC-32 hashes, less 2^31, of the paths and scalars of its metadata.
+- Checkpoints and writes may be in a log: ``log`` is its id, an ObjectId, ``slot`` their number in
+  it, from 1, and ``record`` what the thread's record is to say: ``checkpoint_count``,
+  ``updated_at`` (or the record's own, if that is later), ``status`` and ``status_for``. While the
+  record names the log, that of the newest document in it counts. A log that has ended has a
+  document of the kind ``end``, with the first ``slot`` that was not taken and the last ``record``;
+  its ``_id`` is that of the log, and the server deletes it when it ``expires``.
 - A chunk: ``_id`` is the family and the digest, 44 bytes; ``refs`` a list of such ids, or missing;
   ``epoch`` that of the thread when it was written last.
 - ``settings`` and ``secret:<n>`` are the ``_id`` of documents of the family ``settings``.

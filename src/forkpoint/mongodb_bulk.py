@@ -1,0 +1,157 @@
+"""MongoDB: a put on its way into the collection, in a bulk that it may share with others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import bson
+from bson.objectid import ObjectId
+from pymongo.common import MAX_BSON_SIZE
+
+from forkpoint.errors import InvalidInput
+from forkpoint.group_commit import Relay, Rider
+from forkpoint.mongodb_documents import checkpoint_document, write_document
+from forkpoint.mongodb_log import LOG_SECONDS, Tail
+from forkpoint.mongodb_puts import (
+    Beginning,
+    Intent,
+    Role,
+    Step,
+    entries_of,
+    steps_of,
+    steps_of_entries,
+)
+from forkpoint.mongodb_records import Document
+from forkpoint.mongodb_session import MongoSession
+from forkpoint.storage import CheckpointRow, Put, ThreadRef
+
+LARGE = 1_000_000
+"""Characters or bytes; less cannot exceed a document."""
+
+
+class Ahead(NamedTuple):
+    """What there will be after the puts that go before, in the same bulk."""
+
+    made: dict[str, ThreadRef]
+    tails: dict[ObjectId, Tail]
+
+
+class Bulk(Rider):
+    """A put on its way into the collection. What it looks like is decided when it is sent.
+
+    Then all puts to the thread that the saver sent before are done, or go before in the same bulk.
+
+    Args:
+        relay: What it is to be stored by.
+        session: What is known of threads and their logs.
+        intent: What is to be put.
+        size: About how many bytes its rows take.
+    """
+
+    def __init__(
+        self, relay: Relay[Bulk], session: MongoSession, intent: Intent, size: int
+    ) -> None:
+        super().__init__(relay, is_patient=intent.put.row is None, key=intent.put.thread_id)
+        self.sent = intent
+        self.size = size
+        self.steps: Sequence[Step] = ()
+        self.entries: Sequence[Document] = ()
+        """What of it goes into the thread's log, if it does."""
+        self.collided: Role | None = None
+        self.is_repeated = False
+        self._intent = intent
+        self._session = session
+        self._tail: Tail | None = None
+
+    def prepare(self, ahead: Ahead) -> None:
+        """Make the statements, and note what there will be after them."""
+        intent = self._intent
+        if intent.creation is not None:
+            thread_id = intent.put.thread_id
+            made = ahead.made.setdefault(thread_id, self._session.known(thread_id) or intent.thread)
+            if made != intent.thread and made.owner == intent.put.owner:
+                intent = intent._replace(thread=made, creation=None)
+        self.sent = intent
+        put, thread, *_ = intent
+        tail = intent.usable(ahead.tails.get(thread.key) or self._session.tail(thread))
+        self.entries = ()
+        self._tail = None
+        if tail is not None and tail.is_younger_than(LOG_SECONDS):
+            self.entries, self._tail = tail.follow(put, entries_of(put, thread))
+            self.steps = steps_of_entries(put, thread, self.entries)
+        elif tail is not None:
+            beginning = Beginning(ObjectId(), tail)
+            self.steps = steps_of(intent, beginning)
+            self._tail = beginning.tail_after(put)
+        else:
+            self.steps = steps_of(intent)
+        if self._tail is not None:
+            ahead.tails[thread.key] = self._tail
+
+    @property
+    def is_insert(self) -> bool:
+        """Whether it is enough to insert its entries."""
+        return all(step.role == "entry" for step in self.steps)
+
+    def succeed(self, made: Sequence[bool]) -> None:
+        """Note that it is stored, and which of its statements made a document."""
+        tail = None if self.is_repeated and not self.entries else self._tail
+        for step, is_new in zip(self.steps, made, strict=True):
+            if step.role in ("once", "entry") and not is_new:
+                self.collide("once")
+                return
+        if tail is not None and not tail.is_younger_than(2 * LOG_SECONDS):
+            self.collide("entry")
+            return
+        self._session.remember(self.sent.put.thread_id, self.sent.thread)
+        self._session.remember_tail(self.sent.thread, tail)
+        self.done = True
+
+    def collide(self, role: Role) -> None:
+        """Note which of its statements collided with a document that exists, or may have."""
+        self.collided = role
+        self.fail(None)
+
+    def forget_tail(self) -> None:
+        """Forget where the thread's log ends: it may have gone on."""
+        self._session.remember_tail(self.sent.thread, None)
+
+    def fail(self, error: Exception | None) -> None:
+        self.forget_tail()
+        self.error = error
+        self.done = True
+
+    @property
+    def is_settled(self) -> bool:
+        return super().is_settled and self.collided is None and not self.is_repeated
+
+
+def checked_size(put: Put) -> int:
+    """Return about how large the rows of a put are, and refuse one that no document can hold.
+
+    Raises:
+        InvalidInput: There is one.
+    """
+    total = 0
+    for row in (put.row, *put.writes):
+        if row is None:
+            continue
+        rough = sum(len(field) for field in row if isinstance(field, _SIZED))
+        total += rough
+        if rough < LARGE:
+            continue
+        thread = put.expected or ThreadRef(ObjectId(), ObjectId(), ObjectId())
+        document = checkpoint_document if isinstance(row, CheckpointRow) else write_document
+        place, said = document(thread, row)  # type: ignore[arg-type]
+        size = len(bson.encode({**place, "next": said}))
+        if size > MAX_BSON_SIZE - _ENVELOPE:
+            raise InvalidInput(
+                f"MongoDB cannot hold this as one document of {size} bytes; values may be of any "
+                "size, but metadata, names and the number of channels may not"
+            )
+    return total
+
+
+_SIZED = (str, bytes)
+_ENVELOPE = 10_000  # bytes of a document apart from what it says
