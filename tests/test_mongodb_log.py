@@ -197,6 +197,31 @@ async def test_a_new_thread_and_its_first_writes_are_stored_without_looking_for_
     assert store.problems(saver) == []
 
 
+def test_a_thread_whose_id_was_used_before_has_a_log_too(
+    saver: MongoDBSaver, other: MongoDBSaver, commands: Commands, store: MongoStore
+) -> None:
+    old = puts(saver, range(3))
+    saver.delete_thread("thread")
+    assert saver.get_tuple(config()) is None
+    head = puts(saver, range(3, 5))
+    commands.clear()
+    head = puts(saver, range(5, 7), head)
+    assert commands.names == ["insert", "insert"]
+
+    commands.clear()
+    assert other.get_tuple(config()) is not None
+    head = puts(other, range(7, 9), head)
+    for one in (saver, other):  # what they had of the thread before is late
+        with pytest.raises(ThreadDeleted):
+            put(one, {"n": 99}, parent=old)
+        with pytest.raises(ThreadDeleted):
+            one.put_writes(old, [("c", 1)], "task")
+        head = puts(one, range(9, 11), head)
+    assert numbers(saver) == [*range(3, 11), 9, 10]
+    assert count(saver) == 10
+    assert store.problems(saver) == []
+
+
 # With others
 
 

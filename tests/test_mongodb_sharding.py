@@ -76,16 +76,17 @@ def test_no_index_forbids_sharding_by_family(
     assert not any("unique" in index for index in store.collection.index_information().values())
 
 
-def test_behind_a_router_there_are_no_logs(
-    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_mongos", [True, False])
+def test_without_their_index_and_behind_a_router_there_are_no_logs(
+    is_mongos: bool, store: MongoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where there were some, before the collection was sharded."""
+    """Also where there were some, before the collection was sharded or restored."""
     with store.saver() as saver:
         head = put(saver, {"n": 0})
         head = put(saver, {"n": 1}, parent=head)
     assert store.collection.count_documents({"slot": {"$gt": 0}}) == 1
     store.collection.drop_index("forkpoint_log")
-    monkeypatch.setattr(pymongo.MongoClient, "is_mongos", True)
+    monkeypatch.setattr(pymongo.MongoClient, "is_mongos", is_mongos)
     with store.saver() as saver:
         assert saver.get_tuple(config()) is not None
         for n in range(2, 5):

@@ -74,12 +74,13 @@ class Bulk(Rider):
                 intent = intent._replace(thread=made, creation=None)
         self.sent = intent
         put, thread, *_ = intent
-        tail = intent.usable(ahead.tails.get(thread.key) or self._session.tail(thread))
+        known = ahead.tails.get(thread.key) or self._session.tail(thread)
+        tail = intent.usable(known) if self._session.keeps_logs else None
         self.entries = ()
         self._tail = None
         if tail is not None and tail.is_younger_than(LOG_SECONDS):
             self.entries, self._tail = tail.follow(put, entries_of(put, thread))
-            self.steps = steps_of_entries(put, thread, self.entries)
+            self.steps = steps_of_entries(intent, self.entries)
         elif tail is not None:
             beginning = Beginning(ObjectId(), tail)
             self.steps = steps_of(intent, beginning)

@@ -14,8 +14,8 @@ taken, but for the end. For the same reason it does not repeat a put whose answe
 
 Ends expire. A saver stops using a log, and takes no word of success for it, long before that.
 
-Behind a router there are no logs: a unique index would keep a collection from being sharded by a
-hash of the family.
+Without the index there are no logs, and none behind a router: a collection that has it cannot be
+sharded by a hash of the family.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from forkpoint.errors import StorageBusy
 from forkpoint.memory import Recent
 from forkpoint.mongodb_records import Document, Records, in_batches, record_of
 from forkpoint.storage import Put, ThreadRef
+
+LOG_INDEX = "forkpoint_log"
+"""The name of the index by which each slot is taken once."""
 
 LOG_SECONDS = 1800
 """For how long a saver begins puts by a log; it believes what it is told for twice as long."""
@@ -62,15 +65,17 @@ class Tail(NamedTuple):
 
     epoch: ObjectId
     fence: int
+    dead_until: str | None
     log: ObjectId | None
     slot: int
     said: Document
     began: float | None = None
     """When one's own log began, by `time.monotonic`."""
 
-    def holds(self, put: Put, thread: ThreadRef) -> bool:
+    def holds(self, put: Put, thread: ThreadRef, dead_until: str | None) -> bool:
         """Return whether a put was prepared for what this was read of."""
-        return self.epoch == thread.epoch and put.fence in (None, self.fence)
+        is_same = self.epoch == thread.epoch and self.dead_until == dead_until
+        return is_same and put.fence in (None, self.fence)
 
     def is_younger_than(self, seconds: float) -> bool:
         """Return whether it is that of one's own log, and of which age."""
@@ -108,10 +113,10 @@ class Tail(NamedTuple):
         return placed, self._replace(slot=self.slot + len(placed), said=said)
 
 
-def new_tail(epoch: ObjectId) -> Tail:
+def new_tail(epoch: ObjectId, dead_until: str | None) -> Tail:
     """Return the tail of a thread that is about to be made."""
     said = {"checkpoint_count": 0, "updated_at": 0, "status": "idle", "status_for": ""}
-    return Tail(epoch, 0, None, 0, said)
+    return Tail(epoch, 0, dead_until, None, 0, said)
 
 
 def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
@@ -119,7 +124,7 @@ def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
 
     If it ends with another one, whoever takes the slot after it collides.
     """
-    if record["dead_until"] is not None or record["lock"] is not None or record["provisional"]:
+    if record["lock"] is not None or record["provisional"]:
         return None
     log, slot = record["log"], 0
     said = {name: record[name] for name in _SAID}
@@ -129,7 +134,7 @@ def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
                 if row["kind"] == "end":
                     return None
                 slot, said = row["slot"], row["record"]
-    return Tail(record["epoch"], record["fence"], log, slot, said)
+    return Tail(record["epoch"], record["fence"], record["dead_until"], log, slot, said)
 
 
 def end_of(thread: ThreadRef, tail: Tail) -> UpdateOne:
@@ -148,13 +153,18 @@ class MongoLogs:
         self._records = records
         self._tails: Recent[ObjectId, Tail] = Recent(4096)
 
+    @property
+    def keeps_logs(self) -> bool:
+        """Whether logs may be begun in this store."""
+        return self._records.keeps_logs
+
     def tail(self, thread: ThreadRef) -> Tail | None:
         """Return the tail of a thread's log, as far as it is known."""
         return self._tails.get(thread.key)
 
     def remember_tail(self, thread: ThreadRef, tail: Tail | None) -> None:
         """Remember where a thread's log ends."""
-        if tail is None or self._records.is_sharded:
+        if tail is None:
             self._tails.pop(thread.key)
         else:
             self._tails.put(thread.key, tail)
@@ -192,6 +202,7 @@ class MongoLogs:
         Raises:
             StorageBusy: Somebody went on with it again and again.
         """
+        self._tails.pop(thread.key)
         for _ in range(_ATTEMPTS):
             if self.end_logs(record_of(thread)):
                 return
@@ -240,6 +251,8 @@ class MongoLogs:
                 said = dict(newest.get(one["log"], _NO_ENTRY)[2])
                 changed: Document = {"$max": {"updated_at": said.pop("updated_at", 0)}}
                 over = {} if one["log"] in going_on else NO_LOG
+                if over:
+                    self._tails.pop(one["_id"])
                 changed["$set"] = {**said, **over, "unlisted": True}
                 statements.append(UpdateOne(one, changed))
             self._records.bulk(statements)

@@ -109,12 +109,14 @@ class Intent(NamedTuple):
         Args:
             known: What is known of it.
         """
-        if self.is_sharded or self.replace or self.dead_until is not None:
+        if self.replace:
             return None
         if self.creation is not None:
-            is_first = self.creation.dead_until is None and self.put.row is not None
-            return new_tail(self.thread.epoch) if is_first else None
-        return known if known is not None and known.holds(self.put, self.thread) else None
+            made = new_tail(self.thread.epoch, self.creation.dead_until)
+            return made if self.put.row is not None else None
+        if known is None or not known.holds(self.put, self.thread, self.dead_until):
+            return None
+        return known
 
 
 def steps_of(intent: Intent, beginning: Beginning | None = None) -> list[Step]:
@@ -162,7 +164,7 @@ def entries_of(put: Put, thread: ThreadRef) -> list[Document]:
     return documents
 
 
-def steps_of_entries(put: Put, thread: ThreadRef, entries: Sequence[Document]) -> list[Step]:
+def steps_of_entries(intent: Intent, entries: Sequence[Document]) -> list[Step]:
     """Return the statements of a put into a log.
 
     An entry leaves a document of its `_id` as it is, but for what replaces what a task wrote.
@@ -174,9 +176,10 @@ def steps_of_entries(put: Put, thread: ThreadRef, entries: Sequence[Document]) -
             steps.append(Step("row", ReplaceOne(found, entry, upsert=True)))
         else:
             steps.append(Step("entry", UpdateOne(found, {"$setOnInsert": entry}, upsert=True)))
+    put, thread, *_ = intent
     if not put.chunks:
         return steps
-    guard = Step("guard", _touch(put, thread, None, entries[0]["log"]))
+    guard = Step("guard", _touch(put, thread, intent.dead_until, entries[0]["log"]))
     return [guard, *_chunks(put, thread, is_sharded=False), *steps]
 
 
@@ -264,7 +267,7 @@ def _touch(
 def _begin(put: Put, thread: ThreadRef, beginning: Beginning) -> UpdateMany:
     """Return the check that begins a log, and keeps the record up for the last time."""
     log, tail = beginning
-    wanted = _same(put, thread, None, tail.log)
+    wanted = _same(put, thread, tail.dead_until, tail.log)
     if tail.log is None:
         seen = {name: tail.said[name] for name in ("checkpoint_count", "status", "status_for")}
         wanted |= seen

@@ -156,6 +156,8 @@ class Records:
     def __init__(self, collection: Collection[Document], patience_seconds: float) -> None:
         self.is_sharded = True
         """Whether commands may go to the router of a sharded cluster."""
+        self.keeps_logs = False
+        """Whether there is the index that logs need."""
         self._collection = collection
         self._latest = collection.with_options(read_concern=ReadConcern("local"))
         self._keeps_moments = True
@@ -266,6 +268,11 @@ class Records:
         client = self._collection.database.client
         is_balanced = client.topology_description.topology_type_name == "LoadBalanced"
         self.is_sharded = self.retrying(lambda: client.is_mongos) or is_balanced
+
+    def look_for_index(self, name: str) -> None:
+        """Find out if there is the index that logs need: it may have been lost by a restore."""
+        indexes = self.retrying(self._collection.index_information)
+        self.keeps_logs = name in indexes and not self.is_sharded
 
     def find_and_update(self, wanted: Document, change: Sequence[Document]) -> Document | None:
         """Change a document, and return it as it is then, or None if there is none."""

@@ -26,6 +26,7 @@ from forkpoint.group_commit import Relay, Steps
 from forkpoint.memory import Recent
 from forkpoint.mongodb_bulk import LARGE, Ahead, Bulk, checked_size
 from forkpoint.mongodb_documents import ROWS
+from forkpoint.mongodb_log import LOG_INDEX
 from forkpoint.mongodb_puts import Creation, Intent
 from forkpoint.mongodb_records import Document, Records, chunks_of, name_id, record_of, row_id
 from forkpoint.mongodb_session import MongoSession
@@ -103,7 +104,7 @@ _INDEXES = [
 ]
 _LOG_INDEX = IndexModel(
     [("log", ASCENDING), ("slot", ASCENDING)],
-    name="forkpoint_log",
+    name=LOG_INDEX,
     unique=True,
     partialFilterExpression={"slot": {"$gt": 0}},
 )
@@ -186,11 +187,11 @@ class MongoStorage:
         found = records.latest(settings)
         records.look_at_cluster()
         if not found:
-            # Sharded by a hash, a collection can have no such index.
             indexes = [*_INDEXES, *([] if records.is_sharded else [_LOG_INDEX])]
             records.retrying(lambda: collection.create_indexes(indexes))
             records.insert({**settings, "schema_version": SCHEMA_VERSION})
             found = records.latest(settings)
+        records.look_for_index(LOG_INDEX)
         version = found[0]["schema_version"]
         if version > SCHEMA_VERSION:
             raise SchemaVersionError(
@@ -212,7 +213,8 @@ class MongoStorage:
             thread = ThreadRef(key, key, ObjectId(), put.owner)
             creation = Creation(None, None)
         else:
-            dead_until = self._dead.get(thread.key)
+            tail = session.tail(thread)
+            dead_until = self._dead.get(thread.key) if tail is None else tail.dead_until
         intent = Intent(put, thread, creation, dead_until, self._records_open().is_sharded)
         for _ in range(_ATTEMPTS):
             dead_until = intent.dead_until
@@ -225,6 +227,8 @@ class MongoStorage:
             intent, failed = bulk.sent, bulk.collided
             _, thread, creation, *_ = intent
             if failed is None:
+                if creation is not None and creation.dead_until is not None:
+                    self._dead.put(thread.key, creation.dead_until)
                 is_unsure = not bulk.entries and (intent.replace or bulk.is_repeated)
                 if put.row is not None and is_unsure:
                     session.count_again(thread)
@@ -312,7 +316,9 @@ class MongoStorage:
     def _remove_traces(self, put: Put, thread: ThreadRef) -> None:
         """Remove writes that came before the late checkpoint they belong to, and expect more."""
         records = self._records_open()
-        records.update(record_of(thread), _die_later(put))
+        self._open().without_log(
+            thread, record_of(thread), lambda wanted: records.update(wanted, _die_later(put))
+        )
         if self._exists(thread, put.checkpoint_ns, put.checkpoint_id):
             return
         rows = {"family": thread.family, "thread": thread.key}
