@@ -9,8 +9,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
 
-import pymongo
 import pytest
+from pymongo.database import Database
+from pymongo.errors import AutoReconnect, BulkWriteError
 
 from commands import Commands
 from forkpoint import ThreadCatalog, ThreadDeleted, mongodb_bulk, mongodb_log
@@ -343,7 +344,7 @@ def test_a_log_that_is_written_to_again_and_again_comes_to_its_end(
             break
         try:
             store.collection.insert_many(ends)
-        except pymongo.errors.BulkWriteError:
+        except BulkWriteError:
             return False
         return True
 
@@ -420,7 +421,7 @@ def test_an_answer_that_comes_too_late_is_not_believed(
 
 
 @pytest.mark.parametrize("is_executed", [True, False])
-@pytest.mark.parametrize("error", [pymongo.errors.AutoReconnect, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [AutoReconnect, KeyboardInterrupt])
 def test_a_put_whose_answer_is_lost_is_not_sent_again_before_it_was_looked_for(
     error: type[BaseException],
     is_executed: bool,
@@ -429,7 +430,7 @@ def test_a_put_whose_answer_is_lost_is_not_sent_again_before_it_was_looked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     head = puts(saver, range(2))
-    command = pymongo.database.Database.command
+    command = Database.command
     sent = []
 
     def lose(database: Any, document: Any, *args: Any, **options: Any) -> Any:
@@ -440,7 +441,7 @@ def test_a_put_whose_answer_is_lost_is_not_sent_again_before_it_was_looked_for(
             command(database, document, *args, **options)
         raise error
 
-    monkeypatch.setattr(pymongo.database.Database, "command", lose)
+    monkeypatch.setattr(Database, "command", lose)
     if error is KeyboardInterrupt:
         with pytest.raises(KeyboardInterrupt):
             put(saver, {"n": 2}, parent=head)
@@ -448,7 +449,7 @@ def test_a_put_whose_answer_is_lost_is_not_sent_again_before_it_was_looked_for(
         put(saver, {"n": 2}, parent=head)
     assert len(sent) == 1
     monkeypatch.undo()
-    is_there = is_executed or error is pymongo.errors.AutoReconnect
+    is_there = is_executed or error is AutoReconnect
     assert numbers(saver) == ([0, 1, 2] if is_there else [0, 1])
     puts(saver, range(3, 5), head)
     assert count(saver) == 4 + is_there
