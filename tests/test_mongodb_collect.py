@@ -34,7 +34,7 @@ from forkpoint.saver import ForkpointSaver
 from stores import MongoStore
 from support import checkpoint, config, id_of, put, value_of
 
-MEETINGS = 5  # of each two operations, out of all, in every run
+MEETINGS = 3  # of each two operations, out of all, in every run
 ALL = pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 
 
