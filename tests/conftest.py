@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import settings
 
+from commands import Commands
 from forkpoint.saver import ForkpointSaver
 from servers import Mongod, ReplicaSet, RunningServer
 from stores import MongoStore, SqliteStore, Store
@@ -66,6 +67,20 @@ def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
             return store
 
         yield make
+
+
+@pytest.fixture
+def mongo_store(mongo_server: ReplicaSet) -> Iterator[MongoStore]:
+    """A store for what is about MongoDB only."""
+    store = MongoStore(mongo_server.uri, f"test-{uuid4().hex}")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def commands() -> Commands:
+    """Keeps the commands of a client that it is given to."""
+    return Commands()
 
 
 @pytest.fixture

@@ -218,11 +218,6 @@ def _stages(stage: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def commands() -> Commands:
-    return Commands()
-
-
-@pytest.fixture
 def saver(store: Store, commands: Commands) -> Iterator[ForkpointSaver]:
     options = {"event_listeners": [commands]} if isinstance(store, MongoStore) else {}
     with store.saver(**options) as saver:

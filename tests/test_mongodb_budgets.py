@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from langchain_core.messages import HumanMessage
@@ -16,7 +15,7 @@ from langchain_core.messages import HumanMessage
 from commands import Commands
 from forkpoint import mongodb
 from forkpoint.mongodb import MongoDBSaver
-from servers import ReplicaSet, wait_until
+from servers import wait_until
 from stores import MongoStore
 from support import Api, checkpoint, config, put
 
@@ -26,15 +25,8 @@ def messages(count: int) -> list[HumanMessage]:
 
 
 @pytest.fixture
-def store(mongo_server: ReplicaSet) -> Iterator[MongoStore]:
-    store = MongoStore(mongo_server.uri, f"test-{uuid4().hex}")
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def commands() -> Commands:
-    return Commands()
+def store(mongo_store: MongoStore) -> MongoStore:
+    return mongo_store
 
 
 @pytest.fixture

@@ -84,10 +84,8 @@ class Containing(str):
 
 
 @pytest.fixture
-def store(mongo_server: ReplicaSet) -> Iterator[MongoStore]:
-    store = MongoStore(mongo_server.uri, f"test-{uuid4().hex}")
-    yield store
-    store.close()
+def store(mongo_store: MongoStore) -> MongoStore:
+    return mongo_store
 
 
 @pytest.fixture

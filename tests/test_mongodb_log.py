@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from pymongo.database import Database
@@ -18,23 +17,13 @@ from forkpoint import ThreadCatalog, ThreadDeleted, mongodb_bulk, mongodb_log
 from forkpoint.mongodb import MongoDBSaver
 from forkpoint.mongodb_records import Outcome, Records
 from forkpoint.storage import ThreadRef
-from servers import ReplicaSet
 from stores import MongoStore
 from support import checkpoint, config, id_of, put, value_of
 
-ENDS = ["aggregate", "aggregate"]  # a document that ends the log, and the record brought up to date
-
 
 @pytest.fixture
-def store(mongo_server: ReplicaSet) -> Iterator[MongoStore]:
-    store = MongoStore(mongo_server.uri, f"test-{uuid4().hex}")
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def commands() -> Commands:
-    return Commands()
+def store(mongo_store: MongoStore) -> MongoStore:
+    return mongo_store
 
 
 @pytest.fixture
@@ -65,6 +54,11 @@ def count(saver: MongoDBSaver) -> int:
     found = ThreadCatalog(saver).get("thread")
     assert found is not None
     return found.checkpoint_count
+
+
+def session_of(saver: MongoDBSaver) -> Any:
+    """Return what a saver knows of threads and their logs."""
+    return saver._context.storage._open()  # type: ignore[attr-defined]
 
 
 # By one saver
@@ -303,7 +297,7 @@ def test_a_slot_that_is_free_again_is_not_taken(
 ) -> None:
     """An end outlasts the rows before it, and the thread."""
     head = puts(saver, range(3))
-    session = saver._context.storage._open()  # type: ignore[attr-defined]
+    session = session_of(saver)
     assert session.tail(session.thread("thread")).slot == 2
     other.delete_thread("thread")
     assert [entry["slot"] for entry in store.collection.find({"slot": {"$gt": 0}})] == [3]
@@ -318,7 +312,7 @@ def test_who_knows_of_a_part_of_a_log_only_finds_out(
     head = puts(saver, range(4))
     found = other.get_tuple(config())
     assert found is not None
-    session = other._context.storage._open()  # type: ignore[attr-defined]
+    session = session_of(other)
     ref: ThreadRef = session.thread("thread")
     session.remember_tail(ref, session.tail(ref)._replace(slot=2))
     puts(other, range(4, 6), head)
@@ -360,10 +354,10 @@ def test_a_log_that_is_written_to_again_and_again_comes_to_its_end(
 
 
 def test_a_log_is_left_for_another_one_after_a_while(
-    saver: MongoDBSaver, commands: Commands, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+    saver: MongoDBSaver, commands: Commands, store: MongoStore
 ) -> None:
     head = puts(saver, range(2))
-    session = saver._context.storage._open()  # type: ignore[attr-defined]
+    session = session_of(saver)
     ref = session.thread("thread")
     tail = session.tail(ref)
     session.remember_tail(ref, tail._replace(began=tail.began - mongodb_log.LOG_SECONDS))
@@ -394,7 +388,7 @@ def test_an_answer_that_comes_too_late_is_not_believed(
     """By then the end of the log may have expired."""
     head = puts(saver, range(2))
     monkeypatch.setattr(mongodb_bulk, "LOG_SECONDS", 30)
-    session = saver._context.storage._open()  # type: ignore[attr-defined]
+    session = session_of(saver)
     ref = session.thread("thread")
     insert = Records.insert_once
 

@@ -5,9 +5,7 @@ That this holds for whatever else the tests do is checked by `MongoStore`, at it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import pymongo
 import pytest
@@ -25,7 +23,6 @@ from commands import (
 )
 from forkpoint import SafeSerializer, ThreadCatalog
 from forkpoint.mongodb import MongoDBSaver
-from servers import ReplicaSet
 from stores import MongoStore
 from support import Api, checkpoint, config, put
 
@@ -39,10 +36,8 @@ SERIALIZERS = {
 
 
 @pytest.fixture
-def store(mongo_server: ReplicaSet) -> Iterator[MongoStore]:
-    store = MongoStore(mongo_server.uri, f"test-{uuid4().hex}")
-    yield store
-    store.close()
+def store(mongo_store: MongoStore) -> MongoStore:
+    return mongo_store
 
 
 @pytest.mark.parametrize("serializer", SERIALIZERS)

@@ -245,7 +245,8 @@ class Relay(Generic[_R]):
     def _join(self, rider: _R) -> None:
         with self._lock:
             self._queue.append(rider)
-            if self._leader is None or (self._leader.is_patient and not rider.is_patient):
+            is_next = self._leader is None or (self._leader.is_patient and not rider.is_patient)
+            if is_next and rider.key not in self._busy():
                 self._appoint(rider)
 
     def _appoint(self, rider: _R) -> None:
@@ -253,8 +254,6 @@ class Relay(Generic[_R]):
         is_crowded = sum(map(len, self._batches.values())) > _CROWD
         lanes = 1 if rider.is_patient or is_crowded else self._lanes
         long_ago = time.monotonic() - self._patience
-        if rider.key in self._busy():
-            return
         if len(self._batches) < lanes or any(one.began < long_ago for one in self._batches):
             self._leader = rider
 
@@ -286,9 +285,9 @@ class Relay(Generic[_R]):
             self._queue.extendleft(reversed(others))
             if self._leader is rider:
                 self._leader = None
-            if self._leader is None and self._queue:
-                busy = self._busy()
-                ready = [one for one in self._queue if one.key not in busy] or self._queue
+            busy = self._busy()
+            ready = [one for one in self._queue if one.key not in busy]
+            if self._leader is None and ready:
                 urgent = (one for one in ready if not one.is_patient)
                 self._appoint(next(urgent, ready[0]))
                 if self._leader is not None:

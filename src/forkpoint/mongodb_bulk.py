@@ -82,9 +82,8 @@ class Bulk(Rider):
             self.entries, self._tail = tail.follow(put, entries_of(put, thread))
             self.steps = steps_of_entries(intent, self.entries)
         elif tail is not None:
-            beginning = Beginning(ObjectId(), tail)
-            self.steps = steps_of(intent, beginning)
-            self._tail = beginning.tail_after(put)
+            self._tail = tail.begin(put)
+            self.steps = steps_of(intent, Beginning(tail, self._tail))
         else:
             self.steps = steps_of(intent)
         if self._tail is not None:

@@ -103,6 +103,11 @@ class Tail(NamedTuple):
             said["updated_at"] = max(said["updated_at"], time.time_ns() // 1000)
         return said
 
+    def begin(self, put: Put) -> Tail:
+        """Return the tail of a log that a put begins, after the put."""
+        said = self.after(put)
+        return self._replace(log=ObjectId(), slot=0, said=said, began=time.monotonic())
+
     def follow(self, put: Put, documents: Sequence[Document]) -> tuple[list[Document], Tail]:
         """Return documents as the next ones in the log, and the log's tail then."""
         said = self.after(put)

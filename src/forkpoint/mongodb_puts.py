@@ -27,7 +27,7 @@ whole bulk can be repeated as it is.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from bson.objectid import ObjectId
@@ -70,16 +70,10 @@ class Creation(NamedTuple):
 
 
 class Beginning(NamedTuple):
-    """A log that a put begins."""
+    """A log that a put begins: what it goes on from, which must be as it is said, and its tail."""
 
-    log: ObjectId
-    tail: Tail
-    """What it goes on from, and which must be as it is said there."""
-
-    def tail_after(self, put: Put) -> Tail:
-        """Return the tail of the log after the put."""
-        said = self.tail.after(put)
-        return self.tail._replace(log=self.log, slot=0, said=said, began=time.monotonic())
+    before: Tail
+    after: Tail
 
 
 class Intent(NamedTuple):
@@ -129,20 +123,20 @@ def steps_of(intent: Intent, beginning: Beginning | None = None) -> list[Step]:
     if beginning is None:
         check = Step("check", _check(put, thread, dead_until, replace, is_newest))
     else:
-        is_newest = beginning.tail.is_newest(put)
-        if beginning.tail.log is not None:
-            begin = [Step("end", end_of(thread, beginning.tail))]
+        is_newest = beginning.before.is_newest(put)
+        if beginning.before.log is not None:
+            begin = [Step("end", end_of(thread, beginning.before))]
         check = Step("check", _begin(put, thread, beginning))
     # Then the check makes sure that there is no such checkpoint yet.
     is_new = put.status is not None and is_newest and not replace
     rows, shown = _rows(put, thread, replace, is_new, is_sharded)
     if not shown and not put.chunks:
         # Many rows take so long that the thread may be deleted on the way.
-        log = beginning and beginning.log
+        log = beginning and beginning.after.log
         again = [Step("check", _touch(put, thread, dead_until, log))] if len(rows) > _FEW else []
         return [*begin, check, *rows, *again]
     if creation is None:
-        log = beginning and beginning.tail.log
+        log = beginning and beginning.before.log
         begin.append(Step("guard", _touch(put, thread, dead_until, log)))
     return [*begin, *_chunks(put, thread, is_sharded), *rows, check, *shown]
 
@@ -152,16 +146,20 @@ _FEW = 10
 
 def entries_of(put: Put, thread: ThreadRef) -> list[Document]:
     """Return the rows of a put, as they go into a log."""
-    documents: list[Document] = []
+    return [
+        {"_id": id_, **place, **said, "visible": True}
+        for id_, place, said in _documents(put, thread)
+    ]
+
+
+def _documents(put: Put, thread: ThreadRef) -> Iterator[tuple[bytes, Document, Document]]:
+    """Yield the `_id` of each row of a put, where it is, and what it says there."""
     if put.row is not None:
         id_ = row_id(thread, put.row.checkpoint_ns, put.row.checkpoint_id)
-        place, said = checkpoint_document(thread, put.row)
-        documents.append({"_id": id_, **place, **said, "visible": True})
+        yield id_, *checkpoint_document(thread, put.row)
     for write in put.writes:
         id_ = row_id(thread, write.checkpoint_ns, write.checkpoint_id, write.task_id, write.idx)
-        place, said = write_document(thread, write)
-        documents.append({"_id": id_, **place, **said, "visible": True})
-    return documents
+        yield id_, *write_document(thread, write)
 
 
 def steps_of_entries(intent: Intent, entries: Sequence[Document]) -> list[Step]:
@@ -196,8 +194,10 @@ def _rows(
     """Return the statements that store the rows of a put, and those that make them visible."""
     rows: list[Step] = []
     shown: list[Step] = []
-
-    def add(id_: bytes, place: Document, said: Document, *, once: bool, wanted: Document) -> None:
+    for id_, place, said in _documents(put, thread):
+        is_write = place["kind"] == "write"
+        once = is_write and place["idx"] >= 0  # the others replace what the task wrote before
+        wanted = {} if is_write or replace or is_new else {"content": {"$exists": False}}
         found = found_by(id_, thread.family, is_sharded=is_sharded or bool(wanted)) | wanted
         document = {**place, **said, "visible": True}
         if said["refs"]:
@@ -210,15 +210,6 @@ def _rows(
             rows.append(Step("once", UpdateOne(found, {"$setOnInsert": document}, True)))
         else:
             rows.append(Step("row", ReplaceOne(found, document, True)))
-
-    if put.row is not None:
-        id_ = row_id(thread, put.row.checkpoint_ns, put.row.checkpoint_id)
-        wanted = {} if replace or is_new else {"content": {"$exists": False}}
-        add(id_, *checkpoint_document(thread, put.row), once=False, wanted=wanted)
-    for write in put.writes:
-        id_ = row_id(thread, write.checkpoint_ns, write.checkpoint_id, write.task_id, write.idx)
-        # The others replace what the task wrote before.
-        add(id_, *write_document(thread, write), once=write.idx >= 0, wanted={})
     return rows, shown
 
 
@@ -266,14 +257,14 @@ def _touch(
 
 def _begin(put: Put, thread: ThreadRef, beginning: Beginning) -> UpdateMany:
     """Return the check that begins a log, and keeps the record up for the last time."""
-    log, tail = beginning
-    wanted = _same(put, thread, tail.dead_until, tail.log)
-    if tail.log is None:
-        seen = {name: tail.said[name] for name in ("checkpoint_count", "status", "status_for")}
+    before, after = beginning
+    wanted = _same(put, thread, before.dead_until, before.log)
+    if before.log is None:
+        seen = {name: before.said[name] for name in ("checkpoint_count", "status", "status_for")}
         wanted |= seen
-    said = tail.after(put)
+    said = dict(after.said)
     changes: Document = {"$max": {"updated_at": said.pop("updated_at")}}
-    changes["$set"] = {**said, "log": log, "unlisted": True, "provisional": False}
+    changes["$set"] = {**said, "log": after.log, "unlisted": True, "provisional": False}
     return UpdateMany(wanted, changes, upsert=True)
 
 

@@ -102,7 +102,7 @@ class MongoReading(MongoCatalog):
     def checkpoint(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
     ) -> Found | None:
-        known = self._known.get(thread_id)
+        known = self.known(thread_id)
         if known is not None:
             found = self._checkpoint_of(thread_id, known, checkpoint_ns, checkpoint_id)
             if found is not None:
@@ -156,7 +156,7 @@ class MongoReading(MongoCatalog):
         for one in read:
             kinds[one["kind"]].append(one)
         if not kinds["thread"] or not kinds["checkpoint"]:
-            self._known.pop(thread_id)
+            self.forget(thread_id)
             return None
         self.look_at_tail(thread, kinds["thread"][0], read)
         row = max(kinds["checkpoint"], key=lambda one: str(one["checkpoint_id"]))

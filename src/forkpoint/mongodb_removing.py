@@ -194,11 +194,9 @@ class MongoRemoving(MongoReading):
         give_up = time.monotonic() + 10 * LOCK_SECONDS
         if same and self._records.exists({**record_of(thread), **HAS_LOG}):
             self.end_log(thread)  # else the record does not say what it would
-
-        def lock_it(wanted: Document) -> bool:
-            return self._records.update(wanted, locked)
-
-        while not self.without_log(thread, {**living, **free}, lock_it):
+        while not self.without_log(
+            thread, {**living, **free}, lambda wanted: self._records.update(wanted, locked)
+        ):
             if self._records.update({**living, **expired}, locked):
                 self._delete_rows(thread, {"doomed": True})  # what the one before left
                 count = True

@@ -217,7 +217,7 @@ class MongoStorage:
             dead_until = self._dead.get(thread.key) if tail is None else tail.dead_until
         intent = Intent(put, thread, creation, dead_until, self._records_open().is_sharded)
         for _ in range(_ATTEMPTS):
-            dead_until = intent.dead_until
+            _, thread, _, dead_until, *_ = intent
             if dead_until is not None and self._is_late(put, thread, dead_until):
                 self._remove_traces(put, thread)
                 return None
@@ -248,8 +248,7 @@ class MongoStorage:
                 successor = self._succeed(put, creation)
                 if successor is None:
                     return None
-                thread, creation = successor
-                intent = intent._replace(thread=thread, creation=creation)
+                intent = intent._replace(thread=successor[0], creation=successor[1])
         raise StorageBusy(f"thread {put.thread_id!r} changed {_ATTEMPTS} times in a row")
 
     def _look_again(self, put: Put, thread: ThreadRef) -> Document:
@@ -387,9 +386,10 @@ class MongoStorage:
                 role = bulk.steps[reached - begin].role
                 if outcome.error is not None:
                     bulk.fail(outcome.error)
+                elif outcome.is_taken:
+                    bulk.collide("entry")
                 else:
-                    is_there = role == "entry" and not outcome.is_taken
-                    bulk.collide("row" if is_there else "entry" if outcome.is_taken else role)
+                    bulk.collide("row" if role == "entry" else role)
 
     def _store_alone(self, batch: list[Bulk], error: Exception) -> None:
         """Execute bulks one by one, to see which of them it is that fails."""
