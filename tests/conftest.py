@@ -19,6 +19,12 @@ settings.register_profile("forkpoint", deadline=None)  # no test is about time
 settings.load_profile("forkpoint")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one worker more than there are cores: tests wait for servers and for processes."""
+    usable = getattr(os, "sched_getaffinity", None)  # on Linux: maybe fewer than there are
+    return (len(usable(0)) if usable else os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session")
 def mongo_server() -> Iterator[ReplicaSet | RunningServer]:
     """A replica set of one member: the smallest server that can do everything."""

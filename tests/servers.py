@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pymongo
+from bson.timestamp import Timestamp
 from pymongo.errors import PyMongoError
 
 if TYPE_CHECKING:
@@ -221,14 +222,23 @@ class ReplicaSet:
         return primary
 
     def wait_until_whole(self) -> None:
-        """Wait until each member that runs is the primary, or a secondary."""
+        """Wait until each member that runs is the primary, or a secondary that has caught up.
+
+        Without one that has, there is no majority for a while after the primary is killed.
+        """
+        self.primary()
+        written = max(map(_written, self._told()))
 
         def is_whole() -> bool:
-            told = [_hello(member) for member in self.members if member.is_running]
-            return all(one.get("isWritablePrimary") or one.get("secondary") for one in told)
+            return all(
+                (one.get("isWritablePrimary") or one.get("secondary")) and _written(one) >= written
+                for one in self._told()
+            )
 
-        self.primary()
         wait_until(is_whole, "all members of the replica set")
+
+    def _told(self) -> list[dict[str, Any]]:
+        return [_hello(member) for member in self.members if member.is_running]
 
     def client(self, **options: Any) -> pymongo.MongoClient[Any]:
         """Return a client of the replica set, with all rights."""
@@ -272,6 +282,11 @@ def _hello(member: Mongod) -> dict[str, Any]:
         with contextlib.suppress(PyMongoError), member.client(timeoutMS=2000) as client:
             return dict(client.admin.command("hello"))
     return {}
+
+
+def _written(told: dict[str, Any]) -> Timestamp:
+    """Return up to when a member has what was written, by what it says of itself."""
+    return told["lastWrite"]["opTime"]["ts"] if "lastWrite" in told else Timestamp(0, 0)
 
 
 def _free_port() -> int:

@@ -453,17 +453,22 @@ class MongoStore(Store):
             for found in self._records()
         ]
 
+    def restore(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Let the store have these documents, all that one had before, and nothing else."""
+        self.collection.delete_many({})
+        self.collection.insert_many(documents)
+
     def _records(self) -> Iterator[Mapping[str, Any]]:
         """Yield the records of all threads, and what their logs say about them."""
-        for record in self.collection.find({"kind": "thread", "building": {"$exists": False}}):
-            entries = {"log": record["log"] or ObjectId(), "kind": {"$ne": "thread"}}
-            newest = max(
-                (entry for entry in self.collection.find(entries) if "record" in entry),
-                key=lambda entry: entry["slot"],
-                default={"record": {}},
-            )
-            later = max(record["updated_at"], newest["record"].get("updated_at", 0))
-            yield {**record, **newest["record"], "updated_at": later}
+        records = list(self.collection.find({"kind": "thread", "building": {"$exists": False}}))
+        said: dict[Any, Mapping[str, Any]] = {}
+        entries = self.collection.find({"slot": {"$gt": 0}}, {"log": 1, "record": 1})
+        for entry in entries.sort("slot"):
+            said[entry["log"]] = entry["record"]
+        for record in records:
+            newest = said.get(record["log"], {})
+            later = max(record["updated_at"], newest.get("updated_at", 0))
+            yield {**record, **newest, "updated_at": later}
 
     def rows(self, kind: str) -> list[Row]:
         if kind == "chunks":

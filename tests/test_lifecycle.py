@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from forkpoint import SaverClosed, SchemaVersionError
+from forkpoint import SaverClosed, SchemaVersionError, ThreadNotFound
 from forkpoint.saver import ForkpointSaver
 from servers import wait_until
 from stores import Store
@@ -99,16 +99,18 @@ def test_event_loops_that_make_the_first_call_at_the_same_time_all_get_an_answer
             assert len(answered) == 8
 
 
-def test_the_worker_threads_end_with_their_saver(store: Store) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_worker_threads_end_with_their_saver(fails: bool, store: Store) -> None:
     before = threading.active_count()
     for _ in range(20):
         with store.saver() as saver:
             asyncio.run(saver.aget_tuple(config()))
+            if fails:
+                with pytest.raises(ThreadNotFound):
+                    asyncio.run(saver.afork(config()))
     del saver
-    deadline = time.monotonic() + 30
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() <= before
+    gc.collect()  # an error and its traceback have each other
+    wait_until(lambda: threading.active_count() <= before, "the threads to end")
 
 
 def test_a_loop_that_is_closed_too_early_does_no_harm(store: Store) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -416,15 +416,26 @@ REMOVALS: dict[str, Callable[[MongoDBSaver], object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def threads(mongo_server: Any) -> Sequence[Any]:
+    """The documents of a small old thread, a long one, and a small new one."""
+    store = MongoStore(mongo_server.uri, "test-budgets")
+    with store.saver() as saver:
+        for thread_id, steps in (("old", SMALL), ("long", LARGE), ("new", SMALL)):
+            parent = None
+            for n in range(steps):
+                metadata = {"run_id": f"{thread_id}-{n}"}
+                parent = put(saver, {"n": n}, parent=parent, thread_id=thread_id, metadata=metadata)
+                saver.put_writes(parent, [("c", n)], "task")
+    found = list(store.collection.find())
+    store.close()
+    return found
+
+
 @pytest.fixture
-def busy(saver: MongoDBSaver) -> MongoDBSaver:
-    """A saver of a store with a small old thread, a long one, and a small new one."""
-    for thread_id, steps in (("old", SMALL), ("long", LARGE), ("new", SMALL)):
-        parent = None
-        for n in range(steps):
-            metadata = {"run_id": f"{thread_id}-{n}"}
-            parent = put(saver, {"n": n}, parent=parent, thread_id=thread_id, metadata=metadata)
-            saver.put_writes(parent, [("c", n)], "task")
+def busy(saver: MongoDBSaver, store: MongoStore, threads: Sequence[Any]) -> MongoDBSaver:
+    """A saver of a store with these threads."""
+    store.restore(threads)
     return saver
 
 

@@ -34,7 +34,7 @@ from forkpoint.saver import ForkpointSaver
 from stores import MongoStore
 from support import checkpoint, config, id_of, put, value_of
 
-MEETINGS = 3  # of each two operations, out of all, in every run
+MEETINGS = 5  # of each two operations, out of all, in every run
 ALL = pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 
 
@@ -66,8 +66,7 @@ class Start(NamedTuple):
     """What a writer remembers: checkpoints that together have all chunks."""
 
     def restore(self) -> None:
-        self.store.collection.delete_many({})
-        self.store.collection.insert_many(self.documents)
+        self.store.restore(self.documents)
 
 
 Work = Callable[[ForkpointSaver, Start], None]

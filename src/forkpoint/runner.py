@@ -101,10 +101,10 @@ class WorkerRunner:
 
     def _start(self) -> None:
         jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        for _ in range(self._workers):
-            threading.Thread(target=_work, args=(jobs,), name="forkpoint", daemon=True).start()
         # They end with the runner, not when the saver is closed: a call may be on its way then.
         weakref.finalize(self, _stop, jobs, self._workers)
+        for _ in range(self._workers):
+            threading.Thread(target=_work, args=(jobs,), name="forkpoint", daemon=True).start()
         # In this order: who sees the process must find a queue that has workers.
         self._mails = weakref.WeakKeyDictionary()
         self._jobs = jobs
@@ -117,6 +117,7 @@ _Job = Callable[[], None]
 def _work(jobs: SimpleQueue[_Job | None]) -> None:
     while (job := jobs.get()) is not None:
         job()
+        del job  # it has what was read, and maybe an error, which has the runner in its traceback
 
 
 def _stop(jobs: SimpleQueue[_Job | None], workers: int) -> None:
