@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import pymongo
 import pytest
+from pymongo.errors import AutoReconnect
 
 from forkpoint import ForkpointError, MongoDBSaver
+from forkpoint.mongodb_records import Outcome, Records
 from stores import MongoStore
 from support import checkpoint, config, put
 
@@ -145,3 +147,85 @@ def test_a_method_has_its_effect_once_or_none(
                     done = True
                 assert store.problems(reader, after_crash=not done) == [], command
             store.close()
+
+
+# A server that ends within a bulk
+
+
+Losses = Mapping[int, int]
+"""Within which bulks the connection is lost, and after how many of their statements."""
+
+
+class Loss:
+    """Loses the connection within a bulk: a part of it was executed, and nobody knows which."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        """How many statements each bulk had that was sent since `begin`."""
+        self._losses: Losses = {}
+        bulk, insert = Records._bulk, Records.insert_once
+
+        def lossy_bulk(records: Records, statements: Sequence[Any]) -> Outcome:
+            executed = self._executed_of(statements)
+            if executed is None:
+                return bulk(records, statements)
+            if executed:
+                bulk(records, executed)
+            raise AutoReconnect("connection closed")
+
+        def lossy_insert(records: Records, documents: Sequence[Any]) -> Outcome:
+            executed = self._executed_of(documents)
+            if executed is None:
+                return insert(records, documents)
+            if executed:
+                insert(records, executed)
+            return Outcome(0, set(), is_lost=True)
+
+        monkeypatch.setattr(Records, "_bulk", lossy_bulk)
+        monkeypatch.setattr(Records, "insert_once", lossy_insert)
+
+    def begin(self, losses: Losses) -> None:
+        """Lose some of the bulks that are sent from now on."""
+        self.sizes = []
+        self._losses = losses
+
+    def _executed_of(self, sent: Sequence[Any]) -> Sequence[Any] | None:
+        """Return what is executed of a bulk that is lost, and None for another."""
+        self.sizes.append(len(sent))
+        executed = self._losses.get(len(self.sizes) - 1)
+        return None if executed is None else sent[:executed]
+
+
+@pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("has_log", [True, False])
+@pytest.mark.parametrize("method", [one for one in METHODS if one not in ("get_tuple", "list")])
+def test_a_bulk_of_which_a_part_was_executed_has_its_effect_once(
+    method: str,
+    has_log: bool,
+    twice: bool,
+    mongo_store: MongoStore,
+    expected: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loss = Loss(monkeypatch)
+
+    def run(losses: Losses) -> list[int]:
+        mongo_store.collection.delete_many({})
+        with mongo_store.saver() as saver, mongo_store.saver() as reader:
+            head = fill(saver)  # type: ignore[arg-type]
+            loss.begin(losses)
+            METHODS[method](saver if has_log else reader, head)  # type: ignore[arg-type]
+            sizes = loss.sizes
+            loss.begin({})
+            told = f"{losses} of {sizes}"
+            assert content(reader, mongo_store) == expected[method], told  # type: ignore[arg-type]
+            assert mongo_store.problems(reader) == [], told
+        return sizes
+
+    sizes = run({})
+    assert sizes
+    for number, size in enumerate(sizes):
+        for executed in range(size + 1):
+            again = run({number: executed})
+            for more in range(again[number + 1] + 1) if twice else ():
+                run({number: executed, number + 1: more})

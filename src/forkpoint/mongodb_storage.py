@@ -216,6 +216,7 @@ class MongoStorage:
             tail = session.tail(thread)
             dead_until = self._dead.get(thread.key) if tail is None else tail.dead_until
         intent = Intent(put, thread, creation, dead_until, self._records_open().is_sharded)
+        is_unsure = False  # whether its checkpoint may have been counted before it was stored
         for _ in range(_ATTEMPTS):
             _, thread, _, dead_until, *_ = intent
             if dead_until is not None and self._is_late(put, thread, dead_until):
@@ -226,10 +227,10 @@ class MongoStorage:
             bulk.check()
             intent, failed = bulk.sent, bulk.collided
             _, thread, creation, *_ = intent
+            is_unsure = is_unsure or (not bulk.entries and (intent.replace or bulk.is_repeated))
             if failed is None:
                 if creation is not None and creation.dead_until is not None:
                     self._dead.put(thread.key, creation.dead_until)
-                is_unsure = not bulk.entries and (intent.replace or bulk.is_repeated)
                 if put.row is not None and is_unsure:
                     session.count_again(thread)
                 if put.row is not None:
@@ -243,12 +244,14 @@ class MongoStorage:
             elif creation is None:
                 record = self._look_again(put, thread)
                 is_newest = record["status_for"] < put.checkpoint_id
+                is_unsure = is_unsure or record["status_for"] == put.checkpoint_id
                 intent = intent._replace(dead_until=record["dead_until"], is_newest=is_newest)
             else:
-                successor = self._succeed(put, creation)
+                successor = self._succeed(put, thread, creation)
                 if successor is None:
                     return None
-                intent = intent._replace(thread=successor[0], creation=successor[1])
+                thread, creation = successor
+                intent = intent._replace(thread=thread, creation=creation)
         raise StorageBusy(f"thread {put.thread_id!r} changed {_ATTEMPTS} times in a row")
 
     def _look_again(self, put: Put, thread: ThreadRef) -> Document:
@@ -276,11 +279,13 @@ class MongoStorage:
         session.end_log(thread)
         return self._look_again(put, thread)
 
-    def _succeed(self, put: Put, creation: Creation) -> tuple[ThreadRef, Creation] | None:
+    def _succeed(
+        self, put: Put, thread: ThreadRef, creation: Creation
+    ) -> tuple[ThreadRef, Creation | None] | None:
         """Return how to make a thread of an id that was used before, or None if it is late.
 
         Raises:
-            Stale: There is a thread of this id.
+            Stale: There is another thread of this id.
         """
         records = self._records_open()
         name = name_id(put.thread_id)
@@ -289,6 +294,8 @@ class MongoStorage:
         found = records.latest(record_of(old))
         if not found:  # who was to make it ended in between
             return old, Creation(old.key, None)
+        if found[0]["deleted_at"] is None and old.key == thread.key:
+            return thread, None  # it was made by an attempt whose answer was lost
         if found[0]["deleted_at"] is None:
             raise Stale
         dead_until = found[0]["dead_until"]
