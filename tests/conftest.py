@@ -53,7 +53,7 @@ def guarded_server() -> Iterator[ReplicaSet]:
 @pytest.fixture(scope="module")
 def replica_set() -> Iterator[ReplicaSet]:
     """Three members, any of which a test may kill and start again."""
-    with ReplicaSet(3) as server:
+    with ReplicaSet(3, is_mortal=True) as server:
         yield server
 
 

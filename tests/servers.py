@@ -61,6 +61,8 @@ class Mongod:
         replica_set: The name of the replica set that it is to be a member of.
         key: What the members of a replica set with access control know each other by.
         access_control: Whether clients must authenticate; with a `key` they must anyway.
+        is_mortal: Whether it will be killed often. From its last checkpoint on, it has to do
+            everything again as it starts, so these had better not be a minute apart.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Mongod:
         replica_set: str | None = None,
         key: str | None = None,
         access_control: bool = False,
+        is_mortal: bool = False,
     ) -> None:
         self.port = _free_port()
         self.address = f"{HOST}:{self.port}"
@@ -76,6 +79,7 @@ class Mongod:
         self._key = key
         self._has_users = False
         self._access_control = access_control or key is not None
+        self._is_mortal = is_mortal
         self._directory = Path(tempfile.mkdtemp(prefix="forkpoint-mongod-", dir=_MEMORY))
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
@@ -102,6 +106,8 @@ class Mongod:
             command += ["--replSet", self._replica_set, "--oplogSize", "256"]
         if self._access_control:
             command += ["--auth"]
+        if self._is_mortal:
+            command += ["--syncdelay", "2"]
         if self._key is not None:
             key_file = self._directory / "key"
             key_file.write_text(self._key)
@@ -172,11 +178,12 @@ class ReplicaSet:
     Args:
         size: How many members; one suffices for what only a replica set can do.
         key: Any text; with it, clients must authenticate.
+        is_mortal: Whether its members will be killed often; see `Mongod`.
     """
 
-    def __init__(self, size: int = 1, *, key: str | None = None) -> None:
+    def __init__(self, size: int = 1, *, key: str | None = None, is_mortal: bool = False) -> None:
         self._key = key
-        self.members = [Mongod(replica_set=SET, key=key) for _ in range(size)]
+        self.members = [Mongod(replica_set=SET, key=key, is_mortal=is_mortal) for _ in range(size)]
 
     @property
     def uri(self) -> str:

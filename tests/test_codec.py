@@ -251,7 +251,7 @@ def test_an_edit_rewrites_bytes_that_do_not_grow_with_the_list(kind: str, edit: 
 
     def typical(length: int) -> float:
         costs = []
-        for seed in range(8):
+        for seed in range(4):
             start = seed * 100_000
             base = [make(start + n) for n in range(length)]
             costs.append(rewritten(base, change(base, make(start + length))))

@@ -113,7 +113,7 @@ def test_deleting_and_copying_while_others_write_breaks_nothing(store: Store) ->
         def work(seed: int) -> None:
             rng = random.Random(seed)
             with store.saver() as own:
-                for round_ in range(25):
+                for round_ in range(15):
                     name = f"copy-{seed}-{round_}"
                     own.copy_thread("root", name)
                     head = own.get_tuple(config(name))

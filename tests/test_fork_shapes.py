@@ -389,7 +389,7 @@ def on_backends(shapes: Collection[str], on_mongodb: Collection[str] | None = No
     return pytest.mark.parametrize(("new_store", "name", "world"), cases, indirect=["new_store"])
 
 
-@on_backends(SHAPE_NAMES, PLAIN_SHAPES)
+@on_backends(SHAPE_NAMES, TELLING_SHAPES)
 async def test_a_fork_of_the_head_goes_on_as_the_thread_would(
     name: str, world: str, store: Store, saver: ForkpointSaver
 ) -> None:
@@ -404,7 +404,7 @@ async def test_a_fork_of_the_head_goes_on_as_the_thread_would(
     assert store.problems(saver) == []
 
 
-@on_backends(SHAPE_NAMES, PLAIN_SHAPES)
+@on_backends(SHAPE_NAMES, TELLING_SHAPES)
 async def test_a_fork_of_an_older_checkpoint_goes_on_as_a_time_travel_would(
     name: str, world: str, store: Store, saver: ForkpointSaver
 ) -> None:

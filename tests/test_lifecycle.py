@@ -76,7 +76,7 @@ def test_one_saver_serves_several_event_loops_at_once(store: Store) -> None:
 def test_event_loops_that_make_the_first_call_at_the_same_time_all_get_an_answer(
     store: Store,
 ) -> None:
-    for _ in range(30):
+    for _ in range(10):
         with store.saver() as saver:
             barrier = threading.Barrier(8)
             answered: list[int] = []

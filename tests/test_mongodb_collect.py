@@ -34,7 +34,7 @@ from forkpoint.saver import ForkpointSaver
 from stores import MongoStore
 from support import checkpoint, config, id_of, put, value_of
 
-MEETINGS = 5  # of each two operations, out of all, in every run
+MEETINGS = 2  # of each two operations, out of all, in every run
 ALL = pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 
 
@@ -436,7 +436,7 @@ def test_nothing_dangles_where_one_writes_and_another_removes(
                 assert type(writer.error) in errors(write, remove), way
 
 
-@pytest.mark.parametrize("stops", [2, ALL])
+@pytest.mark.parametrize("stops", [1, ALL])
 @pytest.mark.parametrize("remove", REMOVERS)
 @pytest.mark.parametrize("write", WRITERS)
 def test_nothing_dangles_where_one_stops_for_so_long_that_nobody_waits_for_it(

@@ -166,7 +166,7 @@ def test_a_primary_is_killed_under_load(kills: int, replica_set: ReplicaSet, nam
 )
 def test_the_only_server_is_killed_and_started_again(kills: int, name: str) -> None:
     rng = random.Random(2)
-    with ReplicaSet() as server:
+    with ReplicaSet(is_mortal=True) as server:
         with (
             MongoDBSaver.from_conn_string(server.uri, db_name=name) as saver,
             Load(saver) as load,

@@ -668,7 +668,7 @@ def retain(store: Store, path: str | None, ready: Any) -> None:
 @pytest.mark.parametrize("is_archived", [False, True])
 @pytest.mark.parametrize(
     ("number", "kills"),
-    [(200, 5), pytest.param(10_000, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+    [(200, 3), pytest.param(10_000, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
 )
 def test_retention_that_is_killed_is_done_by_the_next(
     number: int, kills: int, is_archived: bool, store: Store, saver: ForkpointSaver, tmp_path: Path
