@@ -11,7 +11,7 @@ import pymongo
 import pytest
 from pymongo.errors import AutoReconnect
 
-from forkpoint import ForkpointError, MongoDBSaver
+from forkpoint import ForkpointError, MongoDBSaver, ThreadCatalog
 from forkpoint.mongodb_records import Outcome, Records
 from stores import MongoStore
 from support import checkpoint, config, put
@@ -46,18 +46,21 @@ METHODS: dict[str, Method] = {
     "delete_for_runs": lambda saver, _: saver.delete_for_runs(["run"]),
     "delete_thread": lambda saver, _: saver.delete_thread("thread"),
     "purge": lambda saver, _: saver.purge("relative"),
+    "create": lambda saver, _: ThreadCatalog(saver).create("made", metadata={"n": 1}),
+    "search": lambda saver, _: list(ThreadCatalog(saver).search()),
 }
 
 DELETED = {"delete_thread": "thread", "purge": "relative"}
 
 
 def fill(saver: MongoDBSaver) -> Any:
-    """Put three checkpoints, the second by a run, and a clone; return the newest."""
+    """Put three checkpoints, the second by a run; make a clone; begin a log; return the newest."""
     head = put(saver, {"text": TEXT, "n": 0})
     head = put(saver, {"text": TEXT * 2, "n": 1}, parent=head, metadata={"run_id": "run"})
     head = put(saver, {"text": TEXT, "n": 2}, parent=head)
-    saver.put_writes(head, [("c", 1), ("d", TEXT)], "task")
     saver.copy_thread("thread", "relative")
+    saver.get_tuple(head)
+    saver.put_writes(head, [("c", 1), ("d", TEXT)], "task")
     return head
 
 
@@ -197,11 +200,11 @@ class Loss:
 
 
 @pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("has_log", [True, False])
+@pytest.mark.parametrize("owns_log", [True, False])
 @pytest.mark.parametrize("method", [one for one in METHODS if one not in ("get_tuple", "list")])
 def test_a_bulk_of_which_a_part_was_executed_has_its_effect_once(
     method: str,
-    has_log: bool,
+    owns_log: bool,
     twice: bool,
     mongo_store: MongoStore,
     expected: dict[str, Any],
@@ -214,7 +217,7 @@ def test_a_bulk_of_which_a_part_was_executed_has_its_effect_once(
         with mongo_store.saver() as saver, mongo_store.saver() as reader:
             head = fill(saver)  # type: ignore[arg-type]
             loss.begin(losses)
-            METHODS[method](saver if has_log else reader, head)  # type: ignore[arg-type]
+            METHODS[method](saver if owns_log else reader, head)  # type: ignore[arg-type]
             sizes = loss.sizes
             loss.begin({})
             told = f"{losses} of {sizes}"

@@ -134,14 +134,11 @@ class MongoRemoving(MongoReading):
         done = self._records.bulk(
             [guard, UpdateOne(record_of(thread), [{"$set": buried}, unlisted])]
         )
-        # Unless it was done by an attempt whose answer was lost.
         dead = {**record_of(thread), "deleted_at": {"$ne": None}}
-        has_failed = done.failed is not None and not (
-            done.is_repeated and self._records.exists(dead)
-        )
-        if has_failed and seen is not None:
-            raise Stale
-        if has_failed:
+        was_done = done.is_repeated and self._records.exists(dead)  # and the answer was lost
+        if done.failed is not None and not was_done:
+            if seen is not None:
+                raise Stale
             raise StorageBusy("deleting took too long, and others have written since; try again")
         for _ in range(2):  # what was on its way when the thread was marked arrives after the first
             self._records.delete(rows)

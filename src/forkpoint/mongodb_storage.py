@@ -294,9 +294,9 @@ class MongoStorage:
         found = records.latest(record_of(old))
         if not found:  # who was to make it ended in between
             return old, Creation(old.key, None)
-        if found[0]["deleted_at"] is None and old.key == thread.key:
-            return thread, None  # it was made by an attempt whose answer was lost
         if found[0]["deleted_at"] is None:
+            if old.key == thread.key:
+                return thread, None  # it was made by an attempt whose answer was lost
             raise Stale
         dead_until = found[0]["dead_until"]
         if dead_until is not None and self._is_late(put, None, dead_until):
