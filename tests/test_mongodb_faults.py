@@ -166,37 +166,35 @@ class Loss:
         self.sizes: list[int] = []
         """How many statements each bulk had that was sent since `begin`."""
         self._losses: Losses = {}
-        bulk, insert = Records._bulk, Records.insert_once
-
-        def lossy_bulk(records: Records, statements: Sequence[Any]) -> Outcome:
-            executed = self._executed_of(statements)
-            if executed is None:
-                return bulk(records, statements)
-            if executed:
-                bulk(records, executed)
-            raise AutoReconnect("connection closed")
-
-        def lossy_insert(records: Records, documents: Sequence[Any]) -> Outcome:
-            executed = self._executed_of(documents)
-            if executed is None:
-                return insert(records, documents)
-            if executed:
-                insert(records, executed)
-            return Outcome(0, set(), is_lost=True)
-
-        monkeypatch.setattr(Records, "_bulk", lossy_bulk)
-        monkeypatch.setattr(Records, "insert_once", lossy_insert)
+        monkeypatch.setattr(Records, "_bulk", self._lossy(Records._bulk, _disconnect))
+        monkeypatch.setattr(Records, "insert_once", self._lossy(Records.insert_once, _lost))
 
     def begin(self, losses: Losses) -> None:
         """Lose some of the bulks that are sent from now on."""
         self.sizes = []
         self._losses = losses
 
-    def _executed_of(self, sent: Sequence[Any]) -> Sequence[Any] | None:
-        """Return what is executed of a bulk that is lost, and None for another."""
-        self.sizes.append(len(sent))
-        executed = self._losses.get(len(self.sizes) - 1)
-        return None if executed is None else sent[:executed]
+    def _lossy(
+        self, send: Callable[[Records, Sequence[Any]], Outcome], lose: Callable[[], Outcome]
+    ) -> Callable[[Records, Sequence[Any]], Outcome]:
+        def send_or_lose(records: Records, sent: Sequence[Any]) -> Outcome:
+            executed = self._losses.get(len(self.sizes))
+            self.sizes.append(len(sent))
+            if executed is None:
+                return send(records, sent)
+            if executed:
+                send(records, sent[:executed])
+            return lose()
+
+        return send_or_lose
+
+
+def _disconnect() -> Outcome:
+    raise AutoReconnect("connection closed")
+
+
+def _lost() -> Outcome:
+    return Outcome(0, set(), is_lost=True)
 
 
 @pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.slow)])

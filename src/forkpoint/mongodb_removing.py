@@ -135,8 +135,8 @@ class MongoRemoving(MongoReading):
             [guard, UpdateOne(record_of(thread), [{"$set": buried}, unlisted])]
         )
         dead = {**record_of(thread), "deleted_at": {"$ne": None}}
-        was_done = done.is_repeated and self._records.exists(dead)  # and the answer was lost
-        if done.failed is not None and not was_done:
+        # Unless it was done by an attempt whose answer was lost.
+        if done.failed is not None and not (done.is_repeated and self._records.exists(dead)):
             if seen is not None:
                 raise Stale
             raise StorageBusy("deleting took too long, and others have written since; try again")
