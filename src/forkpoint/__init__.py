@@ -1,7 +1,7 @@
 """forkpoint: a LangGraph checkpointer with content-addressed storage.
 
 saver          what LangGraph calls; runner: in the sync and the async world
-time_travel    fork, lineage, purge, diff as a user calls them
+time_travel    fork, lineage, purge, diff as a user calls them; listing: pages as iterators
 operations     what each call does; memory: what a process remembers between them
 forking        threads made of others; removing; diffing
 types          what these return; render, render_svg, render_diff: its pictures; printing

@@ -8,7 +8,7 @@ from typing import Any
 from bson.objectid import ObjectId
 
 from forkpoint.codec import Chunk, Chunks
-from forkpoint.filters import contains_json, terms
+from forkpoint.filters import contains_json
 from forkpoint.memory import Recent
 from forkpoint.mongodb_catalog import IDENTITY, MongoCatalog, thread_ref
 from forkpoint.mongodb_documents import (
@@ -20,6 +20,7 @@ from forkpoint.mongodb_documents import (
     write_row,
 )
 from forkpoint.mongodb_log import STATE
+from forkpoint.mongodb_pages import page_filters, page_order
 from forkpoint.mongodb_records import (
     Document,
     Records,
@@ -197,55 +198,17 @@ class MongoReading(MongoCatalog):
         return page
 
     def _page(self, query: Query) -> list[Document]:
-        wanted: Document = {"kind": "checkpoint", "visible": True}
-        if query.with_hidden:
-            wanted = {"kind": "checkpoint", "content": {"$exists": True}, "doomed": None}
-        if query.checkpoint_ns is not None:
-            wanted["checkpoint_ns"] = query.checkpoint_ns
-        ids: Document = {"$gte": ""}  # any; without it, a partial index is not used
-        if query.checkpoint_id is not None:
-            ids["$eq"] = query.checkpoint_id
-        if query.before is not None:
-            ids["$lt"] = query.before
-        after, direction = ("$gt", 1) if query.oldest_first else ("$lt", -1)
-        if query.after is not None:
-            checkpoint_id, key, checkpoint_ns = query.after
-            ids[f"{after}e"] = checkpoint_id
-            same = {"checkpoint_id": checkpoint_id}
-            wanted["$or"] = [
-                {"checkpoint_id": {after: checkpoint_id}},
-                {**same, "thread": {after: key}},
-                {**same, "thread": key, "checkpoint_ns": {after: checkpoint_ns}},
-            ]
-        wanted["checkpoint_id"] = ids
-        if query.filter:
-            wanted_terms = sorted(terms(query.filter))
-            if wanted_terms:
-                wanted["terms"] = {"$all": wanted_terms}
-        order = {
-            "$sort": {
-                "checkpoint_id": direction,
-                "thread": direction,
-                "checkpoint_ns": direction,
-            }
-        }
-        limit = [{"$skip": query.offset}] if query.offset else []
-        limit.append({"$limit": query.limit})
+        order = page_order(query)
         fields = {"$project": {"record": {**IDENTITY, "thread_id": 1}, "row": 1}}
         if query.thread_id is not None:
-            return self._records.aggregate(
-                [
-                    *self._named(query.thread_id),
-                    self._rows("row", wanted, [order, *limit, {"$project": _NO_TERMS}]),
-                    {"$unwind": "$row"},
-                    fields,
-                ]
-            )
+            return self._records.aggregate([*self._page_of_thread(query, order), fields])
+        limit: list[Document] = [{"$skip": query.offset}] if query.offset else []
+        limit.append({"$limit": query.limit})
         seen = {**_LIVING, **({"owner": query.owner} if query.owner is not None else {})}
         record = self._join("record", "row.thread", "_id", seen, [], "$row.family")
         return self._records.aggregate(
             [
-                {"$match": wanted},
+                {"$match": page_filters(query)[0]},
                 order,
                 *limit,  # here, for later stages read ahead
                 {"$project": {"row": "$$ROOT"}},
@@ -254,6 +217,21 @@ class MongoReading(MongoCatalog):
                 fields,
             ]
         )
+
+    def _page_of_thread(self, query: Query, order: Document) -> list[Document]:
+        assert query.thread_id is not None
+        named = self._named(query.thread_id)
+        most = [order, {"$limit": query.offset + query.limit}, {"$project": _NO_TERMS}]
+        first, *others = (
+            [*named, self._rows("row", conditions, most), {"$unwind": "$row"}]
+            for conditions in page_filters(query)
+        )
+        stages: list[Document] = [*first]
+        for other in others:
+            stages.append({"$unionWith": {"coll": self._records.name, "pipeline": other}})
+        if others:
+            stages.append({"$sort": {f"row.{name}": way for name, way in order["$sort"].items()}})
+        return [*stages, {"$skip": query.offset}, {"$limit": query.limit}]
 
     def _add_writes(self, page: list[Found]) -> None:
         places = {(f.thread.key, f.row.checkpoint_ns, f.row.checkpoint_id): f for f in page}

@@ -51,6 +51,11 @@ _INDEXES = [
         partialFilterExpression={"kind": "checkpoint", "visible": True},
     ),
     IndexModel(
+        [("thread", DESCENDING), ("checkpoint_id", DESCENDING), ("checkpoint_ns", DESCENDING)],
+        name="forkpoint_nested",
+        partialFilterExpression={"kind": "checkpoint", "checkpoint_ns": {"$gt": ""}},
+    ),
+    IndexModel(
         [("expires", ASCENDING)],
         name="forkpoint_expires",
         expireAfterSeconds=0,

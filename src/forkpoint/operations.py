@@ -340,48 +340,95 @@ def get_tuple(context: Context, address: Address, config: RunnableConfig) -> Che
     return consistently(context, read, load)
 
 
-def page(context: Context, query: Query) -> tuple[list[CheckpointTuple], Query | None]:
-    """Return a page of checkpoints, newest first, and what to ask for next."""
-    following: Query | None = None
+Item = CheckpointTuple | CorruptChunk | UnreadableValue
+"""A checkpoint of a page, or why it cannot be read."""
 
+
+def page(context: Context, query: Query) -> tuple[list[Item], Query | None]:
+    """Return a page of checkpoints, newest first, and what to ask for next.
+
+    A checkpoint that cannot be read does not keep the others from being read: the error is in its
+    place.
+    """
+    try:
+        return _page(context, query)
+    except CorruptChunk as error:  # the store itself cannot read one of the rows
+        if query.limit > 1:
+            items, following = page(context, query._replace(limit=1))
+            return items, following and following._replace(limit=query.limit)
+        return [error], query._replace(offset=query.offset + 1)
+
+
+def _page(context: Context, query: Query) -> tuple[list[Item], Query | None]:
     def read(session: Session) -> tuple[list[Found], dict[Any, Chunks]]:
         rows = session.page(query)
         if not rows and query.must_exist and query.thread_id is not None:
             existing_thread(session, query.thread_id)
         return rows, gather_rows(session, rows)
 
-    def load(read: tuple[list[Found], dict[Any, Chunks]]) -> list[CheckpointTuple]:
-        nonlocal following
-        rows, stored = read
-        if len(rows) == query.limit:
-            last = rows[-1]
-            place = (last.row.checkpoint_id, last.thread.key, last.row.checkpoint_ns)
-            following = query._replace(after=place)
-        return [_load(context, found, stored[found.thread.family]) for found in rows]
+    def load(found: Found, stored: Chunks) -> Item:
+        try:
+            return _load(context, found, stored)
+        except (CorruptChunk, UnreadableValue) as error:
+            return error
 
-    return consistently(context, read, load), following
+    items: list[Item] = []
+    following: Query | None = None
+    for rows, stored in _readings(context, read):
+        items = [load(found, stored[found.thread.family]) for found in rows]
+        following = _following(query, rows)
+        if not any(isinstance(item, CorruptChunk) for item in items):
+            break
+    return items, following
+
+
+def _following(query: Query, rows: Sequence[Found]) -> Query | None:
+    """Return the query of the page after this one, if there may be one."""
+    if len(rows) < query.limit:
+        return None
+    last = rows[-1]
+    place = (last.row.checkpoint_id, last.thread.key, last.row.checkpoint_ns)
+    return query._replace(after=place, offset=0)
+
+
+def checkpoint_of(item: Item) -> CheckpointTuple:
+    """Return the checkpoint that an item of a page is, or raise why it cannot be read."""
+    if isinstance(item, CheckpointTuple):
+        return item
+    raise item
 
 
 def consistently(
     context: Context, read: Callable[[Session], _Read], load: Callable[[_Read], _Loaded]
 ) -> _Loaded:
-    """Load what was read, and read again if somebody removed some of it in the middle.
+    """Load what was read, and read again if somebody removed some of it in the middle."""
+    damage: CorruptChunk | None = None
+    for reading in _readings(context, read):
+        try:
+            return load(reading)
+        except CorruptChunk as error:
+            damage = error
+    assert damage is not None
+    raise damage
 
-    Where there are no transactions, that looks like damage, until it is read a second time.
+
+def _readings(context: Context, read: Callable[[Session], _Read]) -> Iterator[_Read]:
+    """Yield what is read, again and again, until it is the same twice.
+
+    Where there are no transactions, what somebody removed in the middle looks like damage, until
+    it is read a second time.
     """
     before: _Read | None = None
     while True:
         with context.storage.reading() as session:
             try:
-                found = read(session)
+                reading = read(session)
             except Stale:
                 continue
-        try:
-            return load(found)
-        except CorruptChunk:
-            if found == before:
-                raise
-            before = found
+        yield reading
+        if reading == before:
+            return
+        before = reading
 
 
 def delta_channel_history(
@@ -470,6 +517,7 @@ def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> Chec
     codec = context.codec
     with at_place(thread_id, row.checkpoint_ns, row.checkpoint_id):
         body, manifest = open_row(codec, row)
+        metadata = _metadata(row)
         values = {channel: codec.decode_entry(entry, stored) for channel, entry in manifest.items()}
         pending = [_load_write(codec, write, stored) for write in sorted(writes, key=_order)]
     context.memory.add_manifest(
@@ -479,10 +527,17 @@ def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> Chec
     return CheckpointTuple(
         config=config_of(thread_id, row.checkpoint_ns, row.checkpoint_id),
         checkpoint=cast(Checkpoint, {**body, "channel_values": values}),
-        metadata=json.loads(row.metadata),
+        metadata=metadata,
         parent_config=config_of(thread_id, row.checkpoint_ns, parent) if parent else None,
         pending_writes=pending,
     )
+
+
+def _metadata(row: CheckpointRow) -> Any:
+    try:
+        return json.loads(row.metadata)
+    except (ValueError, RecursionError) as error:
+        raise CorruptChunk(f"the metadata cannot be read: {error}") from error
 
 
 def open_row(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], Manifest]:

@@ -333,7 +333,7 @@ def _history(context: Context, thread_id: str) -> Iterator[CheckpointTuple]:
     following: Query | None = everything._replace(must_exist=True, with_hidden=True)
     while following is not None:
         page, following = operations.page(context, following)
-        yield from page
+        yield from map(operations.checkpoint_of, page)
 
 
 class Sweeper:

@@ -150,6 +150,9 @@ class ForkpointSaver(TimeTravel):
 
         Raises:
             InvalidInput: An argument is of the wrong type; at once, not on the first iteration.
+            CorruptChunk: On the iteration that comes to a checkpoint that is not what was written.
+                The iterator goes on: the next item is the checkpoint after it.
+            UnreadableValue: In the same way, for one with a value that cannot be restored.
         """
         return self._pages_of(_query(config, filter, before), inputs.limit(limit))
 

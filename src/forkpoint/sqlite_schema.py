@@ -101,6 +101,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_checkpoints_place
     ON forkpoint_checkpoints (thread, checkpoint_ns, checkpoint_id);
 CREATE INDEX IF NOT EXISTS forkpoint_checkpoints_order
     ON forkpoint_checkpoints (checkpoint_id, thread, checkpoint_ns);
+CREATE INDEX IF NOT EXISTS forkpoint_checkpoints_nested
+    ON forkpoint_checkpoints (thread, checkpoint_id, checkpoint_ns) WHERE checkpoint_ns > '';
 CREATE INDEX IF NOT EXISTS forkpoint_checkpoints_run
     ON forkpoint_checkpoints (run_id) WHERE run_id IS NOT NULL;
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from forkpoint.codec import Chunk
 from forkpoint.errors import StaleLease, ThreadExists, stale_lease
 from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Place
 from forkpoint.sqlite_catalog import SqliteCatalog
+from forkpoint.sqlite_pages import page_statement
 from forkpoint.sqlite_statements import batches, marks, time_now
 from forkpoint.storage import (
     CheckpointRow,
@@ -130,38 +130,16 @@ class SqliteSession(SqliteCatalog):
         return Found(thread_id, thread, found, [WriteRow(*write) for write in writes])
 
     def page(self, query: Query) -> list[Found]:
-        conditions: dict[str, Sequence[Any]] = {"1" if query.with_hidden else "NOT c.hidden": ()}
+        thread: ThreadRef | None = None
         if query.thread_id is not None:
             thread = self.thread(query.thread_id)
             if thread is None:
                 return []
-            conditions["c.thread = ?"] = (thread.key,)
-        if query.checkpoint_ns is not None:
-            conditions["c.checkpoint_ns = ?"] = (query.checkpoint_ns,)
-        if query.checkpoint_id is not None:
-            conditions["c.checkpoint_id = ?"] = (query.checkpoint_id,)
-        if query.before is not None:
-            conditions["c.checkpoint_id < ?"] = (query.before,)
-        order, after = ("ASC", ">") if query.oldest_first else ("DESC", "<")
-        if query.after is not None:
-            place = f"(c.checkpoint_id, c.thread, c.checkpoint_ns) {after} (?, ?, ?)"
-            conditions[place] = query.after
-        if query.owner is not None:
-            conditions["t.owner = ?"] = (query.owner,)
-        if query.filter:
-            conditions["forkpoint_contains(c.metadata, ?)"] = (json.dumps(query.filter),)
-        columns = ", ".join(f"c.{column}" for column in _CHECKPOINT.split(", "))
-        rows = self.all(
-            f"SELECT t.thread_id, t.key, t.family, t.epoch, t.owner, {columns}"
-            " FROM forkpoint_checkpoints AS c JOIN forkpoint_threads AS t ON t.key = c.thread"
-            f" WHERE {' AND '.join(conditions)}"
-            f" ORDER BY c.checkpoint_id {order}, c.thread {order}, c.checkpoint_ns {order}"
-            " LIMIT ? OFFSET ?",
-            *(value for values in conditions.values() for value in values),
-            query.limit,
-            query.offset,
-        )
-        found = [Found(row[0], ThreadRef(*row[1:5]), CheckpointRow(*row[5:]), []) for row in rows]
+        sql, values = page_statement(query, _CHECKPOINT, thread.key if thread else None)
+        found = [
+            Found(row[0], ThreadRef(*row[1:5]), CheckpointRow(*row[5:]), [])
+            for row in self.all(sql, *values)
+        ]
         self._add_writes(found)
         return found
 

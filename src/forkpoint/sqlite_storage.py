@@ -264,7 +264,10 @@ def _scalar(connection: sqlite3.Connection, sql: str) -> int | None:
 
 
 def _contains(stored: str, wanted: str) -> bool:
-    return contains_json(stored, json.loads(wanted))
+    try:
+        return contains_json(stored, json.loads(wanted))
+    except (ValueError, RecursionError, TypeError):
+        return True  # whoever reads the row finds that it is damaged, and which one it is
 
 
 def _retry_while_locked(action: Callable[[], object]) -> None:

@@ -12,6 +12,7 @@ from langgraph.checkpoint.base.id import uuid6
 from forkpoint import diffing, forking, inputs, operations, removing
 from forkpoint.errors import CheckpointNotFound, InvalidInput
 from forkpoint.forking import NewFork
+from forkpoint.listing import AsyncCheckpoints, Checkpoints
 from forkpoint.operations import Context
 from forkpoint.runner import Runner
 from forkpoint.storage import Query
@@ -71,12 +72,12 @@ class TimeTravel(BaseCheckpointSaver[Any]):
             metadata: As `list` takes it for its filter, such as `{"graph_id": "support"}`.
         """
         found, _ = self._runner.run(operations.page, self._context, _latest(metadata))
-        return found[0] if found else None
+        return operations.checkpoint_of(found[0]) if found else None
 
     async def alatest(self, metadata: Mapping[str, Any]) -> CheckpointTuple | None:
         """Do what `latest` does."""
         found, _ = await self._runner.arun(operations.page, self._context, _latest(metadata))
-        return found[0] if found else None
+        return operations.checkpoint_of(found[0]) if found else None
 
     def diff(self, a: str | RunnableConfig, b: str | RunnableConfig) -> StateDiff:
         """Return how the state differs between two checkpoints, of any threads.
@@ -263,27 +264,10 @@ class TimeTravel(BaseCheckpointSaver[Any]):
     # Pages
 
     def _pages_of(self, query: Query, limit: int | None) -> Iterator[CheckpointTuple]:
-        following: Query | None = query
-        while following is not None and limit != 0:
-            page, following = self._runner.run(
-                operations.page, self._context, _sized(following, limit)
-            )
-            yield from page
-            limit = None if limit is None else limit - len(page)
+        return Checkpoints(self._runner, self._context, query, limit)
 
-    async def _apages_of(self, query: Query, limit: int | None) -> AsyncIterator[CheckpointTuple]:
-        following: Query | None = query
-        while following is not None and limit != 0:
-            page, following = await self._runner.arun(
-                operations.page, self._context, _sized(following, limit)
-            )
-            for found in page:
-                yield found
-            limit = None if limit is None else limit - len(page)
-
-
-def _sized(query: Query, limit: int | None) -> Query:
-    return query if limit is None else query._replace(limit=min(limit, operations.PAGE_ROWS))
+    def _apages_of(self, query: Query, limit: int | None) -> AsyncIterator[CheckpointTuple]:
+        return AsyncCheckpoints(self._runner, self._context, query, limit)
 
 
 def _oldest_first(thread_id: object) -> Query:
@@ -299,13 +283,13 @@ def _at(thread_id: object, index: object) -> Query:
 
 
 def _only(
-    page: tuple[list[CheckpointTuple], Query | None], thread_id: str, index: int
+    page: tuple[list[operations.Item], Query | None], thread_id: str, index: int
 ) -> CheckpointTuple:
     if not page[0]:
         raise CheckpointNotFound(
             f"index {index} is out of range: thread {thread_id!r} has not as many checkpoints"
         )
-    return page[0][0]
+    return operations.checkpoint_of(page[0][0])
 
 
 def _latest(metadata: object) -> Query:

@@ -1,0 +1,64 @@
+"""MongoDB: which rows a page of checkpoints is of, in the order of an index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forkpoint.filters import terms
+from forkpoint.mongodb_records import Document
+from forkpoint.storage import Query
+
+
+def page_filters(query: Query) -> list[Document]:
+    """Return a filter for each part of a listing that an index has in the right order.
+
+    A thread's checkpoints in all namespaces are in two indexes: those of the graph itself in that
+    of the places, and those of subgraphs in one of their own.
+    """
+    conditions = _conditions(query)
+    everywhere = query.checkpoint_ns is None and query.checkpoint_id is None
+    if query.thread_id is None or not everywhere:
+        return [conditions]
+    return [{**conditions, "checkpoint_ns": namespace} for namespace in ("", {"$gt": ""})]
+
+
+def page_order(query: Query) -> Document:
+    """Return the stage that puts the rows of a part, or of all parts, in order."""
+    return {"$sort": dict.fromkeys(_order(query), 1 if query.oldest_first else -1)}
+
+
+def _order(query: Query) -> list[str]:
+    """Return the fields that a listing is in the order of, but for those that are the same."""
+    thread = ["thread"] if query.thread_id is None else []
+    namespace = ["checkpoint_ns"] if query.checkpoint_ns is None else []
+    return ["checkpoint_id", *thread, *namespace]
+
+
+def _conditions(query: Query) -> Document:
+    conditions: Document = {"kind": "checkpoint", "visible": True}
+    if query.with_hidden:
+        conditions = {"kind": "checkpoint", "content": {"$exists": True}, "doomed": None}
+    if query.checkpoint_ns is not None:
+        conditions["checkpoint_ns"] = query.checkpoint_ns
+    ids: Document = {"$gte": ""}  # any; without it, a partial index is not used
+    if query.checkpoint_id is not None:
+        ids["$eq"] = query.checkpoint_id
+    if query.before is not None:
+        ids["$lt"] = query.before
+    if query.after is not None:
+        place = dict(zip(("checkpoint_id", "thread", "checkpoint_ns"), query.after, strict=True))
+        after = "$gt" if query.oldest_first else "$lt"
+        ids[f"{after}e"] = place["checkpoint_id"]
+        conditions["$or"] = _after(_order(query), place, after)
+    conditions["checkpoint_id"] = ids
+    if query.filter and (asked := sorted(terms(query.filter))):
+        conditions["terms"] = {"$all": asked}
+    return conditions
+
+
+def _after(fields: list[str], place: dict[str, Any], after: str) -> list[Document]:
+    """Return the conditions, one of which holds for what comes after a place."""
+    return [
+        {**{same: place[same] for same in fields[:length]}, field: {after: place[field]}}
+        for length, field in enumerate(fields)
+    ]
