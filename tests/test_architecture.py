@@ -25,8 +25,8 @@ LAYERS = [
         "sqlite_pages",
         "mongodb_records",
     },
-    {"operations", "mongodb_pages", "sqlite_session", "mongodb_log", "mongodb_documents"},
-    {"mongodb_catalog"},
+    {"operations", "mongodb_pages", "sqlite_threads", "mongodb_log", "mongodb_documents"},
+    {"mongodb_catalog", "sqlite_session"},
     {
         "forking",
         "removing",

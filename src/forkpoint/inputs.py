@@ -231,6 +231,8 @@ class Origin(NamedTuple):
     """The checkpoints, as (namespace, id), that it comes after: in its own namespace, and in those
     of the graphs around it."""
     lease: Shown | None
+    run: object = None
+    """What tells the run from others of the process, if LangGraph says so."""
 
 
 def origin(config: object, named: Address) -> Origin:
@@ -244,7 +246,20 @@ def origin(config: object, named: Address) -> Origin:
     }
     if named.checkpoint_id is not None:
         found[named.checkpoint_ns] = named.checkpoint_id
-    return Origin(list(found.items()), _lease(part.get(LEASE)))
+    return Origin(list(found.items()), _lease(part.get(LEASE)), _run(part))
+
+
+def _run(part: Mapping[str, Any]) -> object:
+    """Return the object that LangGraph has one of for a run with all its subgraphs."""
+    return getattr(part.get("__pregel_runtime"), "control", None)
+
+
+def beginning_run(config: object, named: Address) -> object:
+    """Return the run that begins with a look for its thread, or None if it is another look."""
+    part = configurable(config)
+    if named.checkpoint_ns or "__pregel_task_id" in part:
+        return None  # a task, or a subgraph, of a run that has begun before
+    return _run(part)
 
 
 def shown_lease(key: object, fence: int) -> str:

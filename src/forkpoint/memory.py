@@ -7,16 +7,17 @@ for, and is refused if they no longer hold.
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from forkpoint.codec import Chunks, Manifest
-from forkpoint.storage import ThreadRef
+from forkpoint.storage import Beginning, ThreadRef
 
 _RECENT_THREADS = 4096
 _RECENT_MANIFESTS = 4096
+_RECENT_RUNS = 4096
 _RECENT_FAMILIES = 128
 _RECENT_DIGESTS = 8192  # in each of these families
 
@@ -59,42 +60,52 @@ class _KnownChunks(NamedTuple):
 
 
 class Announced:
-    """The threads for which checkpoints are on their way into the store.
+    """The checkpoints that are on their way into the store.
 
-    LangGraph stores the writes of a task while it is still storing the checkpoints before. Where a
-    thread was deleted, its first checkpoint tells whether they belong to a new run.
+    Where a thread was deleted, they tell whether writes belong to a new run of which nothing is
+    stored yet. Nobody waits for them: should such a checkpoint be refused, its writes go with it.
     """
 
     def __init__(self) -> None:
-        self._numbers: Counter[str] = Counter()
-        self._changed = threading.Condition()
+        self._places: dict[object, tuple[str, str]] = {}
 
     @contextmanager
-    def put(self, thread_id: str) -> Iterator[None]:
-        """Announce that a checkpoint of a thread is on its way, until the end of the block."""
-        with self._changed:
-            self._numbers[thread_id] += 1
-            self._changed.notify_all()
+    def put(self, thread_id: str, checkpoint_id: str) -> Iterator[None]:
+        """Announce a checkpoint until the end of the block."""
+        ticket = object()
+        self._places[ticket] = (thread_id, checkpoint_id)
         try:
             yield
         finally:
-            with self._changed:
-                self._numbers[thread_id] -= 1
-                if not self._numbers[thread_id]:
-                    del self._numbers[thread_id]
-                self._changed.notify_all()
+            del self._places[ticket]
 
-    def await_put(self, thread_id: str, again: bool) -> bool:
-        """Wait until no checkpoint of a thread is on its way; return whether one was."""
-        with self._changed:
-            # It may be about to be announced: whoever does so may have begun before.
-            patience = 0 if again else _MOMENT
-            was_announced = self._changed.wait_for(lambda: thread_id in self._numbers, patience)
-            self._changed.wait_for(lambda: thread_id not in self._numbers)
-            return was_announced
+    def has(self, thread_id: str, checkpoint_id: str) -> bool:
+        return (thread_id, checkpoint_id) in list(self._places.values())
 
 
-_MOMENT = 0.1  # seconds: long enough for a thread that is about to run
+class Runs:
+    """What thread ids meant when the runs of this process began.
+
+    A run looks for its thread before it does anything else, and LangGraph passes the same object
+    to that look and to all that the run and its subgraphs store. So what is deleted, or made, in
+    between is told from what was there before, whatever the ids of the checkpoints are.
+    """
+
+    def __init__(self) -> None:
+        self._beginnings: Recent[tuple[str, int], tuple[object, Beginning]] = Recent(_RECENT_RUNS)
+
+    def begin(self, thread_id: str, run: object, beginning: Beginning) -> None:
+        """Remember what a run that begins found, or that it made the thread itself."""
+        # With the object, so that its id stays its own.
+        self._beginnings.put((thread_id, id(run)), (run, beginning))
+
+    def forget(self, thread_id: str, run: object) -> None:
+        self._beginnings.pop((thread_id, id(run)))
+
+    def beginning(self, thread_id: str, run: object) -> Beginning | None:
+        """Return what a run found; None if that is not known."""
+        known = None if run is None else self._beginnings.get((thread_id, id(run)))
+        return None if known is None else known[1]
 
 
 class Memory:
@@ -102,6 +113,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.announced = Announced()
+        self.runs = Runs()
         self.threads: Recent[str, ThreadRef] = Recent(_RECENT_THREADS)
         self.missing: Recent[str, bool] = Recent(_RECENT_THREADS)
         """Threads that were looked for in vain: what is written next may make them."""

@@ -70,7 +70,9 @@ class Bulk(Rider):
         if intent.creation is not None:
             thread_id = intent.put.thread_id
             made = ahead.made.setdefault(thread_id, self._session.known(thread_id) or intent.thread)
-            if made != intent.thread and made.owner == intent.put.owner:
+            if made == intent.thread:
+                self._session.made_after.put(made.key, intent.creation.deletion)
+            elif made.owner == intent.put.owner and self._is_of(made, intent.put):
                 intent = intent._replace(thread=made, creation=None)
         self.sent = intent
         put, thread, *_ = intent
@@ -88,6 +90,10 @@ class Bulk(Rider):
             self.steps = steps_of(intent)
         if self._tail is not None:
             ahead.tails[thread.key] = self._tail
+
+    def _is_of(self, made: ThreadRef, put: Put) -> bool:
+        """Return whether a put belongs to a thread that was made meanwhile, as far as is known."""
+        return put.began is None or self._session.made_after.get(made.key) == put.began.deletion
 
     @property
     def is_insert(self) -> bool:

@@ -78,6 +78,7 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
         "provisional": True,
         "deleted_at": None,
         "dead_until": None,
+        "deletion": None,
         "lock": None,
         **NO_LOG,
         "unlisted": True,

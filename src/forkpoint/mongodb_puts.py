@@ -37,6 +37,7 @@ from forkpoint.mongodb_catalog import new_record
 from forkpoint.mongodb_documents import checkpoint_document, chunk_statement, write_document
 from forkpoint.mongodb_log import Tail, end_of, new_tail
 from forkpoint.mongodb_records import (
+    NEVER,
     NOW,
     Document,
     Statement,
@@ -67,6 +68,8 @@ class Creation(NamedTuple):
     old_key: ObjectId | None
     """What the thread's id meant before."""
     dead_until: str | None
+    deletion: tuple[Any, Any] = NEVER
+    """The last deletion of the id; see `forkpoint.storage.Session.last_deletion`."""
 
 
 class Beginning(NamedTuple):
@@ -215,15 +218,17 @@ def _rows(
 
 def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
     name = name_id(put.thread_id)
+    absent, deletion = creation.deletion
     record = new_record(
         put.thread_id,
         thread.epoch,
         owner=put.owner,
         metadata=put.metadata,
         dead_until=creation.dead_until,
+        deletion=deletion,
     )
     named = UpdateOne(
-        {"_id": name, "family": name, "key": creation.old_key},
+        {"_id": name, "family": name, "key": creation.old_key, "absent": absent},
         {"$set": {"key": thread.key, "home": thread.family}},
         upsert=True,
     )

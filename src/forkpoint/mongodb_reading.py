@@ -60,6 +60,8 @@ class MongoReading(MongoCatalog):
         super().__init__(records)
         self._known: Recent[str, ThreadRef] = Recent(4096)
         self._newest: Recent[tuple[ObjectId, str], str] = Recent(4096)
+        self.made_after: Recent[ObjectId, tuple[Any, Any]] = Recent(4096)
+        """The last deletion of their ids, of threads that were made here."""
         self._trees: Recent[bytes, list[bytes]] = Recent(_TREES)
 
     def remember(self, thread_id: str, thread: ThreadRef) -> None:

@@ -118,6 +118,15 @@ def record_of(thread: ThreadRef) -> Document:
     return {"_id": thread.key, "family": thread.family}
 
 
+NEVER = (None, None)
+"""What `deletion_of` returns for an id that was never deleted."""
+
+
+def deletion_of(named: Document, records: Sequence[Document]) -> tuple[Any, Any]:
+    """Return what tells the last deletion of an id, from its name and the record, if it has one."""
+    return named.get("absent"), records[0].get("deletion") if records else None
+
+
 def found_by(id_: bytes, family: ObjectId, *, is_sharded: bool) -> Document:
     """Return a filter for a document that is to be stored, and says its family itself.
 

@@ -17,6 +17,7 @@ from forkpoint.mongodb_documents import ROWS, refs_in
 from forkpoint.mongodb_log import HAS_LOG, NO_LOG
 from forkpoint.mongodb_reading import MongoReading
 from forkpoint.mongodb_records import (
+    NEVER,
     NOW,
     Document,
     Outcome,
@@ -24,6 +25,7 @@ from forkpoint.mongodb_records import (
     chunk_id,
     chunk_size,
     chunks_of,
+    deletion_of,
     digest_of,
     in_batches,
     name_id,
@@ -103,17 +105,21 @@ class MongoRemoving(MongoReading):
         self._records.delete({**rows, "kind": ROWS})
         return Counts(checkpoints, writes)
 
-    def bury(self, thread: ThreadRef, seen: ThreadRow | None = None) -> Counts:
+    def bury(
+        self, thread: ThreadRef, seen: ThreadRow | None = None, *, as_late: bool = False
+    ) -> Counts:
         same = {} if seen is None else {"updated_at": seen.updated_at, "fence": seen.fence}
         try:
             with self._locked(thread, {}, same=same) as guard:
-                return self._bury(thread, guard, seen)
+                return self._bury(thread, guard, seen, as_late=as_late)
         except Stale:
             if seen is not None:
                 raise
             return Counts(0, 0)  # somebody else was faster
 
-    def _bury(self, thread: ThreadRef, guard: UpdateOne, seen: ThreadRow | None) -> Counts:
+    def _bury(
+        self, thread: ThreadRef, guard: UpdateOne, seen: ThreadRow | None, *, as_late: bool
+    ) -> Counts:
         rows = {"family": thread.family, "thread": thread.key, "kind": ROWS}
         found = self._records.latest(rows, {"checkpoint_id": 1, "kind": 1})
         ids = [row["checkpoint_id"] for row in found]
@@ -122,6 +128,7 @@ class MongoRemoving(MongoReading):
             "deleted_at": NOW,
             "removed_at": NOW,
             "dead_until": {"$max": ["$dead_until", {"$literal": max(ids, default=None)}]},
+            **({} if as_late else {"deletion": ObjectId()}),  # what came late is no thread
             "epoch": ObjectId(),
             **dict.fromkeys(("lock", "label", "ttl", "lease_holder")),
             **dict.fromkeys(("lease_since", "lease_until")),
@@ -143,6 +150,29 @@ class MongoRemoving(MongoReading):
         for _ in range(2):  # what was on its way when the thread was marked arrives after the first
             self._records.delete(rows)
         return Counts(checkpoints, len(found) - checkpoints)
+
+    def last_deletion(self, thread_id: str) -> tuple[Any, Any]:
+        name = name_id(thread_id)
+        named = {"$match": {"_id": name, "family": name}}
+        fields = {"$project": {"absent": 1, "record.deletion": 1}}
+        found = self._records.aggregate([named, self._join("record", "key", "_id", {}, []), fields])
+        return deletion_of(found[0], found[0]["record"]) if found else NEVER
+
+    def note_deletion(self, thread_id: str) -> None:
+        name = name_id(thread_id)
+        unused = ObjectId()  # no record has it: it is as if somebody had ended before making it
+        self._records.bulk(
+            [
+                UpdateOne(
+                    {"_id": name, "family": name},
+                    {
+                        "$set": {"absent": ObjectId()},
+                        "$setOnInsert": {"key": unused, "home": unused},
+                    },
+                    upsert=True,
+                )
+            ]
+        )
 
     def buried(self, thread_id: str) -> ThreadRef | None:
         name = name_id(thread_id)

@@ -44,7 +44,7 @@ class MongoSession(MongoRemoving):
             status_for=max((row.checkpoint_id for row in graft.rows), default=""),
             checkpoint_count=sum(not row.hidden for row in graft.rows),
             provisional=False,
-            dead_until=old["dead_until"] if old else None,
+            **_deletion_of(old),
             building=ObjectId(),
         )
         unchanged = UpdateOne(
@@ -91,7 +91,7 @@ class MongoSession(MongoRemoving):
             owner=owner,
             **fields_of(described),
             provisional=False,
-            dead_until=old["dead_until"] if old else None,
+            **_deletion_of(old),
             building=ObjectId(),
         )
         statements = [
@@ -162,7 +162,7 @@ class MongoSession(MongoRemoving):
             "parent_checkpoint_id": None,
             "lock": None,
             "fence": 0,
-            "dead_until": old["dead_until"] if old else None,
+            **_deletion_of(old),
             "building": record["lock"]["by"],
             **dict.fromkeys(("lease_holder", "lease_since", "lease_until")),
             "source": record["thread_id"],
@@ -200,7 +200,10 @@ class MongoSession(MongoRemoving):
         old = {"_id": named[0]["key"], "family": named[0]["home"]}
         # If its record is missing, somebody is about to make it, or ended just before.
         times = {"created_at": 0, "updated_at": 0, "deleted_at": 0}
-        self._records.insert({**old, **new_record(thread_id, ObjectId()), **times})
+        record = {**old, **new_record(thread_id, ObjectId()), **times}
+        for of_living in ("unlisted", "terms"):
+            del record[of_living]
+        self._records.insert(record)
         (record,) = self._records.latest(old)
         if record["deleted_at"] is None:
             raise ThreadExists(f"there is a thread {thread_id!r} already")
@@ -216,6 +219,11 @@ class MongoSession(MongoRemoving):
     def add_secret(self, stored: bytes) -> None:
         number = len(self.secrets()) + 1
         self._records.insert({"_id": f"secret:{number:04}", "family": "settings", "value": stored})
+
+
+def _deletion_of(old: Document | None) -> Document:
+    """Return what a record says of the thread that its id meant before."""
+    return {name: old[name] if old else None for name in ("dead_until", "deletion")}
 
 
 def _name(target: ThreadRef, thread_id: str, old: Document | None) -> UpdateOne:

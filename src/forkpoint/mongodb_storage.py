@@ -28,7 +28,15 @@ from forkpoint.mongodb_bulk import LARGE, Ahead, Bulk, checked_size
 from forkpoint.mongodb_documents import ROWS
 from forkpoint.mongodb_log import LOG_INDEX
 from forkpoint.mongodb_puts import Creation, Intent
-from forkpoint.mongodb_records import Document, Records, chunks_of, name_id, record_of, row_id
+from forkpoint.mongodb_records import (
+    Document,
+    Records,
+    chunks_of,
+    deletion_of,
+    name_id,
+    record_of,
+    row_id,
+)
 from forkpoint.mongodb_session import MongoSession
 from forkpoint.storage import SCHEMA_VERSION, Put, Stale, ThreadRef
 
@@ -224,7 +232,8 @@ class MongoStorage:
         is_unsure = False  # whether its checkpoint may have been counted before it was stored
         for _ in range(_ATTEMPTS):
             _, thread, _, dead_until, *_ = intent
-            if dead_until is not None and self._is_late(put, thread, dead_until):
+            may_be_late = dead_until is not None and put.began is None
+            if may_be_late and self._is_late(put, thread, dead_until or ""):
                 self._remove_traces(put, thread)
                 return None
             bulk = Bulk(self._commits, session, intent, size)
@@ -297,20 +306,24 @@ class MongoStorage:
         (named,) = records.latest({"_id": name, "family": name})
         old = ThreadRef(named["key"], named["home"], ObjectId(), put.owner)
         found = records.latest(record_of(old))
-        if not found:  # who was to make it ended in between
-            return old, Creation(old.key, None)
-        if found[0]["deleted_at"] is None:
+        if found and found[0]["deleted_at"] is None:
             if old.key == thread.key:
                 return thread, None  # it was made by an attempt whose answer was lost
             raise Stale
-        dead_until = found[0]["dead_until"]
-        if dead_until is not None and self._is_late(put, None, dead_until):
-            records.update(record_of(old), _die_later(put))
+        deletion = deletion_of(named, found)
+        if put.began is not None and put.began.deletion != deletion:
             return None
-        if dead_until is not None and put.row is None:
-            return None  # where a thread was deleted, the next one begins with a checkpoint
+        if not found:  # who was to make it ended in between, or there never was one
+            return old, Creation(old.key, None, deletion)
+        dead_until = found[0]["dead_until"]
+        if dead_until is not None and put.began is None:
+            if self._is_late(put, None, dead_until):
+                records.update(record_of(old), _die_later(put))
+                return None
+            if put.row is None and not put.is_announced:
+                return None  # where a thread was deleted, the next one begins with a checkpoint
         key = ObjectId()
-        return ThreadRef(key, key, ObjectId(), put.owner), Creation(old.key, dead_until)
+        return ThreadRef(key, key, ObjectId(), put.owner), Creation(old.key, dead_until, deletion)
 
     def _is_late(self, put: Put, thread: ThreadRef | None, dead_until: str) -> bool:
         """Return whether a write comes after a checkpoint that went with its thread."""
@@ -338,7 +351,7 @@ class MongoStorage:
         if records.exists({**record_of(thread), "provisional": True}) and not records.exists(
             {**rows, "kind": ROWS}
         ):
-            self._open().bury(thread)
+            self._open().bury(thread, as_late=True)
             records.delete(chunks_of(thread.family))
 
     def _records_open(self) -> Records:

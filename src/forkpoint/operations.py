@@ -38,10 +38,11 @@ from forkpoint.errors import (
     UnreadableValue,
 )
 from forkpoint.group_commit import Steps
-from forkpoint.inputs import Address, Origin, Shown
+from forkpoint.inputs import Address, Origin
 from forkpoint.memory import KnownManifest, Memory
 from forkpoint.owners import ConfinedStorage
 from forkpoint.storage import (
+    Beginning,
     CheckpointRow,
     Found,
     Put,
@@ -165,7 +166,7 @@ def put(context: Context, new: NewCheckpoint) -> Steps[None]:
         status = "idle" if checkpoint_ns == "" else None
         return prepared._replace(row=row, status=status), encoded.chunks
 
-    thread = yield from _write(context, thread_id, new.origin.lease, prepare)
+    thread = yield from _write(context, thread_id, new.origin, prepare)
     context.memory.add_manifest(
         thread, (checkpoint_ns, checkpoint_id), manifest, new.checkpoint.get("channel_versions", {})
     )
@@ -232,7 +233,7 @@ def put_writes(context: Context, new: NewWrites) -> Steps[None]:
         return prepared._replace(writes=rows, status=status), chunks
 
     if rows:
-        yield from _write(context, new.address.thread_id, new.origin.lease, prepare)
+        yield from _write(context, new.address.thread_id, new.origin, prepare)
 
 
 def _prepared(
@@ -243,10 +244,13 @@ def _prepared(
     chunks: Chunks,
 ) -> Put:
     """Return a `Put` at the place of a row, with those chunks that the store may lack."""
-    unknown = context.memory.unknown(thread, chunks)
-    ancestry, lease = new.origin
+    memory = context.memory
+    unknown = memory.unknown(thread, chunks)
+    thread_id = new.address.thread_id
+    ancestry, lease, run = new.origin
+    began = memory.runs.beginning(thread_id, run)
     return Put(
-        new.address.thread_id,
+        thread_id,
         thread,
         "{}" if thread else inputs.thread_metadata(new.config),
         ancestry,
@@ -254,12 +258,9 @@ def _prepared(
         row.checkpoint_id,
         {digest: context.codec.protect_chunk(chunk) for digest, chunk in unknown.items()},
         fence=None if lease is None else lease.fence,
+        began=began,
+        is_announced=began is None and memory.announced.has(thread_id, row.checkpoint_id),
     )
-
-
-def _is_of(lease: Shown | None, thread: ThreadRef | None) -> bool:
-    """Return whether the lease that a run shows, if it shows one, is one of this thread."""
-    return lease is None or (thread is not None and str(thread.key) == lease.key)
 
 
 def _deleted(thread_id: str) -> ThreadDeleted:
@@ -280,20 +281,13 @@ def _status(writes: Sequence[tuple[str, Any]]) -> str | None:
 def _write(
     context: Context,
     thread_id: str,
-    lease: Shown | None,
+    origin: Origin,
     prepare: Callable[[ThreadRef | None], tuple[Put, Chunks]],
 ) -> Steps[ThreadRef]:
     """Prepare a write for the thread as it is known, and again if it turns out to have changed."""
     memory = context.memory
-    is_refused = False
     for attempt in range(_ATTEMPTS):
-        thread = memory.threads.get(thread_id)
-        is_new = thread is None and lease is None and memory.missing.get(thread_id)
-        if not is_new and (thread is None or not _is_of(lease, thread)):
-            with context.storage.reading() as session:
-                thread = session.thread(thread_id)
-            if not _is_of(lease, thread):
-                raise _deleted(thread_id)
+        thread = _thread_of_run(context, thread_id, origin)
         try:
             prepared, chunks = prepare(thread)
             written = yield from context.storage.put(prepared)
@@ -303,41 +297,97 @@ def _write(
             continue
         if written is None:
             memory.forget(thread_id)
-            if prepared.row is None:
-                was_announced = memory.announced.await_put(thread_id, is_refused)
-                if was_announced or not is_refused:
-                    is_refused = True
-                    continue  # the thread may have been made again by now
             raise _deleted(thread_id)
         memory.missing.pop(thread_id)
         memory.threads.put(thread_id, written)
+        if prepared.began is not None and prepared.began.key is None:
+            made = prepared.began._replace(key=written.key)
+            memory.runs.begin(thread_id, origin.run, made)
         if chunks:
             memory.add_chunks(written, chunks)
         return written
     raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was written to")
 
 
+def _thread_of_run(context: Context, thread_id: str, origin: Origin) -> ThreadRef | None:
+    """Return the thread that a run writes to, as it is known, or None if the run may make it.
+
+    Raises:
+        ThreadDeleted: It was deleted since the run began.
+    """
+    memory, lease = context.memory, origin.lease
+    began = memory.runs.beginning(thread_id, origin.run)
+    key = began.key if began is not None else None
+
+    def is_its(thread: ThreadRef | None) -> bool:
+        if thread is None:
+            return key is None and lease is None
+        return key in (None, thread.key) and (lease is None or str(thread.key) == lease.key)
+
+    thread = memory.threads.get(thread_id)
+    if thread is None:
+        if is_its(None) and memory.missing.get(thread_id):
+            return None
+    elif is_its(thread) and (began is None or key is not None):
+        return thread
+    with context.storage.reading() as session:
+        thread = session.thread(thread_id)
+        if not is_its(thread):
+            raise _deleted(thread_id)
+        # Somebody else may have made it, before or after it was deleted.
+        if began is not None and key is None and began.deletion != session.last_deletion(thread_id):
+            raise _deleted(thread_id)
+    return thread
+
+
 # Reading
 
 
-def get_tuple(context: Context, address: Address, config: RunnableConfig) -> CheckpointTuple | None:
-    """Return a checkpoint, or the newest of its namespace."""
+def get_tuple(
+    context: Context, address: Address, config: RunnableConfig, run: object = None
+) -> CheckpointTuple | None:
+    """Return a checkpoint, or the newest of its namespace.
 
-    def read(session: Session) -> tuple[Found, Chunks] | None:
+    Args:
+        context: The store.
+        address: The checkpoint, or the thread and namespace.
+        config: What named it.
+        run: The run that begins with this look for its thread.
+    """
+    memory = context.memory
+    thread_id = address.thread_id
+
+    def read(session: Session) -> tuple[Found | None, Chunks, Beginning | None]:
         found = session.checkpoint(*address)
-        return found and (found, gather_rows(session, [found])[found.thread.family])
+        if found is not None:
+            chunks = gather_rows(session, [found])[found.thread.family]
+            return found, chunks, Beginning(found.thread.key, None)
+        if run is None or address.checkpoint_id is not None:
+            return None, {}, None
+        thread = session.thread(thread_id)
+        deletion = session.last_deletion(thread_id)
+        return None, {}, Beginning(thread and thread.key, deletion)
 
-    def load(read: tuple[Found, Chunks] | None) -> CheckpointTuple | None:
-        if read is None:
-            context.memory.missing.put(address.thread_id, True)
-            return None
-        found, stored = read
-        context.memory.threads.put(found.thread_id, found.thread)
-        context.memory.add_chunks(found.thread, stored)
+    def load(
+        read: tuple[Found | None, Chunks, Beginning | None],
+    ) -> tuple[CheckpointTuple | None, Beginning | None]:
+        found, stored, beginning = read
+        if found is None:
+            memory.missing.put(thread_id, True)
+            return None, beginning
+        memory.threads.put(thread_id, found.thread)
+        memory.add_chunks(found.thread, stored)
         loaded = _load(context, found, stored)
-        return loaded if address.checkpoint_id is None else loaded._replace(config=config)
+        is_named = address.checkpoint_id is not None
+        return (loaded._replace(config=config) if is_named else loaded), beginning
 
-    return consistently(context, read, load)
+    loaded, beginning = consistently(context, read, load)
+    if run is not None:
+        if beginning is None:
+            memory.runs.forget(thread_id, run)
+        else:
+            memory.runs.begin(thread_id, run, beginning)
+    return loaded
 
 
 Item = CheckpointTuple | CorruptChunk | UnreadableValue

@@ -89,6 +89,11 @@ class _ConfinedSession:
         thread = self._session.thread(thread_id)
         return thread if thread is not None and self._is_ours(thread) else None
 
+    def note_deletion(self, thread_id: str) -> None:
+        thread = self._session.thread(thread_id)
+        if thread is None or self._is_ours(thread):
+            self._session.note_deletion(thread_id)
+
     def buried(self, thread_id: str) -> ThreadRef | None:
         thread = self._session.buried(thread_id)
         return thread if thread is not None and self._is_ours(thread) else None

@@ -30,6 +30,9 @@ def delete_thread(context: Context, thread_id: str) -> None:
     """Remove a thread. One that does not exist is no error."""
     with context.storage.writing() as session:
         thread = session.thread(thread_id)
+        if thread is None:
+            session.note_deletion(thread_id)
+            thread = session.thread(thread_id)  # it may have been made meanwhile
         if thread is not None:
             session.bury(thread)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig
@@ -122,13 +123,15 @@ class ForkpointSaver(TimeTravel):
             CorruptChunk: What is stored is not what was written.
             UnreadableValue: A value is of a type that may not, or cannot, be restored.
         """
-        return self._runner.run(operations.get_tuple, self._context, inputs.address(config), config)
+        address = inputs.address(config)
+        run = inputs.beginning_run(config, address)
+        return self._runner.run(operations.get_tuple, self._context, address, config, run)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Do what `get_tuple` does."""
-        return await self._runner.arun(
-            operations.get_tuple, self._context, inputs.address(config), config
-        )
+        address = inputs.address(config)
+        run = inputs.beginning_run(config, address)
+        return await self._runner.arun(operations.get_tuple, self._context, address, config, run)
 
     def list(
         self,
@@ -224,7 +227,7 @@ class ForkpointSaver(TimeTravel):
             ThreadDeleted: The thread was deleted while the run was going on.
         """
         new = _new_checkpoint(config, checkpoint, metadata, new_versions)
-        with self._context.memory.announced.put(new.address.thread_id):
+        with self._announced(new):
             self._runner.run(operations.put, self._context, new)
         return _config(new)
 
@@ -237,7 +240,7 @@ class ForkpointSaver(TimeTravel):
     ) -> RunnableConfig:
         """Do what `put` does."""
         new = _new_checkpoint(config, checkpoint, metadata, new_versions)
-        with self._context.memory.announced.put(new.address.thread_id):
+        with self._announced(new):
             await self._runner.arun(operations.put, self._context, new)
         return _config(new)
 
@@ -276,6 +279,10 @@ class ForkpointSaver(TimeTravel):
         """Do what `put_writes` does."""
         new = _new_writes(config, writes, task_id, task_path)
         await self._runner.arun(operations.put_writes, self._context, new)
+
+    def _announced(self, new: NewCheckpoint) -> AbstractContextManager[None]:
+        announced = self._context.memory.announced
+        return announced.put(new.address.thread_id, new.checkpoint["id"])
 
     def get_next_version(self, current: Any, channel: None) -> Any:
         """Return the version of a channel that follows `current`.

@@ -65,6 +65,11 @@ CREATE INDEX IF NOT EXISTS forkpoint_threads_lease
 CREATE INDEX IF NOT EXISTS forkpoint_threads_unlisted
     ON forkpoint_threads (key) WHERE {UNLISTED};
 
+CREATE TABLE IF NOT EXISTS forkpoint_deletions (
+    thread_id TEXT PRIMARY KEY,
+    number INTEGER NOT NULL
+) WITHOUT ROWID;
+
 CREATE TABLE IF NOT EXISTS forkpoint_listing (
     term INTEGER NOT NULL,
     status TEXT NOT NULL,

@@ -11,9 +11,9 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 from forkpoint.codec import Chunk
 from forkpoint.errors import StaleLease, ThreadExists, stale_lease
 from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Place
-from forkpoint.sqlite_catalog import SqliteCatalog
 from forkpoint.sqlite_pages import page_statement
 from forkpoint.sqlite_statements import batches, marks, time_now
+from forkpoint.sqlite_threads import SqliteThreads
 from forkpoint.storage import (
     CheckpointRow,
     Choose,
@@ -27,7 +27,6 @@ from forkpoint.storage import (
     Stale,
     ThreadRecord,
     ThreadRef,
-    ThreadRow,
     WriteRow,
 )
 
@@ -101,18 +100,10 @@ _PUT_WRITES, _REPLACE_WRITES = (
 _PUT_CHUNKS = "INSERT OR IGNORE INTO forkpoint_chunks (family, digest, refs, content) VALUES "
 
 
-class SqliteSession(SqliteCatalog):
+class SqliteSession(SqliteThreads):
     """The primitives of `forkpoint.storage.Session` within one transaction."""
 
     # Reading
-
-    def thread(self, thread_id: str) -> ThreadRef | None:
-        row = self.one(
-            "SELECT key, family, epoch, owner FROM forkpoint_threads"
-            " WHERE thread_id = ? AND deleted_at IS NULL",
-            thread_id,
-        )
-        return ThreadRef(*row) if row else None
 
     def checkpoint(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
@@ -347,11 +338,14 @@ class SqliteSession(SqliteCatalog):
             raise Stale
         if row and put.fence not in (None, row[5]):
             raise StaleLease(stale_lease(put.thread_id))
-        dead_until = row[4] if row else self._dead_until(put.thread_id)
-        if dead_until is not None and self._is_late(put, thread, dead_until):
+        dead_until = row[4] if row else self.dead_until(put.thread_id)
+        if put.began is not None:
+            if thread is None and self.last_deletion(put.thread_id) != put.began.deletion:
+                return None
+        elif dead_until is not None and self._is_late(put, thread, dead_until):
             self._remove_traces(put, thread)
             return None
-        if thread is None and put.row is None and dead_until is not None:
+        elif dead_until is not None and thread is None and not (put.row or put.is_announced):
             return None  # where a thread was deleted, the next one begins with a checkpoint
         if thread is None:
             thread = self._add_thread(put, dead_until, now)
@@ -373,14 +367,6 @@ class SqliteSession(SqliteCatalog):
         ).lastrowid
         self.run("UPDATE forkpoint_threads SET family = key WHERE key = ?", key)
         return ThreadRef(key, key, 0, put.owner)
-
-    def _dead_until(self, thread_id: str) -> str | None:
-        row = self.one(
-            "SELECT max(dead_until) FROM forkpoint_threads"
-            " WHERE thread_id = ? AND deleted_at IS NOT NULL",
-            thread_id,
-        )
-        return row[0] if row else None
 
     def _is_late(self, put: Put, thread: ThreadRef | None, dead_until: str) -> bool:
         """Return whether a write comes after a checkpoint that went with its thread."""
@@ -439,7 +425,7 @@ class SqliteSession(SqliteCatalog):
             target_id,
             now,
             now,
-            self._dead_until(target_id),
+            self.dead_until(target_id),
             source.key,
         ).lastrowid
         if described is not None:
@@ -479,7 +465,7 @@ class SqliteSession(SqliteCatalog):
             sum(not row.hidden for row in graft.rows),
             now,
             now,
-            self._dead_until(graft.target_id),
+            self.dead_until(graft.target_id),
             source.key,
         ).lastrowid
         if graft.described is not None:
@@ -530,43 +516,6 @@ class SqliteSession(SqliteCatalog):
         )
         assert counts is not None
         return counts[0], counts[1]
-
-    def bury(self, thread: ThreadRef, seen: ThreadRow | None = None) -> Counts:
-        if seen is not None and not self.one(
-            "SELECT 1 FROM forkpoint_threads"
-            " WHERE key = ? AND updated_at = ? AND fence = ? AND deleted_at IS NULL",
-            thread.key,
-            seen.updated_at,
-            seen.fence,
-        ):
-            raise Stale
-        self._unlist(thread.key)
-        dead_until = self.one(
-            "SELECT max(id) FROM ("
-            " SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints WHERE thread = ?"
-            " UNION ALL SELECT max(checkpoint_id) FROM forkpoint_writes WHERE thread = ?"
-            " UNION ALL SELECT dead_until FROM forkpoint_threads WHERE key = ?)",
-            thread.key,
-            thread.key,
-            thread.key,
-        )
-        writes, checkpoints = (
-            self.run(f"DELETE FROM forkpoint_{table} WHERE thread = ?", thread.key).rowcount
-            for table in ("writes", "checkpoints")
-        )
-        self.run(
-            "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = ?, label = NULL,"
-            " tags = '[]', metadata = '{}', status = 'idle', checkpoint_count = 0,"
-            " ttl = NULL, lease_holder = NULL, lease_since = NULL, lease_until = NULL"
-            " WHERE key = ?",
-            time_now(),
-            dead_until[0] if dead_until else None,
-            thread.key,
-        )
-        return Counts(checkpoints, writes)
-
-    def buried(self, thread_id: str) -> ThreadRef | None:
-        return None  # all was done as one transaction
 
     # Collecting
 

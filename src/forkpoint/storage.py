@@ -49,7 +49,9 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
 In SQLite each is a table. There ``forkpoint_listing`` is the search index, a row for each term of a
 thread: ``term``, ``status``, ``listed_at``, ``thread_id``, and of which walks it is seen: those
 numbered above ``born``, and not above ``gone``. ``forkpoint_walks`` has the searches that are
-being read page by page: ``number`` and ``began_at``.
+being read page by page: ``number`` and ``began_at``. ``forkpoint_deletions`` has the ids that were
+deleted while they meant no thread, for runs that had begun and stored nothing yet: ``thread_id``,
+and how often (``number``).
 
 In MongoDB all are documents of the collection ``forkpoint_store``, with the fields above and
 ``family``, the shard key:
@@ -62,7 +64,9 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
   something of it was removed, until its chunks were collected; ``log`` is the id of the log that
   goes on from the record, if there is one. Its name is a document of its own: ``_id`` and
   ``family`` are ``name:`` and the thread id, ``key`` and ``home`` the key and the family of the
-  thread that the id means, or meant last.
+  thread that the id means, or meant last. Two ObjectIds tell the last deletion of an id from those
+  before: ``deletion`` of the record, which the next thread of the id takes over, and ``absent`` of
+  the name, if the id was deleted while it meant no thread (then there may be no record yet).
 - A checkpoint or a write: ``kind`` is ``checkpoint`` or ``write``; ``_id`` is the 12 bytes of the
   family and the first 16 of the SHA-256 of a MessagePack array: the 12 bytes of the thread's key,
   namespace, id, and of a write the task and idx. ``visible`` is true unless it is hidden, pending
@@ -191,6 +195,15 @@ class Query(NamedTuple):
     with_hidden: bool = False
 
 
+class Beginning(NamedTuple):
+    """What a thread id meant when a run began: how it is told whether it is deleted since."""
+
+    key: Any
+    """The key of the thread; None if there was none."""
+    deletion: Any
+    """What `Session.last_deletion` returned."""
+
+
 class Put(NamedTuple):
     """A checkpoint, or writes, to be stored with the chunks that they need."""
 
@@ -211,6 +224,10 @@ class Put(NamedTuple):
     """Whose the thread is, if this makes it."""
     fence: int | None = None
     """The lease that the run holds, if it holds one."""
+    began: Beginning | None = None
+    """Where it is known of the run. Else the ids of checkpoints tell what is late."""
+    is_announced: bool = False
+    """Whether the checkpoint that these writes belong to is on its way."""
 
 
 class Moment(NamedTuple):
@@ -361,6 +378,9 @@ class Session(Protocol):
 
     def thread(self, thread_id: str) -> ThreadRef | None:
         """Return which thread an id means, if it is not deleted."""
+
+    def last_deletion(self, thread_id: str) -> Any:
+        """Return what tells the last deletion of a thread id from those before; None for none."""
 
     def checkpoint(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
@@ -513,6 +533,12 @@ class Session(Protocol):
             Stale: The thread was updated, leased or deleted since it was seen. Nothing was done.
         """
 
+    def note_deletion(self, thread_id: str) -> None:
+        """Let `last_deletion` return something else, for the runs of a thread not stored yet.
+
+        A thread of this id that was made meanwhile stays.
+        """
+
     def buried(self, thread_id: str) -> ThreadRef | None:
         """Return the deleted thread that an id meant last, if something of it may be left.
 
@@ -579,8 +605,9 @@ class Storage(Protocol):
         """Store a checkpoint or writes, chunks first, and keep the thread's record up.
 
         Returns None, and removes what else its run left behind, if it belongs to a run that began
-        before its thread was deleted. Writes that would make a thread where one was deleted are
-        taken for such, for a new run begins with a checkpoint.
+        before its thread was deleted. A new run begins with a checkpoint: where it is not known
+        when the run began, writes that would make a thread where one was deleted are taken for
+        late, unless their checkpoint is announced.
 
         Raises:
             Stale: The thread is not the expected one.

@@ -1,0 +1,83 @@
+"""SQLite: which thread an id means, deleting it, and what tells later that it was deleted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forkpoint.sqlite_catalog import SqliteCatalog
+from forkpoint.sqlite_statements import time_now
+from forkpoint.storage import Counts, Stale, ThreadRef, ThreadRow
+
+
+class SqliteThreads(SqliteCatalog):
+    """The primitives of `forkpoint.storage.Session` that find threads by id, and delete them."""
+
+    def thread(self, thread_id: str) -> ThreadRef | None:
+        row = self.one(
+            "SELECT key, family, epoch, owner FROM forkpoint_threads"
+            " WHERE thread_id = ? AND deleted_at IS NULL",
+            thread_id,
+        )
+        return ThreadRef(*row) if row else None
+
+    def last_deletion(self, thread_id: str) -> Any:
+        return self.one(
+            "SELECT (SELECT max(key) FROM forkpoint_threads"
+            " WHERE thread_id = ? AND deleted_at IS NOT NULL),"
+            " (SELECT number FROM forkpoint_deletions WHERE thread_id = ?)",
+            thread_id,
+            thread_id,
+        )
+
+    def dead_until(self, thread_id: str) -> str | None:
+        """Return the highest checkpoint id that is known to be of a deleted thread of this id."""
+        row = self.one(
+            "SELECT max(dead_until) FROM forkpoint_threads"
+            " WHERE thread_id = ? AND deleted_at IS NOT NULL",
+            thread_id,
+        )
+        return row[0] if row else None
+
+    def bury(self, thread: ThreadRef, seen: ThreadRow | None = None) -> Counts:
+        if seen is not None and not self.one(
+            "SELECT 1 FROM forkpoint_threads"
+            " WHERE key = ? AND updated_at = ? AND fence = ? AND deleted_at IS NULL",
+            thread.key,
+            seen.updated_at,
+            seen.fence,
+        ):
+            raise Stale
+        self._unlist(thread.key)
+        dead_until = self.one(
+            "SELECT max(id) FROM ("
+            " SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints WHERE thread = ?"
+            " UNION ALL SELECT max(checkpoint_id) FROM forkpoint_writes WHERE thread = ?"
+            " UNION ALL SELECT dead_until FROM forkpoint_threads WHERE key = ?)",
+            thread.key,
+            thread.key,
+            thread.key,
+        )
+        writes, checkpoints = (
+            self.run(f"DELETE FROM forkpoint_{table} WHERE thread = ?", thread.key).rowcount
+            for table in ("writes", "checkpoints")
+        )
+        self.run(
+            "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = ?, label = NULL,"
+            " tags = '[]', metadata = '{}', status = 'idle', checkpoint_count = 0,"
+            " ttl = NULL, lease_holder = NULL, lease_since = NULL, lease_until = NULL"
+            " WHERE key = ?",
+            time_now(),
+            dead_until[0] if dead_until else None,
+            thread.key,
+        )
+        return Counts(checkpoints, writes)
+
+    def note_deletion(self, thread_id: str) -> None:
+        self.run(
+            "INSERT INTO forkpoint_deletions (thread_id, number) VALUES (?, 1)"
+            " ON CONFLICT (thread_id) DO UPDATE SET number = number + 1",
+            thread_id,
+        )
+
+    def buried(self, thread_id: str) -> ThreadRef | None:
+        return None  # all was done as one transaction
