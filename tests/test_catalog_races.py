@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from forkpoint import ThreadCatalog, ThreadExists, ThreadFilter, ThreadNotFound
 from forkpoint.saver import ForkpointSaver
 from forkpoint.searching import cursor_of, selection_of
 from graphs import SHAPES
+from processes import fork_server
 from servers import Mongod
 from stores import MongoStore, SqliteStore, Store
 from support import put
@@ -60,7 +60,7 @@ def work(store: Store, call: Any, process: int, rounds: int, barrier: Any, done:
 
 def race(store: Store, call: Any, rounds: int) -> dict[int, list[Any]]:
     """Call the same in many processes, and return what each got."""
-    context = multiprocessing.get_context("forkserver")
+    context = fork_server()
     barrier, done = context.Barrier(PROCESSES), context.Queue()
     workers = [
         context.Process(target=work, args=(store, call, process, rounds, barrier, done))

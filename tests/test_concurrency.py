@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import random
 import threading
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from langchain_core.messages import HumanMessage
 
 from forkpoint import ThreadExists
 from forkpoint.saver import ForkpointSaver
+from processes import fork_server
 from stores import Store
 from support import checkpoint, config, put
 
@@ -52,7 +52,7 @@ def test_eight_processes_lose_nothing_and_store_each_chunk_once(
     store: Store, workload: str
 ) -> None:
     puts = store.times(PUTS)
-    context = multiprocessing.get_context("forkserver")
+    context = fork_server()
     barrier = context.Barrier(PROCESSES)
     workers = [
         context.Process(target=run, args=(store, workload, process, puts, barrier))

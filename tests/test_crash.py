@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import HumanMessage
 
+from processes import fork_server
 from stores import Store
 from support import config, put
 
@@ -47,8 +47,7 @@ def load(store: Store, seed: int, acknowledged: Any) -> None:
 def test_a_process_killed_at_random_points_loses_nothing_that_it_acknowledged(
     rounds: int, store: Store
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_crash", "forkpoint.mongodb"])
+    context = fork_server()
     rng = random.Random(1)
     kills = store.times(rounds)
     killed = acknowledged = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import multiprocessing
 import os
 import re
 import signal
@@ -35,13 +34,12 @@ from forkpoint import (
 )
 from forkpoint.saver import ForkpointSaver
 from graphs import SHAPES
+from processes import fork_server
 from stores import KINDS, MongoStore, Store
 from support import Api, checkpoint, config, put
 from test_cancellation import Gate
 
 SHORT = timedelta(milliseconds=400)
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["test_leases", "forkpoint.mongodb"])
 
 
 @pytest.fixture
@@ -529,7 +527,7 @@ def test_two_processes_never_hold_a_lease_at_once(
 ) -> None:
     rounds = rounds if rounds == 1000 else store.times(rounds)
     processes = [
-        PROCESSES.Process(target=take_turns, args=(store, tmp_path / "lease", rounds // 2))
+        fork_server().Process(target=take_turns, args=(store, tmp_path / "lease", rounds // 2))
         for _ in range(2)
     ]
     for process in processes:
@@ -545,8 +543,8 @@ def test_two_processes_never_hold_a_lease_at_once(
 
 def held(store: Store) -> tuple[Any, Any]:
     """Return a process that holds the lease, and what makes it go on."""
-    ready, going_on = PROCESSES.Event(), PROCESSES.Event()
-    process = PROCESSES.Process(target=hold, args=(store, ready, going_on))
+    ready, going_on = fork_server().Event(), fork_server().Event()
+    process = fork_server().Process(target=hold, args=(store, ready, going_on))
     process.start()
     assert ready.wait(60)
     return process, going_on
@@ -589,8 +587,10 @@ def hold_by_another_clock(store: Store, hours: int, ready: Any, going_on: Any) -
 @pytest.mark.parametrize("hours", [-5, 5])
 def test_the_clocks_of_clients_do_not_matter(hours: int, mongo_server: Any) -> None:
     store = MongoStore(mongo_server.uri, f"test-{uuid4().hex}")
-    ready, going_on = PROCESSES.Event(), PROCESSES.Event()
-    process = PROCESSES.Process(target=hold_by_another_clock, args=(store, hours, ready, going_on))
+    ready, going_on = fork_server().Event(), fork_server().Event()
+    process = fork_server().Process(
+        target=hold_by_another_clock, args=(store, hours, ready, going_on)
+    )
     process.start()
     assert ready.wait(60)
     with store.saver() as saver:
@@ -624,7 +624,7 @@ def asked(store: Store, number: int) -> None:
 def test_processes_that_race_make_each_thread_once(
     number: int, store: Store, saver: ForkpointSaver
 ) -> None:
-    processes = [PROCESSES.Process(target=asked, args=(store, number)) for _ in range(8)]
+    processes = [fork_server().Process(target=asked, args=(store, number)) for _ in range(8)]
     for process in processes:
         process.start()
     for process in processes:

@@ -16,6 +16,7 @@ import pytest
 
 from forkpoint import SaverClosed, SchemaVersionError, ThreadNotFound
 from forkpoint.saver import ForkpointSaver
+from processes import fork_server
 from servers import wait_until
 from stores import Store
 from support import checkpoint, config, put, value_of
@@ -178,7 +179,7 @@ def race_to_set_up(store: Store, barrier: Any) -> None:
 
 
 def test_several_processes_may_race_to_set_up(new_store: Callable[[], Store]) -> None:
-    context = multiprocessing.get_context("forkserver")
+    context = fork_server()
     for _ in range(3):
         store = new_store()
         barrier = context.Barrier(8)

@@ -7,7 +7,6 @@ statements are sent one by one for that. Others may come between any two of them
 from __future__ import annotations
 
 import math
-import multiprocessing
 import random
 import signal
 import threading
@@ -31,6 +30,7 @@ from forkpoint.collect import collect
 from forkpoint.mongodb import MongoDBSaver
 from forkpoint.mongodb_records import Outcome, Records
 from forkpoint.saver import ForkpointSaver
+from processes import fork_server
 from stores import MongoStore
 from support import checkpoint, config, id_of, put, value_of
 
@@ -590,8 +590,7 @@ def remove_until_killed(start: Start, remove: Work, commands: int) -> None:
 def test_a_removal_that_was_killed_can_be_run_again(
     remove: Work, number: int | None, start: Start, parties: tuple[Party, Party]
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_mongodb_collect"])
+    context = fork_server()
     kills: Sequence[int] = points(parties[0], start, remove)[:-1]
     if number is not None:
         kills = random.Random(time.time_ns()).sample(kills, number)

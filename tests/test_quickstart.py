@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from forkpoint import SqliteSaver
+from processes import run_program
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXAMPLE = PROJECT / "examples" / "quickstart.py"
@@ -54,14 +55,7 @@ def text_file(tmp_path: Path) -> Path:
 def quickstart(
     directory: Path, *arguments: str | Path, example: Path = EXAMPLE
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, example, *arguments],
-        cwd=directory,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
+    return run_program(example, *arguments, directory=directory)
 
 
 def titles_of(kind: str, output: str) -> list[str]:

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import threading
@@ -44,14 +43,13 @@ from forkpoint.retention import Rules
 from forkpoint.saver import ForkpointSaver
 from forkpoint.storage import Description, ThreadRef, ThreadRow
 from graphs import SHAPES
+from processes import fork_server
 from stores import KINDS, SqliteStore, Store
 from support import Api, config, put, value_of
 from test_cancellation import Gate
 
 HOUR = timedelta(hours=1)
 HOURS = 3600 * 1_000_000
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["test_retention", "forkpoint.mongodb"])
 
 
 @pytest.fixture
@@ -688,8 +686,8 @@ def test_retention_that_is_killed_is_done_by_the_next(
     rng = random.Random(1)
     path = str(tmp_path / "archive.jsonl") if is_archived else None
     for _ in range(kills):
-        ready = PROCESSES.Event()
-        process = PROCESSES.Process(target=retain, args=(store, path, ready))
+        ready = fork_server().Event()
+        process = fork_server().Process(target=retain, args=(store, path, ready))
         process.start()
         assert ready.wait(60)
         time.sleep(rng.random() * number / 4000)
@@ -734,7 +732,7 @@ def test_what_a_killed_one_left_is_finished_wherever_it_was(
             put(saver, {"text": "old text " * 300}, thread_id=name)
             put(saver, {"text": "text " * 300}, thread_id=name)
         store.age("old", created_at=2 * HOURS)
-        process = PROCESSES.Process(target=delete_until_killed, args=(store, commands))
+        process = fork_server().Process(target=delete_until_killed, args=(store, commands))
         process.start()
         process.join()
         assert process.pid is not None
