@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from forkpoint.group_commit import Relay, Rider, Steps, finish
+from forkpoint.group_commit import Relay, Submission
 from forkpoint.runner import WorkerRunner
+from forkpoint.steps import Steps, finish
 from servers import wait_until
 
 
@@ -21,11 +22,11 @@ class Store:
     """Keeps the batches that it is given, each as soon as it may."""
 
     def __init__(self) -> None:
-        self.batches: list[list[Rider]] = []
+        self.batches: list[list[Submission]] = []
         self.may_go_on = threading.Semaphore(0)
         self.begun = 0
 
-    def __call__(self, batch: list[Rider]) -> None:
+    def __call__(self, batch: list[Submission]) -> None:
         self.begun += 1
         self.may_go_on.acquire()
         self.batches.append(batch)
@@ -33,15 +34,17 @@ class Store:
             one.done = True
 
 
-def operation(relay: Relay[Rider], *, is_patient: bool = False) -> Steps[Rider]:
-    one = rider(relay, is_patient=is_patient)
+def operation(relay: Relay[Submission], *, is_patient: bool = False) -> Steps[Submission]:
+    one = submission(relay, is_patient=is_patient)
     yield one
     one.check()
     return one
 
 
-def rider(relay: Relay[Rider], *, is_patient: bool = False, key: object = None) -> Rider:
-    return Rider(relay, is_patient=is_patient, key=key)
+def submission(
+    relay: Relay[Submission], *, is_patient: bool = False, key: object = None
+) -> Submission:
+    return Submission(relay, is_patient=is_patient, key=key)
 
 
 @pytest.fixture
@@ -50,35 +53,38 @@ def store() -> Store:
 
 
 def begin(
-    relay: Relay[Rider], store: Store, executor: ThreadPoolExecutor, riders: list[Rider]
+    relay: Relay[Submission],
+    store: Store,
+    executor: ThreadPoolExecutor,
+    submissions: list[Submission],
 ) -> list[Future[None]]:
     """Put the first of these, and the others while it is stored."""
-    puts = [executor.submit(relay.put, riders[0])]
+    puts = [executor.submit(relay.put, submissions[0])]
     wait_until(lambda: store.begun == 1, "the first batch")
-    puts += [executor.submit(relay.put, one) for one in riders[1:]]
-    wait_until(lambda: len(relay._queue) == len(riders) - 1, "the others")
+    puts += [executor.submit(relay.put, one) for one in submissions[1:]]
+    wait_until(lambda: len(relay._queue) == len(submissions) - 1, "the others")
     return puts
 
 
 def test_what_comes_while_a_batch_is_stored_makes_the_next_one(store: Store) -> None:
-    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
-    riders = [rider(relay) for _ in range(10)]
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
+    submissions = [submission(relay) for _ in range(10)]
     with ThreadPoolExecutor(10) as executor:
-        puts = begin(relay, store, executor, riders)
+        puts = begin(relay, store, executor, submissions)
         store.may_go_on.release(2)
         for put in puts:
             put.result(30)
     assert [len(batch) for batch in store.batches] == [1, 9]
 
 
-def test_so_many_batches_are_on_their_way_as_there_are_lanes(store: Store) -> None:
-    relay: Relay[Rider] = Relay(store, lanes=2, moment=0, patience=60)
+def test_so_many_batches_are_on_their_way_as_there_are_in_flight(store: Store) -> None:
+    relay: Relay[Submission] = Relay(store, in_flight=2, moment=0, patience=60)
     with ThreadPoolExecutor(6) as executor:
         puts = []
         for begun in (1, 2):
-            puts.append(executor.submit(relay.put, rider(relay)))
+            puts.append(executor.submit(relay.put, submission(relay)))
             wait_until(lambda begun=begun: store.begun == begun, "a batch")  # type: ignore[misc]
-        puts += [executor.submit(relay.put, rider(relay)) for _ in range(4)]
+        puts += [executor.submit(relay.put, submission(relay)) for _ in range(4)]
         wait_until(lambda: len(relay._queue) == 4, "the others")
         assert store.begun == 2
         store.may_go_on.release(3)
@@ -92,8 +98,8 @@ def test_there_are_no_two_batches_with_the_same_key_on_their_way(
     patience: float, store: Store
 ) -> None:
     """However long the first one takes; who comes with another key does not wait for it."""
-    relay: Relay[Rider] = Relay(store, lanes=2, moment=0, patience=patience)
-    first, *others = [rider(relay, key=key) for key in ("a", "a", "b", "a")]
+    relay: Relay[Submission] = Relay(store, in_flight=2, moment=0, patience=patience)
+    first, *others = [submission(relay, key=key) for key in ("a", "a", "b", "a")]
     with ThreadPoolExecutor(4) as executor:
         puts = begin(relay, store, executor, [first])
         puts += [executor.submit(relay.put, one) for one in others]
@@ -111,7 +117,7 @@ def test_there_are_no_two_batches_with_the_same_key_on_their_way(
 async def test_many_of_few_keys_all_get_through() -> None:
     busy: list[object] = []
 
-    def store(batch: list[Rider]) -> None:
+    def store(batch: list[Submission]) -> None:
         keys = {one.key for one in batch}
         assert keys.isdisjoint(busy)
         busy.extend(keys)
@@ -121,16 +127,16 @@ async def test_many_of_few_keys_all_get_through() -> None:
         for one in batch:
             one.done = True
 
-    relay: Relay[Rider] = Relay(store, lanes=3, moment=0.0005, patience=0.005)
+    relay: Relay[Submission] = Relay(store, in_flight=3, moment=0.0005, patience=0.005)
     runner = WorkerRunner(8)
     rng = random.Random(1)
 
     def work(seed: int) -> None:
         for n in range(100):
-            relay.put(rider(relay, key=(seed + n) % 4, is_patient=n % 3 == 0))
+            relay.put(submission(relay, key=(seed + n) % 4, is_patient=n % 3 == 0))
 
     async def call(n: int) -> None:
-        one = rider(relay, key=n % 4, is_patient=rng.random() < 0.3)
+        one = submission(relay, key=n % 4, is_patient=rng.random() < 0.3)
 
         def operation() -> Steps[None]:
             yield one
@@ -151,13 +157,13 @@ async def test_many_of_few_keys_all_get_through() -> None:
 def test_another_batch_is_begun_unless_the_store_is_busy_with_many(
     count: int, store: Store
 ) -> None:
-    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
     with ThreadPoolExecutor(22) as executor:
-        puts = begin(relay, store, executor, [rider(relay) for _ in range(count + 1)])
+        puts = begin(relay, store, executor, [submission(relay) for _ in range(count + 1)])
         store.may_go_on.release()
         wait_until(lambda: store.begun == 2, "the large batch")
-        relay._lanes = 2
-        one = rider(relay)
+        relay._in_flight = 2
+        one = submission(relay)
         puts.append(executor.submit(relay.put, one))
         if count == 5:
             wait_until(lambda: store.begun == 3, "the small batch")
@@ -170,16 +176,16 @@ def test_another_batch_is_begun_unless_the_store_is_busy_with_many(
     assert sorted(len(batch) for batch in store.batches) == [1, 1, count]
 
 
-def test_the_patient_wait_for_a_batch_although_there_is_another_lane(store: Store) -> None:
-    relay: Relay[Rider] = Relay(store, lanes=2, moment=0, patience=60)
-    patient = rider(relay, is_patient=True)
+def test_the_patient_wait_for_a_batch_although_there_is_another_may_begin(store: Store) -> None:
+    relay: Relay[Submission] = Relay(store, in_flight=2, moment=0, patience=60)
+    patient = submission(relay, is_patient=True)
     with ThreadPoolExecutor(3) as executor:
-        puts = [executor.submit(relay.put, rider(relay))]
+        puts = [executor.submit(relay.put, submission(relay))]
         wait_until(lambda: store.begun == 1, "the first batch")
         puts.append(executor.submit(relay.put, patient))
         wait_until(lambda: patient in relay._queue, "the patient one")
         assert relay._leader is None
-        urgent = rider(relay)
+        urgent = submission(relay)
         puts.append(executor.submit(relay.put, urgent))
         wait_until(lambda: store.begun == 2, "the second batch")
         store.may_go_on.release(2)
@@ -190,8 +196,8 @@ def test_the_patient_wait_for_a_batch_although_there_is_another_lane(store: Stor
 
 def test_the_patient_wait_for_one_that_is_not_and_that_one_for_nobody(store: Store) -> None:
     store.may_go_on.release(9)
-    relay: Relay[Rider] = Relay(store, lanes=1, moment=30, patience=60)
-    patient, urgent = rider(relay, is_patient=True), rider(relay)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=30, patience=60)
+    patient, urgent = submission(relay, is_patient=True), submission(relay)
     with ThreadPoolExecutor(1) as executor:
         put = executor.submit(relay.put, patient)
         wait_until(lambda: patient in relay._queue, "the patient one")
@@ -202,18 +208,18 @@ def test_the_patient_wait_for_one_that_is_not_and_that_one_for_nobody(store: Sto
 
 def test_the_patient_do_not_wait_for_long(store: Store) -> None:
     store.may_go_on.release(9)
-    relay: Relay[Rider] = Relay(store, lanes=1, moment=0.001, patience=60)
-    one = rider(relay, is_patient=True)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0.001, patience=60)
+    one = submission(relay, is_patient=True)
     relay.put(one)
     assert store.batches == [[one]]
 
 
 def test_nobody_waits_for_a_batch_that_takes_long(store: Store) -> None:
-    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=0.01)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=0.01)
     with ThreadPoolExecutor(2) as executor:
-        puts = [executor.submit(relay.put, rider(relay))]
+        puts = [executor.submit(relay.put, submission(relay))]
         wait_until(lambda: store.begun == 1, "the first batch")
-        puts.append(executor.submit(relay.put, rider(relay)))
+        puts.append(executor.submit(relay.put, submission(relay)))
         wait_until(lambda: store.begun == 2, "the second batch")
         store.may_go_on.release(2)
         for put in puts:
@@ -222,11 +228,11 @@ def test_nobody_waits_for_a_batch_that_takes_long(store: Store) -> None:
 
 
 def test_what_goes_wrong_with_one_is_raised_for_that_one(store: Store) -> None:
-    def fail(batch: list[Rider]) -> None:
+    def fail(batch: list[Submission]) -> None:
         for one in batch:
             one.done, one.error = True, ValueError("no")
 
-    relay: Relay[Rider] = Relay(fail, lanes=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(fail, in_flight=1, moment=0, patience=60)
     with pytest.raises(ValueError, match="no"):
         finish(operation(relay))
 
@@ -234,33 +240,33 @@ def test_what_goes_wrong_with_one_is_raised_for_that_one(store: Store) -> None:
 def test_an_interrupt_of_the_one_that_stores_is_not_one_of_the_others(store: Store) -> None:
     interrupts = [KeyboardInterrupt()]
 
-    def store_or_end(batch: list[Rider]) -> None:
+    def store_or_end(batch: list[Submission]) -> None:
         if len(batch) > 1 and interrupts:
             raise interrupts.pop()
         store(batch)
 
-    relay: Relay[Rider] = Relay(store_or_end, lanes=1, moment=0, patience=60)
-    riders = [rider(relay) for _ in range(6)]
+    relay: Relay[Submission] = Relay(store_or_end, in_flight=1, moment=0, patience=60)
+    submissions = [submission(relay) for _ in range(6)]
     with ThreadPoolExecutor(6) as executor:
-        puts = begin(relay, store, executor, riders)
+        puts = begin(relay, store, executor, submissions)
         store.may_go_on.release(9)
         failures = [put.exception(30) for put in puts]
     assert [type(one) for one in failures if one] == [KeyboardInterrupt]
-    assert [one.done for one in riders] == [failure is None for failure in failures]
+    assert [one.done for one in submissions] == [failure is None for failure in failures]
     assert relay._leader is None
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-async def test_many_threads_and_calls_all_get_through(lanes: int) -> None:
-    stored: list[Rider] = []
+@pytest.mark.parametrize("in_flight", [1, 3])
+async def test_many_threads_and_calls_all_get_through(in_flight: int) -> None:
+    stored: list[Submission] = []
 
-    def store(batch: list[Rider]) -> None:
+    def store(batch: list[Submission]) -> None:
         time.sleep(0.0005)
         for one in batch:
             stored.append(one)
             one.done = True
 
-    relay: Relay[Rider] = Relay(store, lanes=lanes, moment=0.0003, patience=0.002)
+    relay: Relay[Submission] = Relay(store, in_flight=in_flight, moment=0.0003, patience=0.002)
     runner = WorkerRunner(4)
 
     def load(seed: int) -> None:
@@ -284,12 +290,12 @@ async def test_many_threads_and_calls_all_get_through(lanes: int) -> None:
 # Calls that no thread waits with
 
 
-async def queued(relay: Relay[Rider], count: int) -> None:
+async def queued(relay: Relay[Submission], count: int) -> None:
     await asyncio.to_thread(wait_until, lambda: len(relay._queue) == count, "the queue")
 
 
 async def test_a_call_that_is_taken_along_keeps_no_worker(store: Store) -> None:
-    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
     runner = WorkerRunner(2)  # one of them leads
     calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(30)]
     await queued(relay, 29)
@@ -301,7 +307,7 @@ async def test_a_call_that_is_taken_along_keeps_no_worker(store: Store) -> None:
 async def test_the_results_of_a_batch_wake_the_loop_once(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
     runner = WorkerRunner(2)
     calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(30)]
     await queued(relay, 29)
@@ -324,14 +330,14 @@ async def test_the_results_of_a_batch_wake_the_loop_once(
 
 
 async def test_threads_take_calls_along_and_calls_threads(store: Store) -> None:
-    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
     runner = WorkerRunner(2)
     for leads, follows in ((relay.put, runner.arun), (runner.arun, relay.put)):
         store.begun = 0
 
         def begin(way: Any) -> asyncio.Future[Any]:
             if way == relay.put:
-                return asyncio.ensure_future(asyncio.to_thread(way, rider(relay)))
+                return asyncio.ensure_future(asyncio.to_thread(way, submission(relay)))
             return asyncio.ensure_future(way(operation, relay))
 
         calls = [begin(leads)]
@@ -344,7 +350,7 @@ async def test_threads_take_calls_along_and_calls_threads(store: Store) -> None:
 
 
 async def test_a_call_does_not_wait_for_a_batch_that_takes_long(store: Store) -> None:
-    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=0.01)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=0.01)
     runner = WorkerRunner(3)
     calls = []
     for begun in (1, 2):
@@ -358,7 +364,7 @@ async def test_a_call_does_not_wait_for_a_batch_that_takes_long(store: Store) ->
 
 async def test_the_patient_call_waits_a_moment_and_not_for_long(store: Store) -> None:
     store.may_go_on.release(9)
-    relay: Relay[Rider] = Relay(store, lanes=1, moment=0.001, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0.001, patience=60)
     patient = await WorkerRunner(1).arun(partial(operation, is_patient=True), relay)
     assert store.batches == [[patient]]
 
@@ -367,20 +373,20 @@ async def test_a_call_that_fails_keeps_the_others_of_its_batch_from_nothing() ->
     """It may have more to do, which may take long; and what it raises is its own."""
     may_fail, gate = threading.Event(), threading.Event()
 
-    def store(batch: list[Rider]) -> None:
+    def store(batch: list[Submission]) -> None:
         gate.wait(30)
         for one in batch:
             one.done = True
         if len(batch) > 1:
             batch[0].error = ValueError("no")
 
-    def long_operation(relay: Relay[Rider]) -> Steps[None]:
+    def long_operation(relay: Relay[Submission]) -> Steps[None]:
         try:
             yield from operation(relay)
         finally:
             may_fail.wait(30)
 
-    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
     runner = WorkerRunner(3)
     first = asyncio.create_task(runner.arun(operation, relay))
     await asyncio.to_thread(wait_until, lambda: len(relay._batches) == 1, "the first batch")
@@ -400,12 +406,12 @@ async def test_a_call_that_fails_keeps_the_others_of_its_batch_from_nothing() ->
 async def test_what_a_store_raises_is_for_the_one_that_leads(leads: str, store: Store) -> None:
     failures = [RuntimeError("a defect")]
 
-    def store_or_fail(batch: list[Rider]) -> None:
+    def store_or_fail(batch: list[Submission]) -> None:
         if (len(batch) > 1) == (leads != "its own call") and failures:
             raise failures.pop()
         store(batch)
 
-    relay: Relay[Rider] = Relay(store_or_fail, lanes=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store_or_fail, in_flight=1, moment=0, patience=60)
     runner = WorkerRunner(3)
     if leads == "its own call":
         with pytest.raises(RuntimeError, match="a defect"):
@@ -421,7 +427,7 @@ async def test_what_a_store_raises_is_for_the_one_that_leads(leads: str, store: 
 
 
 async def test_a_call_that_is_cancelled_while_it_is_on_its_way_is_stored(store: Store) -> None:
-    relay: Relay[Rider] = Relay(store, lanes=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
     runner = WorkerRunner(2)
     calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(3)]
     await queued(relay, 2)

@@ -90,7 +90,7 @@ def test_one_write_of_a_group_that_does_not_fit_does_not_take_the_others_along(
 
     storage: Any = saver._context.storage
     threads = [threading.Thread(target=attempt, args=(name,)) for name in names]
-    with storage._lock:  # until all of them wait for one commit
+    with storage._transactions._lock:  # until all of them wait for one commit
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 30

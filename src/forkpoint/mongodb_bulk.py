@@ -10,7 +10,7 @@ from bson.objectid import ObjectId
 from pymongo.common import MAX_BSON_SIZE
 
 from forkpoint.errors import InvalidInput
-from forkpoint.group_commit import Relay, Rider
+from forkpoint.group_commit import Relay, Submission
 from forkpoint.mongodb_documents import checkpoint_document, write_document
 from forkpoint.mongodb_log import LOG_SECONDS, Tail
 from forkpoint.mongodb_puts import (
@@ -37,7 +37,7 @@ class Ahead(NamedTuple):
     tails: dict[ObjectId, Tail]
 
 
-class Bulk(Rider):
+class Bulk(Submission):
     """A put on its way into the collection. What it looks like is decided when it is sent.
 
     Then all puts to the thread that the saver sent before are done, or go before in the same bulk.

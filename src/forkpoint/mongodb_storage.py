@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from bson.objectid import ObjectId
@@ -22,7 +22,7 @@ from forkpoint.errors import (
     StorageBusy,
     stale_lease,
 )
-from forkpoint.group_commit import Relay, Steps
+from forkpoint.group_commit import Relay
 from forkpoint.memory import Recent
 from forkpoint.mongodb_bulk import LARGE, Ahead, Bulk, checked_size
 from forkpoint.mongodb_documents import ROWS
@@ -38,6 +38,7 @@ from forkpoint.mongodb_records import (
     row_id,
 )
 from forkpoint.mongodb_session import MongoSession
+from forkpoint.steps import Steps
 from forkpoint.storage import SCHEMA_VERSION, Put, Stale, ThreadRef
 
 COLLECTION = "forkpoint_store"
@@ -144,7 +145,9 @@ class MongoStorage:
         self._process = 0
         self._closed = False
         self._opening = threading.Lock()
-        self._commits = Relay(self._store, lanes=_LANES, moment=_MOMENT, patience=_PATIENCE)
+        self._commits: Relay[Bulk] = Relay(
+            self._store, in_flight=_IN_FLIGHT, moment=_MOMENT, patience=_PATIENCE
+        )
         self._dead: Recent[ObjectId, str] = Recent(4096)
         _storages.add(self)
 
@@ -360,7 +363,7 @@ class MongoStorage:
 
     # Bulks
 
-    def _store(self, batch: list[Bulk]) -> None:
+    def _store(self, batch: Sequence[Bulk]) -> None:
         """Execute what is waiting as one bulk. Where one put fails, the next ones begin anew."""
         records = self._records_open()
         was_lost = False
@@ -416,7 +419,7 @@ class MongoStorage:
                 else:
                     bulk.collide("row" if role == "entry" else role)
 
-    def _store_alone(self, batch: list[Bulk], error: Exception) -> None:
+    def _store_alone(self, batch: Sequence[Bulk], error: Exception) -> None:
         """Execute bulks one by one, to see which of them it is that fails."""
         if len(batch) == 1:
             batch[0].fail(error)
@@ -426,7 +429,7 @@ class MongoStorage:
 
 
 _ATTEMPTS = 20
-_LANES = 2  # bulks on their way: while one is executed, the next is prepared
+_IN_FLIGHT = 2  # bulks on their way: while one is executed, the next is prepared
 _MOMENT = 0.001  # for which writes wait for the checkpoint that follows, as a rule
 _PATIENCE = 0.02  # after which puts do not wait for the bulks before any longer
 

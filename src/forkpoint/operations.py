@@ -37,10 +37,10 @@ from forkpoint.errors import (
     ThreadNotFound,
     UnreadableValue,
 )
-from forkpoint.group_commit import Steps
 from forkpoint.inputs import Address, Origin
 from forkpoint.memory import KnownManifest, Memory
 from forkpoint.owners import ConfinedStorage
+from forkpoint.steps import Steps
 from forkpoint.storage import (
     Beginning,
     CheckpointRow,

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from forkpoint.errors import ThreadExists
 from forkpoint.filters import wanted_terms
-from forkpoint.group_commit import Steps
+from forkpoint.steps import Steps
 from forkpoint.storage import (
     Description,
     Found,

@@ -1,7 +1,8 @@
 """How an operation runs for a sync caller and for an async one: in one hop to another thread.
 
 An operation is an ordinary function that blocks, or a generator that yields whatever is to be
-stored before it goes on (see `forkpoint.group_commit`).
+stored before it goes on (see `forkpoint.steps`). Of an async one, no thread waits for a store that
+another process has locked: it runs again after a pause.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
 from types import GeneratorType
@@ -20,7 +20,8 @@ from typing import Any, Protocol, TypeVar, overload
 
 import aiosqlite
 
-from forkpoint.group_commit import Claim, Rider, Steps, Waiting, finish
+from forkpoint.errors import SaverClosed
+from forkpoint.steps import Claim, Locked, Patience, Retry, Steps, Waiting, finish, running
 
 _T = TypeVar("_T")
 
@@ -69,6 +70,18 @@ def _finished(outcome: Any) -> Any:
     return finish(outcome) if isinstance(outcome, GeneratorType) else outcome
 
 
+class Guard(Protocol):
+    """What an operation may hold of a store while it runs."""
+
+    def check_free(self) -> None:
+        """Raise if this thread holds something, and so is in the middle of an operation."""
+        ...
+
+    def let_go(self) -> None:
+        """Give up what this thread holds, if it was interrupted as it was about to do so."""
+        ...
+
+
 class WorkerRunner:
     """Runs sync operations where they are called, and async ones on worker threads.
 
@@ -79,23 +92,32 @@ class WorkerRunner:
 
     Args:
         workers: How many async operations run at once.
+        guard: What is checked before each sync operation, and given up after an exception.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, guard: Guard | None = None) -> None:
         self._workers = workers
+        self._guard = guard
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._mails: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mail]
-        self._mails = weakref.WeakKeyDictionary()
+        self._inboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Inbox]
+        self._inboxes = weakref.WeakKeyDictionary()
         self._process = 0
 
     def run(self, operation: Callable[..., Any], *args: Any) -> Any:
-        return _finished(operation(*args))
+        if self._guard is None:
+            return _finished(operation(*args))
+        self._guard.check_free()
+        try:
+            return _finished(operation(*args))
+        except BaseException:
+            _let_go(self._guard)
+            raise
 
     async def arun(self, operation: Callable[..., Any], *args: Any) -> Any:
         if self._process != os.getpid():  # threads end where forks begin
             self._start()
         loop = asyncio.get_running_loop()
-        call = _Call(self._jobs, self._mails.setdefault(loop, _Mail()), operation, args)
+        call = _Call(self._jobs, self._inboxes.setdefault(loop, _Inbox()), operation, args)
         self._jobs.put(call.run)
         return await call.outcome()
 
@@ -106,9 +128,18 @@ class WorkerRunner:
         for _ in range(self._workers):
             threading.Thread(target=_work, args=(jobs,), name="forkpoint", daemon=True).start()
         # In this order: who sees the process must find a queue that has workers.
-        self._mails = weakref.WeakKeyDictionary()
+        self._inboxes = weakref.WeakKeyDictionary()
         self._jobs = jobs
         self._process = os.getpid()
+
+
+def _let_go(guard: Guard) -> None:
+    while True:
+        try:
+            guard.let_go()
+        except KeyboardInterrupt:
+            continue  # pressed again; the first one is raised
+        return
 
 
 _Job = Callable[[], None]
@@ -134,31 +165,36 @@ def _go_on(stored: Iterable[Waiting]) -> None:
             ready.extend(waiting.caller.step())
 
 
-class _Mail:
-    """What worker threads have for an event loop, which is woken once for all that has come."""
+class _Inbox:
+    """What an event loop is to do for worker threads. It is woken once for all that has come."""
 
     def __init__(self) -> None:
-        self._letters: deque[Callable[[], None]] = deque()
+        self._jobs: deque[_Job] = deque()
         self._is_announced = False
 
-    def send(self, loop: asyncio.AbstractEventLoop, letter: Callable[[], None]) -> None:
+    def send(self, loop: asyncio.AbstractEventLoop, job: _Job) -> None:
         """Have a loop call a function, unless it is closed: then nobody waits any more."""
-        self._letters.append(letter)
+        self._jobs.append(job)
         if self._is_announced:
             return
         self._is_announced = True
         try:
-            loop.call_soon_threadsafe(self._open)
+            loop.call_soon_threadsafe(self._open, loop)
         except RuntimeError:
             if not loop.is_closed():
                 raise
-            self._letters.clear()
+            self._jobs.clear()
             self._is_announced = False
 
-    def _open(self) -> None:
-        self._is_announced = False  # first: what comes from now on announces itself
-        while self._letters:
-            self._letters.popleft()()
+    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._is_announced = False  # first: what comes from now on announces itself
+            while self._jobs:
+                self._jobs[0]()
+                self._jobs.popleft()
+        except BaseException:  # an interrupt of the loop, which may run again
+            loop.call_soon(self._open, loop)
+            raise
 
 
 class _Call:
@@ -167,12 +203,12 @@ class _Call:
     def __init__(
         self,
         jobs: SimpleQueue[_Job | None],
-        mail: _Mail,
+        inbox: _Inbox,
         operation: Callable[..., Any],
         args: tuple[Any, ...],
     ) -> None:
         self._jobs = jobs
-        self._mail = mail
+        self._inbox = inbox
         self._operation = operation
         self._args = args
         self._steps: Steps[Any] | None = None
@@ -180,7 +216,9 @@ class _Call:
         self._result: asyncio.Future[Any] = self._loop.create_future()
         self._finished: asyncio.Future[None] | None = None
         self._is_finished = False
+        self._is_cancelled = False
         self._claim = Claim()  # whoever takes it decides: run it, or withdraw it
+        self._patience: Patience | None = None  # once it waits for a locked store
 
     # On worker threads
 
@@ -189,12 +227,21 @@ class _Call:
         if self._claim.take():
             _go_on(self.step())
 
-    def wake(self, rider: Rider) -> None:
-        self._jobs.put(partial(self._resume, rider))
+    def wake(self, waiting: Waiting) -> None:
+        self._jobs.put(partial(self._resume, waiting))
 
-    def _resume(self, rider: Rider) -> None:
+    def wake_later(self, waiting: Waiting, seconds: float) -> None:
+        self._put_later(partial(self._resume, waiting), seconds)
+
+    def _put_later(self, job: _Job, seconds: float) -> None:
+        self._inbox.send(self._loop, partial(self._start_timer, job, seconds))
+
+    def _resume(self, waiting: Waiting) -> None:
         try:
-            stored = [rider] if rider.done else rider.lead()
+            if self._is_cancelled and waiting.withdraw() and waiting.claim.take():
+                self._withdraw()
+                return
+            stored = waiting.resume()
         except BaseException as error:  # noqa: BLE001 - as below
             self._deliver(None, error)
         else:
@@ -203,20 +250,51 @@ class _Call:
     def step(self) -> Sequence[Waiting]:
         try:
             if self._steps is None:
-                outcome = self._operation(*self._args)
+                outcome = self._begin()
                 if not isinstance(outcome, GeneratorType):
                     self._deliver(outcome, None)
                     return ()
                 self._steps = outcome
-            return next(self._steps).board(self)
+            return next(self._steps).submit(self)
         except StopIteration as end:
             self._deliver(end.value, None)
+        except Retry as retry:
+            self._begin_later(retry.locked)
         except BaseException as error:  # noqa: BLE001 - it is raised where the call was made
             self._deliver(None, error)
         return ()
 
+    def _begin(self) -> Any:
+        running.may_leave = True
+        try:
+            return self._operation(*self._args)
+        finally:
+            running.may_leave = False
+
+    def _begin_later(self, locked: Locked) -> None:
+        """Run the operation again when the store may be free."""
+        if self._patience is None:
+            self._patience = Patience()
+        pause = self._patience.pause(locked.timeout)
+        if pause is None:
+            self._deliver(None, locked.error)
+        else:
+            self._put_later(self._begin_again, pause)
+
+    def _begin_again(self) -> None:
+        if self._is_cancelled:
+            self._withdraw()
+        else:
+            _go_on(self.step())
+
+    def _withdraw(self) -> None:
+        """End an operation that was cancelled while it waited, and has written nothing."""
+        if self._steps is not None:
+            self._steps.close()
+        self._deliver(None, None)
+
     def _deliver(self, value: Any, failure: BaseException | None) -> None:
-        self._mail.send(self._loop, partial(self._finish, value, failure))
+        self._inbox.send(self._loop, partial(self._finish, value, failure))
 
     # In the event loop
 
@@ -225,9 +303,13 @@ class _Call:
         try:
             return await self._result
         except asyncio.CancelledError:
+            self._is_cancelled = True
             if not self._claim.take():
                 await self._wait()
             raise
+
+    def _start_timer(self, job: _Job, seconds: float) -> None:
+        self._loop.call_later(seconds, self._jobs.put, job)
 
     async def _wait(self) -> None:
         while not self._is_finished:
@@ -250,29 +332,129 @@ class _Call:
 
 
 class AiosqliteRunner:
-    """Runs everything on the thread of an `aiosqlite.Connection`, to which SQLite may bind it."""
+    """Runs everything on the thread of an `aiosqlite.Connection`, to which SQLite may bind it.
+
+    An operation leaves the thread while it waits for a locked store, for others to run there.
+    """
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
-        self._caller: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
         self._thread: int | None = None
+        self._starting = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self, operation: Callable[..., Any], *args: Any) -> Any:
         if threading.get_ident() == self._thread:
             return _finished(operation(*args))  # from a callback of one that is running there
-        # In a loop of its own, on another thread: the caller's thread may be running one.
-        if self._caller is None:
-            self._caller = ThreadPoolExecutor(1, thread_name_prefix="forkpoint")
-        return self._caller.submit(asyncio.run, self.arun(operation, *args)).result()
+        # In a loop on another thread: the caller's thread may be running one.
+        running_ = asyncio.run_coroutine_threadsafe(self.arun(operation, *args), self._own_loop())
+        try:
+            return running_.result()
+        except BaseException:
+            running_.cancel()  # it may wait for the store; an interrupted call need not
+            raise
 
     async def arun(self, operation: Callable[..., Any], *args: Any) -> Any:
+        if self._process != os.getpid():
+            raise SaverClosed(
+                "the connection that was passed cannot be used in a forked process; make a saver "
+                "from the path there"
+            )
+        call = _Attempts(operation, args)
+        while (pause := await self._execute(call.attempt)) is not None:
+            try:
+                await asyncio.sleep(pause)
+            except asyncio.CancelledError:
+                await self._execute(call.withdraw)
+                raise
+        return call.outcome
+
+    async def _execute(self, function: Callable[[], _T]) -> _T:
         # aiosqlite has no public way to run a function on its thread.
         execute: Any = self._connection._execute
-        return await completed(execute(self._call, operation, args))
+        outcome: _T = await completed(execute(self._on_thread, function))
+        return outcome
 
-    def _call(self, operation: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def _on_thread(self, function: Callable[[], _T]) -> _T:
         self._thread = threading.get_ident()
         try:
-            return _finished(operation(*args))
+            return function()
         finally:
             self._thread = None
+
+    def _own_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop for sync calls. It ends with the runner."""
+        with self._starting:
+            if self._loop is None:
+                loop = asyncio.new_event_loop()
+                threading.Thread(
+                    target=_run_loop, args=(loop,), name="forkpoint", daemon=True
+                ).start()
+                weakref.finalize(self, loop.call_soon_threadsafe, loop.stop)
+                self._loop = loop
+            return self._loop
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+class _Attempts:
+    """An operation that is suspended where it would wait for a locked store.
+
+    Attributes:
+        outcome: What it returned.
+    """
+
+    def __init__(self, operation: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.outcome: Any = None
+        self._operation = operation
+        self._args = args
+        self._steps: Steps[Any] | None = None
+        self._waiting: Waiting | None = None
+        self._patience = Patience()
+
+    def attempt(self) -> float | None:
+        """Run up to the end, or return how long to wait before the next attempt."""
+        if self._steps is None:
+            try:
+                outcome = self._begin()
+            except Retry as retry:
+                pause = self._patience.pause(retry.locked.timeout)
+                if pause is None:
+                    raise retry.locked.error from None
+                return pause
+            if not isinstance(outcome, GeneratorType):
+                self.outcome = outcome
+                return None
+            self._steps = outcome
+        return self._go_on(self._steps)
+
+    def _begin(self) -> Any:
+        running.may_leave = True
+        try:
+            return self._operation(*self._args)
+        finally:
+            running.may_leave = False
+
+    def _go_on(self, steps: Steps[Any]) -> float | None:
+        while True:
+            if self._waiting is None:
+                try:
+                    self._waiting = next(steps)
+                except StopIteration as end:
+                    self.outcome = end.value
+                    return None
+            pause = self._waiting.attempt()
+            if pause is not None:
+                return pause
+            self._waiting = None
+
+    def withdraw(self) -> None:
+        """End it, if something that it waits for can still be taken back."""
+        if self._waiting is not None and self._waiting.withdraw() and self._steps is not None:
+            self._steps.close()

@@ -32,6 +32,9 @@ class SqliteSaver(ForkpointSaver):
             a stored row names, data classes of modules that are already imported aside.
         durability: With `"full"`, a write that was acknowledged survives the loss of power; with
             `"normal"`, the crash of the process.
+        busy_timeout: For how many seconds a call waits while another process or connection writes,
+            before it raises `StorageBusy`. By default 60, or what a connection that is passed has
+            as its own. Reads do not wait for those who write.
 
     Raises:
         InvalidInput: `database` is none of these, or a file that is no SQLite database.
@@ -43,17 +46,23 @@ class SqliteSaver(ForkpointSaver):
         *,
         serde: SerializerProtocol | None = None,
         durability: str = "full",
+        busy_timeout: float | None = None,
     ) -> None:
         durability = durability_of(durability)
-        runner: WorkerRunner | AiosqliteRunner = WorkerRunner(_WORKERS)
+        timeout = None if busy_timeout is None else _seconds(busy_timeout)
         if isinstance(database, aiosqlite.Connection):
-            runner = AiosqliteRunner(database)
             connect, owned = _passed(_of_aiosqlite(database)), False
         elif isinstance(database, sqlite3.Connection):
             connect, owned = _passed(database), False
         else:
-            connect, owned = _opener(database), True
-        storage = SqliteStorage(connect, owned=owned, durability=durability)
+            timeout = BUSY_TIMEOUT_SECONDS if timeout is None else timeout
+            connect, owned = _opener(database, timeout), True
+        storage = SqliteStorage(connect, owned=owned, durability=durability, busy_timeout=timeout)
+        runner = (
+            AiosqliteRunner(database)
+            if isinstance(database, aiosqlite.Connection)
+            else WorkerRunner(_WORKERS, storage)
+        )
         super().__init__(storage, runner, serde)
 
     @classmethod
@@ -63,11 +72,30 @@ class SqliteSaver(ForkpointSaver):
         *,
         serde: SerializerProtocol | None = None,
         durability: str = "full",
+        busy_timeout: float | None = None,
     ) -> SqliteSaver:
         """Return a saver for a path, `":memory:"` or a `file:` URI."""
         if not isinstance(conn_string, str):
             raise InvalidInput(f"conn_string must be a string, not {type(conn_string).__name__}")
-        return cls(conn_string, serde=serde, durability=durability)
+        return cls(conn_string, serde=serde, durability=durability, busy_timeout=busy_timeout)
+
+
+def _seconds(busy_timeout: object) -> float:
+    """Return a busy timeout that SQLite can keep.
+
+    Raises:
+        InvalidInput: It is none.
+    """
+    is_number = isinstance(busy_timeout, (int, float)) and not isinstance(busy_timeout, bool)
+    if not is_number or not 0 <= busy_timeout <= _LONGEST_TIMEOUT:  # type: ignore[operator]
+        raise InvalidInput(
+            f"busy_timeout must be a number of seconds from 0 to {_LONGEST_TIMEOUT}, not "
+            f"{busy_timeout!r:.80}"
+        )
+    return float(busy_timeout)  # type: ignore[arg-type]
+
+
+_LONGEST_TIMEOUT = 2_000_000
 
 
 def _passed(connection: sqlite3.Connection) -> Callable[[], sqlite3.Connection]:
@@ -99,7 +127,7 @@ def _of_aiosqlite(connection: aiosqlite.Connection) -> sqlite3.Connection:
         ) from None
 
 
-def _opener(database: object) -> Callable[[], sqlite3.Connection]:
+def _opener(database: object, timeout: float) -> Callable[[], sqlite3.Connection]:
     """Return what opens a database, after a look at whether it can be one."""
     if not isinstance(database, (str, os.PathLike)):
         raise InvalidInput(
@@ -116,7 +144,7 @@ def _opener(database: object) -> Callable[[], sqlite3.Connection]:
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(
             name,
-            timeout=BUSY_TIMEOUT_SECONDS,
+            timeout=timeout,
             isolation_level=None,
             check_same_thread=False,
             uri=is_uri,

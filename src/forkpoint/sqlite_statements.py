@@ -7,20 +7,40 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from forkpoint.sqlite_errors import is_locked
+
 _INSERTED = 50  # rows inserted by one statement
+_LONGEST_MILLISECONDS = 2**31 - 1  # of a busy timeout
 _BATCH = 500  # values bound in one statement; SQLite's own limit was 999 once
 
 
 class Statements:
-    """The statements of one transaction."""
+    """The statements of one transaction.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    Args:
+        connection: The connection.
+        patience: For how many seconds to wait for a lock. The transaction holds all that it needs,
+            but for a moment in which another process mends what a third one left as it died.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, patience: float) -> None:
         self._connection = connection
+        self._patience = patience
 
     def run(self, sql: str, *values: Any, **named: Any) -> sqlite3.Cursor:
         cursor = self._connection.cursor()
         cursor.row_factory = None  # a connection that was passed may have one
-        return cursor.execute(sql, named or values)
+        try:
+            return cursor.execute(sql, named or values)
+        except sqlite3.OperationalError as error:
+            if not (is_locked(error) and self._patience):
+                raise
+        milliseconds = min(int(1000 * self._patience), _LONGEST_MILLISECONDS)
+        self._connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+        try:
+            return cursor.execute(sql, named or values)
+        finally:
+            self._connection.execute("PRAGMA busy_timeout = 0")
 
     def insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert rows by as few statements as possible: each lets go of the interpreter's lock."""

@@ -6,27 +6,18 @@ import contextlib
 import json
 import os
 import sqlite3
-import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
-from forkpoint.errors import (
-    CorruptChunk,
-    ForkpointError,
-    InvalidInput,
-    SaverClosed,
-    SchemaVersionError,
-    StaleLease,
-    StorageBusy,
-    StorageError,
-    StorageFull,
-    StorageReadOnly,
-)
+from forkpoint.errors import ForkpointError, SaverClosed, SchemaVersionError, StaleLease
 from forkpoint.filters import contains_json
-from forkpoint.group_commit import GroupCommit, Steps, Waiting
+from forkpoint.group_commit import GroupCommit, Pending
+from forkpoint.sqlite_errors import typed_errors
 from forkpoint.sqlite_schema import SCHEMA
 from forkpoint.sqlite_session import SqliteSession
+from forkpoint.sqlite_transactions import Transaction, Transactions
+from forkpoint.steps import Steps
 from forkpoint.storage import SCHEMA_VERSION, Put, Stale, ThreadRef
 
 BUSY_TIMEOUT_SECONDS = 60.0
@@ -41,10 +32,16 @@ class SqliteStorage:
             connection of the parent must not be used.
         owned: Whether to close the connection.
         durability: `"full"` or `"normal"`; see `SqliteSaver`.
+        busy_timeout: For how many seconds a call waits for others who write.
     """
 
     def __init__(
-        self, connect: Callable[[], sqlite3.Connection], *, owned: bool, durability: str
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        *,
+        owned: bool,
+        durability: str,
+        busy_timeout: float | None,
     ) -> None:
         self._connect = connect
         self._owned = owned
@@ -52,50 +49,61 @@ class SqliteStorage:
         self._connection: sqlite3.Connection | None = None
         self._process = 0
         self._closed = False
-        self._commits = GroupCommit(self._put_all)
+        self._transactions = Transactions(self._open, owned=owned, timeout=busy_timeout)
+        self._commits = GroupCommit(self._transactions, self._put_all)
         _storages.add(self)
 
     def setup(self) -> None:
-        with self._lock, _typed_errors():
+        with self._locked(), typed_errors():
             self._open()
 
-    def reading(self) -> _Transaction:
-        return _Transaction(self, "BEGIN")
+    def reading(self) -> Transaction:
+        return self._transactions.reading()
 
-    def writing(self) -> _Transaction:
-        return _Transaction(self, "BEGIN IMMEDIATE")
+    def writing(self) -> Transaction:
+        return self._transactions.writing()
+
+    def check_free(self) -> None:
+        self._transactions.check_free()
+
+    def let_go(self) -> None:
+        self._transactions.let_go()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self._transactions.acquire()
+            yield
+        finally:
+            self._transactions.let_go()
 
     def put(self, put: Put) -> Steps[ThreadRef | None]:
-        waiting = _Put(put, self._commits)
-        yield waiting
-        waiting.check()
-        return waiting.written
+        pending = _Put(put, self._commits)
+        yield pending
+        pending.check()
+        return pending.written
 
-    def _put_all(self, batch: list[_Put]) -> None:
+    def _put_all(self, batch: Sequence[_Put]) -> None:
         """Put what is waiting in one transaction, so that many share the cost of one commit."""
+        transactions = self._transactions
+        session = transactions.begin(is_write=True)
         try:
-            with _typed_errors():
-                connection = self._open()
-                _begin(connection, "BEGIN IMMEDIATE")
-                try:
-                    session = SqliteSession(connection)
-                    for waiting in batch:
-                        waiting.store(session)
-                    connection.execute("COMMIT")
-                finally:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
+            with typed_errors():
+                for pending in batch:
+                    pending.store(session)
+                transactions.commit()
         except ForkpointError as error:
-            if len(batch) == 1:
-                batch[0].error = error
-            else:  # one of them may be what failed
-                for waiting in batch:
-                    self._put_all([waiting])
-        for waiting in batch:
-            waiting.done = True
+            transactions.roll_back()
+            if len(batch) > 1:  # one of them may be what failed
+                for pending in batch:
+                    self._put_all([pending])
+                return
+            batch[0].error = error
+        for pending in batch:
+            pending.done = True
 
     def tidy(self) -> None:
-        with self._lock, _typed_errors():
+        with self._locked(), typed_errors():
             connection = self._open()
             if _pragma(connection, "auto_vacuum") != _INCREMENTAL:
                 return
@@ -103,12 +111,10 @@ class SqliteStorage:
                 return
             # Space that a busy database keeps now is given back after the next deletion.
             with contextlib.suppress(sqlite3.OperationalError):
-                # As a script: `execute` would stop after the first page.
-                connection.executescript("PRAGMA incremental_vacuum")
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                self._transactions.at_once(connection, lambda: _vacuum(connection))
 
     def close(self) -> None:
-        with self._lock:
+        with self._locked():
             self._closed = True
             connection, self._connection = self._connection, None
             if connection is not None and self._owned and self._process == os.getpid():
@@ -127,22 +133,14 @@ class SqliteStorage:
             self._connection, self._process = connection, os.getpid()
         return self._connection
 
-    @property
-    def _lock(self) -> threading.Lock:
-        return self._commits.lock
 
-
-class _Put(Waiting):
+class _Put(Pending):
     """A `Put` on its way into the database, and the thread that it was written to."""
 
     def __init__(self, put: Put, commits: GroupCommit[_Put]) -> None:
-        super().__init__()
+        super().__init__(commits)
         self._put = put
-        self._commits = commits
         self.written: ThreadRef | None = None
-
-    def ride(self) -> None:
-        self._commits.put(self)
 
     def store(self, session: SqliteSession) -> None:
         try:
@@ -151,55 +149,12 @@ class _Put(Waiting):
             self.error = stale
 
 
-class _Transaction:
-    """A transaction, from its beginning to its commit, or to its rollback after an exception."""
-
-    def __init__(self, storage: SqliteStorage, begin: str) -> None:
-        self._storage = storage
-        self._begin = begin
-
-    def __enter__(self) -> SqliteSession:
-        self._lock = self._storage._lock
-        self._lock.acquire()
-        try:
-            with _typed_errors():
-                self._connection = self._storage._open()
-                _begin(self._connection, self._begin)
-        except BaseException:
-            self._lock.release()
-            raise
-        return SqliteSession(self._connection)
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        try:
-            if error is None:
-                self._connection.execute("COMMIT")
-        except sqlite3.Error as failure:
-            error = failure
-        finally:
-            try:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-            finally:
-                self._lock.release()
-        if isinstance(error, sqlite3.Error):
-            raise _typed(error) from error
-
-
-def _begin(connection: sqlite3.Connection, begin: str) -> None:
-    if connection.in_transaction:
-        raise InvalidInput(
-            "the connection that was passed has an open transaction; commit it or roll it back "
-            "first"
-        )
-    connection.execute(begin)
-
-
 _storages: weakref.WeakSet[SqliteStorage] = weakref.WeakSet()
 
 
 def _renew_locks() -> None:
     for storage in _storages:
+        storage._transactions.renew()
         storage._commits.renew()
 
 
@@ -245,6 +200,12 @@ def _create(connection: sqlite3.Connection) -> None:
         raise
 
 
+def _vacuum(connection: sqlite3.Connection) -> None:
+    # As a script: `execute` would stop after the first page.
+    connection.executescript("PRAGMA incremental_vacuum")
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
 def _version(connection: sqlite3.Connection) -> int | None:
     known = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'forkpoint_settings'"
     if _scalar(connection, known) is None:
@@ -281,40 +242,3 @@ def _retry_while_locked(action: Callable[[], object]) -> None:
             if "locked" not in str(error) or time.monotonic() > until:
                 raise
             time.sleep(0.01)
-
-
-class _typed_errors:
-    """Turn what SQLite raises into a `ForkpointError`."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, sqlite3.Error):
-            raise _typed(error) from error
-
-
-def _typed(error: sqlite3.Error) -> Exception:
-    """Return the `ForkpointError` for what SQLite reports.
-
-    By message: Python 3.10 does not give the error's code.
-    """
-    message = str(error)
-    if "is full" in message:
-        return StorageFull(f"{message}; nothing was written")
-    if "readonly" in message:
-        return StorageReadOnly(f"the database is read-only: {message}")
-    if "locked" in message:
-        return StorageBusy(f"{message}: another process or connection holds a transaction open")
-    if "not a database" in message or "file is encrypted" in message:
-        return InvalidInput(f"the file is no SQLite database: {message}")
-    if "decode to UTF-8" in message:
-        return CorruptChunk(f"a stored value is not of the type that was written: {message}")
-    if "closed" in message:
-        return SaverClosed(message)
-    if "created in a thread" in message:
-        return InvalidInput(
-            "the sqlite3.Connection may be used in one thread only; open it with "
-            "check_same_thread=False"
-        )
-    return StorageError(f"SQLite failed: {message}")

@@ -117,8 +117,8 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from forkpoint.codec import Chunk, Chunks
-from forkpoint.group_commit import Steps
 from forkpoint.removal import Place, Plan
+from forkpoint.steps import Steps
 
 SCHEMA_VERSION = 1
 

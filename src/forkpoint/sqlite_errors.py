@@ -1,0 +1,57 @@
+"""SQLite: its errors as `ForkpointError`s."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from forkpoint.errors import (
+    CorruptChunk,
+    InvalidInput,
+    SaverClosed,
+    StorageBusy,
+    StorageError,
+    StorageFull,
+    StorageReadOnly,
+)
+
+
+class typed_errors:
+    """Turn what SQLite raises into a `ForkpointError`."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, sqlite3.Error):
+            raise typed(error) from error
+
+
+def is_locked(error: sqlite3.Error) -> bool:
+    """Return whether another process or connection holds a lock that a statement needs."""
+    return "locked" in str(error)
+
+
+def typed(error: sqlite3.Error) -> Exception:
+    """Return the `ForkpointError` for what SQLite reports.
+
+    By message: Python 3.10 does not give the error's code.
+    """
+    message = str(error)
+    if "is full" in message:
+        return StorageFull(f"{message}; nothing was written")
+    if "readonly" in message:
+        return StorageReadOnly(f"the database is read-only: {message}")
+    if is_locked(error):
+        return StorageBusy(f"{message}: another process or connection holds a transaction open")
+    if "not a database" in message or "file is encrypted" in message:
+        return InvalidInput(f"the file is no SQLite database: {message}")
+    if "decode to UTF-8" in message:
+        return CorruptChunk(f"a stored value is not of the type that was written: {message}")
+    if "closed" in message:
+        return SaverClosed(message)
+    if "created in a thread" in message:
+        return InvalidInput(
+            "the sqlite3.Connection may be used in one thread only; open it with "
+            "check_same_thread=False"
+        )
+    return StorageError(f"SQLite failed: {message}")
