@@ -13,7 +13,16 @@ LAYERS = [
     {"render", "render_diff"},
     {"render_svg"},
     {"chunking", "filters", "removal", "messages", "inputs", "serde", "steps", "sqlite_errors"},
-    {"codec", "runner", "group_commit", "types", "threads", "sqlite_schema", "sqlite_statements"},
+    {
+        "codec",
+        "resuming",
+        "runner",
+        "group_commit",
+        "types",
+        "threads",
+        "sqlite_schema",
+        "sqlite_statements",
+    },
     {"storage"},
     {
         "archive",

@@ -3,7 +3,8 @@
 What a fork takes along decides how it goes on. At the head of a thread that is everything that the
 thread would go on with: pending writes as they are, and the newest state of each subgraph. At an
 older checkpoint it is what LangGraph's own time travel would use: the step runs again, so finished
-work and old answers stay behind, and the state of subgraphs is the newest from before that moment.
+work and old answers stay behind, and the state of subgraphs is the newest from before that moment,
+marked as one to which the step applies an input. With new values the step runs again, too.
 What a `DeltaChannel` is rebuilt from comes along out of sight, from the ancestors on the path.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -79,16 +80,15 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
     found = _found(session, new.source)
     thread, row = found.thread, found.row
     moment = session.moment(thread, row.checkpoint_id, replays_before(row))
-    heads = _of_subgraphs(moment, row)
+    runs_again = bool(new.values) or not moment.is_head
+    heads = _before_step(moment, row) if runs_again else _of_subgraphs(moment, row)
     taken = {place_of(one): one for one in (row, *heads)}
     for one in (row, *heads):
         for ancestor in _ancestors(context, session, found, one, new.whole_path):
             taken.setdefault(place_of(ancestor), ancestor)
     writes = session.writes(thread, [place for place in taken if place != place_of(row)])
     writes += found.writes
-    # Under values, too, the step runs again: its tasks are others after another checkpoint.
-    begun_again = (row, *heads) if not moment.is_head else (row,) if new.values else ()
-    ends = {place_of(one) for one in begun_again}
+    ends = {place_of(one) for one in (row, *heads)} if runs_again else set()
     writes = [
         write
         for write in writes
@@ -127,15 +127,30 @@ def _found(session: Session, source: Address) -> Found:
 
 
 def _of_subgraphs(moment: Moment, row: CheckpointRow) -> list[CheckpointRow]:
-    """Return the checkpoints in the namespaces of subgraphs that belong to a checkpoint."""
-    newest: dict[str, CheckpointRow] = {}
+    """Return the newest checkpoints of subgraphs with which the head of a thread goes on."""
+    # A subgraph that keeps no state has a namespace for each task: only one that runs matters.
+    return _newest(
+        head
+        for head in moment.heads
+        if removal.is_stateful(head.checkpoint_ns) or head.checkpoint_id > row.checkpoint_id
+    )
+
+
+def _before_step(moment: Moment, row: CheckpointRow) -> list[CheckpointRow]:
+    """Return the checkpoints of subgraphs from before the step that runs again."""
     bound = replays_before(row)
-    for head in moment.heads:
-        is_in_time = moment.is_head or head.checkpoint_id < bound
-        # A subgraph that keeps no state has a namespace for each task: only one that runs matters.
-        is_running = moment.is_head and head.checkpoint_id > row.checkpoint_id
-        if not is_in_time or not (removal.is_stateful(head.checkpoint_ns) or is_running):
-            continue
+    heads = _newest(
+        head
+        for head in moment.heads
+        if removal.is_stateful(head.checkpoint_ns) and head.checkpoint_id < bound
+    )
+    return [head._replace(restarts=True) for head in heads]
+
+
+def _newest(heads: Iterable[CheckpointRow]) -> list[CheckpointRow]:
+    """Return the newest checkpoint of each namespace."""
+    newest: dict[str, CheckpointRow] = {}
+    for head in heads:
         known = newest.get(head.checkpoint_ns)
         if known is None or head.checkpoint_id > known.checkpoint_id:
             newest[head.checkpoint_ns] = head

@@ -33,6 +33,8 @@ def checkpoint_document(thread: ThreadRef, row: CheckpointRow) -> tuple[Document
     }
     if row.run_id is not None:
         said["run_id"] = row.run_id
+    if row.restarts:
+        said["restarts"] = True
     return place, said
 
 
@@ -68,6 +70,7 @@ def checkpoint_row(found: Document) -> CheckpointRow:
         found["content"],
         found["seal"],
         found.get("hidden", False),
+        found.get("restarts", False),
     )
 
 

@@ -298,9 +298,10 @@ def _show(id_: bytes, thread: ThreadRef, *, once: bool) -> UpdateOne:
     shown: Any = {"$mergeObjects": ["$$ROOT", "$next", {"visible": True}]}
     if once:
         shown = {"$cond": [_is_missing("content"), shown, "$$ROOT"]}
+    replaced = ["next"] if once else ["next", "hidden", "restarts"]
     return UpdateOne(
         {"_id": id_, "family": thread.family, "next": {"$exists": True}},
-        [{"$replaceWith": shown}, {"$unset": ["next", "hidden"] if not once else "next"}],
+        [{"$replaceWith": shown}, {"$unset": replaced}],
     )
 
 

@@ -79,6 +79,8 @@ class MongoRemoving(MongoReading):
         statements: list[Statement] = [guard, UpdateOne(record_of(thread), [{"$set": touched}])]
         hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}}
         statements += _of_places(thread, plan.hidden, {"kind": "checkpoint"}, hide)
+        restart = {"$set": {"restarts": True}}
+        statements += _of_places(thread, plan.restarted, {"kind": "checkpoint"}, restart)
         doom = {"$set": {"doomed": True}, "$unset": {"visible": 1, "hidden": 1}}
         statements += _of_places(thread, plan.removed, {"kind": ROWS}, doom)
         done = {

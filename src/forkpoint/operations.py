@@ -17,7 +17,7 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint, CheckpointTupl
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
-from forkpoint import inputs, removal
+from forkpoint import inputs, removal, resuming
 from forkpoint.codec import (
     Chunk,
     Chunks,
@@ -379,6 +379,8 @@ def get_tuple(
         memory.add_chunks(found.thread, stored)
         loaded = _load(context, found, stored)
         is_named = address.checkpoint_id is not None
+        if found.row.restarts and not is_named:
+            resuming.apply_input(address, config)
         return (loaded._replace(config=config) if is_named else loaded), beginning
 
     loaded, beginning = consistently(context, read, load)

@@ -40,12 +40,14 @@ def rebuilt_channels(
 
 
 class Plan(NamedTuple):
-    """What a removal does: some checkpoints are removed, some hidden, and some reopened."""
+    """What a removal does: some checkpoints are removed, some hidden, others begin again."""
 
     removed: set[Place]
     hidden: set[Place]
     reopened: Collection[Place] = ()
     """What their tasks did is dropped, so that the step after them runs again; see `reopens`."""
+    restarted: Collection[Place] = ()
+    """The states of subgraphs to which that step applies an input; see `CheckpointRow`."""
 
 
 NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"

@@ -91,7 +91,7 @@ def _remove(
     session: Session,
     thread: ThreadRef,
     choose: Callable[[Sequence[CheckpointRow]], set[removal.Place]],
-    reopened: Callable[[], set[removal.Place]] = set,
+    begin_again: Callable[[removal.Plan, Sequence[CheckpointRow]], removal.Plan] | None = None,
 ) -> Counts:
     """Remove those checkpoints of a thread that are chosen out of all that can be seen.
 
@@ -107,7 +107,9 @@ def _remove(
         if is_emptied:
             return removal.Plan(set(), set())
         doomed |= {place_of(row) for row in rows if row.hidden}
-        return removal.plan(_headers(context, rows), doomed)._replace(reopened=reopened())
+        planned = removal.plan(_headers(context, rows), doomed)
+        staying = [row for row in seen if place_of(row) not in doomed]
+        return begin_again(planned, staying) if begin_again else planned
 
     counts = session.remove(thread, plan)
     return session.bury(thread) if is_emptied else counts
@@ -186,15 +188,25 @@ def rollback(context: Context, thread_id: str, steps: int) -> RunnableConfig | N
             raise CheckpointNotFound(
                 f"thread {thread_id!r} has {len(ids)} checkpoints, and cannot go {steps} back"
             )
-        head = ids[-1 - steps] if steps < len(ids) else None
-        return {place_of(row) for row in rows if head is None or row.checkpoint_id > head}
+        if steps == len(ids):
+            return {place_of(row) for row in rows}
+        head = ids[-1 - steps]
+        bounds = [replays_before(row) for row in rows if place_of(row) == ("", head)]
+        return {place_of(row) for row in rows if is_later(row, head, bounds[0])}
 
-    def reopened() -> set[removal.Place]:
-        return set() if head is None else {("", head)}
+    def is_later(row: CheckpointRow, head: str, bound: str) -> bool:
+        is_kept_state = bool(row.checkpoint_ns) and removal.is_stateful(row.checkpoint_ns)
+        return row.checkpoint_id > head or (is_kept_state and row.checkpoint_id >= bound)
+
+    def begin_again(plan: removal.Plan, staying: Sequence[CheckpointRow]) -> removal.Plan:
+        subgraphs = removal.latest(place_of(row) for row in staying if row.checkpoint_ns)
+        restarted = {place for place in subgraphs if removal.is_stateful(place[0])}
+        assert head is not None
+        return plan._replace(reopened={("", head), *restarted}, restarted=restarted)
 
     with context.storage.writing() as session:
         thread = existing_thread(session, thread_id)
-        _remove(context, session, thread, choose, reopened)
+        _remove(context, session, thread, choose, begin_again)
         missing = collect(session, thread.family).missing
     _finish(context, thread_id, missing)
     return None if head is None else thread_config(thread_id)

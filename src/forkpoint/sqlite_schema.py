@@ -100,7 +100,8 @@ CREATE TABLE IF NOT EXISTS forkpoint_checkpoints (
     refs BLOB NOT NULL,
     content BLOB NOT NULL,
     seal BLOB NOT NULL,
-    hidden INTEGER NOT NULL DEFAULT 0
+    hidden INTEGER NOT NULL DEFAULT 0,
+    restarts INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_checkpoints_place
     ON forkpoint_checkpoints (thread, checkpoint_ns, checkpoint_id);

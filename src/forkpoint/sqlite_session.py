@@ -32,7 +32,7 @@ from forkpoint.storage import (
 
 _CHECKPOINT = (
     "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, refs, content, seal,"
-    " hidden"
+    " hidden, restarts"
 )
 _WRITE = "checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, refs, content, seal"
 
@@ -85,11 +85,11 @@ _RECORD = (
 )
 _PUT = (
     f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {_CHECKPOINT})"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _REPLACE = (
     "UPDATE forkpoint_checkpoints SET parent_checkpoint_id = ?, run_id = ?,"
-    " metadata = ?, refs = ?, content = ?, seal = ?, hidden = ?"
+    " metadata = ?, refs = ?, content = ?, seal = ?, hidden = ?, restarts = ?"
     " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 )
 # A task's writes are stored once; its error, interrupt and resume replace each other.
@@ -479,7 +479,7 @@ class SqliteSession(SqliteThreads):
 
     def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
         before = self._count_rows(thread)
-        removed, hidden, reopened = choose(list(self.rows(thread)))
+        removed, hidden, reopened, restarted = choose(list(self.rows(thread)))
         place = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
         for table in ("writes", "checkpoints"):
             self.many(
@@ -488,6 +488,10 @@ class SqliteSession(SqliteThreads):
         self.many(
             f"UPDATE forkpoint_checkpoints SET hidden = 1 {place}",
             ((thread.key, *one) for one in hidden),
+        )
+        self.many(
+            f"UPDATE forkpoint_checkpoints SET restarts = 1 {place}",
+            ((thread.key, *one) for one in restarted),
         )
         self.many(
             f"DELETE FROM forkpoint_writes {place} AND idx != {INTERRUPT_IDX}"

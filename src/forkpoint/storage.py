@@ -26,7 +26,8 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
 ``checkpoints``
     ``thread`` (key), ``checkpoint_ns``, ``checkpoint_id``, ``parent_checkpoint_id``, ``run_id``
     (of the metadata), ``metadata`` (JSON, ASCII), ``refs``, ``content``, ``seal``, ``hidden`` (the
-    checkpoint was removed, and is kept because the state of another is rebuilt from it).
+    checkpoint was removed, and is kept because the state of another is rebuilt from it),
+    ``restarts`` (a subgraph's step from it runs again: see `CheckpointRow`).
     ``content`` is a protected MessagePack array ``[type, body, manifest]``: the checkpoint without
     its channel values, as the serializer's type and bytes, and a map from channel to entry.
 
@@ -99,8 +100,8 @@ encrypts; always of plaintext. The digest of a chunk without refs hashes ``00`` 
 with refs ``01``, the number of refs in four bytes (big-endian), the refs, the content. A seal
 hashes ``02`` and the MessagePack array of a row's fields: for a checkpoint ``[checkpoint_ns,
 checkpoint_id, metadata, refs, content]``, for a write ``[checkpoint_ns, checkpoint_id, task_id,
-idx, channel, refs, content]``. Parents and threads are not sealed: rows are copied as they are
-into forks.
+idx, channel, refs, content]``. Parents, threads and ``restarts`` are not sealed: rows are copied
+into forks as they are, but for these.
 
 Atomicity
 =========
@@ -148,6 +149,11 @@ class CheckpointRow(NamedTuple):
     content: bytes
     seal: bytes
     hidden: bool = False
+    restarts: bool = False
+    """Whether a resumed run that finds it as a subgraph's newest applies the subgraph's input.
+
+    So it is in a fork of an older checkpoint, and after a rollback: the state is from before the
+    step that runs again."""
 
 
 class WriteRow(NamedTuple):

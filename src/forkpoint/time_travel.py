@@ -115,13 +115,15 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         A fork of a thread's newest checkpoint goes on as the thread would: an interrupt still
         waits, and what had finished of the step is not run again. A fork of an older checkpoint
         goes on as LangGraph's time travel would: the step runs again, and an interrupt can be
-        answered differently. The source stays as it is.
+        answered differently. Subgraphs that keep their state (`checkpointer=True`) go on from that
+        of the moment, and are given their input again. The source stays as it is.
 
         Args:
             source: A thread id, or the config of a checkpoint.
             new_thread_id: The id of the fork; a new UUID by default.
             values: Values by channel that replace those of the checkpoint, as they stand, in a new
-                checkpoint on top. For reducers, call `graph.update_state` with what this returns.
+                checkpoint on top, from which the step runs again. For reducers, call
+                `graph.update_state` with what this returns.
             metadata: Merged into the thread's metadata.
             history: With `"head"` the fork has the one checkpoint, with `"path"` its ancestors too.
 

@@ -1,0 +1,38 @@
+"""What LangGraph is told when it resumes a run in which a step of older state runs again."""
+
+from __future__ import annotations
+
+from langchain_core.runnables import RunnableConfig
+
+from forkpoint.errors import InvalidInput
+from forkpoint.inputs import Address
+
+_RESUMING = "__pregel_resuming"  # LangGraph's CONFIG_KEY_RESUMING
+
+
+def apply_input(address: Address, config: RunnableConfig) -> None:
+    """Make LangGraph apply the input of a subgraph, although the run of its graph is resumed.
+
+    Otherwise it would take the state of the subgraph, from before the step, for the outcome of
+    the step, and run nothing. LangGraph's own time travel takes the same flag out of the same
+    config (`SyncPregelLoop.__enter__`), for the same reason.
+
+    Args:
+        address: The namespace of the subgraph, of which the newest checkpoint is read.
+        config: The config that LangGraph asks with. It goes on with it.
+
+    Raises:
+        InvalidInput: The run was given a thread id that is no string. Then LangGraph asks with a
+            copy of the config, and goes on with the flag.
+    """
+    configurable = config["configurable"]
+    if not configurable.get(_RESUMING):
+        return
+    given = config.get("metadata", {}).get("thread_id", "")
+    if not isinstance(given, str):
+        raise InvalidInput(
+            f"thread_id must be the string {address.thread_id!r} here, not {given!r:.80}: the "
+            f"thread was forked or rolled back, and its subgraph {address.checkpoint_ns!r} goes "
+            "on from the state of that moment"
+        )
+    del configurable[_RESUMING]
