@@ -34,7 +34,14 @@ LAYERS = [
         "sqlite_pages",
         "mongodb_records",
     },
-    {"operations", "mongodb_pages", "sqlite_threads", "mongodb_log", "mongodb_documents"},
+    {
+        "operations",
+        "mongodb_features",
+        "mongodb_pages",
+        "sqlite_threads",
+        "mongodb_log",
+        "mongodb_documents",
+    },
     {"mongodb_catalog", "sqlite_session"},
     {
         "forking",

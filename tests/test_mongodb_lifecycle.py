@@ -18,15 +18,18 @@ from langgraph.checkpoint.mongodb import MongoDBSaver as OfficialSaver
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.server_api import ServerApi
 
-from commands import use_everything
+from commands import use_everything, use_the_catalog
 from forkpoint import (
     ForkpointError,
     InvalidInput,
+    MissingFeature,
     MongoDBSaver,
     SaverClosed,
     StorageReadOnly,
     StorageUnauthorized,
     StorageUnavailable,
+    ThreadCatalog,
+    ThreadFilter,
 )
 from forkpoint.saver import ForkpointSaver
 from servers import HOST, Mongod, ReplicaSet
@@ -145,13 +148,90 @@ async def test_calls_of_both_worlds_share_the_pool_of_a_motor_client(store: Mong
     client.close()
 
 
-async def test_an_async_client_of_pymongo_is_refused_with_what_to_pass_instead(
-    mongo_server: ReplicaSet,
+@both_worlds
+async def test_an_async_client_of_pymongo_serves_both_worlds_and_stays_open(
+    world: str, store: MongoStore
 ) -> None:
-    client: Any = pymongo.AsyncMongoClient(mongo_server.uri)
-    with pytest.raises(InvalidInput, match=r"pymongo\.MongoClient.*from_conn_string"):
-        MongoDBSaver(client)
+    client: Any = pymongo.AsyncMongoClient(store.uri, document_class=SON, tz_aware=True)
+    saver = MongoDBSaver(client, store.name)
+    await use_everything(Api(saver, world))
+    assert await client[store.name]["forkpoint_store"].find_one() is not None
+    saver.close()
+    with pytest.raises(SaverClosed):
+        saver.get_tuple(config())
+    assert await client[store.name]["forkpoint_store"].find_one() is not None
+    async with MongoDBSaver(client, store.name) as saver:
+        assert await saver.aget_tuple(config()) is not None
     await client.close()
+
+
+def test_an_async_client_serves_a_graph_that_runs_in_another_loop(store: MongoStore) -> None:
+    client: Any = pymongo.AsyncMongoClient(store.uri)
+    with MongoDBSaver(client, store.name) as saver:
+        for n in range(3):  # each in a loop of its own
+            asyncio.run(saver.aput(config(f"{n}"), checkpoint({"n": n}), {}, {"n": 1}))
+        assert {value_of(found)["n"] for found in saver.list(None)} == {0, 1, 2}
+
+
+# Names
+
+
+@pytest.mark.parametrize("kind", ["string", "client", "motor", "async"])
+async def test_the_database_of_the_connection_string_is_used(
+    kind: str, store: MongoStore, mongo_server: ReplicaSet
+) -> None:
+    def named(database: str) -> str:
+        return mongo_server.uri.replace("/?", f"/{database}?", 1)
+
+    makers: dict[str, Callable[[str], Any]] = {
+        "client": pymongo.MongoClient,
+        "motor": AsyncIOMotorClient,
+        "async": pymongo.AsyncMongoClient,
+    }
+    clients: list[Any] = []
+
+    def saver_of(uri: str, *args: Any) -> MongoDBSaver:
+        if kind == "string":
+            return MongoDBSaver.from_conn_string(uri, *args)
+        clients.append(makers[kind](uri))
+        return MongoDBSaver(clients[-1], *args)
+
+    def database_of(saver: MongoDBSaver) -> str:
+        with saver:
+            saver.setup()
+            return str(saver._context.storage._records.database)  # type: ignore[attr-defined]
+
+    assert database_of(saver_of(named(store.name))) == store.name
+    assert database_of(saver_of(named("another"), store.name)) == store.name
+    assert store.collection.find_one({"_id": "settings"}) is not None
+    for of_the_server in ("admin", "local", "config", ""):
+        assert database_of(saver_of(named(of_the_server))) == "forkpoint"
+    for client in clients:
+        closing = client.close()
+        if closing is not None:
+            await closing
+
+
+def test_two_collections_of_one_database_are_two_stores(store: MongoStore) -> None:
+    with (
+        MongoDBSaver.from_conn_string(store.uri, store.name, collection="one") as one,
+        pymongo.MongoClient[Any](store.uri) as client,
+    ):
+        two = MongoDBSaver(client, store.name, collection="two")
+        put(one, {"n": 1})
+        put(two, {"n": 2})
+        one.copy_thread("thread", "copy")
+        assert [value_of(found)["n"] for found in one.list(None)] == [1, 1]
+        assert value_of(two.get_tuple(config())) == {"n": 2}
+        assert set(client[store.name].list_collection_names()) == {"one", "two"}
+
+
+@pytest.mark.parametrize(
+    "bad", ["", None, 1, "a$b", "system.x", ".a", "a.", "a..b", "a\0b", "\ud800", "x" * 181]
+)
+def test_what_cannot_be_the_name_of_a_collection_is_refused(bad: Any, store: MongoStore) -> None:
+    with pytest.raises(InvalidInput, match="collection"):
+        MongoDBSaver.from_conn_string(store.uri, store.name, collection=bad)
 
 
 def test_what_is_no_client_is_refused(mongo_server: ReplicaSet) -> None:
@@ -160,7 +240,7 @@ def test_what_is_no_client_is_refused(mongo_server: ReplicaSet) -> None:
         wrong = [None, 1, mongo_server.uri, object(), pymongo.MongoClient]
         wrong += [client["db"], client["db"]["collection"], motor["db"]]
         for one in wrong:
-            with pytest.raises(InvalidInput, match=r"client must be a pymongo\.MongoClient or a"):
+            with pytest.raises(InvalidInput, match=r"client must be a pymongo\.MongoClient, a"):
                 MongoDBSaver(one)
         motor.close()
         motor.io_loop.close()
@@ -168,7 +248,7 @@ def test_what_is_no_client_is_refused(mongo_server: ReplicaSet) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["", None, 1, b"db", "a b", "a.b", "a/b", "a\\b", 'a"b', "a$b", "a\0b", "\ud800", "x" * 64],
+    ["", 1, b"db", "a b", "a.b", "a/b", "a\\b", 'a"b', "a$b", "a\0b", "\ud800", "x" * 64],
 )
 def test_what_cannot_be_the_name_of_a_database_is_refused(bad: Any, store: MongoStore) -> None:
     with pymongo.MongoClient[Any](store.uri) as client:
@@ -230,7 +310,9 @@ async def test_a_client_may_have_been_made_for_other_purposes(
     options: dict[str, Any], store: MongoStore
 ) -> None:
     with pymongo.MongoClient[Any](store.uri, **options) as client:
-        await use_everything(Api(MongoDBSaver(client, store.name), "async"))
+        saver = MongoDBSaver(client, store.name)
+        await use_everything(Api(saver, "async"))
+        await use_the_catalog(Api(ThreadCatalog(saver), "sync"))
     with store.saver() as saver:
         assert store.problems(saver) == []
 
@@ -270,6 +352,35 @@ def test_setting_up_again_makes_what_is_missing(store: MongoStore) -> None:
         saver.setup()
         assert indexes() == made
         assert value_of(saver.get_tuple(stored)) == {"text": "text " * 500}
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "feature"),
+    [
+        ("update", 9, "updates by an aggregation pipeline"),
+        ("update", 115, "updates by an aggregation pipeline"),
+        ("aggregate", 40324, r"\$lookup by a field and a pipeline"),
+    ],
+)
+@both_worlds
+async def test_a_server_that_lacks_something_is_told_so_at_the_set_up(
+    world: str, command: str, code: int, feature: str, store: MongoStore
+) -> None:
+    fault = {"failCommands": [command], "errorCode": code, "appName": store.name}
+    arm = {"configureFailPoint": "failCommand", "mode": "alwaysOn", "data": fault}
+    with pymongo.MongoClient[Any](store.uri) as client:
+        client.admin.command(arm)
+        try:
+            with store.saver(appname=store.name) as saver:
+                with pytest.raises(MissingFeature, match=feature):
+                    await Api(saver, world).setup()
+                with pytest.raises(MissingFeature, match=feature):
+                    await Api(saver, world).get_tuple(config())
+        finally:
+            client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+        assert store.collection.find_one() is None
+    with store.saver() as saver:
+        put(saver, {"n": 1})
 
 
 async def test_a_database_may_hold_what_is_of_others(store: MongoStore) -> None:
@@ -379,6 +490,83 @@ class TestUsers:
             assert value_of(await api.get_tuple(config())) == {"text": "text " * 900}
             assert await errors(api, WRITES) == same(WRITES, StorageReadOnly, "readWrite")
         assert store.content() == before
+
+    @both_worlds
+    async def test_who_may_only_read_searches_the_catalog_as_it_is(
+        self, world: str, store: MongoStore, as_user: Callable[[list[Any]], ForkpointSaver]
+    ) -> None:
+        with store.saver() as saver:
+            owner = ThreadCatalog(saver)
+            owner.update("thread", tags={"listed"})
+            owner.create("made", tags={"made"}, label="L")
+            for n in range(5):
+                put(saver, {"n": n}, thread_id=f"{n}")
+            assert owner.count() == 7  # the index knows them all
+            put(saver, {"n": 9}, thread_id="new")
+            stored = put(saver, {"n": 9}, thread_id="3")
+            saver.put_writes(stored, [("__interrupt__", "?")], "task")
+            with (
+                owner.run("4"),
+                as_user([{"role": "read", "db": store.name}]) as reader,
+            ):
+                before = store.content()
+                api = Api(ThreadCatalog(reader), world)
+                read: dict[str, Any] = {}
+                for name, filter, sort_by in (
+                    ("all", None, "updated_at"),
+                    ("by id", None, "thread_id"),
+                    ("tag", ThreadFilter(tags={"made"}), "created_at"),
+                    ("idle", ThreadFilter(status="idle"), "thread_id"),
+                    ("asked", ThreadFilter(status="interrupted"), "status"),
+                    ("busy", ThreadFilter(status="busy"), "updated_at"),
+                ):
+                    ids: list[str] = []
+                    cursor = None
+                    while True:
+                        page = await api.search(filter, sort_by=sort_by, limit=3, cursor=cursor)
+                        ids += [thread.thread_id for thread in page]
+                        cursor = page.next_cursor
+                        if cursor is None:
+                            break
+                    read[name] = ids
+                    assert await api.count(filter) == len(ids)
+                assert (await api.get("3")).status == "interrupted"
+                assert store.content() == before
+                assert (
+                    read["by id"]
+                    == sorted(["0", "1", "2", "3", "4", "made", "new", "thread"])[::-1]
+                )
+                assert sorted(read["all"]) == read["by id"][::-1]
+                assert read["tag"] == ["made"]
+                assert read["idle"] == ["thread", "new", "made", "2", "1", "0"]
+                assert (read["asked"], read["busy"]) == (["3"], ["4"])
+                by_owner = [thread.thread_id for thread in owner.search(sort_by="updated_at")]
+                assert read["all"] == by_owner
+
+    @both_worlds
+    async def test_who_has_no_right_to_indexes_runs_everything_after_an_administrator_set_up(
+        self,
+        world: str,
+        guarded_server: ReplicaSet,
+        store: MongoStore,
+        as_user: Callable[[list[Any]], ForkpointSaver],
+    ) -> None:
+        role = f"documents-{uuid4().hex}"
+        resource = {"db": store.name, "collection": "forkpoint_store"}
+        actions = ["find", "insert", "update", "remove"]
+        with guarded_server.client() as client:
+            client.admin.command(
+                "createRole",
+                role,
+                privileges=[{"resource": resource, "actions": actions}],
+                roles=[],
+            )
+        with as_user([role]) as saver:
+            saver.setup()
+            await use_everything(Api(saver, world))
+            await use_the_catalog(Api(ThreadCatalog(saver), world))
+            assert saver._context.storage._records.keeps_logs  # type: ignore[attr-defined]
+            assert store.problems(store.saver()) == []
 
     def test_who_may_only_read_cannot_set_up(
         self, guarded_server: ReplicaSet, as_user: Callable[[list[Any]], ForkpointSaver]

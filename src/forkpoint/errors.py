@@ -83,6 +83,10 @@ class StorageUnauthorized(StorageError, PermissionError):
     """The database server refuses the credentials, or what they are used for."""
 
 
+class MissingFeature(StorageError, NotImplementedError):
+    """The database server lacks something that forkpoint needs."""
+
+
 def stale_lease(thread_id: str) -> str:
     """Return the message of a `StaleLease`."""
     return (

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from pymongo import MongoClient
+from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import PyMongoError
 
 from forkpoint import inputs
@@ -13,6 +14,9 @@ from forkpoint.errors import InvalidInput
 from forkpoint.mongodb_storage import MongoStorage
 from forkpoint.runner import WorkerRunner
 from forkpoint.saver import ForkpointSaver
+
+DATABASE, COLLECTION = "forkpoint", "forkpoint_store"
+"""The defaults."""
 
 _WORKERS = 64  # most of the time they wait for the server, or to be taken along
 
@@ -28,26 +32,38 @@ class MongoDBSaver(ForkpointSaver):
     server it is in the server's journal. Nothing needs transactions.
 
     Args:
-        client: A `pymongo.MongoClient`, or a `motor.motor_asyncio.AsyncIOMotorClient`, whose pool
-            of connections then serves sync calls too. It stays the caller's to close.
-        db_name: The database. Everything is in its collection `forkpoint_store`, made on first
-            use with its indexes.
+        client: A `pymongo.MongoClient`; a `motor.motor_asyncio.AsyncIOMotorClient`, whose pool of
+            connections then serves sync calls too; or a `pymongo.AsyncMongoClient`. Such a client
+            serves one event loop only, so the saver makes a `MongoClient` of the same options
+            beside it, with a pool of its own, which `close` closes. What was passed stays the
+            caller's to close.
+        db_name: The database. By default that of the client's connection string, unless it names
+            none, or one of the server's own (`admin`, `config`, `local`); then `forkpoint`.
+        collection: The collection that has everything, made on first use with its indexes.
         serde: The serializer. By default `SafeSerializer`, which imports and calls nothing that
             a stored row names, data classes of modules that are already imported aside.
 
     Raises:
-        InvalidInput: `client` is neither of these, or `db_name` cannot be a database's name.
+        InvalidInput: `client` is none of these, or `db_name` or `collection` cannot be a name.
     """
 
     def __init__(
         self,
         client: Any,
-        db_name: str = "forkpoint",
+        db_name: str | None = None,
         *,
+        collection: str = COLLECTION,
         serde: SerializerProtocol | None = None,
     ) -> None:
-        passed = _pymongo_client(client)
-        self._keep_in(MongoStorage(lambda: passed, _checked(db_name), owned=False), serde)
+        if isinstance(client, AsyncMongoClient):
+            connect, owned = _sync_twin(client), True
+            default = _default_database(client)
+        else:
+            passed = _pymongo_client(client)
+            connect, owned = (lambda: passed), False
+            default = _default_database(passed)
+        names = _database_name(default if db_name is None else db_name), _collection(collection)
+        self._keep_in(MongoStorage(connect, *names, owned=owned), serde)
 
     def _keep_in(self, storage: MongoStorage, serde: SerializerProtocol | None) -> None:
         super().__init__(storage, WorkerRunner(_WORKERS), serde)
@@ -56,8 +72,9 @@ class MongoDBSaver(ForkpointSaver):
     def from_conn_string(
         cls,
         conn_string: str,
-        db_name: str = "forkpoint",
+        db_name: str | None = None,
         *,
+        collection: str = COLLECTION,
         serde: SerializerProtocol | None = None,
         **client_options: Any,
     ) -> MongoDBSaver:
@@ -66,6 +83,7 @@ class MongoDBSaver(ForkpointSaver):
         Args:
             conn_string: A `mongodb://` or `mongodb+srv://` URI.
             db_name: As above.
+            collection: As above.
             serde: As above.
             client_options: Passed to `pymongo.MongoClient`, such as `serverSelectionTimeoutMS`.
         """
@@ -76,12 +94,27 @@ class MongoDBSaver(ForkpointSaver):
             return MongoClient(conn_string, **{"connect": False, **client_options})
 
         try:
-            connect().close()  # it has not connected yet
+            client = connect()
         except (PyMongoError, ValueError, TypeError) as error:
             raise InvalidInput(f"no MongoDB client can be made of this: {error}") from error
+        default = _default_database(client)
+        client.close()  # it has not connected yet
+        names = _database_name(default if db_name is None else db_name), _collection(collection)
         saver = cls.__new__(cls)
-        saver._keep_in(MongoStorage(connect, _checked(db_name), owned=True), serde)
+        saver._keep_in(MongoStorage(connect, *names, owned=True), serde)
         return saver
+
+
+def _sync_twin(client: AsyncMongoClient[Any]) -> Callable[[], MongoClient[dict[str, Any]]]:
+    """Return what makes a client for all threads of the options that an async one has."""
+    # PyMongo has no public way to them.
+    options: dict[str, Any] = {**client._init_kwargs, "document_class": dict, "connect": False}
+    return lambda: MongoClient(**options)
+
+
+def _default_database(client: MongoClient[Any] | AsyncMongoClient[Any]) -> str:
+    named: str = client.get_default_database(DATABASE).name
+    return DATABASE if named in _DATABASES_OF_SERVERS else named
 
 
 def _pymongo_client(client: object) -> MongoClient[dict[str, Any]]:
@@ -92,19 +125,13 @@ def _pymongo_client(client: object) -> MongoClient[dict[str, Any]]:
     wrapped = getattr(client, "delegate", None)
     if kind.__module__.startswith("motor.") and isinstance(wrapped, MongoClient):
         return wrapped
-    if kind.__name__ == "AsyncMongoClient":
-        raise InvalidInput(
-            "an AsyncMongoClient serves async calls in one event loop only; pass a "
-            "pymongo.MongoClient (its pool serves sync and async calls alike), or the connection "
-            "string to MongoDBSaver.from_conn_string"
-        )
     raise InvalidInput(
-        "client must be a pymongo.MongoClient or a motor.motor_asyncio.AsyncIOMotorClient, not "
-        f"{kind.__name__}"
+        "client must be a pymongo.MongoClient, a pymongo.AsyncMongoClient or a "
+        f"motor.motor_asyncio.AsyncIOMotorClient, not {kind.__name__}"
     )
 
 
-def _checked(db_name: object) -> str:
+def _database_name(db_name: object) -> str:
     name = inputs.identifier(db_name, "db_name")
     if len(name.encode()) > _NAME_BYTES:
         raise InvalidInput(f"db_name has more than {_NAME_BYTES} bytes: {name!r:.80}")
@@ -113,4 +140,15 @@ def _checked(db_name: object) -> str:
     return name
 
 
+def _collection(value: object) -> str:
+    name = inputs.identifier(value, "collection")
+    if len(name.encode()) > _COLLECTION_BYTES:
+        raise InvalidInput(f"collection has more than {_COLLECTION_BYTES} bytes: {name!r:.80}")
+    if "$" in name or ".." in name or name.startswith((".", "system.")) or name.endswith("."):
+        raise InvalidInput(f"{name!r:.80} cannot be the name of a MongoDB collection")
+    return name
+
+
+_DATABASES_OF_SERVERS = ("admin", "config", "local")
 _NAME_BYTES = 63
+_COLLECTION_BYTES = 180  # with the database's name and a dot, 255

@@ -14,11 +14,13 @@ from typing import Any
 from bson.objectid import ObjectId
 from bson.timestamp import Timestamp
 
+from forkpoint.errors import StorageReadOnly, StorageUnauthorized
 from forkpoint.filters import ALL_TERM, thread_terms
 from forkpoint.mongodb_log import NO_LOG, MongoLogs
 from forkpoint.mongodb_records import (
     NOW,
     Document,
+    Records,
     chunk_id,
     chunk_size,
     in_batches,
@@ -41,6 +43,7 @@ IDENTITY = {"_id": 1, "family": 1, "epoch": 1, "owner": 1}
 _LISTED = {"listed_at": {"$gt": 0}}  # without it, a partial index is not used
 _STATUSES = ["busy", "error", "idle", "interrupted"]
 _LEASED = {"$gt": ["$lease_until", NOW]}
+_STATUS_NOW = {"$cond": [_LEASED, "busy", "$status"]}
 _UNLEASED = {"lease_holder": None, "lease_since": None, "lease_until": None}
 _SORTED = {
     "updated_at": "listed_at",
@@ -102,6 +105,10 @@ def fields_of(described: Description) -> Document:
 class MongoCatalog(MongoLogs):
     """The primitives of `forkpoint.storage.Session` for the catalog."""
 
+    def __init__(self, records: Records) -> None:
+        super().__init__(records)
+        self._may_list = True  # until the server says that the user may not write
+
     def now(self) -> int:
         return self._records.now()
 
@@ -132,19 +139,19 @@ class MongoCatalog(MongoLogs):
     # Searching
 
     def select(self, selection: Selection) -> Selected:
-        is_first = selection.after is None
-        if is_first:
-            self._list_anew()
+        is_listed = selection.after is not None or self._list_if_allowed()
         field = _SORTED[selection.sort_by]
         direction = -1 if selection.descending else 1
         sort = {field: direction, "thread_id": direction}
-        found, moment = self._records.find_at(
-            _moment(selection.walk),
-            _wanted(selection),
-            {"thread_id": 1, "family": 1, field: 1},
-            sort,
-            selection.limit + 1,
-        )
+        fields = {"thread_id": 1, "family": 1, field: 1}
+        limit = selection.limit + 1
+        if is_listed and self._may_list:
+            found, moment = self._records.find_at(
+                _moment(selection.walk), _wanted(selection), fields, sort, limit
+            )
+        else:
+            page: list[Document] = [{"$sort": sort}, {"$limit": limit}, {"$project": fields}]
+            found, moment = self._records.aggregate([*self._as_they_are(selection), *page]), None
         is_last = len(found) <= selection.limit
         found = found[: selection.limit]
         rows = self._rows_of(found)
@@ -156,8 +163,10 @@ class MongoCatalog(MongoLogs):
         )
 
     def count(self, selection: Selection) -> int:
-        self._list_anew()
-        return self._records.count(_wanted(selection))
+        if self._list_if_allowed():
+            return self._records.count(_wanted(selection))
+        counted = self._records.aggregate([*self._as_they_are(selection), {"$count": "threads"}])
+        return int(counted[0]["threads"]) if counted else 0
 
     def _rows_of(self, found: Sequence[Document]) -> dict[Any, ThreadRow]:
         if not found:
@@ -199,13 +208,45 @@ class MongoCatalog(MongoLogs):
         found = self._read([{"$match": wanted}, {"$sort": {"_id": 1}}, {"$limit": limit}])
         return [_thread_row(record) for record in found]
 
+    def _list_if_allowed(self) -> bool:
+        """Let searches find threads by what they are, if the user may write; return whether."""
+        if self._may_list:
+            try:
+                self._list_anew()
+            except (StorageReadOnly, StorageUnauthorized):
+                self._may_list = False
+        return self._may_list
+
+    def _as_they_are(self, selection: Selection) -> list[Document]:
+        """Return the stages that find threads for a user who may not bring the index up to date.
+
+        Those that changed since it was, and those whose lease may be over, are looked at one by
+        one; the others are found through the index.
+        """
+        wanted = _wanted(selection)
+        listed = {"unlisted": {"$ne": True}, "listed_status": {"$ne": "busy"}}
+        busy = {"$and": [{"terms": ALL_TERM}, {"listed_status": "busy"}, _LISTED]}
+        now: list[Document] = [
+            *self.up_to_date(),
+            {"$set": {"listed_at": "$updated_at", "listed_status": _STATUS_NOW}},
+            {"$match": wanted},
+        ]
+        changed: list[Document] = [
+            {"$match": {"unlisted": True, **_SEEN}},
+            {"$match": {**busy, "unlisted": {"$ne": True}, **_SEEN}},
+        ]
+        unions = [
+            {"$unionWith": {"coll": self._records.name, "pipeline": [match, *now]}}
+            for match in changed
+        ]
+        return [{"$match": {**wanted, **listed}}, *unions]
+
     def _list_anew(self) -> None:
         """Let searches find threads by what they are at the moment."""
         self._end_unlisted()
-        status = {"$cond": [_LEASED, "busy", "$status"]}
         still = {"$cond": [{"$eq": ["$log", None]}, "$$REMOVE", True]}
         listed: list[Document] = [
-            {"$set": {"listed_at": "$updated_at", "listed_status": status, "unlisted": still}}
+            {"$set": {"listed_at": "$updated_at", "listed_status": _STATUS_NOW, "unlisted": still}}
         ]
         self._records.update_all({"unlisted": True, **_SEEN}, listed)
         ended: list[Document] = [

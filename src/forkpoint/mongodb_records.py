@@ -177,6 +177,10 @@ class Records:
     def name(self) -> str:
         return self._collection.name
 
+    @property
+    def database(self) -> str:
+        return self._collection.database.name
+
     def aggregate(self, pipeline: Sequence[Document]) -> list[Document]:
         return self.retrying(
             lambda: self._collection.aggregate(pipeline, batchSize=_AT_ONCE).to_list()
@@ -278,10 +282,23 @@ class Records:
         is_balanced = client.topology_description.topology_type_name == "LoadBalanced"
         self.is_sharded = self.retrying(lambda: client.is_mongos) or is_balanced
 
-    def look_for_index(self, name: str) -> None:
-        """Find out if there is the index that logs need: it may have been lost by a restore."""
-        indexes = self.retrying(self._collection.index_information)
-        self.keeps_logs = name in indexes and not self.is_sharded
+    def look_for_index(self, name: str, wanted: Document) -> None:
+        """Find out if there is the index that logs need: it may have been lost by a restore.
+
+        By its use, for which a user needs no more rights than to read.
+        """
+        find = self._collection.find
+
+        def is_there() -> bool:
+            try:
+                find(wanted, hint=name, limit=1).to_list()
+            except OperationFailure as error:
+                if error.code not in _NO_SUCH_INDEX:
+                    raise
+                return False
+            return True
+
+        self.keeps_logs = not self.is_sharded and self.retrying(is_there)
 
     def find_and_update(self, wanted: Document, change: Sequence[Document]) -> Document | None:
         """Change a document, and return it as it is then, or None if there is none."""
@@ -289,7 +306,9 @@ class Records:
         return self.retrying(lambda: update(wanted, change, return_document=ReturnDocument.AFTER))
 
     def distinct(self, field: str, wanted: Document) -> list[Any]:
-        return self.retrying(lambda: self._collection.distinct(field, wanted))
+        """Return the values of a field, by a command that the stable API of servers has."""
+        group: Document = {"$group": {"_id": f"${field}"}}
+        return [one["_id"] for one in self.aggregate([{"$match": wanted}, group])]
 
     def now(self) -> int:
         """Return the server's time, in microseconds since 1970."""
@@ -460,6 +479,7 @@ _TOO_MUCH = {
     10334,  # BSONObjectTooLarge
     4568,  # $lookup's documents exceed the size of one
 }
+_NO_SUCH_INDEX = {2}  # BadValue: the hint does not correspond to an index
 _NO_SNAPSHOTS = {
     72,  # InvalidOptions: a standalone server keeps no snapshots
     123,  # NotAReplicaSet

@@ -26,6 +26,7 @@ from forkpoint.group_commit import Relay
 from forkpoint.memory import Recent
 from forkpoint.mongodb_bulk import LARGE, Ahead, Bulk, checked_size
 from forkpoint.mongodb_documents import ROWS
+from forkpoint.mongodb_features import check_features
 from forkpoint.mongodb_log import LOG_INDEX
 from forkpoint.mongodb_puts import Creation, Intent
 from forkpoint.mongodb_records import (
@@ -40,8 +41,6 @@ from forkpoint.mongodb_records import (
 from forkpoint.mongodb_session import MongoSession
 from forkpoint.steps import Steps
 from forkpoint.storage import SCHEMA_VERSION, Put, Stale, ThreadRef
-
-COLLECTION = "forkpoint_store"
 
 _INDEXES = [
     IndexModel(
@@ -124,20 +123,25 @@ _LOG_INDEX = IndexModel(
 )
 
 
+_IN_NO_LOG = {"log": "none", "slot": {"$gt": 0}, "family": "settings"}
+
+
 class MongoStorage:
     """A collection of a MongoDB database.
 
     Args:
         connect: Returns the client. It is called again in a forked child process.
         db_name: The database.
+        name: The collection.
         owned: Whether to close the client.
     """
 
     def __init__(
-        self, connect: Callable[[], MongoClient[Document]], db_name: str, *, owned: bool
+        self, connect: Callable[[], MongoClient[Document]], db_name: str, name: str, *, owned: bool
     ) -> None:
         self._connect = connect
         self._db_name = db_name
+        self._name = name
         self._owned = owned
         self._client: MongoClient[Document] | None = None
         self._session: MongoSession | None = None
@@ -193,7 +197,7 @@ class MongoStorage:
         patience = client.options.server_selection_timeout
         theirs = client.write_concern.document.get("wtimeout")
         collection = client[self._db_name].get_collection(
-            COLLECTION,
+            self._name,
             read_preference=ReadPreference.PRIMARY,
             read_concern=ReadConcern("majority"),
             write_concern=WriteConcern("majority", wtimeout=theirs or int(1000 * patience), j=True),
@@ -203,11 +207,12 @@ class MongoStorage:
         found = records.latest(settings)
         records.look_at_cluster()
         if not found:
+            check_features(records, collection)
             indexes = [*_INDEXES, *([] if records.is_sharded else [_LOG_INDEX])]
             records.retrying(lambda: collection.create_indexes(indexes))
             records.insert({**settings, "schema_version": SCHEMA_VERSION})
             found = records.latest(settings)
-        records.look_for_index(LOG_INDEX)
+        records.look_for_index(LOG_INDEX, _IN_NO_LOG)
         version = found[0]["schema_version"]
         if version > SCHEMA_VERSION:
             raise SchemaVersionError(
