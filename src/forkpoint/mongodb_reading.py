@@ -452,7 +452,7 @@ class MongoReading(MongoCatalog):
         return [thread_record(record) for record in found]
 
     def family(self, family: Any) -> list[ThreadRecord]:
-        wanted = {"family": family, "kind": "thread", "building": None, "provisional": False}
+        wanted = {"family": family, "kind": "thread", "building": None}
         return [
             thread_record(record)
             for record in self._records.aggregate(

@@ -260,7 +260,7 @@ class SqliteSession(SqliteThreads):
         return [ThreadRecord(*row) for row in rows]
 
     def family(self, family: Any) -> list[ThreadRecord]:
-        rows = self.all(f"SELECT {_RECORD} WHERE t.family = ? AND NOT t.provisional", family)
+        rows = self.all(f"SELECT {_RECORD} WHERE t.family = ?", family)
         return [ThreadRecord(*row) for row in rows]
 
     def threads_of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:

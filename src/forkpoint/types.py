@@ -58,7 +58,10 @@ class LineageEntry:
 
 @dataclass(frozen=True)
 class FamilyNode:
-    """A thread of a family, with the threads that were made from it, oldest first."""
+    """A thread of a family, with the threads that were made from it, oldest first.
+
+    Nothing here recurses: a fork of a fork of a fork can be thousands of levels deep.
+    """
 
     entry: LineageEntry
     children: tuple[FamilyNode, ...] = ()
@@ -71,6 +74,49 @@ class FamilyNode:
             node = waiting.pop()
             yield node
             waiting += reversed(node.children)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FamilyNode):
+            return NotImplemented
+        return self is other or self._flat() == other._flat()
+
+    def __hash__(self) -> int:
+        return hash(self._flat())
+
+    def __repr__(self) -> str:
+        parts: list[str] = []
+        waiting: list[FamilyNode | str] = [self]
+        while waiting:
+            following = waiting.pop()
+            if isinstance(following, str):
+                parts.append(following)
+                continue
+            parts.append(f"FamilyNode(entry={following.entry!r}, children=(")
+            waiting.append(f"), is_current={following.is_current!r})")
+            between = "," if len(following.children) == 1 else ""
+            for child in reversed(following.children):
+                waiting += [between, child]
+                between = ", "
+        return "".join(parts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _family_node, (self._flat(),)
+
+    def _flat(self) -> tuple[_FlatNode, ...]:
+        """Return all nodes, each before its children, with how many these are."""
+        return tuple((node.entry, node.is_current, len(node.children)) for node in self)
+
+
+_FlatNode = tuple[LineageEntry, bool, int]
+
+
+def _family_node(flat: Sequence[_FlatNode]) -> FamilyNode:
+    """Return the node that was made flat."""
+    made: list[FamilyNode] = []
+    for entry, is_current, count in reversed(flat):
+        children = tuple(made.pop() for _ in range(count))
+        made.append(FamilyNode(entry, children, is_current))
+    return made[0]
 
 
 @dataclass(frozen=True)
