@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from forkpoint.errors import (
     InvalidInput,
     UnreadableValue,
 )
-from forkpoint.messages import Memo, MessageMemo
+from forkpoint.messages import PLAIN_ONLY, Memo, MessageMemo
 from forkpoint.serde import DeltaSnapshot, SafeSerializer
 
 INLINE_BYTES = 512
@@ -48,6 +49,8 @@ _REMEMBERED_BYTES = 16 * 1024 * 1024  # of lists, twice at most
 INLINE, OPAQUE, LIST, DICT = range(4)
 SNAPSHOT = 4  # added to the kind: the value stands in a DeltaChannel's snapshot
 _MSGPACK = "msgpack"
+_PLAIN_TYPES = frozenset({dict, list, str, int, float})
+_FEW = 4  # elements: so many are serialized in one piece as fast as one by one
 _NIL = b"\xc0"
 
 
@@ -77,6 +80,23 @@ class _CutList(NamedTuple):
     last_start: int
 
 
+class _Elements(NamedTuple):
+    """A list or a dict, and its elements as they were serialized one by one."""
+
+    kind: int
+    packed: list[bytes]
+    values: list[Any]
+    keys: list[Any] | None
+
+    @property
+    def header(self) -> Callable[[int], bytes]:
+        return chunking.array_header if self.kind == LIST else chunking.map_header
+
+    def is_all_of(self, whole: bytes | None) -> bool:
+        """Return whether the elements add up to what the value serialized to in one piece."""
+        return whole is None or self.header(len(self.packed)) + b"".join(self.packed) == whole
+
+
 Manifest = dict[str, Entry]
 Chunks = dict[bytes, Chunk]
 ReadChunks = Callable[[Collection[bytes]], Mapping[bytes, Chunk]]
@@ -90,6 +110,13 @@ class Encoded:
     content: bytes
     refs: bytes
     chunks: Chunks = field(repr=False)
+
+
+class Serialized(NamedTuple):
+    """A checkpoint's state at one moment, in pieces; what it inherits may be known only later."""
+
+    body: tuple[str, bytes]
+    channels: dict[str, tuple[Entry, Chunks]]
 
 
 class Codec:
@@ -123,17 +150,47 @@ class Codec:
         Raises:
             InvalidInput: A value cannot be serialized.
         """
-        chunks: Chunks = {}
-        manifest: Manifest = {}
-        for channel, value in checkpoint["channel_values"].items():
-            entry = inherited.get(channel)
-            if entry is None:
-                with _naming(f"the value of channel {channel!r}"):
-                    entry = self._encode(value, chunks)
-            manifest[channel] = entry
+        return self.join(checkpoint, self.serialize(checkpoint, inherited), inherited)
+
+    def serialize(self, checkpoint: Mapping[str, Any], inherited: Container[str]) -> Serialized:
+        """Serialize a checkpoint, but for the channels in `inherited`.
+
+        Raises:
+            InvalidInput: A value cannot be serialized.
+        """
+        channels = {
+            channel: self._serialize_channel(channel, value)
+            for channel, value in checkpoint["channel_values"].items()
+            if channel not in inherited
+        }
         body = {key: value for key, value in checkpoint.items() if key != "channel_values"}
         with _naming("the checkpoint"):
             kind, content = self._serde.dumps_typed(body)
+        return Serialized((kind, bytes(content)), channels)
+
+    def _serialize_channel(self, channel: str, value: Any) -> tuple[Entry, Chunks]:
+        chunks: Chunks = {}
+        with _naming(f"the value of channel {channel!r}"):
+            return self._encode(value, chunks), chunks
+
+    def join(
+        self,
+        checkpoint: Mapping[str, Any],
+        serialized: Serialized,
+        inherited: Mapping[str, Entry],
+    ) -> tuple[Encoded, Manifest]:
+        """Encode a checkpoint of what it inherits, and for the rest of what was serialized."""
+        chunks: Chunks = {}
+        manifest: Manifest = {}
+        (kind, content), channels = serialized
+        for channel, value in checkpoint["channel_values"].items():
+            entry = inherited.get(channel)
+            if entry is None:
+                if channel not in channels:  # what the parent stored of it is gone since
+                    channels[channel] = self._serialize_channel(channel, value)
+                entry, needed = channels[channel]
+                chunks.update(needed)
+            manifest[channel] = entry
         packed = ormsgpack.packb(
             [kind, content, {channel: _pack_entry(entry) for channel, entry in manifest.items()}]
         )
@@ -152,31 +209,66 @@ class Codec:
         return Encoded(ormsgpack.packb(_pack_entry(entry)), entry.refs, chunks)
 
     def _encode(
-        self, value: Any, chunks: Chunks, inline: int = INLINE_BYTES, depth: int = 0
+        self,
+        value: Any,
+        chunks: Chunks,
+        inline: int = INLINE_BYTES,
+        depth: int = 0,
+        whole: bytes | None = None,
     ) -> Entry:
+        """Encode a value, as it is now, or as it was when it was serialized to `whole`.
+
+        A list or a dict may change while it is serialized piece by piece, for other threads run in
+        between. So it is serialized in one piece before, and the pieces must add up to that.
+        """
         if self._splits and depth < NEST_DEPTH:
             if DeltaSnapshot is not None and type(value) is DeltaSnapshot:
                 entry = self._encode(value.value, chunks, inline, depth)
                 return entry._replace(kind=entry.kind | SNAPSHOT)
-            if type(value) is list:
-                values = value.copy()
-                packed = self._pack_elements(values)
-                if packed is not None:
-                    return self._cut(LIST, packed, values, None, chunks, inline, depth)
-            elif type(value) is dict:
-                items = list(value.items())
-                packed = self._pack_items(items)
-                if packed is not None:
-                    keys, values = [key for key, _ in items], [element for _, element in items]
-                    return self._cut(DICT, packed, values, keys, chunks, inline, depth)
+            if type(value) is list or type(value) is dict:
+                if whole is None and not self._is_steady(value):
+                    kind, whole = self._serde.dumps_typed(value)
+                    if kind != _MSGPACK or len(whole) <= inline:
+                        return self._encode_opaque(kind, whole, chunks, inline)
+                elements = self._pack_all(value)
+                if elements is not None and elements.is_all_of(whole):
+                    return self._cut(elements, chunks, inline, depth)
+        if whole is not None:
+            return self._encode_opaque(_MSGPACK, whole, chunks, inline)
         kind, content = self._serde.dumps_typed(value)
         return self._encode_opaque(kind, bytes(content), chunks, inline)
+
+    def _is_steady(self, value: list[Any] | dict[Any, Any]) -> bool:
+        """Return whether the elements of a value do not change while they are serialized.
+
+        They are taken out of it in one piece. Then strings do not change, and of messages each is
+        serialized in one piece.
+        """
+        if isinstance(value, dict):
+            return len(value) > _FEW and {str}.issuperset(map(type, list(value.values())))
+        return len(value) > _FEW and (
+            self._memo.knows(type(value[-1])) or {str}.issuperset(map(type, value.copy()))
+        )
+
+    def _pack_all(self, value: list[Any] | dict[Any, Any]) -> _Elements | None:
+        if isinstance(value, list):
+            values = value.copy()
+            packed = self._pack_elements(values)
+            return None if packed is None else _Elements(LIST, packed, values, None)
+        items = list(value.items())
+        packed = self._pack_items(items)
+        if packed is None:
+            return None
+        return _Elements(DICT, packed, [element for _, element in items], [key for key, _ in items])
 
     def _pack_elements(self, values: list[Any]) -> list[bytes] | None:
         """Serialize the elements of a list one by one.
 
         Returns None if one of them needs something other than MessagePack.
         """
+        if _PLAIN_TYPES.issuperset(map(type, values)):
+            with suppress(ormsgpack.MsgpackEncodeError):  # something in one of them is not so plain
+                return [ormsgpack.packb(value, option=PLAIN_ONLY) for value in values]
         memo, pack = self._memo, self._pack_element
         packed = []
         for value in values:
@@ -200,18 +292,10 @@ class Codec:
             packed.append(single[1:])
         return packed
 
-    def _cut(
-        self,
-        kind: int,
-        packed: list[bytes],
-        values: list[Any],
-        keys: list[Any] | None,
-        chunks: Chunks,
-        inline: int,
-        depth: int,
-    ) -> Entry:
+    def _cut(self, elements: _Elements, chunks: Chunks, inline: int, depth: int) -> Entry:
         """Cut a list or a dict between its elements."""
-        header = chunking.array_header if kind == LIST else chunking.map_header
+        kind, packed, values, keys = elements
+        header = elements.header
         if sum(map(len, packed)) <= inline:
             return Entry(INLINE, _MSGPACK, header(len(packed)) + b"".join(packed), b"", 0)
         nested = [
@@ -226,8 +310,8 @@ class Codec:
         done = 0
         for index in [*nested, len(packed)]:
             for run in chunking.runs(packed[done:index]):
-                elements = packed[done + run.start : done + run.stop]
-                leaves.append(self._add((b"", header(len(elements)) + b"".join(elements)), chunks))
+                cut = packed[done + run.start : done + run.stop]
+                leaves.append(self._add((b"", header(len(cut)) + b"".join(cut)), chunks))
             if index < len(packed):
                 key = b"" if keys is None else self._pack_key(keys[index])
                 leaves.append(self._add_nested(key, packed[index], values[index], chunks, depth))
@@ -241,10 +325,11 @@ class Codec:
         self, packed_key: bytes, packed: bytes, value: Any, chunks: Chunks, depth: int
     ) -> bytes:
         """Add an element that is cut itself; a list's has no key."""
+        whole = packed[len(packed_key) :]
         if type(value) in (list, dict):
-            entry = self._encode(value, chunks, 0, depth + 1)
+            entry = self._encode(value, chunks, 0, depth + 1, whole)
         else:
-            entry = self._encode_opaque(_MSGPACK, packed[len(packed_key) :], chunks, 0)
+            entry = self._encode_opaque(_MSGPACK, whole, chunks, 0)
         content = ormsgpack.packb([packed_key, _pack_entry(entry)])
         return self._add((entry.refs, content), chunks)
 

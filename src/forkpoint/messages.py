@@ -21,7 +21,7 @@ from langchain_core.messages import BaseMessage
 from pydantic import BaseModel
 
 # Refuse all but the plainest types: a subclass, an enum or a date would pack as if it were one.
-_PLAIN_ONLY = (
+PLAIN_ONLY = (
     ormsgpack.OPT_PASSTHROUGH_DATACLASS
     | ormsgpack.OPT_PASSTHROUGH_DATETIME
     | ormsgpack.OPT_PASSTHROUGH_ENUM
@@ -100,7 +100,7 @@ class MessageMemo:
         """Return how a message serializes, by `pack` if it is not remembered."""
         try:
             fields = ormsgpack.packb(
-                [message.__dict__, message.__pydantic_extra__], option=_PLAIN_ONLY
+                [message.__dict__, message.__pydantic_extra__], option=PLAIN_ONLY
             )
         except ormsgpack.MsgpackEncodeError:  # some field is no plain value
             return pack(message)
@@ -140,7 +140,7 @@ class MessageMemo:
             return
         fields = [message.__dict__ for message in messages]
         try:
-            packed = ormsgpack.packb(fields, option=_PLAIN_ONLY)
+            packed = ormsgpack.packb(fields, option=PLAIN_ONLY)
         except ormsgpack.MsgpackEncodeError:
             return
         if ormsgpack.unpackb(packed) == fields:

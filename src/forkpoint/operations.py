@@ -24,6 +24,7 @@ from forkpoint.codec import (
     Codec,
     Entry,
     Manifest,
+    Serialized,
     cipher_of,
     gather,
     new_secret,
@@ -89,6 +90,11 @@ class Context:
         return Context(ConfinedStorage(self.storage, owner), self._serde, None, owner)
 
     @property
+    def has_codec(self) -> bool:
+        """Whether `codec` is there without reading the store."""
+        return self._codec is not None or cipher_of(self._serde) is None
+
+    @property
     def codec(self) -> Codec:
         if self._codec is None:
             self._codec = Codec(self._serde, self._secret())
@@ -141,8 +147,40 @@ class NewWrites(NamedTuple):
     task_path: str
 
 
-def put(context: Context, new: NewCheckpoint) -> Steps[None]:
+class TakenCheckpoint(NamedTuple):
+    """A checkpoint to be put, and its state as it was when it was given."""
+
+    new: NewCheckpoint
+    state: Serialized
+    thread: ThreadRef | None
+    """The thread that it was taken for, as far as that is known without looking."""
+    inherited: Mapping[str, Entry] | None
+    """What it inherits there."""
+
+
+class TakenWrites(NamedTuple):
+    """Writes to be put, as they were when they were given."""
+
+    new: NewWrites
+    rows: Sequence[WriteRow]
+    chunks: Chunks
+
+
+def take(context: Context, new: NewCheckpoint) -> TakenCheckpoint:
+    """Take the state of a checkpoint as it is now, without reading anything.
+
+    The values are live: nothing that happens to them later may reach what is stored.
+    """
+    thread = context.memory.threads.get(new.address.thread_id)
+    inherited = _inherited_if_known(context, thread, new)
+    return TakenCheckpoint(
+        new, context.codec.serialize(new.checkpoint, inherited or ()), thread, inherited
+    )
+
+
+def put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
     """Store a checkpoint."""
+    new = taken.new
     thread_id, checkpoint_ns, parent_id = new.address
     checkpoint_id = new.checkpoint["id"]
     codec = context.codec
@@ -150,8 +188,10 @@ def put(context: Context, new: NewCheckpoint) -> Steps[None]:
 
     def prepare(thread: ThreadRef | None) -> tuple[Put, Chunks]:
         nonlocal manifest
-        inherited = _inherited(context, thread, new)
-        encoded, manifest = codec.encode_checkpoint(new.checkpoint, inherited)
+        inherited = taken.inherited
+        if inherited is None or thread != taken.thread:
+            inherited = _inherited(context, thread, new)
+        encoded, manifest = codec.join(new.checkpoint, taken.state, inherited)
         row = CheckpointRow(
             checkpoint_ns,
             checkpoint_id,
@@ -175,21 +215,36 @@ def put(context: Context, new: NewCheckpoint) -> Steps[None]:
 def _inherited(
     context: Context, thread: ThreadRef | None, new: NewCheckpoint
 ) -> Mapping[str, Entry]:
-    """Return the entries of the parent's manifest for the channels that did not change.
+    """Return the entries of the parent's manifest for the channels that did not change."""
+    inherited = _inherited_if_known(context, thread, new)
+    if inherited is not None:
+        return inherited
+    assert thread is not None
+    with context.storage.reading() as session:
+        found = session.checkpoint(*new.address)
+    if found is None or found.thread != thread:
+        return {}
+    body, manifest = open_row(context.codec, found.row)
+    known = KnownManifest(thread.epoch, manifest, body.get("channel_versions", {}))
+    return _unchanged(known, new)
 
-    `new_versions` names those that did. Where it is empty, all values count as they are given.
+
+def _inherited_if_known(
+    context: Context, thread: ThreadRef | None, new: NewCheckpoint
+) -> Mapping[str, Entry] | None:
+    """Return what `_inherited` does, or None if the parent would have to be read for it.
+
+    `new_versions` names the channels that changed. Where it is empty, all values count as they are
+    given.
     """
-    thread_id, checkpoint_ns, parent_id = new.address
+    _, checkpoint_ns, parent_id = new.address
     if not new.new_versions or thread is None or parent_id is None:
         return {}
     known = context.memory.manifest(thread, (checkpoint_ns, parent_id))
-    if known is None:
-        with context.storage.reading() as session:
-            found = session.checkpoint(thread_id, checkpoint_ns, parent_id)
-        if found is None or found.thread != thread:
-            return {}
-        body, manifest = open_row(context.codec, found.row)
-        known = KnownManifest(thread.epoch, manifest, body.get("channel_versions", {}))
+    return None if known is None else _unchanged(known, new)
+
+
+def _unchanged(known: KnownManifest, new: NewCheckpoint) -> Mapping[str, Entry]:
     versions = new.checkpoint.get("channel_versions", {})
     return {
         channel: entry
@@ -200,8 +255,8 @@ def _inherited(
     }
 
 
-def put_writes(context: Context, new: NewWrites) -> Steps[None]:
-    """Store the writes of a task."""
+def take_writes(context: Context, new: NewWrites) -> TakenWrites:
+    """Take the values of writes as they are now, as `take` does."""
     checkpoint_ns, checkpoint_id = new.place
     codec = context.codec
     chunks: Chunks = {}
@@ -227,9 +282,16 @@ def put_writes(context: Context, new: NewWrites) -> Steps[None]:
             )
         )
 
+    return TakenWrites(new, rows, chunks)
+
+
+def put_writes(context: Context, taken: TakenWrites) -> Steps[None]:
+    """Store the writes of a task."""
+    new, rows, chunks = taken
+
     def prepare(thread: ThreadRef | None) -> tuple[Put, Chunks]:
         prepared = _prepared(context, new, thread, rows[0], chunks)
-        status = _status(new.writes) if checkpoint_ns == "" else None
+        status = _status(new.writes) if new.place[0] == "" else None
         return prepared._replace(writes=rows, status=status), chunks
 
     if rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,8 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from forkpoint import forking, inputs, operations, removing
-from forkpoint.errors import InvalidInput
-from forkpoint.operations import Context, NewCheckpoint, NewWrites
+from forkpoint.errors import ForkpointError, InvalidInput
+from forkpoint.operations import Context, NewCheckpoint, NewWrites, TakenCheckpoint, TakenWrites
 from forkpoint.runner import Runner
 from forkpoint.serde import SafeSerializer
 from forkpoint.storage import Query, Storage
@@ -226,23 +226,32 @@ class ForkpointSaver(TimeTravel):
             InvalidInput: An argument is of the wrong type, or a value cannot be serialized.
             ThreadDeleted: The thread was deleted while the run was going on.
         """
-        new = _new_checkpoint(config, checkpoint, metadata, new_versions)
-        with self._announced(new):
-            self._runner.run(operations.put, self._context, new)
-        return _config(new)
+        taken = self._take(config, checkpoint, metadata, new_versions)
+        with self._announced(taken.new):
+            self._runner.run(operations.put, self._context, taken)
+        return _config(taken.new)
 
-    async def aput(
+    def aput(
         self,
         config: RunnableConfig,
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
-    ) -> RunnableConfig:
-        """Do what `put` does."""
-        new = _new_checkpoint(config, checkpoint, metadata, new_versions)
-        with self._announced(new):
-            await self._runner.arun(operations.put, self._context, new)
-        return _config(new)
+    ) -> Coroutine[Any, Any, RunnableConfig]:
+        """Do what `put` does, with the state at the call: what follows may change the values."""
+        try:
+            taken = self._take(config, checkpoint, metadata, new_versions)
+        except ForkpointError as error:
+            return _failing(error)
+        return self._aput(taken)
+
+    async def _aput(self, taken: TakenCheckpoint) -> RunnableConfig:
+        with self._announced(taken.new):
+            await self._runner.arun(operations.put, self._context, taken)
+        return _config(taken.new)
+
+    def _take(self, *given: Any) -> TakenCheckpoint:
+        return operations.take(self._with_codec(), _new_checkpoint(*given))
 
     def put_writes(
         self,
@@ -266,19 +275,36 @@ class ForkpointSaver(TimeTravel):
             InvalidInput: An argument is of the wrong type, or a value cannot be serialized.
             ThreadDeleted: The thread was deleted while the run was going on.
         """
-        new = _new_writes(config, writes, task_id, task_path)
-        self._runner.run(operations.put_writes, self._context, new)
+        taken = self._take_writes(config, writes, task_id, task_path)
+        self._runner.run(operations.put_writes, self._context, taken)
 
-    async def aput_writes(
+    def aput_writes(
         self,
         config: RunnableConfig,
         writes: Sequence[tuple[str, Any]],
         task_id: str,
         task_path: str = "",
-    ) -> None:
-        """Do what `put_writes` does."""
-        new = _new_writes(config, writes, task_id, task_path)
-        await self._runner.arun(operations.put_writes, self._context, new)
+    ) -> Coroutine[Any, Any, None]:
+        """Do what `put_writes` does, with the values at the call, as `aput` does."""
+        try:
+            taken = self._take_writes(config, writes, task_id, task_path)
+        except ForkpointError as error:
+            return _failing(error)
+        return self._runner.arun(operations.put_writes, self._context, taken)
+
+    def _take_writes(self, *given: Any) -> TakenWrites:
+        return operations.take_writes(self._with_codec(), _new_writes(*given))
+
+    def _with_codec(self) -> Context:
+        """Return the context, ready to serialize.
+
+        With an encrypting serializer the first put of a saver has to read the store's secret. An
+        event loop waits for it: what runs meanwhile might change the values.
+        """
+        context = self._context
+        if not context.has_codec:
+            self._runner.run(operations.setup, context)
+        return context
 
     def _announced(self, new: NewCheckpoint) -> AbstractContextManager[None]:
         announced = self._context.memory.announced
@@ -359,6 +385,11 @@ class ForkpointSaver(TimeTravel):
         """Do what `prune` does."""
         checked = inputs.identifiers(thread_ids, "thread_id")
         await self._runner.arun(removing.prune, self._context, checked, strategy)
+
+
+async def _failing(error: ForkpointError) -> Any:
+    """Raise an error where the call is awaited."""
+    raise error
 
 
 def _query(config: object, filter: object, before: object) -> Query:
