@@ -15,6 +15,7 @@ import random
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
@@ -87,6 +88,14 @@ def release(context: Context, held: Held) -> None:
         session.release(held.thread, held.lease.fence)
 
 
+def release_of(context: Context, thread_id: str, holder: str) -> None:
+    """End the lease that somebody may have begun as he was interrupted."""
+    with context.storage.writing() as session:
+        row = session.record(thread_id)
+        if row is not None and row.lease is not None and row.lease.holder == holder:
+            session.release(row.thread, row.lease.fence)
+
+
 def holder_of(context: Context, thread_id: str) -> LeaseHolder | None:
     """Return who is running on a thread."""
     with context.storage.reading() as session:
@@ -157,13 +166,22 @@ class Lease:
                 if self._is_held(self._runner.run(self._acquire), pause):
                     break
                 time.sleep(pause or 0)
-        except BaseException:
+        except ForkpointError:
             self._runner.run(self._release)
+            raise
+        except BaseException:  # an interrupt, maybe before it was known that it had begun
+            self._runner.run(self._release_unseen)
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._runner.run(self._release)
+        try:
+            self._runner.run(self._release)
+        except ForkpointError:
+            raise
+        except BaseException:  # an interrupt, maybe before it was released
+            self._runner.run(self._release)
+            raise
 
     async def __aenter__(self) -> Self:
         self._check_new()
@@ -190,7 +208,8 @@ class Lease:
         if isinstance(outcome, LeaseHolder):
             return outcome
         self._held = outcome
-        threading.Thread(target=self._renew, name="forkpoint lease", daemon=True).start()
+        args = weakref.ref(self), self._ended, self._ttl
+        threading.Thread(target=_renew, args=args, name="forkpoint lease", daemon=True).start()
         return None
 
     def _release(self) -> None:
@@ -198,6 +217,11 @@ class Lease:
         if self._held is not None:
             self._ended.set()
             release(self._context, self._held)
+
+    def _release_unseen(self) -> None:
+        """End the lease, whether it is known to have begun or not."""
+        self._ended.set()
+        release_of(self._context, self.thread_id, self.holder)
 
     def _check_new(self) -> None:
         if self._held is not None:
@@ -223,19 +247,31 @@ class Lease:
             )
         return holder is None
 
-    def _renew(self) -> None:
+    def renew(self) -> bool:
+        """Make it last for longer, and return whether there is more to renew.
+
+        As long as the block runs, a thread does this from time to time.
+        """
         assert self._held is not None
-        pause = max(self._ttl / 1_000_000 / _RENEWALS, _SHORTEST_SECONDS)
-        while not self._ended.wait(pause):
-            try:
-                if self._runner.run(renew, self._context, self._held, self._ttl):
-                    continue
-            except SaverClosed:
-                return
-            except ForkpointError as error:
-                if not self._ended.is_set():
-                    # It has time left; and if that passes, its fence protects the thread.
-                    _LOG.warning("the lease on %r is not renewed: %s", self.thread_id, error)
-                continue
-            self._is_lost = not self._ended.is_set()
+        try:
+            if self._runner.run(renew, self._context, self._held, self._ttl):
+                return True
+        except SaverClosed:
+            return False
+        except ForkpointError as error:
+            if not self._ended.is_set():
+                # It has time left; and if that passes, its fence protects the thread.
+                _LOG.warning("the lease on %r is not renewed: %s", self.thread_id, error)
+            return True
+        self._is_lost = not self._ended.is_set()
+        return False
+
+
+def _renew(lease: weakref.ref[Lease], ended: threading.Event, ttl: int) -> None:
+    """Renew a lease until it has ended, or nobody has it any more: its block was interrupted."""
+    pause = max(ttl / 1_000_000 / _RENEWALS, _SHORTEST_SECONDS)
+    while not ended.wait(pause):
+        held = lease()
+        if held is None or not held.renew():
             return
+        del held

@@ -6,8 +6,6 @@ for, and is refused if they no longer hold.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -26,26 +24,34 @@ _V = TypeVar("_V")
 
 
 class Recent(Generic[_K, _V]):
-    """A mapping that forgets the entries that were put longest ago."""
+    """A mapping that forgets the entries that were put longest ago.
+
+    It has no lock, which an interrupt might leave locked, and a fork might take along. Each step is
+    one of a dict: what happens between two steps costs an entry or two at most.
+
+    Args:
+        limit: How many entries it has at most. It forgets half of them at once.
+    """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._entries: OrderedDict[_K, _V] = OrderedDict()
-        self._lock = threading.Lock()
+        self._limit = limit // 2
+        self._new: dict[_K, _V] = {}
+        self._old: dict[_K, _V] = {}
 
     def get(self, key: _K) -> _V | None:
-        return self._entries.get(key)
+        value = self._new.get(key)
+        return self._old.get(key) if value is None else value
 
     def put(self, key: _K, value: _V) -> None:
-        with self._lock:
-            self._entries[key] = value
-            self._entries.move_to_end(key)
-            if len(self._entries) > self._limit:
-                self._entries.popitem(last=False)
+        self._new[key] = value
+        if len(self._new) > self._limit:
+            self._old = self._new
+            self._new = {}
 
     def pop(self, key: _K) -> _V | None:
-        with self._lock:
-            return self._entries.pop(key, None)
+        new = self._new.pop(key, None)  # first: meanwhile the new ones may become the old ones
+        old = self._old.pop(key, None)
+        return old if new is None else new
 
 
 class KnownManifest(NamedTuple):

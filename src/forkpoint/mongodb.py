@@ -66,7 +66,7 @@ class MongoDBSaver(ForkpointSaver):
         self._keep_in(MongoStorage(connect, *names, owned=owned), serde)
 
     def _keep_in(self, storage: MongoStorage, serde: SerializerProtocol | None) -> None:
-        super().__init__(storage, WorkerRunner(_WORKERS), serde)
+        super().__init__(storage, WorkerRunner(_WORKERS, storage), serde)
 
     @classmethod
     def from_conn_string(

@@ -60,12 +60,15 @@ class Bulk(Submission):
         """What of it goes into the thread's log, if it does."""
         self.collided: Role | None = None
         self.is_repeated = False
+        self.is_interrupted = False
+        """Whether it may have been sent before, by somebody who was interrupted then."""
         self._intent = intent
         self._session = session
         self._tail: Tail | None = None
 
     def prepare(self, ahead: Ahead) -> None:
         """Make the statements, and note what there will be after them."""
+        self.collided = self.error = None  # of somebody who was interrupted as he noted it
         intent = self._intent
         if intent.creation is not None:
             thread_id = intent.put.thread_id
@@ -122,6 +125,11 @@ class Bulk(Submission):
     def forget_tail(self) -> None:
         """Forget where the thread's log ends: it may have gone on."""
         self._session.remember_tail(self.sent.thread, None)
+
+    def interrupt(self) -> None:
+        """Note that it may have been sent, or not, before somebody was interrupted."""
+        self.forget_tail()
+        self.is_interrupted = True
 
     def fail(self, error: Exception | None) -> None:
         self.forget_tail()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 from bson.objectid import ObjectId
 from pymongo import ASCENDING, DESCENDING, IndexModel, MongoClient, ReadPreference
@@ -148,7 +148,7 @@ class MongoStorage:
         self._records: Records | None = None
         self._process = 0
         self._closed = False
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()  # it knows its thread, so that no other can release it
         self._commits: Relay[Bulk] = Relay(
             self._store, in_flight=_IN_FLIGHT, moment=_MOMENT, patience=_PATIENCE
         )
@@ -170,7 +170,7 @@ class MongoStorage:
         """Do nothing: MongoDB uses free space again by itself."""
 
     def close(self) -> None:
-        with self._opening:
+        with self._locked():
             self._closed = True
             client, self._client, self._session = self._client, None, None
             if client is not None and self._owned and self._process == os.getpid():
@@ -180,17 +180,34 @@ class MongoStorage:
         session = self._session
         if session is not None and self._process == os.getpid():
             return session
-        with self._opening:
+        with self._locked():
             if self._session is None or self._process != os.getpid():
                 if self._closed:
                     raise SaverClosed("the saver is closed")
                 if self._client is None or (self._owned and self._process != os.getpid()):
                     self._inherited = self._client  # not to be closed in a forked child
                     self._client = self._connect()
+                self._session = None  # of the parent, in a forked child
                 self._process = os.getpid()
                 self._records = self._prepare(self._client)
                 self._session = MongoSession(self._records)
             return self._session
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self._opening.acquire()
+            yield
+        finally:
+            self.let_go()
+
+    def check_free(self) -> None:
+        """Do nothing: a call in the middle of another one opens nothing."""
+
+    def let_go(self) -> None:
+        """Release the lock under which the client is opened, if this thread holds it."""
+        with suppress(RuntimeError):
+            self._opening.release()
 
     def _prepare(self, client: MongoClient[Document]) -> Records:
         """Return the collection, with its indexes, and with concerns that lose nothing."""
@@ -370,8 +387,17 @@ class MongoStorage:
 
     def _store(self, batch: Sequence[Bulk]) -> None:
         """Execute what is waiting as one bulk. Where one put fails, the next ones begin anew."""
+        try:
+            self._execute(batch)
+        except BaseException:  # an interrupt: nobody knows what was stored
+            for bulk in batch:
+                if not bulk.done:
+                    bulk.interrupt()
+            raise
+
+    def _execute(self, batch: Sequence[Bulk]) -> None:
         records = self._records_open()
-        was_lost = False
+        was_lost = any(bulk.is_interrupted for bulk in batch)
         while batch:
             ahead = Ahead({}, {})
             for bulk in batch:
@@ -391,10 +417,6 @@ class MongoStorage:
                 for bulk in batch:
                     bulk.fail(error)
                 return
-            except BaseException:  # an interrupt: nobody knows what was stored
-                for bulk in batch:
-                    bulk.forget_tail()
-                raise
             was_lost = was_lost or outcome.is_lost
             for bulk in batch:
                 bulk.is_repeated = was_lost or outcome.is_repeated
@@ -430,7 +452,7 @@ class MongoStorage:
             batch[0].fail(error)
         else:
             for bulk in batch:
-                self._store([bulk])
+                self._execute([bulk])
 
 
 _ATTEMPTS = 20
@@ -449,7 +471,7 @@ _storages: weakref.WeakSet[MongoStorage] = weakref.WeakSet()
 
 def _renew() -> None:
     for storage in _storages:
-        storage._opening = threading.Lock()
+        storage._opening = threading.RLock()
         storage._commits.renew()
 
 
