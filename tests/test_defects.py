@@ -154,12 +154,11 @@ class TestLateWrites:
         await api.delete_thread("thread")
 
         new = checkpoint({"n": "new"})
-        # As LangGraph does it: writes are stored while the first checkpoint still is.
-        writing = asyncio.to_thread(
-            api.saver.put_writes, config(checkpoint_id=new["id"]), [("c", "early")], "task"
-        )
-        putting = asyncio.to_thread(api.saver.put, config(), new, {}, {"n": 1})
-        stored, _ = await asyncio.gather(putting, writing)
+        # Writes may be stored while the first checkpoint still is.
+        putting = asyncio.ensure_future(api.saver.aput(config(), new, {}, {"n": 1}))
+        await asyncio.sleep(0)
+        await api.put_writes(config(checkpoint_id=new["id"]), [("c", "early")], "task")
+        stored = await putting
         await api.put(stored, checkpoint({"n": "newer"}), {}, {"n": 1})
         with pytest.raises(ThreadDeleted):
             await api.put(old, checkpoint({"n": "late"}), {}, {"n": 1})

@@ -20,7 +20,7 @@ from langgraph.types import Send
 from forkpoint import MongoDBSaver, SqliteSaver, ThreadDeleted
 from forkpoint.saver import ForkpointSaver
 from stores import Store
-from support import checkpoint, config, id_of, put
+from support import checkpoint, config, id_of, put, value_of
 
 LIMIT = 120  # seconds, for what would hang
 
@@ -177,10 +177,35 @@ async def test_a_graph_of_parallel_tasks_whose_id_is_used_again_at_once(
         assert isinstance(done[0], ThreadDeleted)
         assert done[1] == {"run": "new", "done": ["new"] * (width + 1)}
         assert done[2] is not None
-        states = [one async for one in graph.aget_state_history(THREAD)]
-        assert [len(state.values["done"]) for state in states] == [width + 1, width, 0, 0][
-            : len(states)
-        ]
+        runs = [state.values.get("run") async for state in graph.aget_state_history(THREAD)]
+        assert runs == ["new", "new", "new", None]
+
+
+@pytest.mark.parametrize("width", [2, 60])
+async def test_a_graph_of_threads_whose_id_is_used_again_at_once(
+    width: int, open_saver: Open
+) -> None:
+    async with open_saver() as saver:
+        gate = Gate("old", width)
+        graph = fan_out(saver, gate, width)
+        limited = {**THREAD, "max_concurrency": width + 4}
+        old = asyncio.create_task(
+            asyncio.to_thread(graph.invoke, {"run": "old", "done": []}, limited)
+        )
+        await asyncio.to_thread(gate.is_reached.wait, LIMIT)
+        await saver.adelete_thread("thread")
+        gate.open()
+        new = asyncio.to_thread(graph.invoke, {"run": "new", "done": []}, limited)
+        read = asyncio.to_thread(saver.get_tuple, config("other"))
+        calls = asyncio.gather(old, new, read, return_exceptions=True)
+        done = await asyncio.wait_for(calls, LIMIT)
+
+        assert isinstance(done[0], ThreadDeleted)
+        assert done[1] == {"run": "new", "done": ["new"] * (width + 1)}
+        assert done[2] is None
+        head = await saver.aget_tuple(config())
+        assert head is not None
+        assert value_of(head)["run"] == "new"
 
 
 @pytest.mark.parametrize("durability", ["async", "sync"])
