@@ -36,7 +36,8 @@ KINDS = ("threads", "checkpoints", "writes", "chunks")
 class Thread(NamedTuple):
     """The record of a thread, or what is left of a deleted one.
 
-    It is settled unless a process removes from the thread, or was killed as it did.
+    It is settled unless a process removes from the thread, or was killed as it did, and collected
+    if nothing was removed from it since the chunks of the family were collected.
     """
 
     key: Any
@@ -50,6 +51,7 @@ class Thread(NamedTuple):
     created_at: int
     updated_at: int
     is_settled: bool = True
+    is_collected: bool = True
 
 
 class Known(NamedTuple):
@@ -188,13 +190,18 @@ class Store(ABC):
     ) -> list[str]:
         """Return where an invariant is broken: dangling or orphaned rows, wrong records.
 
-        With a saver, what is stored is read, too, which verifies each row and each chunk. Where the
-        backend has no transactions, a process that was killed may leave orphaned chunks, and the
-        rows of a thread that it was deleting, to the next collection of their family, and a count
-        to the next one who writes to the thread.
+        With a saver, what is stored is read, too, which verifies each row and each chunk. A process
+        that was killed may leave orphaned chunks, and the rows of a thread that it was deleting, to
+        the next collection of their family, and, where the backend has no transactions, a count to
+        the next one who writes to the thread.
         """
         is_exact = self.has_transactions or not after_crash
         threads = {thread.key: thread for thread in self.threads()}
+        unfinished = {
+            thread.family
+            for thread in threads.values()
+            if after_crash and not (self.has_transactions and thread.is_collected)
+        }
         found = self._faults()
         roots: dict[Any, set[bytes]] = defaultdict(set)
         counted: Counter[Any] = Counter()
@@ -202,7 +209,7 @@ class Store(ABC):
             for row in self.rows(kind):
                 thread = threads.get(row.thread)
                 if thread is None or not thread.is_live:
-                    if thread is None or is_exact:
+                    if thread is None or thread.family not in unfinished:
                         found.append(f"one of the {kind} is of thread {row.thread}, which is gone")
                     continue
                 roots[thread.family].update(_split(row.links))
@@ -216,7 +223,7 @@ class Store(ABC):
             live = _reachable(roots[family], stored)
             found += [f"dangling chunk {digest.hex()}" for digest in live - stored.keys()]
             live |= _reachable(kept.get(family, set()), stored)
-            if is_exact:
+            if is_exact and family not in unfinished:
                 found += [f"orphaned chunk {digest.hex()}" for digest in stored.keys() - live]
         for thread in threads.values():
             if thread.checkpoint_count != counted[thread.key] and (is_exact or thread.is_settled):
@@ -263,7 +270,8 @@ class SqliteStore(Store):
         with self.connection() as connection:
             rows = connection.execute(
                 "SELECT key, thread_id, family, deleted_at IS NULL, provisional, checkpoint_count,"
-                " status, metadata, created_at, updated_at FROM forkpoint_threads"
+                " status, metadata, created_at, updated_at, 1, removed_at IS NULL"
+                " FROM forkpoint_threads"
             )
             return [Thread(*row) for row in rows]
 
@@ -325,7 +333,8 @@ class SqliteStore(Store):
             )
 
     def outlast(self) -> None:
-        pass  # the operating system has taken its locks away
+        with self.connection() as connection:
+            connection.execute("UPDATE forkpoint_threads SET removed_at = 1 WHERE removed_at > 1")
 
     def await_end_of(self, process: int) -> None:
         pass  # whatever it did, it did itself

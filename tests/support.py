@@ -8,7 +8,10 @@ from typing import Any
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 
+from forkpoint.collect import Collected, collect
 from forkpoint.saver import ForkpointSaver
+from forkpoint.steps import finish
+from forkpoint.turns import in_turns
 
 
 def config(thread_id: str = "thread", checkpoint_id: str | None = None, ns: str = "") -> Any:
@@ -49,6 +52,12 @@ def put(
     return saver.put(after, made, dict(metadata or {}), made["channel_versions"])
 
 
+def collected(saver: ForkpointSaver, family: Any) -> Collected:
+    """Collect the chunks of a family."""
+    storage = saver._context.storage
+    return finish(in_turns(storage, lambda turns: collect(turns, family)))
+
+
 class Api:
     """A saver, or a catalog, as tests call it: they drive its sync methods or their async twins.
 
@@ -73,4 +82,4 @@ class Api:
         return [found async for found in self.saver.alist(*args, **kwargs)]
 
 
-__all__ = ["Api", "checkpoint", "config", "id_of", "put", "value_of"]
+__all__ = ["Api", "checkpoint", "collected", "config", "id_of", "put", "value_of"]

@@ -24,6 +24,7 @@ LAYERS = [
         "sqlite_statements",
     },
     {"storage"},
+    {"turns"},
     {
         "archive",
         "collect",
@@ -42,7 +43,8 @@ LAYERS = [
         "mongodb_log",
         "mongodb_documents",
     },
-    {"mongodb_catalog", "sqlite_session"},
+    {"mongodb_catalog", "sqlite_removing"},
+    {"sqlite_session"},
     {
         "forking",
         "removing",

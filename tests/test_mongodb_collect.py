@@ -26,13 +26,12 @@ from forkpoint import (
     ThreadNotFound,
     mongodb_removing,
 )
-from forkpoint.collect import collect
 from forkpoint.mongodb import MongoDBSaver
 from forkpoint.mongodb_records import Outcome, Records
 from forkpoint.saver import ForkpointSaver
 from processes import fork_server
 from stores import MongoStore
-from support import checkpoint, config, id_of, put, value_of
+from support import checkpoint, collected, config, id_of, put, value_of
 
 MEETINGS = 2  # of each two operations, out of all, in every run
 ALL = pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
@@ -313,9 +312,8 @@ def check(start: Start, reader: ForkpointSaver) -> dict[str, list[str]]:
     """Nothing dangles, and after another collection nothing is left over."""
     store = start.store
     assert store.problems(after_crash=True) == []
-    with reader._context.storage.writing() as session:
-        for family in {thread.family for thread in store.threads()}:
-            assert collect(session, family).missing is None
+    for family in {thread.family for thread in store.threads()}:
+        assert collected(reader, family).missing is None
     assert store.problems() == []
     living = [thread.key for thread in store.threads() if thread.is_live]
     rows = {"thread": {"$exists": True, "$nin": living}}
@@ -555,8 +553,7 @@ class Family:
         with self._store.saver() as saver:
             family = self._store.thread("writer-0").family
             while time.monotonic() < self._until:
-                with saver._context.storage.writing() as session:
-                    assert collect(session, family).missing is None
+                assert collected(saver, family).missing is None
                 self.collections += 1
                 time.sleep(0.02)
 

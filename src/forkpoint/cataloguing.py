@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import empty_checkpoint
@@ -18,7 +19,7 @@ from langgraph.checkpoint.base.id import uuid6
 
 from forkpoint import removal
 from forkpoint.codec import Chunks, Manifest, split_refs
-from forkpoint.collect import reachable
+from forkpoint.collect import reachable, whole
 from forkpoint.errors import InvalidInput, StorageBusy, ThreadExists, ThreadNotFound
 from forkpoint.forking import NextVersion
 from forkpoint.inputs import DESCRIPTION_BYTES, as_json
@@ -158,9 +159,9 @@ def stats(context: Context, thread_id: str) -> ThreadStats:
         usage = session.usage(row.thread)
         own: set[bytes] = set()
         others: set[bytes] = set()
-        for key, refs in session.references(family):
+        for key, refs in whole(partial(session.references, family)):
             (own if key == row.thread.key else others).update(split_refs(refs))
-        links = dict(session.links(family))
+        links = dict(whole(partial(session.links, family)))
         live = reachable(own, links)
         shared = live & reachable(others, links)
         stored = usage.bytes + session.sizes(family, live)

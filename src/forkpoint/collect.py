@@ -1,21 +1,26 @@
-"""Collecting chunks that nothing refers to any more, and checking a store.
+"""Collecting chunks that nothing refers to any more.
 
-The order of steps matters where a backend has no transactions. First all writers of the family
-are told, by a new epoch. A checkpoint that was stored before that is seen here. One that is stored
-later was prepared later, so the chunks that it counts on were written since, and stay, or belong to
-a checkpoint that is seen here too, unless that was removed meanwhile: then all begins again.
+It takes several turns, and others write in between. So the order of steps matters. First what is
+left of deleted threads is removed. Then all writers of the family are told, by a new epoch. A
+checkpoint that was stored before that is seen here. One that is stored later was prepared later,
+so the chunks that it counts on were written since, and stay, or belong to a checkpoint that is seen
+here too, unless that was removed meanwhile: then all begins again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from forkpoint.codec import split_refs
 from forkpoint.errors import CorruptChunk
-from forkpoint.storage import Session
+from forkpoint.storage import CHUNKS_AT_ONCE, Counts, Part
+from forkpoint.turns import Turns, Work
 
-_ATTEMPTS = 8  # while others remove in the same family; the last of them collects for all
+_ATTEMPTS = 8  # while others remove in the same family
+
+_T = TypeVar("_T")
 
 
 class Collected(NamedTuple):
@@ -28,24 +33,117 @@ class Collected(NamedTuple):
     be told from what is not needed."""
 
 
-def collect(session: Session, family: Any) -> Collected:
+def collect(turns: Turns, family: Any) -> Work[Collected]:
     """Remove the chunks of a family that no checkpoint and no write leads to.
 
-    It may stop anywhere, and be run again.
+    It may stop wherever it yields, and be done again, by anybody.
     """
+    number = size = 0
     for _ in range(_ATTEMPTS):
-        collection = session.begin_collection(family)
-        roots = {digest for _, refs in session.references(family) for digest in split_refs(refs)}
-        links = dict(session.links(family)) if roots else {}
-        stored = set(session.digests(family)) if roots else set()
-        live = reachable(roots, links)
-        if live <= stored:
-            dropped = session.drop_chunks(family, stored - live if roots else None, collection)
-            if dropped is not None:
-                return Collected(dropped.number, dropped.more)
-        elif session.is_undisturbed(family, collection):
-            return Collected(missing=min(live - stored).hex())
-    return Collected()
+        while turns.session.clear(family):
+            yield
+        collection = turns.session.begin_collection(family)
+        turns.only_reads = True
+        yield
+        unused = yield from _unused(turns, family)
+        turns.only_reads = False
+        yield
+        if unused.missing is not None:
+            if turns.session.is_undisturbed(family, collection):
+                return Collected(number, size, unused.missing)
+            continue
+        dropped, is_done = yield from _drop(turns, family, unused, collection)
+        number += dropped.number
+        size += dropped.more
+        if is_done or turns.session.is_overtaken(family, collection):
+            break  # another collection finds what this one leaves
+    return Collected(number, size)
+
+
+class _Unused(NamedTuple):
+    """The chunks that nothing leads to."""
+
+    digests: Sequence[bytes] | None = None
+    """None if they are all of the family."""
+    missing: str | None = None
+
+    def batches(self) -> Iterable[Sequence[bytes] | None]:
+        if self.digests is None:
+            return itertools.repeat(None)
+        starts = range(0, len(self.digests), CHUNKS_AT_ONCE)
+        return (self.digests[start : start + CHUNKS_AT_ONCE] for start in starts)
+
+
+def _drop(turns: Turns, family: Any, unused: _Unused, collection: Any) -> Work[tuple[Counts, bool]]:
+    """Remove chunks, and return what was removed, and whether nobody disturbed that."""
+    number = size = 0
+    for batch in unused.batches():
+        dropped = turns.session.drop_chunks(family, batch, collection)
+        if dropped is None:
+            return Counts(number, size), False
+        number += dropped.number
+        size += dropped.more
+        if batch is None and dropped.number < CHUNKS_AT_ONCE:
+            break
+        yield
+    return Counts(number, size), turns.session.end_collection(family, collection)
+
+
+def _unused(turns: Turns, family: Any) -> Work[_Unused]:
+    live = yield from _live(turns, family)
+    if not live:
+        return _Unused()
+    dead: list[bytes] = []
+
+    def compare(part: Iterable[bytes]) -> None:
+        for digest in part:
+            if digest in live:
+                live.remove(digest)
+            else:
+                dead.append(digest)
+
+    yield from _all(turns, lambda after: turns.session.digests(family, after), compare)
+    return _Unused(dead, min(live).hex() if live else None)
+
+
+def _live(turns: Turns, family: Any) -> Work[set[bytes]]:
+    """Return the chunks that checkpoints and writes lead to, before it is seen which there are."""
+    roots: set[bytes] = set()
+
+    def add_roots(part: Iterable[tuple[Any, bytes]]) -> None:
+        for _, refs in part:
+            roots.update(split_refs(refs))
+
+    yield from _all(turns, lambda after: turns.session.references(family, after), add_roots)
+    links: dict[bytes, bytes] = {}
+    if roots:
+        yield from _all(turns, lambda after: turns.session.links(family, after), links.update)
+    return reachable(roots, links)
+
+
+def _all(
+    turns: Turns, read: Callable[[Any], Part[_T]], use: Callable[[Iterable[_T]], object]
+) -> Work[None]:
+    """Use all that is to be read, part by part."""
+    after: Any = None
+    while True:
+        part = read(after)
+        use(part.items)
+        yield
+        if part.after is None:
+            return
+        after = part.after
+
+
+def whole(read: Callable[[Any], Part[_T]]) -> Iterator[_T]:
+    """Return all that is to be read, in one transaction."""
+    after: Any = None
+    while True:
+        part = read(after)
+        yield from part.items
+        if part.after is None:
+            return
+        after = part.after
 
 
 def reachable(roots: Iterable[bytes], links: dict[bytes, bytes]) -> set[bytes]:

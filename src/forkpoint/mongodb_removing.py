@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -33,7 +33,7 @@ from forkpoint.mongodb_records import (
     rows_of,
 )
 from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Place, Plan
-from forkpoint.storage import CheckpointRow, Choose, Counts, Stale, ThreadRef, ThreadRow
+from forkpoint.storage import CheckpointRow, Choose, Counts, Part, Stale, ThreadRef, ThreadRow
 
 LOCK_SECONDS = 5
 """How long a removal or a copy keeps others out of a thread if its process ends in the middle."""
@@ -44,6 +44,9 @@ _EXPIRED = {"$lt": ["$lock.until", "$$NOW"]}
 
 class MongoRemoving(MongoReading):
     """The primitives of `forkpoint.storage.Session` that remove, and what keeps others out."""
+
+    def is_spent(self) -> bool:
+        return False
 
     def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
         try:
@@ -281,6 +284,12 @@ class MongoRemoving(MongoReading):
         found = self._records.latest(removed, {"family": 1})
         return list(dict.fromkeys(record["family"] for record in found))
 
+    def clear(self, family: Any) -> bool:
+        return False
+
+    def is_overtaken(self, family: Any, collection: ObjectId) -> bool:
+        return False  # those that meet begin anew, and the last of them collects for all
+
     def begin_collection(self, family: Any) -> ObjectId:
         epoch = ObjectId()
         threads = {"family": family, "kind": "thread"}
@@ -304,7 +313,10 @@ class MongoRemoving(MongoReading):
         disturbed = {"family": family, "kind": "thread", "epoch": {"$ne": collection}}
         return not self._records.exists(disturbed)
 
-    def references(self, family: Any) -> Iterator[tuple[Any, bytes]]:
+    def references(self, family: Any, after: Any = None) -> Part[tuple[Any, bytes]]:
+        return Part(self._references(family), None)
+
+    def _references(self, family: Any) -> Iterator[tuple[Any, bytes]]:
         deleted = {"family": family, "kind": "thread", "deleted_at": {"$ne": None}}
         dead = {record["_id"] for record in self._records.latest(deleted, {"_id": 1})}
         fields = {"thread": 1, "refs": 1, "next.refs": 1, "doomed": 1}
@@ -320,44 +332,40 @@ class MongoRemoving(MongoReading):
             gone = [{"doomed": True}, {"thread": {"$in": list(dead)}}]
             self._records.delete({"_id": {"$in": batch}, "family": family, "$or": gone})
 
-    def links(self, family: Any) -> Iterator[tuple[bytes, bytes]]:
+    def links(self, family: Any, after: Any = None) -> Part[tuple[bytes, bytes]]:
         wanted = {**chunks_of(family), "refs": {"$exists": True}}
-        for chunk in self._records.latest(wanted, {"refs": 1}):
-            yield digest_of(chunk["_id"]), refs_in(chunk)
+        found = self._records.latest(wanted, {"refs": 1})
+        return Part(((digest_of(chunk["_id"]), refs_in(chunk)) for chunk in found), None)
 
-    def digests(self, family: Any) -> Iterator[bytes]:
-        for chunk in self._records.latest(chunks_of(family), {"_id": 1}):
-            yield digest_of(chunk["_id"])
+    def digests(self, family: Any, after: Any = None) -> Part[bytes]:
+        found = self._records.latest(chunks_of(family), {"_id": 1})
+        return Part((digest_of(chunk["_id"]) for chunk in found), None)
 
     def drop_chunks(
-        self, family: Any, digests: Iterable[bytes] | None, collection: ObjectId
+        self, family: Any, digests: Collection[bytes] | None, collection: ObjectId
     ) -> Counts | None:
         total = {"_id": "$epoch", "number": {"$sum": 1}, "size": {"$sum": chunk_size()}}
-        which = [chunks_of(family)]
+        chunks = chunks_of(family)
         if digests is not None:
-            ids = in_batches(chunk_id(family, digest) for digest in digests)
-            which = [{"_id": {"$in": batch}, "family": family} for batch in ids]
-        dropped = []
-        number = amount = 0
-        for chunks in which:
-            older = {**chunks, "epoch": {"$ne": collection}}
-            epochs = self._records.aggregate([{"$match": older}, {"$group": total}])
-            dropped += [
-                {**chunks, "epoch": {"$in": batch}}
-                for batch in in_batches(epoch["_id"] for epoch in epochs)
-            ]
-            number += sum(epoch["number"] for epoch in epochs)
-            amount += sum(epoch["size"] for epoch in epochs)
+            ids = [chunk_id(family, digest) for digest in digests]
+            chunks = {"_id": {"$in": ids}, "family": family}
+        older = {**chunks, "epoch": {"$ne": collection}}
+        epochs = self._records.aggregate([{"$match": older}, {"$group": total}])
         # If nobody was here since, these epochs are older than this collection. Later ones are not
         # among them: what is written from now on stays, also if another collection begins.
         if not self.is_undisturbed(family, collection):
             return None
-        for chunks in dropped:
-            self._records.delete(chunks)
+        for batch in in_batches(epoch["_id"] for epoch in epochs):
+            self._records.delete({**chunks, "epoch": {"$in": batch}})
+        return Counts(
+            sum(epoch["number"] for epoch in epochs), sum(epoch["size"] for epoch in epochs)
+        )
+
+    def end_collection(self, family: Any, collection: ObjectId) -> bool:
         # But for those of which somebody removes at the moment.
         done = {"family": family, "kind": "thread", "epoch": collection, "removed_at": {"$gt": 0}}
         self._records.update_all(done, {"$unset": {"removed_at": ""}})
-        return Counts(number, amount)
+        return True
 
 
 def _of_places(

@@ -166,8 +166,9 @@ class MongoStorage:
     def writing(self) -> AbstractContextManager[MongoSession]:
         return nullcontext(self._open())
 
-    def tidy(self) -> None:
+    def tidy(self) -> bool:
         """Do nothing: MongoDB uses free space again by itself."""
+        return False
 
     def close(self) -> None:
         with self._locked():

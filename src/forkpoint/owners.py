@@ -62,8 +62,8 @@ class ConfinedStorage:
                 raise taken(put.thread_id) from None
             raise
 
-    def tidy(self) -> None:
-        self._storage.tidy()
+    def tidy(self) -> bool:
+        return self._storage.tidy()
 
     def close(self) -> None:
         self._storage.close()

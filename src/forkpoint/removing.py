@@ -1,13 +1,14 @@
 """Removing: threads, the checkpoints of runs, the newest, the oldest. What stays keeps its state.
 
-Each function that takes a `Context` first is one operation in one piece; see
-`forkpoint.operations`.
+Each function that takes a `Context` first is one operation; see `forkpoint.operations`. Those that
+remove much do so in turns; see `forkpoint.turns`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from langchain_core.runnables import RunnableConfig
 
@@ -22,63 +23,77 @@ from forkpoint.operations import (
     replays_before,
     thread_config,
 )
+from forkpoint.steps import Steps
 from forkpoint.storage import CheckpointRow, Counts, Session, ThreadRef
+from forkpoint.turns import Rest, Turns, Work, in_turns
 from forkpoint.types import PurgeReport
 
 
-def delete_thread(context: Context, thread_id: str) -> None:
+def delete_thread(context: Context, thread_id: str) -> Steps[None]:
     """Remove a thread. One that does not exist is no error."""
-    with context.storage.writing() as session:
-        thread = session.thread(thread_id)
+
+    def work(turns: Turns) -> Work[str | None]:
+        thread = turns.session.thread(thread_id)
         if thread is None:
-            session.note_deletion(thread_id)
-            thread = session.thread(thread_id)  # it may have been made meanwhile
+            turns.session.note_deletion(thread_id)
+            thread = turns.session.thread(thread_id)  # it may have been made meanwhile
         if thread is not None:
-            session.bury(thread)
+            turns.session.bury(thread)
         else:
-            thread = session.buried(thread_id)
+            thread = turns.session.buried(thread_id)
         if thread is None:
-            return
-        missing = collect(session, thread.family).missing
-    _finish(context, thread_id, missing)
+            return None
+        yield
+        return (yield from collect(turns, thread.family)).missing
+
+    missing = yield from in_turns(context.storage, work)
+    yield from finish(context, [thread_id], missing)
 
 
-def delete_for_runs(context: Context, run_ids: Sequence[str]) -> None:
+def delete_for_runs(context: Context, run_ids: Sequence[str]) -> Steps[None]:
     """Remove the checkpoints that runs made, and their writes."""
     doomed_runs = set(run_ids)
 
     def made_by_runs(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
         return {place_of(row) for row in rows if row.run_id in doomed_runs}
 
-    missing = None
-    with context.storage.writing() as session:
-        threads = session.threads_of_runs(run_ids)
+    def work(turns: Turns) -> Work[str | None]:
+        missing = None
+        threads = turns.session.threads_of_runs(run_ids)
         for thread in threads:
-            _remove(context, session, thread, made_by_runs)
+            _remove(context, turns.session, thread, made_by_runs)
+            yield
         for family in dict.fromkeys(thread.family for thread in threads):
-            missing = collect(session, family).missing or missing
-    if threads:
-        _finish(context, None, missing)
+            missing = (yield from collect(turns, family)).missing or missing
+        return missing
+
+    missing = yield from in_turns(context.storage, work)
+    yield from finish(context, (), missing)
 
 
-def prune(context: Context, thread_ids: Sequence[str], strategy: str) -> None:
+def prune(context: Context, thread_ids: Sequence[str], strategy: str) -> Steps[None]:
     """Remove all checkpoints of threads, or all but the newest of each namespace."""
     if strategy in ("delete", "delete_all"):
         for thread_id in thread_ids:
-            delete_thread(context, thread_id)
+            yield from delete_thread(context, thread_id)
         return
     if strategy != "keep_latest":
         raise InvalidInput(
             f"strategy must be 'keep_latest', 'delete' or 'delete_all', not {strategy!r:.80}"
         )
     for thread_id in thread_ids:
-        with context.storage.writing() as session:
-            thread = session.thread(thread_id)
-            if thread is None:
-                continue
-            _remove(context, session, thread, _all_but_latest)
-            missing = collect(session, thread.family).missing
-        _finish(context, thread_id, missing)
+        removal_ = partial(_prune, context, thread_id)
+        missing = yield from in_turns(context.storage, removal_)
+        yield from finish(context, [thread_id], missing)
+
+
+def _prune(context: Context, thread_id: str, turns: Turns) -> Work[str | None]:
+    thread = turns.session.thread(thread_id)
+    if thread is None:
+        return None
+    _remove(context, turns.session, thread, _all_but_latest)
+    yield
+    return (yield from collect(turns, thread.family)).missing
 
 
 def _all_but_latest(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
@@ -115,10 +130,12 @@ def _remove(
     return session.bury(thread) if is_emptied else counts
 
 
-def _finish(context: Context, thread_id: str | None, missing: str | None) -> None:
-    if thread_id is not None:
+def finish(context: Context, thread_ids: Sequence[str], missing: str | None) -> Steps[None]:
+    """Forget threads, give free space back, and raise if chunks could not be collected."""
+    for thread_id in thread_ids:
         context.memory.threads.pop(thread_id)
-    context.storage.tidy()
+    while context.storage.tidy():
+        yield Rest(0)
     if missing is not None:
         raise uncollected(missing, "what was to go")
 
@@ -147,22 +164,36 @@ def _headers(
 # Under names of their own
 
 
-def purge(context: Context, thread_id: str) -> PurgeReport:
+def purge(context: Context, thread_id: str) -> Steps[PurgeReport]:
     """Remove a thread with its whole history."""
-    with context.storage.writing() as session:
-        thread = existing_thread(session, thread_id)
-        counts = session.bury(thread)
-        collected = collect(session, thread.family)
-    return _report(context, thread_id, counts, collected)
+
+    def work(turns: Turns) -> Work[tuple[Counts, Collected]]:
+        thread = existing_thread(turns.session, thread_id)
+        counts = turns.session.bury(thread)
+        yield
+        return counts, (yield from collect(turns, thread.family))
+
+    return (yield from _reported(context, thread_id, work))
 
 
-def trim(context: Context, thread_id: str, keep: int) -> PurgeReport:
+def trim(context: Context, thread_id: str, keep: int) -> Steps[PurgeReport]:
     """Remove all checkpoints of a thread but the newest of each namespace."""
-    with context.storage.writing() as session:
-        thread = existing_thread(session, thread_id)
-        counts = _remove(context, session, thread, lambda rows: _beyond(rows, keep))
-        collected = collect(session, thread.family)
-    return _report(context, thread_id, counts, collected)
+
+    def work(turns: Turns) -> Work[tuple[Counts, Collected]]:
+        thread = existing_thread(turns.session, thread_id)
+        counts = _remove(context, turns.session, thread, lambda rows: _beyond(rows, keep))
+        yield
+        return counts, (yield from collect(turns, thread.family))
+
+    return (yield from _reported(context, thread_id, work))
+
+
+def _reported(
+    context: Context, thread_id: str, work: Callable[[Turns], Work[tuple[Counts, Collected]]]
+) -> Steps[PurgeReport]:
+    counts, collected = yield from in_turns(context.storage, work)
+    yield from finish(context, [thread_id], collected.missing)
+    return PurgeReport(counts.number, counts.more, collected.chunks, collected.bytes)
 
 
 def is_longer(context: Context, thread_id: str, keep: int) -> bool:
@@ -177,7 +208,7 @@ def _beyond(rows: Sequence[CheckpointRow], keep: int) -> set[removal.Place]:
     return removal.beyond({place_of(row) for row in rows}, keep, sources)
 
 
-def rollback(context: Context, thread_id: str, steps: int) -> RunnableConfig | None:
+def rollback(context: Context, thread_id: str, steps: int) -> Steps[RunnableConfig | None]:
     """Remove the newest checkpoints of a thread, and reopen the one before."""
     head: str | None = None
 
@@ -204,14 +235,12 @@ def rollback(context: Context, thread_id: str, steps: int) -> RunnableConfig | N
         assert head is not None
         return plan._replace(reopened={("", head), *restarted}, restarted=restarted)
 
-    with context.storage.writing() as session:
-        thread = existing_thread(session, thread_id)
-        _remove(context, session, thread, choose, begin_again)
-        missing = collect(session, thread.family).missing
-    _finish(context, thread_id, missing)
+    def work(turns: Turns) -> Work[str | None]:
+        thread = existing_thread(turns.session, thread_id)
+        _remove(context, turns.session, thread, choose, begin_again)
+        yield
+        return (yield from collect(turns, thread.family)).missing
+
+    missing = yield from in_turns(context.storage, work)
+    yield from finish(context, [thread_id], missing)
     return None if head is None else thread_config(thread_id)
-
-
-def _report(context: Context, thread_id: str, counts: Counts, collected: Collected) -> PurgeReport:
-    _finish(context, thread_id, collected.missing)
-    return PurgeReport(counts.number, counts.more, collected.chunks, collected.bytes)

@@ -28,7 +28,9 @@ from forkpoint.leases import Lease
 from forkpoint.operations import Context
 from forkpoint.runner import Runner
 from forkpoint.searching import Wanted, matches
+from forkpoint.steps import Steps
 from forkpoint.storage import Query, Stale, ThreadRow
+from forkpoint.turns import Turns, Work, in_turns
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -123,27 +125,27 @@ class Task(NamedTuple):
     on_progress: Progress | None = None
 
 
-def apply(context: Context, runner: Runner, task: Task) -> RetentionResult:
+def apply(context: Context, runner: Runner, task: Task) -> Steps[RetentionResult]:
     """Delete and trim the threads that a policy does not keep."""
     if not task.dry_run:
-        _collect_after_others(context)
+        yield from in_turns(context.storage, _collect_after_others)
     done = _Done(task.dry_run)
     seen: set[Any] = set()
     for batch in _candidates(context, task):
-        _handle(context, runner, task, [row for row in batch if row.thread.key not in seen], done)
+        rows = [row for row in batch if row.thread.key not in seen]
+        yield from _handle(context, runner, task, rows, done)
         seen.update(row.thread.key for row in batch)
         if task.on_progress is not None:
             task.on_progress(done.result())
     if not task.dry_run:
-        context.storage.tidy()
+        yield from removing.finish(context, (), None)
     return done.result()
 
 
-def _collect_after_others(context: Context) -> None:
+def _collect_after_others(turns: Turns) -> Work[None]:
     """Finish the removals of processes that ended in the middle."""
-    with context.storage.writing() as session:
-        for family in session.uncollected():
-            collect(session, family)
+    for family in turns.session.uncollected():
+        yield from collect(turns, family)
 
 
 class _Done:
@@ -224,7 +226,7 @@ def _now(context: Context) -> int:
 
 def _handle(
     context: Context, runner: Runner, task: Task, batch: list[ThreadRow], done: _Done
-) -> None:
+) -> Steps[None]:
     """Do with threads what the rules say, unless somebody runs on them."""
     now = _now(context)
     going: list[ThreadRow] = []
@@ -235,15 +237,15 @@ def _handle(
         if row.lease is not None:
             done.busy.append(row.thread_id)
         elif action == "trim":
-            _trim(context, task, row, done)
+            yield from _trim(context, task, row, done)
         elif task.dry_run:
             done.deleted.append(row.thread_id)
         elif task.archive is not None:
-            _archive(context, runner, task.archive, row, done)
+            yield from _archive(context, runner, task.archive, row, done)
         else:
             going.append(row)
     for start in range(0, len(going), _AT_ONCE):
-        _delete(context, going[start : start + _AT_ONCE], done)
+        yield from _delete(context, going[start : start + _AT_ONCE], done)
 
 
 def _is_wanted(row: ThreadRow, wanted: Wanted) -> bool:
@@ -260,7 +262,7 @@ def _is_within(time: int, bounds: tuple[int | None, int | None]) -> bool:
     return (low is None or time >= low) and (high is None or time < high)
 
 
-def _trim(context: Context, task: Task, row: ThreadRow, done: _Done) -> None:
+def _trim(context: Context, task: Task, row: ThreadRow, done: _Done) -> Steps[None]:
     """Trim a thread, if it is too long: all its namespaces together may be."""
     keep = task.rules.max_checkpoints
     assert keep is not None
@@ -268,13 +270,13 @@ def _trim(context: Context, task: Task, row: ThreadRow, done: _Done) -> None:
         if not removing.is_longer(context, row.thread_id, keep):
             return
         if not task.dry_run:
-            removing.trim(context, row.thread_id, keep)
+            yield from removing.trim(context, row.thread_id, keep)
     except ThreadNotFound:
         return  # somebody else deleted it
     done.trimmed.append(row.thread_id)
 
 
-def _delete(context: Context, rows: Sequence[ThreadRow], done: _Done) -> None:
+def _delete(context: Context, rows: Sequence[ThreadRow], done: _Done) -> Steps[None]:
     """Delete threads, but those to which something happened since they were looked at.
 
     The chunks of a family are collected once, for all of its threads that go.
@@ -283,29 +285,33 @@ def _delete(context: Context, rows: Sequence[ThreadRow], done: _Done) -> None:
     for row in rows:
         families.setdefault(row.thread.family, []).append(row)
     deleted: list[str] = []
-    busy: list[str] = []
-    missing: str | None = None
-    with context.storage.writing() as session:
+
+    def work(turns: Turns) -> Work[str | None]:
+        missing: str | None = None
         for family, threads in families.items():
             for row in threads:
                 try:
-                    session.bury(row.thread, row)
+                    turns.session.bury(row.thread, row)
                     deleted.append(row.thread_id)
                 except Stale:
-                    now = session.record(row.thread_id)
-                    busy += [row.thread_id] if now is not None and now.lease is not None else []
-            missing = collect(session, family).missing or missing
+                    now = turns.session.record(row.thread_id)
+                    if now is not None and now.lease is not None:
+                        done.busy.append(row.thread_id)
+                yield
+            missing = (yield from collect(turns, family)).missing or missing
+        return missing
+
+    missing = yield from in_turns(context.storage, work)
+    done.deleted += deleted
     for thread_id in deleted:
         context.memory.threads.pop(thread_id)
-    done.deleted += deleted
-    done.busy += busy
     if missing is not None:
         raise uncollected(missing, "what was to go")
 
 
 def _archive(
     context: Context, runner: Runner, archive: Archive, row: ThreadRow, done: _Done
-) -> None:
+) -> Steps[None]:
     """Archive a thread and delete it, while nobody else runs on it, or does the same."""
     try:
         with Lease(context, runner, row.thread_id, "raise", _LEASE, None, must_exist=True):
@@ -320,7 +326,7 @@ def _archive(
             except Exception as error:  # noqa: BLE001 - it is reported, and the thread stays
                 done.failed[row.thread_id] = error
                 return
-            _delete(context, [now], done)
+            yield from _delete(context, [now], done)
     except ThreadBusy:
         done.busy.append(row.thread_id)
     except ThreadNotFound:

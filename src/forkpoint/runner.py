@@ -50,12 +50,16 @@ class Runner(Protocol):
         ...
 
 
-async def completed(running: Awaitable[_T]) -> _T:
+async def completed(
+    running: Awaitable[_T], when_cancelled: Callable[[], object] | None = None
+) -> _T:
     """Return what something returns. If the call is cancelled, it is waited for nevertheless."""
     task = asyncio.ensure_future(running)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        if when_cancelled is not None:
+            when_cancelled()
         while not task.done():
             try:
                 await asyncio.wait([task])
@@ -334,7 +338,8 @@ class _Call:
 class AiosqliteRunner:
     """Runs everything on the thread of an `aiosqlite.Connection`, to which SQLite may bind it.
 
-    An operation leaves the thread while it waits for a locked store, for others to run there.
+    An operation leaves the thread while it waits for a locked store, and between its turns, for
+    others to run there.
     """
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
@@ -362,19 +367,16 @@ class AiosqliteRunner:
                 "from the path there"
             )
         call = _Attempts(operation, args)
-        while (pause := await self._execute(call.attempt)) is not None:
-            try:
-                await asyncio.sleep(pause)
-            except asyncio.CancelledError:
-                await self._execute(call.withdraw)
-                raise
-        return call.outcome
+        return await completed(self._run(call), call.cancel)
 
-    async def _execute(self, function: Callable[[], _T]) -> _T:
+    async def _run(self, call: _Attempts) -> Any:
         # aiosqlite has no public way to run a function on its thread.
         execute: Any = self._connection._execute
-        outcome: _T = await completed(execute(self._on_thread, function))
-        return outcome
+        while True:
+            pause = await execute(self._on_thread, call.attempt)
+            if pause is None:
+                return call.outcome
+            await asyncio.sleep(pause)
 
     def _on_thread(self, function: Callable[[], _T]) -> _T:
         self._thread = threading.get_ident()
@@ -417,9 +419,16 @@ class _Attempts:
         self._steps: Steps[Any] | None = None
         self._waiting: Waiting | None = None
         self._patience = Patience()
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """Have the next attempt end it, if what it waits for can still be taken back."""
+        self._is_cancelled = True
 
     def attempt(self) -> float | None:
         """Run up to the end, or return how long to wait before the next attempt."""
+        if self._is_cancelled and self._is_withdrawn():
+            return None
         if self._steps is None:
             try:
                 outcome = self._begin()
@@ -454,7 +463,11 @@ class _Attempts:
                 return pause
             self._waiting = None
 
-    def withdraw(self) -> None:
-        """End it, if something that it waits for can still be taken back."""
-        if self._waiting is not None and self._waiting.withdraw() and self._steps is not None:
+    def _is_withdrawn(self) -> bool:
+        if self._waiting is None:
+            return True
+        if not self._waiting.withdraw():
+            return False
+        if self._steps is not None:
             self._steps.close()
+        return True

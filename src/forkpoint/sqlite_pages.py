@@ -69,6 +69,8 @@ def _conditions(query: Query, thread: int | None) -> tuple[list[str], list[Any]]
         conditions.append(condition)
         values.extend(bound)
 
+    if thread is None:
+        add("t.deleted_at IS NULL")
     if not query.with_hidden:
         add("NOT c.hidden")
     if thread is not None:

@@ -46,6 +46,7 @@ CREATE TABLE IF NOT EXISTS forkpoint_threads (
     provisional INTEGER NOT NULL DEFAULT 0,
     deleted_at INTEGER,
     dead_until TEXT,
+    removed_at INTEGER,
     terms BLOB,
     listed_at INTEGER,
     listed_status TEXT
@@ -54,7 +55,9 @@ CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_threads_live
     ON forkpoint_threads (thread_id) WHERE deleted_at IS NULL;
 CREATE INDEX IF NOT EXISTS forkpoint_threads_deleted
     ON forkpoint_threads (thread_id) WHERE deleted_at IS NOT NULL;
-CREATE INDEX IF NOT EXISTS forkpoint_threads_family ON forkpoint_threads (family);
+CREATE INDEX IF NOT EXISTS forkpoint_threads_family ON forkpoint_threads (family, epoch);
+CREATE INDEX IF NOT EXISTS forkpoint_threads_removed
+    ON forkpoint_threads (family, removed_at) WHERE removed_at IS NOT NULL;
 
 CREATE INDEX IF NOT EXISTS forkpoint_threads_created
     ON forkpoint_threads (created_at, thread_id) WHERE {LIVING};
@@ -133,7 +136,8 @@ CREATE TABLE IF NOT EXISTS forkpoint_chunks (
     family INTEGER NOT NULL,
     digest BLOB NOT NULL,
     refs BLOB NOT NULL,
-    content BLOB NOT NULL
+    content BLOB NOT NULL,
+    epoch INTEGER NOT NULL
 );
 CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_chunks_digest
     ON forkpoint_chunks (family, digest);

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
-from forkpoint.codec import Chunk
+from forkpoint.codec import Chunk, Chunks
 from forkpoint.errors import StaleLease, ThreadExists, stale_lease
-from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Place
+from forkpoint.removal import Place
 from forkpoint.sqlite_pages import page_statement
+from forkpoint.sqlite_removing import CHECKPOINT as _CHECKPOINT
+from forkpoint.sqlite_removing import SqliteRemoving
 from forkpoint.sqlite_statements import batches, marks, time_now
-from forkpoint.sqlite_threads import SqliteThreads
 from forkpoint.storage import (
     CheckpointRow,
-    Choose,
-    Counts,
     Description,
     Found,
     Graft,
@@ -30,10 +29,6 @@ from forkpoint.storage import (
     WriteRow,
 )
 
-_CHECKPOINT = (
-    "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, refs, content, seal,"
-    " hidden, restarts"
-)
 _WRITE = "checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, refs, content, seal"
 
 _CHECKPOINT_OF = [
@@ -59,15 +54,6 @@ _UPDATE_THREAD = (
     "), 'idle') ELSE coalesce(?, status) END"
     " WHERE provisional <= ? AND key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
     " AND fence = coalesce(?, fence)"
-)
-# What the newest checkpoint waits for.
-_UPDATE_STATUS = (
-    "UPDATE forkpoint_threads SET status = coalesce(("
-    f"SELECT CASE idx WHEN {_INTERRUPTED} THEN 'interrupted' ELSE 'error' END"
-    " FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = '' AND checkpoint_id = ("
-    "SELECT max(checkpoint_id) FROM forkpoint_checkpoints WHERE thread = ? AND checkpoint_ns = ''"
-    f" AND NOT hidden) AND idx IN ({_INTERRUPTED}, {_FAILED}) ORDER BY idx LIMIT 1"
-    "), 'idle') WHERE key = ?"
 )
 _SAME_THREAD = (
     "SELECT 1 FROM forkpoint_threads"
@@ -97,10 +83,19 @@ _PUT_WRITES, _REPLACE_WRITES = (
     f"INSERT OR {verb} INTO forkpoint_writes (thread, {_WRITE}) VALUES "
     for verb in ("IGNORE", "REPLACE")
 )
-_PUT_CHUNKS = "INSERT OR IGNORE INTO forkpoint_chunks (family, digest, refs, content) VALUES "
+_REPLACED_REFS = (
+    "SELECT 1 FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+    " AND task_id = ? AND idx = ? AND refs != x''"
+)
+_PUT_CHUNKS = "INSERT INTO forkpoint_chunks (family, digest, refs, content, epoch) VALUES "
+# A chunk that is there already, but is not known to be: it stays if it is being collected.
+_KEEP_CHUNKS = (
+    " ON CONFLICT (family, digest) DO UPDATE SET epoch = excluded.epoch"
+    " WHERE epoch != excluded.epoch"
+)
 
 
-class SqliteSession(SqliteThreads):
+class SqliteSession(SqliteRemoving):
     """The primitives of `forkpoint.storage.Session` within one transaction."""
 
     # Reading
@@ -267,8 +262,8 @@ class SqliteSession(SqliteThreads):
         found: dict[Any, ThreadRef] = {}
         for batch in batches(run_ids):
             for row in self.all(
-                "SELECT key, family, epoch, owner FROM forkpoint_threads WHERE key IN"
-                " (SELECT thread FROM forkpoint_checkpoints"
+                "SELECT key, family, epoch, owner FROM forkpoint_threads"
+                " WHERE deleted_at IS NULL AND key IN (SELECT thread FROM forkpoint_checkpoints"
                 f" WHERE run_id IS NOT NULL AND run_id IN ({marks(batch)}))",
                 *batch,
             ):
@@ -284,27 +279,25 @@ class SqliteSession(SqliteThreads):
             thread = self._admit(put, now)
             if thread is None:
                 return None
-        self.insert(
-            _PUT_CHUNKS, [(thread.family, digest, *chunk) for digest, chunk in put.chunks.items()]
-        )
+        self._put_chunks(thread, put.chunks)
         if put.row is not None and not self.run(_PUT, thread.key, *put.row).rowcount:
-            self._replace(thread.key, put.row)
+            self._replace(thread, put.row)
         key = thread.key
         self.insert(_PUT_WRITES, [(key, *write) for write in put.writes if write.idx >= 0])
-        self.insert(_REPLACE_WRITES, [(key, *write) for write in put.writes if write.idx < 0])
+        special = [(key, *write) for write in put.writes if write.idx < 0]
+        if any(self.one(_REPLACED_REFS, *write[:5]) for write in special):
+            self.note_removal(thread)
+        self.insert(_REPLACE_WRITES, special)
         return thread
 
-    def _replace(self, thread: int, row: CheckpointRow) -> None:
-        self.run(_REPLACE, *row[2:], thread, *row[:2])
-        self._count_checkpoints(thread)
+    def _put_chunks(self, thread: ThreadRef, chunks: Chunks) -> None:
+        rows = [(thread.family, digest, *chunk, thread.epoch) for digest, chunk in chunks.items()]
+        self.insert(_PUT_CHUNKS, rows, _KEEP_CHUNKS)
 
-    def _count_checkpoints(self, thread: int) -> None:
-        self.run(
-            "UPDATE forkpoint_threads SET checkpoint_count = (SELECT count(*) FROM"
-            " forkpoint_checkpoints WHERE thread = ? AND NOT hidden) WHERE key = ?",
-            thread,
-            thread,
-        )
+    def _replace(self, thread: ThreadRef, row: CheckpointRow) -> None:
+        self.run(_REPLACE, *row[2:], thread.key, *row[:2])
+        self.count_checkpoints(thread.key)
+        self.note_removal(thread)
 
     def _update_thread(self, thread: ThreadRef, put: Put, now: int, dead_until: str | None) -> bool:
         """Keep the record of a thread up, if it still is as it is known to be."""
@@ -404,6 +397,7 @@ class SqliteSession(SqliteThreads):
             put.checkpoint_ns,
             put.checkpoint_id,
         )
+        self.note_removal(thread)
         provisional = self.run(
             "DELETE FROM forkpoint_threads WHERE key = ? AND provisional"
             " AND NOT EXISTS (SELECT 1 FROM forkpoint_writes WHERE thread = ?)",
@@ -411,7 +405,7 @@ class SqliteSession(SqliteThreads):
             thread.key,
         ).rowcount
         if provisional:
-            self.drop_chunks(thread.family, None, None)
+            self.run("DELETE FROM forkpoint_chunks WHERE family = ?", thread.family)
 
     def copy(self, source: ThreadRef, target_id: str, described: Description | None = None) -> None:
         if self.thread(target_id) is not None:
@@ -470,98 +464,9 @@ class SqliteSession(SqliteThreads):
         ).lastrowid
         if graft.described is not None:
             self._describe(key, graft.described)
-        self.insert(
-            _PUT_CHUNKS,
-            [(source.family, digest, *chunk) for digest, chunk in graft.chunks.items()],
-        )
+        self._put_chunks(source, graft.chunks)
         self.many(_PUT, [(key, *row) for row in graft.rows])
         self.insert(_PUT_WRITES, [(key, *write) for write in graft.writes])
-
-    def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
-        before = self._count_rows(thread)
-        removed, hidden, reopened, restarted = choose(list(self.rows(thread)))
-        place = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
-        for table in ("writes", "checkpoints"):
-            self.many(
-                f"DELETE FROM forkpoint_{table} {place}", ((thread.key, *one) for one in removed)
-            )
-        self.many(
-            f"UPDATE forkpoint_checkpoints SET hidden = 1 {place}",
-            ((thread.key, *one) for one in hidden),
-        )
-        self.many(
-            f"UPDATE forkpoint_checkpoints SET restarts = 1 {place}",
-            ((thread.key, *one) for one in restarted),
-        )
-        self.many(
-            f"DELETE FROM forkpoint_writes {place} AND idx != {INTERRUPT_IDX}"
-            f" AND (task_id != '{NULL_TASK_ID}' OR idx = {RESUME_IDX})",
-            ((thread.key, *one) for one in reopened),
-        )
-        self._count_checkpoints(thread.key)
-        if reopened:
-            self.run(
-                "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
-                time_now(),
-                thread.key,
-            )
-        if removed or hidden or reopened:
-            self.run(_UPDATE_STATUS, *[thread.key] * 3)
-        return Counts(
-            *(old - new for old, new in zip(before, self._count_rows(thread), strict=True))
-        )
-
-    def _count_rows(self, thread: ThreadRef) -> tuple[int, int]:
-        counts = self.one(
-            "SELECT (SELECT count(*) FROM forkpoint_checkpoints WHERE thread = ?),"
-            " (SELECT count(*) FROM forkpoint_writes WHERE thread = ?)",
-            thread.key,
-            thread.key,
-        )
-        assert counts is not None
-        return counts[0], counts[1]
-
-    # Collecting
-
-    def uncollected(self) -> list[Any]:
-        return []
-
-    def begin_collection(self, family: Any) -> None:
-        self.run("UPDATE forkpoint_threads SET epoch = epoch + 1 WHERE family = ?", family)
-
-    def is_undisturbed(self, family: Any, collection: None) -> bool:
-        return True
-
-    def references(self, family: Any) -> Iterator[tuple[Any, bytes]]:
-        for table in ("checkpoints", "writes"):
-            yield from self.run(
-                f"SELECT thread, refs FROM forkpoint_{table} WHERE refs != x'' AND thread IN"
-                " (SELECT key FROM forkpoint_threads WHERE family = ?)",
-                family,
-            )
-
-    def links(self, family: Any) -> Iterator[tuple[bytes, bytes]]:
-        yield from self.run(
-            "SELECT digest, refs FROM forkpoint_chunks WHERE family = ? AND refs != x''", family
-        )
-
-    def digests(self, family: Any) -> Iterator[bytes]:
-        for (digest,) in self.run("SELECT digest FROM forkpoint_chunks WHERE family = ?", family):
-            yield digest
-
-    def drop_chunks(self, family: Any, digests: Iterable[bytes] | None, collection: None) -> Counts:
-        if digests is None:
-            digests = self.digests(family)
-        number = size = 0
-        for batch in batches(list(digests)):
-            which = f"WHERE family = ? AND digest IN ({marks(batch)})"
-            length = "SELECT count(*), sum(length(refs) + length(content)) FROM forkpoint_chunks"
-            counts = self.one(f"{length} {which}", family, *batch)
-            assert counts is not None
-            number += counts[0]
-            size += counts[1] or 0
-            self.run(f"DELETE FROM forkpoint_chunks {which}", family, *batch)
-        return Counts(number, size)
 
     # Secrets
 

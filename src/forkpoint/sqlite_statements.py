@@ -21,11 +21,26 @@ class Statements:
         connection: The connection.
         patience: For how many seconds to wait for a lock. The transaction holds all that it needs,
             but for a moment in which another process mends what a third one left as it died.
+
+    Attributes:
+        turn_rows: How many rows long work reads or changes before its transaction ends.
     """
+
+    turn_rows = 1000
 
     def __init__(self, connection: sqlite3.Connection, patience: float) -> None:
         self._connection = connection
         self._patience = patience
+        self._changes_before = connection.total_changes
+        self._read = 0
+
+    def is_spent(self) -> bool:
+        changed = self._connection.total_changes - self._changes_before
+        return changed + self._read >= self.turn_rows
+
+    def count_read(self, rows: int) -> None:
+        """Let rows that were read count for what a transaction has done."""
+        self._read += rows
 
     def run(self, sql: str, *values: Any, **named: Any) -> sqlite3.Cursor:
         cursor = self._connection.cursor()
@@ -42,12 +57,12 @@ class Statements:
         finally:
             self._connection.execute("PRAGMA busy_timeout = 0")
 
-    def insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    def insert(self, statement: str, rows: Sequence[tuple[Any, ...]], end: str = "") -> None:
         """Insert rows by as few statements as possible: each lets go of the interpreter's lock."""
         for batch in batches(rows, _INSERTED):
             row = f"({marks(batch[0])})"
             values = (value for one in batch for value in one)
-            self.run(statement + ", ".join([row] * len(batch)), *values)
+            self.run(statement + ", ".join([row] * len(batch)) + end, *values)
 
     def many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         self._connection.executemany(sql, rows)

@@ -102,16 +102,19 @@ class SqliteStorage:
         for pending in batch:
             pending.done = True
 
-    def tidy(self) -> None:
+    def tidy(self) -> bool:
         with self._locked(), typed_errors():
             connection = self._open()
             if _pragma(connection, "auto_vacuum") != _INCREMENTAL:
-                return
-            if _pragma(connection, "freelist_count") < _TIDY_PAGES:
-                return
+                return False
+            free = _pragma(connection, "freelist_count")
+            if free < _TIDY_PAGES:
+                return False
             # Space that a busy database keeps now is given back after the next deletion.
             with contextlib.suppress(sqlite3.OperationalError):
                 self._transactions.at_once(connection, lambda: _vacuum(connection))
+                return 0 < _pragma(connection, "freelist_count") < free
+            return False
 
     def close(self) -> None:
         with self._locked():
@@ -163,6 +166,7 @@ if hasattr(os, "register_at_fork"):
 
 _INCREMENTAL = 2  # the value of PRAGMA auto_vacuum
 _TIDY_PAGES = 64  # free pages, of 4 KB as a rule, that are worth giving back
+_TIDIED_PAGES = 1024  # at once, while all others wait
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
 
 
@@ -202,7 +206,7 @@ def _create(connection: sqlite3.Connection) -> None:
 
 def _vacuum(connection: sqlite3.Connection) -> None:
     # As a script: `execute` would stop after the first page.
-    connection.executescript("PRAGMA incremental_vacuum")
+    connection.executescript(f"PRAGMA incremental_vacuum({_TIDIED_PAGES})")
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 

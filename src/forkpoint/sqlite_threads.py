@@ -57,10 +57,6 @@ class SqliteThreads(SqliteCatalog):
             thread.key,
             thread.key,
         )
-        writes, checkpoints = (
-            self.run(f"DELETE FROM forkpoint_{table} WHERE thread = ?", thread.key).rowcount
-            for table in ("writes", "checkpoints")
-        )
         self.run(
             "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = ?, label = NULL,"
             " tags = '[]', metadata = '{}', status = 'idle', checkpoint_count = 0,"
@@ -70,7 +66,8 @@ class SqliteThreads(SqliteCatalog):
             dead_until[0] if dead_until else None,
             thread.key,
         )
-        return Counts(checkpoints, writes)
+        self.note_removal(thread)
+        return Counts(*self.count_rows(thread))
 
     def note_deletion(self, thread_id: str) -> None:
         self.run(
@@ -80,4 +77,34 @@ class SqliteThreads(SqliteCatalog):
         )
 
     def buried(self, thread_id: str) -> ThreadRef | None:
-        return None  # all was done as one transaction
+        row = self.one(
+            "SELECT key, family, epoch, owner FROM forkpoint_threads WHERE thread_id = ?"
+            " AND deleted_at IS NOT NULL AND removed_at IS NOT NULL ORDER BY key DESC",
+            thread_id,
+        )
+        return ThreadRef(*row) if row else None
+
+    def note_removal(self, thread: ThreadRef) -> None:
+        """Let everybody know that something was removed, and its chunks are to be collected.
+
+        The thread gets an epoch that the family never had. So a collection sees that something was
+        removed since it began, and a write that relies on what was removed is refused.
+        """
+        self.run(
+            "UPDATE forkpoint_threads SET removed_at = ?, epoch ="
+            " (SELECT max(epoch) + 1 FROM forkpoint_threads WHERE family = ?) WHERE key = ?",
+            time_now(),
+            thread.family,
+            thread.key,
+        )
+
+    def count_rows(self, thread: ThreadRef) -> tuple[int, int]:
+        """Return how many checkpoints and writes a thread has."""
+        counts = self.one(
+            "SELECT (SELECT count(*) FROM forkpoint_checkpoints WHERE thread = ?),"
+            " (SELECT count(*) FROM forkpoint_writes WHERE thread = ?)",
+            thread.key,
+            thread.key,
+        )
+        assert counts is not None
+        return counts[0], counts[1]

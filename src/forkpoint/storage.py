@@ -10,18 +10,21 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
 
 ``threads``
     ``key`` (the identity of this thread: never reused, so a thread that is deleted and made again
-    has another), ``thread_id``, ``family`` (the key of the family's first thread), ``epoch`` (how
-    often the family's chunks were collected), the edge it was made by (``edge``: ``fork``,
-    ``clone`` or none; ``parent`` key and ``parent_checkpoint_id``), ``owner``, ``label``, ``tags``
-    (JSON list), ``metadata`` (JSON object), ``status``, ``checkpoint_count``, ``created_at``,
-    ``updated_at``, ``ttl`` (how long after that it expires, if ever), the lease
-    (``lease_holder``, ``lease_since``, ``lease_until``, and the ``fence`` that goes up whenever a
-    lease begins or ends), and what is left of a deleted thread: ``deleted_at`` and ``dead_until``
-    (the highest checkpoint id that a write of its old runs is known to name). Times are
-    microseconds since 1970 in UTC. At most one thread of an id is not deleted. A thread is
-    ``provisional`` while there are writes for it, and no checkpoint yet. How the search index knows
-    it is derived: ``terms`` (see `forkpoint.filters`), ``listed_at`` and ``listed_status``, its
-    ``updated_at`` and its status when it was listed last. A search first lists what changed since.
+    has another), ``thread_id``, ``family`` (the key of the family's first thread), ``epoch``
+    (replaced by every removal, and in the whole family by every collection; in SQLite by the next
+    number), the edge it was made by (``edge``: ``fork``, ``clone`` or none; ``parent`` key and
+    ``parent_checkpoint_id``), ``owner``, ``label``, ``tags`` (JSON list), ``metadata`` (JSON
+    object), ``status``, ``checkpoint_count``, ``created_at``, ``updated_at``, ``ttl`` (how long
+    after that it expires, if ever), the lease (``lease_holder``, ``lease_since``, ``lease_until``,
+    and the ``fence`` that goes up whenever a lease begins or ends), and what is left of a deleted
+    thread: ``deleted_at`` and ``dead_until`` (the highest checkpoint id that a write of its old
+    runs is known to name). ``removed_at`` is when something of it was removed, until the chunks of
+    that were collected; until then there may be rows of a deleted thread, which nobody sees.
+    Times are microseconds since 1970 in UTC. At most one thread of an id is not deleted. A thread
+    is ``provisional`` while there are writes for it, and no checkpoint yet. How the search index
+    knows it is derived: ``terms`` (see `forkpoint.filters`), ``listed_at`` and ``listed_status``,
+    its ``updated_at`` and its status when it was listed last. A search first lists what changed
+    since.
 
 ``checkpoints``
     ``thread`` (key), ``checkpoint_ns``, ``checkpoint_id``, ``parent_checkpoint_id``, ``run_id``
@@ -37,7 +40,8 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     come before its checkpoint.
 
 ``chunks``
-    ``family``, ``digest``, ``refs``, ``content``. Four forms: a *run* (``content`` is a
+    ``family``, ``digest``, ``refs``, ``content``, ``epoch`` (that of the thread when it was written
+    last; a collection leaves those of its own). Four forms: a *run* (``content`` is a
     MessagePack array or map of consecutive elements of a list or a dict, no ``refs``), a *piece*
     (a part of an opaque value, no ``refs``), a *node* (``refs``, and ``content`` empty), and a
     *nested element* (``refs`` those of an entry, ``content`` a MessagePack array ``[key, entry]``
@@ -61,9 +65,8 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
   that every collection and removal replaces; ``status_for`` is the checkpoint that the status is
   that of; ``unlisted`` is true while the search index does not know it as it is; ``source`` is the
   id of the thread that it was made from; ``lock`` (``by``, ``until``) keeps writers out during a
-  removal or a copy; ``building`` marks a copy that is not finished; ``removed_at`` is when
-  something of it was removed, until its chunks were collected; ``log`` is the id of the log that
-  goes on from the record, if there is one. Its name is a document of its own: ``_id`` and
+  removal or a copy; ``building`` marks a copy that is not finished; ``log`` is the id of the log
+  that goes on from the record, if there is one. Its name is a document of its own: ``_id`` and
   ``family`` are ``name:`` and the thread id, ``key`` and ``home`` the key and the family of the
   thread that the id means, or meant last. Two ObjectIds tell the last deletion of an id from those
   before: ``deletion`` of the record, which the next thread of the id takes over, and ``absent`` of
@@ -79,8 +82,7 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
   record names the log, that of the newest document in it counts. A log that has ended has a
   document of the kind ``end``, with the first ``slot`` that was not taken and the last ``record``;
   its ``_id`` is that of the log, and the server deletes it when it ``expires``.
-- A chunk: ``_id`` is the family and the digest, 44 bytes; ``refs`` a list of such ids, or missing;
-  ``epoch`` that of the thread when it was written last.
+- A chunk: ``_id`` is the family and the digest, 44 bytes; ``refs`` a list of such ids, or missing.
 - ``settings`` and ``secret:<n>`` are the ``_id`` of documents of the family ``settings``.
 
 **Entry**: a MessagePack array ``[kind, type, ...]``. Kinds: 0 inline ``[0, type, bytes]``, the
@@ -115,13 +117,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from forkpoint.codec import Chunk, Chunks
 from forkpoint.removal import Place, Plan
 from forkpoint.steps import Steps
 
 SCHEMA_VERSION = 1
+
+CHUNKS_AT_ONCE = 500
+"""How many chunks are removed before others may have their turn."""
+
+_T_co = TypeVar("_T_co", covariant=True)
 
 
 class ThreadRef(NamedTuple):
@@ -377,8 +385,24 @@ class Stale(Exception):
     """The `ThreadRef` that a write was prepared for no longer holds. Nothing was written."""
 
 
+@dataclass(frozen=True)
+class Part(Generic[_T_co]):
+    """A part of all that is to be read.
+
+    Attributes:
+        items: What it is.
+        after: What to ask for the next part with, or None if this is the last one.
+    """
+
+    items: Iterable[_T_co]
+    after: Any
+
+
 class Session(Protocol):
     """A dozen primitives. Everything that is read is as it is stored: unverified, encrypted."""
+
+    def is_spent(self) -> bool:
+        """Return whether a transaction has done so much that others should have their turn."""
 
     # Reading
 
@@ -531,9 +555,10 @@ class Session(Protocol):
         """
 
     def bury(self, thread: ThreadRef, seen: ThreadRow | None = None) -> Counts:
-        """Remove all checkpoints and writes of a thread, and mark it as deleted.
+        """Mark a thread as deleted: from now on nobody sees it, or writes to it.
 
-        Returns how many checkpoints and writes were removed.
+        What is left of it is removed at once, or by `clear`.
+        Returns how many checkpoints and writes it had.
 
         Raises:
             Stale: The thread was updated, leased or deleted since it was seen. Nothing was done.
@@ -548,15 +573,18 @@ class Session(Protocol):
     def buried(self, thread_id: str) -> ThreadRef | None:
         """Return the deleted thread that an id meant last, if something of it may be left.
 
-        That is so where there are no transactions: the removal may have ended in the middle.
+        That is so if the process that deleted it ended in the middle.
         """
 
     # Collecting
 
     def uncollected(self) -> list[Any]:
-        """Return the families in which somebody has removed, and did not collect for a while.
+        """Return the families in which somebody has removed, and did not collect for a while."""
 
-        There are none where there are transactions.
+    def clear(self, family: Any) -> bool:
+        """Remove some of what is left of a family's deleted threads, and return if there is more.
+
+        There is none where threads are deleted as a whole.
         """
 
     def begin_collection(self, family: Any) -> Any:
@@ -568,22 +596,33 @@ class Session(Protocol):
     def is_undisturbed(self, family: Any, collection: Any) -> bool:
         """Return whether nobody removed or collected in a family since a collection began."""
 
-    def references(self, family: Any) -> Iterator[tuple[Any, bytes]]:
-        """Return the refs of all checkpoints and writes in a family, with the threads' keys."""
+    def is_overtaken(self, family: Any, collection: Any) -> bool:
+        """Return whether another collection of the family has begun since, and leaves nothing."""
 
-    def links(self, family: Any) -> Iterator[tuple[bytes, bytes]]:
-        """Return the digests and the refs of all chunks of a family that have any."""
+    def references(self, family: Any, after: Any = None) -> Part[tuple[Any, bytes]]:
+        """Return the refs of checkpoints and writes in a family, with the threads' keys."""
 
-    def digests(self, family: Any) -> Iterator[bytes]:
-        """Return the digests of all chunks of a family."""
+    def links(self, family: Any, after: Any = None) -> Part[tuple[bytes, bytes]]:
+        """Return the digests and the refs of chunks of a family that have any."""
+
+    def digests(self, family: Any, after: Any = None) -> Part[bytes]:
+        """Return the digests of chunks of a family."""
 
     def drop_chunks(
-        self, family: Any, digests: Iterable[bytes] | None, collection: Any
+        self, family: Any, digests: Collection[bytes] | None, collection: Any
     ) -> Counts | None:
-        """Remove chunks of a family, or all of them, but none written since `collection` began.
+        """Remove chunks of a family, but none written since `collection` began.
+
+        With None for `digests`, remove as many as there are, or `CHUNKS_AT_ONCE` at least.
 
         Returns how many there were, and how many bytes they took; None, with nothing removed, if
         somebody removed or collected in the family meanwhile.
+        """
+
+    def end_collection(self, family: Any, collection: Any) -> bool:
+        """Note that a family is collected, unless somebody removed or collected there meanwhile.
+
+        Returns whether it is.
         """
 
     # Secrets
@@ -619,8 +658,8 @@ class Storage(Protocol):
             Stale: The thread is not the expected one.
         """
 
-    def tidy(self) -> None:
-        """Give free space back to the file system, as far as that costs little."""
+    def tidy(self) -> bool:
+        """Give some free space back to the file system, and return whether there is more."""
 
     def close(self) -> None:
         """Close what the store opened itself."""

@@ -1,0 +1,229 @@
+"""SQLite: how checkpoints, threads and chunks are removed, some at a time, while others write.
+
+Every removal gives the thread another epoch, one that the family never had. So a collection sees
+that something was removed since it began, and a write that relies on what was removed is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
+
+from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX
+from forkpoint.sqlite_statements import marks, time_now
+from forkpoint.sqlite_threads import SqliteThreads
+from forkpoint.storage import (
+    CHUNKS_AT_ONCE,
+    CheckpointRow,
+    Choose,
+    Counts,
+    Part,
+    ThreadRef,
+)
+
+CHECKPOINT = (
+    "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, refs, content, seal,"
+    " hidden, restarts"
+)
+ABANDONED_SECONDS = 60
+"""After which time others take the work over that a process began, and did not end."""
+
+_INTERRUPTED, _FAILED = WRITES_IDX_MAP[INTERRUPT], WRITES_IDX_MAP[ERROR]
+# What the newest checkpoint waits for.
+_UPDATE_STATUS = (
+    "UPDATE forkpoint_threads SET status = coalesce(("
+    f"SELECT CASE idx WHEN {_INTERRUPTED} THEN 'interrupted' ELSE 'error' END"
+    " FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = '' AND checkpoint_id = ("
+    "SELECT max(checkpoint_id) FROM forkpoint_checkpoints WHERE thread = ? AND checkpoint_ns = ''"
+    f" AND NOT hidden) AND idx IN ({_INTERRUPTED}, {_FAILED}) ORDER BY idx LIMIT 1"
+    "), 'idle') WHERE key = ?"
+)
+_REFERRING = (
+    ("checkpoints", "checkpoint_ns, checkpoint_id", ("", "")),
+    ("writes", "checkpoint_ns, checkpoint_id, task_id, idx", ("", "", "", -(1 << 62))),
+)
+"""Where references stand, by what they are in order there, and what is before all of it."""
+
+
+class SqliteRemoving(SqliteThreads):
+    """The primitives of `forkpoint.storage.Session` that remove."""
+
+    def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
+        before = self.count_rows(thread)
+        rows = self.all(
+            f"SELECT {CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", thread.key
+        )
+        removed, hidden, reopened, restarted = choose([CheckpointRow(*row) for row in rows])
+        place = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+        for table in ("writes", "checkpoints"):
+            self.many(
+                f"DELETE FROM forkpoint_{table} {place}", ((thread.key, *one) for one in removed)
+            )
+        self.many(
+            f"UPDATE forkpoint_checkpoints SET hidden = 1 {place}",
+            ((thread.key, *one) for one in hidden),
+        )
+        self.many(
+            f"UPDATE forkpoint_checkpoints SET restarts = 1 {place}",
+            ((thread.key, *one) for one in restarted),
+        )
+        self.many(
+            f"DELETE FROM forkpoint_writes {place} AND idx != {INTERRUPT_IDX}"
+            f" AND (task_id != '{NULL_TASK_ID}' OR idx = {RESUME_IDX})",
+            ((thread.key, *one) for one in reopened),
+        )
+        self.count_checkpoints(thread.key)
+        if reopened:
+            self.run(
+                "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
+                time_now(),
+                thread.key,
+            )
+        if removed or hidden or reopened:
+            self.run(_UPDATE_STATUS, *[thread.key] * 3)
+            self.note_removal(thread)
+        return Counts(
+            *(old - new for old, new in zip(before, self.count_rows(thread), strict=True))
+        )
+
+    def count_checkpoints(self, thread: int) -> None:
+        self.run(
+            "UPDATE forkpoint_threads SET checkpoint_count = (SELECT count(*) FROM"
+            " forkpoint_checkpoints WHERE thread = ? AND NOT hidden) WHERE key = ?",
+            thread,
+            thread,
+        )
+
+    # Collecting
+
+    def uncollected(self) -> list[Any]:
+        rows = self.all(
+            "SELECT DISTINCT family FROM forkpoint_threads"
+            " WHERE removed_at IS NOT NULL AND removed_at < ?",
+            time_now() - 1_000_000 * ABANDONED_SECONDS,
+        )
+        return [family for (family,) in rows]
+
+    def clear(self, family: Any) -> bool:
+        left = self.turn_rows
+        for (key,) in self.all(
+            "SELECT key FROM forkpoint_threads"
+            " WHERE family = ? AND removed_at IS NOT NULL AND deleted_at IS NOT NULL",
+            family,
+        ):
+            for table in ("writes", "checkpoints"):
+                left -= self.run(
+                    f"DELETE FROM forkpoint_{table} WHERE id IN"
+                    f" (SELECT id FROM forkpoint_{table} WHERE thread = ? LIMIT ?)",
+                    key,
+                    left,
+                ).rowcount
+                if left == 0:
+                    return True
+        return False
+
+    def begin_collection(self, family: Any) -> int:
+        row = self.one("SELECT max(epoch) + 1 FROM forkpoint_threads WHERE family = ?", family)
+        epoch: int = row[0] if row else 0
+        self.run("UPDATE forkpoint_threads SET epoch = ? WHERE family = ?", epoch, family)
+        self.run(
+            "UPDATE forkpoint_threads SET removed_at = ?"
+            " WHERE family = ? AND removed_at IS NOT NULL",
+            time_now(),
+            family,
+        )
+        return epoch
+
+    def is_undisturbed(self, family: Any, collection: int) -> bool:
+        return self._epochs(family) == (collection, collection)
+
+    def is_overtaken(self, family: Any, collection: int) -> bool:
+        return self._epochs(family)[0] > collection
+
+    def _epochs(self, family: Any) -> tuple[int, int]:
+        """Return the lowest and the highest epoch in a family."""
+        lowest, highest = (
+            self.one(f"SELECT {which}(epoch) FROM forkpoint_threads WHERE family = ?", family)
+            for which in ("min", "max")
+        )
+        assert lowest is not None
+        assert highest is not None
+        return lowest[0], highest[0]
+
+    def references(self, family: Any, after: Any = None) -> Part[tuple[Any, bytes]]:
+        if after is None:
+            keys = self.all("SELECT key FROM forkpoint_threads WHERE family = ?", family)
+            after = [(key, *where) for (key,) in keys for where in _REFERRING]
+        items: list[tuple[Any, bytes]] = []
+        while after and len(items) < self.turn_rows:
+            key, table, order, place = after.pop()
+            rows = self.all(
+                f"SELECT refs, {order} FROM forkpoint_{table} WHERE thread = ?"
+                f" AND ({order}) > ({marks(place)}) ORDER BY {order} LIMIT ?",
+                key,
+                *place,
+                self.turn_rows,
+            )
+            items += ((key, row[0]) for row in rows)
+            if len(rows) == self.turn_rows:
+                after.append((key, table, order, rows[-1][1:]))
+        self.count_read(len(items))
+        return Part(items, after or None)
+
+    def links(self, family: Any, after: Any = None) -> Part[tuple[bytes, bytes]]:
+        rows = self._chunks_after(family, "digest, refs", after)
+        return Part([row for row in rows if row[1]], self._after(rows))
+
+    def digests(self, family: Any, after: Any = None) -> Part[bytes]:
+        rows = self._chunks_after(family, "digest", after)
+        return Part([digest for (digest,) in rows], self._after(rows))
+
+    def _chunks_after(self, family: Any, columns: str, after: Any) -> list[tuple[Any, ...]]:
+        rows = self.all(
+            f"SELECT {columns} FROM forkpoint_chunks WHERE family = ? AND digest > ?"
+            " ORDER BY digest LIMIT ?",
+            family,
+            after or b"",
+            self.turn_rows,
+        )
+        self.count_read(len(rows))
+        return rows
+
+    def _after(self, rows: list[tuple[Any, ...]]) -> Any:
+        return rows[-1][0] if len(rows) == self.turn_rows else None
+
+    def drop_chunks(
+        self, family: Any, digests: Collection[bytes] | None, collection: int
+    ) -> Counts | None:
+        if not self.is_undisturbed(family, collection):
+            return None
+        if digests is None:
+            rows = self.all(
+                "SELECT digest FROM forkpoint_chunks WHERE family = ? AND epoch != ? LIMIT ?",
+                family,
+                collection,
+                CHUNKS_AT_ONCE,
+            )
+            digests = [digest for (digest,) in rows]
+        which = f"WHERE family = ? AND epoch != ? AND digest IN ({marks(digests)})"
+        values = (family, collection, *digests)
+        counts = self.one(
+            "SELECT count(*), total(length(refs) + length(content)) FROM forkpoint_chunks " + which,
+            *values,
+        )
+        assert counts is not None
+        self.run(f"DELETE FROM forkpoint_chunks {which}", *values)
+        return Counts(counts[0], int(counts[1]))
+
+    def end_collection(self, family: Any, collection: int) -> bool:
+        if not self.is_undisturbed(family, collection):
+            return False
+        self.run(
+            "UPDATE forkpoint_threads SET removed_at = NULL"
+            " WHERE family = ? AND removed_at IS NOT NULL",
+            family,
+        )
+        return True

@@ -1,0 +1,362 @@
+"""Long work leaves the store to others between its transactions, and may end after any of them.
+
+What is a turn long is made short here: so a small thread takes many of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import pytest
+
+from forkpoint import (
+    SqliteSaver,
+    ThreadCatalog,
+    ThreadNotFound,
+    collect,
+    runner,
+    sqlite_removing,
+    turns,
+)
+from forkpoint.leases import Lease, renew
+from forkpoint.sqlite_statements import Statements
+from stores import KINDS, SqliteStore
+from support import checkpoint, config, id_of, put, value_of
+
+ROWS = 20
+PATIENCE_SECONDS = 60  # after which what hangs is a failure
+TEXTS = [f"{n} " * 800 for n in range(40)]
+
+
+class Ended(BaseException):
+    """The end of a process, as far as its transactions are concerned."""
+
+
+@pytest.fixture
+def store(path: Path) -> SqliteStore:
+    return SqliteStore(path)
+
+
+@pytest.fixture
+def saver(store: SqliteStore) -> Iterator[SqliteSaver]:
+    with store.saver() as saver:
+        yield saver
+
+
+def shorten(set_: Callable[[Any, str, int], None]) -> None:
+    """Make turns short."""
+    set_(Statements, "turn_rows", ROWS)
+    for module in (collect, sqlite_removing):
+        set_(module, "CHUNKS_AT_ONCE", ROWS)
+
+
+@pytest.fixture
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch.setattr)
+
+
+@pytest.fixture
+def at_rest(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]], None]:
+    """Have a function called between two turns, with how many there were."""
+
+    def set_hook(hook: Callable[[int], None]) -> None:
+        number = 0
+
+        def rest(_: float) -> None:
+            nonlocal number
+            number += 1
+            hook(number)
+
+        monkeypatch.setattr(turns, "rest", rest)
+
+    return set_hook
+
+
+def fill(saver: SqliteSaver, thread_id: str = "long", length: int = 60) -> Any:
+    """Make a thread that takes many turns, and a fork that shares chunks with it."""
+    parent = None
+    for n in range(length):
+        values = {"text": TEXTS[n % len(TEXTS)], "messages": [f"{m} " * 50 for m in range(n)]}
+        parent = put(saver, values, parent=parent, thread_id=thread_id, metadata={"run_id": "run"})
+        saver.put_writes(parent, [("c", TEXTS[-n % len(TEXTS)]), ("d", n)], "task")
+    saver.fork(config(thread_id), new_thread_id="fork" if thread_id == "long" else None)
+    return parent
+
+
+def copied(path: Path, name: str) -> SqliteStore:
+    """Return a store with the same content."""
+    target = path.with_name(name)
+    source, copy = sqlite3.connect(path), sqlite3.connect(target)
+    source.backup(copy)
+    source.close()
+    copy.close()
+    return SqliteStore(target)
+
+
+REMOVALS: dict[str, Callable[[SqliteSaver], Any]] = {
+    "purge": lambda saver: saver.purge("long"),
+    "delete_thread": lambda saver: saver.delete_thread("long"),
+    "delete_for_runs": lambda saver: saver.delete_for_runs(["run"]),
+    "catalog.delete": lambda saver: ThreadCatalog(saver).delete("long"),
+}
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+def test_others_read_write_and_renew_leases_between_two_turns(
+    removal: str, saver: SqliteSaver, short_turns: None, at_rest: Any
+) -> None:
+    fill(saver)
+    other = put(saver, {"n": 1}, thread_id="other")
+    seen: list[Any] = []
+
+    def work(lease: Lease) -> None:
+        put(saver, {"n": 2}, parent=other, thread_id="other")
+        found = saver.get_tuple(config("other"))
+        assert found is not None
+        assert lease._held is not None
+        seen.extend((value_of(found)["n"], renew(saver._context, lease._held, 1_000_000)))
+
+    with ThreadCatalog(saver).run("other") as lease:
+
+        def hook(number: int) -> None:
+            if number == 1:
+                others = threading.Thread(target=work, args=(lease,))
+                others.start()
+                others.join(PATIENCE_SECONDS)
+                assert not others.is_alive()
+
+        at_rest(hook)
+        REMOVALS[removal](saver)
+    assert seen == [2, True]
+
+
+@pytest.mark.parametrize("of_aiosqlite", [False, True])
+async def test_async_calls_have_their_turn_while_every_worker_has_a_long_removal(
+    of_aiosqlite: bool, path: Path, short_turns: None
+) -> None:
+    """What is asked for later is done before the end of what takes long."""
+    with SqliteSaver(path) as saver:
+        for n in range(6):
+            fill(saver, f"long-{n}", 12)
+    connection = await aiosqlite.connect(path) if of_aiosqlite else None
+    saver = SqliteSaver(path if connection is None else connection)
+    await saver.asetup()
+    ended: list[str] = []
+
+    async def removed(thread_id: str) -> None:
+        await saver.apurge(thread_id)
+        ended.append(thread_id)
+
+    async def written() -> None:
+        await saver.aput(config("other"), checkpoint({"n": 1}), {}, {"n": 1})
+        assert await saver.aget_tuple(config("other")) is not None
+        ended.append("other")
+
+    await asyncio.gather(*(removed(f"long-{n}") for n in range(6)), written())
+    assert ended[0] == "other"
+    await saver.aclose()
+    if connection is not None:
+        await connection.close()
+    assert SqliteStore(path).problems() == []
+
+
+async def test_a_sync_call_on_an_aiosqlite_connection_does_not_wait_for_a_long_one(
+    path: Path, short_turns: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with aiosqlite.connect(path) as connection:
+        saver = SqliteSaver(connection)
+        await asyncio.to_thread(fill, saver)
+        ended: list[str] = []
+        is_on_its_way, may_end = threading.Event(), threading.Event()
+        sleep = asyncio.sleep
+
+        async def rest(seconds: float) -> None:
+            is_on_its_way.set()
+            await (sleep(seconds) if may_end.is_set() else asyncio.to_thread(wait))
+
+        def wait() -> None:
+            assert may_end.wait(PATIENCE_SECONDS)
+
+        monkeypatch.setattr(runner.asyncio, "sleep", rest)
+
+        def purged() -> None:
+            saver.purge("long")
+            ended.append("purge")
+
+        def written() -> None:
+            is_on_its_way.wait(PATIENCE_SECONDS)
+            put(saver, {"n": 1}, thread_id="other")
+            ended.append("put")
+            may_end.set()
+
+        await asyncio.gather(asyncio.to_thread(purged), asyncio.to_thread(written))
+        assert ended == ["put", "purge"]
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+def test_a_transaction_changes_a_bounded_number_of_rows(
+    removal: str, saver: SqliteSaver, short_turns: None
+) -> None:
+    fill(saver)
+    connection: sqlite3.Connection = saver._context.storage._connection  # type: ignore[attr-defined]
+    changes = [connection.total_changes]
+
+    def trace(statement: str) -> None:
+        if statement == "COMMIT":
+            changes.append(connection.total_changes)
+
+    connection.set_trace_callback(trace)
+    REMOVALS[removal](saver)
+    connection.set_trace_callback(None)
+    in_each = [after - before for before, after in pairwise(changes)]
+    assert sum(in_each) > 10 * ROWS
+    assert max(in_each) <= 3 * ROWS
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+def test_a_removal_reports_the_same_however_many_turns_it_takes(
+    removal: str, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.saver() as saver:
+        fill(saver)
+    copy = copied(store.path, "copy.db")
+    with copy.saver() as saver:
+        expected = REMOVALS[removal](saver)
+    shorten(monkeypatch.setattr)
+    with store.saver() as saver:
+        assert REMOVALS[removal](saver) == expected
+    for kind in KINDS:
+        assert store.count(kind) == copy.count(kind)
+    assert store.problems() == []
+
+
+COMPLETIONS: dict[str, Callable[[SqliteSaver], object]] = {
+    "the same thread": lambda saver: saver.delete_thread("long"),
+    "a relative": lambda saver: saver.delete_thread("fork"),
+    "a sweep": lambda saver: ThreadCatalog(saver).sweep(),
+}
+
+
+@pytest.mark.parametrize("completion", COMPLETIONS)
+def test_what_ended_after_any_turn_of_a_removal_is_completed_later(
+    completion: str, store: SqliteStore, short_turns: None, at_rest: Any
+) -> None:
+    with store.saver() as saver:
+        fill(saver, length=24)
+    end = 0
+    while True:
+        end += 1
+        one = copied(store.path, f"{end}.db")
+
+        def hook(number: int, end: int = end) -> None:
+            if number == end:
+                raise Ended
+
+        at_rest(hook)
+        with one.saver() as saver:
+            try:
+                saver.purge("long")
+                break
+            except Ended:
+                pass
+        assert one.problems(after_crash=True) == []
+        at_rest(lambda _: None)
+        with one.saver() as saver:
+            with pytest.raises(ThreadNotFound):
+                saver.trim("long", 1)
+            assert {id_of_thread(found) for found in saver.list(None)} == {"fork"}
+            assert saver.get_tuple(config("fork")) is not None
+            one.outlast()
+            COMPLETIONS[completion](saver)
+            assert one.problems(saver) == []
+    assert end > 8
+
+
+def id_of_thread(found: Any) -> str:
+    return str(found.config["configurable"]["thread_id"])
+
+
+def test_chunks_that_just_died_are_used_again_between_any_two_turns(
+    saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+) -> None:
+    """By who knows them of what was removed, and by who inherits, copies and forks."""
+    fill(saver)
+    stored: list[tuple[str, Any]] = []
+
+    def hook(number: int) -> None:
+        values = {"text": TEXTS[number % len(TEXTS)], "more": TEXTS[-number % len(TEXTS)]}
+        stored.append((id_of(put(saver, values, parent=config("fork"), thread_id="fork")), values))
+        if number % 5 == 0:
+            saver.fork(config("fork"), new_thread_id=f"fork-{number}", values={"more": TEXTS[1]})
+
+    at_rest(hook)
+    saver.purge("long")
+    assert len(stored) > 15
+    for id_, values in stored:
+        found = saver.get_tuple(config("fork", id_))
+        assert found is not None
+        assert value_of(found) == values
+    at_rest(lambda _: None)
+    saver.prune(["fork"])
+    assert store.problems(saver) == []
+
+
+def test_two_that_collect_in_one_family_both_come_to_an_end(
+    saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+) -> None:
+    fill(saver)
+    for n in range(3):
+        saver.copy_thread("long", f"copy-{n}")
+
+    def hook(number: int) -> None:
+        if number in (4, 9, 14):  # while it removes, reads and collects; each has turns of its own
+            at = {4: 0, 9: 1, 14: 2}[number]
+            saver.purge(f"copy-{at}")
+
+    at_rest(hook)
+    saver.purge("long")
+    assert store.problems(saver) == []
+    assert {thread.thread_id for thread in store.threads() if thread.is_live} == {"fork"}
+
+
+def purge_until_killed(store: SqliteStore, end: int) -> None:
+    shorten(setattr)
+    number = 0
+
+    def rest(_: float) -> None:
+        nonlocal number
+        number += 1
+        if number == end:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    turns.rest = rest
+    with store.saver() as saver:
+        saver.purge("long")
+
+
+@pytest.mark.parametrize("end", [1, 5, 12])
+def test_a_killed_process_leaves_its_removal_to_the_next(
+    end: int, store: SqliteStore, short_turns: None
+) -> None:
+    with store.saver() as saver:
+        fill(saver)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_turns"])
+    process = context.Process(target=purge_until_killed, args=(store, end))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert store.problems(after_crash=True) == []
+    with store.saver() as saver:
+        saver.delete_thread("long")
+        assert store.problems(saver) == []
