@@ -49,6 +49,7 @@ LAYERS = [
         "forking",
         "removing",
         "diffing",
+        "finding",
         "listing",
         "sqlite_transactions",
         "mongodb_reading",

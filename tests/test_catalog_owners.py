@@ -101,6 +101,7 @@ CALLS: dict[str, Callable[[Api, str, str], Any]] = {
         config=config(id_, at), channels=["items"]
     ),
     "at": lambda api, id_, at: api.at(id_, -1),
+    "find_message": lambda api, id_, at: api.find_message(id_, "m", channel="items"),
     "diff": lambda api, id_, at: api.diff(id_, "mine"),
     "diff of checkpoints": lambda api, id_, at: api.diff("mine", config(id_, at)),
     "lineage": lambda api, id_, at: api.lineage(id_),

@@ -3,7 +3,7 @@
 saver          what LangGraph calls; runner: in the sync and the async world
 time_travel    fork, lineage, purge, diff as a user calls them; listing: pages as iterators
 operations     what each call does; memory: what a process remembers between them
-forking        threads made of others; removing; diffing
+forking        threads made of others; removing; diffing; finding: messages
 types          what these return; render, render_svg, render_diff: its pictures; printing
 storage        the interface of a backend, and the stored format
 sqlite         the SQLite backend, with sqlite_storage, _session, _catalog, _statements, _schema
@@ -56,6 +56,7 @@ from forkpoint.types import (
     FamilyNode,
     FamilyTree,
     LineageEntry,
+    MessageOrigin,
     PurgeReport,
     StateDiff,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "Lease",
     "LeaseHolder",
     "LineageEntry",
+    "MessageOrigin",
     "MissingFeature",
     "Page",
     "PurgeReport",

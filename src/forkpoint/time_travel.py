@@ -9,14 +9,14 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.checkpoint.base.id import uuid6
 
-from forkpoint import diffing, forking, inputs, operations, removing
+from forkpoint import diffing, finding, forking, inputs, operations, removing
 from forkpoint.errors import CheckpointNotFound, InvalidInput
 from forkpoint.forking import NewFork
 from forkpoint.listing import AsyncCheckpoints, Checkpoints
 from forkpoint.operations import Context
 from forkpoint.runner import Runner
 from forkpoint.storage import Query
-from forkpoint.types import FamilyTree, LineageEntry, PurgeReport, StateDiff
+from forkpoint.types import FamilyTree, LineageEntry, MessageOrigin, PurgeReport, StateDiff
 
 
 class TimeTravel(BaseCheckpointSaver[Any]):
@@ -78,6 +78,40 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         """Do what `latest` does."""
         found, _ = await self._runner.arun(operations.page, self._context, _latest(metadata))
         return operations.checkpoint_of(found[0]) if found else None
+
+    def find_message(
+        self, thread_id: str, message_id: str, *, channel: str = "messages"
+    ) -> MessageOrigin | None:
+        """Return where a message came into the state of a thread, such as to fork there.
+
+        A person's message is edited in a fork of `before` that is given the new message, and an
+        answer is made anew in a fork of `before` that is given None:
+        `graph.invoke(None, saver.fork(origin.before.config))`.
+
+        Of the checkpoints that lead to the thread's newest, it reads as many as a binary search
+        takes. For a message that the newest does not have, it may read them all.
+
+        Args:
+            thread_id: The thread.
+            message_id: The `id` of the message.
+            channel: The channel whose value is the list of messages.
+
+        Returns:
+            The first checkpoint that has the message, and the one before it; None if no checkpoint
+            has it. If the message was removed and came back, one of the times that it came.
+
+        Raises:
+            ThreadNotFound: There is no such thread.
+        """
+        checked = _message(thread_id, message_id, channel)
+        return self._runner.run(finding.find_message, self._context, *checked)
+
+    async def afind_message(
+        self, thread_id: str, message_id: str, *, channel: str = "messages"
+    ) -> MessageOrigin | None:
+        """Do what `find_message` does."""
+        checked = _message(thread_id, message_id, channel)
+        return await self._runner.arun(finding.find_message, self._context, *checked)
 
     def diff(self, a: str | RunnableConfig, b: str | RunnableConfig) -> StateDiff:
         """Return how the state differs between two checkpoints, of any threads.
@@ -292,6 +326,14 @@ def _only(
             f"index {index} is out of range: thread {thread_id!r} has not as many checkpoints"
         )
     return operations.checkpoint_of(page[0][0])
+
+
+def _message(thread_id: object, message_id: object, channel: object) -> tuple[str, str, str]:
+    return (
+        inputs.identifier(thread_id, "thread_id"),
+        inputs.identifier(message_id, "message_id"),
+        inputs.identifier(channel, "channel"),
+    )
 
 
 def _latest(metadata: object) -> Query:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from langgraph.checkpoint.base import CheckpointTuple
+
 from forkpoint import render, render_diff, render_svg
 
 EdgeKind = Literal["fork", "clone"]
@@ -27,6 +29,20 @@ class PurgeReport:
     writes: int
     chunks: int
     bytes: int
+
+
+@dataclass(frozen=True)
+class MessageOrigin:
+    """Where a message came into the state of a thread.
+
+    Attributes:
+        first: The first checkpoint whose state has the message.
+        before: The newest checkpoint before it that knows nothing of the message, not even as the
+            input of its next step; None if there is none, or none any more.
+    """
+
+    first: CheckpointTuple
+    before: CheckpointTuple | None
 
 
 @dataclass(frozen=True)
