@@ -9,10 +9,10 @@ import forkpoint
 
 PACKAGE = Path(forkpoint.__file__).parent
 LAYERS = [
-    {"errors", "printing"},
+    {"errors", "filters", "printing"},
     {"render", "render_diff"},
     {"render_svg"},
-    {"chunking", "filters", "removal", "messages", "inputs", "serde", "steps", "sqlite_errors"},
+    {"chunking", "removal", "messages", "inputs", "serde", "steps", "sqlite_errors"},
     {
         "codec",
         "resuming",

@@ -238,7 +238,13 @@ def test_a_walk_that_took_too_long_goes_on_with_what_there_is(
         if sort_by.endswith("_at"):
             place = round(place.timestamp() * 1_000_000)
         long_ago = [1, 1]
-        cursor = cursor_of(selection, catalog._wanted(wanted), (place, last.thread_id), long_ago)
+        cursor = cursor_of(
+            saver._context.store_key,
+            selection,
+            catalog._wanted(wanted),
+            (place, last.thread_id),
+            long_ago,
+        )
     catalog.update(first.items[0].thread_id, metadata={"n": 1})
     catalog.count()
     rest = catalog.search(wanted, sort_by=sort_by, limit=1000, cursor=cursor)

@@ -674,13 +674,13 @@ def _checked(filter: object) -> Wanted:
         return Wanted()
     if not isinstance(filter, ThreadFilter):
         raise InvalidInput(f"filter must be a ThreadFilter, not {type(filter).__name__}")
-    ids = None if filter.ids is None else inputs.identifiers(filter.ids, "id")
+    ids = None if filter.ids is None else inputs.ids(filter.ids)
     source = filter.source_thread_id
     return Wanted(
         ids,
         None if filter.label is None else inputs.identifier(filter.label, "label"),
-        inputs.tags(filter.tags, "tags"),
-        inputs.tags(filter.any_tags, "any_tags"),
+        inputs.tags(filter.tags, "tags", inputs.ASKED),
+        inputs.tags(filter.any_tags, "any_tags", inputs.ASKED),
         inputs.metadata_filter(filter.metadata, "metadata") or {},
         None if filter.owner is None else inputs.identifier(filter.owner, "owner"),
         _statuses(filter.status),

@@ -237,7 +237,7 @@ def select(context: Context, asked: Search) -> tuple[list[ThreadRow], str | None
     wanted, limit = asked.wanted, asked.limit
     selection = selection_of(wanted, asked.sort_by, asked.descending, limit)
     if asked.cursor is not None:
-        selection = going_on(selection, wanted, asked.cursor)
+        selection = going_on(context.store_key, selection, wanted, asked.cursor)
     found: list[ThreadRow] = []
     while True:
         is_first = selection.after is None
@@ -249,7 +249,8 @@ def select(context: Context, asked: Search) -> tuple[list[ThreadRow], str | None
                 continue
             found.append(row)
             if len(found) == limit and not (selected.is_last and position == last):
-                return found, cursor_of(selection, wanted, place, selected.walk)
+                key = context.store_key
+                return found, cursor_of(key, selection, wanted, place, selected.walk)
         if selected.is_last:
             return found, None
         # Where few of those that are read match, more are read at once.

@@ -45,14 +45,15 @@ def terms(value: Any) -> set[int]:
     """
     if isinstance(value, str):
         value = json.loads(value)
-    return {_hash(repr(leaf)) for leaf in _leaves(value, ())}
+    return {_hash(repr(leaf)) for leaf in leaves(value, ())}
 
 
 def _hash(text: str) -> int:
     return crc32(text.encode("utf-8", "surrogatepass")) - 2**31  # signed
 
 
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield each scalar of a JSON value, behind its path."""
     waiting = [(value, path)]
     while waiting:
         one, at = waiting.pop()
@@ -88,7 +89,7 @@ def thread_terms(
     found: list[tuple[Any, ...]] = [("all",)]
     found += [("label", label)] if label is not None else []
     found += [("tag", tag) for tag in tags]
-    found += [("metadata", *leaf) for leaf in _leaves(json.loads(metadata), ())]
+    found += [("metadata", *leaf) for leaf in leaves(json.loads(metadata), ())]
     found += [("source", source)] if source is not None else []
     whose = (None,) if owner is None else (None, owner)
     return sorted({_term(one, *what) for one in whose for what in found})
@@ -104,7 +105,7 @@ def wanted_terms(
     """Return the terms that a thread must have, one at least: that of all threads."""
     found: list[tuple[Any, ...]] = [("label", label)] if label is not None else []
     found += [("tag", tag) for tag in tags]
-    found += [("metadata", *leaf) for leaf in _leaves(metadata or {}, ())]
+    found += [("metadata", *leaf) for leaf in leaves(metadata or {}, ())]
     found += [("source", source)] if source is not None else []
     return list(dict.fromkeys(_term(owner, *what) for what in found or [("all",)]))
 

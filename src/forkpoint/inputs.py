@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from langgraph.checkpoint.base import get_checkpoint_metadata
 
 from forkpoint.errors import InvalidInput
+from forkpoint.filters import leaves
 
 _LARGEST = 2**31 - 1  # what every database counts with, and more than any has
 METADATA_BYTES = 4 * 1024 * 1024
@@ -23,7 +24,13 @@ METADATA_BYTES = 4 * 1024 * 1024
 DESCRIPTION_BYTES = 64 * 1024
 """How long the metadata of a thread may be as JSON; threads are found by all that they contain."""
 DEPTH = 100
-"""How many levels deep metadata of a thread, and filters on metadata, may be nested."""
+"""How many levels deep metadata, and filters on them, may be nested."""
+TAGS = 1000
+"""How many tags a thread may have."""
+ASKED = 100
+"""How many tags, and how many scalars of metadata, a filter may ask for."""
+IDS = 10_000
+"""How many ids a filter may name."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _LONGEST = 2**53  # microseconds: 285 years
@@ -162,11 +169,14 @@ def moment(value: object, what: str) -> int | None:
     return (value - _EPOCH) // timedelta(microseconds=1)
 
 
-def tags(value: object, what: str) -> tuple[str, ...]:
+def tags(value: object, what: str, at_most: int = TAGS) -> tuple[str, ...]:
     """Return tags in alphabetical order, without repetition."""
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
         raise InvalidInput(f"{what} must be a collection of strings, not {value!r:.80}")
-    return tuple(sorted({identifier(tag, f"a tag of {what}") for tag in value}))
+    distinct = {identifier(tag, f"a tag of {what}") for tag in value}
+    if len(distinct) > at_most:
+        raise InvalidInput(f"{what} has {len(distinct)} tags, and {at_most} at most are allowed")
+    return tuple(sorted(distinct))
 
 
 def described_metadata(value: object) -> dict[str, Any]:
@@ -239,11 +249,13 @@ def origin(config: object, named: Address) -> Origin:
     """Return what a config says of where a write comes from."""
     part = configurable(config)
     around = part.get("checkpoint_map")
-    found = {
-        _plain(namespace): _plain(checkpoint_id)
-        for namespace, checkpoint_id in (around.items() if isinstance(around, Mapping) else ())
-        if isinstance(namespace, str) and isinstance(checkpoint_id, str)
-    }
+    found: dict[str, str] = {}
+    if around:
+        what = 'config["configurable"]["checkpoint_map"]'
+        found = {
+            text(namespace, f"a key of {what}"): text(checkpoint_id, f"a value of {what}")
+            for namespace, checkpoint_id in _mapping(around, what).items()
+        }
     if named.checkpoint_id is not None:
         found[named.checkpoint_ns] = named.checkpoint_id
     return Origin(list(found.items()), _lease(part.get(LEASE)), _run(part))
@@ -302,7 +314,10 @@ def metadata_filter(value: object, what: str = "filter") -> dict[str, Any] | Non
     for key in mapping:
         if not isinstance(key, str):
             raise InvalidInput(f"a key of {what} must be a string, not {key!r:.80}")
-    return _shallow(json.loads(as_json(mapping, what)), what)
+    asked = _shallow(_decoded(as_json(mapping, what), what), what)
+    if sum(1 for _ in leaves(asked)) > ASKED:
+        raise InvalidInput(f"{what} asks for more than {ASKED} values")
+    return asked
 
 
 def checkpoint(value: object) -> Mapping[str, Any]:
@@ -368,6 +383,14 @@ def writes(value: object) -> list[tuple[str, Any]]:
     return pairs
 
 
+def ids(value: object) -> list[str]:
+    """Return the thread ids that a filter names."""
+    named = identifiers(value, "id")
+    if len(named) > IDS:
+        raise InvalidInput(f"ids has {len(named)} ids, and {IDS} at most are allowed")
+    return named
+
+
 def identifiers(value: object, what: str) -> list[str]:
     """Return a sequence of identifiers, without repetition."""
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
@@ -399,12 +422,21 @@ def as_json(value: Mapping[str, Any], what: str) -> str:
         encoded = _ENCODER.encode(dict(value))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{what} cannot be written as JSON: {error}") from error
+    if encoded.count("{") + encoded.count("[") >= DEPTH:
+        _shallow(_decoded(encoded, what), what)
     if len(encoded) > METADATA_BYTES:
         raise InvalidInput(
             f"{what} takes {len(encoded)} bytes as JSON, and {METADATA_BYTES} at most are stored; "
             "keep what is large in the state"
         )
     return encoded
+
+
+def _decoded(encoded: str, what: str) -> Any:
+    try:
+        return json.loads(encoded)
+    except RecursionError:
+        raise InvalidInput(f"{what} is nested more than {DEPTH} levels deep") from None
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))

@@ -211,6 +211,13 @@ class MongoSession(MongoRemoving):
 
     # Secrets
 
+    def store_key(self) -> bytes | None:
+        stored = self._records.latest({"_id": "store_key", "family": "settings"})
+        return stored[0]["value"] if stored else None
+
+    def add_store_key(self, key: bytes) -> None:
+        self._records.insert({"_id": "store_key", "family": "settings", "value": key})
+
     def secrets(self) -> list[bytes]:
         wanted = {"_id": {"$gte": "secret:", "$lt": "secret;"}, "family": "settings"}
         found = self._records.latest(wanted)

@@ -7,6 +7,7 @@ the store only through `forkpoint.storage.Session`.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,8 @@ PAGE_ROWS = 20
 _ATTEMPTS = 20  # to write to a thread whose family is collected again and again meanwhile
 
 
+_STORE_KEY_BYTES = 32
+
 _Read = TypeVar("_Read")
 _Loaded = TypeVar("_Loaded")
 
@@ -80,6 +83,7 @@ class Context:
         self.owner = owner
         self._serde = serde
         self._codec: Codec | None = None
+        self._store_key: bytes | None = None
 
     def with_serde(self, serde: SerializerProtocol) -> Context:
         """Return a context for the same store with another serializer."""
@@ -99,6 +103,17 @@ class Context:
         if self._codec is None:
             self._codec = Codec(self._serde, self._secret())
         return self._codec
+
+    @property
+    def store_key(self) -> bytes:
+        """The random bytes by which the store knows again what it gave away, made if need be."""
+        while self._store_key is None:
+            with self.storage.reading() as session:
+                self._store_key = session.store_key()
+            if self._store_key is None:
+                with self.storage.writing() as session:
+                    session.add_store_key(os.urandom(_STORE_KEY_BYTES))
+        return self._store_key
 
     def _secret(self) -> bytes | None:
         """Return the store's key of digests for the serializer's cipher, made if need be."""
@@ -739,6 +754,7 @@ def at_place(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Iterator
 
 
 def setup(context: Context) -> None:
-    """Make the store ready, and the secret of an encrypting serializer."""
+    """Make the store ready, with its key, and the secret of an encrypting serializer."""
     context.storage.setup()
+    assert context.store_key
     assert context.codec is not None

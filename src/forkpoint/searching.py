@@ -7,6 +7,7 @@ import binascii
 import json
 from collections.abc import Sequence
 from hashlib import blake2b
+from hmac import compare_digest
 from typing import Any, NamedTuple
 
 from forkpoint import filters
@@ -14,7 +15,9 @@ from forkpoint.errors import InvalidInput
 from forkpoint.storage import Selection, ThreadRow
 
 SORT_KEYS = ("updated_at", "created_at", "thread_id", "status")
-_CHECK_BYTES = 8
+_MAC_BYTES = 16
+_PRINT_BYTES = 8
+_CURSOR_LENGTH = 8192  # a thread id is the longest part, and one of 1,000 characters fits
 
 
 class Wanted(NamedTuple):
@@ -74,30 +77,35 @@ def matches(row: ThreadRow, wanted: Wanted) -> bool:
     )
 
 
-# Cursors: JSON in base64, behind a hash of it. They are not secret, and hold for one search.
+# Cursors: JSON in base64, behind a MAC of it by the store's key. They come back from clients, so
+# what is in them counts only if the store itself wrote it. They are not secret.
 
 
-def cursor_of(selection: Selection, wanted: Wanted, after: tuple[Any, str], walk: Any) -> str:
+def cursor_of(
+    key: bytes, selection: Selection, wanted: Wanted, after: tuple[Any, str], walk: Any
+) -> str:
     """Return a string that says where a search goes on."""
-    said = json.dumps([_print(selection, wanted), *after, walk]).encode()
-    return base64.urlsafe_b64encode(_check(said) + said).decode().rstrip("=")
+    content = json.dumps([_print(selection, wanted), *after, walk]).encode()
+    return base64.urlsafe_b64encode(_mac(key, content) + content).decode().rstrip("=")
 
 
-def going_on(selection: Selection, wanted: Wanted, cursor: str) -> Selection:
+def going_on(key: bytes, selection: Selection, wanted: Wanted, cursor: str) -> Selection:
     """Return a selection that goes on where a cursor says.
 
     Raises:
-        InvalidInput: The cursor is none, or one of another search.
+        InvalidInput: The cursor is none, or one of another search or another store.
     """
+    if len(cursor) > _CURSOR_LENGTH:
+        raise InvalidInput(f"cursor is longer than any that a search returns: {len(cursor)}")
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         decoded = base64.b64decode(padded, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         decoded = b""
-    said = decoded[_CHECK_BYTES:]
-    if not said or decoded[:_CHECK_BYTES] != _check(said):
+    content = decoded[_MAC_BYTES:]
+    if not content or not compare_digest(decoded[:_MAC_BYTES], _mac(key, content)):
         raise InvalidInput(f"cursor is none that a search has returned: {cursor!r:.80}")
-    print_, place, thread_id, walk = json.loads(said)
+    print_, place, thread_id, walk = json.loads(content)
     if print_ != _print(selection, wanted):
         raise InvalidInput(
             "cursor is that of another search; pass it with the same filter, order and owner"
@@ -105,10 +113,10 @@ def going_on(selection: Selection, wanted: Wanted, cursor: str) -> Selection:
     return selection._replace(after=(place, thread_id), walk=walk)
 
 
-def _check(said: bytes) -> bytes:
-    return blake2b(b"forkpoint cursor" + said, digest_size=_CHECK_BYTES).digest()
+def _mac(key: bytes, content: bytes) -> bytes:
+    return blake2b(b"forkpoint cursor" + content, key=key, digest_size=_MAC_BYTES).digest()
 
 
 def _print(selection: Selection, wanted: Wanted) -> str:
     asked = json.dumps([wanted, selection.sort_by, selection.descending], sort_keys=True)
-    return blake2b(asked.encode(), digest_size=_CHECK_BYTES).hexdigest()
+    return blake2b(asked.encode(), digest_size=_PRINT_BYTES).hexdigest()

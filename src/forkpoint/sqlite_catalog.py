@@ -42,6 +42,7 @@ _LIST = (
 )
 _SAMPLE = 20  # threads by which it is found out how rare a term is
 _FEW = 1000  # threads that are sorted rather than looked for among all in their order
+_SEPARATE = 8  # terms that are looked for one by one, the rarest first
 _LISTED_AT_ONCE = 10_000
 
 
@@ -520,19 +521,25 @@ class _Query:
     def _terms(self, of: str, but: int | None) -> list[str]:
         """Return the conditions that a row of the index, or a thread, has the other terms, too."""
         selection = self._selection
-        found = [self._has(term, of) for term in selection.terms if term not in (but, ALL_TERM)]
+        all_terms = [term for term in selection.terms if term not in (but, ALL_TERM)]
+        if len(all_terms) > _SEPARATE:  # SQLite limits how often a statement names a table
+            self.values.append(len(all_terms))
+            conditions = [f"? = (SELECT count(DISTINCT o.term) {self._rows_of(all_terms, of)})"]
+        else:
+            conditions = [f"EXISTS (SELECT 1 {self._rows_of([term], of)})" for term in all_terms]
         if selection.any_terms and but not in selection.any_terms:
-            some = [self._has(term, of) for term in selection.any_terms]
-            found.append(f"({' OR '.join(some)})")
-        return found
+            conditions.append(f"EXISTS (SELECT 1 {self._rows_of(selection.any_terms, of)})")
+        return conditions
 
-    def _has(self, term: int, of: str) -> str:
-        self.values.append(term)
+    def _rows_of(self, terms: Sequence[int], of: str) -> str:
+        """Return the rest of a query for the rows of the index that a thread has for some terms."""
+        self.values.append(terms[0] if len(terms) == 1 else json.dumps(list(terms)))
+        which = "= ?" if len(terms) == 1 else "IN (SELECT value FROM json_each(?))"
         status, seen = ("t.status", self._seen("o")) if of == "t" else ("t.listed_status", _NOW)
         return (
-            "EXISTS (SELECT 1 FROM forkpoint_listing AS o WHERE o.term = ?"
+            f"FROM forkpoint_listing AS o WHERE o.term {which}"
             f" AND {seen} AND o.status = {status} AND o.listed_at = t.listed_at"
-            " AND o.thread_id = t.thread_id)"
+            " AND o.thread_id = t.thread_id"
         )
 
     def _created(self, alias: str) -> list[str]:

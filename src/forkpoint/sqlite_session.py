@@ -470,6 +470,15 @@ class SqliteSession(SqliteRemoving):
 
     # Secrets
 
+    def store_key(self) -> bytes | None:
+        row = self.one("SELECT value FROM forkpoint_settings WHERE name = 'store_key'")
+        return bytes(row[0]) if row else None
+
+    def add_store_key(self, key: bytes) -> None:
+        self.run(
+            "INSERT OR IGNORE INTO forkpoint_settings (name, value) VALUES ('store_key', ?)", key
+        )
+
     def secrets(self) -> list[bytes]:
         rows = self.all("SELECT value FROM forkpoint_settings WHERE name LIKE 'secret:%'")
         return [value for (value,) in rows]

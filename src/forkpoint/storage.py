@@ -48,7 +48,8 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     where ``key`` is the packed key, empty in a list).
 
 ``settings``
-    ``schema_version``, and ``secret:<n>``: protected ``forkpoint digest key:`` and 32 random
+    ``schema_version``, and ``store_key``: 32 random bytes, the key of
+    the MACs of cursors; and ``secret:<n>``: protected ``forkpoint digest key:`` and 32 random
     bytes, one for each cipher that wrote to the store.
 
 In SQLite each is a table. There ``forkpoint_listing`` is the search index, a row for each term of a
@@ -626,6 +627,12 @@ class Session(Protocol):
         """
 
     # Secrets
+
+    def store_key(self) -> bytes | None:
+        """Return the random bytes by which this store knows again what it gave away."""
+
+    def add_store_key(self, key: bytes) -> None:
+        """Set the store's key, unless somebody else sets one at the same moment."""
 
     def secrets(self) -> list[bytes]:
         """Return the protected keys of digests."""
