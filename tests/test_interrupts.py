@@ -8,6 +8,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ class Lab:
         self.saver = store.saver(**({"busy_timeout": 30} if isinstance(store, SqliteStore) else {}))
         self.other = store.saver(**({"busy_timeout": 0} if isinstance(store, SqliteStore) else {}))
         self.names = (f"thread-{n}" for n in itertools.count())
-        self.executor = ThreadPoolExecutor(1)
+        self.executor = ThreadPoolExecutor(4)
 
     def close(self) -> None:
         self.executor.shutdown()
@@ -203,6 +204,42 @@ def test_an_interrupt_leaves_all_or_nothing_and_a_saver_that_works(
     instructions = count_instructions(lab, operation)
     for number in range(3, instructions, max(1, instructions // POINTS)):
         interrupt_at(lab, operation, number, outcomes)
+    assert lab.store.problems(lab.other, after_crash=True) == []
+
+
+def follow(lab: Lab, name: str) -> list[Any]:
+    """Put to some threads at once, from other threads and from a loop."""
+
+    async def puts() -> list[Any]:
+        made = checkpoint({"n": 1})
+        return await asyncio.gather(
+            *(lab.saver.aput(config(f"{name}-{n}"), made, {}, {"n": 1}) for n in range(6))
+        )
+
+    others = [
+        lab.executor.submit(put, lab.saver, {"n": n}, thread_id=f"{name}-other-{n}")
+        for n in range(2)
+    ]
+    return [lab.executor.submit(asyncio.run, puts()), *others]
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(2000, marks=pytest.mark.slow)])
+def test_those_who_are_stored_together_with_an_interrupted_put_get_their_answers(
+    count: int, lab: Lab
+) -> None:
+    head = fill(lab.saver, "thread")
+    instructions = count_instructions(lab, "put_writes")
+    for number in range(1, instructions, max(1, instructions // count)):
+        name = next(lab.names)
+        others = follow(lab, name)
+        with InterruptAt(number), suppress(KeyboardInterrupt):
+            lab.saver.put_writes(head, [("c", number)], f"task-{number}")
+        for other in others:
+            other.result(60)
+        found = {id_of(one.config) for one in lab.other.list(None) if name in id_of(one.config)}
+        assert len(found) == 8
+        for thread_id in found:
+            lab.saver.delete_thread(thread_id)
     assert lab.store.problems(lab.other, after_crash=True) == []
 
 

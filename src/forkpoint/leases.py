@@ -90,10 +90,10 @@ def release(context: Context, held: Held) -> None:
 
 def release_of(context: Context, thread_id: str, holder: str) -> None:
     """End the lease that somebody may have begun as he was interrupted."""
-    with context.storage.writing() as session:
+    with context.storage.reading() as session:  # which waits for nobody who writes
         row = session.record(thread_id)
-        if row is not None and row.lease is not None and row.lease.holder == holder:
-            session.release(row.thread, row.lease.fence)
+    if row is not None and row.lease is not None and row.lease.holder == holder:
+        release(context, Held(row.thread, row.lease))
 
 
 def holder_of(context: Context, thread_id: str) -> LeaseHolder | None:
