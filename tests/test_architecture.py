@@ -43,7 +43,7 @@ LAYERS = [
         "mongodb_log",
         "mongodb_documents",
     },
-    {"mongodb_catalog", "sqlite_removing"},
+    {"mongodb_catalog", "removing_turns", "sqlite_removing"},
     {"sqlite_session"},
     {
         "forking",

@@ -20,6 +20,7 @@ import aiosqlite
 import pytest
 
 from forkpoint import (
+    RetentionPolicy,
     SqliteSaver,
     ThreadCatalog,
     ThreadNotFound,
@@ -29,9 +30,11 @@ from forkpoint import (
     turns,
 )
 from forkpoint.leases import Lease, renew
+from forkpoint.removal import COUNTERS
 from forkpoint.sqlite_statements import Statements
 from stores import KINDS, SqliteStore
 from support import checkpoint, config, id_of, put, value_of
+from test_removals import ALL_SHAPES, TELLING_SHAPES, Lab, newest, returned_to
 
 ROWS = 20
 PATIENCE_SECONDS = 60  # after which what hangs is a failure
@@ -87,7 +90,8 @@ def fill(saver: SqliteSaver, thread_id: str = "long", length: int = 60) -> Any:
     parent = None
     for n in range(length):
         values = {"text": TEXTS[n % len(TEXTS)], "messages": [f"{m} " * 50 for m in range(n)]}
-        parent = put(saver, values, parent=parent, thread_id=thread_id, metadata={"run_id": "run"})
+        run = {"run_id": "odd" if n % 2 else "even"}
+        parent = put(saver, values, parent=parent, thread_id=thread_id, metadata=run)
         saver.put_writes(parent, [("c", TEXTS[-n % len(TEXTS)]), ("d", n)], "task")
     saver.fork(config(thread_id), new_thread_id="fork" if thread_id == "long" else None)
     return parent
@@ -106,8 +110,15 @@ def copied(path: Path, name: str) -> SqliteStore:
 REMOVALS: dict[str, Callable[[SqliteSaver], Any]] = {
     "purge": lambda saver: saver.purge("long"),
     "delete_thread": lambda saver: saver.delete_thread("long"),
-    "delete_for_runs": lambda saver: saver.delete_for_runs(["run"]),
+    "delete_for_runs": lambda saver: saver.delete_for_runs(["odd", "even"]),
     "catalog.delete": lambda saver: ThreadCatalog(saver).delete("long"),
+    "trim": lambda saver: saver.trim("long", 5),
+    "prune": lambda saver: saver.prune(["long"]),
+    "rollback": lambda saver: saver.rollback("long"),
+    "retention": lambda saver: ThreadCatalog(saver).apply_retention(
+        RetentionPolicy(max_checkpoints_per_thread=5)
+    ),
+    "delete_for_runs of some": lambda saver: saver.delete_for_runs(["odd"]),
 }
 
 
@@ -219,7 +230,7 @@ def test_a_transaction_changes_a_bounded_number_of_rows(
     REMOVALS[removal](saver)
     connection.set_trace_callback(None)
     in_each = [after - before for before, after in pairwise(changes)]
-    assert sum(in_each) > 10 * ROWS
+    assert sum(in_each) > (4 if removal == "rollback" else 80)
     assert max(in_each) <= 3 * ROWS
 
 
@@ -280,6 +291,150 @@ def test_what_ended_after_any_turn_of_a_removal_is_completed_later(
             COMPLETIONS[completion](saver)
             assert one.problems(saver) == []
     assert end > 8
+
+
+@pytest.mark.parametrize("removal", ["trim", "prune", "rollback", "delete_for_runs of some"])
+def test_what_ended_after_any_turn_leaves_a_thread_like_any_other(
+    removal: str, store: SqliteStore, short_turns: None, at_rest: Any
+) -> None:
+    with store.saver() as saver:
+        fill(saver, length=30)
+        before = {id_of(found): found for found in saver.list(config("long"))}
+    expected = copied(store.path, "expected.db")
+    with expected.saver() as saver:
+        REMOVALS[removal](saver)
+        left = {id_of(found): found for found in saver.list(config("long"))}
+    end = 0
+    while True:
+        end += 1
+        one = copied(store.path, f"{end}.db")
+
+        def hook(number: int, end: int = end) -> None:
+            if number == end:
+                raise Ended
+
+        at_rest(hook)
+        with one.saver() as saver:
+            try:
+                REMOVALS[removal](saver)
+                break
+            except Ended:
+                pass
+        assert one.problems(after_crash=True) == []
+        at_rest(lambda _: None)
+        with one.saver() as saver:
+            found = {id_of(found): found for found in saver.list(config("long"))}
+            assert left.keys() <= found.keys()
+            if removal == "rollback":  # it is done as a whole, or was not begun
+                assert found in (before, left)
+                saver.delete_thread("fork")
+            else:
+                assert all(found[id_] == before[id_] for id_ in found)
+                REMOVALS[removal](saver)
+                assert {id_of(one) for one in saver.list(config("long"))} == left.keys()
+                one.outlast()
+                ThreadCatalog(saver).sweep()
+            assert one.problems(saver) == []
+    assert end > 3
+
+
+def test_a_checkpoint_put_meanwhile_stays_whatever_it_follows(
+    saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+) -> None:
+    fill(saver)
+    ids = [id_of(found) for found in saver.list(config("long"))]
+    rows = store.count("checkpoints")
+    stored: list[tuple[str, Any]] = []
+
+    def hook(number: int) -> None:
+        if store.count("checkpoints") == rows:
+            return  # it is not planned yet
+        values = {"n": number, "text": TEXTS[number % len(TEXTS)]}
+        parent = config("long", ids[0] if number % 2 else ids[-1 - number % 20])
+        stored.append((id_of(put(saver, values, parent=parent, thread_id="long")), values))
+
+    at_rest(hook)
+    saver.trim("long", 5)
+    at_rest(lambda _: None)
+    assert len(stored) > 10
+    for id_, values in stored:
+        found = saver.get_tuple(config("long", id_))
+        assert found is not None
+        assert value_of(found) == values
+    assert len(list(saver.list(config("long")))) == 5 + len(stored)
+    assert store.problems(saver) == []
+
+
+def test_a_channel_is_rebuilt_for_a_checkpoint_that_was_put_meanwhile_on_an_old_one(
+    saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+) -> None:
+    """Its ancestors were to be removed when it was not there yet."""
+    parents = [put(saver, {"d": ["seed"]})]
+    for n in range(40):
+        parents.append(grown(saver, parents[-1], n))
+    head = put(saver, {"d": ["seed", "and more"]}, parent=parents[-1])
+    for n in range(4):
+        head = grown(saver, head, n)
+    rows = store.count("checkpoints")
+    meanwhile: list[Any] = []
+
+    def hook(_: int) -> None:
+        if store.count("checkpoints") < rows and len(meanwhile) < 3:
+            meanwhile.append(grown(saver, parents[5 + len(meanwhile)], 100))
+
+    at_rest(hook)
+    saver.trim("thread", 5)
+    at_rest(lambda _: None)
+    assert len(meanwhile) == 3
+    for steps, at in enumerate(meanwhile, 6):
+        history = saver.get_delta_channel_history(config=at, channels=["d"])["d"]
+        assert [write[2] for write in history["writes"]] == [[n] for n in range(steps)]
+        assert history["seed"] == ["seed"]
+    assert store.problems(saver) == []
+
+
+def grown(saver: SqliteSaver, parent: Any, n: int) -> Any:
+    """Put a checkpoint whose channel is rebuilt from its ancestors, of which the last adds `n`."""
+    saver.put_writes(parent, [("d", [n])], "task")
+    made = checkpoint({}, {"d": n + 2})
+    return saver.put(parent, made, {COUNTERS: {"d": [1, 1]}}, {"d": n + 2})
+
+
+@pytest.mark.parametrize("removal", ["trim", "prune"])
+def test_a_thread_deleted_or_removed_from_meanwhile_is_no_error(
+    removal: str, saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+) -> None:
+    for other, at in (("delete_for_runs of some", 3), ("trim", 4), ("purge", 6)):
+        fill(saver)
+
+        def hook(number: int, at: int = at, other: str = other) -> None:
+            if number == at:
+                REMOVALS[other](saver)
+
+        at_rest(hook)
+        REMOVALS[removal](saver)
+        at_rest(lambda _: None)
+        assert store.problems(saver) == []
+        assert len(list(saver.list(config("long")))) <= (0 if other == "purge" else 5)
+        saver.delete_thread("long")
+        saver.delete_thread("fork")
+
+
+@pytest.mark.parametrize("shape", TELLING_SHAPES)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_what_stays_says_the_same_after_each_turn(
+    shape: str, rows: int, saver: SqliteSaver, monkeypatch: pytest.MonkeyPatch, at_rest: Any
+) -> None:
+    """Rebuilt channels and the states of subgraphs included, whatever is not removed yet."""
+    lab = Lab(ALL_SHAPES[shape], saver)
+    monkeypatch.setattr(Statements, "turn_rows", rows)
+    at_rest(lambda _: lab.check("thread", lab.places("thread")))
+    saver.trim("thread", 2)
+    staying = newest(lab.before, 2)
+    staying |= returned_to(lab.before, staying)
+    lab.check("thread", staying)
+    saver.prune(["thread"])
+    lab.check("thread", newest(lab.before, 1))
 
 
 def id_of_thread(found: Any) -> str:

@@ -33,7 +33,18 @@ from forkpoint.mongodb_records import (
     rows_of,
 )
 from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Place, Plan
-from forkpoint.storage import CheckpointRow, Choose, Counts, Part, Stale, ThreadRef, ThreadRow
+from forkpoint.storage import (
+    CheckpointRow,
+    Choose,
+    Counts,
+    Extent,
+    Part,
+    RemovalPart,
+    Removed,
+    Stale,
+    ThreadRef,
+    ThreadRow,
+)
 
 LOCK_SECONDS = 5
 """How long a removal or a copy keeps others out of a thread if its process ends in the middle."""
@@ -47,6 +58,23 @@ class MongoRemoving(MongoReading):
 
     def is_spent(self) -> bool:
         return False
+
+    def is_long(self, thread: ThreadRef) -> bool:
+        return False
+
+    def extent(self, thread: ThreadRef) -> Extent:
+        raise NotImplementedError  # no thread is long
+
+    def rows_from(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
+        raise NotImplementedError
+
+    def remove_part(self, thread: ThreadRef, plan: RemovalPart, *, whole: bool) -> Removed:
+        raise NotImplementedError
+
+    def rows_after(
+        self, thread: ThreadRef, after: Any = None, *, with_content: bool
+    ) -> Part[CheckpointRow]:
+        return Part(self.rows(thread), None)
 
     def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
         try:

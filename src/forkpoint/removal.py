@@ -101,6 +101,36 @@ def plan(headers: Mapping[Place, Header], doomed: Iterable[Place]) -> Plan:
     return Plan(going - hidden, hidden)
 
 
+def in_order(going: Collection[Place], headers: Mapping[Place, Header]) -> list[Place]:
+    """Return checkpoints in an order in which they can be removed one by one.
+
+    Those of the graph itself come before those of its subgraphs, and each before its ancestors.
+
+    Args:
+        going: The checkpoints.
+        headers: All checkpoints of the thread, if any has channels that are rebuilt.
+    """
+    ages: dict[Place, int] = {}
+    for place in going if headers else ():
+        path: list[Place] = []
+        following: Place | None = place
+        while following is not None and following not in ages and following in headers:
+            ages[following] = -1  # on the path: it may be its own ancestor
+            path.append(following)
+            following = headers[following].parent
+        age = ages.get(following, 0) if following is not None else 0
+        for ancestor in reversed(path):
+            age += 1
+            ages[ancestor] = age
+
+    def key(place: Place) -> tuple[int, int, str]:
+        checkpoint_ns, checkpoint_id = place
+        level = checkpoint_ns.count("|") + 1 if checkpoint_ns else 0
+        return -level, ages.get(place, 0), checkpoint_id
+
+    return sorted(going, key=key, reverse=True)
+
+
 def latest(places: Iterable[Place]) -> set[Place]:
     """Return the newest checkpoint of each namespace."""
     newest: dict[str, str] = {}

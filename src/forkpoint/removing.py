@@ -6,7 +6,6 @@ remove much do so in turns; see `forkpoint.turns`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -18,13 +17,13 @@ from forkpoint.errors import CheckpointNotFound, InvalidInput
 from forkpoint.operations import (
     Context,
     existing_thread,
-    open_row,
     place_of,
     replays_before,
     thread_config,
 )
+from forkpoint.removing_turns import Removal, outlines, remove
 from forkpoint.steps import Steps
-from forkpoint.storage import CheckpointRow, Counts, Session, ThreadRef
+from forkpoint.storage import CheckpointRow, Counts
 from forkpoint.turns import Rest, Turns, Work, in_turns
 from forkpoint.types import PurgeReport
 
@@ -61,7 +60,7 @@ def delete_for_runs(context: Context, run_ids: Sequence[str]) -> Steps[None]:
         missing = None
         threads = turns.session.threads_of_runs(run_ids)
         for thread in threads:
-            _remove(context, turns.session, thread, made_by_runs)
+            yield from remove(context, turns, thread, Removal(made_by_runs))
             yield
         for family in dict.fromkeys(thread.family for thread in threads):
             missing = (yield from collect(turns, family)).missing or missing
@@ -91,7 +90,7 @@ def _prune(context: Context, thread_id: str, turns: Turns) -> Work[str | None]:
     thread = turns.session.thread(thread_id)
     if thread is None:
         return None
-    _remove(context, turns.session, thread, _all_but_latest)
+    yield from remove(context, turns, thread, Removal(_all_but_latest))
     yield
     return (yield from collect(turns, thread.family)).missing
 
@@ -99,35 +98,6 @@ def _prune(context: Context, thread_id: str, turns: Turns) -> Work[str | None]:
 def _all_but_latest(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
     places = {place_of(row) for row in rows}
     return places - removal.latest(places)
-
-
-def _remove(
-    context: Context,
-    session: Session,
-    thread: ThreadRef,
-    choose: Callable[[Sequence[CheckpointRow]], set[removal.Place]],
-    begin_again: Callable[[removal.Plan, Sequence[CheckpointRow]], removal.Plan] | None = None,
-) -> Counts:
-    """Remove those checkpoints of a thread that are chosen out of all that can be seen.
-
-    If none is left, the thread is deleted, so that nothing late brings it back.
-    """
-    is_emptied = False
-
-    def plan(rows: Sequence[CheckpointRow]) -> removal.Plan:
-        nonlocal is_emptied
-        seen = [row for row in rows if not row.hidden]
-        doomed = choose(seen)
-        is_emptied = bool(seen) and all(place_of(row) in doomed for row in seen)
-        if is_emptied:
-            return removal.Plan(set(), set())
-        doomed |= {place_of(row) for row in rows if row.hidden}
-        planned = removal.plan(_headers(context, rows), doomed)
-        staying = [row for row in seen if place_of(row) not in doomed]
-        return begin_again(planned, staying) if begin_again else planned
-
-    counts = session.remove(thread, plan)
-    return session.bury(thread) if is_emptied else counts
 
 
 def finish(context: Context, thread_ids: Sequence[str], missing: str | None) -> Steps[None]:
@@ -138,27 +108,6 @@ def finish(context: Context, thread_ids: Sequence[str], missing: str | None) -> 
         yield Rest(0)
     if missing is not None:
         raise uncollected(missing, "what was to go")
-
-
-def _headers(
-    context: Context, rows: Sequence[CheckpointRow]
-) -> dict[removal.Place, removal.Header]:
-    headers = {}
-    # Manifests matter only in threads that have channels to rebuild.
-    rebuilds = any(removal.COUNTERS in row.metadata for row in rows)
-    for row in rows:
-        parent = row.parent_checkpoint_id
-        stored: set[str] = set()
-        rebuilt: set[str] = set()
-        if rebuilds:
-            metadata = json.loads(row.metadata)
-            body, manifest = open_row(context.codec, row)
-            stored = set(manifest)
-            rebuilt = removal.rebuilt_channels(metadata, body.get("channel_versions", {}), stored)
-        headers[place_of(row)] = removal.Header(
-            (row.checkpoint_ns, parent) if parent else None, stored, rebuilt
-        )
-    return headers
 
 
 # Under names of their own
@@ -181,7 +130,9 @@ def trim(context: Context, thread_id: str, keep: int) -> Steps[PurgeReport]:
 
     def work(turns: Turns) -> Work[tuple[Counts, Collected]]:
         thread = existing_thread(turns.session, thread_id)
-        counts = _remove(context, turns.session, thread, lambda rows: _beyond(rows, keep))
+        counts = yield from remove(
+            context, turns, thread, Removal(lambda rows: _beyond(rows, keep))
+        )
         yield
         return counts, (yield from collect(turns, thread.family))
 
@@ -196,11 +147,15 @@ def _reported(
     return PurgeReport(counts.number, counts.more, collected.chunks, collected.bytes)
 
 
-def is_longer(context: Context, thread_id: str, keep: int) -> bool:
+def is_longer(context: Context, thread_id: str, keep: int) -> Steps[bool]:
     """Return whether `trim` would remove anything from a thread."""
-    with context.storage.reading() as session:
-        rows = session.rows(existing_thread(session, thread_id))
+
+    def work(turns: Turns) -> Work[bool]:
+        turns.only_reads = True
+        rows, _ = yield from outlines(turns, existing_thread(turns.session, thread_id))
         return bool(_beyond([row for row in rows if not row.hidden], keep))
+
+    return (yield from in_turns(context.storage, work))
 
 
 def _beyond(rows: Sequence[CheckpointRow], keep: int) -> set[removal.Place]:
@@ -237,7 +192,7 @@ def rollback(context: Context, thread_id: str, steps: int) -> Steps[RunnableConf
 
     def work(turns: Turns) -> Work[str | None]:
         thread = existing_thread(turns.session, thread_id)
-        _remove(context, turns.session, thread, choose, begin_again)
+        yield from remove(context, turns, thread, Removal(choose, begin_again))
         yield
         return (yield from collect(turns, thread.family)).missing
 

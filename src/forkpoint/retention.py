@@ -267,7 +267,7 @@ def _trim(context: Context, task: Task, row: ThreadRow, done: _Done) -> Steps[No
     keep = task.rules.max_checkpoints
     assert keep is not None
     try:
-        if not removing.is_longer(context, row.thread_id, keep):
+        if not (yield from removing.is_longer(context, row.thread_id, keep)):
             return
         if not task.dry_run:
             yield from removing.trim(context, row.thread_id, keep)

@@ -12,7 +12,7 @@ from typing import Any
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
-from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX
+from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Plan
 from forkpoint.sqlite_statements import marks, time_now
 from forkpoint.sqlite_threads import SqliteThreads
 from forkpoint.storage import (
@@ -20,7 +20,11 @@ from forkpoint.storage import (
     CheckpointRow,
     Choose,
     Counts,
+    Extent,
     Part,
+    RemovalPart,
+    Removed,
+    Stale,
     ThreadRef,
 )
 
@@ -41,6 +45,14 @@ _UPDATE_STATUS = (
     f" AND NOT hidden) AND idx IN ({_INTERRUPTED}, {_FAILED}) ORDER BY idx LIMIT 1"
     "), 'idle') WHERE key = ?"
 )
+_OUTLINE = (
+    "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, x'', x'', x'', hidden"
+)
+_PLACE = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+# What the tasks after a checkpoint have done; see `removal.reopens`.
+_DONE = (
+    f"{_PLACE} AND idx != {INTERRUPT_IDX} AND (task_id != '{NULL_TASK_ID}' OR idx = {RESUME_IDX})"
+)
 _REFERRING = (
     ("checkpoints", "checkpoint_ns, checkpoint_id", ("", "")),
     ("writes", "checkpoint_ns, checkpoint_id, task_id, idx", ("", "", "", -(1 << 62))),
@@ -56,33 +68,19 @@ class SqliteRemoving(SqliteThreads):
         rows = self.all(
             f"SELECT {CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", thread.key
         )
-        removed, hidden, reopened, restarted = choose([CheckpointRow(*row) for row in rows])
-        place = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+        plan = choose([CheckpointRow(*row) for row in rows])
         for table in ("writes", "checkpoints"):
             self.many(
-                f"DELETE FROM forkpoint_{table} {place}", ((thread.key, *one) for one in removed)
+                f"DELETE FROM forkpoint_{table} {_PLACE}",
+                ((thread.key, *place) for place in plan.removed),
             )
         self.many(
-            f"UPDATE forkpoint_checkpoints SET hidden = 1 {place}",
-            ((thread.key, *one) for one in hidden),
+            f"UPDATE forkpoint_checkpoints SET hidden = 1 {_PLACE}",
+            ((thread.key, *place) for place in plan.hidden),
         )
-        self.many(
-            f"UPDATE forkpoint_checkpoints SET restarts = 1 {place}",
-            ((thread.key, *one) for one in restarted),
-        )
-        self.many(
-            f"DELETE FROM forkpoint_writes {place} AND idx != {INTERRUPT_IDX}"
-            f" AND (task_id != '{NULL_TASK_ID}' OR idx = {RESUME_IDX})",
-            ((thread.key, *one) for one in reopened),
-        )
+        self._begin_again(thread, plan)
         self.count_checkpoints(thread.key)
-        if reopened:
-            self.run(
-                "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
-                time_now(),
-                thread.key,
-            )
-        if removed or hidden or reopened:
+        if plan.removed or plan.hidden or plan.reopened:
             self.run(_UPDATE_STATUS, *[thread.key] * 3)
             self.note_removal(thread)
         return Counts(
@@ -96,6 +94,97 @@ class SqliteRemoving(SqliteThreads):
             thread,
             thread,
         )
+
+    # Removing in turns
+
+    def is_long(self, thread: ThreadRef) -> bool:
+        for table in ("checkpoints", "writes"):
+            row = self.one(
+                f"SELECT count(*) FROM (SELECT 1 FROM forkpoint_{table} WHERE thread = ? LIMIT ?)",
+                thread.key,
+                self.turn_rows,
+            )
+            if row is not None and row[0] == self.turn_rows:
+                return True
+        return False
+
+    def extent(self, thread: ThreadRef) -> Extent:
+        row = self.one(
+            "SELECT checkpoint_count, removals FROM forkpoint_threads"
+            " WHERE key = ? AND deleted_at IS NULL",
+            thread.key,
+        )
+        if row is None:
+            raise Stale
+        return Extent(*row)
+
+    def rows_after(
+        self, thread: ThreadRef, after: Any = None, *, with_content: bool
+    ) -> Part[CheckpointRow]:
+        columns = CHECKPOINT if with_content else _OUTLINE
+        rows = self.all(
+            f"SELECT {columns} FROM forkpoint_checkpoints WHERE thread = ?"
+            " AND (checkpoint_ns, checkpoint_id) > (?, ?)"
+            " ORDER BY checkpoint_ns, checkpoint_id LIMIT ?",
+            thread.key,
+            *(after or ("", "")),
+            self.turn_rows,
+        )
+        self.count_read(len(rows))
+        following = rows[-1][:2] if len(rows) == self.turn_rows else None
+        return Part([CheckpointRow(*row) for row in rows], following)
+
+    def rows_from(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
+        rows: list[tuple[Any, ...]] = []
+        for where in ("checkpoint_ns = ''", "checkpoint_ns > ''"):
+            rows += self.all(
+                f"SELECT {_OUTLINE} FROM forkpoint_checkpoints WHERE thread = ? AND {where}"
+                " AND checkpoint_id >= ? AND NOT hidden",
+                thread.key,
+                checkpoint_id,
+            )
+        return [CheckpointRow(*row) for row in rows]
+
+    def remove_part(self, thread: ThreadRef, plan: RemovalPart, *, whole: bool) -> Removed:
+        checkpoints = writes = unseen = done = 0
+        for place in plan.going:
+            if checkpoints + writes + unseen >= self.turn_rows and not whole:
+                break
+            done += 1
+            at = (thread.key, *place)
+            row = self.one(f"SELECT hidden FROM forkpoint_checkpoints {_PLACE}", *at)
+            unseen += row is not None and not row[0]
+            if place in plan.plan.hidden:
+                self.run(f"UPDATE forkpoint_checkpoints SET hidden = 1 {_PLACE}", *at)
+                continue
+            writes += self.run(f"DELETE FROM forkpoint_writes {_PLACE}", *at).rowcount
+            checkpoints += self.run(f"DELETE FROM forkpoint_checkpoints {_PLACE}", *at).rowcount
+        self.run(
+            "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count - ? WHERE key = ?",
+            unseen,
+            thread.key,
+        )
+        if whole:
+            writes += self._begin_again(thread, plan.plan)
+        self.run(_UPDATE_STATUS, *[thread.key] * 3)
+        self.note_removal(thread)
+        return Removed(Counts(checkpoints, writes), done)
+
+    def _begin_again(self, thread: ThreadRef, plan: Plan) -> int:
+        """Drop what was done after some checkpoints, and return how many writes that were."""
+        number = 0
+        for place in plan.restarted:
+            at = (thread.key, *place)
+            self.run(f"UPDATE forkpoint_checkpoints SET restarts = 1 {_PLACE}", *at)
+        for place in plan.reopened:
+            number += self.run(f"DELETE FROM forkpoint_writes {_DONE}", thread.key, *place).rowcount
+        if plan.reopened:
+            self.run(
+                "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
+                time_now(),
+                thread.key,
+            )
+        return number
 
     # Collecting
 

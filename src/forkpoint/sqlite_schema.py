@@ -46,6 +46,7 @@ CREATE TABLE IF NOT EXISTS forkpoint_threads (
     provisional INTEGER NOT NULL DEFAULT 0,
     deleted_at INTEGER,
     dead_until TEXT,
+    removals INTEGER NOT NULL DEFAULT 0,
     removed_at INTEGER,
     terms BLOB,
     listed_at INTEGER,

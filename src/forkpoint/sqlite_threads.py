@@ -91,7 +91,7 @@ class SqliteThreads(SqliteCatalog):
         removed since it began, and a write that relies on what was removed is refused.
         """
         self.run(
-            "UPDATE forkpoint_threads SET removed_at = ?, epoch ="
+            "UPDATE forkpoint_threads SET removals = removals + 1, removed_at = ?, epoch ="
             " (SELECT max(epoch) + 1 FROM forkpoint_threads WHERE family = ?) WHERE key = ?",
             time_now(),
             thread.family,

@@ -18,7 +18,8 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     after that it expires, if ever), the lease (``lease_holder``, ``lease_since``, ``lease_until``,
     and the ``fence`` that goes up whenever a lease begins or ends), and what is left of a deleted
     thread: ``deleted_at`` and ``dead_until`` (the highest checkpoint id that a write of its old
-    runs is known to name). ``removed_at`` is when something of it was removed, until the chunks of
+    runs is known to name). ``removals`` counts how often something of it was
+    removed or replaced. ``removed_at`` is when something of it was removed, until the chunks of
     that were collected; until then there may be rows of a deleted thread, which nobody sees.
     Times are microseconds since 1970 in UTC. At most one thread of an id is not deleted. A thread
     is ``provisional`` while there are writes for it, and no checkpoint yet. How the search index
@@ -378,12 +379,37 @@ class Counts(NamedTuple):
     more: int
 
 
+class RemovalPart(NamedTuple):
+    """What is left to do of a removal."""
+
+    going: Sequence[Place]
+    """What is to be removed or hidden, in order."""
+    plan: Plan
+
+
 Choose = Callable[[Sequence[CheckpointRow]], Plan]
 """Chooses which of a thread's checkpoints, hidden ones included, are to be removed or hidden."""
 
 
 class Stale(Exception):
     """The `ThreadRef` that a write was prepared for no longer holds. Nothing was written."""
+
+
+class Extent(NamedTuple):
+    """By what it is seen whether something has happened to a thread."""
+
+    checkpoints: int
+    """How many can be seen."""
+    removals: int
+    """How often something was removed or replaced."""
+
+
+class Removed(NamedTuple):
+    """What was done of a part of a removal."""
+
+    counts: Counts
+    places: int
+    """How many of the checkpoints that were to go are dealt with."""
 
 
 @dataclass(frozen=True)
@@ -554,6 +580,30 @@ class Session(Protocol):
         Only reopening counts as activity.
         Returns how many checkpoints and writes were removed.
         """
+
+    def is_long(self, thread: ThreadRef) -> bool:
+        """Return whether to remove from a thread in turns, by `extent` and `remove_part`.
+
+        Else it is for `remove` to do so, which may take long and keeps others out.
+        """
+
+    def extent(self, thread: ThreadRef) -> Extent:
+        """Return what tells whether something has happened to a thread.
+
+        Raises:
+            Stale: It is deleted.
+        """
+
+    def rows_after(
+        self, thread: ThreadRef, after: Any = None, *, with_content: bool
+    ) -> Part[CheckpointRow]:
+        """Return checkpoints of a thread, hidden ones too, without refs and content maybe."""
+
+    def rows_from(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
+        """Return the checkpoints that can be seen from an id on, without refs and content."""
+
+    def remove_part(self, thread: ThreadRef, plan: RemovalPart, *, whole: bool) -> Removed:
+        """Do some of what a plan says, in the order of its checkpoints, or all of it."""
 
     def bury(self, thread: ThreadRef, seen: ThreadRow | None = None) -> Counts:
         """Mark a thread as deleted: from now on nobody sees it, or writes to it.
