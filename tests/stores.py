@@ -74,7 +74,7 @@ class Row(NamedTuple):
     refs: bytes
     links: bytes
     content: bytes
-    seal: bytes = b""
+    checksum: bytes = b""
     thread: Any = None
     is_visible: bool = True
     family: Any = None
@@ -126,8 +126,12 @@ class Store(ABC):
         """Return all checkpoints, hidden ones too, or all writes, or all chunks."""
 
     @abstractmethod
-    def change(self, kind: str, key: Any, **fields: bytes | str) -> None:
+    def change(self, kind: str, key: Any, **fields: bytes | str | int | None) -> None:
         """Change a row behind the saver's back."""
+
+    @abstractmethod
+    def binding(self, row: Row, checksum: bytes) -> int:
+        """Return what binds a visible row to its thread if it has this checksum."""
 
     @abstractmethod
     def age(self, thread_id: str, **microseconds: int) -> None:
@@ -277,20 +281,23 @@ class SqliteStore(Store):
 
     def rows(self, kind: str) -> list[Row]:
         columns = {
-            "checkpoints": "refs, refs, content, seal, thread, NOT hidden",
-            "writes": "refs, refs, content, seal, thread",
+            "checkpoints": "refs, refs, content, checksum, thread, NOT hidden",
+            "writes": "refs, refs, content, checksum, thread",
             "chunks": "refs, refs, content, x'', NULL, 1, family, digest",
         }[kind]
         with self.connection() as connection:
             rows = connection.execute(f"SELECT id, {columns} FROM forkpoint_{kind}")
             return [Row(*row) for row in rows]
 
-    def change(self, kind: str, key: Any, **fields: bytes | str) -> None:
+    def change(self, kind: str, key: Any, **fields: bytes | str | int | None) -> None:
         assignments = ", ".join(f"{field} = ?" for field in fields)
         with self.connection() as connection:
             connection.execute(
                 f"UPDATE forkpoint_{kind} SET {assignments} WHERE id = ?", (*fields.values(), key)
             )
+
+    def binding(self, row: Row, checksum: bytes) -> int:
+        return int.from_bytes(checksum[:6], "big") + 4 * int(row.thread)
 
     def age(self, thread_id: str, **microseconds: int) -> None:
         fields = ", ".join(f"{field} = {field} - ?" for field in microseconds)
@@ -503,7 +510,7 @@ class MongoStore(Store):
                 found["refs"],
                 found["refs"],
                 found["content"],
-                found["seal"],
+                found["checksum"],
                 found["thread"],
                 found.get("visible", False),
             )
@@ -517,6 +524,9 @@ class MongoStore(Store):
             fields["refs"] = [joined[start : start + _REF_BYTES] for start in starts]
         changed = self.collection.update_one({"_id": key}, {"$set": fields})
         assert changed.matched_count == 1
+
+    def binding(self, row: Row, checksum: bytes) -> int:
+        return int.from_bytes(checksum[:6], "big")
 
     def age(self, thread_id: str, **microseconds: int) -> None:
         older = {field: {"$subtract": [f"${field}", by]} for field, by in microseconds.items()}

@@ -30,9 +30,11 @@ LAYERS = [
         "collect",
         "memory",
         "owners",
+        "rows",
         "searching",
         "sqlite_catalog",
         "sqlite_pages",
+        "sqlite_rows",
         "mongodb_records",
     },
     {

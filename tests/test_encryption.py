@@ -104,7 +104,7 @@ def test_a_row_copied_from_another_checkpoint_is_refused(store: Store) -> None:
         (target,) = store.rows("checkpoints")
         put(saver, {"approved": True}, parent=first)
         (source,) = [row for row in store.rows("checkpoints") if row.key != target.key]
-        store.change("checkpoints", target.key, content=source.content, seal=source.seal)
+        store.change("checkpoints", target.key, content=source.content, checksum=source.checksum)
         with pytest.raises(CorruptChunk):
             saver.get_tuple(first)
 

@@ -29,7 +29,9 @@ from langgraph.types import Command, Interrupt, Overwrite, Send
 
 import state_types
 from forkpoint import SafeSerializer, UnreadableValue
+from forkpoint.rows import checkpoint_with_checksum
 from forkpoint.saver import ForkpointSaver
+from forkpoint.storage import CheckpointRow
 from state_types import Colour, Counted, Customer, Level, Line, Old, Order, Outer, Plain, Point
 from stores import Store
 from support import config, put
@@ -189,15 +191,17 @@ def test_a_forged_value_does_nothing(attack: str) -> None:
 @pytest.mark.usefixtures("no_marks")
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_forged_row_does_nothing(attack: str, store: Store, saver: ForkpointSaver) -> None:
-    """Even by one who knows the format well enough to forge digests and seals too."""
+    """Even by one who knows the format well enough to forge digests and checksums too."""
     kind, content = ATTACKS[attack]
     codec = saver._context.codec
     stored = put(saver, {"c": 1})
     packed = ormsgpack.packb([*codec._serde.dumps_typed({"id": "x"}), {"c": [0, kind, content]}])
     checkpoint_id = stored["configurable"]["checkpoint_id"]
-    seal = codec.seal("", checkpoint_id, "{}", b"", packed)
+    forged = CheckpointRow("", checkpoint_id, None, None, "{}", b"", codec.protect(packed))
+    checksum = checkpoint_with_checksum(codec, forged, packed).checksum
     (row,) = store.rows("checkpoints")
-    store.change("checkpoints", row.key, content=codec.protect(packed), seal=seal, refs=b"")
+    fields = {"content": forged.content, "checksum": checksum, "refs": b""}
+    store.change("checkpoints", row.key, **fields, binding=store.binding(row, checksum))
 
     with pytest.raises(UnreadableValue, match="thread 'thread'"):
         saver.get_tuple(config())

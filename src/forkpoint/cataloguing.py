@@ -23,8 +23,9 @@ from forkpoint.collect import reachable, whole
 from forkpoint.errors import InvalidInput, StorageBusy, ThreadExists, ThreadNotFound
 from forkpoint.forking import NextVersion
 from forkpoint.inputs import DESCRIPTION_BYTES, as_json
-from forkpoint.operations import Context, at_place, open_row, place_of
+from forkpoint.operations import Context, at_place, place_of
 from forkpoint.owners import taken
+from forkpoint.rows import checkpoint_with_checksum, open_checkpoint
 from forkpoint.searching import Wanted, cursor_of, going_on, is_exact, matches, selection_of
 from forkpoint.storage import CheckpointRow, Description, Found, Graft, Session, Stale, ThreadRow
 from forkpoint.threads import Page, Thread, ThreadStats
@@ -331,7 +332,7 @@ def _carried(context: Context, found: Found, new: NewRollover) -> tuple[Checkpoi
     """Return a first checkpoint, of some channels' values as they are and of new ones."""
     codec = context.codec
     with at_place(found.thread_id, *place_of(found.row)):
-        body, manifest = open_row(codec, found.row)
+        body, manifest = open_checkpoint(codec, found.row)
     _check_channels(new, set(body.get("channel_versions", {})), manifest)
     inherited = {name: manifest[name] for name in new.channels if name not in new.values}
     made: dict[str, Any] = {
@@ -351,8 +352,8 @@ def _carried(context: Context, found: Found, new: NewRollover) -> tuple[Checkpoi
         metadata,
         encoded.refs,
         codec.protect(encoded.content),
-        codec.seal("", made["id"], metadata, encoded.refs, encoded.content),
     )
+    row = checkpoint_with_checksum(codec, row, encoded.content)
     return row, {digest: codec.protect_chunk(chunk) for digest, chunk in encoded.chunks.items()}
 
 

@@ -490,9 +490,16 @@ class Codec:
         length = len(refs) // DIGEST_BYTES
         return self._hash(b"\1" + length.to_bytes(4, "big") + refs + content)
 
-    def seal(self, *fields: str | int | bytes) -> bytes:
-        """Return the digest that shows later whether a row is as it was written."""
-        return self._hash(b"\2" + ormsgpack.packb(fields))
+    def checksum(self, *fields: str | int | bytes | None) -> bytes:
+        """Return the hash that shows later whether a row is as it was written.
+
+        Raises:
+            CorruptChunk: The row has fields that none is written with.
+        """
+        try:
+            return self._hash(b"\2" + ormsgpack.packb(fields))
+        except (TypeError, ValueError) as error:
+            raise CorruptChunk(f"a stored row is not what was written: {error}") from error
 
     def protect(self, content: bytes) -> bytes:
         """Return `content` as it is stored: encrypted, if the serializer encrypts."""

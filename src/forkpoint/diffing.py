@@ -20,10 +20,10 @@ from forkpoint.operations import (
     at_place,
     consistently,
     existing_thread,
-    open_row,
     place_of,
 )
 from forkpoint.removal import is_internal, rebuilt_channels
+from forkpoint.rows import open_checkpoint
 from forkpoint.storage import Found, Session
 from forkpoint.types import ChannelDiff, StateDiff
 
@@ -95,7 +95,7 @@ def _side(codec: Codec, session: Session, address: Address) -> _Side:
             f"thread {address.thread_id!r} has no checkpoint {address.checkpoint_id!r}"
         )
     with at_place(found.thread_id, *place_of(found.row)):
-        body, manifest = open_row(codec, found.row)
+        body, manifest = open_checkpoint(codec, found.row)
     versions = body.get("channel_versions", {})
     return _Side(found, versions, manifest, _rebuilt(found, versions, manifest))
 

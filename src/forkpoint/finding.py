@@ -18,9 +18,9 @@ from forkpoint.operations import (
     delta_channel_history,
     existing_thread,
     get_tuple,
-    open_row,
     place_of,
 )
+from forkpoint.rows import open_checkpoint
 from forkpoint.storage import CheckpointRow, Session, ThreadRef
 from forkpoint.types import MessageOrigin
 
@@ -107,7 +107,7 @@ class _Search:
         return self._known[number]
 
     def _is_in(self, row: CheckpointRow) -> bool:
-        body, manifest = open_row(self._context.codec, row)
+        body, manifest = open_checkpoint(self._context.codec, row)
         entry = manifest.get(self._channel)
         if entry is not None:
             value = self._context.codec.decode_entry(entry, self._read(entry))

@@ -28,11 +28,11 @@ from forkpoint.operations import (
     Context,
     at_place,
     existing_thread,
-    open_row,
     place_of,
     replays_before,
     thread_config,
 )
+from forkpoint.rows import checkpoint_with_checksum, open_checkpoint
 from forkpoint.serde import DeltaSnapshot
 from forkpoint.storage import (
     CheckpointRow,
@@ -185,7 +185,7 @@ def _ancestors(
 def _channels(context: Context, found: Found, row: CheckpointRow) -> tuple[set[str], set[str]]:
     """Return the channels that a checkpoint stores, and those rebuilt from its ancestors."""
     with at_place(found.thread_id, *place_of(row)):
-        body, manifest = open_row(context.codec, row)
+        body, manifest = open_checkpoint(context.codec, row)
     versions = body.get("channel_versions", {})
     rebuilt = removal.rebuilt_channels(json.loads(row.metadata), versions, manifest)
     return set(manifest), rebuilt
@@ -195,7 +195,7 @@ def _with_values(context: Context, found: Found, new: NewFork) -> tuple[Checkpoi
     """Return a checkpoint on top of another, in which channels have other values."""
     codec, row = context.codec, found.row
     with at_place(found.thread_id, *place_of(row)):
-        body, manifest = open_row(codec, row)
+        body, manifest = open_checkpoint(codec, row)
     versions = dict(body.get("channel_versions", {}))
     unknown = new.values.keys() - manifest.keys() - versions.keys()
     if unknown:
@@ -227,11 +227,9 @@ def _with_values(context: Context, found: Found, new: NewFork) -> tuple[Checkpoi
     inherited = {name: entry for name, entry in manifest.items() if name not in new.values}
     encoded, _ = codec.encode_checkpoint(made, inherited)
     written = as_json(metadata, "metadata")
-    seal = codec.seal("", made["id"], written, encoded.refs, encoded.content)
     content = codec.protect(encoded.content)
-    top = CheckpointRow(
-        "", made["id"], row.checkpoint_id, None, written, encoded.refs, content, seal
-    )
+    top = CheckpointRow("", made["id"], row.checkpoint_id, None, written, encoded.refs, content)
+    top = checkpoint_with_checksum(codec, top, encoded.content)
     chunks = {digest: codec.protect_chunk(chunk) for digest, chunk in encoded.chunks.items()}
     return top, chunks
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bson.objectid import ObjectId
 from pymongo import UpdateOne
 
 from forkpoint.codec import split_refs
 from forkpoint.filters import terms
-from forkpoint.mongodb_records import DIGEST_BYTES, Document, chunk_id, digest_of, found_by
-from forkpoint.storage import CheckpointRow, ThreadRecord, ThreadRef, WriteRow
+from forkpoint.mongodb_records import DIGEST_BYTES, Document, chunk_id, digest_of, found_by, row_id
+from forkpoint.storage import CheckpointRow, ThreadRecord, ThreadRef, WriteRow, binding
 
 ROWS = {"$in": ["checkpoint", "write"]}
 """Of which kind the documents of a thread are that go with it."""
@@ -29,7 +31,8 @@ def checkpoint_document(thread: ThreadRef, row: CheckpointRow) -> tuple[Document
         "terms": sorted(terms(row.metadata)),
         "refs": row.refs,
         "content": row.content,
-        "seal": row.seal,
+        "checksum": row.checksum,
+        "binding": binding(row.checksum, hidden=row.hidden, restarts=row.restarts),
     }
     if row.run_id is not None:
         said["run_id"] = row.run_id
@@ -54,28 +57,50 @@ def write_document(thread: ThreadRef, row: WriteRow) -> tuple[Document, Document
         "channel": row.channel,
         "refs": row.refs,
         "content": row.content,
-        "seal": row.seal,
+        "checksum": row.checksum,
     }
     return place, said
 
 
 def checkpoint_row(found: Document) -> CheckpointRow:
-    return CheckpointRow(
-        found["checkpoint_ns"],
-        found["checkpoint_id"],
-        found["parent_checkpoint_id"],
-        found.get("run_id"),
-        found["metadata"],
-        found["refs"],
-        found["content"],
-        found["seal"],
-        found.get("hidden", False),
-        found.get("restarts", False),
-    )
+    """Return a checkpoint as it was read, without a checksum if its thread or flags changed."""
+    said: list[Any] = [found.get(field) for field in CheckpointRow._fields[:-3]]
+    said += [_bytes_of(found, "checksum")]
+    said += [found.get(field, False) for field in ("hidden", "restarts")]
+    row = CheckpointRow(*said)._replace(refs=_bytes_of(found, "refs"))
+    bound = binding(row.checksum, hidden=row.hidden is True, restarts=row.restarts is True)
+    is_bound = found.get("binding") == bound and type(row.hidden) is type(row.restarts) is bool
+    return row if is_bound and is_in_place(found) else row._replace(checksum=b"")
 
 
 def write_row(found: Document) -> WriteRow:
-    return WriteRow(*(found[field] for field in WriteRow._fields))
+    """Return a write as it was read, without a checksum if its thread changed."""
+    said: list[Any] = [found.get(field) for field in WriteRow._fields]
+    row = WriteRow(*said)
+    row = row._replace(refs=_bytes_of(found, "refs"))
+    return row if is_in_place(found) else row._replace(checksum=b"")
+
+
+def is_in_place(row: Document) -> bool:
+    """Return whether a checkpoint or a write is where it was put, which its `_id` tells."""
+    key, family = row.get("thread"), row.get("family")
+    if not isinstance(key, ObjectId) or not isinstance(family, ObjectId):
+        return False
+    return bool(row["_id"] == row_id(ThreadRef(key, family, None), *place_in(row)))
+
+
+def place_in(row: Document) -> list[Any]:
+    """Return what tells a checkpoint or a write apart from the others of its thread."""
+    fields = ["checkpoint_ns", "checkpoint_id"]
+    if row.get("kind") == "write":
+        fields += ["task_id", "idx"]
+    return [row.get(field) for field in fields]
+
+
+def _bytes_of(row: Document, field: str) -> bytes:
+    """Return a field, or nothing if it is damaged: then the checksum does not fit either."""
+    value = row.get(field)
+    return value if isinstance(value, bytes) else b""
 
 
 def thread_record(found: Document) -> ThreadRecord:

@@ -34,6 +34,8 @@ from forkpoint.mongodb_records import (
 )
 from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Place, Plan
 from forkpoint.storage import (
+    HIDDEN,
+    RESTARTS,
     CheckpointRow,
     Choose,
     Counts,
@@ -108,10 +110,13 @@ class MongoRemoving(MongoReading):
         if plan.reopened:
             touched["updated_at"] = {"$max": ["$updated_at", NOW]}
         statements: list[Statement] = [guard, UpdateOne(record_of(thread), [{"$set": touched}])]
-        hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}}
-        statements += _of_places(thread, plan.hidden, {"kind": "checkpoint"}, hide)
-        restart = {"$set": {"restarts": True}}
-        statements += _of_places(thread, plan.restarted, {"kind": "checkpoint"}, restart)
+        # Once each: the binding goes up with the flag.
+        hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}, "$inc": {"binding": HIDDEN}}
+        shown = {"kind": "checkpoint", "hidden": None}
+        statements += _of_places(thread, plan.hidden, shown, hide)
+        restart = {"$set": {"restarts": True}, "$inc": {"binding": RESTARTS}}
+        others = {"kind": "checkpoint", "restarts": None}
+        statements += _of_places(thread, plan.restarted, others, restart)
         doom = {"$set": {"doomed": True}, "$unset": {"visible": 1, "hidden": 1}}
         statements += _of_places(thread, plan.removed, {"kind": ROWS}, doom)
         done = {

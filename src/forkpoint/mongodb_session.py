@@ -12,7 +12,14 @@ from pymongo import UpdateOne
 
 from forkpoint.errors import StorageBusy, ThreadExists
 from forkpoint.mongodb_catalog import fields_of, new_record, terms_of
-from forkpoint.mongodb_documents import ROWS, checkpoint_document, chunk_statement, write_document
+from forkpoint.mongodb_documents import (
+    ROWS,
+    checkpoint_document,
+    chunk_statement,
+    is_in_place,
+    place_in,
+    write_document,
+)
 from forkpoint.mongodb_records import NOW, Document, in_batches, name_id, record_of, row_id
 from forkpoint.mongodb_removing import MongoRemoving
 from forkpoint.storage import CheckpointRow, Description, Graft, Stale, ThreadRef, WriteRow
@@ -274,11 +281,10 @@ def _copied(target: ThreadRef, row: Document) -> UpdateOne:
     # The copies do not belong to the runs that made the originals: deleting those leaves them.
     left_out = ("_id", "run_id", "next", "log", "slot", "record")
     copy = {field: value for field, value in row.items() if field not in left_out}
-    place = [row["checkpoint_ns"], row["checkpoint_id"]]
-    if row["kind"] == "write":
-        place += [row["task_id"], row["idx"]]
+    if not is_in_place(row):
+        copy["checksum"] = b""  # what is damaged is so in a copy as well
     return UpdateOne(
-        {"_id": row_id(target, *place), "family": target.family},
+        {"_id": row_id(target, *place_in(row)), "family": target.family},
         {"$setOnInsert": {**copy, "thread": target.key}},
         upsert=True,
     )

@@ -42,6 +42,12 @@ from forkpoint.errors import (
 from forkpoint.inputs import Address, Origin
 from forkpoint.memory import KnownManifest, Memory
 from forkpoint.owners import ConfinedStorage
+from forkpoint.rows import (
+    checkpoint_with_checksum,
+    open_checkpoint,
+    open_write,
+    write_with_checksum,
+)
 from forkpoint.steps import Steps
 from forkpoint.storage import (
     Beginning,
@@ -215,8 +221,8 @@ def put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
             new.metadata,
             encoded.refs,
             codec.protect(encoded.content),
-            codec.seal(checkpoint_ns, checkpoint_id, new.metadata, encoded.refs, encoded.content),
         )
+        row = checkpoint_with_checksum(codec, row, encoded.content)
         prepared = _prepared(context, new, thread, row, encoded.chunks)
         status = "idle" if checkpoint_ns == "" else None
         return prepared._replace(row=row, status=status), encoded.chunks
@@ -239,7 +245,7 @@ def _inherited(
         found = session.checkpoint(*new.address)
     if found is None or found.thread != thread:
         return {}
-    body, manifest = open_row(context.codec, found.row)
+    body, manifest = open_checkpoint(context.codec, found.row)
     known = KnownManifest(thread.epoch, manifest, body.get("channel_versions", {}))
     return _unchanged(known, new)
 
@@ -280,23 +286,17 @@ def take_writes(context: Context, new: NewWrites) -> TakenWrites:
         idx = WRITES_IDX_MAP.get(channel, position)
         encoded = codec.encode_write(channel, value)
         chunks.update(encoded.chunks)
-        seal = codec.seal(
-            checkpoint_ns, checkpoint_id, new.task_id, idx, channel, encoded.refs, encoded.content
+        row = WriteRow(
+            checkpoint_ns,
+            checkpoint_id,
+            new.task_id,
+            idx,
+            new.task_path,
+            channel,
+            encoded.refs,
+            codec.protect(encoded.content),
         )
-        rows.append(
-            WriteRow(
-                checkpoint_ns,
-                checkpoint_id,
-                new.task_id,
-                idx,
-                new.task_path,
-                channel,
-                encoded.refs,
-                codec.protect(encoded.content),
-                seal,
-            )
-        )
-
+        rows.append(write_with_checksum(codec, row, encoded.content))
     return TakenWrites(new, rows, chunks)
 
 
@@ -585,7 +585,7 @@ def delta_channel_history(
                 break  # one that was put as its own ancestor
             path[row.checkpoint_id] = distance
             with at_place(found.thread_id, row.checkpoint_ns, row.checkpoint_id):
-                manifest = open_row(codec, row)[1]
+                manifest = open_checkpoint(codec, row)[1]
             for channel in channels:
                 if channel in manifest and channel not in seeds:
                     seeds[channel] = distance, manifest[channel]
@@ -645,8 +645,10 @@ def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> Chec
     thread_id, thread, row, writes = found
     codec = context.codec
     with at_place(thread_id, row.checkpoint_ns, row.checkpoint_id):
-        body, manifest = open_row(codec, row)
+        body, manifest = open_checkpoint(codec, row)
         metadata = _metadata(row)
+        if row.run_id not in (None, inputs.run_id(metadata)):
+            raise CorruptChunk("the run of the checkpoint is not that which was written")
         values = {channel: codec.decode_entry(entry, stored) for channel, entry in manifest.items()}
         pending = [_load_write(codec, write, stored) for write in sorted(writes, key=_order)]
     context.memory.add_manifest(
@@ -669,27 +671,8 @@ def _metadata(row: CheckpointRow) -> Any:
         raise CorruptChunk(f"the metadata cannot be read: {error}") from error
 
 
-def open_row(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], Manifest]:
-    content = codec.reveal(row.content)
-    seal = codec.seal(row.checkpoint_ns, row.checkpoint_id, row.metadata, row.refs, content)
-    if seal != row.seal:
-        raise CorruptChunk("the checkpoint is not what was written")
-    return codec.decode_manifest(content, row.refs)
-
-
 def _load_write(codec: Codec, row: WriteRow, stored: Mapping[bytes, Chunk]) -> PendingWrite:
-    content = codec.reveal(row.content)
-    seal = codec.seal(
-        row.checkpoint_ns,
-        row.checkpoint_id,
-        row.task_id,
-        row.idx,
-        row.channel,
-        row.refs,
-        content,
-    )
-    if seal != row.seal:
-        raise CorruptChunk(f"a write to channel {row.channel!r} is not what was written")
+    content = open_write(codec, row)
     return row.task_id, row.channel, codec.decode_write(content, row.refs, stored)
 
 

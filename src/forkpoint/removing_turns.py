@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from forkpoint import removal
-from forkpoint.operations import Context, open_row, place_of
+from forkpoint.operations import Context, place_of
+from forkpoint.rows import open_checkpoint
 from forkpoint.storage import CheckpointRow, Counts, Extent, RemovalPart, Session, Stale, ThreadRef
 from forkpoint.turns import Turns, Work
 
@@ -99,7 +100,7 @@ def _header(context: Context, row: CheckpointRow, *, rebuilds: bool) -> removal.
     stored: Collection[str] = ()
     rebuilt: Collection[str] = ()
     if rebuilds:
-        body, manifest = open_row(context.codec, row)
+        body, manifest = open_checkpoint(context.codec, row)
         versions = body.get("channel_versions", {})
         stored = frozenset(manifest)
         rebuilt = removal.rebuilt_channels(json.loads(row.metadata), versions, stored)

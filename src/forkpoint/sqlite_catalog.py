@@ -344,12 +344,12 @@ class SqliteCatalog(Statements):
     def usage(self, thread: ThreadRef) -> Usage:
         checkpoints = self.one(
             "SELECT count(*) FILTER (WHERE NOT hidden), count(DISTINCT run_id),"
-            " total(length(metadata) + length(refs) + length(content) + length(seal))"
+            " total(length(metadata) + length(refs) + length(content) + length(checksum))"
             " FROM forkpoint_checkpoints WHERE thread = ?",
             thread.key,
         )
         writes = self.one(
-            "SELECT count(*), total(length(refs) + length(content) + length(seal))"
+            "SELECT count(*), total(length(refs) + length(content) + length(checksum))"
             " FROM forkpoint_writes WHERE thread = ?",
             thread.key,
         )

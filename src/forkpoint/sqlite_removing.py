@@ -6,17 +6,20 @@ that something was removed since it began, and a write that relies on what was r
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
 from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Plan
+from forkpoint.sqlite_rows import READ_CHECKPOINT, checkpoint_row
 from forkpoint.sqlite_statements import marks, time_now
 from forkpoint.sqlite_threads import SqliteThreads
 from forkpoint.storage import (
     CHUNKS_AT_ONCE,
+    HIDDEN,
+    RESTARTS,
     CheckpointRow,
     Choose,
     Counts,
@@ -28,10 +31,6 @@ from forkpoint.storage import (
     ThreadRef,
 )
 
-CHECKPOINT = (
-    "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, refs, content, seal,"
-    " hidden, restarts"
-)
 ABANDONED_SECONDS = 60
 """After which time others take the work over that a process began, and did not end."""
 
@@ -49,6 +48,11 @@ _OUTLINE = (
     "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, x'', x'', x'', hidden"
 )
 _PLACE = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+_HIDE, _RESTART = (
+    f"UPDATE forkpoint_checkpoints SET {flag} = 1, binding = binding + {counts} {_PLACE}"
+    f" AND NOT {flag}"
+    for flag, counts in (("hidden", HIDDEN), ("restarts", RESTARTS))
+)
 # What the tasks after a checkpoint have done; see `removal.reopens`.
 _DONE = (
     f"{_PLACE} AND idx != {INTERRUPT_IDX} AND (task_id != '{NULL_TASK_ID}' OR idx = {RESUME_IDX})"
@@ -66,16 +70,16 @@ class SqliteRemoving(SqliteThreads):
     def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
         before = self.count_rows(thread)
         rows = self.all(
-            f"SELECT {CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", thread.key
+            f"SELECT {READ_CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", thread.key
         )
-        plan = choose([CheckpointRow(*row) for row in rows])
+        plan = choose([checkpoint_row(row) for row in rows])
         for table in ("writes", "checkpoints"):
             self.many(
                 f"DELETE FROM forkpoint_{table} {_PLACE}",
                 ((thread.key, *place) for place in plan.removed),
             )
         self.many(
-            f"UPDATE forkpoint_checkpoints SET hidden = 1 {_PLACE}",
+            _HIDE,
             ((thread.key, *place) for place in plan.hidden),
         )
         self._begin_again(thread, plan)
@@ -121,7 +125,9 @@ class SqliteRemoving(SqliteThreads):
     def rows_after(
         self, thread: ThreadRef, after: Any = None, *, with_content: bool
     ) -> Part[CheckpointRow]:
-        columns = CHECKPOINT if with_content else _OUTLINE
+        columns, made = (
+            (READ_CHECKPOINT, checkpoint_row) if with_content else (_OUTLINE, _outline_row)
+        )
         rows = self.all(
             f"SELECT {columns} FROM forkpoint_checkpoints WHERE thread = ?"
             " AND (checkpoint_ns, checkpoint_id) > (?, ?)"
@@ -132,7 +138,7 @@ class SqliteRemoving(SqliteThreads):
         )
         self.count_read(len(rows))
         following = rows[-1][:2] if len(rows) == self.turn_rows else None
-        return Part([CheckpointRow(*row) for row in rows], following)
+        return Part([made(row) for row in rows], following)
 
     def rows_from(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
         rows: list[tuple[Any, ...]] = []
@@ -143,7 +149,7 @@ class SqliteRemoving(SqliteThreads):
                 thread.key,
                 checkpoint_id,
             )
-        return [CheckpointRow(*row) for row in rows]
+        return [_outline_row(row) for row in rows]
 
     def remove_part(self, thread: ThreadRef, plan: RemovalPart, *, whole: bool) -> Removed:
         checkpoints = writes = unseen = done = 0
@@ -155,7 +161,7 @@ class SqliteRemoving(SqliteThreads):
             row = self.one(f"SELECT hidden FROM forkpoint_checkpoints {_PLACE}", *at)
             unseen += row is not None and not row[0]
             if place in plan.plan.hidden:
-                self.run(f"UPDATE forkpoint_checkpoints SET hidden = 1 {_PLACE}", *at)
+                self.run(_HIDE, *at)
                 continue
             writes += self.run(f"DELETE FROM forkpoint_writes {_PLACE}", *at).rowcount
             checkpoints += self.run(f"DELETE FROM forkpoint_checkpoints {_PLACE}", *at).rowcount
@@ -175,7 +181,7 @@ class SqliteRemoving(SqliteThreads):
         number = 0
         for place in plan.restarted:
             at = (thread.key, *place)
-            self.run(f"UPDATE forkpoint_checkpoints SET restarts = 1 {_PLACE}", *at)
+            self.run(_RESTART, *at)
         for place in plan.reopened:
             number += self.run(f"DELETE FROM forkpoint_writes {_DONE}", thread.key, *place).rowcount
         if plan.reopened:
@@ -316,3 +322,8 @@ class SqliteRemoving(SqliteThreads):
             family,
         )
         return True
+
+
+def _outline_row(values: Sequence[Any]) -> CheckpointRow:
+    """Return as much of a checkpoint as a choice may depend on."""
+    return CheckpointRow(*values)

@@ -103,9 +103,10 @@ CREATE TABLE IF NOT EXISTS forkpoint_checkpoints (
     metadata TEXT NOT NULL,
     refs BLOB NOT NULL,
     content BLOB NOT NULL,
-    seal BLOB NOT NULL,
+    checksum BLOB NOT NULL,
     hidden INTEGER NOT NULL DEFAULT 0,
-    restarts INTEGER NOT NULL DEFAULT 0
+    restarts INTEGER NOT NULL DEFAULT 0,
+    binding INTEGER NOT NULL
 );
 CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_checkpoints_place
     ON forkpoint_checkpoints (thread, checkpoint_ns, checkpoint_id);
@@ -127,7 +128,8 @@ CREATE TABLE IF NOT EXISTS forkpoint_writes (
     channel TEXT NOT NULL,
     refs BLOB NOT NULL,
     content BLOB NOT NULL,
-    seal BLOB NOT NULL
+    checksum BLOB NOT NULL,
+    binding INTEGER NOT NULL
 );
 CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_writes_place
     ON forkpoint_writes (thread, checkpoint_ns, checkpoint_id, task_id, idx);

@@ -12,8 +12,18 @@ from forkpoint.codec import Chunk, Chunks
 from forkpoint.errors import StaleLease, ThreadExists, stale_lease
 from forkpoint.removal import Place
 from forkpoint.sqlite_pages import page_statement
-from forkpoint.sqlite_removing import CHECKPOINT as _CHECKPOINT
 from forkpoint.sqlite_removing import SqliteRemoving
+from forkpoint.sqlite_rows import (
+    CHECKPOINT,
+    READ_CHECKPOINT,
+    READ_WRITE,
+    REBOUND,
+    WRITE,
+    checkpoint_row,
+    checkpoint_values,
+    write_row,
+    write_values,
+)
 from forkpoint.sqlite_statements import batches, marks, time_now
 from forkpoint.storage import (
     CheckpointRow,
@@ -29,18 +39,16 @@ from forkpoint.storage import (
     WriteRow,
 )
 
-_WRITE = "checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, refs, content, seal"
-
 _CHECKPOINT_OF = [
     "SELECT t.key, t.family, t.epoch, t.owner, "
-    + ", ".join(f"c.{column}" for column in _CHECKPOINT.split(", "))
+    + ", ".join(f"c.{column}" for column in READ_CHECKPOINT.split(", "))
     + " FROM forkpoint_threads AS t JOIN forkpoint_checkpoints AS c ON c.thread = t.key"
     " WHERE t.thread_id = ? AND t.deleted_at IS NULL AND c.checkpoint_ns = ? AND NOT c.hidden"
     + which
     for which in (" ORDER BY c.checkpoint_id DESC LIMIT 1", " AND c.checkpoint_id = ?")
 ]
 _WRITES_OF = (
-    f"SELECT {_WRITE} FROM forkpoint_writes"
+    f"SELECT {READ_WRITE} FROM forkpoint_writes"
     " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 )
 _INTERRUPTED, _FAILED = WRITES_IDX_MAP[INTERRUPT], WRITES_IDX_MAP[ERROR]
@@ -70,17 +78,17 @@ _RECORD = (
     " t.checkpoint_count, t.created_at, t.deleted_at FROM forkpoint_threads AS t"
 )
 _PUT = (
-    f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {_CHECKPOINT})"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {CHECKPOINT}, binding)"
+    f" VALUES ({marks(range(12))})"
 )
 _REPLACE = (
     "UPDATE forkpoint_checkpoints SET parent_checkpoint_id = ?, run_id = ?,"
-    " metadata = ?, refs = ?, content = ?, seal = ?, hidden = ?, restarts = ?"
+    " metadata = ?, refs = ?, content = ?, checksum = ?, hidden = ?, restarts = ?, binding = ?"
     " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 )
 # A task's writes are stored once; its error, interrupt and resume replace each other.
 _PUT_WRITES, _REPLACE_WRITES = (
-    f"INSERT OR {verb} INTO forkpoint_writes (thread, {_WRITE}) VALUES "
+    f"INSERT OR {verb} INTO forkpoint_writes (thread, {WRITE}, binding) VALUES "
     for verb in ("IGNORE", "REPLACE")
 )
 _REPLACED_REFS = (
@@ -111,9 +119,9 @@ class SqliteSession(SqliteRemoving):
         )
         if row is None:
             return None
-        thread, found = ThreadRef(*row[:4]), CheckpointRow(*row[4:])
+        thread, found = ThreadRef(*row[:4]), checkpoint_row(row[4:])
         writes = self.all(_WRITES_OF, thread.key, checkpoint_ns, found.checkpoint_id)
-        return Found(thread_id, thread, found, [WriteRow(*write) for write in writes])
+        return Found(thread_id, thread, found, [write_row(write) for write in writes])
 
     def page(self, query: Query) -> list[Found]:
         thread: ThreadRef | None = None
@@ -121,9 +129,9 @@ class SqliteSession(SqliteRemoving):
             thread = self.thread(query.thread_id)
             if thread is None:
                 return []
-        sql, values = page_statement(query, _CHECKPOINT, thread.key if thread else None)
+        sql, values = page_statement(query, READ_CHECKPOINT, thread.key if thread else None)
         found = [
-            Found(row[0], ThreadRef(*row[1:5]), CheckpointRow(*row[5:]), [])
+            Found(row[0], ThreadRef(*row[1:5]), checkpoint_row(row[5:]), [])
             for row in self.all(sql, *values)
         ]
         self._add_writes(found)
@@ -133,7 +141,7 @@ class SqliteSession(SqliteRemoving):
         places = {(f.thread.key, f.row.checkpoint_ns, f.row.checkpoint_id): f for f in page}
         if not places:
             return
-        columns = ", ".join(f"w.{column}" for column in _WRITE.split(", "))
+        columns = ", ".join(f"w.{column}" for column in READ_WRITE.split(", "))
         rows = self.all(
             f"WITH wanted (thread, checkpoint_ns, checkpoint_id) AS"
             f" (VALUES {', '.join(['(?, ?, ?)'] * len(places))})"
@@ -142,7 +150,7 @@ class SqliteSession(SqliteRemoving):
             *(value for place in places for value in place),
         )
         for key, *columns_ in rows:
-            write = WriteRow(*columns_)
+            write = write_row(columns_)
             places[key, write.checkpoint_ns, write.checkpoint_id].writes.append(write)
 
     def chunks(
@@ -167,9 +175,9 @@ class SqliteSession(SqliteRemoving):
 
     def rows(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
         for row in self.run(
-            f"SELECT {_CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", thread.key
+            f"SELECT {READ_CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", thread.key
         ):
-            yield CheckpointRow(*row)
+            yield checkpoint_row(row)
 
     def ancestors(
         self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str
@@ -177,7 +185,7 @@ class SqliteSession(SqliteRemoving):
         following: str | None = checkpoint_id
         while following is not None:
             row = self.one(
-                f"SELECT {_CHECKPOINT} FROM forkpoint_checkpoints"
+                f"SELECT {READ_CHECKPOINT} FROM forkpoint_checkpoints"
                 " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
                 thread.key,
                 checkpoint_ns,
@@ -185,7 +193,7 @@ class SqliteSession(SqliteRemoving):
             )
             if row is None:
                 return
-            found = CheckpointRow(*row)
+            found = checkpoint_row(row)
             yield found
             following = found.parent_checkpoint_id
 
@@ -199,7 +207,7 @@ class SqliteSession(SqliteRemoving):
         found = []
         for batch in batches(checkpoint_ids):
             found += self.all(
-                f"SELECT {_WRITE} FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = ?"
+                f"SELECT {READ_WRITE} FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = ?"
                 f" AND checkpoint_id IN ({marks(batch)})"
                 f" AND channel IN ({marks(channels)})",
                 thread.key,
@@ -207,7 +215,7 @@ class SqliteSession(SqliteRemoving):
                 *batch,
                 *channels,
             )
-        return [WriteRow(*row) for row in found]
+        return [write_row(row) for row in found]
 
     def moment(self, thread: ThreadRef, checkpoint_id: str, before: str) -> Moment:
         newer = self.one(
@@ -229,19 +237,19 @@ class SqliteSession(SqliteRemoving):
             " UNION SELECT ns, (SELECT max(checkpoint_id) FROM forkpoint_checkpoints"
             " WHERE thread = :thread AND checkpoint_ns = ns AND checkpoint_id < :before"
             " AND NOT hidden) FROM namespaces"
-            f") SELECT {_CHECKPOINT} FROM heads JOIN forkpoint_checkpoints"
+            f") SELECT {READ_CHECKPOINT} FROM heads JOIN forkpoint_checkpoints"
             " ON thread = :thread AND checkpoint_ns = ns AND checkpoint_id = head",
             thread=thread.key,
             before=before,
         )
         record = self.one("SELECT metadata, owner FROM forkpoint_threads WHERE key = ?", thread.key)
         assert record is not None
-        return Moment(newer is None, [CheckpointRow(*row) for row in heads], *record)
+        return Moment(newer is None, [checkpoint_row(row) for row in heads], *record)
 
     def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
         found: list[WriteRow] = []
         for place in places:
-            found += [WriteRow(*row) for row in self.all(_WRITES_OF, thread.key, *place)]
+            found += [write_row(row) for row in self.all(_WRITES_OF, thread.key, *place)]
         return found
 
     def lineage(self, thread: ThreadRef) -> list[ThreadRecord]:
@@ -280,11 +288,12 @@ class SqliteSession(SqliteRemoving):
             if thread is None:
                 return None
         self._put_chunks(thread, put.chunks)
-        if put.row is not None and not self.run(_PUT, thread.key, *put.row).rowcount:
-            self._replace(thread, put.row)
         key = thread.key
-        self.insert(_PUT_WRITES, [(key, *write) for write in put.writes if write.idx >= 0])
-        special = [(key, *write) for write in put.writes if write.idx < 0]
+        if put.row is not None and not self.run(_PUT, *checkpoint_values(key, put.row)).rowcount:
+            self._replace(thread, put.row)
+        once = [write_values(key, write) for write in put.writes if write.idx >= 0]
+        self.insert(_PUT_WRITES, once)
+        special = [write_values(key, write) for write in put.writes if write.idx < 0]
         if any(self.one(_REPLACED_REFS, *write[:5]) for write in special):
             self.note_removal(thread)
         self.insert(_REPLACE_WRITES, special)
@@ -295,7 +304,7 @@ class SqliteSession(SqliteRemoving):
         self.insert(_PUT_CHUNKS, rows, _KEEP_CHUNKS)
 
     def _replace(self, thread: ThreadRef, row: CheckpointRow) -> None:
-        self.run(_REPLACE, *row[2:], thread.key, *row[:2])
+        self.run(_REPLACE, *checkpoint_values(thread.key, row)[3:], thread.key, *row[:2])
         self.count_checkpoints(thread.key)
         self.note_removal(thread)
 
@@ -425,16 +434,18 @@ class SqliteSession(SqliteRemoving):
         if described is not None:
             self._describe(key, described)
         # The copies do not belong to the runs that made the originals: deleting those leaves them.
-        columns = _CHECKPOINT.replace("run_id", "NULL")
+        columns = CHECKPOINT.replace("run_id", "NULL")
         self.run(
-            f"INSERT INTO forkpoint_checkpoints (thread, {_CHECKPOINT})"
-            f" SELECT ?, {columns} FROM forkpoint_checkpoints WHERE thread = ?",
+            f"INSERT INTO forkpoint_checkpoints (thread, {CHECKPOINT}, binding)"
+            f" SELECT ?, {columns}, {REBOUND} FROM forkpoint_checkpoints WHERE thread = ?",
+            key,
             key,
             source.key,
         )
         self.run(
-            f"INSERT INTO forkpoint_writes (thread, {_WRITE})"
-            f" SELECT ?, {_WRITE} FROM forkpoint_writes WHERE thread = ?",
+            f"INSERT INTO forkpoint_writes (thread, {WRITE}, binding)"
+            f" SELECT ?, {WRITE}, {REBOUND} FROM forkpoint_writes WHERE thread = ?",
+            key,
             key,
             source.key,
         )
@@ -465,8 +476,9 @@ class SqliteSession(SqliteRemoving):
         if graft.described is not None:
             self._describe(key, graft.described)
         self._put_chunks(source, graft.chunks)
-        self.many(_PUT, [(key, *row) for row in graft.rows])
-        self.insert(_PUT_WRITES, [(key, *write) for write in graft.writes])
+        assert key is not None
+        self.many(_PUT, [checkpoint_values(key, row) for row in graft.rows])
+        self.insert(_PUT_WRITES, [write_values(key, write) for write in graft.writes])
 
     # Secrets
 

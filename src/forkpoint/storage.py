@@ -29,16 +29,17 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
 
 ``checkpoints``
     ``thread`` (key), ``checkpoint_ns``, ``checkpoint_id``, ``parent_checkpoint_id``, ``run_id``
-    (of the metadata), ``metadata`` (JSON, ASCII), ``refs``, ``content``, ``seal``, ``hidden`` (the
-    checkpoint was removed, and is kept because the state of another is rebuilt from it),
+    (of the metadata), ``metadata`` (JSON, ASCII), ``refs``, ``content``, ``checksum``,
+    ``binding``, ``hidden`` (the checkpoint was removed, and is kept because the state of another
+    is rebuilt from it),
     ``restarts`` (a subgraph's step from it runs again: see `CheckpointRow`).
     ``content`` is a protected MessagePack array ``[type, body, manifest]``: the checkpoint without
     its channel values, as the serializer's type and bytes, and a map from channel to entry.
 
 ``writes``
     ``thread``, ``checkpoint_ns``, ``checkpoint_id``, ``task_id``, ``idx``, ``task_path``,
-    ``channel``, ``refs``, ``content``, ``seal``. ``content`` is one protected entry. A write may
-    come before its checkpoint.
+    ``channel``, ``refs``, ``content``, ``checksum``, and in SQLite ``binding``. ``content`` is one
+    protected entry. A write may come before its checkpoint.
 
 ``chunks``
     ``family``, ``digest``, ``refs``, ``content``, ``epoch`` (that of the thread when it was written
@@ -101,11 +102,19 @@ that cipher. A length of 0: plain bytes. A chunk's content is protected unless i
 
 **Hash**: SHA-256, or HMAC-SHA-256 (RFC 2104) with the store's secret where the serializer
 encrypts; always of plaintext. The digest of a chunk without refs hashes ``00`` and the content;
-with refs ``01``, the number of refs in four bytes (big-endian), the refs, the content. A seal
-hashes ``02`` and the MessagePack array of a row's fields: for a checkpoint ``[checkpoint_ns,
-checkpoint_id, metadata, refs, content]``, for a write ``[checkpoint_ns, checkpoint_id, task_id,
-idx, channel, refs, content]``. Parents, threads and ``restarts`` are not sealed: rows are copied
-into forks as they are, but for these.
+with refs ``01``, the number of refs in four bytes (big-endian), the refs, the content.
+
+**checksum**: it hashes ``02`` and the MessagePack array of what a row says in every thread that it
+is copied to: for a checkpoint ``[checkpoint_ns, checkpoint_id, parent_checkpoint_id, metadata,
+refs, content]``, for a write ``[checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel,
+refs, content]``. The content is hashed as it is before it is protected. A ``run_id`` is that of
+the metadata, or missing.
+
+**binding**: the first six bytes of the checksum as a number (big-endian), plus 1 if the row is
+``hidden``, plus 2 if it ``restarts``. In SQLite plus four times the ``thread``. So a copy of a row,
+or a change of its flags, needs no key and no decoding, and a row whose flag was damaged, or that
+was moved to another thread, does not fit. In MongoDB the ``_id`` of a row names its thread, and no
+write has a binding.
 
 Atomicity
 =========
@@ -157,7 +166,8 @@ class CheckpointRow(NamedTuple):
     metadata: str
     refs: bytes
     content: bytes
-    seal: bytes
+    checksum: bytes = b""
+    """See `forkpoint.rows`; empty if the store finds that the thread or a flag was changed."""
     hidden: bool = False
     restarts: bool = False
     """Whether a resumed run that finds it as a subgraph's newest applies the subgraph's input.
@@ -177,7 +187,21 @@ class WriteRow(NamedTuple):
     channel: str
     refs: bytes
     content: bytes
-    seal: bytes
+    checksum: bytes = b""
+    """See `CheckpointRow`."""
+
+
+def binding(checksum: bytes, *, hidden: bool = False, restarts: bool = False) -> int:
+    """Return the number by which it is noticed that a flag of a row was changed, but by its store.
+
+    It is that of the first bytes of the checksum, and above it by what each flag counts.
+    """
+    return int.from_bytes(checksum[:_BINDING_BYTES], "big") + HIDDEN * hidden + RESTARTS * restarts
+
+
+_BINDING_BYTES = 6
+HIDDEN, RESTARTS = 1, 2
+"""By how much a flag raises the binding of a checkpoint."""
 
 
 class Found(NamedTuple):
