@@ -223,7 +223,7 @@ def follow(lab: Lab, name: str) -> list[Any]:
     return [lab.executor.submit(asyncio.run, puts()), *others]
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.slow)])
 def test_those_who_are_stored_together_with_an_interrupted_put_get_their_answers(
     count: int, lab: Lab
 ) -> None:

@@ -37,13 +37,15 @@ class Pending(Waiting):
         commits: What stores it.
     """
 
+    is_queued = False
+    is_taken = False
+    """Whether it is in a batch, or was: that one may be about to be stored."""
+    is_withdrawn = False
+    patience: Patience | None = None
+    """Once it waits for the store."""
+
     def __init__(self, commits: GroupCommit[Any]) -> None:
         super().__init__()
-        self.is_queued = False
-        self.is_taken = False
-        """Whether it is in a batch, or was: that one may be about to be stored."""
-        self.is_withdrawn = False
-        self.patience: Patience | None = None  # once it waits for the store
         self._commits = commits
 
     def wait(self) -> None:

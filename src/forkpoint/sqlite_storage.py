@@ -58,10 +58,10 @@ class SqliteStorage:
             self._open()
 
     def reading(self) -> Transaction:
-        return self._transactions.reading()
+        return Transaction(self._transactions, is_write=False)
 
     def writing(self) -> Transaction:
-        return self._transactions.writing()
+        return Transaction(self._transactions, is_write=True)
 
     def check_free(self) -> None:
         self._transactions.check_free()

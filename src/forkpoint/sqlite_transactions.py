@@ -53,14 +53,6 @@ class Transactions:
         """For how many seconds a call waits for a lock that somebody else holds."""
         return self._milliseconds / 1000 if self._timeout is None else self._timeout
 
-    def reading(self) -> Transaction:
-        """Return a transaction that sees one state of the database."""
-        return Transaction(self, is_write=False)
-
-    def writing(self) -> Transaction:
-        """Return a transaction during which nobody else writes."""
-        return Transaction(self, is_write=True)
-
     # The lock
 
     def acquire(self, timeout: float | None = None) -> None:
@@ -199,13 +191,14 @@ class Transaction:
         self._is_write = is_write
 
     def __enter__(self) -> SqliteSession:
-        patience = Patience()
+        patience: Patience | None = None
         while True:
             try:
                 self._transactions.acquire()
                 return self._transactions.begin(is_write=self._is_write)
             except Locked as locked:
                 self._transactions.let_go()
+                patience = patience or Patience()
                 _wait_for_lock(locked, patience)
             except BaseException:
                 self._transactions.let_go()
@@ -221,7 +214,7 @@ class Transaction:
             error = failure
         finally:
             self._transactions.let_go()
-        if isinstance(error, sqlite3.Error):
+        if error is not None and isinstance(error, sqlite3.Error):
             raise typed(error) from error
 
 

@@ -43,11 +43,12 @@ class Claim:
 class Waiting:
     """Something on its way into the store, and whether it arrived."""
 
+    done = False
+    error: Exception | None = None
+    caller: Caller | None = None
+    """The operation that waits for it, if no thread does."""
+
     def __init__(self) -> None:
-        self.done = False
-        self.error: Exception | None = None
-        self.caller: Caller | None = None
-        """The operation that waits for it, if no thread does."""
         self.claim = Claim()
         """Of the thread that goes on with the caller."""
 
