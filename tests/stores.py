@@ -143,12 +143,20 @@ class Store(ABC):
             self.age(thread.thread_id, **{field: getattr(thread, field) - 1_000_000})
 
     @abstractmethod
+    def stored(self, kind: str) -> dict[Any, dict[str, Any]]:
+        """Return all rows of a kind by key, receipts and all fields included."""
+
+    @abstractmethod
     def take(self, kind: str, key: Any) -> Any:
         """Remove a row, and return it."""
 
     @abstractmethod
     def give_back(self, kind: str, taken: Any) -> None:
         """Add a row that was taken."""
+
+    @abstractmethod
+    def put_back(self, kind: str, key: Any, fields: Mapping[str, Any]) -> None:
+        """Let a row be as it was `stored`, whatever has become of it."""
 
     @abstractmethod
     def add_threads(self, threads: Sequence[Known]) -> None:
@@ -307,6 +315,13 @@ class SqliteStore(Store):
                 (*microseconds.values(), thread_id),
             )
 
+    def stored(self, kind: str) -> dict[Any, dict[str, Any]]:
+        with self.connection() as connection:
+            connection.row_factory = sqlite3.Row
+            rows = connection.execute(f"SELECT * FROM forkpoint_{kind}")
+            key = "key" if kind == "threads" else "id"
+            return {row[key]: {name: row[name] for name in row.keys()[1:]} for row in rows}
+
     def take(self, kind: str, key: Any) -> Any:
         with self.connection() as connection:
             row = connection.execute(f"SELECT * FROM forkpoint_{kind} WHERE id = ?", (key,))
@@ -318,6 +333,16 @@ class SqliteStore(Store):
         with self.connection() as connection:
             marks = ", ".join("?" * len(taken))
             connection.execute(f"INSERT INTO forkpoint_{kind} VALUES ({marks})", taken)
+
+    def put_back(self, kind: str, key: Any, fields: Mapping[str, Any]) -> None:
+        name = "key" if kind == "threads" else "id"
+        marks = ", ".join("?" * (len(fields) + 1))
+        with self.connection() as connection:
+            connection.execute(f"DELETE FROM forkpoint_{kind} WHERE {name} = ?", (key,))
+            connection.execute(
+                f"INSERT INTO forkpoint_{kind} ({name}, {', '.join(fields)}) VALUES ({marks})",
+                (key, *fields.values()),
+            )
 
     def add_threads(self, threads: Sequence[Known]) -> None:
         with self.connection() as connection:
@@ -537,12 +562,19 @@ class MongoStore(Store):
         by = microseconds.get("updated_at", 0)
         self.collection.update_many(in_log, {"$inc": {"record.updated_at": -by}})
 
+    def stored(self, kind: str) -> dict[Any, dict[str, Any]]:
+        found = self.collection.find({"kind": kind.removesuffix("s")})
+        return {row.pop("_id"): row for row in found}
+
     def take(self, kind: str, key: Any) -> Any:
         return self.collection.find_one_and_delete({"_id": key})
 
     def give_back(self, kind: str, taken: Any) -> None:
         in_log = ("log", "slot", "record")
         self.collection.insert_one({name: taken[name] for name in taken if name not in in_log})
+
+    def put_back(self, kind: str, key: Any, fields: Mapping[str, Any]) -> None:
+        self.collection.replace_one({"_id": key}, dict(fields), upsert=True)
 
     def add_threads(self, threads: Sequence[Known]) -> None:
         documents = []

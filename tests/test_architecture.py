@@ -45,7 +45,7 @@ LAYERS = [
         "mongodb_log",
         "mongodb_documents",
     },
-    {"mongodb_catalog", "removing_turns", "sqlite_removing"},
+    {"deltas", "mongodb_catalog", "removing_turns", "sqlite_removing"},
     {"sqlite_session"},
     {
         "forking",

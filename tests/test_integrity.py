@@ -5,10 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from forkpoint import CorruptChunk
+from forkpoint import CorruptChunk, SafeSerializer
+from graphs import SHAPES
 from stores import Store
-from support import config, put
+from support import config, id_of, put
+
+
+def encrypted() -> SerializerProtocol:
+    return EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
 
 
 @pytest.mark.parametrize(
@@ -35,3 +42,44 @@ def test_a_field_that_decides_what_is_read_is_covered_by_a_checksum(
             saver.get_tuple(config())
         with pytest.raises(CorruptChunk, match="thread 'thread'"):
             list(saver.list(config()))
+
+
+# Chains of ancestors
+
+
+@pytest.mark.parametrize("name", ["deltas", "snapshots", "deltas, durability exit"])
+def test_a_channel_is_not_rebuilt_from_a_chain_that_ends_too_early(store: Store, name: str) -> None:
+    shape = SHAPES[name]
+    with store.saver() as saver:
+        graph = shape.build(saver)
+        for value in shape.inputs:
+            graph.invoke(value, config(), **shape.options)
+        ids = [id_of(found) for found in saver.list(config())]
+        saver.trim("thread", 2)
+        expected = graph.get_state(config()).values
+        raised = 0
+        for key, row in store.stored("checkpoints").items():
+            if row["checkpoint_id"] == ids[0]:
+                continue
+            store.take("checkpoints", key)
+            try:
+                assert graph.get_state(config()).values == expected
+            except CorruptChunk:
+                raised += 1
+                with pytest.raises(CorruptChunk, match="which is missing"):
+                    saver.fork("thread")
+            store.put_back("checkpoints", key, row)
+        assert raised >= (name != "snapshots")
+        assert graph.get_state(config()).values == expected
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+def test_a_parent_that_never_was_stored_is_no_missing_one(store: Store, durability: Any) -> None:
+    with store.saver() as saver:
+        graph = SHAPES["deltas"].build(saver)
+        foreign = config(checkpoint_id="00000000-0000-6000-8000-000000000000")
+        first = graph.invoke({"log": ["start"]}, foreign, durability=durability)
+        assert graph.get_state(config()).values["log"] == first["log"]
+        second = graph.invoke({"log": ["again"]}, config(), durability=durability)
+        assert graph.get_state(config()).values["log"] == second["log"]
+        assert len(second["log"]) > len(first["log"])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from forkpoint import removal
 from forkpoint.codec import Chunk, Chunks, Entry, gather
+from forkpoint.deltas import delta_channel_history
 from forkpoint.errors import CorruptChunk
 from forkpoint.inputs import Address
 from forkpoint.operations import (
@@ -15,7 +16,6 @@ from forkpoint.operations import (
     at_place,
     config_of,
     consistently,
-    delta_channel_history,
     existing_thread,
     get_tuple,
     place_of,

@@ -32,7 +32,7 @@ from forkpoint.operations import (
     replays_before,
     thread_config,
 )
-from forkpoint.rows import checkpoint_with_checksum, open_checkpoint
+from forkpoint.rows import check_end, checkpoint_with_checksum, open_checkpoint
 from forkpoint.serde import DeltaSnapshot
 from forkpoint.storage import (
     CheckpointRow,
@@ -161,9 +161,11 @@ def _ancestors(
     context: Context, session: Session, found: Found, row: CheckpointRow, whole_path: bool
 ) -> list[CheckpointRow]:
     """Return the ancestors of a checkpoint that a fork needs, hidden unless the path is wanted."""
-    _, missing = _channels(context, found, row)
+    _, rebuilt = _channels(context, found, row)
+    missing = set(rebuilt)
     if not missing and not whole_path:
         return []
+    last = row
     taken: dict[removal.Place, CheckpointRow] = {}
     ancestors = session.ancestors(found.thread, row.checkpoint_ns, row.checkpoint_id)
     next(ancestors, None)  # itself
@@ -175,10 +177,14 @@ def _ancestors(
         if not missing and not is_seen:
             break
         taken[place] = ancestor._replace(hidden=not is_seen)
+        last = ancestor
         stored, rebuilt = _channels(context, found, ancestor)
         missing -= stored
         if is_seen:
             missing |= rebuilt
+    else:
+        with at_place(found.thread_id, *place_of(row)):
+            check_end(last, missing & rebuilt)
     return list(taken.values())
 
 

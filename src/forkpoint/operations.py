@@ -27,7 +27,6 @@ from forkpoint.codec import (
     Manifest,
     Serialized,
     cipher_of,
-    gather,
     new_secret,
     open_secret,
     split_refs,
@@ -560,72 +559,6 @@ def _readings(context: Context, read: Callable[[Session], _Read]) -> Iterator[_R
         before = reading
 
 
-def delta_channel_history(
-    context: Context, address: Address, channels: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Return what rebuilds each channel: the writes to it since it was last stored, and that.
-
-    The writes come in the order in which a run applied them, oldest first.
-    """
-    if not channels:
-        return {}
-    codec = context.codec
-
-    def read(session: Session) -> _History | None:
-        found = session.checkpoint(*address)
-        if found is None:
-            return None
-        thread, checkpoint_ns = found.thread, found.row.checkpoint_ns
-        path: dict[str, int] = {}
-        seeds: dict[str, tuple[int, Entry]] = {}
-        ancestors = session.ancestors(thread, checkpoint_ns, found.row.checkpoint_id)
-        next(ancestors, None)  # its own writes are for its child
-        for distance, row in enumerate(ancestors):
-            if row.checkpoint_id in path:
-                break  # one that was put as its own ancestor
-            path[row.checkpoint_id] = distance
-            with at_place(found.thread_id, row.checkpoint_ns, row.checkpoint_id):
-                manifest = open_checkpoint(codec, row)[1]
-            for channel in channels:
-                if channel in manifest and channel not in seeds:
-                    seeds[channel] = distance, manifest[channel]
-            if len(seeds) == len(channels):
-                break
-        writes = [
-            row
-            for row in session.channel_writes(thread, checkpoint_ns, list(path), channels)
-            if row.channel not in seeds or path[row.checkpoint_id] <= seeds[row.channel][0]
-        ]
-        writes.sort(key=lambda row: (-path[row.checkpoint_id], *_order(row)))
-        refs = [entry.refs for _, entry in seeds.values()] + [row.refs for row in writes]
-        stored = gather(refs, lambda digests: session.chunks(thread.family, digests))
-        if session.thread(found.thread_id) != thread:
-            raise Stale  # some of the path may have been removed on the way
-        return _History(found, {channel: seeds[channel][1] for channel in seeds}, writes, stored)
-
-    def load(history: _History | None) -> dict[str, dict[str, Any]]:
-        loaded: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
-        if history is not None:
-            found, seeds, writes, stored = history
-            with at_place(found.thread_id, found.row.checkpoint_ns, found.row.checkpoint_id):
-                for row in writes:
-                    loaded[row.channel]["writes"].append(_load_write(codec, row, stored))
-                for channel, entry in seeds.items():
-                    loaded[channel]["seed"] = codec.decode_entry(entry, stored)
-        return loaded
-
-    return consistently(context, read, load)
-
-
-class _History(NamedTuple):
-    """What the channels of a checkpoint are rebuilt from."""
-
-    found: Found
-    seeds: dict[str, Entry]
-    writes: list[WriteRow]
-    stored: Chunks
-
-
 def gather_rows(session: Session, rows: Sequence[Found]) -> dict[Any, Chunks]:
     """Read the chunks of checkpoints and their writes, level by level, of all families together."""
     found: dict[Any, Chunks] = {one.thread.family: {} for one in rows}
@@ -650,7 +583,7 @@ def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> Chec
         if row.run_id not in (None, inputs.run_id(metadata)):
             raise CorruptChunk("the run of the checkpoint is not that which was written")
         values = {channel: codec.decode_entry(entry, stored) for channel, entry in manifest.items()}
-        pending = [_load_write(codec, write, stored) for write in sorted(writes, key=_order)]
+        pending = [load_write(codec, write, stored) for write in sorted(writes, key=order_of)]
     context.memory.add_manifest(
         thread, (row.checkpoint_ns, row.checkpoint_id), manifest, body.get("channel_versions", {})
     )
@@ -671,12 +604,13 @@ def _metadata(row: CheckpointRow) -> Any:
         raise CorruptChunk(f"the metadata cannot be read: {error}") from error
 
 
-def _load_write(codec: Codec, row: WriteRow, stored: Mapping[bytes, Chunk]) -> PendingWrite:
+def load_write(codec: Codec, row: WriteRow, stored: Mapping[bytes, Chunk]) -> PendingWrite:
+    """Return a write that was read."""
     content = open_write(codec, row)
     return row.task_id, row.channel, codec.decode_write(content, row.refs, stored)
 
 
-def _order(row: WriteRow) -> tuple[str, str, int]:
+def order_of(row: WriteRow) -> tuple[str, str, int]:
     """The order in which a run applies the writes of one step."""
     return row.task_path, row.task_id, row.idx
 

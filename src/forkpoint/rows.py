@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from forkpoint.codec import Codec, Manifest
@@ -49,3 +50,20 @@ def open_write(codec: Codec, row: WriteRow) -> bytes:
     if write_with_checksum(codec, row, content).checksum != row.checksum:
         raise CorruptChunk(f"a write to channel {row.channel!r} is not what was written")
     return content
+
+
+def check_end(oldest: CheckpointRow, rebuilt: Collection[str]) -> None:
+    """Check that a chain of ancestors ends where it may.
+
+    Args:
+        oldest: The last one that the store has.
+        rebuilt: The channels that are to be rebuilt and are, at this one, from its ancestors.
+
+    Raises:
+        CorruptChunk: They are rebuilt from an ancestor that is missing.
+    """
+    if rebuilt and oldest.parent_checkpoint_id is not None:
+        raise CorruptChunk(
+            f"the channels {sorted(rebuilt)} are rebuilt from checkpoint "
+            f"{oldest.parent_checkpoint_id!r}, which is missing"
+        )

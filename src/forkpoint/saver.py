@@ -17,7 +17,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from forkpoint import forking, inputs, operations, removing
+from forkpoint import deltas, forking, inputs, operations, removing
 from forkpoint.errors import ForkpointError, InvalidInput
 from forkpoint.operations import Context, NewCheckpoint, NewWrites, TakenCheckpoint, TakenWrites
 from forkpoint.runner import Runner
@@ -184,7 +184,7 @@ class ForkpointSaver(TimeTravel):
             what was stored then, if it ever was.
         """
         return self._runner.run(
-            operations.delta_channel_history,  # type: ignore[arg-type]
+            deltas.delta_channel_history,  # type: ignore[arg-type]
             self._context,
             inputs.address(config),
             inputs.channels(channels),
@@ -195,7 +195,7 @@ class ForkpointSaver(TimeTravel):
     ) -> Mapping[str, DeltaChannelHistory]:
         """Do what `get_delta_channel_history` does."""
         return await self._runner.arun(
-            operations.delta_channel_history,  # type: ignore[arg-type]
+            deltas.delta_channel_history,  # type: ignore[arg-type]
             self._context,
             inputs.address(config),
             inputs.channels(channels),
