@@ -128,10 +128,13 @@ async def test_of_a_long_thread_few_states_are_read(
 ) -> None:
     cipher = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
     opened: list[Any] = []
-    open_row: Callable[..., Any] = finding.open_row
-    monkeypatch.setattr(
-        finding, "open_row", lambda codec, row: opened.append(row) or open_row(codec, row)
-    )
+    open_checkpoint: Callable[..., Any] = finding.open_checkpoint
+
+    def recording(codec: Any, row: Any) -> Any:
+        opened.append(row)
+        return open_checkpoint(codec, row)
+
+    monkeypatch.setattr(finding, "open_checkpoint", recording)
     with store.saver(serde=cipher if is_encrypted else None) as saver:
         head: Any = None
         messages: list[Any] = []
