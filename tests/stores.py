@@ -281,8 +281,9 @@ class SqliteStore(Store):
     def threads(self) -> list[Thread]:
         with self.connection() as connection:
             rows = connection.execute(
-                "SELECT key, thread_id, family, deleted_at IS NULL, provisional, checkpoint_count,"
-                " status, metadata, created_at, updated_at, 1, removed_at IS NULL"
+                "SELECT key, thread_id, family, deleted_at IS NULL, provisional,"
+                " iif(building IS NULL, checkpoint_count, 0), status, metadata, created_at,"
+                " updated_at, 1, removed_at IS NULL"
                 " FROM forkpoint_threads"
             )
             return [Thread(*row) for row in rows]
@@ -367,6 +368,7 @@ class SqliteStore(Store):
     def outlast(self) -> None:
         with self.connection() as connection:
             connection.execute("UPDATE forkpoint_threads SET removed_at = 1 WHERE removed_at > 1")
+            connection.execute("UPDATE forkpoint_threads SET building = 1 WHERE building > 1")
 
     def await_end_of(self, process: int) -> None:
         pass  # whatever it did, it did itself

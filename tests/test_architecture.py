@@ -45,7 +45,8 @@ LAYERS = [
         "mongodb_log",
         "mongodb_documents",
     },
-    {"deltas", "mongodb_catalog", "removing_turns", "sqlite_removing"},
+    {"copying", "deltas", "mongodb_catalog", "removing_turns", "sqlite_removing"},
+    {"sqlite_copying"},
     {"sqlite_session"},
     {
         "forking",

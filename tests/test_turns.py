@@ -18,11 +18,14 @@ from typing import Any
 
 import aiosqlite
 import pytest
+from langgraph.checkpoint.serde.types import INTERRUPT, RESUME
+from langgraph.types import Interrupt
 
 from forkpoint import (
     RetentionPolicy,
     SqliteSaver,
     ThreadCatalog,
+    ThreadExists,
     ThreadNotFound,
     collect,
     runner,
@@ -122,7 +125,14 @@ REMOVALS: dict[str, Callable[[SqliteSaver], Any]] = {
 }
 
 
-@pytest.mark.parametrize("removal", REMOVALS)
+COPIES: dict[str, Callable[[SqliteSaver], Any]] = {
+    "copy_thread": lambda saver: saver.copy_thread("long", "copy"),
+    "clone": lambda saver: ThreadCatalog(saver).clone("long", "copy", label="copied"),
+}
+LONG = {**REMOVALS, **COPIES}
+
+
+@pytest.mark.parametrize("removal", LONG)
 def test_others_read_write_and_renew_leases_between_two_turns(
     removal: str, saver: SqliteSaver, short_turns: None, at_rest: Any
 ) -> None:
@@ -147,7 +157,7 @@ def test_others_read_write_and_renew_leases_between_two_turns(
                 assert not others.is_alive()
 
         at_rest(hook)
-        REMOVALS[removal](saver)
+        LONG[removal](saver)
     assert seen == [2, True]
 
 
@@ -214,7 +224,7 @@ async def test_a_sync_call_on_an_aiosqlite_connection_does_not_wait_for_a_long_o
         assert ended == ["put", "purge"]
 
 
-@pytest.mark.parametrize("removal", REMOVALS)
+@pytest.mark.parametrize("removal", LONG)
 def test_a_transaction_changes_a_bounded_number_of_rows(
     removal: str, saver: SqliteSaver, short_turns: None
 ) -> None:
@@ -227,7 +237,7 @@ def test_a_transaction_changes_a_bounded_number_of_rows(
             changes.append(connection.total_changes)
 
     connection.set_trace_callback(trace)
-    REMOVALS[removal](saver)
+    LONG[removal](saver)
     connection.set_trace_callback(None)
     in_each = [after - before for before, after in pairwise(changes)]
     assert sum(in_each) > (4 if removal == "rollback" else 80)
@@ -515,3 +525,147 @@ def test_a_killed_process_leaves_its_removal_to_the_next(
     with store.saver() as saver:
         saver.delete_thread("long")
         assert store.problems(saver) == []
+
+
+# Copies
+
+
+def content(saver: SqliteSaver, thread_id: str) -> list[Any]:
+    """Return all that there is to read of a thread, without its id."""
+    found = saver.list({"configurable": {"thread_id": thread_id}})
+    return [
+        (
+            id_of(one),
+            one.checkpoint,
+            one.metadata,
+            one.parent_config and id_of(one.parent_config),
+            sorted(one.pending_writes or (), key=repr),
+        )
+        for one in found
+    ]
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_a_copy_is_that_of_the_moment_at_which_it_began(
+    copy: str, saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+) -> None:
+    head = fill(saver)
+    saver.put_writes(head, [(INTERRUPT, [Interrupt("?", id="1")])], "other")
+    before, count = content(saver, "long"), store.thread("long").checkpoint_count
+
+    def hook(number: int) -> None:
+        put(saver, {"n": number}, parent=head, thread_id="long")
+        put(saver, {"n": number}, thread_id="long", ns=f"child:{number}")
+        saver.put_writes(head, [("e", TEXTS[number % len(TEXTS)])], f"task-{number}")
+        assert saver.get_tuple(config("copy")) is None
+        assert "copy" not in str(saver.family("long"))
+
+    at_rest(hook)
+    COPIES[copy](saver)
+    at_rest(lambda _: None)
+    assert content(saver, "copy") == before
+    assert store.thread("copy").checkpoint_count == count
+    assert store.thread("copy").status == "interrupted"
+    assert store.problems(saver) == []
+    saver.purge("long")
+    assert content(saver, "copy") == before
+    assert store.problems(saver) == []
+
+
+REMOVED: dict[str, Callable[[SqliteSaver, Any], Any]] = {
+    "trim": lambda saver, _: saver.trim("long", 30),
+    "rollback": lambda saver, _: saver.rollback("long"),
+    "another answer": lambda saver, head: saver.put_writes(head, [(RESUME, [2])], "other"),
+}
+
+
+@pytest.mark.parametrize("removed", REMOVED)
+@pytest.mark.parametrize("ends", [1, 100])
+def test_what_is_removed_meanwhile_is_not_half_in_a_copy(
+    removed: str, ends: int, saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+) -> None:
+    """Once, or between any two turns."""
+    head = fill(saver)
+    saver.put_writes(head, [(RESUME, [1])], "other")
+    seen: list[Any] = [content(saver, "long")]
+
+    def hook(number: int) -> None:
+        if 3 <= number < 3 + ends and len(seen) < 12:
+            at_rest(lambda _: None)
+            REMOVED[removed](saver, head)
+            seen.append(content(saver, "long"))
+            at_rest(lambda more: hook(number + more))
+
+    at_rest(hook)
+    saver.copy_thread("long", "copy")
+    at_rest(lambda _: None)
+    assert len(seen) > ends / 20
+    assert content(saver, "copy") in seen
+    assert store.problems(saver) == []
+
+
+def test_a_copy_of_what_is_deleted_meanwhile_leaves_nothing(
+    saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+) -> None:
+    fill(saver)
+    at_rest(lambda number: saver.delete_thread("long") if number == 4 else None)
+    with pytest.raises(ThreadNotFound):
+        saver.copy_thread("long", "copy")
+    at_rest(lambda _: None)
+    assert saver.get_tuple(config("copy")) is None
+    saver.delete_thread("fork")
+    assert store.problems(saver) == []
+    assert store.count("checkpoints") == 0
+
+
+def test_a_copy_to_an_id_that_is_taken_meanwhile_is_refused(
+    saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+) -> None:
+    fill(saver)
+    at_rest(lambda number: put(saver, {"n": 1}, thread_id="copy") if number == 4 else None)
+    with pytest.raises(ThreadExists):
+        saver.copy_thread("long", "copy")
+    at_rest(lambda _: None)
+    found = saver.get_tuple(config("copy"))
+    assert found is not None
+    assert value_of(found) == {"n": 1}
+    assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_a_copy_that_ended_after_any_turn_is_not_there(
+    copy: str, store: SqliteStore, short_turns: None, at_rest: Any
+) -> None:
+    with store.saver() as saver:
+        fill(saver, length=20)
+        expected = content(saver, "long")
+    end = 0
+    while True:
+        end += 1
+        one = copied(store.path, f"{end}.db")
+
+        def hook(number: int, end: int = end) -> None:
+            if number == end:
+                raise Ended
+
+        at_rest(hook)
+        with one.saver() as saver:
+            try:
+                COPIES[copy](saver)
+                break
+            except Ended:
+                pass
+        assert one.problems(after_crash=True) == []
+        at_rest(lambda _: None)
+        with one.saver() as saver:
+            assert {id_of_thread(found) for found in saver.list(None)} == {"fork", "long"}
+            assert ThreadCatalog(saver).get("copy") is None
+            COPIES[copy](saver)
+            assert content(saver, "copy") == expected
+            saver.purge("copy")  # what has begun lately may go on
+            assert len(one.rows("checkpoints")) > len(expected) + 1
+            one.outlast()
+            ThreadCatalog(saver).sweep()
+            assert one.problems(saver) == []
+            assert len(one.rows("checkpoints")) == len(expected) + 1
+    assert end > 3

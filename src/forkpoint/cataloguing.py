@@ -20,6 +20,7 @@ from langgraph.checkpoint.base.id import uuid6
 from forkpoint import removal
 from forkpoint.codec import Chunks, Manifest, split_refs
 from forkpoint.collect import reachable, whole
+from forkpoint.copying import copy
 from forkpoint.errors import InvalidInput, StorageBusy, ThreadExists, ThreadNotFound
 from forkpoint.forking import NextVersion
 from forkpoint.inputs import DESCRIPTION_BYTES, as_json
@@ -27,8 +28,10 @@ from forkpoint.operations import Context, at_place, place_of
 from forkpoint.owners import taken
 from forkpoint.rows import checkpoint_with_checksum, open_checkpoint
 from forkpoint.searching import Wanted, cursor_of, going_on, is_exact, matches, selection_of
+from forkpoint.steps import Steps
 from forkpoint.storage import CheckpointRow, Description, Found, Graft, Session, Stale, ThreadRow
 from forkpoint.threads import Page, Thread, ThreadStats
+from forkpoint.turns import Turns, Work, in_turns
 
 _ATTEMPTS = 20  # to change a record that others change at the same moment
 _PAGE_ROWS = 500
@@ -114,22 +117,25 @@ def _pause(attempt: int) -> None:
 
 def clone(
     context: Context, source_id: str, target_id: str, changes: Changes, checkpoints: bool
-) -> Thread:
+) -> Steps[Thread]:
     """Make a thread like another, with its checkpoints or without."""
     if source_id == target_id:
         raise ThreadExists(f"thread {target_id!r} cannot be cloned onto itself")
+
+    def work(turns: Turns) -> Work[Thread]:
+        source = existing_record(turns.session, source_id)
+        described = changes.applied(source.described)
+        if checkpoints:
+            yield from copy(turns, source.thread, target_id, described)
+        else:
+            turns.session.graft(_empty(source, target_id, described))
+        context.memory.threads.pop(target_id)
+        return thread_of(existing_record(turns.session, target_id))
+
     for attempt in range(_ATTEMPTS):
         _pause(attempt)
         try:
-            with context.storage.writing() as session:
-                source = existing_record(session, source_id)
-                described = changes.applied(source.described)
-                if checkpoints:
-                    session.copy(source.thread, target_id, described)
-                else:
-                    session.graft(_empty(source, target_id, described))
-                context.memory.threads.pop(target_id)
-                return thread_of(existing_record(session, target_id))
+            return (yield from in_turns(context.storage, work))
         except Stale:
             continue
     raise StorageBusy(f"thread {source_id!r} changed {_ATTEMPTS} times while it was cloned")

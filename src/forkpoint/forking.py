@@ -22,6 +22,7 @@ from langgraph.checkpoint.base.id import uuid6
 
 from forkpoint import removal
 from forkpoint.codec import Chunks
+from forkpoint.copying import copy
 from forkpoint.errors import CheckpointNotFound, InvalidInput, StorageBusy, ThreadExists
 from forkpoint.inputs import Address, as_json
 from forkpoint.operations import (
@@ -34,6 +35,7 @@ from forkpoint.operations import (
 )
 from forkpoint.rows import check_end, checkpoint_with_checksum, open_checkpoint
 from forkpoint.serde import DeltaSnapshot
+from forkpoint.steps import Steps
 from forkpoint.storage import (
     CheckpointRow,
     Found,
@@ -44,6 +46,7 @@ from forkpoint.storage import (
     ThreadRecord,
     WriteRow,
 )
+from forkpoint.turns import Turns, Work, in_turns
 from forkpoint.types import FamilyNode, FamilyTree, LineageEntry
 
 _ATTEMPTS = 20  # to fork a thread that changes again and again meanwhile
@@ -247,14 +250,17 @@ def _status(row: CheckpointRow, writes: Sequence[WriteRow]) -> str:
     return removal.status_of({write.idx for write in own})
 
 
-def copy_thread(context: Context, source_id: str, target_id: str) -> None:
+def copy_thread(context: Context, source_id: str, target_id: str) -> Steps[None]:
     """Make a thread with all checkpoints and writes of another. No chunk is written."""
     if source_id == target_id:
         raise ThreadExists(f"thread {target_id!r} cannot be copied onto itself")
+
+    def work(turns: Turns) -> Work[None]:
+        yield from copy(turns, existing_thread(turns.session, source_id), target_id)
+
     while True:
         try:
-            with context.storage.writing() as session:
-                session.copy(existing_thread(session, source_id), target_id)
+            yield from in_turns(context.storage, work)
         except Stale:
             continue  # the source was deleted meanwhile: it is gone, or another one
         context.memory.threads.pop(target_id)

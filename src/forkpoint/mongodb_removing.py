@@ -39,6 +39,7 @@ from forkpoint.storage import (
     CheckpointRow,
     Choose,
     Counts,
+    Description,
     Extent,
     Part,
     RemovalPart,
@@ -71,6 +72,17 @@ class MongoRemoving(MongoReading):
         raise NotImplementedError
 
     def remove_part(self, thread: ThreadRef, plan: RemovalPart, *, whole: bool) -> Removed:
+        raise NotImplementedError
+
+    def begin_copy(
+        self, source: ThreadRef, target_id: str, described: Description | None = None
+    ) -> Any:
+        raise NotImplementedError
+
+    def copy_part(self, copying: Any) -> bool:
+        raise NotImplementedError
+
+    def abandon_copy(self, copying: Any) -> None:
         raise NotImplementedError
 
     def rows_after(

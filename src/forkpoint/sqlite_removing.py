@@ -204,9 +204,11 @@ class SqliteRemoving(SqliteThreads):
 
     def clear(self, family: Any) -> bool:
         left = self.turn_rows
+        removed = "WHERE family = ? AND removed_at IS NOT NULL"
+        self.abandon(family, "building < ?", time_now())
         for (key,) in self.all(
             "SELECT key FROM forkpoint_threads"
-            " WHERE family = ? AND removed_at IS NOT NULL AND deleted_at IS NOT NULL",
+            f" {removed} AND deleted_at IS NOT NULL AND coalesce(building, 0) = 0",
             family,
         ):
             for table in ("writes", "checkpoints"):
@@ -219,6 +221,17 @@ class SqliteRemoving(SqliteThreads):
                 if left == 0:
                     return True
         return False
+
+    def abandon(self, family: Any, which: str, value: Any) -> None:
+        """Take copies for abandoned: what is in them is to be removed, as of a deleted thread."""
+        self.run(
+            "UPDATE forkpoint_threads SET building = 0, epoch ="
+            " (SELECT max(epoch) + 1 FROM forkpoint_threads WHERE family = ?)"
+            f" WHERE family = ? AND removed_at IS NOT NULL AND building > 0 AND {which}",
+            family,
+            family,
+            value,
+        )
 
     def begin_collection(self, family: Any) -> int:
         row = self.one("SELECT max(epoch) + 1 FROM forkpoint_threads WHERE family = ?", family)
@@ -318,7 +331,12 @@ class SqliteRemoving(SqliteThreads):
             return False
         self.run(
             "UPDATE forkpoint_threads SET removed_at = NULL"
-            " WHERE family = ? AND removed_at IS NOT NULL",
+            " WHERE family = ? AND removed_at IS NOT NULL AND building IS NULL",
+            family,
+        )
+        self.run(  # copies that were never seen
+            "DELETE FROM forkpoint_threads"
+            " WHERE family = ? AND removed_at IS NOT NULL AND building = 0",
             family,
         )
         return True

@@ -48,6 +48,7 @@ CREATE TABLE IF NOT EXISTS forkpoint_threads (
     dead_until TEXT,
     removals INTEGER NOT NULL DEFAULT 0,
     removed_at INTEGER,
+    building INTEGER,
     terms BLOB,
     listed_at INTEGER,
     listed_status TEXT

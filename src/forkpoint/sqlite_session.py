@@ -11,13 +11,12 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 from forkpoint.codec import Chunk, Chunks
 from forkpoint.errors import StaleLease, ThreadExists, stale_lease
 from forkpoint.removal import Place
+from forkpoint.sqlite_copying import SqliteCopying
 from forkpoint.sqlite_pages import page_statement
-from forkpoint.sqlite_removing import SqliteRemoving
 from forkpoint.sqlite_rows import (
     CHECKPOINT,
     READ_CHECKPOINT,
     READ_WRITE,
-    REBOUND,
     WRITE,
     checkpoint_row,
     checkpoint_values,
@@ -27,7 +26,6 @@ from forkpoint.sqlite_rows import (
 from forkpoint.sqlite_statements import batches, marks, time_now
 from forkpoint.storage import (
     CheckpointRow,
-    Description,
     Found,
     Graft,
     Moment,
@@ -92,8 +90,8 @@ _PUT_WRITES, _REPLACE_WRITES = (
     for verb in ("IGNORE", "REPLACE")
 )
 _REPLACED_REFS = (
-    "SELECT 1 FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
-    " AND task_id = ? AND idx = ? AND refs != x''"
+    "SELECT refs FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+    " AND task_id = ? AND idx = ?"
 )
 _PUT_CHUNKS = "INSERT INTO forkpoint_chunks (family, digest, refs, content, epoch) VALUES "
 # A chunk that is there already, but is not known to be: it stays if it is being collected.
@@ -103,7 +101,7 @@ _KEEP_CHUNKS = (
 )
 
 
-class SqliteSession(SqliteRemoving):
+class SqliteSession(SqliteCopying):
     """The primitives of `forkpoint.storage.Session` within one transaction."""
 
     # Reading
@@ -294,8 +292,11 @@ class SqliteSession(SqliteRemoving):
         once = [write_values(key, write) for write in put.writes if write.idx >= 0]
         self.insert(_PUT_WRITES, once)
         special = [write_values(key, write) for write in put.writes if write.idx < 0]
-        if any(self.one(_REPLACED_REFS, *write[:5]) for write in special):
+        replaced = [self.one(_REPLACED_REFS, *write[:5]) for write in special]
+        if any(row and row[0] for row in replaced):
             self.note_removal(thread)
+        elif any(replaced):
+            self.run("UPDATE forkpoint_threads SET removals = removals + 1 WHERE key = ?", key)
         self.insert(_REPLACE_WRITES, special)
         return thread
 
@@ -415,40 +416,6 @@ class SqliteSession(SqliteRemoving):
         ).rowcount
         if provisional:
             self.run("DELETE FROM forkpoint_chunks WHERE family = ?", thread.family)
-
-    def copy(self, source: ThreadRef, target_id: str, described: Description | None = None) -> None:
-        if self.thread(target_id) is not None:
-            raise ThreadExists(f"there is a thread {target_id!r} already")
-        now = time_now()
-        key = self.run(
-            "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent, owner, label,"
-            " tags, metadata, ttl, status, checkpoint_count, created_at, updated_at, dead_until)"
-            " SELECT ?, family, epoch, 'clone', key, owner, label, tags, metadata, ttl, status,"
-            " checkpoint_count, ?, ?, ? FROM forkpoint_threads WHERE key = ?",
-            target_id,
-            now,
-            now,
-            self.dead_until(target_id),
-            source.key,
-        ).lastrowid
-        if described is not None:
-            self._describe(key, described)
-        # The copies do not belong to the runs that made the originals: deleting those leaves them.
-        columns = CHECKPOINT.replace("run_id", "NULL")
-        self.run(
-            f"INSERT INTO forkpoint_checkpoints (thread, {CHECKPOINT}, binding)"
-            f" SELECT ?, {columns}, {REBOUND} FROM forkpoint_checkpoints WHERE thread = ?",
-            key,
-            key,
-            source.key,
-        )
-        self.run(
-            f"INSERT INTO forkpoint_writes (thread, {WRITE}, binding)"
-            f" SELECT ?, {WRITE}, {REBOUND} FROM forkpoint_writes WHERE thread = ?",
-            key,
-            key,
-            source.key,
-        )
 
     def graft(self, graft: Graft) -> None:
         source = graft.source

@@ -21,6 +21,8 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     runs is known to name). ``removals`` counts how often something of it was
     removed or replaced. ``removed_at`` is when something of it was removed, until the chunks of
     that were collected; until then there may be rows of a deleted thread, which nobody sees.
+    A copy that is not complete is ``provisional``, and deleted; ``building`` is until when it is
+    not taken for abandoned, or 0.
     Times are microseconds since 1970 in UTC. At most one thread of an id is not deleted. A thread
     is ``provisional`` while there are writes for it, and no checkpoint yet. How the search index
     knows it is derived: ``terms`` (see `forkpoint.filters`), ``listed_at`` and ``listed_status``,
@@ -68,12 +70,13 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
   that every collection and removal replaces; ``status_for`` is the checkpoint that the status is
   that of; ``unlisted`` is true while the search index does not know it as it is; ``source`` is the
   id of the thread that it was made from; ``lock`` (``by``, ``until``) keeps writers out during a
-  removal or a copy; ``building`` marks a copy that is not finished; ``log`` is the id of the log
-  that goes on from the record, if there is one. Its name is a document of its own: ``_id`` and
-  ``family`` are ``name:`` and the thread id, ``key`` and ``home`` the key and the family of the
-  thread that the id means, or meant last. Two ObjectIds tell the last deletion of an id from those
-  before: ``deletion`` of the record, which the next thread of the id takes over, and ``absent`` of
-  the name, if the id was deleted while it meant no thread (then there may be no record yet).
+  removal or a copy; ``building`` marks a copy that is not finished, by what locked its source;
+  ``log`` is the id of the log that goes on from the record, if there is one. Its name is a document
+  of its own: ``_id`` and ``family`` are ``name:`` and the thread id, ``key`` and ``home`` the key
+  and the family of the thread that the id means, or meant last. Two ObjectIds tell the last
+  deletion of an id from those before: ``deletion`` of the record, which the next thread of the id
+  takes over, and ``absent`` of the name, if the id was deleted while it meant no thread (then there
+  may be no record yet).
 - A checkpoint or a write: ``kind`` is ``checkpoint`` or ``write``; ``_id`` is the 12 bytes of the
   family and the first 16 of the SHA-256 of a MessagePack array: the 12 bytes of the thread's key,
   namespace, id, and of a write the task and idx. ``visible`` is true unless it is hidden, pending
@@ -588,6 +591,28 @@ class Session(Protocol):
             ThreadExists: There is a thread of this id.
             Stale: The other thread was deleted.
         """
+
+    def begin_copy(
+        self, source: ThreadRef, target_id: str, described: Description | None = None
+    ) -> Any:
+        """Begin what `copy` does, for a thread that `is_long`, and return what names the copy.
+
+        Raises:
+            ThreadExists: There is a thread of this id.
+            Stale: The other thread was deleted.
+        """
+
+    def copy_part(self, copying: Any) -> bool:
+        """Copy some more, or show a copy that is complete, and return whether there is more to do.
+
+        Raises:
+            ThreadExists: There is a thread of this id by now. Nothing was written.
+            Stale: Something was removed from the other thread. Nothing was written.
+            StorageBusy: The copy was taken for abandoned.
+        """
+
+    def abandon_copy(self, copying: Any) -> None:
+        """Leave a copy to `clear`."""
 
     def graft(self, graft: Graft) -> None:
         """Make a thread of rows of another, as a fork of it.

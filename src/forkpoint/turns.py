@@ -66,12 +66,14 @@ class Turns:
         session: The store, until the work yields.
         only_reads: Whether what comes next only reads. Then writers of other processes need not
             wait.
+        is_over: Whether to end the turn when the work yields, whatever it has done by then.
     """
 
     session: Session
 
     def __init__(self) -> None:
         self.only_reads = False
+        self.is_over = False
 
 
 def in_turns(storage: Storage, work: Callable[[Turns], Work[_T]]) -> Steps[_T]:
@@ -109,7 +111,8 @@ def _turn(storage: Storage, turns: Turns, steps: Work[_T]) -> _Outcome[_T] | Non
                     next(steps)
                 except StopIteration as end:
                     return _Outcome(cast("_T", end.value))
-                if turns.session.is_spent() or is_reading > turns.only_reads:
+                is_over, turns.is_over = turns.is_over, False
+                if is_over or turns.session.is_spent() or is_reading > turns.only_reads:
                     return None
     finally:
         running.may_leave = False
