@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,9 @@ from servers import Mongod, ReplicaSet, RunningServer
 from stores import MongoStore, SqliteStore, Store
 from support import Api
 
+BACKENDS = ["sqlite", "mongodb"]
+WORLDS = ["sync", "async"]
+
 settings.register_profile("forkpoint", deadline=None)  # no test is about time
 settings.load_profile("forkpoint")
 
@@ -23,6 +27,25 @@ def pytest_xdist_auto_num_workers() -> int:
     """Return one worker more than there are cores: tests wait for servers and for processes."""
     usable = getattr(os, "sched_getaffinity", None)  # on Linux: maybe fewer than there are
     return (len(usable(0)) if usable else os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(tryfirst=True)  # before those are taken away that are not to run
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave each test two of the four pairs of a backend and a world, and the others to `slow`.
+
+    The two together have both backends and both worlds. Which two they are differs from test to
+    test, and from case to case.
+    """
+    cases: Counter[tuple[str, tuple[int, int]]] = Counter()
+    for item in items:
+        of_item = item.callspec.params if hasattr(item, "callspec") else {}
+        if of_item.get("new_store") not in BACKENDS or of_item.get("api") not in WORLDS:
+            continue
+        pair = BACKENDS.index(of_item["new_store"]), WORLDS.index(of_item["api"])
+        test = item.nodeid.partition("[")[0]
+        cases[test, pair] += 1
+        if (sum(pair) + cases[test, pair] + len(test)) % 2:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +80,7 @@ def replica_set() -> Iterator[ReplicaSet]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "mongodb"])
+@pytest.fixture(params=BACKENDS)
 def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Store]]:
     """Makes new stores of one backend."""
     with ExitStack() as made:
@@ -100,7 +123,7 @@ def saver(store: Store) -> Iterator[ForkpointSaver]:
         yield saver
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=WORLDS)
 def api(request: pytest.FixtureRequest, saver: ForkpointSaver) -> Api:
     return Api(saver, request.param)
 

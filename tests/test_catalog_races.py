@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -17,11 +18,17 @@ from forkpoint.saver import ForkpointSaver
 from forkpoint.searching import cursor_of, selection_of
 from graphs import SHAPES
 from processes import fork_server
-from servers import Mongod
+from servers import PATIENCE_SECONDS, Mongod
 from stores import MongoStore, SqliteStore, Store
 from support import put
 
-PROCESSES, ROUNDS = 8, 200
+PROCESSES = 8
+
+
+@pytest.fixture(params=[32, pytest.param(200, marks=pytest.mark.slow)])
+def rounds(request: pytest.FixtureRequest, store: Store) -> int:
+    """How often each process does what costs nothing."""
+    return store.times(request.param)
 
 
 # Many processes
@@ -68,7 +75,7 @@ def race(store: Store, call: Any, rounds: int) -> dict[int, list[Any]]:
     ]
     for worker in workers:
         worker.start()
-    got = dict(done.get(timeout=120) for _ in workers)
+    got = dict(done.get(timeout=PATIENCE_SECONDS) for _ in workers)
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0] * PROCESSES
@@ -76,9 +83,8 @@ def race(store: Store, call: Any, rounds: int) -> dict[int, list[Any]]:
 
 
 def test_a_thread_that_many_processes_ask_for_is_made_once(
-    store: Store, saver: ForkpointSaver
+    store: Store, saver: ForkpointSaver, rounds: int
 ) -> None:
-    rounds = store.times(ROUNDS)
     got = race(store, get_or_create, rounds)
     known = {one.thread_id: one for one in ThreadCatalog(saver).walk()}
     assert known.keys() == {f"t{n}" for n in range(rounds)}
@@ -88,8 +94,10 @@ def test_a_thread_that_many_processes_ask_for_is_made_once(
     assert store.problems(saver) == []
 
 
-def test_of_many_processes_that_make_a_thread_one_does(store: Store, saver: ForkpointSaver) -> None:
-    rounds = store.times(ROUNDS) // 16
+def test_of_many_processes_that_make_a_thread_one_does(
+    store: Store, saver: ForkpointSaver, rounds: int
+) -> None:
+    rounds //= 8
     got = race(store, create, rounds)
     for n in range(rounds):
         (made,) = [threads[n] for threads in got.values() if threads[n] is not None]
@@ -98,9 +106,9 @@ def test_of_many_processes_that_make_a_thread_one_does(store: Store, saver: Fork
 
 
 def test_what_many_processes_say_of_a_thread_is_all_kept(
-    store: Store, saver: ForkpointSaver
+    store: Store, saver: ForkpointSaver, rounds: int
 ) -> None:
-    rounds = store.times(ROUNDS) // 16
+    rounds //= 8
     ThreadCatalog(saver).create("t")
     race(store, update, rounds)
     found = ThreadCatalog(saver).get("t")
@@ -111,9 +119,9 @@ def test_what_many_processes_say_of_a_thread_is_all_kept(
 
 
 def test_threads_that_are_made_and_deleted_all_the_time_leave_nothing(
-    store: Store, saver: ForkpointSaver
+    store: Store, saver: ForkpointSaver, rounds: int
 ) -> None:
-    race(store, delete, store.times(ROUNDS) // 16)
+    race(store, delete, rounds // 8)
     catalog = ThreadCatalog(saver)
     for one in list(catalog.walk()):
         catalog.delete(one.thread_id)
@@ -195,17 +203,23 @@ def walk(catalog: ThreadCatalog, wanted: ThreadFilter, **options: Any) -> Iterat
             return
 
 
-@pytest.mark.parametrize("sort_by", ["updated_at", "status", "created_at"])
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        ThreadFilter(ids=KEPT),
-        ThreadFilter(tags=["kept"], any_tags=["tag 0", "tag 1"]),
-        ThreadFilter(metadata={"list": [{"k": 1}]}),
-        ThreadFilter(label="kept", metadata={"kept": {}}),
-    ],
-    ids=["ids", "any tags", "a list in metadata", "something empty in metadata"],
-)
+WAYS = {
+    "ids": ThreadFilter(ids=KEPT),
+    "any tags": ThreadFilter(tags=["kept"], any_tags=["tag 0", "tag 1"]),
+    "a list in metadata": ThreadFilter(metadata={"list": [{"k": 1}]}),
+    "something empty in metadata": ThreadFilter(label="kept", metadata={"kept": {}}),
+}
+
+
+def walks() -> Iterator[Any]:
+    """Each way to find threads, in each order; in every run each way in one of them."""
+    orders = ["updated_at", "status", "created_at"]
+    for number, (way, sort_by) in enumerate(itertools.product(WAYS, orders)):
+        marks = () if number in (0, 4, 8, 9) else pytest.mark.slow
+        yield pytest.param(WAYS[way], sort_by, marks=marks, id=f"{way}-{sort_by}")
+
+
+@pytest.mark.parametrize(("wanted", "sort_by"), list(walks()))
 def test_a_walk_meets_each_thread_once_however_it_is_found(
     wanted: ThreadFilter, sort_by: str, saver: ForkpointSaver, store: Store
 ) -> None:

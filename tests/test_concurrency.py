@@ -17,7 +17,7 @@ from processes import fork_server
 from stores import Store
 from support import checkpoint, config, put
 
-PROCESSES, PUTS = 8, 500
+PROCESSES = 8
 
 
 def same_thread(saver: ForkpointSaver, process: int, n: int) -> None:
@@ -47,11 +47,12 @@ def run(store: Store, workload: str, process: int, puts: int, barrier: Any) -> N
             WORKLOADS[workload](saver, process, n)
 
 
+@pytest.mark.parametrize("puts", [40, pytest.param(500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_eight_processes_lose_nothing_and_store_each_chunk_once(
-    store: Store, workload: str
+    store: Store, workload: str, puts: int
 ) -> None:
-    puts = store.times(PUTS)
+    puts = store.times(puts)
     context = fork_server()
     barrier = context.Barrier(PROCESSES)
     workers = [
