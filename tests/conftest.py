@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from commands import Commands
 from forkpoint.saver import ForkpointSaver
@@ -19,7 +19,9 @@ from support import Api
 BACKENDS = ["sqlite", "mongodb"]
 WORLDS = ["sync", "async"]
 
-settings.register_profile("forkpoint", deadline=None)  # no test is about time
+settings.register_profile(  # no test is about time
+    "forkpoint", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("forkpoint")
 
 

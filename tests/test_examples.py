@@ -10,6 +10,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from servers import PATIENCE_SECONDS
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -17,7 +19,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def test_a_notebook_runs(name: str) -> None:
     notebook = nbformat.read(EXAMPLES / name, as_version=4)
     kernel = {"metadata": {"path": str(EXAMPLES)}}
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=kernel).execute()
+    NotebookClient(
+        notebook, timeout=PATIENCE_SECONDS, kernel_name="python3", resources=kernel
+    ).execute()
 
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert len(code) > 10
@@ -28,7 +32,7 @@ def test_a_notebook_runs(name: str) -> None:
 
 def test_a_support_desk_has_its_morning(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "thread_operations.py"), str(tmp_path / "desk.db")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert (done.returncode, done.stderr) == (0, "")
     assert "case-1: Your refund is on its way." in done.stdout
     assert "nothing was written" in done.stdout

@@ -15,7 +15,9 @@ import pytest
 from forkpoint.group_commit import Relay, Submission
 from forkpoint.runner import WorkerRunner
 from forkpoint.steps import Steps, finish
-from servers import wait_until
+from servers import PATIENCE_SECONDS, wait_until
+
+LIMIT = PATIENCE_SECONDS
 
 
 class Store:
@@ -67,18 +69,18 @@ def begin(
 
 
 def test_what_comes_while_a_batch_is_stored_makes_the_next_one(store: Store) -> None:
-    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=LIMIT)
     submissions = [submission(relay) for _ in range(10)]
     with ThreadPoolExecutor(10) as executor:
         puts = begin(relay, store, executor, submissions)
         store.may_go_on.release(2)
         for put in puts:
-            put.result(30)
+            put.result(LIMIT)
     assert [len(batch) for batch in store.batches] == [1, 9]
 
 
 def test_so_many_batches_are_on_their_way_as_there_are_in_flight(store: Store) -> None:
-    relay: Relay[Submission] = Relay(store, in_flight=2, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=2, moment=0, patience=LIMIT)
     with ThreadPoolExecutor(6) as executor:
         puts = []
         for begun in (1, 2):
@@ -89,11 +91,11 @@ def test_so_many_batches_are_on_their_way_as_there_are_in_flight(store: Store) -
         assert store.begun == 2
         store.may_go_on.release(3)
         for put in puts:
-            put.result(30)
+            put.result(LIMIT)
     assert sorted(len(batch) for batch in store.batches) == [1, 1, 4]
 
 
-@pytest.mark.parametrize("patience", [60, 0.001])
+@pytest.mark.parametrize("patience", [LIMIT, 0.001])
 def test_there_are_no_two_batches_with_the_same_key_on_their_way(
     patience: float, store: Store
 ) -> None:
@@ -109,7 +111,7 @@ def test_there_are_no_two_batches_with_the_same_key_on_their_way(
         assert store.begun == 2
         store.may_go_on.release(3)
         for put in puts:
-            put.result(30)
+            put.result(LIMIT)
     batches = [[one.key for one in batch] for batch in store.batches]
     assert sorted(batches) == [["a"], ["a", "a"], ["b"]]
 
@@ -150,14 +152,14 @@ async def test_many_of_few_keys_all_get_through() -> None:
         for _ in range(20):
             await asyncio.gather(*(call(n) for n in range(20)))
         for thread in threads:
-            await asyncio.wait_for(asyncio.wrap_future(thread), 60)
+            await asyncio.wait_for(asyncio.wrap_future(thread), LIMIT)
 
 
 @pytest.mark.parametrize("count", [5, 20])
 def test_another_batch_is_begun_unless_the_store_is_busy_with_many(
     count: int, store: Store
 ) -> None:
-    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=LIMIT)
     with ThreadPoolExecutor(22) as executor:
         puts = begin(relay, store, executor, [submission(relay) for _ in range(count + 1)])
         store.may_go_on.release()
@@ -172,12 +174,12 @@ def test_another_batch_is_begun_unless_the_store_is_busy_with_many(
             assert relay._leader is None
         store.may_go_on.release(9)
         for put in puts:
-            put.result(30)
+            put.result(LIMIT)
     assert sorted(len(batch) for batch in store.batches) == [1, 1, count]
 
 
 def test_the_patient_wait_for_a_batch_although_there_is_another_may_begin(store: Store) -> None:
-    relay: Relay[Submission] = Relay(store, in_flight=2, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=2, moment=0, patience=LIMIT)
     patient = submission(relay, is_patient=True)
     with ThreadPoolExecutor(3) as executor:
         puts = [executor.submit(relay.put, submission(relay))]
@@ -190,25 +192,25 @@ def test_the_patient_wait_for_a_batch_although_there_is_another_may_begin(store:
         wait_until(lambda: store.begun == 2, "the second batch")
         store.may_go_on.release(2)
         for put in puts:
-            put.result(30)
+            put.result(LIMIT)
     assert [patient, urgent] in store.batches
 
 
 def test_the_patient_wait_for_one_that_is_not_and_that_one_for_nobody(store: Store) -> None:
     store.may_go_on.release(9)
-    relay: Relay[Submission] = Relay(store, in_flight=1, moment=30, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=LIMIT, patience=LIMIT)
     patient, urgent = submission(relay, is_patient=True), submission(relay)
     with ThreadPoolExecutor(1) as executor:
         put = executor.submit(relay.put, patient)
         wait_until(lambda: patient in relay._queue, "the patient one")
         relay.put(urgent)
-        put.result(10)
+        put.result(LIMIT)
     assert store.batches == [[patient, urgent]]
 
 
 def test_the_patient_do_not_wait_for_long(store: Store) -> None:
     store.may_go_on.release(9)
-    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0.001, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0.001, patience=LIMIT)
     one = submission(relay, is_patient=True)
     relay.put(one)
     assert store.batches == [[one]]
@@ -223,7 +225,7 @@ def test_nobody_waits_for_a_batch_that_takes_long(store: Store) -> None:
         wait_until(lambda: store.begun == 2, "the second batch")
         store.may_go_on.release(2)
         for put in puts:
-            put.result(30)
+            put.result(LIMIT)
     assert [len(batch) for batch in store.batches] == [1, 1]
 
 
@@ -232,7 +234,7 @@ def test_what_goes_wrong_with_one_is_raised_for_that_one(store: Store) -> None:
         for one in batch:
             one.done, one.error = True, ValueError("no")
 
-    relay: Relay[Submission] = Relay(fail, in_flight=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(fail, in_flight=1, moment=0, patience=LIMIT)
     with pytest.raises(ValueError, match="no"):
         finish(operation(relay))
 
@@ -245,12 +247,12 @@ def test_an_interrupt_of_the_one_that_stores_is_not_one_of_the_others(store: Sto
             raise interrupts.pop()
         store(batch)
 
-    relay: Relay[Submission] = Relay(store_or_end, in_flight=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store_or_end, in_flight=1, moment=0, patience=LIMIT)
     submissions = [submission(relay) for _ in range(6)]
     with ThreadPoolExecutor(6) as executor:
         puts = begin(relay, store, executor, submissions)
         store.may_go_on.release(9)
-        failures = [put.exception(30) for put in puts]
+        failures = [put.exception(LIMIT) for put in puts]
     assert [type(one) for one in failures if one] == [KeyboardInterrupt]
     assert [one.done for one in submissions] == [failure is None for failure in failures]
     assert relay._leader is None
@@ -280,9 +282,9 @@ async def test_many_threads_and_calls_all_get_through(in_flight: int) -> None:
 
     with ThreadPoolExecutor(8) as executor:
         threads = [executor.submit(load, seed) for seed in range(8)]
-        await asyncio.wait_for(asyncio.gather(*map(aload, range(16))), 60)
+        await asyncio.wait_for(asyncio.gather(*map(aload, range(16))), LIMIT)
         for thread in threads:
-            await asyncio.to_thread(thread.result, 60)
+            await asyncio.to_thread(thread.result, LIMIT)
     assert len(stored) == len(set(map(id, stored))) == 800 + 3200
     assert (relay._leader, len(relay._queue), relay._batches) == (None, 0, {})
 
@@ -295,21 +297,27 @@ async def queued(relay: Relay[Submission], count: int) -> None:
 
 
 async def test_a_call_that_is_taken_along_keeps_no_worker(store: Store) -> None:
-    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=LIMIT)
     runner = WorkerRunner(2)  # one of them leads
     calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(30)]
     await queued(relay, 29)
     store.may_go_on.release(2)
-    await asyncio.wait_for(asyncio.gather(*calls), 30)
+    await asyncio.wait_for(asyncio.gather(*calls), LIMIT)
     assert [len(batch) for batch in store.batches] == [1, 29]
 
 
 async def test_the_results_of_a_batch_wake_the_loop_once(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=LIMIT)
     runner = WorkerRunner(2)
-    calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(30)]
+    done: list[Submission] = []
+
+    def noted(relay: Relay[Submission]) -> Steps[Submission]:
+        done.append((yield from operation(relay)))
+        return done[-1]
+
+    calls = [asyncio.create_task(runner.arun(noted, relay)) for _ in range(30)]
     await queued(relay, 29)
     loop = asyncio.get_running_loop()
     wakings: list[object] = []
@@ -321,16 +329,14 @@ async def test_the_results_of_a_batch_wake_the_loop_once(
 
     monkeypatch.setattr(loop, "call_soon_threadsafe", wake)
     store.may_go_on.release(2)
-    done = threading.Event()
-    finished = asyncio.gather(*calls)
-    while not finished.done():
-        done.wait(0.05)  # as a loop that is busy, so that what has come is more than one result
-        await asyncio.sleep(0)
+    # As a loop that is busy: it goes on when all is done, but for what each worker is just saying.
+    wait_until(lambda: len(done) == 30, "all calls")
+    await asyncio.gather(*calls)
     assert len(wakings) < 10
 
 
 async def test_threads_take_calls_along_and_calls_threads(store: Store) -> None:
-    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=LIMIT)
     runner = WorkerRunner(2)
     for leads, follows in ((relay.put, runner.arun), (runner.arun, relay.put)):
         store.begun = 0
@@ -345,7 +351,7 @@ async def test_threads_take_calls_along_and_calls_threads(store: Store) -> None:
         calls += [begin(follows), begin(leads), begin(follows)]
         await queued(relay, 3)
         store.may_go_on.release(2)
-        await asyncio.wait_for(asyncio.gather(*calls), 30)
+        await asyncio.wait_for(asyncio.gather(*calls), LIMIT)
     assert [len(batch) for batch in store.batches] == [1, 3, 1, 3]
 
 
@@ -358,13 +364,13 @@ async def test_a_call_does_not_wait_for_a_batch_that_takes_long(store: Store) ->
         await asyncio.to_thread(wait_until, lambda begun=begun: store.begun == begun, "a batch")  # type: ignore[misc]
         await asyncio.sleep(0.02)
     store.may_go_on.release(2)
-    await asyncio.wait_for(asyncio.gather(*calls), 30)
+    await asyncio.wait_for(asyncio.gather(*calls), LIMIT)
     assert [len(batch) for batch in store.batches] == [1, 1]
 
 
 async def test_the_patient_call_waits_a_moment_and_not_for_long(store: Store) -> None:
     store.may_go_on.release(9)
-    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0.001, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0.001, patience=LIMIT)
     patient = await WorkerRunner(1).arun(partial(operation, is_patient=True), relay)
     assert store.batches == [[patient]]
 
@@ -374,7 +380,7 @@ async def test_a_call_that_fails_keeps_the_others_of_its_batch_from_nothing() ->
     may_fail, gate = threading.Event(), threading.Event()
 
     def store(batch: list[Submission]) -> None:
-        gate.wait(30)
+        gate.wait(LIMIT)
         for one in batch:
             one.done = True
         if len(batch) > 1:
@@ -384,9 +390,9 @@ async def test_a_call_that_fails_keeps_the_others_of_its_batch_from_nothing() ->
         try:
             yield from operation(relay)
         finally:
-            may_fail.wait(30)
+            may_fail.wait(LIMIT)
 
-    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=LIMIT)
     runner = WorkerRunner(3)
     first = asyncio.create_task(runner.arun(operation, relay))
     await asyncio.to_thread(wait_until, lambda: len(relay._batches) == 1, "the first batch")
@@ -395,11 +401,11 @@ async def test_a_call_that_fails_keeps_the_others_of_its_batch_from_nothing() ->
     others = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(9)]
     await queued(relay, 10)
     gate.set()
-    await asyncio.wait_for(asyncio.gather(first, *others), 30)
+    await asyncio.wait_for(asyncio.gather(first, *others), LIMIT)
     assert not failing.done()
     may_fail.set()
     with pytest.raises(ValueError, match="no"):
-        await asyncio.wait_for(failing, 30)
+        await asyncio.wait_for(failing, LIMIT)
 
 
 @pytest.mark.parametrize("leads", ["its own call", "one that was appointed"])
@@ -411,15 +417,15 @@ async def test_what_a_store_raises_is_for_the_one_that_leads(leads: str, store: 
             raise failures.pop()
         store(batch)
 
-    relay: Relay[Submission] = Relay(store_or_fail, in_flight=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store_or_fail, in_flight=1, moment=0, patience=LIMIT)
     runner = WorkerRunner(3)
     if leads == "its own call":
         with pytest.raises(RuntimeError, match="a defect"):
-            await asyncio.wait_for(runner.arun(operation, relay), 30)
+            await asyncio.wait_for(runner.arun(operation, relay), LIMIT)
     calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(6)]
     await queued(relay, 5)
     store.may_go_on.release(9)
-    results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
+    results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), LIMIT)
     failed = [one for one in results if isinstance(one, RuntimeError)]
     assert len(failed) == (leads != "its own call")
     assert sum(map(len, store.batches)) == 6 - len(failed)
@@ -427,7 +433,7 @@ async def test_what_a_store_raises_is_for_the_one_that_leads(leads: str, store: 
 
 
 async def test_a_call_that_is_cancelled_while_it_is_on_its_way_is_stored(store: Store) -> None:
-    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=60)
+    relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=LIMIT)
     runner = WorkerRunner(2)
     calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(3)]
     await queued(relay, 2)
@@ -436,6 +442,6 @@ async def test_a_call_that_is_cancelled_while_it_is_on_its_way_is_stored(store: 
     done, _ = await asyncio.wait(calls, timeout=0.1)
     assert not done
     store.may_go_on.release(2)
-    done, _ = await asyncio.wait(calls, timeout=30)
+    done, _ = await asyncio.wait(calls, timeout=LIMIT)
     assert all(call.cancelled() for call in done)
     assert [len(batch) for batch in store.batches] == [1, 2]

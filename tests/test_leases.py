@@ -31,15 +31,18 @@ from forkpoint import (
     ThreadDeleted,
     ThreadFilter,
     ThreadNotFound,
+    leases,
 )
 from forkpoint.saver import ForkpointSaver
 from graphs import SHAPES
 from processes import fork_server
+from servers import PATIENCE_SECONDS
 from stores import KINDS, MongoStore, Store
 from support import Api, checkpoint, config, put
 from test_cancellation import Gate
 
-SHORT = timedelta(milliseconds=400)
+PATIENCE = timedelta(seconds=PATIENCE_SECONDS)
+SHORT = timedelta(milliseconds=400)  # of a lease that is to end by itself
 
 
 @pytest.fixture
@@ -228,13 +231,20 @@ async def test_an_answer_is_given_under_a_lease(catalog: Api, api: Api) -> None:
     assert (await catalog.get("thread")).status == "idle"
 
 
-async def test_it_is_renewed_as_long_as_the_block_runs(catalog: Api) -> None:
-    async with run(catalog, ttl=SHORT) as lease:
-        first = (await catalog.lease("thread")).until
-        until = time.monotonic() + 60
-        while (await catalog.lease("thread")).until <= first + SHORT:
-            assert time.monotonic() < until
-            await asyncio.sleep(0.02)
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have leases renewed often, although they last for long."""
+    monkeypatch.setattr(leases, "_RENEWALS", 60_000)
+
+
+async def test_it_is_renewed_as_long_as_the_block_runs(catalog: Api, often: None) -> None:
+    async with run(catalog) as lease:
+        for _ in range(3):
+            last = (await catalog.lease("thread")).until
+            until = time.monotonic() + PATIENCE_SECONDS
+            while (await catalog.lease("thread")).until <= last:
+                assert time.monotonic() < until
+                await asyncio.sleep(0.02)
         with pytest.raises(ThreadBusy, match=lease.holder):
             async with run(catalog):
                 pass
@@ -403,11 +413,11 @@ async def test_who_was_refused_may_try_again(catalog: Api) -> None:
         assert (await catalog.lease("thread")).holder == again.holder
 
 
-async def test_it_is_told_that_a_lease_is_lost(catalog: Api) -> None:
-    async with run(catalog, ttl=SHORT) as lost:
+async def test_it_is_told_that_a_lease_is_lost(catalog: Api, often: None) -> None:
+    async with run(catalog) as lost:
         since = (await catalog.lease("thread")).since
         async with run(catalog, if_busy="cancel"):
-            until = time.monotonic() + 60
+            until = time.monotonic() + PATIENCE_SECONDS
             while not lost.is_lost:
                 assert time.monotonic() < until
                 await asyncio.sleep(0.02)
@@ -434,16 +444,16 @@ async def test_a_node_runs_another_graph_on_another_thread(
 
 
 async def test_a_lease_is_renewed_and_released_over_a_connection_that_was_passed(
-    tmp_path: Path,
+    tmp_path: Path, often: None
 ) -> None:
     async with aiosqlite.connect(tmp_path / "passed.db") as connection:
         saver = SqliteSaver(connection)
         catalog = ThreadCatalog(saver)
-        async with catalog.run("thread", ttl=SHORT) as lease:
+        async with catalog.run("thread") as lease:
             first = await catalog.alease("thread")
             assert first is not None
-            until = time.monotonic() + 60
-            while (now := await catalog.alease("thread")) and now.until <= first.until + SHORT:
+            until = time.monotonic() + PATIENCE_SECONDS
+            while (now := await catalog.alease("thread")) and now.until <= first.until:
                 assert time.monotonic() < until
                 await asyncio.sleep(0.02)
             await saver.aput(at(lease), checkpoint({"a": 1}), {}, {"a": 1})
@@ -546,7 +556,7 @@ def held(store: Store) -> tuple[Any, Any]:
     ready, going_on = fork_server().Event(), fork_server().Event()
     process = fork_server().Process(target=hold, args=(store, ready, going_on))
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(PATIENCE_SECONDS)
     return process, going_on
 
 
@@ -555,7 +565,7 @@ def test_the_lease_of_a_killed_process_ends_by_itself(store: Store, saver: Forkp
     process, _ = held(store)
     process.kill()
     process.join()
-    with catalog.run("thread", if_busy="wait", timeout=timedelta(seconds=60)) as lease:
+    with catalog.run("thread", if_busy="wait", timeout=PATIENCE) as lease:
         put(saver, {"n": 1}, parent=at(lease))
     known = catalog.get("thread")
     assert known is not None
@@ -566,7 +576,7 @@ def test_a_paused_process_that_wakes_up_writes_nothing(store: Store, saver: Fork
     catalog = ThreadCatalog(saver)
     process, going_on = held(store)
     os.kill(process.pid, signal.SIGSTOP)
-    with catalog.run("thread", if_busy="wait", timeout=timedelta(seconds=60)) as lease:
+    with catalog.run("thread", if_busy="wait", timeout=PATIENCE) as lease:
         put(saver, {"n": 1}, parent=at(lease))
     before = content(store)
     os.kill(process.pid, signal.SIGCONT)
@@ -577,11 +587,13 @@ def test_a_paused_process_that_wakes_up_writes_nothing(store: Store, saver: Fork
 
 
 def hold_by_another_clock(store: Store, hours: int, ready: Any, going_on: Any) -> None:
-    """Hold a lease in a process whose clock is wrong."""
+    """Hold a long and a short lease in a process whose clock is wrong."""
     clock, clock_ns = time.time, time.time_ns
     time.time = lambda: clock() + hours * 3600
     time.time_ns = lambda: clock_ns() + hours * 3600 * 10**9
-    hold(store, ready, going_on)
+    leases._RENEWALS = 60_000
+    with store.saver() as saver, ThreadCatalog(saver).run("long"):
+        hold(store, ready, going_on)
 
 
 @pytest.mark.parametrize("hours", [-5, 5])
@@ -592,21 +604,19 @@ def test_the_clocks_of_clients_do_not_matter(hours: int, mongo_server: Any) -> N
         target=hold_by_another_clock, args=(store, hours, ready, going_on)
     )
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(PATIENCE_SECONDS)
     with store.saver() as saver:
         catalog = ThreadCatalog(saver)
-        holder = catalog.lease("thread")
+        holder = catalog.lease("long")
         assert holder is not None
-        until = time.monotonic() + 60
-        while (now := catalog.lease("thread")) is None or now.until <= holder.until:
-            assert time.monotonic() < until  # it is renewed
-            time.sleep(0.02)
+        while (now := catalog.lease("long")) is None or now.until <= holder.until:
+            time.sleep(0.02)  # it is renewed
         assert abs(now.until - datetime.now(timezone.utc)) < timedelta(hours=1)
-        with pytest.raises(ThreadBusy), catalog.run("thread"):
+        with pytest.raises(ThreadBusy), catalog.run("long"):
             pass
         process.kill()
         process.join()
-        with catalog.run("thread", if_busy="wait", timeout=timedelta(seconds=60)):
+        with catalog.run("thread", if_busy="wait", timeout=PATIENCE):
             pass
     store.close()
 

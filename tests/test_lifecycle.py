@@ -17,7 +17,7 @@ import pytest
 from forkpoint import SaverClosed, SchemaVersionError, ThreadNotFound
 from forkpoint.saver import ForkpointSaver
 from processes import fork_server
-from servers import wait_until
+from servers import PATIENCE_SECONDS, wait_until
 from stores import Store
 from support import checkpoint, config, put, value_of
 
@@ -86,7 +86,7 @@ def test_event_loops_that_make_the_first_call_at_the_same_time_all_get_an_answer
                 saver: ForkpointSaver, barrier: threading.Barrier, answered: list[int]
             ) -> None:
                 barrier.wait()
-                asyncio.run(asyncio.wait_for(saver.aget_tuple(config()), 30))
+                asyncio.run(asyncio.wait_for(saver.aget_tuple(config()), PATIENCE_SECONDS))
                 answered.append(1)
 
             threads = [
@@ -110,8 +110,12 @@ def test_the_worker_threads_end_with_their_saver(fails: bool, store: Store) -> N
                 with pytest.raises(ThreadNotFound):
                     asyncio.run(saver.afork(config()))
     del saver
-    gc.collect()  # an error and its traceback have each other
-    wait_until(lambda: threading.active_count() <= before, "the threads to end")
+
+    def have_ended() -> bool:
+        gc.collect()  # an error and its traceback have each other, and a worker may just have both
+        return threading.active_count() <= before
+
+    wait_until(have_ended, "the threads to end")
 
 
 def test_a_loop_that_is_closed_too_early_does_no_harm(store: Store) -> None:
@@ -135,7 +139,7 @@ import asyncio
 asyncio.run(saver.aget_tuple({{"configurable": {{"thread_id": "t"}}}}))
 saver.get_tuple({{"configurable": {{"thread_id": "t"}}}})
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE_SECONDS)
 
 
 def test_a_saver_made_before_a_fork_works_in_the_child_and_in_the_parent(store: Store) -> None:

@@ -15,7 +15,7 @@ from langchain_core.messages import HumanMessage
 from commands import Commands
 from forkpoint import mongodb
 from forkpoint.mongodb import MongoDBSaver
-from servers import wait_until
+from servers import PATIENCE_SECONDS, wait_until
 from stores import MongoStore
 from support import Api, checkpoint, config, put
 
@@ -282,7 +282,7 @@ async def test_puts_that_wait_at_the_same_time_share_a_bulk(
     store = relay._store
 
     def store_later(batch: list[Any]) -> None:
-        gate.wait(30)
+        gate.wait(PATIENCE_SECONDS)
         store(batch)
 
     monkeypatch.setattr(relay, "_store", store_later)

@@ -12,8 +12,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import pymongo
 import pytest
@@ -489,13 +490,18 @@ TEXTS = [f"text {n} that all threads of the family have at times " * 100 for n i
 
 
 class Family:
-    """Four writers whose chunks die and are used again, and one who collects all the time."""
+    """Four writers whose chunks die and are used again, and who collects until they are done.
 
-    def __init__(self, store: MongoStore, seconds: float) -> None:
+    They are done after so many rounds each, and as many collections.
+    """
+
+    def __init__(self, store: MongoStore, rounds: int) -> None:
         self._store = store
-        self._until = time.monotonic() + seconds
+        self._rounds = rounds
+        self._writing = 4
+        self._lock = threading.Lock()
         self.failures: list[BaseException] = []
-        self.puts = self.collections = 0
+        self.collections = 0
 
     def run(self) -> None:
         with self._store.saver() as saver:
@@ -516,13 +522,13 @@ class Family:
             work()
         except BaseException as error:  # noqa: BLE001 - the test looks at it
             self.failures.append(error)
-            self._until = 0
 
     def _write(self, number: int) -> None:
         rng = random.Random(number)
         mine, parent = f"writer-{number}", config(f"writer-{number}")
-        with self._store.saver() as saver:
-            while time.monotonic() < self._until:
+        with self._store.saver() as saver, self._counted():
+            done = 0
+            while not self.failures and (done < self._rounds or self.collections < self._rounds):
                 values = {"text": rng.choice(TEXTS), "other": rng.choice(TEXTS)}
                 written = rng.choice(TEXTS)
                 try:
@@ -530,7 +536,7 @@ class Family:
                     saver.put_writes(parent, [("c", written), ("n", 1)], "task")
                 except StorageBusy:  # on a machine on which all that takes long
                     continue
-                self.puts += 1
+                done += 1
                 found = saver.get_tuple(config(mine))
                 assert found is not None
                 assert value_of(found) == values
@@ -549,25 +555,30 @@ class Family:
                             assert value_of(found) == values
                         saver.delete_thread(f"fork-{number}")
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        yield
+        with self._lock:
+            self._writing -= 1
+
     def _collect(self) -> None:
         with self._store.saver() as saver:
             family = self._store.thread("writer-0").family
-            while time.monotonic() < self._until:
+            while self._writing and not self.failures:
                 assert collected(saver, family).missing is None
                 self.collections += 1
-                time.sleep(0.02)
+                time.sleep(0.02)  # so that they come to something, too
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [6, pytest.param(400, marks=pytest.mark.slow)])
 def test_chunks_that_just_died_are_used_again_while_others_are_collected(
-    seconds: float, mongo_server: Any
+    rounds: int, mongo_server: Any
 ) -> None:
-    store = MongoStore(mongo_server.uri, f"test-reuse-{time.time_ns()}")
-    family = Family(store, seconds)
+    store = MongoStore(mongo_server.uri, f"test-reuse-{uuid4().hex}")
+    family = Family(store, rounds)
     family.run()
     assert family.failures == []
-    assert family.puts > seconds
-    assert family.collections > seconds
+    assert family.collections >= rounds
     with store.saver() as saver:
         assert [one for one in store.problems(saver, after_crash=True) if "orphan" not in one] == []
         saver.prune([f"writer-{n}" for n in range(4)])

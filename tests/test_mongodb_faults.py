@@ -128,7 +128,6 @@ def test_a_method_has_its_effect_once_or_none(
             # The driver takes a server that shuts down for gone until it looks again.
             options: dict[str, Any] = {
                 "appname": APPLICATION,
-                "serverSelectionTimeoutMS": 5000,
                 "heartbeatFrequencyMS": 500,
             }
             with store.saver(**options) as saver, store.saver() as reader:

@@ -32,7 +32,7 @@ from forkpoint import (
     ThreadFilter,
 )
 from forkpoint.saver import ForkpointSaver
-from servers import HOST, Mongod, ReplicaSet
+from servers import HOST, PATIENCE_SECONDS, Mongod, ReplicaSet
 from stores import MongoStore
 from support import Api, checkpoint, config, put, value_of
 
@@ -658,4 +658,4 @@ else:
 from forkpoint import *
 assert ThreadCatalog(saver).count() == 0
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE_SECONDS)

@@ -84,7 +84,7 @@ def kill_after_line(directory: Path, beginning: str, how: int, *arguments: str |
         assert process.stdout is not None
         assert any(line.startswith(beginning) for line in process.stdout)
         process.send_signal(how)
-        return process.wait(timeout=60)
+        return process.wait()
 
 
 def test_a_run_prints_each_step_and_the_digest(tmp_path: Path, text_file: Path) -> None:

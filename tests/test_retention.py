@@ -44,6 +44,7 @@ from forkpoint.saver import ForkpointSaver
 from forkpoint.storage import Description, ThreadRef, ThreadRow
 from graphs import SHAPES
 from processes import fork_server
+from servers import PATIENCE_SECONDS, wait_until
 from stores import KINDS, SqliteStore, Store
 from support import Api, config, put, value_of
 from test_cancellation import Gate
@@ -531,10 +532,7 @@ def test_a_sweeper_sweeps_until_it_is_stopped(saver: ForkpointSaver, store: Stor
         for round_ in range(3):
             catalog.create(f"t{round_}", ttl=HOUR)
             store.age(f"t{round_}", updated_at=2 * HOURS)
-            until = time.monotonic() + 60
-            while catalog.get(f"t{round_}") is not None:
-                assert time.monotonic() < until
-                time.sleep(0.01)
+            wait_until(lambda n=round_: catalog.get(f"t{n}") is None, "a sweep")  # type: ignore[misc]
     assert sweeper.last_error is None
     assert sweeper.last_result is not None
     catalog.create("late", ttl=HOUR)
@@ -557,10 +555,7 @@ def test_a_failed_sweep_is_told_and_the_next_one_works(
     catalog.create("thread", ttl=HOUR)
     store.age("thread", updated_at=2 * HOURS)
     with Sweeper(fail_twice, 0.01) as sweeper:
-        until = time.monotonic() + 60
-        while catalog.get("thread") is not None:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_until(lambda: catalog.get("thread") is None, "a sweep")
     assert sweeper.last_error is None
     assert sum("a sweep failed" in record.message for record in caplog.records) == 2
 
@@ -689,7 +684,7 @@ def test_retention_that_is_killed_is_done_by_the_next(
         ready = fork_server().Event()
         process = fork_server().Process(target=retain, args=(store, path, ready))
         process.start()
-        assert ready.wait(60)
+        assert ready.wait(PATIENCE_SECONDS)
         time.sleep(rng.random() * number / 4000)
         process.kill()
         process.join()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from forkpoint import SqliteSaver, StorageFull
+from servers import wait_until
 from stores import SqliteStore
 from support import config, put
 
@@ -93,10 +93,7 @@ def test_one_write_of_a_group_that_does_not_fit_does_not_take_the_others_along(
     with storage._transactions._lock:  # until all of them wait for one commit
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 30
-        while len(storage._commits._queue) < len(names) and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert len(storage._commits._queue) == len(names)
+        wait_until(lambda: len(storage._commits._queue) == len(names), "all of them")
     for thread in threads:
         thread.join()
 
