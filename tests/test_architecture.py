@@ -9,7 +9,8 @@ import forkpoint
 
 PACKAGE = Path(forkpoint.__file__).parent
 LAYERS = [
-    {"errors", "filters", "printing"},
+    {"errors", "filters", "printing", "at_fork"},
+    {"open_files"},
     {"render", "render_diff"},
     {"render_svg"},
     {"chunking", "removal", "messages", "inputs", "serde", "steps", "sqlite_errors"},
@@ -22,9 +23,10 @@ LAYERS = [
         "threads",
         "sqlite_schema",
         "sqlite_statements",
+        "sqlite_connections",
     },
     {"storage"},
-    {"turns"},
+    {"turns", "sqlite_setup"},
     {
         "archive",
         "collect",

@@ -66,20 +66,6 @@ def test_a_passed_connection_that_is_closed_says_so(path: Path) -> None:
         saver.get_tuple(config())
 
 
-def test_a_lock_that_another_thread_holds_at_a_fork_does_not_block_the_child(path: Path) -> None:
-    with SqliteSaver(path) as saver:
-        put(saver, {"n": 1})
-        saver._context.storage._transactions._lock.acquire()  # type: ignore[attr-defined]
-        child = os.fork()
-        if child == 0:
-            try:
-                os._exit(0 if saver.get_tuple(config()) else 1)
-            finally:
-                os._exit(2)
-        saver._context.storage._transactions._lock.release()  # type: ignore[attr-defined]
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
 def test_the_file_may_hold_other_tables_those_of_other_savers_too(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.executescript(

@@ -22,6 +22,8 @@ from typing import Any
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from forkpoint.errors import InvalidInput
+from forkpoint.open_files import is_in_use
 from forkpoint.threads import Thread
 
 if sys.platform != "win32":
@@ -41,9 +43,14 @@ class JsonLines:
     Args:
         path: The file. It is made if it is not there; a last line that was not finished is removed.
         serde: How values become bytes.
+
+    Raises:
+        InvalidInput: The file belongs to a database that a saver of this process uses.
     """
 
     def __init__(self, path: str | os.PathLike[str], serde: SerializerProtocol) -> None:
+        if is_in_use(path):
+            raise InvalidInput(f"the archive {os.fspath(path)!r} is a file of the store itself")
         self._path = path
         self._serde = serde
 

@@ -75,6 +75,14 @@ class StorageBusy(StorageError, TimeoutError):
     """Another process held the database for longer than the busy timeout."""
 
 
+class StorageReplaced(StorageError):
+    """A connection that was passed is to a file that is not there any more under its name."""
+
+
+class StorageInherited(StorageError):
+    """A connection to the database was open when this process was forked, and still is."""
+
+
 class StorageUnavailable(StorageError, ConnectionError):
     """The database server cannot be reached, or has no primary."""
 

@@ -23,6 +23,7 @@ from uuid import uuid4
 from langchain_core.runnables import RunnableConfig
 
 from forkpoint import inputs
+from forkpoint.at_fork import renew_in_child
 from forkpoint.cataloguing import Changes, create, existing_record, time_of
 from forkpoint.errors import (
     ForkpointError,
@@ -139,6 +140,14 @@ class Lease:
         self._held: Held | None = None
         self._is_lost = False
         self._ended = threading.Event()
+        self._process = os.getpid()
+        renew_in_child(self)
+
+    def _become_child(self) -> None:
+        """In a forked child: another thread of the parent may have held the event's lock."""
+        is_ended, self._ended = self._ended.is_set(), threading.Event()
+        if is_ended:
+            self._ended.set()
 
     @property
     def config(self) -> RunnableConfig:
@@ -216,7 +225,8 @@ class Lease:
         """End the lease, if it began."""
         if self._held is not None:
             self._ended.set()
-            release(self._context, self._held)
+            if self._process == os.getpid():  # a forked child leaves the lease to its parent
+                release(self._context, self._held)
 
     def _release_unseen(self) -> None:
         """End the lease, whether it is known to have begun or not."""

@@ -1,7 +1,7 @@
 """What a process remembers of a store, to be spared reading it again before each write.
 
-Nothing here is trusted for long: every write names the thread and the epoch that it was prepared
-for, and is refused if they no longer hold.
+Nothing here is trusted for long: every write names the thread, the epoch and the store's history
+that it was prepared for, and is refused if they no longer hold.
 """
 
 from __future__ import annotations
@@ -115,10 +115,16 @@ class Runs:
 
 
 class Memory:
-    """Threads, manifests and chunks that were read or written lately."""
+    """Threads, manifests and chunks that were read or written lately.
 
-    def __init__(self) -> None:
-        self.announced = Announced()
+    Args:
+        history: The store's history that they are of.
+        announced: What is on its way into the store, whichever that is.
+    """
+
+    def __init__(self, history: int, announced: Announced) -> None:
+        self.history = history
+        self.announced = announced
         self.runs = Runs()
         self.threads: Recent[str, ThreadRef] = Recent(_RECENT_THREADS)
         self.missing: Recent[str, bool] = Recent(_RECENT_THREADS)
@@ -160,3 +166,17 @@ class Memory:
             known = _KnownChunks(thread.epoch, set())
         known.digests.update(digests)
         self._chunks.put(thread.family, known)
+
+
+class Memories:
+    """What is remembered of a store, for its present history only."""
+
+    def __init__(self) -> None:
+        self._memory = Memory(0, Announced())
+
+    def of(self, history: int) -> Memory:
+        """Return the memory for a history; that of the ones before is forgotten."""
+        memory = self._memory
+        if memory.history != history:
+            memory = self._memory = Memory(history, memory.announced)
+        return memory

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
@@ -13,6 +12,7 @@ from pymongo import ASCENDING, DESCENDING, IndexModel, MongoClient, ReadPreferen
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
+from forkpoint.at_fork import renew_in_child
 from forkpoint.errors import (
     ForkpointError,
     InvalidInput,
@@ -148,12 +148,18 @@ class MongoStorage:
         self._records: Records | None = None
         self._process = 0
         self._closed = False
+        self.history = 0
         self._opening = threading.RLock()  # it knows its thread, so that no other can release it
         self._commits: Relay[Bulk] = Relay(
             self._store, in_flight=_IN_FLIGHT, moment=_MOMENT, patience=_PATIENCE
         )
         self._dead: Recent[ObjectId, str] = Recent(4096)
-        _storages.add(self)
+        renew_in_child(self)
+
+    def _become_child(self) -> None:
+        """In a forked child: another thread of the parent may have held a lock."""
+        self._opening = threading.RLock()
+        self._commits.renew()
 
     # Opening
 
@@ -465,16 +471,3 @@ _PATIENCE = 0.02  # after which puts do not wait for the bulks before any longer
 def _die_later(put: Put) -> list[Document]:
     later = {"$max": ["$dead_until", {"$literal": put.checkpoint_id}]}
     return [{"$set": {"dead_until": later}}]
-
-
-_storages: weakref.WeakSet[MongoStorage] = weakref.WeakSet()
-
-
-def _renew() -> None:
-    for storage in _storages:
-        storage._opening = threading.RLock()
-        storage._commits.renew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)

@@ -39,7 +39,7 @@ from forkpoint.errors import (
     UnreadableValue,
 )
 from forkpoint.inputs import Address, Origin
-from forkpoint.memory import KnownManifest, Memory
+from forkpoint.memory import KnownManifest, Memories, Memory
 from forkpoint.owners import ConfinedStorage
 from forkpoint.rows import (
     checkpoint_with_checksum,
@@ -54,6 +54,7 @@ from forkpoint.storage import (
     Found,
     Put,
     Query,
+    Rewound,
     Session,
     Stale,
     Storage,
@@ -80,19 +81,35 @@ class Context:
         self,
         storage: Storage,
         serde: SerializerProtocol,
-        memory: Memory | None = None,
+        memories: Memories | None = None,
         owner: str | None = None,
     ) -> None:
         self.storage = storage
-        self.memory = memory or Memory()
         self.owner = owner
         self._serde = serde
-        self._codec: Codec | None = None
-        self._store_key: bytes | None = None
+        self._memories = memories or Memories()
+        self._memory: Memory | None = None
+        # Of one history of the store: that which is the key here.
+        self._codecs: dict[int, Codec] = {}
+        self._store_keys: dict[int, bytes] = {}
 
     def with_serde(self, serde: SerializerProtocol) -> Context:
         """Return a context for the same store with another serializer."""
-        return Context(self.storage, serde, self.memory, self.owner)
+        return Context(self.storage, serde, self._memories, self.owner)
+
+    def present(self) -> Context:
+        """Return a context whose memory stays that of the store's present history.
+
+        So what an operation has read or written is remembered of the store that it was in.
+        """
+        present = Context(self.storage, self._serde, self._memories, self.owner)
+        present._codecs = self._codecs
+        present._memory = self.memory
+        return present
+
+    @property
+    def memory(self) -> Memory:
+        return self._memory or self._memories.of(self.storage.history)
 
     def of_owner(self, owner: str) -> Context:
         """Return a context in which there are the threads of one owner only."""
@@ -101,24 +118,34 @@ class Context:
     @property
     def has_codec(self) -> bool:
         """Whether `codec` is there without reading the store."""
-        return self._codec is not None or cipher_of(self._serde) is None
+        return self.storage.history in self._codecs or cipher_of(self._serde) is None
 
     @property
     def codec(self) -> Codec:
-        if self._codec is None:
-            self._codec = Codec(self._serde, self._secret())
-        return self._codec
+        while True:
+            history = self.storage.history
+            codec = self._codecs.get(history)
+            if codec is not None:
+                return codec
+            codec = Codec(self._serde, self._secret())
+            if self.storage.history == history:  # else the secret may be that of another store
+                self._codecs.clear()
+                self._codecs[history] = codec
 
     @property
     def store_key(self) -> bytes:
         """The random bytes by which the store knows again what it gave away, made if need be."""
-        while self._store_key is None:
+        while True:
+            history = self.storage.history
+            if history in self._store_keys:
+                return self._store_keys[history]
             with self.storage.reading() as session:
-                self._store_key = session.store_key()
-            if self._store_key is None:
+                key = session.store_key()
+            if key is None:
                 with self.storage.writing() as session:
                     session.add_store_key(os.urandom(_STORE_KEY_BYTES))
-        return self._store_key
+            elif self.storage.history == history:
+                self._store_keys = {history: key}
 
     def _secret(self) -> bytes | None:
         """Return the store's key of digests for the serializer's cipher, made if need be."""
@@ -176,6 +203,8 @@ class TakenCheckpoint(NamedTuple):
     """The thread that it was taken for, as far as that is known without looking."""
     inherited: Mapping[str, Entry] | None
     """What it inherits there."""
+    memory: Memory
+    """What was remembered then."""
 
 
 class TakenWrites(NamedTuple):
@@ -184,6 +213,7 @@ class TakenWrites(NamedTuple):
     new: NewWrites
     rows: Sequence[WriteRow]
     chunks: Chunks
+    codec: Codec
 
 
 def take(context: Context, new: NewCheckpoint) -> TakenCheckpoint:
@@ -191,15 +221,29 @@ def take(context: Context, new: NewCheckpoint) -> TakenCheckpoint:
 
     The values are live: nothing that happens to them later may reach what is stored.
     """
+    context = context.present()
     thread = context.memory.threads.get(new.address.thread_id)
     inherited = _inherited_if_known(context, thread, new)
-    return TakenCheckpoint(
-        new, context.codec.serialize(new.checkpoint, inherited or ()), thread, inherited
-    )
+    state = context.codec.serialize(new.checkpoint, inherited or ())
+    return TakenCheckpoint(new, state, thread, inherited, context.memory)
 
 
 def put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
     """Store a checkpoint."""
+    yield from _until_stored(context, lambda present: _put(present, taken))
+
+
+def _until_stored(context: Context, write: Callable[[Context], Steps[None]]) -> Steps[None]:
+    """Write with what is remembered of the store, and again without if that does not hold."""
+    for _ in range(_ATTEMPTS):
+        try:
+            return (yield from write(context.present()))
+        except Rewound:
+            continue
+    raise StorageBusy(f"the store was replaced {_ATTEMPTS} times while it was written to")
+
+
+def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
     new = taken.new
     thread_id, checkpoint_ns, parent_id = new.address
     checkpoint_id = new.checkpoint["id"]
@@ -209,7 +253,8 @@ def put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
     def prepare(thread: ThreadRef | None) -> tuple[Put, Chunks]:
         nonlocal manifest
         inherited = taken.inherited
-        if inherited is None or thread != taken.thread:
+        is_as_taken = thread == taken.thread and context.memory is taken.memory
+        if inherited is None or not is_as_taken:
             inherited = _inherited(context, thread, new)
         encoded, manifest = codec.join(new.checkpoint, taken.state, inherited)
         row = CheckpointRow(
@@ -296,12 +341,18 @@ def take_writes(context: Context, new: NewWrites) -> TakenWrites:
             codec.protect(encoded.content),
         )
         rows.append(write_with_checksum(codec, row, encoded.content))
-    return TakenWrites(new, rows, chunks)
+    return TakenWrites(new, rows, chunks, codec)
 
 
 def put_writes(context: Context, taken: TakenWrites) -> Steps[None]:
     """Store the writes of a task."""
-    new, rows, chunks = taken
+    yield from _until_stored(context, lambda present: _put_writes(present, taken))
+
+
+def _put_writes(context: Context, taken: TakenWrites) -> Steps[None]:
+    if context.codec is not taken.codec:  # the store is another, with another secret
+        taken = take_writes(context, taken.new)
+    new, rows, chunks, _ = taken
 
     def prepare(thread: ThreadRef | None) -> tuple[Put, Chunks]:
         prepared = _prepared(context, new, thread, rows[0], chunks)
@@ -336,6 +387,7 @@ def _prepared(
         fence=None if lease is None else lease.fence,
         began=began,
         is_announced=began is None and memory.announced.has(thread_id, row.checkpoint_id),
+        history=memory.history,
     )
 
 
@@ -367,6 +419,8 @@ def _write(
         try:
             prepared, chunks = prepare(thread)
             written = yield from context.storage.put(prepared)
+        except Rewound:
+            raise
         except Stale:
             memory.forget(thread_id)
             time.sleep(0.001 * attempt)  # at once for the first time
@@ -430,6 +484,7 @@ def get_tuple(
         config: What named it.
         run: The run that begins with this look for its thread.
     """
+    context = context.present()
     memory = context.memory
     thread_id = address.thread_id
 
@@ -488,6 +543,8 @@ def page(context: Context, query: Query) -> tuple[list[Item], Query | None]:
 
 
 def _page(context: Context, query: Query) -> tuple[list[Item], Query | None]:
+    context = context.present()
+
     def read(session: Session) -> tuple[list[Found], dict[Any, Chunks]]:
         rows = session.page(query)
         if not rows and query.must_exist and query.thread_id is not None:

@@ -36,6 +36,10 @@ class ConfinedStorage:
         self._storage = storage
         self._owner = owner
 
+    @property
+    def history(self) -> int:
+        return self._storage.history
+
     def setup(self) -> None:
         self._storage.setup()
 

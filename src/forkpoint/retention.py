@@ -21,6 +21,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 
 from forkpoint import operations, removing
 from forkpoint.archive import Archive
+from forkpoint.at_fork import renew_in_child
 from forkpoint.cataloguing import Search, select, thread_of
 from forkpoint.collect import collect, uncollected
 from forkpoint.errors import ThreadBusy, ThreadNotFound
@@ -355,11 +356,16 @@ class Sweeper:
     def __init__(self, sweep: Callable[[], RetentionResult], interval_seconds: float) -> None:
         self._sweep = sweep
         self._interval_seconds = interval_seconds
-        self._stopped = threading.Event()
+        self._become_child()
+        renew_in_child(self)
         self.last_result: RetentionResult | None = None
         self.last_error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="forkpoint sweeper", daemon=True)
         self._thread.start()
+
+    def _become_child(self) -> None:
+        """In a forked child: the thread is gone, and may have held the event's lock."""
+        self._stopped = threading.Event()
 
     def stop(self) -> None:
         """Return when no sweep is going on any more, and none will."""

@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 import aiosqlite
 
+from forkpoint.at_fork import renew_in_child
 from forkpoint.errors import SaverClosed
 from forkpoint.steps import Claim, Locked, Patience, Retry, Steps, Waiting, finish, running
 
@@ -346,12 +347,18 @@ class AiosqliteRunner:
         self._connection = connection
         self._process = os.getpid()
         self._thread: int | None = None
-        self._starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._become_child()
+        renew_in_child(self)
+
+    def _become_child(self) -> None:
+        """In a forked child: another thread of the parent may have held the lock."""
+        self._starting = threading.Lock()
 
     def run(self, operation: Callable[..., Any], *args: Any) -> Any:
         if threading.get_ident() == self._thread:
             return _finished(operation(*args))  # from a callback of one that is running there
+        self._check_process()
         # In a loop on another thread: the caller's thread may be running one.
         running_ = asyncio.run_coroutine_threadsafe(self.arun(operation, *args), self._own_loop())
         try:
@@ -361,13 +368,16 @@ class AiosqliteRunner:
             raise
 
     async def arun(self, operation: Callable[..., Any], *args: Any) -> Any:
+        self._check_process()
+        call = _Attempts(operation, args)
+        return await completed(self._run(call), call.cancel)
+
+    def _check_process(self) -> None:
         if self._process != os.getpid():
             raise SaverClosed(
                 "the connection that was passed cannot be used in a forked process; make a saver "
                 "from the path there"
             )
-        call = _Attempts(operation, args)
-        return await completed(self._run(call), call.cancel)
 
     async def _run(self, call: _Attempts) -> Any:
         # aiosqlite has no public way to run a function on its thread.

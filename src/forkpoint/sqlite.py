@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable
-from pathlib import Path
 
 import aiosqlite
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from forkpoint.errors import InvalidInput, SaverClosed
+from forkpoint.errors import InvalidInput
 from forkpoint.runner import AiosqliteRunner, WorkerRunner
 from forkpoint.saver import ForkpointSaver, durability_of
-from forkpoint.sqlite_storage import BUSY_TIMEOUT_SECONDS, SqliteStorage
+from forkpoint.sqlite_connections import Connector, Opener, Passed
+from forkpoint.sqlite_setup import BUSY_TIMEOUT_SECONDS
+from forkpoint.sqlite_storage import SqliteStorage
 
 _WORKERS = 4  # while one commits, the others prepare
 
@@ -50,14 +50,15 @@ class SqliteSaver(ForkpointSaver):
     ) -> None:
         durability = durability_of(durability)
         timeout = None if busy_timeout is None else _seconds(busy_timeout)
+        connector: Connector
         if isinstance(database, aiosqlite.Connection):
-            connect, owned = _passed(_of_aiosqlite(database)), False
+            connector = Passed(_of_aiosqlite(database))
         elif isinstance(database, sqlite3.Connection):
-            connect, owned = _passed(database), False
+            connector = Passed(database)
         else:
             timeout = BUSY_TIMEOUT_SECONDS if timeout is None else timeout
-            connect, owned = _opener(database, timeout), True
-        storage = SqliteStorage(connect, owned=owned, durability=durability, busy_timeout=timeout)
+            connector = Opener(database, timeout)
+        storage = SqliteStorage(connector, durability=durability, busy_timeout=timeout)
         runner = (
             AiosqliteRunner(database)
             if isinstance(database, aiosqlite.Connection)
@@ -98,26 +99,6 @@ def _seconds(busy_timeout: object) -> float:
 _LONGEST_TIMEOUT = 2_000_000
 
 
-def _passed(connection: sqlite3.Connection) -> Callable[[], sqlite3.Connection]:
-    """Return how to get at a connection that the caller opened, if it can be used."""
-    process = os.getpid()
-
-    def connect() -> sqlite3.Connection:
-        if os.getpid() != process:
-            raise SaverClosed(
-                "the connection that was passed cannot be used in a forked process; make a saver "
-                "from the path there"
-            )
-        if getattr(connection, "autocommit", -1) is False:
-            raise InvalidInput(
-                "the sqlite3.Connection was opened with autocommit=False, so a transaction is "
-                "always open; open it with autocommit=True, or without"
-            )
-        return connection
-
-    return connect
-
-
 def _of_aiosqlite(connection: aiosqlite.Connection) -> sqlite3.Connection:
     try:
         return connection._conn  # aiosqlite has no public way to what it wraps
@@ -125,44 +106,3 @@ def _of_aiosqlite(connection: aiosqlite.Connection) -> sqlite3.Connection:
         raise InvalidInput(
             "the aiosqlite.Connection is not open; await it, or enter it with async with, first"
         ) from None
-
-
-def _opener(database: object, timeout: float) -> Callable[[], sqlite3.Connection]:
-    """Return what opens a database, after a look at whether it can be one."""
-    if not isinstance(database, (str, os.PathLike)):
-        raise InvalidInput(
-            "database must be a path, a sqlite3.Connection or an aiosqlite.Connection, not "
-            f"{type(database).__name__}"
-        )
-    name = os.fspath(database)
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise InvalidInput(f"database must be a path, not {name!r:.80}")
-    is_uri = name.startswith("file:")
-    if not is_uri and name != ":memory:":
-        _check_path(Path(name))
-
-    def connect() -> sqlite3.Connection:
-        return sqlite3.connect(
-            name,
-            timeout=timeout,
-            isolation_level=None,
-            check_same_thread=False,
-            uri=is_uri,
-        )
-
-    return connect
-
-
-def _check_path(path: Path) -> None:
-    if path.is_dir():
-        raise InvalidInput(f"{path} is a directory; give the path of a file in it")
-    if not path.parent.is_dir():
-        raise InvalidInput(f"there is no directory {path.parent}")
-    if path.exists():
-        with path.open("rb") as file:
-            header = file.read(len(_SQLITE_HEADER))
-        if header not in (b"", _SQLITE_HEADER):
-            raise InvalidInput(f"{path} is no SQLite database")
-
-
-_SQLITE_HEADER = b"SQLite format 3\0"

@@ -1,60 +1,59 @@
-"""SQLite: one connection for all threads, its transactions, its set-up and its errors."""
+"""SQLite: the connection of a saver, which all its threads share, and what is stored over it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
-import time
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
-from forkpoint.errors import ForkpointError, SaverClosed, SchemaVersionError, StaleLease
-from forkpoint.filters import contains_json
+from forkpoint.at_fork import close_at_fork, renew_in_child
+from forkpoint.errors import ForkpointError, SaverClosed, StaleLease, StorageBusy
 from forkpoint.group_commit import GroupCommit, Pending
+from forkpoint.sqlite_connections import Connector
 from forkpoint.sqlite_errors import typed_errors
-from forkpoint.sqlite_schema import SCHEMA
 from forkpoint.sqlite_session import SqliteSession
+from forkpoint.sqlite_setup import INCREMENTAL, pragma, prepare
 from forkpoint.sqlite_transactions import Transaction, Transactions
 from forkpoint.steps import Steps
-from forkpoint.storage import SCHEMA_VERSION, Put, Stale, ThreadRef
-
-BUSY_TIMEOUT_SECONDS = 60.0
-"""How long to wait for another process's write transaction."""
+from forkpoint.storage import Put, Rewound, Stale, ThreadRef
 
 
 class SqliteStorage:
     """One SQLite connection, shared by all threads of a process under a lock.
 
+    It is closed before a fork, and opened again where it is needed.
+
     Args:
-        connect: Opens the connection. It is called again in a forked child process, where a
-            connection of the parent must not be used.
-        owned: Whether to close the connection.
+        connector: Where the connection comes from.
         durability: `"full"` or `"normal"`; see `SqliteSaver`.
         busy_timeout: For how many seconds a call waits for others who write.
     """
 
     def __init__(
-        self,
-        connect: Callable[[], sqlite3.Connection],
-        *,
-        owned: bool,
-        durability: str,
-        busy_timeout: float | None,
+        self, connector: Connector, *, durability: str, busy_timeout: float | None
     ) -> None:
-        self._connect = connect
-        self._owned = owned
+        self.history = 0
+        self._connector = connector
         self._durability = durability
         self._connection: sqlite3.Connection | None = None
+        self._schema: int | None = None
+        """SQLite's version of the schema, since the tables were there."""
+        self._was_prepared = False
         self._process = 0
         self._closed = False
-        self._transactions = Transactions(self._open, owned=owned, timeout=busy_timeout)
+        self._is_forking = False
+        self._transactions = Transactions(
+            self._open, self._is_prepared, owned=connector.is_owned, timeout=busy_timeout
+        )
         self._commits = GroupCommit(self._transactions, self._put_all)
-        _storages.add(self)
+        renew_in_child(self)
+        close_at_fork(self)
 
     def setup(self) -> None:
         with self._locked(), typed_errors():
+            self._schema = None  # somebody may have dropped a table
             self._open()
 
     def reading(self) -> Transaction:
@@ -78,7 +77,7 @@ class SqliteStorage:
             self._transactions.let_go()
 
     def put(self, put: Put) -> Steps[ThreadRef | None]:
-        pending = _Put(put, self._commits)
+        pending = _Put(put, self, self._commits)
         yield pending
         pending.check()
         return pending.written
@@ -92,6 +91,9 @@ class SqliteStorage:
                 for pending in batch:
                     pending.store(session)
                 transactions.commit()
+                if not self._connector.is_current():  # it was written to a file that is gone
+                    for pending in batch:
+                        pending.error = Rewound()
         except ForkpointError as error:
             transactions.roll_back()
             if len(batch) > 1:  # one of them may be what failed
@@ -105,144 +107,131 @@ class SqliteStorage:
     def tidy(self) -> bool:
         with self._locked(), typed_errors():
             connection = self._open()
-            if _pragma(connection, "auto_vacuum") != _INCREMENTAL:
+            if pragma(connection, "auto_vacuum") != INCREMENTAL:
                 return False
-            free = _pragma(connection, "freelist_count")
+            free = pragma(connection, "freelist_count")
             if free < _TIDY_PAGES:
                 return False
             # Space that a busy database keeps now is given back after the next deletion.
             with contextlib.suppress(sqlite3.OperationalError):
                 self._transactions.at_once(connection, lambda: _vacuum(connection))
-                return 0 < _pragma(connection, "freelist_count") < free
+                return 0 < pragma(connection, "freelist_count") < free
             return False
 
     def close(self) -> None:
-        with self._locked():
+        with self._locked(), typed_errors():
             self._closed = True
-            connection, self._connection = self._connection, None
-            if connection is not None and self._owned and self._process == os.getpid():
-                connection.close()
+            self._disconnect()
+
+    # At a fork
+
+    def before_fork(self) -> None:
+        if self._transactions.is_held_here:
+            return  # a signal handler forks: the child is told that it inherits a connection
+        self._transactions.acquire(threading.TIMEOUT_MAX)
+        self._is_forking = True
+        if not self._connector.may_be_inherited:
+            self._disconnect()
+
+    def after_fork(self) -> None:
+        if self._is_forking:
+            self._is_forking = False
+            self._transactions.let_go()
+
+    def _become_child(self) -> None:
+        self._is_forking = False
+        self._transactions.renew()
+        self._commits.renew()
+
+    # The connection. The caller holds the lock.
 
     def _open(self) -> sqlite3.Connection:
-        """Return the connection, ready for use. The caller holds the lock."""
-        if self._connection is None or self._process != os.getpid():
+        """Return the connection, ready for use."""
+        connection = self._connection
+        if connection is not None and not self._is_usable(connection):
+            self._disconnect()
+            connection = None
+        if connection is None:
             if self._closed:
                 raise SaverClosed("the saver is closed")
-            # A connection that a forked child inherits must be neither used nor closed there: that
-            # would release the parent's locks on the file.
-            self._inherited = self._connection
-            connection = self._connect()
-            _prepare(connection, self._durability)
+            connection = self._connector.connect()
+            self._prepare(connection)
+            self._connector.note_opened(connection)
             self._connection, self._process = connection, os.getpid()
-        return self._connection
+        elif self._schema is None:
+            self._prepare(connection)
+        return connection
+
+    def _is_usable(self, connection: sqlite3.Connection) -> bool:
+        if self._process == os.getpid():
+            return self._connector.is_current()
+        return self._connector.may_be_inherited
+
+    def _disconnect(self) -> None:
+        connection = self._connection
+        self._connection = self._schema = None
+        if connection is None:
+            return
+        if self._process != os.getpid() and not self._connector.may_be_inherited:
+            # To close what a forked child inherits would harm the parent, and so would to drop it.
+            _inherited.append(connection)
+            return
+        if not self._connector.is_owned:
+            return
+        try:
+            self._connector.close(connection)
+        except StorageBusy:
+            self._connection = connection
+            raise
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        if self._connector.is_owned and connection.in_transaction:
+            connection.execute("ROLLBACK")  # an interrupt left it open
+        prepare(connection, self._durability)
+        self._schema = pragma(connection, "schema_version")
+        if self._was_prepared:
+            self.history += 1  # whatever was there before, what is there now may be another
+        self._was_prepared = True
+
+    def _is_prepared(self, connection: sqlite3.Connection) -> bool:
+        """Return whether the tables are those that were prepared.
+
+        They are not where one was dropped, or a backup restored: SQLite counts that as a change of
+        the schema.
+        """
+        if pragma(connection, "schema_version") == self._schema:
+            return True
+        self._schema = None
+        return False
+
+
+_inherited: list[sqlite3.Connection] = []
+"""Connections of the parent, in a process that was forked without Python's knowledge."""
 
 
 class _Put(Pending):
     """A `Put` on its way into the database, and the thread that it was written to."""
 
-    def __init__(self, put: Put, commits: GroupCommit[_Put]) -> None:
+    def __init__(self, put: Put, storage: SqliteStorage, commits: GroupCommit[_Put]) -> None:
         super().__init__(commits)
         self._put = put
+        self._storage = storage
         self.written: ThreadRef | None = None
 
     def store(self, session: SqliteSession) -> None:
         try:
+            if self._put.history != self._storage.history:
+                raise Rewound
             self.written, self.error = session.put(self._put), None
         except (Stale, StaleLease) as stale:  # raised before anything is written
             self.error = stale
 
 
-_storages: weakref.WeakSet[SqliteStorage] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    for storage in _storages:
-        storage._transactions.renew()
-        storage._commits.renew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
-
-_INCREMENTAL = 2  # the value of PRAGMA auto_vacuum
 _TIDY_PAGES = 64  # free pages, of 4 KB as a rule, that are worth giving back
 _TIDIED_PAGES = 1024  # at once, while all others wait
-_SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
-
-
-def _prepare(connection: sqlite3.Connection, durability: str) -> None:
-    """Make the tables if they are missing, and set what holds for a connection."""
-    connection.create_function("forkpoint_contains", 2, _contains, deterministic=True)
-    version = _version(connection)
-    if version is None:
-        if not _pragma(connection, "page_count"):
-            connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
-        _retry_while_locked(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall())
-        _create(connection)
-        version = _version(connection)
-    if version is not None and version > SCHEMA_VERSION:
-        raise SchemaVersionError(
-            f"the database has forkpoint's schema version {version}, and this forkpoint knows "
-            f"{SCHEMA_VERSION}; upgrade forkpoint"
-        )
-    connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
-
-
-def _create(connection: sqlite3.Connection) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for statement in SCHEMA.split(";"):
-            connection.execute(statement)
-        connection.execute(
-            "INSERT OR IGNORE INTO forkpoint_settings (name, value) VALUES ('schema_version', ?)",
-            (SCHEMA_VERSION,),
-        )
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _vacuum(connection: sqlite3.Connection) -> None:
     # As a script: `execute` would stop after the first page.
     connection.executescript(f"PRAGMA incremental_vacuum({_TIDIED_PAGES})")
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-
-
-def _version(connection: sqlite3.Connection) -> int | None:
-    known = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'forkpoint_settings'"
-    if _scalar(connection, known) is None:
-        return None
-    return _scalar(connection, "SELECT value FROM forkpoint_settings WHERE name = 'schema_version'")
-
-
-def _pragma(connection: sqlite3.Connection, name: str) -> int:
-    return _scalar(connection, f"PRAGMA {name}") or 0
-
-
-def _scalar(connection: sqlite3.Connection, sql: str) -> int | None:
-    cursor = connection.cursor()
-    cursor.row_factory = None  # a connection that was passed may have one
-    row = cursor.execute(sql).fetchone()
-    return None if row is None else int(row[0])
-
-
-def _contains(stored: str, wanted: str) -> bool:
-    try:
-        return contains_json(stored, json.loads(wanted))
-    except (ValueError, RecursionError, TypeError):
-        return True  # whoever reads the row finds that it is damaged, and which one it is
-
-
-def _retry_while_locked(action: Callable[[], object]) -> None:
-    """Switching to WAL does not wait for other connections by itself."""
-    until = time.monotonic() + BUSY_TIMEOUT_SECONDS
-    while True:
-        try:
-            action()
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until:
-                raise
-            time.sleep(0.01)

@@ -27,15 +27,22 @@ class Transactions:
 
     Args:
         opened: Returns the connection, ready for use. It is called with the lock held.
+        is_prepared: Returns whether it still is, seen from within a transaction.
         owned: Whether nobody else uses the connection.
         timeout: For how many seconds a call waits for a lock that somebody else holds. By default
             that is the busy timeout of the connection.
     """
 
     def __init__(
-        self, opened: Callable[[], sqlite3.Connection], *, owned: bool, timeout: float | None
+        self,
+        opened: Callable[[], sqlite3.Connection],
+        is_prepared: Callable[[sqlite3.Connection], bool],
+        *,
+        owned: bool,
+        timeout: float | None,
     ) -> None:
         self._opened = opened
+        self._is_prepared = is_prepared
         self._owned = owned
         self._timeout = timeout
         self._patience = timeout if owned and timeout is not None else 0.0  # see `Statements`
@@ -74,6 +81,12 @@ class Transactions:
                 f"other calls of this process held the connection for {seconds:g} seconds"
             )
 
+    @property
+    def is_held_here(self) -> bool:
+        """Whether this thread holds the lock: it was interrupted in the middle of a call."""
+        is_owned: bool = self._lock._is_owned()  # type: ignore[attr-defined] # as Condition does
+        return is_owned
+
     def check_free(self) -> None:
         """Refuse a call in the middle of another one of this thread.
 
@@ -107,24 +120,31 @@ class Transactions:
             Locked: Somebody else writes. Nothing was begun.
         """
         try:
-            connection = self._opened()
-            if connection is not self._connection:
-                self._adopt(connection)
-            if connection.in_transaction:
-                self._end_leftover(connection)
-            self._thread = threading.get_ident()
-            if not is_write:
-                connection.execute("BEGIN")
-            elif self._owned:
-                connection.execute("BEGIN IMMEDIATE")
-            else:
-                self.at_once(connection, lambda: connection.execute("BEGIN IMMEDIATE"))
+            connection = self._begin(is_write)
+            while not self._is_prepared(connection):  # somebody changed the tables
+                connection.execute("ROLLBACK")
+                connection = self._begin(is_write)
         except sqlite3.Error as error:
             self._thread = None
             if is_write and is_locked(error):
                 raise Locked(typed(error), self.timeout) from error
             raise typed(error) from error
         return SqliteSession(connection, self._patience)
+
+    def _begin(self, is_write: bool) -> sqlite3.Connection:
+        connection = self._opened()
+        if connection is not self._connection:
+            self._adopt(connection)
+        if connection.in_transaction:
+            self._end_leftover(connection)
+        self._thread = threading.get_ident()
+        if not is_write:
+            connection.execute("BEGIN")
+        elif self._owned:
+            connection.execute("BEGIN IMMEDIATE")
+        else:
+            self.at_once(connection, lambda: connection.execute("BEGIN IMMEDIATE"))
+        return connection
 
     def _adopt(self, connection: sqlite3.Connection) -> None:
         """Take over a connection: SQLite is not to wait, while the lock is held, for a writer."""

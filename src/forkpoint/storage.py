@@ -267,6 +267,8 @@ class Put(NamedTuple):
     """Whose the thread is, if this makes it."""
     fence: int | None = None
     """The lease that the run holds, if it holds one."""
+    history: int = 0
+    """The store's history that this was prepared for; see `Storage.history`."""
     began: Beginning | None = None
     """Where it is known of the run. Else the ids of checkpoints tell what is late."""
     is_announced: bool = False
@@ -450,6 +452,13 @@ class Part(Generic[_T_co]):
 
     items: Iterable[_T_co]
     after: Any
+
+
+class Rewound(Stale):
+    """The store is another, or went back: what is remembered of it no longer holds.
+
+    Its file was replaced, say, or a backup was restored. Nothing was written.
+    """
 
 
 class Session(Protocol):
@@ -743,6 +752,13 @@ class Session(Protocol):
 class Storage(Protocol):
     """A store of threads, checkpoints, writes and chunks."""
 
+    @property
+    def history(self) -> int:
+        """A number that goes up when the store turns out to be another, or to have gone back.
+
+        What is remembered of a store is valid for one history.
+        """
+
     def setup(self) -> None:
         """Make what is not there yet, and check the schema's version."""
 
@@ -762,6 +778,7 @@ class Storage(Protocol):
 
         Raises:
             Stale: The thread is not the expected one.
+            Rewound: It was prepared for another history.
         """
 
     def tidy(self) -> bool:

@@ -1,0 +1,103 @@
+"""What happens to locks and connections when the process is forked.
+
+A child has one thread, and a copy of everything else: of a lock that another thread held, which
+nobody will release, and of a connection, which the child must not use. So connections are closed
+before a fork, when nobody uses them, and both processes open them again when they need them. Locks
+are renewed in the child.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any, Generic, Protocol, TypeVar
+
+
+class Renewed(Protocol):
+    """Something that holds locks, or what other threads were about to do."""
+
+    def _become_child(self) -> None:
+        """Become usable in a forked child. No other thread runs there."""
+
+
+class Closed(Protocol):
+    """Something that has a connection open."""
+
+    def before_fork(self) -> None:
+        """Wait until nobody uses the connection, keep others from it, and close it."""
+
+    def after_fork(self) -> None:
+        """Let others use it again. It is called in the parent, by the thread that forks."""
+
+
+_T = TypeVar("_T")
+
+
+class Living(Generic[_T]):
+    """The objects that were added and still exist.
+
+    Unlike a `WeakSet` it may be read while other threads add to it.
+    """
+
+    def __init__(self) -> None:
+        self._references: dict[int, weakref.ref[Any]] = {}
+
+    def add(self, member: _T) -> None:
+        references, number = self._references, id(member)
+        references[number] = weakref.ref(member, lambda _: references.pop(number, None))
+
+    def members(self) -> list[_T]:
+        """Return them, in the order in which they were added."""
+        members = [reference() for reference in list(self._references.values())]
+        return [member for member in members if member is not None]
+
+
+_renewed: Living[Renewed] = Living()
+_closed: Living[Closed] = Living()
+
+
+def renew_in_child(member: Renewed) -> None:
+    """Have `_become_child` called in every forked child, while the object exists."""
+    _renewed.add(member)
+
+
+def close_at_fork(member: Closed) -> None:
+    """Have `before_fork` and `after_fork` called around every fork, while the object exists."""
+    _closed.add(member)
+
+
+class _Forking:
+    """The hooks. Of two threads that fork at once, one waits for the other."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._waiting: list[Closed] = []
+
+    def before(self) -> None:
+        self._lock.acquire()
+        self._waiting = _closed.members()
+        for member in self._waiting:
+            member.before_fork()
+
+    def after_in_parent(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for member in waiting:
+            member.after_fork()
+        self._lock.release()
+
+    def after_in_child(self) -> None:
+        self._lock = threading.RLock()
+        self._waiting = []
+        for member in _renewed.members():
+            member._become_child()
+
+
+_forking = _Forking()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_forking.before,
+        after_in_parent=_forking.after_in_parent,
+        after_in_child=_forking.after_in_child,
+    )

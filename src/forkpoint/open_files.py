@@ -1,0 +1,141 @@
+"""Which files the databases of this process have open.
+
+The locks of POSIX belong to a process and a file: whoever closes any descriptor of a file drops
+all locks that the process has on it. SQLite knows that, and keeps account of its connections. So
+nothing but SQLite may open a file that a connection of this process may have open. And that
+account is copied by a fork, though the locks are not: a child must not open a file that a
+connection was open to at the fork.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+
+from forkpoint.at_fork import Living
+
+Identity = tuple[int, int]
+"""Which file something is, whatever its names are: its device and its number there."""
+
+
+def identity(path: str | os.PathLike[str]) -> Identity | None:
+    """Return which file a path leads to, or None if there is none."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+class DatabaseFile:
+    """A database file that a saver of this process uses, under the name that it was given.
+
+    Args:
+        path: An absolute path.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.resolved = path
+        """The name by which SQLite calls it, when it is open."""
+        self.opened: Identity | None = None
+        """Which file it is, while it is open."""
+        self._log: Identity | None = None
+        _in_use.add(self)
+
+    @property
+    def log_path(self) -> str:
+        return f"{self.resolved}-wal"
+
+    @property
+    def index_path(self) -> str:
+        return f"{self.resolved}-shm"
+
+    def note_opened(self, resolved: str) -> None:
+        """Remember which files a connection has open."""
+        self.resolved = resolved
+        self.opened, self._log = identity(self.path), identity(self.log_path)
+
+    def note_closed(self) -> None:
+        self.opened = self._log = None
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to the file that is open, and so does that of its log.
+
+        SQLite keeps the log as long as a connection is open.
+        """
+        return self.has_file_in_place and self._log in (None, identity(self.log_path))
+
+    @property
+    def has_file_in_place(self) -> bool:
+        return self.opened is None or identity(self.path) == self.opened
+
+    @property
+    def has_log_in_place(self) -> bool:
+        """Whether the log that is open is still there under its name."""
+        return self._log is not None and identity(self.log_path) == self._log
+
+    def names(self) -> Sequence[str]:
+        return self.path, self.log_path, self.index_path
+
+
+_in_use: Living[DatabaseFile] = Living()
+
+
+def name_in_use(file: Identity) -> str | None:
+    """Return the name by which SQLite has a file open in this process.
+
+    The log of a database has its name after that of the database: two names would be two logs.
+    """
+    return next((one.resolved for one in _in_use.members() if one.opened == file), None)
+
+
+def is_in_use(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path leads to a file that belongs to a database of this process."""
+    absolute, file = os.path.abspath(path), identity(path)
+    return any(
+        name == absolute or (file is not None and identity(name) == file)
+        for database in _in_use.members()
+        for name in database.names()
+    )
+
+
+class _Inherited:
+    """The files that were open when this process was forked."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[Identity, list[int]] = {}
+
+    def note(self) -> None:
+        self._descriptors = {}
+        for descriptor in _descriptors():
+            file = _open_file(descriptor)
+            if file is not None:
+                self._descriptors.setdefault(file, []).append(descriptor)
+
+    def has(self, file: Identity) -> bool:
+        """Return whether a file was open then, and still is."""
+        return any(_open_file(descriptor) == file for descriptor in self._descriptors.get(file, ()))
+
+
+def _descriptors() -> Iterable[int]:
+    try:
+        return [int(name) for name in os.listdir("/dev/fd")]
+    except OSError:  # there is no such directory everywhere
+        return range(min(os.sysconf("SC_OPEN_MAX"), 65536))
+
+
+def _open_file(descriptor: int) -> Identity | None:
+    try:
+        status = os.fstat(descriptor)
+    except OSError:  # it is closed
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+
+
+inherited = _Inherited()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=inherited.note)
