@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from forkpoint.at_fork import Living
 
@@ -33,10 +33,13 @@ class DatabaseFile:
 
     Args:
         path: An absolute path.
+        disconnect: Closes the connection to the file, and returns whether it could: somebody may
+            be using it. It is called by any thread.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, disconnect: Callable[[], bool]) -> None:
         self.path = path
+        self.disconnect = disconnect
         self.resolved = path
         """The name by which SQLite calls it, when it is open."""
         self.opened: Identity | None = None
@@ -90,6 +93,17 @@ def name_in_use(file: Identity) -> str | None:
     The log of a database has its name after that of the database: two names would be two logs.
     """
     return next((one.resolved for one in _in_use.members() if one.opened == file), None)
+
+
+def left_open(file: Identity) -> Iterator[DatabaseFile]:
+    """Yield the files that are open under a name, or with a log, that was taken from them.
+
+    SQLite has one index of the log for all connections to a file. So none of them may be left when
+    the file is opened with another log.
+    """
+    for database in _in_use.members():
+        if database.opened == file and not database.is_in_place:
+            yield database
 
 
 def is_in_use(path: str | os.PathLike[str]) -> bool:

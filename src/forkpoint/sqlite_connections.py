@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qs, unquote
@@ -16,7 +17,8 @@ from forkpoint.errors import (
     StorageInherited,
     StorageReplaced,
 )
-from forkpoint.open_files import DatabaseFile, identity, inherited, name_in_use
+from forkpoint.open_files import DatabaseFile, Identity, identity, inherited, left_open, name_in_use
+from forkpoint.steps import Locked
 
 
 class Connector(Protocol):
@@ -27,8 +29,15 @@ class Connector(Protocol):
     may_be_inherited: bool
     """Whether a forked child may go on with the connection: it is to no file."""
 
+    disconnect: Callable[[], bool]
+    """Closes the connection, unless somebody uses it; see `DatabaseFile`."""
+
     def connect(self) -> sqlite3.Connection:
-        """Return a connection."""
+        """Return a connection.
+
+        Raises:
+            Locked: It cannot be opened at the moment.
+        """
 
     def note_opened(self, connection: sqlite3.Connection) -> None:
         """Remember which file a connection has open. It has been used by now."""
@@ -64,7 +73,8 @@ class Opener:
     def __init__(self, database: object, timeout: float) -> None:
         self._name, path, self._options = _parsed(database)
         self._timeout = timeout
-        self._file = None if path is None else DatabaseFile(path)
+        self.disconnect = _is_closed
+        self._file = None if path is None else DatabaseFile(path, lambda: self.disconnect())
         self.may_be_inherited = path is None
         if path is not None:
             self._check(path)
@@ -75,16 +85,24 @@ class Opener:
         path = self._file.path
         file = identity(path)
         if file is not None:
-            if inherited.has(file):
-                raise StorageInherited(
-                    f"a connection to {path} was open when this process was forked, and SQLite "
-                    "would take its locks for those of this process; close it before the fork, or "
-                    "start the process in another way"
-                )
+            self._check_open(path, file)
             path = name_in_use(file) or path
         if self._options is None:
             return self._connect(path, is_uri=False)
         return self._connect(Path(path).as_uri() + self._options, is_uri=True)
+
+    def _check_open(self, path: str, file: Identity) -> None:
+        """Refuse a file to which there is a connection that SQLite would take for one like ours."""
+        if inherited.has(file):
+            raise StorageInherited(
+                f"a connection to {path} was open when this process was forked, and SQLite would "
+                "take its locks for those of this process; close it before the fork, or start the "
+                "process in another way"
+            )
+        for other in left_open(file):
+            if not other.disconnect():
+                busy = StorageBusy(f"{path} was restored while another saver uses what was there")
+                raise Locked(busy, self._timeout)
 
     def _connect(self, name: str, *, is_uri: bool) -> sqlite3.Connection:
         return sqlite3.connect(
@@ -144,6 +162,7 @@ class Passed:
     may_be_inherited = False
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        self.disconnect = _is_closed
         self._connection = connection
         self._process = os.getpid()
         self._file: DatabaseFile | None = None
@@ -164,7 +183,7 @@ class Passed:
     def note_opened(self, connection: sqlite3.Connection) -> None:
         path = _file_of(connection)
         if path and self._file is None and os.path.exists(path):
-            self._file = DatabaseFile(path)
+            self._file = DatabaseFile(path, self._is_closed)
             self._file.note_opened(path)
 
     def is_current(self) -> bool:
@@ -176,8 +195,19 @@ class Passed:
             )
         return True
 
+    def _is_closed(self) -> bool:
+        try:
+            self._connection.cursor()
+        except sqlite3.ProgrammingError as error:
+            return "closed" in str(error)
+        return False
+
     def close(self, connection: sqlite3.Connection) -> None:
         raise NotImplementedError("a connection that was passed is the caller's to close")
+
+
+def _is_closed() -> bool:
+    return True
 
 
 def _file_of(connection: sqlite3.Connection) -> str:

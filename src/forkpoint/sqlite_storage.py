@@ -16,7 +16,7 @@ from forkpoint.sqlite_errors import typed_errors
 from forkpoint.sqlite_session import SqliteSession
 from forkpoint.sqlite_setup import INCREMENTAL, pragma, prepare
 from forkpoint.sqlite_transactions import Transaction, Transactions
-from forkpoint.steps import Steps
+from forkpoint.steps import Locked, Steps
 from forkpoint.storage import Put, Rewound, Stale, ThreadRef
 
 
@@ -48,13 +48,15 @@ class SqliteStorage:
             self._open, self._is_prepared, owned=connector.is_owned, timeout=busy_timeout
         )
         self._commits = GroupCommit(self._transactions, self._put_all)
+        connector.disconnect = self._is_disconnected
         renew_in_child(self)
         close_at_fork(self)
 
     def setup(self) -> None:
-        with self._locked(), typed_errors():
+        with self._locked():
             self._schema = None  # somebody may have dropped a table
-            self._open()
+        with self.reading():
+            pass  # it makes what is missing
 
     def reading(self) -> Transaction:
         return Transaction(self._transactions, is_write=False)
@@ -105,18 +107,18 @@ class SqliteStorage:
             pending.done = True
 
     def tidy(self) -> bool:
-        with self._locked(), typed_errors():
+        # What another saver uses, or a busy database keeps, is given back after the next deletion.
+        with contextlib.suppress(Locked), self._locked(), typed_errors():
             connection = self._open()
             if pragma(connection, "auto_vacuum") != INCREMENTAL:
                 return False
             free = pragma(connection, "freelist_count")
             if free < _TIDY_PAGES:
                 return False
-            # Space that a busy database keeps now is given back after the next deletion.
             with contextlib.suppress(sqlite3.OperationalError):
                 self._transactions.at_once(connection, lambda: _vacuum(connection))
                 return 0 < pragma(connection, "freelist_count") < free
-            return False
+        return False
 
     def close(self) -> None:
         with self._locked(), typed_errors():
@@ -161,6 +163,18 @@ class SqliteStorage:
         elif self._schema is None:
             self._prepare(connection)
         return connection
+
+    def _is_disconnected(self) -> bool:
+        """Close the connection, which the file has been taken from, unless somebody uses it."""
+        if self._transactions.is_held_here:
+            return False
+        try:
+            if not self._transactions.is_acquired():
+                return False
+            self._disconnect()
+            return True
+        finally:
+            self._transactions.let_go()
 
     def _is_usable(self, connection: sqlite3.Connection) -> bool:
         if self._process == os.getpid():

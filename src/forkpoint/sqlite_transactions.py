@@ -81,6 +81,10 @@ class Transactions:
                 f"other calls of this process held the connection for {seconds:g} seconds"
             )
 
+    def is_acquired(self) -> bool:
+        """Return whether the lock was free, and is this thread's now."""
+        return self._lock.acquire(blocking=False)
+
     @property
     def is_held_here(self) -> bool:
         """Whether this thread holds the lock: it was interrupted in the middle of a call."""
