@@ -33,6 +33,7 @@ LAYERS = [
         "memory",
         "owners",
         "rows",
+        "run_metadata",
         "searching",
         "sqlite_catalog",
         "sqlite_pages",

@@ -208,5 +208,5 @@ def test_how_long_the_client_waits_for_a_majority_is_kept(store: MongoStore) -> 
         store.uri, event_listeners=[commands], wtimeoutMS=12_345
     ) as client:
         MongoDBSaver(client, db_name=store.name).put(config(), checkpoint({}), {}, {})
-    (put,) = [sent.command for sent in commands.sent if sent.command_name == "update"]
+    *_, put = [sent.command for sent in commands.sent if sent.command_name == "update"]
     assert put["writeConcern"]["wtimeout"] == 12_345

@@ -62,6 +62,7 @@ class Changes(NamedTuple):
             before.tags if self.tags is None else self.tags,
             metadata,
             None if "ttl" in self.cleared else self.ttl or before.ttl,
+            sorted({*before.fixed_keys, *self.metadata}),
         )
 
 
@@ -148,13 +149,12 @@ def _empty(source: ThreadRow, target_id: str, described: Description) -> Graft:
         target_id,
         None,
         source.thread.owner,
-        described.metadata,
+        described,
         "idle",
         [],
         [],
         {},
         edge="clone",
-        described=described,
     )
 
 
@@ -325,12 +325,11 @@ def _successor(context: Context, session: Session, source: ThreadRow, new: NewRo
         new.target_id,
         found.row.checkpoint_id if found is not None else None,
         source.thread.owner,
-        described.metadata,
+        described,
         "idle",
         rows,
         [],
         chunks,
-        described=described,
     )
 
 

@@ -38,6 +38,7 @@ from forkpoint.serde import DeltaSnapshot
 from forkpoint.steps import Steps
 from forkpoint.storage import (
     CheckpointRow,
+    Description,
     Found,
     Graft,
     Moment,
@@ -110,7 +111,7 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
             new.target_id,
             row.checkpoint_id,
             moment.owner,
-            as_json({**json.loads(moment.metadata), **new.metadata}, "metadata"),
+            _described(moment.described, new.metadata),
             "idle" if new.values else _status(row, writes),
             # The copies do not belong to the runs that made the originals.
             [one._replace(run_id=None) for one in rows],
@@ -118,6 +119,12 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
             chunks,
         )
     )
+
+
+def _described(source: Description, metadata: Mapping[str, Any]) -> Description:
+    """Return what the record of a fork says: the source's metadata, and those of the fork."""
+    merged = as_json({**json.loads(source.metadata), **metadata}, "metadata")
+    return Description(metadata=merged, fixed_keys=sorted({*source.fixed_keys, *metadata}))
 
 
 def _found(session: Session, source: Address) -> Found:

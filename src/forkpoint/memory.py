@@ -114,6 +114,14 @@ class Runs:
         return None if known is None else known[1]
 
 
+class Described(NamedTuple):
+    """What the record of a thread says: its metadata, as JSON."""
+
+    run: object
+    """The run that had it say so; None if it was read."""
+    metadata: str
+
+
 class Memory:
     """Threads, manifests and chunks that were read or written lately.
 
@@ -129,6 +137,8 @@ class Memory:
         self.threads: Recent[str, ThreadRef] = Recent(_RECENT_THREADS)
         self.missing: Recent[str, bool] = Recent(_RECENT_THREADS)
         """Threads that were looked for in vain: what is written next may make them."""
+        self.described: Recent[Any, Described] = Recent(_RECENT_THREADS)
+        """What the records of threads said last, by the key of a thread."""
         self._manifests: Recent[tuple[Any, str, str], KnownManifest] = Recent(_RECENT_MANIFESTS)
         self._chunks: Recent[Any, _KnownChunks] = Recent(_RECENT_FAMILIES)
 

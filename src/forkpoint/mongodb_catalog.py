@@ -72,6 +72,7 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
         "label": None,
         "tags": [],
         "metadata": "{}",
+        "fixed_keys": [],
         "ttl": None,
         "status": "idle",
         "status_for": "",
@@ -99,7 +100,8 @@ def terms_of(record: Mapping[str, Any]) -> list[int]:
 
 def fields_of(described: Description) -> Document:
     """Return what a thread's record says of it that its runs do not change."""
-    return {**described._asdict(), "tags": list(described.tags)}
+    lists = {"tags": list(described.tags), "fixed_keys": list(described.fixed_keys)}
+    return {**described._asdict(), **lists}
 
 
 class MongoCatalog(MongoLogs):
@@ -405,7 +407,13 @@ def _thread_row(record: Document) -> ThreadRow:
     return ThreadRow(
         thread_ref(record),
         record["thread_id"],
-        Description(record["label"], tuple(record["tags"]), record["metadata"], record["ttl"]),
+        Description(
+            record["label"],
+            tuple(record["tags"]),
+            record["metadata"],
+            record["ttl"],
+            tuple(record["fixed_keys"]),
+        ),
         "busy" if is_leased else record["status"],
         record["created_at"],
         record["updated_at"],

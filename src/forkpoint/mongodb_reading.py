@@ -34,6 +34,7 @@ from forkpoint.mongodb_records import (
 from forkpoint.removal import Place
 from forkpoint.storage import (
     CheckpointRow,
+    Description,
     Found,
     Moment,
     Query,
@@ -115,10 +116,11 @@ class MongoReading(MongoCatalog):
             wanted["checkpoint_id"] = checkpoint_id
         writes = {"kind": "write", "checkpoint_ns": checkpoint_ns, "visible": True}
         begin = [*self._named(thread_id), self._rows("row", wanted, _NEWEST), {"$unwind": "$row"}]
+        fields = {**IDENTITY, "metadata": 1}
         end = [
             self.newest_entry("record.log", "$home"),
             self._join("still", "key", "_id", {"deleted_at": None}, [{"$project": _STATE}]),
-            {"$project": {"record": IDENTITY, "row": 1, "writes": 1, "newest": 1, "still": 1}},
+            {"$project": {"record": fields, "row": 1, "writes": 1, "newest": 1, "still": 1}},
         ]
         with_writes = self._rows("writes", writes, [], at="$row.checkpoint_id")
         read = self._records.aggregate_if_it_fits([*begin, with_writes, *end])
@@ -134,7 +136,8 @@ class MongoReading(MongoCatalog):
         self.look_at_tail(thread, one["still"][0], one["newest"])
         if checkpoint_id is None:
             self.remember_newest(thread, checkpoint_ns, one["row"]["checkpoint_id"])
-        return self._found(thread_id, thread, one["row"], one.get("writes"))
+        found = self._found(thread_id, thread, one["row"], one.get("writes"))
+        return found._replace(metadata=one["record"]["metadata"])
 
     def _checkpoint_of(
         self, thread_id: str, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str | None
@@ -166,7 +169,8 @@ class MongoReading(MongoCatalog):
         if checkpoint_id is None:
             self.remember_newest(thread, checkpoint_ns, row["checkpoint_id"])
         writes = [one for one in kinds["write"] if one["checkpoint_id"] == row["checkpoint_id"]]
-        return self._found(thread_id, thread, row, writes)
+        found = self._found(thread_id, thread, row, writes)
+        return found._replace(metadata=kinds["thread"][0]["metadata"])
 
     def _found(
         self, thread_id: str, thread: ThreadRef, row: Document, writes: list[Document] | None
@@ -399,7 +403,7 @@ class MongoReading(MongoCatalog):
         found = self._records.aggregate(
             [
                 {"$match": record_of(thread)},
-                {"$project": {"kind": 1, "metadata": 1, "owner": 1}},
+                {"$project": {"kind": 1, "metadata": 1, "fixed_keys": 1, "owner": 1}},
                 {"$unionWith": {**together, "pipeline": newest}},
                 {"$unionWith": {**together, "pipeline": heads}},
             ]
@@ -408,7 +412,7 @@ class MongoReading(MongoCatalog):
         return Moment(
             not any(one["kind"] == "newer" for one in found),
             [checkpoint_row(one) for one in found if one["kind"] == "checkpoint"],
-            record["metadata"],
+            Description(metadata=record["metadata"], fixed_keys=record["fixed_keys"]),
             record["owner"],
         )
 

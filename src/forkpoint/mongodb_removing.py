@@ -184,6 +184,7 @@ class MongoRemoving(MongoReading):
             **dict.fromkeys(("lease_since", "lease_until")),
             "tags": [],
             "metadata": "{}",
+            "fixed_keys": [],
             "status": "idle",
             "checkpoint_count": 0,
         }

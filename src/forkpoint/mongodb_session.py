@@ -36,7 +36,6 @@ class MongoSession(MongoRemoving):
         source = graft.source
         old = self._deleted_before(graft.target_id)
         target = ThreadRef(ObjectId(), source.family, source.epoch)
-        described = graft.described or Description(metadata=graft.metadata)
         made = new_record(
             graft.target_id,
             source.epoch,
@@ -46,7 +45,7 @@ class MongoSession(MongoRemoving):
             parent_checkpoint_id=graft.parent_checkpoint_id,
             source=graft.source_id,
             owner=graft.owner,
-            **fields_of(described),
+            **fields_of(graft.described),
             status=graft.status,
             status_for=max((row.checkpoint_id for row in graft.rows), default=""),
             checkpoint_count=sum(not row.hidden for row in graft.rows),

@@ -39,7 +39,7 @@ from forkpoint.errors import (
     UnreadableValue,
 )
 from forkpoint.inputs import Address, Origin
-from forkpoint.memory import KnownManifest, Memories, Memory
+from forkpoint.memory import Described, KnownManifest, Memories, Memory
 from forkpoint.owners import ConfinedStorage
 from forkpoint.rows import (
     checkpoint_with_checksum,
@@ -47,6 +47,7 @@ from forkpoint.rows import (
     open_write,
     write_with_checksum,
 )
+from forkpoint.run_metadata import merge_run, says
 from forkpoint.steps import Steps
 from forkpoint.storage import (
     Beginning,
@@ -275,6 +276,22 @@ def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
     context.memory.add_manifest(
         thread, (checkpoint_ns, checkpoint_id), manifest, new.checkpoint.get("channel_versions", {})
     )
+    if checkpoint_ns == "":
+        _describe_by_run(context, thread, new)
+
+
+def _describe_by_run(context: Context, thread: ThreadRef, new: NewCheckpoint) -> None:
+    """Let the thread's metadata say what the run's config says; see `forkpoint.run_metadata`."""
+    described, run = context.memory.described, new.origin.run
+    known = described.get(thread.key)
+    if known is not None and run is not None and known.run is run:
+        return  # it has said so before
+    metadata = inputs.thread_metadata(new.config)
+    if known is not None and says(known.metadata, metadata):
+        merged = known.metadata
+    else:
+        merged = merge_run(context.storage, thread, new.address.thread_id, metadata)
+    described.put(thread.key, Described(run, merged))
 
 
 def _inherited(
@@ -289,6 +306,8 @@ def _inherited(
         found = session.checkpoint(*new.address)
     if found is None or found.thread != thread:
         return {}
+    if found.metadata is not None:
+        context.memory.described.put(thread.key, Described(None, found.metadata))
     body, manifest = open_checkpoint(context.codec, found.row)
     known = KnownManifest(thread.epoch, manifest, body.get("channel_versions", {}))
     return _unchanged(known, new)
@@ -430,6 +449,8 @@ def _write(
             raise _deleted(thread_id)
         memory.missing.pop(thread_id)
         memory.threads.put(thread_id, written)
+        if thread is None:
+            memory.described.put(written.key, Described(None, prepared.metadata))
         if prepared.began is not None and prepared.began.key is None:
             made = prepared.began._replace(key=written.key)
             memory.runs.begin(thread_id, origin.run, made)
@@ -507,6 +528,8 @@ def get_tuple(
             memory.missing.put(thread_id, True)
             return None, beginning
         memory.threads.put(thread_id, found.thread)
+        if found.metadata is not None:
+            memory.described.put(found.thread.key, Described(None, found.metadata))
         memory.add_chunks(found.thread, stored)
         loaded = _load(context, found, stored)
         is_named = address.checkpoint_id is not None
@@ -632,7 +655,7 @@ def gather_rows(session: Session, rows: Sequence[Found]) -> dict[Any, Chunks]:
 
 
 def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> CheckpointTuple:
-    thread_id, thread, row, writes = found
+    thread_id, thread, row, writes, _ = found
     codec = context.codec
     with at_place(thread_id, row.checkpoint_ns, row.checkpoint_id):
         body, manifest = open_checkpoint(codec, row)

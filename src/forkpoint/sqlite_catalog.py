@@ -33,8 +33,8 @@ WALK_SECONDS = 3600
 _RECORD = (
     "SELECT t.key, t.family, t.epoch, t.owner, t.thread_id, t.label, t.tags, t.metadata, t.ttl,"
     " t.status, t.created_at, t.updated_at, s.thread_id, t.parent_checkpoint_id,"
-    " t.checkpoint_count, t.lease_holder, t.lease_since, t.lease_until, t.fence"
-    " FROM forkpoint_threads AS t LEFT JOIN forkpoint_threads AS s ON s.key = t.parent"
+    " t.checkpoint_count, t.lease_holder, t.lease_since, t.lease_until, t.fence,"
+    " t.fixed_keys FROM forkpoint_threads AS t LEFT JOIN forkpoint_threads AS s ON s.key = t.parent"
     " WHERE t.deleted_at IS NULL AND NOT t.provisional"
 )
 _LIST = (
@@ -187,13 +187,16 @@ class SqliteCatalog(Statements):
         while self._list_some():
             pass
 
-    def _list_some(self) -> bool:
+    def _list_some(self, only: int | None = None) -> bool:
+        """Bring some threads up to date in the search index; return if there may be more."""
+        which = "" if only is None else " AND key = ?"
         rows = self.all(
             "SELECT t.key, t.thread_id, t.owner, t.label, t.tags, t.metadata, s.thread_id,"
             " t.updated_at, CASE WHEN t.lease_until IS NULL THEN t.status ELSE 'busy' END,"
             " t.terms FROM (SELECT key AS k FROM forkpoint_threads"
-            f" WHERE {UNLISTED} LIMIT ?) JOIN forkpoint_threads AS t ON t.key = k"
+            f" WHERE {UNLISTED}{which} LIMIT ?) JOIN forkpoint_threads AS t ON t.key = k"
             " LEFT JOIN forkpoint_threads AS s ON s.key = t.parent",
+            *(() if only is None else (only,)),
             _LISTED_AT_ONCE,
         )
         born = self._walk()
@@ -273,7 +276,7 @@ class SqliteCatalog(Statements):
             self.run("UPDATE forkpoint_threads SET family = key WHERE key = ?", key)
         self.run("UPDATE forkpoint_threads SET provisional = 0 WHERE key = ?", key)
         self._describe(key, described)
-        self._list_some()
+        self._list_some(key)
         return True
 
     def describe(self, seen: ThreadRow, described: Description) -> bool:
@@ -284,16 +287,18 @@ class SqliteCatalog(Statements):
             time_now(),
             seen.thread.key,
         )
-        self._list_some()
+        self._list_some(seen.thread.key)
         return True
 
     def _describe(self, key: int | None, described: Description) -> None:
         self.run(
-            "UPDATE forkpoint_threads SET label = ?, tags = ?, metadata = ?, ttl = ? WHERE key = ?",
+            "UPDATE forkpoint_threads SET label = ?, tags = ?, metadata = ?, ttl = ?,"
+            " fixed_keys = ? WHERE key = ?",
             described.label,
             json.dumps(list(described.tags)),
             described.metadata,
             described.ttl,
+            json.dumps(list(described.fixed_keys)),
             key,
         )
 
@@ -378,7 +383,7 @@ def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:
     return ThreadRow(
         ThreadRef(*row[:4]),
         row[4],
-        Description(label, tuple(json.loads(tags)), metadata, ttl),
+        Description(label, tuple(json.loads(tags)), metadata, ttl, tuple(json.loads(row[-1]))),
         "busy" if lease is not None else status,
         created_at=row[10],
         updated_at=row[11],

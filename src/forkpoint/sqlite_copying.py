@@ -16,9 +16,8 @@ from forkpoint.sqlite_rows import CHECKPOINT, REBOUND, WRITE
 from forkpoint.sqlite_statements import time_now
 from forkpoint.storage import Description, Stale, ThreadRef
 
-_COPIED_RECORD = (
-    "owner, label, tags, metadata, ttl, status, checkpoint_count"  # what a clone has of its source
-)
+# What a clone has of its source.
+_COPIED_RECORD = "owner, label, tags, metadata, fixed_keys, ttl, status, checkpoint_count"
 # The copies do not belong to the runs that made the originals: deleting those leaves them.
 _COLUMNS = {
     "checkpoints": (CHECKPOINT, CHECKPOINT.replace("run_id", "NULL")),

@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS forkpoint_threads (
     label TEXT,
     tags TEXT NOT NULL DEFAULT '[]',
     metadata TEXT NOT NULL DEFAULT '{{}}',
+    fixed_keys TEXT NOT NULL DEFAULT '[]',
     status TEXT NOT NULL DEFAULT 'idle',
     checkpoint_count INTEGER NOT NULL DEFAULT 0,
     created_at INTEGER NOT NULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from forkpoint.sqlite_rows import (
 from forkpoint.sqlite_statements import batches, marks, time_now
 from forkpoint.storage import (
     CheckpointRow,
+    Description,
     Found,
     Graft,
     Moment,
@@ -38,7 +40,7 @@ from forkpoint.storage import (
 )
 
 _CHECKPOINT_OF = [
-    "SELECT t.key, t.family, t.epoch, t.owner, "
+    "SELECT t.key, t.family, t.epoch, t.owner, t.metadata, "
     + ", ".join(f"c.{column}" for column in READ_CHECKPOINT.split(", "))
     + " FROM forkpoint_threads AS t JOIN forkpoint_checkpoints AS c ON c.thread = t.key"
     " WHERE t.thread_id = ? AND t.deleted_at IS NULL AND c.checkpoint_ns = ? AND NOT c.hidden"
@@ -117,9 +119,9 @@ class SqliteSession(SqliteCopying):
         )
         if row is None:
             return None
-        thread, found = ThreadRef(*row[:4]), checkpoint_row(row[4:])
+        thread, found = ThreadRef(*row[:4]), checkpoint_row(row[5:])
         writes = self.all(_WRITES_OF, thread.key, checkpoint_ns, found.checkpoint_id)
-        return Found(thread_id, thread, found, [write_row(write) for write in writes])
+        return Found(thread_id, thread, found, [write_row(write) for write in writes], row[4])
 
     def page(self, query: Query) -> list[Found]:
         thread: ThreadRef | None = None
@@ -240,9 +242,13 @@ class SqliteSession(SqliteCopying):
             thread=thread.key,
             before=before,
         )
-        record = self.one("SELECT metadata, owner FROM forkpoint_threads WHERE key = ?", thread.key)
+        record = self.one(
+            "SELECT metadata, fixed_keys, owner FROM forkpoint_threads WHERE key = ?", thread.key
+        )
         assert record is not None
-        return Moment(newer is None, [checkpoint_row(row) for row in heads], *record)
+        metadata, fixed_keys, owner = record
+        described = Description(metadata=metadata, fixed_keys=json.loads(fixed_keys))
+        return Moment(newer is None, [checkpoint_row(row) for row in heads], described, owner)
 
     def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
         found: list[WriteRow] = []
@@ -424,15 +430,14 @@ class SqliteSession(SqliteCopying):
         now = time_now()
         key = self.run(
             "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent,"
-            " parent_checkpoint_id, owner, metadata, status, checkpoint_count, created_at,"
-            " updated_at, dead_until)"
-            " SELECT ?, family, epoch, ?, key, ?, ?, ?, ?, ?, ?, ?, ?"
+            " parent_checkpoint_id, owner, status, checkpoint_count, created_at, updated_at,"
+            " dead_until)"
+            " SELECT ?, family, epoch, ?, key, ?, ?, ?, ?, ?, ?, ?"
             " FROM forkpoint_threads WHERE key = ?",
             graft.target_id,
             graft.edge,
             graft.parent_checkpoint_id,
             graft.owner,
-            graft.metadata,
             graft.status,
             sum(not row.hidden for row in graft.rows),
             now,
@@ -440,8 +445,7 @@ class SqliteSession(SqliteCopying):
             self.dead_until(graft.target_id),
             source.key,
         ).lastrowid
-        if graft.described is not None:
-            self._describe(key, graft.described)
+        self._describe(key, graft.described)
         self._put_chunks(source, graft.chunks)
         assert key is not None
         self.many(_PUT, [checkpoint_values(key, row) for row in graft.rows])

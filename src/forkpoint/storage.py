@@ -14,8 +14,9 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     (replaced by every removal, and in the whole family by every collection; in SQLite by the next
     number), the edge it was made by (``edge``: ``fork``, ``clone`` or none; ``parent`` key and
     ``parent_checkpoint_id``), ``owner``, ``label``, ``tags`` (JSON list), ``metadata`` (JSON
-    object), ``status``, ``checkpoint_count``, ``created_at``, ``updated_at``, ``ttl`` (how long
-    after that it expires, if ever), the lease (``lease_holder``, ``lease_since``, ``lease_until``,
+    object), ``fixed_keys`` (JSON list of those of its keys that somebody set), ``status``,
+    ``checkpoint_count``, ``created_at``, ``updated_at``, ``ttl`` (how long after that it expires,
+    if ever), the lease (``lease_holder``, ``lease_since``, ``lease_until``,
     and the ``fence`` that goes up whenever a lease begins or ends), and what is left of a deleted
     thread: ``deleted_at`` and ``dead_until`` (the highest checkpoint id that a write of its old
     runs is known to name). ``removals`` counts how often something of it was
@@ -214,6 +215,8 @@ class Found(NamedTuple):
     thread: ThreadRef
     row: CheckpointRow
     writes: list[WriteRow]
+    metadata: str | None = None
+    """The metadata of the thread's record, if the record was read too."""
 
 
 class Query(NamedTuple):
@@ -282,8 +285,8 @@ class Moment(NamedTuple):
     """Whether there is no newer checkpoint of the graph itself."""
     heads: Sequence[CheckpointRow]
     """Of each subgraph's namespace the newest checkpoint, and the newest before a given one."""
-    metadata: str
-    """The thread's metadata."""
+    described: Description
+    """What the thread's record says of its metadata; the rest is left out."""
     owner: str | None
 
 
@@ -294,6 +297,8 @@ class Description(NamedTuple):
     tags: Sequence[str] = ()
     metadata: str = "{}"
     ttl: int | None = None
+    fixed_keys: Sequence[str] = ()
+    """The keys of the metadata that somebody set, in order. Runs leave these as they are."""
 
 
 class LeaseRow(NamedTuple):
@@ -377,13 +382,12 @@ class Graft(NamedTuple):
     target_id: str
     parent_checkpoint_id: str | None
     owner: str | None
-    metadata: str
+    described: Description
     status: str
     rows: Sequence[CheckpointRow]
     writes: Sequence[WriteRow]
     chunks: Chunks
     edge: str = "fork"
-    described: Description | None = None
 
 
 class ThreadRecord(NamedTuple):

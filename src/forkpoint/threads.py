@@ -19,7 +19,8 @@ class Thread:
         thread_id: Its id.
         label: A name for people.
         tags: In alphabetical order.
-        metadata: What was said of it, and the scalar keys of the config of its first run.
+        metadata: What somebody said of it, and the scalar keys of the configs of its runs, of which
+            the last one counts. A key that somebody set stays as it is.
         owner: Whose it is, or None.
         status: `busy` while there is a lease, `interrupted` while a task waits for an answer,
             `error` after a task failed, else `idle`.
