@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 
 from forkpoint.errors import (
     CorruptChunk,
@@ -31,18 +32,34 @@ def is_locked(error: sqlite3.Error) -> bool:
     return "locked" in str(error)
 
 
-def typed(error: sqlite3.Error) -> Exception:
-    """Return the `ForkpointError` for what SQLite reports.
+def busy(error: sqlite3.Error) -> StorageBusy:
+    """Return the error of a call that waited for a lock for long enough."""
+    return StorageBusy(f"{error}: another process or connection holds a transaction open")
+
+
+class _RaisedInside(threading.local):
+    error: BaseException | None = None
+
+
+raised_inside = _RaisedInside()
+"""What came as SQLite called a function of ours on this thread. SQLite makes one error of all."""
+
+
+def typed(error: sqlite3.Error) -> BaseException:
+    """Return the `ForkpointError` for what SQLite reports, or the interrupt that it hides.
 
     By message: Python 3.10 does not give the error's code.
     """
     message = str(error)
+    inside, raised_inside.error = raised_inside.error, None
+    if "user-defined function" in message:  # ours raises nothing by itself
+        return inside or KeyboardInterrupt()
     if "is full" in message:
         return StorageFull(f"{message}; nothing was written")
     if "readonly" in message:
         return StorageReadOnly(f"the database is read-only: {message}")
     if is_locked(error):
-        return StorageBusy(f"{message}: another process or connection holds a transaction open")
+        return busy(error)
     if "not a database" in message or "file is encrypted" in message:
         return InvalidInput(f"the file is no SQLite database: {message}")
     if "decode to UTF-8" in message:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from forkpoint.errors import SchemaVersionError
 from forkpoint.filters import contains_json
-from forkpoint.sqlite_errors import is_locked
+from forkpoint.sqlite_errors import is_locked, raised_inside
 from forkpoint.sqlite_schema import SCHEMA
 from forkpoint.storage import SCHEMA_VERSION
 
@@ -110,6 +110,9 @@ def _contains(stored: str, wanted: str) -> bool:
         return contains_json(stored, json.loads(wanted))
     except (ValueError, RecursionError, TypeError):
         return True  # whoever reads the row finds that it is damaged, and which one it is
+    except BaseException as error:  # an interrupt, of which SQLite does not say what it was
+        raised_inside.error = error
+        raise
 
 
 def _retry_while_locked(action: Callable[[], object]) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from forkpoint.errors import InvalidInput, StorageBusy
-from forkpoint.sqlite_errors import is_locked, typed
+from forkpoint.sqlite_errors import busy, is_locked, typed
 from forkpoint.sqlite_session import SqliteSession
 from forkpoint.steps import Locked, Patience, Retry, running
 
@@ -121,7 +121,7 @@ class Transactions:
         """Begin a transaction.
 
         Raises:
-            Locked: Somebody else writes. Nothing was begun.
+            Locked: Somebody else writes, or mends what a dead process left. Nothing was begun.
         """
         try:
             connection = self._begin(is_write)
@@ -129,9 +129,10 @@ class Transactions:
                 connection.execute("ROLLBACK")
                 connection = self._begin(is_write)
         except sqlite3.Error as error:
-            self._thread = None
-            if is_write and is_locked(error):
-                raise Locked(typed(error), self.timeout) from error
+            if self._thread is not None:
+                self.roll_back()
+            if is_locked(error):
+                raise Locked(busy(error), self.timeout) from error
             raise typed(error) from error
         return SqliteSession(connection, self._patience)
 
@@ -142,12 +143,16 @@ class Transactions:
         if connection.in_transaction:
             self._end_leftover(connection)
         self._thread = threading.get_ident()
-        if not is_write:
-            connection.execute("BEGIN")
-        elif self._owned:
-            connection.execute("BEGIN IMMEDIATE")
-        else:
-            self.at_once(connection, lambda: connection.execute("BEGIN IMMEDIATE"))
+        try:
+            if not is_write:
+                connection.execute("BEGIN")
+            elif self._owned:
+                connection.execute("BEGIN IMMEDIATE")
+            else:
+                self.at_once(connection, lambda: connection.execute("BEGIN IMMEDIATE"))
+        except sqlite3.Error:
+            self._thread = None  # what is open, if anything, is not ours
+            raise
         return connection
 
     def _adopt(self, connection: sqlite3.Connection) -> None:
