@@ -271,12 +271,14 @@ def trimmed(thread: Thread, keep: int) -> set[Place]:
     return staying
 
 
-def forked(thread: Thread, place: Place) -> set[Place]:
-    """Return a checkpoint of a graph, and those of its subgraphs that come along in a fork."""
-    is_head = place == thread.heads[-1]
+def forked(thread: Thread, place: Place, goes_on: bool) -> set[Place]:
+    """Return a checkpoint of a graph, and those of its subgraphs that come along in a fork.
+
+    Where it does not go on, the step after the checkpoint runs again, or runs on other values.
+    """
     taken = {place}
     for ns, ids in thread.namespaces.items():
-        if is_head:
+        if goes_on:
             if is_stateful(ns) or (ns and ids[-1] > place[1]):
                 taken.add((ns, ids[-1]))
         elif is_stateful(ns):
@@ -563,10 +565,10 @@ class Family(RuleBasedStateMachine):
         )
         assert made == {"configurable": {"thread_id": thread_id}}
         fork = self.add(Thread(thread_id, source.kind, "fork", source, place[1]))
-        ends = forked(source, place)
+        goes_on = place == source.heads[-1] and not values
+        ends = forked(source, place, goes_on)
         for end in ends:
             kept = source.checkpoints[end]._replace(run=None)
-            goes_on = place == source.heads[-1] and not (values and end == place)
             fork.checkpoints[end] = kept if goes_on else reopened(kept)
         found = self.read(fork)
         if path:
