@@ -35,6 +35,12 @@ VALUES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+mostly_mongodb = pytest.mark.parametrize(
+    "new_store", ["mongodb", pytest.param("sqlite", marks=pytest.mark.slow)], indirect=True
+)
+"""For what has a limit on MongoDB only."""
+
+
 def rows(store: Store) -> list[int]:
     """Return how many rows there are, records of deleted threads included."""
     return [len(store.threads()), *(store.count(kind) for kind in KINDS)]
@@ -43,10 +49,8 @@ def rows(store: Store) -> list[int]:
 @pytest.mark.parametrize(
     "kind",
     [
-        "messages",
         "bytes",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("many channels", "text")),
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dict", "numbers")),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in VALUES if kind != "bytes"),
     ],
 )
 def test_a_state_of_forty_megabytes_comes_back_and_goes(
@@ -94,10 +98,15 @@ async def test_a_value_of_a_hundred_and_twenty_megabytes_comes_back_and_goes(
     assert [store.count(kind) for kind in KINDS] == [0, 0, 0, 0]
 
 
-def test_twenty_thousand_writes_of_one_step_come_back(saver: ForkpointSaver, store: Store) -> None:
+@pytest.mark.parametrize(
+    ("number", "length"), [(2_000, 10_000), pytest.param(20_000, 1_000, marks=pytest.mark.slow)]
+)
+def test_thousands_of_writes_of_one_step_come_back(
+    number: int, length: int, saver: ForkpointSaver, store: Store
+) -> None:
     """Together they are more than fits into one document of MongoDB."""
     stored = put(saver, {"n": 1})
-    writes = [(f"c{n}", text(1000, n)) for n in range(20_000)]
+    writes = [(f"c{n}", text(length, n)) for n in range(number)]
     saver.put_writes(stored, writes, "task")
 
     expected = [("task", *write) for write in writes]
@@ -113,7 +122,11 @@ def test_twenty_thousand_writes_of_one_step_come_back(saver: ForkpointSaver, sto
 # What may not fit
 
 
-@pytest.mark.parametrize("length", [10, 400], ids=lambda length: f"{length} characters each")
+@pytest.mark.parametrize(
+    "length",
+    [pytest.param(10, marks=pytest.mark.slow), 400],
+    ids=lambda length: f"{length} characters each",
+)
 def test_fifty_thousand_channels_are_stored_or_refused(
     length: int, saver: ForkpointSaver, store: Store
 ) -> None:
@@ -122,6 +135,7 @@ def test_fifty_thousand_channels_are_stored_or_refused(
     stored_or_refused(saver, store, lambda: put(saver, values, thread_id="large"), values)
 
 
+@mostly_mongodb
 def test_what_is_too_much_after_many_chunks_is_refused_before_them(
     saver: ForkpointSaver, store: Store
 ) -> None:
@@ -139,6 +153,7 @@ def test_what_is_too_much_after_many_chunks_is_refused_before_them(
     assert store.problems() == []
 
 
+@mostly_mongodb
 def test_a_checkpoint_that_replaces_a_large_one_is_stored_or_refused(
     saver: ForkpointSaver, store: Store
 ) -> None:
@@ -259,7 +274,9 @@ LONGEST: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", LONGEST)
+@pytest.mark.parametrize(
+    "kind", ["one text", pytest.param("many numbers", marks=pytest.mark.slow), "many keys"]
+)
 def test_metadata_that_are_just_short_enough_come_back_and_are_found(
     kind: str, saver: ForkpointSaver, store: Store
 ) -> None:
@@ -279,6 +296,7 @@ def test_metadata_that_are_just_short_enough_come_back_and_are_found(
     assert store.problems(saver) == []
 
 
+@mostly_mongodb
 def test_a_page_of_long_metadata_is_read(saver: ForkpointSaver) -> None:
     metadata = metadata_of(inputs.METADATA_BYTES)
     for n in range(21):

@@ -34,7 +34,7 @@ from processes import fork_server
 from stores import MongoStore
 from support import checkpoint, collected, config, id_of, put, value_of
 
-MEETINGS = 2  # of each two operations, out of all, in every run
+MEETINGS = 1  # of each two operations, out of all, in every run
 ALL = pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 
 
@@ -256,24 +256,26 @@ class Clock:
         time.sleep(seconds)
 
 
+_whole = Records.bulk
+
+
+def _one_by_one(records: Records, statements: Sequence[Any], *, once: bool = False) -> Outcome:
+    hits, made = 0, set()
+    for index, statement in enumerate(statements):
+        outcome = _whole(records, [statement], once=once)
+        if outcome.is_lost:
+            return outcome
+        hits += outcome.hits
+        made |= {index for _ in outcome.made}
+        if outcome.failed is not None:
+            return outcome._replace(hits=hits, made=made, failed=index)
+    return Outcome(hits, made)
+
+
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the statements of a bulk sent one by one, so that others can come in between."""
-    whole = Records.bulk
-
-    def send(records: Records, statements: Sequence[Any], *, once: bool = False) -> Outcome:
-        hits, made = 0, set()
-        for index, statement in enumerate(statements):
-            outcome = whole(records, [statement], once=once)
-            if outcome.is_lost:
-                return outcome
-            hits += outcome.hits
-            made |= {index for _ in outcome.made}
-            if outcome.failed is not None:
-                return outcome._replace(hits=hits, made=made, failed=index)
-        return Outcome(hits, made)
-
-    monkeypatch.setattr(Records, "bulk", send)
+    monkeypatch.setattr(Records, "bulk", _one_by_one)
 
 
 @pytest.fixture
@@ -286,13 +288,29 @@ def parties(start: Start, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Par
         party.client.close()
 
 
-def points(party: Party, start: Start, work: Work, *, has_log: bool = False) -> range:
+@pytest.fixture(scope="module")
+def counted() -> dict[tuple[Any, ...], int]:
+    """How many commands operations sent, so that no test has to count again."""
+    return {}
+
+
+def points(
+    party: Party,
+    start: Start,
+    work: Work,
+    counted: dict[tuple[Any, ...], int],
+    *,
+    has_log: bool = False,
+) -> range:
     """Return after how many commands an operation may be stopped."""
-    start.restore()
-    party.begin(work, has_log=has_log)
-    party.end()
-    assert party.error is None
-    return range(party.sent + 1)
+    key = work, has_log, Records.bulk
+    if key not in counted:
+        start.restore()
+        party.begin(work, has_log=has_log)
+        party.end()
+        assert party.error is None
+        counted[key] = party.sent
+    return range(counted[key] + 1)
 
 
 def logs(work: Work) -> Sequence[bool]:
@@ -404,6 +422,7 @@ def test_nothing_dangles_where_one_writes_and_another_removes(
     remove: Work,
     meetings: int | None,
     start: Start,
+    counted: dict[tuple[Any, ...], int],
     one_by_one: None,
     parties: tuple[Party, Party],
 ) -> None:
@@ -411,8 +430,8 @@ def test_nothing_dangles_where_one_writes_and_another_removes(
     ways = [
         (i, j, ends_first, has_log)
         for has_log in logs(write)
-        for i in points(writer, start, write, has_log=has_log)
-        for j in points(remover, start, remove)
+        for i in points(writer, start, write, counted, has_log=has_log)
+        for j in points(remover, start, remove, counted)
         for ends_first in (True, False)
     ]
     if meetings is not None:
@@ -439,14 +458,19 @@ def test_nothing_dangles_where_one_writes_and_another_removes(
 @pytest.mark.parametrize("remove", REMOVERS)
 @pytest.mark.parametrize("write", WRITERS)
 def test_nothing_dangles_where_one_stops_for_so_long_that_nobody_waits_for_it(
-    write: Work, remove: Work, stops: int | None, start: Start, parties: tuple[Party, Party]
+    write: Work,
+    remove: Work,
+    stops: int | None,
+    start: Start,
+    counted: dict[tuple[Any, ...], int],
+    parties: tuple[Party, Party],
 ) -> None:
     writer, remover = parties
     ways = [
         (one, point, has_log)
         for has_log in logs(write)
         for one, work in ((writer, write), (remover, remove))
-        for point in points(one, start, work, has_log=has_log and one is writer)
+        for point in points(one, start, work, counted, has_log=has_log and one is writer)
     ]
     if stops is not None:
         ways = random.Random(time.time_ns()).sample(ways, stops)
@@ -469,10 +493,14 @@ def test_nothing_dangles_where_one_stops_for_so_long_that_nobody_waits_for_it(
 
 @pytest.mark.parametrize("has_log", [True, False])
 def test_many_writes_leave_nothing_if_their_thread_is_deleted_on_the_way(
-    has_log: bool, start: Start, one_by_one: None, parties: tuple[Party, Party]
+    has_log: bool,
+    start: Start,
+    counted: dict[tuple[Any, ...], int],
+    one_by_one: None,
+    parties: tuple[Party, Party],
 ) -> None:
     writer, remover = parties
-    for point in points(writer, start, put_many_writes, has_log=has_log)[:-1]:
+    for point in points(writer, start, put_many_writes, counted, has_log=has_log)[:-1]:
         start.restore()
         writer.begin(put_many_writes, has_log=has_log)
         remover.begin(delete_own)
@@ -593,13 +621,13 @@ def remove_until_killed(start: Start, remove: Work, commands: int) -> None:
     remove(start.store.mortal(commands), start)
 
 
-@pytest.mark.parametrize("number", [3, ALL])
+@pytest.mark.parametrize("number", [2, ALL])
 @pytest.mark.parametrize("remove", REMOVERS)
 def test_a_removal_that_was_killed_can_be_run_again(
     remove: Work, number: int | None, start: Start, parties: tuple[Party, Party]
 ) -> None:
     context = fork_server()
-    kills: Sequence[int] = points(parties[0], start, remove)[:-1]
+    kills: Sequence[int] = points(parties[0], start, remove, {})[:-1]  # it removes
     if number is not None:
         kills = random.Random(time.time_ns()).sample(kills, number)
     with start.store.saver() as reader:
