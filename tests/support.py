@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
+from hypothesis import HealthCheck, given, settings
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 
@@ -82,4 +85,24 @@ class Api:
         return [found async for found in self.saver.alist(*args, **kwargs)]
 
 
-__all__ = ["Api", "checkpoint", "collected", "config", "id_of", "put", "value_of"]
+def drawn(few: int, many: int, *strategies: Any, **named: Any) -> Callable[[Any], Any]:
+    """Have Hypothesis draw the arguments of a test: a few times in every run, and many if slow."""
+
+    def decorate(test: Any) -> Any:
+        given_test = given(*strategies, **named)
+
+        def run(examples: int, **fixtures: Any) -> None:
+            options = settings(max_examples=examples, suppress_health_check=list(HealthCheck))
+            options(given_test(test))(**fixtures)
+
+        run.__name__, run.__doc__, run.__module__ = test.__name__, test.__doc__, test.__module__
+        fixtures = inspect.signature(given_test(test)).parameters.values()
+        number = inspect.Parameter("examples", inspect.Parameter.KEYWORD_ONLY)
+        run.__signature__ = inspect.Signature([*fixtures, number])  # type: ignore[attr-defined]
+        slow = pytest.param(many, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])
+        return pytest.mark.parametrize("examples", [few, slow])(run)
+
+    return decorate
+
+
+__all__ = ["Api", "checkpoint", "collected", "config", "drawn", "id_of", "put", "value_of"]

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
@@ -21,6 +20,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from forkpoint import InvalidInput, SafeSerializer
 from forkpoint.codec import Chunks, Codec, cipher_of, new_secret, open_secret
 from forkpoint.serde import DeltaSnapshot
+from support import drawn
 
 
 def plain() -> Codec:
@@ -103,8 +103,7 @@ values = (
 )
 
 
-@settings(max_examples=200, deadline=None)
-@given(values)
+@drawn(25, 200, values)
 def test_any_value_comes_back_as_the_serializer_gives_it_back(value: Any) -> None:
     serde = SafeSerializer()
     expected = serde.loads_typed(serde.dumps_typed(value))
@@ -114,8 +113,7 @@ def test_any_value_comes_back_as_the_serializer_gives_it_back(value: Any) -> Non
     assert typed(round_trip(codec, value)) == typed(expected)  # and from what is remembered
 
 
-@settings(max_examples=60, deadline=None)
-@given(values)
+@drawn(7, 60, values)
 def test_any_value_comes_back_through_encryption(value: Any) -> None:
     serde = SafeSerializer()
 
@@ -244,14 +242,17 @@ def rewritten(base: list[Any] | dict[Any, Any], edited: list[Any] | dict[Any, An
     )
 
 
+@pytest.mark.parametrize("lists", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("kind", MAKERS)
-def test_an_edit_rewrites_bytes_that_do_not_grow_with_the_list(kind: str, edit: str) -> None:
+def test_an_edit_rewrites_bytes_that_do_not_grow_with_the_list(
+    kind: str, edit: str, lists: int
+) -> None:
     make, change = MAKERS[kind], EDITS[edit]
 
     def typical(length: int) -> float:
         costs = []
-        for seed in range(4):
+        for seed in range(lists):
             start = seed * 100_000
             base = [make(start + n) for n in range(length)]
             costs.append(rewritten(base, change(base, make(start + length))))
@@ -279,8 +280,7 @@ def test_a_list_inside_a_dict_is_shared_too() -> None:
     assert rewritten(base, edited) < 12_000
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.integers(50, 1500), st.integers(1, 3000))
+@drawn(7, 60, st.integers(0, 2**32), st.integers(50, 1500), st.integers(1, 3000))
 def test_a_random_edit_rewrites_a_bounded_number_of_bytes(
     seed: int, length: int, size: int
 ) -> None:
@@ -300,8 +300,9 @@ def test_a_random_edit_rewrites_a_bounded_number_of_bytes(
     assert rewritten(base, edited) <= 100_000
 
 
-@settings(max_examples=100, deadline=None)
-@given(
+@drawn(
+    12,
+    100,
     st.integers(0, 2**32),
     st.sampled_from(sorted(MAKERS)),
     st.lists(st.tuples(st.sampled_from(sorted(EDITS)), st.integers(1, 60)), max_size=12),

@@ -9,7 +9,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
@@ -30,7 +29,7 @@ from forkpoint.saver import ForkpointSaver
 from forkpoint.sqlite_session import SqliteSession
 from graphs import MORE_SHAPES, RAN, SHAPES
 from stores import SqliteStore, Store
-from support import Api, checkpoint, config, id_of, put, value_of
+from support import Api, checkpoint, config, drawn, id_of, put, value_of
 
 
 def thread(thread_id: str) -> Any:
@@ -1131,8 +1130,9 @@ _ELEMENTS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
+@drawn(
+    10,
+    60,
     before=st.lists(_ELEMENTS, max_size=12),
     after=st.lists(_ELEMENTS, max_size=12),
     around=st.sampled_from([0, 40]),

@@ -732,7 +732,7 @@ def explore(new_store: Callable[[], Store], examples: int, steps: int, *phases: 
 @pytest.mark.parametrize(
     ("new_store", "examples", "steps"),
     [
-        pytest.param("sqlite", 25, 25),
+        pytest.param("sqlite", 8, 25),
         pytest.param("sqlite", 1000, 50, marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
     ],
     indirect=["new_store"],
@@ -744,7 +744,7 @@ def test_a_family_in_a_file(new_store: Callable[[], Store], examples: int, steps
 @pytest.mark.parametrize(
     ("new_store", "examples", "steps"),
     [
-        pytest.param("mongodb", 7, 20),
+        pytest.param("mongodb", 3, 20),
         pytest.param("mongodb", 200, 50, marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
     ],
     indirect=["new_store"],

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from forkpoint.types import ChannelDiff, FamilyNode, FamilyTree, LineageEntry, StateDiff
+from support import drawn
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=timezone.utc)
 HOSTILE = [
@@ -180,7 +180,7 @@ def test_a_deep_family_goes_on_in_its_lane() -> None:
     ]
 
 
-@given(families())
+@drawn(12, 100, families())
 def test_text_has_a_line_for_each_thread(root: FamilyNode) -> None:
     nodes = list(root)
     lines = FamilyTree(root).text().splitlines()
@@ -218,7 +218,7 @@ def decoded(label: str) -> str:
     return html.unescape(re.sub(r"#(\d+);", r"&#\1;", label)).replace("\u2060", "")
 
 
-@given(families())
+@drawn(12, 100, families())
 def test_mermaid_has_a_vertex_for_each_thread_and_an_edge_for_each_but_one(
     root: FamilyNode,
 ) -> None:
@@ -240,7 +240,7 @@ def test_mermaid_has_a_vertex_for_each_thread_and_an_edge_for_each_but_one(
     assert max(map(len, lines)) < 700
 
 
-@given(ids)
+@drawn(12, 100, ids)
 def test_mermaid_labels_have_no_special_characters(thread_id: str) -> None:
     tree = FamilyTree(FamilyNode(fork(thread_id, "parent", parent_checkpoint_id=thread_id)))
     (line,) = (line for line in tree.mermaid().splitlines() if line.startswith("    n0["))
@@ -348,7 +348,7 @@ def test_nothing_overlaps_in_svg(root: FamilyNode) -> None:
     check_layout(root)
 
 
-@given(families())
+@drawn(12, 100, families())
 def test_nothing_overlaps_in_svg_of_any_family(root: FamilyNode) -> None:
     check_layout(root)
 
@@ -357,7 +357,7 @@ def is_plain(thread_id: str) -> bool:
     return thread_id.isprintable() and not re.search("[\u0300-\u036f]{5}", thread_id)
 
 
-@given(families())
+@drawn(12, 100, families())
 def test_svg_has_a_row_for_each_thread_with_its_id_in_full(root: FamilyNode) -> None:
     nodes = list(root)
     picture = parsed(root)
@@ -600,7 +600,7 @@ statuses = st.sampled_from(["added", "removed", "changed", "unchanged"])
 diffs = st.builds(ChannelDiff, statuses, values, values, many, many, pairs, st.booleans())
 
 
-@given(st.dictionaries(st.text(), diffs, max_size=3))
+@drawn(12, 100, st.dictionaries(st.text(), diffs, max_size=3))
 def test_differences_of_any_values(channels: dict[str, ChannelDiff]) -> None:
     difference = StateDiff(channels)
     lines = str(difference).splitlines()

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example
 from hypothesis import strategies as st
 from langgraph.types import Command
 
@@ -29,7 +29,7 @@ from forkpoint.filters import contains
 from forkpoint.saver import ForkpointSaver
 from graphs import MORE_SHAPES, SHAPES
 from stores import KINDS, Store
-from support import Api, config, put, value_of
+from support import Api, config, drawn, put, value_of
 
 DAY = timedelta(days=1)
 
@@ -243,8 +243,7 @@ def is_wanted(thread: Thread, wanted: ThreadFilter) -> bool:
     )
 
 
-@settings(max_examples=30, suppress_health_check=list(HealthCheck))
-@given(threads=THREADS, filters=st.lists(FILTERS, max_size=6), data=st.data())
+@drawn(5, 30, threads=THREADS, filters=st.lists(FILTERS, max_size=6), data=st.data())
 def test_a_search_finds_what_a_look_at_each_thread_finds(
     threads: list[Any], filters: list[ThreadFilter], data: st.DataObject, saver: ForkpointSaver
 ) -> None:
@@ -580,8 +579,7 @@ IDS = st.sampled_from(["theirs", "theirs-2", "new", "$ne", "theirs\x1f", "Theirs
 )
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
-@given(thread_id=IDS, wanted=FILTERS, owner=st.none() | st.sampled_from(["acme", "other"]))
+@drawn(6, 40, thread_id=IDS, wanted=FILTERS, owner=st.none() | st.sampled_from(["acme", "other"]))
 @example(thread_id="secret", wanted=ThreadFilter(), owner=None)
 @example(thread_id="acme", wanted=ThreadFilter(), owner=None)
 def test_what_is_another_owners_does_not_exist(
