@@ -118,7 +118,7 @@ def _live(turns: Turns, family: Any) -> Work[set[bytes]]:
     links: dict[bytes, bytes] = {}
     if roots:
         yield from _all(turns, lambda after: turns.session.links(family, after), links.update)
-    return reachable(roots, links)
+    return (yield from turns.apart(lambda: reachable(roots, links)))
 
 
 def _all(

@@ -129,21 +129,29 @@ class _Removing:
         headers: Mapping[removal.Place, removal.Header] = {}
         if rebuilds:
             headers = yield from self._read_headers()
-        plan = _plan(rows, lambda: headers, self._wanted)
-        self._note_newest(rows)
-        del rows
+        plan = yield from self._turns.apart(lambda: self._planned(rows, headers))
         self._turns.only_reads = False
         yield
         if plan is None:
             is_same = self._is_valid(())
             return (self._turns.session.bury(self._thread) if is_same else Counts(0, 0)), is_same
-        return (yield from self._execute(plan, headers))
+        return (yield from self._execute(plan))
 
-    def _execute(
-        self, plan: removal.Plan, headers: Mapping[removal.Place, removal.Header]
-    ) -> Work[tuple[Counts, bool]]:
+    def _planned(
+        self,
+        rows: Sequence[CheckpointRow],
+        headers: Mapping[removal.Place, removal.Header],
+    ) -> RemovalPart | None:
+        self._note_newest(rows)
+        plan = _plan(rows, lambda: headers, self._wanted)
+        if plan is None:
+            return None
+        return RemovalPart(removal.in_order(plan.removed | plan.hidden, headers), plan)
+
+    def _execute(self, planned: RemovalPart) -> Work[tuple[Counts, bool]]:
+        plan = planned.plan
         going = plan.removed | plan.hidden
-        waiting = removal.in_order(going, headers)
+        waiting = list(planned.going)
         is_one_step = self._wanted.begin_again is not None
         while waiting or is_one_step:
             if not self._is_valid(going):

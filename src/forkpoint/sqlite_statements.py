@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from forkpoint.sqlite_errors import is_locked
 
+_READ_PER_CHANGE = 4  # rows that are read in the time in which one is changed, or in less
 _INSERTED = 50  # rows inserted by one statement
 _LONGEST_MILLISECONDS = 2**31 - 1  # of a busy timeout
 _BATCH = 500  # values bound in one statement; SQLite's own limit was 999 once
@@ -36,7 +37,7 @@ class Statements:
 
     def is_spent(self) -> bool:
         changed = self._connection.total_changes - self._changes_before
-        return changed + self._read >= self.turn_rows
+        return changed + self._read // _READ_PER_CHANGE >= self.turn_rows
 
     def count_read(self, rows: int) -> None:
         """Let rows that were read count for what a transaction has done."""

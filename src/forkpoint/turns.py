@@ -10,13 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from forkpoint.steps import Caller, Patience, Retry, Steps, Waiting, running
 from forkpoint.storage import Session, Storage
 
 _T = TypeVar("_T")
-_REST = 0.5  # of the time of a transaction: a process that waits looks for its chance now and then
+# Of the time of a transaction. A process that waits to write looks for its chance now and then;
+# who reads keeps only the threads of this process waiting.
+_REST, _REST_AFTER_READING = 0.5, 0.1
 _LONGEST_REST_SECONDS = 0.05
 
 Work = Generator[None, None, _T]
@@ -74,6 +76,25 @@ class Turns:
     def __init__(self) -> None:
         self.only_reads = False
         self.is_over = False
+        self._has_rested = False
+        self._apart: Callable[[], Any] | None = None
+        self._outcome: Any = None
+
+    def apart(self, compute: Callable[[], _T]) -> Work[_T]:
+        """Return what a function returns that may take long, and needs no transaction."""
+        if not self._has_rested:
+            return compute()  # there is little, so far
+        self._apart = compute
+        self.is_over = True
+        yield
+        return cast("_T", self._outcome)
+
+    def rest(self) -> None:
+        """Do what takes long, at the end of a turn."""
+        self._has_rested = True
+        if self._apart is not None:
+            compute, self._apart = self._apart, None
+            self._outcome = compute()
 
 
 def in_turns(storage: Storage, work: Callable[[Turns], Work[_T]]) -> Steps[_T]:
@@ -84,6 +105,7 @@ def in_turns(storage: Storage, work: Callable[[Turns], Work[_T]]) -> Steps[_T]:
     has_begun = False
     while True:
         began = time.monotonic()
+        share = _REST_AFTER_READING if turns.only_reads else _REST
         try:
             outcome = _turn(storage, turns, steps)
         except Retry as retry:  # somebody else has the store, and nothing was done
@@ -95,7 +117,8 @@ def in_turns(storage: Storage, work: Callable[[Turns], Work[_T]]) -> Steps[_T]:
                 return outcome.value
             patience = Patience()
             has_begun = True
-            pause = min(_REST * (time.monotonic() - began), _LONGEST_REST_SECONDS)
+            pause = min(share * (time.monotonic() - began), _LONGEST_REST_SECONDS)
+            turns.rest()
         yield Rest(pause, has_begun=has_begun)
 
 
