@@ -127,7 +127,7 @@ def test_what_the_catalog_shows_is_what_was_put(
     assert catalog.get("thread").status == "interrupted"  # type: ignore[union-attr]
     assert store.thread("thread").status == "interrupted"
     (record,) = store.collection.find({"kind": "thread"})
-    assert (record["checkpoint_count"], record["status"]) == (1, "idle")  # it is behind
+    assert (record["checkpoint_count"], record["status"]) == (0, "idle")  # it is behind
 
     (found,) = catalog.search().items
     assert (found.checkpoint_count, found.status) == (4, "interrupted")
@@ -298,9 +298,9 @@ def test_a_slot_that_is_free_again_is_not_taken(
     """An end outlasts the rows before it, and the thread."""
     head = puts(saver, range(3))
     session = session_of(saver)
-    assert session.tail(session.thread("thread")).slot == 2
+    assert session.tail(session.thread("thread")).slot == 3
     other.delete_thread("thread")
-    assert [entry["slot"] for entry in store.collection.find({"slot": {"$gt": 0}})] == [3]
+    assert [entry["slot"] for entry in store.collection.find({"slot": {"$gt": 0}})] == [4]
     with pytest.raises(ThreadDeleted):
         put(saver, {"n": 3}, parent=head)
     assert store.rows("checkpoints") == []
@@ -408,7 +408,7 @@ def test_an_answer_that_comes_too_late_is_not_believed(
 
     monkeypatch.setattr(mongodb_log.MongoLogs, "end_log", note)
     stored = put(saver, {"n": 2}, parent=head)
-    assert again == [ref]
+    assert set(again) == {ref}
     assert [id_of(found) for found in saver.list(config(), limit=1)] == [id_of(stored)]
     assert count(saver) == 3
     assert store.problems(saver) == []

@@ -83,14 +83,20 @@ class Bulk(Submission):
         tail = intent.usable(known) if self._session.keeps_logs else None
         self.entries = ()
         self._tail = None
-        if tail is not None and tail.is_younger_than(LOG_SECONDS):
-            self.entries, self._tail = tail.follow(put, entries_of(put, thread))
-            self.steps = steps_of_entries(intent, self.entries)
-        elif tail is not None:
-            self._tail = tail.begin(put)
-            self.steps = steps_of(intent, Beginning(tail, self._tail))
+        if tail is not None:
+            beginning: Beginning | None = None
+            if not tail.is_younger_than(LOG_SECONDS):
+                before, tail = tail, tail.begin()
+                assert tail.log is not None
+                beginning = Beginning(before, tail.log)
+            rows, is_counted = entries_of(put, thread), intent.is_counted
+            self.entries, self._tail = tail.follow(put, rows, is_counted=is_counted)
+            self.steps = steps_of_entries(intent, self.entries, beginning)
+        elif self._session.keeps_logs and put.row is not None:
+            self.collide("entry")  # what counts goes into a log: one has to look at the thread
         else:
             self.steps = steps_of(intent)
+            self._tail = intent.left(known) if self._session.keeps_logs else None
         if self._tail is not None:
             ahead.tails[thread.key] = self._tail
 
@@ -105,12 +111,12 @@ class Bulk(Submission):
 
     def succeed(self, made: Sequence[bool]) -> None:
         """Note that it is stored, and which of its statements made a document."""
-        tail = None if self.is_repeated and not self.entries else self._tail
+        tail = self._tail
         for step, is_new in zip(self.steps, made, strict=True):
             if step.role in ("once", "entry") and not is_new:
                 self.collide("once")
                 return
-        if tail is not None and not tail.is_younger_than(2 * LOG_SECONDS):
+        if self.entries and tail is not None and not tail.is_younger_than(2 * LOG_SECONDS):
             self.collide("entry")
             return
         self._session.remember(self.sent.put.thread_id, self.sent.thread)

@@ -1,9 +1,11 @@
 """MongoDB: the log of a thread, which makes of a put one insert.
 
 A put keeps up the record of its thread, and so has to change two documents, one after the other.
-While one saver alone puts to a thread, as is the rule, there is no need. Such a saver begins a
-*log*, whose id the record has from then on. What it puts goes into the log: each document says at
-which `slot`, consecutive numbers from 1, and under `record` what the thread's record would say.
+What stops between the two leaves a record that counts a checkpoint which is not there. So a saver
+that puts to a thread begins a *log*, whose id the record has from then on. What it puts goes into
+the log: each document says at which `slot`, consecutive numbers from 1, and under `record` what the
+thread's record would say. Nothing else counts checkpoints, where there are logs. While one saver
+alone puts to the thread, as is the rule, it goes on with its log.
 
 A unique index sees to it that each slot is taken once. Whatever changes what puts depend on (a
 lease, a removal, a collection), and every other saver that puts to the thread, first ends the log:
@@ -71,6 +73,8 @@ class Tail(NamedTuple):
     said: Document
     began: float | None = None
     """When one's own log began, by `time.monotonic`."""
+    is_provisional: bool = False
+    """Whether the thread has no checkpoint yet: then only a checkpoint begins a log."""
 
     def holds(self, put: Put, thread: ThreadRef, dead_until: str | None) -> bool:
         """Return whether a put was prepared for what this was read of."""
@@ -91,26 +95,36 @@ class Tail(NamedTuple):
             return bool(self.said["status_for"] < put.checkpoint_id)
         return bool(self.said["status_for"] <= put.checkpoint_id)
 
-    def after(self, put: Put) -> Document:
-        """Return what the record would say after a put, of a new checkpoint if of any."""
+    def after(self, put: Put, *, is_counted: bool = False) -> Document:
+        """Return what the record would say after a put.
+
+        Args:
+            put: The put.
+            is_counted: Whether its checkpoint replaces one that is counted already.
+        """
         said = dict(self.said)
         changes_status = put.status is not None and self.is_newest(put)
         if changes_status:
             said |= {"status": put.status, "status_for": put.checkpoint_id}
-        if put.row is not None:
+        if put.row is not None and not is_counted:
             said["checkpoint_count"] += 1
         if put.row is not None or changes_status:
             said["updated_at"] = max(said["updated_at"], time.time_ns() // 1000)
         return said
 
-    def begin(self, put: Put) -> Tail:
-        """Return the tail of a log that a put begins, after the put."""
-        said = self.after(put)
-        return self._replace(log=ObjectId(), slot=0, said=said, began=time.monotonic())
+    def with_status(self, put: Put) -> Tail:
+        """Return the tail after writes that change the record itself."""
+        return self._replace(said=self.after(put))
 
-    def follow(self, put: Put, documents: Sequence[Document]) -> tuple[list[Document], Tail]:
+    def begin(self) -> Tail:
+        """Return the tail of a log of one's own that goes on from here, and is empty yet."""
+        return self._replace(log=ObjectId(), slot=0, began=time.monotonic(), is_provisional=False)
+
+    def follow(
+        self, put: Put, documents: Sequence[Document], *, is_counted: bool
+    ) -> tuple[list[Document], Tail]:
         """Return documents as the next ones in the log, and the log's tail then."""
-        said = self.after(put)
+        said = self.after(put, is_counted=is_counted)
         placed = [
             {**document, "log": self.log, "slot": slot, "record": said}
             for document, slot in zip(documents, count(self.slot + 1))
@@ -121,7 +135,7 @@ class Tail(NamedTuple):
 def new_tail(epoch: ObjectId, dead_until: str | None) -> Tail:
     """Return the tail of a thread that is about to be made."""
     said = {"checkpoint_count": 0, "updated_at": 0, "status": "idle", "status_for": ""}
-    return Tail(epoch, 0, dead_until, None, 0, said)
+    return Tail(epoch, 0, dead_until, None, 0, said, is_provisional=True)
 
 
 def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
@@ -129,7 +143,7 @@ def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
 
     If it ends with another one, whoever takes the slot after it collides.
     """
-    if record["lock"] is not None or record["provisional"]:
+    if record["lock"] is not None:
         return None
     log, slot = record["log"], 0
     said = {name: record[name] for name in _SAID}
@@ -139,7 +153,15 @@ def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
                 if row["kind"] == "end":
                     return None
                 slot, said = row["slot"], row["record"]
-    return Tail(record["epoch"], record["fence"], record["dead_until"], log, slot, said)
+    return Tail(
+        record["epoch"],
+        record["fence"],
+        record["dead_until"],
+        log,
+        slot,
+        said,
+        is_provisional=record["provisional"],
+    )
 
 
 def end_of(thread: ThreadRef, tail: Tail) -> UpdateOne:

@@ -2,8 +2,11 @@
 
 Into a log (see `forkpoint.mongodb_log`) go the rows, each of them visible at once: none of them
 arrives after something happened that the put does not know of. Where there are chunks, these come
-before, and before them the *guard*, so that none is written for nothing. This is so without a log,
-where no row refers to chunks:
+before, and before them the *guard*, so that none is written for nothing. Where the log is to begin,
+the *check* comes first, which names it in the thread's record. So a record and its checkpoints
+agree wherever a bulk stops.
+
+This is so for what does not count, or where there are no logs, if no row refers to chunks:
 
 1. The *check* ends the bulk if the thread is not as it is known to be, and keeps its record up.
 2. Rows; and where there are many, another check, which finds out if they came too late.
@@ -73,10 +76,10 @@ class Creation(NamedTuple):
 
 
 class Beginning(NamedTuple):
-    """A log that a put begins: what it goes on from, which must be as it is said, and its tail."""
+    """A log that a put begins: what it goes on from, which must be as it is said, and its id."""
 
     before: Tail
-    after: Tail
+    log: ObjectId
 
 
 class Intent(NamedTuple):
@@ -90,6 +93,7 @@ class Intent(NamedTuple):
         is_sharded: Whether each statement has to name the family.
         replace: Whether there may be a checkpoint in its place, or pending writes of its task.
         is_newest: Whether the thread's status is that of an older checkpoint, as a rule it is.
+        is_counted: Whether the checkpoint in its place is counted already, if there is one.
     """
 
     put: Put
@@ -99,6 +103,7 @@ class Intent(NamedTuple):
     is_sharded: bool
     replace: bool = False
     is_newest: bool = True
+    is_counted: bool = False
 
     def usable(self, known: Tail | None) -> Tail | None:
         """Return the tail from which to go on in the thread's log, or to begin one, if it may be.
@@ -106,41 +111,44 @@ class Intent(NamedTuple):
         Args:
             known: What is known of it.
         """
-        if self.replace:
+        is_checkpoint = self.put.row is not None
+        if self.replace and not is_checkpoint:
             return None
         if self.creation is not None:
             made = new_tail(self.thread.epoch, self.creation.dead_until)
-            return made if self.put.row is not None else None
+            return made if is_checkpoint else None
         if known is None or not known.holds(self.put, self.thread, self.dead_until):
             return None
-        return known
+        return known if is_checkpoint or not known.is_provisional else None
+
+    def left(self, known: Tail | None) -> Tail | None:
+        """Return the tail after writes to a thread that has no checkpoint yet, if it is known."""
+        if self.creation is not None:
+            return new_tail(self.thread.epoch, self.creation.dead_until).with_status(self.put)
+        if known is None or not known.is_provisional or self.replace:
+            return None
+        if not known.holds(self.put, self.thread, self.dead_until):
+            return None
+        return known.with_status(self.put)
 
 
-def steps_of(intent: Intent, beginning: Beginning | None = None) -> list[Step]:
-    """Return the statements of a put, but for one into a log, and those that begin one if given."""
-    put, thread, creation, dead_until, is_sharded, replace, is_newest = intent
+def steps_of(intent: Intent) -> list[Step]:
+    """Return the statements of a put that does not go into a log."""
+    put, thread, creation, dead_until, is_sharded, replace, is_newest, _ = intent
     begin: list[Step] = []
     if creation is not None:
         dead_until = creation.dead_until
         begin = _creating(put, thread, creation)
-    if beginning is None:
-        check = Step("check", _check(put, thread, dead_until, replace, is_newest))
-    else:
-        is_newest = beginning.before.is_newest(put)
-        if beginning.before.log is not None:
-            begin = [Step("end", end_of(thread, beginning.before))]
-        check = Step("check", _begin(put, thread, beginning))
+    check = Step("check", _check(put, thread, dead_until, replace, is_newest))
     # Then the check makes sure that there is no such checkpoint yet.
     is_new = put.status is not None and is_newest and not replace
     rows, shown = _rows(put, thread, replace, is_new, is_sharded)
     if not shown and not put.chunks:
         # Many rows take so long that the thread may be deleted on the way.
-        log = beginning and beginning.after.log
-        again = [Step("check", _touch(put, thread, dead_until, log))] if len(rows) > _FEW else []
+        again = [Step("check", _touch(put, thread, dead_until))] if len(rows) > _FEW else []
         return [*begin, check, *rows, *again]
     if creation is None:
-        log = beginning and beginning.before.log
-        begin.append(Step("guard", _touch(put, thread, dead_until, log)))
+        begin.append(Step("guard", _touch(put, thread, dead_until)))
     return [*begin, *_chunks(put, thread, is_sharded), *rows, check, *shown]
 
 
@@ -165,23 +173,35 @@ def _documents(put: Put, thread: ThreadRef) -> Iterator[tuple[bytes, Document, D
         yield id_, *write_document(thread, write)
 
 
-def steps_of_entries(intent: Intent, entries: Sequence[Document]) -> list[Step]:
-    """Return the statements of a put into a log.
+def steps_of_entries(
+    intent: Intent, entries: Sequence[Document], beginning: Beginning | None = None
+) -> list[Step]:
+    """Return the statements of a put into a log, with those that begin the log if it is to begin.
 
-    An entry leaves a document of its `_id` as it is, but for what replaces what a task wrote.
+    An entry leaves a document of its `_id` as it is, but for a checkpoint that is put again, and
+    for what replaces what a task wrote.
     """
+    put, thread, creation, dead_until, *_ = intent
     steps = []
     for entry in entries:
-        found = {"_id": entry["_id"]}
-        if entry.get("idx", 0) < 0:
-            steps.append(Step("row", ReplaceOne(found, entry, upsert=True)))
+        place: Document = {"_id": entry["_id"]}
+        if intent.replace:
+            place |= {} if intent.is_counted else {"visible": {"$ne": True}}
+            steps.append(Step("row", ReplaceOne(place, entry, upsert=True)))
+        elif entry.get("idx", 0) < 0:
+            steps.append(Step("row", ReplaceOne(place, entry, upsert=True)))
         else:
-            steps.append(Step("entry", UpdateOne(found, {"$setOnInsert": entry}, upsert=True)))
-    put, thread, *_ = intent
-    if not put.chunks:
-        return steps
-    guard = Step("guard", _touch(put, thread, intent.dead_until, entries[0]["log"]))
-    return [guard, *_chunks(put, thread, is_sharded=False), *steps]
+            steps.append(Step("entry", UpdateOne(place, {"$setOnInsert": entry}, upsert=True)))
+    steps = [*_chunks(put, thread, is_sharded=False), *steps]
+    if beginning is None:
+        touch = [Step("guard", _touch(put, thread, dead_until, entries[0]["log"]))]
+        return [*(touch if put.chunks else ()), *steps]
+    begin: list[Step] = []
+    if creation is not None:
+        begin = _creating(put, thread, creation)
+    elif beginning.before.log is not None:
+        begin = [Step("end", end_of(thread, beginning.before))]
+    return [*begin, Step("check", _begin(put, thread, beginning)), *steps]
 
 
 def _chunks(put: Put, thread: ThreadRef, is_sharded: bool) -> list[Step]:
@@ -261,15 +281,15 @@ def _touch(
 
 
 def _begin(put: Put, thread: ThreadRef, beginning: Beginning) -> UpdateMany:
-    """Return the check that begins a log, and keeps the record up for the last time."""
-    before, after = beginning
+    """Return the check that begins a log, and brings the record up to where it begins."""
+    before, log = beginning
     wanted = _same(put, thread, before.dead_until, before.log)
     if before.log is None:
         seen = {name: before.said[name] for name in ("checkpoint_count", "status", "status_for")}
         wanted |= seen
-    said = dict(after.said)
+    said = dict(before.said)
     changes: Document = {"$max": {"updated_at": said.pop("updated_at")}}
-    changes["$set"] = {**said, "log": after.log, "unlisted": True, "provisional": False}
+    changes["$set"] = {**said, "log": log, "unlisted": True, "provisional": False}
     return UpdateMany(wanted, changes, upsert=True)
 
 

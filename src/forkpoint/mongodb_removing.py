@@ -20,7 +20,6 @@ from forkpoint.mongodb_records import (
     NEVER,
     NOW,
     Document,
-    Outcome,
     Statement,
     chunk_id,
     chunk_size,
@@ -96,29 +95,36 @@ class MongoRemoving(MongoReading):
             with self._locked(thread, {"epoch": ObjectId()}) as guard:
                 rows = list(self.rows(thread))
                 plan = choose(rows)
-                outcome = self._doom(thread, rows, plan, guard)
+                self._doom(thread, rows, plan, guard)
                 counts = self._delete_rows(thread, {"doomed": True})
                 seen = {(row.checkpoint_ns, row.checkpoint_id) for row in rows if not row.hidden}
                 head = removal.newest(seen - plan.removed - plan.hidden)
                 if plan.reopened or head != removal.newest(seen):
-                    self._update_status(thread, head)
-            if outcome.is_repeated:
-                self.count_again(thread)
+                    self._records.update(record_of(thread), {"$set": self._status(thread, head)})
             return counts
         except Stale:
             return Counts(0, 0)  # the thread is deleted, and with it what was to go
 
     def _doom(
         self, thread: ThreadRef, rows: Sequence[CheckpointRow], plan: Plan, guard: UpdateOne
-    ) -> Outcome:
+    ) -> None:
         """Take out of sight what is to be removed or hidden."""
         going = plan.removed | plan.hidden
         gone = sum(
             (row.checkpoint_ns, row.checkpoint_id) in going for row in rows if not row.hidden
         )
-        # Not counted again: a checkpoint that the record counts already may be about to arrive.
-        left = {"$subtract": ["$checkpoint_count", gone]}
-        touched: Document = {"checkpoint_count": left, "unlisted": True, "removed_at": NOW}
+        # Not counted again: where there are no logs, a checkpoint that the record counts already
+        # may be about to arrive. Nor taken off twice, if the bulk is sent again.
+        epoch = ObjectId()
+        left = {
+            "$subtract": ["$checkpoint_count", {"$cond": [{"$eq": ["$epoch", epoch]}, 0, gone]}]
+        }
+        touched: Document = {
+            "checkpoint_count": left,
+            "epoch": epoch,
+            "unlisted": True,
+            "removed_at": NOW,
+        }
         if plan.reopened:
             touched["updated_at"] = {"$max": ["$updated_at", NOW]}
         statements: list[Statement] = [guard, UpdateOne(record_of(thread), [{"$set": touched}])]
@@ -138,15 +144,16 @@ class MongoRemoving(MongoReading):
         }
         statements += _of_places(thread, plan.reopened, done, doom)
         outcome = self._records.bulk(statements)
+        if outcome.error is not None:
+            raise outcome.error
         if outcome.failed is not None:
             raise StorageBusy("removing took too long, and others have written since; try again")
-        return outcome
 
-    def _update_status(self, thread: ThreadRef, head: Place | None) -> None:
-        """Set a thread's status to what its newest checkpoint waits for."""
+    def _status(self, thread: ThreadRef, head: Place | None) -> Document:
+        """Return the fields for a thread's status: what its newest checkpoint waits for."""
         kinds = {write.idx for write in self.writes(thread, [head])} if head else set()
         status = {"status": removal.status_of(kinds), "status_for": head[1] if head else ""}
-        self._records.update(record_of(thread), {"$set": {**status, "unlisted": True}})
+        return {**status, "unlisted": True}
 
     def _delete_rows(self, thread: ThreadRef, which: Document) -> Counts:
         rows = {"family": thread.family, "thread": thread.key, **which}
@@ -291,12 +298,20 @@ class MongoRemoving(MongoReading):
             time.sleep(_LOCK_PAUSE_SECONDS)
         try:
             yield UpdateOne({**living, "lock.by": token}, [{"$set": lock}], upsert=True)
+        except BaseException:
+            count = True  # it may be done in part
+            raise
         finally:
-            unlocked: Document = {"lock": None}
-            if count:
-                rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
-                unlocked["checkpoint_count"] = self._records.count({**rows, "visible": True})
+            unlocked: Document = {"lock": None, **(self._counted(thread) if count else {})}
             self._records.update({**record_of(thread), "lock.by": token}, {"$set": unlocked})
+
+    def _counted(self, thread: ThreadRef) -> Document:
+        """Return what the record of a thread is to say of the checkpoints that there are."""
+        rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
+        fields = {"checkpoint_ns": 1, "checkpoint_id": 1}
+        shown = self._records.latest({**rows, "visible": True}, fields)
+        head = removal.newest((row["checkpoint_ns"], row["checkpoint_id"]) for row in shown)
+        return {"checkpoint_count": len(shown), **self._status(thread, head)}
 
     def count_again(self, thread: ThreadRef) -> None:
         """Set right how many checkpoints a thread's record says that there are."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
@@ -262,7 +264,9 @@ class MongoStorage:
             dead_until = self._dead.get(thread.key) if tail is None else tail.dead_until
         intent = Intent(put, thread, creation, dead_until, self._records_open().is_sharded)
         is_unsure = False  # whether its checkpoint may have been counted before it was stored
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
+            if attempt > 2:  # others put to the thread at the same time: let one be the first
+                time.sleep(random.random() * _MOMENT * attempt)
             _, thread, _, dead_until, *_ = intent
             may_be_late = dead_until is not None and put.began is None
             if may_be_late and self._is_late(put, thread, dead_until or ""):
@@ -273,7 +277,9 @@ class MongoStorage:
             bulk.check()
             intent, failed = bulk.sent, bulk.collided
             _, thread, creation, *_ = intent
-            is_unsure = is_unsure or (not bulk.entries and (intent.replace or bulk.is_repeated))
+            is_unsure = is_unsure or (
+                not session.keeps_logs and (intent.replace or bulk.is_repeated)
+            )
             if failed is None:
                 if creation is not None and creation.dead_until is not None:
                     self._dead.put(thread.key, creation.dead_until)
@@ -284,13 +290,15 @@ class MongoStorage:
                 session.remember_chunks(thread.family, put.chunks)
                 return thread
             if failed in ("row", "once"):
-                intent = intent._replace(replace=True)
+                is_counted = put.row is not None and self._is_visible(put, thread)
+                intent = intent._replace(replace=True, is_counted=is_counted)
                 if bulk.entries:
                     session.end_log(thread)
             elif creation is None:
                 record = self._look_again(put, thread)
                 is_newest = record["status_for"] < put.checkpoint_id
-                is_unsure = is_unsure or record["status_for"] == put.checkpoint_id
+                is_put = record["status_for"] == put.checkpoint_id
+                is_unsure = is_unsure or (is_put and not session.keeps_logs)
                 intent = intent._replace(dead_until=record["dead_until"], is_newest=is_newest)
             else:
                 successor = self._succeed(put, thread, creation)
@@ -308,22 +316,25 @@ class MongoStorage:
             StaleLease: The run does not hold the lease any more.
         """
         session = self._open()
-        record = session.await_unlocked(thread)
-        if record["deleted_at"] is not None:
-            # A row may have arrived after the others were removed.
-            rows = {"family": thread.family, "thread": thread.key, "kind": ROWS}
-            self._records_open().delete(rows)
-        if record["deleted_at"] is not None or record["epoch"] != thread.epoch:
-            session.forget(put.thread_id)
-            raise Stale
-        if put.fence not in (None, record["fence"]):
-            raise StaleLease(stale_lease(put.thread_id))
-        if record["dead_until"] is not None:
-            self._dead.put(thread.key, record["dead_until"])
-        if record["log"] is None or session.owns_log(thread, record["log"]):
-            return record
-        session.end_log(thread)
-        return self._look_again(put, thread)
+        while True:
+            record = session.await_unlocked(thread)
+            if record["deleted_at"] is not None:
+                # A row may have arrived after the others were removed.
+                rows = {"family": thread.family, "thread": thread.key, "kind": ROWS}
+                self._records_open().delete(rows)
+            if record["deleted_at"] is not None or record["epoch"] != thread.epoch:
+                session.forget(put.thread_id)
+                raise Stale
+            if put.fence not in (None, record["fence"]):
+                raise StaleLease(stale_lease(put.thread_id))
+            if record["dead_until"] is not None:
+                self._dead.put(thread.key, record["dead_until"])
+            if record["log"] is None:
+                session.look_at_tail(thread, record, ())
+                return record
+            if session.owns_log(thread, record["log"]):
+                return record
+            session.end_log(thread)
 
     def _succeed(
         self, put: Put, thread: ThreadRef, creation: Creation
@@ -335,7 +346,10 @@ class MongoStorage:
         """
         records = self._records_open()
         name = name_id(put.thread_id)
-        (named,) = records.latest({"_id": name, "family": name})
+        names = records.latest({"_id": name, "family": name})
+        if not names:
+            return thread, creation  # nothing was done by an attempt whose answer was lost
+        (named,) = names
         old = ThreadRef(named["key"], named["home"], ObjectId(), put.owner)
         found = records.latest(record_of(old))
         if found and found[0]["deleted_at"] is None:
@@ -368,6 +382,11 @@ class MongoStorage:
         id_ = row_id(thread, checkpoint_ns, checkpoint_id)
         wanted = {"_id": id_, "family": thread.family, "content": {"$exists": True}}
         return self._records_open().exists(wanted)
+
+    def _is_visible(self, put: Put, thread: ThreadRef) -> bool:
+        """Return whether there is a checkpoint in the place of a put, which is counted then."""
+        id_ = row_id(thread, put.checkpoint_ns, put.checkpoint_id)
+        return self._records_open().exists({"_id": id_, "family": thread.family, "visible": True})
 
     def _remove_traces(self, put: Put, thread: ThreadRef) -> None:
         """Remove writes that came before the late checkpoint they belong to, and expect more."""
@@ -409,6 +428,9 @@ class MongoStorage:
             ahead = Ahead({}, {})
             for bulk in batch:
                 bulk.prepare(ahead)
+            batch = [bulk for bulk in batch if not bulk.done]
+            if not batch:
+                return
             statements = [step.statement for bulk in batch for step in bulk.steps]
             entries = [document for bulk in batch for document in bulk.entries]
             is_small = sum(bulk.size for bulk in batch) < LARGE
@@ -462,7 +484,7 @@ class MongoStorage:
                 self._execute([bulk])
 
 
-_ATTEMPTS = 20
+_ATTEMPTS = 100
 _IN_FLIGHT = 2  # bulks on their way: while one is executed, the next is prepared
 _MOMENT = 0.001  # for which writes wait for the checkpoint that follows, as a rule
 _PATIENCE = 0.02  # after which puts do not wait for the bulks before any longer
