@@ -225,7 +225,8 @@ def disturb_and_check(servers: ReplicaSet, seed: int, disturbances: int, savers:
         for thread_id in load.THREADS:
             put(saver, {"n": 1}, thread_id=thread_id)
             saver.trim(thread_id, 10**6)
-        assert store.problems(saver) == []
+        # Chunks of a thread that was deleted while they came may be left: nothing refers to them.
+        assert store.problems(saver, after_crash=True) == []
     store.close()
     return len(load.acknowledged)
 
