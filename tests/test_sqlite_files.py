@@ -366,6 +366,23 @@ def test_what_was_put_before_the_file_was_moved_is_in_the_file_that_was_moved(pa
     assert stored(path) == {"after": 10}
 
 
+@pytest.mark.parametrize("is_passed", [False, True])
+def test_a_file_that_was_moved_is_opened_under_its_new_name(path: Path, is_passed: bool) -> None:
+    moved = path.with_name("moved.db")
+    connection = sqlite3.connect(path, check_same_thread=False)
+    saver = SqliteSaver(connection if is_passed else path)
+    put_many(saver, "before", 2)
+    connection.close()
+    os.rename(path, moved)
+    with SqliteSaver(moved) as other:
+        put_many(other, "other", 2)
+        if not is_passed:
+            put_many(saver, "after", 2)
+    saver.close()
+    assert stored(moved) == {"before": 2, "other": 2}
+    assert path.exists() != is_passed
+
+
 @pytest.mark.parametrize("files", [("",), ("", "-wal", "-shm"), ("-wal",), ("-wal", "-shm")])
 def test_a_removed_file_is_made_again(path: Path, files: tuple[str, ...]) -> None:
     with SqliteSaver(path) as saver, SqliteSaver(path) as other:

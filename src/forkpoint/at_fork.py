@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 
@@ -72,7 +74,13 @@ class _Forking:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        """As long as a thread holds it, no other forks."""
         self._waiting: list[Closed] = []
+
+    @contextmanager
+    def kept_out(self) -> Iterator[None]:
+        with self._lock:
+            yield
 
     def before(self) -> None:
         self._lock.acquire()
@@ -94,6 +102,12 @@ class _Forking:
 
 
 _forking = _Forking()
+
+
+def no_fork() -> AbstractContextManager[None]:
+    """Return a context during which no other thread forks the process."""
+    return _forking.kept_out()
+
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(

@@ -130,7 +130,7 @@ class Codec:
 
     def __init__(self, serde: SerializerProtocol, secret: bytes | None = None) -> None:
         self.cipher = cipher_of(serde)
-        self._secret = secret
+        self.secret = secret
         self._memo = MessageMemo()
         self._lists: Memo[bytes, _CutList] = Memo(_REMEMBERED_BYTES)  # by their first elements
         if isinstance(serde, EncryptedSerializer) and self.cipher is not None:
@@ -544,9 +544,9 @@ class Codec:
         return refs, self.protect(content) if content else b""
 
     def _hash(self, content: bytes) -> bytes:
-        if self._secret is None:
+        if self.secret is None:
             return sha256(content).digest()
-        return hmac.digest(self._secret, content, "sha256")
+        return hmac.digest(self.secret, content, "sha256")
 
 
 def gather(refs: Iterable[bytes], read_chunks: ReadChunks) -> Chunks:

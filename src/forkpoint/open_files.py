@@ -25,7 +25,7 @@ def identity(path: str | os.PathLike[str]) -> Identity | None:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_dev, status.st_ino
+    return status[stat.ST_DEV], status[stat.ST_INO]
 
 
 class DatabaseFile:
@@ -40,44 +40,34 @@ class DatabaseFile:
     def __init__(self, path: str, disconnect: Callable[[], bool]) -> None:
         self.path = path
         self.disconnect = disconnect
-        self.resolved = path
-        """The name by which SQLite calls it, when it is open."""
+        self.resolved, self.log_path, self.index_path = path, f"{path}-wal", f"{path}-shm"
+        """The name by which SQLite calls it, when it is open, and those of what is beside it."""
         self.opened: Identity | None = None
         """Which file it is, while it is open."""
         self._log: Identity | None = None
         _in_use.add(self)
 
-    @property
-    def log_path(self) -> str:
-        return f"{self.resolved}-wal"
-
-    @property
-    def index_path(self) -> str:
-        return f"{self.resolved}-shm"
-
     def note_opened(self, resolved: str) -> None:
         """Remember which files a connection has open."""
         self.resolved = resolved
+        self.log_path, self.index_path = f"{resolved}-wal", f"{resolved}-shm"
         self.opened, self._log = identity(self.path), identity(self.log_path)
 
     def note_closed(self) -> None:
         self.opened = self._log = None
 
-    @property
     def is_in_place(self) -> bool:
-        """Whether the path still leads to the file that is open, and so does that of its log.
+        """Return whether the path still leads to the file that is open, and so does its log's.
 
         SQLite keeps the log as long as a connection is open.
         """
-        return self.has_file_in_place and self._log in (None, identity(self.log_path))
+        return self.has_file_in_place() and (self._log is None or self.has_log_in_place())
 
-    @property
     def has_file_in_place(self) -> bool:
         return self.opened is None or identity(self.path) == self.opened
 
-    @property
     def has_log_in_place(self) -> bool:
-        """Whether the log that is open is still there under its name."""
+        """Return whether the log that is open is still there under its name."""
         return self._log is not None and identity(self.log_path) == self._log
 
     def names(self) -> Sequence[str]:
@@ -92,7 +82,14 @@ def name_in_use(file: Identity) -> str | None:
 
     The log of a database has its name after that of the database: two names would be two logs.
     """
-    return next((one.resolved for one in _in_use.members() if one.opened == file), None)
+    return next(
+        (
+            database.resolved
+            for database in _in_use.members()
+            if database.opened == file and database.is_in_place()
+        ),
+        None,
+    )
 
 
 def left_open(file: Identity) -> Iterator[DatabaseFile]:
@@ -102,7 +99,7 @@ def left_open(file: Identity) -> Iterator[DatabaseFile]:
     the file is opened with another log.
     """
     for database in _in_use.members():
-        if database.opened == file and not database.is_in_place:
+        if database.opened == file and not database.is_in_place():
             yield database
 
 

@@ -90,6 +90,7 @@ class Context:
         self._serde = serde
         self._memories = memories or Memories()
         self._memory: Memory | None = None
+        self._present: Context | None = None
         # Of one history of the store: that which is the key here.
         self._codecs: dict[int, Codec] = {}
         self._store_keys: dict[int, bytes] = {}
@@ -103,9 +104,12 @@ class Context:
 
         So what an operation has read or written is remembered of the store that it was in.
         """
-        present = Context(self.storage, self._serde, self._memories, self.owner)
-        present._codecs = self._codecs
-        present._memory = self.memory
+        present, memory = self._present, self.memory
+        if present is None or present._memory is not memory:
+            present = Context(self.storage, self._serde, self._memories, self.owner)
+            present._codecs, present._store_keys = self._codecs, self._store_keys
+            present._memory = memory
+            self._present = present
         return present
 
     @property
@@ -128,7 +132,9 @@ class Context:
             codec = self._codecs.get(history)
             if codec is not None:
                 return codec
-            codec = Codec(self._serde, self._secret())
+            secret = self._secret()
+            same = (known for known in list(self._codecs.values()) if known.secret == secret)
+            codec = next(same, None) or Codec(self._serde, secret)
             if self.storage.history == history:  # else the secret may be that of another store
                 self._codecs.clear()
                 self._codecs[history] = codec
@@ -146,7 +152,8 @@ class Context:
                 with self.storage.writing() as session:
                     session.add_store_key(os.urandom(_STORE_KEY_BYTES))
             elif self.storage.history == history:
-                self._store_keys = {history: key}
+                self._store_keys.clear()
+                self._store_keys[history] = key
 
     def _secret(self) -> bytes | None:
         """Return the store's key of digests for the serializer's cipher, made if need be."""
@@ -231,17 +238,16 @@ def take(context: Context, new: NewCheckpoint) -> TakenCheckpoint:
 
 def put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
     """Store a checkpoint."""
-    yield from _until_stored(context, lambda present: _put(present, taken))
-
-
-def _until_stored(context: Context, write: Callable[[Context], Steps[None]]) -> Steps[None]:
-    """Write with what is remembered of the store, and again without if that does not hold."""
     for _ in range(_ATTEMPTS):
         try:
-            return (yield from write(context.present()))
+            return (yield from _put(context.present(), taken))
         except Rewound:
-            continue
-    raise StorageBusy(f"the store was replaced {_ATTEMPTS} times while it was written to")
+            continue  # with what is remembered of the store as it is now
+    raise _restless()
+
+
+def _restless() -> StorageBusy:
+    return StorageBusy(f"the store was replaced {_ATTEMPTS} times while it was written to")
 
 
 def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
@@ -365,7 +371,12 @@ def take_writes(context: Context, new: NewWrites) -> TakenWrites:
 
 def put_writes(context: Context, taken: TakenWrites) -> Steps[None]:
     """Store the writes of a task."""
-    yield from _until_stored(context, lambda present: _put_writes(present, taken))
+    for _ in range(_ATTEMPTS):
+        try:
+            return (yield from _put_writes(context.present(), taken))
+        except Rewound:
+            continue
+    raise _restless()
 
 
 def _put_writes(context: Context, taken: TakenWrites) -> Steps[None]:

@@ -27,7 +27,7 @@ class SqliteSaver(ForkpointSaver):
     Args:
         database: A path, `":memory:"`, a `file:` URI, an open `sqlite3.Connection` (opened with
             `check_same_thread=False`), or an open `aiosqlite.Connection`. A connection that is
-            passed stays the caller's to close.
+            passed stays the caller's to close. A relative path is resolved here, once.
         serde: The serializer. By default `SafeSerializer`, which imports and calls nothing that
             a stored row names, data classes of modules that are already imported aside.
         durability: With `"full"`, a write that was acknowledged survives the loss of power; with

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qs, unquote
 
+from forkpoint.at_fork import no_fork
 from forkpoint.errors import (
     InvalidInput,
     SaverClosed,
@@ -118,16 +119,16 @@ class Opener:
             self._file.note_opened(_file_of(connection) or self._file.path)
 
     def is_current(self) -> bool:
-        return self._file is None or self._file.is_in_place
+        return self._file is None or self._file.is_in_place()
 
     def close(self, connection: sqlite3.Connection) -> None:
         file = self._file
-        if file is None or file.is_in_place:
+        if file is None or file.is_in_place():
             connection.close()
-        elif file.has_file_in_place:
+        elif file.has_file_in_place():
             _close_without_log(connection)
         else:
-            if file.has_log_in_place:
+            if file.has_log_in_place():
                 _take_log_away(connection, file)
             connection.close()
         if file is not None:
@@ -143,16 +144,18 @@ class Opener:
             return
         if os.path.getsize(path) == 1:  # which SQLite takes for an empty one
             raise InvalidInput(f"{path} is no SQLite database")
-        connection = self.connect()
-        try:
-            connection.execute("PRAGMA busy_timeout = 0")
-            connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-        except sqlite3.OperationalError:
-            pass  # locked, say: that is for the first use to find
-        except sqlite3.DatabaseError as error:
-            raise InvalidInput(f"{path} is no SQLite database: {error}") from error
-        finally:
-            connection.close()
+        with suppress(Locked):  # that is for the first use to wait for
+            self._check_content(path)
+
+    def _check_content(self, path: str) -> None:
+        with no_fork(), closing(self.connect()) as connection:
+            try:
+                connection.execute("PRAGMA busy_timeout = 0")
+                connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+            except sqlite3.OperationalError:
+                pass  # locked, say: that is for the first use to find
+            except sqlite3.DatabaseError as error:
+                raise InvalidInput(f"{path} is no SQLite database: {error}") from error
 
 
 class Passed:
@@ -187,8 +190,8 @@ class Passed:
             self._file.note_opened(path)
 
     def is_current(self) -> bool:
-        if self._file is not None and not self._file.is_in_place:
-            self._connection.cursor()  # SQLite's own error, if it is closed
+        if self._file is not None and not self._file.is_in_place():
+            _ = self._connection.in_transaction  # raises SQLite's own error if it is closed
             raise StorageReplaced(
                 f"{self._file.path} was removed, replaced or restored, and the connection that was "
                 "passed is to the file that was there before; pass one that is opened now"
@@ -197,9 +200,9 @@ class Passed:
 
     def _is_closed(self) -> bool:
         try:
-            self._connection.cursor()
-        except sqlite3.ProgrammingError as error:
-            return "closed" in str(error)
+            _ = self._connection.in_transaction  # of what any thread may ask
+        except sqlite3.ProgrammingError:
+            return True
         return False
 
     def close(self, connection: sqlite3.Connection) -> None:
@@ -285,9 +288,9 @@ def _take_log_away(connection: sqlite3.Connection, file: DatabaseFile) -> None:
     # Other processes may be about to do the same. Each removes what it has open, and no other log.
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if file.has_log_in_place:
+        if file.has_log_in_place():
             for name in (file.log_path, file.index_path):
-                with contextlib.suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):
                     os.remove(name)
     finally:
         connection.execute("ROLLBACK")
