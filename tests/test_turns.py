@@ -348,6 +348,22 @@ def test_what_ended_after_any_turn_leaves_a_thread_like_any_other(
     assert end > 3
 
 
+def test_retention_shows_meanwhile_that_it_goes_on(saver: SqliteSaver, short_turns: None) -> None:
+    fill(saver)
+    shown: list[Any] = []
+    catalog = ThreadCatalog(saver)
+
+    def show(result: Any) -> None:
+        put(saver, {"n": 1}, thread_id=f"other-{len(shown)}")  # nothing is locked
+        shown.append(result)
+
+    policy = RetentionPolicy(max_checkpoints_per_thread=5)
+    done = catalog.apply_retention(policy, on_progress=show)
+    assert done.trimmed == ("long",)
+    assert len(shown) > 5
+    assert [one.trimmed for one in shown] == [()] * (len(shown) - 1) + [("long",)]
+
+
 def test_a_checkpoint_put_meanwhile_stays_whatever_it_follows(
     saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
 ) -> None:

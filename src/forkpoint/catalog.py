@@ -527,7 +527,8 @@ class ThreadCatalog:
             archive: The path of a file to which each thread is appended as a line of JSON, or what
                 is called with it and an iterator over its checkpoints. Only when that is done is
                 the thread deleted.
-            on_progress: Is called after each batch with what was done so far.
+            on_progress: Is called after each batch with what was done so far, and meanwhile where a
+                thread takes long.
 
         Raises:
             InvalidInput: The policy has no rule, or an argument is of the wrong type.

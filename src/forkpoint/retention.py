@@ -84,7 +84,7 @@ class RetentionResult:
 
 
 Progress = Callable[[RetentionResult], object]
-"""Is called after each batch with what was done so far."""
+"""Is called with what was done so far: after each batch, and between the turns of long work."""
 
 
 class Rules(NamedTuple):
@@ -125,6 +125,11 @@ class Task(NamedTuple):
     archive: Archive | None = None
     on_progress: Progress | None = None
 
+    def show(self, done: _Done) -> None:
+        """Tell whoever wants to know what was done so far."""
+        if self.on_progress is not None:
+            self.on_progress(done.result())
+
 
 def apply(context: Context, runner: Runner, task: Task) -> Steps[RetentionResult]:
     """Delete and trim the threads that a policy does not keep."""
@@ -134,13 +139,19 @@ def apply(context: Context, runner: Runner, task: Task) -> Steps[RetentionResult
     seen: set[Any] = set()
     for batch in _candidates(context, task):
         rows = [row for row in batch if row.thread.key not in seen]
-        yield from _handle(context, runner, task, rows, done)
+        yield from _showing(_handle(context, runner, task, rows, done), task, done)
         seen.update(row.thread.key for row in batch)
-        if task.on_progress is not None:
-            task.on_progress(done.result())
+        task.show(done)
     if not task.dry_run:
         yield from removing.finish(context, (), None)
     return done.result()
+
+
+def _showing(steps: Steps[None], task: Task, done: _Done) -> Steps[None]:
+    """Do what takes long, and show between its turns what was done so far."""
+    for waiting in steps:
+        task.show(done)
+        yield waiting
 
 
 def _collect_after_others(turns: Turns) -> Work[None]:
