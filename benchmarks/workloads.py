@@ -58,20 +58,20 @@ class Sizes:
 DEFAULT = Sizes()
 FULL = Sizes(growth_turns=4000)
 QUICK = Sizes(
-    chat_turns=20,
-    edge_turns=5,
-    fresh_repetitions=2,
-    history_repetitions=3,
-    window_turns=20,
+    chat_turns=8,
+    edge_turns=3,
+    fresh_repetitions=1,
+    history_repetitions=1,
+    window_turns=8,
     window_messages=20,
-    agent_turns=10,
-    delta_turns=10,
-    growth_turns=50,
-    growth_early_turn=20,
-    growth_span=10,
+    agent_turns=4,
+    delta_turns=4,
+    growth_turns=20,
+    growth_early_turn=8,
+    growth_span=4,
     throughput_repetitions=1,
-    throughput_turns=20,
-    throughput_threads=10,
+    throughput_turns=5,
+    throughput_threads=4,
     throughput_thread_turns=3,
 )
 

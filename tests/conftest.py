@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -36,18 +37,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave each test two of the four pairs of a backend and a world, and the others to `slow`.
 
     The two together have both backends and both worlds. Which two they are differs from test to
-    test, and from case to case.
+    test, and from case to case. Of those marked as `in_turns`, a case has one pair, or one backend.
     """
-    cases: Counter[tuple[str, tuple[int, int]]] = Counter()
+    cases: Counter[Any] = Counter()
     for item in items:
-        of_item = item.callspec.params if hasattr(item, "callspec") else {}
-        if of_item.get("new_store") not in BACKENDS or of_item.get("api") not in WORLDS:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        backend = parameters.get("new_store")
+        world = parameters.get("api", parameters.get("world"))
+        if backend not in BACKENDS or "new_store" in _chosen(item):
             continue
-        pair = BACKENDS.index(of_item["new_store"]), WORLDS.index(of_item["api"])
         test = item.nodeid.partition("[")[0]
-        cases[test, pair] += 1
-        if (sum(pair) + cases[test, pair] + len(test)) % 2:
+        case = len(test) + cases[test, backend, world]
+        cases[test, backend, world] += 1
+        is_left_out = False
+        if world in WORLDS:
+            is_left_out = (case + BACKENDS.index(backend) + WORLDS.index(world)) % 2 == 1
+            case //= 2
+        if item.get_closest_marker("in_turns"):
+            is_left_out |= (case + BACKENDS.index(backend)) % 2 == 1
+        if is_left_out:
             item.add_marker(pytest.mark.slow)
+
+
+def _chosen(item: pytest.Item) -> str:
+    """Return the parameters that a test itself chooses the values of."""
+    return " ".join(str(mark.args[0]) for mark in item.iter_markers("parametrize"))
 
 
 @pytest.fixture(scope="session")

@@ -160,6 +160,7 @@ def fill_again(saver: ForkpointSaver, before: Any) -> Any:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.in_turns
 async def test_cancelling_while_an_operation_waits_its_turn_leaves_nothing(
     operation: str, saver: ForkpointSaver, store: Store, gate: Gate
 ) -> None:
@@ -182,6 +183,7 @@ async def test_cancelling_while_an_operation_waits_its_turn_leaves_nothing(
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.in_turns
 async def test_cancelling_before_an_operation_starts_leaves_nothing(
     operation: str, saver: ForkpointSaver, store: Store
 ) -> None:

@@ -122,6 +122,7 @@ NO_JSON: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", NO_JSON)
+@pytest.mark.in_turns
 async def test_metadata_that_are_no_json_are_refused(name: str, catalog: Api) -> None:
     metadata = NO_JSON[name]
     made = await catalog.create("thread", metadata={"k": nested(98, list)})

@@ -120,6 +120,7 @@ CALLS: dict[str, Callable[[Api, str, str], Any]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
+@pytest.mark.in_turns
 async def test_a_call_says_of_another_owners_thread_what_it_says_of_none(
     name: str, theirs: str, api: Api, store: Store
 ) -> None:
@@ -158,6 +159,7 @@ TAKEN: dict[str, Callable[[Api, Api], Any]] = {
 
 
 @pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.in_turns
 async def test_an_id_that_somebody_has_is_taken(
     name: str, theirs: str, api: Api, store: Store
 ) -> None:

@@ -37,6 +37,7 @@ NO_MAPS: list[Any] = [
 
 
 @pytest.mark.parametrize("around", NO_MAPS, ids=repr)
+@pytest.mark.in_turns
 async def test_a_map_of_checkpoints_passes_the_gate_like_everything_of_a_config(
     around: Any, store: Store, api: Api
 ) -> None:

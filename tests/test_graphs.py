@@ -70,6 +70,7 @@ def described(snapshot: Any) -> Any:
 
 @pytest.mark.parametrize("world", sorted(set(WORLDS)))
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.in_turns
 async def test_outputs_and_history_are_those_of_the_in_memory_saver(
     shape: str, world: str, saver: ForkpointSaver, store: Store
 ) -> None:
@@ -84,6 +85,7 @@ async def test_outputs_and_history_are_those_of_the_in_memory_saver(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.in_turns
 async def test_a_thread_goes_on_in_another_process(shape: str, store: Store) -> None:
     """Each input in a saver of its own, sync and async by turns."""
     expected = (await run(SHAPES[shape], InMemorySaver(), "sync"))[1]
@@ -103,6 +105,7 @@ async def test_a_thread_goes_on_in_another_process(shape: str, store: Store) -> 
 
 # The node of the failing graph counts its attempts, so that no two runs of it are alike.
 @pytest.mark.parametrize("shape", sorted(SHAPES.keys() - {"failing"}))
+@pytest.mark.in_turns
 async def test_time_travel_from_every_checkpoint_is_that_of_the_in_memory_saver(
     shape: str, saver: ForkpointSaver, store: Store
 ) -> None:
@@ -119,6 +122,7 @@ async def test_time_travel_from_every_checkpoint_is_that_of_the_in_memory_saver(
 
 
 @pytest.mark.parametrize("shape", sorted(SHAPES.keys() - {"failing"}))
+@pytest.mark.in_turns
 def test_pruning_does_not_change_the_state_of_what_stays(
     shape: str, saver: ForkpointSaver, store: Store
 ) -> None:

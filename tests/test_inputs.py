@@ -51,6 +51,7 @@ def filled(api: Api, store: Store) -> list[int]:
 
 
 @pytest.mark.parametrize("bad", [*BAD_IDENTIFIERS, None], ids=repr)
+@pytest.mark.in_turns
 async def test_bad_thread_ids_are_refused_everywhere(
     api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
@@ -75,6 +76,7 @@ async def test_bad_thread_ids_are_refused_everywhere(
 
 
 @pytest.mark.parametrize("bad", BAD_IDENTIFIERS, ids=repr)
+@pytest.mark.in_turns
 async def test_other_bad_identifiers_are_refused_everywhere(
     api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
@@ -104,6 +106,7 @@ async def test_other_bad_identifiers_are_refused_everywhere(
 
 
 @pytest.mark.parametrize("name", TAKEN_LITERALLY, ids=lambda name: name[:20])
+@pytest.mark.in_turns
 async def test_identifiers_are_data_whatever_they_look_like(api: Api, name: str) -> None:
     put(api.saver, {"n": 0}, thread_id="bystander")
     given = config(name, ns=name)
@@ -125,6 +128,7 @@ async def test_identifiers_are_data_whatever_they_look_like(api: Api, name: str)
 @pytest.mark.parametrize(
     "bad", [None, "thread", 1, [], {}, {"configurable": None}, {"configurable": {}}], ids=repr
 )
+@pytest.mark.in_turns
 async def test_configs_without_a_thread_are_refused(
     api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
@@ -175,6 +179,7 @@ def test_a_filter_must_be_a_mapping_of_json(saver: ForkpointSaver, bad: Any) -> 
         ({"id": "x"}, {}, "versions"),
     ],
 )
+@pytest.mark.in_turns
 async def test_what_cannot_be_stored_is_refused_whole(
     api: Api, store: Store, filled: list[int], made: Any, metadata: Any, versions: Any
 ) -> None:
@@ -186,6 +191,7 @@ async def test_what_cannot_be_stored_is_refused_whole(
 @pytest.mark.parametrize(
     "bad", [None, "cw", {"c": 1}, [("c",)], [("c", 1, 2)], ["cw"], [(1, 2)], [("c", object())]]
 )
+@pytest.mark.in_turns
 async def test_writes_must_be_pairs_that_can_be_stored(
     api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:

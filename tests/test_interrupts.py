@@ -19,7 +19,7 @@ import forkpoint
 from forkpoint import ThreadCatalog
 from forkpoint.errors import ThreadExists
 from forkpoint.saver import ForkpointSaver
-from servers import wait_until
+from servers import PATIENCE_SECONDS, wait_until
 from stores import SqliteStore, Store
 from support import checkpoint, config, put
 
@@ -160,7 +160,7 @@ class Lab:
             lambda: put(self.saver, {"n": 2}, thread_id="from a thread"),
             lambda: asyncio.run(self.in_loop()),
         ):
-            self.executor.submit(call).result(60)
+            self.executor.submit(call).result(PATIENCE_SECONDS)
 
     async def in_loop(self) -> None:
         assert await self.saver.aget_tuple(config("from here")) is not None
@@ -214,14 +214,15 @@ def count_instructions(lab: Lab, operation: str) -> int:
     return interrupt.passed
 
 
+@pytest.mark.parametrize("count", [20, pytest.param(80, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_interrupt_leaves_all_or_nothing_and_a_saver_that_works(
-    operation: str, lab: Lab
+    operation: str, count: int, lab: Lab
 ) -> None:
     outcomes = lab.outcomes(operation)
     instructions = count_instructions(lab, operation)
     # A step that has no factor in common with the length of a loop or of a block.
-    for number in range(1, instructions + 1, max(1, instructions // lab.store.times(80)) | 1):
+    for number in range(1, instructions + 1, max(1, instructions // lab.store.times(count)) | 1):
         interrupt_at(lab, operation, number, outcomes)
     assert lab.store.problems(lab.other, after_crash=True) == []
 
@@ -254,7 +255,7 @@ def test_those_who_are_stored_together_with_an_interrupted_put_get_their_answers
         with InterruptAt(number), suppress(KeyboardInterrupt):
             lab.saver.put_writes(head, [("c", number)], f"task-{number}")
         for other in others:
-            other.result(60)
+            other.result(PATIENCE_SECONDS)
         found = {id_of(one.config) for one in lab.other.list(None) if name in id_of(one.config)}
         assert len(found) == 8
         for thread_id in found:

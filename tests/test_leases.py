@@ -198,6 +198,7 @@ async def test_a_graph_ends_where_its_lease_is_taken_over(
 @pytest.mark.parametrize(
     "name", ["chat", "interrupts", "stateful subgraphs", "stateless subgraphs", "functional"]
 )
+@pytest.mark.in_turns
 def test_graphs_run_with_the_config_of_a_lease(
     name: str, durability: Any, saver: ForkpointSaver, store: Store
 ) -> None:
@@ -270,6 +271,7 @@ async def test_a_deleted_thread_knows_its_leases_no_more(catalog: Api, api: Api)
 
 @pytest.mark.parametrize("durability", ["sync", "async"])
 @pytest.mark.parametrize("deleting", ["delete", "expire", "purge", "delete_thread"])
+@pytest.mark.in_turns
 async def test_a_run_ends_whose_thread_is_deleted(
     deleting: str, durability: str, catalog: Api, api: Api, store: Store
 ) -> None:
@@ -467,6 +469,7 @@ FORGED = [1, True, "", "x", ":", "1:", ":1", "1:-1", "1:٣", b"1:1", {}, f"1:{10
 
 
 @pytest.mark.parametrize("forged", [*FORGED, "1:" + "1" * 9999], ids=range(14))
+@pytest.mark.in_turns
 async def test_what_is_no_lease_is_refused(forged: Any, api: Api, store: Store) -> None:
     put(api.saver, {"a": 1})
     before = content(store)

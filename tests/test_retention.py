@@ -202,9 +202,10 @@ async def test_of_a_family_those_that_stay_keep_their_state(
     assert store.problems(api.saver) == []
 
 
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", ["lease", "put", "update", "delete"])
 def test_what_changes_at_the_last_moment_is_deleted_as_a_whole_or_stays(
-    change: str, store: Store
+    change: str, every: int, store: Store
 ) -> None:
     changes: dict[str, Callable[[ThreadCatalog], Any]] = {
         "lease": lambda other: other.run("thread", if_busy="wait").__enter__(),
@@ -219,7 +220,7 @@ def test_what_changes_at_the_last_moment_is_deleted_as_a_whole_or_stays(
         ThreadPoolExecutor(2) as pool,
     ):
         catalog, other = ThreadCatalog(saver), ThreadCatalog(own)
-        for stop_at in itertools.count():
+        for stop_at in itertools.count(0, every):
             head = put(own, {"n": 1, "text": "text " * 300})
             gate.close(stop_at)
             deleting = pool.submit(catalog.bulk_delete, ThreadFilter(ids=["thread"]))
@@ -762,6 +763,7 @@ def test_what_a_killed_one_left_is_finished_wherever_it_was(
         ("sweep", [], {"archive": 1}, "archive"),
     ],
 )
+@pytest.mark.in_turns
 async def test_what_is_wrong_is_refused_by_name_and_changes_nothing(
     method: str, args: list[Any], options: Any, name: str, catalog: Api, store: Store
 ) -> None:

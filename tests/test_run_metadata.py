@@ -54,6 +54,7 @@ MAKERS: dict[str, Callable[[ThreadCatalog], Any]] = {
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 @pytest.mark.parametrize("is_searched_before", [False, True])
+@pytest.mark.in_turns
 async def test_a_thread_that_exists_before_a_run_is_found_by_what_the_run_says(
     make: Any, is_searched_before: bool, api: Api, catalog: ThreadCatalog
 ) -> None:

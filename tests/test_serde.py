@@ -71,6 +71,7 @@ KNOWN = [
 
 
 @pytest.mark.parametrize("value", OWN + KNOWN, ids=lambda value: type(value).__name__)
+@pytest.mark.in_turns
 def test_types_of_the_application_and_the_framework_need_no_setting(
     value: Any, saver: ForkpointSaver
 ) -> None:
@@ -190,6 +191,7 @@ def test_a_forged_value_does_nothing(attack: str) -> None:
 
 @pytest.mark.usefixtures("no_marks")
 @pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.in_turns
 def test_a_forged_row_does_nothing(attack: str, store: Store, saver: ForkpointSaver) -> None:
     """Even by one who knows the format well enough to forge digests and checksums too."""
     kind, content = ATTACKS[attack]

@@ -77,6 +77,7 @@ live = pytest.mark.parametrize(("make", "change"), LIVE.values(), ids=list(LIVE)
 
 @live
 @pytest.mark.parametrize("when", ["called", "scheduled", "running"])
+@pytest.mark.in_turns
 async def test_a_value_that_changes_after_the_call_is_stored_as_it_was(
     when: str, make: Callable[[], Any], change: Callable[[Any], None], saver: ForkpointSaver
 ) -> None:

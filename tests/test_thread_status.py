@@ -66,6 +66,7 @@ SHAPES_THAT_ASK = {
 
 
 @pytest.mark.parametrize("name", SHAPES_THAT_ASK)
+@pytest.mark.in_turns
 async def test_a_thread_is_interrupted_for_as_long_as_a_task_waits(
     name: str, api: Api, store: Store
 ) -> None:
@@ -123,6 +124,7 @@ REMOVALS: dict[str, tuple[Operation, str]] = {
 
 
 @pytest.mark.parametrize("removal", REMOVALS)
+@pytest.mark.in_turns
 async def test_after_a_removal_a_thread_is_what_its_newest_checkpoint_says(
     removal: str, api: Api, store: Store
 ) -> None:
@@ -162,6 +164,7 @@ async def test_after_the_last_run_is_removed_a_failure_before_counts_again(
     ],
     ids=["fork", "path", "copy_thread", "clone"],
 )
+@pytest.mark.in_turns
 async def test_what_is_made_of_a_thread_waits_as_it_does_and_is_answered_alone(
     make: Operation, api: Api, store: Store
 ) -> None:

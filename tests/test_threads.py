@@ -296,6 +296,7 @@ async def test_times_and_sources_are_searched(catalog: Api, api: Api) -> None:
 
 
 @pytest.mark.parametrize("sort_by", ["updated_at", "created_at", "thread_id", "status"])
+@pytest.mark.in_turns
 def test_a_walk_meets_each_thread_once_while_others_write(
     sort_by: str, saver: ForkpointSaver, store: Store
 ) -> None:
@@ -548,6 +549,7 @@ async def test_stats_say_what_a_thread_takes_and_shares(catalog: Api, api: Api) 
         ),
     ],
 )
+@pytest.mark.in_turns
 async def test_what_is_wrong_is_refused_by_name_and_changes_nothing(
     method: str, args: list[Any], options: Any, name: str, catalog: Api, store: Store
 ) -> None:
