@@ -25,7 +25,7 @@ LAYERS = [
         "sqlite_statements",
         "sqlite_connections",
     },
-    {"storage"},
+    {"storage", "aiosqlite_runner"},
     {"turns", "sqlite_setup"},
     {
         "archive",

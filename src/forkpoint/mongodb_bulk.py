@@ -9,7 +9,7 @@ import bson
 from bson.objectid import ObjectId
 from pymongo.common import MAX_BSON_SIZE
 
-from forkpoint.errors import InvalidInput
+from forkpoint.errors import ForkpointError, InvalidInput
 from forkpoint.group_commit import Relay, Submission
 from forkpoint.mongodb_documents import checkpoint_document, write_document
 from forkpoint.mongodb_log import LOG_SECONDS, Tail
@@ -22,9 +22,9 @@ from forkpoint.mongodb_puts import (
     steps_of,
     steps_of_entries,
 )
-from forkpoint.mongodb_records import Document
+from forkpoint.mongodb_records import Document, Records
 from forkpoint.mongodb_session import MongoSession
-from forkpoint.storage import CheckpointRow, Put, ThreadRef
+from forkpoint.storage import CheckpointRow, Put, Stale, ThreadRef
 
 LARGE = 1_000_000
 """Characters or bytes; less cannot exceed a document."""
@@ -145,6 +145,80 @@ class Bulk(Submission):
     @property
     def is_settled(self) -> bool:
         return super().is_settled and self.collided is None and not self.is_repeated
+
+
+def store(records: Records, batch: Sequence[Bulk]) -> None:
+    """Execute what is waiting as one bulk. Where one put fails, the next ones begin anew."""
+    try:
+        _execute(records, batch)
+    except BaseException:  # an interrupt: nobody knows what was stored
+        for bulk in batch:
+            if not bulk.done:
+                bulk.interrupt()
+        raise
+
+
+def _execute(records: Records, batch: Sequence[Bulk]) -> None:
+    was_lost = any(bulk.is_interrupted for bulk in batch)
+    while batch:
+        ahead = Ahead({}, {})
+        for bulk in batch:
+            bulk.prepare(ahead)
+        batch = [bulk for bulk in batch if not bulk.done]
+        if not batch:
+            return
+        statements = [step.statement for bulk in batch for step in bulk.steps]
+        entries = [document for bulk in batch for document in bulk.entries]
+        is_small = sum(bulk.size for bulk in batch) < LARGE
+        try:
+            if is_small and all(bulk.is_insert for bulk in batch):
+                outcome = records.insert_once(entries)
+            else:
+                outcome = records.bulk(statements, once=bool(entries))
+        except InvalidInput as error:  # nothing was stored; see `checked_size`
+            _execute_alone(records, batch, error)
+            return
+        except ForkpointError as error:
+            for bulk in batch:
+                bulk.fail(error)
+            return
+        was_lost = was_lost or outcome.is_lost
+        for bulk in batch:
+            bulk.is_repeated = was_lost or outcome.is_repeated
+        if outcome.is_lost:
+            for bulk in batch:
+                if bulk.entries:
+                    bulk.collide("entry")
+            batch = [bulk for bulk in batch if not bulk.entries]
+            continue
+        reached = len(statements) if outcome.failed is None else outcome.failed
+        if outcome.hits != reached:  # a row was removed before it could be seen
+            _execute_alone(records, batch, Stale())
+            return
+        begin = 0
+        while batch and reached >= begin + len(batch[0].steps):
+            bulk, *batch = batch
+            end = begin + len(bulk.steps)
+            bulk.succeed(made=[index in outcome.made for index in range(begin, end)])
+            begin = end
+        if batch:
+            bulk, *batch = batch
+            role = bulk.steps[reached - begin].role
+            if outcome.error is not None:
+                bulk.fail(outcome.error)
+            elif outcome.is_taken:
+                bulk.collide("entry")
+            else:
+                bulk.collide("row" if role == "entry" else role)
+
+
+def _execute_alone(records: Records, batch: Sequence[Bulk], error: Exception) -> None:
+    """Execute bulks one by one, to see which of them it is that fails."""
+    if len(batch) == 1:
+        batch[0].fail(error)
+    else:
+        for bulk in batch:
+            _execute(records, [bulk])
 
 
 def checked_size(put: Put) -> int:

@@ -16,8 +16,6 @@ from pymongo.write_concern import WriteConcern
 
 from forkpoint.at_fork import renew_in_child
 from forkpoint.errors import (
-    ForkpointError,
-    InvalidInput,
     SaverClosed,
     SchemaVersionError,
     StaleLease,
@@ -26,7 +24,7 @@ from forkpoint.errors import (
 )
 from forkpoint.group_commit import Relay
 from forkpoint.memory import Recent
-from forkpoint.mongodb_bulk import LARGE, Ahead, Bulk, checked_size
+from forkpoint.mongodb_bulk import Bulk, checked_size, store
 from forkpoint.mongodb_documents import ROWS
 from forkpoint.mongodb_features import check_features
 from forkpoint.mongodb_log import LOG_INDEX
@@ -409,79 +407,8 @@ class MongoStorage:
         assert self._records is not None
         return self._records
 
-    # Bulks
-
     def _store(self, batch: Sequence[Bulk]) -> None:
-        """Execute what is waiting as one bulk. Where one put fails, the next ones begin anew."""
-        try:
-            self._execute(batch)
-        except BaseException:  # an interrupt: nobody knows what was stored
-            for bulk in batch:
-                if not bulk.done:
-                    bulk.interrupt()
-            raise
-
-    def _execute(self, batch: Sequence[Bulk]) -> None:
-        records = self._records_open()
-        was_lost = any(bulk.is_interrupted for bulk in batch)
-        while batch:
-            ahead = Ahead({}, {})
-            for bulk in batch:
-                bulk.prepare(ahead)
-            batch = [bulk for bulk in batch if not bulk.done]
-            if not batch:
-                return
-            statements = [step.statement for bulk in batch for step in bulk.steps]
-            entries = [document for bulk in batch for document in bulk.entries]
-            is_small = sum(bulk.size for bulk in batch) < LARGE
-            try:
-                if is_small and all(bulk.is_insert for bulk in batch):
-                    outcome = records.insert_once(entries)
-                else:
-                    outcome = records.bulk(statements, once=bool(entries))
-            except InvalidInput as error:  # nothing was stored; see `checked_size`
-                self._store_alone(batch, error)
-                return
-            except ForkpointError as error:
-                for bulk in batch:
-                    bulk.fail(error)
-                return
-            was_lost = was_lost or outcome.is_lost
-            for bulk in batch:
-                bulk.is_repeated = was_lost or outcome.is_repeated
-            if outcome.is_lost:
-                for bulk in batch:
-                    if bulk.entries:
-                        bulk.collide("entry")
-                batch = [bulk for bulk in batch if not bulk.entries]
-                continue
-            reached = len(statements) if outcome.failed is None else outcome.failed
-            if outcome.hits != reached:  # a row was removed before it could be seen
-                self._store_alone(batch, Stale())
-                return
-            begin = 0
-            while batch and reached >= begin + len(batch[0].steps):
-                bulk, *batch = batch
-                end = begin + len(bulk.steps)
-                bulk.succeed(made=[index in outcome.made for index in range(begin, end)])
-                begin = end
-            if batch:
-                bulk, *batch = batch
-                role = bulk.steps[reached - begin].role
-                if outcome.error is not None:
-                    bulk.fail(outcome.error)
-                elif outcome.is_taken:
-                    bulk.collide("entry")
-                else:
-                    bulk.collide("row" if role == "entry" else role)
-
-    def _store_alone(self, batch: Sequence[Bulk], error: Exception) -> None:
-        """Execute bulks one by one, to see which of them it is that fails."""
-        if len(batch) == 1:
-            batch[0].fail(error)
-        else:
-            for bulk in batch:
-                self._execute([bulk])
+        store(self._records_open(), batch)
 
 
 _ATTEMPTS = 100

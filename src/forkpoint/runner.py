@@ -18,10 +18,6 @@ from queue import SimpleQueue
 from types import GeneratorType
 from typing import Any, Protocol, TypeVar, overload
 
-import aiosqlite
-
-from forkpoint.at_fork import renew_in_child
-from forkpoint.errors import SaverClosed
 from forkpoint.steps import Claim, Locked, Patience, Retry, Steps, Waiting, finish, running
 
 _T = TypeVar("_T")
@@ -71,7 +67,8 @@ async def completed(
         raise
 
 
-def _finished(outcome: Any) -> Any:
+def finished(outcome: Any) -> Any:
+    """Return what an operation returned, or returns in the end if it is one that stops."""
     return finish(outcome) if isinstance(outcome, GeneratorType) else outcome
 
 
@@ -110,10 +107,10 @@ class WorkerRunner:
 
     def run(self, operation: Callable[..., Any], *args: Any) -> Any:
         if self._guard is None:
-            return _finished(operation(*args))
+            return finished(operation(*args))
         self._guard.check_free()
         try:
-            return _finished(operation(*args))
+            return finished(operation(*args))
         except BaseException:
             _let_go(self._guard)
             raise
@@ -334,150 +331,3 @@ class _Call:
             self._result.set_result(value)
         else:
             self._result.set_exception(failure)
-
-
-class AiosqliteRunner:
-    """Runs everything on the thread of an `aiosqlite.Connection`, to which SQLite may bind it.
-
-    An operation leaves the thread while it waits for a locked store, and between its turns, for
-    others to run there.
-    """
-
-    def __init__(self, connection: aiosqlite.Connection) -> None:
-        self._connection = connection
-        self._process = os.getpid()
-        self._thread: int | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._become_child()
-        renew_in_child(self)
-
-    def _become_child(self) -> None:
-        """In a forked child: another thread of the parent may have held the lock."""
-        self._starting = threading.Lock()
-
-    def run(self, operation: Callable[..., Any], *args: Any) -> Any:
-        if threading.get_ident() == self._thread:
-            return _finished(operation(*args))  # from a callback of one that is running there
-        self._check_process()
-        # In a loop on another thread: the caller's thread may be running one.
-        running_ = asyncio.run_coroutine_threadsafe(self.arun(operation, *args), self._own_loop())
-        try:
-            return running_.result()
-        except BaseException:
-            running_.cancel()  # it may wait for the store; an interrupted call need not
-            raise
-
-    async def arun(self, operation: Callable[..., Any], *args: Any) -> Any:
-        self._check_process()
-        call = _Attempts(operation, args)
-        return await completed(self._run(call), call.cancel)
-
-    def _check_process(self) -> None:
-        if self._process != os.getpid():
-            raise SaverClosed(
-                "the connection that was passed cannot be used in a forked process; make a saver "
-                "from the path there"
-            )
-
-    async def _run(self, call: _Attempts) -> Any:
-        # aiosqlite has no public way to run a function on its thread.
-        execute: Any = self._connection._execute
-        while True:
-            pause = await execute(self._on_thread, call.attempt)
-            if pause is None:
-                return call.outcome
-            await asyncio.sleep(pause)
-
-    def _on_thread(self, function: Callable[[], _T]) -> _T:
-        self._thread = threading.get_ident()
-        try:
-            return function()
-        finally:
-            self._thread = None
-
-    def _own_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop for sync calls. It ends with the runner."""
-        with self._starting:
-            if self._loop is None:
-                loop = asyncio.new_event_loop()
-                threading.Thread(
-                    target=_run_loop, args=(loop,), name="forkpoint", daemon=True
-                ).start()
-                weakref.finalize(self, loop.call_soon_threadsafe, loop.stop)
-                self._loop = loop
-            return self._loop
-
-
-def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()
-
-
-class _Attempts:
-    """An operation that is suspended where it would wait for a locked store.
-
-    Attributes:
-        outcome: What it returned.
-    """
-
-    def __init__(self, operation: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self.outcome: Any = None
-        self._operation = operation
-        self._args = args
-        self._steps: Steps[Any] | None = None
-        self._waiting: Waiting | None = None
-        self._patience = Patience()
-        self._is_cancelled = False
-
-    def cancel(self) -> None:
-        """Have the next attempt end it, if what it waits for can still be taken back."""
-        self._is_cancelled = True
-
-    def attempt(self) -> float | None:
-        """Run up to the end, or return how long to wait before the next attempt."""
-        if self._is_cancelled and self._is_withdrawn():
-            return None
-        if self._steps is None:
-            try:
-                outcome = self._begin()
-            except Retry as retry:
-                pause = self._patience.pause(retry.locked.timeout)
-                if pause is None:
-                    raise retry.locked.error from None
-                return pause
-            if not isinstance(outcome, GeneratorType):
-                self.outcome = outcome
-                return None
-            self._steps = outcome
-        return self._go_on(self._steps)
-
-    def _begin(self) -> Any:
-        running.may_leave = True
-        try:
-            return self._operation(*self._args)
-        finally:
-            running.may_leave = False
-
-    def _go_on(self, steps: Steps[Any]) -> float | None:
-        while True:
-            if self._waiting is None:
-                try:
-                    self._waiting = next(steps)
-                except StopIteration as end:
-                    self.outcome = end.value
-                    return None
-            pause = self._waiting.attempt()
-            if pause is not None:
-                return pause
-            self._waiting = None
-
-    def _is_withdrawn(self) -> bool:
-        if self._waiting is None:
-            return True
-        if not self._waiting.withdraw():
-            return False
-        if self._steps is not None:
-            self._steps.close()
-        return True

@@ -8,8 +8,9 @@ import sqlite3
 import aiosqlite
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from forkpoint.aiosqlite_runner import AiosqliteRunner
 from forkpoint.errors import InvalidInput
-from forkpoint.runner import AiosqliteRunner, WorkerRunner
+from forkpoint.runner import WorkerRunner
 from forkpoint.saver import ForkpointSaver, durability_of
 from forkpoint.sqlite_connections import Connector, Opener, Passed
 from forkpoint.sqlite_setup import BUSY_TIMEOUT_SECONDS
