@@ -457,8 +457,8 @@ class ThreadCatalog:
 
         Args:
             thread_id: The thread.
-            if_busy: While another has the lease, `"raise"` raises, `"wait"` waits, and `"cancel"`
-                takes it over.
+            if_busy: While another has the lease, `"raise"` raises, `"wait"` waits, and those who
+                wait have it in the order in which they came; `"cancel"` takes it over.
             ttl: How long the lease lasts if its holder dies.
             timeout: How long to wait at most.
 

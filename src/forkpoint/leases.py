@@ -55,15 +55,22 @@ class Held(NamedTuple):
 
 
 def acquire(
-    context: Context, thread_id: str, holder: str, ttl: int, take_over: bool, must_exist: bool
-) -> Held | LeaseHolder:
-    """Return the lease of a thread, which is made if need be, or who has it."""
+    context: Context, thread_id: str, holder: str, ttl: int, if_busy: str, must_exist: bool
+) -> Held | LeaseHolder | None:
+    """Return the lease of a thread, which is made if need be, or who has it.
+
+    Returns:
+        None where nobody has it, and somebody who came before waits for it.
+    """
+    take_over, waits = if_busy in ("cancel", "rollback"), if_busy == "wait"
     while True:
         with context.storage.writing() as session:
             row = session.record(thread_id)
             if row is not None:
                 try:
-                    leased = session.lease(row.thread, holder, ttl, take_over=take_over)
+                    leased = session.lease(
+                        row.thread, holder, ttl, take_over=take_over, waits=waits
+                    )
                 except Stale:
                     continue  # it was deleted in between
                 if leased is not None:
@@ -71,6 +78,8 @@ def acquire(
                 row = session.record(thread_id)
                 if row is not None and row.lease is not None:
                     return _holder_of(row.lease)
+                if waits:
+                    return None
                 continue  # it has ended in between
         if must_exist:
             raise ThreadNotFound(f"there is no thread {thread_id!r}")
@@ -87,6 +96,14 @@ def release(context: Context, held: Held) -> None:
     """End a lease, if it still holds."""
     with context.storage.writing() as session:
         session.release(held.thread, held.lease.fence)
+
+
+def leave_queue(context: Context, thread_id: str, holder: str) -> None:
+    """Wait no longer for the lease of a thread."""
+    with context.storage.writing() as session:
+        row = session.record(thread_id)
+        if row is not None:
+            session.leave_queue(row.thread, holder)
 
 
 def release_of(context: Context, thread_id: str, holder: str) -> None:
@@ -209,13 +226,15 @@ class Lease:
 
     # Operations. They keep themselves what they did: who called may be cancelled meanwhile.
 
-    def _acquire(self) -> LeaseHolder | None:
-        """Begin the lease, or return who has it."""
-        takes_over = self._if_busy == "cancel"
+    def _acquire(self) -> str | None:
+        """Begin the lease, or return why it cannot begin yet."""
         asked = self._context, self.thread_id, self.holder, self._ttl
-        outcome = acquire(*asked, takes_over, self._must_exist)
+        outcome = acquire(*asked, self._if_busy, self._must_exist)
+        if outcome is None:
+            return "a run that came before waits for it"
         if isinstance(outcome, LeaseHolder):
-            return outcome
+            since = outcome.since.isoformat(timespec="seconds")
+            return f"{outcome.holder} runs on it since {since}"
         self._held = outcome
         args = weakref.ref(self), self._ended, self._ttl
         threading.Thread(target=_renew, args=args, name="forkpoint lease", daemon=True).start()
@@ -223,6 +242,8 @@ class Lease:
 
     def _release(self) -> None:
         """End the lease, if it began."""
+        if self._held is None and self._if_busy == "wait":
+            leave_queue(self._context, self.thread_id, self.holder)
         if self._held is not None:
             self._ended.set()
             if self._process == os.getpid():  # a forked child leaves the lease to its parent
@@ -232,6 +253,8 @@ class Lease:
         """End the lease, whether it is known to have begun or not."""
         self._ended.set()
         release_of(self._context, self.thread_id, self.holder)
+        if self._if_busy == "wait":
+            leave_queue(self._context, self.thread_id, self.holder)
 
     def _check_new(self) -> None:
         if self._held is not None:
@@ -248,14 +271,11 @@ class Lease:
             shortest = min(2 * shortest, longest)
         yield None
 
-    def _is_held(self, holder: LeaseHolder | None, pause: float | None) -> bool:
-        """Return whether nobody else has it, and raise if that was the last attempt."""
-        if holder is not None and pause is None:
-            raise ThreadBusy(
-                f"thread {self.thread_id!r} is busy: {holder.holder} runs on it since "
-                f"{holder.since.isoformat(timespec='seconds')}"
-            )
-        return holder is None
+    def _is_held(self, reason: str | None, pause: float | None) -> bool:
+        """Return whether it has begun, and raise if that was the last attempt."""
+        if reason is not None and pause is None:
+            raise ThreadBusy(f"thread {self.thread_id!r} is busy: {reason}")
+        return reason is None
 
     def renew(self) -> bool:
         """Make it last for longer, and return whether there is more to renew.

@@ -43,6 +43,11 @@ IDENTITY = {"_id": 1, "family": 1, "epoch": 1, "owner": 1}
 _LISTED = {"listed_at": {"$gt": 0}}  # without it, a partial index is not used
 _STATUSES = ["busy", "error", "idle", "interrupted"]
 _LEASED = {"$gt": ["$lease_until", NOW]}
+# Who waits for a lease, the first one first, without those who have not asked again in time.
+_QUEUE = {
+    "$filter": {"input": {"$ifNull": ["$waiting", []]}, "cond": {"$gt": ["$$this.until", NOW]}}
+}
+_QUEUE_NAMES = {"$map": {"input": _QUEUE, "in": "$$this.by"}}
 _STATUS_NOW = {"$cond": [_LEASED, "busy", "$status"]}
 _UNLEASED = {"lease_holder": None, "lease_since": None, "lease_until": None}
 _SORTED = {
@@ -79,6 +84,7 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
         "checkpoint_count": 0,
         **_UNLEASED,
         "fence": 0,
+        "waiting": [],
         "provisional": True,
         "deleted_at": None,
         "dead_until": None,
@@ -284,16 +290,20 @@ class MongoCatalog(MongoLogs):
     # Leases
 
     def lease(
-        self, thread: ThreadRef, holder: str, ttl: int, *, take_over: bool
+        self, thread: ThreadRef, holder: str, ttl: int, *, take_over: bool, waits: bool
     ) -> LeaseRow | None:
         living = {**record_of(thread), "deleted_at": None}
-        theirs = {"$eq": ["$lease_holder", {"$literal": holder}]}  # by a command sent twice
-        free = [{"$expr": theirs}, {"$nor": [{"$expr": _LEASED}]}]
+        name = {"$literal": holder}
+        theirs = {"$eq": ["$lease_holder", name]}  # by a command sent twice
+        is_next = {"$in": [{"$ifNull": [{"$first": _QUEUE_NAMES}, name]}, [name]]}
+        is_free = {"$and": [{"$not": [_LEASED]}, is_next if waits else True]}
+        free = [{"$expr": theirs}, {"$expr": is_free}]
         change: Document = {
             "fence": {"$cond": [theirs, "$fence", {"$add": ["$fence", 1]}]},
             "lease_since": NOW,
             "lease_until": {"$add": [NOW, ttl]},
-            "lease_holder": {"$literal": holder},
+            "lease_holder": name,
+            "waiting": _queue_without(name),
             "unlisted": True,
         }
         leased = self.without_log(
@@ -303,9 +313,23 @@ class MongoCatalog(MongoLogs):
         )
         if leased is not None:
             return _lease_row(leased)
-        if not self._records.exists(living):
+        last = {"by": name, "until": {"$add": [NOW, ttl]}}
+        kept = {"$cond": [{"$eq": ["$$this.by", name]}, last, "$$this"]}
+        queued = {
+            "$cond": [
+                {"$in": [name, _QUEUE_NAMES]},
+                {"$map": {"input": _QUEUE, "in": kept}},
+                {"$concatArrays": [_QUEUE, [last]]},
+            ]
+        }
+        queue = [{"$set": {"waiting": queued}}]
+        if not (self._records.update(living, queue) if waits else self._records.exists(living)):
             raise Stale
         return None
+
+    def leave_queue(self, thread: ThreadRef, holder: str) -> None:
+        change = [{"$set": {"waiting": _queue_without({"$literal": holder})}}]
+        self._records.update({**record_of(thread), "deleted_at": None}, change)
 
     def renew(self, thread: ThreadRef, fence: int, ttl: int) -> bool:
         held = {**record_of(thread), "deleted_at": None, "fence": fence}
@@ -356,6 +380,10 @@ class MongoCatalog(MongoLogs):
 
 _SEEN: Document = {"kind": "thread", "deleted_at": None, "provisional": False, "building": None}
 _WITH_LEASE = {"$set": {"is_leased": _LEASED}}
+
+
+def _queue_without(name: Document) -> Document:
+    return {"$filter": {"input": _QUEUE, "cond": {"$ne": ["$$this.by", name]}}}
 
 
 def _of(owner: str | None) -> Document:

@@ -192,6 +192,7 @@ class MongoRemoving(MongoReading):
             "tags": [],
             "metadata": "{}",
             "fixed_keys": [],
+            "waiting": [],
             "status": "idle",
             "checkpoint_count": 0,
         }

@@ -171,6 +171,7 @@ class MongoSession(MongoRemoving):
             **_deletion_of(old),
             "building": record["lock"]["by"],
             **dict.fromkeys(("lease_holder", "lease_since", "lease_until")),
+            "waiting": [],
             "source": record["thread_id"],
             **(fields_of(described) if described is not None else {}),
         }

@@ -8,7 +8,7 @@ removed as long as a search that is read page by page may come to it.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -42,6 +42,7 @@ _LIST = (
 )
 _SAMPLE = 20  # threads by which it is found out how rare a term is
 _FEW = 1000  # threads that are sorted rather than looked for among all in their order
+_NO_QUEUE = "[]"
 _SEPARATE = 8  # terms that are looked for one by one, the rarest first
 _LISTED_AT_ONCE = 10_000
 
@@ -305,17 +306,24 @@ class SqliteCatalog(Statements):
     # Leases
 
     def lease(
-        self, thread: ThreadRef, holder: str, ttl: int, *, take_over: bool
+        self, thread: ThreadRef, holder: str, ttl: int, *, take_over: bool, waits: bool
     ) -> LeaseRow | None:
         now = time_now()
         row = self.one(
-            "SELECT lease_until, fence FROM forkpoint_threads WHERE key = ? AND deleted_at IS NULL",
+            "SELECT lease_until, fence, waiting FROM forkpoint_threads"
+            " WHERE key = ? AND deleted_at IS NULL",
             thread.key,
         )
         if row is None:
             raise Stale
-        until, fence = row
-        if until is not None and until > now and not take_over:
+        until, fence, waiting = row
+        queue = {name: last for name, last in json.loads(waiting) if last > now or name == holder}
+        is_free = until is None or until <= now
+        is_next = not waits or next(iter(queue), holder) == holder
+        if not take_over and not (is_free and is_next):
+            if waits and queue.get(holder, 0) < now + ttl // 2:
+                queue[holder] = now + ttl  # a place that is known is kept
+                self._set_queue(thread, queue)
             return None
         leased = LeaseRow(holder, now, now + ttl, fence + 1)
         self.run(
@@ -324,7 +332,23 @@ class SqliteCatalog(Statements):
             *leased,
             thread.key,
         )
+        queue.pop(holder, None)
+        if waiting != _NO_QUEUE:
+            self._set_queue(thread, queue)
         return leased
+
+    def leave_queue(self, thread: ThreadRef, holder: str) -> None:
+        row = self.one("SELECT waiting FROM forkpoint_threads WHERE key = ?", thread.key)
+        queue = dict(json.loads(row[0])) if row else {}
+        if queue.pop(holder, None) is not None:
+            self._set_queue(thread, queue)
+
+    def _set_queue(self, thread: ThreadRef, queue: Mapping[str, int]) -> None:
+        self.run(
+            "UPDATE forkpoint_threads SET waiting = ? WHERE key = ?",
+            json.dumps(list(queue.items())),
+            thread.key,
+        )
 
     def renew(self, thread: ThreadRef, fence: int, ttl: int) -> bool:
         renewed = self.run(

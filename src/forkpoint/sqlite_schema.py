@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS forkpoint_threads (
     lease_since INTEGER,
     lease_until INTEGER,
     fence INTEGER NOT NULL DEFAULT 0,
+    waiting TEXT NOT NULL DEFAULT '[]',
     provisional INTEGER NOT NULL DEFAULT 0,
     deleted_at INTEGER,
     dead_until TEXT,

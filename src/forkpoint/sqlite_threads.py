@@ -59,9 +59,9 @@ class SqliteThreads(SqliteCatalog):
         )
         self.run(
             "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = ?, label = NULL,"
-            " tags = '[]', metadata = '{}', fixed_keys = '[]', status = 'idle',"
-            " checkpoint_count = 0, ttl = NULL, lease_holder = NULL, lease_since = NULL,"
-            " lease_until = NULL WHERE key = ?",
+            " tags = '[]', metadata = '{}', fixed_keys = '[]', waiting = '[]',"
+            " status = 'idle', checkpoint_count = 0, ttl = NULL, lease_holder = NULL,"
+            " lease_since = NULL, lease_until = NULL WHERE key = ?",
             time_now(),
             dead_until[0] if dead_until else None,
             thread.key,

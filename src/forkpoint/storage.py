@@ -17,7 +17,9 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     object), ``fixed_keys`` (JSON list of those of its keys that somebody set), ``status``,
     ``checkpoint_count``, ``created_at``, ``updated_at``, ``ttl`` (how long after that it expires,
     if ever), the lease (``lease_holder``, ``lease_since``, ``lease_until``,
-    and the ``fence`` that goes up whenever a lease begins or ends), and what is left of a deleted
+    the ``fence`` that goes up whenever a lease begins or ends, and who is ``waiting`` for it, the
+    first one first: in SQLite a JSON list of holders and until when they wait, in MongoDB documents
+    of ``by`` and ``until``), and what is left of a deleted
     thread: ``deleted_at`` and ``dead_until`` (the highest checkpoint id that a write of its old
     runs is known to name). ``removals`` counts how often something of it was
     removed or replaced. ``removed_at`` is when something of it was removed, until the chunks of
@@ -573,9 +575,12 @@ class Session(Protocol):
         """Say something else of a thread, and return whether nobody else did in between."""
 
     def lease(
-        self, thread: ThreadRef, holder: str, ttl: int, *, take_over: bool
+        self, thread: ThreadRef, holder: str, ttl: int, *, take_over: bool, waits: bool
     ) -> LeaseRow | None:
         """Give out the lease of a thread, or return None if somebody has it.
+
+        Who `waits` has it after those who came before, as long as these ask again within their
+        `ttl`.
 
         Raises:
             Stale: The thread is deleted.
@@ -586,6 +591,9 @@ class Session(Protocol):
 
     def release(self, thread: ThreadRef, fence: int) -> None:
         """End a lease, if it is still the same. What was written under it is not any more."""
+
+    def leave_queue(self, thread: ThreadRef, holder: str) -> None:
+        """Wait for the lease of a thread no longer."""
 
     def usage(self, thread: ThreadRef) -> Usage:
         """Return what a thread's rows take."""
