@@ -69,6 +69,11 @@ def run(path: str, code: str) -> None:
 
 
 USE = "c = sqlite3.connect(path); c.execute('SELECT * FROM sqlite_master').fetchall(); c.close()"
+COUNT = (
+    "c = sqlite3.connect(path)\n"
+    "(count,) = c.execute('SELECT count(*) FROM forkpoint_checkpoints').fetchone()\n"
+    "c.close()\n"
+)
 
 
 # Several savers, several names
@@ -81,6 +86,7 @@ def test_a_second_saver_that_closes_costs_the_first_nothing(path: Path) -> None:
         put_many(second, "second", 5)
     command(path, USE)
     put_many(first, "first", 6)
+    command(path, COUNT + "assert count == 16")  # as others see it, before it is closed
     first.close()
     assert stored(path) == {"first": 11, "second": 5}
 
