@@ -295,7 +295,8 @@ class SqliteStore(Store):
             "chunks": "refs, refs, content, x'', NULL, 1, family, digest",
         }[kind]
         with self.connection() as connection:
-            rows = connection.execute(f"SELECT id, {columns} FROM forkpoint_{kind}")
+            which = "WHERE idx > -1000" if kind == "writes" else ""  # receipts are no writes
+            rows = connection.execute(f"SELECT id, {columns} FROM forkpoint_{kind} {which}")
             return [Row(*row) for row in rows]
 
     def change(self, kind: str, key: Any, **fields: bytes | str | int | None) -> None:
@@ -530,6 +531,7 @@ class MongoStore(Store):
             "kind": kind.removesuffix("s"),
             "thread": {"$nin": self._building()},
             "$or": [{"visible": True}, {"hidden": True}],
+            "idx": {"$not": {"$lte": -1000}},  # receipts are no writes
         }
         return [
             Row(

@@ -9,7 +9,7 @@ import forkpoint
 
 PACKAGE = Path(forkpoint.__file__).parent
 LAYERS = [
-    {"errors", "filters", "printing", "at_fork"},
+    {"errors", "filters", "printing", "receipts", "at_fork"},
     {"open_files"},
     {"render", "render_diff"},
     {"render_svg"},

@@ -119,15 +119,15 @@ async def test_an_operation_on_an_aiosqlite_connection_is_one_hop(
         assert len(hops) == 2
 
 
-def test_a_small_state_is_put_in_five_statements(saver: SqliteSaver, statements: list[str]) -> None:
-    """Begin, whether the tables are as they were, the thread's record, the checkpoint, commit.
+def test_a_small_state_is_put_in_six_statements(saver: SqliteSaver, statements: list[str]) -> None:
+    """Begin, whether the tables are as they were, the record, the checkpoint, its receipt, commit.
 
     No chunk is written, and no row is read.
     """
     first = saver.put(config(), checkpoint({"n": 1}), {}, {"n": 1})
     statements.clear()
     second = saver.put(first, checkpoint({"n": 2, "m": 1}), {}, {"n": 2})
-    assert len(statements) == 5
+    assert len(statements) == 6
 
     statements.clear()
     saver.put_writes(second, [("c", 1)], "task")

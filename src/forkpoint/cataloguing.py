@@ -26,7 +26,7 @@ from forkpoint.forking import NextVersion
 from forkpoint.inputs import DESCRIPTION_BYTES, as_json
 from forkpoint.operations import Context, at_place, place_of
 from forkpoint.owners import taken
-from forkpoint.rows import checkpoint_with_checksum, open_checkpoint
+from forkpoint.rows import checkpoint_receipt, checkpoint_with_checksum, open_checkpoint
 from forkpoint.searching import Wanted, cursor_of, going_on, is_exact, matches, selection_of
 from forkpoint.steps import Steps
 from forkpoint.storage import CheckpointRow, Description, Found, Graft, Session, Stale, ThreadRow
@@ -328,7 +328,7 @@ def _successor(context: Context, session: Session, source: ThreadRow, new: NewRo
         described,
         "idle",
         rows,
-        [],
+        [checkpoint_receipt(row) for row in rows],
         chunks,
     )
 

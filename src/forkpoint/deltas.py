@@ -10,7 +10,8 @@ from forkpoint import removal
 from forkpoint.codec import Chunks, Codec, Entry, gather
 from forkpoint.inputs import Address
 from forkpoint.operations import Context, at_place, consistently, load_write, order_of
-from forkpoint.rows import check_end, open_checkpoint
+from forkpoint.receipts import NO_CHANNEL
+from forkpoint.rows import check_end, open_checkpoint, settled
 from forkpoint.storage import CheckpointRow, Found, Session, Stale, WriteRow
 
 
@@ -37,29 +38,25 @@ def delta_channel_history(
         ancestors = session.ancestors(thread, checkpoint_ns, found.row.checkpoint_id)
         next(ancestors, None)  # its own writes are for its child
         walk.follow(ancestors)
-        path, seeds = walk.path, walk.seeds
-        writes = [
-            row
-            for row in session.channel_writes(thread, checkpoint_ns, list(path), channels)
-            if row.channel not in seeds or path[row.checkpoint_id] <= seeds[row.channel][0]
-        ]
-        writes.sort(key=lambda row: (-path[row.checkpoint_id], *order_of(row)))
-        refs = [entry.refs for _, entry in seeds.values()] + [row.refs for row in writes]
+        with_receipts = [*channels, NO_CHANNEL]
+        writes = session.channel_writes(thread, checkpoint_ns, list(walk.path), with_receipts)
+        refs = [entry.refs for _, entry in walk.seeds.values()]
+        refs += [row.refs for row in walk.since_seeds(writes)]
         stored = gather(refs, lambda digests: session.chunks(thread.family, digests))
         if session.thread(found.thread_id) != thread:
             raise Stale  # some of the path may have been removed on the way
-        entries = {channel: entry for channel, (_, entry) in seeds.items()}
-        return _History(found, entries, writes, stored, walk.oldest, walk.unrooted)
+        return _History(found, walk, writes, stored)
 
     def load(history: _History | None) -> dict[str, dict[str, Any]]:
         loaded: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
         if history is not None:
-            row = history.found.row
+            row, walk = history.found.row, history.walk
             with at_place(history.found.thread_id, row.checkpoint_ns, row.checkpoint_id):
-                check_end(history.oldest, history.unrooted)
-                for write in history.writes:
-                    loaded[write.channel]["writes"].append(load_write(codec, write, history.stored))
-                for channel, entry in history.seeds.items():
+                check_end(walk.oldest, walk.unrooted)
+                for write in walk.since_seeds(settled(codec, history.writes, channels)):
+                    value = load_write(codec, write, history.stored)
+                    loaded[write.channel]["writes"].append(value)
+                for channel, (_, entry) in walk.seeds.items():
                     loaded[channel]["seed"] = codec.decode_entry(entry, history.stored)
         return loaded
 
@@ -70,12 +67,10 @@ class _History(NamedTuple):
     """What the channels of a checkpoint are rebuilt from."""
 
     found: Found
-    seeds: dict[str, Entry]
+    walk: _Walk
     writes: list[WriteRow]
+    """Those of all ancestors of the walk, and their receipts."""
     stored: Chunks
-    oldest: CheckpointRow
-    unrooted: set[str]
-    """The channels for which the oldest one needs its parent."""
 
 
 class _Walk:
@@ -98,6 +93,9 @@ class _Walk:
         self._needed = self._rebuilt(found.row, body, manifest) & set(channels)
         self._last = body, manifest
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Walk) and vars(self) == vars(other)
+
     def follow(self, ancestors: Iterable[CheckpointRow]) -> None:
         """Walk, until all channels are found, or there are no more ancestors."""
         for distance, row in enumerate(ancestors):
@@ -112,6 +110,16 @@ class _Walk:
                     self.seeds[channel] = distance, manifest[channel]
             if len(self.seeds) == len(self._channels):
                 break
+
+    def since_seeds(self, writes: Iterable[WriteRow]) -> list[WriteRow]:
+        """Return those writes that came after the stored values, in order."""
+        path, seeds = self.path, self.seeds
+        since = [
+            row
+            for row in writes
+            if row.channel not in seeds or path[row.checkpoint_id] <= seeds[row.channel][0]
+        ]
+        return sorted(since, key=lambda row: (-path[row.checkpoint_id], *order_of(row)))
 
     @property
     def unrooted(self) -> set[str]:

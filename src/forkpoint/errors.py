@@ -101,3 +101,11 @@ def stale_lease(thread_id: str) -> str:
         f"the run's lease on thread {thread_id!r} has ended, or another run has taken it over; "
         "nothing was written"
     )
+
+
+def lost_checkpoint(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> CorruptChunk:
+    """Return the error of a checkpoint that was stored, as its receipt says, and is not there."""
+    where = f" of namespace {checkpoint_ns!r}" if checkpoint_ns else ""
+    return CorruptChunk(
+        f"thread {thread_id!r}, checkpoint {checkpoint_id!r}{where}: it was stored, and is missing"
+    )

@@ -33,7 +33,8 @@ from forkpoint.operations import (
     replays_before,
     thread_config,
 )
-from forkpoint.rows import check_end, checkpoint_with_checksum, open_checkpoint
+from forkpoint.receipts import RECEIPT
+from forkpoint.rows import check_end, checkpoint_receipt, checkpoint_with_checksum, open_checkpoint
 from forkpoint.serde import DeltaSnapshot
 from forkpoint.steps import Steps
 from forkpoint.storage import (
@@ -83,6 +84,8 @@ def fork(context: Context, new: NewFork) -> RunnableConfig:
 def _fork(context: Context, session: Session, new: NewFork) -> None:
     found = _found(session, new.source)
     thread, row = found.thread, found.row
+    with at_place(found.thread_id, *place_of(row)):
+        open_checkpoint(context.codec, row)
     moment = session.moment(thread, row.checkpoint_id, replays_before(row))
     runs_again = bool(new.values) or not moment.is_head
     heads = _before_step(moment, row) if runs_again else _of_subgraphs(moment, row)
@@ -93,17 +96,19 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
     writes = session.writes(thread, [place for place in taken if place != place_of(row)])
     writes += found.writes
     ends = {place_of(one) for one in (row, *heads)} if runs_again else set()
+    hidden = {place for place, one in taken.items() if one.hidden}
     writes = [
         write
         for write in writes
-        if (write.checkpoint_ns, write.checkpoint_id) not in ends
-        or removal.reopens(write.task_id, write.idx)
+        if (write[:2] not in ends or removal.reopens(write.task_id, write.idx))
+        and not (write.idx == RECEIPT and write[:2] in hidden)
     ]
     chunks: Chunks = {}
     rows = list(taken.values())
     if new.values:
         top, chunks = _with_values(context, found, new)
         rows.append(top)
+        writes.append(checkpoint_receipt(top))
     session.graft(
         Graft(
             thread,

@@ -27,6 +27,7 @@ from forkpoint.mongodb_records import (
     name_id,
     record_of,
 )
+from forkpoint.receipts import RECEIPT
 from forkpoint.storage import (
     Description,
     LeaseRow,
@@ -351,7 +352,7 @@ class MongoCatalog(MongoLogs):
 
     def usage(self, thread: ThreadRef) -> Usage:
         rows = {"family": thread.family, "thread": thread.key}
-        number = {"$sum": {"$cond": [{"$eq": ["$kind", "write"]}, 1, 0]}}
+        number = {"$sum": {"$cond": [{"$gt": ["$idx", RECEIPT]}, 1, 0]}}
         seen = {"$and": [{"$eq": ["$kind", "checkpoint"]}, {"$eq": ["$visible", True]}]}
         total = {
             "_id": None,

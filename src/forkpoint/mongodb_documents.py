@@ -75,10 +75,16 @@ def checkpoint_row(found: Document) -> CheckpointRow:
 
 def write_row(found: Document) -> WriteRow:
     """Return a write as it was read, without a checksum if its thread changed."""
-    said: list[Any] = [found.get(field) for field in WriteRow._fields]
-    row = WriteRow(*said)
-    row = row._replace(refs=_bytes_of(found, "refs"))
+    names = [found.get(field) for field in _NAMES]
+    ns, id_, task, path, channel = (name if isinstance(name, str) else "" for name in names)
+    idx = found.get("idx")
+    row = WriteRow(ns, id_, task, idx if type(idx) is int else 0, path, channel, b"", b"")
+    said: Any = {field: _bytes_of(found, field) for field in ("refs", "content", "checksum")}
+    row = row._replace(**said)
     return row if is_in_place(found) else row._replace(checksum=b"")
+
+
+_NAMES = ("checkpoint_ns", "checkpoint_id", "task_id", "task_path", "channel")
 
 
 def is_in_place(row: Document) -> bool:

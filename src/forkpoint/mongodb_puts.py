@@ -49,6 +49,7 @@ from forkpoint.mongodb_records import (
     record_of,
     row_id,
 )
+from forkpoint.receipts import is_receipt, replaces
 from forkpoint.storage import Put, ThreadRef
 
 Role = Literal["name", "end", "guard", "chunk", "entry", "row", "once", "check", "show"]
@@ -185,10 +186,12 @@ def steps_of_entries(
     steps = []
     for entry in entries:
         place: Document = {"_id": entry["_id"]}
+        idx = entry.get("idx", 0)
         if intent.replace:
-            place |= {} if intent.is_counted else {"visible": {"$ne": True}}
+            if not intent.is_counted and not is_receipt(idx):
+                place["visible"] = {"$ne": True}
             steps.append(Step("row", ReplaceOne(place, entry, upsert=True)))
-        elif entry.get("idx", 0) < 0:
+        elif replaces(idx):
             steps.append(Step("row", ReplaceOne(place, entry, upsert=True)))
         else:
             steps.append(Step("entry", UpdateOne(place, {"$setOnInsert": entry}, upsert=True)))
@@ -217,13 +220,15 @@ def _rows(
     """Return the statements that store the rows of a put, and those that make them visible."""
     rows: list[Step] = []
     shown: list[Step] = []
+    is_late = bool(put.chunks) or any(row.refs for row in (put.row, *put.writes) if row)
     for id_, place, said in _documents(put, thread):
         is_write = place["kind"] == "write"
-        once = is_write and place["idx"] >= 0  # the others replace what the task wrote before
+        once = is_write and not replaces(place["idx"])  # which it does with what the task wrote
         wanted = {} if is_write or replace or is_new else {"content": {"$exists": False}}
         found = found_by(id_, thread.family, is_sharded=is_sharded or bool(wanted)) | wanted
         document = {**place, **said, "visible": True}
-        if said["refs"]:
+        # A receipt is not there before what it is for.
+        if said["refs"] or (is_late and is_receipt(place.get("idx", 0))):
             rows.append(Step("row", UpdateOne(found, {"$set": {**place, "next": said}}, True)))
             shown.append(Step("show", _show(id_, thread, once=once)))
         elif once and replace:

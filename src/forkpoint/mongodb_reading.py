@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bson.objectid import ObjectId
 
 from forkpoint.codec import Chunk, Chunks
+from forkpoint.errors import lost_checkpoint
 from forkpoint.filters import contains_json
 from forkpoint.memory import Recent
 from forkpoint.mongodb_catalog import IDENTITY, MongoCatalog, thread_ref
@@ -31,6 +32,7 @@ from forkpoint.mongodb_records import (
     name_id,
     record_of,
 )
+from forkpoint.receipts import RECEIPT
 from forkpoint.removal import Place
 from forkpoint.storage import (
     CheckpointRow,
@@ -38,10 +40,13 @@ from forkpoint.storage import (
     Found,
     Moment,
     Query,
+    Span,
     Stale,
     ThreadRecord,
     ThreadRef,
     WriteRow,
+    in_order,
+    span_of,
 )
 
 _LIVING = {"deleted_at": None, "building": None}
@@ -111,33 +116,55 @@ class MongoReading(MongoCatalog):
             found = self._checkpoint_of(thread_id, known, checkpoint_ns, checkpoint_id)
             if found is not None:
                 return found
+        missed: str | None = None
+        while True:
+            found, lost = self._look_up(thread_id, checkpoint_ns, checkpoint_id)
+            if lost is None:
+                return found
+            if lost == missed:
+                raise lost_checkpoint(thread_id, checkpoint_ns, lost)
+            missed = lost  # somebody may have put it, or removed it, while this was read
+
+    def _look_up(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
+    ) -> tuple[Found | None, str | None]:
+        """Return a checkpoint, and the id of one whose receipt alone is there, in its place."""
         wanted = {"kind": "checkpoint", "checkpoint_ns": checkpoint_ns, "visible": True}
-        if checkpoint_id is not None:
-            wanted["checkpoint_id"] = checkpoint_id
         writes = {"kind": "write", "checkpoint_ns": checkpoint_ns, "visible": True}
-        begin = [*self._named(thread_id), self._rows("row", wanted, _NEWEST), {"$unwind": "$row"}]
+        if checkpoint_id is not None:
+            wanted["checkpoint_id"] = writes["checkpoint_id"] = checkpoint_id
+        row = {"path": "$row", "preserveNullAndEmptyArrays": True}
+        begin = [*self._named(thread_id), self._rows("row", wanted, _NEWEST), {"$unwind": row}]
         fields = {**IDENTITY, "metadata": 1}
         end = [
             self.newest_entry("record.log", "$home"),
             self._join("still", "key", "_id", {"deleted_at": None}, [{"$project": _STATE}]),
             {"$project": {"record": fields, "row": 1, "writes": 1, "newest": 1, "still": 1}},
         ]
-        with_writes = self._rows("writes", writes, [], at="$row.checkpoint_id")
+        since = {"$ifNull": ["$row.checkpoint_id", ""]} if checkpoint_id is None else None
+        with_writes = self._rows("writes", writes, [], since=since)
         read = self._records.aggregate_if_it_fits([*begin, with_writes, *end])
         if read is None:  # more writes than fit into one document
             read = self._records.aggregate([*begin, *end])
         if not read:
-            return None
+            return None, None
         one = read[0]
         thread = thread_ref(one["record"])
         if [thread_ref(record) for record in one["still"]] != [thread]:
             raise Stale  # something was removed while this was read
+        row_id = one["row"]["checkpoint_id"] if "row" in one else None
+        lost = _receipt_without(row_id, one.get("writes", ()))
+        if row_id is None or lost is not None:
+            return None, lost
         self.remember(thread_id, thread)
         self.look_at_tail(thread, one["still"][0], one["newest"])
         if checkpoint_id is None:
-            self.remember_newest(thread, checkpoint_ns, one["row"]["checkpoint_id"])
-        found = self._found(thread_id, thread, one["row"], one.get("writes"))
-        return found._replace(metadata=one["record"]["metadata"])
+            self.remember_newest(thread, checkpoint_ns, row_id)
+        its: list[Document] | None = one.get("writes")
+        if its is not None:
+            its = [write for write in its if write["checkpoint_id"] == row_id]
+        found = self._found(thread_id, thread, one["row"], its)
+        return found._replace(metadata=one["record"]["metadata"]), None
 
     def _checkpoint_of(
         self, thread_id: str, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str | None
@@ -168,6 +195,8 @@ class MongoReading(MongoCatalog):
         row = max(kinds["checkpoint"], key=lambda one: str(one["checkpoint_id"]))
         if checkpoint_id is None:
             self.remember_newest(thread, checkpoint_ns, row["checkpoint_id"])
+        if _receipt_without(row["checkpoint_id"], kinds["write"]) is not None:
+            return None  # it is to be seen whether it was put or removed just now
         writes = [one for one in kinds["write"] if one["checkpoint_id"] == row["checkpoint_id"]]
         found = self._found(thread_id, thread, row, writes)
         return found._replace(metadata=kinds["thread"][0]["metadata"])
@@ -183,6 +212,7 @@ class MongoReading(MongoCatalog):
         return found
 
     def page(self, query: Query) -> list[Found]:
+        asked = query
         found: list[Found] = []
         while len(found) < query.limit:
             rows = self._page(query)
@@ -200,8 +230,9 @@ class MongoReading(MongoCatalog):
             place = (last["checkpoint_id"], last["thread"], last["checkpoint_ns"])
             query = query._replace(after=place, offset=0)
         page = found[: query.limit]
-        self._add_writes(page)
-        return page
+        span = span_of(asked, page)
+        lost = self._add_writes(page, span)
+        return in_order(asked, page + lost) if lost else page
 
     def _page(self, query: Query) -> list[Document]:
         order = page_order(query)
@@ -239,17 +270,21 @@ class MongoReading(MongoCatalog):
             stages.append({"$sort": {f"row.{name}": way for name, way in order["$sort"].items()}})
         return [*stages, {"$skip": query.offset}, {"$limit": query.limit}]
 
-    def _add_writes(self, page: list[Found]) -> None:
+    def _add_writes(self, page: list[Found], span: Span | None = None) -> list[Found]:
+        """Add the writes of checkpoints, and return those of a span that are lost."""
         places = {(f.thread.key, f.row.checkpoint_ns, f.row.checkpoint_id): f for f in page}
         if not places:
-            return
+            return []
+        ids: Document = {"$in": list({found.row.checkpoint_id for found in page})}
+        if span is not None:
+            ids = {"$gte": span.low, **({"$lte": span.high} if span.high is not None else {})}
         rows = self._records.find(
             {
                 "family": {"$in": list({found.thread.family for found in page})},
                 "thread": {"$in": list({found.thread.key for found in page})},
                 "checkpoint_ns": {"$in": list({found.row.checkpoint_ns for found in page})},
                 "kind": "write",
-                "checkpoint_id": {"$in": list({found.row.checkpoint_id for found in page})},
+                "checkpoint_id": ids,
                 "visible": True,
             }
         )
@@ -257,6 +292,7 @@ class MongoReading(MongoCatalog):
             place = row["thread"], row["checkpoint_ns"], row["checkpoint_id"]
             if place in places:
                 places[place].writes.append(write_row(row))
+        return span.lost(page, map(write_row, rows)) if span is not None else []
 
     def chunks(
         self, family: Any, digests: Collection[bytes], *, follow: bool = True
@@ -518,13 +554,13 @@ class MongoReading(MongoCatalog):
         ]
 
     def _rows(
-        self, name: str, wanted: Document, stages: Sequence[Document], at: str | None = None
+        self, name: str, wanted: Document, stages: Sequence[Document], since: Any = None
     ) -> Document:
-        """Return the stage that finds rows of the thread, of the checkpoint `at` if given."""
-        variables = {"home": "$home"} if at is None else {"home": "$home", "at": at}
+        """Return the stage that finds rows of the thread, from a checkpoint on if given."""
+        variables = {"home": "$home"} if since is None else {"home": "$home", "since": since}
         same: Document = {"$eq": ["$family", "$$home"]}
-        if at is not None:
-            same = {"$and": [same, {"$eq": ["$checkpoint_id", "$$at"]}]}
+        if since is not None:
+            same = {"$and": [same, {"$gte": ["$checkpoint_id", "$$since"]}]}
         return {
             "$lookup": {
                 "from": self._records.name,
@@ -556,3 +592,11 @@ class MongoReading(MongoCatalog):
                 "as": name,
             }
         }
+
+
+def _receipt_without(checkpoint_id: str | None, writes: Iterable[Document]) -> str | None:
+    """Return which checkpoint other than this has a receipt among the writes that were read."""
+    for write in writes:
+        if write.get("idx") == RECEIPT and write["checkpoint_id"] != checkpoint_id:
+            return str(write["checkpoint_id"])
+    return None

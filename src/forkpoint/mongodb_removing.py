@@ -31,7 +31,8 @@ from forkpoint.mongodb_records import (
     record_of,
     rows_of,
 )
-from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Place, Plan
+from forkpoint.receipts import RECEIPT, is_receipt
+from forkpoint.removal import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
 from forkpoint.storage import (
     HIDDEN,
     RESTARTS,
@@ -129,19 +130,24 @@ class MongoRemoving(MongoReading):
             touched["updated_at"] = {"$max": ["$updated_at", NOW]}
         statements: list[Statement] = [guard, UpdateOne(record_of(thread), [{"$set": touched}])]
         # Once each: the binding goes up with the flag.
+        # Receipts first: else somebody might miss what they are for.
+        receipts: Document = {"kind": "write", "idx": {"$lte": RECEIPT}}
+        doom = {"$set": {"doomed": True}, "$unset": {"visible": 1, "hidden": 1}}
+        done: Document = {
+            "kind": "write",
+            "idx": {"$nin": KEPT},
+            "$or": [{"task_id": {"$ne": NULL_TASK_ID}}, {"idx": {"$in": DROPPED}}],
+        }
+        statements += _of_places(thread, plan.removed, receipts, doom)
+        statements += _of_places(thread, plan.hidden, {**receipts, "idx": RECEIPT}, doom)
+        statements += _of_places(thread, plan.reopened, {"$and": [receipts, done]}, doom)
         hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}, "$inc": {"binding": HIDDEN}}
         shown = {"kind": "checkpoint", "hidden": None}
         statements += _of_places(thread, plan.hidden, shown, hide)
         restart = {"$set": {"restarts": True}, "$inc": {"binding": RESTARTS}}
         others = {"kind": "checkpoint", "restarts": None}
         statements += _of_places(thread, plan.restarted, others, restart)
-        doom = {"$set": {"doomed": True}, "$unset": {"visible": 1, "hidden": 1}}
         statements += _of_places(thread, plan.removed, {"kind": ROWS}, doom)
-        done = {
-            "kind": "write",
-            "idx": {"$ne": INTERRUPT_IDX},
-            "$or": [{"task_id": {"$ne": NULL_TASK_ID}}, {"idx": RESUME_IDX}],
-        }
         statements += _of_places(thread, plan.reopened, done, doom)
         outcome = self._records.bulk(statements)
         if outcome.error is not None:
@@ -157,7 +163,7 @@ class MongoRemoving(MongoReading):
 
     def _delete_rows(self, thread: ThreadRef, which: Document) -> Counts:
         rows = {"family": thread.family, "thread": thread.key, **which}
-        writes = self._records.count({**rows, "kind": "write"})
+        writes = self._records.count({**rows, "kind": "write", "idx": {"$gt": RECEIPT}})
         checkpoints = self._records.count({**rows, "kind": "checkpoint"})
         self._records.delete({**rows, "kind": ROWS})
         return Counts(checkpoints, writes)
@@ -178,7 +184,7 @@ class MongoRemoving(MongoReading):
         self, thread: ThreadRef, guard: UpdateOne, seen: ThreadRow | None, *, as_late: bool
     ) -> Counts:
         rows = {"family": thread.family, "thread": thread.key, "kind": ROWS}
-        found = self._records.latest(rows, {"checkpoint_id": 1, "kind": 1})
+        found = self._records.latest(rows, {"checkpoint_id": 1, "kind": 1, "idx": 1})
         ids = [row["checkpoint_id"] for row in found]
         checkpoints = sum(row["kind"] == "checkpoint" for row in found)
         buried: Document = {
@@ -208,7 +214,8 @@ class MongoRemoving(MongoReading):
             raise StorageBusy("deleting took too long, and others have written since; try again")
         for _ in range(2):  # what was on its way when the thread was marked arrives after the first
             self._records.delete(rows)
-        return Counts(checkpoints, len(found) - checkpoints)
+        receipts = sum(is_receipt(row.get("idx", 0)) for row in found)
+        return Counts(checkpoints, len(found) - checkpoints - receipts)
 
     def last_deletion(self, thread_id: str) -> tuple[Any, Any]:
         name = name_id(thread_id)

@@ -42,9 +42,12 @@ from forkpoint.inputs import Address, Origin
 from forkpoint.memory import Described, KnownManifest, Memories, Memory
 from forkpoint.owners import ConfinedStorage
 from forkpoint.rows import (
+    checkpoint_receipt,
     checkpoint_with_checksum,
     open_checkpoint,
     open_write,
+    settled,
+    with_receipts,
     write_with_checksum,
 )
 from forkpoint.run_metadata import merge_run, says
@@ -276,7 +279,8 @@ def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
         row = checkpoint_with_checksum(codec, row, encoded.content)
         prepared = _prepared(context, new, thread, row, encoded.chunks)
         status = "idle" if checkpoint_ns == "" else None
-        return prepared._replace(row=row, status=status), encoded.chunks
+        receipt = checkpoint_receipt(row)
+        return prepared._replace(row=row, writes=[receipt], status=status), encoded.chunks
 
     thread = yield from _write(context, thread_id, new.origin, prepare)
     context.memory.add_manifest(
@@ -366,7 +370,7 @@ def take_writes(context: Context, new: NewWrites) -> TakenWrites:
             codec.protect(encoded.content),
         )
         rows.append(write_with_checksum(codec, row, encoded.content))
-    return TakenWrites(new, rows, chunks, codec)
+    return TakenWrites(new, with_receipts(codec, rows) if rows else [], chunks, codec)
 
 
 def put_writes(context: Context, taken: TakenWrites) -> Steps[None]:
@@ -583,6 +587,9 @@ def _page(context: Context, query: Query) -> tuple[list[Item], Query | None]:
         rows = session.page(query)
         if not rows and query.must_exist and query.thread_id is not None:
             existing_thread(session, query.thread_id)
+        is_all = query.after is None and query.before is None and not query.filter
+        if not rows and is_all and query.thread_id is not None and query.checkpoint_ns is not None:
+            session.checkpoint(query.thread_id, query.checkpoint_ns, query.checkpoint_id)
         return rows, gather_rows(session, rows)
 
     def load(found: Found, stored: Chunks) -> Item:
@@ -674,7 +681,8 @@ def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> Chec
         if row.run_id not in (None, inputs.run_id(metadata)):
             raise CorruptChunk("the run of the checkpoint is not that which was written")
         values = {channel: codec.decode_entry(entry, stored) for channel, entry in manifest.items()}
-        pending = [load_write(codec, write, stored) for write in sorted(writes, key=order_of)]
+        kept = settled(codec, writes)
+        pending = [load_write(codec, write, stored) for write in sorted(kept, key=order_of)]
     context.memory.add_manifest(
         thread, (row.checkpoint_ns, row.checkpoint_id), manifest, body.get("channel_versions", {})
     )
@@ -691,7 +699,7 @@ def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> Chec
 def _metadata(row: CheckpointRow) -> Any:
     try:
         return json.loads(row.metadata)
-    except (ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise CorruptChunk(f"the metadata cannot be read: {error}") from error
 
 
@@ -716,7 +724,7 @@ def replays_before(row: CheckpointRow) -> str:
     It is its own, or its parent's where it is the outcome of an update: that was made after the
     subgraphs had run.
     """
-    is_update = json.loads(row.metadata).get("source") in ("update", "fork")
+    is_update = _metadata(row).get("source") in ("update", "fork")
     parent = row.parent_checkpoint_id
     return parent if is_update and parent is not None else row.checkpoint_id
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
 
+from forkpoint.receipts import receipt_of
+
 COUNTERS = "counters_since_delta_snapshot"
 """Where LangGraph counts, in a checkpoint's metadata, the steps since a channel was stored."""
 
@@ -56,6 +58,10 @@ NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"
 INTERRUPT_IDX, RESUME_IDX = WRITES_IDX_MAP[INTERRUPT], WRITES_IDX_MAP[RESUME]
 ERROR_IDX = WRITES_IDX_MAP[ERROR]
 
+KEPT = INTERRUPT_IDX, receipt_of(INTERRUPT_IDX)
+DROPPED = RESUME_IDX, receipt_of(RESUME_IDX)
+"""What stays of any task where a step is to run again, and what goes: writes and their receipts."""
+
 
 def reopens(task_id: str, idx: int) -> bool:
     """Return whether a write stays where a step is to run again.
@@ -63,7 +69,7 @@ def reopens(task_id: str, idx: int) -> bool:
     Questions stay, so that they can be answered differently, and what a `Command` said apart from
     answers. Finished work, failures and old answers go.
     """
-    return idx == INTERRUPT_IDX or (task_id == NULL_TASK_ID and idx != RESUME_IDX)
+    return idx in KEPT or (task_id == NULL_TASK_ID and idx not in DROPPED)
 
 
 def status_of(kinds: Collection[int]) -> str:

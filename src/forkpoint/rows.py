@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from forkpoint.codec import Codec, Manifest
 from forkpoint.errors import CorruptChunk
+from forkpoint.receipts import NO_CHANNEL, RECEIPT, receipts_of, writes_of
+from forkpoint.removal import NULL_TASK_ID
 from forkpoint.storage import CheckpointRow, WriteRow
 
 
@@ -18,14 +20,22 @@ def checkpoint_with_checksum(codec: Codec, row: CheckpointRow, content: bytes) -
         row: The checkpoint.
         content: Its content, unencrypted.
     """
+    return row._replace(checksum=_checkpoint_checksum(codec, row, content))
+
+
+def _checkpoint_checksum(codec: Codec, row: CheckpointRow, content: bytes) -> bytes:
     ns, checkpoint_id, parent, _, metadata, refs, *_ = row
-    return row._replace(checksum=codec.checksum(ns, checkpoint_id, parent, metadata, refs, content))
+    return codec.checksum(ns, checkpoint_id, parent, metadata, refs, content)
 
 
 def write_with_checksum(codec: Codec, row: WriteRow, content: bytes) -> WriteRow:
     """Return a write with the checksum of all that its thread does not decide."""
+    return row._replace(checksum=_write_checksum(codec, row, content))
+
+
+def _write_checksum(codec: Codec, row: WriteRow, content: bytes) -> bytes:
     fields: tuple[Any, ...] = row[:-2]
-    return row._replace(checksum=codec.checksum(*fields, content))
+    return codec.checksum(*fields, content)
 
 
 def open_checkpoint(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], Manifest]:
@@ -35,7 +45,7 @@ def open_checkpoint(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], M
         CorruptChunk: It is not what was written.
     """
     content = codec.reveal(row.content)
-    if checkpoint_with_checksum(codec, row, content).checksum != row.checksum:
+    if _checkpoint_checksum(codec, row, content) != row.checksum:
         raise CorruptChunk("the checkpoint is not what was written")
     return codec.decode_manifest(content, row.refs)
 
@@ -47,7 +57,7 @@ def open_write(codec: Codec, row: WriteRow) -> bytes:
         CorruptChunk: It is not what was written.
     """
     content = codec.reveal(row.content)
-    if write_with_checksum(codec, row, content).checksum != row.checksum:
+    if _write_checksum(codec, row, content) != row.checksum:
         raise CorruptChunk(f"a write to channel {row.channel!r} is not what was written")
     return content
 
@@ -67,3 +77,54 @@ def check_end(oldest: CheckpointRow, rebuilt: Collection[str]) -> None:
             f"the channels {sorted(rebuilt)} are rebuilt from checkpoint "
             f"{oldest.parent_checkpoint_id!r}, which is missing"
         )
+
+
+def checkpoint_receipt(row: CheckpointRow) -> WriteRow:
+    """Return the receipt of a checkpoint. It says no more than where it is."""
+    place = row.checkpoint_ns, row.checkpoint_id
+    return WriteRow(*place, NULL_TASK_ID, RECEIPT, "", NO_CHANNEL, b"", b"")
+
+
+def with_receipts(codec: Codec, writes: Sequence[WriteRow]) -> list[WriteRow]:
+    """Return what is put of a task's writes: themselves, and then their receipts."""
+    rows = list(writes)
+    for idx, content in receipts_of([(write.idx, write.channel) for write in writes]):
+        place, path = writes[0][:3], writes[0].task_path
+        checksum = codec.checksum(*place, idx, path, NO_CHANNEL, b"", content)
+        rows.append(WriteRow(*place, idx, path, NO_CHANNEL, b"", content, checksum))
+    return rows
+
+
+def settled(
+    codec: Codec, rows: Sequence[WriteRow], channels: Collection[str] | None = None
+) -> list[WriteRow]:
+    """Return those rows that are writes, once it is known that none is missing.
+
+    Args:
+        codec: What hashes.
+        rows: All writes of some checkpoints, or all to some channels, and their receipts.
+        channels: The channels, unless it is all.
+
+    Raises:
+        CorruptChunk: A write is missing, or a receipt is not what was written.
+    """
+    writes = [row for row in rows if row.idx > RECEIPT]
+    if len(writes) == len(rows):
+        return writes
+    stored = {row[:4] for row in writes}
+    for row in rows:
+        if row.idx >= RECEIPT:
+            continue
+        # The content of a receipt is not encrypted.
+        if _write_checksum(codec, row, row.content) != row.checksum:
+            raise CorruptChunk("a receipt of writes is not what was written")
+        task = row[:3]
+        missing = [
+            idx for idx in writes_of(row.idx, row.content, channels) if (*task, idx) not in stored
+        ]
+        if missing:
+            raise CorruptChunk(
+                f"{len(missing)} of the writes of task {row.task_id!r} after checkpoint "
+                f"{row.checkpoint_id!r} are missing"
+            )
+    return writes

@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 from forkpoint.filters import ALL_TERM, packed, thread_terms, unpacked
+from forkpoint.receipts import RECEIPT
 from forkpoint.sqlite_schema import OF_ALL, UNLISTED
 from forkpoint.sqlite_statements import Statements, batches, marks, time_now
 from forkpoint.storage import (
@@ -378,7 +379,8 @@ class SqliteCatalog(Statements):
             thread.key,
         )
         writes = self.one(
-            "SELECT count(*), total(length(refs) + length(content) + length(checksum))"
+            f"SELECT count(*) FILTER (WHERE idx > {RECEIPT}),"
+            " total(length(refs) + length(content) + length(checksum))"
             " FROM forkpoint_writes WHERE thread = ?",
             thread.key,
         )

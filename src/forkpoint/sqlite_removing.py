@@ -12,7 +12,8 @@ from typing import Any
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
-from forkpoint.removal import INTERRUPT_IDX, NULL_TASK_ID, RESUME_IDX, Plan
+from forkpoint.receipts import RECEIPT
+from forkpoint.removal import DROPPED, KEPT, NULL_TASK_ID, Plan
 from forkpoint.sqlite_rows import READ_CHECKPOINT, checkpoint_row
 from forkpoint.sqlite_statements import marks, time_now
 from forkpoint.sqlite_threads import SqliteThreads
@@ -53,10 +54,13 @@ _HIDE, _RESTART = (
     f" AND NOT {flag}"
     for flag, counts in (("hidden", HIDDEN), ("restarts", RESTARTS))
 )
-# What the tasks after a checkpoint have done; see `removal.reopens`.
-_DONE = (
-    f"{_PLACE} AND idx != {INTERRUPT_IDX} AND (task_id != '{NULL_TASK_ID}' OR idx = {RESUME_IDX})"
+# Nobody misses a checkpoint that is hidden.
+_UNRECEIPT = (
+    f"DELETE FROM forkpoint_writes {_PLACE} AND task_id = '{NULL_TASK_ID}' AND idx = {RECEIPT}"
 )
+_WRITES_AT = f"SELECT count(*) FROM forkpoint_writes {{}} AND idx > {RECEIPT}"
+# What the tasks after a checkpoint have done; see `removal.reopens`.
+_DONE = f"{_PLACE} AND idx NOT IN {KEPT} AND (task_id != '{NULL_TASK_ID}' OR idx IN {DROPPED})"
 _REFERRING = (
     ("checkpoints", "checkpoint_ns, checkpoint_id", ("", "")),
     ("writes", "checkpoint_ns, checkpoint_id, task_id, idx", ("", "", "", -(1 << 62))),
@@ -82,6 +86,7 @@ class SqliteRemoving(SqliteThreads):
             _HIDE,
             ((thread.key, *place) for place in plan.hidden),
         )
+        self.many(_UNRECEIPT, ((thread.key, *place) for place in plan.hidden))
         self._begin_again(thread, plan)
         self.count_checkpoints(thread.key)
         if plan.removed or plan.hidden or plan.reopened:
@@ -162,8 +167,9 @@ class SqliteRemoving(SqliteThreads):
             unseen += row is not None and not row[0]
             if place in plan.plan.hidden:
                 self.run(_HIDE, *at)
+                self.run(_UNRECEIPT, *at)
                 continue
-            writes += self.run(f"DELETE FROM forkpoint_writes {_PLACE}", *at).rowcount
+            writes += self._drop_writes(_PLACE, *at)
             checkpoints += self.run(f"DELETE FROM forkpoint_checkpoints {_PLACE}", *at).rowcount
         self.run(
             "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count - ? WHERE key = ?",
@@ -183,7 +189,7 @@ class SqliteRemoving(SqliteThreads):
             at = (thread.key, *place)
             self.run(_RESTART, *at)
         for place in plan.reopened:
-            number += self.run(f"DELETE FROM forkpoint_writes {_DONE}", thread.key, *place).rowcount
+            number += self._drop_writes(_DONE, thread.key, *place)
         if plan.reopened:
             self.run(
                 "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
@@ -191,6 +197,12 @@ class SqliteRemoving(SqliteThreads):
                 thread.key,
             )
         return number
+
+    def _drop_writes(self, where: str, *values: Any) -> int:
+        """Remove writes with their receipts, and return how many writes that were."""
+        row = self.one(_WRITES_AT.format(where), *values)
+        self.run(f"DELETE FROM forkpoint_writes {where}", *values)
+        return row[0] if row else 0
 
     # Collecting
 

@@ -10,8 +10,9 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
 from forkpoint.codec import Chunk, Chunks
-from forkpoint.errors import StaleLease, ThreadExists, stale_lease
-from forkpoint.removal import Place
+from forkpoint.errors import StaleLease, ThreadExists, lost_checkpoint, stale_lease
+from forkpoint.receipts import RECEIPT, replaces
+from forkpoint.removal import NULL_TASK_ID, Place
 from forkpoint.sqlite_copying import SqliteCopying
 from forkpoint.sqlite_pages import page_statement
 from forkpoint.sqlite_rows import (
@@ -37,6 +38,8 @@ from forkpoint.storage import (
     ThreadRecord,
     ThreadRef,
     WriteRow,
+    in_order,
+    span_of,
 )
 
 _CHECKPOINT_OF = [
@@ -47,9 +50,16 @@ _CHECKPOINT_OF = [
     + which
     for which in (" ORDER BY c.checkpoint_id DESC LIMIT 1", " AND c.checkpoint_id = ?")
 ]
-_WRITES_OF = (
+_WRITES_OF, _WRITES_FROM = (
     f"SELECT {READ_WRITE} FROM forkpoint_writes"
-    " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+    f" WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id {is_at} ?"
+    for is_at in ("=", ">=")
+)
+_RECEIPT_OF = (
+    "SELECT w.checkpoint_id FROM forkpoint_threads AS t JOIN forkpoint_writes AS w"
+    " ON w.thread = t.key WHERE t.thread_id = ? AND t.deleted_at IS NULL AND w.checkpoint_ns = ?"
+    f" AND w.checkpoint_id = coalesce(?, w.checkpoint_id) AND w.task_id = '{NULL_TASK_ID}'"
+    f" AND w.idx = {RECEIPT} LIMIT 1"
 )
 _INTERRUPTED, _FAILED = WRITES_IDX_MAP[INTERRUPT], WRITES_IDX_MAP[ERROR]
 # A new checkpoint makes a thread idle, unless a task's interrupt or error came before it.
@@ -118,10 +128,21 @@ class SqliteSession(SqliteCopying):
             *(() if checkpoint_id is None else (checkpoint_id,)),
         )
         if row is None:
+            lost = self.one(_RECEIPT_OF, thread_id, checkpoint_ns, checkpoint_id)
+            if lost is not None:
+                raise lost_checkpoint(thread_id, checkpoint_ns, lost[0])
             return None
         thread, found = ThreadRef(*row[:4]), checkpoint_row(row[5:])
-        writes = self.all(_WRITES_OF, thread.key, checkpoint_ns, found.checkpoint_id)
-        return Found(thread_id, thread, found, [write_row(write) for write in writes], row[4])
+        statement = _WRITES_FROM if checkpoint_id is None else _WRITES_OF
+        rows = self.all(statement, thread.key, checkpoint_ns, found.checkpoint_id)
+        writes = [write_row(write) for write in rows]
+        later = [write for write in writes if write.checkpoint_id != found.checkpoint_id]
+        if later:
+            lost = next((write for write in later if write.idx == RECEIPT), None)
+            if lost is not None:
+                raise lost_checkpoint(thread_id, checkpoint_ns, lost.checkpoint_id)
+            writes = [write for write in writes if write.checkpoint_id == found.checkpoint_id]
+        return Found(thread_id, thread, found, writes, row[4])
 
     def page(self, query: Query) -> list[Found]:
         thread: ThreadRef | None = None
@@ -134,8 +155,23 @@ class SqliteSession(SqliteCopying):
             Found(row[0], ThreadRef(*row[1:5]), checkpoint_row(row[5:]), [])
             for row in self.all(sql, *values)
         ]
-        self._add_writes(found)
-        return found
+        span = span_of(query, found)
+        if span is None:
+            self._add_writes(found)
+            return found
+        at = (
+            found[0].thread.key,
+            query.checkpoint_ns,
+            span.low,
+            *([span.high] if span.high else []),
+        )
+        rows = self.all(_WRITES_FROM + " AND checkpoint_id <= ?" * (span.high is not None), *at)
+        writes = [write_row(row) for row in rows]
+        by_id = {one.row.checkpoint_id: one for one in found}
+        for write in writes:
+            if write.checkpoint_id in by_id:
+                by_id[write.checkpoint_id].writes.append(write)
+        return in_order(query, found + span.lost(found, writes))
 
     def _add_writes(self, page: list[Found]) -> None:
         places = {(f.thread.key, f.row.checkpoint_ns, f.row.checkpoint_id): f for f in page}
@@ -295,10 +331,10 @@ class SqliteSession(SqliteCopying):
         key = thread.key
         if put.row is not None and not self.run(_PUT, *checkpoint_values(key, put.row)).rowcount:
             self._replace(thread, put.row)
-        once = [write_values(key, write) for write in put.writes if write.idx >= 0]
+        once = [write_values(key, write) for write in put.writes if not replaces(write.idx)]
         self.insert(_PUT_WRITES, once)
-        special = [write_values(key, write) for write in put.writes if write.idx < 0]
-        replaced = [self.one(_REPLACED_REFS, *write[:5]) for write in special]
+        special = [write_values(key, write) for write in put.writes if replaces(write.idx)]
+        replaced = [self.one(_REPLACED_REFS, *row[:5]) for row in special if row[4] > RECEIPT]
         if any(row and row[0] for row in replaced):
             self.note_removal(thread)
         elif any(replaced):

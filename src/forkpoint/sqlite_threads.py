@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from forkpoint.receipts import RECEIPT
 from forkpoint.sqlite_catalog import SqliteCatalog
 from forkpoint.sqlite_statements import time_now
 from forkpoint.storage import Counts, Stale, ThreadRef, ThreadRow
@@ -102,7 +103,7 @@ class SqliteThreads(SqliteCatalog):
         """Return how many checkpoints and writes a thread has."""
         counts = self.one(
             "SELECT (SELECT count(*) FROM forkpoint_checkpoints WHERE thread = ?),"
-            " (SELECT count(*) FROM forkpoint_writes WHERE thread = ?)",
+            f" (SELECT count(*) FROM forkpoint_writes WHERE thread = ? AND idx > {RECEIPT})",
             thread.key,
             thread.key,
         )

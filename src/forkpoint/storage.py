@@ -122,6 +122,26 @@ or a change of its flags, needs no key and no decoding, and a row whose flag was
 was moved to another thread, does not fit. In MongoDB the ``_id`` of a row names its thread, and no
 write has a binding.
 
+**Receipts** stand among the writes, with an ``idx`` of -1000 or less, the channel ``""``, and a
+content that is not protected. They are stored after what they are for, and removed before it.
+-1000, with the task `forkpoint.removal.NULL_TASK_ID` and no checksum: of a checkpoint that can be
+seen. -1000 and the ``idx`` of one of a task's writes that replace each other, without content: of
+that one. -2000 and less: of the other writes of one put, with a MessagePack array ``[channel, first
+idx, number]`` of each run of them (and the ``idx`` is -2000 less a quarter of its CRC-32).
+
+What is noticed
+===============
+
+By reading: a chunk, checkpoint or write, or a field of one, that was changed, or is of another
+thread now; a write whose receipt is there; a checkpoint that is asked for by its id, or would be
+the newest, or be in an unfiltered listing of a namespace, and whose receipt is there; an ancestor
+from which a `DeltaChannel` is rebuilt. A receipt alone is not missed: nothing is lost with it.
+
+Not noticed: rows that are lost together with their receipts, such as the whole of a put, or
+everything since an older copy of the database; a row of a listing with a filter; a thread's record
+with all that it says (without it there is no thread), so what decides there about leases, status,
+and search; and, without an encrypting serializer, changes by one who computes the checksums.
+
 Atomicity
 =========
 
@@ -138,6 +158,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from forkpoint.codec import Chunk, Chunks
+from forkpoint.receipts import RECEIPT
 from forkpoint.removal import Place, Plan
 from forkpoint.steps import Steps
 
@@ -250,6 +271,51 @@ class Beginning(NamedTuple):
     """The key of the thread; None if there was none."""
     deletion: Any
     """What `Session.last_deletion` returned."""
+
+
+class Span(NamedTuple):
+    """Which checkpoints of a namespace a page has, all of them: those between two ids."""
+
+    low: str
+    high: str | None
+    """None if there is no limit."""
+
+    def lost(self, page: Sequence[Found], writes: Iterable[WriteRow]) -> list[Found]:
+        """Return a row that cannot be read for each checkpoint that has nothing but its receipt.
+
+        Args:
+            page: What was read.
+            writes: The writes and receipts after all checkpoints of the span.
+        """
+        there = {found.row.checkpoint_id for found in page} | {self.low, self.high}
+        ids = {row.checkpoint_id for row in writes if row.idx == RECEIPT} - there
+        first = page[0]
+        return [
+            Found(
+                first.thread_id,
+                first.thread,
+                CheckpointRow(first.row.checkpoint_ns, id_, None, None, "{}", b"", b""),
+                [],
+            )
+            for id_ in ids
+        ]
+
+
+def span_of(query: Query, page: Sequence[Found]) -> Span | None:
+    """Return the span of a page, if it has all of a thread's checkpoints in one."""
+    of_namespace = query.thread_id is not None and query.checkpoint_ns is not None
+    if not page or not of_namespace or query.checkpoint_id or query.filter or query.offset:
+        return None
+    begin = query.after[0] if query.after else None
+    end = page[-1].row.checkpoint_id if len(page) >= query.limit else None
+    if query.oldest_first:
+        return Span(begin or "", end or query.before)
+    return Span(end or "", begin or query.before)
+
+
+def in_order(query: Query, page: list[Found]) -> list[Found]:
+    """Return the checkpoints of one namespace in the order of a page."""
+    return sorted(page, key=lambda one: one.row.checkpoint_id, reverse=not query.oldest_first)
 
 
 class Put(NamedTuple):

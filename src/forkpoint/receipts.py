@@ -1,0 +1,77 @@
+"""Receipts: which rows a put stored, in a row of its own, so that it is noticed if one is lost.
+
+A receipt stands among the writes of its checkpoint, under an `idx` that no write has, and is stored
+after what it is for. So it is never there too early, also where there are no transactions, and it
+is copied, removed and read together with the writes. Nothing else is lost with a receipt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from zlib import crc32
+
+import ormsgpack
+
+RECEIPT = -1000
+"""The `idx` of the receipt of a checkpoint. All those that are not above are of receipts."""
+_WRITES = -2000
+
+NO_CHANNEL = ""
+"""The channel of a receipt."""
+
+
+def is_receipt(idx: int) -> bool:
+    """Return whether a row among the writes is a receipt."""
+    return idx <= RECEIPT
+
+
+def receipt_of(idx: int) -> int:
+    """Return the `idx` of the receipt of one of the writes that replace each other."""
+    return RECEIPT + idx
+
+
+def replaces(idx: int) -> bool:
+    """Return whether a write, or a receipt, replaces what its task stored under the same `idx`."""
+    return RECEIPT < idx < 0 or _WRITES < idx < RECEIPT
+
+
+def receipts_of(writes: Sequence[tuple[int, str]]) -> list[tuple[int, bytes]]:
+    """Return the receipts of a task's writes: the `idx` of each, and its content.
+
+    Args:
+        writes: The `idx` of each write, and its channel.
+    """
+    runs: list[list[str | int]] = []  # channel, first idx, number
+    receipts = [
+        (receipt_of(idx), b"") for idx in dict.fromkeys(idx for idx, _ in writes if idx < 0)
+    ]
+    for idx, channel in writes:
+        if idx < 0:
+            continue
+        last = runs[-1] if runs else ["", 0, 0]
+        if last[0] == channel and last[1] + last[2] == idx:  # type: ignore[operator]
+            last[2] += 1  # type: ignore[operator]
+        else:
+            runs.append([channel, idx, 1])
+    if runs:
+        content = ormsgpack.packb(runs)
+        receipts.append((_WRITES - (crc32(content) >> 2), content))
+    return receipts
+
+
+def writes_of(receipt: int, content: bytes, channels: Collection[str] | None) -> Iterable[int]:
+    """Return the `idx` of the writes that a receipt is of.
+
+    Args:
+        receipt: Its own `idx`, less than that of the receipt of a checkpoint.
+        content: Its content.
+        channels: The channels that are asked for; None for all.
+    """
+    if receipt > _WRITES:
+        return (receipt - RECEIPT,) if channels is None else ()
+    return [
+        idx
+        for channel, first, number in ormsgpack.unpackb(content)
+        if channels is None or channel in channels
+        for idx in range(first, first + number)
+    ]
