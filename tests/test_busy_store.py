@@ -18,10 +18,10 @@ import aiosqlite
 import pytest
 
 from forkpoint import InvalidInput, SqliteSaver, StorageBusy, ThreadCatalog, steps
-from servers import wait_until
+from servers import PATIENCE_SECONDS, wait_until
 from support import checkpoint, config, put
 
-LIMIT = 120  # seconds, for what would hang
+LIMIT = PATIENCE_SECONDS
 COUNT = 20
 
 Open = Callable[..., Any]

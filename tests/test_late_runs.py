@@ -19,10 +19,11 @@ from langgraph.types import Send
 
 from forkpoint import MongoDBSaver, SqliteSaver, ThreadDeleted
 from forkpoint.saver import ForkpointSaver
+from servers import PATIENCE_SECONDS
 from stores import Store
 from support import checkpoint, config, id_of, put, value_of
 
-LIMIT = 120  # seconds, for what would hang
+LIMIT = PATIENCE_SECONDS
 
 Open = Callable[[], Any]
 
