@@ -23,7 +23,13 @@ from langgraph.checkpoint.base.id import uuid6
 from forkpoint import removal
 from forkpoint.codec import Chunks
 from forkpoint.copying import copy
-from forkpoint.errors import CheckpointNotFound, InvalidInput, StorageBusy, ThreadExists
+from forkpoint.errors import (
+    CheckpointNotFound,
+    CorruptChunk,
+    InvalidInput,
+    StorageBusy,
+    ThreadExists,
+)
 from forkpoint.inputs import Address, as_json
 from forkpoint.operations import (
     Context,
@@ -51,6 +57,7 @@ from forkpoint.storage import (
 from forkpoint.turns import Turns, Work, in_turns
 from forkpoint.types import FamilyNode, FamilyTree, LineageEntry
 
+_LOOKS = 5  # before it is believed that something is damaged
 _ATTEMPTS = 20  # to fork a thread that changes again and again meanwhile
 
 NextVersion = Callable[[Any, None], Any]
@@ -69,6 +76,7 @@ class NewFork(NamedTuple):
 
 def fork(context: Context, new: NewFork) -> RunnableConfig:
     """Make a thread that begins at a checkpoint of another."""
+    damage: CorruptChunk | None = None
     for attempt in range(_ATTEMPTS):
         try:
             with context.storage.writing() as session:
@@ -76,8 +84,17 @@ def fork(context: Context, new: NewFork) -> RunnableConfig:
         except Stale:
             time.sleep(0.001 * attempt)  # at once for the first time
             continue
+        except CorruptChunk as error:
+            # Where there are no transactions, what others are removing looks like damage.
+            if attempt >= _LOOKS and damage is not None and str(error) == str(damage):
+                raise
+            damage = error
+            time.sleep(0.001 * attempt)
+            continue
         context.memory.threads.pop(new.target_id)
         return thread_config(new.target_id)
+    if damage is not None:
+        raise damage
     raise StorageBusy(f"thread {new.source.thread_id!r} changed {_ATTEMPTS} times in a row")
 
 
