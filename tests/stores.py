@@ -28,6 +28,7 @@ from forkpoint import SqliteSaver
 from forkpoint.filters import packed, thread_terms, unpacked
 from forkpoint.mongodb_catalog import new_record
 from forkpoint.saver import ForkpointSaver
+from forkpoint.tombstones import Marks
 from servers import wait_until
 
 KINDS = ("threads", "checkpoints", "writes", "chunks")
@@ -582,15 +583,22 @@ class MongoStore(Store):
 
     def add_threads(self, threads: Sequence[Known]) -> None:
         documents = []
+        name_id = self.names()
         for one in threads:
             key = ObjectId()
-            name = f"name:{one.thread_id}"
+            name = name_id(one.thread_id)
             said = {**one._asdict(), "metadata": json.dumps(one.metadata), "provisional": False}
             documents += [
                 {"_id": key, "family": key, **new_record(epoch=ObjectId(), **said)},
                 {"_id": name, "family": name, "key": key, "home": key},
             ]
         self.collection.insert_many(documents, ordered=False)
+
+    def names(self) -> Callable[[str], str]:
+        """Return what tells the `_id` of the document that says what a thread id means."""
+        settings = self.collection.find_one({"_id": "store_key"})
+        key = settings["value"] if settings else b""
+        return lambda thread_id: f"name:{Marks(key, thread_id).of_id.hex()}"
 
     def mislist(self, thread_id: str) -> None:
         named = {"kind": "thread", "thread_id": thread_id}
@@ -635,16 +643,16 @@ class MongoStore(Store):
 
     def _faults(self) -> list[str]:
         threads = {thread.key: thread for thread in self.threads()}
+        name_id = self.names()
         names = {
-            found["_id"].removeprefix("name:"): found
-            for found in self.collection.find({"_id": {"$regex": "^name:"}})
+            found["_id"]: found for found in self.collection.find({"_id": {"$regex": "^name:"}})
         }
         found = [
             f"{thread} is not what its id means"
             for thread in threads.values()
             if thread.is_live
             and not thread.is_provisional
-            and names.get(thread.thread_id, {}).get("key") != thread.key
+            and names.get(name_id(thread.thread_id), {}).get("key") != thread.key
         ]
         return found + self._listing_faults()
 

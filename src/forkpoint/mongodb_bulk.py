@@ -25,6 +25,7 @@ from forkpoint.mongodb_puts import (
 from forkpoint.mongodb_records import Document, Records
 from forkpoint.mongodb_session import MongoSession
 from forkpoint.storage import CheckpointRow, Put, Stale, ThreadRef
+from forkpoint.tombstones import is_deleted_since
 
 LARGE = 1_000_000
 """Characters or bytes; less cannot exceed a document."""
@@ -74,7 +75,7 @@ class Bulk(Submission):
             thread_id = intent.put.thread_id
             made = ahead.made.setdefault(thread_id, self._session.known(thread_id) or intent.thread)
             if made == intent.thread:
-                self._session.made_after.put(made.key, intent.creation.deletion)
+                self._session.made_after.put(made.key, intent.creation.deletions)
             elif made.owner == intent.put.owner and self._is_of(made, intent.put):
                 intent = intent._replace(thread=made, creation=None)
         self.sent = intent
@@ -102,7 +103,10 @@ class Bulk(Submission):
 
     def _is_of(self, made: ThreadRef, put: Put) -> bool:
         """Return whether a put belongs to a thread that was made meanwhile, as far as is known."""
-        return put.began is None or self._session.made_after.get(made.key) == put.began.deletion
+        if put.began is None:
+            return True
+        deletions = self._session.made_after.get(made.key)
+        return deletions is not None and not is_deleted_since(put.began.deletion, deletions)
 
     @property
     def is_insert(self) -> bool:

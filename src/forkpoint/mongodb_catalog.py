@@ -24,7 +24,6 @@ from forkpoint.mongodb_records import (
     chunk_id,
     chunk_size,
     in_batches,
-    name_id,
     record_of,
 )
 from forkpoint.receipts import RECEIPT
@@ -89,7 +88,6 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
         "provisional": True,
         "deleted_at": None,
         "dead_until": None,
-        "deletion": None,
         "lock": None,
         **NO_LOG,
         "unlisted": True,
@@ -122,7 +120,7 @@ class MongoCatalog(MongoLogs):
         return self._records.now()
 
     def record(self, thread_id: str) -> ThreadRow | None:
-        name = name_id(thread_id)
+        name = self._records.name_id(thread_id)
         record = {
             "from": self._records.name,
             "localField": "key",

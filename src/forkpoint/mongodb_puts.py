@@ -30,7 +30,7 @@ whole bulk can be repeated as it is.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, Literal, NamedTuple
 
 from bson.objectid import ObjectId
@@ -40,12 +40,10 @@ from forkpoint.mongodb_catalog import new_record
 from forkpoint.mongodb_documents import checkpoint_document, chunk_statement, write_document
 from forkpoint.mongodb_log import Tail, end_of, new_tail
 from forkpoint.mongodb_records import (
-    NEVER,
     NOW,
     Document,
     Statement,
     found_by,
-    name_id,
     record_of,
     row_id,
 )
@@ -69,11 +67,15 @@ class Step(NamedTuple):
 class Creation(NamedTuple):
     """A thread that a put makes."""
 
+    name: str
+    """The `_id` of the document that says what the thread's id means."""
     old_key: ObjectId | None
     """What the thread's id meant before."""
     dead_until: str | None
-    deletion: tuple[Any, Any] = NEVER
-    """The last deletion of the id; see `forkpoint.storage.Session.last_deletion`."""
+    deletion: ObjectId | None = None
+    """The last deletion of the id."""
+    deletions: Set[Any] = frozenset()
+    """Those that count for the run; see `forkpoint.storage.Session.last_deletion`."""
 
 
 class Beginning(NamedTuple):
@@ -242,18 +244,16 @@ def _rows(
 
 
 def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
-    name = name_id(put.thread_id)
-    absent, deletion = creation.deletion
+    name = creation.name
     record = new_record(
         put.thread_id,
         thread.epoch,
         owner=put.owner,
         metadata=put.metadata,
         dead_until=creation.dead_until,
-        deletion=deletion,
     )
     named = UpdateOne(
-        {"_id": name, "family": name, "key": creation.old_key, "absent": absent},
+        {"_id": name, "family": name, "key": creation.old_key, "deletion": creation.deletion},
         {"$set": {"key": thread.key, "home": thread.family}},
         upsert=True,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from bson.objectid import ObjectId
@@ -29,7 +29,6 @@ from forkpoint.mongodb_records import (
     digest_of,
     family_of,
     in_batches,
-    name_id,
     record_of,
 )
 from forkpoint.receipts import RECEIPT
@@ -66,8 +65,8 @@ class MongoReading(MongoCatalog):
         super().__init__(records)
         self._known: Recent[str, ThreadRef] = Recent(4096)
         self._newest: Recent[tuple[ObjectId, str], str] = Recent(4096)
-        self.made_after: Recent[ObjectId, tuple[Any, Any]] = Recent(4096)
-        """The last deletion of their ids, of threads that were made here."""
+        self.made_after: Recent[ObjectId, Set[Any]] = Recent(4096)
+        """The deletions of their ids before, of threads that were made here."""
         self._trees: Recent[bytes, list[bytes]] = Recent(_TREES)
 
     def remember(self, thread_id: str, thread: ThreadRef) -> None:
@@ -546,7 +545,7 @@ class MongoReading(MongoCatalog):
 
     def _named(self, thread_id: str) -> list[Document]:
         """Return the stages that find the record of a thread that is not deleted."""
-        name = name_id(thread_id)
+        name = self._records.name_id(thread_id)
         return [
             {"$match": {"_id": name, "family": name}},
             self._join("record", "key", "_id", _LIVING, []),

@@ -6,6 +6,7 @@ which is the shard key, and each command that may go to a router of shards names
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -46,7 +47,8 @@ from forkpoint.errors import (
     StorageUnauthorized,
     StorageUnavailable,
 )
-from forkpoint.storage import ThreadRef
+from forkpoint.storage import STORE_KEY_BYTES, ThreadRef
+from forkpoint.tombstones import Marks
 
 Document = dict[str, Any]
 Statement = ReplaceOne[Document] | UpdateOne | UpdateMany
@@ -62,11 +64,6 @@ _FAMILY_BYTES = 12
 
 # Names. What belongs to a family begins with its 12 bytes, and the kinds differ in length, so that
 # the index of `_id` lists the chunks of a family, or its rows.
-
-
-def name_id(thread_id: str) -> str:
-    """Return the `_id`, and the family, of the document that says what a thread id means."""
-    return f"name:{thread_id}"
 
 
 def row_id(thread: ThreadRef, *place: str | int) -> bytes:
@@ -118,15 +115,6 @@ def record_of(thread: ThreadRef) -> Document:
     return {"_id": thread.key, "family": thread.family}
 
 
-NEVER = (None, None)
-"""What `deletion_of` returns for an id that was never deleted."""
-
-
-def deletion_of(named: Document, records: Sequence[Document]) -> tuple[Any, Any]:
-    """Return what tells the last deletion of an id, from its name and the record, if it has one."""
-    return named.get("absent"), records[0].get("deletion") if records else None
-
-
 def found_by(id_: bytes, family: ObjectId, *, is_sharded: bool) -> Document:
     """Return a filter for a document that is to be stored, and says its family itself.
 
@@ -172,6 +160,23 @@ class Records:
         self._keeps_moments = True
         self._together = collection.with_options(read_concern=ReadConcern("snapshot"))
         self._patience_seconds = patience_seconds
+        self.store_key = b""
+        """The store's key, once it is read."""
+
+    def read_store_key(self) -> None:
+        """Read the store's key, or make it."""
+        key = {"_id": "store_key", "family": "settings"}
+        while not (stored := self.latest(key)):
+            self.insert({**key, "value": os.urandom(STORE_KEY_BYTES)})
+        self.store_key = bytes(stored[0]["value"])
+
+    def marks(self, thread_id: str) -> Marks:
+        """Return the digests under which the store knows a thread id."""
+        return Marks(self.store_key, thread_id)
+
+    def name_id(self, thread_id: str) -> str:
+        """Return the `_id`, and family, of the document that says what a thread id means."""
+        return f"name:{self.marks(thread_id).of_id.hex()}"
 
     @property
     def name(self) -> str:

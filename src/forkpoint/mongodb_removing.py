@@ -17,20 +17,18 @@ from forkpoint.mongodb_documents import ROWS, refs_in
 from forkpoint.mongodb_log import HAS_LOG, NO_LOG
 from forkpoint.mongodb_reading import MongoReading
 from forkpoint.mongodb_records import (
-    NEVER,
     NOW,
     Document,
     Statement,
     chunk_id,
     chunk_size,
     chunks_of,
-    deletion_of,
     digest_of,
     in_batches,
-    name_id,
     record_of,
     rows_of,
 )
+from forkpoint.mongodb_tombstones import deletions_of, entomb
 from forkpoint.receipts import RECEIPT, is_receipt
 from forkpoint.removal import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
 from forkpoint.storage import (
@@ -190,8 +188,7 @@ class MongoRemoving(MongoReading):
         buried: Document = {
             "deleted_at": NOW,
             "removed_at": NOW,
-            "dead_until": {"$max": ["$dead_until", {"$literal": max(ids, default=None)}]},
-            **({} if as_late else {"deletion": ObjectId()}),  # what came late is no thread
+            "dead_until": None,
             "epoch": ObjectId(),
             **dict.fromkeys(("lock", "label", "ttl", "lease_holder")),
             **dict.fromkeys(("lease_since", "lease_until")),
@@ -203,9 +200,11 @@ class MongoRemoving(MongoReading):
             "checkpoint_count": 0,
         }
         unlisted = {"$unset": ["listed_at", "listed_status", "terms", "unlisted"]}
-        done = self._records.bulk(
-            [guard, UpdateOne(record_of(thread), [{"$set": buried}, unlisted])]
-        )
+        statements: list[Statement] = [guard]
+        if not as_late:  # what came late is no thread
+            statements.append(self._entombed(thread, max(ids, default=None)))
+        statements.append(UpdateOne(record_of(thread), [{"$set": buried}, unlisted]))
+        done = self._records.bulk(statements)
         dead = {**record_of(thread), "deleted_at": {"$ne": None}}
         # Unless it was done by an attempt whose answer was lost.
         if done.failed is not None and not (done.is_repeated and self._records.exists(dead)):
@@ -217,31 +216,26 @@ class MongoRemoving(MongoReading):
         receipts = sum(is_receipt(row.get("idx", 0)) for row in found)
         return Counts(checkpoints, len(found) - checkpoints - receipts)
 
-    def last_deletion(self, thread_id: str) -> tuple[Any, Any]:
-        name = name_id(thread_id)
-        named = {"$match": {"_id": name, "family": name}}
-        fields = {"$project": {"absent": 1, "record.deletion": 1}}
-        found = self._records.aggregate([named, self._join("record", "key", "_id", {}, []), fields])
-        return deletion_of(found[0], found[0]["record"]) if found else NEVER
+    def _entombed(self, thread: ThreadRef, dead_until: str | None) -> UpdateOne:
+        """Return the statement that notes the deletion of a thread with the name."""
+        (record,) = self._records.latest(record_of(thread), {"thread_id": 1, "owner": 1})
+        marks = self._records.marks(record["thread_id"])
+        name = self._records.name_id(record["thread_id"])
+        return entomb(name, marks.of_owner(record["owner"]), dead_until, ObjectId())
 
-    def note_deletion(self, thread_id: str) -> None:
-        name = name_id(thread_id)
-        unused = ObjectId()  # no record has it: it is as if somebody had ended before making it
-        self._records.bulk(
-            [
-                UpdateOne(
-                    {"_id": name, "family": name},
-                    {
-                        "$set": {"absent": ObjectId()},
-                        "$setOnInsert": {"key": unused, "home": unused},
-                    },
-                    upsert=True,
-                )
-            ]
-        )
+    def last_deletion(self, thread_id: str, owner: str | None = None) -> frozenset[ObjectId]:
+        name = self._records.name_id(thread_id)
+        named = self._records.find({"_id": name, "family": name})
+        marks = self._records.marks(thread_id)
+        return deletions_of(named[0], marks, owner) if named else frozenset()
+
+    def note_deletion(self, thread_id: str, owner: str | None = None) -> None:
+        marks = self._records.marks(thread_id)
+        mark = marks.for_all if owner is None else marks.of_owner(owner)
+        self._records.bulk([entomb(self._records.name_id(thread_id), mark, None, ObjectId())])
 
     def buried(self, thread_id: str) -> ThreadRef | None:
-        name = name_id(thread_id)
+        name = self._records.name_id(thread_id)
         named = {"$match": {"_id": name, "family": name}}
         record = self._join("record", "key", "_id", {"deleted_at": {"$ne": None}}, [])
         unwind: list[Document] = [

@@ -20,8 +20,9 @@ from forkpoint.mongodb_documents import (
     place_in,
     write_document,
 )
-from forkpoint.mongodb_records import NOW, Document, in_batches, name_id, record_of, row_id
+from forkpoint.mongodb_records import NOW, Document, in_batches, record_of, row_id
 from forkpoint.mongodb_removing import MongoRemoving
+from forkpoint.mongodb_tombstones import dead_until_of
 from forkpoint.storage import CheckpointRow, Description, Graft, Stale, ThreadRef, WriteRow
 
 _COPIED_TOO_LONG = "copying took too long, and others have written since; try again"
@@ -50,7 +51,7 @@ class MongoSession(MongoRemoving):
             status_for=max((row.checkpoint_id for row in graft.rows), default=""),
             checkpoint_count=sum(not row.hidden for row in graft.rows),
             provisional=False,
-            **_deletion_of(old),
+            dead_until=old["dead_until"] if old else None,
             building=ObjectId(),
         )
         unchanged = UpdateOne(
@@ -68,7 +69,7 @@ class MongoSession(MongoRemoving):
             *(_grafted(target, *checkpoint_document(target, row), row) for row in graft.rows),
             *(_grafted(target, *write_document(target, row), row) for row in graft.writes),
             unchanged,
-            _name(target, graft.target_id, old),
+            _name(target, self._records.name_id(graft.target_id), old),
             _show(target, made["building"]),
         ]
         outcome = self._records.bulk(statements)
@@ -97,12 +98,12 @@ class MongoSession(MongoRemoving):
             owner=owner,
             **fields_of(described),
             provisional=False,
-            **_deletion_of(old),
+            dead_until=old["dead_until"] if old else None,
             building=ObjectId(),
         )
         statements = [
             UpdateOne(record_of(target), {"$setOnInsert": made}, upsert=True),
-            _name(target, thread_id, old),
+            _name(target, self._records.name_id(thread_id), old),
             _show(target, made["building"]),
         ]
         outcome = self._records.bulk(statements)
@@ -127,7 +128,7 @@ class MongoSession(MongoRemoving):
         If not, its id means again what it meant before.
         """
         target = ThreadRef(made["_id"], made["family"], made["epoch"])
-        name = name_id(made["thread_id"])
+        name = self._records.name_id(made["thread_id"])
         named = {"_id": name, "family": name, "key": target.key}
         if not self._records.exists(named):
             return False
@@ -168,7 +169,7 @@ class MongoSession(MongoRemoving):
             "parent_checkpoint_id": None,
             "lock": None,
             "fence": 0,
-            **_deletion_of(old),
+            "dead_until": old["dead_until"] if old else None,
             "building": record["lock"]["by"],
             **dict.fromkeys(("lease_holder", "lease_since", "lease_until")),
             "waiting": [],
@@ -184,7 +185,11 @@ class MongoSession(MongoRemoving):
         )
         for batch in in_batches((row for row in rows if "content" in row), 1000):
             self._records.bulk([guard, *(_copied(target, row) for row in batch)])
-        end = [guard, _name(target, target_id, old), _show(target, made["building"])]
+        end = [
+            guard,
+            _name(target, self._records.name_id(target_id), old),
+            _show(target, made["building"]),
+        ]
         outcome = self._records.bulk(end)
         if outcome.hits < len(end) and not self._is_shown(made, old):
             self._discard(target)
@@ -200,7 +205,7 @@ class MongoSession(MongoRemoving):
         Raises:
             ThreadExists: There is one.
         """
-        name = name_id(thread_id)
+        name = self._records.name_id(thread_id)
         named = self._records.latest({"_id": name, "family": name})
         if not named:
             return None
@@ -214,16 +219,18 @@ class MongoSession(MongoRemoving):
         (record,) = self._records.latest(old)
         if record["deleted_at"] is None:
             raise ThreadExists(f"there is a thread {thread_id!r} already")
-        return record
+        return {
+            **record,
+            "dead_until": dead_until_of(named[0], self._records.marks(thread_id), None),
+        }
 
     # Secrets
 
     def store_key(self) -> bytes | None:
-        stored = self._records.latest({"_id": "store_key", "family": "settings"})
-        return stored[0]["value"] if stored else None
+        return self._records.store_key
 
     def add_store_key(self, key: bytes) -> None:
-        self._records.insert({"_id": "store_key", "family": "settings", "value": key})
+        pass  # it was made when the store was set up
 
     def secrets(self) -> list[bytes]:
         wanted = {"_id": {"$gte": "secret:", "$lt": "secret;"}, "family": "settings"}
@@ -235,14 +242,8 @@ class MongoSession(MongoRemoving):
         self._records.insert({"_id": f"secret:{number:04}", "family": "settings", "value": stored})
 
 
-def _deletion_of(old: Document | None) -> Document:
-    """Return what a record says of the thread that its id meant before."""
-    return {name: old[name] if old else None for name in ("dead_until", "deletion")}
-
-
-def _name(target: ThreadRef, thread_id: str, old: Document | None) -> UpdateOne:
+def _name(target: ThreadRef, name: str, old: Document | None) -> UpdateOne:
     """Return the statement that gives an id to a copy that is ready to be shown."""
-    name = name_id(thread_id)
     return UpdateOne(
         {"_id": name, "family": name, "key": old["_id"] if old else None},
         {"$set": {"key": target.key, "home": target.family}},

@@ -33,14 +33,14 @@ from forkpoint.mongodb_records import (
     Document,
     Records,
     chunks_of,
-    deletion_of,
-    name_id,
     record_of,
     row_id,
 )
 from forkpoint.mongodb_session import MongoSession
+from forkpoint.mongodb_tombstones import dead_until_of, deletions_of, die_later
 from forkpoint.steps import Steps
 from forkpoint.storage import SCHEMA_VERSION, Put, Stale, ThreadRef
+from forkpoint.tombstones import is_deleted_since
 
 _INDEXES = [
     IndexModel(
@@ -243,6 +243,7 @@ class MongoStorage:
                 f"the database has forkpoint's schema version {version}, and this forkpoint knows "
                 f"{SCHEMA_VERSION}; upgrade forkpoint"
             )
+        records.read_store_key()
         return records
 
     # Putting
@@ -256,7 +257,7 @@ class MongoStorage:
         if thread is None:
             key = ObjectId()
             thread = ThreadRef(key, key, ObjectId(), put.owner)
-            creation = Creation(None, None)
+            creation = Creation(self._records_open().name_id(put.thread_id), None, None)
         else:
             tail = session.tail(thread)
             dead_until = self._dead.get(thread.key) if tail is None else tail.dead_until
@@ -266,8 +267,8 @@ class MongoStorage:
             if attempt > 2:  # others put to the thread at the same time: let one be the first
                 time.sleep(random.random() * _MOMENT * attempt)
             _, thread, _, dead_until, *_ = intent
-            may_be_late = dead_until is not None and put.began is None
-            if may_be_late and self._is_late(put, thread, dead_until or ""):
+            died = self._dead_until(put, dead_until)
+            if died is not None and self._is_late(put, thread, died):
                 self._remove_traces(put, thread)
                 return None
             bulk = Bulk(self._commits, session, intent, size)
@@ -343,7 +344,7 @@ class MongoStorage:
             Stale: There is another thread of this id.
         """
         records = self._records_open()
-        name = name_id(put.thread_id)
+        name, marks = records.name_id(put.thread_id), records.marks(put.thread_id)
         names = records.latest({"_id": name, "family": name})
         if not names:
             return thread, creation  # nothing was done by an attempt whose answer was lost
@@ -354,20 +355,45 @@ class MongoStorage:
             if old.key == thread.key:
                 return thread, None  # it was made by an attempt whose answer was lost
             raise Stale
-        deletion = deletion_of(named, found)
-        if put.began is not None and put.began.deletion != deletion:
+        deletion, deletions = named.get("deletion"), deletions_of(named, marks, put.owner)
+        if put.began is not None and is_deleted_since(put.began.deletion, deletions):
             return None
-        if not found:  # who was to make it ended in between, or there never was one
-            return old, Creation(old.key, None, deletion)
-        dead_until = found[0]["dead_until"]
+        dead_until = dead_until_of(named, marks, put.owner)
         if dead_until is not None and put.began is None:
             if self._is_late(put, None, dead_until):
-                records.update(record_of(old), _die_later(put))
+                self._note_late(put)
                 return None
             if put.row is None and not put.is_announced:
                 return None  # where a thread was deleted, the next one begins with a checkpoint
-        key = ObjectId()
-        return ThreadRef(key, key, ObjectId(), put.owner), Creation(old.key, dead_until, deletion)
+        if found:
+            key = ObjectId()
+            thread = ThreadRef(key, key, ObjectId(), put.owner)
+        else:
+            thread = old  # who was to make it ended in between, or there never was one
+        of_all = dead_until_of(named, marks, None)
+        return thread, Creation(name, old.key, of_all, deletion, deletions)
+
+    def _dead_until(self, put: Put, dead_until: str | None) -> str | None:
+        """Return up to which checkpoint those of deleted threads are late, as far as is told.
+
+        Args:
+            put: What is put.
+            dead_until: What the thread's record says, of all owners.
+        """
+        if dead_until is None or put.began is not None or put.owner is None:
+            return None if put.began is not None else dead_until
+        records = self._records_open()
+        name = records.name_id(put.thread_id)
+        named = records.latest({"_id": name, "family": name})
+        marks = records.marks(put.thread_id)
+        return dead_until_of(named[0], marks, put.owner) if named else None
+
+    def _note_late(self, put: Put) -> None:
+        """Note that a checkpoint that came late was one of a deleted thread."""
+        records = self._records_open()
+        name = records.name_id(put.thread_id)
+        change = die_later(records.marks(put.thread_id), put.owner, put.checkpoint_id)
+        records.update({"_id": name, "family": name}, change)
 
     def _is_late(self, put: Put, thread: ThreadRef | None, dead_until: str) -> bool:
         """Return whether a write comes after a checkpoint that went with its thread."""

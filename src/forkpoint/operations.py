@@ -53,6 +53,7 @@ from forkpoint.rows import (
 from forkpoint.run_metadata import merge_run, says
 from forkpoint.steps import Steps
 from forkpoint.storage import (
+    STORE_KEY_BYTES,
     Beginning,
     CheckpointRow,
     Found,
@@ -65,14 +66,12 @@ from forkpoint.storage import (
     ThreadRef,
     WriteRow,
 )
+from forkpoint.tombstones import is_deleted_since
 
 PAGE_ROWS = 20
 """How many checkpoints a listing reads at once."""
 
 _ATTEMPTS = 20  # to write to a thread whose family is collected again and again meanwhile
-
-
-_STORE_KEY_BYTES = 32
 
 _Read = TypeVar("_Read")
 _Loaded = TypeVar("_Loaded")
@@ -153,7 +152,7 @@ class Context:
                 key = session.store_key()
             if key is None:
                 with self.storage.writing() as session:
-                    session.add_store_key(os.urandom(_STORE_KEY_BYTES))
+                    session.add_store_key(os.urandom(STORE_KEY_BYTES))
             elif self.storage.history == history:
                 self._store_keys.clear()
                 self._store_keys[history] = key
@@ -501,7 +500,11 @@ def _thread_of_run(context: Context, thread_id: str, origin: Origin) -> ThreadRe
         if not is_its(thread):
             raise _deleted(thread_id)
         # Somebody else may have made it, before or after it was deleted.
-        if began is not None and key is None and began.deletion != session.last_deletion(thread_id):
+        if (
+            began is not None
+            and key is None
+            and is_deleted_since(began.deletion, session.last_deletion(thread_id))
+        ):
             raise _deleted(thread_id)
     return thread
 

@@ -7,7 +7,7 @@ owner's. Forks and clones belong to the owner of their source, so a family has o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -93,10 +93,11 @@ class _ConfinedSession:
         thread = self._session.thread(thread_id)
         return thread if thread is not None and self._is_ours(thread) else None
 
+    def last_deletion(self, thread_id: str) -> Set[Any]:
+        return self._session.last_deletion(thread_id, self._owner)
+
     def note_deletion(self, thread_id: str) -> None:
-        thread = self._session.thread(thread_id)
-        if thread is None or self._is_ours(thread):
-            self._session.note_deletion(thread_id)
+        self._session.note_deletion(thread_id, self._owner)
 
     def buried(self, thread_id: str) -> ThreadRef | None:
         thread = self._session.buried(thread_id)

@@ -15,7 +15,8 @@ from typing import Any
 from forkpoint.filters import ALL_TERM, packed, thread_terms, unpacked
 from forkpoint.receipts import RECEIPT
 from forkpoint.sqlite_schema import OF_ALL, UNLISTED
-from forkpoint.sqlite_statements import Statements, batches, marks, time_now
+from forkpoint.sqlite_statements import batches, marks, time_now
+from forkpoint.sqlite_tombstones import SqliteTombstones
 from forkpoint.storage import (
     Description,
     LeaseRow,
@@ -48,7 +49,7 @@ _SEPARATE = 8  # terms that are looked for one by one, the rarest first
 _LISTED_AT_ONCE = 10_000
 
 
-class SqliteCatalog(Statements):
+class SqliteCatalog(SqliteTombstones):
     """The primitives of `forkpoint.storage.Session` for the catalog."""
 
     def now(self) -> int:
@@ -267,13 +268,12 @@ class SqliteCatalog(Statements):
             now = time_now()
             key = self.run(
                 "INSERT INTO forkpoint_threads (thread_id, family, owner, created_at, updated_at,"
-                " dead_until) VALUES (?, 0, ?, ?, ?, (SELECT max(dead_until) FROM"
-                " forkpoint_threads WHERE thread_id = ? AND deleted_at IS NOT NULL))",
+                " dead_until) VALUES (?, 0, ?, ?, ?, ?)",
                 thread_id,
                 owner,
                 now,
                 now,
-                thread_id,
+                self.dead_until(thread_id),
             ).lastrowid
             self.run("UPDATE forkpoint_threads SET family = key WHERE key = ?", key)
         self.run("UPDATE forkpoint_threads SET provisional = 0 WHERE key = ?", key)

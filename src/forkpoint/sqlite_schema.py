@@ -72,10 +72,15 @@ CREATE INDEX IF NOT EXISTS forkpoint_threads_lease
 CREATE INDEX IF NOT EXISTS forkpoint_threads_unlisted
     ON forkpoint_threads (key) WHERE {UNLISTED};
 
-CREATE TABLE IF NOT EXISTS forkpoint_deletions (
-    thread_id TEXT PRIMARY KEY,
-    number INTEGER NOT NULL
-) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS forkpoint_tombstones (
+    key INTEGER PRIMARY KEY AUTOINCREMENT,
+    id_mark BLOB NOT NULL,
+    owner_mark BLOB NOT NULL,
+    dead_until TEXT,
+    made_at INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_tombstones_mark
+    ON forkpoint_tombstones (id_mark, owner_mark);
 
 CREATE TABLE IF NOT EXISTS forkpoint_listing (
     term INTEGER NOT NULL,

@@ -41,6 +41,7 @@ from forkpoint.storage import (
     in_order,
     span_of,
 )
+from forkpoint.tombstones import is_deleted_since
 
 _CHECKPOINT_OF = [
     "SELECT t.key, t.family, t.epoch, t.owner, t.metadata, "
@@ -384,20 +385,30 @@ class SqliteSession(SqliteCopying):
         if row and put.fence not in (None, row[5]):
             raise StaleLease(stale_lease(put.thread_id))
         dead_until = row[4] if row else self.dead_until(put.thread_id)
-        if put.began is not None:
-            if thread is None and self.last_deletion(put.thread_id) != put.began.deletion:
-                return None
-        elif dead_until is not None and self._is_late(put, thread, dead_until):
-            self._remove_traces(put, thread)
+        if self._is_refused(put, thread, dead_until):
             return None
-        elif dead_until is not None and thread is None and not (put.row or put.is_announced):
-            return None  # where a thread was deleted, the next one begins with a checkpoint
         if thread is None:
             thread = self._add_thread(put, dead_until, now)
         if put.row is not None:
             self.run("UPDATE forkpoint_threads SET provisional = 0 WHERE key = ?", thread.key)
         self._update_thread(thread, put, now, dead_until)
         return thread
+
+    def _is_refused(self, put: Put, thread: ThreadRef | None, dead_until: str | None) -> bool:
+        """Return whether a write is that of a run that began before its thread was deleted."""
+        if put.began is not None:
+            return thread is None and is_deleted_since(
+                put.began.deletion, self.last_deletion(put.thread_id, put.owner)
+            )
+        if dead_until is not None and put.owner is not None:
+            dead_until = self.dead_until(put.thread_id, put.owner)  # of others' it is not told
+        if dead_until is None:
+            return False
+        if self._is_late(put, thread, dead_until):
+            self._remove_traces(put, thread)
+            return True
+        # Where a thread was deleted, the next one begins with a checkpoint.
+        return thread is None and not (put.row or put.is_announced)
 
     def _add_thread(self, put: Put, dead_until: str | None, now: int) -> ThreadRef:
         key = self.run(
@@ -435,11 +446,11 @@ class SqliteSession(SqliteCopying):
     def _remove_traces(self, put: Put, thread: ThreadRef | None) -> None:
         """Remove writes that came before the late checkpoint they belong to, and expect more."""
         self.run(
-            "UPDATE forkpoint_threads SET dead_until = max(dead_until, ?)"
-            " WHERE thread_id = ? AND dead_until IS NOT NULL",
+            "UPDATE forkpoint_threads SET dead_until = max(dead_until, ?) WHERE key = ?",
             put.checkpoint_id,
-            put.thread_id,
+            thread.key if thread else None,
         )
+        self.die_later(put.thread_id, put.owner, put.checkpoint_id)
         if thread is None or self._exists(thread.key, put.checkpoint_ns, put.checkpoint_id):
             return
         self.run(
@@ -488,15 +499,6 @@ class SqliteSession(SqliteCopying):
         self.insert(_PUT_WRITES, [write_values(key, write) for write in graft.writes])
 
     # Secrets
-
-    def store_key(self) -> bytes | None:
-        row = self.one("SELECT value FROM forkpoint_settings WHERE name = 'store_key'")
-        return bytes(row[0]) if row else None
-
-    def add_store_key(self, key: bytes) -> None:
-        self.run(
-            "INSERT OR IGNORE INTO forkpoint_settings (name, value) VALUES ('store_key', ?)", key
-        )
 
     def secrets(self) -> list[bytes]:
         rows = self.all("SELECT value FROM forkpoint_settings WHERE name LIKE 'secret:%'")

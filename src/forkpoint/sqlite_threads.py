@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from forkpoint.receipts import RECEIPT
 from forkpoint.sqlite_catalog import SqliteCatalog
 from forkpoint.sqlite_statements import time_now
@@ -21,24 +19,6 @@ class SqliteThreads(SqliteCatalog):
         )
         return ThreadRef(*row) if row else None
 
-    def last_deletion(self, thread_id: str) -> Any:
-        return self.one(
-            "SELECT (SELECT max(key) FROM forkpoint_threads"
-            " WHERE thread_id = ? AND deleted_at IS NOT NULL),"
-            " (SELECT number FROM forkpoint_deletions WHERE thread_id = ?)",
-            thread_id,
-            thread_id,
-        )
-
-    def dead_until(self, thread_id: str) -> str | None:
-        """Return the highest checkpoint id that is known to be of a deleted thread of this id."""
-        row = self.one(
-            "SELECT max(dead_until) FROM forkpoint_threads"
-            " WHERE thread_id = ? AND deleted_at IS NOT NULL",
-            thread_id,
-        )
-        return row[0] if row else None
-
     def bury(self, thread: ThreadRef, seen: ThreadRow | None = None) -> Counts:
         if seen is not None and not self.one(
             "SELECT 1 FROM forkpoint_threads"
@@ -49,33 +29,25 @@ class SqliteThreads(SqliteCatalog):
         ):
             raise Stale
         self._unlist(thread.key)
-        dead_until = self.one(
-            "SELECT max(id) FROM ("
-            " SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints WHERE thread = ?"
-            " UNION ALL SELECT max(checkpoint_id) FROM forkpoint_writes WHERE thread = ?"
-            " UNION ALL SELECT dead_until FROM forkpoint_threads WHERE key = ?)",
-            thread.key,
-            thread.key,
+        latest = self.one(
+            "SELECT thread_id, owner, (SELECT max(id) FROM ("
+            " SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints WHERE thread = key"
+            " UNION ALL SELECT max(checkpoint_id) FROM forkpoint_writes WHERE thread = key))"
+            " FROM forkpoint_threads WHERE key = ? AND deleted_at IS NULL",
             thread.key,
         )
+        if latest is not None:
+            self.entomb(*latest)
         self.run(
-            "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = ?, label = NULL,"
+            "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = NULL, label = NULL,"
             " tags = '[]', metadata = '{}', fixed_keys = '[]', waiting = '[]',"
             " status = 'idle', checkpoint_count = 0, ttl = NULL, lease_holder = NULL,"
             " lease_since = NULL, lease_until = NULL WHERE key = ?",
             time_now(),
-            dead_until[0] if dead_until else None,
             thread.key,
         )
         self.note_removal(thread)
         return Counts(*self.count_rows(thread))
-
-    def note_deletion(self, thread_id: str) -> None:
-        self.run(
-            "INSERT INTO forkpoint_deletions (thread_id, number) VALUES (?, 1)"
-            " ON CONFLICT (thread_id) DO UPDATE SET number = number + 1",
-            thread_id,
-        )
 
     def buried(self, thread_id: str) -> ThreadRef | None:
         row = self.one(

@@ -19,11 +19,10 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     if ever), the lease (``lease_holder``, ``lease_since``, ``lease_until``,
     the ``fence`` that goes up whenever a lease begins or ends, and who is ``waiting`` for it, the
     first one first: in SQLite a JSON list of holders and until when they wait, in MongoDB documents
-    of ``by`` and ``until``), and what is left of a deleted
-    thread: ``deleted_at`` and ``dead_until`` (the highest checkpoint id that a write of its old
-    runs is known to name). ``removals`` counts how often something of it was
-    removed or replaced. ``removed_at`` is when something of it was removed, until the chunks of
-    that were collected; until then there may be rows of a deleted thread, which nobody sees.
+    of ``by`` and ``until``), ``dead_until`` (the highest checkpoint id of the tombstones of its id,
+    whoever's they are, when it was made), and ``deleted_at``. ``removals`` counts how often
+    something of it was removed or replaced. ``removed_at`` is when something of it was removed,
+    until the chunks of that were collected; until then there may be rows of a deleted thread, which nobody sees.
     A copy that is not complete is ``provisional``, and deleted; ``building`` is until when it is
     not taken for abandoned, or 0.
     Times are microseconds since 1970 in UTC. At most one thread of an id is not deleted. A thread
@@ -56,15 +55,15 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
 
 ``settings``
     ``schema_version``, and ``store_key``: 32 random bytes, the key of
-    the MACs of cursors; and ``secret:<n>``: protected ``forkpoint digest key:`` and 32 random
-    bytes, one for each cipher that wrote to the store.
+    the MACs of cursors and of marks; and ``secret:<n>``: protected ``forkpoint digest key:`` and
+    32 random bytes, one for each cipher that wrote to the store.
 
 In SQLite each is a table. There ``forkpoint_listing`` is the search index, a row for each term of a
 thread: ``term``, ``status``, ``listed_at``, ``thread_id``, and of which walks it is seen: those
 numbered above ``born``, and not above ``gone``. ``forkpoint_walks`` has the searches that are
-being read page by page: ``number`` and ``began_at``. ``forkpoint_deletions`` has the ids that were
-deleted while they meant no thread, for runs that had begun and stored nothing yet: ``thread_id``,
-and how often (``number``).
+being read page by page: ``number`` and ``began_at``. ``forkpoint_tombstones`` has the last deletion
+of an id for each owner: ``key`` (never used again), ``id_mark``, ``owner_mark``, ``dead_until`` and
+``made_at``.
 
 In MongoDB all are documents of the collection ``forkpoint_store``, with the fields above and
 ``family``, the shard key:
@@ -75,11 +74,11 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
   id of the thread that it was made from; ``lock`` (``by``, ``until``) keeps writers out during a
   removal or a copy; ``building`` marks a copy that is not finished, by what locked its source;
   ``log`` is the id of the log that goes on from the record, if there is one. Its name is a document
-  of its own: ``_id`` and ``family`` are ``name:`` and the thread id, ``key`` and ``home`` the key
-  and the family of the thread that the id means, or meant last. Two ObjectIds tell the last
-  deletion of an id from those before: ``deletion`` of the record, which the next thread of the id
-  takes over, and ``absent`` of the name, if the id was deleted while it meant no thread (then there
-  may be no record yet).
+  of its own: ``_id`` and ``family`` are ``name:`` and the mark of the id in hexadecimal digits,
+  ``key`` and ``home`` the key and the family of the thread that the id means, or meant last (if
+  there was one). ``tombstones`` are an array with the last deletion of the id for each owner:
+  ``mark``, ``deletion`` (an ObjectId of its own), ``dead_until`` and ``made_at``. ``deletion`` is
+  that of the last of all.
 - A checkpoint or a write: ``kind`` is ``checkpoint`` or ``write``; ``_id`` is the 12 bytes of the
   family and the first 16 of the SHA-256 of a MessagePack array: the 12 bytes of the thread's key,
   namespace, id, and of a write the task and idx. ``visible`` is true unless it is hidden, pending
@@ -93,6 +92,13 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
   its ``_id`` is that of the log, and the server deletes it when it ``expires``.
 - A chunk: ``_id`` is the family and the digest, 44 bytes; ``refs`` a list of such ids, or missing.
 - ``settings`` and ``secret:<n>`` are the ``_id`` of documents of the family ``settings``.
+
+**Tombstone**: that a thread was deleted, or an id that meant none, for runs that had begun before.
+``dead_until`` is the highest checkpoint id that a write of these is known to name. It is named by
+**marks**: the first 16 bytes of the HMAC-SHA-256, by the store's key, of a MessagePack array:
+``[thread_id]`` of an id; ``[thread_id, "owner", owner]`` of an owner (or nil) who had the thread,
+or who deleted the id; ``[thread_id, "all"]`` where a saver of all owners deleted an id that meant
+none.
 
 **Entry**: a MessagePack array ``[kind, type, ...]``. Kinds: 0 inline ``[0, type, bytes]``, the
 serializer's type and bytes; 1 opaque, 2 list, 3 dict ``[kind, type, count, height]``: the next
@@ -152,7 +158,7 @@ none, each call of a `Session` is atomic, and the order of calls in `forkpoint.o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -163,6 +169,8 @@ from forkpoint.removal import Place, Plan
 from forkpoint.steps import Steps
 
 SCHEMA_VERSION = 1
+
+STORE_KEY_BYTES = 32
 
 CHUNKS_AT_ONCE = 500
 """How many chunks are removed before others may have their turn."""
@@ -270,7 +278,7 @@ class Beginning(NamedTuple):
     key: Any
     """The key of the thread; None if there was none."""
     deletion: Any
-    """What `Session.last_deletion` returned."""
+    """What `Session.last_deletion` returned; None if it was not read."""
 
 
 class Span(NamedTuple):
@@ -544,8 +552,11 @@ class Session(Protocol):
     def thread(self, thread_id: str) -> ThreadRef | None:
         """Return which thread an id means, if it is not deleted."""
 
-    def last_deletion(self, thread_id: str) -> Any:
-        """Return what tells the last deletion of a thread id from those before; None for none."""
+    def last_deletion(self, thread_id: str, owner: str | None = None) -> Set[Any]:
+        """Return what tells the deletions of a thread id from those before.
+
+        Of each owner it is the last. Given one, those of threads of others are left out.
+        """
 
     def checkpoint(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
@@ -751,9 +762,10 @@ class Session(Protocol):
             Stale: The thread was updated, leased or deleted since it was seen. Nothing was done.
         """
 
-    def note_deletion(self, thread_id: str) -> None:
-        """Let `last_deletion` return something else, for the runs of a thread not stored yet.
+    def note_deletion(self, thread_id: str, owner: str | None = None) -> None:
+        """Let `last_deletion` return more, for the runs of a thread not stored yet.
 
+        Given an owner, it does so for that one's runs, else for all.
         A thread of this id that was made meanwhile stays.
         """
 

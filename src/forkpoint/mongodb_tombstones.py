@@ -1,0 +1,65 @@
+"""MongoDB: what tells that a thread of an id was deleted. It is in the document of the name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bson.objectid import ObjectId
+from pymongo import UpdateOne
+
+from forkpoint.mongodb_records import NOW, Document
+from forkpoint.tombstones import Marks
+
+
+def deletions_of(named: Document, marks: Marks, owner: str | None) -> frozenset[ObjectId]:
+    """Return what tells the deletions of an id from those before; those that an owner may know."""
+    return frozenset(one["deletion"] for one in _seen(named, marks, owner))
+
+
+def dead_until_of(named: Document, marks: Marks, owner: str | None) -> str | None:
+    """Return the highest checkpoint id that is known to be of a deleted thread of an id."""
+    ids = (one["dead_until"] for one in _seen(named, marks, owner))
+    return max((one for one in ids if one is not None), default=None)
+
+
+def _seen(named: Document, marks: Marks, owner: str | None) -> list[Any]:
+    seen = None if owner is None else marks.seen_by(owner)
+    tombstones: list[Any] = named.get("tombstones", [])
+    return [one for one in tombstones if seen is None or one["mark"] in seen]
+
+
+def entomb(name: str, mark: bytes, dead_until: str | None, deletion: ObjectId) -> UpdateOne:
+    """Return the statement that notes a deletion, once if it is sent twice.
+
+    Args:
+        name: The `_id` of the document of the name. It is made, if there is none.
+        mark: Whose thread it was.
+        dead_until: The highest id of its checkpoints, if there is one.
+        deletion: What tells it from others.
+    """
+    there = {"$ifNull": ["$tombstones", []]}
+    same = {"$eq": ["$$one.mark", mark]}
+    of_mark = {"$filter": {"input": there, "as": "one", "cond": same}}
+    others = {"$filter": {"input": there, "as": "one", "cond": {"$not": same}}}
+    latest = {"$max": [{"$max": "$$before.dead_until"}, {"$literal": dead_until}]}
+    made = {"mark": mark, "deletion": deletion, "dead_until": latest, "made_at": NOW}
+    changed = {"$let": {"vars": {"before": of_mark}, "in": {"$concatArrays": [others, [made]]}}}
+    unused = ObjectId()  # no record has it: it is as if somebody had ended before making it
+    fields = {
+        "tombstones": changed,
+        "deletion": deletion,
+        "key": {"$ifNull": ["$key", unused]},
+        "home": {"$ifNull": ["$home", unused]},
+    }
+    return UpdateOne({"_id": name, "family": name}, [{"$set": fields}], upsert=True)
+
+
+def die_later(marks: Marks, owner: str | None, checkpoint_id: str) -> list[Document]:
+    """Return how to note that a checkpoint was found to be of a deleted thread."""
+    later = {"dead_until": {"$max": ["$$one.dead_until", {"$literal": checkpoint_id}]}}
+    raised: Document = {"$mergeObjects": ["$$one", later]}
+    if owner is not None:
+        counts = {"$in": ["$$one.mark", sorted(marks.seen_by(owner))]}
+        raised = {"$cond": [counts, raised, "$$one"]}
+    there = {"$ifNull": ["$tombstones", []]}
+    return [{"$set": {"tombstones": {"$map": {"input": there, "as": "one", "in": raised}}}}]
