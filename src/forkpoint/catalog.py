@@ -75,7 +75,7 @@ class ThreadCatalog:
         label: str | None = None,
         tags: Collection[str] = (),
         metadata: Mapping[str, Any] | None = None,
-        ttl: timedelta | None = None,
+        ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
         if_exists: str = "raise",
     ) -> Thread:
         """Make a thread.
@@ -85,7 +85,8 @@ class ThreadCatalog:
             label: A name for people.
             tags: Words to find it by.
             metadata: JSON values, of 64 KiB at most. Keys that begin with `__` are reserved.
-            ttl: How long after its last activity it expires, if ever.
+            ttl: How long after its last activity it expires, or None for never. By default, the
+                saver's `ttl`.
             if_exists: With `"do_nothing"`, a thread that exists is returned as it is.
 
         Raises:
@@ -102,7 +103,7 @@ class ThreadCatalog:
         label: str | None = None,
         tags: Collection[str] = (),
         metadata: Mapping[str, Any] | None = None,
-        ttl: timedelta | None = None,
+        ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
         if_exists: str = "raise",
     ) -> Thread:
         """Do what `create` does."""
@@ -126,7 +127,7 @@ class ThreadCatalog:
         label: str | None = None,
         tags: Collection[str] = (),
         metadata: Mapping[str, Any] | None = None,
-        ttl: timedelta | None = None,
+        ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
     ) -> Thread:
         """Return a thread, as it is, or make it. Of several that do so at once, one makes it.
 
@@ -144,7 +145,7 @@ class ThreadCatalog:
         label: str | None = None,
         tags: Collection[str] = (),
         metadata: Mapping[str, Any] | None = None,
-        ttl: timedelta | None = None,
+        ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
     ) -> Thread:
         """Do what `get_or_create` does."""
         checked = inputs.identifier(thread_id, "thread_id")

@@ -78,7 +78,7 @@ def get(context: Context, thread_id: str) -> Thread | None:
 
 def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) -> Thread:
     """Make a thread, or return the one that there is."""
-    described = said.applied(Description())
+    described = said.applied(Description(ttl=context.ttl))
     for attempt in range(_ATTEMPTS):
         _pause(attempt)
         with context.storage.writing() as session:

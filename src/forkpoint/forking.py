@@ -144,9 +144,10 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
 
 
 def _described(source: Description, metadata: Mapping[str, Any]) -> Description:
-    """Return what the record of a fork says: the source's metadata, and those of the fork."""
+    """Return what the record of a fork says: the source's metadata and
+    time to live, and the metadata of the fork."""
     merged = as_json({**json.loads(source.metadata), **metadata}, "metadata")
-    return Description(metadata=merged, fixed_keys=sorted({*source.fixed_keys, *metadata}))
+    return source._replace(metadata=merged, fixed_keys=sorted({*source.fixed_keys, *metadata}))
 
 
 def _found(session: Session, source: Address) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -42,6 +43,8 @@ class MongoDBSaver(ForkpointSaver):
         collection: The collection that has everything, made on first use with its indexes.
         serde: The serializer. By default `SafeSerializer`, which imports and calls nothing that
             a stored row names, data classes of modules that are already imported aside.
+        ttl: How long after its last activity a thread expires that is made without saying so, as
+            graphs make them. By default, and with None, never. See `ThreadCatalog.sweep`.
 
     Raises:
         InvalidInput: `client` is none of these, or `db_name` or `collection` cannot be a name.
@@ -54,6 +57,7 @@ class MongoDBSaver(ForkpointSaver):
         *,
         collection: str = COLLECTION,
         serde: SerializerProtocol | None = None,
+        ttl: timedelta | None = None,
     ) -> None:
         if isinstance(client, AsyncMongoClient):
             connect, owned = _sync_twin(client), True
@@ -63,10 +67,12 @@ class MongoDBSaver(ForkpointSaver):
             connect, owned = (lambda: passed), False
             default = _default_database(passed)
         names = _database_name(default if db_name is None else db_name), _collection(collection)
-        self._keep_in(MongoStorage(connect, *names, owned=owned), serde)
+        self._keep_in(MongoStorage(connect, *names, owned=owned), serde, ttl)
 
-    def _keep_in(self, storage: MongoStorage, serde: SerializerProtocol | None) -> None:
-        super().__init__(storage, WorkerRunner(_WORKERS, storage), serde)
+    def _keep_in(
+        self, storage: MongoStorage, serde: SerializerProtocol | None, ttl: timedelta | None
+    ) -> None:
+        super().__init__(storage, WorkerRunner(_WORKERS, storage), serde, ttl)
 
     @classmethod
     def from_conn_string(
@@ -76,6 +82,7 @@ class MongoDBSaver(ForkpointSaver):
         *,
         collection: str = COLLECTION,
         serde: SerializerProtocol | None = None,
+        ttl: timedelta | None = None,
         **client_options: Any,
     ) -> MongoDBSaver:
         """Return a saver with a client of its own, which `close` closes.
@@ -85,6 +92,7 @@ class MongoDBSaver(ForkpointSaver):
             db_name: As above.
             collection: As above.
             serde: As above.
+            ttl: As above.
             client_options: Passed to `pymongo.MongoClient`, such as `serverSelectionTimeoutMS`.
         """
         if not isinstance(conn_string, str):
@@ -101,7 +109,7 @@ class MongoDBSaver(ForkpointSaver):
         client.close()  # it has not connected yet
         names = _database_name(default if db_name is None else db_name), _collection(collection)
         saver = cls.__new__(cls)
-        saver._keep_in(MongoStorage(connect, *names, owned=True), serde)
+        saver._keep_in(MongoStorage(connect, *names, owned=True), serde, ttl)
         return saver
 
 

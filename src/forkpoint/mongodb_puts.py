@@ -250,6 +250,7 @@ def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
         thread.epoch,
         owner=put.owner,
         metadata=put.metadata,
+        ttl=put.ttl,
         dead_until=creation.dead_until,
     )
     named = UpdateOne(

@@ -438,7 +438,7 @@ class MongoReading(MongoCatalog):
         found = self._records.aggregate(
             [
                 {"$match": record_of(thread)},
-                {"$project": {"kind": 1, "metadata": 1, "fixed_keys": 1, "owner": 1}},
+                {"$project": dict.fromkeys(("kind", "metadata", "fixed_keys", "owner", "ttl"), 1)},
                 {"$unionWith": {**together, "pipeline": newest}},
                 {"$unionWith": {**together, "pipeline": heads}},
             ]
@@ -447,7 +447,7 @@ class MongoReading(MongoCatalog):
         return Moment(
             not any(one["kind"] == "newer" for one in found),
             [checkpoint_row(one) for one in found if one["kind"] == "checkpoint"],
-            Description(metadata=record["metadata"], fixed_keys=record["fixed_keys"]),
+            Description(None, (), record["metadata"], record["ttl"], record["fixed_keys"]),
             record["owner"],
         )
 

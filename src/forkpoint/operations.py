@@ -86,9 +86,12 @@ class Context:
         serde: SerializerProtocol,
         memories: Memories | None = None,
         owner: str | None = None,
+        ttl: int | None = None,
     ) -> None:
         self.storage = storage
         self.owner = owner
+        self.ttl = ttl
+        """The time to live of threads that are made without saying any, in microseconds."""
         self._serde = serde
         self._memories = memories or Memories()
         self._memory: Memory | None = None
@@ -99,7 +102,7 @@ class Context:
 
     def with_serde(self, serde: SerializerProtocol) -> Context:
         """Return a context for the same store with another serializer."""
-        return Context(self.storage, serde, self._memories, self.owner)
+        return Context(self.storage, serde, self._memories, self.owner, self.ttl)
 
     def present(self) -> Context:
         """Return a context whose memory stays that of the store's present history.
@@ -108,7 +111,9 @@ class Context:
         """
         present, memory = self._present, self.memory
         if present is None or present._memory is not memory:
-            present = Context(self.storage, self._serde, self._memories, self.owner)
+            present = Context(
+                self.storage, self._serde, self._memories, self.owner, self.ttl
+            )
             present._codecs, present._store_keys = self._codecs, self._store_keys
             present._memory = memory
             self._present = present
@@ -120,7 +125,7 @@ class Context:
 
     def of_owner(self, owner: str) -> Context:
         """Return a context in which there are the threads of one owner only."""
-        return Context(ConfinedStorage(self.storage, owner), self._serde, None, owner)
+        return Context(ConfinedStorage(self.storage, owner), self._serde, None, owner, self.ttl)
 
     @property
     def has_codec(self) -> bool:
@@ -421,6 +426,7 @@ def _prepared(
         began=began,
         is_announced=began is None and memory.announced.has(thread_id, row.checkpoint_id),
         history=memory.history,
+        ttl=context.ttl,
     )
 
 

@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig
@@ -37,10 +38,17 @@ class ForkpointSaver(TimeTravel):
     an async twin, prefixed with `a`, that takes the same arguments and does the same.
     """
 
-    def __init__(self, storage: Storage, runner: Runner, serde: SerializerProtocol | None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        runner: Runner,
+        serde: SerializerProtocol | None,
+        ttl: timedelta | None = None,
+    ) -> None:
         super().__init__(serde=serde or SafeSerializer())
         self._runner = runner
-        self._context = Context(storage, self.serde)
+        checked = None if ttl is None else inputs.duration(ttl, "ttl")
+        self._context = Context(storage, self.serde, ttl=checked)
 
     # Lifecycle
 
@@ -436,10 +444,3 @@ def _new_writes(
 def _config(new: NewCheckpoint) -> RunnableConfig:
     thread_id, checkpoint_ns, _ = new.address
     return operations.config_of(thread_id, checkpoint_ns, new.checkpoint["id"])
-
-
-def durability_of(value: object) -> str:
-    """Return a durability that the backends know."""
-    if value not in ("full", "normal"):
-        raise InvalidInput(f"durability must be 'full' or 'normal', not {value!r:.80}")
-    return str(value)

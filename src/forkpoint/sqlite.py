@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from datetime import timedelta
 
 import aiosqlite
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -11,7 +12,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from forkpoint.aiosqlite_runner import AiosqliteRunner
 from forkpoint.errors import InvalidInput
 from forkpoint.runner import WorkerRunner
-from forkpoint.saver import ForkpointSaver, durability_of
+from forkpoint.saver import ForkpointSaver
 from forkpoint.sqlite_connections import Connector, Opener, Passed
 from forkpoint.sqlite_setup import BUSY_TIMEOUT_SECONDS
 from forkpoint.sqlite_storage import SqliteStorage
@@ -36,6 +37,8 @@ class SqliteSaver(ForkpointSaver):
         busy_timeout: For how many seconds a call waits while another process or connection writes,
             before it raises `StorageBusy`. By default 60, or what a connection that is passed has
             as its own. Reads do not wait for those who write.
+        ttl: How long after its last activity a thread expires that is made without saying so, as
+            graphs make them. By default, and with None, never. See `ThreadCatalog.sweep`.
 
     Raises:
         InvalidInput: `database` is none of these, or a file that is no SQLite database.
@@ -48,8 +51,9 @@ class SqliteSaver(ForkpointSaver):
         serde: SerializerProtocol | None = None,
         durability: str = "full",
         busy_timeout: float | None = None,
+        ttl: timedelta | None = None,
     ) -> None:
-        durability = durability_of(durability)
+        durability = _durability(durability)
         timeout = None if busy_timeout is None else _seconds(busy_timeout)
         connector: Connector
         if isinstance(database, aiosqlite.Connection):
@@ -65,7 +69,7 @@ class SqliteSaver(ForkpointSaver):
             if isinstance(database, aiosqlite.Connection)
             else WorkerRunner(_WORKERS, storage)
         )
-        super().__init__(storage, runner, serde)
+        super().__init__(storage, runner, serde, ttl)
 
     @classmethod
     def from_conn_string(
@@ -75,11 +79,21 @@ class SqliteSaver(ForkpointSaver):
         serde: SerializerProtocol | None = None,
         durability: str = "full",
         busy_timeout: float | None = None,
+        ttl: timedelta | None = None,
     ) -> SqliteSaver:
         """Return a saver for a path, `":memory:"` or a `file:` URI."""
         if not isinstance(conn_string, str):
             raise InvalidInput(f"conn_string must be a string, not {type(conn_string).__name__}")
-        return cls(conn_string, serde=serde, durability=durability, busy_timeout=busy_timeout)
+        return cls(
+            conn_string, serde=serde, durability=durability, busy_timeout=busy_timeout, ttl=ttl
+        )
+
+
+def _durability(value: object) -> str:
+    """Return a durability that the backends know."""
+    if value not in ("full", "normal"):
+        raise InvalidInput(f"durability must be 'full' or 'normal', not {value!r:.80}")
+    return str(value)
 
 
 def _seconds(busy_timeout: object) -> float:

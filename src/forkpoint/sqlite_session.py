@@ -280,11 +280,12 @@ class SqliteSession(SqliteCopying):
             before=before,
         )
         record = self.one(
-            "SELECT metadata, fixed_keys, owner FROM forkpoint_threads WHERE key = ?", thread.key
+            "SELECT metadata, fixed_keys, owner, ttl FROM forkpoint_threads WHERE key = ?",
+            thread.key,
         )
         assert record is not None
-        metadata, fixed_keys, owner = record
-        described = Description(metadata=metadata, fixed_keys=json.loads(fixed_keys))
+        metadata, fixed_keys, owner, ttl = record
+        described = Description(None, (), metadata, ttl, json.loads(fixed_keys))
         return Moment(newer is None, [checkpoint_row(row) for row in heads], described, owner)
 
     def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
@@ -412,11 +413,12 @@ class SqliteSession(SqliteCopying):
 
     def _add_thread(self, put: Put, dead_until: str | None, now: int) -> ThreadRef:
         key = self.run(
-            "INSERT INTO forkpoint_threads (thread_id, family, owner, metadata, created_at,"
-            " updated_at, provisional, dead_until) VALUES (?, 0, ?, ?, ?, ?, 1, ?)",
+            "INSERT INTO forkpoint_threads (thread_id, family, owner, metadata, ttl, created_at,"
+            " updated_at, provisional, dead_until) VALUES (?, 0, ?, ?, ?, ?, ?, 1, ?)",
             put.thread_id,
             put.owner,
             put.metadata,
+            put.ttl,
             now,
             now,
             dead_until,

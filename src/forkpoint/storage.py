@@ -22,8 +22,8 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     of ``by`` and ``until``), ``dead_until`` (the highest checkpoint id of the tombstones of its id,
     whoever's they are, when it was made), and ``deleted_at``. ``removals`` counts how often
     something of it was removed or replaced. ``removed_at`` is when something of it was removed,
-    until the chunks of that were collected; until then there may be rows of a deleted thread, which nobody sees.
-    A copy that is not complete is ``provisional``, and deleted; ``building`` is until when it is
+    until the chunks of that were collected; until then there may be rows of a deleted thread, which
+    nobody sees. A copy that is not complete is ``provisional``, and deleted; ``building`` is until when it is
     not taken for abandoned, or 0.
     Times are microseconds since 1970 in UTC. At most one thread of an id is not deleted. A thread
     is ``provisional`` while there are writes for it, and no checkpoint yet. How the search index
@@ -352,6 +352,8 @@ class Put(NamedTuple):
     """Where it is known of the run. Else the ids of checkpoints tell what is late."""
     is_announced: bool = False
     """Whether the checkpoint that these writes belong to is on its way."""
+    ttl: int | None = None
+    """The thread's time to live, if this makes it."""
 
 
 class Moment(NamedTuple):
