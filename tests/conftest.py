@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -30,6 +31,11 @@ def pytest_xdist_auto_num_workers() -> int:
     """Return one worker more than there are cores: tests wait for servers and for processes."""
     usable = getattr(os, "sched_getaffinity", None)  # on Linux: maybe fewer than there are
     return (len(usable(0)) if usable else os.cpu_count() or 1) + 1
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C be what it is on a terminal: in the background, a shell has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before those are taken away that are not to run
