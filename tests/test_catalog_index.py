@@ -310,7 +310,7 @@ CALLS: dict[str, tuple[Callable[[ThreadCatalog], Any], int, list[str]]] = {
     "count": (
         lambda catalog: catalog.count(TAGGED),
         8,
-        ["find", "update", "update", "aggregate"],
+        ["find", "update", "update", "aggregate", "aggregate"],  # are there any that can expire?
     ),
     "search": (
         lambda catalog: catalog.search(TAGGED, limit=2),

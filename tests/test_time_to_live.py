@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
 
-from forkpoint import InvalidInput, ThreadCatalog
+from forkpoint import InvalidInput, RetentionPolicy, ThreadCatalog, ThreadExists, ThreadFilter
 from graphs import SHAPES
 from stores import Store
 from support import Api, config, put
@@ -93,3 +93,93 @@ async def test_every_saver_for_the_store_has_its_own_default(catalog: Api, store
 def test_a_time_to_live_that_is_none_is_refused(store: Store, ttl: Any) -> None:
     with pytest.raises(InvalidInput, match="ttl"):
         store.saver(ttl=ttl)
+
+
+async def make_old(catalog: Api, store: Store, *names: str) -> None:
+    """Make threads, and let 25 hours pass for those that are named."""
+    for name in ("a", "b", "c", "d"):
+        put(catalog.saver.saver, {"n": 1}, thread_id=name)
+        await catalog.update(name, tags=["tagged"], metadata={"user": {"id": 1}})
+    await catalog.create("endless", ttl=None)
+    for name in (*names, "endless"):
+        store.age(name, updated_at=25 * 3600 * 1_000_000)
+
+
+async def test_expired_threads_are_not_there_before_they_are_swept(
+    catalog: Api, store: Store
+) -> None:
+    await make_old(catalog, store, "a", "c")
+    assert [await catalog.get(name) for name in "ac"] == [None, None]
+    assert (await catalog.get("b")).thread_id == "b"
+    for limit in (1, 2, 50):
+        ids: list[str] = []
+        cursor = None
+        while True:
+            page = await catalog.search(sort_by="thread_id", limit=limit, cursor=cursor)
+            ids += [thread.thread_id for thread in page]
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        assert sorted(ids) == ["b", "d", "endless"]
+    assert await catalog.count() == 3
+    tagged = ThreadFilter(tags={"tagged"}, status="idle")
+    assert (await catalog.count(tagged), len(await catalog.search(tagged))) == (2, 2)
+    assert await catalog.count(ThreadFilter(ids=["a", "b"])) == 1
+    assert await catalog.count(ThreadFilter(metadata={"user": {"id": 1}})) == 2
+    ago = datetime.now(timezone.utc) - DAY
+    assert await catalog.count(ThreadFilter(updated_before=ago)) == 1
+    assert sorted((await catalog.sweep()).deleted) == ["a", "c"]
+    assert await catalog.count() == 3
+
+
+@pytest.mark.parametrize("how", ["put", "update", "get_or_create", "do_nothing"])
+async def test_activity_renews_a_thread_that_was_not_swept(
+    catalog: Api, store: Store, how: str
+) -> None:
+    await make_old(catalog, store, "a")
+    saver = catalog.saver.saver
+    if how == "put":
+        put(saver, {"n": 2}, thread_id="a")
+    elif how == "update":
+        await catalog.update("a", label="L")
+    elif how == "get_or_create":
+        assert (await catalog.get_or_create("a")).expires_at > datetime.now(timezone.utc)
+    else:
+        await catalog.create("a", if_exists="do_nothing")
+    assert (await catalog.get("a")).tags == ("tagged",)
+    assert saver.get_tuple(config("a")) is not None
+    assert (await catalog.count(), len(await catalog.search())) == (5, 5)
+    assert (await catalog.sweep()).deleted == ()
+
+
+async def test_a_run_renews_a_thread_that_was_not_swept(catalog: Api, store: Store) -> None:
+    graph = SHAPES["loop"].build(catalog.saver.saver)
+    graph.invoke({"items": [1]}, config())
+    store.age("thread", updated_at=25 * 3600 * 1_000_000)
+    assert await catalog.get("thread") is None
+    with catalog.saver.run("thread") as lease:
+        assert (await catalog.get("thread")).status == "busy"
+        assert (await catalog.count(), len(await catalog.search())) == (1, 1)
+        assert (await catalog.sweep()).deleted == ()
+        graph.invoke({"items": [1]}, lease.config)
+    assert (await catalog.get("thread")).status == "idle"
+    assert (await catalog.count(), len(await catalog.search())) == (1, 1)
+    assert (await catalog.sweep()).deleted == ()
+
+
+async def test_an_expired_thread_s_id_is_taken_until_it_is_swept(
+    catalog: Api, store: Store
+) -> None:
+    await make_old(catalog, store, "a")
+    with pytest.raises(ThreadExists):
+        await catalog.create("a")
+    await catalog.sweep()
+    assert (await catalog.create("a")).tags == ()
+
+
+async def test_what_removes_threads_finds_those_that_expired(catalog: Api, store: Store) -> None:
+    await make_old(catalog, store, "a", "b")
+    assert await catalog.bulk_delete(ThreadFilter(ids=["a"])) == 1
+    policy = RetentionPolicy(max_idle=HOUR)
+    assert sorted((await catalog.apply_retention(policy)).deleted) == ["b", "endless"]
+    assert store.problems(catalog.saver.saver) == []

@@ -111,7 +111,7 @@ class ThreadCatalog:
         return await self._runner.arun(_create, self._context, *new)
 
     def get(self, thread_id: str) -> Thread | None:
-        """Return a thread, or None if there is none."""
+        """Return a thread, or None if there is none, or it has expired."""
         checked = inputs.identifier(thread_id, "thread_id")
         return self._runner.run(cataloguing.get, self._context, checked)
 
@@ -130,6 +130,8 @@ class ThreadCatalog:
         ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
     ) -> Thread:
         """Return a thread, as it is, or make it. Of several that do so at once, one makes it.
+
+        One that has expired, and was not swept yet, is renewed.
 
         Raises:
             ThreadExists: Somebody else has a thread of this id.

@@ -70,10 +70,10 @@ class Changes(NamedTuple):
 
 
 def get(context: Context, thread_id: str) -> Thread | None:
-    """Return a thread, if there is one."""
+    """Return a thread, if there is one that has not expired."""
     with context.storage.reading() as session:
         row = session.record(thread_id)
-    return None if row is None else thread_of(row)
+    return None if row is None or row.is_expired else thread_of(row)
 
 
 def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) -> Thread:
@@ -91,6 +91,10 @@ def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) 
                         raise taken(thread_id)
                     continue  # somebody made it just now, and may have deleted it by now
                 context.memory.threads.pop(thread_id)
+                row = session.record(thread_id)
+            elif row.is_expired:
+                if not session.describe(row, row.described):  # which is activity
+                    continue
                 row = session.record(thread_id)
         if row is not None:
             return thread_of(row)
@@ -231,6 +235,8 @@ class Search(NamedTuple):
     descending: bool
     limit: int
     cursor: str | None = None
+    with_expired: bool = False
+    """Whether those are returned as well that are to be swept."""
 
 
 def search(context: Context, asked: Search) -> Page[Thread]:
@@ -253,6 +259,8 @@ def select(context: Context, asked: Search) -> tuple[list[ThreadRow], str | None
         last = len(selected.places) - 1
         for position, (row, place) in enumerate(zip(selected.rows, selected.places, strict=True)):
             if row is None or not matches(row, wanted):
+                continue
+            if row.is_expired and not asked.with_expired:
                 continue
             found.append(row)
             if len(found) == limit and not (selected.is_last and position == last):

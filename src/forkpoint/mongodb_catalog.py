@@ -48,6 +48,13 @@ _QUEUE = {
     "$filter": {"input": {"$ifNull": ["$waiting", []]}, "cond": {"$gt": ["$$this.until", NOW]}}
 }
 _QUEUE_NAMES = {"$map": {"input": _QUEUE, "in": "$$this.by"}}
+_EXPIRED = {
+    "$and": [
+        {"$gt": ["$ttl", 0]},
+        {"$lte": [{"$add": ["$updated_at", "$ttl"]}, NOW]},
+        {"$not": [_LEASED]},
+    ]
+}
 _STATUS_NOW = {"$cond": [_LEASED, "busy", "$status"]}
 _UNLEASED = {"lease_holder": None, "lease_since": None, "lease_until": None}
 _SORTED = {
@@ -171,9 +178,22 @@ class MongoCatalog(MongoLogs):
 
     def count(self, selection: Selection) -> int:
         if self._list_if_allowed():
-            return self._records.count(_wanted(selection))
-        counted = self._records.aggregate([*self._as_they_are(selection), {"$count": "threads"}])
+            return self._records.count(_wanted(selection)) - self._count_expired(selection)
+        alive = {"$match": {"$nor": [{"$expr": _EXPIRED}]}}
+        found = [*self._as_they_are(selection), alive, {"$count": "threads"}]
+        counted = self._records.aggregate(found)
         return int(counted[0]["threads"]) if counted else 0
+
+    def _count_expired(self, selection: Selection) -> int:
+        """Return how many of those that are listed have expired."""
+        ttls = self._records.distinct("ttl", {"ttl": {"$gt": 0}})
+        now = self.now() if ttls else 0
+        over: list[Document] = [
+            {"ttl": ttl, "updated_at": {"$lte": now - ttl}, "listed_status": {"$ne": "busy"}}
+            for ttl in ttls
+        ]
+        listed = _wanted(selection)["$and"]
+        return sum(self._records.count({"$and": [*listed, each]}) for each in over)
 
     def _rows_of(self, found: Sequence[Document]) -> dict[Any, ThreadRow]:
         if not found:
@@ -378,7 +398,7 @@ class MongoCatalog(MongoLogs):
 
 
 _SEEN: Document = {"kind": "thread", "deleted_at": None, "provisional": False, "building": None}
-_WITH_LEASE = {"$set": {"is_leased": _LEASED}}
+_WITH_LEASE = {"$set": {"is_leased": _LEASED, "is_expired": _EXPIRED}}
 
 
 def _queue_without(name: Document) -> Document:
@@ -449,4 +469,5 @@ def _thread_row(record: Document) -> ThreadRow:
         record["checkpoint_count"],
         _lease_row(record) if is_leased else None,
         record["fence"],
+        record["is_expired"],
     )

@@ -111,9 +111,7 @@ class Context:
         """
         present, memory = self._present, self.memory
         if present is None or present._memory is not memory:
-            present = Context(
-                self.storage, self._serde, self._memories, self.owner, self.ttl
-            )
+            present = Context(self.storage, self._serde, self._memories, self.owner, self.ttl)
             present._codecs, present._store_keys = self._codecs, self._store_keys
             present._memory = memory
             self._present = present

@@ -208,7 +208,9 @@ def _candidates(context: Context, task: Task) -> Iterator[list[ThreadRow]]:
 def _found(context: Context, wanted: Wanted, sort_by: str) -> Iterator[list[ThreadRow]]:
     cursor: str | None = None
     while True:
-        rows, cursor = select(context, Search(wanted, sort_by, False, _BATCH, cursor))
+        rows, cursor = select(
+            context, Search(wanted, sort_by, False, _BATCH, cursor, with_expired=True)
+        )
         yield rows
         if cursor is None:
             return

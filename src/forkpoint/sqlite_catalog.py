@@ -83,7 +83,16 @@ class SqliteCatalog(SqliteTombstones):
     def count(self, selection: Selection) -> int:
         self._list_anew()
         counted = self._query(selection._replace(walk=None, after=None))
-        listed = self.one(f"SELECT count(*) FROM ({counted.unordered()})", *counted.values)
+        now = time_now()
+        listed = self.one(
+            f"SELECT count(*) FROM ({counted.unordered()}) WHERE thread_id NOT IN"
+            " (SELECT thread_id FROM forkpoint_threads WHERE ttl IS NOT NULL"
+            " AND updated_at + ttl <= ? AND deleted_at IS NULL AND NOT provisional"
+            " AND (lease_until IS NULL OR lease_until <= ?))",
+            *counted.values,
+            now,
+            now,
+        )
         assert listed is not None
         return int(listed[0])
 
@@ -418,6 +427,7 @@ def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:
         checkpoint_count=row[14],
         lease=lease,
         fence=fence,
+        is_expired=lease is None and ttl is not None and row[11] + ttl <= now,
     )
 
 

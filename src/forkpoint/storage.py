@@ -23,8 +23,8 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     whoever's they are, when it was made), and ``deleted_at``. ``removals`` counts how often
     something of it was removed or replaced. ``removed_at`` is when something of it was removed,
     until the chunks of that were collected; until then there may be rows of a deleted thread, which
-    nobody sees. A copy that is not complete is ``provisional``, and deleted; ``building`` is until when it is
-    not taken for abandoned, or 0.
+    nobody sees. A copy that is not complete is ``provisional``, and deleted; ``building`` is until
+    when it is not taken for abandoned, or 0.
     Times are microseconds since 1970 in UTC. At most one thread of an id is not deleted. A thread
     is ``provisional`` while there are writes for it, and no checkpoint yet. How the search index
     knows it is derived: ``terms`` (see `forkpoint.filters`), ``listed_at`` and ``listed_status``,
@@ -403,6 +403,8 @@ class ThreadRow(NamedTuple):
     checkpoint_count: int
     lease: LeaseRow | None
     fence: int = 0
+    is_expired: bool = False
+    """Whether its time to live has passed, and no run has its lease."""
 
 
 class Selection(NamedTuple):
