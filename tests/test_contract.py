@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
-from forkpoint import ThreadExists, ThreadNotFound
+from forkpoint import InvalidInput, ThreadExists, ThreadNotFound
 from forkpoint.saver import ForkpointSaver
+from stores import Store
 from support import Api, checkpoint, config, id_of, put
 
 
@@ -368,6 +369,41 @@ async def test_pruning_keeps_the_newest_checkpoint_of_each_namespace(api: Api) -
     assert sorted(map(id_of, found)) == sorted(kept)
     assert [one.pending_writes for one in found] == [[("task", "c", 4)]] * 2
     assert found[0].checkpoint["channel_values"] == {"n": 4, "text": "x" * 5000}
+
+
+@pytest.mark.parametrize("keep_last", [1, 2, 9])
+async def test_pruning_keeps_as_many_of_each_namespace_as_are_asked_for(
+    api: Api, store: Store, keep_last: int
+) -> None:
+    for ns in ("", "child"):
+        parent = None
+        for n in range(4):
+            parent = put(api.saver, {"n": n, "text": f"{n}" * 5000}, parent=parent, ns=ns)
+    await api.copy_thread("thread", "copy")
+    await api.prune(["thread", "nobody"], keep_last=keep_last)
+    for ns in ("", "child"):
+        asked = config("thread", ns=ns)
+        kept = [one.checkpoint["channel_values"]["n"] for one in await api.list(asked)]
+        assert kept == [3, 2, 1, 0][:keep_last]
+    await api.trim("copy", keep_last)
+    pruned = [id_of(one) for one in await api.list(config("thread"))]
+    trimmed = [id_of(one) for one in await api.list(config("copy"))]
+    assert pruned == trimmed
+    assert store.problems(api.saver) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"keep_last": 0}, {"keep_last": True}, {"keep_last": 1.5}, {"keep_last": "2"}]
+    + [{"keep_last": 1, "strategy": strategy} for strategy in ("delete", "delete_all")],
+)
+async def test_pruning_to_what_is_no_number_of_checkpoints_is_refused(
+    api: Api, arguments: dict[str, Any]
+) -> None:
+    put(api.saver, {"n": 1})
+    with pytest.raises(InvalidInput, match="keep_last"):
+        await api.prune(["thread"], **arguments)
+    assert len(await api.list(config())) == 1
 
 
 async def test_a_copy_has_everything_and_is_independent(api: Api) -> None:

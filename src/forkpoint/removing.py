@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 
 from forkpoint import removal
 from forkpoint.collect import Collected, collect, uncollected
-from forkpoint.errors import CheckpointNotFound, InvalidInput
+from forkpoint.errors import CheckpointNotFound
 from forkpoint.operations import (
     Context,
     existing_thread,
@@ -21,7 +21,7 @@ from forkpoint.operations import (
     replays_before,
     thread_config,
 )
-from forkpoint.removing_turns import Removal, outlines, remove
+from forkpoint.removing_turns import Choose, Removal, outlines, remove
 from forkpoint.steps import Steps
 from forkpoint.storage import CheckpointRow, Counts
 from forkpoint.turns import Rest, Turns, Work, in_turns
@@ -70,27 +70,26 @@ def delete_for_runs(context: Context, run_ids: Sequence[str]) -> Steps[None]:
     yield from finish(context, (), missing)
 
 
-def prune(context: Context, thread_ids: Sequence[str], strategy: str) -> Steps[None]:
+def prune(
+    context: Context, thread_ids: Sequence[str], strategy: str, keep_last: int | None
+) -> Steps[None]:
     """Remove all checkpoints of threads, or all but the newest of each namespace."""
-    if strategy in ("delete", "delete_all"):
+    if strategy != "keep_latest":
         for thread_id in thread_ids:
             yield from delete_thread(context, thread_id)
         return
-    if strategy != "keep_latest":
-        raise InvalidInput(
-            f"strategy must be 'keep_latest', 'delete' or 'delete_all', not {strategy!r:.80}"
-        )
+    choose = _all_but_latest if keep_last is None else partial(_beyond, keep=keep_last)
     for thread_id in thread_ids:
-        removal_ = partial(_prune, context, thread_id)
+        removal_ = partial(_prune, context, thread_id, choose)
         missing = yield from in_turns(context.storage, removal_)
         yield from finish(context, [thread_id], missing)
 
 
-def _prune(context: Context, thread_id: str, turns: Turns) -> Work[str | None]:
+def _prune(context: Context, thread_id: str, choose: Choose, turns: Turns) -> Work[str | None]:
     thread = turns.session.thread(thread_id)
     if thread is None:
         return None
-    yield from remove(context, turns, thread, Removal(_all_but_latest))
+    yield from remove(context, turns, thread, Removal(choose))
     yield
     return (yield from collect(turns, thread.family)).missing
 

@@ -377,23 +377,6 @@ class ForkpointSaver(TimeTravel):
         target = inputs.identifier(target_thread_id, "target_thread_id")
         await self._runner.arun(forking.copy_thread, self._context, source, target)
 
-    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Remove old checkpoints of threads.
-
-        Args:
-            thread_ids: The threads. Those that do not exist are no error.
-            strategy: `"keep_latest"` keeps the newest checkpoint of each namespace, and out of
-                sight what its `DeltaChannel`s are rebuilt from. `"delete"`, or `"delete_all"`,
-                removes the threads.
-        """
-        checked = inputs.identifiers(thread_ids, "thread_id")
-        self._runner.run(removing.prune, self._context, checked, strategy)
-
-    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Do what `prune` does."""
-        checked = inputs.identifiers(thread_ids, "thread_id")
-        await self._runner.arun(removing.prune, self._context, checked, strategy)
-
 
 async def _failing(error: ForkpointError) -> Any:
     """Raise an error where the call is awaited."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -283,6 +283,39 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         checked = inputs.identifier(thread_id, "thread_id"), inputs.count(keep, "keep", 1)
         return await self._runner.arun(removing.trim, self._context, *checked)
 
+    def prune(
+        self,
+        thread_ids: Sequence[str],
+        *,
+        strategy: str = "keep_latest",
+        keep_last: int | None = None,
+    ) -> None:
+        """Remove old checkpoints of threads.
+
+        Args:
+            thread_ids: The threads. Those that do not exist are no error.
+            strategy: `"keep_latest"` keeps the newest checkpoint of each namespace, and out of
+                sight what its `DeltaChannel`s are rebuilt from. `"delete"`, or `"delete_all"`,
+                removes the threads.
+            keep_last: How many checkpoints of each namespace `"keep_latest"` keeps, as `trim` does.
+
+        Raises:
+            InvalidInput: `strategy` is none of these, or does not go with `keep_last`.
+        """
+        checked = _pruned(thread_ids, strategy, keep_last)
+        self._runner.run(removing.prune, self._context, *checked)
+
+    async def aprune(
+        self,
+        thread_ids: Sequence[str],
+        *,
+        strategy: str = "keep_latest",
+        keep_last: int | None = None,
+    ) -> None:
+        """Do what `prune` does."""
+        checked = _pruned(thread_ids, strategy, keep_last)
+        await self._runner.arun(removing.prune, self._context, *checked)
+
     def purge(self, thread_id: str) -> PurgeReport:
         """Remove a thread with its whole history. Its forks and clones stay as they are.
 
@@ -339,3 +372,18 @@ def _message(thread_id: object, message_id: object, channel: object) -> tuple[st
 def _latest(metadata: object) -> Query:
     wanted = inputs.metadata_filter({} if metadata is None else metadata)
     return Query(None, None, None, None, wanted, None, 1)
+
+
+def _pruned(
+    thread_ids: object, strategy: object, keep_last: object
+) -> tuple[list[str], str, int | None]:
+    checked = inputs.identifiers(thread_ids, "thread_id")
+    if strategy not in ("keep_latest", "delete", "delete_all"):
+        raise InvalidInput(
+            f"strategy must be 'keep_latest', 'delete' or 'delete_all', not {strategy!r:.80}"
+        )
+    if keep_last is None:
+        return checked, str(strategy), None
+    if strategy != "keep_latest":
+        raise InvalidInput(f"keep_last goes with strategy 'keep_latest', not {strategy!r}")
+    return checked, "keep_latest", inputs.count(keep_last, "keep_last", 1)
