@@ -74,7 +74,7 @@ def content(store: Store) -> Any:
     if isinstance(store, SqliteStore):
         with store.connection() as connection:
             return list(connection.iterdump())
-    left_out = ("epoch", "lock")
+    left_out = ("epoch", "lock", "unlisted")
     return [
         {field: value for field, value in found.items() if field not in left_out}
         for found in store.collection.find(sort=[("_id", 1)])  # type: ignore[attr-defined]
