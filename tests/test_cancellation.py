@@ -115,16 +115,17 @@ def saver(store: Store, gate: Gate) -> Iterator[ForkpointSaver]:
         yield saver
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_cancelling_at_every_statement_leaves_all_or_nothing(
-    operation: str, saver: ForkpointSaver, store: Store, gate: Gate
+    operation: str, every: int, saver: ForkpointSaver, store: Store, gate: Gate
 ) -> None:
     head = fill(saver)
     before = seen(saver)
     await OPERATIONS[operation](saver, head)
     after = seen(saver)
 
-    for stop_at in itertools.count():
+    for stop_at in itertools.count(0, every):
         for thread_id in ("thread", "copy", "next"):
             saver.delete_thread(thread_id)
         head = fill_again(saver, before)
@@ -198,11 +199,12 @@ async def test_cancelling_before_an_operation_starts_leaves_nothing(
     assert store.problems(saver) == []
 
 
+@pytest.mark.parametrize("rounds", [60, pytest.param(300, marks=pytest.mark.slow)])
 async def test_cancellations_at_random_times_break_nothing(
-    saver: ForkpointSaver, store: Store
+    rounds: int, saver: ForkpointSaver, store: Store
 ) -> None:
     rng = random.Random(1)
-    rounds = store.times(300)
+    rounds = store.times(rounds)
     cancelled = 0
     for round_ in range(rounds):
         head = saver.get_tuple(config())

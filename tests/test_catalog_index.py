@@ -233,7 +233,7 @@ def looked(store: Store, saver: ForkpointSaver, commands: Commands) -> Looked:
     return SqliteLooked(store, saver)
 
 
-@pytest.mark.parametrize("count", [5000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_a_page_is_found_by_looking_at_little_more_than_it(
     count: int, store: Store, saver: ForkpointSaver, looked: Looked
 ) -> None:
@@ -263,7 +263,7 @@ def test_in_another_order_few_threads_are_not_looked_for_among_all(
     sort_by: str, store: Store, saver: ForkpointSaver
 ) -> None:
     catalog = ThreadCatalog(saver)
-    threads = many(5000)
+    threads = many(2000)
     store.add_threads(threads)
     for name in ("all", "owner, frequent tag, status", "rare tag", "rare metadata", "any tag"):
         wanted = FILTERS[name]

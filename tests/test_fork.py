@@ -873,26 +873,28 @@ def size_of(store: Store) -> int:
     return int(pages * page)
 
 
-def test_a_thousand_forks_of_a_long_thread_take_no_chunk_and_two_megabytes(
-    saver: ForkpointSaver, store: Store
+@pytest.mark.parametrize("number", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_forks_of_a_long_thread_take_no_chunk_and_two_kilobytes_each(
+    number: int, saver: ForkpointSaver, store: Store
 ) -> None:
     put(saver, {"messages": messages(1000)})
     chunks, size = store.count("chunks"), size_of(store)
     assert size > 700_000
-    for n in range(1000):
+    for n in range(number):
         saver.fork("thread", new_thread_id=f"fork-{n}")
     assert store.count("chunks") == chunks
-    assert size_of(store) - size < 2_000_000
-    assert value_of(saver.get_tuple(thread("fork-999"))) == {"messages": messages(1000)}
-    assert store.count("threads") == 1001
+    assert size_of(store) - size < 2_000 * number
+    assert value_of(saver.get_tuple(thread(f"fork-{number - 1}"))) == {"messages": messages(1000)}
+    assert store.count("threads") == number + 1
 
 
+@pytest.mark.parametrize("length", [500, pytest.param(1500, marks=pytest.mark.slow)])
 def test_a_copy_of_a_long_thread_writes_no_chunk_and_leaves_its_source_as_it_was(
-    saver: ForkpointSaver, store: Store
+    length: int, saver: ForkpointSaver, store: Store
 ) -> None:
     head: Any = None
     said = messages(100)
-    for n in range(1500):
+    for n in range(length):
         if n % 50 == 0:
             said = [*said, message(100 + n)]
         head = put(saver, {"messages": said, "n": n}, parent=head)
@@ -902,19 +904,20 @@ def test_a_copy_of_a_long_thread_writes_no_chunk_and_leaves_its_source_as_it_was
     saver.copy_thread("thread", "copy")
     assert store.count("chunks") == chunks
     assert rows_of(store, "thread") == before
-    assert store.count("checkpoints") == 2 * 1500
-    for position in (0, 750, -1):
+    assert store.count("checkpoints") == 2 * length
+    for position in (0, length // 2, -1):
         one, other = (saver.at(name, position) for name in ("thread", "copy"))
         assert (one.checkpoint, one.pending_writes) == (other.checkpoint, other.pending_writes)
 
 
+@pytest.mark.parametrize("number", [29, pytest.param(99, marks=pytest.mark.slow)])
 def test_purging_the_root_of_a_large_family_changes_none_of_the_others(
-    saver: ForkpointSaver, store: Store
+    number: int, saver: ForkpointSaver, store: Store
 ) -> None:
     rng = random.Random(7)
     configs = fill(saver, 10, thread_id="root", length=100)
     names = ["root"]
-    for n in range(99):
+    for n in range(number):
         name, parent = f"thread-{n}", rng.choice(names)
         if n % 10 == 9:
             saver.copy_thread(parent, name)
@@ -948,7 +951,7 @@ def test_purging_the_root_of_a_large_family_changes_none_of_the_others(
         *descendants, root = saver.lineage(name)
         assert descendants == lineage[:-1]
         assert (root.thread_id, root.exists, root.checkpoint_count) == ("root", False, 0)
-    assert len(list(saver.family("thread-0"))) == 100
+    assert len(list(saver.family("thread-0"))) == number + 1
     assert report.chunks == before[2] - after[2] > 0
     assert report.bytes == before[3] - after[3] >= 400_000
     assert store.problems(saver) == []

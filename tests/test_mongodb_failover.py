@@ -143,7 +143,7 @@ def name() -> str:
 
 
 @pytest.mark.parametrize(
-    "kills", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+    "kills", [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
 )
 def test_a_primary_is_killed_under_load(kills: int, replica_set: ReplicaSet, name: str) -> None:
     rng = random.Random(1)
@@ -162,7 +162,7 @@ def test_a_primary_is_killed_under_load(kills: int, replica_set: ReplicaSet, nam
 
 
 @pytest.mark.parametrize(
-    "kills", [3, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+    "kills", [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
 )
 def test_the_only_server_is_killed_and_started_again(kills: int, name: str) -> None:
     rng = random.Random(2)

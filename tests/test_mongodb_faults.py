@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -107,15 +108,15 @@ def expected(mongo_server: Any) -> dict[str, Any]:
 
 
 def cases() -> Iterator[Any]:
-    """Every fault, once and three times in a row; a few of them in every run."""
-    for fault in FAULTS:
-        for times in (1, 3):
-            is_quick = times == 1 and fault in ("closed connection", "WriteConflict")
-            yield pytest.param(fault, times, marks=() if is_quick else pytest.mark.slow)
+    """Each method with every fault, once and three times in a row; with one in every run."""
+    for number, method in enumerate(METHODS):
+        quick = ("closed connection", "WriteConflict")[number % 2]
+        for fault, times in itertools.product(FAULTS, (1, 3)):
+            marks = () if (fault, times) == (quick, 1) else pytest.mark.slow
+            yield pytest.param(method, fault, times, marks=marks)
 
 
-@pytest.mark.parametrize(("fault", "times"), list(cases()))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "fault", "times"), list(cases()))
 def test_a_method_has_its_effect_once_or_none(
     method: str, fault: str, times: int, mongo_server: Any, expected: dict[str, Any]
 ) -> None:
@@ -196,9 +197,17 @@ def _lost() -> Outcome:
     return Outcome(0, set(), is_lost=True)
 
 
-@pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("owns_log", [True, False])
-@pytest.mark.parametrize("method", [one for one in METHODS if one not in ("get_tuple", "list")])
+def losses() -> Iterator[Any]:
+    """Each method by who has the log and by who has not, and twice; in every run by one of them."""
+    methods = [one for one in METHODS if one not in ("get_tuple", "list")]
+    for number, method in enumerate(methods):
+        for owns_log, twice in itertools.product((True, False), (False, True)):
+            is_quick = not twice and owns_log == bool(number % 2)
+            marks = () if is_quick or (method.startswith("put") and not twice) else pytest.mark.slow
+            yield pytest.param(method, owns_log, twice, marks=marks)
+
+
+@pytest.mark.parametrize(("method", "owns_log", "twice"), list(losses()))
 def test_a_bulk_of_which_a_part_was_executed_has_its_effect_once(
     method: str,
     owns_log: bool,
