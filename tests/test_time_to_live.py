@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from langchain_core.messages import HumanMessage
+from langgraph.checkpoint.base.id import uuid6
 
 from forkpoint import InvalidInput, RetentionPolicy, ThreadCatalog, ThreadExists, ThreadFilter
+from forkpoint.removal import Kept, made_at
 from graphs import SHAPES
 from stores import Store
-from support import Api, config, put
+from support import Api, checkpoint, config, put
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
@@ -183,3 +186,74 @@ async def test_what_removes_threads_finds_those_that_expired(catalog: Api, store
     policy = RetentionPolicy(max_idle=HOUR)
     assert sorted((await catalog.apply_retention(policy)).deleted) == ["b", "endless"]
     assert store.problems(catalog.saver.saver) == []
+
+
+# The age of checkpoints
+
+
+def id_at(ago: timedelta) -> str:
+    """Return an id as LangGraph makes them, of some time ago."""
+    now = int(uuid6().hex, 16)
+    ticks = (now >> 80 << 12 | now >> 64 & 0xFFF) - ago // timedelta(microseconds=1) * 10
+    return str(UUID(int=ticks >> 12 << 80 | 6 << 76 | (ticks & 0xFFF) << 64 | 2 << 62))
+
+
+async def test_old_checkpoints_of_an_active_thread_go_but_the_newest_of_each_namespace(
+    catalog: Api, store: Store
+) -> None:
+    saver = catalog.saver.saver
+    days: dict[str, list[int]] = {"": [9, 8, 2, 0], "child": [9, 8]}
+    for ns, ages in days.items():
+        parent = None
+        for n in ages:
+            made = {**checkpoint({"n": n, "text": f"{n}" * 5000}), "id": id_at(n * DAY)}
+            asked = parent or config(ns=ns)
+            parent = saver.put(asked, made, {"source": "loop", "step": n}, {"n": "1", "text": "1"})
+    put(saver, {"n": 1}, thread_id="new")
+    put(saver, {"n": 2}, thread_id="new")
+    policy = RetentionPolicy(max_checkpoint_age=5 * DAY)
+    for dry_run in (True, False):
+        assert (await catalog.apply_retention(policy, dry_run=dry_run)).trimmed == ("thread",)
+    kept = {
+        ns: [one.checkpoint["channel_values"]["n"] for one in saver.list(config(ns=ns))]
+        for ns in days
+    }
+    assert kept == {"": [0, 2], "child": [8]}
+    assert (await catalog.apply_retention(policy)).trimmed == ()
+    both = RetentionPolicy(max_checkpoint_age=5 * DAY, max_checkpoints_per_thread=1)
+    assert sorted((await catalog.apply_retention(both)).trimmed) == ["new", "thread"]
+    assert len(list(saver.list(config(ns="")))) == 1
+    assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize("shape", ["deltas", "stateful subgraphs"])
+async def test_what_stays_when_old_checkpoints_go_has_the_state_that_it_had(
+    catalog: Api, store: Store, shape: str
+) -> None:
+    saver = catalog.saver.saver
+    graph = SHAPES[shape].build(saver)
+    for given in SHAPES[shape].inputs:
+        graph.invoke(given, config(), **SHAPES[shape].options)
+    states = {
+        one.config["configurable"]["checkpoint_id"]: (one.values, one.next)
+        for one in graph.get_state_history(config())
+    }
+    policy = RetentionPolicy(max_checkpoint_age=timedelta(microseconds=1))
+    assert (await catalog.apply_retention(policy)).trimmed == ("thread",)
+    (left,) = graph.get_state_history(config())
+    assert (left.values, left.next) == states[left.config["configurable"]["checkpoint_id"]]
+    assert store.problems(saver) == []
+
+
+def test_an_id_that_is_none_of_langgraph_s_has_no_age() -> None:
+    old = id_at(9 * DAY)
+    ids = ["1", old, str(uuid4()), id_at(DAY), "z"]
+    since = made_at(id_at(2 * DAY))
+    assert list(Kept(since=since).of(ids)) == [id_ for id_ in ids if id_ != old]
+    assert list(Kept(since=since).of([old])) == [old]
+
+
+async def test_an_age_of_checkpoints_that_is_none_is_refused(catalog: Api) -> None:
+    for bad in (timedelta(0), 5, "1d"):
+        with pytest.raises(InvalidInput, match="max_checkpoint_age"):
+            await catalog.apply_retention(RetentionPolicy(max_checkpoint_age=bad))  # type: ignore[arg-type]

@@ -718,13 +718,14 @@ def _rules(policy: object) -> Rules:
         raise InvalidInput(f"policy must be a RetentionPolicy, not {type(policy).__name__}")
     if not isinstance(policy.expired, bool):
         raise InvalidInput(f"expired must be True or False, not {policy.expired!r:.80}")
-    keep = policy.max_checkpoints_per_thread
+    keep, made = policy.max_checkpoints_per_thread, policy.max_checkpoint_age
     rules = Rules(
         None if policy.max_age is None else inputs.duration(policy.max_age, "max_age"),
         None if policy.max_idle is None else inputs.duration(policy.max_idle, "max_idle"),
         None if keep is None else inputs.count(keep, "max_checkpoints_per_thread", 1),
         policy.expired,
         frozenset(inputs.tags(policy.keep_tags, "keep_tags")),
+        max_checkpoint_age=None if made is None else inputs.duration(made, "max_checkpoint_age"),
     )
     if rules._replace(keep_tags=frozenset()) == Rules():
         raise InvalidInput("the policy has no rule; give it max_age, max_idle, or another")

@@ -8,8 +8,9 @@ store, hidden from view, for as long as a checkpoint needs them.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
@@ -153,21 +154,57 @@ def is_stateful(checkpoint_ns: str) -> bool:
     return ":" not in checkpoint_ns
 
 
-def beyond(places: Collection[Place], keep: int, replays: Mapping[Place, str]) -> set[Place]:
-    """Return all but the newest `keep` checkpoints of each namespace.
+class Kept(NamedTuple):
+    """Which checkpoints of each namespace stay: the newest, and others that keep to this."""
+
+    newest: int | None = None
+    """How many there are at most; None for any number."""
+    since: int | None = None
+    """When they were made at the earliest, in microseconds since 1970; None for ever."""
+
+    def of(self, ids: Sequence[str]) -> Sequence[str]:
+        """Return those that stay of a namespace, given the oldest first."""
+        if self.newest is not None:
+            ids = ids[-self.newest :]
+        since = self.since
+        if since is None:
+            return ids
+        return [*(id_ for id_ in ids[:-1] if (made_at(id_) or since) >= since), *ids[-1:]]
+
+
+def made_at(checkpoint_id: str) -> int | None:
+    """Return when a checkpoint was made, in microseconds since 1970, if its id says so.
+
+    LangGraph's ids do: they are UUIDs of version 6 (RFC 9562, section 5.6).
+    """
+    try:
+        uuid = UUID(checkpoint_id)
+    except ValueError:
+        return None
+    if uuid.version != 6:
+        return None
+    ticks = uuid.int >> 80 << 12 | uuid.int >> 64 & 0xFFF
+    return (ticks - _TICKS_TO_1970) // 10
+
+
+_TICKS_TO_1970 = 0x01B21DD213814000  # of 100 nanoseconds, since 15 October 1582
+
+
+def beyond(places: Collection[Place], kept: Kept, replays: Mapping[Place, str]) -> set[Place]:
+    """Return all checkpoints but those that are to stay.
 
     What a time travel to one of those that stay finds of the subgraphs that keep their state stays
     as well.
 
     Args:
         places: All checkpoints.
-        keep: How many.
+        kept: Which stay.
         replays: For each checkpoint of the graph itself the id that it looks before.
     """
     namespaces: dict[str, list[str]] = {}
     for checkpoint_ns, checkpoint_id in sorted(places):
         namespaces.setdefault(checkpoint_ns, []).append(checkpoint_id)
-    staying = {(ns, id_) for ns, ids in namespaces.items() for id_ in ids[-keep:]}
+    staying = {(ns, id_) for ns, ids in namespaces.items() for id_ in kept.of(ids)}
     bounds = [replays[place] for place in staying if place in replays]
     for checkpoint_ns, ids in namespaces.items():
         if checkpoint_ns and is_stateful(checkpoint_ns):

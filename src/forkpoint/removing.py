@@ -78,7 +78,9 @@ def prune(
         for thread_id in thread_ids:
             yield from delete_thread(context, thread_id)
         return
-    choose = _all_but_latest if keep_last is None else partial(_beyond, keep=keep_last)
+    choose = (
+        _all_but_latest if keep_last is None else partial(_beyond, kept=removal.Kept(keep_last))
+    )
     for thread_id in thread_ids:
         removal_ = partial(_prune, context, thread_id, choose)
         missing = yield from in_turns(context.storage, removal_)
@@ -124,13 +126,13 @@ def purge(context: Context, thread_id: str) -> Steps[PurgeReport]:
     return (yield from _reported(context, thread_id, work))
 
 
-def trim(context: Context, thread_id: str, keep: int) -> Steps[PurgeReport]:
-    """Remove all checkpoints of a thread but the newest of each namespace."""
+def trim(context: Context, thread_id: str, kept: removal.Kept) -> Steps[PurgeReport]:
+    """Remove all checkpoints of a thread but those that are to stay."""
 
     def work(turns: Turns) -> Work[tuple[Counts, Collected]]:
         thread = existing_thread(turns.session, thread_id)
         counts = yield from remove(
-            context, turns, thread, Removal(lambda rows: _beyond(rows, keep))
+            context, turns, thread, Removal(lambda rows: _beyond(rows, kept))
         )
         yield
         return counts, (yield from collect(turns, thread.family))
@@ -146,20 +148,20 @@ def _reported(
     return PurgeReport(counts.number, counts.more, collected.chunks, collected.bytes)
 
 
-def is_longer(context: Context, thread_id: str, keep: int) -> Steps[bool]:
+def is_longer(context: Context, thread_id: str, kept: removal.Kept) -> Steps[bool]:
     """Return whether `trim` would remove anything from a thread."""
 
     def work(turns: Turns) -> Work[bool]:
         turns.only_reads = True
         rows, _ = yield from outlines(turns, existing_thread(turns.session, thread_id))
-        return bool(_beyond([row for row in rows if not row.hidden], keep))
+        return bool(_beyond([row for row in rows if not row.hidden], kept))
 
     return (yield from in_turns(context.storage, work))
 
 
-def _beyond(rows: Sequence[CheckpointRow], keep: int) -> set[removal.Place]:
+def _beyond(rows: Sequence[CheckpointRow], kept: removal.Kept) -> set[removal.Place]:
     sources = {place_of(row): replays_before(row) for row in rows if row.checkpoint_ns == ""}
-    return removal.beyond({place_of(row) for row in rows}, keep, sources)
+    return removal.beyond({place_of(row) for row in rows}, kept, sources)
 
 
 def rollback(context: Context, thread_id: str, steps: int) -> Steps[RunnableConfig | None]:

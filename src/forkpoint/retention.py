@@ -27,6 +27,7 @@ from forkpoint.collect import collect, uncollected
 from forkpoint.errors import ThreadBusy, ThreadNotFound
 from forkpoint.leases import Lease
 from forkpoint.operations import Context
+from forkpoint.removal import Kept
 from forkpoint.runner import Runner
 from forkpoint.searching import Wanted, matches
 from forkpoint.steps import Steps
@@ -52,6 +53,8 @@ class RetentionPolicy:
         max_age: Delete those that were made longer ago.
         max_idle: Delete those that were not active for longer.
         max_checkpoints_per_thread: Keep the newest of each namespace, and remove the others.
+        max_checkpoint_age: Remove checkpoints that were made longer ago, as their ids say, but the
+            newest of each namespace. Those with other ids than LangGraph's have no age.
         expired: Delete those whose time to live has passed.
         keep_tags: Leave those alone that have one of these tags.
     """
@@ -59,6 +62,7 @@ class RetentionPolicy:
     max_age: timedelta | None = None
     max_idle: timedelta | None = None
     max_checkpoints_per_thread: int | None = None
+    max_checkpoint_age: timedelta | None = None
     expired: bool = False
     keep_tags: Sequence[str] | frozenset[str] | set[str] = ()
 
@@ -97,6 +101,7 @@ class Rules(NamedTuple):
     keep_tags: frozenset[str] = frozenset()
     everything: bool = False
     """Whether all threads are to be deleted, of those that are wanted."""
+    max_checkpoint_age: int | None = None
 
     def action(self, row: ThreadRow, now: int) -> Action | None:
         """Return what is to be done with a thread."""
@@ -113,7 +118,19 @@ class Rules(NamedTuple):
             return "delete"
         if self.max_checkpoints is not None and row.checkpoint_count > self.max_checkpoints:
             return "trim"
+        if self.max_checkpoint_age is not None and row.checkpoint_count > 1:
+            return "trim"
         return None
+
+    @property
+    def trims_more_than(self) -> int | None:
+        """How many checkpoints a thread that is to be trimmed has more than, if any is."""
+        return self.max_checkpoints if self.max_checkpoint_age is None else 1
+
+    def kept(self, now: int) -> Kept:
+        """Return which checkpoints of a thread stay."""
+        age = self.max_checkpoint_age
+        return Kept(self.max_checkpoints, None if age is None else now - age)
 
 
 class Task(NamedTuple):
@@ -194,11 +211,11 @@ def _candidates(context: Context, task: Task) -> Iterator[list[ThreadRow]]:
         yield from _found(context, wanted._replace(updated=active), "updated_at")
     if rules.expired:
         yield from _expired(context)
-    if rules.max_checkpoints is not None:
+    if rules.trims_more_than is not None:
         after: Any = None
         while True:
             with context.storage.reading() as session:
-                rows = session.grown(rules.max_checkpoints, after, _BATCH)
+                rows = session.grown(rules.trims_more_than, after, _BATCH)
             if not rows:
                 return
             after = rows[-1].thread.key
@@ -277,14 +294,13 @@ def _is_within(time: int, bounds: tuple[int | None, int | None]) -> bool:
 
 
 def _trim(context: Context, task: Task, row: ThreadRow, done: _Done) -> Steps[None]:
-    """Trim a thread, if it is too long: all its namespaces together may be."""
-    keep = task.rules.max_checkpoints
-    assert keep is not None
+    """Trim a thread, if anything of it is to go: all its namespaces together may be too long."""
+    kept = task.rules.kept(_now(context))
     try:
-        if not (yield from removing.is_longer(context, row.thread_id, keep)):
+        if not (yield from removing.is_longer(context, row.thread_id, kept)):
             return
         if not task.dry_run:
-            yield from removing.trim(context, row.thread_id, keep)
+            yield from removing.trim(context, row.thread_id, kept)
     except ThreadNotFound:
         return  # somebody else deleted it
     done.trimmed.append(row.thread_id)

@@ -14,6 +14,7 @@ from forkpoint.errors import CheckpointNotFound, InvalidInput
 from forkpoint.forking import NewFork
 from forkpoint.listing import AsyncCheckpoints, Checkpoints
 from forkpoint.operations import Context
+from forkpoint.removal import Kept
 from forkpoint.runner import Runner
 from forkpoint.storage import Query
 from forkpoint.types import FamilyTree, LineageEntry, MessageOrigin, PurgeReport, StateDiff
@@ -275,12 +276,12 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         Raises:
             ThreadNotFound: There is no such thread.
         """
-        checked = inputs.identifier(thread_id, "thread_id"), inputs.count(keep, "keep", 1)
+        checked = inputs.identifier(thread_id, "thread_id"), _kept(keep)
         return self._runner.run(removing.trim, self._context, *checked)
 
     async def atrim(self, thread_id: str, keep: int) -> PurgeReport:
         """Do what `trim` does."""
-        checked = inputs.identifier(thread_id, "thread_id"), inputs.count(keep, "keep", 1)
+        checked = inputs.identifier(thread_id, "thread_id"), _kept(keep)
         return await self._runner.arun(removing.trim, self._context, *checked)
 
     def prune(
@@ -387,3 +388,7 @@ def _pruned(
     if strategy != "keep_latest":
         raise InvalidInput(f"keep_last goes with strategy 'keep_latest', not {strategy!r}")
     return checked, "keep_latest", inputs.count(keep_last, "keep_last", 1)
+
+
+def _kept(keep: object) -> Kept:
+    return Kept(inputs.count(keep, "keep", 1))
