@@ -399,6 +399,11 @@ class SqliteStore(Store):
         with self.connection() as connection:
             (integrity,) = connection.execute("PRAGMA integrity_check").fetchone()
             found = [] if integrity == "ok" else [f"integrity_check: {integrity}"]
+            rows = connection.execute(
+                "SELECT key, parent, deleted_at IS NULL OR building > 0, thread_id, owner,"
+                " removed_at IS NULL FROM forkpoint_threads WHERE coalesce(building, 1) > 0"
+            )
+            found += _traces(rows.fetchall(), keeps_records=False)
             return found + self._listing_faults(connection)
 
     def _listing_faults(self, connection: sqlite3.Connection) -> list[str]:
@@ -654,6 +659,13 @@ class MongoStore(Store):
             and not thread.is_provisional
             and names.get(name_id(thread.thread_id), {}).get("key") != thread.key
         ]
+        fields = ("_id", "parent", "deleted_at", "thread_id", "owner")
+        records = [
+            [*(record[field] for field in fields), "removed_at" not in record]
+            for record in self.collection.find({"kind": "thread"})
+        ]
+        kin = [(one[0], one[1], one[2] is None, *one[3:]) for one in records]
+        found += _traces(kin, keeps_records=True)
         return found + self._listing_faults()
 
     def _listing_faults(self) -> list[str]:
@@ -697,6 +709,31 @@ _CHUNKS = {"kind": {"$exists": False}, "_id": {"$type": "binData"}}
 def _client(uri: str, process: int) -> pymongo.MongoClient[Any]:
     """Return a client to look at stores with, one for all tests of a process."""
     return pymongo.MongoClient(uri)
+
+
+def _traces(threads: Sequence[Any], *, keeps_records: bool) -> list[str]:
+    """Return what is left of deleted threads, and should not be.
+
+    Args:
+        threads: Of each thread its key, its parent, whether it is there, its id, its owner, and
+            whether it is collected.
+        keeps_records: Whether records stay for a while after that, with nothing in them.
+    """
+    parents = {key: parent for key, parent, *_ in threads}
+    needed = set()
+    for _, parent, is_there, *_ in threads:
+        while is_there and parent is not None and parent not in needed:
+            needed.add(parent)
+            parent = parents.get(parent)
+    found = []
+    for key, _, is_there, thread_id, owner, is_collected in threads:
+        if is_there:
+            continue
+        if owner is not None:
+            found.append(f"the deleted thread {key} says whose it was")
+        if key not in needed and is_collected and (thread_id or not keeps_records):
+            found.append(f"the thread {thread_id!r} was deleted, and its record is left")
+    return found
 
 
 def _split(digests: bytes) -> list[bytes]:

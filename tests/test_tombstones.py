@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from forkpoint import ThreadCatalog, ThreadDeleted, ThreadExists
+from forkpoint import SqliteSaver, ThreadCatalog, ThreadDeleted, ThreadExists
 from forkpoint.saver import ForkpointSaver
-from stores import Store
-from support import Api, checkpoint, config, id_of
+from stores import MongoStore, SqliteStore, Store
+from support import Api, checkpoint, config, id_of, put
 
 LAST = "ffffffff-ffff-6fff-bfff-ffffffffffff"
 FIRST = "00000000-0000-6000-8000-000000000000"
@@ -143,3 +145,134 @@ async def test_a_run_that_has_stored_nothing_ends_by_its_owners_deletions_only(
     made = await outcome(put_of(acme, at, checkpoint({"n": 1})))
     assert (made is ThreadDeleted) == (deletes != "other")
     assert store.problems(api.saver) == []
+
+
+SECRETS = {
+    "thread_id": "case-of-mr-smith",
+    "owner": "smith@example.com",
+    "label": "the label of a case",
+    "tag": "the tag of a case",
+    "metadata": "the metadata of a case",
+    "value": "the value of a case " * 200,
+    "write": "the write of a case " * 200,
+    "namespace": "the namespace of a case",
+}
+
+
+async def made(api: Api, thread_id: str) -> Any:
+    """Make a thread with all that a person may say in one."""
+    confined = Api(api.saver.for_owner(SECRETS["owner"]), api.world)
+    catalog = ThreadCatalog(api.saver, owner=SECRETS["owner"])
+    catalog.create(
+        thread_id,
+        label=SECRETS["label"],
+        tags=[SECRETS["tag"]],
+        metadata={"said": SECRETS["metadata"]},
+    )
+    with catalog.run(thread_id):
+        pass
+    values = {"value": SECRETS["value"], "list": [SECRETS["value"]] * 3}
+    at = config(thread_id)
+    for _ in range(3):
+        at = await confined.put(at, checkpoint(values), {"run_id": "run"}, dict.fromkeys(values, 1))
+        await confined.put_writes(at, [("c", SECRETS["write"])], "task")
+    below = config(thread_id, ns=SECRETS["namespace"])
+    await confined.put(below, checkpoint(values), {}, dict.fromkeys(values, 1))
+    return at
+
+
+def left(store: Store) -> set[str]:
+    """Return what of the secrets can be read in the store's bytes."""
+    if isinstance(store, SqliteStore):
+        with store.connection() as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = store.content()
+    return {name for name, secret in SECRETS.items() if secret[:20].encode() in content}
+
+
+@pytest.mark.parametrize("how", OLD)
+@pytest.mark.in_turns
+async def test_nothing_is_left_of_a_deleted_thread_that_can_be_read(
+    how: str, api: Api, store: Store
+) -> None:
+    thread_id = SECRETS["thread_id"]
+    catalog = ThreadCatalog(api.saver)
+    for number in range(3):
+        put(api.saver, {"n": number}, thread_id=f"other {number}")
+    await made(api, thread_id)
+    assert left(store) >= {"thread_id", "owner", "label"}
+    page = catalog.search(limit=1)  # it goes on meanwhile
+    catalog.update(thread_id, label="another label")
+    if how == "emptied":
+        api.saver.delete_for_runs(["run"])
+    delete = {"purged": api.saver.purge, "deleted by its catalog": catalog.delete}
+    delete.get(how, api.saver.delete_thread)(thread_id)
+    assert left(store) == set()
+    assert catalog.search(limit=1, cursor=page.next_cursor).items
+    assert left(store) == set()
+    assert store.problems(api.saver) == []
+
+
+async def test_an_ancestor_keeps_its_id_until_its_last_descendant_goes(
+    api: Api, store: Store
+) -> None:
+    thread_id = SECRETS["thread_id"]
+    await made(api, thread_id)
+    for number in range(2):
+        api.saver.fork(thread_id, new_thread_id=f"fork {number}", metadata={"said": "nothing"})
+    api.saver.fork("fork 0", new_thread_id="fork of the fork")
+    await api.delete_thread(thread_id)
+    await api.delete_thread("fork 0")
+    ids = [entry.thread_id for entry in await api.lineage("fork of the fork")]
+    assert ids == ["fork of the fork", "fork 0", thread_id]
+    dead = [one for one in store.stored("threads").values() if one["deleted_at"] is not None]
+    assert {one["thread_id"] for one in dead} == {thread_id, "fork 0"}
+    assert all(one["owner"] is None and one["label"] is None for one in dead)
+
+    await api.delete_thread("fork 1")
+    assert thread_id in [entry.thread_id for entry in await api.lineage("fork of the fork")]
+    assert len(list(await api.family("fork of the fork"))) == 3
+    await api.delete_thread("fork of the fork")
+    assert left(store) == set()
+    assert store.count("threads") == 0
+    assert store.problems(api.saver) == []
+
+
+async def test_what_is_left_of_deleted_threads_is_removed_later(api: Api, store: Store) -> None:
+    first = put(api.saver, {"n": 1})
+    await api.delete_thread("thread")
+    await api.delete_thread("never used")
+    assert await outcome(put_of(api, first, checkpoint({"n": 2}))) is ThreadDeleted
+    if isinstance(store, SqliteStore):
+        with store.connection() as connection:
+            connection.execute("UPDATE forkpoint_tombstones SET made_at = made_at - 86400000001")
+        put(api.saver, {"n": 1}, thread_id="other")
+        await api.delete_thread("other")
+        with store.connection() as connection:
+            rows = connection.execute("SELECT count(*) FROM forkpoint_tombstones").fetchone()
+        assert rows == (1,)
+        return
+    assert isinstance(store, MongoStore)
+    expiring = list(store.collection.find({"expires": {"$exists": True}}))
+    names = [one for one in expiring if str(one["_id"]).startswith("name:")]
+    assert len(names) == 2
+    assert len(list(store.collection.find({"kind": "thread", "expires": None}))) == 0
+    put(api.saver, {"n": 1})  # the id means a thread again
+    assert (
+        store.collection.count_documents(
+            {"_id": {"$in": [n["_id"] for n in names]}, "expires": {"$exists": True}}
+        )
+        == 1
+    )
+
+
+def test_what_is_deleted_is_overwritten_whatever_the_connection_did_before(path: Path) -> None:
+    connection = sqlite3.connect(path, check_same_thread=False)
+    connection.execute("PRAGMA secure_delete = OFF")
+    saver = SqliteSaver(connection)
+    put(saver, {"value": SECRETS["value"]}, thread_id=SECRETS["thread_id"])
+    saver.delete_thread(SECRETS["thread_id"])
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert SECRETS["value"][:20].encode() not in path.read_bytes()
+    assert SECRETS["thread_id"].encode() not in path.read_bytes()
+    connection.close()

@@ -255,7 +255,7 @@ def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
     )
     named = UpdateOne(
         {"_id": name, "family": name, "key": creation.old_key, "deletion": creation.deletion},
-        {"$set": {"key": thread.key, "home": thread.family}},
+        {"$set": {"key": thread.key, "home": thread.family}, "$unset": {"expires": ""}},
         upsert=True,
     )
     times = {"created_at": NOW, "updated_at": NOW}

@@ -491,7 +491,7 @@ class MongoReading(MongoCatalog):
         return [thread_record(record) for record in found]
 
     def family(self, family: Any) -> list[ThreadRecord]:
-        wanted = {"family": family, "kind": "thread", "building": None}
+        wanted = {"family": family, "kind": "thread", "building": None, "thread_id": {"$ne": ""}}
         return [
             thread_record(record)
             for record in self._records.aggregate(

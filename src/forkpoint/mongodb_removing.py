@@ -28,7 +28,7 @@ from forkpoint.mongodb_records import (
     record_of,
     rows_of,
 )
-from forkpoint.mongodb_tombstones import deletions_of, entomb
+from forkpoint.mongodb_tombstones import RECORD_EXPIRY, deletions_of, entomb, needed_in
 from forkpoint.receipts import RECEIPT, is_receipt
 from forkpoint.removal import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
 from forkpoint.storage import (
@@ -51,6 +51,7 @@ LOCK_SECONDS = 5
 """How long a removal or a copy keeps others out of a thread if its process ends in the middle."""
 
 _LOCK_PAUSE_SECONDS = 0.005
+_KINSHIP = {"parent": 1, "deleted_at": 1, "thread_id": 1, "owner": 1, "expires": 1}
 _EXPIRED = {"$lt": ["$lock.until", "$$NOW"]}
 
 
@@ -185,7 +186,13 @@ class MongoRemoving(MongoReading):
         found = self._records.latest(rows, {"checkpoint_id": 1, "kind": 1, "idx": 1})
         ids = [row["checkpoint_id"] for row in found]
         checkpoints = sum(row["kind"] == "checkpoint" for row in found)
+        threads = self._records.latest({"family": thread.family, "kind": "thread"}, _KINSHIP)
+        (record,) = (one for one in threads if one["_id"] == thread.key)
+        others = [one for one in threads if one is not record]
+        said = {} if thread.key in needed_in(others) else {"thread_id": ""}
         buried: Document = {
+            **said,
+            **dict.fromkeys(("owner", "source")),
             "deleted_at": NOW,
             "removed_at": NOW,
             "dead_until": None,
@@ -202,7 +209,7 @@ class MongoRemoving(MongoReading):
         unlisted = {"$unset": ["listed_at", "listed_status", "terms", "unlisted"]}
         statements: list[Statement] = [guard]
         if not as_late:  # what came late is no thread
-            statements.append(self._entombed(thread, max(ids, default=None)))
+            statements.append(self._entombed(record, max(ids, default=None)))
         statements.append(UpdateOne(record_of(thread), [{"$set": buried}, unlisted]))
         done = self._records.bulk(statements)
         dead = {**record_of(thread), "deleted_at": {"$ne": None}}
@@ -216,9 +223,8 @@ class MongoRemoving(MongoReading):
         receipts = sum(is_receipt(row.get("idx", 0)) for row in found)
         return Counts(checkpoints, len(found) - checkpoints - receipts)
 
-    def _entombed(self, thread: ThreadRef, dead_until: str | None) -> UpdateOne:
+    def _entombed(self, record: Document, dead_until: str | None) -> UpdateOne:
         """Return the statement that notes the deletion of a thread with the name."""
-        (record,) = self._records.latest(record_of(thread), {"thread_id": 1, "owner": 1})
         marks = self._records.marks(record["thread_id"])
         name = self._records.name_id(record["thread_id"])
         return entomb(name, marks.of_owner(record["owner"]), dead_until, ObjectId())
@@ -234,17 +240,15 @@ class MongoRemoving(MongoReading):
         mark = marks.for_all if owner is None else marks.of_owner(owner)
         self._records.bulk([entomb(self._records.name_id(thread_id), mark, None, ObjectId())])
 
-    def buried(self, thread_id: str) -> ThreadRef | None:
+    def buried(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
         name = self._records.name_id(thread_id)
-        named = {"$match": {"_id": name, "family": name}}
-        record = self._join("record", "key", "_id", {"deleted_at": {"$ne": None}}, [])
-        unwind: list[Document] = [
-            {"$unwind": "$record"},
-            {"$replaceWith": "$record"},
-            {"$project": IDENTITY},
-        ]
-        found = self._records.aggregate([named, record, *unwind])
-        return thread_ref(found[0]) if found else None
+        for named in self._records.latest({"_id": name, "family": name}):
+            if not deletions_of(named, self._records.marks(thread_id), owner):
+                continue
+            wanted = {"_id": named["key"], "family": named["home"], "deleted_at": {"$ne": None}}
+            for record in self._records.latest({**wanted, "removed_at": {"$gt": 0}}, IDENTITY):
+                return thread_ref(record)
+        return None
 
     def _discard(self, unfinished: ThreadRef) -> None:
         """Remove a copy that nobody has seen."""
@@ -428,6 +432,17 @@ class MongoRemoving(MongoReading):
         # But for those of which somebody removes at the moment.
         done = {"family": family, "kind": "thread", "epoch": collection, "removed_at": {"$gt": 0}}
         self._records.update_all(done, {"$unset": {"removed_at": ""}})
+        threads = self._records.latest({"family": family, "kind": "thread"}, _KINSHIP)
+        needed = needed_in(threads)
+        useless = [
+            one["_id"]
+            for one in threads
+            if one["deleted_at"] is not None and one["_id"] not in needed and "expires" not in one
+        ]
+        for batch in in_batches(useless):
+            wanted = {"_id": {"$in": batch}, "family": family, "removed_at": None}
+            forgotten = {"thread_id": "", "expires": RECORD_EXPIRY}
+            self._records.update_all(wanted, [{"$set": forgotten}])
         return True
 
 

@@ -7,6 +7,8 @@ be. If it is not so, the upsert collides with the record's own `_id`, and the bu
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
+
 from bson.objectid import ObjectId
 from pymongo import UpdateOne
 
@@ -24,6 +26,7 @@ from forkpoint.mongodb_records import NOW, Document, in_batches, record_of, row_
 from forkpoint.mongodb_removing import MongoRemoving
 from forkpoint.mongodb_tombstones import dead_until_of
 from forkpoint.storage import CheckpointRow, Description, Graft, Stale, ThreadRef, WriteRow
+from forkpoint.tombstones import TOMBSTONE_MICROSECONDS
 
 _COPIED_TOO_LONG = "copying took too long, and others have written since; try again"
 
@@ -211,8 +214,9 @@ class MongoSession(MongoRemoving):
             return None
         old = {"_id": named[0]["key"], "family": named[0]["home"]}
         # If its record is missing, somebody is about to make it, or ended just before.
-        times = {"created_at": 0, "updated_at": 0, "deleted_at": 0}
-        record = {**old, **new_record(thread_id, ObjectId()), **times}
+        expiry = datetime.now(timezone.utc) + timedelta(microseconds=2 * TOMBSTONE_MICROSECONDS)
+        times = {"created_at": 0, "updated_at": 0, "deleted_at": 0, "expires": expiry}
+        record = {**old, **new_record("", ObjectId()), **times}
         for of_living in ("unlisted", "terms"):
             del record[of_living]
         self._records.insert(record)
@@ -246,7 +250,7 @@ def _name(target: ThreadRef, name: str, old: Document | None) -> UpdateOne:
     """Return the statement that gives an id to a copy that is ready to be shown."""
     return UpdateOne(
         {"_id": name, "family": name, "key": old["_id"] if old else None},
-        {"$set": {"key": target.key, "home": target.family}},
+        {"$set": {"key": target.key, "home": target.family}, "$unset": {"expires": ""}},
         upsert=True,
     )
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bson.objectid import ObjectId
 from pymongo import UpdateOne
 
 from forkpoint.mongodb_records import NOW, Document
-from forkpoint.tombstones import Marks
+from forkpoint.tombstones import TOMBSTONE_MICROSECONDS, Marks
+
+EXPIRY = {"$add": ["$$NOW", TOMBSTONE_MICROSECONDS // 1000]}
+"""When the server deletes a name that means no thread any more."""
+
+RECORD_EXPIRY = {"$add": ["$$NOW", 2 * TOMBSTONE_MICROSECONDS // 1000]}
+"""When it deletes what is left of a deleted thread: not before the name that may tell of it."""
 
 
 def deletions_of(named: Document, marks: Marks, owner: str | None) -> frozenset[ObjectId]:
@@ -40,18 +47,33 @@ def entomb(name: str, mark: bytes, dead_until: str | None, deletion: ObjectId) -
     there = {"$ifNull": ["$tombstones", []]}
     same = {"$eq": ["$$one.mark", mark]}
     of_mark = {"$filter": {"input": there, "as": "one", "cond": same}}
-    others = {"$filter": {"input": there, "as": "one", "cond": {"$not": same}}}
+    oldest = {"$subtract": [NOW, TOMBSTONE_MICROSECONDS]}
+    stays = {"$and": [{"$not": same}, {"$gt": ["$$one.made_at", oldest]}]}
+    others = {"$filter": {"input": there, "as": "one", "cond": stays}}
     latest = {"$max": [{"$max": "$$before.dead_until"}, {"$literal": dead_until}]}
     made = {"mark": mark, "deletion": deletion, "dead_until": latest, "made_at": NOW}
     changed = {"$let": {"vars": {"before": of_mark}, "in": {"$concatArrays": [others, [made]]}}}
     unused = ObjectId()  # no record has it: it is as if somebody had ended before making it
     fields = {
         "tombstones": changed,
+        "expires": EXPIRY,
         "deletion": deletion,
         "key": {"$ifNull": ["$key", unused]},
         "home": {"$ifNull": ["$home", unused]},
     }
     return UpdateOne({"_id": name, "family": name}, [{"$set": fields}], upsert=True)
+
+
+def needed_in(threads: Sequence[Document]) -> set[Any]:
+    """Return the keys of the ancestors of the threads of a family that are there."""
+    parents = {one["_id"]: one["parent"] for one in threads}
+    needed: set[Any] = set()
+    for one in threads:
+        parent = one["parent"] if one["deleted_at"] is None else None
+        while parent is not None and parent not in needed:
+            needed.add(parent)
+            parent = parents.get(parent)
+    return needed
 
 
 def die_later(marks: Marks, owner: str | None, checkpoint_id: str) -> list[Document]:

@@ -100,8 +100,7 @@ class _ConfinedSession:
         self._session.note_deletion(thread_id, self._owner)
 
     def buried(self, thread_id: str) -> ThreadRef | None:
-        thread = self._session.buried(thread_id)
-        return thread if thread is not None and self._is_ours(thread) else None
+        return self._session.buried(thread_id, self._owner)
 
     def checkpoint(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None

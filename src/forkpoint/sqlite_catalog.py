@@ -256,6 +256,14 @@ class SqliteCatalog(SqliteTombstones):
             key,
         )
 
+    def forget_walks(self, key: int) -> None:
+        """Have no search that is being read page by page see what a thread was listed as."""
+        self.run(
+            "DELETE FROM forkpoint_listing WHERE gone IS NOT NULL AND thread_id ="
+            " (SELECT thread_id FROM forkpoint_threads WHERE key = ?)",
+            key,
+        )
+
     def _walk(self) -> int:
         """Return the number of the walk that began last."""
         row = self.one("SELECT max(number) FROM forkpoint_walks")

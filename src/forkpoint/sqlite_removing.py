@@ -247,7 +247,7 @@ class SqliteRemoving(SqliteThreads):
 
     def begin_collection(self, family: Any) -> int:
         row = self.one("SELECT max(epoch) + 1 FROM forkpoint_threads WHERE family = ?", family)
-        epoch: int = row[0] if row else 0
+        epoch: int = row[0] or 0 if row else 0
         self.run("UPDATE forkpoint_threads SET epoch = ? WHERE family = ?", epoch, family)
         self.run(
             "UPDATE forkpoint_threads SET removed_at = ?"
@@ -261,10 +261,11 @@ class SqliteRemoving(SqliteThreads):
         return self._epochs(family) == (collection, collection)
 
     def is_overtaken(self, family: Any, collection: int) -> bool:
-        return self._epochs(family)[0] > collection
+        lowest, _ = self._epochs(family)
+        return lowest is None or lowest > collection
 
-    def _epochs(self, family: Any) -> tuple[int, int]:
-        """Return the lowest and the highest epoch in a family."""
+    def _epochs(self, family: Any) -> tuple[int | None, int | None]:
+        """Return the lowest and the highest epoch in a family, if anything is left of it."""
         lowest, highest = (
             self.one(f"SELECT {which}(epoch) FROM forkpoint_threads WHERE family = ?", family)
             for which in ("min", "max")
@@ -351,6 +352,7 @@ class SqliteRemoving(SqliteThreads):
             " WHERE family = ? AND removed_at IS NOT NULL AND building = 0",
             family,
         )
+        self.forget_threads(family)
         return True
 
 

@@ -76,9 +76,11 @@ CREATE TABLE IF NOT EXISTS forkpoint_tombstones (
     key INTEGER PRIMARY KEY AUTOINCREMENT,
     id_mark BLOB NOT NULL,
     owner_mark BLOB NOT NULL,
+    thread INTEGER,
     dead_until TEXT,
     made_at INTEGER NOT NULL
 );
+CREATE INDEX IF NOT EXISTS forkpoint_tombstones_made ON forkpoint_tombstones (made_at);
 CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_tombstones_mark
     ON forkpoint_tombstones (id_mark, owner_mark);
 

@@ -305,7 +305,7 @@ class SqliteSession(SqliteCopying):
         return [ThreadRecord(*row) for row in rows]
 
     def family(self, family: Any) -> list[ThreadRecord]:
-        rows = self.all(f"SELECT {_RECORD} WHERE t.family = ?", family)
+        rows = self.all(f"SELECT {_RECORD} WHERE t.family = ? AND t.thread_id != ''", family)
         return [ThreadRecord(*row) for row in rows]
 
     def threads_of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:

@@ -41,6 +41,7 @@ def prepare(connection: sqlite3.Connection, durability: str) -> None:
     if not names >= _NAMES:
         _retry_while_locked(lambda: _create(connection))
         _check_version(connection)  # another process may have been faster
+    connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
     connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
 
 

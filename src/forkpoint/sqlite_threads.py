@@ -29,8 +29,9 @@ class SqliteThreads(SqliteCatalog):
         ):
             raise Stale
         self._unlist(thread.key)
+        self.forget_walks(thread.key)
         latest = self.one(
-            "SELECT thread_id, owner, (SELECT max(id) FROM ("
+            "SELECT key, thread_id, owner, (SELECT max(id) FROM ("
             " SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints WHERE thread = key"
             " UNION ALL SELECT max(checkpoint_id) FROM forkpoint_writes WHERE thread = key))"
             " FROM forkpoint_threads WHERE key = ? AND deleted_at IS NULL",
@@ -39,23 +40,17 @@ class SqliteThreads(SqliteCatalog):
         if latest is not None:
             self.entomb(*latest)
         self.run(
-            "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = NULL, label = NULL,"
+            "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = NULL, owner = NULL,"
+            " label = NULL,"
             " tags = '[]', metadata = '{}', fixed_keys = '[]', waiting = '[]',"
             " status = 'idle', checkpoint_count = 0, ttl = NULL, lease_holder = NULL,"
             " lease_since = NULL, lease_until = NULL WHERE key = ?",
             time_now(),
             thread.key,
         )
+        self.forget_ids(thread.family)
         self.note_removal(thread)
         return Counts(*self.count_rows(thread))
-
-    def buried(self, thread_id: str) -> ThreadRef | None:
-        row = self.one(
-            "SELECT key, family, epoch, owner FROM forkpoint_threads WHERE thread_id = ?"
-            " AND deleted_at IS NOT NULL AND removed_at IS NOT NULL ORDER BY key DESC",
-            thread_id,
-        )
-        return ThreadRef(*row) if row else None
 
     def note_removal(self, thread: ThreadRef) -> None:
         """Let everybody know that something was removed, and its chunks are to be collected.

@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 
 from forkpoint.sqlite_statements import Statements, time_now
-from forkpoint.storage import STORE_KEY_BYTES
-from forkpoint.tombstones import Marks
+from forkpoint.storage import STORE_KEY_BYTES, ThreadRef
+from forkpoint.tombstones import TOMBSTONE_MICROSECONDS, Marks
 
 _KEY_IF_NEEDED = (
     "SELECT value FROM forkpoint_settings WHERE name = 'store_key'"
     " AND EXISTS (SELECT 1 FROM forkpoint_tombstones)"
+)
+
+# The ancestors of the threads of a family that are there, or are being copied.
+_NEEDED = (
+    "WITH RECURSIVE needed (key) AS (SELECT parent FROM forkpoint_threads WHERE family = :family"
+    " AND parent IS NOT NULL AND (deleted_at IS NULL OR building > 0)"
+    " UNION SELECT t.parent FROM needed JOIN forkpoint_threads AS t USING (key)"
+    " WHERE t.parent IS NOT NULL)"
+)
+_USELESS = (
+    "family = :family AND deleted_at IS NOT NULL AND building IS NULL"
+    " AND key NOT IN (SELECT key FROM needed)"
 )
 
 
@@ -43,18 +55,48 @@ class SqliteTombstones(Statements):
     def note_deletion(self, thread_id: str, owner: str | None = None) -> None:
         marks = self._marks(thread_id)
         mark = marks.for_all if owner is None else marks.of_owner(owner)
-        self._add_tombstone(marks, mark, None)
+        self._add_tombstone(marks, mark, None, None)
 
-    def entomb(self, thread_id: str, owner: str | None, dead_until: str | None) -> None:
+    def entomb(
+        self, thread: int, thread_id: str, owner: str | None, dead_until: str | None
+    ) -> None:
         """Note that an owner's thread was deleted.
 
         Args:
+            thread: Its key.
             thread_id: Its id.
             owner: Whose it was.
             dead_until: The highest id of its checkpoints.
         """
         marks = self._marks(thread_id)
-        self._add_tombstone(marks, marks.of_owner(owner), dead_until)
+        self._add_tombstone(marks, marks.of_owner(owner), thread, dead_until)
+
+    def buried(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
+        for tombstone, _ in self._tombstones(thread_id, owner):
+            row = self.one(
+                "SELECT t.key, t.family, t.epoch, t.owner FROM forkpoint_threads AS t JOIN"
+                " forkpoint_tombstones AS d ON d.thread = t.key"
+                " WHERE d.key = ? AND t.deleted_at IS NOT NULL AND t.removed_at IS NOT NULL",
+                tombstone,
+            )
+            if row is not None:
+                return ThreadRef(*row)
+        return None
+
+    def forget_ids(self, family: int) -> None:
+        """Leave no id of a deleted thread, but for ancestors of those that are there."""
+        self.run(
+            f"{_NEEDED} UPDATE forkpoint_threads SET thread_id = ''"
+            f" WHERE {_USELESS} AND thread_id != ''",
+            family=family,
+        )
+
+    def forget_threads(self, family: int) -> None:
+        """Remove what is left of deleted threads that are no ancestors of those that are there."""
+        self.run(
+            f"{_NEEDED} DELETE FROM forkpoint_threads WHERE {_USELESS} AND removed_at IS NULL",
+            family=family,
+        )
 
     def _marks(self, thread_id: str) -> Marks:
         key = self.store_key()
@@ -63,18 +105,23 @@ class SqliteTombstones(Statements):
             self.add_store_key(key)
         return Marks(key, thread_id)
 
-    def _add_tombstone(self, marks: Marks, mark: bytes, dead_until: str | None) -> None:
+    def _add_tombstone(
+        self, marks: Marks, mark: bytes, thread: int | None, dead_until: str | None
+    ) -> None:
+        now = time_now()
+        self.run("DELETE FROM forkpoint_tombstones WHERE made_at < ?", now - TOMBSTONE_MICROSECONDS)
         of_owner = "forkpoint_tombstones WHERE id_mark = ? AND owner_mark = ?"
-        before = self.one(f"SELECT dead_until FROM {of_owner}", marks.of_id, mark)
+        before = self.one(f"SELECT dead_until, thread FROM {of_owner}", marks.of_id, mark)
         ids = [one for one in (dead_until, before and before[0]) if one is not None]
         self.run(f"DELETE FROM {of_owner}", marks.of_id, mark)
         self.run(  # with a key that there was never before: it is another deletion
-            "INSERT INTO forkpoint_tombstones (id_mark, owner_mark, dead_until, made_at)"
-            " VALUES (?, ?, ?, ?)",
+            "INSERT INTO forkpoint_tombstones (id_mark, owner_mark, thread, dead_until, made_at)"
+            " VALUES (?, ?, ?, ?, ?)",
             marks.of_id,
             mark,
+            thread or (before and before[1]),
             max(ids, default=None),
-            time_now(),
+            now,
         )
 
     def die_later(self, thread_id: str, owner: str | None, checkpoint_id: str) -> None:

@@ -23,8 +23,10 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     whoever's they are, when it was made), and ``deleted_at``. ``removals`` counts how often
     something of it was removed or replaced. ``removed_at`` is when something of it was removed,
     until the chunks of that were collected; until then there may be rows of a deleted thread, which
-    nobody sees. A copy that is not complete is ``provisional``, and deleted; ``building`` is until
-    when it is not taken for abandoned, or 0.
+    nobody sees. Then its record is removed (in MongoDB by the server, when it ``expires``), unless
+    a thread that is there descends from it. Its ``thread_id`` is empty, unless one does.
+    A copy that is not complete is ``provisional``, and deleted; ``building`` is until when it is
+    not taken for abandoned, or 0.
     Times are microseconds since 1970 in UTC. At most one thread of an id is not deleted. A thread
     is ``provisional`` while there are writes for it, and no checkpoint yet. How the search index
     knows it is derived: ``terms`` (see `forkpoint.filters`), ``listed_at`` and ``listed_status``,
@@ -63,7 +65,7 @@ thread: ``term``, ``status``, ``listed_at``, ``thread_id``, and of which walks i
 numbered above ``born``, and not above ``gone``. ``forkpoint_walks`` has the searches that are
 being read page by page: ``number`` and ``began_at``. ``forkpoint_tombstones`` has the last deletion
 of an id for each owner: ``key`` (never used again), ``id_mark``, ``owner_mark``, ``dead_until`` and
-``made_at``.
+``made_at``, and which ``thread`` was deleted (a key).
 
 In MongoDB all are documents of the collection ``forkpoint_store``, with the fields above and
 ``family``, the shard key:
@@ -78,7 +80,7 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
   ``key`` and ``home`` the key and the family of the thread that the id means, or meant last (if
   there was one). ``tombstones`` are an array with the last deletion of the id for each owner:
   ``mark``, ``deletion`` (an ObjectId of its own), ``dead_until`` and ``made_at``. ``deletion`` is
-  that of the last of all.
+  that of the last of all. A name that means no thread ``expires``.
 - A checkpoint or a write: ``kind`` is ``checkpoint`` or ``write``; ``_id`` is the 12 bytes of the
   family and the first 16 of the SHA-256 of a MessagePack array: the 12 bytes of the thread's key,
   namespace, id, and of a write the task and idx. ``visible`` is true unless it is hidden, pending
@@ -773,7 +775,7 @@ class Session(Protocol):
         A thread of this id that was made meanwhile stays.
         """
 
-    def buried(self, thread_id: str) -> ThreadRef | None:
+    def buried(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
         """Return the deleted thread that an id meant last, if something of it may be left.
 
         That is so if the process that deleted it ended in the middle.

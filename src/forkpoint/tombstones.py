@@ -12,6 +12,9 @@ from typing import Any
 
 import ormsgpack
 
+TOMBSTONE_MICROSECONDS = 24 * 3600 * 1_000_000
+"""How long it is kept. What a run stores later than that may make a thread of the id again."""
+
 _MARK_BYTES = 16
 
 
