@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -567,6 +568,26 @@ class TestUsers:
             await use_the_catalog(Api(ThreadCatalog(saver), world))
             assert saver._context.storage._records.keeps_logs  # type: ignore[attr-defined]
             assert store.problems(store.saver()) == []
+
+    @both_worlds
+    async def test_who_may_only_read_does_not_see_what_has_expired(
+        self, world: str, store: MongoStore, as_user: Callable[[list[Any]], ForkpointSaver]
+    ) -> None:
+        day = 24 * 3600 * 1_000_000
+        with store.saver(ttl=timedelta(days=1)) as saver:
+            for name in ("listed", "changed", "active", "renewed"):
+                put(saver, {"n": 1}, thread_id=name)
+            for name in ("listed", "renewed"):
+                store.age(name, updated_at=2 * day)
+            assert ThreadCatalog(saver).count() == 3  # the index knows them all, and "thread"
+            store.age("changed", updated_at=2 * day)
+            put(saver, {"n": 2}, thread_id="renewed")
+        with as_user([{"role": "read", "db": store.name}]) as reader:
+            api = Api(ThreadCatalog(reader), world)
+            assert [await api.get(name) for name in ("listed", "changed")] == [None, None]
+            living = {"thread", "active", "renewed"}
+            assert {thread.thread_id for thread in await api.search()} == living
+            assert await api.count() == 3
 
     def test_who_may_only_read_cannot_set_up(
         self, guarded_server: ReplicaSet, as_user: Callable[[list[Any]], ForkpointSaver]

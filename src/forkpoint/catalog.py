@@ -87,10 +87,12 @@ class ThreadCatalog:
             metadata: JSON values, of 64 KiB at most. Keys that begin with `__` are reserved.
             ttl: How long after its last activity it expires, or None for never. By default, the
                 saver's `ttl`.
-            if_exists: With `"do_nothing"`, a thread that exists is returned as it is.
+            if_exists: With `"do_nothing"`, a thread that exists is returned as it is; one that
+                has expired, and was not swept yet, is renewed.
 
         Raises:
-            ThreadExists: There is a thread of this id, or somebody else has one.
+            ThreadExists: There is a thread of this id, or somebody else has one. That of a
+                thread that has expired is taken until it is swept.
             InvalidInput: An argument is of the wrong type.
         """
         new = _new(thread_id, label, tags, metadata, ttl, if_exists)
@@ -338,7 +340,7 @@ class ThreadCatalog:
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page[Thread]:
-        """Return a page of the threads that match.
+        """Return a page of the threads that match, and have not expired.
 
         Going on from page to page, each thread that matches all the time is on one page and on no
         other, whatever is written meanwhile: the order is that of the moment of the first page.
@@ -412,7 +414,7 @@ class ThreadCatalog:
             asked = asked._replace(cursor=page.next_cursor)
 
     def count(self, filter: ThreadFilter | None = None) -> int:
-        """Return how many threads match."""
+        """Return how many threads match, and have not expired."""
         return self._runner.run(cataloguing.count, self._context, self._wanted(filter))
 
     async def acount(self, filter: ThreadFilter | None = None) -> int:
@@ -554,6 +556,8 @@ class ThreadCatalog:
 
     def bulk_delete(self, filter: ThreadFilter, *, dry_run: bool = False) -> int:
         """Delete all threads that match and are not busy, and return how many.
+
+        Those that have expired are among them, though `search` and `count` leave them out.
 
         Args:
             filter: Which; one that matches all threads is refused.
