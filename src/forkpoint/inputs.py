@@ -80,10 +80,10 @@ def _plain(value: str) -> str:
 
 def configurable(config: object) -> Mapping[str, Any]:
     """Return the `configurable` part of a config."""
-    if not isinstance(config, Mapping):
+    if type(config) is not dict and not isinstance(config, Mapping):
         raise InvalidInput(f"config must be a mapping, not {type(config).__name__}")
     part = config.get("configurable")
-    if not isinstance(part, Mapping):
+    if type(part) is not dict and not isinstance(part, Mapping):
         raise InvalidInput('config has no "configurable" mapping')
     return part
 
@@ -368,7 +368,8 @@ def checkpoint_metadata(config: Mapping[str, Any], value: object) -> Mapping[str
 
 def thread_metadata(config: Mapping[str, Any]) -> str:
     """Return the metadata that a thread starts with, as JSON: the scalar keys of the config."""
-    return as_json(checkpoint_metadata(config, {}), "metadata")
+    said = checkpoint_metadata(config, {})
+    return as_json(said, "metadata") if said else "{}"
 
 
 def writes(value: object) -> list[tuple[str, Any]]:
@@ -377,7 +378,11 @@ def writes(value: object) -> list[tuple[str, Any]]:
         raise InvalidInput(f"writes must be a sequence of pairs, not {type(value).__name__}")
     pairs = []
     for write in value:
-        if not isinstance(write, Sequence) or isinstance(write, (str, bytes)) or len(write) != 2:
+        if type(write) is not tuple and (
+            not isinstance(write, Sequence) or isinstance(write, (str, bytes))
+        ):
+            raise InvalidInput(f"a write must be a pair of channel and value, not {write!r:.80}")
+        if len(write) != 2:
             raise InvalidInput(f"a write must be a pair of channel and value, not {write!r:.80}")
         pairs.append((text(write[0], "the channel of a write"), write[1]))
     return pairs
@@ -411,7 +416,7 @@ def _checkpoint_id(part: Mapping[str, Any]) -> str | None:
 
 
 def _mapping(value: object, what: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
+    if type(value) is not dict and not isinstance(value, Mapping):
         raise InvalidInput(f"{what} must be a mapping, not {type(value).__name__}")
     return value
 

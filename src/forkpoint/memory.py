@@ -6,8 +6,7 @@ that it was prepared for, and is refused if they no longer hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from forkpoint.codec import Chunks, Manifest
@@ -73,17 +72,14 @@ class Announced:
     """
 
     def __init__(self) -> None:
-        self._places: dict[object, tuple[str, str]] = {}
+        self._places: dict[int, tuple[str, str]] = {}
 
-    @contextmanager
-    def put(self, thread_id: str, checkpoint_id: str) -> Iterator[None]:
-        """Announce a checkpoint until the end of the block."""
-        ticket = object()
+    def add(self, ticket: int, thread_id: str, checkpoint_id: str) -> None:
+        """Announce a checkpoint until the ticket is removed."""
         self._places[ticket] = (thread_id, checkpoint_id)
-        try:
-            yield
-        finally:
-            del self._places[ticket]
+
+    def remove(self, ticket: int) -> None:
+        self._places.pop(ticket, None)
 
     def has(self, thread_id: str, checkpoint_id: str) -> bool:
         return (thread_id, checkpoint_id) in list(self._places.values())

@@ -25,7 +25,7 @@ def identity(path: str | os.PathLike[str]) -> Identity | None:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return status[stat.ST_DEV], status[stat.ST_INO]
+    return status.st_dev, status.st_ino
 
 
 class DatabaseFile:
@@ -61,7 +61,10 @@ class DatabaseFile:
 
         SQLite keeps the log as long as a connection is open.
         """
-        return self.has_file_in_place() and (self._log is None or self.has_log_in_place())
+        # In full, for it is asked before and after each transaction.
+        if self.opened is not None and identity(self.path) != self.opened:
+            return False
+        return self._log is None or identity(self.log_path) == self._log
 
     def has_file_in_place(self) -> bool:
         return self.opened is None or identity(self.path) == self.opened

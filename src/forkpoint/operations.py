@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
@@ -194,6 +193,11 @@ class NewCheckpoint(NamedTuple):
     run_id: str | None
     new_versions: Mapping[str, Any]
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """The ids of the thread and of the checkpoint."""
+        return self.address.thread_id, self.checkpoint["id"]
+
 
 class NewWrites(NamedTuple):
     """Writes to be put, checked."""
@@ -279,10 +283,9 @@ def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
             codec.protect(encoded.content),
         )
         row = checkpoint_with_checksum(codec, row, encoded.content)
-        prepared = _prepared(context, new, thread, row, encoded.chunks)
         status = "idle" if checkpoint_ns == "" else None
-        receipt = checkpoint_receipt(row)
-        return prepared._replace(row=row, writes=[receipt], status=status), encoded.chunks
+        writes = [checkpoint_receipt(row)]
+        return _prepared(context, new, thread, encoded.chunks, row, writes, status), encoded.chunks
 
     thread = yield from _write(context, thread_id, new.origin, prepare)
     context.memory.add_manifest(
@@ -299,6 +302,8 @@ def _describe_by_run(context: Context, thread: ThreadRef, new: NewCheckpoint) ->
     if known is not None and run is not None and known.run is run:
         return  # it has said so before
     metadata = inputs.thread_metadata(new.config)
+    if metadata == "{}" and run is None:
+        return
     if known is not None and says(known.metadata, metadata):
         merged = known.metadata
     else:
@@ -391,9 +396,8 @@ def _put_writes(context: Context, taken: TakenWrites) -> Steps[None]:
     new, rows, chunks, _ = taken
 
     def prepare(thread: ThreadRef | None) -> tuple[Put, Chunks]:
-        prepared = _prepared(context, new, thread, rows[0], chunks)
         status = _status(new.writes) if new.place[0] == "" else None
-        return prepared._replace(writes=rows, status=status), chunks
+        return _prepared(context, new, thread, chunks, None, rows, status), chunks
 
     if rows:
         yield from _write(context, new.address.thread_id, new.origin, prepare)
@@ -403,10 +407,12 @@ def _prepared(
     context: Context,
     new: NewCheckpoint | NewWrites,
     thread: ThreadRef | None,
-    row: CheckpointRow | WriteRow,
     chunks: Chunks,
+    row: CheckpointRow | None,
+    writes: Sequence[WriteRow],
+    status: str | None,
 ) -> Put:
-    """Return a `Put` at the place of a row, with those chunks that the store may lack."""
+    """Return a `Put` at the place of its writes, with those chunks that the store may lack."""
     memory = context.memory
     unknown = memory.unknown(thread, chunks)
     thread_id = new.address.thread_id
@@ -417,12 +423,15 @@ def _prepared(
         thread,
         "{}" if thread else inputs.thread_metadata(new.config),
         ancestry,
-        row.checkpoint_ns,
-        row.checkpoint_id,
+        writes[0].checkpoint_ns,
+        writes[0].checkpoint_id,
         {digest: context.codec.protect_chunk(chunk) for digest, chunk in unknown.items()},
+        row,
+        writes,
+        status,
         fence=None if lease is None else lease.fence,
         began=began,
-        is_announced=began is None and memory.announced.has(thread_id, row.checkpoint_id),
+        is_announced=began is None and memory.announced.has(thread_id, writes[0].checkpoint_id),
         history=memory.history,
         ttl=context.ttl,
     )
@@ -667,6 +676,8 @@ def _readings(context: Context, read: Callable[[Session], _Read]) -> Iterator[_R
 def gather_rows(session: Session, rows: Sequence[Found]) -> dict[Any, Chunks]:
     """Read the chunks of checkpoints and their writes, level by level, of all families together."""
     found: dict[Any, Chunks] = {one.thread.family: {} for one in rows}
+    if not any(one.row.refs or any(write.refs for write in one.writes) for one in rows):
+        return found
     wanted: dict[Any, set[bytes]] = {family: set() for family in found}
     for one in rows:
         for refs in (one.row.refs, *(write.refs for write in one.writes)):
@@ -764,16 +775,22 @@ def config_of(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Runnabl
     }
 
 
-@contextmanager
-def at_place(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Iterator[None]:
+class at_place:
     """Say in errors which checkpoint could not be read."""
-    try:
-        yield
-    except (CorruptChunk, UnreadableValue) as error:
-        where = f"thread {thread_id!r}, checkpoint {checkpoint_id!r}"
-        if checkpoint_ns:
-            where += f" of namespace {checkpoint_ns!r}"
-        raise type(error)(f"{where}: {error}") from error
+
+    def __init__(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> None:
+        self._place = thread_id, checkpoint_ns, checkpoint_id
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, (CorruptChunk, UnreadableValue)):
+            thread_id, checkpoint_ns, checkpoint_id = self._place
+            where = f"thread {thread_id!r}, checkpoint {checkpoint_id!r}"
+            if checkpoint_ns:
+                where += f" of namespace {checkpoint_ns!r}"
+            raise type(error)(f"{where}: {error}") from error
 
 
 def setup(context: Context) -> None:

@@ -23,6 +23,8 @@ def with_run(described: Description, run_metadata: str) -> Description:
 
 def says(metadata: str, run_metadata: str) -> bool:
     """Return whether the metadata of a thread have all that a run says."""
+    if metadata == run_metadata:
+        return True
     return with_run(Description(metadata=metadata), run_metadata).metadata == metadata
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -235,8 +234,12 @@ class ForkpointSaver(TimeTravel):
             ThreadDeleted: The thread was deleted while the run was going on.
         """
         taken = self._take(config, checkpoint, metadata, new_versions)
-        with self._announced(taken.new):
+        announced = self._context.memory.announced
+        try:
+            announced.add(id(taken), *taken.new.place)
             self._runner.run(operations.put, self._context, taken)
+        finally:
+            announced.remove(id(taken))
         return _config(taken.new)
 
     def aput(
@@ -254,8 +257,12 @@ class ForkpointSaver(TimeTravel):
         return self._aput(taken)
 
     async def _aput(self, taken: TakenCheckpoint) -> RunnableConfig:
-        with self._announced(taken.new):
+        announced = self._context.memory.announced
+        try:
+            announced.add(id(taken), *taken.new.place)
             await self._runner.arun(operations.put, self._context, taken)
+        finally:
+            announced.remove(id(taken))
         return _config(taken.new)
 
     def _take(self, *given: Any) -> TakenCheckpoint:
@@ -313,10 +320,6 @@ class ForkpointSaver(TimeTravel):
         if not context.has_codec:
             self._runner.run(operations.setup, context)
         return context
-
-    def _announced(self, new: NewCheckpoint) -> AbstractContextManager[None]:
-        announced = self._context.memory.announced
-        return announced.put(new.address.thread_id, new.checkpoint["id"])
 
     def get_next_version(self, current: Any, channel: None) -> Any:
         """Return the version of a channel that follows `current`.

@@ -35,10 +35,8 @@ def write_values(thread: int, row: WriteRow) -> tuple[Any, ...]:
 
 def checkpoint_row(values: Sequence[Any]) -> CheckpointRow:
     """Return a checkpoint as it was read, without a checksum if its thread or flags changed."""
-    *fields, thread, bound = values
-    row = CheckpointRow(*fields)
-    is_bound = _fits(row.checksum, thread, bound, hidden=row.hidden, restarts=row.restarts)
-    return row if is_bound else row._replace(checksum=b"")
+    row = CheckpointRow._make(values[:10])
+    return row if _fits(row, values[10], values[11]) else row._replace(checksum=b"")
 
 
 def write_row(values: Sequence[Any]) -> WriteRow:
@@ -50,9 +48,11 @@ def write_row(values: Sequence[Any]) -> WriteRow:
     return row._replace(checksum=b"")
 
 
-def _fits(checksum: Any, thread: Any, bound: Any, **flags: Any) -> bool:
+def _fits(row: CheckpointRow, thread: Any, bound: Any) -> bool:
+    checksum, hidden, restarts = row[7:]
     if type(checksum) is not bytes or type(thread) is not int:
         return False
-    if any(flag not in (0, 1) for flag in flags.values()):
+    if hidden not in (0, 1) or restarts not in (0, 1):
         return False
-    return bool(bound == binding(checksum, **flags) + _THREAD_UNIT * thread)
+    flags = binding(checksum, hidden=hidden, restarts=restarts)
+    return bool(bound == flags + _THREAD_UNIT * thread)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
 from typing import Any, TypeVar
 
 from forkpoint.sqlite_errors import is_locked
@@ -60,10 +62,10 @@ class Statements:
 
     def insert(self, statement: str, rows: Sequence[tuple[Any, ...]], end: str = "") -> None:
         """Insert rows by as few statements as possible: each lets go of the interpreter's lock."""
-        for batch in batches(rows, _INSERTED):
-            row = f"({marks(batch[0])})"
-            values = (value for one in batch for value in one)
-            self.run(statement + ", ".join([row] * len(batch)) + end, *values)
+        for start in range(0, len(rows), _INSERTED):
+            batch = rows[start : start + _INSERTED]
+            sql = _insertion(statement, len(batch), len(batch[0]), end)
+            self.run(sql, *chain.from_iterable(batch))
 
     def many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         self._connection.executemany(sql, rows)
@@ -74,6 +76,11 @@ class Statements:
 
     def all(self, sql: str, *values: Any, **named: Any) -> list[tuple[Any, ...]]:
         return self.run(sql, *values, **named).fetchall()
+
+
+@lru_cache
+def _insertion(statement: str, rows: int, columns: int, end: str) -> str:
+    return statement + ", ".join([f"({marks(range(columns))})"] * rows) + end
 
 
 def time_now() -> int:
