@@ -156,7 +156,12 @@ async def test_only_what_is_new_is_looked_at(
     looks = 0
     for n in range(5):
         saver.put(config("made"), checkpoint({"n": n}), {}, {"n": 1})
-    assert looks == 1
+    assert looks == 0  # they say nothing
+    made: Any = {"configurable": config("made")["configurable"] | {"user_id": "u1"}}
+    for n in range(5):
+        saver.put(made, checkpoint({"n": n}), {}, {"n": 1})
+        looks, seen = 0, looks
+        assert (seen > 0) is (n == 0)
     run = graph(saver)
     said: Any = {"configurable": {"thread_id": "run", "user_id": "u1"}}
     for n in range(3):  # what the look for the thread read is known
