@@ -494,7 +494,7 @@ def _thread_of_run(context: Context, thread_id: str, origin: Origin) -> ThreadRe
         ThreadDeleted: It was deleted since the run began.
     """
     memory, lease = context.memory, origin.lease
-    began = memory.runs.beginning(thread_id, origin.run)
+    began = None if origin.run is None else memory.runs.beginning(thread_id, origin.run)
     key = began.key if began is not None else None
 
     def is_its(thread: ThreadRef | None) -> bool:

@@ -329,20 +329,28 @@ class SqliteSession(SqliteCopying):
             thread = self._admit(put, now)
             if thread is None:
                 return None
-        self._put_chunks(thread, put.chunks)
+        if put.chunks:
+            self._put_chunks(thread, put.chunks)
         key = thread.key
         if put.row is not None and not self.run(_PUT, *checkpoint_values(key, put.row)).rowcount:
             self._replace(thread, put.row)
-        once = [write_values(key, write) for write in put.writes if not replaces(write.idx)]
+        once: list[tuple[Any, ...]] = []
+        special: list[tuple[Any, ...]] = []
+        for write in put.writes:
+            (special if replaces(write.idx) else once).append(write_values(key, write))
         self.insert(_PUT_WRITES, once)
-        special = [write_values(key, write) for write in put.writes if replaces(write.idx)]
-        replaced = [self.one(_REPLACED_REFS, *row[:5]) for row in special if row[4] > RECEIPT]
+        if special:
+            self._replace_writes(thread, special)
+        return thread
+
+    def _replace_writes(self, thread: ThreadRef, rows: Sequence[tuple[Any, ...]]) -> None:
+        key = thread.key
+        replaced = [self.one(_REPLACED_REFS, *row[:5]) for row in rows if row[4] > RECEIPT]
         if any(row and row[0] for row in replaced):
             self.note_removal(thread)
         elif any(replaced):
             self.run("UPDATE forkpoint_threads SET removals = removals + 1 WHERE key = ?", key)
-        self.insert(_REPLACE_WRITES, special)
-        return thread
+        self.insert(_REPLACE_WRITES, rows)
 
     def _put_chunks(self, thread: ThreadRef, chunks: Chunks) -> None:
         rows = [(thread.family, digest, *chunk, thread.epoch) for digest, chunk in chunks.items()]
