@@ -13,7 +13,7 @@ LAYERS = [
     {"open_files"},
     {"render", "render_diff"},
     {"render_svg"},
-    {"chunking", "removal", "messages", "inputs", "serde", "steps", "sqlite_errors"},
+    {"chunking", "entries", "removal", "messages", "inputs", "serde", "steps", "sqlite_errors"},
     {
         "codec",
         "resuming",

@@ -19,6 +19,37 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from forkpoint import chunking
+from forkpoint.entries import (
+    DICT as DICT,
+)
+from forkpoint.entries import (
+    DIGEST_BYTES as DIGEST_BYTES,
+)
+from forkpoint.entries import (
+    INLINE,
+    OPAQUE,
+    REPEATED_BYTES,
+    Volume,
+    pack_entry,
+    repeats_too_often,
+    unpack_entry,
+    unpack_nested,
+    unpack_only_entry,
+    unpacked,
+    unpacked_manifest,
+)
+from forkpoint.entries import (
+    LIST as LIST,
+)
+from forkpoint.entries import (
+    SNAPSHOT as SNAPSHOT,
+)
+from forkpoint.entries import (
+    Entry as Entry,
+)
+from forkpoint.entries import (
+    split_refs as split_refs,
+)
 from forkpoint.errors import (
     CorruptChunk,
     EncryptionMismatch,
@@ -42,12 +73,8 @@ NEST_BYTES = 4096
 NEST_DEPTH = 8
 """How many lists and dicts within each other are cut."""
 
-DIGEST_BYTES = 32
-
 _REMEMBERED_BYTES = 16 * 1024 * 1024  # of lists, twice at most
 
-INLINE, OPAQUE, LIST, DICT = range(4)
-SNAPSHOT = 4  # added to the kind: the value stands in a DeltaChannel's snapshot
 _MSGPACK = "msgpack"
 _PLAIN_TYPES = frozenset({dict, list, str, int, float})
 _FEW = 4  # elements: so many are serialized in one piece as fast as one by one
@@ -56,19 +83,6 @@ _NIL = b"\xc0"
 
 Chunk = tuple[bytes, bytes]
 """An immutable piece of a value: the chunks that it refers to, joined, and bytes of its own."""
-
-
-class Entry(NamedTuple):
-    """What a manifest says of one channel: the value itself, or the chunks that hold it.
-
-    `height` is how many levels of nodes lie between `refs` and the value's runs or pieces.
-    """
-
-    kind: int
-    type: str
-    content: bytes
-    refs: bytes
-    height: int
 
 
 class _CutList(NamedTuple):
@@ -192,7 +206,7 @@ class Codec:
                 chunks.update(needed)
             manifest[channel] = entry
         packed = ormsgpack.packb(
-            [kind, content, {channel: _pack_entry(entry) for channel, entry in manifest.items()}]
+            [kind, content, {channel: pack_entry(entry) for channel, entry in manifest.items()}]
         )
         refs = b"".join(entry.refs for entry in manifest.values())
         return Encoded(packed, refs, chunks), manifest
@@ -206,7 +220,7 @@ class Codec:
         chunks: Chunks = {}
         with _naming(f"the write to channel {channel!r}"):
             entry = self._encode(value, chunks, WRITE_INLINE_BYTES)
-        return Encoded(ormsgpack.packb(_pack_entry(entry)), entry.refs, chunks)
+        return Encoded(ormsgpack.packb(pack_entry(entry)), entry.refs, chunks)
 
     def _encode(
         self,
@@ -296,7 +310,8 @@ class Codec:
         """Cut a list or a dict between its elements."""
         kind, packed, values, keys = elements
         header = elements.header
-        if sum(map(len, packed)) <= inline:
+        size = sum(map(len, packed))
+        if size <= inline:
             return Entry(INLINE, _MSGPACK, header(len(packed)) + b"".join(packed), b"", 0)
         nested = [
             index
@@ -305,7 +320,7 @@ class Codec:
             and (type(values[index]) in (list, dict) or len(element) > chunking.PIECE_BYTES)
         ]
         if kind == LIST and not nested:
-            return self._tree(kind, "", self._cut_again(packed, chunks), chunks)
+            return self._tree(kind, "", self._cut_again(packed, chunks), chunks, size)
         leaves: list[bytes] = []
         done = 0
         for index in [*nested, len(packed)]:
@@ -316,7 +331,7 @@ class Codec:
                 key = b"" if keys is None else self._pack_key(keys[index])
                 leaves.append(self._add_nested(key, packed[index], values[index], chunks, depth))
             done = index + 1
-        return self._tree(kind, "", leaves, chunks)
+        return self._tree(kind, "", leaves, chunks, size)
 
     def _pack_key(self, key: Any) -> bytes:
         return self._serde.dumps_typed({key: None})[1][1:-1]  # neither header nor value
@@ -330,7 +345,7 @@ class Codec:
             entry = self._encode(value, chunks, 0, depth + 1, whole)
         else:
             entry = self._encode_opaque(_MSGPACK, whole, chunks, 0)
-        content = ormsgpack.packb([packed_key, _pack_entry(entry)])
+        content = ormsgpack.packb([packed_key, pack_entry(entry)])
         return self._add((entry.refs, content), chunks)
 
     def _cut_again(self, packed: list[bytes], chunks: Chunks) -> list[bytes]:
@@ -356,9 +371,16 @@ class Codec:
         if len(content) <= inline:
             return Entry(INLINE, kind, content, b"", 0)
         leaves = [self._add((b"", piece), chunks) for piece in chunking.pieces(content)]
-        return self._tree(OPAQUE, kind, leaves, chunks)
+        return self._tree(OPAQUE, kind, leaves, chunks, len(content))
 
-    def _tree(self, kind: int, type_: str, digests: list[bytes], chunks: Chunks) -> Entry:
+    def _tree(
+        self, kind: int, type_: str, digests: list[bytes], chunks: Chunks, size: int
+    ) -> Entry:
+        # Twice: a reader counts the nodes too.
+        if size * 2 > REPEATED_BYTES and repeats_too_often(
+            size * 2, sum(len(content) for _, content in chunks.values())
+        ):
+            raise InvalidInput(f"it is {size} bytes long, nearly all of which repeat the others")
         height = 0
         while len(digests) > chunking.TOP_DIGESTS:
             digests = [self._add((b"".join(node), b""), chunks) for node in chunking.nodes(digests)]
@@ -379,14 +401,19 @@ class Codec:
 
     def decode_manifest(self, content: bytes, refs: bytes) -> tuple[dict[str, Any], Manifest]:
         """Return the body of a checkpoint and its manifest, without reading any chunk."""
-        kind, body, entries = ormsgpack.unpackb(content)
+        kind, packed_body, entries = unpacked_manifest(content)
         manifest: Manifest = {}
         done = 0
         for channel, packed in entries.items():
-            entry = _unpack_entry(packed, refs, done)
+            entry = unpack_entry(packed, refs, done)
             done += len(entry.refs)
             manifest[channel] = entry
-        return self._load(kind, body), manifest
+        body = self._load(kind, packed_body)
+        if done != len(refs) or type(body) is not dict:
+            raise CorruptChunk("the manifest is not of the shape that is written")
+        if not isinstance(body.get("channel_versions", {}), dict):
+            raise CorruptChunk("the versions of the channels are not what was written")
+        return body, manifest
 
     def decode_entry(self, entry: Entry, stored: Mapping[bytes, Chunk]) -> Any:
         """Return the value of one channel.
@@ -399,63 +426,105 @@ class Codec:
             CorruptChunk: A chunk is missing, or is not what was written.
             UnreadableValue: A value names a type that may not, or cannot, be restored.
         """
-        return self._decode(entry, stored)
+        return self._decode(entry, stored, Volume())
 
     def decode_write(self, content: bytes, refs: bytes, stored: Mapping[bytes, Chunk]) -> Any:
         """Return the value of a write; see `decode_entry`."""
-        return self._decode(_unpack_entry(ormsgpack.unpackb(content), refs, 0), stored)
+        entry = unpack_only_entry(unpacked(content, "a write"), refs)
+        return self._decode(entry, stored, Volume())
 
-    def _decode(self, entry: Entry, stored: Mapping[bytes, Chunk]) -> Any:
+    def _decode(
+        self, entry: Entry, stored: Mapping[bytes, Chunk], volume: Volume, depth: int = 0
+    ) -> Any:
+        if depth > NEST_DEPTH:
+            raise CorruptChunk("a value is cut at more levels than any is")
         if entry.kind & SNAPSHOT:
-            assert DeltaSnapshot is not None
-            return DeltaSnapshot(self._decode(entry._replace(kind=entry.kind ^ SNAPSHOT), stored))
+            if DeltaSnapshot is None:
+                raise UnreadableValue("a DeltaChannel needs a newer langgraph-checkpoint")
+            plain = entry._replace(kind=entry.kind ^ SNAPSHOT)
+            return DeltaSnapshot(self._decode(plain, stored, volume, depth))
         if entry.kind == INLINE:
             return self._load(entry.type, entry.content)
         leaves = split_refs(entry.refs)
         for _ in range(entry.height):
-            leaves = [ref for node in leaves for ref in self.below(node, stored)]
+            leaves = self.next_level(leaves, stored, volume)
         if entry.kind == OPAQUE:
-            pieces = [self._open(leaf, stored)[1] for leaf in leaves]
+            pieces = []
+            for leaf in leaves:
+                pieces.append(self._open(leaf, stored)[1])
+                volume.add(leaf, len(pieces[-1]))
             return self._load(entry.type, b"".join(pieces))
-        return self.decode_leaves(entry.kind, leaves, stored)
+        return self._join(entry.kind, leaves, stored, volume, depth)
 
-    def below(self, node: bytes, stored: Mapping[bytes, Chunk]) -> list[bytes]:
-        """Return the digests that a node of a tree holds."""
-        return split_refs(self._open(node, stored)[0])
+    def next_level(
+        self, nodes: list[bytes], stored: Mapping[bytes, Chunk], volume: Volume
+    ) -> list[bytes]:
+        """Return the digests that the nodes of one level of a tree hold, one after the other.
+
+        Raises:
+            CorruptChunk: One is missing, is no node, or they repeat each other too often.
+        """
+        opened: dict[bytes, list[bytes]] = {}
+        leaves: list[bytes] = []
+        for node in nodes:
+            if node not in opened:
+                opened[node] = self._below(node, stored)
+            volume.add(node, len(opened[node]) * DIGEST_BYTES)
+            leaves += opened[node]
+        return leaves
+
+    def _below(self, node: bytes, stored: Mapping[bytes, Chunk]) -> list[bytes]:
+        refs, content = self._open(node, stored)
+        if not refs or len(refs) % DIGEST_BYTES or content:
+            raise CorruptChunk(f"chunk {node.hex()} is no node of a tree")
+        return split_refs(refs)
 
     def decode_leaves(self, kind: int, leaves: list[bytes], stored: Mapping[bytes, Chunk]) -> Any:
         """Return the elements of a list, or the items of a dict, that some of its leaves hold."""
-        chunks = [self._open(leaf, stored) for leaf in leaves]
-        if kind == LIST:
-            elements: list[Any] = []
-            for leaf, (refs, content) in zip(leaves, chunks, strict=True):
-                if refs:
-                    elements.append(self._decode_nested(refs, content, stored)[1])
-                else:
-                    elements += self._restore_run(leaf, content)
-            return elements
+        return self._join(kind, leaves, stored, Volume(), 0)
+
+    def _join(
+        self,
+        kind: int,
+        leaves: list[bytes],
+        stored: Mapping[bytes, Chunk],
+        volume: Volume,
+        depth: int,
+    ) -> Any:
+        elements: list[Any] = []
         mapping: dict[Any, Any] = {}
-        for refs, content in chunks:
+        for leaf in leaves:
+            refs, content = self._open(leaf, stored)
+            volume.add(leaf, len(content))
             if refs:
-                packed_key, value = self._decode_nested(refs, content, stored)
-                (key,) = self._load(_MSGPACK, chunking.map_header(1) + packed_key + _NIL)
-                mapping[key] = value
+                key, entry = unpack_nested(content, refs)
+                value = self._decode(entry, stored, volume, depth + 1)
+                if kind == LIST:
+                    elements.append(value)
+                else:
+                    mapping.update(self._load_item(key, value))
+            elif kind == LIST:
+                elements += self._restore_run(leaf, content)
             else:
-                mapping.update(self._load(_MSGPACK, content))
-        return mapping
+                mapping.update(self._load_run(content, dict))
+        return elements if kind == LIST else mapping
+
+    def _load_item(self, packed_key: bytes, value: Any) -> dict[Any, Any]:
+        item = self._load_run(chunking.map_header(1) + packed_key + _NIL, dict)
+        return dict.fromkeys(item, value)
+
+    def _load_run(self, content: bytes, type_: type) -> Any:
+        run = self._load(_MSGPACK, content)
+        if type(run) is not type_ or not run:
+            raise CorruptChunk("a run of elements is not of the shape that is written")
+        return run
 
     def _restore_run(self, digest: bytes, content: bytes) -> list[Any]:
         restored: list[Any] | None = self._memo.restored(digest)
         if restored is None:
-            restored = self._load(_MSGPACK, content)
+            restored = self._load_run(content, list)
             self._memo.remember_run(digest, restored)
         return restored
-
-    def _decode_nested(
-        self, refs: bytes, content: bytes, stored: Mapping[bytes, Chunk]
-    ) -> tuple[bytes, Any]:
-        key, packed = ormsgpack.unpackb(content)
-        return key, self._decode(_unpack_entry(packed, refs, 0), stored)
 
     def _open(self, digest: bytes, stored: Mapping[bytes, Chunk]) -> Chunk:
         """Return the chunk that was stored under a digest, once it is known to be that."""
@@ -463,6 +532,8 @@ class Codec:
         if protected is None:
             raise CorruptChunk(f"chunk {digest.hex()} is missing")
         refs, content = protected
+        if not isinstance(refs, bytes) or not isinstance(content, bytes):
+            raise CorruptChunk(f"chunk {digest.hex()} is not what was written")
         chunk = (refs, self.reveal(content) if content else b"")
         if self.digest(chunk) != digest:
             raise CorruptChunk(f"chunk {digest.hex()} is not what was written")
@@ -588,33 +659,12 @@ def open_secret(cipher: CipherProtocol, stored: bytes) -> bytes | None:
 _SECRET_LABEL = b"forkpoint digest key:"
 
 
-def split_refs(refs: bytes) -> list[bytes]:
-    """Return the digests that are joined in `refs`."""
-    if not refs:
-        return []
-    return [refs[start : start + DIGEST_BYTES] for start in range(0, len(refs), DIGEST_BYTES)]
-
-
 def _unchanged(serde: object, known: type) -> bool:
     """Return whether a serializer reads and writes as `known` does, with nothing overridden."""
     return isinstance(serde, known) and all(
         getattr(type(serde), name) is getattr(known, name)
         for name in ("dumps_typed", "loads_typed")
     )
-
-
-def _pack_entry(entry: Entry) -> list[Any]:
-    if entry.kind & ~SNAPSHOT == INLINE:
-        return [entry.kind, entry.type, entry.content]
-    return [entry.kind, entry.type, len(entry.refs) // DIGEST_BYTES, entry.height]
-
-
-def _unpack_entry(packed: list[Any], refs: bytes, start: int) -> Entry:
-    kind, type_, *rest = packed
-    if kind & ~SNAPSHOT == INLINE:
-        return Entry(kind, type_, rest[0], b"", 0)
-    length, height = rest
-    return Entry(kind, type_, b"", refs[start : start + length * DIGEST_BYTES], height)
 
 
 class _naming:

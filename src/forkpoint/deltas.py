@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from forkpoint.codec import Chunks, Codec, Entry, gather
 from forkpoint.inputs import Address
 from forkpoint.operations import Context, at_place, consistently, load_write, order_of
 from forkpoint.receipts import NO_CHANNEL
-from forkpoint.rows import check_end, open_checkpoint, settled
+from forkpoint.rows import check_end, metadata_of, open_checkpoint, settled
 from forkpoint.storage import CheckpointRow, Found, Session, Stale, WriteRow
 
 
@@ -135,4 +134,4 @@ class _Walk:
         self, row: CheckpointRow, body: dict[str, Any], manifest: dict[str, Entry]
     ) -> set[str]:
         versions = body.get("channel_versions", {})
-        return removal.rebuilt_channels(json.loads(row.metadata), versions, manifest)
+        return removal.rebuilt_channels(metadata_of(row), versions, manifest)

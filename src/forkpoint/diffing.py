@@ -7,12 +7,12 @@ node or a run, is left out on both sides without being read.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from forkpoint.codec import DICT, LIST, SNAPSHOT, Chunks, Codec, Entry, Manifest, gather, split_refs
+from forkpoint.entries import Volume
 from forkpoint.errors import CheckpointNotFound
 from forkpoint.inputs import Address
 from forkpoint.operations import (
@@ -23,7 +23,7 @@ from forkpoint.operations import (
     place_of,
 )
 from forkpoint.removal import is_internal, rebuilt_channels
-from forkpoint.rows import open_checkpoint
+from forkpoint.rows import metadata_of, open_checkpoint
 from forkpoint.storage import Found, Session
 from forkpoint.types import ChannelDiff, StateDiff
 
@@ -101,7 +101,7 @@ def _side(codec: Codec, session: Session, address: Address) -> _Side:
 
 
 def _rebuilt(found: Found, versions: Mapping[str, Any], manifest: Manifest) -> set[str]:
-    return rebuilt_channels(json.loads(found.row.metadata), versions, manifest)
+    return rebuilt_channels(metadata_of(found.row), versions, manifest)
 
 
 def _names(before: _Side, after: _Side) -> list[str]:
@@ -127,6 +127,7 @@ def _parts(
         return _Part(entries[0], None), _Part(entries[1], None)
     levels = [split_refs(entry.refs) for entry in entries]
     heights = [entry.height for entry in entries]
+    volumes = Volume(), Volume()
     for height in range(max(heights), 0, -1):
         if heights[0] == heights[1]:
             levels = _without_common(*levels)
@@ -135,7 +136,8 @@ def _parts(
                 nodes = levels[position]
                 family = side.found.thread.family
                 stored |= session.chunks(family, set(nodes), follow=False)
-                levels[position] = [ref for node in nodes for ref in codec.below(node, stored)]
+                with at_place(side.found.thread_id, *place_of(side.found.row)):
+                    levels[position] = codec.next_level(nodes, stored, volumes[position])
                 heights[position] -= 1
     first, second = _without_common(*levels)
     return _Part(entries[0], first), _Part(entries[1], second)

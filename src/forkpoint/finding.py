@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from forkpoint.operations import (
     get_tuple,
     place_of,
 )
-from forkpoint.rows import open_checkpoint
+from forkpoint.rows import metadata_of, open_checkpoint
 from forkpoint.storage import CheckpointRow, Session, ThreadRef
 from forkpoint.types import MessageOrigin
 
@@ -61,7 +60,7 @@ def _origin(
 ) -> MessageOrigin:
     before = first - 1
     # A checkpoint that holds the input of the next step holds the message already.
-    if before >= 0 and json.loads(rows[before].metadata).get("source") == "input":
+    if before >= 0 and metadata_of(rows[before]).get("source") == "input":
         before -= 1
     found = []
     for row in (rows[first], *rows[max(before, 0) : before + 1]):
@@ -112,7 +111,7 @@ class _Search:
         if entry is not None:
             value = self._context.codec.decode_entry(entry, self._read(entry))
             return is_left(self._message_id, [value])
-        metadata, versions = json.loads(row.metadata), body.get("channel_versions", {})
+        metadata, versions = metadata_of(row), body.get("channel_versions", {})
         if self._channel not in removal.rebuilt_channels(metadata, versions, manifest):
             return False
         address = Address(self._thread_id, "", row.checkpoint_id)

@@ -40,7 +40,13 @@ from forkpoint.operations import (
     thread_config,
 )
 from forkpoint.receipts import RECEIPT
-from forkpoint.rows import check_end, checkpoint_receipt, checkpoint_with_checksum, open_checkpoint
+from forkpoint.rows import (
+    check_end,
+    checkpoint_receipt,
+    checkpoint_with_checksum,
+    metadata_of,
+    open_checkpoint,
+)
 from forkpoint.serde import DeltaSnapshot
 from forkpoint.steps import Steps
 from forkpoint.storage import (
@@ -226,7 +232,7 @@ def _channels(context: Context, found: Found, row: CheckpointRow) -> tuple[set[s
     with at_place(found.thread_id, *place_of(row)):
         body, manifest = open_checkpoint(context.codec, row)
     versions = body.get("channel_versions", {})
-    rebuilt = removal.rebuilt_channels(json.loads(row.metadata), versions, manifest)
+    rebuilt = removal.rebuilt_channels(metadata_of(row), versions, manifest)
     return set(manifest), rebuilt
 
 
@@ -241,7 +247,7 @@ def _with_values(context: Context, found: Found, new: NewFork) -> tuple[Checkpoi
         names = versions.keys() | manifest.keys()
         known = sorted(name for name in names if not removal.is_internal(name))
         raise InvalidInput(f"unknown channels in values: {sorted(unknown)}; there are {known}")
-    metadata = json.loads(row.metadata)
+    metadata = metadata_of(row)
     counters = metadata.pop(removal.COUNTERS, None) or {}
     newest = max(versions.values(), default=None)
     values: dict[str, Any] = dict.fromkeys(manifest)

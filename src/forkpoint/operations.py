@@ -6,7 +6,6 @@ the store only through `forkpoint.storage.Session`.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +42,7 @@ from forkpoint.owners import ConfinedStorage
 from forkpoint.rows import (
     checkpoint_receipt,
     checkpoint_with_checksum,
+    metadata_of,
     open_checkpoint,
     open_write,
     settled,
@@ -695,7 +695,7 @@ def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> Chec
     codec = context.codec
     with at_place(thread_id, row.checkpoint_ns, row.checkpoint_id):
         body, manifest = open_checkpoint(codec, row)
-        metadata = _metadata(row)
+        metadata = metadata_of(row)
         if row.run_id not in (None, inputs.run_id(metadata)):
             raise CorruptChunk("the run of the checkpoint is not that which was written")
         values = {channel: codec.decode_entry(entry, stored) for channel, entry in manifest.items()}
@@ -712,13 +712,6 @@ def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> Chec
         parent_config=config_of(thread_id, row.checkpoint_ns, parent) if parent else None,
         pending_writes=pending,
     )
-
-
-def _metadata(row: CheckpointRow) -> Any:
-    try:
-        return json.loads(row.metadata)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CorruptChunk(f"the metadata cannot be read: {error}") from error
 
 
 def load_write(codec: Codec, row: WriteRow, stored: Mapping[bytes, Chunk]) -> PendingWrite:
@@ -742,7 +735,7 @@ def replays_before(row: CheckpointRow) -> str:
     It is its own, or its parent's where it is the outcome of an update: that was made after the
     subgraphs had run.
     """
-    is_update = _metadata(row).get("source") in ("update", "fork")
+    is_update = metadata_of(row).get("source") in ("update", "fork")
     parent = row.parent_checkpoint_id
     return parent if is_update and parent is not None else row.checkpoint_id
 

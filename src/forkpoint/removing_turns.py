@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from forkpoint import removal
 from forkpoint.operations import Context, place_of
-from forkpoint.rows import open_checkpoint
+from forkpoint.rows import metadata_of, open_checkpoint
 from forkpoint.storage import CheckpointRow, Counts, Extent, RemovalPart, Session, Stale, ThreadRef
 from forkpoint.turns import Turns, Work
 
@@ -103,7 +103,7 @@ def _header(context: Context, row: CheckpointRow, *, rebuilds: bool) -> removal.
         body, manifest = open_checkpoint(context.codec, row)
         versions = body.get("channel_versions", {})
         stored = frozenset(manifest)
-        rebuilt = removal.rebuilt_channels(json.loads(row.metadata), versions, stored)
+        rebuilt = removal.rebuilt_channels(metadata_of(row), versions, stored)
     return removal.Header((row.checkpoint_ns, parent) if parent else None, stored, rebuilt)
 
 
@@ -251,7 +251,7 @@ def _outline(row: CheckpointRow, names: dict[str, str]) -> CheckpointRow:
 
 
 def _outlined(row: CheckpointRow) -> str:
-    is_update = row.checkpoint_ns == "" and json.loads(row.metadata).get("source") in (
+    is_update = row.checkpoint_ns == "" and metadata_of(row).get("source") in (
         "update",
         "fork",
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from forkpoint.codec import Codec, Manifest
+from forkpoint.codec import DIGEST_BYTES, Codec, Manifest
 from forkpoint.errors import CorruptChunk
 from forkpoint.receipts import NO_CHANNEL, RECEIPT, receipts_of, writes_of
 from forkpoint.removal import NULL_TASK_ID
@@ -44,6 +45,7 @@ def open_checkpoint(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], M
     Raises:
         CorruptChunk: It is not what was written.
     """
+    _check_refs(row.refs)
     content = codec.reveal(row.content)
     if _checkpoint_checksum(codec, row, content) != row.checksum:
         raise CorruptChunk("the checkpoint is not what was written")
@@ -56,10 +58,33 @@ def open_write(codec: Codec, row: WriteRow) -> bytes:
     Raises:
         CorruptChunk: It is not what was written.
     """
+    _check_refs(row.refs)
     content = codec.reveal(row.content)
     if _write_checksum(codec, row, content) != row.checksum:
         raise CorruptChunk(f"a write to channel {row.channel!r} is not what was written")
     return content
+
+
+def _check_refs(refs: Any) -> None:
+    if not isinstance(refs, bytes) or len(refs) % DIGEST_BYTES:
+        raise CorruptChunk("the refs of a stored row are not what was written")
+
+
+def metadata_of(row: CheckpointRow) -> Any:
+    """Return the metadata of a checkpoint.
+
+    Raises:
+        CorruptChunk: They are not what was written; it names the checkpoint.
+    """
+    try:
+        metadata = json.loads(row.metadata)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CorruptChunk(
+            f"the metadata of checkpoint {row.checkpoint_id!r} cannot be read: {error}"
+        ) from error
+    if not isinstance(metadata, dict):
+        raise CorruptChunk(f"the metadata of checkpoint {row.checkpoint_id!r} are no object")
+    return metadata
 
 
 def check_end(oldest: CheckpointRow, rebuilt: Collection[str]) -> None:

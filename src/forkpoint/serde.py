@@ -28,7 +28,7 @@ import sys
 import threading
 import uuid
 import zoneinfo
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from enum import Enum
 from typing import Any
@@ -94,6 +94,8 @@ _KNOWN = frozenset(
         ("pydantic.v1.types", "SecretBytes"),
     }
 )
+
+_SAME_HASHES = 64  # elements of a set, at most
 
 AllowedType = tuple[str, ...] | type
 
@@ -179,6 +181,7 @@ class SafeSerializer(JsonPlusSerializer):
             raise UnreadableValue(f"a stored value has the unknown extension type {code}")
         module, name, content = fields[:3]
         target = self._resolved.get((module, name)) or self._resolve(module, name)
+        _check_arguments(code, target, content)
         try:
             if code == _PYDANTIC_2:
                 return _pydantic(target, content, "model_construct")
@@ -290,6 +293,45 @@ def _is_data_class(found: type) -> bool:
     )
 
 
+def _check_arguments(code: int, target: Callable[..., Any], content: Any) -> None:
+    """Refuse what no value is written with, and what would take for ever to go through.
+
+    Raises:
+        UnreadableValue: The arguments are of another shape.
+    """
+    fits = True
+    if code == _CONSTRUCTOR_ARGUMENTS:
+        fits = isinstance(content, (list, tuple))
+    elif code in (_CONSTRUCTOR_KEYWORDS, _PYDANTIC_1, _PYDANTIC_2):
+        fits = isinstance(content, dict) and all(isinstance(key, str) for key in content)
+    is_collection = isinstance(target, type) and issubclass(target, (set, frozenset, deque))
+    if is_collection and code == _CONSTRUCTOR_ONE_ARGUMENT:
+        # An IP network, for one, is a few bytes, and has up to 2**128 addresses.
+        fits = isinstance(content, (list, tuple, set, frozenset, deque))
+    elif is_collection and code == _CONSTRUCTOR_ARGUMENTS and fits:
+        fits = all(isinstance(each, (list, tuple)) for each in content)
+    if not fits:
+        raise UnreadableValue(
+            f"{getattr(target, '__name__', target)} is stored with arguments that it is never "
+            "written with"
+        )
+    if is_collection and not issubclass(target, deque):  # type: ignore[arg-type]
+        for elements in [content] if code == _CONSTRUCTOR_ONE_ARGUMENT else content:
+            _check_hashes(elements)
+
+
+def _check_hashes(elements: Collection[Any]) -> None:
+    """Refuse elements that were chosen to have the same hash: a set of n takes n * n steps."""
+    if len(elements) <= _SAME_HASHES:
+        return
+    try:
+        (_, most), *_ = Counter(map(hash, elements)).most_common(1)
+    except TypeError as error:
+        raise UnreadableValue(f"a stored set has an element that cannot be: {error}") from error
+    if most > _SAME_HASHES:
+        raise UnreadableValue("a stored set has too many elements with one hash")
+
+
 def _positional(target: Callable[..., Any], content: Any) -> Any:
     if (
         getattr(target, "__name__", "") == "Send"
@@ -341,6 +383,8 @@ def _numpy_array(fields: Any) -> Any:
         import numpy
 
         dtype, shape, order, content = fields
+        if not (isinstance(shape, (list, tuple)) and isinstance(content, bytes)):
+            raise TypeError("its shape or its content is of the wrong type")
         return numpy.frombuffer(content, dtype=numpy.dtype(dtype)).reshape(shape, order=order)
     except Exception as error:
         raise UnreadableValue(f"a stored NumPy array could not be restored: {error}") from error
