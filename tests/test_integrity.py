@@ -83,3 +83,17 @@ def test_a_parent_that_never_was_stored_is_no_missing_one(store: Store, durabili
         second = graph.invoke({"log": ["again"]}, config(), durability=durability)
         assert graph.get_state(config()).values["log"] == second["log"]
         assert len(second["log"]) > len(first["log"])
+
+
+async def test_a_task_that_named_two_channels_for_one_write_is_read_by_either(api: Api) -> None:
+    """Its writes are stored once: of those of one number, the first one counts."""
+    place = put(api.saver, {"n": 1})
+    await api.put_writes(place, [("c", 1), ("d", 2)], "task")
+    await api.put_writes(place, [("__error__", "again"), ("c", 3)], "task")
+    child = put(api.saver, {"n": 2}, parent=place)
+    read = await api.get_delta_channel_history(config=child, channels=["c", "d", "e"])
+    assert [write[2] for write in read["c"]["writes"]] == [1]
+    assert [write[2] for write in read["d"]["writes"]] == [2]
+    for channel in "cd":
+        read = await api.get_delta_channel_history(config=child, channels=[channel])
+        assert len(read[channel]["writes"]) == 1

@@ -7,7 +7,7 @@ is copied, removed and read together with the writes. Nothing else is lost with 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from zlib import crc32
 
 import ormsgpack
@@ -59,19 +59,17 @@ def receipts_of(writes: Sequence[tuple[int, str]]) -> list[tuple[int, bytes]]:
     return receipts
 
 
-def writes_of(receipt: int, content: bytes, channels: Collection[str] | None) -> Iterable[int]:
-    """Return the `idx` of the writes that a receipt is of.
+def writes_of(receipt: int, content: bytes) -> Iterable[tuple[int, str | None]]:
+    """Return the `idx` of the writes that a receipt is of, each with its channel.
 
     Args:
         receipt: Its own `idx`, less than that of the receipt of a checkpoint.
-        content: Its content.
-        channels: The channels that are asked for; None for all.
+        content: Its content. It names no channel of writes that replace each other.
     """
     if receipt > _WRITES:
-        return (receipt - RECEIPT,) if channels is None else ()
+        return ((receipt - RECEIPT, None),)
     return [
-        idx
+        (idx, channel)
         for channel, first, number in ormsgpack.unpackb(content)
-        if channels is None or channel in channels
         for idx in range(first, first + number)
     ]

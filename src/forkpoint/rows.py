@@ -137,19 +137,25 @@ def settled(
     if len(writes) == len(rows):
         return writes
     stored = {row[:4] for row in writes}
+    named: dict[tuple[Any, ...], set[str | None]] = {}
     for row in rows:
         if row.idx >= RECEIPT:
             continue
         # The content of a receipt is not encrypted.
         if _write_checksum(codec, row, row.content) != row.checksum:
             raise CorruptChunk("a receipt of writes is not what was written")
-        task = row[:3]
-        missing = [
-            idx for idx in writes_of(row.idx, row.content, channels) if (*task, idx) not in stored
-        ]
-        if missing:
-            raise CorruptChunk(
-                f"{len(missing)} of the writes of task {row.task_id!r} after checkpoint "
-                f"{row.checkpoint_id!r} are missing"
-            )
+        for idx, channel in writes_of(row.idx, row.content):
+            named.setdefault((*row[:3], idx), set()).add(channel)
+    # A task that put twice may have named two channels for one write, and the first one counts.
+    missing = [
+        place
+        for place, names in named.items()
+        if place not in stored and (channels is None or names <= set(channels))
+    ]
+    if missing:
+        _, checkpoint_id, task_id, _ = missing[0]
+        raise CorruptChunk(
+            f"{len(missing)} of the writes of task {task_id!r} after checkpoint {checkpoint_id!r} "
+            "are missing"
+        )
     return writes
