@@ -11,7 +11,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from forkpoint import CorruptChunk, SafeSerializer
 from graphs import SHAPES
 from stores import Store
-from support import config, id_of, put
+from support import Api, config, id_of, put
 
 
 def encrypted() -> SerializerProtocol:
