@@ -196,6 +196,9 @@ def steps_of_entries(
         elif replaces(idx):
             steps.append(Step("row", ReplaceOne(place, entry, upsert=True)))
         else:
+            if entry["kind"] == "checkpoint":
+                # One that is there ends the bulk: what follows would say that it counts twice.
+                place |= {"family": thread.family, "visible": {"$in": []}}
             steps.append(Step("entry", UpdateOne(place, {"$setOnInsert": entry}, upsert=True)))
     steps = [*_chunks(put, thread, is_sharded=False), *steps]
     if beginning is None:
