@@ -131,7 +131,7 @@ def test_threads_that_are_made_and_deleted_all_the_time_leave_nothing(
 
 # Walks
 
-THREADS = 120
+THREADS = 60
 KEPT = [f"t{n:03}" for n in range(THREADS)]
 
 
@@ -239,14 +239,14 @@ def test_a_walk_that_took_too_long_goes_on_with_what_there_is(
 ) -> None:
     catalog = fill(saver)
     wanted = ThreadFilter(tags=["kept"])
-    first = catalog.search(wanted, sort_by=sort_by, limit=50)
+    first = catalog.search(wanted, sort_by=sort_by, limit=25)
     assert first.next_cursor is not None
     cursor = first.next_cursor
     if isinstance(store, SqliteStore):
         with store.connection() as connection:
             connection.execute("UPDATE forkpoint_walks SET began_at = 0")
     else:  # what the server kept of that moment is gone
-        selection = selection_of(catalog._wanted(wanted), sort_by, True, 50)
+        selection = selection_of(catalog._wanted(wanted), sort_by, True, 25)
         last = first.items[-1]
         place = getattr(last, sort_by)
         if sort_by.endswith("_at"):

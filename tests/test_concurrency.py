@@ -47,7 +47,7 @@ def run(store: Store, workload: str, process: int, puts: int, barrier: Any) -> N
             WORKLOADS[workload](saver, process, n)
 
 
-@pytest.mark.parametrize("puts", [40, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("puts", [20, pytest.param(500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_eight_processes_lose_nothing_and_store_each_chunk_once(
     store: Store, workload: str, puts: int
@@ -73,20 +73,21 @@ def test_eight_processes_lose_nothing_and_store_each_chunk_once(
     assert store.count("chunks") == (puts if shared else PROCESSES * puts)
 
 
+@pytest.mark.parametrize("rounds", [12, pytest.param(40, marks=pytest.mark.slow)])
 async def test_sync_threads_and_async_tasks_share_one_saver(
-    saver: ForkpointSaver, store: Store
+    rounds: int, saver: ForkpointSaver, store: Store
 ) -> None:
     messages = [HumanMessage("x" * 400, id=str(n)) for n in range(60)]
 
     def sync_work(name: str) -> None:
         parent = None
-        for n in range(40):
+        for n in range(rounds):
             parent = put(saver, {"messages": messages[:n]}, parent=parent, thread_id=name)
             saver.put_writes(parent, [("c", n)], "task")
 
     async def async_work(name: str) -> None:
         parent = config(name)
-        for n in range(40):
+        for n in range(rounds):
             made = checkpoint({"messages": messages[:n]})
             parent = await saver.aput(parent, made, {}, {"messages": 1})
             await saver.aput_writes(parent, [("c", n)], "task")
@@ -100,12 +101,13 @@ async def test_sync_threads_and_async_tasks_share_one_saver(
         thread.join()
 
     found = list(saver.list(None))
-    assert len(found) == 12 * 40
+    assert len(found) == 12 * rounds
     assert all(len(one.pending_writes or []) == 1 for one in found)
     assert store.problems(saver) == []
 
 
-def test_deleting_and_copying_while_others_write_breaks_nothing(store: Store) -> None:
+@pytest.mark.parametrize("rounds", [4, pytest.param(15, marks=pytest.mark.slow)])
+def test_deleting_and_copying_while_others_write_breaks_nothing(store: Store, rounds: int) -> None:
     """One family, in which chunks die and come back all the time."""
     errors: list[BaseException] = []
     with store.saver() as saver:
@@ -114,7 +116,7 @@ def test_deleting_and_copying_while_others_write_breaks_nothing(store: Store) ->
         def work(seed: int) -> None:
             rng = random.Random(seed)
             with store.saver() as own:
-                for round_ in range(15):
+                for round_ in range(rounds):
                     name = f"copy-{seed}-{round_}"
                     own.copy_thread("root", name)
                     head = own.get_tuple(config(name))

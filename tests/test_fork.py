@@ -443,6 +443,7 @@ async def test_values_leave_what_is_to_be_done_to_be_done(api: Api, store: Store
     assert store.problems(api.saver) == []
 
 
+@pytest.mark.in_turns
 @pytest.mark.parametrize("name", ["snapshots", "deltas", "deltas, durability exit"])
 def test_values_of_a_delta_channel_are_replaced_at_any_checkpoint(
     name: str, saver: ForkpointSaver, store: Store
@@ -972,12 +973,11 @@ def file_size(store: SqliteStore) -> int:
 
 # While others remove
 
-ROUNDS = 6
 
-
+@pytest.mark.parametrize("rounds", [2, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["purge", "trim", "rollback"])
 def test_a_fork_that_is_made_while_another_removes_is_whole_or_none(
-    name: str, store: Store
+    name: str, rounds: int, store: Store
 ) -> None:
     """The thread is rebuilt and removed from without end, and forked at the same time."""
     removals: dict[str, Callable[[ForkpointSaver], object]] = {
@@ -993,7 +993,7 @@ def test_a_fork_that_is_made_while_another_removes_is_whole_or_none(
         try:
             with store.saver() as saver:
                 graph = graph_of(saver)
-                for n in range(ROUNDS):
+                for n in range(rounds):
                     graph.invoke({"log": [f"turn {n} " * 100]}, thread("thread"))
                     removals[name](saver)
         except BaseException as error:
@@ -1023,7 +1023,7 @@ def test_a_fork_that_is_made_while_another_removes_is_whole_or_none(
             if state.next != ("__start__",):
                 assert state.values["log"][0] in (
                     "first",
-                    *(f"turn {n} " * 100 for n in range(ROUNDS)),
+                    *(f"turn {n} " * 100 for n in range(rounds)),
                 )
         assert store.problems(saver) == []
         assert graph.invoke({"log": ["last"]}, thread(made[-1]))["log"].count("last") == 1

@@ -297,13 +297,30 @@ def test_options_that_make_no_client_are_refused_at_once(options: dict[str, Any]
 @pytest.mark.parametrize(
     "options",
     [
-        {"document_class": RawBSONDocument},
-        {"document_class": SON},
-        {"tz_aware": True, "uuidRepresentation": "standard"},
-        {"server_api": ServerApi("1", strict=True, deprecation_errors=True)},
-        {"maxPoolSize": 1},
-        {"timeoutMS": 60_000},
-        {"compressors": "zlib"},
+        {
+            "document_class": RawBSONDocument,
+            "tz_aware": True,
+            "maxPoolSize": 1,
+            "uuidRepresentation": "standard",
+            "compressors": "zlib",
+            "timeoutMS": 600_000,
+        },
+        {
+            "document_class": SON,
+            "server_api": ServerApi("1", strict=True, deprecation_errors=True),
+        },
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {"document_class": RawBSONDocument},
+                {"document_class": SON},
+                {"tz_aware": True, "uuidRepresentation": "standard"},
+                {"server_api": ServerApi("1", strict=True, deprecation_errors=True)},
+                {"maxPoolSize": 1},
+                {"timeoutMS": 600_000},
+                {"compressors": "zlib"},
+            )
+        ),
     ],
     ids=", ".join,
 )

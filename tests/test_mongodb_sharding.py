@@ -173,13 +173,26 @@ def test_without_shards_a_document_that_says_its_family_may_be_stored_by_its_id(
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"w": 0},
-        {"w": 1, "journal": False},
-        {"readPreference": "secondaryPreferred"},
-        {"readConcernLevel": "available"},
-        {"readConcernLevel": "linearizable"},
-        {"retryWrites": False, "retryReads": False},
+        {"w": 0, "readPreference": "secondaryPreferred", "readConcernLevel": "available"},
+        {
+            "w": 1,
+            "journal": False,
+            "readConcernLevel": "linearizable",
+            "retryWrites": False,
+            "retryReads": False,
+        },
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {},
+                {"w": 0},
+                {"w": 1, "journal": False},
+                {"readPreference": "secondaryPreferred"},
+                {"readConcernLevel": "available"},
+                {"readConcernLevel": "linearizable"},
+                {"retryWrites": False, "retryReads": False},
+            )
+        ),
     ],
     ids=repr,
 )
