@@ -189,7 +189,7 @@ async def test_a_lease_that_is_renewed_after_its_time_is_searched_as_held(
     storage: Any = api.saver._context.storage
     with storage.writing() as session:
         held = session.record("thread").thread
-        lease = session.lease(held, "holder", 1, take_over=False)
+        lease = session.lease(held, "holder", 1, take_over=False, waits=False)
     while catalog.is_busy("thread"):
         pass
     put(api.saver, {"n": 1})
