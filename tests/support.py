@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,6 +62,11 @@ def collected(saver: ForkpointSaver, family: Any) -> Collected:
     return finish(in_turns(storage, lambda turns: collect(turns, family)))
 
 
+def counts_of(saver: ForkpointSaver) -> dict[str, int]:
+    """Return how many checkpoints are listed of each thread."""
+    return dict(Counter(found.config["configurable"]["thread_id"] for found in saver.list(None)))
+
+
 class Api:
     """A saver, or a catalog, as tests call it: they drive its sync methods or their async twins.
 
@@ -105,4 +111,14 @@ def drawn(few: int, many: int, *strategies: Any, **named: Any) -> Callable[[Any]
     return decorate
 
 
-__all__ = ["Api", "checkpoint", "collected", "config", "drawn", "id_of", "put", "value_of"]
+__all__ = [
+    "Api",
+    "checkpoint",
+    "collected",
+    "config",
+    "counts_of",
+    "drawn",
+    "id_of",
+    "put",
+    "value_of",
+]

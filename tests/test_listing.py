@@ -261,16 +261,22 @@ async def test_a_thread_whose_type_cannot_be_restored_does_not_hide_the_other_th
     assert await is_at_its_end(listing)
 
 
+def replace_metadata(path: Path, n: int, text: bytes) -> None:
+    """Put these bytes in the place of the metadata whose `n` is this, as text."""
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "UPDATE forkpoint_checkpoints SET metadata = CAST(? AS TEXT)"
+            " WHERE json_extract(metadata, '$.n') = ?",
+            (text, n),
+        )
+    connection.close()
+
+
 def test_a_cell_that_sqlite_cannot_decode_is_that_of_one_checkpoint_only(path: Path) -> None:
     with SqliteSaver(path) as saver:
         for n in range(50):
             put(saver, {"n": n}, metadata={"n": n})
-        with sqlite3.connect(path) as connection:
-            connection.execute(
-                "UPDATE forkpoint_checkpoints SET metadata = CAST(x'7bff7d' AS TEXT)"
-                " WHERE json_extract(metadata, '$.n') = 25"
-            )
-        connection.close()
+        replace_metadata(path, 25, b"{\xff}")
         for listing, order in (
             (saver.list(config()), range(49, -1, -1)),
             (saver.list(None), range(49, -1, -1)),
@@ -291,12 +297,7 @@ def test_a_cell_of_metadata_that_is_no_json_does_not_break_a_filter(path: Path) 
     with SqliteSaver(path) as saver:
         for n in range(3):
             put(saver, {"n": n}, metadata={"n": n})
-        with sqlite3.connect(path) as connection:
-            connection.execute(
-                "UPDATE forkpoint_checkpoints SET metadata = '{'"
-                " WHERE json_extract(metadata, '$.n') = 1"
-            )
-        connection.close()
+        replace_metadata(path, 1, b"{")
         listing = saver.list(config(), filter={"n": 0})
         with pytest.raises(CorruptChunk):
             next(listing)

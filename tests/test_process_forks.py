@@ -25,7 +25,7 @@ from children import Child, Signal
 from forkpoint import SaverClosed, SqliteSaver, StorageInherited, ThreadCatalog
 from forkpoint.saver import ForkpointSaver
 from stores import SqliteStore, Store
-from support import checkpoint, config, put, value_of
+from support import checkpoint, config, counts_of, put, value_of
 
 FORKS = 6  # while other threads put
 
@@ -39,11 +39,7 @@ def stored(store: Store) -> dict[str, int]:
     """Return how many checkpoints there are of each thread, read by a saver of its own."""
     with store.saver() as saver:
         assert store.problems(saver) == []
-        counts: dict[str, int] = {}
-        for found in saver.list(None):
-            thread_id = found.config["configurable"]["thread_id"]
-            counts[thread_id] = counts.get(thread_id, 0) + 1
-        return counts
+        return counts_of(saver)
 
 
 def test_a_child_goes_on_when_the_parent_closes(store: Store) -> None:

@@ -27,7 +27,7 @@ from forkpoint import (
 from forkpoint.saver import ForkpointSaver
 from processes import fork_server
 from stores import SqliteStore
-from support import checkpoint, config, put, value_of
+from support import checkpoint, config, counts_of, put, value_of
 
 LOG = "-wal", "-shm"
 
@@ -42,10 +42,7 @@ def stored(path: Path) -> dict[str, int]:
     store = SqliteStore(path)
     with store.saver() as saver:
         assert store.problems(saver) == []
-        counts: dict[str, int] = {}
-        for found in saver.list(None):
-            thread_id = found.config["configurable"]["thread_id"]
-            counts[thread_id] = counts.get(thread_id, 0) + 1
+        counts = counts_of(saver)
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()

@@ -15,7 +15,7 @@ import aiosqlite
 from forkpoint.at_fork import renew_in_child
 from forkpoint.errors import SaverClosed
 from forkpoint.runner import completed, finished
-from forkpoint.steps import Patience, Retry, Steps, Waiting, running
+from forkpoint.steps import Patience, Retry, Steps, Waiting, begin
 
 _T = TypeVar("_T")
 
@@ -125,7 +125,7 @@ class _Attempts:
             return None
         if self._steps is None:
             try:
-                outcome = self._begin()
+                outcome = begin(self._operation, self._args)
             except Retry as retry:
                 pause = self._patience.pause(retry.locked.timeout)
                 if pause is None:
@@ -136,13 +136,6 @@ class _Attempts:
                 return None
             self._steps = outcome
         return self._go_on(self._steps)
-
-    def _begin(self) -> Any:
-        running.may_leave = True
-        try:
-            return self._operation(*self._args)
-        finally:
-            running.may_leave = False
 
     def _go_on(self, steps: Steps[Any]) -> float | None:
         while True:

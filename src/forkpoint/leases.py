@@ -62,7 +62,7 @@ def acquire(
     Returns:
         None where nobody has it, and somebody who came before waits for it.
     """
-    take_over, waits = if_busy in ("cancel", "rollback"), if_busy == "wait"
+    take_over, waits = if_busy == "cancel", if_busy == "wait"
     while True:
         with context.storage.writing() as session:
             row = session.record(thread_id)

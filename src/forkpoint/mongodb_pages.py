@@ -16,22 +16,14 @@ def page_filters(query: Query) -> list[Document]:
     of the places, and those of subgraphs in one of their own.
     """
     conditions = _conditions(query)
-    everywhere = query.checkpoint_ns is None and query.checkpoint_id is None
-    if query.thread_id is None or not everywhere:
+    if not query.is_of_all_namespaces:
         return [conditions]
     return [{**conditions, "checkpoint_ns": namespace} for namespace in ("", {"$gt": ""})]
 
 
 def page_order(query: Query) -> Document:
     """Return the stage that puts the rows of a part, or of all parts, in order."""
-    return {"$sort": dict.fromkeys(_order(query), 1 if query.oldest_first else -1)}
-
-
-def _order(query: Query) -> list[str]:
-    """Return the fields that a listing is in the order of, but for those that are the same."""
-    thread = ["thread"] if query.thread_id is None else []
-    namespace = ["checkpoint_ns"] if query.checkpoint_ns is None else []
-    return ["checkpoint_id", *thread, *namespace]
+    return {"$sort": dict.fromkeys(query.order, 1 if query.oldest_first else -1)}
 
 
 def _conditions(query: Query) -> Document:
@@ -45,20 +37,20 @@ def _conditions(query: Query) -> Document:
         ids["$eq"] = query.checkpoint_id
     if query.before is not None:
         ids["$lt"] = query.before
-    if query.after is not None:
-        place = dict(zip(("checkpoint_id", "thread", "checkpoint_ns"), query.after, strict=True))
+    if passed := query.passed:
         after = "$gt" if query.oldest_first else "$lt"
-        ids[f"{after}e"] = place["checkpoint_id"]
-        conditions["$or"] = _after(_order(query), place, after)
+        ids[f"{after}e"] = passed["checkpoint_id"]
+        conditions["$or"] = _after(passed, after)
     conditions["checkpoint_id"] = ids
     if query.filter and (asked := sorted(terms(query.filter))):
         conditions["terms"] = {"$all": asked}
     return conditions
 
 
-def _after(fields: list[str], place: dict[str, Any], after: str) -> list[Document]:
+def _after(passed: dict[str, Any], after: str) -> list[Document]:
     """Return the conditions, one of which holds for what comes after a place."""
+    fields = list(passed.items())
     return [
-        {**{same: place[same] for same in fields[:length]}, field: {after: place[field]}}
-        for length, field in enumerate(fields)
+        {**dict(fields[:length]), field: {after: value}}
+        for length, (field, value) in enumerate(fields)
     ]

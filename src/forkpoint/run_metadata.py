@@ -15,10 +15,11 @@ def with_run(described: Description, run_metadata: str) -> Description:
     """Return what the record of a thread says after a run with these metadata, a JSON object."""
     said = json.loads(run_metadata)
     before = json.loads(described.metadata)
-    after = before | {key: said[key] for key in said.keys() - set(described.fixed_keys)}
-    if as_json(after, "metadata") == as_json(before, "metadata"):  # `1` is not `True`
+    new = {key: said[key] for key in said.keys() - set(described.fixed_keys)}
+    after = as_json(before | new, "metadata")
+    if after == as_json(before, "metadata"):  # as JSON, for `1` is not `True`
         return described
-    return described._replace(metadata=as_json(after, "metadata"))
+    return described._replace(metadata=after)
 
 
 def says(metadata: str, run_metadata: str) -> bool:

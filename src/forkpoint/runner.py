@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from types import GeneratorType
 from typing import Any, Protocol, TypeVar, overload
 
-from forkpoint.steps import Claim, Locked, Patience, Retry, Steps, Waiting, finish, running
+from forkpoint.steps import Claim, Locked, Patience, Retry, Steps, Waiting, begin, finish
 
 _T = TypeVar("_T")
 
@@ -252,7 +252,7 @@ class _Call:
     def step(self) -> Sequence[Waiting]:
         try:
             if self._steps is None:
-                outcome = self._begin()
+                outcome = begin(self._operation, self._args)
                 if not isinstance(outcome, GeneratorType):
                     self._deliver(outcome, None)
                     return ()
@@ -265,13 +265,6 @@ class _Call:
         except BaseException as error:  # noqa: BLE001 - it is raised where the call was made
             self._deliver(None, error)
         return ()
-
-    def _begin(self) -> Any:
-        running.may_leave = True
-        try:
-            return self._operation(*self._args)
-        finally:
-            running.may_leave = False
 
     def _begin_later(self, locked: Locked) -> None:
         """Run the operation again when the store may be free."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from forkpoint.sqlite_statements import marks
 from forkpoint.storage import Query
 
 _THREAD = ("thread_id", "key", "family", "epoch", "owner")
@@ -25,7 +26,7 @@ def page_statement(query: Query, columns: str, thread: int | None) -> tuple[str,
     # In this order: else SQLite might go through the threads, and sort their checkpoints.
     tables = "forkpoint_checkpoints AS c CROSS JOIN forkpoint_threads AS t"
     direction = "ASC" if query.oldest_first else "DESC"
-    order = [f"c.{name} {direction}" for name in _order(query)]
+    order = [f"c.{name} {direction}" for name in query.order]
     conditions, values = _conditions(query, thread)
     parts = [
         f"SELECT {', '.join(fields)} FROM {tables} WHERE {' AND '.join([*conditions, *part])}"
@@ -35,7 +36,7 @@ def page_statement(query: Query, columns: str, thread: int | None) -> tuple[str,
     if len(parts) == 1:
         return f"{parts[0]} OFFSET ?", [*values, query.limit, query.offset]
     union = " UNION ALL ".join(f"SELECT * FROM ({part})" for part in parts)
-    order = [f"{name} {direction}" for name in _order(query)]
+    order = [f"{name} {direction}" for name in query.order]
     merged = f"SELECT * FROM ({union}) ORDER BY {', '.join(order)} LIMIT ? OFFSET ?"
     # The page may be all of one part.
     of_parts = [*values, query.limit + query.offset] * len(parts)
@@ -48,17 +49,9 @@ def _parts(query: Query) -> list[list[str]]:
     A thread's checkpoints in all namespaces are in two indexes: those of the graph itself in that
     of the places, and those of subgraphs in one of their own.
     """
-    everywhere = query.checkpoint_ns is None and query.checkpoint_id is None
-    if query.thread_id is None or not everywhere:
+    if not query.is_of_all_namespaces:
         return [[]]
     return [["c.checkpoint_ns = ''"], ["c.checkpoint_ns > ''"]]
-
-
-def _order(query: Query) -> list[str]:
-    """Return the columns that a listing is in the order of, but for those that are the same."""
-    thread = ["thread"] if query.thread_id is None else []
-    namespace = ["checkpoint_ns"] if query.checkpoint_ns is None else []
-    return ["checkpoint_id", *thread, *namespace]
 
 
 def _conditions(query: Query, thread: int | None) -> tuple[list[str], list[Any]]:
@@ -81,14 +74,10 @@ def _conditions(query: Query, thread: int | None) -> tuple[list[str], list[Any]]
         add("c.checkpoint_id = ?", query.checkpoint_id)
     if query.before is not None and (query.after is None or query.oldest_first):
         add("c.checkpoint_id < ?", query.before)  # else `after` is before it already
-    if query.after is not None:
-        place = dict(zip(("checkpoint_id", "thread", "checkpoint_ns"), query.after, strict=True))
-        names = _order(query)
-        columns, marks = ", ".join(f"c.{name}" for name in names), ", ".join("?" * len(names))
-        add(
-            f"({columns}) {'>' if query.oldest_first else '<'} ({marks})",
-            *(place[name] for name in names),
-        )
+    if passed := query.passed:
+        columns = ", ".join(f"c.{name}" for name in passed)
+        after = ">" if query.oldest_first else "<"
+        add(f"({columns}) {after} ({marks(passed)})", *passed.values())
     if query.owner is not None:
         add("t.owner = ?", query.owner)
     if query.filter:

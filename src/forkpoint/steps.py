@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Sequence
-from typing import Protocol, TypeVar, cast
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Protocol, TypeVar, cast
 
 _T = TypeVar("_T")
 
@@ -128,6 +128,19 @@ class _Running(threading.local):
 
 running = _Running()
 """Of the operation that this thread runs: whether `Retry` may leave it."""
+
+
+def begin(operation: Callable[..., _T], args: tuple[Any, ...]) -> _T:
+    """Return what an operation returns, or begins with, for a caller that can run it again.
+
+    Raises:
+        Retry: It needs a locked store, and has written nothing.
+    """
+    running.may_leave = True
+    try:
+        return operation(*args)
+    finally:
+        running.may_leave = False
 
 
 class Patience:

@@ -273,6 +273,27 @@ class Query(NamedTuple):
     """Whose threads alone are listed; None for all."""
     with_hidden: bool = False
 
+    @property
+    def is_of_all_namespaces(self) -> bool:
+        """Whether it lists a thread's graph together with its subgraphs."""
+        is_narrowed = self.checkpoint_ns is not None or self.checkpoint_id is not None
+        return self.thread_id is not None and not is_narrowed
+
+    @property
+    def order(self) -> list[str]:
+        """The fields that the listing is in the order of, but for those that are the same."""
+        thread = ["thread"] if self.thread_id is None else []
+        namespace = ["checkpoint_ns"] if self.checkpoint_ns is None else []
+        return ["checkpoint_id", *thread, *namespace]
+
+    @property
+    def passed(self) -> dict[str, Any]:
+        """The value of each field of the order that the page before ended with, if there is one."""
+        if self.after is None:
+            return {}
+        place = dict(zip(("checkpoint_id", "thread", "checkpoint_ns"), self.after, strict=True))
+        return {name: place[name] for name in self.order}
+
 
 class Beginning(NamedTuple):
     """What a thread id meant when a run began: how it is told whether it is deleted since."""
