@@ -20,6 +20,7 @@ from support import Api
 
 BACKENDS = ["sqlite", "mongodb"]
 WORLDS = ["sync", "async"]
+TURNS = [("sqlite", "sync"), ("mongodb", "async"), ("sqlite", "async"), ("mongodb", "sync")]
 
 settings.register_profile(  # no test is about time
     "forkpoint", deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -40,29 +41,41 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before those are taken away that are not to run
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave each test two of the four pairs of a backend and a world, and the others to `slow`.
+    """Leave to `slow` what shows on another backend or in another world the same again.
 
-    The two together have both backends and both worlds. Which two they are differs from test to
-    test, and from case to case. Of those marked as `in_turns`, a case has one pair, or one backend.
+    A test of one case has two of the four pairs of a backend and a world, which together have both
+    backends and both worlds. Of a test of several cases, and of those marked as `in_turns`, each
+    case has one pair, or one backend, or one world; with `on_each_backend` it has as many as if it
+    were the only one. Which ones they are differs from test to test, and from case to case.
     """
+    items = [item for item in items if not item.get_closest_marker("slow")]
+    counts = Counter(map(_place_of, items))
     cases: Counter[Any] = Counter()
     for item in items:
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        backend = parameters.get("new_store")
-        world = parameters.get("api", parameters.get("world"))
-        if backend not in BACKENDS or "new_store" in _chosen(item):
+        if "new_store" in _chosen(item):
             continue
-        test = item.nodeid.partition("[")[0]
-        case = len(test) + cases[test, backend, world]
-        cases[test, backend, world] += 1
-        is_left_out = False
-        if world in WORLDS:
-            is_left_out = (case + BACKENDS.index(backend) + WORLDS.index(world)) % 2 == 1
-            case //= 2
-        if item.get_closest_marker("in_turns"):
-            is_left_out |= (case + BACKENDS.index(backend)) % 2 == 1
-        if is_left_out:
+        test, backend, world = place = _place_of(item)
+        case = len(test) + cases[place]
+        cases[place] += 1
+        is_one_of_several = counts[place] > 1 and not item.get_closest_marker("on_each_backend")
+        if is_one_of_several or item.get_closest_marker("in_turns"):
+            turns = [TURNS[case % 4]]
+        elif backend is None or world is None:
+            continue
+        else:
+            turns = TURNS[:2] if case % 2 else TURNS[2:]
+        pairs = [(backend or its_backend, world or its_world) for its_backend, its_world in turns]
+        if not set(pairs) & set(turns):
             item.add_marker(pytest.mark.slow)
+
+
+def _place_of(item: pytest.Item) -> tuple[str, str | None, str | None]:
+    """Return the test that an item is a case of, its backend and its world, where it has them."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    backend = parameters.get("new_store")
+    world = parameters.get("api", parameters.get("world"))
+    test = item.nodeid.partition("[")[0]
+    return test, backend if backend in BACKENDS else None, world if world in WORLDS else None
 
 
 def _chosen(item: pytest.Item) -> str:
