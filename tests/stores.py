@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import pymongo
 from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
+from pymongo.write_concern import WriteConcern
 
 from commands import Started, untargeted
 from forkpoint import SqliteSaver
@@ -502,6 +503,17 @@ class MongoStore(Store):
             )
             for found in self._records()
         ]
+
+    def problems(
+        self, saver: ForkpointSaver | None = None, *, after_crash: bool = False
+    ) -> list[str]:
+        self._await_majority()
+        return super().problems(saver, after_crash=after_crash)
+
+    def _await_majority(self) -> None:
+        """Wait until savers read all that is stored. Nobody has, for a write that was stopped."""
+        by_majority = self.collection.with_options(write_concern=WriteConcern("majority"))
+        by_majority.delete_one({"_id": "absent", "family": "absent"})  # waits for all before it
 
     def restore(self, documents: Sequence[Mapping[str, Any]]) -> None:
         """Let the store have these documents, all that one had before, and nothing else."""
