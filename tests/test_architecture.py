@@ -9,9 +9,8 @@ import forkpoint
 
 PACKAGE = Path(forkpoint.__file__).parent
 LAYERS = [
-    {"errors", "filters", "printing", "receipts", "at_fork"},
-    {"open_files"},
-    {"render", "render_diff"},
+    {"errors", "filters", "printing", "receipts", "at_fork", "types"},
+    {"open_files", "render", "render_diff"},
     {"render_svg"},
     {"chunking", "entries", "removal", "messages", "inputs", "serde", "steps", "sqlite_errors"},
     {
@@ -19,7 +18,7 @@ LAYERS = [
         "resuming",
         "runner",
         "group_commit",
-        "types",
+        "shown",
         "tombstones",
         "threads",
         "sqlite_schema",

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 from forkpoint.saver import ForkpointSaver
-from forkpoint.types import FamilyNode, FamilyTree, LineageEntry
+from forkpoint.shown import FamilyTree
+from forkpoint.types import FamilyNode, LineageEntry
 from stores import SqliteStore, Store
 from support import Api, config, put
 

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
-from forkpoint.types import ChannelDiff, FamilyNode, FamilyTree, LineageEntry, StateDiff
+from forkpoint.shown import FamilyTree, StateDiff
+from forkpoint.types import ChannelDiff, FamilyNode, LineageEntry
 from support import drawn
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=timezone.utc)

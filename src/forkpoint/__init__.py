@@ -4,7 +4,8 @@ saver          what LangGraph calls; runner: in the sync and the async world
 time_travel    fork, lineage, purge, diff as a user calls them; listing: pages as iterators
 operations     what each call does; memory: what a process remembers between them
 forking        threads made of others; removing; diffing; finding: messages
-types          what these return; render, render_svg, render_diff: its pictures; printing
+types          what these return; render, render_svg, render_diff: pictures of it; printing
+shown          what shows itself as these pictures
 storage        the interface of a backend, and the stored format
 sqlite         the SQLite backend, with sqlite_storage, _session, _catalog, _statements, _schema
 mongodb        the MongoDB backend: mongodb_storage, _puts, and _session, which builds on _removing,
@@ -51,16 +52,15 @@ from forkpoint.errors import (
 from forkpoint.leases import Lease
 from forkpoint.retention import RetentionPolicy, RetentionResult, Sweeper
 from forkpoint.serde import SafeSerializer
+from forkpoint.shown import FamilyTree, StateDiff
 from forkpoint.sqlite import SqliteSaver
 from forkpoint.threads import LeaseHolder, Page, Thread, ThreadFilter, ThreadStats
 from forkpoint.types import (
     ChannelDiff,
     FamilyNode,
-    FamilyTree,
     LineageEntry,
     MessageOrigin,
     PurgeReport,
-    StateDiff,
 )
 
 if TYPE_CHECKING:

@@ -24,8 +24,9 @@ from forkpoint.operations import (
 )
 from forkpoint.removal import is_internal, rebuilt_channels
 from forkpoint.rows import metadata_of, open_checkpoint
+from forkpoint.shown import StateDiff
 from forkpoint.storage import Found, Session
-from forkpoint.types import ChannelDiff, StateDiff
+from forkpoint.types import ChannelDiff
 
 
 class _Side(NamedTuple):

@@ -48,6 +48,7 @@ from forkpoint.rows import (
     open_checkpoint,
 )
 from forkpoint.serde import DeltaSnapshot
+from forkpoint.shown import FamilyTree
 from forkpoint.steps import Steps
 from forkpoint.storage import (
     CheckpointRow,
@@ -61,7 +62,7 @@ from forkpoint.storage import (
     WriteRow,
 )
 from forkpoint.turns import Turns, Work, in_turns
-from forkpoint.types import FamilyNode, FamilyTree, LineageEntry
+from forkpoint.types import FamilyNode, LineageEntry
 
 _LOOKS = 5  # before it is believed that something is damaged
 _ATTEMPTS = 20  # to fork a thread that changes again and again meanwhile

@@ -11,12 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from forkpoint.printing import counted, short
-
-if TYPE_CHECKING:
-    from forkpoint.types import FamilyNode, LineageEntry
+from forkpoint.types import FamilyNode, LineageEntry
 
 _DEEP = 12
 """How many levels are indented each. In a deeper family that would leave no room for the ids."""

@@ -6,12 +6,10 @@ import html
 from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from forkpoint.printing import counted, cut, printable, short
-
-if TYPE_CHECKING:
-    from forkpoint.types import ChannelDiff
+from forkpoint.types import ChannelDiff
 
 _VALUE = 100
 """How many columns of a value are shown."""

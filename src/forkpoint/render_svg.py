@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from forkpoint.printing import columns_of, columns_taken, printable, short
 from forkpoint.render import Row, counts_of, described, made_by, rows_of, time_said
-
-if TYPE_CHECKING:
-    from forkpoint.types import FamilyNode, LineageEntry
+from forkpoint.types import FamilyNode, LineageEntry
 
 _WIDEST = 1100
 _MARGIN = 20

@@ -16,8 +16,9 @@ from forkpoint.listing import AsyncCheckpoints, Checkpoints
 from forkpoint.operations import Context
 from forkpoint.removal import Kept
 from forkpoint.runner import Runner
+from forkpoint.shown import FamilyTree, StateDiff
 from forkpoint.storage import Query
-from forkpoint.types import FamilyTree, LineageEntry, MessageOrigin, PurgeReport, StateDiff
+from forkpoint.types import LineageEntry, MessageOrigin, PurgeReport
 
 
 class TimeTravel(BaseCheckpointSaver[Any]):
