@@ -33,6 +33,7 @@ PATIENCE_SECONDS = 300.0  # so long does nothing take but what hangs
 
 # A server syncs what it acknowledges, which takes long on a disk and nothing in memory.
 _MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+_PREFIX = "forkpoint-mongod-"
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
@@ -80,7 +81,9 @@ class Mongod:
         self._has_users = False
         self._access_control = access_control or key is not None
         self._is_mortal = is_mortal
-        self._directory = Path(tempfile.mkdtemp(prefix="forkpoint-mongod-", dir=_MEMORY))
+        _remove_what_was_left()
+        prefix = f"{_PREFIX}{os.getpid()}-"
+        self._directory = Path(tempfile.mkdtemp(prefix=prefix, dir=_MEMORY))
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         _made.add(self)
@@ -100,6 +103,8 @@ class Mongod:
         command = [mongod(), "--bind_ip", HOST, "--port", str(self.port), "--quiet"]
         command += ["--dbpath", str(self._directory), "--logpath", str(self._directory / "log")]
         command += ["--nounixsocket", "--wiredTigerCacheSizeGB", "0.25"]
+        # By default the journal takes 300 MB at once.
+        command += ["--wiredTigerEngineConfigString", "log=(file_max=8MB,prealloc=false)"]
         command += ["--setParameter", "enableTestCommands=1"]
         command += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
         if self._replica_set is not None:
@@ -294,6 +299,18 @@ def _hello(member: Mongod) -> dict[str, Any]:
 def _written(told: dict[str, Any]) -> Timestamp:
     """Return up to when a member has what was written, by what it says of itself."""
     return told["lastWrite"]["opTime"]["ts"] if "lastWrite" in told else Timestamp(0, 0)
+
+
+def _remove_what_was_left() -> None:
+    """Remove the data of servers whose tests were killed: they are in memory, which is scarce."""
+    for directory in Path(_MEMORY or tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        process = directory.name.removeprefix(_PREFIX).partition("-")[0]
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            shutil.rmtree(directory, ignore_errors=True)
+        except (ValueError, PermissionError):
+            continue  # somebody else's
 
 
 def _free_port() -> int:
