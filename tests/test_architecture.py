@@ -10,7 +10,7 @@ import forkpoint
 PACKAGE = Path(forkpoint.__file__).parent
 LAYERS = [
     {"errors", "filters", "printing", "receipts", "at_fork", "types"},
-    {"open_files", "render", "render_diff"},
+    {"open_files", "workers", "render", "render_diff"},
     {"render_svg"},
     {"chunking", "entries", "removal", "messages", "inputs", "serde", "steps", "sqlite_errors"},
     {

@@ -15,6 +15,7 @@ import pytest
 from forkpoint.group_commit import Relay, Submission
 from forkpoint.runner import WorkerRunner
 from forkpoint.steps import Steps, finish
+from forkpoint.workers import Workers
 from servers import PATIENCE_SECONDS, wait_until
 
 LIMIT = PATIENCE_SECONDS
@@ -130,7 +131,7 @@ async def test_many_of_few_keys_all_get_through() -> None:
             one.done = True
 
     relay: Relay[Submission] = Relay(store, in_flight=3, moment=0.0005, patience=0.005)
-    runner = WorkerRunner(8)
+    runner = WorkerRunner(Workers(8))
     rng = random.Random(1)
 
     def work(seed: int) -> None:
@@ -269,7 +270,7 @@ async def test_many_threads_and_calls_all_get_through(in_flight: int) -> None:
             one.done = True
 
     relay: Relay[Submission] = Relay(store, in_flight=in_flight, moment=0.0003, patience=0.002)
-    runner = WorkerRunner(4)
+    runner = WorkerRunner(Workers(4))
 
     def load(seed: int) -> None:
         for n in range(100):
@@ -298,7 +299,7 @@ async def queued(relay: Relay[Submission], count: int) -> None:
 
 async def test_a_call_that_is_taken_along_keeps_no_worker(store: Store) -> None:
     relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=LIMIT)
-    runner = WorkerRunner(2)  # one of them leads
+    runner = WorkerRunner(Workers(2))  # one of them leads
     calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(30)]
     await queued(relay, 29)
     store.may_go_on.release(2)
@@ -310,7 +311,7 @@ async def test_the_results_of_a_batch_wake_the_loop_once(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=LIMIT)
-    runner = WorkerRunner(2)
+    runner = WorkerRunner(Workers(2))
     done: list[Submission] = []
 
     def noted(relay: Relay[Submission]) -> Steps[Submission]:
@@ -337,7 +338,7 @@ async def test_the_results_of_a_batch_wake_the_loop_once(
 
 async def test_threads_take_calls_along_and_calls_threads(store: Store) -> None:
     relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=LIMIT)
-    runner = WorkerRunner(2)
+    runner = WorkerRunner(Workers(2))
     for leads, follows in ((relay.put, runner.arun), (runner.arun, relay.put)):
         store.begun = 0
 
@@ -357,7 +358,7 @@ async def test_threads_take_calls_along_and_calls_threads(store: Store) -> None:
 
 async def test_a_call_does_not_wait_for_a_batch_that_takes_long(store: Store) -> None:
     relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=0.01)
-    runner = WorkerRunner(3)
+    runner = WorkerRunner(Workers(3))
     calls = []
     for begun in (1, 2):
         calls.append(asyncio.create_task(runner.arun(operation, relay)))
@@ -371,7 +372,7 @@ async def test_a_call_does_not_wait_for_a_batch_that_takes_long(store: Store) ->
 async def test_the_patient_call_waits_a_moment_and_not_for_long(store: Store) -> None:
     store.may_go_on.release(9)
     relay: Relay[Submission] = Relay(store, in_flight=1, moment=0.001, patience=LIMIT)
-    patient = await WorkerRunner(1).arun(partial(operation, is_patient=True), relay)
+    patient = await WorkerRunner(Workers(1)).arun(partial(operation, is_patient=True), relay)
     assert store.batches == [[patient]]
 
 
@@ -393,7 +394,7 @@ async def test_a_call_that_fails_keeps_the_others_of_its_batch_from_nothing() ->
             may_fail.wait(LIMIT)
 
     relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=LIMIT)
-    runner = WorkerRunner(3)
+    runner = WorkerRunner(Workers(3))
     first = asyncio.create_task(runner.arun(operation, relay))
     await asyncio.to_thread(wait_until, lambda: len(relay._batches) == 1, "the first batch")
     failing = asyncio.create_task(runner.arun(long_operation, relay))
@@ -418,7 +419,7 @@ async def test_what_a_store_raises_is_for_the_one_that_leads(leads: str, store: 
         store(batch)
 
     relay: Relay[Submission] = Relay(store_or_fail, in_flight=1, moment=0, patience=LIMIT)
-    runner = WorkerRunner(3)
+    runner = WorkerRunner(Workers(3))
     if leads == "its own call":
         with pytest.raises(RuntimeError, match="a defect"):
             await asyncio.wait_for(runner.arun(operation, relay), LIMIT)
@@ -434,7 +435,7 @@ async def test_what_a_store_raises_is_for_the_one_that_leads(leads: str, store: 
 
 async def test_a_call_that_is_cancelled_while_it_is_on_its_way_is_stored(store: Store) -> None:
     relay: Relay[Submission] = Relay(store, in_flight=1, moment=0, patience=LIMIT)
-    runner = WorkerRunner(2)
+    runner = WorkerRunner(Workers(2))
     calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(3)]
     await queued(relay, 2)
     for call in calls:

@@ -35,6 +35,7 @@ CRITICAL = {
     "sqlite_transactions",
     "steps",
     "turns",
+    "workers",
 }
 """The modules that hold locks, transactions and those who wait."""
 TEXTS = ["x" * 300 + str(n) for n in range(30)]

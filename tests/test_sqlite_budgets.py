@@ -7,14 +7,14 @@ import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import aiosqlite
 import pytest
 from langchain_core.messages import HumanMessage
 
-from forkpoint import SqliteSaver, runner
+from forkpoint import SqliteSaver
+from forkpoint.workers import Workers
 from stores import SqliteStore
 from support import checkpoint, config, put
 
@@ -84,17 +84,17 @@ async def test_an_async_operation_is_one_hop_and_one_transaction(
 ) -> None:
     head = fill(saver)
     hops = []
+    submit = Workers.submit
 
-    class CountingQueue(SimpleQueue[Any]):
-        def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-            hops.append(item)
-            super().put(item, block, timeout)
+    def counted(self: Workers, job: Any) -> None:
+        hops.append(job)
+        submit(self, job)
 
-    monkeypatch.setattr(runner, "SimpleQueue", CountingQueue)
+    monkeypatch.setattr(Workers, "submit", counted)
     statements.clear()
     await CALLS[call](saver, head)
 
-    assert len([hop for hop in hops if hop is not None]) == 1
+    assert len(hops) == 1
     assert sum(statement.startswith("BEGIN") for statement in statements) == 1
     assert sum(statement.startswith("COMMIT") for statement in statements) == 1
 

@@ -1,6 +1,6 @@
 """forkpoint: a LangGraph checkpointer with content-addressed storage.
 
-saver          what LangGraph calls; runner: in the sync and the async world
+saver          what LangGraph calls; runner: in the sync and the async world; workers: threads
 time_travel    fork, lineage, purge, diff as a user calls them; listing: pages as iterators
 operations     what each call does; memory: what a process remembers between them
 forking        threads made of others; removing; diffing; finding: messages
@@ -32,6 +32,7 @@ from forkpoint.errors import (
     ForkpointError,
     InvalidInput,
     MissingFeature,
+    NoWorkerThread,
     SaverClosed,
     SchemaVersionError,
     StaleLease,
@@ -82,6 +83,7 @@ __all__ = [
     "LineageEntry",
     "MessageOrigin",
     "MissingFeature",
+    "NoWorkerThread",
     "Page",
     "PurgeReport",
     "RetentionPolicy",

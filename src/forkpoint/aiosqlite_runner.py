@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import aiosqlite
 
 from forkpoint.at_fork import renew_in_child
-from forkpoint.errors import SaverClosed
+from forkpoint.errors import NoWorkerThread, SaverClosed
 from forkpoint.runner import completed, finished
 from forkpoint.steps import Patience, Retry, Steps, Waiting, begin
+from forkpoint.workers import start_thread
 
 _T = TypeVar("_T")
 
@@ -39,12 +40,16 @@ class AiosqliteRunner:
         """In a forked child: another thread of the parent may have held the lock."""
         self._starting = threading.Lock()
 
+    def close(self) -> None:
+        """Do nothing: the connection's thread ends with the connection."""
+
     def run(self, operation: Callable[..., Any], *args: Any) -> Any:
         if threading.get_ident() == self._thread:
             return finished(operation(*args))  # from a callback of one that is running there
         self._check_process()
         # In a loop on another thread: the caller's thread may be running one.
-        running_ = asyncio.run_coroutine_threadsafe(self.arun(operation, *args), self._own_loop())
+        loop = self._own_loop()
+        running_ = asyncio.run_coroutine_threadsafe(self.arun(operation, *args), loop)
         try:
             return running_.result()
         except BaseException:
@@ -84,9 +89,14 @@ class AiosqliteRunner:
         with self._starting:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
-                threading.Thread(
-                    target=_run_loop, args=(loop,), name="forkpoint", daemon=True
-                ).start()
+                thread = threading.Thread(
+                    target=_run_loop, args=(loop,), name="forkpoint loop", daemon=True
+                )
+                try:
+                    start_thread(thread)
+                except NoWorkerThread:
+                    loop.close()
+                    raise
                 weakref.finalize(self, loop.call_soon_threadsafe, loop.stop)
                 self._loop = loop
             return self._loop

@@ -59,6 +59,10 @@ class SaverClosed(ForkpointError, RuntimeError):
     """The saver, or the connection that was passed to it, is closed."""
 
 
+class NoWorkerThread(ForkpointError, RuntimeError):
+    """The process cannot start a thread that the call needs. Nothing was written."""
+
+
 class StorageError(ForkpointError, OSError):
     """The database failed. What was being written has been rolled back."""
 

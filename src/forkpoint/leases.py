@@ -37,6 +37,7 @@ from forkpoint.operations import Context
 from forkpoint.runner import Runner, completed
 from forkpoint.storage import LeaseRow, Stale, ThreadRef
 from forkpoint.threads import LeaseHolder
+from forkpoint.workers import start_thread
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -237,7 +238,9 @@ class Lease:
             return f"{outcome.holder} runs on it since {since}"
         self._held = outcome
         args = weakref.ref(self), self._ended, self._ttl
-        threading.Thread(target=_renew, args=args, name="forkpoint lease", daemon=True).start()
+        start_thread(
+            threading.Thread(target=_renew, args=args, name="forkpoint lease", daemon=True)
+        )
         return None
 
     def _release(self) -> None:

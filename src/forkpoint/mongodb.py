@@ -15,11 +15,12 @@ from forkpoint.errors import InvalidInput
 from forkpoint.mongodb_storage import MongoStorage
 from forkpoint.runner import WorkerRunner
 from forkpoint.saver import ForkpointSaver
+from forkpoint.workers import Workers, workers_of
 
 DATABASE, COLLECTION = "forkpoint", "forkpoint_store"
 """The defaults."""
 
-_WORKERS = 64  # most of the time they wait for the server, or to be taken along
+_WORKERS = 64  # at most: most of the time they wait for the server, or to be taken along
 
 
 class MongoDBSaver(ForkpointSaver):
@@ -67,12 +68,17 @@ class MongoDBSaver(ForkpointSaver):
             connect, owned = (lambda: passed), False
             default = _default_database(passed)
         names = _database_name(default if db_name is None else db_name), _collection(collection)
-        self._keep_in(MongoStorage(connect, *names, owned=owned), serde, ttl)
+        workers = workers_of(client, _limit(client))
+        self._keep_in(MongoStorage(connect, *names, owned=owned), workers, serde, ttl)
 
     def _keep_in(
-        self, storage: MongoStorage, serde: SerializerProtocol | None, ttl: timedelta | None
+        self,
+        storage: MongoStorage,
+        workers: Workers,
+        serde: SerializerProtocol | None,
+        ttl: timedelta | None,
     ) -> None:
-        super().__init__(storage, WorkerRunner(_WORKERS, storage), serde, ttl)
+        super().__init__(storage, WorkerRunner(workers, storage), serde, ttl)
 
     @classmethod
     def from_conn_string(
@@ -109,7 +115,8 @@ class MongoDBSaver(ForkpointSaver):
         client.close()  # it has not connected yet
         names = _database_name(default if db_name is None else db_name), _collection(collection)
         saver = cls.__new__(cls)
-        saver._keep_in(MongoStorage(connect, *names, owned=True), serde, ttl)
+        workers = Workers(_limit(client))
+        saver._keep_in(MongoStorage(connect, *names, owned=True), workers, serde, ttl)
         return saver
 
 
@@ -118,6 +125,13 @@ def _sync_twin(client: AsyncMongoClient[Any]) -> Callable[[], MongoClient[dict[s
     # PyMongo has no public way to them.
     options: dict[str, Any] = {**client._init_kwargs, "document_class": dict, "connect": False}
     return lambda: MongoClient(**options)
+
+
+def _limit(client: Any) -> int:
+    """Return how many worker threads serve a client. More than its connections would only wait."""
+    passed = client if isinstance(client, AsyncMongoClient) else _pymongo_client(client)
+    connections = passed.options.pool_options.max_pool_size or _WORKERS  # 0: no limit
+    return min(_WORKERS, int(connections))
 
 
 def _default_database(client: MongoClient[Any] | AsyncMongoClient[Any]) -> str:

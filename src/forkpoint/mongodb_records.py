@@ -49,6 +49,7 @@ from forkpoint.errors import (
 )
 from forkpoint.storage import STORE_KEY_BYTES, ThreadRef
 from forkpoint.tombstones import Marks
+from forkpoint.workers import not_started
 
 Document = dict[str, Any]
 Statement = ReplaceOne[Document] | UpdateOne | UpdateMany
@@ -452,6 +453,8 @@ class Records:
             except (PyMongoError, InvalidDocument) as error:
                 if not _is_transient(error) or time.monotonic() + pause > until:
                     raise typed(error) from error
+            except RuntimeError as error:  # the driver has threads that watch the servers
+                raise not_started(error) from error
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
 

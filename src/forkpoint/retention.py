@@ -33,6 +33,7 @@ from forkpoint.searching import Wanted, matches
 from forkpoint.steps import Steps
 from forkpoint.storage import Query, Stale, ThreadRow
 from forkpoint.turns import Turns, Work, in_turns
+from forkpoint.workers import start_thread
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -390,7 +391,7 @@ class Sweeper:
         self.last_result: RetentionResult | None = None
         self.last_error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="forkpoint sweeper", daemon=True)
-        self._thread.start()
+        start_thread(self._thread)
 
     def _become_child(self) -> None:
         """In a forked child: the thread is gone, and may have held the event's lock."""

@@ -8,23 +8,27 @@ another process has locked: it runs again after a pause.
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from queue import SimpleQueue
 from types import GeneratorType
 from typing import Any, Protocol, TypeVar, overload
 
+from forkpoint.at_fork import renew_in_child
+from forkpoint.errors import NoWorkerThread
 from forkpoint.steps import Claim, Locked, Patience, Retry, Steps, Waiting, begin, finish
+from forkpoint.workers import Job, Workers
 
 _T = TypeVar("_T")
 
 
 class Runner(Protocol):
     """Runs operations."""
+
+    def close(self) -> object:
+        """Let the threads end that it has, as far as nobody else uses them."""
+        ...
 
     @overload
     def run(self, operation: Callable[..., Steps[_T]], *args: Any) -> _T: ...
@@ -87,23 +91,27 @@ class Guard(Protocol):
 class WorkerRunner:
     """Runs sync operations where they are called, and async ones on worker threads.
 
-    The threads serve any number of event loops, outlive those that close early, and do not keep
-    the process from ending. They take their work from a `SimpleQueue`: a hop costs a third of what
-    it costs through a `concurrent.futures` executor. While what an operation waits for is stored by
-    another thread, its own does something else.
+    The threads serve any number of event loops, and outlive those that close early. While what an
+    operation waits for is stored by another thread, its own does something else.
 
     Args:
-        workers: How many async operations run at once.
+        workers: The threads, which it uses until it is closed, or gone.
         guard: What is checked before each sync operation, and given up after an exception.
     """
 
-    def __init__(self, workers: int, guard: Guard | None = None) -> None:
+    def __init__(self, workers: Workers, guard: Guard | None = None) -> None:
         self._workers = workers
         self._guard = guard
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self.close = weakref.finalize(self, workers.leave)
+        """Lets the threads end, unless others use them. Later calls begin new ones."""
+        workers.join()
+        self._become_child()
+        renew_in_child(self)
+
+    def _become_child(self) -> None:
+        """In a forked child: the calls of the parent's loops are not answered here."""
         self._inboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Inbox]
         self._inboxes = weakref.WeakKeyDictionary()
-        self._process = 0
 
     def run(self, operation: Callable[..., Any], *args: Any) -> Any:
         if self._guard is None:
@@ -116,23 +124,10 @@ class WorkerRunner:
             raise
 
     async def arun(self, operation: Callable[..., Any], *args: Any) -> Any:
-        if self._process != os.getpid():  # threads end where forks begin
-            self._start()
         loop = asyncio.get_running_loop()
-        call = _Call(self._jobs, self._inboxes.setdefault(loop, _Inbox()), operation, args)
-        self._jobs.put(call.run)
+        call = _Call(self._workers, self._inboxes.setdefault(loop, _Inbox()), operation, args)
+        self._workers.submit(call.run)
         return await call.outcome()
-
-    def _start(self) -> None:
-        jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        # They end with the runner, not when the saver is closed: a call may be on its way then.
-        weakref.finalize(self, _stop, jobs, self._workers)
-        for _ in range(self._workers):
-            threading.Thread(target=_work, args=(jobs,), name="forkpoint", daemon=True).start()
-        # In this order: who sees the process must find a queue that has workers.
-        self._inboxes = weakref.WeakKeyDictionary()
-        self._jobs = jobs
-        self._process = os.getpid()
 
 
 def _let_go(guard: Guard) -> None:
@@ -142,20 +137,6 @@ def _let_go(guard: Guard) -> None:
         except KeyboardInterrupt:
             continue  # pressed again; the first one is raised
         return
-
-
-_Job = Callable[[], None]
-
-
-def _work(jobs: SimpleQueue[_Job | None]) -> None:
-    while (job := jobs.get()) is not None:
-        job()
-        del job  # it has what was read, and maybe an error, which has the runner in its traceback
-
-
-def _stop(jobs: SimpleQueue[_Job | None], workers: int) -> None:
-    for _ in range(workers):
-        jobs.put(None)
 
 
 def _go_on(stored: Iterable[Waiting]) -> None:
@@ -171,10 +152,10 @@ class _Inbox:
     """What an event loop is to do for worker threads. It is woken once for all that has come."""
 
     def __init__(self) -> None:
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[Job] = deque()
         self._is_announced = False
 
-    def send(self, loop: asyncio.AbstractEventLoop, job: _Job) -> None:
+    def send(self, loop: asyncio.AbstractEventLoop, job: Job) -> None:
         """Have a loop call a function, unless it is closed: then nobody waits any more."""
         self._jobs.append(job)
         if self._is_announced:
@@ -204,12 +185,12 @@ class _Call:
 
     def __init__(
         self,
-        jobs: SimpleQueue[_Job | None],
+        workers: Workers,
         inbox: _Inbox,
         operation: Callable[..., Any],
         args: tuple[Any, ...],
     ) -> None:
-        self._jobs = jobs
+        self._workers = workers
         self._inbox = inbox
         self._operation = operation
         self._args = args
@@ -230,12 +211,19 @@ class _Call:
             _go_on(self.step())
 
     def wake(self, waiting: Waiting) -> None:
-        self._jobs.put(partial(self._resume, waiting))
+        self._submit(partial(self._resume, waiting))
 
     def wake_later(self, waiting: Waiting, seconds: float) -> None:
         self._put_later(partial(self._resume, waiting), seconds)
 
-    def _put_later(self, job: _Job, seconds: float) -> None:
+    def _submit(self, job: Job) -> None:
+        """Go on with an operation, which must end now that it has begun."""
+        try:
+            self._workers.submit(job)
+        except NoWorkerThread:
+            self._put_later(job, _UNTIL_A_THREAD_SECONDS)
+
+    def _put_later(self, job: Job, seconds: float) -> None:
         self._inbox.send(self._loop, partial(self._start_timer, job, seconds))
 
     def _resume(self, waiting: Waiting) -> None:
@@ -303,8 +291,8 @@ class _Call:
                 await self._wait()
             raise
 
-    def _start_timer(self, job: _Job, seconds: float) -> None:
-        self._loop.call_later(seconds, self._jobs.put, job)
+    def _start_timer(self, job: Job, seconds: float) -> None:
+        self._loop.call_later(seconds, self._submit, job)
 
     async def _wait(self) -> None:
         while not self._is_finished:
@@ -324,3 +312,6 @@ class _Call:
             self._result.set_result(value)
         else:
             self._result.set_exception(failure)
+
+
+_UNTIL_A_THREAD_SECONDS = 0.05  # after which it is tried again to start one

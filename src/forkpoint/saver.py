@@ -65,11 +65,17 @@ class ForkpointSaver(TimeTravel):
 
     def close(self) -> None:
         """Close what the saver opened itself. A connection that was passed stays open."""
-        self._runner.run(self._context.storage.close)
+        try:
+            self._runner.run(self._context.storage.close)
+        finally:
+            self._runner.close()
 
     async def aclose(self) -> None:
         """Do what `close` does."""
-        await self._runner.arun(self._context.storage.close)
+        try:
+            await self._runner.arun(self._context.storage.close)
+        finally:
+            self._runner.close()
 
     def __enter__(self) -> Self:
         return self

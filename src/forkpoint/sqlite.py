@@ -16,6 +16,7 @@ from forkpoint.saver import ForkpointSaver
 from forkpoint.sqlite_connections import Connector, Opener, Passed
 from forkpoint.sqlite_setup import BUSY_TIMEOUT_SECONDS
 from forkpoint.sqlite_storage import SqliteStorage
+from forkpoint.workers import Workers
 
 _WORKERS = 4  # while one commits, the others prepare
 
@@ -67,7 +68,7 @@ class SqliteSaver(ForkpointSaver):
         runner = (
             AiosqliteRunner(database)
             if isinstance(database, aiosqlite.Connection)
-            else WorkerRunner(_WORKERS, storage)
+            else WorkerRunner(Workers(_WORKERS), storage)
         )
         super().__init__(storage, runner, serde, ttl)
 
