@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import functools
 import importlib.metadata
 import os
 import shutil
@@ -140,12 +141,19 @@ class Mongod:
         """End the process, and remove its data."""
         if os.getpid() == self._owner:  # and not a process that was forked from it
             self.kill()
+            if "watcher" in self.__dict__:
+                self.watcher.close()
             shutil.rmtree(self._directory, ignore_errors=True)
             _made.discard(self)
 
     def client(self, **options: Any) -> pymongo.MongoClient[Any]:
         """Return a client of this very server, with all rights."""
         return pymongo.MongoClient(self.uri, **options)
+
+    @functools.cached_property
+    def watcher(self) -> pymongo.MongoClient[Any]:
+        """A client that stays open, to ask the server often what it is: anybody may."""
+        return self.client(timeoutMS=10_000, heartbeatFrequencyMS=500)
 
     def add_user(self, name: str, password: str, roles: list[Any]) -> None:
         """Add a user. The first one is `USER`, who may do anything."""
@@ -291,8 +299,8 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 def _hello(member: Mongod) -> dict[str, Any]:
     """Return what a member says of itself; nothing, if it does not answer."""
     if member.is_running:
-        with contextlib.suppress(PyMongoError), member.client(timeoutMS=10_000) as client:
-            return dict(client.admin.command("hello"))
+        with contextlib.suppress(PyMongoError):
+            return dict(member.watcher.admin.command("hello"))
     return {}
 
 

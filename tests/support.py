@@ -91,6 +91,11 @@ class Api:
         return [found async for found in self.saver.alist(*args, **kwargs)]
 
 
+def repeated(few: int, many: int) -> Any:
+    """Have a test do something so many `times`: a few in every run, and many if slow."""
+    return pytest.mark.parametrize("times", [few, pytest.param(many, marks=pytest.mark.slow)])
+
+
 def drawn(few: int, many: int, *strategies: Any, **named: Any) -> Callable[[Any], Any]:
     """Have Hypothesis draw the arguments of a test: a few times in every run, and many if slow."""
 
@@ -120,5 +125,6 @@ __all__ = [
     "drawn",
     "id_of",
     "put",
+    "repeated",
     "value_of",
 ]

@@ -68,9 +68,16 @@ def described(snapshot: Any) -> Any:
     }
 
 
+def every_other(shapes: list[str], first: int) -> list[Any]:
+    """Return cases of these shapes, in every run only every other of them."""
+    return [
+        pytest.param(shape, marks=pytest.mark.slow if number % 2 != first else ())
+        for number, shape in enumerate(shapes)
+    ]
+
+
 @pytest.mark.parametrize("world", sorted(set(WORLDS)))
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.in_turns
 async def test_outputs_and_history_are_those_of_the_in_memory_saver(
     shape: str, world: str, saver: ForkpointSaver, store: Store
 ) -> None:
@@ -84,8 +91,7 @@ async def test_outputs_and_history_are_those_of_the_in_memory_saver(
     assert store.problems(saver) == []
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.in_turns
+@pytest.mark.parametrize("shape", every_other(sorted(SHAPES), 1))
 async def test_a_thread_goes_on_in_another_process(shape: str, store: Store) -> None:
     """Each input in a saver of its own, sync and async by turns."""
     expected = (await run(SHAPES[shape], InMemorySaver(), "sync"))[1]
@@ -104,8 +110,7 @@ async def test_a_thread_goes_on_in_another_process(shape: str, store: Store) -> 
 
 
 # The node of the failing graph counts its attempts, so that no two runs of it are alike.
-@pytest.mark.parametrize("shape", sorted(SHAPES.keys() - {"failing"}))
-@pytest.mark.in_turns
+@pytest.mark.parametrize("shape", every_other(sorted(SHAPES.keys() - {"failing"}), 0))
 async def test_time_travel_from_every_checkpoint_is_that_of_the_in_memory_saver(
     shape: str, saver: ForkpointSaver, store: Store
 ) -> None:
@@ -121,8 +126,17 @@ async def test_time_travel_from_every_checkpoint_is_that_of_the_in_memory_saver(
     assert store.problems(saver) == []
 
 
-@pytest.mark.parametrize("shape", sorted(SHAPES.keys() - {"failing"}))
-@pytest.mark.in_turns
+@pytest.mark.parametrize(
+    "shape",  # `test_removals` prunes threads of each shape
+    [
+        "snapshots",
+        "stateful subgraphs",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in sorted(SHAPES.keys() - {"failing", "snapshots", "stateful subgraphs"})
+        ),
+    ],
+)
 def test_pruning_does_not_change_the_state_of_what_stays(
     shape: str, saver: ForkpointSaver, store: Store
 ) -> None:

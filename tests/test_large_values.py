@@ -46,6 +46,7 @@ def rows(store: Store) -> list[int]:
     return [len(store.threads()), *(store.count(kind) for kind in KINDS)]
 
 
+@mostly_mongodb
 @pytest.mark.parametrize(
     "kind",
     [
@@ -70,6 +71,7 @@ def test_a_state_of_forty_megabytes_comes_back_and_goes(
     assert [store.count(kind) for kind in KINDS] == [0, 0, 0, 0]
 
 
+@mostly_mongodb
 async def test_a_write_of_forty_megabytes_comes_back_and_goes(api: Api, store: Store) -> None:
     value = text(40 * MB)
     stored = await api.put(config(), checkpoint({"n": 1}), {}, {"n": 1})
@@ -98,6 +100,7 @@ async def test_a_value_of_a_hundred_and_twenty_megabytes_comes_back_and_goes(
     assert [store.count(kind) for kind in KINDS] == [0, 0, 0, 0]
 
 
+@mostly_mongodb
 @pytest.mark.parametrize(
     ("number", "length"), [(2_000, 10_000), pytest.param(20_000, 1_000, marks=pytest.mark.slow)]
 )
@@ -122,6 +125,7 @@ def test_thousands_of_writes_of_one_step_come_back(
 # What may not fit
 
 
+@mostly_mongodb
 @pytest.mark.parametrize(
     "length",
     [pytest.param(10, marks=pytest.mark.slow), 400],

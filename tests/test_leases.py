@@ -196,9 +196,16 @@ async def test_a_graph_ends_where_its_lease_is_taken_over(
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
 @pytest.mark.parametrize(
-    "name", ["chat", "interrupts", "stateful subgraphs", "stateless subgraphs", "functional"]
+    "name",
+    [
+        "stateful subgraphs",
+        "functional",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("chat", "interrupts", "stateless subgraphs")
+        ),
+    ],
 )
-@pytest.mark.in_turns
 def test_graphs_run_with_the_config_of_a_lease(
     name: str, durability: Any, saver: ForkpointSaver, store: Store
 ) -> None:
@@ -533,7 +540,7 @@ def hold(store: Store, ready: Any, going_on: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "rounds", [100, pytest.param(1000, marks=pytest.mark.slow)], ids=["some", "many"]
+    "rounds", [40, pytest.param(1000, marks=pytest.mark.slow)], ids=["some", "many"]
 )
 def test_two_processes_never_hold_a_lease_at_once(
     rounds: int, store: Store, saver: ForkpointSaver, tmp_path: Path
@@ -632,16 +639,16 @@ def asked(store: Store, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [25, pytest.param(200, marks=pytest.mark.slow)], ids=["some", "many"]
+    "number", [8, pytest.param(200, marks=pytest.mark.slow)], ids=["some", "many"]
 )
 def test_processes_that_race_make_each_thread_once(
     number: int, store: Store, saver: ForkpointSaver
 ) -> None:
-    processes = [fork_server().Process(target=asked, args=(store, number)) for _ in range(8)]
+    processes = [fork_server().Process(target=asked, args=(store, number)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0] * 8
+    assert [process.exitcode for process in processes] == [0] * 4
     assert ThreadCatalog(saver).count(ThreadFilter(tags=["raced"])) == number
     assert len(store.threads()) == number

@@ -19,7 +19,7 @@ from forkpoint.saver import ForkpointSaver
 from processes import fork_server
 from servers import PATIENCE_SECONDS, wait_until
 from stores import Store
-from support import checkpoint, config, put, value_of
+from support import checkpoint, config, put, repeated, value_of
 
 
 async def test_a_saver_works_under_with_under_async_with_and_plain(store: Store) -> None:
@@ -58,7 +58,7 @@ def test_one_saver_serves_one_event_loop_after_another(store: Store) -> None:
 
 def test_one_saver_serves_several_event_loops_at_once(store: Store) -> None:
     async def work(saver: ForkpointSaver, name: str) -> None:
-        for n in range(30):
+        for n in range(10):
             await saver.aput(config(name), checkpoint({"n": n}), {}, {"n": 1})
 
     with store.saver() as saver:
@@ -70,14 +70,15 @@ def test_one_saver_serves_several_event_loops_at_once(store: Store) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(list(saver.list(None))) == 120
+        assert len(list(saver.list(None))) == 40
         assert store.problems(saver) == []
 
 
+@repeated(3, 10)
 def test_event_loops_that_make_the_first_call_at_the_same_time_all_get_an_answer(
-    store: Store,
+    times: int, store: Store
 ) -> None:
-    for _ in range(10):
+    for _ in range(times):
         with store.saver() as saver:
             barrier = threading.Barrier(8)
             answered: list[int] = []
@@ -100,10 +101,11 @@ def test_event_loops_that_make_the_first_call_at_the_same_time_all_get_an_answer
             assert len(answered) == 8
 
 
+@repeated(5, 20)
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_worker_threads_end_with_their_saver(fails: bool, store: Store) -> None:
+def test_the_worker_threads_end_with_their_saver(fails: bool, times: int, store: Store) -> None:
     before = threading.active_count()
-    for _ in range(20):
+    for _ in range(times):
         with store.saver() as saver:
             asyncio.run(saver.aget_tuple(config()))
             if fails:
@@ -149,20 +151,20 @@ def test_a_saver_made_before_a_fork_works_in_the_child_and_in_the_parent(store: 
 
         def work(name: str) -> None:
             assert value_of(asyncio.run(saver.aget_tuple(config("before")))) == {"n": "before"}
-            for n in range(20):
+            for n in range(8):
                 put(saver, {"n": n}, thread_id=name)
 
         children = [
             multiprocessing.get_context("fork").Process(target=work, args=(f"child-{n}",))
-            for n in range(3)
+            for n in range(2)
         ]
         for child in children:
             child.start()
         work("parent")
         for child in children:
             child.join()
-        assert [child.exitcode for child in children] == [0, 0, 0]
-        assert len(list(saver.list(None))) == 81
+        assert [child.exitcode for child in children] == [0, 0]
+        assert len(list(saver.list(None))) == 25
         assert store.problems(saver) == []
 
 
@@ -182,19 +184,23 @@ def race_to_set_up(store: Store, barrier: Any) -> None:
         put(saver, {"n": 1}, thread_id=f"{os.getpid()}")
 
 
-def test_several_processes_may_race_to_set_up(new_store: Callable[[], Store]) -> None:
+@repeated(1, 3)
+def test_several_processes_may_race_to_set_up(times: int, new_store: Callable[[], Store]) -> None:
     context = fork_server()
-    for _ in range(3):
+    number = 8 if times > 1 else 4
+    for _ in range(times):
         store = new_store()
-        barrier = context.Barrier(8)
-        children = [context.Process(target=race_to_set_up, args=(store, barrier)) for _ in range(8)]
+        barrier = context.Barrier(number)
+        children = [
+            context.Process(target=race_to_set_up, args=(store, barrier)) for _ in range(number)
+        ]
         for child in children:
             child.start()
         for child in children:
             child.join()
-        assert [child.exitcode for child in children] == [0] * 8
+        assert [child.exitcode for child in children] == [0] * number
         with store.saver() as saver:
-            assert len(list(saver.list(None))) == 8
+            assert len(list(saver.list(None))) == number
 
 
 def test_a_newer_schema_is_refused(store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import threading
 import time
@@ -20,8 +21,13 @@ from stores import MongoStore
 from support import Api, checkpoint, config, put
 
 
+@functools.cache
+def message(number: int) -> HumanMessage:
+    return HumanMessage(random.Random(number).randbytes(270).hex(), id=str(number))
+
+
 def messages(count: int) -> list[HumanMessage]:
-    return [HumanMessage(random.Random(n).randbytes(270).hex(), id=str(n)) for n in range(count)]
+    return [message(number) for number in range(count)]
 
 
 @pytest.fixture
@@ -74,7 +80,7 @@ CALLS: dict[str, tuple[Call, list[str]]] = {
         ["aggregate", "update"],
     ),
     "first put_writes": (
-        lambda api, _: api.put_writes(config("new", checkpoint_id="c"), [("c", 1)], "task"),
+        lambda api, _: api.put_writes(config("more", checkpoint_id="c"), [("c", 1)], "task"),
         ["aggregate", "update"],
     ),
     "get_tuple of the newest": (
@@ -92,15 +98,12 @@ CALLS: dict[str, tuple[Call, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
-async def test_a_call_takes_as_many_round_trips_as_it_may(
-    call: str, api: Api, commands: Commands
-) -> None:
+async def test_a_call_takes_as_many_round_trips_as_it_may(api: Api, commands: Commands) -> None:
     head = fill(api.saver)
-    make, expected = CALLS[call]
-    commands.clear()
-    await make(api, head)
-    assert commands.names == expected
+    for name, (make, expected) in CALLS.items():
+        commands.clear()
+        await make(api, head)
+        assert commands.names == expected, name
 
 
 def test_a_thread_that_was_looked_for_in_vain_is_made_in_one_round_trip(
@@ -124,7 +127,7 @@ def test_a_thread_that_was_looked_for_in_vain_is_made_in_one_round_trip(
     ]
 
 
-@pytest.mark.parametrize("length", [10, 300, 1000, 3000])
+@pytest.mark.parametrize("length", [10, 1000, pytest.param(3000, marks=pytest.mark.slow)])
 def test_a_long_list_is_read_in_as_many_round_trips_as_a_short_one(
     length: int, saver: MongoDBSaver, store: MongoStore, commands: Commands
 ) -> None:
@@ -253,7 +256,7 @@ def test_what_is_done_to_a_whole_thread_takes_as_many_commands_whatever_it_holds
     call: str, saver: MongoDBSaver, commands: Commands
 ) -> None:
     counts = []
-    for thread_id, steps, length in (("short", 3, 20), ("long", 30, 500)):
+    for thread_id, steps, length in (("short", 3, 20), ("long", 20, 300)):
         parent = None
         for n in range(steps):
             values = {"messages": messages(length + n)}
@@ -338,7 +341,7 @@ def test_one_more_message_sends_as_many_chunks_for_a_long_list_as_for_a_short_on
             head = put(saver, values, parent=head, thread_id=thread_id)
         return commands.chunks()
 
-    assert sent(3000) <= sent(300) + 12  # a level of nodes more, at most
+    assert sent(2000) <= sent(200) + 12  # a level of nodes more, at most
 
 
 @pytest.mark.parametrize("call", ["copy_thread", "fork"])

@@ -6,6 +6,7 @@ statements are sent one by one for that. Others may come between any two of them
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import signal
@@ -34,7 +35,6 @@ from processes import fork_server
 from stores import MongoStore
 from support import checkpoint, collected, config, id_of, put, value_of
 
-MEETINGS = 1  # of each two operations, out of all, in every run
 ALL = pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 
 
@@ -313,6 +313,22 @@ def points(
     return range(counted[key] + 1)
 
 
+def each_two(number: int) -> Any:
+    """Run a test with each writer and each remover; in every run, with a third of the pairs.
+
+    Args:
+        number: How many of the ways in which the two may meet are tried in every run.
+    """
+    cases = []
+    for index, (write, remove) in enumerate(itertools.product(WRITERS, REMOVERS)):
+        marks = pytest.mark.slow if index % 3 else ()
+        cases.append(pytest.param(write, remove, number, marks=marks))
+    everything = [pytest.mark.slow, pytest.mark.timeout(1800)]
+    for write, remove in itertools.product(WRITERS, REMOVERS):
+        cases.append(pytest.param(write, remove, None, marks=everything))
+    return pytest.mark.parametrize(("write", "remove", "number"), cases)
+
+
 def logs(work: Work) -> Sequence[bool]:
     """Return whether an operation is to begin with a log of its thread, and without."""
     return (False, True) if work in MAY_HAVE_LOG else (False,)
@@ -414,13 +430,11 @@ def errors(write: Work, remove: Work) -> set[type[Exception]]:
     return told
 
 
-@pytest.mark.parametrize("meetings", [MEETINGS, ALL])
-@pytest.mark.parametrize("remove", REMOVERS)
-@pytest.mark.parametrize("write", WRITERS)
+@each_two(1)
 def test_nothing_dangles_where_one_writes_and_another_removes(
     write: Work,
     remove: Work,
-    meetings: int | None,
+    number: int | None,
     start: Start,
     counted: dict[tuple[Any, ...], int],
     one_by_one: None,
@@ -434,8 +448,8 @@ def test_nothing_dangles_where_one_writes_and_another_removes(
         for j in points(remover, start, remove, counted)
         for ends_first in (True, False)
     ]
-    if meetings is not None:
-        ways = random.Random(time.time_ns()).sample(ways, meetings)
+    if number is not None:
+        ways = random.Random(time.time_ns()).sample(ways, number)
     with start.store.saver() as reader:
         for way in ways:
             i, j, writer_ends_first, has_log = way
@@ -454,13 +468,11 @@ def test_nothing_dangles_where_one_writes_and_another_removes(
                 assert type(writer.error) in errors(write, remove), way
 
 
-@pytest.mark.parametrize("stops", [1, ALL])
-@pytest.mark.parametrize("remove", REMOVERS)
-@pytest.mark.parametrize("write", WRITERS)
+@each_two(1)
 def test_nothing_dangles_where_one_stops_for_so_long_that_nobody_waits_for_it(
     write: Work,
     remove: Work,
-    stops: int | None,
+    number: int | None,
     start: Start,
     counted: dict[tuple[Any, ...], int],
     parties: tuple[Party, Party],
@@ -472,8 +484,8 @@ def test_nothing_dangles_where_one_stops_for_so_long_that_nobody_waits_for_it(
         for one, work in ((writer, write), (remover, remove))
         for point in points(one, start, work, counted, has_log=has_log and one is writer)
     ]
-    if stops is not None:
-        ways = random.Random(time.time_ns()).sample(ways, stops)
+    if number is not None:
+        ways = random.Random(time.time_ns()).sample(ways, number)
     with start.store.saver() as reader:
         for one, point, has_log in ways:
             start.restore()
@@ -491,16 +503,18 @@ def test_nothing_dangles_where_one_stops_for_so_long_that_nobody_waits_for_it(
                 assert type(writer.error) in errors(write, remove), point
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("has_log", [True, False])
 def test_many_writes_leave_nothing_if_their_thread_is_deleted_on_the_way(
     has_log: bool,
+    every: int,
     start: Start,
     counted: dict[tuple[Any, ...], int],
     one_by_one: None,
     parties: tuple[Party, Party],
 ) -> None:
     writer, remover = parties
-    for point in points(writer, start, put_many_writes, counted, has_log=has_log)[:-1]:
+    for point in points(writer, start, put_many_writes, counted, has_log=has_log)[:-1:every]:
         start.restore()
         writer.begin(put_many_writes, has_log=has_log)
         remover.begin(delete_own)
@@ -598,7 +612,7 @@ class Family:
                 time.sleep(0.02)  # so that they come to something, too
 
 
-@pytest.mark.parametrize("rounds", [6, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [4, pytest.param(400, marks=pytest.mark.slow)])
 def test_chunks_that_just_died_are_used_again_while_others_are_collected(
     rounds: int, mongo_server: Any
 ) -> None:
@@ -621,7 +635,7 @@ def remove_until_killed(start: Start, remove: Work, commands: int) -> None:
     remove(start.store.mortal(commands), start)
 
 
-@pytest.mark.parametrize("number", [2, ALL])
+@pytest.mark.parametrize("number", [1, ALL])
 @pytest.mark.parametrize("remove", REMOVERS)
 def test_a_removal_that_was_killed_can_be_run_again(
     remove: Work, number: int | None, start: Start, parties: tuple[Party, Party]

@@ -63,7 +63,7 @@ class Load:
         self._goes_on.set()
 
     def wait_for_more(self) -> None:
-        """Return when some more puts have been acknowledged."""
+        """Wait until some more puts have been acknowledged."""
         enough = self._count() + 2 * WRITERS
         wait_until(lambda: self._count() >= enough, "the writers to recover")
 
@@ -152,7 +152,8 @@ def test_a_primary_is_killed_under_load(kills: int, replica_set: ReplicaSet, nam
         Load(saver) as load,
     ):
         for _ in range(kills):
-            time.sleep(rng.random())
+            load.wait_for_more()
+            time.sleep(rng.random() / 10)
             killed = replica_set.kill_primary()
             load.wait_for_more()
             killed.start()
@@ -162,7 +163,7 @@ def test_a_primary_is_killed_under_load(kills: int, replica_set: ReplicaSet, nam
 
 
 @pytest.mark.parametrize(
-    "kills", [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+    "kills", [1, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
 )
 def test_the_only_server_is_killed_and_started_again(kills: int, name: str) -> None:
     rng = random.Random(2)
@@ -172,10 +173,10 @@ def test_the_only_server_is_killed_and_started_again(kills: int, name: str) -> N
             Load(saver) as load,
         ):
             for _ in range(kills):
-                time.sleep(0.2 + rng.random() / 2)
+                load.wait_for_more()
+                time.sleep(rng.random() / 10)
                 server.kill_primary().start()
-                server.primary()
-            time.sleep(0.5)
+            load.wait_for_more()
         check(server.uri, name, load)
 
 

@@ -97,7 +97,9 @@ def world(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-both_worlds = pytest.mark.parametrize("world", ["sync", "async"])
+def both_worlds(test: Any) -> Any:
+    """Run a test in both worlds, in every run in one of them, by turns."""
+    return pytest.mark.in_turns(pytest.mark.parametrize("world", ["sync", "async"])(test))
 
 
 # Clients
@@ -456,7 +458,7 @@ def closed_port() -> int:
 @both_worlds
 async def test_a_server_that_cannot_be_reached_is_unavailable(world: str, closed_port: int) -> None:
     with MongoDBSaver.from_conn_string(
-        f"mongodb://{HOST}:{closed_port}", serverSelectionTimeoutMS=100
+        f"mongodb://{HOST}:{closed_port}", serverSelectionTimeoutMS=20
     ) as saver:
         raised = await errors(Api(saver, world), CALLS)
     assert raised == same(CALLS, StorageUnavailable, "check that the server runs, its address")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -66,19 +67,19 @@ def killed_at(admin: Any, statement: int, call: Callable[[], object]) -> bool:
 
 
 def cases() -> Iterator[Any]:
-    for method in WRITING:
-        for owns_log in (True, False):
-            marks = () if (method, owns_log) in QUICK else pytest.mark.slow
-            yield pytest.param(method, owns_log, marks=marks)
+    for method, owns_log in itertools.product(WRITING, (True, False)):
+        if (method, owns_log) in QUICK:
+            yield pytest.param(method, owns_log, 3, id=f"{method}-{owns_log}-some")
+        yield pytest.param(method, owns_log, 1, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("method", "owns_log"), list(cases()))
+@pytest.mark.parametrize(("method", "owns_log", "every"), list(cases()))
 def test_an_operation_is_killed_before_each_of_its_statements(
-    method: str, owns_log: bool, mongo_server: Any, mongo_store: MongoStore
+    method: str, owns_log: bool, every: int, mongo_server: Any, mongo_store: MongoStore
 ) -> None:
     """What was done of it counts, what was not does not, and it can be done again."""
     with pymongo.MongoClient(mongo_server.uri) as client:
-        statement, killed = 0, True
+        statement, killed, kills = random.randrange(every), True, 0
         while killed:
             mongo_store.collection.delete_many({})
             with mongo_store.saver() as saver, mongo_store.saver() as reader:
@@ -95,8 +96,9 @@ def test_an_operation_is_killed_before_each_of_its_statements(
                     if thread.is_live:
                         reader.trim(thread.thread_id, 1)  # collects what was left, too
                 assert mongo_store.problems(reader) == [], at
-            statement += 1
-    assert statement > 1 or method in ("put", "put_writes")
+            statement += every
+            kills += killed
+    assert kills or method in ("put", "put_writes")
 
 
 # At random
@@ -232,7 +234,7 @@ def disturb_and_check(servers: ReplicaSet, seed: int, disturbances: int, savers:
 
 
 def test_operations_are_stopped_at_random(mongo_server: Any) -> None:
-    assert disturb_and_check(mongo_server, seed=1, disturbances=12, savers=2) > 0
+    assert disturb_and_check(mongo_server, seed=1, disturbances=8, savers=2) > 0
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -25,9 +25,7 @@ from children import Child, Signal
 from forkpoint import SaverClosed, SqliteSaver, StorageInherited, ThreadCatalog
 from forkpoint.saver import ForkpointSaver
 from stores import SqliteStore, Store
-from support import checkpoint, config, counts_of, put, value_of
-
-FORKS = 6  # while other threads put
+from support import checkpoint, config, counts_of, put, repeated, value_of
 
 
 def put_many(saver: ForkpointSaver, thread_id: str, count: int) -> None:
@@ -75,39 +73,40 @@ def test_a_parent_goes_on_when_the_child_closes(store: Store) -> None:
     assert stored(store) == {"parent": 6, "child": 3}
 
 
-def test_parent_child_and_grandchild_put_at_once(store: Store) -> None:
+@repeated(8, 20)
+def test_parent_child_and_grandchild_put_at_once(times: int, store: Store) -> None:
     saver = store.saver()
     put_many(saver, "parent", 2)
 
     def grandchild() -> None:
-        put_many(saver, "grandchild", 20)
+        put_many(saver, "grandchild", times)
         saver.close()
 
     def work() -> None:
         put_many(saver, "child", 2)
         inner = Child(grandchild)
-        put_many(saver, "child", 18)
+        put_many(saver, "child", times - 2)
         inner.join()
 
     child = Child(work)
-    put_many(saver, "parent", 18)
+    put_many(saver, "parent", times - 2)
     child.join()
     saver.close()
-    assert stored(store) == {"parent": 20, "child": 20, "grandchild": 20}
+    assert stored(store) == dict.fromkeys(("parent", "child", "grandchild"), times)
 
 
 def test_a_daemon_whose_opener_exits_loses_nothing(store: Store) -> None:
     is_orphan, is_done = Signal(), Signal()
 
     def daemon(saver: ForkpointSaver) -> None:
-        put_many(saver, "daemon", 10)
+        put_many(saver, "daemon", 2)
         is_orphan.wait()
-        put_many(saver, "daemon", 50)
+        put_many(saver, "daemon", 8)
         is_done.set()
 
     def opener() -> None:
         saver = store.saver()
-        put_many(saver, "opener", 10)
+        put_many(saver, "opener", 2)
         if os.fork() == 0:
             os.setsid()
             try:
@@ -120,7 +119,7 @@ def test_a_daemon_whose_opener_exits_loses_nothing(store: Store) -> None:
     child.join()
     is_orphan.set()
     is_done.wait()
-    assert stored(store) == {"opener": 10, "daemon": 60}
+    assert stored(store) == {"opener": 2, "daemon": 10}
 
 
 @contextmanager
@@ -157,10 +156,11 @@ def busy(savers: list[ForkpointSaver]) -> Iterator[dict[str, int]]:
             thread.join()
 
 
-def fork_while_busy(store: Store, forks: int) -> None:
+@repeated(3, 400)
+def test_a_fork_while_other_threads_put_hangs_nobody(times: int, store: Store) -> None:
     saver, other = store.saver(), store.saver()
     with busy([saver, other]) as acknowledged:
-        for number in range(forks):
+        for number in range(times):
             Child(partial(put_many, saver, f"child-{number}", 3)).join()
             acknowledged[f"child-{number}"] = 3
     saver.close()
@@ -168,22 +168,14 @@ def fork_while_busy(store: Store, forks: int) -> None:
     assert stored(store) == acknowledged
 
 
-def test_a_fork_while_other_threads_put_hangs_nobody(store: Store) -> None:
-    fork_while_busy(store, FORKS)
-
-
-@pytest.mark.slow
-def test_many_forks_while_other_threads_put_hang_nobody(store: Store) -> None:
-    fork_while_busy(store, 400)
-
-
-def test_threads_that_fork_at_once_do_not_wait_for_each_other(store: Store) -> None:
+@repeated(2, 5)
+def test_threads_that_fork_at_once_do_not_wait_for_each_other(times: int, store: Store) -> None:
     savers = [store.saver(), store.saver()]
     for saver in savers:
         saver.setup()
 
     def work(number: int) -> None:
-        for n in range(5):
+        for n in range(times):
             Child(partial(put_many, savers[n % 2], f"{number}-{n}", 1)).join()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
@@ -193,7 +185,7 @@ def test_threads_that_fork_at_once_do_not_wait_for_each_other(store: Store) -> N
         thread.join()
     for saver in savers:
         saver.close()
-    assert stored(store) == {f"{number}-{n}": 1 for number in range(3) for n in range(5)}
+    assert stored(store) == {f"{number}-{n}": 1 for number in range(3) for n in range(times)}
 
 
 def test_processes_of_multiprocessing_and_commands_with_preexec_fn(store: Store) -> None:
@@ -201,17 +193,17 @@ def test_processes_of_multiprocessing_and_commands_with_preexec_fn(store: Store)
     with store.saver() as saver:
         put_many(saver, "parent", 1)
         processes = [
-            context.Process(target=put_many, args=(saver, f"child-{n}", 10)) for n in range(2)
+            context.Process(target=put_many, args=(saver, f"child-{n}", 4)) for n in range(2)
         ]
         for process in processes:
             process.start()
         command = subprocess.run([sys.executable, "-c", "pass"], preexec_fn=os.setsid, check=False)
-        put_many(saver, "parent", 9)
+        put_many(saver, "parent", 3)
         for process in processes:
             process.join()
         assert [process.exitcode for process in processes] == [0, 0]
         assert command.returncode == 0
-    assert stored(store) == {"parent": 10, "child-0": 10, "child-1": 10}
+    assert stored(store) == {"parent": 4, "child-0": 4, "child-1": 4}
 
 
 async def test_a_fork_within_an_event_loop_leaves_both_worlds_working(store: Store) -> None:
@@ -241,7 +233,8 @@ async def aput_many(saver: ForkpointSaver, thread_id: str, count: int) -> None:
         await saver.aput(config(thread_id), checkpoint({"n": n}), {}, {"n": 1})
 
 
-def test_a_fork_by_a_signal_handler_within_a_call_harms_nobody(store: Store) -> None:
+@repeated(12, 50)
+def test_a_fork_by_a_signal_handler_within_a_call_harms_nobody(times: int, store: Store) -> None:
     """The child is told to do something else; what matters is the parent."""
     children = []
 
@@ -253,7 +246,7 @@ def test_a_fork_by_a_signal_handler_within_a_call_harms_nobody(store: Store) -> 
         with store.saver() as saver:
             put_many(saver, "parent", 1)
             sent = 0
-            for n in range(50):
+            for n in range(times):
                 signal.setitimer(signal.ITIMER_REAL, 0.0001 * (1 + n % 10))
                 put_many(saver, "parent", 1)
                 sent += 1
@@ -277,9 +270,10 @@ def test_a_child_leaves_the_lease_to_its_parent(store: Store) -> None:
             assert record.status == "busy"
 
 
-def test_a_sweeper_of_the_parent_can_be_stopped_in_the_child(store: Store) -> None:
+@repeated(3, 10)
+def test_a_sweeper_of_the_parent_can_be_stopped_in_the_child(times: int, store: Store) -> None:
     with store.saver() as saver, ThreadCatalog(saver).sweeper(timedelta(milliseconds=1)) as sweeper:
-        for _ in range(10):
+        for _ in range(times):
             Child(sweeper.stop).join()
 
 
@@ -402,6 +396,3 @@ def test_a_database_in_memory_is_copied(name: str) -> None:
         put_many(saver, "parent", 2)
         assert len(list(saver.list(config("parent")))) == 4
         assert list(saver.list(config("child"))) == []
-
-
-SHAPES: dict[str, Callable[[Store], None]] = {}

@@ -667,12 +667,11 @@ def retain(store: Store, path: str | None, ready: Any) -> None:
 @pytest.mark.parametrize("is_archived", [False, True])
 @pytest.mark.parametrize(
     ("number", "kills"),
-    [(200, 3), pytest.param(10_000, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+    [(45, 2), pytest.param(10_000, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
 )
 def test_retention_that_is_killed_is_done_by_the_next(
     number: int, kills: int, is_archived: bool, store: Store, saver: ForkpointSaver, tmp_path: Path
 ) -> None:
-    number = number if number == 10_000 else store.times(number) * 2 // 3
     catalog = ThreadCatalog(saver)
     long = ["text " * 300]
     for n in range(number):

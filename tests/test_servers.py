@@ -15,6 +15,7 @@ from pymongo.errors import OperationFailure
 from servers import Mongod, ReplicaSet, wait_until
 
 
+@pytest.mark.slow  # in every run, `test_mongodb_failover` relies on it
 def test_a_replica_set_goes_on_without_the_member_that_was_killed(
     replica_set: ReplicaSet,
 ) -> None:
