@@ -8,16 +8,24 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 import pytest
 
-from forkpoint import InvalidInput, SaverClosed, SqliteSaver, StorageBusy, StorageReadOnly
+from forkpoint import (
+    InvalidInput,
+    SaverClosed,
+    SqliteSaver,
+    StorageBusy,
+    StorageReadOnly,
+    ThreadCatalog,
+    ThreadExists,
+)
 from stores import SqliteStore
-from support import checkpoint, config, put, value_of
+from support import Api, checkpoint, config, put, value_of
 
 
 @pytest.mark.parametrize("kind", ["path", "string", "memory", "uri", "connection"])
@@ -39,6 +47,58 @@ async def test_every_kind_of_database_serves_both_worlds(kind: str, path: Path) 
         assert [value_of(found) for found in seen] == [{"n": 2}] * 3
     assert connection.execute("SELECT 1").fetchone() == (1,)  # what was passed stays open
     connection.close()
+
+
+CALLS: dict[str, Callable[[Api], Awaitable[Any]]] = {
+    "setup": lambda api: api.setup(),
+    "get_tuple": lambda api: api.get_tuple(config()),
+    "get": lambda api: api.get(config()),
+    "list": lambda api: api.list(config()),
+    "get_delta_channel_history": lambda api: api.get_delta_channel_history(
+        config=config(), channels=["c"]
+    ),
+    "put": lambda api: api.put(config(), checkpoint({"n": 1}), {}, {"n": 1}),
+    "put_writes": lambda api: api.put_writes(config("thread", "1"), [("c", 1)], "task"),
+    "delete_thread": lambda api: api.delete_thread("thread"),
+    "delete_for_runs": lambda api: api.delete_for_runs(["run"]),
+    "copy_thread": lambda api: api.copy_thread("thread", "copy"),
+    "prune": lambda api: api.prune(["thread"], strategy="delete"),
+    "at": lambda api: api.at("thread", 0),
+    "latest": lambda api: api.latest({"a": 1}),
+    "find_message": lambda api: api.find_message("thread", "message"),
+    "diff": lambda api: api.diff("thread", "thread"),
+    "fork": lambda api: api.fork("thread"),
+    "lineage": lambda api: api.lineage("thread"),
+    "family": lambda api: api.family("thread"),
+    "rollback": lambda api: api.rollback("thread"),
+    "trim": lambda api: api.trim("thread", 1),
+    "purge": lambda api: api.purge("thread"),
+}
+
+
+@pytest.mark.parametrize("world", ["sync", "async"])
+async def test_every_call_tells_that_the_aiosqlite_connection_was_closed(
+    world: str, path: Path
+) -> None:
+    async with aiosqlite.connect(path) as connection:
+        saver = SqliteSaver(connection)
+        await saver.aput(config(), checkpoint({"n": 1}), {}, {"n": 1})
+
+    for call in CALLS.values():
+        with pytest.raises(SaverClosed, match="aiosqlite"):
+            await call(Api(saver, world))
+    with pytest.raises(SaverClosed):
+        await Api(ThreadCatalog(saver), world).search()
+
+
+async def test_a_value_error_of_an_operation_is_not_taken_for_a_closed_connection(
+    path: Path,
+) -> None:
+    async with aiosqlite.connect(path) as connection:
+        saver = SqliteSaver(connection)
+        await saver.aput(config(), checkpoint({"n": 1}), {}, {"n": 1})
+        with pytest.raises(ThreadExists):  # which is one, too
+            await saver.afork("thread", new_thread_id="thread")
 
 
 @pytest.mark.parametrize("where", ["file", ":memory:"])

@@ -72,7 +72,14 @@ class AiosqliteRunner:
         # aiosqlite has no public way to run a function on its thread.
         execute: Any = self._connection._execute
         while True:
-            pause = await execute(self._on_thread, call.attempt)
+            attempts = call.attempts
+            try:
+                pause = await execute(self._on_thread, call.attempt)
+            except ValueError as error:
+                if call.attempts > attempts:
+                    raise
+                # It is what aiosqlite raises without trying.
+                raise SaverClosed("the aiosqlite connection that was passed is closed") from error
             if pause is None:
                 return call.outcome
             await asyncio.sleep(pause)
@@ -114,10 +121,12 @@ class _Attempts:
 
     Attributes:
         outcome: What it returned.
+        attempts: How many there were.
     """
 
     def __init__(self, operation: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self.outcome: Any = None
+        self.attempts = 0
         self._operation = operation
         self._args = args
         self._steps: Steps[Any] | None = None
@@ -131,6 +140,7 @@ class _Attempts:
 
     def attempt(self) -> float | None:
         """Run up to the end, or return how long to wait before the next attempt."""
+        self.attempts += 1
         if self._is_cancelled and self._is_withdrawn():
             return None
         if self._steps is None:
