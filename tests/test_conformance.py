@@ -51,8 +51,5 @@ async def test_all_eight_capabilities_pass(
     await check(lambda: new_store().saver(serde=serde()))
 
 
-@SERIALIZERS
-async def test_all_eight_capabilities_pass_in_memory(
-    serde: Callable[[], SerializerProtocol | None],
-) -> None:
-    await check(lambda: SqliteSaver(":memory:", serde=serde()))
+async def test_all_eight_capabilities_pass_in_memory() -> None:
+    await check(lambda: SqliteSaver(":memory:"))

@@ -215,7 +215,7 @@ def count_instructions(lab: Lab, operation: str) -> int:
     return interrupt.passed
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [10, pytest.param(80, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_interrupt_leaves_all_or_nothing_and_a_saver_that_works(
     operation: str, count: int, lab: Lab
@@ -244,7 +244,7 @@ def follow(lab: Lab, name: str) -> list[Any]:
     return [lab.executor.submit(asyncio.run, puts()), *others]
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.slow)])
 def test_those_who_are_stored_together_with_an_interrupted_put_get_their_answers(
     count: int, lab: Lab
 ) -> None:

@@ -172,7 +172,9 @@ def test_a_run_that_is_killed_between_a_result_and_its_checkpoint_goes_on(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize(("name", "ending"), [("SIGKILL", -9), ("SIGINT", 130)])
+@pytest.mark.parametrize(
+    ("name", "ending"), [pytest.param("SIGKILL", -9, marks=pytest.mark.slow), ("SIGINT", 130)]
+)
 def test_a_run_that_is_stopped_within_a_step_goes_on(
     tmp_path: Path, text_file: Path, name: str, ending: int
 ) -> None:

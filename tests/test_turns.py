@@ -11,7 +11,7 @@ import os
 import signal
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,8 @@ REMOVALS: dict[str, Callable[[SqliteSaver], Any]] = {
 }
 
 
+ALIKE = ("delete_thread", "catalog.delete", "retention")
+"""Removals that go as others do once it is known what is to go."""
 COPIES: dict[str, Callable[[SqliteSaver], Any]] = {
     "copy_thread": lambda saver: saver.copy_thread("long", "copy"),
     "clone": lambda saver: ThreadCatalog(saver).clone("long", "copy", label="copied"),
@@ -132,7 +134,18 @@ COPIES: dict[str, Callable[[SqliteSaver], Any]] = {
 LONG = {**REMOVALS, **COPIES}
 
 
-@pytest.mark.parametrize("removal", LONG)
+def of_each_kind(operations: Collection[str]) -> Any:
+    """Run a test with these operations, in every run with those that differ in how they go."""
+    return pytest.mark.parametrize(
+        "removal",
+        [
+            pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
+            for name in operations
+        ],
+    )
+
+
+@of_each_kind(LONG)
 def test_others_read_write_and_renew_leases_between_two_turns(
     removal: str, saver: SqliteSaver, short_turns: None, at_rest: Any
 ) -> None:
@@ -224,7 +237,7 @@ async def test_a_sync_call_on_an_aiosqlite_connection_does_not_wait_for_a_long_o
         assert ended == ["put", "purge"]
 
 
-@pytest.mark.parametrize("removal", LONG)
+@of_each_kind(LONG)
 def test_a_transaction_changes_a_bounded_number_of_rows(
     removal: str, saver: SqliteSaver, short_turns: None
 ) -> None:
@@ -244,7 +257,7 @@ def test_a_transaction_changes_a_bounded_number_of_rows(
     assert max(in_each) <= 3 * ROWS
 
 
-@pytest.mark.parametrize("removal", REMOVALS)
+@of_each_kind(REMOVALS)
 def test_a_removal_reports_the_same_however_many_turns_it_takes(
     removal: str, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
