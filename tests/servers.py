@@ -84,7 +84,7 @@ class Mongod:
         self._is_mortal = is_mortal
         _remove_what_was_left()
         prefix = f"{_PREFIX}{os.getpid()}-"
-        self._directory = Path(tempfile.mkdtemp(prefix=prefix, dir=_MEMORY))
+        self.directory = Path(tempfile.mkdtemp(prefix=prefix, dir=_MEMORY))
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         _made.add(self)
@@ -102,7 +102,7 @@ class Mongod:
     def start(self) -> None:
         """Start the process, or start it again, and wait until it takes connections."""
         command = [mongod(), "--bind_ip", HOST, "--port", str(self.port), "--quiet"]
-        command += ["--dbpath", str(self._directory), "--logpath", str(self._directory / "log")]
+        command += ["--dbpath", str(self.directory), "--logpath", str(self.directory / "log")]
         command += ["--nounixsocket", "--wiredTigerCacheSizeGB", "0.25"]
         # By default the journal takes 300 MB at once.
         command += ["--wiredTigerEngineConfigString", "log=(file_max=8MB,prealloc=false)"]
@@ -115,7 +115,7 @@ class Mongod:
         if self._is_mortal:
             command += ["--syncdelay", "2"]
         if self._key is not None:
-            key_file = self._directory / "key"
+            key_file = self.directory / "key"
             key_file.write_text(self._key)
             key_file.chmod(0o600)
             command += ["--keyFile", str(key_file)]
@@ -143,7 +143,7 @@ class Mongod:
             self.kill()
             if "watcher" in self.__dict__:
                 self.watcher.close()
-            shutil.rmtree(self._directory, ignore_errors=True)
+            shutil.rmtree(self.directory, ignore_errors=True)
             _made.discard(self)
 
     def client(self, **options: Any) -> pymongo.MongoClient[Any]:
@@ -173,7 +173,7 @@ class Mongod:
 
     def _answers(self) -> bool:
         if not self.is_running:
-            log = (self._directory / "log").read_text(errors="replace")
+            log = (self.directory / "log").read_text(errors="replace")
             raise RuntimeError(f"mongod ended at once:\n{log[-3000:]}")
         with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), 1):
             return True

@@ -10,7 +10,15 @@ import forkpoint
 PACKAGE = Path(forkpoint.__file__).parent
 LAYERS = [
     {"errors", "filters", "printing", "receipts", "at_fork", "types"},
-    {"open_files", "workers", "render", "render_diff"},
+    {
+        "open_files",
+        "workers",
+        "render",
+        "render_diff",
+        "mongodb_errors",
+        "mongodb_identity",
+        "mongodb_statements",
+    },
     {"render_svg"},
     {"chunking", "entries", "removal", "messages", "inputs", "serde", "steps", "sqlite_errors"},
     {
@@ -49,7 +57,14 @@ LAYERS = [
         "mongodb_tombstones",
         "mongodb_documents",
     },
-    {"copying", "deltas", "mongodb_catalog", "removing_turns", "sqlite_removing"},
+    {
+        "copying",
+        "deltas",
+        "mongodb_catalog",
+        "mongodb_indexes",
+        "removing_turns",
+        "sqlite_removing",
+    },
     {"sqlite_copying"},
     {"sqlite_session"},
     {

@@ -198,15 +198,15 @@ class Loss:
         self._losses = losses
 
     def _lossy(
-        self, send: Callable[[Records, Sequence[Any]], Outcome], lose: Callable[[], Outcome]
-    ) -> Callable[[Records, Sequence[Any]], Outcome]:
-        def send_or_lose(records: Records, sent: Sequence[Any]) -> Outcome:
+        self, send: Callable[..., Outcome], lose: Callable[[], Outcome]
+    ) -> Callable[..., Outcome]:
+        def send_or_lose(records: Records, sent: Sequence[Any], *how: bool) -> Outcome:
             executed = self._losses.get(len(self.sizes))
             self.sizes.append(len(sent))
             if executed is None:
-                return send(records, sent)
+                return send(records, sent, *how)
             if executed:
-                send(records, sent[:executed])
+                send(records, sent[:executed], *how)
             return lose()
 
         return send_or_lose

@@ -22,13 +22,16 @@ from forkpoint.mongodb_puts import (
     steps_of,
     steps_of_entries,
 )
-from forkpoint.mongodb_records import Document, Records
+from forkpoint.mongodb_records import Document, Records, record_of
 from forkpoint.mongodb_session import MongoSession
-from forkpoint.storage import CheckpointRow, Put, Stale, ThreadRef
+from forkpoint.storage import CheckpointRow, Put, Rewound, Stale, ThreadRef
 from forkpoint.tombstones import is_deleted_since
 
 LARGE = 1_000_000
 """Characters or bytes; less cannot exceed a document."""
+
+LARGE_CHUNKS = 8_000_000
+"""Bytes of chunks; less, with rows that are not large, cannot exceed a command."""
 
 
 class Ahead(NamedTuple):
@@ -56,6 +59,7 @@ class Bulk(Submission):
         super().__init__(relay, is_patient=intent.put.row is None, key=intent.put.thread_id)
         self.sent = intent
         self.size = size
+        self.chunk_bytes = sum(len(content) for _, content in intent.put.chunks.values())
         self.steps: Sequence[Step] = ()
         self.entries: Sequence[Document] = ()
         """What of it goes into the thread's log, if it does."""
@@ -66,6 +70,8 @@ class Bulk(Submission):
         self._intent = intent
         self._session = session
         self._tail: Tail | None = None
+        self.own_tail: Tail | None = None
+        """The end of one's own log that it was to go after."""
 
     def prepare(self, ahead: Ahead) -> None:
         """Make the statements, and note what there will be after them."""
@@ -82,6 +88,7 @@ class Bulk(Submission):
         put, thread, *_ = intent
         known = ahead.tails.get(thread.key) or self._session.tail(thread)
         tail = intent.usable(known) if self._session.keeps_logs else None
+        self.own_tail = known if known is not None and known.began is not None else None
         self.entries = ()
         self._tail = None
         if tail is not None:
@@ -167,18 +174,26 @@ def _execute(records: Records, batch: Sequence[Bulk]) -> None:
     while batch:
         ahead = Ahead({}, {})
         for bulk in batch:
-            bulk.prepare(ahead)
+            if bulk.sent.put.history == records.history:
+                bulk.prepare(ahead)
+            else:
+                bulk.fail(Rewound())
         batch = [bulk for bulk in batch if not bulk.done]
         if not batch:
             return
         statements = [step.statement for bulk in batch for step in bulk.steps]
         entries = [document for bulk in batch for document in bulk.entries]
         is_small = sum(bulk.size for bulk in batch) < LARGE
+        is_insert = is_small and all(bulk.is_insert for bulk in batch)
+        is_small = is_small and sum(bulk.chunk_bytes for bulk in batch) < LARGE_CHUNKS
         try:
-            if is_small and all(bulk.is_insert for bulk in batch):
+            if is_insert:
                 outcome = records.insert_once(entries)
             else:
-                outcome = records.bulk(statements, once=bool(entries))
+                outcome = records.bulk(statements, once=bool(entries), is_small=is_small)
+            if not records.is_kept(was_told=is_small):
+                _take_back(records, batch)
+                return
         except InvalidInput as error:  # nothing was stored; see `checked_size`
             _execute_alone(records, batch, error)
             return
@@ -214,6 +229,31 @@ def _execute(records: Records, batch: Sequence[Bulk]) -> None:
                 bulk.collide("entry")
             else:
                 bulk.collide("row" if role == "entry" else role)
+
+
+def _take_back(records: Records, batch: Sequence[Bulk]) -> None:
+    """Let all of a batch be put again: it was sent to a store that may be another one.
+
+    What it stored there and does not belong there is removed. The rest is stored again.
+    """
+    for bulk in batch:
+        if bulk.entries and _is_astray(records, bulk.sent.thread, bulk.entries[0]):
+            ids, log = [entry["_id"] for entry in bulk.entries], bulk.entries[0]["log"]
+            family = bulk.sent.thread.family
+            records.delete({"_id": {"$in": ids}, "family": family, "log": log})
+        bulk.fail(Rewound())
+    records.identity.lose()
+
+
+def _is_astray(records: Records, thread: ThreadRef, entry: Document) -> bool:
+    """Return whether an entry is not in its log, because the log, or the thread, went back."""
+    if not records.exists(record_of(thread)):
+        return True
+    log = {"family": thread.family, "log": entry["log"]}
+    ends = records.latest({**log, "slot": {"$gt": 0}, "kind": "end"}, {"slot": 1})
+    if ends:
+        return bool(entry["slot"] > ends[0]["slot"])
+    return entry["slot"] > 1 and not records.exists({**log, "slot": entry["slot"] - 1})
 
 
 def _execute_alone(records: Records, batch: Sequence[Bulk], error: Exception) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from bson.objectid import ObjectId
-from pymongo import UpdateOne
 
 from forkpoint.codec import split_refs
 from forkpoint.filters import terms
 from forkpoint.mongodb_records import DIGEST_BYTES, Document, chunk_id, digest_of, found_by, row_id
+from forkpoint.mongodb_statements import Statement, update_one
 from forkpoint.storage import CheckpointRow, ThreadRecord, ThreadRef, WriteRow, binding
 
 ROWS = {"$in": ["checkpoint", "write"]}
@@ -142,12 +142,12 @@ def refs_of(family: ObjectId, refs: bytes) -> list[bytes]:
 
 def chunk_statement(
     thread: ThreadRef, digest: bytes, refs: bytes, content: bytes, *, is_sharded: bool
-) -> UpdateOne:
+) -> Statement:
     """Return the statement that stores a chunk, if it is not there."""
     inserted: Document = {"family": thread.family, "content": content}
     if refs:
         inserted["refs"] = refs_of(thread.family, refs)
-    return UpdateOne(
+    return update_one(
         found_by(chunk_id(thread.family, digest), thread.family, is_sharded=is_sharded),
         # The epoch protects it from a collection that goes on at this moment.
         {"$setOnInsert": inserted, "$set": {"epoch": thread.epoch}},

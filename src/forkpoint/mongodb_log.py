@@ -29,11 +29,11 @@ from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
 from bson.objectid import ObjectId
-from pymongo import UpdateOne
 
 from forkpoint.errors import StorageBusy
 from forkpoint.memory import Recent
 from forkpoint.mongodb_records import Document, Records, in_batches, record_of
+from forkpoint.mongodb_statements import Statement, update_one
 from forkpoint.storage import Put, ThreadRef
 
 LOG_INDEX = "forkpoint_log"
@@ -164,13 +164,13 @@ def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
     )
 
 
-def end_of(thread: ThreadRef, tail: Tail) -> UpdateOne:
+def end_of(thread: ThreadRef, tail: Tail) -> Statement:
     """Return the statement that ends a log, and collides if it goes on, or has ended, elsewhere."""
     assert tail.log is not None
     slot = tail.slot + 1
     end = {**_end(thread.family, tail.log, slot, {"$literal": tail.said}), "expires": _EXPIRY}
     found = {"_id": tail.log, "family": thread.family, "slot": slot}
-    return UpdateOne(found, [{"$replaceWith": end}], upsert=True)
+    return update_one(found, [{"$replaceWith": end}], upsert=True)
 
 
 class MongoLogs:
@@ -200,6 +200,16 @@ class MongoLogs:
         """Return whether a thread's log is one's own, as far as it is known."""
         known = self._tails.get(thread.key)
         return known is not None and known.began is not None and known.log == log
+
+    def has_gone_on(self, thread: ThreadRef, tail: Tail) -> bool:
+        """Return whether one's own log, which the record does not name any more, ended properly.
+
+        Its end comes after all that went into it, and lasts for longer than the log is used.
+        """
+        assert tail.log is not None
+        ends = self._records.latest({"_id": tail.log, "family": thread.family}, {"slot": 1})
+        is_used = tail.is_younger_than(2 * LOG_SECONDS)
+        return not is_used or any(end["slot"] > tail.slot for end in ends)
 
     def look_at_tail(self, thread: ThreadRef, record: Document, rows: Iterable[Document]) -> None:
         """Remember where a thread's log ends, unless it is known to go on after these rows."""
@@ -281,7 +291,7 @@ class MongoLogs:
                 if over:
                     self._tails.pop(one["_id"])
                 changed["$set"] = {**said, **over, "unlisted": True}
-                statements.append(UpdateOne(one, changed))
+                statements.append(update_one(one, changed))
             self._records.bulk(statements)
 
     def _newest_entries(self, records: Sequence[Document]) -> dict[ObjectId, Sequence[Any]]:

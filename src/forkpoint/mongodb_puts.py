@@ -22,9 +22,7 @@ Where one does:
 A collection first changes the epoch of all threads, and then reads all rows. If the check passed
 before, the rows are there to be read. If it comes later, it fails, and nothing became visible.
 
-Guard and check are updates of many documents, of which there is one: then the driver does not ask
-the server to be able to repeat each statement once, which costs as much as the statements. The
-whole bulk can be repeated as it is.
+A guard and a check fail if there is no record, too, and make none: then the store went back.
 """
 
 from __future__ import annotations
@@ -34,7 +32,6 @@ from collections.abc import Iterator, Sequence, Set
 from typing import Any, Literal, NamedTuple
 
 from bson.objectid import ObjectId
-from pymongo import ReplaceOne, UpdateMany, UpdateOne
 
 from forkpoint.mongodb_catalog import new_record
 from forkpoint.mongodb_documents import checkpoint_document, chunk_statement, write_document
@@ -42,11 +39,11 @@ from forkpoint.mongodb_log import Tail, end_of, new_tail
 from forkpoint.mongodb_records import (
     NOW,
     Document,
-    Statement,
     found_by,
     record_of,
     row_id,
 )
+from forkpoint.mongodb_statements import Statement, expect, replace_one, update_one
 from forkpoint.receipts import is_receipt, replaces
 from forkpoint.storage import Put, ThreadRef
 
@@ -192,14 +189,11 @@ def steps_of_entries(
         if intent.replace:
             if not intent.is_counted and not is_receipt(idx):
                 place["visible"] = {"$ne": True}
-            steps.append(Step("row", ReplaceOne(place, entry, upsert=True)))
+            steps.append(Step("row", replace_one(place, entry, upsert=True)))
         elif replaces(idx):
-            steps.append(Step("row", ReplaceOne(place, entry, upsert=True)))
+            steps.append(Step("row", replace_one(place, entry, upsert=True)))
         else:
-            if entry["kind"] == "checkpoint":
-                # One that is there ends the bulk: what follows would say that it counts twice.
-                place |= {"family": thread.family, "visible": {"$in": []}}
-            steps.append(Step("entry", UpdateOne(place, {"$setOnInsert": entry}, upsert=True)))
+            steps.append(Step("entry", update_one(place, {"$setOnInsert": entry}, upsert=True)))
     steps = [*_chunks(put, thread, is_sharded=False), *steps]
     if beginning is None:
         touch = [Step("guard", _touch(put, thread, dead_until, entries[0]["log"]))]
@@ -234,15 +228,15 @@ def _rows(
         document = {**place, **said, "visible": True}
         # A receipt is not there before what it is for.
         if said["refs"] or (is_late and is_receipt(place.get("idx", 0))):
-            rows.append(Step("row", UpdateOne(found, {"$set": {**place, "next": said}}, True)))
+            rows.append(Step("row", update_one(found, {"$set": {**place, "next": said}}, True)))
             shown.append(Step("show", _show(id_, thread, once=once)))
         elif once and replace:
             found["family"] = thread.family
-            rows.append(Step("row", UpdateOne(found, _unless_there(document), True)))
+            rows.append(Step("row", update_one(found, _unless_there(document), True)))
         elif once:
-            rows.append(Step("once", UpdateOne(found, {"$setOnInsert": document}, True)))
+            rows.append(Step("once", update_one(found, {"$setOnInsert": document}, True)))
         else:
-            rows.append(Step("row", ReplaceOne(found, document, True)))
+            rows.append(Step("row", replace_one(found, document, True)))
     return rows, shown
 
 
@@ -256,13 +250,13 @@ def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
         ttl=put.ttl,
         dead_until=creation.dead_until,
     )
-    named = UpdateOne(
+    named = update_one(
         {"_id": name, "family": name, "key": creation.old_key, "deletion": creation.deletion},
         {"$set": {"key": thread.key, "home": thread.family}, "$unset": {"expires": ""}},
         upsert=True,
     )
     times = {"created_at": NOW, "updated_at": NOW}
-    made = UpdateOne(record_of(thread), _unless_there(record, times, "kind"), upsert=True)
+    made = update_one(record_of(thread), _unless_there(record, times, "kind"), upsert=True)
     return [Step("name", named), Step("guard", made)]
 
 
@@ -283,13 +277,13 @@ def _same(
 
 def _touch(
     put: Put, thread: ThreadRef, dead_until: str | None, log: ObjectId | None = None
-) -> UpdateMany:
+) -> Statement:
     """Return a statement that changes nothing, and collides if the thread is another by now."""
     same = _same(put, thread, dead_until, log)
-    return UpdateMany(same, {"$set": {"kind": "thread"}}, upsert=True)
+    return expect(same, {"$set": {"kind": "thread"}})
 
 
-def _begin(put: Put, thread: ThreadRef, beginning: Beginning) -> UpdateMany:
+def _begin(put: Put, thread: ThreadRef, beginning: Beginning) -> Statement:
     """Return the check that begins a log, and brings the record up to where it begins."""
     before, log = beginning
     wanted = _same(put, thread, before.dead_until, before.log)
@@ -299,12 +293,12 @@ def _begin(put: Put, thread: ThreadRef, beginning: Beginning) -> UpdateMany:
     said = dict(before.said)
     changes: Document = {"$max": {"updated_at": said.pop("updated_at")}}
     changes["$set"] = {**said, "log": log, "unlisted": True, "provisional": False}
-    return UpdateMany(wanted, changes, upsert=True)
+    return expect(wanted, changes)
 
 
 def _check(
     put: Put, thread: ThreadRef, dead_until: str | None, replace: bool, is_newest: bool
-) -> UpdateMany:
+) -> Statement:
     if put.row is None and (put.status is None or not is_newest):
         return _touch(put, thread, dead_until)
     wanted = _same(put, thread, dead_until)
@@ -319,16 +313,16 @@ def _check(
         # A new checkpoint makes a thread idle, unless a task's interrupt or error came before it.
         wanted["status_for"] = {"$lt" if put.row is not None else "$lte": put.checkpoint_id}
         changes["$set"] |= {"status": put.status, "status_for": put.checkpoint_id}
-    return UpdateMany(wanted, changes, upsert=True)
+    return expect(wanted, changes)
 
 
-def _show(id_: bytes, thread: ThreadRef, *, once: bool) -> UpdateOne:
+def _show(id_: bytes, thread: ThreadRef, *, once: bool) -> Statement:
     """Return the statement that makes visible what is under `next`."""
     shown: Any = {"$mergeObjects": ["$$ROOT", "$next", {"visible": True}]}
     if once:
         shown = {"$cond": [_is_missing("content"), shown, "$$ROOT"]}
     replaced = ["next"] if once else ["next", "hidden", "restarts"]
-    return UpdateOne(
+    return update_one(
         {"_id": id_, "family": thread.family, "next": {"$exists": True}},
         [{"$replaceWith": shown}, {"$unset": replaced}],
     )

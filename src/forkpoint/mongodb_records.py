@@ -7,7 +7,6 @@ which is the shard key, and each command that may go to a router of shards names
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import timezone
@@ -18,41 +17,25 @@ import ormsgpack
 from bson.errors import InvalidDocument
 from bson.objectid import ObjectId
 from bson.timestamp import Timestamp
-from pymongo import ReplaceOne, ReturnDocument, UpdateMany, UpdateOne
+from pymongo import IndexModel, ReturnDocument
 from pymongo.collection import Collection
 from pymongo.errors import (
-    AutoReconnect,
     BulkWriteError,
-    ConnectionFailure,
-    DocumentTooLarge,
     DuplicateKeyError,
-    ExecutionTimeout,
-    InvalidOperation,
     OperationFailure,
     PyMongoError,
-    ServerSelectionTimeoutError,
     WriteConcernError,
-    WTimeoutError,
 )
 from pymongo.read_concern import ReadConcern
 
-from forkpoint.errors import (
-    ForkpointError,
-    InvalidInput,
-    SaverClosed,
-    StorageBusy,
-    StorageError,
-    StorageFull,
-    StorageReadOnly,
-    StorageUnauthorized,
-    StorageUnavailable,
-)
+from forkpoint.mongodb_errors import UNAUTHORIZED, is_transient, typed
+from forkpoint.mongodb_identity import UUID_DIFFERS, Identity
+from forkpoint.mongodb_statements import Statement
 from forkpoint.storage import STORE_KEY_BYTES, ThreadRef
 from forkpoint.tombstones import Marks
 from forkpoint.workers import not_started
 
 Document = dict[str, Any]
-Statement = ReplaceOne[Document] | UpdateOne | UpdateMany
 _T = TypeVar("_T")
 
 NOW = {"$multiply": [{"$toLong": "$$NOW"}, 1000]}
@@ -156,6 +139,9 @@ class Records:
         """Whether commands may go to the router of a sharded cluster."""
         self.keeps_logs = False
         """Whether there is the index that logs need."""
+        self.identity = Identity(collection)
+        self.history = 0
+        """The history of the store that it is of; see `forkpoint.storage.Storage.history`."""
         self._collection = collection
         self._latest = collection.with_options(read_concern=ReadConcern("local"))
         self._keeps_moments = True
@@ -288,6 +274,23 @@ class Records:
         is_balanced = client.topology_description.topology_type_name == "LoadBalanced"
         self.is_sharded = self.retrying(lambda: client.is_mongos) or is_balanced
 
+    def create_indexes(self, indexes: Sequence[IndexModel]) -> None:
+        self.retrying(lambda: self._collection.create_indexes(indexes))
+
+    def lacks_indexes(self, indexes: Iterable[IndexModel]) -> bool:
+        """Return whether one of these indexes is not there, as far as the user may look."""
+
+        def names() -> Set[str]:
+            try:
+                return self._collection.index_information().keys()
+            except OperationFailure as error:
+                if error.code != UNAUTHORIZED:
+                    raise
+                return {index.document["name"] for index in indexes}
+
+        known = self.retrying(names)
+        return any(index.document["name"] not in known for index in indexes)
+
     def look_for_index(self, name: str, wanted: Document) -> None:
         """Find out if there is the index that logs need: it may have been lost by a restore.
 
@@ -354,27 +357,32 @@ class Records:
 
         As a plain command, of 16 MB at most: the server need not be able to repeat it.
         """
-        concern = self._collection.write_concern.document
-        insert = {"insert": self.name, "documents": documents, "writeConcern": concern}
-        database = self._collection.database
 
         def attempt() -> Outcome:
-            reply = database.command(insert)
-            if "writeConcernError" in reply:
-                unsure = reply["writeConcernError"]
-                raise WriteConcernError(unsure["errmsg"], unsure["code"], unsure)
+            reply = self._command({"insert": self.name, "documents": documents})
             made = range(reply["n"])
             if "writeErrors" in reply:
-                return _failed(reply["writeErrors"][0], len(made), set(made))
+                return self._failed(reply["writeErrors"][0], len(made), set(made))
             return Outcome(len(made), set(made))
 
         return self._once(attempt)
+
+    def _command(self, command: Document) -> Document:
+        """Send a command of 16 MB at most, which the server refuses if the store is another one."""
+        command["writeConcern"] = self._collection.write_concern.document
+        if self.identity.uuid is not None:
+            command["collectionUUID"] = self.identity.uuid
+        reply: Document = self._collection.database.command(command)
+        if "writeConcernError" in reply:
+            unsure = reply["writeConcernError"]
+            raise WriteConcernError(unsure["errmsg"], unsure["code"], unsure)
+        return reply
 
     def _once(self, command: Callable[[], Outcome]) -> Outcome:
         try:
             return command()
         except (PyMongoError, InvalidDocument) as error:
-            if _is_transient(error):
+            if is_transient(error):
                 return Outcome(0, set(), is_lost=True)
             raise typed(error) from error
 
@@ -414,34 +422,71 @@ class Records:
 
         return self.retrying(merge)
 
-    def bulk(self, statements: Sequence[Statement], *, once: bool = False) -> Outcome:
+    def bulk(
+        self, statements: Sequence[Statement], *, once: bool = False, is_small: bool = False
+    ) -> Outcome:
         """Execute statements in order, up to the first that collides or fails.
 
         Args:
             statements: They are to mean the same if they are executed again, if they may be.
             once: Whether to make one attempt only.
+            is_small: Whether they fit into one command of 16 MB. Then nothing is done if the store
+                is another one.
         """
         if once:
-            return self._once(lambda: self._bulk(statements))
+            return self._once(lambda: self._bulk(statements, is_small))
         attempts = 0
 
         def attempt() -> Outcome:
             nonlocal attempts
             attempts += 1
-            return self._bulk(statements)
+            return self._bulk(statements, is_small)
 
         return self.retrying(attempt)._replace(is_repeated=attempts > 1)
 
-    def _bulk(self, statements: Sequence[Statement]) -> Outcome:
+    def _bulk(self, statements: Sequence[Statement], is_small: bool) -> Outcome:
+        if is_small:
+            updates = [statement.document for statement in statements]
+            reply = self._command({"update": self.name, "updates": updates})
+            indexes = {upserted["index"] for upserted in reply.get("upserted", ())}
+            if "writeErrors" in reply:
+                return self._failed(reply["writeErrors"][0], reply["n"], indexes)
+            return Outcome(reply["n"], indexes)
         try:
-            result = self._collection.bulk_write(statements)
+            result = self._collection.bulk_write([one.operation for one in statements])
         except BulkWriteError as bulk:
             details = _confirmed(bulk)
             hits = details["nMatched"] + details["nUpserted"]
             made: Set[int] = {upserted["index"] for upserted in details["upserted"]}
-            return _failed(details["writeErrors"][0], hits, made)
+            return self._failed(details["writeErrors"][0], hits, made)
         made = (result.upserted_ids or {}).keys()
         return Outcome(result.matched_count + len(made), made)
+
+    def _failed(self, failed: Document, hits: int, made: Set[int]) -> Outcome:
+        """Return the outcome if one of the statements failed as the server reports.
+
+        Raises:
+            OperationFailure: It may help to try again.
+        """
+        if failed["code"] in _COLLIDED:
+            is_taken = "slot" in failed.get("keyPattern", ())
+            return Outcome(hits, made, failed["index"], is_taken=is_taken)
+        if failed["code"] == UUID_DIFFERS:
+            self.identity.lose()
+        error = OperationFailure(failed["errmsg"], failed["code"], failed)
+        if is_transient(error):
+            raise error
+        return Outcome(hits, made, failed["index"], typed(error))
+
+    def is_kept(self, *, was_told: bool) -> bool:
+        """Return whether the store is still the one that was looked at.
+
+        Args:
+            was_told: Whether the command before named the store, so that there is no need to ask.
+        """
+        if not was_told:
+            self.retrying(self.identity.ask)
+        return self.identity.is_kept
 
     def retrying(self, command: Callable[[], _T]) -> _T:
         """Return what a command returns, tried again while that may help."""
@@ -451,7 +496,7 @@ class Records:
             try:
                 return command()
             except (PyMongoError, InvalidDocument) as error:
-                if not _is_transient(error) or time.monotonic() + pause > until:
+                if not is_transient(error) or time.monotonic() + pause > until:
                     raise typed(error) from error
             except RuntimeError as error:  # the driver has threads that watch the servers
                 raise not_started(error) from error
@@ -461,26 +506,10 @@ class Records:
 
 _AT_ONCE = 1_000_000  # documents in one answer, as far as they fit into 16 MB; else it is 101
 _DUPLICATE_KEY = 11000
-_TRANSIENT = {
-    6,  # HostUnreachable
-    7,  # HostNotFound
-    89,  # NetworkTimeout
-    91,  # ShutdownInProgress
-    112,  # WriteConflict
-    189,  # PrimarySteppedDown
-    262,  # ExceededTimeLimit
-    9001,  # SocketException
-    10107,  # NotWritablePrimary
-    10058,  # LegacyNotPrimary
-    11600,  # InterruptedAtShutdown
-    11602,  # InterruptedDueToReplStateChange
-    13435,  # NotPrimaryNoSecondaryOk
-    13436,  # NotPrimaryOrSecondary
+_COLLIDED = {
+    _DUPLICATE_KEY,
+    66,  # ImmutableField: what a statement expects is not so; see `mongodb_statements.expect`
 }
-_UNAUTHENTICATED = {18, 8000}  # AuthenticationFailed, and Atlas's own
-_UNAUTHORIZED = 13
-_WRITING = {"insert", "update", "delete", "createIndexes"}
-_NO_SPACE = {14031, 12501}  # OutOfDiskSpace, and a quota's
 _TOO_MUCH = {
     40099,  # $graphLookup reached its limit of 100 MB
     292,  # QueryExceededMemoryLimitNoDiskUseAllowed
@@ -497,7 +526,6 @@ _NO_SNAPSHOT = {
     239,  # SnapshotTooOld
     246,  # SnapshotUnavailable
 }
-_TOO_LARGE = {10334, 17280, 17419, 17420}
 
 
 def _confirmed(bulk: BulkWriteError) -> Document:
@@ -506,83 +534,6 @@ def _confirmed(bulk: BulkWriteError) -> Document:
     for concern in details["writeConcernErrors"]:
         raise WriteConcernError(concern["errmsg"], concern["code"], concern) from bulk
     return dict(details)
-
-
-def _failed(failed: Document, hits: int, made: Set[int]) -> Outcome:
-    """Return the outcome if one of the statements failed as the server reports.
-
-    Raises:
-        OperationFailure: It may help to try again.
-    """
-    if failed["code"] == _DUPLICATE_KEY:
-        is_taken = "slot" in failed.get("keyPattern", ())
-        return Outcome(hits, made, failed["index"], is_taken=is_taken)
-    error = OperationFailure(failed["errmsg"], failed["code"], failed)
-    if _is_transient(error):
-        raise error
-    return Outcome(hits, made, failed["index"], typed(error))
-
-
-def _is_transient(error: Exception) -> bool:
-    if isinstance(error, ServerSelectionTimeoutError):
-        return False  # it has waited already
-    if isinstance(error, OperationFailure):
-        return error.code in _TRANSIENT
-    return isinstance(error, AutoReconnect)
-
-
-def typed(error: Exception) -> ForkpointError:
-    """Return the `ForkpointError` for what the driver or the server reports."""
-    message = str(error)
-    if isinstance(error, ServerSelectionTimeoutError):
-        return StorageUnavailable(
-            f"no MongoDB primary can be reached ({message:.300}); check that the server runs, its "
-            "address, the network and the name of the replica set"
-        )
-    if isinstance(error, (WTimeoutError, WriteConcernError)):
-        return StorageUnavailable(
-            f"a majority of the replica set did not confirm the write in time ({message:.300}); "
-            "check the health of its members. The write may or may not survive"
-        )
-    if isinstance(error, ExecutionTimeout):
-        return StorageBusy(f"MongoDB did not answer in time: {message:.300}")
-    if isinstance(error, OperationFailure):
-        return _of_server(error, message)
-    if isinstance(error, AutoReconnect):
-        return StorageUnavailable(f"the connection to MongoDB was lost: {message:.300}")
-    if isinstance(error, ConnectionFailure):  # the pool is exhausted
-        return StorageBusy(f"no connection to MongoDB became free in time: {message:.300}")
-    if isinstance(error, (DocumentTooLarge, InvalidDocument)):
-        return InvalidInput(
-            f"MongoDB cannot hold this as one document; values may be of any size, but metadata, "
-            f"names and the number of channels may not: {message:.300}"
-        )
-    if isinstance(error, InvalidOperation) and "close" in message:
-        return SaverClosed("the MongoDB client is closed")
-    return StorageError(f"MongoDB failed: {message:.300}")
-
-
-def _of_server(error: OperationFailure, message: str) -> ForkpointError:
-    if error.code in _UNAUTHENTICATED:
-        return StorageUnauthorized(
-            f"MongoDB refuses the credentials ({message:.300}); check user, password and authSource"
-        )
-    if error.code == _UNAUTHORIZED:
-        command = re.search(r"to execute command \{ (\w+):", message)
-        if command is not None and (command[1] in _WRITING or "$merge" in message):
-            return StorageReadOnly(
-                f"the MongoDB user may not write ({message:.300}); grant it readWrite"
-            )
-        return StorageUnauthorized(
-            f"the MongoDB user may not read ({message:.300}); grant it readWrite"
-        )
-    if error.code in _NO_SPACE:
-        return StorageFull(message)
-    if error.code in _TRANSIENT:
-        return StorageUnavailable(f"MongoDB kept changing its primary: {message:.300}")
-    if "too large" in message or "Exceeds" in message or error.code in _TOO_LARGE:
-        return InvalidInput(f"MongoDB cannot hold this as one document: {message:.300}")
-    return StorageError(f"MongoDB failed: {message:.300}")
 
 
 def in_batches(values: Iterable[_T], size: int = 10_000) -> Iterable[list[_T]]:

@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from bson.objectid import ObjectId
-from pymongo import UpdateMany, UpdateOne
 
 from forkpoint import removal
 from forkpoint.errors import StorageBusy
@@ -19,7 +18,6 @@ from forkpoint.mongodb_reading import MongoReading
 from forkpoint.mongodb_records import (
     NOW,
     Document,
-    Statement,
     chunk_id,
     chunk_size,
     chunks_of,
@@ -28,6 +26,7 @@ from forkpoint.mongodb_records import (
     record_of,
     rows_of,
 )
+from forkpoint.mongodb_statements import Statement, update_many, update_one
 from forkpoint.mongodb_tombstones import RECORD_EXPIRY, deletions_of, entomb, needed_in
 from forkpoint.receipts import RECEIPT, is_receipt
 from forkpoint.removal import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
@@ -106,7 +105,7 @@ class MongoRemoving(MongoReading):
             return Counts(0, 0)  # the thread is deleted, and with it what was to go
 
     def _doom(
-        self, thread: ThreadRef, rows: Sequence[CheckpointRow], plan: Plan, guard: UpdateOne
+        self, thread: ThreadRef, rows: Sequence[CheckpointRow], plan: Plan, guard: Statement
     ) -> None:
         """Take out of sight what is to be removed or hidden."""
         going = plan.removed | plan.hidden
@@ -127,7 +126,7 @@ class MongoRemoving(MongoReading):
         }
         if plan.reopened:
             touched["updated_at"] = {"$max": ["$updated_at", NOW]}
-        statements: list[Statement] = [guard, UpdateOne(record_of(thread), [{"$set": touched}])]
+        statements: list[Statement] = [guard, update_one(record_of(thread), [{"$set": touched}])]
         # Once each: the binding goes up with the flag.
         # Receipts first: else somebody might miss what they are for.
         receipts: Document = {"kind": "write", "idx": {"$lte": RECEIPT}}
@@ -180,7 +179,7 @@ class MongoRemoving(MongoReading):
             return Counts(0, 0)  # somebody else was faster
 
     def _bury(
-        self, thread: ThreadRef, guard: UpdateOne, seen: ThreadRow | None, *, as_late: bool
+        self, thread: ThreadRef, guard: Statement, seen: ThreadRow | None, *, as_late: bool
     ) -> Counts:
         rows = {"family": thread.family, "thread": thread.key, "kind": ROWS}
         found = self._records.latest(rows, {"checkpoint_id": 1, "kind": 1, "idx": 1})
@@ -210,7 +209,7 @@ class MongoRemoving(MongoReading):
         statements: list[Statement] = [guard]
         if not as_late:  # what came late is no thread
             statements.append(self._entombed(record, max(ids, default=None)))
-        statements.append(UpdateOne(record_of(thread), [{"$set": buried}, unlisted]))
+        statements.append(update_one(record_of(thread), [{"$set": buried}, unlisted]))
         done = self._records.bulk(statements)
         dead = {**record_of(thread), "deleted_at": {"$ne": None}}
         # Unless it was done by an attempt whose answer was lost.
@@ -223,7 +222,7 @@ class MongoRemoving(MongoReading):
         receipts = sum(is_receipt(row.get("idx", 0)) for row in found)
         return Counts(checkpoints, len(found) - checkpoints - receipts)
 
-    def _entombed(self, record: Document, dead_until: str | None) -> UpdateOne:
+    def _entombed(self, record: Document, dead_until: str | None) -> Statement:
         """Return the statement that notes the deletion of a thread with the name."""
         marks = self._records.marks(record["thread_id"])
         name = self._records.name_id(record["thread_id"])
@@ -266,7 +265,7 @@ class MongoRemoving(MongoReading):
         *,
         same: Document = {},  # noqa: B006 - never changed
         count: bool = False,
-    ) -> Iterator[UpdateOne]:
+    ) -> Iterator[Statement]:
         """Keep others from writing to a thread, and from removing of it.
 
         Yields a statement that ends a bulk if the lock is lost, and else keeps it for longer.
@@ -303,7 +302,7 @@ class MongoRemoving(MongoReading):
                 raise StorageBusy("other processes keep removing from the same thread")
             time.sleep(_LOCK_PAUSE_SECONDS)
         try:
-            yield UpdateOne({**living, "lock.by": token}, [{"$set": lock}], upsert=True)
+            yield update_one({**living, "lock.by": token}, [{"$set": lock}], upsert=True)
         except BaseException:
             count = True  # it may be done in part
             raise
@@ -448,7 +447,7 @@ class MongoRemoving(MongoReading):
 
 def _of_places(
     thread: ThreadRef, places: Collection[Place], which: Document, change: Document
-) -> Iterator[UpdateMany]:
+) -> Iterator[Statement]:
     """Return the statements that change the rows of some checkpoints."""
     for checkpoint_ns in {checkpoint_ns for checkpoint_ns, _ in places}:
         for batch in in_batches(place[1] for place in places if place[0] == checkpoint_ns):
@@ -459,4 +458,4 @@ def _of_places(
                 "checkpoint_id": {"$in": batch},
                 **which,
             }
-            yield UpdateMany(wanted, change)
+            yield update_many(wanted, change)

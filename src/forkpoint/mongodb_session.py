@@ -10,7 +10,6 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 
 from bson.objectid import ObjectId
-from pymongo import UpdateOne
 
 from forkpoint.errors import StorageBusy, ThreadExists
 from forkpoint.mongodb_catalog import fields_of, new_record, terms_of
@@ -24,6 +23,7 @@ from forkpoint.mongodb_documents import (
 )
 from forkpoint.mongodb_records import NOW, Document, in_batches, record_of, row_id
 from forkpoint.mongodb_removing import MongoRemoving
+from forkpoint.mongodb_statements import Statement, expect, update_one
 from forkpoint.mongodb_tombstones import dead_until_of
 from forkpoint.storage import CheckpointRow, Description, Graft, Stale, ThreadRef, WriteRow
 from forkpoint.tombstones import TOMBSTONE_MICROSECONDS
@@ -57,14 +57,13 @@ class MongoSession(MongoRemoving):
             dead_until=old["dead_until"] if old else None,
             building=ObjectId(),
         )
-        unchanged = UpdateOne(
+        unchanged = expect(
             {**record_of(source), "epoch": source.epoch, "deleted_at": None, "lock": None},
             {"$set": {"kind": "thread"}},
-            upsert=True,
         )
         statements = [
             unchanged,
-            UpdateOne(record_of(target), {"$setOnInsert": made}, upsert=True),
+            update_one(record_of(target), {"$setOnInsert": made}, upsert=True),
             *(
                 chunk_statement(source, digest, *chunk, is_sharded=self._records.is_sharded)
                 for digest, chunk in graft.chunks.items()
@@ -105,7 +104,7 @@ class MongoSession(MongoRemoving):
             building=ObjectId(),
         )
         statements = [
-            UpdateOne(record_of(target), {"$setOnInsert": made}, upsert=True),
+            update_one(record_of(target), {"$setOnInsert": made}, upsert=True),
             _name(target, self._records.name_id(thread_id), old),
             _show(target, made["building"]),
         ]
@@ -156,7 +155,7 @@ class MongoSession(MongoRemoving):
         source: ThreadRef,
         target_id: str,
         described: Description | None,
-        guard: UpdateOne,
+        guard: Statement,
     ) -> None:
         old = self._deleted_before(target_id)
         (record,) = self._records.latest(record_of(source))
@@ -246,26 +245,26 @@ class MongoSession(MongoRemoving):
         self._records.insert({"_id": f"secret:{number:04}", "family": "settings", "value": stored})
 
 
-def _name(target: ThreadRef, name: str, old: Document | None) -> UpdateOne:
+def _name(target: ThreadRef, name: str, old: Document | None) -> Statement:
     """Return the statement that gives an id to a copy that is ready to be shown."""
-    return UpdateOne(
+    return update_one(
         {"_id": name, "family": name, "key": old["_id"] if old else None},
         {"$set": {"key": target.key, "home": target.family}, "$unset": {"expires": ""}},
         upsert=True,
     )
 
 
-def _show(target: ThreadRef, building: ObjectId) -> UpdateOne:
+def _show(target: ThreadRef, building: ObjectId) -> Statement:
     """Return the statement that shows a copy, unless a collection took it for abandoned."""
     times = {"created_at": NOW, "updated_at": NOW, "unlisted": True}
-    return UpdateOne(
+    return update_one(
         {**record_of(target), "building": building}, [{"$set": times}, {"$unset": "building"}]
     )
 
 
 def _grafted(
     target: ThreadRef, place: Document, said: Document, row: CheckpointRow | WriteRow
-) -> UpdateOne:
+) -> Statement:
     """Return the statement that gives a row to a thread that nobody knows yet."""
     at = [row.checkpoint_ns, row.checkpoint_id]
     if isinstance(row, WriteRow):
@@ -274,21 +273,21 @@ def _grafted(
     else:
         id_ = row_id(target, *at)
         shown = {"hidden" if row.hidden else "visible": True}
-    return UpdateOne(
+    return update_one(
         {"_id": id_, "family": target.family},
         {"$setOnInsert": {**place, **said, **shown}},
         upsert=True,
     )
 
 
-def _copied(target: ThreadRef, row: Document) -> UpdateOne:
+def _copied(target: ThreadRef, row: Document) -> Statement:
     """Return the statement that writes a copy of a row for another thread of the family."""
     # The copies do not belong to the runs that made the originals: deleting those leaves them.
     left_out = ("_id", "run_id", "next", "log", "slot", "record")
     copy = {field: value for field, value in row.items() if field not in left_out}
     if not is_in_place(row):
         copy["checksum"] = b""  # what is damaged is so in a copy as well
-    return UpdateOne(
+    return update_one(
         {"_id": row_id(target, *place_in(row)), "family": target.family},
         {"$setOnInsert": {**copy, "thread": target.key}},
         upsert=True,

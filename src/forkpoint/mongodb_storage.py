@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 from bson.objectid import ObjectId
-from pymongo import ASCENDING, DESCENDING, IndexModel, MongoClient, ReadPreference
+from pymongo import MongoClient, ReadPreference
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -20,6 +20,8 @@ from forkpoint.errors import (
     SchemaVersionError,
     StaleLease,
     StorageBusy,
+    StorageReadOnly,
+    StorageUnauthorized,
     stale_lease,
 )
 from forkpoint.group_commit import Relay
@@ -27,7 +29,8 @@ from forkpoint.memory import Recent
 from forkpoint.mongodb_bulk import Bulk, checked_size, store
 from forkpoint.mongodb_documents import ROWS
 from forkpoint.mongodb_features import check_features
-from forkpoint.mongodb_log import LOG_INDEX
+from forkpoint.mongodb_indexes import IN_NO_LOG, complete, indexes_of
+from forkpoint.mongodb_log import LOG_INDEX, Tail
 from forkpoint.mongodb_puts import Creation, Intent
 from forkpoint.mongodb_records import (
     Document,
@@ -39,91 +42,8 @@ from forkpoint.mongodb_records import (
 from forkpoint.mongodb_session import MongoSession
 from forkpoint.mongodb_tombstones import dead_until_of, deletions_of, die_later
 from forkpoint.steps import Steps
-from forkpoint.storage import SCHEMA_VERSION, Put, Stale, ThreadRef
+from forkpoint.storage import SCHEMA_VERSION, Put, Rewound, Stale, ThreadRef
 from forkpoint.tombstones import is_deleted_since
-
-_INDEXES = [
-    IndexModel(
-        [
-            ("thread", ASCENDING),
-            ("checkpoint_ns", ASCENDING),
-            ("kind", ASCENDING),
-            ("checkpoint_id", DESCENDING),
-        ],
-        name="forkpoint_place",
-        partialFilterExpression={"thread": {"$exists": True}},
-    ),
-    IndexModel(
-        [("checkpoint_id", DESCENDING), ("thread", DESCENDING), ("checkpoint_ns", DESCENDING)],
-        name="forkpoint_order",
-        partialFilterExpression={"kind": "checkpoint", "visible": True},
-    ),
-    IndexModel(
-        [("thread", DESCENDING), ("checkpoint_id", DESCENDING), ("checkpoint_ns", DESCENDING)],
-        name="forkpoint_nested",
-        partialFilterExpression={"kind": "checkpoint", "checkpoint_ns": {"$gt": ""}},
-    ),
-    IndexModel(
-        [("expires", ASCENDING)],
-        name="forkpoint_expires",
-        expireAfterSeconds=0,
-        partialFilterExpression={"expires": {"$exists": True}},
-    ),
-    IndexModel(
-        [("run_id", ASCENDING)],
-        name="forkpoint_run",
-        partialFilterExpression={"run_id": {"$exists": True}},
-    ),
-    IndexModel(
-        [("family", ASCENDING)],
-        name="forkpoint_family",
-        partialFilterExpression={"kind": "thread"},
-    ),
-    IndexModel(
-        [
-            ("terms", ASCENDING),
-            ("listed_status", ASCENDING),
-            ("listed_at", DESCENDING),
-            ("thread_id", DESCENDING),
-        ],
-        name="forkpoint_listing",
-        partialFilterExpression={"listed_at": {"$gt": 0}},
-    ),
-    IndexModel(
-        [("created_at", DESCENDING), ("thread_id", DESCENDING)],
-        name="forkpoint_created",
-        partialFilterExpression={"listed_at": {"$gt": 0}},
-    ),
-    IndexModel(
-        [("thread_id", ASCENDING)],
-        name="forkpoint_thread_id",
-        partialFilterExpression={"listed_at": {"$gt": 0}},
-    ),
-    IndexModel(
-        [("unlisted", ASCENDING)],
-        name="forkpoint_unlisted",
-        partialFilterExpression={"unlisted": True},
-    ),
-    IndexModel(
-        [("ttl", ASCENDING), ("updated_at", ASCENDING), ("_id", ASCENDING)],
-        name="forkpoint_expiry",
-        partialFilterExpression={"ttl": {"$gt": 0}},
-    ),
-    IndexModel(
-        [("removed_at", ASCENDING)],
-        name="forkpoint_removed",
-        partialFilterExpression={"removed_at": {"$gt": 0}},
-    ),
-]
-_LOG_INDEX = IndexModel(
-    [("log", ASCENDING), ("slot", ASCENDING)],
-    name=LOG_INDEX,
-    unique=True,
-    partialFilterExpression={"slot": {"$gt": 0}},
-)
-
-
-_IN_NO_LOG = {"log": "none", "slot": {"$gt": 0}, "family": "settings"}
 
 
 class MongoStorage:
@@ -165,6 +85,9 @@ class MongoStorage:
 
     def setup(self) -> None:
         self._open()
+        if not self._records_open().is_kept(was_told=False):
+            self._open()
+        complete(self._records_open())
 
     def reading(self) -> AbstractContextManager[MongoSession]:
         return nullcontext(self._open())
@@ -184,21 +107,36 @@ class MongoStorage:
                 client.close()
 
     def _open(self) -> MongoSession:
-        session = self._session
-        if session is not None and self._process == os.getpid():
-            return session
+        if self._is_open:
+            assert self._session is not None
+            return self._session
         with self._locked():
-            if self._session is None or self._process != os.getpid():
+            if not self._is_open:
                 if self._closed:
                     raise SaverClosed("the saver is closed")
                 if self._client is None or (self._owned and self._process != os.getpid()):
                     self._inherited = self._client  # not to be closed in a forked child
                     self._client = self._connect()
-                self._session = None  # of the parent, in a forked child
+                self._session = None  # of the parent, in a forked child, or of another store
                 self._process = os.getpid()
-                self._records = self._prepare(self._client)
-                self._session = MongoSession(self._records)
+                records = self._prepare(self._client)
+                if self._records is not None:
+                    with suppress(StorageReadOnly, StorageUnauthorized):
+                        complete(records)  # a backup may be restored without its indexes
+                    # First: who has the new collection must find that the history is new.
+                    self.history += 1
+                    self._dead = Recent(4096)
+                records.history = self.history
+                self._records = records
+                self._session = MongoSession(records)
+            assert self._session is not None
             return self._session
+
+    @property
+    def _is_open(self) -> bool:
+        if self._session is None or self._records is None or self._process != os.getpid():
+            return False
+        return self._records.identity.may_be_kept
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -232,11 +170,11 @@ class MongoStorage:
         records.look_at_cluster()
         if not found:
             check_features(records, collection)
-            indexes = [*_INDEXES, *([] if records.is_sharded else [_LOG_INDEX])]
-            records.retrying(lambda: collection.create_indexes(indexes))
+            records.create_indexes(indexes_of(records))
             records.insert({**settings, "schema_version": SCHEMA_VERSION})
             found = records.latest(settings)
-        records.look_for_index(LOG_INDEX, _IN_NO_LOG)
+        records.retrying(records.identity.look)
+        records.look_for_index(LOG_INDEX, IN_NO_LOG)
         version = found[0]["schema_version"]
         if version > SCHEMA_VERSION:
             raise SchemaVersionError(
@@ -250,6 +188,8 @@ class MongoStorage:
 
     def put(self, put: Put) -> Steps[ThreadRef | None]:
         session = self._open()
+        if put.history != self.history:
+            raise Rewound
         size = checked_size(put)
         thread = put.expected
         creation: Creation | None = None
@@ -294,7 +234,7 @@ class MongoStorage:
                 if bulk.entries:
                     session.end_log(thread)
             elif creation is None:
-                record = self._look_again(put, thread)
+                record = self._look_again(put, thread, bulk.own_tail)
                 is_newest = record["status_for"] < put.checkpoint_id
                 is_put = record["status_for"] == put.checkpoint_id
                 is_unsure = is_unsure or (is_put and not session.keeps_logs)
@@ -307,16 +247,29 @@ class MongoStorage:
                 intent = intent._replace(thread=thread, creation=creation)
         raise StorageBusy(f"thread {put.thread_id!r} changed {_ATTEMPTS} times in a row")
 
-    def _look_again(self, put: Put, thread: ThreadRef) -> Document:
+    def _look_again(self, put: Put, thread: ThreadRef, own: Tail | None) -> Document:
         """Return the record of a thread, once nobody locks it any more.
 
+        Args:
+            put: What is to be put.
+            thread: The thread.
+            own: The end of one's own log, if it has one, as far as is known.
+
         Raises:
+            Rewound: The thread is not there any more, or its log did not end as logs do.
             Stale: The thread is not what it was.
             StaleLease: The run does not hold the lease any more.
         """
         session = self._open()
         while True:
-            record = session.await_unlocked(thread)
+            try:
+                record = session.await_unlocked(thread)
+            except Stale:
+                raise self._rewound() if put.expected == thread else Stale from None
+            if own is not None and own.log != record["log"]:
+                if not session.has_gone_on(thread, own):
+                    raise self._rewound()
+                own = None
             if record["deleted_at"] is not None:
                 # A row may have arrived after the others were removed.
                 rows = {"family": thread.family, "thread": thread.key, "kind": ROWS}
@@ -394,6 +347,11 @@ class MongoStorage:
         name = records.name_id(put.thread_id)
         change = die_later(records.marks(put.thread_id), put.owner, put.checkpoint_id)
         records.update({"_id": name, "family": name}, change)
+
+    def _rewound(self) -> Rewound:
+        """Return what is raised where the store turns out to have gone back."""
+        self._records_open().identity.lose()
+        return Rewound()
 
     def _is_late(self, put: Put, thread: ThreadRef | None, dead_until: str) -> bool:
         """Return whether a write comes after a checkpoint that went with its thread."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bson.objectid import ObjectId
-from pymongo import UpdateOne
 
 from forkpoint.mongodb_records import NOW, Document
+from forkpoint.mongodb_statements import Statement, update_one
 from forkpoint.tombstones import TOMBSTONE_MICROSECONDS, Marks
 
 EXPIRY = {"$add": ["$$NOW", TOMBSTONE_MICROSECONDS // 1000]}
@@ -35,7 +35,7 @@ def _seen(named: Document, marks: Marks, owner: str | None) -> list[Any]:
     return [one for one in tombstones if seen is None or one["mark"] in seen]
 
 
-def entomb(name: str, mark: bytes, dead_until: str | None, deletion: ObjectId) -> UpdateOne:
+def entomb(name: str, mark: bytes, dead_until: str | None, deletion: ObjectId) -> Statement:
     """Return the statement that notes a deletion, once if it is sent twice.
 
     Args:
@@ -61,7 +61,7 @@ def entomb(name: str, mark: bytes, dead_until: str | None, deletion: ObjectId) -
         "key": {"$ifNull": ["$key", unused]},
         "home": {"$ifNull": ["$home", unused]},
     }
-    return UpdateOne({"_id": name, "family": name}, [{"$set": fields}], upsert=True)
+    return update_one({"_id": name, "family": name}, [{"$set": fields}], upsert=True)
 
 
 def needed_in(threads: Sequence[Document]) -> set[Any]:

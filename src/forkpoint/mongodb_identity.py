@@ -1,0 +1,119 @@
+"""MongoDB: what tells whether a store is the one that it was, or another, or went back.
+
+What a process remembers of a store is valid for as long as the store goes on. It may not:
+
+- The collection, or its database, was dropped, and made again from a backup, or by somebody else.
+  The server gives each collection another UUID, and refuses a command that names the one before.
+- The server was started again on other data: an older copy of its own, or none. Then it is another
+  process, which the driver learns before it sends anything. It is another one too where a member of
+  a replica set took over, or where nothing happened to the data. Nobody can tell, so what was
+  remembered is forgotten.
+
+Not noticed is who takes single documents out of a living collection, before the next statement that
+names one of them; nor any of it behind a router of shards or a load balancer, apart from the UUID;
+nor the UUID by a server before 6.0, by a client with the strict Stable API, and by a user who may
+not list collections.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bson.objectid import ObjectId
+from pymongo.collection import Collection
+from pymongo.errors import OperationFailure
+
+UUID_DIFFERS = 361
+"""The code of the server's error where a collection has not the UUID that a command names."""
+
+_REFUSED = {
+    13,  # Unauthorized: the user may not list collections
+    323,  # APIStrictError
+    40415,  # an unknown field: a server before 6.0
+    59,  # CommandNotFound, of what is not MongoDB
+    8000,  # Atlas's own, for what it does not allow
+}
+
+
+class Identity:
+    """The store that a collection was when it was looked at.
+
+    Args:
+        collection: The collection.
+    """
+
+    def __init__(self, collection: Collection[Any]) -> None:
+        self._collection = collection
+        self._is_lost = False
+        self._process: ObjectId | None = None
+        self.uuid: Any = None
+        """The UUID of the collection, where the server compares it."""
+
+    def look(self) -> None:
+        """Remember which store it is. Nothing may be remembered of it before that.
+
+        Raises:
+            PyMongoError: The server cannot be asked.
+        """
+        self._process = self._present_process()
+        database = self._collection.database
+        name = self._collection.name
+        try:
+            (listed,) = database.list_collections(filter={"name": name})
+            uuid = listed["info"]["uuid"]
+            self._ask(uuid)
+        except OperationFailure as error:
+            if error.code not in _REFUSED:
+                raise
+        except (ValueError, KeyError):  # it was dropped again, or is no collection of its own
+            self._is_lost = True
+        else:
+            self.uuid = uuid
+
+    def ask(self) -> None:
+        """Ask the server whether it is the same collection, where it can tell.
+
+        Raises:
+            PyMongoError: The server cannot be asked.
+        """
+        if self.uuid is not None:
+            try:
+                self._ask(self.uuid)
+            except OperationFailure as error:
+                if error.code != UUID_DIFFERS:
+                    raise
+                self._is_lost = True
+
+    def _ask(self, uuid: Any) -> None:
+        find = {"find": self._collection.name, "filter": {"_id": "settings", "family": "settings"}}
+        fields = {"projection": {"_id": 1}, "limit": 1, "singleBatch": True}
+        local = {"readConcern": {"level": "local"}}
+        self._collection.database.command({**find, **fields, **local, "collectionUUID": uuid})
+
+    def lose(self) -> None:
+        """Remember that it turned out to be another one."""
+        self._is_lost = True
+
+    @property
+    def may_be_kept(self) -> bool:
+        """Whether nothing is known that speaks against it."""
+        if self._is_lost:
+            return False
+        process = self._present_process()
+        return process is None or process == self._process
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a command that was answered just now was answered by it."""
+        return not self._is_lost and self._present_process() == self._process
+
+    def _present_process(self) -> ObjectId | None:
+        """Return what names the server's process that is written to, as far as it has one."""
+        topology = self._collection.database.client.topology_description
+        if topology.topology_type_name in ("Sharded", "LoadBalanced"):
+            return None
+        for server in topology.server_descriptions().values():
+            if server.is_writable and server.topology_version is not None:
+                process: ObjectId = server.topology_version["processId"]
+                return process
+        return None

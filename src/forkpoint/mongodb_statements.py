@@ -1,0 +1,60 @@
+"""MongoDB: the statements of a bulk, for the driver's own bulks and for a plain command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pymongo import ReplaceOne, UpdateMany, UpdateOne
+
+_Change = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+class Statement(NamedTuple):
+    """A change of the documents that a filter finds."""
+
+    wanted: Mapping[str, Any]
+    change: Any
+    upsert: bool = False
+    is_of_many: bool = False
+    is_replacement: bool = False
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """It as a part of the command `update`."""
+        return {
+            "q": self.wanted,
+            "u": self.change,
+            "upsert": self.upsert,
+            "multi": self.is_of_many,
+        }
+
+    @property
+    def operation(self) -> ReplaceOne[Any] | UpdateOne | UpdateMany:
+        """It as a part of the driver's bulks."""
+        if self.is_replacement:
+            return ReplaceOne(self.wanted, self.change, upsert=self.upsert)
+        kind = UpdateMany if self.is_of_many else UpdateOne
+        return kind(self.wanted, self.change, upsert=self.upsert)
+
+
+def update_one(wanted: Mapping[str, Any], change: _Change, upsert: bool = False) -> Statement:
+    return Statement(wanted, change, upsert)
+
+
+def update_many(wanted: Mapping[str, Any], change: _Change) -> Statement:
+    return Statement(wanted, change, is_of_many=True)
+
+
+def replace_one(wanted: Mapping[str, Any], document: Mapping[str, Any], upsert: bool) -> Statement:
+    return Statement(wanted, document, upsert, is_replacement=True)
+
+
+def expect(wanted: Mapping[str, Any], change: Mapping[str, Any]) -> Statement:
+    """Return the change of a document that must be as the filter says, and ends the bulk if not.
+
+    A server does not insert a document under another `_id` than that of the filter: so it fails
+    where there is none, and where there is one that is different. Only of many documents, of which
+    there is one, the driver does not ask the server to be able to repeat the statement.
+    """
+    return Statement(wanted, {**change, "$setOnInsert": {"_id": 0}}, True, is_of_many=True)
