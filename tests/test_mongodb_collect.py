@@ -259,10 +259,12 @@ class Clock:
 _whole = Records.bulk
 
 
-def _one_by_one(records: Records, statements: Sequence[Any], *, once: bool = False) -> Outcome:
+def _one_by_one(
+    records: Records, statements: Sequence[Any], *, once: bool = False, is_small: bool = False
+) -> Outcome:
     hits, made = 0, set()
     for index, statement in enumerate(statements):
-        outcome = _whole(records, [statement], once=once)
+        outcome = _whole(records, [statement], once=once, is_small=is_small)
         if outcome.is_lost:
             return outcome
         hits += outcome.hits

@@ -89,8 +89,9 @@ def test_an_operation_is_killed_before_each_of_its_statements(
                 call = METHODS[method]
                 killed = killed_at(client.admin, statement, lambda: call(caller, head))  # noqa: B023
                 at = f"before statement {statement}"
+                assert mongo_store.problems(after_crash=True) == [], at
+                put(saver, {"n": 9})  # nothing stands in the way, and a majority has it all
                 assert mongo_store.problems(reader, after_crash=True) == [], at
-                put(saver, {"n": 9})  # nothing stands in the way
                 mongo_store.outlast()
                 for thread in mongo_store.threads():
                     if thread.is_live:

@@ -43,7 +43,7 @@ from forkpoint.mongodb_records import (
     record_of,
     row_id,
 )
-from forkpoint.mongodb_statements import Statement, expect, replace_one, update_one
+from forkpoint.mongodb_statements import Statement, expect, insert_entry, replace_one, update_one
 from forkpoint.receipts import is_receipt, replaces
 from forkpoint.storage import Put, ThreadRef
 
@@ -193,7 +193,7 @@ def steps_of_entries(
         elif replaces(idx):
             steps.append(Step("row", replace_one(place, entry, upsert=True)))
         else:
-            steps.append(Step("entry", update_one(place, {"$setOnInsert": entry}, upsert=True)))
+            steps.append(Step("entry", insert_entry(entry)))
     steps = [*_chunks(put, thread, is_sharded=False), *steps]
     if beginning is None:
         touch = [Step("guard", _touch(put, thread, dead_until, entries[0]["log"]))]

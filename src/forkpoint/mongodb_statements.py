@@ -18,24 +18,27 @@ class Statement(NamedTuple):
     upsert: bool = False
     is_of_many: bool = False
     is_replacement: bool = False
+    hint: str | None = None
 
     @property
     def document(self) -> dict[str, Any]:
         """It as a part of the command `update`."""
-        return {
-            "q": self.wanted,
-            "u": self.change,
-            "upsert": self.upsert,
-            "multi": self.is_of_many,
-        }
+        document: dict[str, Any] = {"q": self.wanted, "u": self.change}
+        if self.upsert:
+            document["upsert"] = True
+        if self.is_of_many:
+            document["multi"] = True
+        if self.hint is not None:
+            document["hint"] = self.hint
+        return document
 
     @property
     def operation(self) -> ReplaceOne[Any] | UpdateOne | UpdateMany:
         """It as a part of the driver's bulks."""
         if self.is_replacement:
-            return ReplaceOne(self.wanted, self.change, upsert=self.upsert)
+            return ReplaceOne(self.wanted, self.change, upsert=self.upsert, hint=self.hint)
         kind = UpdateMany if self.is_of_many else UpdateOne
-        return kind(self.wanted, self.change, upsert=self.upsert)
+        return kind(self.wanted, self.change, upsert=self.upsert, hint=self.hint)
 
 
 def update_one(wanted: Mapping[str, Any], change: _Change, upsert: bool = False) -> Statement:
@@ -48,6 +51,12 @@ def update_many(wanted: Mapping[str, Any], change: _Change) -> Statement:
 
 def replace_one(wanted: Mapping[str, Any], document: Mapping[str, Any], upsert: bool) -> Statement:
     return Statement(wanted, document, upsert, is_replacement=True)
+
+
+def insert_entry(entry: Mapping[str, Any]) -> Statement:
+    """Return the insertion of an entry of a log, which collides with any document of its `_id`."""
+    place = {name: entry[name] for name in ("_id", "family", "log", "slot")}
+    return Statement(place, {"$setOnInsert": entry}, upsert=True, hint="_id_")
 
 
 def expect(wanted: Mapping[str, Any], change: Mapping[str, Any]) -> Statement:
