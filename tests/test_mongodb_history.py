@@ -88,8 +88,24 @@ def assert_whole(store: MongoStore, head: Any, n: int) -> None:
     assert "forkpoint_log" in store.collection.index_information()
 
 
-@pytest.mark.parametrize("thread_id", ["thread", "newer"])
-@pytest.mark.parametrize("loss", LOSSES)
+def run(saver: MongoDBSaver) -> None:
+    with ThreadCatalog(saver).run("thread"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("loss", "thread_id"),
+    [
+        ("the collection is dropped", "thread"),
+        ("a backup is restored without its indexes", "newer"),
+        pytest.param("the collection is dropped", "newer", marks=pytest.mark.slow),
+        pytest.param("the database is dropped", "thread", marks=pytest.mark.slow),
+        pytest.param("the database is dropped", "newer", marks=pytest.mark.slow),
+        pytest.param("a backup is restored", "thread", marks=pytest.mark.slow),
+        pytest.param("a backup is restored", "newer", marks=pytest.mark.slow),
+        pytest.param("a backup is restored without its indexes", "thread", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_put_after_it_is_there(loss: str, thread_id: str, mongo_store: MongoStore) -> None:
     """In its own log, which it has begun before the backup and after it."""
     saver: Any
@@ -108,9 +124,9 @@ def test_what_is_put_after_it_is_there(loss: str, thread_id: str, mongo_store: M
 @pytest.mark.parametrize(
     ("loss", "small"),
     [
-        ("the collection is dropped", True),
         ("the collection is dropped", False),
-        ("a backup is restored without its indexes", False),
+        pytest.param("the collection is dropped", True, marks=pytest.mark.slow),
+        pytest.param("a backup is restored without its indexes", False, marks=pytest.mark.slow),
         pytest.param("a backup is restored", True, marks=pytest.mark.slow),
         pytest.param("a backup is restored", False, marks=pytest.mark.slow),
     ],
@@ -118,7 +134,7 @@ def test_what_is_put_after_it_is_there(loss: str, thread_id: str, mongo_store: M
 def test_the_first_thing_after_it_may_be_anything(
     loss: str, small: bool, mongo_store: MongoStore
 ) -> None:
-    """An insert into a log, or a bulk with chunks; writes; a new thread; a read; a large put."""
+    """An insert into a log, or a bulk with chunks; writes; a new thread; a read; the catalog."""
     values = {"n": 1} if small else {"text": TEXT[::-1]}
     firsts: list[Callable[[Any, Any], Any]] = [
         lambda saver, head: put(saver, values, parent=head),
@@ -128,6 +144,9 @@ def test_the_first_thing_after_it_may_be_anything(
         lambda saver, _: list(saver.list(None)),
         lambda saver, _: saver.setup(),
         lambda saver, _: saver.delete_thread("thread"),
+        lambda saver, _: ThreadCatalog(saver).get_or_create("thread"),
+        lambda saver, _: run(saver),
+        lambda saver, _: ThreadCatalog(saver).search(),
     ]
     for first in firsts:
         mongo_store.collection.drop()
@@ -141,6 +160,21 @@ def test_the_first_thing_after_it_may_be_anything(
             assert_whole(mongo_store, chain(saver, range(3)), 2)
 
 
+@pytest.mark.parametrize("world", ["sync", "async"])
+async def test_what_others_made_since_is_read(world: str, mongo_store: MongoStore) -> None:
+    """They know threads by another key of the store."""
+    saver: Any
+    with mongo_store.saver() as saver:
+        chain(saver, range(3))
+        mongo_store.collection.drop()
+        with mongo_store.saver() as another:
+            head = await asyncio.to_thread(chain, another, range(1))
+        found = await Api(saver, world).get_tuple(config())
+        assert found is not None
+        assert found.config == head
+
+
+@pytest.mark.slow
 def test_a_large_put_is_not_stored_into_nothing(mongo_store: MongoStore) -> None:
     saver: Any
     with mongo_store.saver() as saver:
@@ -154,6 +188,7 @@ def test_a_large_put_is_not_stored_into_nothing(mongo_store: MongoStore) -> None
         assert "forkpoint_log" in mongo_store.collection.index_information()
 
 
+@pytest.mark.slow
 async def test_async_calls_in_flight_are_stored_again(mongo_store: MongoStore) -> None:
     saver: Any
     with mongo_store.saver() as saver:
@@ -214,7 +249,7 @@ def test_noticing_costs_no_round_trip(mongo_store: MongoStore) -> None:
 # Servers that are started on other data
 
 
-@pytest.fixture(params=["standalone", "replica set"])
+@pytest.fixture(params=["standalone", pytest.param("replica set", marks=pytest.mark.slow)])
 def server(request: pytest.FixtureRequest) -> Iterator[Mongod | ReplicaSet]:
     made: Mongod | ReplicaSet = Mongod() if request.param == "standalone" else ReplicaSet()
     with made as server:
@@ -235,7 +270,7 @@ def start_again(server: Mongod | ReplicaSet, change: Callable[[Path], object]) -
         server.primary()
 
 
-@pytest.mark.parametrize("thread_id", ["thread", "newer"])
+@pytest.mark.parametrize("thread_id", [pytest.param("thread", marks=pytest.mark.slow), "newer"])
 def test_a_server_is_started_on_older_data(
     thread_id: str, server: Mongod | ReplicaSet, tmp_path: Path
 ) -> None:
@@ -258,6 +293,7 @@ def test_a_server_is_started_on_older_data(
     store.close()
 
 
+@pytest.mark.slow
 def test_a_server_without_data_takes_the_place_of_another(
     server: Mongod | ReplicaSet,
 ) -> None:
@@ -273,6 +309,7 @@ def test_a_server_without_data_takes_the_place_of_another(
     store.close()
 
 
+@pytest.mark.slow
 def test_the_driver_refuses_a_replica_set_that_begins_anew() -> None:
     """If it knows that there was a later election. So nothing is sent, and nothing is lost."""
     with ReplicaSet() as server:
@@ -293,6 +330,7 @@ def _empty(directory: Path) -> None:
     directory.mkdir()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_started_again_on_its_data_costs_nothing(
     server: Mongod | ReplicaSet,
 ) -> None:

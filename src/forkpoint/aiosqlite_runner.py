@@ -45,7 +45,7 @@ class AiosqliteRunner:
 
     def run(self, operation: Callable[..., Any], *args: Any) -> Any:
         if threading.get_ident() == self._thread:
-            return finished(operation(*args))  # from a callback of one that is running there
+            return finished(operation, args)  # from a callback of one that is running there
         self._check_process()
         # In a loop on another thread: the caller's thread may be running one.
         loop = self._own_loop()

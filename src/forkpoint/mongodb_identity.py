@@ -9,14 +9,17 @@ What a process remembers of a store is valid for as long as the store goes on. I
   a replica set took over, or where nothing happened to the data. Nobody can tell, so what was
   remembered is forgotten.
 
-Not noticed is who takes single documents out of a living collection, before the next statement that
-names one of them; nor any of it behind a router of shards or a load balancer, apart from the UUID;
-nor the UUID by a server before 6.0, by a client with the strict Stable API, and by a user who may
-not list collections.
+What is not noticed:
+
+- Documents that are removed from a collection that stays, until a statement names one of them.
+- Another process behind a router of shards or a load balancer: there only the UUID is compared.
+- Another UUID, with a server before 6.0, with a client that uses the strict Stable API, and with a
+  user who may not list collections.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from bson.objectid import ObjectId
@@ -46,8 +49,8 @@ class Identity:
         self._collection = collection
         self._is_lost = False
         self._process: ObjectId | None = None
-        self.uuid: Any = None
-        """The UUID of the collection, where the server compares it."""
+        self.named: Mapping[str, Any] = {}
+        """What a command says to be refused if it is another one, where the server compares it."""
 
     def look(self) -> None:
         """Remember which store it is. Nothing may be remembered of it before that.
@@ -68,7 +71,7 @@ class Identity:
         except (ValueError, KeyError):  # it was dropped again, or is no collection of its own
             self._is_lost = True
         else:
-            self.uuid = uuid
+            self.named = {"collectionUUID": uuid}
 
     def ask(self) -> None:
         """Ask the server whether it is the same collection, where it can tell.
@@ -76,9 +79,9 @@ class Identity:
         Raises:
             PyMongoError: The server cannot be asked.
         """
-        if self.uuid is not None:
+        if self.named:
             try:
-                self._ask(self.uuid)
+                self._ask(self.named["collectionUUID"])
             except OperationFailure as error:
                 if error.code != UUID_DIFFERS:
                     raise

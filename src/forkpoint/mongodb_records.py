@@ -31,7 +31,7 @@ from pymongo.read_concern import ReadConcern
 from forkpoint.mongodb_errors import UNAUTHORIZED, is_transient, typed
 from forkpoint.mongodb_identity import UUID_DIFFERS, Identity
 from forkpoint.mongodb_statements import Statement
-from forkpoint.storage import STORE_KEY_BYTES, ThreadRef
+from forkpoint.storage import STORE_KEY_BYTES, Rewound, ThreadRef
 from forkpoint.tombstones import Marks
 from forkpoint.workers import not_started
 
@@ -175,7 +175,9 @@ class Records:
 
     def aggregate(self, pipeline: Sequence[Document]) -> list[Document]:
         return self.retrying(
-            lambda: self._collection.aggregate(pipeline, batchSize=_AT_ONCE).to_list()
+            lambda: self._collection.aggregate(
+                pipeline, batchSize=_AT_ONCE, **self.identity.named
+            ).to_list()
         )
 
     def aggregate_if_it_fits(self, pipeline: Sequence[Document]) -> list[Document] | None:
@@ -183,7 +185,8 @@ class Records:
 
         def aggregate() -> list[Document] | None:
             try:
-                return self._collection.aggregate(pipeline, batchSize=_AT_ONCE).to_list()
+                aggregate = self._collection.aggregate
+                return aggregate(pipeline, batchSize=_AT_ONCE, **self.identity.named).to_list()
             except OperationFailure as error:
                 if error.code not in _TOO_MUCH:
                     raise
@@ -249,6 +252,7 @@ class Records:
             "limit": limit,
             "batchSize": limit,
             "singleBatch": True,
+            **self.identity.named,
         }
         concern: Document = {"level": "snapshot"}
         if moment is not None:
@@ -258,7 +262,8 @@ class Records:
         def find() -> tuple[list[Document], Timestamp | None]:
             try:
                 reply = database.command({**command, "readConcern": concern})["cursor"]
-                return reply["firstBatch"], reply["atClusterTime"]
+                # A collection that is not there has no moments.
+                return reply["firstBatch"], reply.get("atClusterTime")
             except OperationFailure as error:
                 if error.code not in _NO_SNAPSHOT:
                     raise
@@ -370,9 +375,7 @@ class Records:
     def _command(self, command: Document) -> Document:
         """Send a command of 16 MB at most, which the server refuses if the store is another one."""
         command["writeConcern"] = self._collection.write_concern.document
-        if self.identity.uuid is not None:
-            command["collectionUUID"] = self.identity.uuid
-        reply: Document = self._collection.database.command(command)
+        reply: Document = self._collection.database.command({**command, **self.identity.named})
         if "writeConcernError" in reply:
             unsure = reply["writeConcernError"]
             raise WriteConcernError(unsure["errmsg"], unsure["code"], unsure)
@@ -489,13 +492,20 @@ class Records:
         return self.identity.is_kept
 
     def retrying(self, command: Callable[[], _T]) -> _T:
-        """Return what a command returns, tried again while that may help."""
+        """Return what a command returns, tried again while that may help.
+
+        Raises:
+            Rewound: It names the store, which is another one by now.
+        """
         until = time.monotonic() + self._patience_seconds
         pause = 0.01
         while True:
             try:
                 return command()
             except (PyMongoError, InvalidDocument) as error:
+                if isinstance(error, OperationFailure) and error.code == UUID_DIFFERS:
+                    self.identity.lose()
+                    raise Rewound from error
                 if not is_transient(error) or time.monotonic() + pause > until:
                     raise typed(error) from error
             except RuntimeError as error:  # the driver has threads that watch the servers

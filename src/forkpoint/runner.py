@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from forkpoint.at_fork import renew_in_child
 from forkpoint.errors import NoWorkerThread
-from forkpoint.steps import Claim, Locked, Patience, Retry, Steps, Waiting, begin, finish
+from forkpoint.steps import Again, Claim, Locked, Patience, Retry, Steps, Waiting, begin, finish
 from forkpoint.workers import Job, Workers
 
 _T = TypeVar("_T")
@@ -71,9 +71,14 @@ async def completed(
         raise
 
 
-def finished(outcome: Any) -> Any:
-    """Return what an operation returned, or returns in the end if it is one that stops."""
-    return finish(outcome) if isinstance(outcome, GeneratorType) else outcome
+def finished(operation: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Run an operation, until it has an end if it is one that stops, and return what it returns."""
+    while True:
+        try:
+            outcome = operation(*args)
+            return finish(outcome) if isinstance(outcome, GeneratorType) else outcome
+        except Again:
+            continue
 
 
 class Guard(Protocol):
@@ -115,10 +120,10 @@ class WorkerRunner:
 
     def run(self, operation: Callable[..., Any], *args: Any) -> Any:
         if self._guard is None:
-            return finished(operation(*args))
+            return finished(operation, args)
         self._guard.check_free()
         try:
-            return finished(operation(*args))
+            return finished(operation, args)
         except BaseException:
             _let_go(self._guard)
             raise
@@ -250,6 +255,9 @@ class _Call:
             self._deliver(end.value, None)
         except Retry as retry:
             self._begin_later(retry.locked)
+        except Again:
+            self._steps = None
+            return self.step()
         except BaseException as error:  # noqa: BLE001 - it is raised where the call was made
             self._deliver(None, error)
         return ()

@@ -122,6 +122,10 @@ class Retry(BaseException):
         self.locked = locked
 
 
+class Again(Exception):
+    """Leaves an operation that looked at a store which is another one by now: it runs again."""
+
+
 class _Running(threading.local):
     may_leave = False
 

@@ -168,7 +168,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from forkpoint.codec import Chunk, Chunks
 from forkpoint.receipts import RECEIPT
 from forkpoint.removal import Place, Plan
-from forkpoint.steps import Steps
+from forkpoint.steps import Again, Steps
 
 SCHEMA_VERSION = 1
 
@@ -561,7 +561,7 @@ class Part(Generic[_T_co]):
     after: Any
 
 
-class Rewound(Stale):
+class Rewound(Stale, Again):
     """The store is another, or went back: what is remembered of it no longer holds.
 
     Its file was replaced, say, or a backup was restored. Nothing was written.
