@@ -57,7 +57,7 @@ if sys.platform == "linux":  # elsewhere, no process ends with its parent by its
 import time
 from servers import Mongod
 with Mongod() as server:
-    print(server._process.pid, server._directory, flush=True)
+    print(server._process.pid, server.directory, flush=True)
     time.sleep(60)
 """
         here = Path(__file__).parent
