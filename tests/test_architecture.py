@@ -13,6 +13,7 @@ LAYERS = [
     {
         "open_files",
         "workers",
+        "caches",
         "render",
         "render_diff",
         "mongodb_errors",

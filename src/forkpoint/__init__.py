@@ -2,7 +2,8 @@
 
 saver          what LangGraph calls; runner: in the sync and the async world; workers: threads
 time_travel    fork, lineage, purge, diff as a user calls them; listing: pages as iterators
-operations     what each call does; memory: what a process remembers between them
+operations     what each call does; memory: what a process remembers between them;
+               caches: within how many bytes
 forking        threads made of others; removing; diffing; finding: messages
 types          what these return; render, render_svg, render_diff: pictures of it; printing
 shown          what shows itself as these pictures

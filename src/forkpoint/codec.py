@@ -19,6 +19,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from forkpoint import chunking
+from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget
 from forkpoint.entries import (
     DICT as DICT,
 )
@@ -57,7 +58,7 @@ from forkpoint.errors import (
     InvalidInput,
     UnreadableValue,
 )
-from forkpoint.messages import PLAIN_ONLY, Memo, MessageMemo
+from forkpoint.messages import PLAIN_ONLY, MessageMemo
 from forkpoint.serde import DeltaSnapshot, SafeSerializer
 
 INLINE_BYTES = 512
@@ -73,7 +74,7 @@ NEST_BYTES = 4096
 NEST_DEPTH = 8
 """How many lists and dicts within each other are cut."""
 
-_REMEMBERED_BYTES = 16 * 1024 * 1024  # of lists, twice at most
+_ELEMENT_BYTES = 60  # what a remembered element takes beside what it is serialized to
 
 _MSGPACK = "msgpack"
 _PLAIN_TYPES = frozenset({dict, list, str, int, float})
@@ -92,6 +93,7 @@ class _CutList(NamedTuple):
     leaves: list[bytes]
     runs: list[Chunk]
     last_start: int
+    packed_bytes: int
 
 
 class _Elements(NamedTuple):
@@ -140,13 +142,21 @@ class Codec:
         serde: `JsonPlusSerializer`, or `EncryptedSerializer` around it, has its lists and dicts
             cut; what any other serializer writes is opaque.
         secret: The key of the digests, where `serde` encrypts; see `new_secret`.
+        budget: What it may take to remember what it has serialized and restored.
     """
 
-    def __init__(self, serde: SerializerProtocol, secret: bytes | None = None) -> None:
+    def __init__(
+        self,
+        serde: SerializerProtocol,
+        secret: bytes | None = None,
+        budget: CacheBudget | None = None,
+    ) -> None:
         self.cipher = cipher_of(serde)
         self.secret = secret
-        self._memo = MessageMemo()
-        self._lists: Memo[bytes, _CutList] = Memo(_REMEMBERED_BYTES)  # by their first elements
+        budget = budget or CacheBudget()
+        self._memo = MessageMemo(budget)
+        # By their first elements.
+        self._lists: Cache[bytes, _CutList] = Cache(budget, _size_of_list)
         if isinstance(serde, EncryptedSerializer) and self.cipher is not None:
             serde = serde.serde
         self._serde = serde
@@ -356,7 +366,7 @@ class Codec:
         """
         known = self._lists.get(packed[0])
         if known is None or packed[: len(known.packed)] != known.packed:
-            known = _CutList([], [], [], 0)
+            known = _CutList([], [], [], 0, 0)
         leaves, runs, start = known.leaves[:-1], known.runs[:-1], known.last_start
         chunks.update(zip(leaves, runs, strict=True))
         for run in chunking.runs(packed, start):
@@ -364,7 +374,8 @@ class Codec:
             leaves.append(self._add(chunk, chunks))
             runs.append(chunk)
             start = run.start
-        self._lists.put(packed[0], _CutList(packed, leaves, runs, start), sum(map(len, packed)))
+        size = sum(map(len, packed))
+        self._lists.put(packed[0], _CutList(packed, leaves, runs, start, size))
         return leaves
 
     def _encode_opaque(self, kind: str, content: bytes, chunks: Chunks, inline: int) -> Entry:
@@ -618,6 +629,11 @@ class Codec:
         if self.secret is None:
             return sha256(content).digest()
         return hmac.digest(self.secret, content, "sha256")
+
+
+def _size_of_list(_: bytes, known: _CutList) -> int:
+    # Each element is there twice, in a run too.
+    return ENTRY_BYTES + 2 * known.packed_bytes + _ELEMENT_BYTES * len(known.packed)
 
 
 def gather(refs: Iterable[bytes], read_chunks: ReadChunks) -> Chunks:

@@ -306,6 +306,13 @@ def limit(value: object) -> int | None:
     return min(value, _LARGEST)
 
 
+def size(value: object, what: str) -> int:
+    """Return a number of bytes."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidInput(f"{what} must be a number of bytes, 0 or more, not {value!r:.80}")
+    return value
+
+
 def metadata_filter(value: object, what: str = "filter") -> dict[str, Any] | None:
     """Return a filter on metadata, in the types that JSON knows."""
     if value is None:

@@ -7,56 +7,24 @@ that it was prepared for, and is refused if they no longer hold.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget, size_of_text
 from forkpoint.codec import Chunks, Manifest
 from forkpoint.storage import Beginning, ThreadRef
 
-_RECENT_THREADS = 4096
-_RECENT_MANIFESTS = 4096
-_RECENT_RUNS = 4096
-_RECENT_FAMILIES = 128
-_RECENT_DIGESTS = 8192  # in each of these families
-
-_K = TypeVar("_K")
-_V = TypeVar("_V")
-
-
-class Recent(Generic[_K, _V]):
-    """A mapping that forgets the entries that were put longest ago.
-
-    It has no lock, which an interrupt might leave locked, and a fork might take along. Each step is
-    one of a dict: what happens between two steps costs an entry or two at most.
-
-    Args:
-        limit: How many entries it has at most. It forgets half of them at once.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit // 2
-        self._new: dict[_K, _V] = {}
-        self._old: dict[_K, _V] = {}
-
-    def get(self, key: _K) -> _V | None:
-        value = self._new.get(key)
-        return self._old.get(key) if value is None else value
-
-    def put(self, key: _K, value: _V) -> None:
-        self._new[key] = value
-        if len(self._new) > self._limit:
-            self._old = self._new
-            self._new = {}
-
-    def pop(self, key: _K) -> _V | None:
-        new = self._new.pop(key, None)  # first: meanwhile the new ones may become the old ones
-        old = self._old.pop(key, None)
-        return old if new is None else new
+_RUNS_BYTES = 4 * 1024 * 1024  # of their own: what they say, nothing else may say later
+_RECENT_DIGESTS = 8192  # in each family
+_CHANNEL_BYTES = 400  # what a channel takes in a manifest and its versions, beside what is packed
+_DIGEST_BYTES = 140  # what a digest takes in a set
 
 
 class KnownManifest(NamedTuple):
     epoch: int
     manifest: Manifest
     versions: Mapping[str, Any]
+    packed_bytes: int
+    """What it takes as it is stored, with its refs."""
 
 
 class _KnownChunks(NamedTuple):
@@ -94,7 +62,10 @@ class Runs:
     """
 
     def __init__(self) -> None:
-        self._beginnings: Recent[tuple[str, int], tuple[object, Beginning]] = Recent(_RECENT_RUNS)
+        self._beginnings: Cache[tuple[str, int], tuple[object, Beginning]]
+        self._beginnings = Cache(
+            CacheBudget(_RUNS_BYTES), lambda place, _: ENTRY_BYTES + len(place[0])
+        )
 
     def begin(self, thread_id: str, run: object, beginning: Beginning) -> None:
         """Remember what a run that begins found, or that it made the thread itself."""
@@ -124,19 +95,26 @@ class Memory:
     Args:
         history: The store's history that they are of.
         announced: What is on its way into the store, whichever that is.
+        budget: What all this may take, together with others, but for what runs found.
     """
 
-    def __init__(self, history: int, announced: Announced) -> None:
+    def __init__(self, history: int, announced: Announced, budget: CacheBudget) -> None:
         self.history = history
         self.announced = announced
         self.runs = Runs()
-        self.threads: Recent[str, ThreadRef] = Recent(_RECENT_THREADS)
-        self.missing: Recent[str, bool] = Recent(_RECENT_THREADS)
+        self.threads: Cache[str, ThreadRef] = Cache(budget, size_of_text)
+        self.missing: Cache[str, bool] = Cache(budget, size_of_text)
         """Threads that were looked for in vain: what is written next may make them."""
-        self.described: Recent[Any, Described] = Recent(_RECENT_THREADS)
+        self.described: Cache[Any, Described] = Cache(
+            budget, lambda _, described: ENTRY_BYTES + len(described.metadata)
+        )
         """What the records of threads said last, by the key of a thread."""
-        self._manifests: Recent[tuple[Any, str, str], KnownManifest] = Recent(_RECENT_MANIFESTS)
-        self._chunks: Recent[Any, _KnownChunks] = Recent(_RECENT_FAMILIES)
+        self._manifests: Cache[tuple[Any, str, str], KnownManifest]
+        self._manifests = Cache(budget, _size_of_manifest)
+        self._chunks: Cache[Any, _KnownChunks] = Cache(
+            budget, lambda _, known: ENTRY_BYTES + _DIGEST_BYTES * len(known.digests)
+        )
+        self._budget = budget
 
     def forget(self, thread_id: str) -> None:
         """Remember no longer what an id meant."""
@@ -154,8 +132,10 @@ class Memory:
         place: tuple[str, str],
         manifest: Manifest,
         versions: Mapping[str, Any],
+        packed_bytes: int,
     ) -> None:
-        self._manifests.put((thread.key, *place), KnownManifest(thread.epoch, manifest, versions))
+        known = KnownManifest(thread.epoch, manifest, versions, packed_bytes)
+        self._manifests.put((thread.key, *place), known)
 
     def unknown(self, thread: ThreadRef | None, chunks: Chunks) -> Chunks:
         """Return those chunks that are not known to be in the store at this epoch."""
@@ -169,20 +149,32 @@ class Memory:
         """Remember that these chunks are in the store at this epoch."""
         known = self._chunks.get(thread.family)
         if known is None or known.epoch != thread.epoch or len(known.digests) > _RECENT_DIGESTS:
-            known = _KnownChunks(thread.epoch, set())
+            self._chunks.put(thread.family, _KnownChunks(thread.epoch, set(digests)))
+            return
+        before = len(known.digests)
         known.digests.update(digests)
-        self._chunks.put(thread.family, known)
+        self._budget.add(_DIGEST_BYTES * (len(known.digests) - before))
+
+
+def _size_of_manifest(place: tuple[Any, str, str], known: KnownManifest) -> int:
+    channels = max(len(known.manifest), len(known.versions))
+    return ENTRY_BYTES + len(place[1]) + known.packed_bytes + _CHANNEL_BYTES * channels
 
 
 class Memories:
-    """What is remembered of a store, for its present history only."""
+    """What is remembered of a store, for its present history only.
 
-    def __init__(self) -> None:
-        self._memory = Memory(0, Announced())
+    Args:
+        budget: What it may take.
+    """
+
+    def __init__(self, budget: CacheBudget) -> None:
+        self.budget = budget
+        self._memory = Memory(0, Announced(), budget)
 
     def of(self, history: int) -> Memory:
         """Return the memory for a history; that of the ones before is forgotten."""
         memory = self._memory
         if memory.history != history:
-            memory = self._memory = Memory(history, memory.announced)
+            memory = self._memory = Memory(history, memory.announced, self.budget)
         return memory

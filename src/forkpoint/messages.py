@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import ormsgpack
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel
+
+from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget
 
 # Refuse all but the plainest types: a subclass, an enum or a date would pack as if it were one.
 PLAIN_ONLY = (
@@ -29,7 +31,7 @@ PLAIN_ONLY = (
     | ormsgpack.OPT_PASSTHROUGH_TUPLE
     | ormsgpack.OPT_PASSTHROUGH_UUID
 )
-_REMEMBERED_BYTES = 16 * 1024 * 1024  # of each kind, twice at most
+_MESSAGE_BYTES = 150  # what a message of a run takes beside its fields
 
 # What Pydantic assigns to copy a model, each slot without looking for its name.
 _set_fields, _set_given, _set_extra, _set_private = (
@@ -42,33 +44,6 @@ _set_fields, _set_given, _set_extra, _set_private = (
     )
 )
 
-_K = TypeVar("_K")
-_V = TypeVar("_V")
-
-
-class Memo(Generic[_K, _V]):
-    """A mapping of bounded size that keeps what was used since it was last full."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._size = 0
-        self._young: dict[_K, _V] = {}
-        self._old: dict[_K, _V] = {}
-
-    def get(self, key: _K) -> _V | None:
-        value = self._young.get(key)
-        if value is None and self._old:
-            value = self._old.get(key)
-            if value is not None:
-                self._young[key] = value
-        return value
-
-    def put(self, key: _K, value: _V, size: int) -> None:
-        if self._size > self._limit:
-            self._old, self._young, self._size = self._young, {}, 0
-        self._young[key] = value
-        self._size += size
-
 
 class _Run(NamedTuple):
     """Messages: their classes, which of their fields were given, and packed the fields."""
@@ -79,11 +54,20 @@ class _Run(NamedTuple):
 
 
 class MessageMemo:
-    """Remembers serialized messages by their fields, and restored ones by their run's digest."""
+    """Remembers serialized messages by their fields, and restored ones by their run's digest.
 
-    def __init__(self) -> None:
-        self._packed: Memo[tuple[type, bytes], bytes] = Memo(_REMEMBERED_BYTES)
-        self._runs: Memo[bytes, _Run] = Memo(_REMEMBERED_BYTES)
+    Args:
+        budget: What it may take, together with others.
+    """
+
+    def __init__(self, budget: CacheBudget) -> None:
+        self._packed: Cache[tuple[type, bytes], bytes] = Cache(
+            budget, lambda key, content: ENTRY_BYTES + len(key[1]) + len(content)
+        )
+        self._runs: Cache[bytes, _Run] = Cache(
+            budget,
+            lambda _, run: ENTRY_BYTES + _MESSAGE_BYTES * len(run.classes) + len(run.fields),
+        )
         self._classes: dict[type, bool] = {}
 
     def knows(self, kind: type) -> bool:
@@ -109,7 +93,7 @@ class MessageMemo:
         if content is None:
             content = pack(message)
             if content is not None:
-                self._packed.put(key, content, len(fields) + len(content))
+                self._packed.put(key, content)
         return content
 
     def restored(self, digest: bytes) -> list[BaseMessage] | None:
@@ -146,7 +130,7 @@ class MessageMemo:
         if ormsgpack.unpackb(packed) == fields:
             classes = [type(message) for message in messages]
             given = [_shared(frozenset(message.__pydantic_fields_set__)) for message in messages]
-            self._runs.put(digest, _Run(classes, given, packed), len(packed))
+            self._runs.put(digest, _Run(classes, given, packed))
 
 
 @cache

@@ -11,6 +11,7 @@ from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import PyMongoError
 
 from forkpoint import inputs
+from forkpoint.caches import CACHE_BYTES, CacheBudget
 from forkpoint.errors import InvalidInput
 from forkpoint.mongodb_storage import MongoStorage
 from forkpoint.runner import WorkerRunner
@@ -46,6 +47,8 @@ class MongoDBSaver(ForkpointSaver):
             a stored row names, data classes of modules that are already imported aside.
         ttl: How long after its last activity a thread expires that is made without saying so, as
             graphs make them. By default, and with None, never. See `ThreadCatalog.sweep`.
+        cache_bytes: How much memory may be taken to remember manifests, messages and ids, to be
+            spared reading or serializing them again. Savers for an owner share that of this one.
 
     Raises:
         InvalidInput: `client` is none of these, or `db_name` or `collection` cannot be a name.
@@ -59,6 +62,7 @@ class MongoDBSaver(ForkpointSaver):
         collection: str = COLLECTION,
         serde: SerializerProtocol | None = None,
         ttl: timedelta | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         if isinstance(client, AsyncMongoClient):
             connect, owned = _sync_twin(client), True
@@ -68,8 +72,10 @@ class MongoDBSaver(ForkpointSaver):
             connect, owned = (lambda: passed), False
             default = _default_database(passed)
         names = _database_name(default if db_name is None else db_name), _collection(collection)
+        budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
+        storage = MongoStorage(connect, *names, owned=owned, budget=budget)
         workers = workers_of(client, _limit(client))
-        self._keep_in(MongoStorage(connect, *names, owned=owned), workers, serde, ttl)
+        self._keep_in(storage, workers, serde, ttl)
 
     def _keep_in(
         self,
@@ -78,7 +84,7 @@ class MongoDBSaver(ForkpointSaver):
         serde: SerializerProtocol | None,
         ttl: timedelta | None,
     ) -> None:
-        super().__init__(storage, WorkerRunner(workers, storage), serde, ttl)
+        super().__init__(storage, WorkerRunner(workers, storage), serde, ttl, storage.budget)
 
     @classmethod
     def from_conn_string(
@@ -89,6 +95,7 @@ class MongoDBSaver(ForkpointSaver):
         collection: str = COLLECTION,
         serde: SerializerProtocol | None = None,
         ttl: timedelta | None = None,
+        cache_bytes: int = CACHE_BYTES,
         **client_options: Any,
     ) -> MongoDBSaver:
         """Return a saver with a client of its own, which `close` closes.
@@ -99,6 +106,7 @@ class MongoDBSaver(ForkpointSaver):
             collection: As above.
             serde: As above.
             ttl: As above.
+            cache_bytes: As above.
             client_options: Passed to `pymongo.MongoClient`, such as `serverSelectionTimeoutMS`.
         """
         if not isinstance(conn_string, str):
@@ -115,8 +123,9 @@ class MongoDBSaver(ForkpointSaver):
         client.close()  # it has not connected yet
         names = _database_name(default if db_name is None else db_name), _collection(collection)
         saver = cls.__new__(cls)
-        workers = Workers(_limit(client))
-        saver._keep_in(MongoStorage(connect, *names, owned=True), workers, serde, ttl)
+        budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
+        storage = MongoStorage(connect, *names, owned=True, budget=budget)
+        saver._keep_in(storage, Workers(_limit(client)), serde, ttl)
         return saver
 
 

@@ -30,8 +30,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from bson.objectid import ObjectId
 
+from forkpoint.caches import Recent
 from forkpoint.errors import StorageBusy
-from forkpoint.memory import Recent
 from forkpoint.mongodb_records import Document, Records, in_batches, record_of
 from forkpoint.mongodb_statements import Statement, update_one
 from forkpoint.storage import Put, ThreadRef
@@ -178,6 +178,7 @@ class MongoLogs:
 
     def __init__(self, records: Records) -> None:
         self._records = records
+        # Not within the budget of caches: what is looked at must be known until it is used.
         self._tails: Recent[ObjectId, Tail] = Recent(4096)
 
     @property

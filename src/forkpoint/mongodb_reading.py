@@ -7,10 +7,10 @@ from typing import Any
 
 from bson.objectid import ObjectId
 
+from forkpoint.caches import ENTRY_BYTES, Cache, Recent, size_of_text
 from forkpoint.codec import Chunk, Chunks
 from forkpoint.errors import lost_checkpoint
 from forkpoint.filters import contains_json
-from forkpoint.memory import Recent
 from forkpoint.mongodb_catalog import IDENTITY, MongoCatalog, thread_ref
 from forkpoint.mongodb_documents import (
     ROWS,
@@ -54,7 +54,7 @@ _STATE = {**IDENTITY, **dict.fromkeys(STATE, 1)}
 _NEWEST: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
 _ANCESTORS = 50  # read at once
 _SINCE = 1000  # rows after a checkpoint, at most, for which it counts as one of the newest
-_TREES = 32_768  # chunks of which it is remembered what is below them
+_REF_BYTES = 90  # what it takes to remember a ref
 _CHUNK = {"refs": 1, "content": 1}
 
 
@@ -63,11 +63,15 @@ class MongoReading(MongoCatalog):
 
     def __init__(self, records: Records) -> None:
         super().__init__(records)
-        self._known: Recent[str, ThreadRef] = Recent(4096)
-        self._newest: Recent[tuple[ObjectId, str], str] = Recent(4096)
+        self._known: Cache[str, ThreadRef] = Cache(records.budget, size_of_text)
+        self._newest: Cache[tuple[ObjectId, str], str] = Cache(
+            records.budget, lambda place, newest: ENTRY_BYTES + len(place[1]) + len(newest)
+        )
         self.made_after: Recent[ObjectId, Set[Any]] = Recent(4096)
         """The deletions of their ids before, of threads that were made here."""
-        self._trees: Recent[bytes, list[bytes]] = Recent(_TREES)
+        self._trees: Cache[bytes, list[bytes]] = Cache(
+            records.budget, lambda _, below: ENTRY_BYTES + _REF_BYTES * len(below)
+        )
 
     def remember(self, thread_id: str, thread: ThreadRef) -> None:
         """Remember which thread an id meant, so that it need not be looked for first."""

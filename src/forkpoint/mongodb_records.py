@@ -28,6 +28,7 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
+from forkpoint.caches import CacheBudget
 from forkpoint.mongodb_errors import UNAUTHORIZED, is_transient, typed
 from forkpoint.mongodb_identity import UUID_DIFFERS, Identity
 from forkpoint.mongodb_statements import Statement
@@ -132,9 +133,13 @@ class Records:
     Args:
         collection: With the concerns that it is to be read and written with.
         patience_seconds: For how long to try.
+        budget: What it may take to remember what was read.
     """
 
-    def __init__(self, collection: Collection[Document], patience_seconds: float) -> None:
+    def __init__(
+        self, collection: Collection[Document], patience_seconds: float, budget: CacheBudget
+    ) -> None:
+        self.budget = budget
         self.is_sharded = True
         """Whether commands may go to the router of a sharded cluster."""
         self.keeps_logs = False

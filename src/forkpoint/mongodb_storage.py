@@ -15,6 +15,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from forkpoint.at_fork import renew_in_child
+from forkpoint.caches import CacheBudget, Recent
 from forkpoint.errors import (
     SaverClosed,
     SchemaVersionError,
@@ -25,7 +26,6 @@ from forkpoint.errors import (
     stale_lease,
 )
 from forkpoint.group_commit import Relay
-from forkpoint.memory import Recent
 from forkpoint.mongodb_bulk import Bulk, checked_size, store
 from forkpoint.mongodb_documents import ROWS
 from forkpoint.mongodb_features import check_features
@@ -54,11 +54,19 @@ class MongoStorage:
         db_name: The database.
         name: The collection.
         owned: Whether to close the client.
+        budget: What it may take to remember things.
     """
 
     def __init__(
-        self, connect: Callable[[], MongoClient[Document]], db_name: str, name: str, *, owned: bool
+        self,
+        connect: Callable[[], MongoClient[Document]],
+        db_name: str,
+        name: str,
+        *,
+        owned: bool,
+        budget: CacheBudget,
     ) -> None:
+        self.budget = budget
         self._connect = connect
         self._db_name = db_name
         self._name = name
@@ -164,7 +172,7 @@ class MongoStorage:
             read_concern=ReadConcern("majority"),
             write_concern=WriteConcern("majority", wtimeout=theirs or int(1000 * patience), j=True),
         )
-        records = Records(collection, patience)
+        records = Records(collection, patience, self.budget)
         settings = {"_id": "settings", "family": "settings"}
         found = records.latest(settings)
         records.look_at_cluster()

@@ -17,6 +17,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
 from forkpoint import inputs, removal, resuming
+from forkpoint.caches import CacheBudget
 from forkpoint.codec import (
     Chunk,
     Chunks,
@@ -92,7 +93,7 @@ class Context:
         self.ttl = ttl
         """The time to live of threads that are made without saying any, in microseconds."""
         self._serde = serde
-        self._memories = memories or Memories()
+        self._memories = memories or Memories(CacheBudget())
         self._memory: Memory | None = None
         self._present: Context | None = None
         # Of one history of the store: that which is the key here.
@@ -122,7 +123,8 @@ class Context:
 
     def of_owner(self, owner: str) -> Context:
         """Return a context in which there are the threads of one owner only."""
-        return Context(ConfinedStorage(self.storage, owner), self._serde, None, owner, self.ttl)
+        storage, memories = ConfinedStorage(self.storage, owner), Memories(self._memories.budget)
+        return Context(storage, self._serde, memories, owner, self.ttl)
 
     @property
     def has_codec(self) -> bool:
@@ -136,9 +138,9 @@ class Context:
             codec = self._codecs.get(history)
             if codec is not None:
                 return codec
-            secret = self._secret()
+            secret, budget = self._secret(), self._memories.budget
             same = (known for known in list(self._codecs.values()) if known.secret == secret)
-            codec = next(same, None) or Codec(self._serde, secret)
+            codec = next(same, None) or Codec(self._serde, secret, budget)
             if self.storage.history == history:  # else the secret may be that of another store
                 self._codecs.clear()
                 self._codecs[history] = codec
@@ -265,14 +267,16 @@ def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
     checkpoint_id = new.checkpoint["id"]
     codec = context.codec
     manifest: Manifest = {}
+    packed_bytes = 0
 
     def prepare(thread: ThreadRef | None) -> tuple[Put, Chunks]:
-        nonlocal manifest
+        nonlocal manifest, packed_bytes
         inherited = taken.inherited
         is_as_taken = thread == taken.thread and context.memory is taken.memory
         if inherited is None or not is_as_taken:
             inherited = _inherited(context, thread, new)
         encoded, manifest = codec.join(new.checkpoint, taken.state, inherited)
+        packed_bytes = len(encoded.content) + len(encoded.refs)
         row = CheckpointRow(
             checkpoint_ns,
             checkpoint_id,
@@ -288,9 +292,9 @@ def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
         return _prepared(context, new, thread, encoded.chunks, row, writes, status), encoded.chunks
 
     thread = yield from _write(context, thread_id, new.origin, prepare)
-    context.memory.add_manifest(
-        thread, (checkpoint_ns, checkpoint_id), manifest, new.checkpoint.get("channel_versions", {})
-    )
+    versions = new.checkpoint.get("channel_versions", {})
+    place = (checkpoint_ns, checkpoint_id)
+    context.memory.add_manifest(thread, place, manifest, versions, packed_bytes)
     if checkpoint_ns == "":
         _describe_by_run(context, thread, new)
 
@@ -326,7 +330,7 @@ def _inherited(
     if found.metadata is not None:
         context.memory.described.put(thread.key, Described(None, found.metadata))
     body, manifest = open_checkpoint(context.codec, found.row)
-    known = KnownManifest(thread.epoch, manifest, body.get("channel_versions", {}))
+    known = KnownManifest(thread.epoch, manifest, body.get("channel_versions", {}), 0)
     return _unchanged(known, new)
 
 
@@ -701,9 +705,9 @@ def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> Chec
         values = {channel: codec.decode_entry(entry, stored) for channel, entry in manifest.items()}
         kept = settled(codec, writes)
         pending = [load_write(codec, write, stored) for write in sorted(kept, key=order_of)]
-    context.memory.add_manifest(
-        thread, (row.checkpoint_ns, row.checkpoint_id), manifest, body.get("channel_versions", {})
-    )
+    versions = body.get("channel_versions", {})
+    packed_bytes = len(row.content) + len(row.refs)
+    context.memory.add_manifest(thread, place_of(row), manifest, versions, packed_bytes)
     parent = row.parent_checkpoint_id
     return CheckpointTuple(
         config=config_of(thread_id, row.checkpoint_ns, row.checkpoint_id),

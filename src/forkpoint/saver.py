@@ -18,7 +18,9 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from forkpoint import deltas, forking, inputs, operations, removing
+from forkpoint.caches import CacheBudget
 from forkpoint.errors import ForkpointError, InvalidInput
+from forkpoint.memory import Memories
 from forkpoint.operations import Context, NewCheckpoint, NewWrites, TakenCheckpoint, TakenWrites
 from forkpoint.runner import Runner
 from forkpoint.serde import SafeSerializer
@@ -43,11 +45,13 @@ class ForkpointSaver(TimeTravel):
         runner: Runner,
         serde: SerializerProtocol | None,
         ttl: timedelta | None = None,
+        budget: CacheBudget | None = None,
     ) -> None:
         super().__init__(serde=serde or SafeSerializer())
         self._runner = runner
         checked = None if ttl is None else inputs.duration(ttl, "ttl")
-        self._context = Context(storage, self.serde, ttl=checked)
+        memories = Memories(budget or CacheBudget())
+        self._context = Context(storage, self.serde, memories, ttl=checked)
 
     # Lifecycle
 

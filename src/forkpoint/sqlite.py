@@ -9,7 +9,9 @@ from datetime import timedelta
 import aiosqlite
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from forkpoint import inputs
 from forkpoint.aiosqlite_runner import AiosqliteRunner
+from forkpoint.caches import CACHE_BYTES, CacheBudget
 from forkpoint.errors import InvalidInput
 from forkpoint.runner import WorkerRunner
 from forkpoint.saver import ForkpointSaver
@@ -40,6 +42,8 @@ class SqliteSaver(ForkpointSaver):
             as its own. Reads do not wait for those who write.
         ttl: How long after its last activity a thread expires that is made without saying so, as
             graphs make them. By default, and with None, never. See `ThreadCatalog.sweep`.
+        cache_bytes: How much memory may be taken to remember manifests, messages and ids, to be
+            spared reading or serializing them again. Savers for an owner share that of this one.
 
     Raises:
         InvalidInput: `database` is none of these, or a file that is no SQLite database.
@@ -53,8 +57,10 @@ class SqliteSaver(ForkpointSaver):
         durability: str = "full",
         busy_timeout: float | None = None,
         ttl: timedelta | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         durability = _durability(durability)
+        budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
         timeout = None if busy_timeout is None else _seconds(busy_timeout)
         connector: Connector
         if isinstance(database, aiosqlite.Connection):
@@ -70,7 +76,7 @@ class SqliteSaver(ForkpointSaver):
             if isinstance(database, aiosqlite.Connection)
             else WorkerRunner(Workers(_WORKERS), storage)
         )
-        super().__init__(storage, runner, serde, ttl)
+        super().__init__(storage, runner, serde, ttl, budget)
 
     @classmethod
     def from_conn_string(
@@ -81,12 +87,18 @@ class SqliteSaver(ForkpointSaver):
         durability: str = "full",
         busy_timeout: float | None = None,
         ttl: timedelta | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> SqliteSaver:
         """Return a saver for a path, `":memory:"` or a `file:` URI."""
         if not isinstance(conn_string, str):
             raise InvalidInput(f"conn_string must be a string, not {type(conn_string).__name__}")
         return cls(
-            conn_string, serde=serde, durability=durability, busy_timeout=busy_timeout, ttl=ttl
+            conn_string,
+            serde=serde,
+            durability=durability,
+            busy_timeout=busy_timeout,
+            ttl=ttl,
+            cache_bytes=cache_bytes,
         )
 
 
