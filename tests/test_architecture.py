@@ -74,6 +74,7 @@ LAYERS = [
         "diffing",
         "finding",
         "listing",
+        "thread_pages",
         "sqlite_transactions",
         "mongodb_reading",
         "mongodb_puts",

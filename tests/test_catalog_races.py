@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from forkpoint import ThreadCatalog, ThreadExists, ThreadFilter, ThreadNotFound
+from forkpoint import Page, ThreadCatalog, ThreadExists, ThreadFilter, ThreadNotFound
 from forkpoint.saver import ForkpointSaver
 from forkpoint.searching import cursor_of, selection_of
 from graphs import SHAPES
@@ -243,6 +243,10 @@ def test_a_walk_that_took_too_long_goes_on_with_what_there_is(
     assert first.next_cursor is not None
     cursor = first.next_cursor
     if isinstance(store, SqliteStore):
+        second = catalog.search(wanted, sort_by=sort_by, limit=3, cursor=cursor)
+        assert second.next_cursor is not None
+        cursor = second.next_cursor
+        first = Page([*first, *second])
         with store.connection() as connection:
             connection.execute("UPDATE forkpoint_walks SET began_at = 0")
     else:  # what the server kept of that moment is gone
@@ -254,10 +258,8 @@ def test_a_walk_that_took_too_long_goes_on_with_what_there_is(
         long_ago = [1, 1]
         cursor = cursor_of(
             saver._context.store_key,
-            selection,
+            selection._replace(after=(place, last.thread_id), walk=long_ago),
             catalog._wanted(wanted),
-            (place, last.thread_id),
-            long_ago,
         )
     catalog.update(first.items[0].thread_id, metadata={"n": 1})
     catalog.count()

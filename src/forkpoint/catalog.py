@@ -343,10 +343,12 @@ class ThreadCatalog:
         """Return a page of the threads that match, and have not expired.
 
         Going on from page to page, each thread that matches all the time is on one page and on no
-        other, whatever is written meanwhile: the order is that of the moment of the first page.
-        After that, it is kept for an hour in SQLite, and in MongoDB for as long as the server keeps
-        snapshots, five minutes by default, if it is not a standalone server; then the walk goes on
-        in the order that there is by then.
+        other, whatever is written meanwhile. The order is that of the moment of the first page in
+        MongoDB, and of the second one in SQLite, where a first page alone leaves nothing behind.
+        It is kept for an hour in SQLite, until the last page is read or 100 other searches have
+        come to their second one, and in MongoDB for as long as the server keeps snapshots, five
+        minutes by default, if it is not a standalone server. Then the walk goes on in the order
+        that there is by then: a thread that changed since may be left out or come twice.
 
         Args:
             filter: Which threads; all by default.

@@ -30,6 +30,7 @@ from forkpoint.rows import checkpoint_receipt, checkpoint_with_checksum, open_ch
 from forkpoint.searching import Wanted, cursor_of, going_on, is_exact, matches, selection_of
 from forkpoint.steps import Steps
 from forkpoint.storage import CheckpointRow, Description, Found, Graft, Session, Stale, ThreadRow
+from forkpoint.thread_pages import ThreadPages
 from forkpoint.threads import Page, Thread, ThreadStats
 from forkpoint.turns import Turns, Work, in_turns
 
@@ -249,29 +250,19 @@ def select(context: Context, asked: Search) -> tuple[list[ThreadRow], str | None
     """Return the records of a page, and the cursor of the next one."""
     wanted, limit = asked.wanted, asked.limit
     selection = selection_of(wanted, asked.sort_by, asked.descending, limit)
+    shown: set[bytes] = set()
     if asked.cursor is not None:
-        selection = going_on(context.store_key, selection, wanted, asked.cursor)
+        selection, shown = going_on(context.store_key, selection, wanted, asked.cursor)
+    pages = ThreadPages(context.storage, selection, shown)
     found: list[ThreadRow] = []
-    while True:
-        is_first = selection.after is None
-        with context.storage.writing() if is_first else context.storage.reading() as session:
-            selected = session.select(selection)
-        last = len(selected.places) - 1
-        for position, (row, place) in enumerate(zip(selected.rows, selected.places, strict=True)):
-            if row is None or not matches(row, wanted):
-                continue
-            if row.is_expired and not asked.with_expired:
-                continue
-            found.append(row)
-            if len(found) == limit and not (selected.is_last and position == last):
-                key = context.store_key
-                return found, cursor_of(key, selection, wanted, place, selected.walk)
-        if selected.is_last:
-            return found, None
-        # Where few of those that are read match, more are read at once.
-        selection = selection._replace(
-            after=selected.places[-1], walk=selected.walk, limit=max(limit, _PAGE_ROWS)
-        )
+    for row, place in pages.rows():
+        if not matches(row, wanted) or (row.is_expired and not asked.with_expired):
+            continue
+        found.append(row)
+        if len(found) == limit and not pages.is_at_end:
+            following, shown = pages.stop(place, [row.thread_id for row in found])
+            return found, cursor_of(context.store_key, following, wanted, shown)
+    return found, None
 
 
 def count(context: Context, wanted: Wanted) -> int:

@@ -176,6 +176,12 @@ class MongoCatalog(MongoLogs):
             is_last,
         )
 
+    def begin_walk(self) -> None:
+        """Do nothing: the server keeps the past by itself."""
+
+    def end_walk(self, walk: Any) -> None:
+        """Do nothing: see `begin_walk`."""
+
     def count(self, selection: Selection) -> int:
         if self._list_if_allowed():
             return self._records.count(_wanted(selection)) - self._count_expired(selection)

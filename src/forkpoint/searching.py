@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from forkpoint.storage import Selection, ThreadRow
 SORT_KEYS = ("updated_at", "created_at", "thread_id", "status")
 _MAC_BYTES = 16
 _PRINT_BYTES = 8
-_CURSOR_LENGTH = 8192  # a thread id is the longest part, and one of 1,000 characters fits
+_SHOWN_BYTES = 6  # of the digest of a thread's id that was on a first page
+_CURSOR_LENGTH = 24_576  # the longest parts are an id, and 1,000 digests of those of a first page
 
 
 class Wanted(NamedTuple):
@@ -82,15 +83,26 @@ def matches(row: ThreadRow, wanted: Wanted) -> bool:
 
 
 def cursor_of(
-    key: bytes, selection: Selection, wanted: Wanted, after: tuple[Any, str], walk: Any
+    key: bytes, selection: Selection, wanted: Wanted, shown: Set[bytes] = frozenset()
 ) -> str:
-    """Return a string that says where a search goes on."""
-    content = json.dumps([_print(selection, wanted), *after, walk]).encode()
+    """Return a string that says where a search goes on, and which threads it leaves out."""
+    digests = base64.b64encode(b"".join(sorted(shown))).decode()
+    assert selection.after is not None
+    place = [*selection.after, selection.walk]
+    content = json.dumps([_print(selection, wanted), *place, digests]).encode()
     return base64.urlsafe_b64encode(_mac(key, content) + content).decode().rstrip("=")
 
 
-def going_on(key: bytes, selection: Selection, wanted: Wanted, cursor: str) -> Selection:
-    """Return a selection that goes on where a cursor says.
+def shown_digests(thread_ids: Iterable[str]) -> set[bytes]:
+    """Return by what it is seen later that threads were on a first page."""
+    ids = (thread_id.encode("utf-8", "surrogatepass") for thread_id in thread_ids)
+    return {blake2b(each, digest_size=_SHOWN_BYTES).digest() for each in ids}
+
+
+def going_on(
+    key: bytes, selection: Selection, wanted: Wanted, cursor: str
+) -> tuple[Selection, set[bytes]]:
+    """Return a selection that goes on where a cursor says, and the digests of what it leaves out.
 
     Raises:
         InvalidInput: The cursor is none, or one of another search or another store.
@@ -105,12 +117,15 @@ def going_on(key: bytes, selection: Selection, wanted: Wanted, cursor: str) -> S
     content = decoded[_MAC_BYTES:]
     if not content or not compare_digest(decoded[:_MAC_BYTES], _mac(key, content)):
         raise InvalidInput(f"cursor is none that a search has returned: {cursor!r:.80}")
-    print_, place, thread_id, walk = json.loads(content)
+    print_, place, thread_id, walk, digests = json.loads(content)
     if print_ != _print(selection, wanted):
         raise InvalidInput(
             "cursor is that of another search; pass it with the same filter, order and owner"
         )
-    return selection._replace(after=(place, thread_id), walk=walk)
+    joined = base64.b64decode(digests)
+    starts = range(0, len(joined), _SHOWN_BYTES)
+    shown = {joined[start : start + _SHOWN_BYTES] for start in starts}
+    return selection._replace(after=(place, thread_id), walk=walk), shown
 
 
 def _mac(key: bytes, content: bytes) -> bytes:

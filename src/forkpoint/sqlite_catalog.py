@@ -31,6 +31,8 @@ from forkpoint.storage import (
 STATUSES = ("busy", "error", "idle", "interrupted")
 WALK_SECONDS = 3600
 """How long a search may be read page by page before it goes on with what there is by then."""
+WALKS = 100
+"""How many searches may be read page by page at once before the first one does so."""
 
 _RECORD = (
     "SELECT t.key, t.family, t.epoch, t.owner, t.thread_id, t.label, t.tags, t.metadata, t.ttl,"
@@ -63,22 +65,39 @@ class SqliteCatalog(SqliteTombstones):
 
     def select(self, selection: Selection) -> Selected:
         walk = selection.walk
-        if selection.after is None:
+        is_first = selection.after is None and walk is None
+        if is_first:
             self._list_anew()
         elif (
             walk is not None
             and self.one("SELECT 1 FROM forkpoint_walks WHERE number = ?", walk) is None
         ):
-            walk = None  # it took too long: what it is to see is not kept any more
+            walk = None  # what it is to see is not kept any more
         found = self._places(selection._replace(walk=walk, limit=selection.limit + 1))
         is_last = len(found) <= selection.limit
         places = found[: selection.limit]
-        if selection.after is None and not is_last:
-            walk = self.run(
-                "INSERT INTO forkpoint_walks (began_at) VALUES (?)", time_now()
-            ).lastrowid
         rows = self._records([thread_id for _, thread_id in places])
-        return Selected([rows.get(place[1]) for place in places], places, walk, is_last)
+        goes_on = not is_first or selection.sort_by in ("created_at", "thread_id")
+        return Selected(
+            [rows.get(place[1]) for place in places], places, selection.walk, is_last, goes_on
+        )
+
+    def begin_walk(self) -> int | None:
+        self._list_anew()
+        begun = self.run("INSERT INTO forkpoint_walks (began_at) VALUES (?)", time_now())
+        self._forget_walks("number <= ?", (begun.lastrowid or 0) - WALKS)
+        return begun.lastrowid
+
+    def end_walk(self, walk: int) -> None:
+        self._forget_walks("number = ?", walk)
+
+    def _forget_walks(self, which: str, *values: int) -> None:
+        """Keep no longer what only these walks see."""
+        if self.run(f"DELETE FROM forkpoint_walks WHERE {which}", *values).rowcount:
+            self.run(
+                "DELETE FROM forkpoint_listing WHERE gone IS NOT NULL AND NOT EXISTS"
+                " (SELECT 1 FROM forkpoint_walks WHERE number > born AND number <= gone)"
+            )
 
     def count(self, selection: Selection) -> int:
         self._list_anew()
@@ -184,18 +203,14 @@ class SqliteCatalog(SqliteTombstones):
     # The search index
 
     def _list_anew(self) -> None:
-        """Bring the search index up to date, and forget the walks that took too long."""
+        """Bring the search index up to date, and forget the walks that take too long."""
         now = time_now()
         self.run(
             "UPDATE forkpoint_threads SET lease_holder = NULL, lease_since = NULL,"
             " lease_until = NULL, fence = fence + 1 WHERE lease_until <= ?",
             now,
         )
-        self.run("DELETE FROM forkpoint_walks WHERE began_at < ?", now - WALK_SECONDS * 1_000_000)
-        self.run(
-            "DELETE FROM forkpoint_listing WHERE gone IS NOT NULL AND gone <"
-            " coalesce((SELECT min(number) FROM forkpoint_walks), gone + 1)"
-        )
+        self._forget_walks("began_at < ?", now - WALK_SECONDS * 1_000_000)
         while self._list_some():
             pass
 

@@ -62,10 +62,11 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
 
 In SQLite each is a table. There ``forkpoint_listing`` is the search index, a row for each term of a
 thread: ``term``, ``status``, ``listed_at``, ``thread_id``, and of which walks it is seen: those
-numbered above ``born``, and not above ``gone``. ``forkpoint_walks`` has the searches that are
-being read page by page: ``number`` and ``began_at``. ``forkpoint_tombstones`` has the last deletion
-of an id for each owner: ``key`` (never used again), ``id_mark``, ``owner_mark``, ``dead_until`` and
-``made_at``, and which ``thread`` was deleted (a key).
+numbered above ``born``, and not above ``gone``. ``forkpoint_walks`` has the searches of which the
+second page was read, and the last one was not: ``number`` and ``began_at``.
+``forkpoint_tombstones`` has the last deletion of an id for each owner: ``key`` (never used again),
+``id_mark``, ``owner_mark``, ``dead_until`` and ``made_at``, and which ``thread`` was deleted (a
+key).
 
 In MongoDB all are documents of the collection ``forkpoint_store``, with the fields above and
 ``family``, the shard key:
@@ -466,6 +467,9 @@ class Selected(NamedTuple):
     """Of each row the place that it has in the walk, which may not be what it has by now."""
     walk: Any
     is_last: bool
+    goes_on: bool = True
+    """Whether the page after it begins at its last place. Else, with `Session.begin_walk`, all
+    begins again, and what was on this page is left out."""
 
 
 class Usage(NamedTuple):
@@ -655,6 +659,12 @@ class Session(Protocol):
         The first page of a walk lists all threads as they are. The others have those that were
         not on a page before, whatever changed since: each thread that stays is on one page.
         """
+
+    def begin_walk(self) -> Any:
+        """Return what names this moment, so that pages can be selected as of it."""
+
+    def end_walk(self, walk: Any) -> None:
+        """Keep no longer what only a walk sees, if it was begun."""
 
     def count(self, selection: Selection) -> int:
         """Return how many threads there are to be selected."""
