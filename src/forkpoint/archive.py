@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from io import FileIO
 from typing import Any
@@ -23,11 +24,16 @@ from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from forkpoint.errors import InvalidInput
-from forkpoint.open_files import is_in_use
+from forkpoint.open_files import identity, is_in_use
 from forkpoint.threads import Thread
 
 if sys.platform != "win32":
     import fcntl
+
+SQLITE_ENDINGS = ("-wal", "-shm", "-journal")
+"""What SQLite adds to the name of a database for the files beside it."""
+
+_BEGIN = b'{"thread": '
 
 Archive = Callable[[Thread, Iterator[CheckpointTuple]], object]
 """Is called with a thread that is to be deleted and its checkpoints. If it raises, the thread
@@ -37,26 +43,36 @@ stays."""
 class JsonLines:
     """Appends each thread to a file, which is on the disk when it returns.
 
-    Several processes may append to one file. A thread may be in it twice, if it was not deleted
-    then: because the process ended, or because somebody went on with it.
+    Several processes may append to one file: each waits until the others have finished a line. A
+    thread may be in it twice, if it was not deleted then: because the process ended, or because
+    somebody went on with it.
 
     Args:
         path: The file. It is made if it is not there; a last line that was not finished is removed.
+            A file that does not begin as an archive does is left alone.
         serde: How values become bytes.
 
     Raises:
-        InvalidInput: The file belongs to a database that a saver of this process uses.
+        InvalidInput: The path leads to something that is no archive, such as a database or what
+            belongs to one, or nothing can be written there.
     """
 
     def __init__(self, path: str | os.PathLike[str], serde: SerializerProtocol) -> None:
-        if is_in_use(path):
-            raise InvalidInput(f"the archive {os.fspath(path)!r} is a file of the store itself")
-        self._path = path
+        self._path = os.path.abspath(os.fsdecode(path))
         self._serde = serde
+        try:
+            _check_place(self._path)
+            if os.path.exists(self._path):
+                with open(self._path, "rb", buffering=0) as file:
+                    _check_content(self._path, file)
+        except (OSError, ValueError) as error:  # such as a name that is too long, or has a NUL
+            if isinstance(error, InvalidInput):
+                raise
+            raise InvalidInput(f"the archive {self._path!r:.80} cannot be used: {error}") from error
 
     def __call__(self, thread: Thread, checkpoints: Iterator[CheckpointTuple]) -> None:
-        with open(self._path, "a+b", buffering=0) as file:
-            _lock(file)
+        with _opened(self._path) as file:
+            _check_content(self._path, file)
             end = _end_of_lines(file)
             file.truncate(end)
             try:
@@ -72,7 +88,7 @@ class JsonLines:
     def _line(self, thread: Thread, checkpoints: Iterator[CheckpointTuple]) -> Iterator[bytes]:
         """Return a line in parts: a whole thread may be more than fits into memory."""
         said = json.dumps(dataclasses.asdict(thread), default=_plain)
-        yield f'{{"thread": {said}, "checkpoints": ['.encode()
+        yield _BEGIN + f'{said}, "checkpoints": ['.encode()
         for number, found in enumerate(checkpoints):
             part = json.dumps(self._checkpoint(found))
             yield (f", {part}" if number else part).encode()
@@ -95,10 +111,64 @@ class JsonLines:
         return [kind, base64.b64encode(encoded).decode()]
 
 
-def _lock(file: FileIO) -> None:
-    """Keep other processes out of a file until it is closed, where the system can do that."""
-    if sys.platform != "win32":
-        fcntl.flock(file, fcntl.LOCK_EX)
+# Which files may be written to
+
+
+def _check_place(named: str) -> None:
+    """Raise unless an archive may be at a path, as far as that is known without opening a file.
+
+    To close a database, or what belongs to one, would drop the locks that this process has on it.
+
+    Raises:
+        InvalidInput: It may not.
+    """
+    path = os.path.realpath(named)
+    if is_in_use(path):
+        raise InvalidInput(f"the archive {named!r} is a file of the store itself")
+    for ending in SQLITE_ENDINGS:
+        if path.endswith(ending) and os.path.exists(path.removesuffix(ending)):
+            raise InvalidInput(f"the archive {named!r} has the name of a database's {ending} file")
+        if os.path.exists(path + ending):
+            raise InvalidInput(f"the archive {named!r} is a database: there is a {ending} file")
+    directory = os.path.dirname(path)
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise InvalidInput(f"the archive {named!r} is no regular file")
+    if not os.path.isdir(directory):
+        raise InvalidInput(f"the archive {named!r} cannot be made: there is no such directory")
+    is_writable = os.access(path, os.R_OK | os.W_OK)
+    if not is_writable and (os.path.exists(path) or not os.access(directory, os.W_OK | os.X_OK)):
+        raise InvalidInput(f"the archive {named!r} cannot be written to")
+
+
+def _check_content(path: str, file: FileIO) -> None:
+    """Raise unless a file is an archive, or empty.
+
+    Raises:
+        InvalidInput: It is something else, and stays as it is.
+    """
+    for start in (0, _end_of_lines(file)):
+        file.seek(start)
+        begin = file.read(len(_BEGIN))
+        if not _BEGIN.startswith(begin):
+            raise InvalidInput(
+                f"the file {path!r} is no archive of threads: a line of it begins with "
+                f"{begin!r}; choose another path"
+            )
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[FileIO]:
+    """Open a file, and keep other processes out of it, where the system can do that."""
+    while True:
+        _check_place(path)
+        with open(path, "a+b", buffering=0) as file:
+            if sys.platform != "win32":
+                fcntl.flock(file, fcntl.LOCK_EX)
+            status = os.fstat(file.fileno())
+            if identity(path) == (status.st_dev, status.st_ino):
+                yield file
+                return
+            # It was moved or removed meanwhile: what is written must be found under its name.
 
 
 def _end_of_lines(file: FileIO) -> int:

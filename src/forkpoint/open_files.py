@@ -74,7 +74,8 @@ class DatabaseFile:
         return self._log is not None and identity(self.log_path) == self._log
 
     def names(self) -> Sequence[str]:
-        return self.path, self.log_path, self.index_path
+        """Return the name of the file, and those of the files that SQLite may have beside it."""
+        return self.path, self.resolved, self.log_path, self.index_path, f"{self.resolved}-journal"
 
 
 _in_use: Living[DatabaseFile] = Living()
@@ -108,9 +109,9 @@ def left_open(file: Identity) -> Iterator[DatabaseFile]:
 
 def is_in_use(path: str | os.PathLike[str]) -> bool:
     """Return whether a path leads to a file that belongs to a database of this process."""
-    absolute, file = os.path.abspath(path), identity(path)
+    resolved, file = os.path.realpath(path), identity(path)
     return any(
-        name == absolute or (file is not None and identity(name) == file)
+        os.path.realpath(name) == resolved or (file is not None and identity(name) == file)
         for database in _in_use.members()
         for name in database.names()
     )
