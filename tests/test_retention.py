@@ -202,6 +202,7 @@ async def test_of_a_family_those_that_stay_keep_their_state(
     assert store.problems(api.saver) == []
 
 
+@pytest.mark.on_each_backend
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", ["lease", "put", "update", "delete"])
 def test_what_changes_at_the_last_moment_is_deleted_as_a_whole_or_stays(
