@@ -35,12 +35,13 @@ from forkpoint import (
 from forkpoint.leases import Lease, renew
 from forkpoint.removal import COUNTERS
 from forkpoint.sqlite_statements import Statements
+from servers import PATIENCE_SECONDS
 from stores import KINDS, SqliteStore
 from support import checkpoint, config, id_of, put, value_of
 from test_removals import ALL_SHAPES, TELLING_SHAPES, Lab, newest, returned_to
 
 ROWS = 20
-PATIENCE_SECONDS = 60  # after which what hangs is a failure
+
 TEXTS = [f"{n} " * 800 for n in range(40)]
 
 
