@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -96,6 +97,51 @@ def repeated(few: int, many: int) -> Any:
     return pytest.mark.parametrize("times", [few, pytest.param(many, marks=pytest.mark.slow)])
 
 
+def one_by_one(names: str, cases: Iterable[Any]) -> Callable[[Any], Any]:
+    """Have a test try all these cases with the same fixtures, for those cost more than a case.
+
+    Args:
+        names: What a case has the values of, as `pytest.mark.parametrize` takes it.
+        cases: None of them leaves anything that matters to the next.
+    """
+    parameters = [name.strip() for name in names.split(",")]
+    given_cases = [
+        dict(zip(parameters, case if len(parameters) > 1 else [case], strict=True))
+        for case in cases
+    ]
+
+    def decorate(test: Any) -> Any:
+        def run(**fixtures: Any) -> None:
+            for case in given_cases:
+                with _told(case):
+                    test(**fixtures, **case)
+
+        async def arun(**fixtures: Any) -> None:
+            for case in given_cases:
+                with _told(case):
+                    await test(**fixtures, **case)
+
+        made: Any = arun if inspect.iscoroutinefunction(test) else run
+        made.__name__, made.__doc__, made.__module__ = test.__name__, test.__doc__, test.__module__
+        made.pytestmark = getattr(test, "pytestmark", [])
+        fixtures = inspect.signature(test).parameters.values()
+        made.__signature__ = inspect.Signature(
+            [fixture for fixture in fixtures if fixture.name not in parameters]
+        )
+        return made
+
+    return decorate
+
+
+@contextmanager
+def _told(case: Mapping[str, Any]) -> Iterator[None]:
+    """Have a failure say which case it is of."""
+    try:
+        yield
+    except (Exception, pytest.fail.Exception) as error:
+        raise AssertionError(f"with {case!r:.300}") from error
+
+
 def drawn(few: int, many: int, *strategies: Any, **named: Any) -> Callable[[Any], Any]:
     """Have Hypothesis draw the arguments of a test: a few times in every run, and many if slow."""
 
@@ -124,6 +170,7 @@ __all__ = [
     "counts_of",
     "drawn",
     "id_of",
+    "one_by_one",
     "put",
     "repeated",
     "value_of",

@@ -12,7 +12,7 @@ import pytest
 
 from forkpoint import InvalidInput, ThreadCatalog, ThreadFilter
 from stores import Store
-from support import Api, put
+from support import Api, one_by_one, put
 from test_injection import FILTERS, METADATA, OPERATORS, WORDS
 
 
@@ -122,11 +122,10 @@ NO_JSON: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", NO_JSON)
-@pytest.mark.in_turns
+@one_by_one("name", NO_JSON)
 async def test_metadata_that_are_no_json_are_refused(name: str, catalog: Api) -> None:
     metadata = NO_JSON[name]
-    made = await catalog.create("thread", metadata={"k": nested(98, list)})
+    made = await catalog.get_or_create("thread", metadata={"k": nested(98, list)})
     for call in (
         catalog.create("new", metadata=metadata),
         catalog.get_or_create("new", metadata=metadata),

@@ -21,7 +21,7 @@ from forkpoint import (
 )
 from graphs import MORE_SHAPES, SHAPES
 from stores import KINDS, Store
-from support import Api, checkpoint, config, id_of, put, value_of
+from support import Api, checkpoint, config, id_of, one_by_one, put, value_of
 from test_graphs import call
 
 SECRET = "the secret of acme"
@@ -119,8 +119,7 @@ CALLS: dict[str, Callable[[Api, str, str], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.in_turns
+@one_by_one("name", CALLS)
 async def test_a_call_says_of_another_owners_thread_what_it_says_of_none(
     name: str, theirs: str, api: Api, store: Store
 ) -> None:
@@ -158,8 +157,7 @@ TAKEN: dict[str, Callable[[Api, Api], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", TAKEN)
-@pytest.mark.in_turns
+@one_by_one("name", TAKEN)
 async def test_an_id_that_somebody_has_is_taken(
     name: str, theirs: str, api: Api, store: Store
 ) -> None:

@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from forkpoint import InvalidInput, ThreadExists, ThreadNotFound
 from forkpoint.saver import ForkpointSaver
 from stores import Store
-from support import Api, checkpoint, config, id_of, put
+from support import Api, checkpoint, config, id_of, one_by_one, put
 
 
 async def test_a_checkpoint_comes_back_as_it_was_put(api: Api) -> None:
@@ -241,8 +241,14 @@ METADATA: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("wanted", "matches"),
+@pytest.fixture
+def stored(saver: ForkpointSaver) -> list[str]:
+    """The ids of checkpoints with these metadata."""
+    return [id_of(put(saver, {}, metadata=metadata)) for metadata in METADATA]
+
+
+@one_by_one(
+    "wanted, matches",
     [
         ({"k": 1}, [0]),
         ({"k": 1.0}, [0]),
@@ -273,10 +279,8 @@ METADATA: list[dict[str, Any]] = [
     ],
 )
 async def test_filters_are_exact_and_typed(
-    api: Api, wanted: dict[str, Any], matches: list[int]
+    api: Api, stored: list[str], wanted: dict[str, Any], matches: list[int]
 ) -> None:
-    stored = [id_of(put(api.saver, {}, metadata=metadata)) for metadata in METADATA]
-
     found = [stored.index(id_of(one)) for one in await api.list(config(), filter=wanted)]
 
     assert sorted(found) == matches

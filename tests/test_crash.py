@@ -43,7 +43,7 @@ def load(store: Store, seed: int, acknowledged: Any) -> None:
                 saver.prune([copy])
 
 
-@pytest.mark.parametrize("rounds", [16, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_process_killed_at_random_points_loses_nothing_that_it_acknowledged(
     rounds: int, store: Store
 ) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from processes import run_program
 from servers import PATIENCE_SECONDS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -31,8 +30,7 @@ def test_a_notebook_runs(name: str) -> None:
 
 
 def test_a_support_desk_has_its_morning(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "thread_operations.py"), str(tmp_path / "desk.db")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    done = run_program(EXAMPLES / "thread_operations.py", tmp_path / "desk.db", directory=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "case-1: Your refund is on its way." in done.stdout
     assert "nothing was written" in done.stdout

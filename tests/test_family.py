@@ -72,7 +72,7 @@ def test_a_chain_of_forks_has_its_lineage_and_its_family(
     saver: ForkpointSaver, store: Store
 ) -> None:
     put(saver, {"n": 1}, thread_id="fork-0")
-    count = 500 if isinstance(store, SqliteStore) else 150  # where each takes longer
+    count = 200 if isinstance(store, SqliteStore) else 110  # where each takes longer
     for number in range(1, count + 1):
         saver.fork(f"fork-{number - 1}", new_thread_id=f"fork-{number}")
     lineage = saver.lineage(f"fork-{count}")

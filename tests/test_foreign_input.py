@@ -15,7 +15,7 @@ import pytest
 from forkpoint import InvalidInput, ThreadCatalog, ThreadFilter
 from forkpoint.saver import ForkpointSaver
 from stores import Store
-from support import Api, checkpoint, config, put, value_of
+from support import Api, checkpoint, config, one_by_one, put, value_of
 
 
 def mapped(around: Any, thread_id: str = "thread", **more: Any) -> Any:
@@ -37,8 +37,7 @@ NO_MAPS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("around", NO_MAPS, ids=repr)
-@pytest.mark.in_turns
+@one_by_one("around", NO_MAPS)
 async def test_a_map_of_checkpoints_passes_the_gate_like_everything_of_a_config(
     around: Any, store: Store, api: Api
 ) -> None:

@@ -15,7 +15,7 @@ from forkpoint import CorruptChunk, ForkpointError, InvalidInput, SafeSerializer
 from forkpoint.codec import Chunk, Codec
 from forkpoint.entries import DICT, LIST, OPAQUE, SNAPSHOT
 from stores import Store
-from support import Api, checkpoint, config, drawn
+from support import Api, checkpoint, config, drawn, one_by_one
 
 LOOP = sha256(b"\0\x91\x01").digest()  # a run that is the list [1]
 BODY = ormsgpack.packb({"id": "1"})
@@ -114,20 +114,25 @@ def fill(store: Store, api: Api) -> bytes:
     return bytes(only.digest)
 
 
-@pytest.mark.parametrize("shape", MANIFESTS)
+@pytest.fixture
+def digest(store: Store, api: Api) -> bytes:
+    return fill(store, api)
+
+
+@one_by_one("shape", MANIFESTS)
 async def test_a_forged_manifest_is_refused(
-    store: Store, api: Api, codec: Codec, shape: str
+    store: Store, api: Api, codec: Codec, digest: bytes, shape: str
 ) -> None:
-    fill(store, api)
     forge(store, codec, ormsgpack.packb(MANIFESTS[shape]), b"")
 
     with pytest.raises((CorruptChunk, UnreadableValue), match=f"thread 'thread'.*{ID}"):
         await api.get_tuple(config())
 
 
-@pytest.mark.parametrize("shape", ENTRIES)
-async def test_a_forged_entry_is_refused(store: Store, api: Api, codec: Codec, shape: str) -> None:
-    digest = fill(store, api)
+@one_by_one("shape", ENTRIES)
+async def test_a_forged_entry_is_refused(
+    store: Store, api: Api, codec: Codec, digest: bytes, shape: str
+) -> None:
     forge(store, codec, ormsgpack.packb(["msgpack", BODY, {"list": ENTRIES[shape]}]), digest)
 
     with pytest.raises(CorruptChunk, match=f"thread 'thread'.*{ID}"):

@@ -10,7 +10,7 @@ import pytest
 from forkpoint import ForkpointError, InvalidInput
 from forkpoint.saver import ForkpointSaver
 from stores import KINDS, Store
-from support import Api, checkpoint, config, put
+from support import Api, checkpoint, config, one_by_one, put
 
 BAD_IDENTIFIERS: list[Any] = [
     "",
@@ -50,8 +50,7 @@ def filled(api: Api, store: Store) -> list[int]:
     return rows(store)
 
 
-@pytest.mark.parametrize("bad", [*BAD_IDENTIFIERS, None], ids=repr)
-@pytest.mark.in_turns
+@one_by_one("bad", [*BAD_IDENTIFIERS, None])
 async def test_bad_thread_ids_are_refused_everywhere(
     api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
@@ -75,8 +74,7 @@ async def test_bad_thread_ids_are_refused_everywhere(
     assert rows(store) == filled
 
 
-@pytest.mark.parametrize("bad", BAD_IDENTIFIERS, ids=repr)
-@pytest.mark.in_turns
+@one_by_one("bad", BAD_IDENTIFIERS)
 async def test_other_bad_identifiers_are_refused_everywhere(
     api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
@@ -106,7 +104,6 @@ async def test_other_bad_identifiers_are_refused_everywhere(
 
 
 @pytest.mark.parametrize("name", TAKEN_LITERALLY, ids=lambda name: name[:20])
-@pytest.mark.in_turns
 async def test_identifiers_are_data_whatever_they_look_like(api: Api, name: str) -> None:
     put(api.saver, {"n": 0}, thread_id="bystander")
     given = config(name, ns=name)
@@ -125,10 +122,7 @@ async def test_identifiers_are_data_whatever_they_look_like(api: Api, name: str)
     assert left == {"bystander", name + "2"}
 
 
-@pytest.mark.parametrize(
-    "bad", [None, "thread", 1, [], {}, {"configurable": None}, {"configurable": {}}], ids=repr
-)
-@pytest.mark.in_turns
+@one_by_one("bad", [None, "thread", 1, [], {}, {"configurable": None}, {"configurable": {}}])
 async def test_configs_without_a_thread_are_refused(
     api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
@@ -145,7 +139,7 @@ async def test_configs_without_a_thread_are_refused(
     assert rows(store) == filled
 
 
-@pytest.mark.parametrize("bad", ["1", "1 UNION SELECT 1", 1.0, True, -1, [1], {"$gt": 0}], ids=repr)
+@one_by_one("bad", ["1", "1 UNION SELECT 1", 1.0, True, -1, [1], {"$gt": 0}])
 def test_a_limit_must_be_a_whole_number_and_is_checked_at_once(
     saver: ForkpointSaver, bad: Any
 ) -> None:
@@ -155,14 +149,14 @@ def test_a_limit_must_be_a_whole_number_and_is_checked_at_once(
         saver.alist(config(), limit=bad)
 
 
-@pytest.mark.parametrize("bad", ["x", 1, ["x"], {1: 2}, {"x": object()}, {"x": {1, 2}}])
+@one_by_one("bad", ["x", 1, ["x"], {1: 2}, {"x": object()}, {"x": {1, 2}}])
 def test_a_filter_must_be_a_mapping_of_json(saver: ForkpointSaver, bad: Any) -> None:
     with pytest.raises(InvalidInput, match="filter"):
         saver.list(config(), filter=bad)
 
 
-@pytest.mark.parametrize(
-    ("made", "metadata", "versions"),
+@one_by_one(
+    "made, metadata, versions",
     [
         ("no mapping", {}, {}),
         ({"id": "x", "channel_values": []}, {}, {}),
@@ -179,7 +173,6 @@ def test_a_filter_must_be_a_mapping_of_json(saver: ForkpointSaver, bad: Any) -> 
         ({"id": "x"}, {}, "versions"),
     ],
 )
-@pytest.mark.in_turns
 async def test_what_cannot_be_stored_is_refused_whole(
     api: Api, store: Store, filled: list[int], made: Any, metadata: Any, versions: Any
 ) -> None:
@@ -188,10 +181,9 @@ async def test_what_cannot_be_stored_is_refused_whole(
     assert rows(store) == filled
 
 
-@pytest.mark.parametrize(
+@one_by_one(
     "bad", [None, "cw", {"c": 1}, [("c",)], [("c", 1, 2)], ["cw"], [(1, 2)], [("c", object())]]
 )
-@pytest.mark.in_turns
 async def test_writes_must_be_pairs_that_can_be_stored(
     api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
@@ -209,7 +201,7 @@ async def test_no_writes_are_no_error_and_leave_no_trace(
     assert rows(store) == filled
 
 
-@pytest.mark.parametrize("bad", [None, "thread", b"x", {"thread": 1}, 5])
+@one_by_one("bad", [None, "thread", b"x", {"thread": 1}, 5])
 async def test_lists_of_identifiers_must_be_sequences(
     api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:
@@ -219,7 +211,7 @@ async def test_lists_of_identifiers_must_be_sequences(
     assert rows(store) == filled
 
 
-@pytest.mark.parametrize("bad", ["keep_none", "", None, 1])
+@one_by_one("bad", ["keep_none", "", None, 1])
 async def test_an_unknown_strategy_is_refused(
     api: Api, store: Store, filled: list[int], bad: Any
 ) -> None:

@@ -28,6 +28,18 @@ LIMIT = PATIENCE_SECONDS
 Open = Callable[[], Any]
 
 
+at_once = pytest.mark.parametrize(
+    ("open_saver", "width"),
+    [
+        pytest.param(opened, width, marks=() if is_in_every_run else pytest.mark.slow)
+        for opened in ("path", "sqlite3", "aiosqlite", "mongodb")
+        for width, is_in_every_run in ((2, opened != "mongodb"), (60, opened == "mongodb"))
+    ],
+    indirect=["open_saver"],
+)
+"""The more workers there are, the more tasks it takes to have all of them wait."""
+
+
 @pytest.fixture(params=["path", "sqlite3", "aiosqlite", "mongodb"])
 def open_saver(request: pytest.FixtureRequest, path: Path) -> Open:
     """Opens a saver in each of the ways in which operations get their threads."""
@@ -159,7 +171,7 @@ def fan_out(saver: ForkpointSaver, gate: Gate, width: int, steps: int = 1) -> An
 THREAD = {"configurable": {"thread_id": "thread"}}
 
 
-@pytest.mark.parametrize("width", [2, 60])
+@at_once
 async def test_a_graph_of_parallel_tasks_whose_id_is_used_again_at_once(
     width: int, open_saver: Open
 ) -> None:
@@ -182,7 +194,7 @@ async def test_a_graph_of_parallel_tasks_whose_id_is_used_again_at_once(
         assert runs == ["new", "new", "new", None]
 
 
-@pytest.mark.parametrize("width", [2, 60])
+@at_once
 async def test_a_graph_of_threads_whose_id_is_used_again_at_once(
     width: int, open_saver: Open
 ) -> None:

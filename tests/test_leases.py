@@ -38,7 +38,7 @@ from graphs import SHAPES
 from processes import fork_server
 from servers import PATIENCE_SECONDS
 from stores import KINDS, MongoStore, Store
-from support import Api, checkpoint, config, put
+from support import Api, checkpoint, config, one_by_one, put
 from test_cancellation import Gate
 
 PATIENCE = timedelta(seconds=PATIENCE_SECONDS)
@@ -475,8 +475,7 @@ async def test_a_lease_is_renewed_and_released_over_a_connection_that_was_passed
 FORGED = [1, True, "", "x", ":", "1:", ":1", "1:-1", "1:٣", b"1:1", {}, f"1:{10**30}", "1" * 9999]
 
 
-@pytest.mark.parametrize("forged", [*FORGED, "1:" + "1" * 9999], ids=range(14))
-@pytest.mark.in_turns
+@one_by_one("forged", [*FORGED, "1:" + "1" * 9999])
 async def test_what_is_no_lease_is_refused(forged: Any, api: Api, store: Store) -> None:
     put(api.saver, {"a": 1})
     before = content(store)

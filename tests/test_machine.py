@@ -744,7 +744,7 @@ def test_a_family_in_a_file(new_store: Callable[[], Store], examples: int, steps
 @pytest.mark.parametrize(
     ("new_store", "examples", "steps"),
     [
-        pytest.param("mongodb", 3, 20),
+        pytest.param("mongodb", 2, 20),
         pytest.param("mongodb", 200, 50, marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
     ],
     indirect=["new_store"],

@@ -18,7 +18,7 @@ from forkpoint import mongodb
 from forkpoint.mongodb import MongoDBSaver
 from servers import PATIENCE_SECONDS, wait_until
 from stores import MongoStore
-from support import Api, checkpoint, config, put
+from support import Api, checkpoint, config, one_by_one, put
 
 
 @functools.cache
@@ -388,7 +388,7 @@ class Reads:
         )
 
 
-SMALL, LARGE = 10, 300
+SMALL, LARGE = 10, 120
 """How many checkpoints there are in the threads that are asked for, and in the ones around."""
 
 QUERIES: dict[str, tuple[Callable[[MongoDBSaver], object], int]] = {
@@ -447,7 +447,7 @@ def busy(store: MongoStore, threads: Sequence[Any]) -> Iterator[MongoDBSaver]:
         yield saver
 
 
-@pytest.mark.parametrize("query", QUERIES)
+@one_by_one("query", QUERIES)
 def test_a_query_reads_what_it_returns_and_little_else(
     query: str, busy: MongoDBSaver, store: MongoStore
 ) -> None:

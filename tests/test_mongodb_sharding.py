@@ -40,7 +40,10 @@ def store(mongo_store: MongoStore) -> MongoStore:
     return mongo_store
 
 
-@pytest.mark.parametrize("serializer", SERIALIZERS)
+@pytest.mark.parametrize(
+    "serializer", [pytest.param("plain", marks=pytest.mark.slow), "encrypting"]
+)
+@pytest.mark.in_turns
 @pytest.mark.parametrize("world", ["sync", "async"])
 async def test_every_command_names_the_families_that_it_is_about(
     serializer: str, world: str, store: MongoStore, monkeypatch: pytest.MonkeyPatch

@@ -46,7 +46,7 @@ from graphs import SHAPES
 from processes import fork_server
 from servers import PATIENCE_SECONDS, wait_until
 from stores import KINDS, SqliteStore, Store
-from support import Api, config, put, value_of
+from support import Api, config, one_by_one, put, value_of
 from test_cancellation import Gate
 
 HOUR = timedelta(hours=1)
@@ -203,7 +203,7 @@ async def test_of_a_family_those_that_stay_keep_their_state(
 
 
 @pytest.mark.on_each_backend
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", ["lease", "put", "update", "delete"])
 def test_what_changes_at_the_last_moment_is_deleted_as_a_whole_or_stays(
     change: str, every: int, store: Store
@@ -574,7 +574,7 @@ async def test_a_sweeper_stops_with_its_block(saver: ForkpointSaver) -> None:
 def test_of_several_that_sweep_one_handles_each_thread(
     saver: ForkpointSaver, store: Store, tmp_path: Path
 ) -> None:
-    number = 40
+    number = 16
     path = tmp_path / "archive.jsonl"
     catalog = ThreadCatalog(saver)
     for n in range(number):
@@ -721,7 +721,7 @@ def delete_until_killed(store: Store, commands: int) -> None:
     ThreadCatalog(store.mortal(commands)).apply_retention(policy)
 
 
-@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [19, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_a_killed_one_left_is_finished_wherever_it_was(
     every: int, store: Store, saver: ForkpointSaver
 ) -> None:
@@ -747,8 +747,14 @@ def test_what_a_killed_one_left_is_finished_wherever_it_was(
     assert commands > 10
 
 
-@pytest.mark.parametrize(
-    ("method", "args", "options", "name"),
+@pytest.fixture
+async def filled(catalog: Api, store: Store) -> Any:
+    await fill(catalog, store)
+    return content(store)
+
+
+@one_by_one(
+    "method, args, options, name",
     [
         ("apply_retention", [{}], {}, "policy"),
         ("apply_retention", [RetentionPolicy()], {}, "no rule"),
@@ -766,12 +772,9 @@ def test_what_a_killed_one_left_is_finished_wherever_it_was(
         ("sweep", [], {"archive": 1}, "archive"),
     ],
 )
-@pytest.mark.in_turns
 async def test_what_is_wrong_is_refused_by_name_and_changes_nothing(
-    method: str, args: list[Any], options: Any, name: str, catalog: Api, store: Store
+    method: str, args: list[Any], options: Any, name: str, catalog: Api, store: Store, filled: Any
 ) -> None:
-    await fill(catalog, store)
-    before = content(store)
     with pytest.raises(InvalidInput, match=name):
         await getattr(catalog, method)(*args, **options)
     for interval in (5, timedelta(0)):
@@ -779,4 +782,4 @@ async def test_what_is_wrong_is_refused_by_name_and_changes_nothing(
             catalog.saver.sweeper(interval)
     with pytest.raises(InvalidInput, match="archive"):
         catalog.saver.sweeper(HOUR, archive=1)
-    assert content(store) == before
+    assert content(store) == filled

@@ -34,7 +34,7 @@ from forkpoint.saver import ForkpointSaver
 from forkpoint.storage import CheckpointRow
 from state_types import Colour, Counted, Customer, Level, Line, Old, Order, Outer, Plain, Point
 from stores import Store
-from support import config, put
+from support import config, one_by_one, put
 
 NOW = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=zoneinfo.ZoneInfo("UTC"))
 OWN = [
@@ -70,8 +70,7 @@ KNOWN = [
 ]
 
 
-@pytest.mark.parametrize("value", OWN + KNOWN, ids=lambda value: type(value).__name__)
-@pytest.mark.in_turns
+@one_by_one("value", OWN + KNOWN)
 def test_types_of_the_application_and_the_framework_need_no_setting(
     value: Any, saver: ForkpointSaver
 ) -> None:
@@ -183,20 +182,25 @@ def no_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_marks")
-@pytest.mark.parametrize("attack", ATTACKS)
+@one_by_one("attack", ATTACKS)
 def test_a_forged_value_does_nothing(attack: str) -> None:
     with pytest.raises(UnreadableValue):
         SafeSerializer().loads_typed(ATTACKS[attack])
 
 
+@pytest.fixture
+def stored(saver: ForkpointSaver) -> Any:
+    return put(saver, {"c": 1})
+
+
 @pytest.mark.usefixtures("no_marks")
-@pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.in_turns
-def test_a_forged_row_does_nothing(attack: str, store: Store, saver: ForkpointSaver) -> None:
+@one_by_one("attack", ATTACKS)
+def test_a_forged_row_does_nothing(
+    attack: str, store: Store, saver: ForkpointSaver, stored: Any
+) -> None:
     """Even by one who knows the format well enough to forge digests and checksums too."""
     kind, content = ATTACKS[attack]
     codec = saver._context.codec
-    stored = put(saver, {"c": 1})
     packed = ormsgpack.packb([*codec._serde.dumps_typed({"id": "x"}), {"c": [0, kind, content]}])
     checkpoint_id = stored["configurable"]["checkpoint_id"]
     forged = CheckpointRow("", checkpoint_id, None, None, "{}", b"", codec.protect(packed))
@@ -262,6 +266,7 @@ def test_with_allowlist_works_under_encryption(store: Store) -> None:
         assert saver.with_allowlist([("state_types", "Plain")]).get_tuple(config()) is not None
 
 
+@pytest.mark.in_turns
 def test_modules_are_imported_only_where_the_user_or_the_framework_says_so(store: Store) -> None:
     with store.saver() as saver:
         put(saver, {"c": Customer(name="c"), "m": HumanMessage("hi")}, thread_id="own")
@@ -288,6 +293,7 @@ assert get(allowed, "own").checkpoint["channel_values"]["c"].name == "c"
     )
 
 
+@pytest.mark.in_turns
 def test_strict_mode_allows_what_the_graphs_schema_names_and_nothing_else(store: Store) -> None:
     script = f"""
 from typing import TypedDict

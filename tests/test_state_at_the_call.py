@@ -22,7 +22,7 @@ from forkpoint import SafeSerializer
 from forkpoint.saver import ForkpointSaver
 from state_types import Line, Order
 from stores import Store
-from support import checkpoint, config, put, value_of
+from support import checkpoint, config, one_by_one, put, value_of
 
 
 class Model(BaseModel):
@@ -72,12 +72,10 @@ LIVE: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "model": (lambda: Model(items=[1, 2]), _change),
     "data class": (lambda: Order("book", [Line("x", 1)]), _order),
 }
-live = pytest.mark.parametrize(("make", "change"), LIVE.values(), ids=list(LIVE))
 
 
-@live
+@one_by_one("make, change", LIVE.values())
 @pytest.mark.parametrize("when", ["called", "scheduled", "running"])
-@pytest.mark.in_turns
 async def test_a_value_that_changes_after_the_call_is_stored_as_it_was(
     when: str, make: Callable[[], Any], change: Callable[[Any], None], saver: ForkpointSaver
 ) -> None:

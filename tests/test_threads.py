@@ -29,7 +29,7 @@ from forkpoint.filters import contains
 from forkpoint.saver import ForkpointSaver
 from graphs import MORE_SHAPES, SHAPES
 from stores import KINDS, Store
-from support import Api, config, drawn, put, value_of
+from support import Api, config, drawn, one_by_one, put, value_of
 
 DAY = timedelta(days=1)
 
@@ -301,7 +301,7 @@ def test_a_walk_meets_each_thread_once_while_others_write(
     sort_by: str, saver: ForkpointSaver, store: Store
 ) -> None:
     catalog = ThreadCatalog(saver)
-    for n in range(150):
+    for n in range(60):
         catalog.create(f"t{n:03}", tags=["kept"])
     is_over = threading.Event()
     failures: list[Exception] = []
@@ -312,7 +312,7 @@ def test_a_walk_meets_each_thread_once_while_others_write(
         mine = ThreadCatalog(own)
         try:
             while not is_over.is_set():
-                thread_id = f"t{rng.randrange(150):03}"
+                thread_id = f"t{rng.randrange(60):03}"
                 match rng.randrange(5):
                     case 0:
                         mine.update(thread_id, metadata={"n": rng.random()})
@@ -346,7 +346,7 @@ def test_a_walk_meets_each_thread_once_while_others_write(
                 found += (one.thread_id for one in page)
                 if (cursor := page.next_cursor) is None:
                     break
-            assert sorted(found) == [f"t{n:03}" for n in range(150)]
+            assert sorted(found) == [f"t{n:03}" for n in range(60)]
     finally:
         is_over.set()
         for writer in writers:
@@ -494,8 +494,14 @@ async def test_stats_say_what_a_thread_takes_and_shares(catalog: Api, api: Api) 
 # Bad input
 
 
-@pytest.mark.parametrize(
-    ("method", "args", "options", "name"),
+@pytest.fixture
+async def kept(catalog: Api, store: Store) -> Any:
+    await catalog.create("kept", metadata={"k": "x" * 1000})
+    return content(store)
+
+
+@one_by_one(
+    "method, args, options, name",
     [
         *(
             (method, [bad], {}, "thread_id")
@@ -549,17 +555,14 @@ async def test_stats_say_what_a_thread_takes_and_shares(catalog: Api, api: Api) 
         ),
     ],
 )
-@pytest.mark.in_turns
 async def test_what_is_wrong_is_refused_by_name_and_changes_nothing(
-    method: str, args: list[Any], options: Any, name: str, catalog: Api, store: Store
+    method: str, args: list[Any], options: Any, name: str, catalog: Api, store: Store, kept: Any
 ) -> None:
     if method == "create" and args == []:
         args = ["new"]
-    await catalog.create("kept", metadata={"k": "x" * 1000})
-    before = content(store)
     with pytest.raises(InvalidInput, match=name):
         await getattr(catalog, method)(*args, **options)
-    assert content(store) == before
+    assert content(store) == kept
 
 
 def test_a_catalog_needs_a_saver_and_an_owner_a_name(saver: ForkpointSaver) -> None:
