@@ -9,7 +9,7 @@ from support import put
 
 
 def fill(saver: ForkpointSaver) -> None:
-    stored = put(saver, {"text": "text " * 500, "list": [f"{n} " * 300 for n in range(200)]})
+    stored = put(saver, {"text": "text " * 500, "list": [f"{n} " * 300 for n in range(60)]})
     saver.put_writes(stored, [("c", "write " * 500)], "task")
 
 
