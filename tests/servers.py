@@ -140,9 +140,9 @@ class Mongod:
     def close(self) -> None:
         """End the process, and remove its data."""
         if os.getpid() == self._owner:  # and not a process that was forked from it
-            self.kill()
             if "watcher" in self.__dict__:
-                self.watcher.close()
+                self.watcher.close()  # first: it ends its sessions, and waits for a server
+            self.kill()
             shutil.rmtree(self.directory, ignore_errors=True)
             _made.discard(self)
 
