@@ -12,6 +12,7 @@ LAYERS = [
     {"errors", "filters", "printing", "receipts", "at_fork", "types"},
     {
         "open_files",
+        "untrusted",
         "workers",
         "caches",
         "render",
@@ -20,6 +21,7 @@ LAYERS = [
         "mongodb_identity",
         "mongodb_statements",
     },
+    {"json_text", "options"},
     {"render_svg"},
     {"chunking", "entries", "removal", "messages", "inputs", "serde", "steps", "sqlite_errors"},
     {

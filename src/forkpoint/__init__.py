@@ -19,7 +19,8 @@ catalog        the catalog of threads as a user calls it; threads: what it retur
 cataloguing    records of threads, searching them; searching: filters and cursors
 leases         one active run a thread; retention: what may go, and the archive
 owners         a saver that is confined to the threads of one owner
-inputs         the gate for everything from outside; filters: matching metadata
+inputs         the gate for everything from outside, with options, json_text and untrusted
+filters        matching metadata
 errors         the error tree
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import secrets
 import time
@@ -426,16 +425,13 @@ class ThreadCatalog:
     def _search(
         self, filter: object, sort_by: object, descending: object, limit: object, cursor: object
     ) -> Search:
-        key = next((key for key in SORT_KEYS if sort_by == key), None)
-        if key is None:
-            raise InvalidInput(f"sort_by must be one of {list(SORT_KEYS)}, not {sort_by!r:.80}")
-        if not isinstance(descending, bool):
-            raise InvalidInput(f"descending must be True or False, not {descending!r:.80}")
-        number = inputs.count(limit, "limit", 1)
-        if cursor is not None and not isinstance(cursor, str):
-            raise InvalidInput(f"cursor must be a string, not {cursor!r:.80}")
-        wanted = self._wanted(filter)
-        return Search(wanted, key, descending, min(number, _LARGEST_PAGE), cursor)
+        return Search(
+            self._wanted(filter),
+            inputs.choice(sort_by, "sort_by", SORT_KEYS),
+            inputs.flag(descending, "descending"),
+            min(inputs.count(limit, "limit", 1), _LARGEST_PAGE),
+            None if cursor is None else inputs.text(cursor, "cursor"),
+        )
 
     def _wanted(self, filter: object) -> Wanted:
         wanted = _checked(filter)
@@ -472,13 +468,11 @@ class ThreadCatalog:
         Raises:
             ThreadBusy: Another run has the lease; on entering the block.
         """
-        if if_busy not in ("raise", "wait", "cancel"):
-            raise InvalidInput(f"if_busy must be 'raise', 'wait' or 'cancel', not {if_busy!r:.80}")
         return Lease(
             self._context,
             self._runner,
             inputs.identifier(thread_id, "thread_id"),
-            if_busy,
+            inputs.choice(if_busy, "if_busy", ("raise", "wait", "cancel")),
             inputs.duration(ttl, "ttl"),
             None if timeout is None else inputs.duration(timeout, "timeout") / 1_000_000,
         )
@@ -618,27 +612,22 @@ class ThreadCatalog:
     def _task(
         self, policy: object, filter: object, dry_run: object, archive: Any, on_progress: Any
     ) -> Task:
-        if not isinstance(dry_run, bool):
-            raise InvalidInput(f"dry_run must be True or False, not {dry_run!r:.80}")
-        for name, given in (("archive", archive), ("on_progress", on_progress)):
-            is_path = name == "archive" and isinstance(given, (str, os.PathLike))
-            if given is None or is_path:
-                continue
-            if not callable(given):
-                raise InvalidInput(f"{name} cannot be called: {given!r:.80}")
-            if inspect.iscoroutinefunction(given):
-                raise InvalidInput(f"{name} must not be async: it is called on another thread")
+        is_dry = inputs.flag(dry_run, "dry_run")
+        if on_progress is not None:
+            inputs.callback(on_progress, "on_progress")
         rules, wanted = _rules(policy), self._wanted(filter)
         if isinstance(archive, (str, os.PathLike)):
-            archive = None if dry_run else JsonLines(archive, self._saver.serde)
-        return Task(rules, wanted, dry_run, archive, on_progress)
+            path = inputs.path(archive, "archive")
+            archive = None if is_dry else JsonLines(path, self._saver.serde)
+        elif archive is not None:
+            inputs.callback(archive, "archive")
+        return Task(rules, wanted, is_dry, archive, on_progress)
 
     def _bulk(self, filter: object, dry_run: object) -> Task:
-        if not isinstance(dry_run, bool):
-            raise InvalidInput(f"dry_run must be True or False, not {dry_run!r:.80}")
+        is_dry = inputs.flag(dry_run, "dry_run")
         if _checked(filter) == Wanted():
             raise InvalidInput("the filter is empty, and would delete all threads")
-        return Task(Rules(everything=True), self._wanted(filter), dry_run)
+        return Task(Rules(everything=True), self._wanted(filter), is_dry)
 
 
 def _create(context: Any, thread_id: str, said: Changes, may_exist: bool) -> Thread:
@@ -652,19 +641,16 @@ def _id(value: object, what: str) -> str:
 def _new(
     thread_id: object, label: object, tags: object, metadata: object, ttl: object, if_exists: object
 ) -> tuple[str, Changes, bool]:
-    if if_exists not in ("raise", "do_nothing"):
-        raise InvalidInput(f"if_exists must be 'raise' or 'do_nothing', not {if_exists!r:.80}")
+    choice = inputs.choice(if_exists, "if_exists", ("raise", "do_nothing"))
     said = _changes(label, tags, metadata, ttl)
-    return _id(thread_id, "thread_id"), said, if_exists == "do_nothing"
+    return _id(thread_id, "thread_id"), said, choice == "do_nothing"
 
 
 def _clone(
     source: object, target: object, changes: Changes, checkpoints: object
 ) -> tuple[str, str, Changes, bool]:
-    if not isinstance(checkpoints, bool):
-        raise InvalidInput(f"checkpoints must be True or False, not {checkpoints!r:.80}")
-    checked = inputs.identifier(source, "source_thread_id")
-    return checked, _id(target, "new_thread_id"), changes, checkpoints
+    checked = inputs.identifier(source, "source_thread_id"), _id(target, "new_thread_id")
+    return *checked, changes, inputs.flag(checkpoints, "checkpoints")
 
 
 def _changes(label: object, tags: object, metadata: object, ttl: object) -> Changes:
@@ -703,13 +689,11 @@ def _checked(filter: object) -> Wanted:
 def _statuses(value: object) -> tuple[Status, ...]:
     if value is None:
         return ()
-    given = [value] if isinstance(value, str) else value
-    if not isinstance(given, Collection) or isinstance(given, (bytes, Mapping)) or not given:
-        raise InvalidInput(f"status must be one of {list(STATUSES)} or some, not {value!r:.80}")
-    unknown = [one for one in given if one not in STATUSES]
-    if unknown:
-        raise InvalidInput(f"unknown status {unknown[0]!r:.80}; there are {list(STATUSES)}")
-    return tuple(status for status in STATUSES if status in given)  # type: ignore[misc]
+    given = inputs.tags([value] if isinstance(value, str) else value, "status")
+    if not given:
+        raise InvalidInput(f"status must be one of {list(STATUSES)} or some, and is empty")
+    chosen = {inputs.choice(status, "status", STATUSES) for status in given}
+    return tuple(status for status in STATUSES if status in chosen)  # type: ignore[misc]
 
 
 def _range(filter: ThreadFilter, name: str) -> tuple[int | None, int | None]:
@@ -722,14 +706,12 @@ def _range(filter: ThreadFilter, name: str) -> tuple[int | None, int | None]:
 def _rules(policy: object) -> Rules:
     if not isinstance(policy, RetentionPolicy):
         raise InvalidInput(f"policy must be a RetentionPolicy, not {type(policy).__name__}")
-    if not isinstance(policy.expired, bool):
-        raise InvalidInput(f"expired must be True or False, not {policy.expired!r:.80}")
     keep, made = policy.max_checkpoints_per_thread, policy.max_checkpoint_age
     rules = Rules(
         None if policy.max_age is None else inputs.duration(policy.max_age, "max_age"),
         None if policy.max_idle is None else inputs.duration(policy.max_idle, "max_idle"),
         None if keep is None else inputs.count(keep, "max_checkpoints_per_thread", 1),
-        policy.expired,
+        inputs.flag(policy.expired, "expired"),
         frozenset(inputs.tags(policy.keep_tags, "keep_tags")),
         max_checkpoint_age=None if made is None else inputs.duration(made, "max_checkpoint_age"),
     )

@@ -250,7 +250,7 @@ def _with_values(context: Context, found: Found, new: NewFork) -> tuple[Checkpoi
         raise InvalidInput(f"unknown channels in values: {sorted(unknown)}; there are {known}")
     metadata = metadata_of(row)
     counters = metadata.pop(removal.COUNTERS, None) or {}
-    newest = max(versions.values(), default=None)
+    newest = _newest_version(versions)
     values: dict[str, Any] = dict.fromkeys(manifest)
     for channel, value in new.values.items():
         versions[channel] = new.next_version(newest, None)
@@ -278,6 +278,15 @@ def _with_values(context: Context, found: Found, new: NewFork) -> tuple[Checkpoi
     top = checkpoint_with_checksum(codec, top, encoded.content)
     chunks = {digest: codec.protect_chunk(chunk) for digest, chunk in encoded.chunks.items()}
     return top, chunks
+
+
+def _newest_version(versions: Mapping[str, Any]) -> Any:
+    try:
+        return max(versions.values(), default=None)
+    except TypeError:
+        raise InvalidInput(
+            f"some versions of the channels are numbers, and others are strings: {versions!r:.200}"
+        ) from None
 
 
 def _status(row: CheckpointRow, writes: Sequence[WriteRow]) -> str:

@@ -1,30 +1,39 @@
 """The only gate for identifiers, configs, filters and limits from outside.
 
 Everything here either returns a value of the right type or raises `InvalidInput`, and touches no
-storage.
+storage. The part for options (numbers, times, choices) is in `forkpoint.options`, and how objects
+are read that may refuse it, in `forkpoint.untrusted`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import get_checkpoint_metadata
 
 from forkpoint.errors import InvalidInput
 from forkpoint.filters import leaves
-
-_LARGEST = 2**31 - 1  # what every database counts with, and more than any has
-METADATA_BYTES = 4 * 1024 * 1024
-"""How long metadata may be as JSON: a quarter of what fits into a document of MongoDB."""
-
+from forkpoint.json_text import DEPTH as DEPTH
+from forkpoint.json_text import METADATA_BYTES as METADATA_BYTES
+from forkpoint.json_text import as_json as as_json
+from forkpoint.json_text import decoded, shallow
+from forkpoint.options import callback as callback
+from forkpoint.options import choice as choice
+from forkpoint.options import count as count
+from forkpoint.options import duration as duration
+from forkpoint.options import flag as flag
+from forkpoint.options import index as index
+from forkpoint.options import limit as limit
+from forkpoint.options import moment as moment
+from forkpoint.options import path as path
+from forkpoint.options import serializer as serializer
+from forkpoint.options import size as size
+from forkpoint.untrusted import characters, items, mapping, reading, shown
 
 DESCRIPTION_BYTES = 64 * 1024
 """How long the metadata of a thread may be as JSON; threads are found by all that they contain."""
-DEPTH = 100
-"""How many levels deep metadata, and filters on them, may be nested."""
 TAGS = 1000
 """How many tags a thread may have."""
 ASKED = 100
@@ -32,8 +41,6 @@ ASKED = 100
 IDS = 10_000
 """How many ids a filter may name."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_LONGEST = 2**53  # microseconds: 285 years
 _FENCE_DIGITS = 18  # what every database counts to
 
 
@@ -58,8 +65,8 @@ def text(value: object, what: str) -> str:
     if type(value) is str and value.isascii() and "\0" not in value:
         return value  # as nearly all are
     if not isinstance(value, str):
-        raise InvalidInput(f"{what} must be a string, not {type(value).__name__}: {value!r:.80}")
-    plain = _plain(value)
+        raise InvalidInput(f"{what} must be a string, not {type(value).__name__}: {shown(value)}")
+    plain = characters(value)
     if "\0" in plain:
         raise InvalidInput(f"{what} contains a NUL character: {plain!r:.80}")
     try:
@@ -69,23 +76,12 @@ def text(value: object, what: str) -> str:
     return plain
 
 
-def _plain(value: str) -> str:
-    """Return the characters of a string.
-
-    A subclass may compare and print as it likes, as an enum does, and a driver may know better what
-    to make of it than a string, as that of MongoDB does of `bson.Code`.
-    """
-    return value if type(value) is str else str.__str__(value)
-
-
 def configurable(config: object) -> Mapping[str, Any]:
     """Return the `configurable` part of a config."""
-    if type(config) is not dict and not isinstance(config, Mapping):
-        raise InvalidInput(f"config must be a mapping, not {type(config).__name__}")
-    part = config.get("configurable")
-    if type(part) is not dict and not isinstance(part, Mapping):
+    part = mapping(config, "config").get("configurable")
+    if part is None:
         raise InvalidInput('config has no "configurable" mapping')
-    return part
+    return mapping(part, 'config["configurable"]')
 
 
 def address(config: object) -> Address:
@@ -123,57 +119,16 @@ def source(value: object) -> Address:
     return named
 
 
-def count(value: object, what: str, at_least: int) -> int:
-    """Return an integer that is not too small."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidInput(f"{what} must be an integer, not {value!r:.80}")
-    if value < at_least:
-        raise InvalidInput(f"{what} must be {at_least} or more, not {value}")
-    return min(value, _LARGEST)
-
-
-def index(value: object) -> int:
-    """Return a position, which may be negative."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidInput(f"index must be an integer, not {value!r:.80}")
-    return max(-_LARGEST, min(value, _LARGEST))
-
-
 def named_values(value: object, what: str) -> Mapping[str, Any]:
     """Return a mapping of names to anything, empty for None."""
-    mapping = _mapping({} if value is None else value, what)
-    return {text(key, f"a key of {what}"): mapping[key] for key in mapping}
-
-
-def duration(value: object, what: str) -> int:
-    """Return a positive length of time in microseconds."""
-    if not isinstance(value, timedelta):
-        raise InvalidInput(f"{what} must be a timedelta, not {value!r:.80}")
-    microseconds = value // timedelta(microseconds=1)
-    if microseconds <= 0:
-        raise InvalidInput(f"{what} must be positive, not {value}")
-    return min(microseconds, _LONGEST)
-
-
-def moment(value: object, what: str) -> int | None:
-    """Return a time in microseconds since 1970, or None."""
-    if value is None:
-        return None
-    if not isinstance(value, datetime):
-        raise InvalidInput(f"{what} must be a datetime, not {value!r:.80}")
-    if value.utcoffset() is None:
-        raise InvalidInput(
-            f"{what} must be aware of its time zone, as datetime.now(timezone.utc) is; {value} is "
-            "not"
-        )
-    return (value - _EPOCH) // timedelta(microseconds=1)
+    return _by_name({} if value is None else value, what)
 
 
 def tags(value: object, what: str, at_most: int = TAGS) -> tuple[str, ...]:
     """Return tags in alphabetical order, without repetition."""
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
-        raise InvalidInput(f"{what} must be a collection of strings, not {value!r:.80}")
-    distinct = {identifier(tag, f"a tag of {what}") for tag in value}
+        raise InvalidInput(f"{what} must be a collection of strings, not {shown(value)}")
+    distinct = {identifier(tag, f"a tag of {what}") for tag in items(value, what)}
     if len(distinct) > at_most:
         raise InvalidInput(f"{what} has {len(distinct)} tags, and {at_most} at most are allowed")
     return tuple(sorted(distinct))
@@ -181,36 +136,21 @@ def tags(value: object, what: str, at_most: int = TAGS) -> tuple[str, ...]:
 
 def described_metadata(value: object) -> dict[str, Any]:
     """Return what is to be said of a thread, in the types that JSON knows."""
-    mapping = named_values(value, "metadata")
-    for key in mapping:
+    given = named_values(value, "metadata")
+    for key in given:
         if key.startswith("__"):
             raise InvalidInput(f"metadata key {key!r:.80} is reserved: it begins with __")
-    encoded = as_json(mapping, "metadata")
+    encoded = as_json(given, "metadata")
     if len(encoded) > DESCRIPTION_BYTES:
         raise InvalidInput(
             f"metadata takes {len(encoded)} bytes as JSON, and {DESCRIPTION_BYTES} at most are "
             "kept of a thread"
         )
-    return _shallow(json.loads(encoded, parse_constant=_refuse_constant), "metadata")
+    return shallow(json.loads(encoded, parse_constant=_refuse_constant), "metadata")
 
 
 def _refuse_constant(name: str) -> None:
     raise InvalidInput(f"metadata contains {name}, which is no JSON value")
-
-
-def _shallow(value: dict[str, Any], what: str) -> dict[str, Any]:
-    """Return a JSON value that is not nested deeper than a comparison can follow."""
-    level: list[Any] = [value]
-    for _ in range(DEPTH):
-        level = [
-            inner
-            for one in level
-            if isinstance(one, (dict, list))
-            for inner in (one.values() if isinstance(one, dict) else one)
-        ]
-    if level:
-        raise InvalidInput(f"{what} is nested more than {DEPTH} levels deep")
-    return value
 
 
 LEASE = "__forkpoint_lease"
@@ -225,12 +165,12 @@ class Shown(NamedTuple):
     fence: int
 
 
-def _lease(shown: object) -> Shown | None:
-    if shown is None:
+def _lease(value: object) -> Shown | None:
+    if value is None:
         return None
-    key, _, fence = shown.rpartition(":") if isinstance(shown, str) else ("", "", "")
+    key, _, fence = text(value, LEASE).rpartition(":")
     if not key or not (fence.isascii() and fence.isdigit()) or len(fence) > _FENCE_DIGITS:
-        raise InvalidInput(f"{LEASE} must be what a lease's config has, not {shown!r:.80}")
+        raise InvalidInput(f"{LEASE} must be what a lease's config has, not {shown(value)}")
     return Shown(key, int(fence))
 
 
@@ -245,16 +185,18 @@ class Origin(NamedTuple):
     """What tells the run from others of the process, if LangGraph says so."""
 
 
+_MAP = 'config["configurable"]["checkpoint_map"]'
+
+
 def origin(config: object, named: Address) -> Origin:
     """Return what a config says of where a write comes from."""
     part = configurable(config)
     around = part.get("checkpoint_map")
     found: dict[str, str] = {}
-    if around:
-        what = 'config["configurable"]["checkpoint_map"]'
+    if around is not None:
         found = {
-            text(namespace, f"a key of {what}"): text(checkpoint_id, f"a value of {what}")
-            for namespace, checkpoint_id in _mapping(around, what).items()
+            text(namespace, f"a key of {_MAP}"): text(checkpoint_id, f"a value of {_MAP}")
+            for namespace, checkpoint_id in mapping(around, _MAP).items()
         }
     if named.checkpoint_id is not None:
         found[named.checkpoint_ns] = named.checkpoint_id
@@ -295,33 +237,15 @@ def before(config: object | None) -> str | None:
     return _checkpoint_id(configurable(config))
 
 
-def limit(value: object) -> int | None:
-    """Return a number of items, or None for all of them."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidInput(f"limit must be an integer or None, not {value!r:.80}")
-    if value < 0:
-        raise InvalidInput(f"limit must not be negative: {value}")
-    return min(value, _LARGEST)
-
-
-def size(value: object, what: str) -> int:
-    """Return a number of bytes."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidInput(f"{what} must be a number of bytes, 0 or more, not {value!r:.80}")
-    return value
-
-
 def metadata_filter(value: object, what: str = "filter") -> dict[str, Any] | None:
     """Return a filter on metadata, in the types that JSON knows."""
     if value is None:
         return None
-    mapping = _mapping(value, what)
-    for key in mapping:
+    given = mapping(value, what)
+    for key in given:
         if not isinstance(key, str):
-            raise InvalidInput(f"a key of {what} must be a string, not {key!r:.80}")
-    asked = _shallow(_decoded(as_json(mapping, what), what), what)
+            raise InvalidInput(f"a key of {what} must be a string, not {shown(key)}")
+    asked = shallow(decoded(as_json(given, what), what), what)
     if sum(1 for _ in leaves(asked)) > ASKED:
         raise InvalidInput(f"{what} asks for more than {ASKED} values")
     return asked
@@ -329,27 +253,42 @@ def metadata_filter(value: object, what: str = "filter") -> dict[str, Any] | Non
 
 def checkpoint(value: object) -> Mapping[str, Any]:
     """Return a checkpoint that has what it needs to be stored."""
-    mapping = _mapping(value, "checkpoint")
-    values = _mapping(mapping.get("channel_values", {}), "checkpoint['channel_values']")
-    channel = "a channel of checkpoint['channel_values']"
-    checked = {
-        **mapping,
-        "id": identifier(mapping.get("id"), "checkpoint['id']"),
-        "channel_values": {text(name, channel): values[name] for name in values},
-    }
-    if isinstance(mapping.get("channel_versions"), Mapping):
-        checked["channel_versions"] = _by_plain_names(mapping["channel_versions"])
+    given = mapping(value, "checkpoint")
+    checked = {**given, "id": identifier(given.get("id"), "checkpoint['id']"), "channel_values": {}}
+    for name in ("channel_values", "channel_versions"):
+        if name in given:
+            checked[name] = _by_name(given[name], f"checkpoint[{name!r}]")
+    for name, version in checked.get("channel_versions", {}).items():
+        if not isinstance(version, (int, float, str)):
+            raise InvalidInput(
+                f"checkpoint['channel_versions'][{name!r:.80}] must be a number or a string, not "
+                f"{shown(version)}"
+            )
     return checked
 
 
 def versions(value: object) -> Mapping[str, Any]:
     """Return new channel versions."""
-    return _by_plain_names(_mapping({} if value is None else value, "new_versions"))
+    return _by_name({} if value is None else value, "new_versions")
 
 
-def _by_plain_names(mapping: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return a mapping whose keys are found by the characters of their names."""
-    return {_plain(key) if isinstance(key, str) else key: mapping[key] for key in mapping}
+def counted_version(value: object) -> int:
+    """Return the number that a version begins with which is a string.
+
+    Raises:
+        InvalidInput: It is none.
+    """
+    number, _, _ = text(value, "the version of a channel").partition(".")
+    try:
+        return int(number)
+    except ValueError:
+        raise InvalidInput(f"no version of a channel begins like this: {shown(value)}") from None
+
+
+def _by_name(value: object, what: str) -> dict[str, Any]:
+    """Return a mapping whose keys are names."""
+    key = f"a key of {what}"
+    return {text(name, key): inner for name, inner in mapping(value, what).items()}
 
 
 def run_id(metadata: Mapping[str, Any]) -> str | None:
@@ -368,9 +307,8 @@ def checkpoint_metadata(config: Mapping[str, Any], value: object) -> Mapping[str
 
     As LangGraph has it, the scalar keys of the config's `metadata` and `configurable` are in it.
     """
-    mapping = _mapping({} if value is None else value, "metadata")
-    merged: Mapping[str, Any] = get_checkpoint_metadata(config, mapping)  # type: ignore[arg-type]
-    return merged
+    given = mapping({} if value is None else value, "metadata")
+    return reading("metadata", get_checkpoint_metadata, config, given)
 
 
 def thread_metadata(config: Mapping[str, Any]) -> str:
@@ -383,16 +321,17 @@ def writes(value: object) -> list[tuple[str, Any]]:
     """Return writes as pairs of channel and value."""
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
         raise InvalidInput(f"writes must be a sequence of pairs, not {type(value).__name__}")
-    pairs = []
-    for write in value:
-        if type(write) is not tuple and (
-            not isinstance(write, Sequence) or isinstance(write, (str, bytes))
-        ):
-            raise InvalidInput(f"a write must be a pair of channel and value, not {write!r:.80}")
-        if len(write) != 2:
-            raise InvalidInput(f"a write must be a pair of channel and value, not {write!r:.80}")
-        pairs.append((text(write[0], "the channel of a write"), write[1]))
-    return pairs
+    return [_write(write) for write in items(value, "writes")]
+
+
+def _write(write: object) -> tuple[str, Any]:
+    is_pair = type(write) is tuple or (
+        isinstance(write, Sequence) and not isinstance(write, (str, bytes))
+    )
+    pair = reading("a write", tuple, write) if is_pair else ()
+    if len(pair) != 2:
+        raise InvalidInput(f"a write must be a pair of channel and value, not {shown(write)}")
+    return text(pair[0], "the channel of a write"), pair[1]
 
 
 def ids(value: object) -> list[str]:
@@ -407,51 +346,36 @@ def identifiers(value: object, what: str) -> list[str]:
     """Return a sequence of identifiers, without repetition."""
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
         raise InvalidInput(f"{what}s must be a sequence of strings, not {type(value).__name__}")
-    return list(dict.fromkeys(identifier(entry, what) for entry in value))
+    return list(dict.fromkeys(identifier(entry, what) for entry in items(value, f"{what}s")))
+
+
+def allowlist(value: object) -> list[tuple[str, ...]]:
+    """Return the names of types, each with its module."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
+        raise InvalidInput(f"the allowlist must be a collection, not {type(value).__name__}")
+    return [_type_name(entry) for entry in items(value, "the allowlist")]
+
+
+def _type_name(entry: object) -> tuple[str, ...]:
+    if isinstance(entry, type):
+        return entry.__module__, entry.__name__
+    is_name = isinstance(entry, Sequence) and not isinstance(entry, (str, bytes))
+    parts = items(entry, "a name") if is_name else []  # type: ignore[arg-type]
+    if len(parts) < 2:
+        raise InvalidInput(f"a type is named as (module, name), not {shown(entry)}")
+    return tuple(identifier(part, "a part of a name") for part in parts)
 
 
 def channels(value: object) -> list[str]:
     """Return channel names."""
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
         raise InvalidInput(f"channels must be a sequence of strings, not {type(value).__name__}")
-    return list(dict.fromkeys(text(entry, "a channel") for entry in value))
+    return list(dict.fromkeys(text(entry, "a channel") for entry in items(value, "channels")))
 
 
 def _checkpoint_id(part: Mapping[str, Any]) -> str | None:
     value = part.get("checkpoint_id")
     return None if value is None else identifier(value, "checkpoint_id")
-
-
-def _mapping(value: object, what: str) -> Mapping[str, Any]:
-    if type(value) is not dict and not isinstance(value, Mapping):
-        raise InvalidInput(f"{what} must be a mapping, not {type(value).__name__}")
-    return value
-
-
-def as_json(value: Mapping[str, Any], what: str) -> str:
-    """Return a mapping as JSON. ASCII, so that lone surrogates come back as they were."""
-    try:
-        encoded = _ENCODER.encode(dict(value))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{what} cannot be written as JSON: {error}") from error
-    if encoded.count("{") + encoded.count("[") >= DEPTH:
-        _shallow(_decoded(encoded, what), what)
-    if len(encoded) > METADATA_BYTES:
-        raise InvalidInput(
-            f"{what} takes {len(encoded)} bytes as JSON, and {METADATA_BYTES} at most are stored; "
-            "keep what is large in the state"
-        )
-    return encoded
-
-
-def _decoded(encoded: str, what: str) -> Any:
-    try:
-        return json.loads(encoded)
-    except RecursionError:
-        raise InvalidInput(f"{what} is nested more than {DEPTH} levels deep") from None
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 
 
 def _or(value: object, default: str) -> object:

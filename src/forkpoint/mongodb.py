@@ -8,7 +8,6 @@ from typing import Any
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from pymongo import AsyncMongoClient, MongoClient
-from pymongo.errors import PyMongoError
 
 from forkpoint import inputs
 from forkpoint.caches import CACHE_BYTES, CacheBudget
@@ -16,6 +15,7 @@ from forkpoint.errors import InvalidInput
 from forkpoint.mongodb_storage import MongoStorage
 from forkpoint.runner import WorkerRunner
 from forkpoint.saver import ForkpointSaver
+from forkpoint.untrusted import shown
 from forkpoint.workers import Workers, workers_of
 
 DATABASE, COLLECTION = "forkpoint", "forkpoint_store"
@@ -117,9 +117,9 @@ class MongoDBSaver(ForkpointSaver):
 
         try:
             client = connect()
-        except (PyMongoError, ValueError, TypeError) as error:
-            raise InvalidInput(f"no MongoDB client can be made of this: {error}") from error
-        default = _default_database(client)
+            default = _default_database(client)
+        except Exception as error:
+            raise InvalidInput(f"no MongoDB client can be made of this: {shown(error)}") from error
         client.close()  # it has not connected yet
         names = _database_name(default if db_name is None else db_name), _collection(collection)
         saver = cls.__new__(cls)

@@ -6,6 +6,7 @@ from langchain_core.runnables import RunnableConfig
 
 from forkpoint.errors import InvalidInput
 from forkpoint.inputs import Address
+from forkpoint.untrusted import shown
 
 _RESUMING = "__pregel_resuming"  # LangGraph's CONFIG_KEY_RESUMING
 
@@ -25,13 +26,14 @@ def apply_input(address: Address, config: RunnableConfig) -> None:
         InvalidInput: The run was given a thread id that is no string. Then LangGraph asks with a
             copy of the config, and goes on with the flag.
     """
-    configurable = config["configurable"]
-    if not configurable.get(_RESUMING):
-        return
-    given = config.get("metadata", {}).get("thread_id", "")
+    configurable = config.get("configurable") if type(config) is dict else None
+    if type(configurable) is not dict or configurable.get(_RESUMING) is not True:
+        return  # whoever asks is not LangGraph, which resumes a run
+    metadata = config.get("metadata")
+    given = metadata.get("thread_id", "") if type(metadata) is dict else ""
     if not isinstance(given, str):
         raise InvalidInput(
-            f"thread_id must be the string {address.thread_id!r} here, not {given!r:.80}: the "
+            f"thread_id must be the string {address.thread_id!r} here, not {shown(given)}: the "
             f"thread was forked or rolled back, and its subgraph {address.checkpoint_ns!r} goes "
             "on from the state of that moment"
         )

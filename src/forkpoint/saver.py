@@ -47,7 +47,7 @@ class ForkpointSaver(TimeTravel):
         ttl: timedelta | None = None,
         budget: CacheBudget | None = None,
     ) -> None:
-        super().__init__(serde=serde or SafeSerializer())
+        super().__init__(serde=SafeSerializer() if serde is None else inputs.serializer(serde))
         self._runner = runner
         checked = None if ttl is None else inputs.duration(ttl, "ttl")
         memories = Memories(budget or CacheBudget())
@@ -98,8 +98,11 @@ class ForkpointSaver(TimeTravel):
 
         Args:
             extra_allowlist: `(module, name)` of each type.
+
+        Raises:
+            InvalidInput: That is not what it is.
         """
-        derived = super().with_allowlist(extra_allowlist)
+        derived = super().with_allowlist(inputs.allowlist(extra_allowlist))
         if derived is self:
             return self
         clone = copy.copy(self)
@@ -339,9 +342,9 @@ class ForkpointSaver(TimeTravel):
         """
         if current is None:
             return 1
-        if not isinstance(current, str):
+        if isinstance(current, (int, float)):
             return current + 1
-        count = int(current.partition(".")[0]) + 1
+        count = inputs.counted_version(current) + 1
         return f"{count:032}.{random.random():016}"
 
     # Removing and copying

@@ -18,6 +18,7 @@ from forkpoint.saver import ForkpointSaver
 from forkpoint.sqlite_connections import Connector, Opener, Passed
 from forkpoint.sqlite_setup import BUSY_TIMEOUT_SECONDS
 from forkpoint.sqlite_storage import SqliteStorage
+from forkpoint.untrusted import shown
 from forkpoint.workers import Workers
 
 _WORKERS = 4  # while one commits, the others prepare
@@ -104,9 +105,7 @@ class SqliteSaver(ForkpointSaver):
 
 def _durability(value: object) -> str:
     """Return a durability that the backends know."""
-    if value not in ("full", "normal"):
-        raise InvalidInput(f"durability must be 'full' or 'normal', not {value!r:.80}")
-    return str(value)
+    return inputs.choice(value, "durability", ("full", "normal"))
 
 
 def _seconds(busy_timeout: object) -> float:
@@ -119,7 +118,7 @@ def _seconds(busy_timeout: object) -> float:
     if not is_number or not 0 <= busy_timeout <= _LONGEST_TIMEOUT:  # type: ignore[operator]
         raise InvalidInput(
             f"busy_timeout must be a number of seconds from 0 to {_LONGEST_TIMEOUT}, not "
-            f"{busy_timeout!r:.80}"
+            f"{shown(busy_timeout)}"
         )
     return float(busy_timeout)  # type: ignore[arg-type]
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qs, unquote
 
+from forkpoint import inputs
 from forkpoint.at_fork import no_fork
 from forkpoint.errors import (
     InvalidInput,
     SaverClosed,
     StorageBusy,
+    StorageError,
     StorageInherited,
     StorageReplaced,
 )
@@ -84,7 +86,10 @@ class Opener:
         if self._file is None:
             return self._connect(self._name, is_uri=self._options is not None)
         path = self._file.path
-        file = identity(path)
+        try:
+            file = identity(path)
+        except OSError as error:  # too long a name, or a directory that nobody may look into
+            raise StorageError(f"{path!r:.80} cannot be opened: {error.strerror}") from error
         if file is not None:
             self._check_open(path, file)
             path = name_in_use(file) or path
@@ -231,9 +236,7 @@ def _parsed(database: object) -> tuple[str, str | None, str | None]:
             "database must be a path, a sqlite3.Connection or an aiosqlite.Connection, not "
             f"{type(database).__name__}"
         )
-    name = os.fspath(database)
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise InvalidInput(f"database must be a path, not {name!r:.80}")
+    name = inputs.path(database, "database")
     if name == ":memory:":
         return name, None, None
     if not name.startswith("file:"):

@@ -59,13 +59,13 @@ class TimeTravel(BaseCheckpointSaver[Any]):
             ThreadNotFound: There is no such thread.
             CheckpointNotFound: It has not as many checkpoints.
         """
-        page = self._runner.run(operations.page, self._context, _at(thread_id, index))
-        return _only(page, thread_id, index)
+        query = _at(thread_id, index)
+        return _only(self._runner.run(operations.page, self._context, query), query)
 
     async def aat(self, thread_id: str, index: int) -> CheckpointTuple:
         """Do what `at` does."""
-        page = await self._runner.arun(operations.page, self._context, _at(thread_id, index))
-        return _only(page, thread_id, index)
+        query = _at(thread_id, index)
+        return _only(await self._runner.arun(operations.page, self._context, query), query)
 
     def latest(self, metadata: Mapping[str, Any]) -> CheckpointTuple | None:
         """Return the newest checkpoint, of any thread, whose metadata contain this, or None.
@@ -189,10 +189,14 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         return await self._runner.arun(forking.fork, self._context, new)
 
     def _new_fork(
-        self, source: object, new_thread_id: object, values: object, metadata: object, history: str
+        self,
+        source: object,
+        new_thread_id: object,
+        values: object,
+        metadata: object,
+        history: object,
     ) -> NewFork:
-        if history not in ("head", "path"):
-            raise InvalidInput(f"history must be 'head' or 'path', not {history!r:.80}")
+        choice = inputs.choice(history, "history", ("head", "path"))
         target = str(uuid6()) if new_thread_id is None else new_thread_id
         merged = inputs.named_values(metadata, "metadata")
         inputs.as_json(merged, "metadata")
@@ -201,7 +205,7 @@ class TimeTravel(BaseCheckpointSaver[Any]):
             inputs.identifier(target, "new_thread_id"),
             inputs.named_values(values, "values"),
             merged,
-            history == "path",
+            choice == "path",
             self.get_next_version,
         )
 
@@ -353,12 +357,11 @@ def _at(thread_id: object, index: object) -> Query:
     return _oldest_first(thread_id)._replace(limit=1, offset=offset, oldest_first=position >= 0)
 
 
-def _only(
-    page: tuple[list[operations.Item], Query | None], thread_id: str, index: int
-) -> CheckpointTuple:
+def _only(page: tuple[list[operations.Item], Query | None], query: Query) -> CheckpointTuple:
     if not page[0]:
+        index = query.offset if query.oldest_first else -1 - query.offset
         raise CheckpointNotFound(
-            f"index {index} is out of range: thread {thread_id!r} has not as many checkpoints"
+            f"index {index} is out of range: thread {query.thread_id!r} has not as many checkpoints"
         )
     return operations.checkpoint_of(page[0][0])
 
@@ -380,14 +383,11 @@ def _pruned(
     thread_ids: object, strategy: object, keep_last: object
 ) -> tuple[list[str], str, int | None]:
     checked = inputs.identifiers(thread_ids, "thread_id")
-    if strategy not in ("keep_latest", "delete", "delete_all"):
-        raise InvalidInput(
-            f"strategy must be 'keep_latest', 'delete' or 'delete_all', not {strategy!r:.80}"
-        )
+    choice = inputs.choice(strategy, "strategy", ("keep_latest", "delete", "delete_all"))
     if keep_last is None:
-        return checked, str(strategy), None
-    if strategy != "keep_latest":
-        raise InvalidInput(f"keep_last goes with strategy 'keep_latest', not {strategy!r}")
+        return checked, choice, None
+    if choice != "keep_latest":
+        raise InvalidInput(f"keep_last goes with strategy 'keep_latest', not {choice!r}")
     return checked, "keep_latest", inputs.count(keep_last, "keep_last", 1)
 
 

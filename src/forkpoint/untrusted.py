@@ -1,0 +1,77 @@
+"""Reading objects that somebody else made, and that may refuse to be read or printed.
+
+What they raise becomes `InvalidInput`. The base class's own methods read a subclass of a built-in
+type: what the subclass makes of itself does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+from forkpoint.errors import InvalidInput
+
+_SHOWN = 80  # characters
+_T = TypeVar("_T")
+
+
+def shown(value: object) -> str:
+    """Return the beginning of an object's representation, or its type if it has none."""
+    try:
+        text = f"{value!r:.{_SHOWN}}"
+    except Exception:  # noqa: BLE001 - it may raise anything; a deep one does, and a long integer
+        return f"a value of type {type(value).__name__}"
+    return text if text.isprintable() else ascii(text)
+
+
+def reading(what: str, read: Callable[..., _T], *arguments: Any) -> _T:
+    """Return what a function reads from an object.
+
+    Raises:
+        InvalidInput: The object raised something.
+    """
+    try:
+        return read(*arguments)
+    except InvalidInput:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {_message(error)}"
+        raise InvalidInput(f"{what} cannot be read: {reason}") from error
+
+
+def _message(error: Exception) -> str:
+    try:
+        text = f"{error!s:.{_SHOWN}}"
+    except Exception:  # noqa: BLE001 - as in `shown`
+        return "?"
+    return text if text.isprintable() else ascii(text)
+
+
+def mapping(value: object, what: str) -> Mapping[Any, Any]:
+    """Return a mapping: a dict as it is, and the content of any other."""
+    if type(value) is dict:
+        return value
+    if not isinstance(value, Mapping):
+        raise InvalidInput(f"{what} must be a mapping, not {type(value).__name__}")
+    return reading(what, dict, value)
+
+
+def items(value: Collection[Any], what: str) -> list[Any]:
+    """Return what is in a collection."""
+    return value if type(value) is list else reading(what, list, value)
+
+
+def integer(value: object) -> int | None:
+    """Return an integer, or None for everything else, and for truth values."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if type(value) is int else int.__int__(value)
+
+
+def characters(value: str) -> str:
+    """Return the characters of a string.
+
+    A subclass may compare and print as it likes, as an enum does, and a driver may know better what
+    to make of it than a string, as that of MongoDB does of `bson.Code`.
+    """
+    return value if type(value) is str else str.__str__(value)
