@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.messages import HumanMessage
 
 import forkpoint
-from forkpoint import ThreadCatalog
+from forkpoint import SafeSerializer, ThreadCatalog
 from forkpoint.errors import ThreadExists
 from forkpoint.saver import ForkpointSaver
 from servers import PATIENCE_SECONDS, wait_until
@@ -226,6 +227,23 @@ def test_an_interrupt_leaves_all_or_nothing_and_a_saver_that_works(
     for number in range(1, instructions + 1, max(1, instructions // lab.store.times(count)) | 1):
         interrupt_at(lab, operation, number, outcomes)
     assert lab.store.problems(lab.other, after_crash=True) == []
+
+
+def test_an_interrupt_while_a_value_is_restored_is_no_unreadable_value() -> None:
+    """The library that calls the hooks replaces what they raise."""
+    serde = SafeSerializer()
+    stored = serde.dumps_typed([HumanMessage("text", id="1"), {"set": {1, Path("a")}}])
+    interrupted = 0
+    for number in itertools.count(1):
+        with InterruptAt(number, everywhere=True) as interrupt:
+            try:
+                serde.loads_typed(stored)
+            except KeyboardInterrupt:
+                interrupted += 1
+            else:
+                assert interrupt.is_over, f"the interrupt at {number} was swallowed"
+                break
+    assert interrupted == number - 1 > 100
 
 
 def follow(lab: Lab, name: str) -> list[Any]:

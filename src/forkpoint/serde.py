@@ -151,15 +151,17 @@ class SafeSerializer(JsonPlusSerializer):
             return super().loads_typed(data)
         except ValueError as error:
             # ormsgpack replaces what its hook raises by a ValueError of its own.
-            failure: ForkpointError | None = self._failure.__dict__.pop("error", None)
-            if failure is not None:
+            failure: BaseException = self._failure.__dict__.pop("error", error)
+            if isinstance(failure, ForkpointError) or not isinstance(failure, Exception):
                 raise failure from failure.__cause__
+            if _is_interrupt(failure):
+                raise KeyboardInterrupt from None
             raise UnreadableValue(f"a stored value is not MessagePack: {error}") from error
 
     def _restore(self, code: int, content: bytes) -> Any:
         try:
             return self._build(code, self._unpack(content))
-        except ForkpointError as error:
+        except BaseException as error:
             self._failure.__dict__.setdefault("error", error)
             raise
 
@@ -237,6 +239,15 @@ class SafeSerializer(JsonPlusSerializer):
         target: Callable[..., Any] = found
         self._resolved[module, name] = target
         return target
+
+
+def _is_interrupt(failure: Exception) -> bool:
+    """Return whether the hook raised something before it could note what.
+
+    Only a signal handler does, as the hook is entered, and those run on the main thread.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and str(failure) == "ext_hook failed"
 
 
 def _name(entry: AllowedType) -> tuple[str, str]:
