@@ -19,7 +19,7 @@ from forkpoint.leases import Lease
 from forkpoint.retention import Progress, RetentionPolicy, RetentionResult, Rules, Sweeper, Task
 from forkpoint.saver import ForkpointSaver
 from forkpoint.searching import SORT_KEYS, Wanted
-from forkpoint.threads import LeaseHolder, Page, Status, Thread, ThreadFilter, ThreadStats
+from forkpoint.threads import LeaseHolder, OnExpiry, Page, Status, Thread, ThreadFilter, ThreadStats
 from forkpoint.types import PurgeReport
 
 STATUSES = ("idle", "busy", "interrupted", "error")
@@ -75,6 +75,7 @@ class ThreadCatalog:
         tags: Collection[str] = (),
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
+        on_expiry: OnExpiry | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
         if_exists: str = "raise",
     ) -> Thread:
         """Make a thread.
@@ -86,6 +87,7 @@ class ThreadCatalog:
             metadata: JSON values, of 64 KiB at most. Keys that begin with `__` are reserved.
             ttl: How long after its last activity it expires, or None for never. By default, the
                 saver's `ttl`.
+            on_expiry: What `sweep` does then; by default, the saver's `on_expiry`.
             if_exists: With `"do_nothing"`, a thread that exists is returned as it is; one that
                 has expired, and was not swept yet, is renewed.
 
@@ -94,7 +96,7 @@ class ThreadCatalog:
                 thread that has expired is taken until it is swept.
             InvalidInput: An argument is of the wrong type.
         """
-        new = _new(thread_id, label, tags, metadata, ttl, if_exists)
+        new = _new(thread_id, label, tags, metadata, ttl, on_expiry, if_exists)
         return self._runner.run(_create, self._context, *new)
 
     async def acreate(
@@ -105,10 +107,11 @@ class ThreadCatalog:
         tags: Collection[str] = (),
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
+        on_expiry: OnExpiry | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
         if_exists: str = "raise",
     ) -> Thread:
         """Do what `create` does."""
-        new = _new(thread_id, label, tags, metadata, ttl, if_exists)
+        new = _new(thread_id, label, tags, metadata, ttl, on_expiry, if_exists)
         return await self._runner.arun(_create, self._context, *new)
 
     def get(self, thread_id: str) -> Thread | None:
@@ -129,6 +132,7 @@ class ThreadCatalog:
         tags: Collection[str] = (),
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
+        on_expiry: OnExpiry | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
     ) -> Thread:
         """Return a thread, as it is, or make it. Of several that do so at once, one makes it.
 
@@ -138,7 +142,7 @@ class ThreadCatalog:
             ThreadExists: Somebody else has a thread of this id.
         """
         checked = inputs.identifier(thread_id, "thread_id")
-        new = _new(checked, label, tags, metadata, ttl, "do_nothing")
+        new = _new(checked, label, tags, metadata, ttl, on_expiry, "do_nothing")
         return self._runner.run(_create, self._context, *new)
 
     async def aget_or_create(
@@ -149,10 +153,11 @@ class ThreadCatalog:
         tags: Collection[str] = (),
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
+        on_expiry: OnExpiry | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
     ) -> Thread:
         """Do what `get_or_create` does."""
         checked = inputs.identifier(thread_id, "thread_id")
-        new = _new(checked, label, tags, metadata, ttl, "do_nothing")
+        new = _new(checked, label, tags, metadata, ttl, on_expiry, "do_nothing")
         return await self._runner.arun(_create, self._context, *new)
 
     def update(
@@ -163,6 +168,7 @@ class ThreadCatalog:
         tags: Collection[str] | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
+        on_expiry: OnExpiry | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
     ) -> Thread:
         """Say something else of a thread. What is not given stays as it is.
 
@@ -172,11 +178,15 @@ class ThreadCatalog:
             tags: The tags that it has from now on.
             metadata: Merged into what there is, key by key.
             ttl: How long after its last activity it expires, or None for never.
+            on_expiry: What `sweep` does then.
 
         Raises:
             ThreadNotFound: There is no such thread.
         """
-        checked = inputs.identifier(thread_id, "thread_id"), _changes(label, tags, metadata, ttl)
+        checked = (
+            inputs.identifier(thread_id, "thread_id"),
+            _changes(label, tags, metadata, ttl, on_expiry),
+        )
         return self._runner.run(cataloguing.update, self._context, *checked)
 
     async def aupdate(
@@ -187,9 +197,13 @@ class ThreadCatalog:
         tags: Collection[str] | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
+        on_expiry: OnExpiry | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
     ) -> Thread:
         """Do what `update` does."""
-        checked = inputs.identifier(thread_id, "thread_id"), _changes(label, tags, metadata, ttl)
+        checked = (
+            inputs.identifier(thread_id, "thread_id"),
+            _changes(label, tags, metadata, ttl, on_expiry),
+        )
         return await self._runner.arun(cataloguing.update, self._context, *checked)
 
     def delete(self, thread_id: str) -> PurgeReport:
@@ -216,6 +230,7 @@ class ThreadCatalog:
         tags: Collection[str] | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
+        on_expiry: OnExpiry | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
     ) -> Thread:
         """Make a thread like another, which stays as it is. No chunk is copied.
 
@@ -227,12 +242,13 @@ class ThreadCatalog:
             tags: As in `update`.
             metadata: As in `update`.
             ttl: As in `update`.
+            on_expiry: As in `update`.
 
         Raises:
             ThreadNotFound: There is no source.
             ThreadExists: There is a thread `new_thread_id`, or somebody else has one.
         """
-        given = _changes(label, tags, metadata, ttl)
+        given = _changes(label, tags, metadata, ttl, on_expiry)
         new = _clone(source_thread_id, new_thread_id, given, checkpoints)
         return self._runner.run(cataloguing.clone, self._context, *new)
 
@@ -246,9 +262,10 @@ class ThreadCatalog:
         tags: Collection[str] | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
+        on_expiry: OnExpiry | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
     ) -> Thread:
         """Do what `clone` does."""
-        given = _changes(label, tags, metadata, ttl)
+        given = _changes(label, tags, metadata, ttl, on_expiry)
         new = _clone(source_thread_id, new_thread_id, given, checkpoints)
         return await self._runner.arun(cataloguing.clone, self._context, *new)
 
@@ -263,6 +280,7 @@ class ThreadCatalog:
         tags: Collection[str] | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
+        on_expiry: OnExpiry | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
     ) -> Thread:
         """Make a successor of a thread that has grown too long. The old one stays as it is.
 
@@ -275,13 +293,14 @@ class ThreadCatalog:
             tags: As in `clone`.
             metadata: As in `clone`.
             ttl: As in `clone`.
+            on_expiry: As in `clone`.
 
         Raises:
             ThreadNotFound: There is no such thread.
             ThreadExists: There is a thread `new_thread_id`, or somebody else has one.
             InvalidInput: There is no such channel, or its value is not stored (`DeltaChannel`).
         """
-        given = _changes(label, tags, metadata, ttl)
+        given = _changes(label, tags, metadata, ttl, on_expiry)
         new = self._rollover(thread_id, new_thread_id, channels, values, given)
         return self._runner.run(cataloguing.rollover, self._context, new)
 
@@ -296,9 +315,10 @@ class ThreadCatalog:
         tags: Collection[str] | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
+        on_expiry: OnExpiry | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
     ) -> Thread:
         """Do what `rollover` does."""
-        given = _changes(label, tags, metadata, ttl)
+        given = _changes(label, tags, metadata, ttl, on_expiry)
         new = self._rollover(thread_id, new_thread_id, channels, values, given)
         return await self._runner.arun(cataloguing.rollover, self._context, new)
 
@@ -578,7 +598,19 @@ class ThreadCatalog:
         archive: Archive | str | os.PathLike[str] | None = None,
         on_progress: Progress | None = None,
     ) -> RetentionResult:
-        """Delete the threads whose time to live has passed. Their activity renews it."""
+        """Delete the threads whose time to live has passed, or trim them, as `on_expiry` says.
+
+        One with `"keep_latest"` is found all the time. A sweep after its time to live removes all
+        but the newest checkpoint of each namespace, whose state is as it was. That is no activity:
+        the thread is left alone until it is active again, and its time to live has passed again.
+
+        Args:
+            archive: As in `apply_retention`, for threads that are deleted.
+            on_progress: As in `apply_retention`.
+
+        Returns:
+            Which threads were `deleted`, and which were `trimmed`.
+        """
         policy = RetentionPolicy(expired=True)
         return self.apply_retention(policy, archive=archive, on_progress=on_progress)
 
@@ -639,10 +671,16 @@ def _id(value: object, what: str) -> str:
 
 
 def _new(
-    thread_id: object, label: object, tags: object, metadata: object, ttl: object, if_exists: object
+    thread_id: object,
+    label: object,
+    tags: object,
+    metadata: object,
+    ttl: object,
+    on_expiry: object,
+    if_exists: object,
 ) -> tuple[str, Changes, bool]:
     choice = inputs.choice(if_exists, "if_exists", ("raise", "do_nothing"))
-    said = _changes(label, tags, metadata, ttl)
+    said = _changes(label, tags, metadata, ttl, on_expiry)
     return _id(thread_id, "thread_id"), said, choice == "do_nothing"
 
 
@@ -653,13 +691,18 @@ def _clone(
     return *checked, changes, inputs.flag(checkpoints, "checkpoints")
 
 
-def _changes(label: object, tags: object, metadata: object, ttl: object) -> Changes:
+def _changes(
+    label: object, tags: object, metadata: object, ttl: object, on_expiry: object
+) -> Changes:
     cleared = {name for name, value in (("label", label), ("ttl", ttl)) if value is None}
     return Changes(
         None if label is None or label is UNCHANGED else inputs.identifier(label, "label"),
         None if tags is UNCHANGED else inputs.tags(tags, "tags"),
         inputs.described_metadata(metadata),
         None if ttl is None or ttl is UNCHANGED else inputs.duration(ttl, "ttl"),
+        None
+        if on_expiry is UNCHANGED
+        else inputs.choice(on_expiry, "on_expiry", ("delete", "keep_latest")),
         frozenset(cleared),
     )
 

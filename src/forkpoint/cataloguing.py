@@ -46,6 +46,7 @@ class Changes(NamedTuple):
     tags: Sequence[str] | None = None
     metadata: Mapping[str, Any] = {}
     ttl: int | None = None
+    on_expiry: str | None = None
     cleared: frozenset[str] = frozenset()
 
     def applied(self, before: Description) -> Description:
@@ -64,6 +65,7 @@ class Changes(NamedTuple):
             metadata,
             None if "ttl" in self.cleared else self.ttl or before.ttl,
             sorted({*before.fixed_keys, *self.metadata}),
+            self.on_expiry or before.on_expiry,
         )
 
 
@@ -79,7 +81,7 @@ def get(context: Context, thread_id: str) -> Thread | None:
 
 def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) -> Thread:
     """Make a thread, or return the one that there is."""
-    described = said.applied(Description(ttl=context.ttl))
+    described = said.applied(Description(**context.expiry._asdict()))
     for attempt in range(_ATTEMPTS):
         _pause(attempt)
         with context.storage.writing() as session:
@@ -203,7 +205,9 @@ def existing_record(session: Session, thread_id: str) -> ThreadRow:
 def thread_of(row: ThreadRow) -> Thread:
     """Return a thread as users see it."""
     described = row.described
-    expires = None if described.ttl is None else time_of(row.updated_at + described.ttl)
+    expires = None
+    if described.ttl is not None and not row.is_swept:
+        expires = time_of(row.updated_at + described.ttl)
     return Thread(
         row.thread_id,
         described.label,
@@ -217,6 +221,7 @@ def thread_of(row: ThreadRow) -> Thread:
         row.source_thread_id,
         row.source_checkpoint_id,
         row.checkpoint_count,
+        described.on_expiry,  # type: ignore[arg-type]
     )
 
 

@@ -15,6 +15,7 @@ from forkpoint.errors import InvalidInput
 from forkpoint.mongodb_storage import MongoStorage
 from forkpoint.runner import WorkerRunner
 from forkpoint.saver import ForkpointSaver
+from forkpoint.threads import OnExpiry
 from forkpoint.untrusted import shown
 from forkpoint.workers import Workers, workers_of
 
@@ -47,6 +48,7 @@ class MongoDBSaver(ForkpointSaver):
             a stored row names, data classes of modules that are already imported aside.
         ttl: How long after its last activity a thread expires that is made without saying so, as
             graphs make them. By default, and with None, never. See `ThreadCatalog.sweep`.
+        on_expiry: What a sweep does with such a thread then: `"delete"` it, or `"keep_latest"`.
         cache_bytes: How much memory may be taken to remember manifests, messages and ids, to be
             spared reading or serializing them again. Savers for an owner share that of this one.
 
@@ -62,6 +64,7 @@ class MongoDBSaver(ForkpointSaver):
         collection: str = COLLECTION,
         serde: SerializerProtocol | None = None,
         ttl: timedelta | None = None,
+        on_expiry: OnExpiry = "delete",
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         if isinstance(client, AsyncMongoClient):
@@ -75,7 +78,7 @@ class MongoDBSaver(ForkpointSaver):
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
         storage = MongoStorage(connect, *names, owned=owned, budget=budget)
         workers = workers_of(client, _limit(client))
-        self._keep_in(storage, workers, serde, ttl)
+        self._keep_in(storage, workers, serde, ttl, on_expiry)
 
     def _keep_in(
         self,
@@ -83,8 +86,10 @@ class MongoDBSaver(ForkpointSaver):
         workers: Workers,
         serde: SerializerProtocol | None,
         ttl: timedelta | None,
+        on_expiry: str,
     ) -> None:
-        super().__init__(storage, WorkerRunner(workers, storage), serde, ttl, storage.budget)
+        runner = WorkerRunner(workers, storage)
+        super().__init__(storage, runner, serde, ttl, storage.budget, on_expiry)
 
     @classmethod
     def from_conn_string(
@@ -95,6 +100,7 @@ class MongoDBSaver(ForkpointSaver):
         collection: str = COLLECTION,
         serde: SerializerProtocol | None = None,
         ttl: timedelta | None = None,
+        on_expiry: OnExpiry = "delete",
         cache_bytes: int = CACHE_BYTES,
         **client_options: Any,
     ) -> MongoDBSaver:
@@ -106,6 +112,7 @@ class MongoDBSaver(ForkpointSaver):
             collection: As above.
             serde: As above.
             ttl: As above.
+            on_expiry: As above.
             cache_bytes: As above.
             client_options: Passed to `pymongo.MongoClient`, such as `serverSelectionTimeoutMS`.
         """
@@ -125,7 +132,7 @@ class MongoDBSaver(ForkpointSaver):
         saver = cls.__new__(cls)
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
         storage = MongoStorage(connect, *names, owned=True, budget=budget)
-        saver._keep_in(storage, Workers(_limit(client)), serde, ttl)
+        saver._keep_in(storage, Workers(_limit(client)), serde, ttl, on_expiry)
         return saver
 
 

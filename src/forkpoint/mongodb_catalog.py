@@ -51,6 +51,7 @@ _QUEUE_NAMES = {"$map": {"input": _QUEUE, "in": "$$this.by"}}
 _EXPIRED = {
     "$and": [
         {"$gt": ["$ttl", 0]},
+        {"$eq": ["$on_expiry", "delete"]},
         {"$lte": [{"$add": ["$updated_at", "$ttl"]}, NOW]},
         {"$not": [_LEASED]},
     ]
@@ -86,6 +87,8 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
         "metadata": "{}",
         "fixed_keys": [],
         "ttl": None,
+        "on_expiry": "delete",
+        "swept_at": None,
         "status": "idle",
         "status_for": "",
         "checkpoint_count": 0,
@@ -195,7 +198,12 @@ class MongoCatalog(MongoLogs):
         ttls = self._records.distinct("ttl", {"ttl": {"$gt": 0}})
         now = self.now() if ttls else 0
         over: list[Document] = [
-            {"ttl": ttl, "updated_at": {"$lte": now - ttl}, "listed_status": {"$ne": "busy"}}
+            {
+                "ttl": ttl,
+                "updated_at": {"$lte": now - ttl},
+                "on_expiry": "delete",
+                "listed_status": {"$ne": "busy"},
+            }
             for ttl in ttls
         ]
         listed = _wanted(selection)["$and"]
@@ -223,6 +231,7 @@ class MongoCatalog(MongoLogs):
         oldest: list[Document] = [{"$sort": {"updated_at": 1, "_id": 1}}, {"$limit": limit}]
         for ttl in self._records.distinct("ttl", {"ttl": {"$gt": 0}}):
             over: Document = {"ttl": ttl, "updated_at": {"$lte": now - ttl}, **_SEEN, **_of(owner)}
+            over["$expr"] = {"$ne": ["$swept_at", "$updated_at"]}
             if after is not None:
                 since, key = after[0] - ttl, after[1]
                 over["updated_at"]["$gte"] = since
@@ -230,6 +239,9 @@ class MongoCatalog(MongoLogs):
             found += self._read([{"$match": over}, *oldest])
         found.sort(key=lambda record: (record["updated_at"] + record["ttl"], record["_id"]))
         return [_thread_row(record) for record in found[:limit]]
+
+    def note_sweep(self, seen: ThreadRow) -> None:
+        self._records.update(record_of(seen.thread), {"$set": {"swept_at": seen.updated_at}})
 
     def grown(
         self, more_than: int, after: Any, limit: int, owner: str | None = None
@@ -466,6 +478,7 @@ def _thread_row(record: Document) -> ThreadRow:
             record["metadata"],
             record["ttl"],
             tuple(record["fixed_keys"]),
+            record["on_expiry"],
         ),
         "busy" if is_leased else record["status"],
         record["created_at"],
@@ -476,4 +489,5 @@ def _thread_row(record: Document) -> ThreadRow:
         _lease_row(record) if is_leased else None,
         record["fence"],
         record["is_expired"],
+        record["swept_at"] == record["updated_at"],
     )

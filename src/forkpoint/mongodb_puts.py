@@ -247,7 +247,7 @@ def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
         thread.epoch,
         owner=put.owner,
         metadata=put.metadata,
-        ttl=put.ttl,
+        **put.expiry._asdict(),
         dead_until=creation.dead_until,
     )
     named = update_one(

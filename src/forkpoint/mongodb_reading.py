@@ -52,6 +52,7 @@ _LIVING = {"deleted_at": None, "building": None}
 _NO_TERMS = {"terms": 0}
 _STATE = {**IDENTITY, **dict.fromkeys(STATE, 1)}
 _NEWEST: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
+_OF_RECORD = ("kind", "metadata", "fixed_keys", "owner", "ttl", "on_expiry")
 _ANCESTORS = 50  # read at once
 _SINCE = 1000  # rows after a checkpoint, at most, for which it counts as one of the newest
 _REF_BYTES = 90  # what it takes to remember a ref
@@ -442,7 +443,7 @@ class MongoReading(MongoCatalog):
         found = self._records.aggregate(
             [
                 {"$match": record_of(thread)},
-                {"$project": dict.fromkeys(("kind", "metadata", "fixed_keys", "owner", "ttl"), 1)},
+                {"$project": dict.fromkeys(_OF_RECORD, 1)},
                 {"$unionWith": {**together, "pipeline": newest}},
                 {"$unionWith": {**together, "pipeline": heads}},
             ]
@@ -451,7 +452,14 @@ class MongoReading(MongoCatalog):
         return Moment(
             not any(one["kind"] == "newer" for one in found),
             [checkpoint_row(one) for one in found if one["kind"] == "checkpoint"],
-            Description(None, (), record["metadata"], record["ttl"], record["fixed_keys"]),
+            Description(
+                None,
+                (),
+                record["metadata"],
+                record["ttl"],
+                record["fixed_keys"],
+                record["on_expiry"],
+            ),
             record["owner"],
         )
 

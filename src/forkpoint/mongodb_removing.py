@@ -196,7 +196,7 @@ class MongoRemoving(MongoReading):
             "removed_at": NOW,
             "dead_until": None,
             "epoch": ObjectId(),
-            **dict.fromkeys(("lock", "label", "ttl", "lease_holder")),
+            **dict.fromkeys(("lock", "label", "ttl", "swept_at", "lease_holder")),
             **dict.fromkeys(("lease_since", "lease_until")),
             "tags": [],
             "metadata": "{}",

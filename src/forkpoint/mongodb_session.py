@@ -175,6 +175,7 @@ class MongoSession(MongoRemoving):
             "building": record["lock"]["by"],
             **dict.fromkeys(("lease_holder", "lease_since", "lease_until")),
             "waiting": [],
+            "swept_at": None,
             "source": record["thread_id"],
             **(fields_of(described) if described is not None else {}),
         }

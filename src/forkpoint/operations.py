@@ -56,6 +56,7 @@ from forkpoint.storage import (
     STORE_KEY_BYTES,
     Beginning,
     CheckpointRow,
+    Expiry,
     Found,
     Put,
     Query,
@@ -86,12 +87,12 @@ class Context:
         serde: SerializerProtocol,
         memories: Memories | None = None,
         owner: str | None = None,
-        ttl: int | None = None,
+        expiry: Expiry | None = None,
     ) -> None:
         self.storage = storage
         self.owner = owner
-        self.ttl = ttl
-        """The time to live of threads that are made without saying any, in microseconds."""
+        self.expiry = expiry or Expiry()
+        """When threads expire that are made without saying so."""
         self._serde = serde
         self._memories = memories or Memories(CacheBudget())
         self._memory: Memory | None = None
@@ -102,7 +103,7 @@ class Context:
 
     def with_serde(self, serde: SerializerProtocol) -> Context:
         """Return a context for the same store with another serializer."""
-        return Context(self.storage, serde, self._memories, self.owner, self.ttl)
+        return Context(self.storage, serde, self._memories, self.owner, self.expiry)
 
     def present(self) -> Context:
         """Return a context whose memory stays that of the store's present history.
@@ -111,7 +112,7 @@ class Context:
         """
         present, memory = self._present, self.memory
         if present is None or present._memory is not memory:
-            present = Context(self.storage, self._serde, self._memories, self.owner, self.ttl)
+            present = Context(self.storage, self._serde, self._memories, self.owner, self.expiry)
             present._codecs, present._store_keys = self._codecs, self._store_keys
             present._memory = memory
             self._present = present
@@ -124,7 +125,7 @@ class Context:
     def of_owner(self, owner: str) -> Context:
         """Return a context in which there are the threads of one owner only."""
         storage, memories = ConfinedStorage(self.storage, owner), Memories(self._memories.budget)
-        return Context(storage, self._serde, memories, owner, self.ttl)
+        return Context(storage, self._serde, memories, owner, self.expiry)
 
     @property
     def has_codec(self) -> bool:
@@ -437,7 +438,7 @@ def _prepared(
         began=began,
         is_announced=began is None and memory.announced.has(thread_id, writes[0].checkpoint_id),
         history=memory.history,
-        ttl=context.ttl,
+        expiry=context.expiry,
     )
 
 

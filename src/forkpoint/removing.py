@@ -23,7 +23,7 @@ from forkpoint.operations import (
 )
 from forkpoint.removing_turns import Choose, Removal, outlines, remove
 from forkpoint.steps import Steps
-from forkpoint.storage import CheckpointRow, Counts
+from forkpoint.storage import CheckpointRow, Counts, Stale, ThreadRow
 from forkpoint.turns import Rest, Turns, Work, in_turns
 from forkpoint.types import PurgeReport
 
@@ -126,11 +126,21 @@ def purge(context: Context, thread_id: str) -> Steps[PurgeReport]:
     return (yield from _reported(context, thread_id, work))
 
 
-def trim(context: Context, thread_id: str, kept: removal.Kept) -> Steps[PurgeReport]:
-    """Remove all checkpoints of a thread but those that are to stay."""
+def trim(
+    context: Context, thread_id: str, kept: removal.Kept, seen: ThreadRow | None = None
+) -> Steps[PurgeReport]:
+    """Remove all checkpoints of a thread but those that are to stay.
+
+    Raises:
+        Stale: The thread was active, leased or deleted since it was seen. Nothing was done.
+    """
 
     def work(turns: Turns) -> Work[tuple[Counts, Collected]]:
         thread = existing_thread(turns.session, thread_id)
+        if seen is not None:
+            now = turns.session.record(thread_id)
+            if now is None or _state_of(now) != _state_of(seen):
+                raise Stale
         counts = yield from remove(
             context, turns, thread, Removal(lambda rows: _beyond(rows, kept))
         )
@@ -138,6 +148,11 @@ def trim(context: Context, thread_id: str, kept: removal.Kept) -> Steps[PurgeRep
         return counts, (yield from collect(turns, thread.family))
 
     return (yield from _reported(context, thread_id, work))
+
+
+def _state_of(row: ThreadRow) -> tuple[object, ...]:
+    """Return what is another once something has happened to a thread."""
+    return row.thread.key, row.updated_at, row.fence, row.lease is None
 
 
 def _reported(

@@ -43,7 +43,7 @@ _BATCH = 100
 _AT_ONCE = 20  # threads that are deleted in one transaction
 _LEASE = 10_000_000  # microseconds; it is renewed
 
-Action = Literal["delete", "trim"]
+Action = Literal["delete", "trim", "keep_latest"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class RetentionPolicy:
         max_checkpoints_per_thread: Keep the newest of each namespace, and remove the others.
         max_checkpoint_age: Remove checkpoints that were made longer ago, as their ids say, but the
             newest of each namespace. Those with other ids than LangGraph's have no age.
-        expired: Delete those whose time to live has passed.
+        expired: Delete those whose time to live has passed, or trim them to the newest checkpoint
+            of each namespace, as their `on_expiry` says; see `ThreadCatalog.sweep`.
         keep_tags: Leave those alone that have one of these tags.
     """
 
@@ -116,7 +117,10 @@ class Rules(NamedTuple):
         if self.max_idle is not None and row.updated_at < now - self.max_idle:
             return "delete"
         if self.expired and described.ttl is not None and row.updated_at + described.ttl <= now:
-            return "delete"
+            if described.on_expiry == "delete":
+                return "delete"
+            if not row.is_swept:
+                return "keep_latest"
         if self.max_checkpoints is not None and row.checkpoint_count > self.max_checkpoints:
             return "trim"
         if self.max_checkpoint_age is not None and row.checkpoint_count > 1:
@@ -270,6 +274,8 @@ def _handle(
             done.busy.append(row.thread_id)
         elif action == "trim":
             yield from _trim(context, task, row, done)
+        elif action == "keep_latest":
+            yield from _keep_latest(context, task, row, done)
         elif task.dry_run:
             done.deleted.append(row.thread_id)
         elif task.archive is not None:
@@ -305,6 +311,28 @@ def _trim(context: Context, task: Task, row: ThreadRow, done: _Done) -> Steps[No
     except ThreadNotFound:
         return  # somebody else deleted it
     done.trimmed.append(row.thread_id)
+
+
+def _keep_latest(context: Context, task: Task, row: ThreadRow, done: _Done) -> Steps[None]:
+    """Trim an expired thread, unless something happened to it since it was looked at."""
+    kept = Kept(1)
+    try:
+        is_longer = yield from removing.is_longer(context, row.thread_id, kept)
+        if is_longer and not task.dry_run:
+            yield from removing.trim(context, row.thread_id, kept, seen=row)
+    except ThreadNotFound:
+        return  # somebody else deleted it
+    except Stale:
+        with context.storage.reading() as session:
+            now = session.record(row.thread_id)
+        if now is not None and now.lease is not None:
+            done.busy.append(row.thread_id)
+        return
+    if is_longer:
+        done.trimmed.append(row.thread_id)
+    if not task.dry_run:
+        with context.storage.writing() as session:
+            session.note_sweep(row)
 
 
 def _delete(context: Context, rows: Sequence[ThreadRow], done: _Done) -> Steps[None]:

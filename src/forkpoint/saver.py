@@ -24,7 +24,7 @@ from forkpoint.memory import Memories
 from forkpoint.operations import Context, NewCheckpoint, NewWrites, TakenCheckpoint, TakenWrites
 from forkpoint.runner import Runner
 from forkpoint.serde import SafeSerializer
-from forkpoint.storage import Query, Storage
+from forkpoint.storage import Expiry, Query, Storage
 from forkpoint.time_travel import TimeTravel
 
 if TYPE_CHECKING:
@@ -46,12 +46,14 @@ class ForkpointSaver(TimeTravel):
         serde: SerializerProtocol | None,
         ttl: timedelta | None = None,
         budget: CacheBudget | None = None,
+        on_expiry: str = "delete",
     ) -> None:
         super().__init__(serde=SafeSerializer() if serde is None else inputs.serializer(serde))
         self._runner = runner
         checked = None if ttl is None else inputs.duration(ttl, "ttl")
+        expiry = Expiry(checked, inputs.choice(on_expiry, "on_expiry", ("delete", "keep_latest")))
         memories = Memories(budget or CacheBudget())
-        self._context = Context(storage, self.serde, memories, ttl=checked)
+        self._context = Context(storage, self.serde, memories, expiry=expiry)
 
     # Lifecycle
 

@@ -18,6 +18,7 @@ from forkpoint.saver import ForkpointSaver
 from forkpoint.sqlite_connections import Connector, Opener, Passed
 from forkpoint.sqlite_setup import BUSY_TIMEOUT_SECONDS
 from forkpoint.sqlite_storage import SqliteStorage
+from forkpoint.threads import OnExpiry
 from forkpoint.untrusted import shown
 from forkpoint.workers import Workers
 
@@ -43,6 +44,7 @@ class SqliteSaver(ForkpointSaver):
             as its own. Reads do not wait for those who write.
         ttl: How long after its last activity a thread expires that is made without saying so, as
             graphs make them. By default, and with None, never. See `ThreadCatalog.sweep`.
+        on_expiry: What a sweep does with such a thread then: `"delete"` it, or `"keep_latest"`.
         cache_bytes: How much memory may be taken to remember manifests, messages and ids, to be
             spared reading or serializing them again. Savers for an owner share that of this one.
 
@@ -58,6 +60,7 @@ class SqliteSaver(ForkpointSaver):
         durability: str = "full",
         busy_timeout: float | None = None,
         ttl: timedelta | None = None,
+        on_expiry: OnExpiry = "delete",
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         durability = _durability(durability)
@@ -77,7 +80,7 @@ class SqliteSaver(ForkpointSaver):
             if isinstance(database, aiosqlite.Connection)
             else WorkerRunner(Workers(_WORKERS), storage)
         )
-        super().__init__(storage, runner, serde, ttl, budget)
+        super().__init__(storage, runner, serde, ttl, budget, on_expiry)
 
     @classmethod
     def from_conn_string(
@@ -88,6 +91,7 @@ class SqliteSaver(ForkpointSaver):
         durability: str = "full",
         busy_timeout: float | None = None,
         ttl: timedelta | None = None,
+        on_expiry: OnExpiry = "delete",
         cache_bytes: int = CACHE_BYTES,
     ) -> SqliteSaver:
         """Return a saver for a path, `":memory:"` or a `file:` URI."""
@@ -99,6 +103,7 @@ class SqliteSaver(ForkpointSaver):
             durability=durability,
             busy_timeout=busy_timeout,
             ttl=ttl,
+            on_expiry=on_expiry,
             cache_bytes=cache_bytes,
         )
 

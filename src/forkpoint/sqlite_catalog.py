@@ -14,7 +14,7 @@ from typing import Any
 
 from forkpoint.filters import ALL_TERM, packed, thread_terms, unpacked
 from forkpoint.receipts import RECEIPT
-from forkpoint.sqlite_schema import OF_ALL, UNLISTED
+from forkpoint.sqlite_schema import EXPIRES, OF_ALL, UNLISTED
 from forkpoint.sqlite_statements import batches, marks, time_now
 from forkpoint.sqlite_tombstones import SqliteTombstones
 from forkpoint.storage import (
@@ -38,7 +38,8 @@ _RECORD = (
     "SELECT t.key, t.family, t.epoch, t.owner, t.thread_id, t.label, t.tags, t.metadata, t.ttl,"
     " t.status, t.created_at, t.updated_at, s.thread_id, t.parent_checkpoint_id,"
     " t.checkpoint_count, t.lease_holder, t.lease_since, t.lease_until, t.fence,"
-    " t.fixed_keys FROM forkpoint_threads AS t LEFT JOIN forkpoint_threads AS s ON s.key = t.parent"
+    " t.fixed_keys, t.on_expiry, t.swept_at FROM forkpoint_threads AS t"
+    " LEFT JOIN forkpoint_threads AS s ON s.key = t.parent"
     " WHERE t.deleted_at IS NULL AND NOT t.provisional"
 )
 _LIST = (
@@ -105,8 +106,9 @@ class SqliteCatalog(SqliteTombstones):
         now = time_now()
         listed = self.one(
             f"SELECT count(*) FROM ({counted.unordered()}) WHERE thread_id NOT IN"
-            " (SELECT thread_id FROM forkpoint_threads WHERE ttl IS NOT NULL"
-            " AND updated_at + ttl <= ? AND deleted_at IS NULL AND NOT provisional"
+            f" (SELECT thread_id FROM forkpoint_threads WHERE {EXPIRES}"
+            " AND updated_at + ttl <= ? AND on_expiry = 'delete'"
+            " AND deleted_at IS NULL AND NOT provisional"
             " AND (lease_until IS NULL OR lease_until <= ?))",
             *counted.values,
             now,
@@ -174,7 +176,8 @@ class SqliteCatalog(SqliteTombstones):
     ) -> list[ThreadRow]:
         now = time_now()
         rows = self.all(
-            f"{_RECORD} AND t.ttl IS NOT NULL AND t.updated_at + t.ttl <= ?"
+            f"{_RECORD} AND t.ttl IS NOT NULL AND t.swept_at IS NOT t.updated_at"
+            " AND t.updated_at + t.ttl <= ?"
             " AND (t.updated_at + t.ttl, t.key) > (?, ?) AND (? IS NULL OR t.owner = ?)"
             " ORDER BY t.updated_at + t.ttl, t.key LIMIT ?",
             now,
@@ -184,6 +187,13 @@ class SqliteCatalog(SqliteTombstones):
             limit,
         )
         return [_thread_row(row, now) for row in rows]
+
+    def note_sweep(self, seen: ThreadRow) -> None:
+        self.run(
+            "UPDATE forkpoint_threads SET swept_at = ? WHERE key = ?",
+            seen.updated_at,
+            seen.thread.key,
+        )
 
     def grown(
         self, more_than: int, after: Any, limit: int, owner: str | None = None
@@ -327,12 +337,13 @@ class SqliteCatalog(SqliteTombstones):
     def _describe(self, key: int | None, described: Description) -> None:
         self.run(
             "UPDATE forkpoint_threads SET label = ?, tags = ?, metadata = ?, ttl = ?,"
-            " fixed_keys = ? WHERE key = ?",
+            " fixed_keys = ?, on_expiry = ? WHERE key = ?",
             described.label,
             json.dumps(list(described.tags)),
             described.metadata,
             described.ttl,
             json.dumps(list(described.fixed_keys)),
+            described.on_expiry,
             key,
         )
 
@@ -437,11 +448,19 @@ class SqliteCatalog(SqliteTombstones):
 def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:
     label, tags, metadata, ttl, status = row[5:10]
     holder, since, until, fence = row[15:19]
+    fixed_keys, on_expiry, swept_at = row[19:22]
     lease = LeaseRow(holder, since, until, fence) if until is not None and until > now else None
     return ThreadRow(
         ThreadRef(*row[:4]),
         row[4],
-        Description(label, tuple(json.loads(tags)), metadata, ttl, tuple(json.loads(row[-1]))),
+        Description(
+            label,
+            tuple(json.loads(tags)),
+            metadata,
+            ttl,
+            tuple(json.loads(fixed_keys)),
+            on_expiry,
+        ),
         "busy" if lease is not None else status,
         created_at=row[10],
         updated_at=row[11],
@@ -450,7 +469,10 @@ def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:
         checkpoint_count=row[14],
         lease=lease,
         fence=fence,
-        is_expired=lease is None and ttl is not None and row[11] + ttl <= now,
+        is_expired=(
+            lease is None and ttl is not None and on_expiry == "delete" and row[11] + ttl <= now
+        ),
+        is_swept=swept_at == row[11],
     )
 
 

@@ -17,7 +17,9 @@ from forkpoint.sqlite_statements import time_now
 from forkpoint.storage import Description, Stale, ThreadRef
 
 # What a clone has of its source.
-_COPIED_RECORD = "owner, label, tags, metadata, fixed_keys, ttl, status, checkpoint_count"
+_COPIED_RECORD = (
+    "owner, label, tags, metadata, fixed_keys, ttl, on_expiry, status, checkpoint_count"
+)
 # The copies do not belong to the runs that made the originals: deleting those leaves them.
 _COLUMNS = {
     "checkpoints": (CHECKPOINT, CHECKPOINT.replace("run_id", "NULL")),

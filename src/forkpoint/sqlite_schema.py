@@ -13,6 +13,9 @@ UNLISTED = (
 )
 """Which threads the search index does not know as they are."""
 
+EXPIRES = "ttl IS NOT NULL AND swept_at IS NOT updated_at"
+"""Which threads expire, if nothing happens: those that were not trimmed since they were active."""
+
 OF_ALL = f"term = {ALL_TERM}"
 """Which rows of the search index there is one of for each thread."""
 
@@ -40,6 +43,8 @@ CREATE TABLE IF NOT EXISTS forkpoint_threads (
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
     ttl INTEGER,
+    on_expiry TEXT NOT NULL DEFAULT 'delete',
+    swept_at INTEGER,
     lease_holder TEXT,
     lease_since INTEGER,
     lease_until INTEGER,
@@ -66,7 +71,7 @@ CREATE INDEX IF NOT EXISTS forkpoint_threads_removed
 CREATE INDEX IF NOT EXISTS forkpoint_threads_created
     ON forkpoint_threads (created_at, thread_id) WHERE {LIVING};
 CREATE INDEX IF NOT EXISTS forkpoint_threads_expiry
-    ON forkpoint_threads (updated_at + ttl) WHERE ttl IS NOT NULL;
+    ON forkpoint_threads (updated_at + ttl) WHERE {EXPIRES};
 CREATE INDEX IF NOT EXISTS forkpoint_threads_lease
     ON forkpoint_threads (lease_until) WHERE lease_until IS NOT NULL;
 CREATE INDEX IF NOT EXISTS forkpoint_threads_unlisted

@@ -280,12 +280,13 @@ class SqliteSession(SqliteCopying):
             before=before,
         )
         record = self.one(
-            "SELECT metadata, fixed_keys, owner, ttl FROM forkpoint_threads WHERE key = ?",
+            "SELECT metadata, fixed_keys, owner, ttl, on_expiry FROM forkpoint_threads"
+            " WHERE key = ?",
             thread.key,
         )
         assert record is not None
-        metadata, fixed_keys, owner, ttl = record
-        described = Description(None, (), metadata, ttl, json.loads(fixed_keys))
+        metadata, fixed_keys, owner, ttl, on_expiry = record
+        described = Description(None, (), metadata, ttl, json.loads(fixed_keys), on_expiry)
         return Moment(newer is None, [checkpoint_row(row) for row in heads], described, owner)
 
     def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
@@ -421,12 +422,13 @@ class SqliteSession(SqliteCopying):
 
     def _add_thread(self, put: Put, dead_until: str | None, now: int) -> ThreadRef:
         key = self.run(
-            "INSERT INTO forkpoint_threads (thread_id, family, owner, metadata, ttl, created_at,"
-            " updated_at, provisional, dead_until) VALUES (?, 0, ?, ?, ?, ?, ?, 1, ?)",
+            "INSERT INTO forkpoint_threads (thread_id, family, owner, metadata, ttl,"
+            " on_expiry, created_at, updated_at, provisional, dead_until)"
+            " VALUES (?, 0, ?, ?, ?, ?, ?, ?, 1, ?)",
             put.thread_id,
             put.owner,
             put.metadata,
-            put.ttl,
+            *put.expiry,
             now,
             now,
             dead_until,

@@ -16,7 +16,8 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     ``parent_checkpoint_id``), ``owner``, ``label``, ``tags`` (JSON list), ``metadata`` (JSON
     object), ``fixed_keys`` (JSON list of those of its keys that somebody set), ``status``,
     ``checkpoint_count``, ``created_at``, ``updated_at``, ``ttl`` (how long after that it expires,
-    if ever), the lease (``lease_holder``, ``lease_since``, ``lease_until``,
+    if ever), ``on_expiry`` (``delete`` or ``keep_latest``), ``swept_at`` (what ``updated_at`` was
+    when a sweep trimmed it last), the lease (``lease_holder``, ``lease_since``, ``lease_until``,
     the ``fence`` that goes up whenever a lease begins or ends, and who is ``waiting`` for it, the
     first one first: in SQLite a JSON list of holders and until when they wait, in MongoDB documents
     of ``by`` and ``until``), ``dead_until`` (the highest checkpoint id of the tombstones of its id,
@@ -350,6 +351,15 @@ def in_order(query: Query, page: list[Found]) -> list[Found]:
     return sorted(page, key=lambda one: one.row.checkpoint_id, reverse=not query.oldest_first)
 
 
+class Expiry(NamedTuple):
+    """When a thread expires, and what a sweep does then."""
+
+    ttl: int | None = None
+    """How long after its last activity, in microseconds, if ever."""
+    on_expiry: str = "delete"
+    """`delete`, or `keep_latest`: then it is trimmed, and is there all the time."""
+
+
 class Put(NamedTuple):
     """A checkpoint, or writes, to be stored with the chunks that they need."""
 
@@ -376,8 +386,8 @@ class Put(NamedTuple):
     """Where it is known of the run. Else the ids of checkpoints tell what is late."""
     is_announced: bool = False
     """Whether the checkpoint that these writes belong to is on its way."""
-    ttl: int | None = None
-    """The thread's time to live, if this makes it."""
+    expiry: Expiry = Expiry()
+    """When the thread expires, if this makes it."""
 
 
 class Moment(NamedTuple):
@@ -401,6 +411,8 @@ class Description(NamedTuple):
     ttl: int | None = None
     fixed_keys: Sequence[str] = ()
     """The keys of the metadata that somebody set, in order. Runs leave these as they are."""
+    on_expiry: str = "delete"
+    """See `Expiry`."""
 
 
 class LeaseRow(NamedTuple):
@@ -428,7 +440,9 @@ class ThreadRow(NamedTuple):
     lease: LeaseRow | None
     fence: int = 0
     is_expired: bool = False
-    """Whether its time to live has passed, and no run has its lease."""
+    """Whether its time to live has passed, it is to be deleted then, and no run has its lease."""
+    is_swept: bool = False
+    """Whether a sweep has trimmed it since it was active last."""
 
 
 class Selection(NamedTuple):
@@ -674,6 +688,8 @@ class Session(Protocol):
     ) -> list[ThreadRow]:
         """Return threads whose time is up, in the order of when it was, and of their keys.
 
+        Those that a sweep has trimmed since they were active last are left out.
+
         `after` is the place of the last one of the batch before: when its time was up, and its key.
         """
 
@@ -681,6 +697,9 @@ class Session(Protocol):
         self, more_than: int, after: Any, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
         """Return threads with more checkpoints than this, in the order of their keys."""
+
+    def note_sweep(self, seen: ThreadRow) -> None:
+        """Note that a sweep has trimmed a thread, as it was after its last activity."""
 
     def add(self, thread_id: str, owner: str | None, described: Description) -> bool:
         """Make the record of a thread, and return whether there was none of this id."""

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 
 Status = Literal["idle", "busy", "interrupted", "error"]
+OnExpiry = Literal["delete", "keep_latest"]
 _T = TypeVar("_T")
 
 
@@ -26,10 +27,13 @@ class Thread:
             `error` after a task failed, else `idle`.
         created_at: When it was made.
         updated_at: When a run stored something in it, or somebody said something of it, last.
-        expires_at: When it expires if nothing happens until then, or None.
+        expires_at: When it expires if nothing happens until then, or None: it has no time to live,
+            or a sweep has trimmed it since it was active last.
         source_thread_id: The thread that it was forked, cloned or rolled over from, or None.
         source_checkpoint_id: The checkpoint of it, or None where it was cloned.
         checkpoint_count: How many checkpoints it has, those in subgraphs' namespaces included.
+        on_expiry: What a sweep does when it has expired: `delete` it, or `keep_latest`, which
+            leaves the newest checkpoint of each namespace.
     """
 
     thread_id: str
@@ -44,6 +48,7 @@ class Thread:
     source_thread_id: str | None
     source_checkpoint_id: str | None
     checkpoint_count: int
+    on_expiry: OnExpiry = "delete"
 
 
 @dataclass(frozen=True)
