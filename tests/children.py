@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-from servers import wait_until
+from servers import PATIENCE_SECONDS, wait_until
 
 
 class Child:
@@ -58,6 +59,8 @@ class Signal:
         os.write(self._write, b"x")
 
     def wait(self) -> None:
+        readable, _, _ = select.select([self._read], [], [], PATIENCE_SECONDS)
+        assert readable, "the other process does not come to it"
         os.read(self._read, 1)
 
 

@@ -68,7 +68,7 @@ def work(store: Store, call: Any, process: int, rounds: int, barrier: Any, done:
 def race(store: Store, call: Any, rounds: int) -> dict[int, list[Any]]:
     """Call the same in many processes, and return what each got."""
     context = fork_server()
-    barrier, done = context.Barrier(PROCESSES), context.Queue()
+    barrier, done = context.Barrier(PROCESSES, timeout=PATIENCE_SECONDS), context.Queue()
     workers = [
         context.Process(target=work, args=(store, call, process, rounds, barrier, done))
         for process in range(PROCESSES)

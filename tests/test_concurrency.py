@@ -14,6 +14,7 @@ from langchain_core.messages import HumanMessage
 from forkpoint import ThreadExists
 from forkpoint.saver import ForkpointSaver
 from processes import fork_server
+from servers import PATIENCE_SECONDS
 from stores import Store
 from support import checkpoint, config, put
 
@@ -54,7 +55,7 @@ def test_eight_processes_lose_nothing_and_store_each_chunk_once(
 ) -> None:
     puts = store.times(puts)
     context = fork_server()
-    barrier = context.Barrier(PROCESSES)
+    barrier = context.Barrier(PROCESSES, timeout=PATIENCE_SECONDS)
     workers = [
         context.Process(target=run, args=(store, workload, process, puts, barrier))
         for process in range(PROCESSES)

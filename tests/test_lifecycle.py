@@ -80,7 +80,7 @@ def test_event_loops_that_make_the_first_call_at_the_same_time_all_get_an_answer
 ) -> None:
     for _ in range(times):
         with store.saver() as saver:
-            barrier = threading.Barrier(8)
+            barrier = threading.Barrier(8, timeout=PATIENCE_SECONDS)
             answered: list[int] = []
 
             def first_call(
@@ -190,7 +190,7 @@ def test_several_processes_may_race_to_set_up(times: int, new_store: Callable[[]
     number = 8 if times > 1 else 4
     for _ in range(times):
         store = new_store()
-        barrier = context.Barrier(number)
+        barrier = context.Barrier(number, timeout=PATIENCE_SECONDS)
         children = [
             context.Process(target=race_to_set_up, args=(store, barrier)) for _ in range(number)
         ]

@@ -15,6 +15,7 @@ import pytest
 
 from forkpoint import SqliteSaver
 from processes import run_program
+from servers import PATIENCE_SECONDS
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXAMPLE = PROJECT / "examples" / "quickstart.py"
@@ -84,7 +85,7 @@ def kill_after_line(directory: Path, beginning: str, how: int, *arguments: str |
         assert process.stdout is not None
         assert any(line.startswith(beginning) for line in process.stdout)
         process.send_signal(how)
-        return process.wait()
+        return process.wait(PATIENCE_SECONDS)
 
 
 def test_a_run_prints_each_step_and_the_digest(tmp_path: Path, text_file: Path) -> None:
@@ -179,10 +180,13 @@ def test_a_run_that_is_stopped_within_a_step_goes_on(
     tmp_path: Path, text_file: Path, name: str, ending: int
 ) -> None:
     how = getattr(signal, name)
-
-    # The second section is noted, so the checkpoint of the first is stored.
-    ended = kill_after_line(tmp_path, "note     2 of", how, text_file, "--slow", "0.5")
-    resumed = quickstart(tmp_path, text_file)
+    for pause in ("0.5", "5", "50"):
+        options = ["--thread", pause, text_file]
+        # The second section is noted, so the checkpoint of the first is stored.
+        ended = kill_after_line(tmp_path, "note     2 of", how, "--slow", pause, *options)
+        resumed = quickstart(tmp_path, *options)
+        if "is finished" not in resumed.stdout:
+            break  # or else it was done before the signal came
 
     assert ended == ending
     stored = titles_of("stored", resumed.stdout)
