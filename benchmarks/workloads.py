@@ -58,21 +58,23 @@ class Sizes:
 DEFAULT = Sizes()
 FULL = Sizes(growth_turns=4000)
 QUICK = Sizes(
-    chat_turns=8,
-    edge_turns=3,
+    chat_turns=4,
+    edge_turns=2,
     fresh_repetitions=1,
     history_repetitions=1,
-    window_turns=8,
-    window_messages=20,
-    agent_turns=4,
-    delta_turns=4,
-    growth_turns=20,
-    growth_early_turn=8,
-    growth_span=4,
+    history_limit=8,
+    window_turns=4,
+    window_messages=6,
+    agent_turns=2,
+    agent_files=20,
+    delta_turns=2,
+    growth_turns=8,
+    growth_early_turn=4,
+    growth_span=2,
     throughput_repetitions=1,
-    throughput_turns=5,
-    throughput_threads=4,
-    throughput_thread_turns=3,
+    throughput_turns=2,
+    throughput_threads=2,
+    throughput_thread_turns=2,
 )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,30 +14,17 @@ ROOT = Path(__file__).parent.parent
 WORKLOADS = {"chat", "history", "window", "agent", "delta", "growth", "throughput"}
 
 
-@pytest.mark.parametrize(("backend", "workloads"), [("sqlite", WORKLOADS), ("mongodb", {"chat"})])
-def test_a_backend_is_measured_and_drawn(
-    backend: str, workloads: set[str], tmp_path: Path, mongo_server: ReplicaSet
+@pytest.mark.parametrize("is_started", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_quick_run_measures_every_workload_on_each_backend_and_draws_it(
+    is_started: bool, tmp_path: Path, mongo_server: ReplicaSet
 ) -> None:
+    """On a server that runs already, or on one that it starts itself."""
     program = tmp_path / "program.py"
     run = "runpy.run_module('benchmarks', run_name='__main__')"
     program.write_text(f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); {run}")
-    arguments: list[str | Path] = ["--quick", "--out", tmp_path, "--backend", backend]
-    arguments += ["--mongodb-uri", mongo_server.uri, "--only", *sorted(workloads)]
-    done = run_program(program, *arguments, directory=ROOT)
-
+    server = [] if is_started else ["--mongodb-uri", mongo_server.uri]
+    done = run_program(program, "--quick", "--out", tmp_path, *server, directory=ROOT)
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "results.json").read_text())
-    assert {result["workload"] for result in figures[backend]["results"]} == workloads
-    assert all(workload in done.stdout for workload in workloads)
-    suffix = "" if backend == "sqlite" else f"-{backend}"
-    pictures = {picture.name for picture in tmp_path.glob("*.png")}
-    assert pictures == {f"chat-stored{suffix}.png", f"chat-time{suffix}.png"}
-
-
-@pytest.mark.slow
-def test_a_quick_run_measures_every_workload_on_each_backend_and_draws_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
 
     figures = json.loads((tmp_path / "results.json").read_text())
     pictures = {picture.name for picture in tmp_path.glob("*.png")}
