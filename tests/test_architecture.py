@@ -72,6 +72,7 @@ LAYERS = [
     {"sqlite_session"},
     {
         "forking",
+        "answering",
         "removing",
         "diffing",
         "finding",

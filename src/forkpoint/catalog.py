@@ -481,7 +481,8 @@ class ThreadCatalog:
         Args:
             thread_id: The thread.
             if_busy: While another has the lease, `"raise"` raises, `"wait"` waits, and those who
-                wait have it in the order in which they came; `"cancel"` takes it over.
+                wait have it in the order in which they came; `"cancel"` takes it over, and answers
+                calls of tools that it finds without an answer; see `Lease.answer_tool_calls`.
             ttl: How long the lease lasts if its holder dies.
             timeout: How long to wait at most.
 
@@ -495,6 +496,7 @@ class ThreadCatalog:
             inputs.choice(if_busy, "if_busy", ("raise", "wait", "cancel")),
             inputs.duration(ttl, "ttl"),
             None if timeout is None else inputs.duration(timeout, "timeout") / 1_000_000,
+            next_version=self._saver.get_next_version,
         )
 
     arun = run

@@ -23,6 +23,7 @@ from uuid import uuid4
 from langchain_core.runnables import RunnableConfig
 
 from forkpoint import inputs
+from forkpoint.answering import NextVersion, answer_tool_calls
 from forkpoint.at_fork import renew_in_child
 from forkpoint.cataloguing import Changes, create, existing_record, time_of
 from forkpoint.errors import (
@@ -53,6 +54,8 @@ class Held(NamedTuple):
 
     thread: ThreadRef
     lease: LeaseRow
+    is_taken_over: bool = False
+    """Whether another run had it until then."""
 
 
 def acquire(
@@ -75,7 +78,7 @@ def acquire(
                 except Stale:
                     continue  # it was deleted in between
                 if leased is not None:
-                    return Held(row.thread, leased)
+                    return Held(row.thread, leased, take_over and row.lease is not None)
                 row = session.record(thread_id)
                 if row is not None and row.lease is not None:
                     return _holder_of(row.lease)
@@ -146,6 +149,7 @@ class Lease:
         timeout_seconds: float | None,
         *,
         must_exist: bool = False,
+        next_version: NextVersion | None = None,
     ) -> None:
         self.thread_id = thread_id
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:12]}"
@@ -155,6 +159,7 @@ class Lease:
         self._ttl = ttl
         self._timeout_seconds = timeout_seconds
         self._must_exist = must_exist
+        self._next_version = next_version
         self._held: Held | None = None
         self._is_lost = False
         self._ended = threading.Event()
@@ -186,6 +191,33 @@ class Lease:
         """Whether it is known that another run has taken it over, or that the thread is deleted."""
         return self._is_lost
 
+    def answer_tool_calls(self) -> list[str]:
+        """Answer calls of tools that the last run left without an answer, and return their ids.
+
+        Call it before a person's next message, where the last run crashed or was cancelled: models
+        refuse a conversation in which a call has no answer. What a tool returned and had stored is
+        its answer; else it is a `ToolMessage` with `status="error"`. The answers are in a new
+        checkpoint, from which nothing is to run: so a run that is to go on where the last one
+        ended, with None for its input, needs it not to be called. A thread that waits for a
+        person's answer is left alone. With `if_busy="cancel"` it is done on taking the lease over.
+
+        Raises:
+            StaleLease: The lease is lost, or its block has ended.
+        """
+        return self._runner.run(answer_tool_calls, *self._answering())
+
+    async def aanswer_tool_calls(self) -> list[str]:
+        """Do what `answer_tool_calls` does."""
+        return await self._runner.arun(answer_tool_calls, *self._answering())
+
+    def _answering(self) -> tuple[Context, RunnableConfig, NextVersion]:
+        assert self._next_version is not None
+        return self._context, self.config, self._next_version
+
+    @property
+    def _is_taken_over(self) -> bool:
+        return self._held is not None and self._held.is_taken_over
+
     def __enter__(self) -> Self:
         self._check_new()
         try:
@@ -193,6 +225,8 @@ class Lease:
                 if self._is_held(self._runner.run(self._acquire), pause):
                     break
                 time.sleep(pause or 0)
+            if self._is_taken_over:
+                self.answer_tool_calls()
         except ForkpointError:
             self._runner.run(self._release)
             raise
@@ -217,6 +251,8 @@ class Lease:
                 if self._is_held(await self._runner.arun(self._acquire), pause):
                     break
                 await asyncio.sleep(pause or 0)
+            if self._is_taken_over:
+                await self.aanswer_tool_calls()
         except BaseException:
             await completed(self._runner.arun(self._release))
             raise
