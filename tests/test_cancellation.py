@@ -115,7 +115,7 @@ def saver(store: Store, gate: Gate) -> Iterator[ForkpointSaver]:
         yield saver
 
 
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_cancelling_at_every_statement_leaves_all_or_nothing(
     operation: str, every: int, saver: ForkpointSaver, store: Store, gate: Gate

@@ -13,7 +13,7 @@ import pytest
 from forkpoint import InvalidInput, ThreadCatalog, ThreadFilter
 from stores import Store
 from support import Api, one_by_one, put
-from test_injection import FILTERS, METADATA, OPERATORS, WORDS
+from test_injection import FILTERS, METADATA, OPERATORS, words_of
 
 
 @pytest.fixture
@@ -40,13 +40,14 @@ async def ids(catalog: Api, wanted: ThreadFilter, **options: Any) -> list[str]:
 async def test_whatever_a_thread_is_called_it_is_found_by_that_alone(
     catalog: Api, store: Store
 ) -> None:
-    for word in WORDS:
+    words = words_of(store)
+    for word in words:
         made = await catalog.create(word, label=word, tags=[word], metadata={word: word})
         assert (made.thread_id, made.label, made.tags) == (word, word, (word,))
         assert made.metadata == {word: word}
     await catalog.create("bystander", label="x", tags=["x"], metadata={"x": "x"})
     orders = itertools.cycle(["updated_at", "created_at", "thread_id", "status"])
-    for word in WORDS:
+    for word in words:
         for wanted in (
             ThreadFilter(ids=[word]),
             ThreadFilter(label=word),

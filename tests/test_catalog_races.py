@@ -131,7 +131,7 @@ def test_threads_that_are_made_and_deleted_all_the_time_leave_nothing(
 
 # Walks
 
-THREADS = 60
+THREADS = 40
 KEPT = [f"t{n:03}" for n in range(THREADS)]
 
 
@@ -276,7 +276,14 @@ def standalone_store(standalone_server: Mongod) -> Iterator[MongoStore]:
     store.close()
 
 
-@pytest.mark.parametrize("sort_by", ["updated_at", "status", "created_at", "thread_id"])
+@pytest.mark.parametrize(
+    "sort_by",
+    [
+        "updated_at",
+        "thread_id",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("status", "created_at")),
+    ],
+)
 def test_a_server_that_keeps_no_moments_is_walked_as_it_is(
     sort_by: str, standalone_store: MongoStore
 ) -> None:

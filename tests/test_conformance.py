@@ -24,8 +24,11 @@ def encrypted() -> SerializerProtocol:
 
 SERIALIZERS = pytest.mark.parametrize(
     "serde",
-    [lambda: None, encrypted, JsonPlusSerializer],
-    ids=["default", "encrypted", "json-plus"],
+    [
+        pytest.param(lambda: None, id="default"),
+        pytest.param(encrypted, id="encrypted"),
+        pytest.param(JsonPlusSerializer, id="json-plus", marks=pytest.mark.slow),
+    ],
 )
 
 

@@ -130,12 +130,19 @@ MANY = [name for name in SHAPES if "durability" not in name]
 MANY += ["deltas with questions", "remembering", "called, stateful"]
 
 
-@pytest.mark.parametrize("kind", ["checkpoints", "writes"])
-@pytest.mark.parametrize("serde", [SafeSerializer, encrypted], ids=["plain", "encrypted"])
+@pytest.mark.parametrize(
+    ("kind", "serde"),
+    [
+        pytest.param("checkpoints", SafeSerializer, id="checkpoints, plain"),
+        pytest.param("writes", encrypted, id="writes, encrypted"),
+        pytest.param("checkpoints", encrypted, id="checkpoints, encrypted", marks=pytest.mark.slow),
+        pytest.param("writes", SafeSerializer, id="writes, plain", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     ("names", "share"),
     [
-        (["deltas with questions"], 0.003),
+        (["deltas with questions"], 0.002),
         pytest.param(MANY, 0.02, marks=pytest.mark.slow),
     ],
 )

@@ -62,6 +62,11 @@ def words(request: pytest.FixtureRequest, store: Store) -> list[str]:
     """The words that look like more than a name to the backend of the store, or all of them."""
     if request.param == "all":
         return WORDS
+    return words_of(store)
+
+
+def words_of(store: Store) -> list[str]:
+    """Return the words that look like more than a name to the backend of a store."""
     is_sql = isinstance(store, SqliteStore)
     return [word for word in WORDS if ("'" in word or "\n" in word) == is_sql or "." in word]
 

@@ -539,7 +539,7 @@ def hold(store: Store, ready: Any, going_on: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "rounds", [40, pytest.param(1000, marks=pytest.mark.slow)], ids=["some", "many"]
+    "rounds", [20, pytest.param(1000, marks=pytest.mark.slow)], ids=["some", "many"]
 )
 def test_two_processes_never_hold_a_lease_at_once(
     rounds: int, store: Store, saver: ForkpointSaver, tmp_path: Path

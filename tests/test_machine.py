@@ -732,7 +732,7 @@ def explore(new_store: Callable[[], Store], examples: int, steps: int, *phases: 
 @pytest.mark.parametrize(
     ("new_store", "examples", "steps"),
     [
-        pytest.param("sqlite", 8, 25),
+        pytest.param("sqlite", 6, 25),
         pytest.param("sqlite", 1000, 50, marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
     ],
     indirect=["new_store"],
