@@ -23,17 +23,7 @@ LAYERS = [
     },
     {"json_text", "options"},
     {"render_svg"},
-    {
-        "chunking",
-        "entries",
-        "removal",
-        "messages",
-        "inputs",
-        "serde",
-        "steps",
-        "sqlite_errors",
-        "sqlite_full",
-    },
+    {"chunking", "entries", "removal", "messages", "inputs", "serde", "steps", "sqlite_errors"},
     {
         "codec",
         "resuming",

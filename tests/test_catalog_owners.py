@@ -137,6 +137,30 @@ async def test_a_call_says_of_another_owners_thread_what_it_says_of_none(
         assert content(store) == before
 
 
+DAMAGES = {
+    "a checkpoint is missing": lambda store, key: store.take("checkpoints", key),
+    "metadata is none": lambda store, key: store.change("checkpoints", key, metadata="{"),
+    "content is none": lambda store, key: store.change("checkpoints", key, content=b"?"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.in_turns
+async def test_damage_of_another_owners_thread_is_not_told(
+    damage: str, theirs: str, api: Api, store: Store
+) -> None:
+    confined = Api(api.saver.for_owner("other"), api.world)
+    for row in store.rows("checkpoints"):
+        DAMAGES[damage](store, row.key)
+    put(confined.saver, {"n": 1}, thread_id="mine")
+    for name, made in CALLS.items():
+        given, none = [
+            (await outcome(made(confined, thread_id, theirs))).replace(repr(thread_id), "?")
+            for thread_id in ("thread", "absent")
+        ]
+        assert given == none, name
+
+
 TAKEN: dict[str, Callable[[Api, Api], Any]] = {
     "put": lambda api, catalog: api.put(config(), checkpoint({"n": 1}), {}, {"n": 1}),
     "put_writes": lambda api, catalog: api.put_writes(

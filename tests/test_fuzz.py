@@ -301,7 +301,7 @@ def explore(
 
 
 @drawn(
-    few=15,
+    few=8,
     many=6_000,
     place=st.sampled_from(PLACES),
     value=ANYTHING,

@@ -113,16 +113,20 @@ class MongoReading(MongoCatalog):
         return thread
 
     def checkpoint(
-        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str | None,
+        owner: str | None = None,
     ) -> Found | None:
         known = self.known(thread_id)
-        if known is not None:
+        if known is not None and owner in (None, known.owner):
             found = self._checkpoint_of(thread_id, known, checkpoint_ns, checkpoint_id)
             if found is not None:
                 return found
         missed: str | None = None
         while True:
-            found, lost = self._look_up(thread_id, checkpoint_ns, checkpoint_id)
+            found, lost = self._look_up(thread_id, checkpoint_ns, checkpoint_id, owner)
             if lost is None:
                 return found
             if lost == missed:
@@ -130,7 +134,7 @@ class MongoReading(MongoCatalog):
             missed = lost  # somebody may have put it, or removed it, while this was read
 
     def _look_up(
-        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, owner: str | None
     ) -> tuple[Found | None, str | None]:
         """Return a checkpoint, and the id of one whose receipt alone is there, in its place."""
         wanted = {"kind": "checkpoint", "checkpoint_ns": checkpoint_ns, "visible": True}
@@ -138,7 +142,8 @@ class MongoReading(MongoCatalog):
         if checkpoint_id is not None:
             wanted["checkpoint_id"] = writes["checkpoint_id"] = checkpoint_id
         row = {"path": "$row", "preserveNullAndEmptyArrays": True}
-        begin = [*self._named(thread_id), self._rows("row", wanted, _NEWEST), {"$unwind": row}]
+        named = self._named(thread_id, owner)
+        begin = [*named, self._rows("row", wanted, _NEWEST), {"$unwind": row}]
         fields = {**IDENTITY, "metadata": 1}
         end = [
             self.newest_entry("record.log", "$home"),
@@ -555,12 +560,13 @@ class MongoReading(MongoCatalog):
 
     # Pipelines: from the name of a thread to its record and its rows
 
-    def _named(self, thread_id: str) -> list[Document]:
-        """Return the stages that find the record of a thread that is not deleted."""
+    def _named(self, thread_id: str, owner: str | None = None) -> list[Document]:
+        """Return the stages that find the record of a thread that is not deleted, and is theirs."""
         name = self._records.name_id(thread_id)
+        seen = _LIVING if owner is None else {**_LIVING, "owner": owner}
         return [
             {"$match": {"_id": name, "family": name}},
-            self._join("record", "key", "_id", _LIVING, []),
+            self._join("record", "key", "_id", seen, []),
             {"$unwind": "$record"},
         ]
 

@@ -53,14 +53,6 @@ class ConfinedStorage:
         with self._storage.writing() as session:
             yield self._confined(session)
 
-    @contextmanager
-    def unstored(self) -> Iterator[Session]:
-        with self._storage.unstored() as session:
-            yield self._confined(session)
-
-    def save_room(self) -> None:
-        self._storage.save_room()
-
     def _confined(self, session: Session) -> Session:
         return cast(Session, _ConfinedSession(session, self._owner))
 
@@ -113,8 +105,7 @@ class _ConfinedSession:
     def checkpoint(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
     ) -> Found | None:
-        found = self._session.checkpoint(thread_id, checkpoint_ns, checkpoint_id)
-        return found if found is not None and self._is_ours(found.thread) else None
+        return self._session.checkpoint(thread_id, checkpoint_ns, checkpoint_id, self._owner)
 
     def page(self, query: Query) -> list[Found]:
         if query.thread_id is not None and self.thread(query.thread_id) is None:

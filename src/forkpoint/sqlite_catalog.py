@@ -18,7 +18,6 @@ from forkpoint.sqlite_schema import EXPIRES, OF_ALL, UNLISTED
 from forkpoint.sqlite_statements import batches, marks, time_now
 from forkpoint.sqlite_tombstones import SqliteTombstones
 from forkpoint.storage import (
-    UNSTORED,
     Description,
     LeaseRow,
     Selected,
@@ -68,9 +67,9 @@ class SqliteCatalog(SqliteTombstones):
     def select(self, selection: Selection) -> Selected:
         walk = selection.walk
         is_first = selection.after is None and walk is None
-        if is_first or walk == UNSTORED:
+        if is_first:
             self._list_anew()
-        if (
+        elif (
             walk is not None
             and self.one("SELECT 1 FROM forkpoint_walks WHERE number = ?", walk) is None
         ):

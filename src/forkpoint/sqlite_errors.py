@@ -55,10 +55,7 @@ def typed(error: sqlite3.Error) -> BaseException:
     if "user-defined function" in message:  # ours raises nothing by itself
         return inside or KeyboardInterrupt()
     if "is full" in message:
-        return StorageFull(
-            f"{message}; nothing was written. Reading and searching go on to work, and so does "
-            "deleting while the log of the database has room: delete threads, or free some space"
-        )
+        return StorageFull(f"{message}; nothing was written")
     if "readonly" in message:
         return StorageReadOnly(f"the database is read-only: {message}")
     if is_locked(error):

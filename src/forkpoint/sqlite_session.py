@@ -47,8 +47,8 @@ _CHECKPOINT_OF = [
     "SELECT t.key, t.family, t.epoch, t.owner, t.metadata, "
     + ", ".join(f"c.{column}" for column in READ_CHECKPOINT.split(", "))
     + " FROM forkpoint_threads AS t JOIN forkpoint_checkpoints AS c ON c.thread = t.key"
-    " WHERE t.thread_id = ? AND t.deleted_at IS NULL AND c.checkpoint_ns = ? AND NOT c.hidden"
-    + which
+    " WHERE t.thread_id = ? AND t.deleted_at IS NULL AND t.owner IS coalesce(?, t.owner)"
+    " AND c.checkpoint_ns = ? AND NOT c.hidden" + which
     for which in (" ORDER BY c.checkpoint_id DESC LIMIT 1", " AND c.checkpoint_id = ?")
 ]
 _WRITES_OF, _WRITES_FROM = (
@@ -58,7 +58,8 @@ _WRITES_OF, _WRITES_FROM = (
 )
 _RECEIPT_OF = (
     "SELECT w.checkpoint_id FROM forkpoint_threads AS t JOIN forkpoint_writes AS w"
-    " ON w.thread = t.key WHERE t.thread_id = ? AND t.deleted_at IS NULL AND w.checkpoint_ns = ?"
+    " ON w.thread = t.key WHERE t.thread_id = ? AND t.deleted_at IS NULL"
+    " AND t.owner IS coalesce(?, t.owner) AND w.checkpoint_ns = ?"
     f" AND w.checkpoint_id = coalesce(?, w.checkpoint_id) AND w.task_id = '{NULL_TASK_ID}'"
     f" AND w.idx = {RECEIPT} LIMIT 1"
 )
@@ -120,16 +121,21 @@ class SqliteSession(SqliteCopying):
     # Reading
 
     def checkpoint(
-        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str | None,
+        owner: str | None = None,
     ) -> Found | None:
         row = self.one(
             _CHECKPOINT_OF[checkpoint_id is not None],
             thread_id,
+            owner,
             checkpoint_ns,
             *(() if checkpoint_id is None else (checkpoint_id,)),
         )
         if row is None:
-            lost = self.one(_RECEIPT_OF, thread_id, checkpoint_ns, checkpoint_id)
+            lost = self.one(_RECEIPT_OF, thread_id, owner, checkpoint_ns, checkpoint_id)
             if lost is not None:
                 raise lost_checkpoint(thread_id, checkpoint_ns, lost[0])
             return None

@@ -46,8 +46,6 @@ class Transactions:
         self._owned = owned
         self._timeout = timeout
         self._patience = timeout if owned and timeout is not None else 0.0  # see `Statements`
-        self.turn_rows: int | None = None
-        """How much long work does in a transaction, if it is less than usual."""
         self.renew()
 
     def renew(self) -> None:
@@ -136,10 +134,7 @@ class Transactions:
             if is_locked(error):
                 raise Locked(busy(error), self.timeout) from error
             raise typed(error) from error
-        session = SqliteSession(connection, self._patience)
-        if self.turn_rows is not None:
-            session.turn_rows = self.turn_rows
-        return session
+        return SqliteSession(connection, self._patience)
 
     def _begin(self, is_write: bool) -> sqlite3.Connection:
         connection = self._opened()
@@ -218,18 +213,11 @@ class Transactions:
 
 
 class Transaction:
-    """A transaction, from its beginning to its commit, or to its rollback after an exception.
+    """A transaction, from its beginning to its commit, or to its rollback after an exception."""
 
-    Args:
-        transactions: Those of the connection.
-        is_write: Whether it may write.
-        is_kept: Whether what it writes is committed. If not, it is rolled back at the end.
-    """
-
-    def __init__(self, transactions: Transactions, *, is_write: bool, is_kept: bool = True) -> None:
+    def __init__(self, transactions: Transactions, *, is_write: bool) -> None:
         self._transactions = transactions
         self._is_write = is_write
-        self._is_kept = is_kept
 
     def __enter__(self) -> SqliteSession:
         patience: Patience | None = None
@@ -247,7 +235,7 @@ class Transaction:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         try:
-            if error is None and self._is_kept:
+            if error is None:
                 self._transactions.commit()
                 if self._is_write:
                     running.may_leave = False  # it would write that again
