@@ -23,7 +23,7 @@ from children import Child
 from forkpoint import ThreadDeleted, ThreadExists, ThreadNotFound
 from forkpoint.saver import ForkpointSaver
 from stores import MongoStore, SqliteStore, Store
-from support import checkpoint, config, id_of, repeated, value_of
+from support import checkpoint, config, id_of, value_of
 from test_interrupts import InterruptAt
 
 STEPS = 8
@@ -271,6 +271,7 @@ def restore_by_backup(store: Any, backup: Any) -> None:
 
 def restore_by_rename(store: Any, backup: Any) -> None:
     backup.rename(store.path)
+    remove_logs(store)
 
 
 def restore_in_place(store: Any, backup: Any) -> None:
@@ -371,7 +372,9 @@ def run(store: Store, seed: int) -> None:
         machine.close()
 
 
-@repeated(50, 1000)
+@pytest.mark.parametrize(
+    "times", [50, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])]
+)
 def test_whatever_processes_do_nothing_is_lost(times: int, store: Store) -> None:
     """On MongoDB, where a round takes four times as long, by default not quite as often."""
     for seed in range(times if times > 50 or isinstance(store, SqliteStore) else 20):
