@@ -23,7 +23,17 @@ LAYERS = [
     },
     {"json_text", "options"},
     {"render_svg"},
-    {"chunking", "entries", "removal", "messages", "inputs", "serde", "steps", "sqlite_errors"},
+    {
+        "chunking",
+        "entries",
+        "removal",
+        "messages",
+        "inputs",
+        "serde",
+        "steps",
+        "sqlite_errors",
+        "sqlite_full",
+    },
     {
         "codec",
         "resuming",

@@ -751,12 +751,12 @@ REFUSED: dict[str, tuple[Call, type[ForkpointError], str]] = {
     "fork with a history of its own": (
         lambda api, _: api.fork("thread", history="x"),
         InvalidInput,
-        "history must be 'head' or 'path', not 'x'",
+        r"history must be one of \['head', 'path'\], not 'x'",
     ),
     "fork with the history True": (
         lambda api, _: api.fork("thread", history=True),
         InvalidInput,
-        "history must be 'head' or 'path', not True",
+        r"history must be one of \['head', 'path'\], not True",
     ),
     "at an index that is out of range": (
         lambda api, _: api.at("thread", 3),

@@ -17,10 +17,11 @@ from langchain_core.runnables import RunnableLambda
 from langgraph.graph import START, StateGraph
 from langgraph.types import Send
 
+from children import Child
 from forkpoint import MongoDBSaver, SqliteSaver, ThreadDeleted
 from forkpoint.saver import ForkpointSaver
 from servers import PATIENCE_SECONDS
-from stores import Store
+from stores import SqliteStore, Store
 from support import checkpoint, config, id_of, put, value_of
 
 LIMIT = PATIENCE_SECONDS
@@ -313,6 +314,32 @@ def test_a_first_run_is_told_from_the_one_that_uses_its_id_after_a_deletion(
     assert graph.get_state(THREAD).values["done"] == ["new", "new"]
     assert len(list(saver.list(config()))) == 1
     assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize("was_used", [False, True])
+def test_a_run_is_late_even_if_the_store_was_opened_anew_since_it_began(
+    was_used: bool, saver: ForkpointSaver, store: Store
+) -> None:
+    graph = fan_out(saver, Gate("nobody", 1), 1)
+    if was_used:
+        graph.invoke({"run": "before", "done": []}, THREAD)
+    steps = graph.stream({"run": "old", "done": []}, THREAD, durability="exit")
+    next(steps)
+    with store.saver() as other:
+        other.delete_thread("thread")
+    open_anew(saver, store)
+    with pytest.raises(ThreadDeleted):
+        list(steps)
+    assert saver.get_tuple(config()) is None
+    assert store.problems(saver) == []
+
+
+def open_anew(saver: ForkpointSaver, store: Store) -> None:
+    """Do to a saver what a fork does to its file, or the start of another server."""
+    if isinstance(store, SqliteStore):
+        Child(lambda: None).join()
+    else:
+        saver._context.storage._records.identity.lose()  # type: ignore[attr-defined]
 
 
 def test_first_runs_at_the_same_time_are_no_late_ones(saver: ForkpointSaver, store: Store) -> None:

@@ -24,6 +24,12 @@ WRITERS = 3
 LENGTH = 100  # of the threads that are copied: what is written at a time stays the same
 
 
+def saver_of(uri: str, name: str) -> MongoDBSaver:
+    """Return a saver that waits for a new primary for as long as it takes a busy machine."""
+    patience = int(1000 * PATIENCE_SECONDS)
+    return MongoDBSaver.from_conn_string(uri, db_name=name, serverSelectionTimeoutMS=patience)
+
+
 class Load:
     """Writers, each on a thread of its own, and what they were told is stored."""
 
@@ -119,7 +125,7 @@ class Load:
 
 def check(uri: str, name: str, load: Load) -> None:
     """Read everything back, through a client of its own, and look at all invariants."""
-    with MongoDBSaver.from_conn_string(uri, db_name=name) as saver:
+    with saver_of(uri, name) as saver:
         for thread_id, acknowledged in load.acknowledged.items():
             found = {
                 one.config["configurable"]["checkpoint_id"]: one
@@ -148,7 +154,7 @@ def name() -> str:
 def test_a_primary_is_killed_under_load(kills: int, replica_set: ReplicaSet, name: str) -> None:
     rng = random.Random(1)
     with (
-        MongoDBSaver.from_conn_string(replica_set.uri, db_name=name) as saver,
+        saver_of(replica_set.uri, name) as saver,
         Load(saver) as load,
     ):
         for _ in range(kills):
@@ -169,7 +175,7 @@ def test_the_only_server_is_killed_and_started_again(kills: int, name: str) -> N
     rng = random.Random(2)
     with ReplicaSet(is_mortal=True) as server:
         with (
-            MongoDBSaver.from_conn_string(server.uri, db_name=name) as saver,
+            saver_of(server.uri, name) as saver,
             Load(saver) as load,
         ):
             for _ in range(kills):
@@ -183,7 +189,7 @@ def test_the_only_server_is_killed_and_started_again(kills: int, name: str) -> N
 def test_a_thread_that_is_deleted_while_the_primary_changes_stays_deleted(
     replica_set: ReplicaSet, name: str
 ) -> None:
-    with MongoDBSaver.from_conn_string(replica_set.uri, db_name=name) as saver:
+    with saver_of(replica_set.uri, name) as saver:
         head = put(saver, {"text": "text " * 2000})
         killed = replica_set.kill_primary()
         saver.delete_thread("thread")

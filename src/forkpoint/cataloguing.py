@@ -30,7 +30,7 @@ from forkpoint.rows import checkpoint_receipt, checkpoint_with_checksum, open_ch
 from forkpoint.searching import Wanted, cursor_of, going_on, is_exact, matches, selection_of
 from forkpoint.steps import Steps
 from forkpoint.storage import CheckpointRow, Description, Found, Graft, Session, Stale, ThreadRow
-from forkpoint.thread_pages import ThreadPages
+from forkpoint.thread_pages import ThreadPages, indexed
 from forkpoint.threads import Page, Thread, ThreadStats
 from forkpoint.turns import Turns, Work, in_turns
 
@@ -274,8 +274,7 @@ def count(context: Context, wanted: Wanted) -> int:
     """Return how many threads match."""
     if is_exact(wanted):
         selection = selection_of(wanted, "updated_at", True, _PAGE_ROWS)
-        with context.storage.writing() as session:
-            return session.count(selection)
+        return indexed(context.storage, lambda session, _: session.count(selection))
     number, cursor = 0, None
     while True:
         rows, cursor = select(context, Search(wanted, "updated_at", True, _PAGE_ROWS, cursor))

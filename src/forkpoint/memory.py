@@ -95,13 +95,14 @@ class Memory:
     Args:
         history: The store's history that they are of.
         announced: What is on its way into the store, whichever that is.
+        runs: What runs found, in whichever history they began: what is gone then is deleted.
         budget: What all this may take, together with others, but for what runs found.
     """
 
-    def __init__(self, history: int, announced: Announced, budget: CacheBudget) -> None:
+    def __init__(self, history: int, announced: Announced, runs: Runs, budget: CacheBudget) -> None:
         self.history = history
         self.announced = announced
-        self.runs = Runs()
+        self.runs = runs
         self.threads: Cache[str, ThreadRef] = Cache(budget, size_of_text)
         self.missing: Cache[str, bool] = Cache(budget, size_of_text)
         """Threads that were looked for in vain: what is written next may make them."""
@@ -162,7 +163,7 @@ def _size_of_manifest(place: tuple[Any, str, str], known: KnownManifest) -> int:
 
 
 class Memories:
-    """What is remembered of a store, for its present history only.
+    """What is remembered of a store: but for what runs found, for its present history only.
 
     Args:
         budget: What it may take.
@@ -170,11 +171,12 @@ class Memories:
 
     def __init__(self, budget: CacheBudget) -> None:
         self.budget = budget
-        self._memory = Memory(0, Announced(), budget)
+        self._memory = Memory(0, Announced(), Runs(), budget)
 
     def of(self, history: int) -> Memory:
         """Return the memory for a history; that of the ones before is forgotten."""
         memory = self._memory
         if memory.history != history:
-            memory = self._memory = Memory(history, memory.announced, self.budget)
+            memory = Memory(history, memory.announced, memory.runs, self.budget)
+            self._memory = memory
         return memory

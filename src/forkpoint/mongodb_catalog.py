@@ -14,7 +14,7 @@ from typing import Any
 from bson.objectid import ObjectId
 from bson.timestamp import Timestamp
 
-from forkpoint.errors import StorageReadOnly, StorageUnauthorized
+from forkpoint.errors import StorageFull, StorageReadOnly, StorageUnauthorized
 from forkpoint.filters import ALL_TERM, thread_terms
 from forkpoint.mongodb_log import NO_LOG, MongoLogs
 from forkpoint.mongodb_records import (
@@ -254,12 +254,14 @@ class MongoCatalog(MongoLogs):
         return [_thread_row(record) for record in found]
 
     def _list_if_allowed(self) -> bool:
-        """Let searches find threads by what they are, if the user may write; return whether."""
+        """Let searches find threads by what they are, if that can be written; return whether."""
         if self._may_list:
             try:
                 self._list_anew()
             except (StorageReadOnly, StorageUnauthorized):
                 self._may_list = False
+            except StorageFull:
+                return False
         return self._may_list
 
     def _as_they_are(self, selection: Selection) -> list[Document]:

@@ -103,6 +103,12 @@ class MongoStorage:
     def writing(self) -> AbstractContextManager[MongoSession]:
         return nullcontext(self._open())
 
+    def unstored(self) -> AbstractContextManager[MongoSession]:
+        return self.writing()  # its searches go on without writing where they cannot
+
+    def save_room(self) -> None:
+        """Do nothing: the server has its own log, and room for it."""
+
     def tidy(self) -> bool:
         """Do nothing: MongoDB uses free space again by itself."""
         return False

@@ -53,6 +53,14 @@ class ConfinedStorage:
         with self._storage.writing() as session:
             yield self._confined(session)
 
+    @contextmanager
+    def unstored(self) -> Iterator[Session]:
+        with self._storage.unstored() as session:
+            yield self._confined(session)
+
+    def save_room(self) -> None:
+        self._storage.save_room()
+
     def _confined(self, session: Session) -> Session:
         return cast(Session, _ConfinedSession(session, self._owner))
 

@@ -18,6 +18,7 @@ from forkpoint.sqlite_schema import EXPIRES, OF_ALL, UNLISTED
 from forkpoint.sqlite_statements import batches, marks, time_now
 from forkpoint.sqlite_tombstones import SqliteTombstones
 from forkpoint.storage import (
+    UNSTORED,
     Description,
     LeaseRow,
     Selected,
@@ -67,9 +68,9 @@ class SqliteCatalog(SqliteTombstones):
     def select(self, selection: Selection) -> Selected:
         walk = selection.walk
         is_first = selection.after is None and walk is None
-        if is_first:
+        if is_first or walk == UNSTORED:
             self._list_anew()
-        elif (
+        if (
             walk is not None
             and self.one("SELECT 1 FROM forkpoint_walks WHERE number = ?", walk) is None
         ):

@@ -32,6 +32,10 @@ class Connector(Protocol):
     may_be_inherited: bool
     """Whether a forked child may go on with the connection: it is to no file."""
 
+    @property
+    def path(self) -> str | None:
+        """Where the file is, once that is known; None for a database in memory."""
+
     disconnect: Callable[[], bool]
     """Closes the connection, unless somebody uses it; see `DatabaseFile`."""
 
@@ -81,6 +85,10 @@ class Opener:
         self.may_be_inherited = path is None
         if path is not None:
             self._check(path)
+
+    @property
+    def path(self) -> str | None:
+        return None if self._file is None else self._file.path
 
     def connect(self) -> sqlite3.Connection:
         if self._file is None:
@@ -174,6 +182,10 @@ class Passed:
         self._connection = connection
         self._process = os.getpid()
         self._file: DatabaseFile | None = None
+
+    @property
+    def path(self) -> str | None:
+        return None if self._file is None else self._file.path
 
     def connect(self) -> sqlite3.Connection:
         if os.getpid() != self._process:

@@ -55,7 +55,10 @@ def typed(error: sqlite3.Error) -> BaseException:
     if "user-defined function" in message:  # ours raises nothing by itself
         return inside or KeyboardInterrupt()
     if "is full" in message:
-        return StorageFull(f"{message}; nothing was written")
+        return StorageFull(
+            f"{message}; nothing was written. Reading and searching go on to work, and so does "
+            "deleting while the log of the database has room: delete threads, or free some space"
+        )
     if "readonly" in message:
         return StorageReadOnly(f"the database is read-only: {message}")
     if is_locked(error):

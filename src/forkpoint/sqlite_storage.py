@@ -9,10 +9,18 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from forkpoint.at_fork import close_at_fork, renew_in_child
-from forkpoint.errors import ForkpointError, SaverClosed, StaleLease, StorageBusy
+from forkpoint.errors import ForkpointError, SaverClosed, StaleLease, StorageBusy, StorageError
 from forkpoint.group_commit import GroupCommit, Pending
 from forkpoint.sqlite_connections import Connector
 from forkpoint.sqlite_errors import typed_errors
+from forkpoint.sqlite_full import (
+    ROWS_ON_FULL_DISK,
+    Reserve,
+    check_room,
+    is_full,
+    restart_log,
+    unlimited,
+)
 from forkpoint.sqlite_session import SqliteSession
 from forkpoint.sqlite_setup import INCREMENTAL, pragma, prepare
 from forkpoint.sqlite_transactions import Transaction, Transactions
@@ -47,6 +55,7 @@ class SqliteStorage:
         self._transactions = Transactions(
             self._open, self._is_prepared, owned=connector.is_owned, timeout=busy_timeout
         )
+        self._reserve = Reserve()
         self._commits = GroupCommit(self._transactions, self._put_all)
         connector.disconnect = self._is_disconnected
         renew_in_child(self)
@@ -63,6 +72,26 @@ class SqliteStorage:
 
     def writing(self) -> Transaction:
         return Transaction(self._transactions, is_write=True)
+
+    @contextlib.contextmanager
+    def unstored(self) -> Iterator[SqliteSession]:
+        transaction = Transaction(self._transactions, is_write=True, is_kept=False)
+        with (
+            self._locked(),
+            typed_errors(),
+            unlimited(self._open()),
+            transaction as session,
+        ):
+            yield session
+
+    def save_room(self) -> None:
+        if not is_full(self._connector.path):
+            self._transactions.turn_rows = None
+            return
+        self._transactions.turn_rows = ROWS_ON_FULL_DISK
+        with contextlib.suppress(Locked, StorageError), self._locked(), typed_errors():
+            connection = self._open()
+            self._transactions.at_once(connection, lambda: restart_log(connection))
 
     def check_free(self) -> None:
         self._transactions.check_free()
@@ -90,6 +119,7 @@ class SqliteStorage:
         session = transactions.begin(is_write=True)
         try:
             with typed_errors():
+                self._reserve.check(self._connector.path)
                 for pending in batch:
                     pending.store(session)
                 transactions.commit()
@@ -156,12 +186,20 @@ class SqliteStorage:
         if connection is None:
             if self._closed:
                 raise SaverClosed("the saver is closed")
-            connection = self._connector.connect()
-            self._prepare(connection)
-            self._connector.note_opened(connection)
+            connection = self._connect()
             self._connection, self._process = connection, os.getpid()
         elif self._schema is None:
             self._prepare(connection)
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = self._connector.connect()
+        try:
+            self._prepare(connection)
+        except sqlite3.OperationalError as error:
+            check_room(self._connector.path, error)
+            raise
+        self._connector.note_opened(connection)
         return connection
 
     def _is_disconnected(self) -> bool:

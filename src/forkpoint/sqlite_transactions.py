@@ -46,6 +46,8 @@ class Transactions:
         self._owned = owned
         self._timeout = timeout
         self._patience = timeout if owned and timeout is not None else 0.0  # see `Statements`
+        self.turn_rows: int | None = None
+        """How much long work does in a transaction, if it is less than usual."""
         self.renew()
 
     def renew(self) -> None:
@@ -134,7 +136,10 @@ class Transactions:
             if is_locked(error):
                 raise Locked(busy(error), self.timeout) from error
             raise typed(error) from error
-        return SqliteSession(connection, self._patience)
+        session = SqliteSession(connection, self._patience)
+        if self.turn_rows is not None:
+            session.turn_rows = self.turn_rows
+        return session
 
     def _begin(self, is_write: bool) -> sqlite3.Connection:
         connection = self._opened()
@@ -213,11 +218,18 @@ class Transactions:
 
 
 class Transaction:
-    """A transaction, from its beginning to its commit, or to its rollback after an exception."""
+    """A transaction, from its beginning to its commit, or to its rollback after an exception.
 
-    def __init__(self, transactions: Transactions, *, is_write: bool) -> None:
+    Args:
+        transactions: Those of the connection.
+        is_write: Whether it may write.
+        is_kept: Whether what it writes is committed. If not, it is rolled back at the end.
+    """
+
+    def __init__(self, transactions: Transactions, *, is_write: bool, is_kept: bool = True) -> None:
         self._transactions = transactions
         self._is_write = is_write
+        self._is_kept = is_kept
 
     def __enter__(self) -> SqliteSession:
         patience: Patience | None = None
@@ -235,7 +247,7 @@ class Transaction:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         try:
-            if error is None:
+            if error is None and self._is_kept:
                 self._transactions.commit()
                 if self._is_write:
                     running.may_leave = False  # it would write that again

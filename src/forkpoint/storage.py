@@ -176,7 +176,7 @@ SCHEMA_VERSION = 1
 
 STORE_KEY_BYTES = 32
 
-CHUNKS_AT_ONCE = 500
+CHUNKS_AT_ONCE = 100
 """How many chunks are removed before others may have their turn."""
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -443,6 +443,10 @@ class ThreadRow(NamedTuple):
     """Whether its time to live has passed, it is to be deleted then, and no run has its lease."""
     is_swept: bool = False
     """Whether a sweep has trimmed it since it was active last."""
+
+
+UNSTORED = 0
+"""The walk of a search that the disk has no room for: each page shows what there is by then."""
 
 
 class Selection(NamedTuple):
@@ -920,6 +924,15 @@ class Storage(Protocol):
 
     def writing(self) -> AbstractContextManager[Session]:
         """Return a context in which to read and write, as one transaction if there are any."""
+
+    def unstored(self) -> AbstractContextManager[Session]:
+        """Return a context in which to read and write what is forgotten at its end.
+
+        It is for what a full disk has no room for, and takes none itself.
+        """
+
+    def save_room(self) -> None:
+        """Where the disk is nearly full, have the work that comes take little more of it."""
 
     def put(self, put: Put) -> Steps[ThreadRef | None]:
         """Store a checkpoint or writes, chunks first, and keep the thread's record up.

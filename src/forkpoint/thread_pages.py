@@ -8,13 +8,31 @@ ends the walk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
+from forkpoint.errors import StorageFull
 from forkpoint.searching import shown_digests
-from forkpoint.storage import Selected, Selection, Storage, ThreadRow
+from forkpoint.storage import UNSTORED, Selected, Selection, Session, Storage, ThreadRow
 
+_T = TypeVar("_T")
 _PAGE_ROWS = 500
+
+
+def indexed(storage: Storage, read: Callable[[Session, bool], _T]) -> _T:
+    """Return what is read with an index that is brought up to date for it, stored if there is room.
+
+    Args:
+        storage: The store.
+        read: Is called with a session, and whether what it writes is stored.
+    """
+    try:
+        with storage.writing() as session:
+            return read(session, True)
+    except StorageFull:
+        with storage.unstored() as session:
+            return read(session, False)
 
 
 class ThreadPages:
@@ -74,20 +92,31 @@ class ThreadPages:
         self._end_walk()
         return following._replace(walk=None), shown_digests(page)
 
+    @property
+    def _is_first_page(self) -> bool:
+        return self._selection.after is None or self._begins_walk
+
     def _select(self) -> Selected:
-        writes = self._selection.after is None or self._begins_walk
-        with self._storage.writing() if writes else self._storage.reading() as session:
-            if self._begins_walk:
-                limit = self._selection.limit + len(self._shown)
-                walk = session.begin_walk()
-                self._selection = self._selection._replace(after=None, walk=walk, limit=limit)
-                self._begins_walk = False
-            selected = session.select(self._selection)
+        if self._is_first_page or self._selection.walk == UNSTORED:
+            selection, selected = indexed(self._storage, self._select_first)
+        else:
+            with self._storage.reading() as session:
+                selection, selected = self._selection, session.select(self._selection)
+        self._begins_walk = False
         self._is_walk |= not selected.goes_on
-        self._selection = self._selection._replace(walk=selected.walk)
+        self._selection = selection._replace(walk=selected.walk)
         return selected
+
+    def _select_first(self, session: Session, is_stored: bool) -> tuple[Selection, Selected]:
+        """Select a page that is the first one of all or of a walk, or stands for itself."""
+        selection = self._selection
+        if self._begins_walk:
+            limit = selection.limit + len(self._shown)
+            selection = selection._replace(after=None, walk=session.begin_walk(), limit=limit)
+        selected = session.select(selection)
+        return selection, selected if is_stored else selected._replace(walk=UNSTORED)
 
     def _end_walk(self) -> None:
         if self._is_walk and self._selection.walk is not None:
-            with self._storage.writing() as session:
-                session.end_walk(self._selection.walk)
+            with suppress(StorageFull), self._storage.writing() as session:
+                session.end_walk(self._selection.walk)  # else it ends by its age

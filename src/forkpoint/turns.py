@@ -99,6 +99,7 @@ class Turns:
 
 def in_turns(storage: Storage, work: Callable[[Turns], Work[_T]]) -> Steps[_T]:
     """Do work, and return what it returns."""
+    storage.save_room()
     turns = Turns()
     steps = work(turns)
     patience = Patience()
