@@ -298,13 +298,13 @@ CALLS: dict[str, tuple[Callable[[ThreadCatalog], Any], int, list[str]]] = {
     "get of nothing": (lambda catalog: catalog.get("none"), 3, ["aggregate"]),
     "create": (
         lambda catalog: catalog.create("new", tags=["a"]),
-        14,
+        15,
         ["aggregate", "find", "update", "aggregate"],
     ),
-    "get_or_create": (lambda catalog: catalog.get_or_create("t"), 3, ["aggregate"]),
+    "get_or_create": (lambda catalog: catalog.get_or_create("t"), 4, ["aggregate"]),
     "update": (
         lambda catalog: catalog.update("t", label="x", metadata={"k": 2}),
-        15,
+        16,
         ["aggregate", "update", "aggregate"],
     ),
     "count": (
@@ -314,17 +314,17 @@ CALLS: dict[str, tuple[Callable[[ThreadCatalog], Any], int, list[str]]] = {
     ),
     "search": (
         lambda catalog: catalog.search(TAGGED, limit=2),
-        8,
+        9,
         ["find", "update", "update", "find", "aggregate"],
     ),
     "search of a second page": (
         lambda catalog: catalog.search(TAGGED, limit=2, cursor=CURSORS[0]),
-        11,
+        12,
         ["find", "aggregate"],
     ),
     "search of a later page": (
         lambda catalog: catalog.search(TAGGED, limit=2, cursor=CURSORS[1]),
-        5,
+        6,
         ["find", "aggregate"],
     ),
 }

@@ -57,7 +57,14 @@ from forkpoint.retention import RetentionPolicy, RetentionResult, Sweeper
 from forkpoint.serde import SafeSerializer
 from forkpoint.shown import FamilyTree, StateDiff
 from forkpoint.sqlite import SqliteSaver
-from forkpoint.threads import LeaseHolder, Page, Thread, ThreadFilter, ThreadStats
+from forkpoint.threads import (
+    LeaseHolder,
+    Page,
+    PendingInterrupt,
+    Thread,
+    ThreadFilter,
+    ThreadStats,
+)
 from forkpoint.types import (
     ChannelDiff,
     FamilyNode,
@@ -87,6 +94,7 @@ __all__ = [
     "MissingFeature",
     "NoWorkerThread",
     "Page",
+    "PendingInterrupt",
     "PurgeReport",
     "RetentionPolicy",
     "RetentionResult",

@@ -371,7 +371,8 @@ class ThreadCatalog:
 
         Args:
             filter: Which threads; all by default.
-            sort_by: `"updated_at"`, `"created_at"`, `"thread_id"` or `"status"`; then by id.
+            sort_by: `"updated_at"`, `"state_updated_at"`, `"created_at"`, `"thread_id"` or
+                `"status"`; then by id.
             descending: Whether the newest, or the last, comes first.
             limit: How many, 1,000 at most.
             cursor: The `next_cursor` of the page before, with the same filter and order.

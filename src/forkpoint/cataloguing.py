@@ -10,7 +10,6 @@ import json
 import random
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,13 +29,13 @@ from forkpoint.rows import checkpoint_receipt, checkpoint_with_checksum, open_ch
 from forkpoint.searching import Wanted, cursor_of, going_on, is_exact, matches, selection_of
 from forkpoint.steps import Steps
 from forkpoint.storage import CheckpointRow, Description, Found, Graft, Session, Stale, ThreadRow
+from forkpoint.thread_heads import thread_of, threads_of, time_of
 from forkpoint.thread_pages import ThreadPages, indexed
 from forkpoint.threads import Page, Thread, ThreadStats
 from forkpoint.turns import Turns, Work, in_turns
 
 _ATTEMPTS = 20  # to change a record that others change at the same moment
 _PAGE_ROWS = 500
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class Changes(NamedTuple):
@@ -76,7 +75,7 @@ def get(context: Context, thread_id: str) -> Thread | None:
     """Return a thread, if there is one that has not expired."""
     with context.storage.reading() as session:
         row = session.record(thread_id)
-    return None if row is None or row.is_expired else thread_of(row)
+        return None if row is None or row.is_expired else thread_of(context, session, row)
 
 
 def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) -> Thread:
@@ -99,8 +98,8 @@ def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) 
                 if not session.describe(row, row.described):  # which is activity
                     continue
                 row = session.record(thread_id)
-        if row is not None:
-            return thread_of(row)
+            if row is not None:
+                return thread_of(context, session, row)
     with context.storage.reading() as session:
         if session.thread(thread_id) is not None:
             raise taken(thread_id)  # an owner is about to put its first checkpoint
@@ -114,7 +113,7 @@ def update(context: Context, thread_id: str, changes: Changes) -> Thread:
         with context.storage.writing() as session:
             seen = existing_record(session, thread_id)
             if session.describe(seen, changes.applied(seen.described)):
-                return thread_of(existing_record(session, thread_id))
+                return thread_of(context, session, existing_record(session, thread_id))
     raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was updated")
 
 
@@ -138,7 +137,8 @@ def clone(
         else:
             turns.session.graft(_empty(source, target_id, described))
         context.memory.threads.pop(target_id)
-        return thread_of(existing_record(turns.session, target_id))
+        made = existing_record(turns.session, target_id)
+        return thread_of(context, turns.session, made)
 
     for attempt in range(_ATTEMPTS):
         _pause(attempt)
@@ -202,34 +202,6 @@ def existing_record(session: Session, thread_id: str) -> ThreadRow:
     return row
 
 
-def thread_of(row: ThreadRow) -> Thread:
-    """Return a thread as users see it."""
-    described = row.described
-    expires = None
-    if described.ttl is not None and not row.is_swept:
-        expires = time_of(row.updated_at + described.ttl)
-    return Thread(
-        row.thread_id,
-        described.label,
-        tuple(described.tags),
-        json.loads(described.metadata),
-        row.thread.owner,
-        row.status,  # type: ignore[arg-type]
-        time_of(row.created_at),
-        time_of(row.updated_at),
-        expires,
-        row.source_thread_id,
-        row.source_checkpoint_id,
-        row.checkpoint_count,
-        described.on_expiry,  # type: ignore[arg-type]
-    )
-
-
-def time_of(microseconds: int) -> datetime:
-    """Return a time in UTC."""
-    return _EPOCH + timedelta(microseconds=microseconds)
-
-
 # Many threads
 
 
@@ -247,18 +219,20 @@ class Search(NamedTuple):
 
 def search(context: Context, asked: Search) -> Page[Thread]:
     """Return a page of threads."""
-    rows, following = select(context, asked)
-    return Page([thread_of(row) for row in rows], following)
+    rows, following = select(context, asked, with_heads=True)
+    return Page(threads_of(context, rows), following)
 
 
-def select(context: Context, asked: Search) -> tuple[list[ThreadRow], str | None]:
+def select(
+    context: Context, asked: Search, *, with_heads: bool = False
+) -> tuple[list[ThreadRow], str | None]:
     """Return the records of a page, and the cursor of the next one."""
     wanted, limit = asked.wanted, asked.limit
     selection = selection_of(wanted, asked.sort_by, asked.descending, limit)
     shown: set[bytes] = set()
     if asked.cursor is not None:
         selection, shown = going_on(context.store_key, selection, wanted, asked.cursor)
-    pages = ThreadPages(context.storage, selection, shown)
+    pages = ThreadPages(context.storage, selection, shown, with_heads=with_heads)
     found: list[ThreadRow] = []
     for row, place in pages.rows():
         if not matches(row, wanted) or (row.is_expired and not asked.with_expired):
@@ -306,7 +280,7 @@ def rollover(context: Context, new: NewRollover) -> Thread:
                 source = existing_record(session, new.source_id)
                 session.graft(_successor(context, session, source, new))
                 context.memory.threads.pop(new.target_id)
-                return thread_of(existing_record(session, new.target_id))
+                return thread_of(context, session, existing_record(session, new.target_id))
         except Stale:
             continue
     raise StorageBusy(f"thread {new.source_id!r} changed {_ATTEMPTS} times while it was read")

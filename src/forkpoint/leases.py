@@ -25,7 +25,7 @@ from langchain_core.runnables import RunnableConfig
 from forkpoint import inputs
 from forkpoint.answering import NextVersion, answer_tool_calls
 from forkpoint.at_fork import renew_in_child
-from forkpoint.cataloguing import Changes, create, existing_record, time_of
+from forkpoint.cataloguing import Changes, create, existing_record
 from forkpoint.errors import (
     ForkpointError,
     SaverClosed,
@@ -37,6 +37,7 @@ from forkpoint.errors import (
 from forkpoint.operations import Context
 from forkpoint.runner import Runner, completed
 from forkpoint.storage import LeaseRow, Stale, ThreadRef
+from forkpoint.thread_heads import time_of
 from forkpoint.threads import LeaseHolder
 from forkpoint.workers import start_thread
 

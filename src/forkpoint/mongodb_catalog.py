@@ -57,12 +57,16 @@ _EXPIRED = {
     ]
 }
 _STATUS_NOW = {"$cond": [_LEASED, "busy", "$status"]}
+LISTED_PLACE = ("listed_at", "listed_status", "listed_state_at")
+"""The fields of a record that a search sorts by. It has them once it is listed."""
+_PLACE = {"listed_at": "$updated_at", "listed_state_at": "$state_updated_at"}
 _UNLEASED = {"lease_holder": None, "lease_since": None, "lease_until": None}
 _SORTED = {
     "updated_at": "listed_at",
     "status": "listed_status",
     "created_at": "created_at",
     "thread_id": "thread_id",
+    "state_updated_at": "listed_state_at",
 }
 
 
@@ -91,6 +95,7 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
         "swept_at": None,
         "status": "idle",
         "status_for": "",
+        "state_updated_at": 0,
         "checkpoint_count": 0,
         **_UNLEASED,
         "fence": 0,
@@ -275,7 +280,7 @@ class MongoCatalog(MongoLogs):
         busy = {"$and": [{"terms": ALL_TERM}, {"listed_status": "busy"}, _LISTED]}
         now: list[Document] = [
             *self.up_to_date(),
-            {"$set": {"listed_at": "$updated_at", "listed_status": _STATUS_NOW}},
+            {"$set": {**_PLACE, "listed_status": _STATUS_NOW}},
             {"$match": wanted},
         ]
         changed: list[Document] = [
@@ -293,7 +298,7 @@ class MongoCatalog(MongoLogs):
         self._end_unlisted()
         still = {"$cond": [{"$eq": ["$log", None]}, "$$REMOVE", True]}
         listed: list[Document] = [
-            {"$set": {"listed_at": "$updated_at", "listed_status": _STATUS_NOW, "unlisted": still}}
+            {"$set": {**_PLACE, "listed_status": _STATUS_NOW, "unlisted": still}}
         ]
         self._records.update_all({"unlisted": True, **_SEEN}, listed)
         ended: list[Document] = [
@@ -492,4 +497,6 @@ def _thread_row(record: Document) -> ThreadRow:
         record["fence"],
         record["is_expired"],
         record["swept_at"] == record["updated_at"],
+        record["state_updated_at"],
+        record["status_for"] if record["status"] != "idle" else None,
     )

@@ -43,7 +43,7 @@ LOG_SECONDS = 1800
 """For how long a saver begins puts by a log; it believes what it is told for twice as long."""
 
 _END_SECONDS = 4 * LOG_SECONDS
-_SAID = ("checkpoint_count", "updated_at", "status", "status_for")
+_SAID = ("checkpoint_count", "updated_at", "state_updated_at", "status", "status_for")
 _T = TypeVar("_T")
 
 NO_LOG: Document = {"log": None}
@@ -110,6 +110,8 @@ class Tail(NamedTuple):
             said["checkpoint_count"] += 1
         if put.row is not None or changes_status:
             said["updated_at"] = max(said["updated_at"], time.time_ns() // 1000)
+        if changes_status:
+            said["state_updated_at"] = said["updated_at"]
         return said
 
     def with_status(self, put: Put) -> Tail:
@@ -134,7 +136,8 @@ class Tail(NamedTuple):
 
 def new_tail(epoch: ObjectId, dead_until: str | None) -> Tail:
     """Return the tail of a thread that is about to be made."""
-    said = {"checkpoint_count": 0, "updated_at": 0, "status": "idle", "status_for": ""}
+    times = {"updated_at": 0, "state_updated_at": 0}
+    said = {"checkpoint_count": 0, **times, "status": "idle", "status_for": ""}
     return Tail(epoch, 0, dead_until, None, 0, said, is_provisional=True)
 
 

@@ -302,8 +302,9 @@ def _check(
     if put.row is None and (put.status is None or not is_newest):
         return _touch(put, thread, dead_until)
     wanted = _same(put, thread, dead_until)
+    now = time.time_ns() // 1000
     changes: Document = {
-        "$max": {"updated_at": time.time_ns() // 1000},
+        "$max": {"updated_at": now},
         "$set": {"unlisted": True},
     }
     if put.row is not None:
@@ -312,6 +313,7 @@ def _check(
     if put.status is not None and is_newest:
         # A new checkpoint makes a thread idle, unless a task's interrupt or error came before it.
         wanted["status_for"] = {"$lt" if put.row is not None else "$lte": put.checkpoint_id}
+        changes["$max"]["state_updated_at"] = now
         changes["$set"] |= {"status": put.status, "status_for": put.checkpoint_id}
     return expect(wanted, changes)
 

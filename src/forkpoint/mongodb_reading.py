@@ -309,9 +309,9 @@ class MongoReading(MongoCatalog):
         return self._chunks({family: digests}, follow)[family]
 
     def chunks_of(
-        self, wanted: Mapping[Any, Collection[bytes]]
+        self, wanted: Mapping[Any, Collection[bytes]], *, follow: bool = True
     ) -> Mapping[Any, Mapping[bytes, Chunk]]:
-        return self._chunks(wanted, follow=True)
+        return self._chunks(wanted, follow=follow)
 
     def _chunks(
         self, wanted: Mapping[Any, Collection[bytes]], follow: bool

@@ -11,7 +11,7 @@ from bson.objectid import ObjectId
 
 from forkpoint import removal
 from forkpoint.errors import StorageBusy
-from forkpoint.mongodb_catalog import IDENTITY, thread_ref
+from forkpoint.mongodb_catalog import IDENTITY, LISTED_PLACE, thread_ref
 from forkpoint.mongodb_documents import ROWS, refs_in
 from forkpoint.mongodb_log import HAS_LOG, NO_LOG
 from forkpoint.mongodb_reading import MongoReading
@@ -94,18 +94,25 @@ class MongoRemoving(MongoReading):
             with self._locked(thread, {"epoch": ObjectId()}) as guard:
                 rows = list(self.rows(thread))
                 plan = choose(rows)
-                self._doom(thread, rows, plan, guard)
-                counts = self._delete_rows(thread, {"doomed": True})
                 seen = {(row.checkpoint_ns, row.checkpoint_id) for row in rows if not row.hidden}
                 head = removal.newest(seen - plan.removed - plan.hidden)
-                if plan.reopened or head != removal.newest(seen):
+                is_moved = bool(plan.reopened) or head != removal.newest(seen)
+                self._doom(thread, rows, plan, guard, is_moved=is_moved)
+                counts = self._delete_rows(thread, {"doomed": True})
+                if is_moved:
                     self._records.update(record_of(thread), {"$set": self._status(thread, head)})
             return counts
         except Stale:
             return Counts(0, 0)  # the thread is deleted, and with it what was to go
 
     def _doom(
-        self, thread: ThreadRef, rows: Sequence[CheckpointRow], plan: Plan, guard: Statement
+        self,
+        thread: ThreadRef,
+        rows: Sequence[CheckpointRow],
+        plan: Plan,
+        guard: Statement,
+        *,
+        is_moved: bool,
     ) -> None:
         """Take out of sight what is to be removed or hidden."""
         going = plan.removed | plan.hidden
@@ -126,6 +133,8 @@ class MongoRemoving(MongoReading):
         }
         if plan.reopened:
             touched["updated_at"] = {"$max": ["$updated_at", NOW]}
+        if is_moved:
+            touched["state_updated_at"] = {"$max": ["$state_updated_at", NOW]}
         statements: list[Statement] = [guard, update_one(record_of(thread), [{"$set": touched}])]
         # Once each: the binding goes up with the flag.
         # Receipts first: else somebody might miss what they are for.
@@ -204,8 +213,9 @@ class MongoRemoving(MongoReading):
             "waiting": [],
             "status": "idle",
             "checkpoint_count": 0,
+            "state_updated_at": 0,
         }
-        unlisted = {"$unset": ["listed_at", "listed_status", "terms", "unlisted"]}
+        unlisted = {"$unset": ["terms", "unlisted", *LISTED_PLACE]}
         statements: list[Statement] = [guard]
         if not as_late:  # what came late is no thread
             statements.append(self._entombed(record, max(ids, default=None)))

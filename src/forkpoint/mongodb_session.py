@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 from bson.objectid import ObjectId
 
 from forkpoint.errors import StorageBusy, ThreadExists
-from forkpoint.mongodb_catalog import fields_of, new_record, terms_of
+from forkpoint.mongodb_catalog import LISTED_PLACE, fields_of, new_record, terms_of
 from forkpoint.mongodb_documents import (
     ROWS,
     checkpoint_document,
@@ -21,17 +21,18 @@ from forkpoint.mongodb_documents import (
     place_in,
     write_document,
 )
+from forkpoint.mongodb_heads import MongoHeads
 from forkpoint.mongodb_records import NOW, Document, in_batches, record_of, row_id
-from forkpoint.mongodb_removing import MongoRemoving
 from forkpoint.mongodb_statements import Statement, expect, update_one
 from forkpoint.mongodb_tombstones import dead_until_of
+from forkpoint.removal import newest
 from forkpoint.storage import CheckpointRow, Description, Graft, Stale, ThreadRef, WriteRow
 from forkpoint.tombstones import TOMBSTONE_MICROSECONDS
 
 _COPIED_TOO_LONG = "copying took too long, and others have written since; try again"
 
 
-class MongoSession(MongoRemoving):
+class MongoSession(MongoHeads):
     """The primitives of `forkpoint.storage.Session`, each atomic by itself."""
 
     # Making
@@ -40,6 +41,7 @@ class MongoSession(MongoRemoving):
         source = graft.source
         old = self._deleted_before(graft.target_id)
         target = ThreadRef(ObjectId(), source.family, source.epoch)
+        head = newest(row[:2] for row in graft.rows if not row.hidden)
         made = new_record(
             graft.target_id,
             source.epoch,
@@ -51,7 +53,8 @@ class MongoSession(MongoRemoving):
             owner=graft.owner,
             **fields_of(graft.described),
             status=graft.status,
-            status_for=max((row.checkpoint_id for row in graft.rows), default=""),
+            status_for=head[1] if head else "",
+            state_updated_at=1 if graft.rows else 0,
             checkpoint_count=sum(not row.hidden for row in graft.rows),
             provisional=False,
             dead_until=old["dead_until"] if old else None,
@@ -179,7 +182,7 @@ class MongoSession(MongoRemoving):
             "source": record["thread_id"],
             **(fields_of(described) if described is not None else {}),
         }
-        for of_source in ("unlisted", "listed_at", "listed_status", "removed_at"):
+        for of_source in ("unlisted", "removed_at", *LISTED_PLACE):
             made.pop(of_source, None)
         made["terms"] = terms_of(made)
         self._records.insert(made)
@@ -257,7 +260,8 @@ def _name(target: ThreadRef, name: str, old: Document | None) -> Statement:
 
 def _show(target: ThreadRef, building: ObjectId) -> Statement:
     """Return the statement that shows a copy, unless a collection took it for abandoned."""
-    times = {"created_at": NOW, "updated_at": NOW, "unlisted": True}
+    stored = {"$cond": [{"$gt": ["$state_updated_at", 0]}, NOW, 0]}
+    times = {"created_at": NOW, "updated_at": NOW, "state_updated_at": stored, "unlisted": True}
     return update_one(
         {**record_of(target), "building": building}, [{"$set": times}, {"$unset": "building"}]
     )

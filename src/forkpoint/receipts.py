@@ -14,7 +14,8 @@ import ormsgpack
 
 RECEIPT = -1000
 """The `idx` of the receipt of a checkpoint. All those that are not above are of receipts."""
-_WRITES = -2000
+WRITES = -2000
+"""The highest `idx` of the receipts of what a task did: of its writes that replace nothing."""
 
 NO_CHANNEL = ""
 """The channel of a receipt."""
@@ -32,7 +33,7 @@ def receipt_of(idx: int) -> int:
 
 def replaces(idx: int) -> bool:
     """Return whether a write, or a receipt, replaces what its task stored under the same `idx`."""
-    return RECEIPT < idx < 0 or _WRITES < idx < RECEIPT
+    return RECEIPT < idx < 0 or WRITES < idx < RECEIPT
 
 
 def receipts_of(writes: Sequence[tuple[int, str]]) -> list[tuple[int, bytes]]:
@@ -55,7 +56,7 @@ def receipts_of(writes: Sequence[tuple[int, str]]) -> list[tuple[int, bytes]]:
             runs.append([channel, idx, 1])
     if runs:
         content = ormsgpack.packb(runs)
-        receipts.append((_WRITES - (crc32(content) >> 2), content))
+        receipts.append((WRITES - (crc32(content) >> 2), content))
     return receipts
 
 
@@ -66,7 +67,7 @@ def writes_of(receipt: int, content: bytes) -> Iterable[tuple[int, str | None]]:
         receipt: Its own `idx`, less than that of the receipt of a checkpoint.
         content: Its content. It names no channel of writes that replace each other.
     """
-    if receipt > _WRITES:
+    if receipt > WRITES:
         return ((receipt - RECEIPT, None),)
     return [
         (idx, channel)

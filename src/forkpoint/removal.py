@@ -15,7 +15,7 @@ from uuid import UUID
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
 
-from forkpoint.receipts import receipt_of
+from forkpoint.receipts import RECEIPT, receipt_of
 
 COUNTERS = "counters_since_delta_snapshot"
 """Where LangGraph counts, in a checkpoint's metadata, the steps since a channel was stored."""
@@ -58,6 +58,10 @@ NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"
 
 INTERRUPT_IDX, RESUME_IDX = WRITES_IDX_MAP[INTERRUPT], WRITES_IDX_MAP[RESUME]
 ERROR_IDX = WRITES_IDX_MAP[ERROR]
+
+HEAD_ROWS = RECEIPT, INTERRUPT_IDX, ERROR_IDX
+"""What of a thread's newest checkpoint its record is shown with, beside the receipts that tell
+which of its tasks are done."""
 
 KEPT = INTERRUPT_IDX, receipt_of(INTERRUPT_IDX)
 DROPPED = RESUME_IDX, receipt_of(RESUME_IDX)

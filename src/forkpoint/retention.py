@@ -22,7 +22,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 from forkpoint import operations, removing
 from forkpoint.archive import Archive
 from forkpoint.at_fork import renew_in_child
-from forkpoint.cataloguing import Search, select, thread_of
+from forkpoint.cataloguing import Search, select
 from forkpoint.collect import collect, uncollected
 from forkpoint.errors import ThreadBusy, ThreadNotFound
 from forkpoint.leases import Lease
@@ -32,6 +32,7 @@ from forkpoint.runner import Runner
 from forkpoint.searching import Wanted, matches
 from forkpoint.steps import Steps
 from forkpoint.storage import Query, Stale, ThreadRow
+from forkpoint.thread_heads import thread_of
 from forkpoint.turns import Turns, Work, in_turns
 from forkpoint.workers import start_thread
 
@@ -376,10 +377,12 @@ def _archive(
         with Lease(context, runner, row.thread_id, "raise", _LEASE, None, must_exist=True):
             with context.storage.reading() as session:
                 now = session.record(row.thread_id)
-            if now is None or (now.thread.key, now.updated_at) != (row.thread.key, row.updated_at):
-                return
+                place = row.thread.key, row.updated_at
+                if now is None or (now.thread.key, now.updated_at) != place:
+                    return
+                shown = thread_of(context, session, now)
             try:
-                outcome = archive(thread_of(row), _history(context, row.thread_id))
+                outcome = archive(shown, _history(context, row.thread_id))
                 if inspect.isawaitable(outcome):
                     raise TypeError("the archive callback must not be async: nobody awaits it")
             except Exception as error:  # noqa: BLE001 - it is reported, and the thread stays

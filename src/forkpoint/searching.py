@@ -14,7 +14,7 @@ from forkpoint import filters
 from forkpoint.errors import InvalidInput
 from forkpoint.storage import Selection, ThreadRow
 
-SORT_KEYS = ("updated_at", "created_at", "thread_id", "status")
+SORT_KEYS = ("updated_at", "state_updated_at", "created_at", "thread_id", "status")
 _MAC_BYTES = 16
 _PRINT_BYTES = 8
 _SHOWN_BYTES = 6  # of the digest of a thread's id that was on a first page

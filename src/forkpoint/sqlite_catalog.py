@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
+from operator import itemgetter
 from typing import Any
 
 from forkpoint.filters import ALL_TERM, packed, thread_terms, unpacked
@@ -39,13 +40,24 @@ _RECORD = (
     "SELECT t.key, t.family, t.epoch, t.owner, t.thread_id, t.label, t.tags, t.metadata, t.ttl,"
     " t.status, t.created_at, t.updated_at, s.thread_id, t.parent_checkpoint_id,"
     " t.checkpoint_count, t.lease_holder, t.lease_since, t.lease_until, t.fence,"
-    " t.fixed_keys, t.on_expiry, t.swept_at FROM forkpoint_threads AS t"
+    " t.fixed_keys, t.on_expiry, t.swept_at, t.state_updated_at FROM forkpoint_threads AS t"
     " LEFT JOIN forkpoint_threads AS s ON s.key = t.parent"
     " WHERE t.deleted_at IS NULL AND NOT t.provisional"
 )
 _LIST = (
-    "INSERT OR REPLACE INTO forkpoint_listing (term, status, listed_at, thread_id, born) VALUES "
+    "INSERT OR REPLACE INTO forkpoint_listing"
+    " (term, status, listed_at, thread_id, born, state_updated_at) VALUES "
 )
+# Places of a row of the index. When the state changed stands in the one row that each thread has.
+_SORTED_ROWS = {
+    "updated_at": "t.listed_at",
+    "status": "t.status",
+    "state_updated_at": (
+        "(SELECT a.state_updated_at FROM forkpoint_listing AS a"
+        f" WHERE a.term = {ALL_TERM} AND a.status = t.status AND a.listed_at = t.listed_at"
+        " AND a.thread_id = t.thread_id AND a.born = t.born)"
+    ),
+}
 _SAMPLE = 20  # threads by which it is found out how rare a term is
 _FEW = 1000  # threads that are sorted rather than looked for among all in their order
 _NO_QUEUE = "[]"
@@ -230,7 +242,8 @@ class SqliteCatalog(SqliteTombstones):
         which = "" if only is None else " AND key = ?"
         rows = self.all(
             "SELECT t.key, t.thread_id, t.owner, t.label, t.tags, t.metadata, s.thread_id,"
-            " t.updated_at, CASE WHEN t.lease_until IS NULL THEN t.status ELSE 'busy' END,"
+            " t.updated_at, t.state_updated_at,"
+            " CASE WHEN t.lease_until IS NULL THEN t.status ELSE 'busy' END,"
             " t.terms FROM (SELECT key AS k FROM forkpoint_threads"
             f" WHERE {UNLISTED}{which} LIMIT ?) JOIN forkpoint_threads AS t ON t.key = k"
             " LEFT JOIN forkpoint_threads AS s ON s.key = t.parent",
@@ -240,16 +253,20 @@ class SqliteCatalog(SqliteTombstones):
         born = self._walk()
         listed: list[tuple[Any, ...]] = []
         changed: list[tuple[Any, ...]] = []
-        for key, thread_id, owner, label, tags, metadata, source, at, status, terms in rows:
+        for key, thread_id, owner, label, tags, metadata, source, at, state, status, terms in rows:
             if terms is None:
                 found = thread_terms(owner, label, json.loads(tags), metadata, source)
                 terms = packed(found)
             else:
                 self._unlist(key)
                 found = unpacked(terms)
-            listed += ((term, status, at, thread_id, born) for term in found)
+            listed += (
+                (term, status, at, thread_id, born, state if term == ALL_TERM else None)
+                for term in found
+            )
             changed.append((terms, at, status, key))
-        self.insert(_LIST, sorted(listed))  # neighbours together
+        listed.sort(key=itemgetter(0, 1, 2, 3))  # neighbours together
+        self.insert(_LIST, listed)
         self.many(
             "UPDATE forkpoint_threads SET terms = ?, listed_at = ?, listed_status = ?"
             " WHERE key = ?",
@@ -474,6 +491,7 @@ def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:
             lease is None and ttl is not None and on_expiry == "delete" and row[11] + ttl <= now
         ),
         is_swept=swept_at == row[11],
+        state_updated_at=row[22],
     )
 
 
@@ -538,7 +556,7 @@ class _Query:
 
     def _sorted(self, *, is_page: bool = False) -> str:
         """Return a query that goes through threads in another order, or sorts some."""
-        if self._selection.sort_by in ("updated_at", "status"):
+        if self._selection.sort_by in _SORTED_ROWS:
             return self._sorted_rows(is_page)
         return self._sorted_threads(is_page)
 
@@ -557,7 +575,7 @@ class _Query:
         conditions.append(self._seen("t"))
         conditions += self._range("t.listed_at", *selection.updated)
         conditions += self._created("t")
-        place = "t.status" if selection.sort_by == "status" else "t.listed_at"
+        place = _SORTED_ROWS[selection.sort_by]
         return self._rest(table, conditions, place, "t", is_page)
 
     def _sorted_threads(self, is_page: bool) -> str:

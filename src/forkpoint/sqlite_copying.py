@@ -18,7 +18,8 @@ from forkpoint.storage import Description, Stale, ThreadRef
 
 # What a clone has of its source.
 _COPIED_RECORD = (
-    "owner, label, tags, metadata, fixed_keys, ttl, on_expiry, status, checkpoint_count"
+    "owner, label, tags, metadata, fixed_keys, ttl, on_expiry, status, state_updated_at,"
+    " checkpoint_count"
 )
 # The copies do not belong to the runs that made the originals: deleting those leaves them.
 _COLUMNS = {
@@ -164,12 +165,12 @@ class SqliteCopying(SqliteRemoving):
         now = time_now()
         self.run(
             "UPDATE forkpoint_threads SET thread_id = ?, dead_until = ?, created_at = ?,"
-            " updated_at = ?, deleted_at = NULL, removed_at = NULL, provisional = 0,"
+            " updated_at = ?, state_updated_at = iif(state_updated_at = 0, 0, ?),"
+            " deleted_at = NULL, removed_at = NULL, provisional = 0,"
             " building = NULL WHERE key = ?",
             target_id,
             self.dead_until(target_id),
-            now,
-            now,
+            *[now] * 3,
             key,
         )
 

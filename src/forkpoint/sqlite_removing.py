@@ -45,6 +45,10 @@ _UPDATE_STATUS = (
     f" AND NOT hidden) AND idx IN ({_INTERRUPTED}, {_FAILED}) ORDER BY idx LIMIT 1"
     "), 'idle') WHERE key = ?"
 )
+_HEAD = (
+    "SELECT max(checkpoint_id) FROM forkpoint_checkpoints"
+    " WHERE thread = ? AND checkpoint_ns = '' AND NOT hidden"
+)
 _OUTLINE = (
     "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, x'', x'', x'', hidden"
 )
@@ -77,6 +81,7 @@ class SqliteRemoving(SqliteThreads):
             f"SELECT {READ_CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", thread.key
         )
         plan = choose([checkpoint_row(row) for row in rows])
+        head = self._head(thread)
         for table in ("writes", "checkpoints"):
             self.many(
                 f"DELETE FROM forkpoint_{table} {_PLACE}",
@@ -90,7 +95,7 @@ class SqliteRemoving(SqliteThreads):
         self._begin_again(thread, plan)
         self.count_checkpoints(thread.key)
         if plan.removed or plan.hidden or plan.reopened:
-            self.run(_UPDATE_STATUS, *[thread.key] * 3)
+            self._look_at_head(thread, head, is_reopened=bool(plan.reopened))
             self.note_removal(thread)
         return Counts(
             *(old - new for old, new in zip(before, self.count_rows(thread), strict=True))
@@ -158,6 +163,7 @@ class SqliteRemoving(SqliteThreads):
 
     def remove_part(self, thread: ThreadRef, plan: RemovalPart, *, whole: bool) -> Removed:
         checkpoints = writes = unseen = done = 0
+        head = self._head(thread)
         for place in plan.going:
             if checkpoints + writes + unseen >= self.turn_rows and not whole:
                 break
@@ -178,7 +184,7 @@ class SqliteRemoving(SqliteThreads):
         )
         if whole:
             writes += self._begin_again(thread, plan.plan)
-        self.run(_UPDATE_STATUS, *[thread.key] * 3)
+        self._look_at_head(thread, head, is_reopened=whole and bool(plan.plan.reopened))
         self.note_removal(thread)
         return Removed(Counts(checkpoints, writes), done)
 
@@ -197,6 +203,23 @@ class SqliteRemoving(SqliteThreads):
                 thread.key,
             )
         return number
+
+    def _head(self, thread: ThreadRef) -> str | None:
+        """Return the newest checkpoint of a thread's own graph."""
+        row = self.one(_HEAD, thread.key)
+        return row[0] if row else None
+
+    def _look_at_head(self, thread: ThreadRef, before: str | None, *, is_reopened: bool) -> None:
+        """Let the record say what it is to say of the newest checkpoint, which may be another."""
+        self.run(_UPDATE_STATUS, *[thread.key] * 3)
+        if is_reopened or self._head(thread) != before:
+            self._unlist(thread.key)  # which it is sorted and found by
+            self.run(
+                "UPDATE forkpoint_threads SET state_updated_at = max(state_updated_at, ?)"
+                " WHERE key = ?",
+                time_now(),
+                thread.key,
+            )
 
     def _drop_writes(self, where: str, *values: Any) -> int:
         """Remove writes with their receipts, and return how many writes that were."""

@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS forkpoint_threads (
     checkpoint_count INTEGER NOT NULL DEFAULT 0,
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
+    state_updated_at INTEGER NOT NULL DEFAULT 0,
     ttl INTEGER,
     on_expiry TEXT NOT NULL DEFAULT 'delete',
     swept_at INTEGER,
@@ -96,6 +97,7 @@ CREATE TABLE IF NOT EXISTS forkpoint_listing (
     thread_id TEXT NOT NULL,
     born INTEGER NOT NULL,
     gone INTEGER,
+    state_updated_at INTEGER,
     PRIMARY KEY (term, status, listed_at, thread_id, born)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS forkpoint_listing_status

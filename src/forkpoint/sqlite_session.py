@@ -13,7 +13,7 @@ from forkpoint.codec import Chunk, Chunks
 from forkpoint.errors import StaleLease, ThreadExists, lost_checkpoint, stale_lease
 from forkpoint.receipts import RECEIPT, replaces
 from forkpoint.removal import NULL_TASK_ID, Place
-from forkpoint.sqlite_copying import SqliteCopying
+from forkpoint.sqlite_heads import SqliteHeads
 from forkpoint.sqlite_pages import page_statement
 from forkpoint.sqlite_rows import (
     CHECKPOINT,
@@ -64,16 +64,21 @@ _RECEIPT_OF = (
     f" AND w.idx = {RECEIPT} LIMIT 1"
 )
 _INTERRUPTED, _FAILED = WRITES_IDX_MAP[INTERRUPT], WRITES_IDX_MAP[ERROR]
-# A new checkpoint makes a thread idle, unless a task's interrupt or error came before it.
+# A new checkpoint makes a thread idle, unless a task's interrupt or error came before it. Those of
+# a checkpoint that is not the newest do not count.
 _UPDATE_THREAD = (
-    "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count + ?,"
-    " updated_at = max(updated_at, ?), status = CASE ? WHEN 'idle' THEN coalesce(("
+    "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count + ?1,"
+    " updated_at = max(updated_at, ?2),"
+    " state_updated_at = iif(?3 IS NULL, state_updated_at, max(updated_at, ?2)),"
+    " status = CASE ?3 WHEN 'idle' THEN coalesce(("
     f"SELECT CASE idx WHEN {_INTERRUPTED} THEN 'interrupted' ELSE 'error' END"
-    " FROM forkpoint_writes WHERE thread = key AND checkpoint_ns = ? AND checkpoint_id = ?"
+    " FROM forkpoint_writes WHERE thread = key AND checkpoint_ns = ?4 AND checkpoint_id = ?5"
     f" AND idx IN ({_INTERRUPTED}, {_FAILED}) ORDER BY idx LIMIT 1"
-    "), 'idle') ELSE coalesce(?, status) END"
-    " WHERE provisional <= ? AND key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
-    " AND fence = coalesce(?, fence)"
+    "), 'idle') ELSE iif(?3 IS NULL OR EXISTS (SELECT 1 FROM forkpoint_checkpoints"
+    " WHERE thread = key AND checkpoint_ns = ?4 AND checkpoint_id > ?5 AND NOT hidden),"
+    " status, ?3) END"
+    " WHERE provisional <= ?6 AND key = ?7 AND epoch = ?8 AND deleted_at IS NULL"
+    " AND dead_until IS ?9 AND fence = coalesce(?10, fence)"
 )
 _SAME_THREAD = (
     "SELECT 1 FROM forkpoint_threads"
@@ -115,7 +120,7 @@ _KEEP_CHUNKS = (
 )
 
 
-class SqliteSession(SqliteCopying):
+class SqliteSession(SqliteHeads):
     """The primitives of `forkpoint.storage.Session` within one transaction."""
 
     # Reading
@@ -212,7 +217,7 @@ class SqliteSession(SqliteCopying):
         return found
 
     def chunks_of(
-        self, wanted: Mapping[Any, Collection[bytes]]
+        self, wanted: Mapping[Any, Collection[bytes]], *, follow: bool = True
     ) -> Mapping[Any, Mapping[bytes, Chunk]]:
         return {family: self.chunks(family, digests) for family, digests in wanted.items()}
 
@@ -379,7 +384,6 @@ class SqliteSession(SqliteCopying):
             put.status,
             put.checkpoint_ns,
             put.checkpoint_id,
-            put.status,
             put.row is None,
             thread.key,
             thread.epoch,
@@ -496,8 +500,8 @@ class SqliteSession(SqliteCopying):
         key = self.run(
             "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent,"
             " parent_checkpoint_id, owner, status, checkpoint_count, created_at, updated_at,"
-            " dead_until)"
-            " SELECT ?, family, epoch, ?, key, ?, ?, ?, ?, ?, ?, ?"
+            " state_updated_at, dead_until)"
+            " SELECT ?, family, epoch, ?, key, ?, ?, ?, ?, ?, ?, ?, ?"
             " FROM forkpoint_threads WHERE key = ?",
             graft.target_id,
             graft.edge,
@@ -507,6 +511,7 @@ class SqliteSession(SqliteCopying):
             sum(not row.hidden for row in graft.rows),
             now,
             now,
+            now if graft.rows else 0,
             self.dead_until(graft.target_id),
             source.key,
         ).lastrowid

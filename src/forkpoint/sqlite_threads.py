@@ -43,8 +43,8 @@ class SqliteThreads(SqliteCatalog):
             "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = NULL, owner = NULL,"
             " label = NULL,"
             " tags = '[]', metadata = '{}', fixed_keys = '[]', waiting = '[]',"
-            " status = 'idle', checkpoint_count = 0, ttl = NULL, on_expiry = 'delete',"
-            " swept_at = NULL, lease_holder = NULL,"
+            " status = 'idle', checkpoint_count = 0, state_updated_at = 0, ttl = NULL,"
+            " on_expiry = 'delete', swept_at = NULL, lease_holder = NULL,"
             " lease_since = NULL, lease_until = NULL WHERE key = ?",
             time_now(),
             thread.key,

@@ -15,7 +15,9 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     number), the edge it was made by (``edge``: ``fork``, ``clone`` or none; ``parent`` key and
     ``parent_checkpoint_id``), ``owner``, ``label``, ``tags`` (JSON list), ``metadata`` (JSON
     object), ``fixed_keys`` (JSON list of those of its keys that somebody set), ``status``,
-    ``checkpoint_count``, ``created_at``, ``updated_at``, ``ttl`` (how long after that it expires,
+    ``checkpoint_count``, ``created_at``, ``updated_at``, ``state_updated_at``
+    (when its newest checkpoint became that, or an interrupt or an error came to it, last; 0 before
+    the first one), ``ttl`` (how long after that it expires,
     if ever), ``on_expiry`` (``delete`` or ``keep_latest``), ``swept_at`` (what ``updated_at`` was
     when a sweep trimmed it last), the lease (``lease_holder``, ``lease_since``, ``lease_until``,
     the ``fence`` that goes up whenever a lease begins or ends, and who is ``waiting`` for it, the
@@ -32,7 +34,8 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     is ``provisional`` while there are writes for it, and no checkpoint yet. How the search index
     knows it is derived: ``terms`` (see `forkpoint.filters`), ``listed_at`` and ``listed_status``,
     its ``updated_at`` and its status when it was listed last. A search first lists what changed
-    since.
+    since. What a thread waits for, and why it failed, is not in its record: the writes of its
+    newest checkpoint say it.
 
 ``checkpoints``
     ``thread`` (key), ``checkpoint_ns``, ``checkpoint_id``, ``parent_checkpoint_id``, ``run_id``
@@ -62,7 +65,8 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     32 random bytes, one for each cipher that wrote to the store.
 
 In SQLite each is a table. There ``forkpoint_listing`` is the search index, a row for each term of a
-thread: ``term``, ``status``, ``listed_at``, ``thread_id``, and of which walks it is seen: those
+thread: ``term``, ``status``, ``listed_at``, ``thread_id``, in the row for the term of all threads
+``state_updated_at``, and of which walks it is seen: those
 numbered above ``born``, and not above ``gone``. ``forkpoint_walks`` has the searches of which the
 second page was read, and the last one was not: ``number`` and ``began_at``.
 ``forkpoint_tombstones`` has the last deletion of an id for each owner: ``key`` (never used again),
@@ -74,15 +78,16 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
 
 - A thread: ``_id`` is its key, an ObjectId, and ``kind`` is ``thread``. ``epoch`` is an ObjectId
   that every collection and removal replaces; ``status_for`` is the checkpoint that the status is
-  that of; ``unlisted`` is true while the search index does not know it as it is; ``source`` is the
-  id of the thread that it was made from; ``lock`` (``by``, ``until``) keeps writers out during a
-  removal or a copy; ``building`` marks a copy that is not finished, by what locked its source;
-  ``log`` is the id of the log that goes on from the record, if there is one. Its name is a document
-  of its own: ``_id`` and ``family`` are ``name:`` and the mark of the id in hexadecimal digits,
-  ``key`` and ``home`` the key and the family of the thread that the id means, or meant last (if
-  there was one). ``tombstones`` are an array with the last deletion of the id for each owner:
-  ``mark``, ``deletion`` (an ObjectId of its own), ``dead_until`` and ``made_at``. ``deletion`` is
-  that of the last of all. A name that means no thread ``expires``.
+  that of; ``listed_state_at`` is its ``state_updated_at`` when it was listed; ``unlisted`` is true
+  while the search index does not know it as it is; ``source`` is the id of the thread that it was
+  made from; ``lock`` (``by``, ``until``) keeps writers out during a removal or a copy; ``building``
+  marks a copy that is not finished, by what locked its source; ``log`` is the id of the log that
+  goes on from the record, if there is one. Its name is a document of its own: ``_id`` and
+  ``family`` are ``name:`` and the mark of the id in hexadecimal digits, ``key`` and ``home`` the
+  key and the family of the thread that the id means, or meant last (if there was one).
+  ``tombstones`` are an array with the last deletion of the id for each owner: ``mark``,
+  ``deletion`` (an ObjectId of its own), ``dead_until`` and ``made_at``. ``deletion`` is that of the
+  last of all. A name that means no thread ``expires``.
 - A checkpoint or a write: ``kind`` is ``checkpoint`` or ``write``; ``_id`` is the 12 bytes of the
   family and the first 16 of the SHA-256 of a MessagePack array: the 12 bytes of the thread's key,
   namespace, id, and of a write the task and idx. ``visible`` is true unless it is hidden, pending
@@ -90,7 +95,8 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
   ``terms`` of a checkpoint are CRC-32 hashes, less 2^31, of the paths and scalars of its metadata.
 - Checkpoints and writes may be in a log: ``log`` is its id, an ObjectId, ``slot`` their number in
   it, from 1, and ``record`` what the thread's record is to say: ``checkpoint_count``,
-  ``updated_at`` (or the record's own, if that is later), ``status`` and ``status_for``. While the
+  ``updated_at`` (or the record's own, if that is later), ``state_updated_at``, ``status`` and
+  ``status_for``. While the
   record names the log, that of the newest document in it counts. A log that has ended has a
   document of the kind ``end``, with the first ``slot`` that was not taken and the last ``record``;
   its ``_id`` is that of the log, and the server deletes it when it ``expires``.
@@ -443,6 +449,12 @@ class ThreadRow(NamedTuple):
     """Whether its time to live has passed, it is to be deleted then, and no run has its lease."""
     is_swept: bool = False
     """Whether a sweep has trimmed it since it was active last."""
+    state_updated_at: int = 0
+    """0 before the first checkpoint of the thread's graph."""
+    shown_at: str | None = None
+    """The checkpoint that `Session.with_heads` looks at, if the backend needs to know it."""
+    head: Sequence[WriteRow] = ()
+    """What `Session.with_heads` found."""
 
 
 UNSTORED = 0
@@ -631,7 +643,7 @@ class Session(Protocol):
         """
 
     def chunks_of(
-        self, wanted: Mapping[Any, Collection[bytes]]
+        self, wanted: Mapping[Any, Collection[bytes]], *, follow: bool = True
     ) -> Mapping[Any, Mapping[bytes, Chunk]]:
         """Return what `chunks` does, for several families at once."""
 
@@ -693,6 +705,13 @@ class Session(Protocol):
 
     def count(self, selection: Selection) -> int:
         """Return how many threads there are to be selected."""
+
+    def with_heads(self, rows: Sequence[ThreadRow | None]) -> list[ThreadRow | None]:
+        """Return records with some rows of the newest checkpoint of each thread's own graph.
+
+        These are its receipt, the interrupts and errors of its tasks, and the receipts of what the
+        tasks did.
+        """
 
     def expired(
         self, after: tuple[int, Any] | None, limit: int, owner: str | None = None

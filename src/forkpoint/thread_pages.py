@@ -42,15 +42,19 @@ class ThreadPages:
         storage: The store.
         selection: Where it goes on.
         shown: The digests of threads that it leaves out: those of its first page, if need be.
+        with_heads: Whether to look at the newest checkpoints of the threads, too.
 
     Attributes:
         is_at_end: Whether the thread that came last is the last of all.
     """
 
-    def __init__(self, storage: Storage, selection: Selection, shown: set[bytes]) -> None:
+    def __init__(
+        self, storage: Storage, selection: Selection, shown: set[bytes], *, with_heads: bool = False
+    ) -> None:
         self._storage = storage
         self._selection = selection
         self._shown = shown
+        self._with_heads = with_heads
         self._is_first = selection.after is None
         self._begins_walk = bool(shown) and selection.walk is None
         self._is_walk = bool(shown)
@@ -101,7 +105,7 @@ class ThreadPages:
             selection, selected = indexed(self._storage, self._select_first)
         else:
             with self._storage.reading() as session:
-                selection, selected = self._selection, session.select(self._selection)
+                selection, selected = self._selection, self._page(session, self._selection)
         self._begins_walk = False
         self._is_walk |= not selected.goes_on
         self._selection = selection._replace(walk=selected.walk)
@@ -113,8 +117,14 @@ class ThreadPages:
         if self._begins_walk:
             limit = selection.limit + len(self._shown)
             selection = selection._replace(after=None, walk=session.begin_walk(), limit=limit)
-        selected = session.select(selection)
+        selected = self._page(session, selection)
         return selection, selected if is_stored else selected._replace(walk=UNSTORED)
+
+    def _page(self, session: Session, selection: Selection) -> Selected:
+        selected = session.select(selection)
+        if not self._with_heads:
+            return selected
+        return selected._replace(rows=session.with_heads(selected.rows))
 
     def _end_walk(self) -> None:
         if self._is_walk and self._selection.walk is not None:

@@ -13,6 +13,22 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
+class PendingInterrupt:
+    """What a task of a thread waits for.
+
+    Attributes:
+        task_id: The task.
+        id: What an answer names it by, or None where the value is.
+        value: What the task asks. None where it takes more than 64 KiB, or cannot be read: then it
+            is to be had by the state of the thread.
+    """
+
+    task_id: str
+    id: str | None
+    value: Any
+
+
+@dataclass(frozen=True)
 class Thread:
     """A thread as the catalog knows it. Its times are in UTC.
 
@@ -34,6 +50,10 @@ class Thread:
         checkpoint_count: How many checkpoints it has, those in subgraphs' namespaces included.
         on_expiry: What a sweep does when it has expired: `delete` it, or `keep_latest`, which
             leaves the newest checkpoint of each namespace.
+        state_updated_at: When its newest checkpoint became that, or an interrupt or an error came
+            to it, last. None before the first one.
+        interrupts: What its newest checkpoint waits for, 100 at most.
+        error: What the first task that failed after it raised, as text, 1,000 characters at most.
     """
 
     thread_id: str
@@ -49,6 +69,9 @@ class Thread:
     source_checkpoint_id: str | None
     checkpoint_count: int
     on_expiry: OnExpiry = "delete"
+    state_updated_at: datetime | None = None
+    interrupts: Sequence[PendingInterrupt] = ()
+    error: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,32 @@
+"""SQLite: what the newest checkpoints of threads wait for, and what is shown of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from forkpoint.receipts import WRITES
+from forkpoint.removal import HEAD_ROWS
+from forkpoint.sqlite_copying import SqliteCopying
+from forkpoint.sqlite_rows import READ_WRITE, write_row
+from forkpoint.sqlite_statements import batches, marks
+from forkpoint.storage import ThreadRow, WriteRow
+
+_COLUMNS = ", ".join(f"w.{column}" for column in READ_WRITE.split(", "))
+_HEADS = (
+    f"SELECT w.thread, {_COLUMNS} FROM forkpoint_threads AS t JOIN forkpoint_writes AS w"
+    " ON w.thread = t.key AND w.checkpoint_ns = '' AND w.checkpoint_id = ("
+    "SELECT max(checkpoint_id) FROM forkpoint_checkpoints AS c"
+    " WHERE c.thread = t.key AND c.checkpoint_ns = '' AND NOT c.hidden)"
+    f" WHERE (w.idx IN {HEAD_ROWS} OR w.idx <= {WRITES}) AND t.key IN "
+)
+
+
+class SqliteHeads(SqliteCopying):
+    """The primitive of `forkpoint.storage.Session` that looks at the heads of threads."""
+
+    def with_heads(self, rows: Sequence[ThreadRow | None]) -> list[ThreadRow | None]:
+        heads: dict[int, list[WriteRow]] = {}
+        for batch in batches([row.thread.key for row in rows if row is not None]):
+            for key, *values in self.all(f"{_HEADS} ({marks(batch)})", *batch):
+                heads.setdefault(key, []).append(write_row(values))
+        return [row and row._replace(head=heads.get(row.thread.key, ())) for row in rows]
