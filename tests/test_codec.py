@@ -20,7 +20,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from forkpoint import InvalidInput, SafeSerializer
 from forkpoint.codec import Chunks, Codec, cipher_of, new_secret, open_secret
-from forkpoint.serde import DeltaSnapshot
+from forkpoint.langgraph_values import DeltaSnapshot
 from support import drawn
 
 
@@ -368,19 +368,18 @@ def test_a_value_that_needs_pickle_is_kept_whole() -> None:
 
 
 def test_a_value_that_cannot_be_serialized_is_refused_by_name() -> None:
-    with pytest.raises(InvalidInput, match="channel 'c'"):
+    with pytest.raises(InvalidInput, match=r"channel c\[0\] cannot be stored: a builtins\.object"):
         encode(plain(), [object()])
     deep: list[Any] = []
     for _ in range(5000):
         deep = [deep]
-    with pytest.raises(InvalidInput, match="channel 'c'"):
+    with pytest.raises(InvalidInput, match="channel c"):
         encode(plain(), deep)
 
 
-def test_equal_values_share_chunks_whatever_wrote_them() -> None:
+def test_equal_values_share_chunks() -> None:
     value = [message(n) for n in range(500)]
 
-    assert encode(plain(), value) == encode(Codec(JsonPlusSerializer()), value)
     assert encode(plain(), value)[0] == encode(plain(), value)[0]
 
 

@@ -53,6 +53,10 @@ def plain(value: Any) -> Any:
     return ("interrupt", value.value) if type(value).__name__ == "Interrupt" else value
 
 
+def _text(error: Any) -> Any:
+    return repr(error) if isinstance(error, BaseException) else error
+
+
 def described(snapshot: Any) -> Any:
     metadata = {key: value for key, value in snapshot.metadata.items() if key != "parents"}
     return {
@@ -61,7 +65,8 @@ def described(snapshot: Any) -> Any:
         "metadata": metadata,
         "interrupts": plain(snapshot.interrupts),
         "tasks": [
-            (one.name, one.path, one.error, plain(one.interrupts), plain(one.result))
+            # An exception comes back as one, where LangGraph's own serializer makes it a text.
+            (one.name, one.path, _text(one.error), plain(one.interrupts), plain(one.result))
             for one in snapshot.tasks
         ],
         "has parent": snapshot.parent_config is not None,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zoneinfo
 from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,11 @@ from langgraph.store.base import Item
 from langgraph.types import Command, Interrupt, Overwrite, Send
 
 import state_types
-from forkpoint import SafeSerializer, UnreadableValue
+from forkpoint import NotStorable, SafeSerializer, StoredObject, UnreadableValue
 from forkpoint.rows import checkpoint_with_checksum
 from forkpoint.saver import ForkpointSaver
 from forkpoint.storage import CheckpointRow
-from state_types import Colour, Counted, Customer, Level, Line, Old, Order, Outer, Plain, Point
+from state_types import Colour, Counted, Customer, Line, Old, Order, Outer, Plain, Point
 from stores import Store
 from support import config, one_by_one, put
 
@@ -85,12 +86,11 @@ def test_types_of_the_application_and_the_framework_need_no_setting(
     assert found.pending_writes == [("task", "c", value)]
 
 
-def test_what_the_serializer_flattens_stays_as_it_always_was() -> None:
-    serde = SafeSerializer()
-    for value in (Level.LOW, (1, 2), bytearray(b"x"), ValueError("text")):
-        assert serde.loads_typed(serde.dumps_typed([value])) == (
-            JsonPlusSerializer().loads_typed(JsonPlusSerializer().dumps_typed([value]))
-        )
+@pytest.mark.parametrize("value", OWN + KNOWN, ids=lambda value: type(value).__name__)
+def test_what_langgraph_has_stored_is_read(value: Any) -> None:
+    stored = JsonPlusSerializer().dumps_typed({"a": [value]})
+
+    assert SafeSerializer().loads_typed(stored) == {"a": [value]}
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,10 @@ def no_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @one_by_one("attack", ATTACKS)
 def test_a_forged_value_does_nothing(attack: str) -> None:
     with pytest.raises(UnreadableValue):
-        SafeSerializer().loads_typed(ATTACKS[attack])
+        SafeSerializer(unknown="raise").loads_typed(ATTACKS[attack])
+    with suppress(UnreadableValue):
+        restored = SafeSerializer().loads_typed(ATTACKS[attack])
+        assert isinstance(restored, StoredObject) or restored == {MARK}
 
 
 @pytest.fixture
@@ -209,43 +212,61 @@ def test_a_forged_row_does_nothing(
     fields = {"content": forged.content, "checksum": checksum, "refs": b""}
     store.change("checkpoints", row.key, **fields, binding=store.binding(row, checksum))
 
-    with pytest.raises(UnreadableValue, match="thread 'thread'"):
-        saver.get_tuple(config())
-    with pytest.raises(UnreadableValue):
-        list(saver.list(None))
+    try:
+        found = saver.get_tuple(config())
+    except UnreadableValue as error:
+        outcome: Any = str(error)
+    else:
+        assert found is not None
+        outcome = found.checkpoint["channel_values"]["c"]
+    assert isinstance(outcome, StoredObject) or outcome == {MARK} or "thread 'thread'" in outcome
 
 
-def test_the_error_names_the_type_and_how_to_allow_it(saver: ForkpointSaver) -> None:
-    put(saver, {"c": Plain()})
+def test_what_may_be_more_than_data_is_stored_if_it_is_allowed(saver: ForkpointSaver) -> None:
+    with pytest.raises(NotStorable, match=r"channel c\[0\] cannot be stored: a state_types\.Plain"):
+        put(saver, {"c": [Plain()]})
+
+    allowed = saver.with_allowlist([("state_types", "Plain")])
+    plain = Plain()
+    plain.n = 5  # type: ignore[attr-defined]
+    put(allowed, {"c": plain})
+    found, strange = allowed.get_tuple(config()), saver.get_tuple(config())
+    assert found is not None
+    assert strange is not None
+    restored = found.checkpoint["channel_values"]["c"]
+    assert type(restored) is Plain
+    assert vars(restored) == {"n": 5}
+    stored = strange.checkpoint["channel_values"]["c"]  # the first one is as strict as before
+    assert stored == {"n": 5} or dict(stored) == {"n": 5}
+    assert stored.type_name == "state_types.Plain"
+
+
+def test_the_error_names_the_type_and_how_to_allow_it() -> None:
+    written = SafeSerializer([Plain]).dumps_typed(Plain())
 
     with pytest.raises(UnreadableValue) as caught:
-        saver.get_tuple(config())
+        SafeSerializer(unknown="raise").loads_typed(written)
     assert "state_types.Plain" in str(caught.value)
     assert "saver.with_allowlist([('state_types', 'Plain')])" in str(caught.value)
 
-    allowed = saver.with_allowlist([("state_types", "Plain")])
-    found = allowed.get_tuple(config())
-    assert found is not None
-    assert isinstance(found.checkpoint["channel_values"]["c"], Plain)
-    with pytest.raises(UnreadableValue):
-        saver.get_tuple(config())  # the first one is as strict as before
 
-
-def test_a_type_that_was_defined_in_a_function_is_no_bare_dict(saver: ForkpointSaver) -> None:
+def test_a_type_that_was_defined_in_a_function_comes_back(saver: ForkpointSaver) -> None:
     class Local(pydantic.BaseModel):
         n: int
 
     put(saver, {"c": Local(n=1)})
 
-    with pytest.raises(UnreadableValue, match=r"test_serde\.Local"):
-        saver.get_tuple(config())
+    found = saver.get_tuple(config())
+    assert found is not None
+    assert found.checkpoint["channel_values"]["c"] == Local(n=1)
 
 
 def test_what_a_constructor_refuses_is_an_error_and_not_the_bare_payload() -> None:
+    serde = SafeSerializer(unknown="raise")
     with pytest.raises(UnreadableValue, match=r"state_types\.Colour.*'green'"):
-        SafeSerializer().loads_typed(ext(0, "state_types", "Colour", "green"))
+        serde.loads_typed(ext(0, "state_types", "Colour", "green"))
     with pytest.raises(UnreadableValue, match=r"state_types\.Line"):
-        SafeSerializer().loads_typed(ext(2, "state_types", "Line", {"other": 1}))
+        serde.loads_typed(ext(2, "state_types", "Line", {"other": 1}))
 
 
 def test_allowed_types_survive_copies_and_further_allowing() -> None:
@@ -260,10 +281,17 @@ def test_allowed_types_survive_copies_and_further_allowing() -> None:
 def test_with_allowlist_works_under_encryption(store: Store) -> None:
     serde = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
     with store.saver(serde=serde) as saver:
-        put(saver, {"c": Plain()})
-        with pytest.raises(UnreadableValue):
-            saver.get_tuple(config())
-        assert saver.with_allowlist([("state_types", "Plain")]).get_tuple(config()) is not None
+        allowed = saver.with_allowlist([("state_types", "Plain")])
+        put(allowed, {"c": Plain()})
+        for one, kind in ((saver, StoredObject), (allowed, Plain)):
+            found = one.get_tuple(config())
+            assert found is not None
+            assert type(found.checkpoint["channel_values"]["c"]) is kind
+
+
+def _with_tests_on_the_path() -> dict[str, str]:
+    here = str(Path(__file__).parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
 
 
 @pytest.mark.in_turns
@@ -273,24 +301,16 @@ def test_modules_are_imported_only_where_the_user_or_the_framework_says_so(store
         put(saver, {"m": [HumanMessage("hi")]}, thread_id="messages")
     script = f"""
 import sys
-from forkpoint import UnreadableValue
 {store.script}
 get = lambda saver, t: saver.get_tuple({{"configurable": {{"thread_id": t}}}})
 assert get(saver, "messages").checkpoint["channel_values"]["m"][0].content == "hi"
-try:
-    get(saver, "own")
-except UnreadableValue as error:
-    assert "state_types.Customer" in str(error), error
-else:
-    raise SystemExit("was read")
+stored = get(saver, "own").checkpoint["channel_values"]["c"]
+assert stored.type_name == "state_types.Customer" and stored["name"] == "c", stored
 assert "state_types" not in sys.modules
 allowed = saver.with_allowlist([("state_types", "Customer")])
 assert get(allowed, "own").checkpoint["channel_values"]["c"].name == "c"
 """
-    here = Path(__file__).parent
-    subprocess.run(
-        [sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(here)}
-    )
+    subprocess.run([sys.executable, "-c", script], check=True, env=_with_tests_on_the_path())
 
 
 @pytest.mark.in_turns
@@ -299,7 +319,7 @@ def test_strict_mode_allows_what_the_graphs_schema_names_and_nothing_else(store:
 from typing import TypedDict
 from langchain_core.messages import HumanMessage
 from langgraph.graph import START, StateGraph
-from forkpoint import UnreadableValue
+from forkpoint import StoredObject
 from state_types import Customer, Line
 {store.script}
 
@@ -320,15 +340,10 @@ graph.invoke({{"customer": Customer(name="c")}}, config)
 assert graph.get_state(config).values["customer"] == Customer(name="c")
 assert graph.get_state(config).values["anything"][0].content == "hi"
 graph.update_state(config, {{"anything": Line("x", 1)}})
-try:
-    graph.get_state(config)
-except UnreadableValue as error:
-    assert "strict" in str(error), error
-else:
-    raise SystemExit("was read")
+stored = graph.get_state(config).values["anything"]
+assert isinstance(stored, StoredObject) and stored.type_name == "state_types.Line", stored
 """
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": str(here), "LANGGRAPH_STRICT_MSGPACK": "true"}
+    environment = {**_with_tests_on_the_path(), "LANGGRAPH_STRICT_MSGPACK": "true"}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
 

@@ -18,7 +18,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from forkpoint import SafeSerializer, SqliteSaver
-from forkpoint.serde import DeltaSnapshot
+from forkpoint.langgraph_values import DeltaSnapshot
 from forkpoint.storage import SCHEMA_VERSION
 from stores import SqliteStore
 from support import config

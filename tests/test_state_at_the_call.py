@@ -120,7 +120,7 @@ async def test_what_is_refused_is_refused_where_it_is_awaited(saver: ForkpointSa
         saver.aput_writes(config(checkpoint_id="1"), [("c", object())], "task"),
     ]
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    assert ["cannot be serialized" in str(outcome) for outcome in outcomes] == [True, True]
+    assert ["cannot be stored" in str(outcome) for outcome in outcomes] == [True, True]
 
 
 @pytest.mark.parametrize("happens", ["collected", "deleted"])

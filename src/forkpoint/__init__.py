@@ -34,6 +34,7 @@ from forkpoint.errors import (
     ForkpointError,
     InvalidInput,
     MissingFeature,
+    NotStorable,
     NoWorkerThread,
     SaverClosed,
     SchemaVersionError,
@@ -54,9 +55,10 @@ from forkpoint.errors import (
 )
 from forkpoint.leases import Lease
 from forkpoint.retention import RetentionPolicy, RetentionResult, Sweeper
-from forkpoint.serde import SafeSerializer
+from forkpoint.serde import SafeSerializer, TypeCodec
 from forkpoint.shown import FamilyTree, StateDiff
 from forkpoint.sqlite import SqliteSaver
+from forkpoint.stored_object import StoredObject
 from forkpoint.threads import (
     LeaseHolder,
     Page,
@@ -93,6 +95,7 @@ __all__ = [
     "MessageOrigin",
     "MissingFeature",
     "NoWorkerThread",
+    "NotStorable",
     "Page",
     "PendingInterrupt",
     "PurgeReport",
@@ -112,6 +115,7 @@ __all__ = [
     "StorageReplaced",
     "StorageUnauthorized",
     "StorageUnavailable",
+    "StoredObject",
     "Sweeper",
     "Thread",
     "ThreadBusy",
@@ -121,6 +125,7 @@ __all__ = [
     "ThreadFilter",
     "ThreadNotFound",
     "ThreadStats",
+    "TypeCodec",
     "UnreadableValue",
 ]
 

@@ -19,8 +19,8 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.types import INTERRUPT
 
 from forkpoint import deltas, inputs, operations, removal
+from forkpoint.langgraph_values import DeltaSnapshot
 from forkpoint.operations import Context, NewCheckpoint, NewWrites, config_of
-from forkpoint.serde import DeltaSnapshot
 from forkpoint.steps import Steps
 
 NextVersion = Callable[[Any, None], Any]

@@ -19,6 +19,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from forkpoint import chunking
+from forkpoint.builtin_values import holds_buffer, may_hold_bytes
 from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget
 from forkpoint.entries import (
     DICT as DICT,
@@ -56,10 +57,12 @@ from forkpoint.errors import (
     EncryptionMismatch,
     ForkpointError,
     InvalidInput,
+    NotStorable,
     UnreadableValue,
 )
+from forkpoint.langgraph_values import DeltaSnapshot
 from forkpoint.messages import PLAIN_ONLY, MessageMemo
-from forkpoint.serde import DeltaSnapshot, SafeSerializer
+from forkpoint.serde import SafeSerializer
 
 INLINE_BYTES = 512
 """A value that serializes to no more than this stays in the manifest."""
@@ -79,6 +82,7 @@ _ELEMENT_BYTES = 60  # what a remembered element takes beside what it is seriali
 _MSGPACK = "msgpack"
 _PLAIN_TYPES = frozenset({dict, list, str, int, float})
 _FEW = 4  # elements: so many are serialized in one piece as fast as one by one
+_ONE_ITEM = b"\x81"  # the header of a map
 _NIL = b"\xc0"
 
 
@@ -188,13 +192,13 @@ class Codec:
             if channel not in inherited
         }
         body = {key: value for key, value in checkpoint.items() if key != "channel_values"}
-        with _naming("the checkpoint"):
+        with _Naming(self._serde, "the checkpoint", body):
             kind, content = self._serde.dumps_typed(body)
         return Serialized((kind, bytes(content)), channels)
 
     def _serialize_channel(self, channel: str, value: Any) -> tuple[Entry, Chunks]:
         chunks: Chunks = {}
-        with _naming(f"the value of channel {channel!r}"):
+        with _Naming(self._serde, f"channel {channel}", value):
             return self._encode(value, chunks), chunks
 
     def join(
@@ -228,7 +232,7 @@ class Codec:
             InvalidInput: The value cannot be serialized.
         """
         chunks: Chunks = {}
-        with _naming(f"the write to channel {channel!r}"):
+        with _Naming(self._serde, f"the write to channel {channel}", value):
             entry = self._encode(value, chunks, WRITE_INLINE_BYTES)
         return Encoded(ormsgpack.packb(pack_entry(entry)), entry.refs, chunks)
 
@@ -292,7 +296,9 @@ class Codec:
         """
         if _PLAIN_TYPES.issuperset(map(type, values)):
             with suppress(ormsgpack.MsgpackEncodeError):  # something in one of them is not so plain
-                return [ormsgpack.packb(value, option=PLAIN_ONLY) for value in values]
+                packed = [ormsgpack.packb(value, option=PLAIN_ONLY) for value in values]
+                if not (may_hold_bytes(b"".join(packed)) and holds_buffer(values)):
+                    return packed
         memo, pack = self._memo, self._pack_element
         packed = []
         for value in values:
@@ -311,7 +317,7 @@ class Codec:
         packed = []
         for key, value in items:
             kind, single = self._serde.dumps_typed({key: value})
-            if kind != _MSGPACK:
+            if kind != _MSGPACK or single[:1] != _ONE_ITEM:  # a map cannot hold the key
                 return None
             packed.append(single[1:])
         return packed
@@ -683,15 +689,25 @@ def _unchanged(serde: object, known: type) -> bool:
     )
 
 
-class _naming:
+class _Naming:
     """Turn what a serializer raises into an `InvalidInput` that names what it was given."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, serde: SerializerProtocol, what: str, value: Any) -> None:
+        self._serde = serde
         self._what = what
+        self._value = value
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, ForkpointError):
+        if error is None or not isinstance(error, Exception):
+            return
+        if isinstance(error, NotStorable):
+            try:
+                self._serde.dumps_typed(self._value)  # in one piece, so that the path is whole
+            except NotStorable as whole:
+                error = whole
+            raise NotStorable(error.path, error.reason, self._what) from None
+        if not isinstance(error, ForkpointError):
             raise InvalidInput(f"{self._what} cannot be serialized: {error}") from error

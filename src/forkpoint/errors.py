@@ -6,6 +6,8 @@ the built-in exception that a caller would already catch.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ForkpointError(Exception):
     """The root of everything that forkpoint raises on purpose."""
@@ -13,6 +15,32 @@ class ForkpointError(Exception):
 
 class InvalidInput(ForkpointError, ValueError):
     """An argument is of the wrong type or shape. Nothing was written."""
+
+
+class NotStorable(InvalidInput):
+    """A value cannot be stored.
+
+    Attributes:
+        path: Where it is in what was to be stored, such as `[3].tool_calls[0].args['n']`.
+        reason: What it is, and why it cannot.
+    """
+
+    def __init__(self, path: str, reason: str, what: str = "the value") -> None:
+        super().__init__(
+            f"{what}{path} cannot be stored: {reason}; give the saver a TypeCodec for it (types=), "
+            "keep it out of the state, or pass serde=JsonPlusSerializer(pickle_fallback=True)"
+        )
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> Any:
+        return _not_storable, (self.path, self.reason, str(self))
+
+
+def _not_storable(path: str, reason: str, message: str) -> NotStorable:
+    error = NotStorable(path, reason)
+    error.args = (message,)
+    return error
 
 
 class ThreadNotFound(ForkpointError, LookupError):

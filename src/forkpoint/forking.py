@@ -31,6 +31,7 @@ from forkpoint.errors import (
     ThreadExists,
 )
 from forkpoint.inputs import Address, as_json
+from forkpoint.langgraph_values import DeltaSnapshot
 from forkpoint.operations import (
     Context,
     at_place,
@@ -47,7 +48,6 @@ from forkpoint.rows import (
     metadata_of,
     open_checkpoint,
 )
-from forkpoint.serde import DeltaSnapshot
 from forkpoint.shown import FamilyTree
 from forkpoint.steps import Steps
 from forkpoint.storage import (

@@ -20,6 +20,7 @@ import ormsgpack
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel
 
+from forkpoint.builtin_values import holds_buffer, may_hold_bytes
 from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget
 
 # Refuse all but the plainest types: a subclass, an enum or a date would pack as if it were one.
@@ -61,7 +62,7 @@ class MessageMemo:
     """
 
     def __init__(self, budget: CacheBudget) -> None:
-        self._packed: Cache[tuple[type, bytes], bytes] = Cache(
+        self._packed: Cache[tuple[type, bytes, frozenset[str]], bytes] = Cache(
             budget, lambda key, content: ENTRY_BYTES + len(key[1]) + len(content)
         )
         self._runs: Cache[bytes, _Run] = Cache(
@@ -88,7 +89,9 @@ class MessageMemo:
             )
         except ormsgpack.MsgpackEncodeError:  # some field is no plain value
             return pack(message)
-        key = (type(message), fields)
+        if may_hold_bytes(fields) and holds_buffer(message.__dict__):
+            return pack(message)
+        key = (type(message), fields, frozenset(message.__pydantic_fields_set__))
         content = self._packed.get(key)
         if content is None:
             content = pack(message)
@@ -127,7 +130,7 @@ class MessageMemo:
             packed = ormsgpack.packb(fields, option=PLAIN_ONLY)
         except ormsgpack.MsgpackEncodeError:
             return
-        if ormsgpack.unpackb(packed) == fields:
+        if ormsgpack.unpackb(packed) == fields and not holds_buffer(fields):
             classes = [type(message) for message in messages]
             given = [_shared(frozenset(message.__pydantic_fields_set__)) for message in messages]
             self._runs.put(digest, _Run(classes, given, packed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +15,7 @@ from forkpoint.errors import InvalidInput
 from forkpoint.mongodb_storage import MongoStorage
 from forkpoint.runner import WorkerRunner
 from forkpoint.saver import ForkpointSaver
+from forkpoint.serde import Alias, TypeCodec, serializer_of
 from forkpoint.threads import OnExpiry
 from forkpoint.untrusted import shown
 from forkpoint.workers import Workers, workers_of
@@ -45,7 +46,11 @@ class MongoDBSaver(ForkpointSaver):
             none, or one of the server's own (`admin`, `config`, `local`); then `forkpoint`.
         collection: The collection that has everything, made on first use with its indexes.
         serde: The serializer. By default `SafeSerializer`, which imports and calls nothing that
-            a stored row names, data classes of modules that are already imported aside.
+            a stored row names, and restores what it knows to be data.
+        types: How types are stored that forkpoint does not know (`TypeCodec`), and which types the
+            names in the store mean now: `{("old.module", "Old"): New}`, or with `(New, function)` a
+            function from the stored fields to the new ones. Only without `serde`, which may be a
+            `SafeSerializer(types=...)`.
         ttl: How long after its last activity a thread expires that is made without saying so, as
             graphs make them. By default, and with None, never. See `ThreadCatalog.sweep`.
         on_expiry: What a sweep does with such a thread then: `"delete"` it, or `"keep_latest"`.
@@ -63,6 +68,7 @@ class MongoDBSaver(ForkpointSaver):
         *,
         collection: str = COLLECTION,
         serde: SerializerProtocol | None = None,
+        types: Iterable[TypeCodec | Alias] = (),
         ttl: timedelta | None = None,
         on_expiry: OnExpiry = "delete",
         cache_bytes: int = CACHE_BYTES,
@@ -78,7 +84,7 @@ class MongoDBSaver(ForkpointSaver):
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
         storage = MongoStorage(connect, *names, owned=owned, budget=budget)
         workers = workers_of(client, _limit(client))
-        self._keep_in(storage, workers, serde, ttl, on_expiry)
+        self._keep_in(storage, workers, serializer_of(serde, types), ttl, on_expiry)
 
     def _keep_in(
         self,
@@ -99,6 +105,7 @@ class MongoDBSaver(ForkpointSaver):
         *,
         collection: str = COLLECTION,
         serde: SerializerProtocol | None = None,
+        types: Iterable[TypeCodec | Alias] = (),
         ttl: timedelta | None = None,
         on_expiry: OnExpiry = "delete",
         cache_bytes: int = CACHE_BYTES,
@@ -111,6 +118,7 @@ class MongoDBSaver(ForkpointSaver):
             db_name: As above.
             collection: As above.
             serde: As above.
+            types: As above.
             ttl: As above.
             on_expiry: As above.
             cache_bytes: As above.
@@ -132,7 +140,9 @@ class MongoDBSaver(ForkpointSaver):
         saver = cls.__new__(cls)
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
         storage = MongoStorage(connect, *names, owned=True, budget=budget)
-        saver._keep_in(storage, Workers(_limit(client)), serde, ttl, on_expiry)
+        saver._keep_in(
+            storage, Workers(_limit(client)), serializer_of(serde, types), ttl, on_expiry
+        )
         return saver
 
 

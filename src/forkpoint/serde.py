@@ -1,103 +1,145 @@
-"""The default serializer: LangGraph's own format, read back without trusting what a row names.
+"""The default serializer: what it stores comes back as it was, and nothing that is read is trusted.
 
-`JsonPlusSerializer` writes an object as a MessagePack extension that names its module and type,
-and on reading imports the one and calls the other. Whoever can write to the database can thus run
-code. `SafeSerializer` writes the same bytes, and on reading restores only
+Values are MessagePack. What MessagePack does not have is an extension of forkpoint's own (see
+`forkpoint.builtin_values`, `forkpoint.object_values` and `forkpoint.array_values`; code 41 is a
+type of `types=`: an array of its name and of what was made of the value). What LangGraph's own
+`JsonPlusSerializer` has written is read as well. `SafeSerializer` restores only
 
-- values of Python's own types (sets, dates, UUIDs, paths, ...),
+- values of Python's own types, and arrays of NumPy,
 - LangChain's and LangGraph's own messages, documents and commands,
-- data classes (dataclasses, Pydantic models, enums, named tuples, and subclasses of the value
-  types above) of modules that the application has already imported, and
+- objects that hold data (dataclasses, Pydantic models, enums, named tuples, exceptions, ...) of
+  types that this process has stored itself, or of modules that it has imported already, and
 - types that the user allowed.
 
-Anything else raises `UnreadableValue`; it never turns into `None` or into a bare dict.
+No code of a type runs on the way back, and nothing is imported because a row names it, but for what
+the user allowed. Any other object comes back as a `StoredObject`.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import datetime
-import decimal
 import importlib
-import ipaddress
+import logging
 import os
-import pathlib
 import re
-import sys
 import threading
-import uuid
-import zoneinfo
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable
-from enum import Enum
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import ormsgpack  # a dependency of langgraph-checkpoint, whose format this is
+import ormsgpack  # a dependency of langgraph-checkpoint
+from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from forkpoint.errors import ForkpointError, UnreadableValue
-
-try:  # names a private type of langgraph-checkpoint, which the format needs
-    from langgraph.checkpoint.serde.types import _DeltaSnapshot
-
-    DeltaSnapshot: Any = _DeltaSnapshot
-except ImportError:  # pragma: no cover - before DeltaChannel existed
-    DeltaSnapshot = None
-
-# The extension codes of langgraph.checkpoint.serde.jsonplus. They are part of what it stores.
-_CONSTRUCTOR_ONE_ARGUMENT = 0
-_CONSTRUCTOR_ARGUMENTS = 1
-_CONSTRUCTOR_KEYWORDS = 2
-_METHOD_ONE_ARGUMENT = 3
-_PYDANTIC_1 = 4
-_PYDANTIC_2 = 5
-_NUMPY_ARRAY = 6
-_DELTA_SNAPSHOT = 7
-
-_VALUE_TYPES: tuple[type, ...] = (
-    set,
-    frozenset,
-    deque,
-    datetime.date,  # and datetime.datetime, which derives from it
-    datetime.time,
-    datetime.timedelta,
-    datetime.timezone,
-    zoneinfo.ZoneInfo,
-    uuid.UUID,
-    decimal.Decimal,
-    pathlib.PurePath,
-    ipaddress.IPv4Address,
-    ipaddress.IPv4Interface,
-    ipaddress.IPv4Network,
-    ipaddress.IPv6Address,
-    ipaddress.IPv6Interface,
-    ipaddress.IPv6Network,
+from forkpoint import (
+    array_values,
+    builtin_values,
+    chunking,
+    langgraph_values,
+    object_values,
+    type_names,
+    untrusted,
 )
+from forkpoint.builtin_values import CannotStore, Described, holds_buffer, may_hold_bytes
+from forkpoint.errors import ForkpointError, InvalidInput, NotStorable, UnreadableValue
+from forkpoint.langgraph_values import DELTA_SNAPSHOT, DeltaSnapshot
+from forkpoint.stored_object import StoredObject, stored_as
+from forkpoint.type_names import TypeName
+
+CUSTOM = 41
+
+_PLAIN = (
+    ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
+    | ormsgpack.OPT_PASSTHROUGH_TUPLE
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+)
+_KEYS = frozenset({str, int, float, bool, bytes, type(None)})  # that a map can hold
+_KNOWN_TYPES = 4096
+_DEEPEST = 250  # so deep does MessagePack's library go
 
 # Modules that may be imported because a row names them: they define data, and loading them does
-# nothing else. The modules of `_VALUE_TYPES` are imported above.
+# nothing else.
 _IMPORTABLE = re.compile(
     r"langchain_core\.(messages|documents)\.\w+|langgraph\.types|langgraph\.store\.base"
     r"|pathlib\._local"
 )
 
-# Callables and types that are not data classes by their shape, and yet hold nothing but data.
-_KNOWN = frozenset(
-    {
-        ("re", "compile"),
-        ("langgraph.types", "Send"),
-        ("langgraph.store.base", "Item"),
-        ("pydantic.types", "SecretStr"),
-        ("pydantic.types", "SecretBytes"),
-        ("pydantic.v1.types", "SecretStr"),
-        ("pydantic.v1.types", "SecretBytes"),
-    }
-)
-
-_SAME_HASHES = 64  # elements of a set, at most
+_log = logging.getLogger("forkpoint")
 
 AllowedType = tuple[str, ...] | type
+
+
+@dataclass(frozen=True)
+class TypeCodec:
+    """How values of a type are stored that forkpoint does not know.
+
+    Args:
+        type: The type; values of exactly this type are stored so.
+        name: What it is called in the store, for good: it may move and be renamed.
+        encode: Takes a value, and returns one that can be stored.
+        decode: Takes what `encode` returned, and returns the value.
+    """
+
+    type: type
+    name: str
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+
+
+Alias = Mapping[tuple[str, str], Any]
+"""The types that stored names mean now: `{("old.module", "Old"): New}`, or `(New, function)` with a
+function from the stored fields to the new ones."""
+
+
+def serializer_of(
+    serde: SerializerProtocol | None, types: Iterable[TypeCodec | Alias]
+) -> SerializerProtocol:
+    """Return the serializer of a saver that was given these.
+
+    Raises:
+        InvalidInput: It was given both.
+    """
+    if serde is None:
+        return SafeSerializer(types=types)
+    if types:
+        raise InvalidInput(
+            "types= belongs to the default serializer; pass serde=SafeSerializer(types=...), or "
+            "an EncryptedSerializer around it"
+        )
+    return serde
+
+
+def _entries(types: object) -> tuple[TypeCodec | Alias, ...]:
+    """Return what `types=` says.
+
+    Raises:
+        InvalidInput: It is none of what it may be.
+    """
+    if isinstance(types, (str, Mapping, TypeCodec)) or not isinstance(types, Iterable):
+        raise InvalidInput(f"types must be a list, not {type(types).__name__}")
+    entries = untrusted.reading("types", tuple, types)
+    for entry in entries:
+        if isinstance(entry, TypeCodec):
+            is_known = isinstance(entry.type, type) and isinstance(entry.name, str)
+            if not (is_known and callable(entry.encode) and callable(entry.decode)):
+                raise InvalidInput("a TypeCodec needs a type, a name and two functions")
+        elif not (type(entry) is dict and all(map(_is_alias, entry.items()))):
+            raise InvalidInput(
+                "types must have TypeCodecs, and dicts of the form {(module, name): type}, or "
+                f"{{(module, name): (type, function)}}; not {untrusted.shown(entry)}"
+            )
+    return entries
+
+
+def _is_alias(item: tuple[Any, Any]) -> bool:
+    name, target = item
+    if type(target) is tuple and len(target) == 2 and callable(target[1]):
+        target = target[0]
+    is_name = type(name) is tuple and len(name) == 2 and all(isinstance(part, str) for part in name)
+    return is_name and isinstance(target, type)
 
 
 def strict_mode() -> bool:
@@ -106,40 +148,202 @@ def strict_mode() -> bool:
 
 
 class SafeSerializer(JsonPlusSerializer):
-    """Read and write LangGraph's MessagePack format, without trusting what a row names.
+    """Store values such that they come back equal and of the same type, and trust no row.
 
     Args:
         allowed: Further types that may be restored, as types or as `(module, name)`. Their
             modules are imported when a row names them.
-        strict: Restore no data classes but LangChain's, LangGraph's and the `allowed` ones. By
+        strict: Restore no objects but LangChain's, LangGraph's and those of `allowed` types. By
             default, what the environment variable `LANGGRAPH_STRICT_MSGPACK` says.
+        types: How types are stored that forkpoint does not know (`TypeCodec`), and which types
+            stored names mean now (`Alias`).
+        unknown: What an object comes back as whose type is not known or not allowed: `"stored"`, a
+            `StoredObject`; or `"raise"`, an `UnreadableValue`.
     """
 
-    def __init__(self, allowed: Iterable[AllowedType] = (), *, strict: bool | None = None) -> None:
+    def __init__(
+        self,
+        allowed: Iterable[AllowedType] = (),
+        *,
+        strict: bool | None = None,
+        types: Iterable[TypeCodec | Alias] = (),
+        unknown: str = "stored",
+    ) -> None:
         super().__init__(__unpack_ext_hook__=self._restore)
         self._strict = strict_mode() if strict is None else strict
         self._allowed = frozenset(_name(entry) for entry in allowed)
-        self._resolved: dict[tuple[str, str], Callable[..., Any]] = {}
+        self._types = _entries(types)
+        if unknown not in ("stored", "raise"):
+            raise InvalidInput(
+                f"unknown must be 'stored' or 'raise', not {untrusted.shown(unknown)}"
+            )
+        self._unknown = unknown
+        self._codecs: dict[str, TypeCodec] = {}
+        self._aliases: dict[tuple[str, str], Any] = {}
+        for entry in self._types:
+            if isinstance(entry, TypeCodec):
+                self._codecs[entry.name] = entry
+            else:
+                self._aliases.update(entry)
+        self._describers = self._describers_of_values()
+        self._resolved: dict[TypeName, type] = {}
+        self._warned: set[str] = set()
         self._failure = threading.local()
+
+    def _describers_of_values(self) -> dict[type, Callable[[Any], Described]]:
+        custom = {codec.type: _custom(codec) for codec in self._codecs.values()}
+        return {**builtin_values.DESCRIBERS, StoredObject: stored_as, **custom}
 
     def with_msgpack_allowlist(self, extra_allowlist: Iterable[AllowedType]) -> SafeSerializer:
         """Return a serializer that restores these types too."""
         allowed = self._allowed | {_name(entry) for entry in extra_allowlist}
         if allowed == self._allowed:
             return self
-        return SafeSerializer(allowed, strict=self._strict)
+        return self._with(allowed)
+
+    def _with(self, allowed: Iterable[AllowedType]) -> SafeSerializer:
+        return SafeSerializer(
+            allowed, strict=self._strict, types=self._types, unknown=self._unknown
+        )
 
     def __copy__(self) -> SafeSerializer:
-        return SafeSerializer(self._allowed, strict=self._strict)
+        return self._with(self._allowed)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SafeSerializer:
         return copy.copy(self)
+
+    # Writing
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        """Serialize a value.
+
+        Raises:
+            NotStorable: Something in it cannot be stored; the message says where it is.
+        """
+        if obj is None:
+            return "null", b""
+        if type(obj) is bytes or type(obj) is bytearray:
+            return type(obj).__name__, bytes(obj)
+        return "msgpack", self._pack(obj)
+
+    def _pack(self, value: Any) -> bytes:
+        try:
+            packed = ormsgpack.packb(value, default=self._extension, option=_PLAIN)
+        except TypeError:  # a key that is no string, say; or something that cannot be stored
+            interrupt: BaseException | None = self._failure.__dict__.pop("interrupt", None)
+            if interrupt is not None:
+                raise interrupt from None
+            return self._pack_piecewise(value, "", 0)
+        if may_hold_bytes(packed) and holds_buffer(value):
+            return self._pack_piecewise(value, "", 0)
+        return packed
+
+    def _extension(self, value: Any) -> Any:
+        try:
+            if type(value) is tuple:  # as `_describe` says, without the detour
+                return ormsgpack.Ext(builtin_values.TUPLE, self._pack(list(value)))
+            code, content = self._describe(value)
+            return _extension(code, content, self._pack)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # ormsgpack would replace it
+                self._failure.interrupt = error
+            raise
+
+    def _describe(self, value: Any) -> Described:
+        kind = type(value)
+        describer = self._describers.get(kind)
+        if describer is None:
+            if len(self._describers) > _KNOWN_TYPES:  # some programs make types by the request
+                self._describers = self._describers_of_values()
+            describer = self._describers[kind] = self._describer_of(kind)
+        return describer(value)
+
+    def _describer_of(self, kind: type) -> Callable[[Any], Described]:
+        if kind is DeltaSnapshot:
+            return lambda value: (DELTA_SNAPSHOT, value.value)
+        describer = array_values.describer_of(kind)
+        if describer is not None:
+            return describer
+        name = object_values.kind_of(kind) or ("slots" if self._allows(kind) else None)
+        if name is None:
+            raise CannotStore("is not known to hold nothing but data")
+        describer = object_values.describer_of(name, kind)
+        if name == "exception":
+            return lambda value: self._storable(*describer(value))
+        return describer
+
+    def _storable(self, code: int, content: list[Any]) -> Described:
+        """Return what is stored of an exception, whatever it holds."""
+        kind, name, arguments, attributes = content
+        arguments = [self._or_text(argument) for argument in arguments]
+        attributes = {key: self._or_text(each) for key, each in attributes.items()}
+        return code, [kind, name, arguments, attributes]
+
+    def _or_text(self, value: Any) -> Any:
+        """Return a value, or the text that represents it if it cannot be stored."""
+        try:
+            self._pack(value)
+        except NotStorable:
+            try:
+                return repr(value)
+            except Exception as error:  # noqa: BLE001 - whatever its class does
+                return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+        return value
+
+    def _pack_piecewise(self, value: Any, path: str, depth: int) -> bytes:
+        tree = self._tree(value, path, depth)
+        return ormsgpack.packb(tree, option=_PLAIN | ormsgpack.OPT_NON_STR_KEYS)
+
+    def _tree(self, value: Any, path: str, depth: int) -> Any:
+        """Return a value that packs as this one, made of what MessagePack has."""
+        kind = type(value)
+        if depth > _DEEPEST:
+            raise _refused(path[:80], value, f"is nested more than {_DEEPEST} levels deep")
+        if _is_plain(value):
+            return value
+        if kind is list:
+            return [self._tree(each, f"{path}[{at}]", depth + 1) for at, each in enumerate(value)]
+        if kind is dict and _KEYS.issuperset(map(type, value)) and not _is_odd(value):
+            return {
+                key: self._tree(each, f"{path}[{key!r:.80}]", depth + 1)
+                for key, each in list(value.items())
+            }
+        try:
+            code, content = self._describe(value)
+        except CannotStore as error:
+            raise _refused(path, value, str(error)) from None
+        except NotStorable:
+            raise
+        except Exception as error:
+            raise _refused(path, value, f"could not be read: {error}") from error
+        return _extension(
+            code, content, lambda part: self._pack_part(code, part, content, path, depth + 1)
+        )
+
+    def _pack_part(self, code: int, part: Any, whole: Any, path: str, depth: int) -> bytes:
+        if part is not whole or type(part) is not list:  # an element of a set
+            return self._pack_piecewise(part, f"{path}{{...}}", depth)
+        trees = []
+        for at, each in enumerate(part):
+            if type(each) is dict and code == object_values.OBJECT and at:
+                trees.append(
+                    {
+                        name: self._tree(inner, f"{path}.{name}", depth)
+                        for name, inner in each.items()
+                    }
+                )
+            else:
+                trees.append(self._tree(each, _path_in(code, path, part, at), depth))
+        return ormsgpack.packb(trees, option=_PLAIN | ormsgpack.OPT_NON_STR_KEYS)
+
+    # Reading
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         """Restore a value.
 
         Raises:
-            UnreadableValue: The value names a type that may not, or cannot, be restored.
+            UnreadableValue: It is not what any serializer writes; or, with `unknown="raise"`, it
+                names a type that may not, or cannot, be restored.
         """
         kind = data[0]
         if kind not in ("null", "bytes", "bytearray", "msgpack"):
@@ -160,7 +364,9 @@ class SafeSerializer(JsonPlusSerializer):
 
     def _restore(self, code: int, content: bytes) -> Any:
         try:
-            return self._build(code, self._unpack(content))
+            if code in builtin_values.RAW:
+                return builtin_values.RESTORERS[code](content)
+            return self._build(code, self._unpack(content), content)
         except BaseException as error:
             self._failure.__dict__.setdefault("error", error)
             raise
@@ -168,77 +374,150 @@ class SafeSerializer(JsonPlusSerializer):
     def _unpack(self, content: bytes) -> Any:
         return ormsgpack.unpackb(content, ext_hook=self._restore, option=ormsgpack.OPT_NON_STR_KEYS)
 
-    def _build(self, code: int, fields: Any) -> Any:
-        if code == _DELTA_SNAPSHOT and DeltaSnapshot is not None:
-            return DeltaSnapshot(fields)
-        if code == _NUMPY_ARRAY:
-            return _numpy_array(fields)
-        if not (
-            _CONSTRUCTOR_ONE_ARGUMENT <= code <= _PYDANTIC_2
-            and isinstance(fields, list)
-            and len(fields) >= 3
-            and isinstance(fields[0], str)
-            and isinstance(fields[1], str)
-        ):
-            raise UnreadableValue(f"a stored value has the unknown extension type {code}")
-        module, name, content = fields[:3]
-        target = self._resolved.get((module, name)) or self._resolve(module, name)
-        _check_arguments(code, target, content)
+    def _build(self, code: int, fields: Any, content: bytes) -> Any:
         try:
-            if code == _PYDANTIC_2:
-                return _pydantic(target, content, "model_construct")
-            if code == _CONSTRUCTOR_ONE_ARGUMENT:
-                return target(content)
-            if code == _CONSTRUCTOR_ARGUMENTS:
-                return _positional(target, content)
-            if code == _CONSTRUCTOR_KEYWORDS:
-                return _keywords(target, content)
-            if code == _PYDANTIC_1:
-                return _pydantic(target, content, "construct")
-            return _from_method(target, content, fields[3:])
-        except UnreadableValue:
-            raise
-        except Exception as error:
-            raise UnreadableValue(
-                f"{module}.{name} could not be restored from what was stored: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            if code == object_values.OBJECT:
+                return self._object(fields)
+            if code == CUSTOM:
+                return self._custom(fields)
+            if code == array_values.ARRAY:
+                return array_values.restore(fields)
+            restore = builtin_values.RESTORERS.get(code)
+            if restore is not None:
+                return restore(fields)
+            return langgraph_values.restore(code, fields, self._resolve)
+        except UnreadableValue as error:
+            reason: Exception = error
+        except Exception as error:  # noqa: BLE001 - what is stored may be anything
+            reason = error
+        return self._stand_in(code, fields, content, reason)
 
-    def _resolve(self, module: str, name: str) -> Callable[..., Any]:
-        """Return the type that a row names, if it may be restored."""
-        known = (module, name) in _KNOWN
-        allowed = (module, name) in self._allowed
-        own = known or _IMPORTABLE.fullmatch(module) is not None
-        if own or allowed:
+    def _object(self, fields: Any) -> Any:
+        kind, name, *content = fields
+        if not type_names.is_name(name):
+            raise UnreadableValue("a stored object does not name its type")
+        name = type_names.frozen(name)
+        alias = self._aliases.get(name[:2])
+        if isinstance(alias, tuple):
+            alias, change = alias
+            content = object_values.changed(kind, content, change)
+        target = alias or self._resolved.get(name) or self._target(name)
+        if not (object_values.KINDS[kind].fits(target) or self._allows(target)):
+            raise UnreadableValue(f"{type_names.text(name)} is stored as a {kind}, and is none now")
+        return object_values.KINDS[kind].load(target, content)
+
+    def _allows(self, kind: type) -> bool:
+        return not _names(kind.__module__, kind.__qualname__).isdisjoint(self._allowed)
+
+    def _custom(self, fields: Any) -> Any:
+        name, value = fields
+        codec = self._codecs.get(name)
+        if codec is None:
+            raise UnreadableValue(f"a value of the type {name!r} is stored, which types= must name")
+        return codec.decode(value)
+
+    def _stand_in(self, code: int, fields: Any, content: bytes, reason: Exception) -> StoredObject:
+        """Return what stands for an object that cannot be restored."""
+        shown = _shown(code, fields)
+        if shown is None:
+            if isinstance(reason, UnreadableValue):
+                raise reason
+            raise UnreadableValue(f"a stored value could not be restored: {reason}") from reason
+        name, attributes, value = shown
+        if self._unknown == "raise":
+            if isinstance(reason, UnreadableValue):
+                raise reason
+            raise UnreadableValue(
+                f"{name} could not be restored from what was stored: "
+                f"{type(reason).__name__}: {reason}"
+            ) from reason
+        if name not in self._warned:
+            self._warned.add(name)
+            _log.warning("%s is stored, and comes back as a StoredObject: %s", name, reason)
+        return StoredObject(name, attributes, value, code, content)
+
+    def _resolve(self, module: str, name: str) -> type:
+        alias = self._aliases.get((module, name))
+        if alias is not None:
+            return alias[0] if isinstance(alias, tuple) else alias  # type: ignore[no-any-return]
+        known = self._resolved.get((module, name))
+        return known or self._target((module, name))
+
+    def _target(self, name: TypeName) -> type:
+        """Return the type that a row names, if it may be restored.
+
+        Raises:
+            UnreadableValue: It may not, or it is not known here.
+        """
+        module, qualified = name[:2]
+        is_allowed = bool(
+            {(module, qualified), (module, qualified.rpartition(".")[2])} & self._allowed
+        )
+        is_own = _IMPORTABLE.fullmatch(module) is not None or module.startswith("pydantic")
+        if is_allowed or _IMPORTABLE.fullmatch(module):
             try:
                 importlib.import_module(module)
             except ImportError as error:
-                raise UnreadableValue(
-                    f"{module}.{name} is stored, but {module} cannot be imported: {error}"
-                ) from error
-        found = _find(module, name)
+                raise UnreadableValue(f"{module} cannot be imported: {error}") from error
+        found = type_names.find(name) or type_names.find_nested(name)
+        how = f"saver.with_allowlist([({module!r}, {qualified!r})])"
         if found is None:
             raise UnreadableValue(
-                f"{module}.{name} is stored, but the application has not imported a module "
-                f"{module} with a type {name} in it (a type that is defined inside a function "
-                f"cannot be found); import it first, or allow it with "
-                f"saver.with_allowlist([({module!r}, {name!r})])"
+                f"{type_names.text(name)} is stored, and this process has neither stored one nor "
+                f"imported a module {module} with it; import it first, or allow it with {how}"
             )
-        if not (known or allowed):
-            if not (isinstance(found, type) and _is_data_class(found)):
-                raise UnreadableValue(
-                    f"{module}.{name} is stored, and is not a data class; if it may be called, "
-                    f"allow it with saver.with_allowlist([({module!r}, {name!r})])"
-                )
-            if self._strict and not own and not _is_value_class(found):
-                raise UnreadableValue(
-                    f"{module}.{name} is stored, and strict mode (LANGGRAPH_STRICT_MSGPACK) does "
-                    f"not allow it; allow it with "
-                    f"saver.with_allowlist([({module!r}, {name!r})])"
-                )
-        target: Callable[..., Any] = found
-        self._resolved[module, name] = target
-        return target
+        if not is_allowed and object_values.kind_of(found) is None and not _is_value(found):
+            raise UnreadableValue(
+                f"{type_names.text(name)} is stored, and is not known to hold nothing but data; "
+                f"if it may be called, allow it with {how}"
+            )
+        if self._strict and not (is_own or is_allowed or _is_value(found)):
+            raise UnreadableValue(
+                f"{type_names.text(name)} is stored, and strict mode (LANGGRAPH_STRICT_MSGPACK) "
+                f"does not allow it; allow it with {how}"
+            )
+        self._resolved[name] = found
+        return found
+
+
+def _is_value(kind: type) -> bool:
+    return kind in builtin_values.DESCRIBERS
+
+
+def _shown(code: int, fields: Any) -> tuple[str, Mapping[str, Any], Any] | None:
+    """Return the name of a stored object's type, its fields, and its value; None if it is none."""
+    try:
+        if code == object_values.OBJECT:
+            kind, name, *content = fields
+            attributes, value = object_values.KINDS[kind].shown(content)
+            return type_names.text(type_names.frozen(name)), dict(attributes), value
+        if code == CUSTOM:
+            name, value = fields
+            return str(name), {}, value
+        if code == array_values.ARRAY:
+            return str(fields[0]), {}, fields[1:]
+        if code == builtin_values.VALUE:
+            return str(fields[0]), {}, fields[1]
+        if langgraph_values.names_a_type(code, fields):
+            attributes = fields[2] if isinstance(fields[2], dict) else {}
+            if all(isinstance(key, str) for key in attributes):
+                return f"{fields[0]}.{fields[1]}", attributes, fields[2]
+    except (ValueError, TypeError, KeyError, IndexError):
+        return None
+    return None
+
+
+def _custom(codec: TypeCodec) -> Callable[[Any], Described]:
+    return lambda value: (CUSTOM, [codec.name, codec.encode(value)])
+
+
+def _extension(code: int, content: Any, pack: Callable[[Any], bytes]) -> Any:
+    if code in builtin_values.RAW or isinstance(content, bytes):
+        return ormsgpack.Ext(code, content)
+    if code in (builtin_values.SET, builtin_values.FROZENSET):
+        elements = sorted(map(pack, content))
+        return ormsgpack.Ext(code, chunking.array_header(len(elements)) + b"".join(elements))
+    return ormsgpack.Ext(code, pack(content))
 
 
 def _is_interrupt(failure: Exception) -> bool:
@@ -250,152 +529,62 @@ def _is_interrupt(failure: Exception) -> bool:
     return is_main and str(failure) == "ext_hook failed"
 
 
+def _names(module: str, qualified: str) -> set[tuple[str, str]]:
+    """Return the names by which a type may be allowed: LangGraph's are not qualified."""
+    return {(module, qualified), (module, qualified.rpartition(".")[2])}
+
+
 def _name(entry: AllowedType) -> tuple[str, str]:
     if isinstance(entry, type):
-        return entry.__module__, entry.__name__
+        return entry.__module__, entry.__qualname__
     return ".".join(entry[:-1]), entry[-1]
 
 
-def _find(module: str, name: str) -> Any:
-    """Return what an imported module defines under a name, without running any of its code.
-
-    A type that is nested in another is stored under its own name only, so it is looked for there.
-    """
-    imported = sys.modules.get(module)
-    if imported is None:
-        return None
-    found = vars(imported).get(name)
-    if found is not None:
-        return found
-    nested = [
-        inner
-        for outer in _nested(vars(imported).values(), module)
-        for inner in vars(outer).values()
-        if isinstance(inner, type) and inner.__name__ == name and inner.__module__ == module
-    ]
-    return nested[0] if len(set(nested)) == 1 else None
+def _is_plain(value: Any) -> bool:
+    """Return whether MessagePack has this as it is."""
+    if type(value) is list:
+        parts: set[type] = set(map(type, value))
+    elif type(value) is dict:
+        parts = {*map(type, value), *map(type, value.values())}
+    else:
+        parts = {type(value)}
+    if not parts <= _KEYS:
+        return False
+    try:
+        ormsgpack.packb(value, option=_PLAIN | ormsgpack.OPT_NON_STR_KEYS)
+    except TypeError:  # a long integer, or a lone surrogate
+        return False
+    return True
 
 
-def _nested(values: Iterable[Any], module: str) -> list[type]:
-    found: list[type] = []
-    waiting = [value for value in values if isinstance(value, type)]
-    while waiting:
-        outer = waiting.pop()
-        if outer.__module__ == module and outer not in found:
-            found.append(outer)
-            waiting.extend(value for value in vars(outer).values() if isinstance(value, type))
-    return found
-
-
-def _is_value_class(found: type) -> bool:
-    package = found.__module__.partition(".")[0]
-    return package in sys.stdlib_module_names and issubclass(found, _VALUE_TYPES)
-
-
-def _is_data_class(found: type) -> bool:
-    """Return whether a type is one that only holds data."""
-    return (
-        dataclasses.is_dataclass(found)
-        or issubclass(found, (Enum, *_VALUE_TYPES))
-        or (issubclass(found, tuple) and hasattr(found, "_fields"))
-        # Pydantic 2 and 1, told by what their metaclasses leave on a model
-        or "__pydantic_validator__" in vars(found)
-        or (hasattr(found, "__fields__") and hasattr(found, "construct"))
+def _is_odd(value: dict[Any, Any]) -> bool:
+    """Return whether a map cannot hold the keys of a dict."""
+    return any(
+        _has_surrogates(key)
+        if type(key) is str
+        else type(key) is int and not -(2**63) <= key < 2**64
+        for key in value
     )
 
 
-def _check_arguments(code: int, target: Callable[..., Any], content: Any) -> None:
-    """Refuse what no value is written with, and what would take for ever to go through.
-
-    Raises:
-        UnreadableValue: The arguments are of another shape.
-    """
-    fits = True
-    if code == _CONSTRUCTOR_ARGUMENTS:
-        fits = isinstance(content, (list, tuple))
-    elif code in (_CONSTRUCTOR_KEYWORDS, _PYDANTIC_1, _PYDANTIC_2):
-        fits = isinstance(content, dict) and all(isinstance(key, str) for key in content)
-    is_collection = isinstance(target, type) and issubclass(target, (set, frozenset, deque))
-    if is_collection and code == _CONSTRUCTOR_ONE_ARGUMENT:
-        # An IP network, for one, is a few bytes, and has up to 2**128 addresses.
-        fits = isinstance(content, (list, tuple, set, frozenset, deque))
-    elif is_collection and code == _CONSTRUCTOR_ARGUMENTS and fits:
-        fits = all(isinstance(each, (list, tuple)) for each in content)
-    if not fits:
-        raise UnreadableValue(
-            f"{getattr(target, '__name__', target)} is stored with arguments that it is never "
-            "written with"
-        )
-    if is_collection and not issubclass(target, deque):  # type: ignore[arg-type]
-        for elements in [content] if code == _CONSTRUCTOR_ONE_ARGUMENT else content:
-            _check_hashes(elements)
-
-
-def _check_hashes(elements: Collection[Any]) -> None:
-    """Refuse elements that were chosen to have the same hash: a set of n takes n * n steps."""
-    if len(elements) <= _SAME_HASHES:
-        return
+def _has_surrogates(text: str) -> bool:
+    if text.isascii():
+        return False
     try:
-        (_, most), *_ = Counter(map(hash, elements)).most_common(1)
-    except TypeError as error:
-        raise UnreadableValue(f"a stored set has an element that cannot be: {error}") from error
-    if most > _SAME_HASHES:
-        raise UnreadableValue("a stored set has too many elements with one hash")
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
-def _positional(target: Callable[..., Any], content: Any) -> Any:
-    if (
-        getattr(target, "__name__", "") == "Send"
-        and target.__module__ == "langgraph.types"
-        and len(content) == 3
-    ):
-        return target(content[0], content[1], timeout=content[2])
-    return target(*content)
+def _path_in(code: int, path: str, parts: list[Any], at: int) -> str:
+    if code == builtin_values.ITEMS:
+        return f"{path}[{parts[at - 1]!r:.80}]" if at % 2 else f"{path}.keys()"
+    if code == builtin_values.TUPLE:
+        return f"{path}[{at}]"
+    return path
 
 
-def _keywords(target: Callable[..., Any], content: dict[str, Any]) -> Any:
-    try:
-        return target(**content)
-    except TypeError:
-        # A dataclass may have fields that its constructor does not take; all of them are stored.
-        if not (isinstance(target, type) and dataclasses.is_dataclass(target)):
-            raise
-        if content.keys() != {field.name for field in dataclasses.fields(target)}:
-            raise
-        instance = object.__new__(target)
-        for name, value in content.items():
-            object.__setattr__(instance, name, value)
-        return instance
-
-
-def _pydantic(target: Callable[..., Any], content: dict[str, Any], unchecked: str) -> Any:
-    try:
-        return target(**content)
-    except Exception as error:
-        # A model that was valid by the rules of another day; LangGraph restores it unchecked too.
-        construct = getattr(target, unchecked, None)
-        if construct is None:
-            raise error
-        return construct(**content)
-
-
-def _from_method(target: Callable[..., Any], content: Any, method: Collection[str]) -> Any:
-    is_datetime = isinstance(target, type) and issubclass(target, datetime.datetime)
-    if list(method) != ["fromisoformat"] or not is_datetime:
-        raise UnreadableValue(
-            f"a stored value asks to call {getattr(target, '__name__', target)}."
-            f"{'.'.join(map(str, method))}, which is never done"
-        )
-    return target.fromisoformat(content)  # type: ignore[attr-defined]
-
-
-def _numpy_array(fields: Any) -> Any:
-    try:
-        import numpy
-
-        dtype, shape, order, content = fields
-        if not (isinstance(shape, (list, tuple)) and isinstance(content, bytes)):
-            raise TypeError("its shape or its content is of the wrong type")
-        return numpy.frombuffer(content, dtype=numpy.dtype(dtype)).reshape(shape, order=order)
-    except Exception as error:
-        raise UnreadableValue(f"a stored NumPy array could not be restored: {error}") from error
+def _refused(path: str, value: Any, reason: str) -> NotStorable:
+    kind = type(value)
+    return NotStorable(path, f"a {kind.__module__}.{kind.__qualname__} {reason}")

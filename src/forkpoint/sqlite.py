@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterable
 from datetime import timedelta
 
 import aiosqlite
@@ -15,6 +16,7 @@ from forkpoint.caches import CACHE_BYTES, CacheBudget
 from forkpoint.errors import InvalidInput
 from forkpoint.runner import WorkerRunner
 from forkpoint.saver import ForkpointSaver
+from forkpoint.serde import Alias, TypeCodec, serializer_of
 from forkpoint.sqlite_connections import Connector, Opener, Passed
 from forkpoint.sqlite_setup import BUSY_TIMEOUT_SECONDS
 from forkpoint.sqlite_storage import SqliteStorage
@@ -36,7 +38,11 @@ class SqliteSaver(ForkpointSaver):
             `check_same_thread=False`), or an open `aiosqlite.Connection`. A connection that is
             passed stays the caller's to close. A relative path is resolved here, once.
         serde: The serializer. By default `SafeSerializer`, which imports and calls nothing that
-            a stored row names, data classes of modules that are already imported aside.
+            a stored row names, and restores what it knows to be data.
+        types: How types are stored that forkpoint does not know (`TypeCodec`), and which types the
+            names in the store mean now: `{("old.module", "Old"): New}`, or with `(New, function)` a
+            function from the stored fields to the new ones. Only without `serde`, which may be a
+            `SafeSerializer(types=...)`.
         durability: With `"full"`, a write that was acknowledged survives the loss of power; with
             `"normal"`, the crash of the process.
         busy_timeout: For how many seconds a call waits while another process or connection writes,
@@ -57,6 +63,7 @@ class SqliteSaver(ForkpointSaver):
         database: str | os.PathLike[str] | sqlite3.Connection | aiosqlite.Connection,
         *,
         serde: SerializerProtocol | None = None,
+        types: Iterable[TypeCodec | Alias] = (),
         durability: str = "full",
         busy_timeout: float | None = None,
         ttl: timedelta | None = None,
@@ -80,7 +87,7 @@ class SqliteSaver(ForkpointSaver):
             if isinstance(database, aiosqlite.Connection)
             else WorkerRunner(Workers(_WORKERS), storage)
         )
-        super().__init__(storage, runner, serde, ttl, budget, on_expiry)
+        super().__init__(storage, runner, serializer_of(serde, types), ttl, budget, on_expiry)
 
     @classmethod
     def from_conn_string(
@@ -88,6 +95,7 @@ class SqliteSaver(ForkpointSaver):
         conn_string: str,
         *,
         serde: SerializerProtocol | None = None,
+        types: Iterable[TypeCodec | Alias] = (),
         durability: str = "full",
         busy_timeout: float | None = None,
         ttl: timedelta | None = None,
@@ -100,6 +108,7 @@ class SqliteSaver(ForkpointSaver):
         return cls(
             conn_string,
             serde=serde,
+            types=types,
             durability=durability,
             busy_timeout=busy_timeout,
             ttl=ttl,

@@ -122,6 +122,10 @@ the key of an encrypting serializer.
 **Protected**: one byte, the length of a cipher's name; the name in UTF-8; the bytes, encrypted by
 that cipher. A length of 0: plain bytes. A chunk's content is protected unless it is empty.
 
+**Values**, where the default serializer writes them: MessagePack, with the extensions of
+`forkpoint.builtin_values` (32 to 38), `forkpoint.array_values` (39), `forkpoint.object_values` (40)
+and `forkpoint.serde` (41).
+
 **Hash**: SHA-256, or HMAC-SHA-256 (RFC 2104) with the store's secret where the serializer
 encrypts; always of plaintext. The digest of a chunk without refs hashes ``00`` and the content;
 with refs ``01``, the number of refs in four bytes (big-endian), the refs, the content.

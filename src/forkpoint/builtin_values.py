@@ -1,0 +1,393 @@
+"""Values of Python's own types that MessagePack does not have: how they are stored, and restored.
+
+Each is a MessagePack extension of one of these codes:
+
+====  ==========  =================================================================================
+code  what        content
+====  ==========  =================================================================================
+32    VALUE       array of a name of `_VALUES` and what its function there returns
+33    TUPLE       array of the elements
+34    SET         array of the elements, each packed, in the order of these bytes
+35    FROZENSET   the same
+36    ITEMS       array of keys and values by turns: a dict with keys that a map cannot hold
+37    INT         an integer beyond 64 bits, big-endian and in two's complement
+38    TEXT        a string with lone surrogates, in UTF-8 with `surrogatepass`
+====  ==========  =================================================================================
+"""
+
+from __future__ import annotations
+
+import array
+import datetime
+import decimal
+import fractions
+import ipaddress
+import pathlib
+import re
+import sys
+import types
+import uuid
+import zoneinfo
+from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple, TypeVar
+
+VALUE, TUPLE, SET, FROZENSET, ITEMS, INT, TEXT = range(32, 39)
+
+Described = tuple[int, Any]
+"""An extension code, and what is to be packed under it."""
+
+
+class CannotStore(TypeError):
+    """A value cannot be stored. The message says why, after the name of its type."""
+
+
+_V = TypeVar("_V")
+
+
+def only(content: Any, kind: type[_V]) -> _V:
+    """Return what was read if it is of exactly this type.
+
+    Whatever else it is may be what takes for ever to go through: an IP network, say.
+    """
+    if type(content) is not kind:
+        raise ValueError(f"it is stored as a {type(content).__name__}, not a {kind.__name__}")
+    return content
+
+
+class _Value(NamedTuple):
+    """How values of a type are stored under a name of its own."""
+
+    kind: type
+    dump: Callable[[Any], Any]
+    load: Callable[[Any], Any]
+
+
+_BUFFERS = frozenset({bytearray, memoryview})
+_CONTAINERS = frozenset({list, dict})
+
+
+def may_hold_bytes(packed: bytes) -> bool:
+    """Return whether there may be bytes in what was packed, by its marks for them."""
+    return b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed
+
+
+def holds_buffer(value: Any) -> bool:
+    """Return whether lists and dicts hold what packs as if it were `bytes`."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if type(each) in _BUFFERS:
+            return True
+        inner = each.values() if type(each) is dict else each if type(each) is list else ()
+        kinds = set(map(type, inner))
+        if not kinds.isdisjoint(_BUFFERS):
+            return True
+        if not kinds.isdisjoint(_CONTAINERS):
+            waiting += [one for one in inner if type(one) in _CONTAINERS]
+    return False
+
+
+# Dates and times
+
+
+def _dump_datetime(value: datetime.datetime) -> Any:
+    return [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, value.tzinfo]
+
+
+def _load_datetime(content: Any) -> datetime.datetime:
+    text, fold, zone = content
+    return datetime.datetime.fromisoformat(text).replace(fold=fold, tzinfo=zone)
+
+
+def _dump_time(value: datetime.time) -> Any:
+    return [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, value.tzinfo]
+
+
+def _load_time(content: Any) -> datetime.time:
+    text, fold, zone = content
+    return datetime.time.fromisoformat(text).replace(fold=fold, tzinfo=zone)
+
+
+def _dump_timedelta(value: datetime.timedelta) -> Any:
+    return [value.days, value.seconds, value.microseconds]
+
+
+def _load_timedelta(content: Any) -> datetime.timedelta:
+    days, seconds, microseconds = content
+    return datetime.timedelta(days, seconds, microseconds)
+
+
+def _dump_timezone(value: datetime.timezone) -> Any:
+    offset, *name = value.__getinitargs__()  # type: ignore[attr-defined]
+    return [_dump_timedelta(offset), *name]
+
+
+def _load_timezone(content: Any) -> datetime.timezone:
+    offset, *name = content
+    offset = _load_timedelta(offset)
+    return datetime.timezone(offset, *name) if name or offset else datetime.timezone.utc
+
+
+def _dump_zone(value: zoneinfo.ZoneInfo) -> Any:
+    if value.key is None:
+        raise CannotStore("has no key by which it could be found again")
+    return value.key
+
+
+# Collections
+
+
+def pairs(value: dict[Any, Any]) -> list[Any]:
+    """Return the keys and values of a dict by turns."""
+    return [part for item in dict.items(value) for part in item]
+
+
+def from_pairs(content: Any) -> dict[Any, Any]:
+    """Return the dict of these keys and values.
+
+    Raises:
+        ValueError: There are too many with the same hash: each would be compared with all others.
+    """
+    keys = only(content, list)[::2]
+    check_hashes(keys)
+    return dict(zip(keys, content[1::2], strict=True))
+
+
+_SAME_HASHES = 64  # elements of a set, at most
+
+
+def check_hashes(elements: Collection[Any]) -> None:
+    """Refuse elements that were chosen to have the same hash: a set of n takes n * n steps."""
+    if len(elements) > _SAME_HASHES:
+        (_, most), *_ = Counter(map(hash, elements)).most_common(1)
+        if most > _SAME_HASHES:
+            raise ValueError("too many of its elements have the same hash")
+
+
+def _load_set(content: Any) -> set[Any]:
+    check_hashes(only(content, list))
+    return set(content)
+
+
+# What a defaultdict may call. Another type could be anything by the time that it is called.
+_FACTORIES = {
+    kind.__name__: kind for kind in (bool, bytes, dict, float, int, list, set, str, tuple, complex)
+}
+
+
+def _dump_defaultdict(value: defaultdict[Any, Any]) -> Any:
+    factory = value.default_factory
+    if factory is not None and _FACTORIES.get(getattr(factory, "__name__", "")) is not factory:
+        raise CannotStore(f"has a default_factory that is not one of {', '.join(_FACTORIES)}")
+    return [None if factory is None else factory.__name__, pairs(value)]
+
+
+def _load_defaultdict(content: Any) -> defaultdict[Any, Any]:
+    factory, items = content
+    return defaultdict(None if factory is None else _FACTORIES[factory], from_pairs(items))
+
+
+def _dump_deque(value: deque[Any]) -> Any:
+    return [value.maxlen, list(value)]
+
+
+def _load_deque(content: Any) -> deque[Any]:
+    longest, elements = content
+    return deque(only(elements, list), longest)
+
+
+def _load_counter(content: Any) -> Counter[Any]:
+    counter: Counter[Any] = Counter()
+    dict.update(counter, from_pairs(content))
+    return counter
+
+
+def _dump_chainmap(value: ChainMap[Any, Any]) -> Any:
+    return value.maps
+
+
+def _load_chainmap(content: Any) -> ChainMap[Any, Any]:
+    return ChainMap(*only(content, list))
+
+
+# Numbers and bytes
+
+
+def _dump_fraction(value: fractions.Fraction) -> Any:
+    return [value.numerator, value.denominator]
+
+
+def _load_fraction(content: Any) -> fractions.Fraction:
+    numerator, denominator = content
+    return fractions.Fraction(numerator, denominator)
+
+
+def _load_complex(content: Any) -> complex:
+    real, imaginary = content
+    return complex(real, imaginary)
+
+
+def _dump_span(value: range | slice[Any, Any, Any]) -> Any:
+    return [value.start, value.stop, value.step]
+
+
+def _load_range(content: Any) -> range:
+    start, stop, step = content
+    return range(start, stop, step)
+
+
+def _load_slice(content: Any) -> slice[Any, Any, Any]:
+    start, stop, step = content
+    return slice(start, stop, step)
+
+
+def _dump_array(value: array.array[Any]) -> Any:
+    if value.typecode in "uw":
+        return [value.typecode, value.tounicode()]
+    swapped = value
+    if sys.byteorder == "big":
+        swapped = value[:]
+        swapped.byteswap()
+    return [value.typecode, value.itemsize, swapped.tobytes()]
+
+
+def _load_array(content: Any) -> array.array[Any]:
+    typecode, *_, data = content
+    loaded: array.array[Any] = array.array(typecode)
+    if typecode in "uw":
+        loaded.fromunicode(data)
+        return loaded
+    if content[1] != loaded.itemsize:
+        raise ValueError(f"its items have {content[1]} bytes, and {loaded.itemsize} here")
+    loaded.frombytes(data)
+    if sys.byteorder == "big":
+        loaded.byteswap()
+    return loaded
+
+
+def _dump_memoryview(value: memoryview) -> Any:
+    if value.ndim != 1 or value.format != "B":
+        raise CannotStore("is no plain row of bytes")
+    return bytes(value)
+
+
+# Texts
+
+
+def _dump_pattern(value: re.Pattern[Any]) -> Any:
+    return [value.pattern, int(value.flags)]
+
+
+def _load_pattern(content: Any) -> re.Pattern[Any]:
+    pattern, flags = content
+    return re.compile(pattern, flags)
+
+
+def _dump_uuid(value: uuid.UUID) -> bytes:
+    return value.bytes
+
+
+def _load_uuid(content: Any) -> uuid.UUID:
+    return uuid.UUID(bytes=content)
+
+
+def _dump_namespace(value: types.SimpleNamespace) -> Any:
+    return vars(value)
+
+
+def _load_namespace(content: Any) -> types.SimpleNamespace:
+    namespace = types.SimpleNamespace()
+    vars(namespace).update(content)
+    return namespace
+
+
+def _load_ellipsis(_: Any) -> Any:
+    return ...
+
+
+_VALUES: dict[str, _Value] = {
+    "bytearray": _Value(bytearray, bytes, lambda content: bytearray(only(content, bytes))),
+    "memoryview": _Value(memoryview, _dump_memoryview, memoryview),
+    "complex": _Value(complex, lambda value: [value.real, value.imag], _load_complex),
+    "fraction": _Value(fractions.Fraction, _dump_fraction, _load_fraction),
+    "decimal": _Value(decimal.Decimal, str, decimal.Decimal),
+    "range": _Value(range, _dump_span, _load_range),
+    "slice": _Value(slice, _dump_span, _load_slice),
+    "ellipsis": _Value(type(...), lambda _: None, _load_ellipsis),
+    "array": _Value(array.array, _dump_array, _load_array),
+    "date": _Value(datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
+    "datetime": _Value(datetime.datetime, _dump_datetime, _load_datetime),
+    "time": _Value(datetime.time, _dump_time, _load_time),
+    "timedelta": _Value(datetime.timedelta, _dump_timedelta, _load_timedelta),
+    "timezone": _Value(datetime.timezone, _dump_timezone, _load_timezone),
+    "zoneinfo": _Value(zoneinfo.ZoneInfo, _dump_zone, zoneinfo.ZoneInfo),
+    "uuid": _Value(uuid.UUID, _dump_uuid, _load_uuid),
+    "pattern": _Value(re.Pattern, _dump_pattern, _load_pattern),
+    "deque": _Value(deque, _dump_deque, _load_deque),
+    "defaultdict": _Value(defaultdict, _dump_defaultdict, _load_defaultdict),
+    "counter": _Value(Counter, pairs, _load_counter),
+    "ordereddict": _Value(OrderedDict, pairs, lambda content: OrderedDict(from_pairs(content))),
+    "chainmap": _Value(ChainMap, _dump_chainmap, _load_chainmap),
+    "mappingproxy": _Value(
+        types.MappingProxyType, lambda value: dict(value), types.MappingProxyType
+    ),
+    "namespace": _Value(types.SimpleNamespace, _dump_namespace, _load_namespace),
+    **{
+        kind.__name__.lower(): _Value(kind, str, kind)
+        for kind in (
+            ipaddress.IPv4Address,
+            ipaddress.IPv4Interface,
+            ipaddress.IPv4Network,
+            ipaddress.IPv6Address,
+            ipaddress.IPv6Interface,
+            ipaddress.IPv6Network,
+            pathlib.PurePosixPath,
+            pathlib.PureWindowsPath,
+            pathlib.PosixPath,
+            pathlib.WindowsPath,
+        )
+    },
+}
+_NAMES = {value.kind: name for name, value in _VALUES.items()}
+
+
+def _describe_value(value: Any) -> Described:
+    name = _NAMES[type(value)]
+    return VALUE, [name, _VALUES[name].dump(value)]
+
+
+def _describe_int(value: int) -> Described:
+    return INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
+
+
+DESCRIBERS: dict[type, Callable[[Any], Described]] = {
+    tuple: lambda value: (TUPLE, list(value)),
+    set: lambda value: (SET, list(value)),
+    frozenset: lambda value: (FROZENSET, list(value)),
+    dict: lambda value: (ITEMS, pairs(value)),
+    int: _describe_int,
+    str: lambda value: (TEXT, value.encode("utf-8", "surrogatepass")),
+    **dict.fromkeys(_NAMES, _describe_value),
+}
+"""How values of exactly these types are stored."""
+
+RAW = frozenset({INT, TEXT})
+"""The codes whose content is bytes, and no MessagePack."""
+
+
+def _restore_value(content: Any) -> Any:
+    name, stored = content
+    return _VALUES[name].load(stored)
+
+
+RESTORERS: dict[int, Callable[[Any], Any]] = {
+    VALUE: _restore_value,
+    TUPLE: lambda content: tuple(only(content, list)),
+    SET: _load_set,
+    FROZENSET: lambda content: frozenset(_load_set(content)),
+    ITEMS: from_pairs,
+    INT: lambda content: int.from_bytes(content, "big", signed=True),
+    TEXT: lambda content: content.decode("utf-8", "surrogatepass"),
+}
+"""How they are restored from what was unpacked, or from the bytes of a `RAW` code."""
