@@ -27,8 +27,10 @@ from pymongo.write_concern import WriteConcern
 from commands import Started, untargeted
 from forkpoint import SqliteSaver
 from forkpoint.filters import packed, thread_terms, unpacked
+from forkpoint.hashing import FLAG_BITS, Hashing, new_salt
 from forkpoint.mongodb_catalog import new_record
 from forkpoint.saver import ForkpointSaver
+from forkpoint.storage import Description
 from forkpoint.tombstones import Marks
 from servers import wait_until
 
@@ -67,6 +69,13 @@ class Known(NamedTuple):
     created_at: int
     updated_at: int
     label: str | None = None
+
+
+def checksums(known: Known) -> tuple[bytes, bytes]:
+    """Return the salt of a thread, and the checksums of its record, in a store without a key."""
+    salt = new_salt()
+    said = Description(known.label, tuple(known.tags), json.dumps(known.metadata))
+    return salt, Hashing().checksums((known.thread_id, known.owner, salt), said)
 
 
 class Row(NamedTuple):
@@ -131,9 +140,13 @@ class Store(ABC):
     def change(self, kind: str, key: Any, **fields: bytes | str | int | None) -> None:
         """Change a row behind the saver's back."""
 
-    @abstractmethod
     def binding(self, row: Row, checksum: bytes) -> int:
         """Return what binds a visible row to its thread if it has this checksum."""
+        return Hashing().binding(self._salt_of(row.thread), checksum) << FLAG_BITS
+
+    @abstractmethod
+    def _salt_of(self, thread: Any) -> bytes:
+        """Return the salt of the thread of this key."""
 
     @abstractmethod
     def age(self, thread_id: str, **microseconds: int) -> None:
@@ -159,6 +172,10 @@ class Store(ABC):
     @abstractmethod
     def put_back(self, kind: str, key: Any, fields: Mapping[str, Any]) -> None:
         """Let a row be as it was `stored`, whatever has become of it."""
+
+    @abstractmethod
+    def let_mean(self, thread_id: str, thread: Thread) -> None:
+        """Let an id mean another thread, where that is said anywhere but in the thread's record."""
 
     @abstractmethod
     def add_threads(self, threads: Sequence[Known]) -> None:
@@ -305,11 +322,14 @@ class SqliteStore(Store):
         assignments = ", ".join(f"{field} = ?" for field in fields)
         with self.connection() as connection:
             connection.execute(
-                f"UPDATE forkpoint_{kind} SET {assignments} WHERE id = ?", (*fields.values(), key)
+                f"UPDATE forkpoint_{kind} SET {assignments} WHERE {_name_of_key(kind)} = ?",
+                (*fields.values(), key),
             )
 
-    def binding(self, row: Row, checksum: bytes) -> int:
-        return int.from_bytes(checksum[:6], "big") + 4 * int(row.thread)
+    def _salt_of(self, thread: Any) -> bytes:
+        with self.connection() as connection:
+            salt = "SELECT salt FROM forkpoint_threads WHERE key = ?"
+            return bytes(connection.execute(salt, (thread,)).fetchone()[0])
 
     def age(self, thread_id: str, **microseconds: int) -> None:
         fields = ", ".join(f"{field} = {field} - ?" for field in microseconds)
@@ -323,14 +343,14 @@ class SqliteStore(Store):
         with self.connection() as connection:
             connection.row_factory = sqlite3.Row
             rows = connection.execute(f"SELECT * FROM forkpoint_{kind}")
-            key = "key" if kind == "threads" else "id"
+            key = _name_of_key(kind)
             return {row[key]: {name: row[name] for name in row.keys()[1:]} for row in rows}
 
     def take(self, kind: str, key: Any) -> Any:
         with self.connection() as connection:
-            row = connection.execute(f"SELECT * FROM forkpoint_{kind} WHERE id = ?", (key,))
-            taken = row.fetchone()
-            connection.execute(f"DELETE FROM forkpoint_{kind} WHERE id = ?", (key,))
+            which = f"forkpoint_{kind} WHERE {_name_of_key(kind)} = ?"
+            taken = connection.execute(f"SELECT * FROM {which}", (key,)).fetchone()
+            connection.execute(f"DELETE FROM {which}", (key,))
         return taken
 
     def give_back(self, kind: str, taken: Any) -> None:
@@ -339,7 +359,7 @@ class SqliteStore(Store):
             connection.execute(f"INSERT INTO forkpoint_{kind} VALUES ({marks})", taken)
 
     def put_back(self, kind: str, key: Any, fields: Mapping[str, Any]) -> None:
-        name = "key" if kind == "threads" else "id"
+        name = _name_of_key(kind)
         marks = ", ".join("?" * (len(fields) + 1))
         with self.connection() as connection:
             connection.execute(f"DELETE FROM forkpoint_{kind} WHERE {name} = ?", (key,))
@@ -353,14 +373,21 @@ class SqliteStore(Store):
             connection.execute("BEGIN")
             connection.executemany(
                 "INSERT INTO forkpoint_threads (thread_id, family, owner, tags, metadata, status,"
-                " created_at, updated_at, label) VALUES (?, 0, ?, ?, ?, ?, ?, ?, ?)",
+                " created_at, updated_at, label, salt, checksums)"
+                " VALUES (?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    one._replace(tags=json.dumps(one.tags), metadata=json.dumps(one.metadata))
+                    (
+                        *one._replace(tags=json.dumps(one.tags), metadata=json.dumps(one.metadata)),
+                        *checksums(one),
+                    )
                     for one in threads
                 ],
             )
             connection.execute("UPDATE forkpoint_threads SET family = key WHERE family = 0")
             connection.execute("COMMIT")
+
+    def let_mean(self, thread_id: str, thread: Thread) -> None:
+        pass  # the record says it
 
     def mislist(self, thread_id: str) -> None:
         with self.connection() as connection:
@@ -432,6 +459,10 @@ class SqliteStore(Store):
         found += [f"listed twice: {row}" for row, number in Counter(rows).items() if number > 1]
         found += [f"listed, and not known to be: {row}" for row in set(rows) - expected]
         return found + [f"known to be listed, and not: {row}" for row in expected - set(rows)]
+
+
+def _name_of_key(kind: str) -> str:
+    return "key" if kind == "threads" else "id"
 
 
 class MongoStore(Store):
@@ -572,8 +603,8 @@ class MongoStore(Store):
         changed = self.collection.update_one({"_id": key}, {"$set": fields})
         assert changed.matched_count == 1
 
-    def binding(self, row: Row, checksum: bytes) -> int:
-        return int.from_bytes(checksum[:6], "big")
+    def _salt_of(self, thread: Any) -> bytes:
+        return bytes(self.collection.find_one({"_id": thread})["salt"])
 
     def age(self, thread_id: str, **microseconds: int) -> None:
         older = {field: {"$subtract": [f"${field}", by]} for field, by in microseconds.items()}
@@ -592,7 +623,7 @@ class MongoStore(Store):
         return self.collection.find_one_and_delete({"_id": key})
 
     def give_back(self, kind: str, taken: Any) -> None:
-        in_log = ("log", "slot", "record")
+        in_log = () if kind == "threads" else ("log", "slot", "record")
         self.collection.insert_one({name: taken[name] for name in taken if name not in in_log})
 
     def put_back(self, kind: str, key: Any, fields: Mapping[str, Any]) -> None:
@@ -605,6 +636,7 @@ class MongoStore(Store):
             key = ObjectId()
             name = name_id(one.thread_id)
             said = {**one._asdict(), "metadata": json.dumps(one.metadata), "provisional": False}
+            said["salt"], said["checksums"] = checksums(one)
             documents += [
                 {"_id": key, "family": key, **new_record(epoch=ObjectId(), **said)},
                 {"_id": name, "family": name, "key": key, "home": key},
@@ -616,6 +648,11 @@ class MongoStore(Store):
         settings = self.collection.find_one({"_id": "store_key"})
         key = settings["value"] if settings else b""
         return lambda thread_id: f"name:{Marks(key, thread_id).of_id.hex()}"
+
+    def let_mean(self, thread_id: str, thread: Thread) -> None:
+        name = self.names()(thread_id)
+        meant = {"key": thread.key, "home": thread.family}
+        assert self.collection.update_one({"_id": name}, {"$set": meant}).matched_count == 1
 
     def mislist(self, thread_id: str) -> None:
         named = {"kind": "thread", "thread_id": thread_id}

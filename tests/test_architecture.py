@@ -11,6 +11,7 @@ PACKAGE = Path(forkpoint.__file__).parent
 LAYERS = [
     {"errors", "filters", "printing", "receipts", "at_fork", "types"},
     {
+        "hashing",
         "open_files",
         "untrusted",
         "workers",
@@ -20,6 +21,7 @@ LAYERS = [
         "mongodb_errors",
         "mongodb_identity",
         "mongodb_statements",
+        "mongodb_stored",
     },
     {"json_text", "options"},
     {"render_svg"},
@@ -39,20 +41,21 @@ LAYERS = [
         "sqlite_connections",
     },
     {"storage", "aiosqlite_runner"},
-    {"turns", "sqlite_setup", "sqlite_tombstones"},
+    {"turns", "sqlite_setup", "sqlite_rows"},
+    {"sqlite_tombstones"},
     {
         "archive",
         "collect",
         "memory",
         "owners",
+        "records",
         "rows",
-        "run_metadata",
         "searching",
         "sqlite_catalog",
         "sqlite_pages",
-        "sqlite_rows",
         "mongodb_records",
     },
+    {"run_metadata"},
     {
         "operations",
         "mongodb_features",
@@ -134,8 +137,10 @@ def test_the_pure_modules_do_no_io() -> None:
         "render_svg",
         "searching",
         "codec",
+        "hashing",
         "inputs",
         "messages",
+        "records",
     ):
         tree = ast.parse((PACKAGE / f"{module}.py").read_text())
         imported = {

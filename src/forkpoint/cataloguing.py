@@ -17,14 +17,22 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 
 from forkpoint import removal
-from forkpoint.codec import Chunks, Manifest, split_refs
+from forkpoint.codec import Chunks, Codec, Manifest, split_refs
 from forkpoint.collect import reachable, whole
 from forkpoint.copying import copy
-from forkpoint.errors import InvalidInput, StorageBusy, ThreadExists, ThreadNotFound
+from forkpoint.errors import (
+    CorruptChunk,
+    InvalidInput,
+    StorageBusy,
+    ThreadExists,
+    ThreadNotFound,
+)
 from forkpoint.forking import NextVersion
+from forkpoint.hashing import Hashing, new_salt
 from forkpoint.inputs import DESCRIPTION_BYTES, as_json
 from forkpoint.operations import Context, at_place, place_of
 from forkpoint.owners import taken
+from forkpoint.records import check_record, described_anew
 from forkpoint.rows import checkpoint_receipt, checkpoint_with_checksum, open_checkpoint
 from forkpoint.searching import Wanted, cursor_of, going_on, is_exact, matches, selection_of
 from forkpoint.steps import Steps
@@ -73,13 +81,17 @@ class Changes(NamedTuple):
 
 def get(context: Context, thread_id: str) -> Thread | None:
     """Return a thread, if there is one that has not expired."""
+    hashing = context.prepare().hashing
     with context.storage.reading() as session:
         row = session.record(thread_id)
+        if row is not None:
+            check_record(hashing, row)
         return None if row is None or row.is_expired else thread_of(context, session, row)
 
 
 def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) -> Thread:
     """Make a thread, or return the one that there is."""
+    hashing = context.prepare().hashing
     described = said.applied(Description(**context.expiry._asdict()))
     for attempt in range(_ATTEMPTS):
         _pause(attempt)
@@ -88,14 +100,15 @@ def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) 
             if row is not None and not may_exist:
                 raise taken(thread_id)
             if row is None:
-                if not session.add(thread_id, context.owner, described):
+                if not session.add(thread_id, context.owner, described, hashing):
                     if not may_exist:
                         raise taken(thread_id)
                     continue  # somebody made it just now, and may have deleted it by now
                 context.memory.threads.pop(thread_id)
                 row = session.record(thread_id)
             elif row.is_expired:
-                if not session.describe(row, row.described):  # which is activity
+                checksums = described_anew(hashing, row, row.described)
+                if not session.describe(row, row.described, checksums):  # which is activity
                     continue
                 row = session.record(thread_id)
             if row is not None:
@@ -108,11 +121,15 @@ def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) 
 
 def update(context: Context, thread_id: str, changes: Changes) -> Thread:
     """Say something else of a thread."""
+    hashing = context.codec.hashing
     for attempt in range(_ATTEMPTS):
         _pause(attempt)
         with context.storage.writing() as session:
             seen = existing_record(session, thread_id)
-            if session.describe(seen, changes.applied(seen.described)):
+            check_record(hashing, seen)
+            described = changes.applied(seen.described)
+            checksums = described_anew(hashing, seen, described)
+            if session.describe(seen, described, checksums):
                 return thread_of(context, session, existing_record(session, thread_id))
     raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was updated")
 
@@ -128,14 +145,16 @@ def clone(
     """Make a thread like another, with its checkpoints or without."""
     if source_id == target_id:
         raise ThreadExists(f"thread {target_id!r} cannot be cloned onto itself")
+    hashing = context.codec.hashing
 
     def work(turns: Turns) -> Work[Thread]:
         source = existing_record(turns.session, source_id)
+        check_record(hashing, source)
         described = changes.applied(source.described)
         if checkpoints:
-            yield from copy(turns, source.thread, target_id, described)
+            yield from copy(turns, hashing, source.thread, target_id, described)
         else:
-            turns.session.graft(_empty(source, target_id, described))
+            turns.session.graft(_empty(hashing, source, target_id, described))
         context.memory.threads.pop(target_id)
         made = existing_record(turns.session, target_id)
         return thread_of(context, turns.session, made)
@@ -149,7 +168,7 @@ def clone(
     raise StorageBusy(f"thread {source_id!r} changed {_ATTEMPTS} times while it was cloned")
 
 
-def _empty(source: ThreadRow, target_id: str, described: Description) -> Graft:
+def _empty(hashing: Hashing, source: ThreadRow, target_id: str, described: Description) -> Graft:
     return Graft(
         source.thread,
         source.thread_id,
@@ -161,6 +180,8 @@ def _empty(source: ThreadRow, target_id: str, described: Description) -> Graft:
         [],
         [],
         {},
+        hashing,
+        new_salt(source.thread.salt),
         edge="clone",
     )
 
@@ -219,14 +240,27 @@ class Search(NamedTuple):
 
 def search(context: Context, asked: Search) -> Page[Thread]:
     """Return a page of threads."""
-    rows, following = select(context, asked, with_heads=True)
-    return Page(threads_of(context, rows), following)
+    damaged: list[CorruptChunk] = []
+    rows, following = select(context, asked, damaged, with_heads=True)
+    return Page(threads_of(context, rows), following, damaged)
 
 
 def select(
-    context: Context, asked: Search, *, with_heads: bool = False
+    context: Context,
+    asked: Search,
+    damaged: list[CorruptChunk] | None = None,
+    *,
+    with_heads: bool = False,
 ) -> tuple[list[ThreadRow], str | None]:
-    """Return the records of a page, and the cursor of the next one."""
+    """Return the records of a page, and the cursor of the next one.
+
+    Args:
+        context: The store.
+        asked: What to search for.
+        damaged: Takes why records are left out that are not what was written.
+        with_heads: Whether to look at the newest checkpoints of the threads, too.
+    """
+    hashing = context.codec.hashing
     wanted, limit = asked.wanted, asked.limit
     selection = selection_of(wanted, asked.sort_by, asked.descending, limit)
     shown: set[bytes] = set()
@@ -234,12 +268,21 @@ def select(
         selection, shown = going_on(context.store_key, selection, wanted, asked.cursor)
     pages = ThreadPages(context.storage, selection, shown, with_heads=with_heads)
     found: list[ThreadRow] = []
+    seen: list[str] = []
     for row, place in pages.rows():
+        try:
+            check_record(hashing, row)
+        except CorruptChunk as error:
+            seen.append(row.thread_id)
+            if damaged is not None:
+                damaged.append(error)
+            continue
         if not matches(row, wanted) or (row.is_expired and not asked.with_expired):
             continue
+        seen.append(row.thread_id)
         found.append(row)
         if len(found) == limit and not pages.is_at_end:
-            following, shown = pages.stop(place, [row.thread_id for row in found])
+            following, shown = pages.stop(place, seen)
             return found, cursor_of(context.store_key, following, wanted, shown)
     return found, None
 
@@ -273,6 +316,7 @@ class NewRollover(NamedTuple):
 
 def rollover(context: Context, new: NewRollover) -> Thread:
     """Make a thread that begins with a part of another's state."""
+    context.prepare()
     for attempt in range(_ATTEMPTS):
         _pause(attempt)
         try:
@@ -287,13 +331,15 @@ def rollover(context: Context, new: NewRollover) -> Thread:
 
 
 def _successor(context: Context, session: Session, source: ThreadRow, new: NewRollover) -> Graft:
+    check_record(context.codec.hashing, source)
     found = session.checkpoint(new.source_id, "", None)
+    target = context.codec.of_salt(new_salt(source.thread.salt))
     rows: list[CheckpointRow] = []
     chunks: Chunks = {}
     if new.channels or new.values:
         if found is None:
             raise InvalidInput(f"thread {new.source_id!r} has no state to carry over")
-        row, chunks = _carried(context, found, new)
+        row, chunks = _carried(context, target, found, new)
         rows.append(row)
     described = new.changes.applied(source.described)
     return Graft(
@@ -307,14 +353,17 @@ def _successor(context: Context, session: Session, source: ThreadRow, new: NewRo
         rows,
         [checkpoint_receipt(row) for row in rows],
         chunks,
+        target.hashing,
+        target.salt,
     )
 
 
-def _carried(context: Context, found: Found, new: NewRollover) -> tuple[CheckpointRow, Chunks]:
+def _carried(
+    context: Context, codec: Codec, found: Found, new: NewRollover
+) -> tuple[CheckpointRow, Chunks]:
     """Return a first checkpoint, of some channels' values as they are and of new ones."""
-    codec = context.codec
     with at_place(found.thread_id, *place_of(found.row)):
-        body, manifest = open_checkpoint(codec, found.row)
+        body, manifest = open_checkpoint(context.codec_of(found.thread), found.row)
     _check_channels(new, set(body.get("channel_versions", {})), manifest)
     inherited = {name: manifest[name] for name in new.channels if name not in new.values}
     made: dict[str, Any] = {

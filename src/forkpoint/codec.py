@@ -5,12 +5,11 @@ What is stored, byte by byte, is described in `forkpoint.storage`.
 
 from __future__ import annotations
 
-import hmac
+import copy
 import os
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, NamedTuple
 
 import ormsgpack  # a dependency of langgraph-checkpoint
@@ -20,7 +19,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from forkpoint import chunking
 from forkpoint.builtin_values import holds_buffer, may_hold_bytes
-from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget
+from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget, size_of_entry
 from forkpoint.entries import (
     DICT as DICT,
 )
@@ -60,6 +59,7 @@ from forkpoint.errors import (
     NotStorable,
     UnreadableValue,
 )
+from forkpoint.hashing import Hashing
 from forkpoint.langgraph_values import DeltaSnapshot
 from forkpoint.messages import PLAIN_ONLY, MessageMemo
 from forkpoint.serde import SafeSerializer
@@ -78,6 +78,7 @@ NEST_DEPTH = 8
 """How many lists and dicts within each other are cut."""
 
 _ELEMENT_BYTES = 60  # what a remembered element takes beside what it is serialized to
+_CODEC_BYTES = 1200  # what the codec of a thread takes
 
 _MSGPACK = "msgpack"
 _PLAIN_TYPES = frozenset({dict, list, str, int, float})
@@ -131,12 +132,25 @@ class Encoded:
     refs: bytes
     chunks: Chunks = field(repr=False)
 
+    def rehashed(self, codec: Codec) -> Encoded:
+        """Return what another codec encoded for a write, with digests of this one's."""
+        if not self.refs:
+            return self
+        entry = unpack_only_entry(unpacked(self.content, "a write"), self.refs)
+        entry, chunks = codec.rehashed(entry, self.chunks)
+        return Encoded(ormsgpack.packb(pack_entry(entry)), entry.refs, chunks)
+
 
 class Serialized(NamedTuple):
     """A checkpoint's state at one moment, in pieces; what it inherits may be known only later."""
 
     body: tuple[str, bytes]
     channels: dict[str, tuple[Entry, Chunks]]
+
+    def rehashed(self, codec: Codec) -> Serialized:
+        """Return what another codec serialized, with digests of this one's."""
+        channels = {name: codec.rehashed(*channel) for name, channel in self.channels.items()}
+        return self._replace(channels=channels)
 
 
 class Codec:
@@ -157,16 +171,76 @@ class Codec:
     ) -> None:
         self.cipher = cipher_of(serde)
         self.secret = secret
+        self.hashing = Hashing(secret)
+        self.root = self
+        """The codec of all threads of the store."""
+        self.salt = b""
+        self._in_family = self.hashing
         budget = budget or CacheBudget()
+        self._of_salts: Cache[bytes, Codec] = Cache(budget, lambda *_: _CODEC_BYTES)
+        self._of_threads: Cache[tuple[Any, ...], Codec] = Cache(budget, size_of_entry)
         self._memo = MessageMemo(budget)
-        # By their first elements.
-        self._lists: Cache[bytes, _CutList] = Cache(budget, _size_of_list)
+        # By the family's secret, and their first elements.
+        self._lists: Cache[tuple[bytes | None, bytes], _CutList] = Cache(budget, _size_of_list)
         if isinstance(serde, EncryptedSerializer) and self.cipher is not None:
             serde = serde.serde
         self._serde = serde
         self._splits = _unchanged(self._serde, SafeSerializer) or _unchanged(
             self._serde, JsonPlusSerializer
         )
+
+    # Of one thread
+
+    def of_salt(self, salt: bytes) -> Codec:
+        """Return the codec of a thread: what it hashes fits no other family, or no other thread."""
+        known = self._of_salts.get(salt)
+        if known is None:
+            known = copy.copy(self)
+            known.salt = salt
+            known._in_family = Hashing(self.hashing.of_family(salt))
+            self._of_salts.put(salt, known)
+        return known
+
+    def of_thread(self, thread_id: str, owner: str | None, salt: bytes, checksum: bytes) -> Codec:
+        """Return the codec of a thread whose record was read.
+
+        Raises:
+            CorruptChunk: The record says another id or owner than was written.
+        """
+        identity = thread_id, owner, salt, checksum
+        known = self._of_threads.get(identity)
+        if known is None:
+            self.hashing.check_identity(*identity)
+            known = self.of_salt(salt)
+            self._of_threads.put(identity, known)
+        return known
+
+    def is_kin(self, other: Codec) -> bool:
+        """Return whether both hash the same, but for what is of one thread of a family."""
+        return self.root is other.root and self._in_family.secret == other._in_family.secret
+
+    def binding(self, checksum: bytes) -> int:
+        """Return what binds a row with this checksum to the thread."""
+        return self.hashing.binding(self.salt, checksum)
+
+    def rehashed(self, entry: Entry, chunks: Chunks) -> tuple[Entry, Chunks]:
+        """Return what another codec encoded, as this one would have: with its own digests."""
+        if not entry.refs:
+            return entry, {}
+        leaves = split_refs(entry.refs)
+        for _ in range(entry.height):
+            leaves = [digest for node in leaves for digest in split_refs(chunks[node][0])]
+        rehashed: Chunks = {}
+        digests = []
+        for refs, content in (chunks[leaf] for leaf in leaves):
+            chunk = refs, content
+            if refs:
+                key, nested = unpack_nested(content, refs)
+                nested, below = self.rehashed(nested, chunks)
+                rehashed.update(below)
+                chunk = nested.refs, ormsgpack.packb([key, pack_entry(nested)])
+            digests.append(self._add(chunk, rehashed))
+        return self._tree(entry.kind, entry.type, digests, rehashed, 0), rehashed
 
     # Writing
 
@@ -370,7 +444,7 @@ class Codec:
         Often they are those of the time before and some more. Then all runs but the last are the
         same, and need not be joined and hashed again.
         """
-        known = self._lists.get(packed[0])
+        known = self._lists.get((self._in_family.secret, packed[0]))
         if known is None or packed[: len(known.packed)] != known.packed:
             known = _CutList([], [], [], 0, 0)
         leaves, runs, start = known.leaves[:-1], known.runs[:-1], known.last_start
@@ -381,7 +455,8 @@ class Codec:
             runs.append(chunk)
             start = run.start
         size = sum(map(len, packed))
-        self._lists.put(packed[0], _CutList(packed, leaves, runs, start, size))
+        cut = _CutList(packed, leaves, runs, start, size)
+        self._lists.put((self._in_family.secret, packed[0]), cut)
         return leaves
 
     def _encode_opaque(self, kind: str, content: bytes, chunks: Chunks, inline: int) -> Entry:
@@ -574,9 +649,9 @@ class Codec:
         """Return the digest that names a chunk."""
         refs, content = chunk
         if not refs:
-            return self._hash(b"\0" + content)
+            return self._in_family.hash(b"\0" + content)
         length = len(refs) // DIGEST_BYTES
-        return self._hash(b"\1" + length.to_bytes(4, "big") + refs + content)
+        return self._in_family.hash(b"\1" + length.to_bytes(4, "big") + refs + content)
 
     def checksum(self, *fields: str | int | bytes | None) -> bytes:
         """Return the hash that shows later whether a row is as it was written.
@@ -585,7 +660,7 @@ class Codec:
             CorruptChunk: The row has fields that none is written with.
         """
         try:
-            return self._hash(b"\2" + ormsgpack.packb(fields))
+            return self._in_family.hash(b"\2" + ormsgpack.packb(fields))
         except (TypeError, ValueError) as error:
             raise CorruptChunk(f"a stored row is not what was written: {error}") from error
 
@@ -631,13 +706,8 @@ class Codec:
         refs, content = chunk
         return refs, self.protect(content) if content else b""
 
-    def _hash(self, content: bytes) -> bytes:
-        if self.secret is None:
-            return sha256(content).digest()
-        return hmac.digest(self.secret, content, "sha256")
 
-
-def _size_of_list(_: bytes, known: _CutList) -> int:
+def _size_of_list(_: tuple[bytes | None, bytes], known: _CutList) -> int:
     # Each element is there twice, in a run too.
     return ENTRY_BYTES + 2 * known.packed_bytes + _ELEMENT_BYTES * len(known.packed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from forkpoint.collect import collect
 from forkpoint.errors import ThreadExists
+from forkpoint.hashing import Hashing
 from forkpoint.storage import Description, Stale, ThreadRef
 from forkpoint.turns import Turns, Work
 
@@ -11,7 +12,11 @@ _ATTEMPTS = 3  # before a thread from which others remove is copied as a whole
 
 
 def copy(
-    turns: Turns, source: ThreadRef, target_id: str, described: Description | None = None
+    turns: Turns,
+    hashing: Hashing,
+    source: ThreadRef,
+    target_id: str,
+    described: Description | None = None,
 ) -> Work[None]:
     """Make a thread with all checkpoints and writes of another, as a clone of it.
 
@@ -20,9 +25,11 @@ def copy(
     Raises:
         ThreadExists: There is a thread of this id.
         Stale: The other thread was deleted.
+        CorruptChunk: The record of the other thread is not what was written.
     """
+    hashing.check_identity(source.thread_id, source.owner, source.salt, source.checksum)
     for _ in range(_ATTEMPTS if turns.session.is_long(source) else 0):
-        copying = turns.session.begin_copy(source, target_id, described)
+        copying = turns.session.begin_copy(source, target_id, hashing, described)
         yield
         error: Exception
         try:
@@ -38,4 +45,4 @@ def copy(
         yield
         if isinstance(error, ThreadExists):
             raise error
-    turns.session.copy(source, target_id, described)
+    turns.session.copy(source, target_id, hashing, described)

@@ -26,12 +26,13 @@ def delta_channel_history(
     """
     if not channels:
         return {}
-    codec = context.codec
+    context.prepare()
 
     def read(session: Session) -> _History | None:
         found = session.checkpoint(*address)
         if found is None:
             return None
+        codec = context.codec_of(found.thread)
         thread, checkpoint_ns = found.thread, found.row.checkpoint_ns
         walk = _Walk(codec, found, channels)
         ancestors = session.ancestors(thread, checkpoint_ns, found.row.checkpoint_id)
@@ -50,6 +51,7 @@ def delta_channel_history(
         loaded: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
         if history is not None:
             row, walk = history.found.row, history.walk
+            codec = context.codec_of(history.found.thread)
             with at_place(history.found.thread_id, row.checkpoint_ns, row.checkpoint_id):
                 check_end(walk.oldest, walk.unrooted)
                 for write in walk.since_seeds(settled(codec, history.writes, channels)):

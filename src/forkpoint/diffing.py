@@ -32,6 +32,7 @@ from forkpoint.types import ChannelDiff
 class _Side(NamedTuple):
     """One of two states."""
 
+    codec: Codec
     found: Found
     versions: Mapping[str, Any]
     manifest: Manifest
@@ -50,16 +51,16 @@ _Pair = tuple[_Part, _Part]
 
 def diff(context: Context, first: Address, second: Address) -> StateDiff:
     """Return how the state differs between two checkpoints, of any threads."""
-    codec = context.codec
+    context.prepare()
 
     def read(session: Session) -> tuple[_Side, _Side, dict[str, _Pair], Chunks]:
-        sides = _side(codec, session, first), _side(codec, session, second)
+        sides = _side(context, session, first), _side(context, session, second)
         pairs: dict[str, _Pair] = {}
         stored: Chunks = {}
         for channel in _names(*sides):
             before, after = (side.manifest.get(channel) for side in sides)
             if before is not None and after is not None and _plain(before) != _plain(after):
-                pairs[channel] = _parts(codec, session, sides, (before, after), stored)
+                pairs[channel] = _parts(session, sides, (before, after), stored)
         for position, side in enumerate(sides):
             refs = [pair[position] for pair in pairs.values()]
             wanted = [
@@ -80,7 +81,7 @@ def diff(context: Context, first: Address, second: Address) -> StateDiff:
         with at_place(after.found.thread_id, *place_of(after.found.row)):
             return StateDiff(
                 {
-                    channel: _channel(codec, channel, before, after, pairs.get(channel), stored)
+                    channel: _channel(channel, before, after, pairs.get(channel), stored)
                     for channel in _names(before, after)
                 }
             )
@@ -88,7 +89,7 @@ def diff(context: Context, first: Address, second: Address) -> StateDiff:
     return consistently(context, read, load)
 
 
-def _side(codec: Codec, session: Session, address: Address) -> _Side:
+def _side(context: Context, session: Session, address: Address) -> _Side:
     found = session.checkpoint(*address)
     if found is None:
         existing_thread(session, address.thread_id)
@@ -96,9 +97,10 @@ def _side(codec: Codec, session: Session, address: Address) -> _Side:
             f"thread {address.thread_id!r} has no checkpoint {address.checkpoint_id!r}"
         )
     with at_place(found.thread_id, *place_of(found.row)):
+        codec = context.codec_of(found.thread)
         body, manifest = open_checkpoint(codec, found.row)
     versions = body.get("channel_versions", {})
-    return _Side(found, versions, manifest, _rebuilt(found, versions, manifest))
+    return _Side(codec, found, versions, manifest, _rebuilt(found, versions, manifest))
 
 
 def _rebuilt(found: Found, versions: Mapping[str, Any], manifest: Manifest) -> set[str]:
@@ -116,7 +118,6 @@ def _plain(entry: Entry) -> Entry:
 
 
 def _parts(
-    codec: Codec,
     session: Session,
     sides: tuple[_Side, _Side],
     entries: tuple[Entry, Entry],
@@ -138,7 +139,7 @@ def _parts(
                 family = side.found.thread.family
                 stored |= session.chunks(family, set(nodes), follow=False)
                 with at_place(side.found.thread_id, *place_of(side.found.row)):
-                    levels[position] = codec.next_level(nodes, stored, volumes[position])
+                    levels[position] = side.codec.next_level(nodes, stored, volumes[position])
                 heights[position] -= 1
     first, second = _without_common(*levels)
     return _Part(entries[0], first), _Part(entries[1], second)
@@ -161,7 +162,6 @@ def _less(elements: Iterable[Any], left_out: Counter[Any]) -> list[Any]:
 
 
 def _channel(
-    codec: Codec,
     channel: str,
     before: _Side,
     after: _Side,
@@ -172,21 +172,25 @@ def _channel(
         is_same = before.versions.get(channel) == after.versions.get(channel)
         return ChannelDiff("unchanged" if is_same else "changed", is_rebuilt=True)
     if channel not in before.manifest:
-        return ChannelDiff("added", after=_decoded(codec, _whole(after, channel), stored))
+        return ChannelDiff("added", after=_whole(after, channel, stored))
     if channel not in after.manifest:
-        return ChannelDiff("removed", before=_decoded(codec, _whole(before, channel), stored))
+        return ChannelDiff("removed", before=_whole(before, channel, stored))
     if pair is None:
         return ChannelDiff("unchanged")
-    old, new = (_decoded(codec, part, stored) for part in pair)
+    old, new = (
+        _decoded(side.codec, part, stored) for side, part in zip((before, after), pair, strict=True)
+    )
     if type(old) is list and type(new) is list:
-        return _lists(codec, old, new)
+        return _lists(before.codec, old, new)
     if type(old) is dict and type(new) is dict:
-        return _dicts(codec, old, new)
+        return _dicts(before.codec, old, new)
+    if before.codec.fingerprint(old) == after.codec.fingerprint(new):
+        return ChannelDiff("unchanged")  # families that encrypt have digests of their own
     return ChannelDiff("changed", before=old, after=new)
 
 
-def _whole(side: _Side, channel: str) -> _Part:
-    return _Part(side.manifest[channel], None)
+def _whole(side: _Side, channel: str, stored: Chunks) -> Any:
+    return _decoded(side.codec, _Part(side.manifest[channel], None), stored)
 
 
 def _decoded(codec: Codec, part: _Part, stored: Chunks) -> Any:

@@ -34,6 +34,14 @@ def contains_json(stored: str, wanted: Any) -> bool:
     return contains(json.loads(stored), wanted)
 
 
+def may_contain_json(stored: Any, wanted: Any) -> bool:
+    """Return whether a JSON text contains a value, or was damaged: who reads it is told."""
+    try:
+        return contains_json(stored, wanted)
+    except (TypeError, ValueError, RecursionError):
+        return True
+
+
 def terms(value: Any) -> set[int]:
     """Return what a database can hold of a JSON value: 32 bits for each scalar and its path.
 
@@ -89,10 +97,18 @@ def thread_terms(
     found: list[tuple[Any, ...]] = [("all",)]
     found += [("label", label)] if label is not None else []
     found += [("tag", tag) for tag in tags]
-    found += [("metadata", *leaf) for leaf in leaves(json.loads(metadata), ())]
+    found += [("metadata", *leaf) for leaf in leaves(_loaded(metadata), ())]
     found += [("source", source)] if source is not None else []
     whose = (None,) if owner is None else (None, owner)
     return sorted({_term(one, *what) for one in whose for what in found})
+
+
+def _loaded(metadata: Any) -> Any:
+    """Return metadata, or none if they were damaged: who reads the record is told."""
+    try:
+        return json.loads(metadata)
+    except (TypeError, ValueError, RecursionError):
+        return {}
 
 
 def wanted_terms(

@@ -106,10 +106,11 @@ class _Search:
         return self._known[number]
 
     def _is_in(self, row: CheckpointRow) -> bool:
-        body, manifest = open_checkpoint(self._context.codec, row)
+        codec = self._context.codec_of(self._path.thread)
+        body, manifest = open_checkpoint(codec, row)
         entry = manifest.get(self._channel)
         if entry is not None:
-            value = self._context.codec.decode_entry(entry, self._read(entry))
+            value = codec.decode_entry(entry, self._read(entry))
             return is_left(self._message_id, [value])
         metadata, versions = metadata_of(row), body.get("channel_versions", {})
         if self._channel not in removal.rebuilt_channels(metadata, versions, manifest):

@@ -21,7 +21,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base.id import uuid6
 
 from forkpoint import removal
-from forkpoint.codec import Chunks
+from forkpoint.codec import Chunks, Codec, Manifest
 from forkpoint.copying import copy
 from forkpoint.errors import (
     CheckpointNotFound,
@@ -30,6 +30,7 @@ from forkpoint.errors import (
     StorageBusy,
     ThreadExists,
 )
+from forkpoint.hashing import new_salt
 from forkpoint.inputs import Address, as_json
 from forkpoint.langgraph_values import DeltaSnapshot
 from forkpoint.operations import (
@@ -41,11 +42,13 @@ from forkpoint.operations import (
     thread_config,
 )
 from forkpoint.receipts import RECEIPT
+from forkpoint.records import check_kinship
 from forkpoint.rows import (
     check_end,
     checkpoint_receipt,
     checkpoint_with_checksum,
     metadata_of,
+    moved,
     open_checkpoint,
 )
 from forkpoint.shown import FamilyTree
@@ -83,6 +86,7 @@ class NewFork(NamedTuple):
 
 def fork(context: Context, new: NewFork) -> RunnableConfig:
     """Make a thread that begins at a checkpoint of another."""
+    context.prepare()
     damage: CorruptChunk | None = None
     for attempt in range(_ATTEMPTS):
         try:
@@ -109,8 +113,12 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
     found = _found(session, new.source)
     thread, row = found.thread, found.row
     with at_place(found.thread_id, *place_of(row)):
-        open_checkpoint(context.codec, row)
+        codec = context.codec_of(thread)
+        opened = open_checkpoint(codec, row)
+    target = codec.root.of_salt(new_salt(thread.salt))
     moment = session.moment(thread, row.checkpoint_id, replays_before(row))
+    identity = thread.thread_id, thread.salt
+    codec.hashing.check_description(*identity, moment.checksums, moment.source, moment.described)
     runs_again = bool(new.values) or not moment.is_head
     heads = _before_step(moment, row) if runs_again else _of_subgraphs(moment, row)
     taken = {place_of(one): one for one in (row, *heads)}
@@ -128,9 +136,11 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
         and not (write.idx == RECEIPT and write[:2] in hidden)
     ]
     chunks: Chunks = {}
-    rows = list(taken.values())
+    with at_place(found.thread_id, *place_of(row)):
+        rows = moved(taken.values(), codec, target)
+        writes = moved(writes, codec, target)
     if new.values:
-        top, chunks = _with_values(context, found, new)
+        top, chunks = _with_values(target, found, opened, new)
         rows.append(top)
         writes.append(checkpoint_receipt(top))
     session.graft(
@@ -139,13 +149,15 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
             found.thread_id,
             new.target_id,
             row.checkpoint_id,
-            moment.owner,
+            thread.owner,
             _described(moment.described, new.metadata),
             "idle" if new.values else _status(row, writes),
             # The copies do not belong to the runs that made the originals.
             [one._replace(run_id=None) for one in rows],
             writes,
             chunks,
+            target.hashing,
+            target.salt,
         )
     )
 
@@ -154,7 +166,8 @@ def _described(source: Description, metadata: Mapping[str, Any]) -> Description:
     """Return what the record of a fork says: the source's metadata and
     time to live, and the metadata of the fork."""
     merged = as_json({**json.loads(source.metadata), **metadata}, "metadata")
-    return source._replace(metadata=merged, fixed_keys=sorted({*source.fixed_keys, *metadata}))
+    fixed_keys = sorted({*source.fixed_keys, *metadata})
+    return source._replace(label=None, tags=(), metadata=merged, fixed_keys=fixed_keys)
 
 
 def _found(session: Session, source: Address) -> Found:
@@ -231,17 +244,17 @@ def _ancestors(
 def _channels(context: Context, found: Found, row: CheckpointRow) -> tuple[set[str], set[str]]:
     """Return the channels that a checkpoint stores, and those rebuilt from its ancestors."""
     with at_place(found.thread_id, *place_of(row)):
-        body, manifest = open_checkpoint(context.codec, row)
+        body, manifest = open_checkpoint(context.codec_of(found.thread), row)
     versions = body.get("channel_versions", {})
     rebuilt = removal.rebuilt_channels(metadata_of(row), versions, manifest)
     return set(manifest), rebuilt
 
 
-def _with_values(context: Context, found: Found, new: NewFork) -> tuple[CheckpointRow, Chunks]:
+def _with_values(
+    codec: Codec, found: Found, opened: tuple[dict[str, Any], Manifest], new: NewFork
+) -> tuple[CheckpointRow, Chunks]:
     """Return a checkpoint on top of another, in which channels have other values."""
-    codec, row = context.codec, found.row
-    with at_place(found.thread_id, *place_of(row)):
-        body, manifest = open_checkpoint(codec, row)
+    row, (body, manifest) = found.row, opened
     versions = dict(body.get("channel_versions", {}))
     unknown = new.values.keys() - manifest.keys() - versions.keys()
     if unknown:
@@ -300,9 +313,11 @@ def copy_thread(context: Context, source_id: str, target_id: str) -> Steps[None]
     """Make a thread with all checkpoints and writes of another. No chunk is written."""
     if source_id == target_id:
         raise ThreadExists(f"thread {target_id!r} cannot be copied onto itself")
+    hashing = context.codec.hashing
 
     def work(turns: Turns) -> Work[None]:
-        yield from copy(turns, existing_thread(turns.session, source_id), target_id)
+        source = existing_thread(turns.session, source_id)
+        yield from copy(turns, hashing, source, target_id)
 
     while True:
         try:
@@ -320,6 +335,8 @@ def lineage(context: Context, thread_id: str) -> list[LineageEntry]:
     """Return a thread, the one it was made from, and so on."""
     with context.storage.reading() as session:
         records = session.lineage(existing_thread(session, thread_id))
+    for record in records:
+        check_kinship(context.codec.hashing, record)
     parents = [*(record.thread_id for record in records[1:]), None]
     return [_entry(record, parent) for record, parent in zip(records, parents, strict=True)]
 
@@ -329,6 +346,8 @@ def family(context: Context, thread_id: str) -> FamilyTree:
     with context.storage.reading() as session:
         thread = existing_thread(session, thread_id)
         records = {record.key: record for record in session.family(thread.family)}
+    for record in records.values():
+        check_kinship(context.codec.hashing, record)
     children: dict[Any, list[ThreadRecord]] = {}
     for record in records.values():
         children.setdefault(record.parent, []).append(record)

@@ -106,6 +106,8 @@ class Memory:
         self.threads: Cache[str, ThreadRef] = Cache(budget, size_of_text)
         self.missing: Cache[str, bool] = Cache(budget, size_of_text)
         """Threads that were looked for in vain: what is written next may make them."""
+        self.salts: Cache[str, bytes] = Cache(budget, size_of_text)
+        """The salts of threads that this process is about to make, whichever put is the first."""
         self.described: Cache[Any, Described] = Cache(
             budget, lambda _, described: ENTRY_BYTES + len(described.metadata)
         )
@@ -121,6 +123,7 @@ class Memory:
         """Remember no longer what an id meant."""
         self.threads.pop(thread_id)
         self.missing.pop(thread_id)
+        self.salts.pop(thread_id)
 
     def manifest(self, thread: ThreadRef, place: tuple[str, str]) -> KnownManifest | None:
         """Return a checkpoint's manifest, if its chunks were there at this epoch."""

@@ -83,6 +83,9 @@ class Bulk(Submission):
             if made == intent.thread:
                 self._session.made_after.put(made.key, intent.creation.deletions)
             elif made.owner == intent.put.owner and self._is_of(made, intent.put):
+                if made.salt != intent.thread.salt:  # its rows are bound to another thread
+                    self.fail(Stale())
+                    return
                 intent = intent._replace(thread=made, creation=None)
         self.sent = intent
         put, thread, *_ = intent

@@ -16,11 +16,13 @@ from bson.timestamp import Timestamp
 
 from forkpoint.errors import StorageFull, StorageReadOnly, StorageUnauthorized
 from forkpoint.filters import ALL_TERM, thread_terms
+from forkpoint.hashing import IDENTITY_BYTES, Hashing
 from forkpoint.mongodb_log import NO_LOG, MongoLogs
 from forkpoint.mongodb_records import (
     NOW,
     Document,
     Records,
+    bytes_of,
     chunk_id,
     chunk_size,
     in_batches,
@@ -38,7 +40,8 @@ from forkpoint.storage import (
     Usage,
 )
 
-IDENTITY = {"_id": 1, "family": 1, "epoch": 1, "owner": 1}
+IDENTITY = dict.fromkeys(("_id", "family", "epoch", "owner", "thread_id", "salt", "checksums"), 1)
+"""The fields of a record that a `ThreadRef` is made of."""
 
 _LISTED = {"listed_at": {"$gt": 0}}  # without it, a partial index is not used
 _STATUSES = ["busy", "error", "idle", "interrupted"]
@@ -72,7 +75,15 @@ _SORTED = {
 
 def thread_ref(record: Document) -> ThreadRef:
     """Return which thread a record is that of."""
-    return ThreadRef(record["_id"], record["family"], record["epoch"], record["owner"])
+    return ThreadRef(
+        record["_id"],
+        record["family"],
+        record["epoch"],
+        record["owner"],
+        record["thread_id"],
+        bytes_of(record, "salt"),
+        bytes_of(record, "checksums")[:IDENTITY_BYTES],
+    )
 
 
 def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
@@ -86,6 +97,8 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
         "parent_checkpoint_id": None,
         "source": None,
         "owner": None,
+        "salt": b"",
+        "checksums": b"",
         "label": None,
         "tags": [],
         "metadata": "{}",
@@ -122,6 +135,24 @@ def fields_of(described: Description) -> Document:
     """Return what a thread's record says of it that its runs do not change."""
     lists = {"tags": list(described.tags), "fixed_keys": list(described.fixed_keys)}
     return {**described._asdict(), **lists}
+
+
+def checksums_of(record: Mapping[str, Any], hashing: Hashing) -> bytes:
+    """Return the checksums that a record is to have."""
+    identity = (record["thread_id"], record["owner"], record["salt"])
+    return hashing.checksums(identity, said_in(record), lineage_of(record)[:-1], record["source"])
+
+
+def said_in(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what of a record the checksum of its description is of."""
+    return tuple(record[name] for name in Description._fields)
+
+
+def lineage_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a thread was made of."""
+    parent = record["parent"]
+    named = parent if parent is None else str(parent)
+    return record["edge"], named, record["parent_checkpoint_id"], record["source"]
 
 
 class MongoCatalog(MongoLogs):
@@ -313,8 +344,8 @@ class MongoCatalog(MongoLogs):
 
     # Describing
 
-    def describe(self, seen: ThreadRow, described: Description) -> bool:
-        fields = fields_of(described)
+    def describe(self, seen: ThreadRow, described: Description, checksums: bytes) -> bool:
+        fields = {**fields_of(described), "checksums": checksums}
         terms = thread_terms(
             seen.thread.owner,
             described.label,
@@ -499,4 +530,6 @@ def _thread_row(record: Document) -> ThreadRow:
         record["swept_at"] == record["updated_at"],
         record["state_updated_at"],
         record["status_for"] if record["status"] != "idle" else None,
+        checksums=bytes_of(record, "checksums"),
+        lineage=lineage_of(record),
     )

@@ -8,9 +8,23 @@ from bson.objectid import ObjectId
 
 from forkpoint.codec import split_refs
 from forkpoint.filters import terms
-from forkpoint.mongodb_records import DIGEST_BYTES, Document, chunk_id, digest_of, found_by, row_id
+from forkpoint.mongodb_records import (
+    DIGEST_BYTES,
+    Document,
+    bytes_of,
+    chunk_id,
+    digest_of,
+    found_by,
+)
 from forkpoint.mongodb_statements import Statement, update_one
-from forkpoint.storage import CheckpointRow, ThreadRecord, ThreadRef, WriteRow, binding
+from forkpoint.storage import (
+    CheckpointRow,
+    ThreadRecord,
+    ThreadRef,
+    WriteRow,
+    binding_of,
+    stored_binding,
+)
 
 ROWS = {"$in": ["checkpoint", "write"]}
 """Of which kind the documents of a thread are that go with it."""
@@ -32,7 +46,7 @@ def checkpoint_document(thread: ThreadRef, row: CheckpointRow) -> tuple[Document
         "refs": row.refs,
         "content": row.content,
         "checksum": row.checksum,
-        "binding": binding(row.checksum, hidden=row.hidden, restarts=row.restarts),
+        "binding": stored_binding(row),
     }
     if row.run_id is not None:
         said["run_id"] = row.run_id
@@ -58,41 +72,33 @@ def write_document(thread: ThreadRef, row: WriteRow) -> tuple[Document, Document
         "refs": row.refs,
         "content": row.content,
         "checksum": row.checksum,
+        "binding": stored_binding(row),
     }
     return place, said
 
 
 def checkpoint_row(found: Document) -> CheckpointRow:
-    """Return a checkpoint as it was read, without a checksum if its thread or flags changed."""
-    said: list[Any] = [found.get(field) for field in CheckpointRow._fields[:-3]]
-    said += [_bytes_of(found, "checksum")]
-    said += [found.get(field, False) for field in ("hidden", "restarts")]
-    row = CheckpointRow(*said)._replace(refs=_bytes_of(found, "refs"))
-    bound = binding(row.checksum, hidden=row.hidden is True, restarts=row.restarts is True)
-    is_bound = found.get("binding") == bound and type(row.hidden) is type(row.restarts) is bool
-    return row if is_bound and is_in_place(found) else row._replace(checksum=b"")
+    """Return a checkpoint as it was read, and unbound if its flags changed."""
+    said: list[Any] = [found.get(field) for field in CheckpointRow._fields[:-4]]
+    said += [bytes_of(found, "checksum")]
+    hidden, restarts = (found.get(field, False) for field in ("hidden", "restarts"))
+    bound = binding_of(found.get("binding"), hidden=hidden, restarts=restarts)
+    row = CheckpointRow._make([*said, hidden is True, restarts is True, bound])
+    return row._replace(refs=bytes_of(found, "refs"))
 
 
 def write_row(found: Document) -> WriteRow:
-    """Return a write as it was read, without a checksum if its thread changed."""
+    """Return a write as it was read."""
     names = [found.get(field) for field in _NAMES]
     ns, id_, task, path, channel = (name if isinstance(name, str) else "" for name in names)
     idx = found.get("idx")
-    row = WriteRow(ns, id_, task, idx if type(idx) is int else 0, path, channel, b"", b"")
-    said: Any = {field: _bytes_of(found, field) for field in ("refs", "content", "checksum")}
-    row = row._replace(**said)
-    return row if is_in_place(found) else row._replace(checksum=b"")
+    said = [bytes_of(found, field) for field in ("refs", "content", "checksum")]
+    bound = binding_of(found.get("binding"))
+    number = idx if type(idx) is int else 0
+    return WriteRow._make([ns, id_, task, number, path, channel, *said, bound])
 
 
 _NAMES = ("checkpoint_ns", "checkpoint_id", "task_id", "task_path", "channel")
-
-
-def is_in_place(row: Document) -> bool:
-    """Return whether a checkpoint or a write is where it was put, which its `_id` tells."""
-    key, family = row.get("thread"), row.get("family")
-    if not isinstance(key, ObjectId) or not isinstance(family, ObjectId):
-        return False
-    return bool(row["_id"] == row_id(ThreadRef(key, family, None), *place_in(row)))
 
 
 def place_in(row: Document) -> list[Any]:
@@ -101,12 +107,6 @@ def place_in(row: Document) -> list[Any]:
     if row.get("kind") == "write":
         fields += ["task_id", "idx"]
     return [row.get(field) for field in fields]
-
-
-def _bytes_of(row: Document, field: str) -> bytes:
-    """Return a field, or nothing if it is damaged: then the checksum does not fit either."""
-    value = row.get(field)
-    return value if isinstance(value, bytes) else b""
 
 
 def thread_record(found: Document) -> ThreadRecord:
@@ -121,6 +121,8 @@ def thread_record(found: Document) -> ThreadRecord:
         found["checkpoint_count"],
         found["created_at"],
         found["deleted_at"],
+        found.get("salt", b""),
+        found.get("checksums", b""),
     )
 
 

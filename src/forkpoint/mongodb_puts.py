@@ -242,22 +242,31 @@ def _rows(
 
 def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
     name = creation.name
+    named = update_one(
+        {"_id": name, "family": name, "key": creation.old_key, "deletion": creation.deletion},
+        {"$set": {"key": thread.key, "home": thread.family}, "$unset": {"expires": ""}},
+        upsert=True,
+    )
+    return [
+        Step("name", named),
+        Step("guard", record_made(put, thread, creation.dead_until)),
+    ]
+
+
+def record_made(put: Put, thread: ThreadRef, dead_until: str | None) -> Statement:
+    """Return the statement that makes the record of a thread, unless there is one."""
     record = new_record(
         put.thread_id,
         thread.epoch,
         owner=put.owner,
         metadata=put.metadata,
         **put.expiry._asdict(),
-        dead_until=creation.dead_until,
-    )
-    named = update_one(
-        {"_id": name, "family": name, "key": creation.old_key, "deletion": creation.deletion},
-        {"$set": {"key": thread.key, "home": thread.family}, "$unset": {"expires": ""}},
-        upsert=True,
+        salt=put.salt,
+        checksums=put.checksums,
+        dead_until=dead_until,
     )
     times = {"created_at": NOW, "updated_at": NOW}
-    made = update_one(record_of(thread), _unless_there(record, times, "kind"), upsert=True)
-    return [Step("name", named), Step("guard", made)]
+    return update_one(record_of(thread), _unless_there(record, times, "kind"), upsert=True)
 
 
 def _same(

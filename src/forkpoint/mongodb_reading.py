@@ -9,9 +9,9 @@ from bson.objectid import ObjectId
 
 from forkpoint.caches import ENTRY_BYTES, Cache, Recent, size_of_text
 from forkpoint.codec import Chunk, Chunks
-from forkpoint.errors import lost_checkpoint
-from forkpoint.filters import contains_json
-from forkpoint.mongodb_catalog import IDENTITY, MongoCatalog, thread_ref
+from forkpoint.errors import CorruptChunk, lost_checkpoint
+from forkpoint.filters import may_contain_json
+from forkpoint.mongodb_catalog import IDENTITY, MongoCatalog, said_in, thread_ref
 from forkpoint.mongodb_documents import (
     ROWS,
     checkpoint_row,
@@ -25,6 +25,7 @@ from forkpoint.mongodb_pages import page_filters, page_order
 from forkpoint.mongodb_records import (
     Document,
     Records,
+    bytes_of,
     chunk_id,
     digest_of,
     family_of,
@@ -52,7 +53,7 @@ _LIVING = {"deleted_at": None, "building": None}
 _NO_TERMS = {"terms": 0}
 _STATE = {**IDENTITY, **dict.fromkeys(STATE, 1)}
 _NEWEST: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
-_OF_RECORD = ("kind", "metadata", "fixed_keys", "owner", "ttl", "on_expiry")
+_OF_RECORD = ("kind", "checksums", "source", *Description._fields)
 _ANCESTORS = 50  # read at once
 _SINCE = 1000  # rows after a checkpoint, at most, for which it counts as one of the newest
 _REF_BYTES = 90  # what it takes to remember a ref
@@ -107,7 +108,7 @@ class MongoReading(MongoCatalog):
         if not found:
             self.forget(thread_id)
             return None
-        thread = thread_ref(found[0])
+        thread = _named_ref(found[0], thread_id)
         self.look_at_tail(thread, found[0], found[0]["newest"])
         self.remember(thread_id, thread)
         return thread
@@ -158,7 +159,7 @@ class MongoReading(MongoCatalog):
         if not read:
             return None, None
         one = read[0]
-        thread = thread_ref(one["record"])
+        thread = _named_ref(one["record"], thread_id)
         if [thread_ref(record) for record in one["still"]] != [thread]:
             raise Stale  # something was removed while this was read
         row_id = one["row"]["checkpoint_id"] if "row" in one else None
@@ -228,11 +229,11 @@ class MongoReading(MongoCatalog):
             for one in rows:
                 if "record" not in one:
                     continue  # its thread is being deleted, made as a copy, or somebody else's
-                if query.filter and not contains_json(one["row"]["metadata"], query.filter):
+                if query.filter and not may_contain_json(one["row"]["metadata"], query.filter):
                     continue  # two values had the same term
-                thread = thread_ref(one["record"])
+                thread = _named_ref(one["record"], query.thread_id)
                 row = checkpoint_row(one["row"])
-                found.append(Found(one["record"]["thread_id"], thread, row, []))
+                found.append(Found(thread.thread_id, thread, row, []))
             if len(rows) < query.limit:
                 break
             last = rows[-1]["row"]
@@ -245,7 +246,7 @@ class MongoReading(MongoCatalog):
 
     def _page(self, query: Query) -> list[Document]:
         order = page_order(query)
-        fields = {"$project": {"record": {**IDENTITY, "thread_id": 1}, "row": 1}}
+        fields = {"$project": {"record": IDENTITY, "row": 1}}
         if query.thread_id is not None:
             return self._records.aggregate([*self._page_of_thread(query, order), fields])
         limit: list[Document] = [{"$skip": query.offset}] if query.offset else []
@@ -457,15 +458,9 @@ class MongoReading(MongoCatalog):
         return Moment(
             not any(one["kind"] == "newer" for one in found),
             [checkpoint_row(one) for one in found if one["kind"] == "checkpoint"],
-            Description(
-                None,
-                (),
-                record["metadata"],
-                record["ttl"],
-                record["fixed_keys"],
-                record["on_expiry"],
-            ),
-            record["owner"],
+            Description._make(said_in(record)),
+            bytes_of(record, "checksums"),
+            record["source"],
         )
 
     def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
@@ -609,6 +604,18 @@ class MongoReading(MongoCatalog):
                 "as": name,
             }
         }
+
+
+def _named_ref(record: Document, thread_id: str | None) -> ThreadRef:
+    """Return which thread a record is that of, if it is that which an id means.
+
+    Raises:
+        CorruptChunk: It is another one: the document that says what the id means was changed.
+    """
+    thread = thread_ref(record)
+    if thread_id not in (None, thread.thread_id):
+        raise CorruptChunk(f"the record of thread {thread_id!r} is that of another thread")
+    return thread
 
 
 def _receipt_without(checkpoint_id: str | None, writes: Iterable[Document]) -> str | None:

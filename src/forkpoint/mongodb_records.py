@@ -108,6 +108,12 @@ def found_by(id_: bytes, family: ObjectId, *, is_sharded: bool) -> Document:
     return {"_id": id_, "family": family} if is_sharded else {"_id": id_}
 
 
+def bytes_of(document: Mapping[str, Any], field: str) -> bytes:
+    """Return a field, or nothing if it is damaged: then the checksum does not fit either."""
+    value = document.get(field)
+    return value if isinstance(value, bytes) else b""
+
+
 class Outcome(NamedTuple):
     """What became of a bulk: how many statements hit a document, and the one that failed."""
 

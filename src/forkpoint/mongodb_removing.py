@@ -11,6 +11,7 @@ from bson.objectid import ObjectId
 
 from forkpoint import removal
 from forkpoint.errors import StorageBusy
+from forkpoint.hashing import Hashing
 from forkpoint.mongodb_catalog import IDENTITY, LISTED_PLACE, thread_ref
 from forkpoint.mongodb_documents import ROWS, refs_in
 from forkpoint.mongodb_log import HAS_LOG, NO_LOG
@@ -73,7 +74,11 @@ class MongoRemoving(MongoReading):
         raise NotImplementedError
 
     def begin_copy(
-        self, source: ThreadRef, target_id: str, described: Description | None = None
+        self,
+        source: ThreadRef,
+        target_id: str,
+        hashing: Hashing,
+        described: Description | None = None,
     ) -> Any:
         raise NotImplementedError
 

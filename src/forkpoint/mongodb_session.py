@@ -12,12 +12,19 @@ from datetime import datetime, timedelta, timezone
 from bson.objectid import ObjectId
 
 from forkpoint.errors import StorageBusy, ThreadExists
-from forkpoint.mongodb_catalog import LISTED_PLACE, fields_of, new_record, terms_of
+from forkpoint.hashing import Hashing, new_salt
+from forkpoint.mongodb_catalog import (
+    LISTED_PLACE,
+    checksums_of,
+    fields_of,
+    new_record,
+    said_in,
+    terms_of,
+)
 from forkpoint.mongodb_documents import (
     ROWS,
     checkpoint_document,
     chunk_statement,
-    is_in_place,
     place_in,
     write_document,
 )
@@ -59,7 +66,9 @@ class MongoSession(MongoHeads):
             provisional=False,
             dead_until=old["dead_until"] if old else None,
             building=ObjectId(),
+            salt=graft.salt,
         )
+        made["checksums"] = checksums_of(made, graft.hashing)
         unchanged = expect(
             {**record_of(source), "epoch": source.epoch, "deleted_at": None, "lock": None},
             {"$set": {"kind": "thread"}},
@@ -89,11 +98,13 @@ class MongoSession(MongoHeads):
             self.await_unlocked(source)
             raise Stale
 
-    def add(self, thread_id: str, owner: str | None, described: Description) -> bool:
+    def add(
+        self, thread_id: str, owner: str | None, described: Description, hashing: Hashing
+    ) -> bool:
         try:
             old = self._deleted_before(thread_id)
         except ThreadExists:
-            return self._adopt(thread_id, owner, described)
+            return self._adopt(thread_id, owner, described, hashing)
         key = ObjectId()
         target = ThreadRef(key, key, ObjectId())
         made = new_record(
@@ -105,7 +116,9 @@ class MongoSession(MongoHeads):
             provisional=False,
             dead_until=old["dead_until"] if old else None,
             building=ObjectId(),
+            salt=new_salt(),
         )
+        made["checksums"] = checksums_of(made, hashing)
         statements = [
             update_one(record_of(target), {"$setOnInsert": made}, upsert=True),
             _name(target, self._records.name_id(thread_id), old),
@@ -117,12 +130,17 @@ class MongoSession(MongoHeads):
         self._discard(target)
         return False
 
-    def _adopt(self, thread_id: str, owner: str | None, described: Description) -> bool:
+    def _adopt(
+        self, thread_id: str, owner: str | None, described: Description, hashing: Hashing
+    ) -> bool:
         """Describe a thread that has writes, but no checkpoint yet, if that is what an id means."""
         thread = self.thread(thread_id)
         if thread is None or thread.owner != owner:
             return False
         fields = {**fields_of(described), "owner": owner, "source": None}
+        identity = thread_id, owner, thread.salt
+        checksums = hashing.checksums(identity, described)
+        fields["checksums"] = checksums
         made = {**fields, "terms": terms_of(fields), "provisional": False, "unlisted": True}
         new = {**record_of(thread), "provisional": True, "deleted_at": None}
         return self._records.update(new, {"$set": made})
@@ -147,16 +165,23 @@ class MongoSession(MongoHeads):
             self._records.update(named, {"$set": {"key": old["_id"], "home": old["family"]}})
         return False
 
-    def copy(self, source: ThreadRef, target_id: str, described: Description | None = None) -> None:
+    def copy(
+        self,
+        source: ThreadRef,
+        target_id: str,
+        hashing: Hashing,
+        described: Description | None = None,
+    ) -> None:
         if self.thread(target_id) is not None:
             raise ThreadExists(f"there is a thread {target_id!r} already")
         with self._locked(source, {}) as guard:
-            self._copy(source, target_id, described, guard)
+            self._copy(source, target_id, hashing, described, guard)
 
     def _copy(
         self,
         source: ThreadRef,
         target_id: str,
+        hashing: Hashing,
         described: Description | None,
         guard: Statement,
     ) -> None:
@@ -184,13 +209,25 @@ class MongoSession(MongoHeads):
         }
         for of_source in ("unlisted", "removed_at", *LISTED_PLACE):
             made.pop(of_source, None)
+        if described is None:
+            said = said_in(record)
+            hashing.check_description(
+                source.thread_id, source.salt, record["checksums"], record["source"], said
+            )
+        made["salt"] = new_salt(source.salt)
+        made["checksums"] = checksums_of(made, hashing)
         made["terms"] = terms_of(made)
         self._records.insert(made)
         rows = self._records.latest(
             {"family": source.family, "thread": source.key, "kind": ROWS, "doomed": None}
         )
         for batch in in_batches((row for row in rows if "content" in row), 1000):
-            self._records.bulk([guard, *(_copied(target, row) for row in batch)])
+            self._records.bulk(
+                [
+                    guard,
+                    *(_copied(target, row, hashing, source.salt, made["salt"]) for row in batch),
+                ]
+            )
         end = [
             guard,
             _name(target, self._records.name_id(target_id), old),
@@ -285,13 +322,14 @@ def _grafted(
     )
 
 
-def _copied(target: ThreadRef, row: Document) -> Statement:
+def _copied(
+    target: ThreadRef, row: Document, hashing: Hashing, source_salt: bytes, salt: bytes
+) -> Statement:
     """Return the statement that writes a copy of a row for another thread of the family."""
     # The copies do not belong to the runs that made the originals: deleting those leaves them.
     left_out = ("_id", "run_id", "next", "log", "slot", "record")
     copy = {field: value for field, value in row.items() if field not in left_out}
-    if not is_in_place(row):
-        copy["checksum"] = b""  # what is damaged is so in a copy as well
+    copy["binding"] = hashing.rebound(source_salt, salt, row.get("checksum"), row.get("binding"))
     return update_one(
         {"_id": row_id(target, *place_in(row)), "family": target.family},
         {"$setOnInsert": {**copy, "thread": target.key}},

@@ -26,12 +26,13 @@ from forkpoint.errors import (
     stale_lease,
 )
 from forkpoint.group_commit import Relay
+from forkpoint.hashing import IDENTITY_BYTES
 from forkpoint.mongodb_bulk import Bulk, checked_size, store
 from forkpoint.mongodb_documents import ROWS
 from forkpoint.mongodb_features import check_features
 from forkpoint.mongodb_indexes import IN_NO_LOG, complete, indexes_of
 from forkpoint.mongodb_log import LOG_INDEX, Tail
-from forkpoint.mongodb_puts import Creation, Intent
+from forkpoint.mongodb_puts import Creation, Intent, record_made
 from forkpoint.mongodb_records import (
     Document,
     Records,
@@ -40,6 +41,7 @@ from forkpoint.mongodb_records import (
     row_id,
 )
 from forkpoint.mongodb_session import MongoSession
+from forkpoint.mongodb_stored import STORED
 from forkpoint.mongodb_tombstones import dead_until_of, deletions_of, die_later
 from forkpoint.steps import Steps
 from forkpoint.storage import SCHEMA_VERSION, Put, Rewound, Stale, ThreadRef
@@ -174,6 +176,7 @@ class MongoStorage:
         theirs = client.write_concern.document.get("wtimeout")
         collection = client[self._db_name].get_collection(
             self._name,
+            codec_options=STORED,
             read_preference=ReadPreference.PRIMARY,
             read_concern=ReadConcern("majority"),
             write_concern=WriteConcern("majority", wtimeout=theirs or int(1000 * patience), j=True),
@@ -210,7 +213,7 @@ class MongoStorage:
         dead_until: str | None = None
         if thread is None:
             key = ObjectId()
-            thread = ThreadRef(key, key, ObjectId(), put.owner)
+            thread = _new_thread(put, key, key)
             creation = Creation(self._records_open().name_id(put.thread_id), None, None)
         else:
             tail = session.tail(thread)
@@ -316,7 +319,7 @@ class MongoStorage:
         if not names:
             return thread, creation  # nothing was done by an attempt whose answer was lost
         (named,) = names
-        old = ThreadRef(named["key"], named["home"], ObjectId(), put.owner)
+        old = _new_thread(put, named["key"], named["home"])
         found = records.latest(record_of(old))
         if found and found[0]["deleted_at"] is None:
             if old.key == thread.key:
@@ -334,10 +337,15 @@ class MongoStorage:
                 return None  # where a thread was deleted, the next one begins with a checkpoint
         if found:
             key = ObjectId()
-            thread = ThreadRef(key, key, ObjectId(), put.owner)
+            thread = _new_thread(put, key, key)
         else:
             thread = old  # who was to make it ended in between, or there never was one
         of_all = dead_until_of(named, marks, None)
+        if thread is old:
+            # Who else makes it gives it another salt: the rows of one of the two would not fit.
+            records.bulk([record_made(put, thread, of_all)])
+            if not records.exists({**record_of(thread), "epoch": thread.epoch}):
+                raise Stale
         return thread, Creation(name, old.key, of_all, deletion, deletions)
 
     def _dead_until(self, put: Put, dead_until: str | None) -> str | None:
@@ -407,6 +415,12 @@ class MongoStorage:
 
     def _store(self, batch: Sequence[Bulk]) -> None:
         store(self._records_open(), batch)
+
+
+def _new_thread(put: Put, key: ObjectId, family: ObjectId) -> ThreadRef:
+    """Return the thread that a put makes."""
+    identity = put.owner, put.thread_id, put.salt, put.checksums[:IDENTITY_BYTES]
+    return ThreadRef(key, family, ObjectId(), *identity)
 
 
 _ATTEMPTS = 100

@@ -22,6 +22,7 @@ from forkpoint.codec import (
     Chunk,
     Chunks,
     Codec,
+    Encoded,
     Entry,
     Manifest,
     Serialized,
@@ -37,6 +38,7 @@ from forkpoint.errors import (
     ThreadNotFound,
     UnreadableValue,
 )
+from forkpoint.hashing import new_salt
 from forkpoint.inputs import Address, Origin
 from forkpoint.memory import Described, KnownManifest, Memories, Memory
 from forkpoint.owners import ConfinedStorage
@@ -56,6 +58,7 @@ from forkpoint.storage import (
     STORE_KEY_BYTES,
     Beginning,
     CheckpointRow,
+    Description,
     Expiry,
     Found,
     Put,
@@ -146,6 +149,31 @@ class Context:
                 self._codecs.clear()
                 self._codecs[history] = codec
 
+    def prepare(self) -> Codec:
+        """Return `codec`, so that it is there in a session: the store may have to be read for it.
+
+        Where there are transactions, there is one at a time.
+        """
+        return self.codec
+
+    def codec_of(self, thread: ThreadRef) -> Codec:
+        """Return the codec for what is stored of a thread.
+
+        Raises:
+            CorruptChunk: The thread's record says another id or owner than was written.
+        """
+        identity = thread.thread_id, thread.owner, thread.salt, thread.checksum
+        return self.codec.of_thread(*identity)
+
+    def codec_for_new(self, thread_id: str) -> Codec:
+        """Return the codec for a thread that is to be made, as far as is known."""
+        salts = self.memory.salts
+        salt = salts.get(thread_id)
+        if salt is None:
+            salt = new_salt()
+            salts.put(thread_id, salt)
+        return self.codec.of_salt(salt)
+
     @property
     def store_key(self) -> bytes:
         """The random bytes by which the store knows again what it gave away, made if need be."""
@@ -219,6 +247,8 @@ class TakenCheckpoint(NamedTuple):
 
     new: NewCheckpoint
     state: Serialized
+    codec: Codec
+    """That of the thread, or of one that is to be made."""
     thread: ThreadRef | None
     """The thread that it was taken for, as far as that is known without looking."""
     inherited: Mapping[str, Entry] | None
@@ -231,9 +261,15 @@ class TakenWrites(NamedTuple):
     """Writes to be put, as they were when they were given."""
 
     new: NewWrites
+    encoded: Sequence[Encoded]
     rows: Sequence[WriteRow]
-    chunks: Chunks
     codec: Codec
+    """That of the thread, or of one that is to be made."""
+
+    @property
+    def chunks(self) -> Chunks:
+        """All that they refer to."""
+        return {name: one for each in self.encoded for name, one in each.chunks.items()}
 
 
 def take(context: Context, new: NewCheckpoint) -> TakenCheckpoint:
@@ -244,8 +280,13 @@ def take(context: Context, new: NewCheckpoint) -> TakenCheckpoint:
     context = context.present()
     thread = context.memory.threads.get(new.address.thread_id)
     inherited = _inherited_if_known(context, thread, new)
-    state = context.codec.serialize(new.checkpoint, inherited or ())
-    return TakenCheckpoint(new, state, thread, inherited, context.memory)
+    codec = _codec_to_take(context, new.address.thread_id, thread)
+    state = codec.serialize(new.checkpoint, inherited or ())
+    return TakenCheckpoint(new, state, codec, thread, inherited, context.memory)
+
+
+def _codec_to_take(context: Context, thread_id: str, thread: ThreadRef | None) -> Codec:
+    return context.codec_for_new(thread_id) if thread is None else context.codec_of(thread)
 
 
 def put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
@@ -266,7 +307,6 @@ def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
     new = taken.new
     thread_id, checkpoint_ns, parent_id = new.address
     checkpoint_id = new.checkpoint["id"]
-    codec = context.codec
     manifest: Manifest = {}
     packed_bytes = 0
 
@@ -276,7 +316,9 @@ def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
         is_as_taken = thread == taken.thread and context.memory is taken.memory
         if inherited is None or not is_as_taken:
             inherited = _inherited(context, thread, new)
-        encoded, manifest = codec.join(new.checkpoint, taken.state, inherited)
+        codec = _codec_for(context, thread, taken.codec)
+        state = taken.state if codec.is_kin(taken.codec) else taken.state.rehashed(codec)
+        encoded, manifest = codec.join(new.checkpoint, state, inherited)
         packed_bytes = len(encoded.content) + len(encoded.refs)
         row = CheckpointRow(
             checkpoint_ns,
@@ -290,7 +332,8 @@ def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
         row = checkpoint_with_checksum(codec, row, encoded.content)
         status = "idle" if checkpoint_ns == "" else None
         writes = [checkpoint_receipt(row)]
-        return _prepared(context, new, thread, encoded.chunks, row, writes, status), encoded.chunks
+        chunks = encoded.chunks
+        return _prepared(context, new, thread, codec, chunks, row, writes, status), chunks
 
     thread = yield from _write(context, thread_id, new.origin, prepare)
     versions = new.checkpoint.get("channel_versions", {})
@@ -298,6 +341,13 @@ def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
     context.memory.add_manifest(thread, place, manifest, versions, packed_bytes)
     if checkpoint_ns == "":
         _describe_by_run(context, thread, new)
+
+
+def _codec_for(context: Context, thread: ThreadRef | None, taken: Codec) -> Codec:
+    """Return the codec for what is written to a thread, or to one that is made, as was taken."""
+    if thread is not None:
+        return context.codec_of(thread)
+    return taken if taken.root is context.codec else context.codec.of_salt(taken.salt)
 
 
 def _describe_by_run(context: Context, thread: ThreadRef, new: NewCheckpoint) -> None:
@@ -312,7 +362,8 @@ def _describe_by_run(context: Context, thread: ThreadRef, new: NewCheckpoint) ->
     if known is not None and says(known.metadata, metadata):
         merged = known.metadata
     else:
-        merged = merge_run(context.storage, thread, new.address.thread_id, metadata)
+        hashing = context.codec.hashing
+        merged = merge_run(context.storage, hashing, thread, metadata)
     described.put(thread.key, Described(run, merged))
 
 
@@ -330,7 +381,7 @@ def _inherited(
         return {}
     if found.metadata is not None:
         context.memory.described.put(thread.key, Described(None, found.metadata))
-    body, manifest = open_checkpoint(context.codec, found.row)
+    body, manifest = open_checkpoint(context.codec_of(thread), found.row)
     known = KnownManifest(thread.epoch, manifest, body.get("channel_versions", {}), 0)
     return _unchanged(known, new)
 
@@ -363,26 +414,28 @@ def _unchanged(known: KnownManifest, new: NewCheckpoint) -> Mapping[str, Entry]:
 
 def take_writes(context: Context, new: NewWrites) -> TakenWrites:
     """Take the values of writes as they are now, as `take` does."""
-    checkpoint_ns, checkpoint_id = new.place
-    codec = context.codec
-    chunks: Chunks = {}
+    context = context.present()
+    thread = context.memory.threads.get(new.address.thread_id)
+    codec = _codec_to_take(context, new.address.thread_id, thread)
+    encoded = [codec.encode_write(channel, value) for channel, value in new.writes]
+    return TakenWrites(new, encoded, _write_rows(codec, new, encoded), codec)
+
+
+def _write_rows(codec: Codec, new: NewWrites, values: Sequence[Encoded]) -> list[WriteRow]:
+    """Return the rows of writes, with their receipts."""
     rows = []
-    for position, (channel, value) in enumerate(new.writes):
-        idx = WRITES_IDX_MAP.get(channel, position)
-        encoded = codec.encode_write(channel, value)
-        chunks.update(encoded.chunks)
+    for position, ((channel, _), encoded) in enumerate(zip(new.writes, values, strict=True)):
         row = WriteRow(
-            checkpoint_ns,
-            checkpoint_id,
+            *new.place,
             new.task_id,
-            idx,
+            WRITES_IDX_MAP.get(channel, position),
             new.task_path,
             channel,
             encoded.refs,
             codec.protect(encoded.content),
         )
         rows.append(write_with_checksum(codec, row, encoded.content))
-    return TakenWrites(new, with_receipts(codec, rows) if rows else [], chunks, codec)
+    return with_receipts(codec, rows) if rows else []
 
 
 def put_writes(context: Context, taken: TakenWrites) -> Steps[None]:
@@ -396,15 +449,21 @@ def put_writes(context: Context, taken: TakenWrites) -> Steps[None]:
 
 
 def _put_writes(context: Context, taken: TakenWrites) -> Steps[None]:
-    if context.codec is not taken.codec:  # the store is another, with another secret
-        taken = take_writes(context, taken.new)
-    new, rows, chunks, _ = taken
+    new = taken.new
 
     def prepare(thread: ThreadRef | None) -> tuple[Put, Chunks]:
+        codec = _codec_for(context, thread, taken.codec)
+        mine = taken
+        if codec is not taken.codec:  # the thread, or the store, is another than was known
+            encoded = taken.encoded
+            if not codec.is_kin(taken.codec):
+                encoded = [one.rehashed(codec) for one in encoded]
+            mine = TakenWrites(new, encoded, _write_rows(codec, new, encoded), codec)
         status = _status(new.writes) if new.place[0] == "" else None
-        return _prepared(context, new, thread, chunks, None, rows, status), chunks
+        chunks = mine.chunks
+        return _prepared(context, new, thread, codec, chunks, None, mine.rows, status), chunks
 
-    if rows:
+    if taken.rows:
         yield from _write(context, new.address.thread_id, new.origin, prepare)
 
 
@@ -412,6 +471,7 @@ def _prepared(
     context: Context,
     new: NewCheckpoint | NewWrites,
     thread: ThreadRef | None,
+    codec: Codec,
     chunks: Chunks,
     row: CheckpointRow | None,
     writes: Sequence[WriteRow],
@@ -423,14 +483,20 @@ def _prepared(
     thread_id = new.address.thread_id
     ancestry, lease, run = new.origin
     began = memory.runs.beginning(thread_id, run)
+    metadata, checksums = "{}", b""
+    if thread is None:
+        metadata = inputs.thread_metadata(new.config)
+        described = Description(metadata=metadata, **context.expiry._asdict())
+        identity = thread_id, context.owner, codec.salt
+        checksums = codec.hashing.checksums(identity, described)
     return Put(
         thread_id,
         thread,
-        "{}" if thread else inputs.thread_metadata(new.config),
+        metadata,
         ancestry,
         writes[0].checkpoint_ns,
         writes[0].checkpoint_id,
-        {digest: context.codec.protect_chunk(chunk) for digest, chunk in unknown.items()},
+        {digest: codec.protect_chunk(chunk) for digest, chunk in unknown.items()},
         row,
         writes,
         status,
@@ -438,7 +504,10 @@ def _prepared(
         began=began,
         is_announced=began is None and memory.announced.has(thread_id, writes[0].checkpoint_id),
         history=memory.history,
+        owner=context.owner,
         expiry=context.expiry,
+        salt=codec.salt,
+        checksums=checksums,
     )
 
 
@@ -480,6 +549,7 @@ def _write(
             memory.forget(thread_id)
             raise _deleted(thread_id)
         memory.missing.pop(thread_id)
+        memory.salts.pop(thread_id)
         memory.threads.put(thread_id, written)
         if thread is None:
             memory.described.put(written.key, Described(None, prepared.metadata))
@@ -563,6 +633,8 @@ def get_tuple(
         if found is None:
             memory.missing.put(thread_id, True)
             return None, beginning
+        with at_place(thread_id, found.row.checkpoint_ns, found.row.checkpoint_id):
+            context.codec_of(found.thread)
         memory.threads.put(thread_id, found.thread)
         if found.metadata is not None:
             memory.described.put(found.thread.key, Described(None, found.metadata))
@@ -697,8 +769,8 @@ def gather_rows(session: Session, rows: Sequence[Found]) -> dict[Any, Chunks]:
 
 def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> CheckpointTuple:
     thread_id, thread, row, writes, _ = found
-    codec = context.codec
     with at_place(thread_id, row.checkpoint_ns, row.checkpoint_id):
+        codec = context.codec_of(thread)
         body, manifest = open_checkpoint(codec, row)
         metadata = metadata_of(row)
         if row.run_id not in (None, inputs.run_id(metadata)):

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from forkpoint.errors import ThreadExists
 from forkpoint.filters import wanted_terms
+from forkpoint.hashing import Hashing
 from forkpoint.steps import Steps
 from forkpoint.storage import (
     Description,
@@ -147,8 +148,10 @@ class _ConfinedSession:
     def grown(self, more_than: int, after: Any, limit: int) -> list[ThreadRow]:
         return self._session.grown(more_than, after, limit, self._owner)
 
-    def add(self, thread_id: str, owner: str | None, described: Description) -> bool:
-        if self._session.add(thread_id, self._owner, described):
+    def add(
+        self, thread_id: str, owner: str | None, described: Description, hashing: Hashing
+    ) -> bool:
+        if self._session.add(thread_id, self._owner, described, hashing):
             return True
         thread = self._session.thread(thread_id)
         if thread is not None and not self._is_ours(thread):

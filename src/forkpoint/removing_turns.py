@@ -61,7 +61,7 @@ def _remove_whole(context: Context, session: Session, thread: ThreadRef, wanted:
 
     def plan(rows: Sequence[CheckpointRow]) -> removal.Plan:
         nonlocal is_emptied
-        planned = _plan(rows, lambda: _headers(context, rows), wanted)
+        planned = _plan(rows, lambda: _headers(context, thread, rows), wanted)
         is_emptied = planned is None
         return planned or removal.Plan(set(), set())
 
@@ -88,19 +88,21 @@ def _plan(
 
 
 def _headers(
-    context: Context, rows: Sequence[CheckpointRow]
+    context: Context, thread: ThreadRef, rows: Sequence[CheckpointRow]
 ) -> dict[removal.Place, removal.Header]:
     # Manifests matter only in threads that have channels to rebuild.
     rebuilds = any(removal.COUNTERS in row.metadata for row in rows)
-    return {place_of(row): _header(context, row, rebuilds=rebuilds) for row in rows}
+    return {place_of(row): _header(context, thread, row, rebuilds=rebuilds) for row in rows}
 
 
-def _header(context: Context, row: CheckpointRow, *, rebuilds: bool) -> removal.Header:
+def _header(
+    context: Context, thread: ThreadRef, row: CheckpointRow, *, rebuilds: bool
+) -> removal.Header:
     parent = row.parent_checkpoint_id
     stored: Collection[str] = ()
     rebuilt: Collection[str] = ()
     if rebuilds:
-        body, manifest = open_checkpoint(context.codec, row)
+        body, manifest = open_checkpoint(context.codec_of(thread), row)
         versions = body.get("channel_versions", {})
         stored = frozenset(manifest)
         rebuilt = removal.rebuilt_channels(metadata_of(row), versions, stored)
@@ -173,7 +175,8 @@ class _Removing:
         while True:
             part = self._turns.session.rows_after(self._thread, after, with_content=True)
             for row in part.items:
-                headers[place_of(row)] = _header(self._context, row, rebuilds=True)
+                header = _header(self._context, self._thread, row, rebuilds=True)
+                headers[place_of(row)] = header
             yield
             if part.after is None:
                 return headers

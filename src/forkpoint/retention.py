@@ -27,6 +27,7 @@ from forkpoint.collect import collect, uncollected
 from forkpoint.errors import ThreadBusy, ThreadNotFound
 from forkpoint.leases import Lease
 from forkpoint.operations import Context
+from forkpoint.records import is_intact
 from forkpoint.removal import Kept
 from forkpoint.runner import Runner
 from forkpoint.searching import Wanted, matches
@@ -225,7 +226,7 @@ def _candidates(context: Context, task: Task) -> Iterator[list[ThreadRow]]:
             if not rows:
                 return
             after = rows[-1].thread.key
-            yield rows
+            yield _intact(context, rows)
 
 
 def _found(context: Context, wanted: Wanted, sort_by: str) -> Iterator[list[ThreadRow]]:
@@ -244,11 +245,17 @@ def _expired(context: Context) -> Iterator[list[ThreadRow]]:
     while True:
         with context.storage.reading() as session:
             rows = session.expired(after, _BATCH)
-        yield rows
+        yield _intact(context, rows)
         if len(rows) < _BATCH:
             return
         last = rows[-1]
         after = last.updated_at + (last.described.ttl or 0), last.thread.key
+
+
+def _intact(context: Context, rows: list[ThreadRow]) -> list[ThreadRow]:
+    """Return those threads whose records are as they were written: no others are removed."""
+    hashing = context.codec.hashing
+    return [row for row in rows if is_intact(hashing, row)]
 
 
 def _earlier(bounds: tuple[int | None, int | None], than: int) -> tuple[int | None, int | None]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, TypeVar
 
 from forkpoint.codec import DIGEST_BYTES, Codec, Manifest
 from forkpoint.errors import CorruptChunk
@@ -14,14 +14,15 @@ from forkpoint.storage import CheckpointRow, WriteRow
 
 
 def checkpoint_with_checksum(codec: Codec, row: CheckpointRow, content: bytes) -> CheckpointRow:
-    """Return a checkpoint with the checksum of all that its thread does not decide.
+    """Return a checkpoint with its checksum, bound to a thread.
 
     Args:
-        codec: What hashes, with the key of the store if it encrypts.
+        codec: That of the thread.
         row: The checkpoint.
         content: Its content, unencrypted.
     """
-    return row._replace(checksum=_checkpoint_checksum(codec, row, content))
+    checksum = _checkpoint_checksum(codec, row, content)
+    return row._replace(checksum=checksum, binding=codec.binding(checksum))
 
 
 def _checkpoint_checksum(codec: Codec, row: CheckpointRow, content: bytes) -> bytes:
@@ -30,13 +31,38 @@ def _checkpoint_checksum(codec: Codec, row: CheckpointRow, content: bytes) -> by
 
 
 def write_with_checksum(codec: Codec, row: WriteRow, content: bytes) -> WriteRow:
-    """Return a write with the checksum of all that its thread does not decide."""
-    return row._replace(checksum=_write_checksum(codec, row, content))
+    """Return a write with its checksum, bound to a thread."""
+    checksum = _write_checksum(codec, row, content)
+    return row._replace(checksum=checksum, binding=codec.binding(checksum))
 
 
 def _write_checksum(codec: Codec, row: WriteRow, content: bytes) -> bytes:
-    fields: tuple[Any, ...] = row[:-2]
+    fields: tuple[Any, ...] = row[:-3]
     return codec.checksum(*fields, content)
+
+
+_Row = TypeVar("_Row", CheckpointRow, WriteRow)
+
+
+def moved(rows: Iterable[_Row], source: Codec, target: Codec) -> list[_Row]:
+    """Return rows that were read of a thread, bound to another of its family.
+
+    Raises:
+        CorruptChunk: One was not written in the thread that it was read of.
+    """
+    bound = []
+    for row in rows:
+        if isinstance(row, WriteRow) and row.idx == RECEIPT:
+            bound.append(row)
+            continue
+        _check_bound(source, row)
+        bound.append(row._replace(binding=target.binding(row.checksum)))
+    return bound
+
+
+def _check_bound(codec: Codec, row: CheckpointRow | WriteRow) -> None:
+    if type(row.checksum) is not bytes or row.binding != codec.binding(row.checksum):
+        raise CorruptChunk("a row is not what was written, or was written in another thread")
 
 
 def open_checkpoint(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], Manifest]:
@@ -49,6 +75,7 @@ def open_checkpoint(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], M
     content = codec.reveal(row.content)
     if _checkpoint_checksum(codec, row, content) != row.checksum:
         raise CorruptChunk("the checkpoint is not what was written")
+    _check_bound(codec, row)
     return codec.decode_manifest(content, row.refs)
 
 
@@ -62,6 +89,7 @@ def open_write(codec: Codec, row: WriteRow) -> bytes:
     content = codec.reveal(row.content)
     if _write_checksum(codec, row, content) != row.checksum:
         raise CorruptChunk(f"a write to channel {row.channel!r} is not what was written")
+    _check_bound(codec, row)
     return content
 
 
@@ -105,7 +133,7 @@ def check_end(oldest: CheckpointRow, rebuilt: Collection[str]) -> None:
 
 
 def checkpoint_receipt(row: CheckpointRow) -> WriteRow:
-    """Return the receipt of a checkpoint. It says no more than where it is."""
+    """Return the receipt of a checkpoint. It says no more than where it is, and is not bound."""
     place = row.checkpoint_ns, row.checkpoint_id
     return WriteRow(*place, NULL_TASK_ID, RECEIPT, "", NO_CHANNEL, b"", b"")
 
@@ -115,8 +143,8 @@ def with_receipts(codec: Codec, writes: Sequence[WriteRow]) -> list[WriteRow]:
     rows = list(writes)
     for idx, content in receipts_of([(write.idx, write.channel) for write in writes]):
         place, path = writes[0][:3], writes[0].task_path
-        checksum = codec.checksum(*place, idx, path, NO_CHANNEL, b"", content)
-        rows.append(WriteRow(*place, idx, path, NO_CHANNEL, b"", content, checksum))
+        receipt = WriteRow(*place, idx, path, NO_CHANNEL, b"", content)
+        rows.append(write_with_checksum(codec, receipt, content))
     return rows
 
 
@@ -144,6 +172,7 @@ def settled(
         # The content of a receipt is not encrypted.
         if _write_checksum(codec, row, row.content) != row.checksum:
             raise CorruptChunk("a receipt of writes is not what was written")
+        _check_bound(codec, row)
         for idx, channel in writes_of(row.idx, row.content):
             named.setdefault((*row[:3], idx), set()).add(channel)
     # A task that put twice may have named two channels for one write, and the first one counts.

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 
+from forkpoint.hashing import Hashing
 from forkpoint.inputs import as_json
+from forkpoint.records import check_record, described_anew
 from forkpoint.storage import Description, Storage, ThreadRef
 
 
@@ -29,24 +31,23 @@ def says(metadata: str, run_metadata: str) -> bool:
     return with_run(Description(metadata=metadata), run_metadata).metadata == metadata
 
 
-def merge_run(storage: Storage, thread: ThreadRef, thread_id: str, run_metadata: str) -> str:
+def merge_run(storage: Storage, hashing: Hashing, thread: ThreadRef, run_metadata: str) -> str:
     """Let the record of a thread say what a run says, if it does not yet, and return what it says.
 
     Nothing is written where nothing is new.
     """
     with storage.reading() as session:
-        row = session.record(thread_id)
+        row = session.record(thread.thread_id)
     while True:
         if row is None or row.thread.key != thread.key:
             return run_metadata  # it was deleted meanwhile
+        check_record(hashing, row)
         described = with_run(row.described, run_metadata)
         if described == row.described:
             return described.metadata
         with storage.writing() as session:
-            row = session.record(thread_id)
-            if (
-                row is not None
-                and row.thread.key == thread.key
-                and session.describe(row, with_run(row.described, run_metadata))
-            ):
-                row = session.record(thread_id)
+            row = session.record(thread.thread_id)
+            if row is not None and row.thread.key == thread.key:
+                described = with_run(row.described, run_metadata)
+                if session.describe(row, described, described_anew(hashing, row, described)):
+                    row = session.record(thread.thread_id)

@@ -14,7 +14,9 @@ from operator import itemgetter
 from typing import Any
 
 from forkpoint.filters import ALL_TERM, packed, thread_terms, unpacked
+from forkpoint.hashing import Hashing, new_salt
 from forkpoint.receipts import RECEIPT
+from forkpoint.sqlite_rows import THREAD_COLUMNS, THREAD_OF, json_list
 from forkpoint.sqlite_schema import EXPIRES, OF_ALL, UNLISTED
 from forkpoint.sqlite_statements import batches, marks, time_now
 from forkpoint.sqlite_tombstones import SqliteTombstones
@@ -37,7 +39,7 @@ WALKS = 100
 """How many searches may be read page by page at once before the first one does so."""
 
 _RECORD = (
-    "SELECT t.key, t.family, t.epoch, t.owner, t.thread_id, t.label, t.tags, t.metadata, t.ttl,"
+    f"SELECT {THREAD_OF}, t.checksums, t.edge, t.parent, t.label, t.tags, t.metadata, t.ttl,"
     " t.status, t.created_at, t.updated_at, s.thread_id, t.parent_checkpoint_id,"
     " t.checkpoint_count, t.lease_holder, t.lease_since, t.lease_until, t.fence,"
     " t.fixed_keys, t.on_expiry, t.swept_at, t.state_updated_at FROM forkpoint_threads AS t"
@@ -255,7 +257,7 @@ class SqliteCatalog(SqliteTombstones):
         changed: list[tuple[Any, ...]] = []
         for key, thread_id, owner, label, tags, metadata, source, at, state, status, terms in rows:
             if terms is None:
-                found = thread_terms(owner, label, json.loads(tags), metadata, source)
+                found = thread_terms(owner, label, json_list(tags), metadata, source)
                 terms = packed(found)
             else:
                 self._unlist(key)
@@ -314,36 +316,40 @@ class SqliteCatalog(SqliteTombstones):
 
     # Describing
 
-    def add(self, thread_id: str, owner: str | None, described: Description) -> bool:
+    def add(
+        self, thread_id: str, owner: str | None, described: Description, hashing: Hashing
+    ) -> bool:
         known = self.one(
-            "SELECT key, provisional, owner FROM forkpoint_threads"
+            "SELECT key, provisional, owner, salt FROM forkpoint_threads"
             " WHERE thread_id = ? AND deleted_at IS NULL",
             thread_id,
         )
         if known is not None:
-            key, is_provisional, theirs = known
+            key, is_provisional, theirs, salt = known
             if not is_provisional or theirs != owner:
                 return False
         else:
-            now = time_now()
+            now, salt = time_now(), new_salt()
             key = self.run(
-                "INSERT INTO forkpoint_threads (thread_id, family, owner, created_at, updated_at,"
-                " dead_until) VALUES (?, 0, ?, ?, ?, ?)",
+                "INSERT INTO forkpoint_threads (thread_id, family, owner, salt, created_at,"
+                " updated_at, dead_until) VALUES (?, 0, ?, ?, ?, ?, ?)",
                 thread_id,
                 owner,
+                salt,
                 now,
                 now,
                 self.dead_until(thread_id),
             ).lastrowid
             self.run("UPDATE forkpoint_threads SET family = key WHERE key = ?", key)
         self.run("UPDATE forkpoint_threads SET provisional = 0 WHERE key = ?", key)
-        self._describe(key, described)
+        checksums = hashing.checksums((thread_id, owner, salt), described)
+        self._describe(key, described, checksums)
         self._list_some(key)
         return True
 
-    def describe(self, seen: ThreadRow, described: Description) -> bool:
+    def describe(self, seen: ThreadRow, described: Description, checksums: bytes) -> bool:
         self._unlist(seen.thread.key)
-        self._describe(seen.thread.key, described)
+        self._describe(seen.thread.key, described, checksums)
         self.run(
             "UPDATE forkpoint_threads SET updated_at = max(updated_at + 1, ?) WHERE key = ?",
             time_now(),
@@ -352,16 +358,17 @@ class SqliteCatalog(SqliteTombstones):
         self._list_some(seen.thread.key)
         return True
 
-    def _describe(self, key: int | None, described: Description) -> None:
+    def _describe(self, key: int | None, described: Description, checksums: bytes) -> None:
         self.run(
             "UPDATE forkpoint_threads SET label = ?, tags = ?, metadata = ?, ttl = ?,"
-            " fixed_keys = ?, on_expiry = ? WHERE key = ?",
+            " fixed_keys = ?, on_expiry = ?, checksums = ? WHERE key = ?",
             described.label,
             json.dumps(list(described.tags)),
             described.metadata,
             described.ttl,
             json.dumps(list(described.fixed_keys)),
             described.on_expiry,
+            checksums,
             key,
         )
 
@@ -464,34 +471,30 @@ class SqliteCatalog(SqliteTombstones):
 
 
 def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:
-    label, tags, metadata, ttl, status = row[5:10]
-    holder, since, until, fence = row[15:19]
-    fixed_keys, on_expiry, swept_at = row[19:22]
+    thread = ThreadRef(*row[:THREAD_COLUMNS])
+    checksums, edge, parent, label, tags, metadata, ttl, status, *rest = row[THREAD_COLUMNS:]
+    created_at, updated_at, source, forked, count, *rest = rest
+    holder, since, until, fence, fixed, on_expiry, swept_at, state_updated_at = rest
     lease = LeaseRow(holder, since, until, fence) if until is not None and until > now else None
     return ThreadRow(
-        ThreadRef(*row[:4]),
-        row[4],
-        Description(
-            label,
-            tuple(json.loads(tags)),
-            metadata,
-            ttl,
-            tuple(json.loads(fixed_keys)),
-            on_expiry,
-        ),
+        thread,
+        thread.thread_id,
+        Description(label, json_list(tags), metadata, ttl, json_list(fixed), on_expiry),
         "busy" if lease is not None else status,
-        created_at=row[10],
-        updated_at=row[11],
-        source_thread_id=row[12],
-        source_checkpoint_id=row[13],
-        checkpoint_count=row[14],
+        created_at=created_at,
+        updated_at=updated_at,
+        source_thread_id=source,
+        source_checkpoint_id=forked,
+        checkpoint_count=count,
         lease=lease,
         fence=fence,
         is_expired=(
-            lease is None and ttl is not None and on_expiry == "delete" and row[11] + ttl <= now
+            lease is None and ttl is not None and on_expiry == "delete" and updated_at + ttl <= now
         ),
-        is_swept=swept_at == row[11],
-        state_updated_at=row[22],
+        is_swept=swept_at == updated_at,
+        state_updated_at=state_updated_at,
+        checksums=checksums,
+        lineage=(edge, parent if parent is None else str(parent), forked, None),
     )
 
 

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from forkpoint.errors import StorageBusy, ThreadExists
+from forkpoint.hashing import Hashing, new_salt
+from forkpoint.sqlite_errors import raised_inside
 from forkpoint.sqlite_removing import ABANDONED_SECONDS, SqliteRemoving
-from forkpoint.sqlite_rows import CHECKPOINT, REBOUND, WRITE
+from forkpoint.sqlite_rows import CHECKPOINT, REBOUND, WRITE, json_list
 from forkpoint.sqlite_statements import time_now
 from forkpoint.storage import Description, Stale, ThreadRef
 
@@ -21,6 +23,7 @@ _COPIED_RECORD = (
     "owner, label, tags, metadata, fixed_keys, ttl, on_expiry, status, state_updated_at,"
     " checkpoint_count"
 )
+_SAID = "owner, checksums, label, tags, metadata, ttl, fixed_keys, on_expiry"
 # The copies do not belong to the runs that made the originals: deleting those leaves them.
 _COLUMNS = {
     "checkpoints": (CHECKPOINT, CHECKPOINT.replace("run_id", "NULL")),
@@ -47,14 +50,21 @@ _EMPTY_ROWS = {
 }
 
 
+class _Copy(NamedTuple):
+    """The record of a copy."""
+
+    key: int | None
+    salt: bytes
+
+
 class _Copying(NamedTuple):
     """A copy that is not complete."""
 
     source: ThreadRef
+    hashing: Hashing
     removals: int
     """How often something had been removed from the source when it began."""
-    key: int | None
-    """That of the copy."""
+    copy: _Copy
     target_id: str
     bounds: dict[str, int | None]
     """The ids of the empty rows, by table."""
@@ -65,29 +75,54 @@ class _Copying(NamedTuple):
 class SqliteCopying(SqliteRemoving):
     """The primitives of `forkpoint.storage.Session` that copy threads."""
 
-    def copy(self, source: ThreadRef, target_id: str, described: Description | None = None) -> None:
+    def copy(
+        self,
+        source: ThreadRef,
+        target_id: str,
+        hashing: Hashing,
+        described: Description | None = None,
+    ) -> None:
         self._check_free(target_id)
-        key = self._add_copy(source, target_id, described)
+        copy = self._add_copy(source, target_id, target_id, hashing, described)
+        self._bind_to(hashing, source, copy)
         for table, (columns, copied) in _COLUMNS.items():
             self.run(
                 f"INSERT INTO forkpoint_{table} (thread, {columns}, binding)"
                 f" SELECT ?, {copied}, {REBOUND} FROM forkpoint_{table} WHERE thread = ?",
-                key,
-                key,
+                copy.key,
                 source.key,
             )
-        self._show(key, target_id)
+        self._show(copy.key, target_id)
+
+    def _bind_to(self, hashing: Hashing, source: ThreadRef, copy: _Copy) -> None:
+        """Let the rows of a thread that are copied from now on be bound to the copy."""
+
+        def rebound(checksum: Any, binding: Any) -> int:
+            try:
+                return hashing.rebound(source.salt, copy.salt, checksum, binding)
+            except BaseException as error:  # an interrupt, of which SQLite does not say what it was
+                raised_inside.error = error
+                raise
+
+        self.create_function("forkpoint_rebound", 2, rebound)
 
     def begin_copy(
-        self, source: ThreadRef, target_id: str, described: Description | None = None
+        self,
+        source: ThreadRef,
+        target_id: str,
+        hashing: Hashing,
+        described: Description | None = None,
     ) -> _Copying:
         self._check_free(target_id)
         removals = self.extent(source).removals
         # Under a name of its own: what the target's id means does not change yet.
-        key = self._add_copy(source, f"{target_id}\0{uuid4()}", described)
-        bounds = {table: self.run(empty, key).lastrowid for table, empty in _EMPTY_ROWS.items()}
+        name = f"{target_id}\0{uuid4()}"
+        copy = self._add_copy(source, name, target_id, hashing, described)
+        bounds = {
+            table: self.run(empty, copy.key).lastrowid for table, empty in _EMPTY_ROWS.items()
+        }
         places = {table: first for table, (_, _, first) in _ORDER.items()}
-        return _Copying(source, removals, key, target_id, bounds, {**places})
+        return _Copying(source, hashing, removals, copy, target_id, bounds, {**places})
 
     def copy_part(self, copying: Any) -> bool:
         assert isinstance(copying, _Copying)
@@ -96,7 +131,7 @@ class SqliteCopying(SqliteRemoving):
         if not self.run(
             "UPDATE forkpoint_threads SET building = ? WHERE key = ? AND building > 0",
             _patience(),
-            copying.key,
+            copying.copy.key,
         ).rowcount:
             raise StorageBusy("copying took too long, and was taken for abandoned; try again")
         for table, place in copying.places.items():
@@ -106,17 +141,18 @@ class SqliteCopying(SqliteRemoving):
         self._check_free(copying.target_id)
         for table, bound in copying.bounds.items():
             self.run(f"DELETE FROM forkpoint_{table} WHERE id = ?", bound)
-        self._show(copying.key, copying.target_id)
+        self._show(copying.copy.key, copying.target_id)
         return False
 
     def abandon_copy(self, copying: Any) -> None:
         assert isinstance(copying, _Copying)
-        self.abandon(copying.source.family, "key = ?", copying.key)
+        self.abandon(copying.source.family, "key = ?", copying.copy.key)
 
     def _copy_rows(
         self, copying: _Copying, table: str, place: tuple[Any, ...]
     ) -> tuple[Any, ...] | None:
         """Copy rows that come after a place, and return up to where, or None if it was the end."""
+        self._bind_to(copying.hashing, copying.source, copying.copy)
         columns, copied = _COLUMNS[table]
         order, marks, _ = _ORDER[table]
         of_source = f"FROM forkpoint_{table} WHERE thread = ? AND ({order}) > ({marks})"
@@ -130,8 +166,7 @@ class SqliteCopying(SqliteRemoving):
         self.run(
             f"INSERT INTO forkpoint_{table} (thread, {columns}, binding)"
             f" SELECT ?, {copied}, {REBOUND} {of_source} {until} AND id < ?",
-            copying.key,
-            copying.key,
+            copying.copy.key,
             *at,
             *end,
             copying.bounds[table],
@@ -143,22 +178,42 @@ class SqliteCopying(SqliteRemoving):
             raise ThreadExists(f"there is a thread {target_id!r} already")
 
     def _add_copy(
-        self, source: ThreadRef, thread_id: str, described: Description | None
-    ) -> int | None:
+        self,
+        source: ThreadRef,
+        name: str,
+        target_id: str,
+        hashing: Hashing,
+        described: Description | None,
+    ) -> _Copy:
+        """Make the record of a copy, under a name of its own until it is shown."""
+        said = self.one(f"SELECT {_SAID} FROM forkpoint_threads WHERE key = ?", source.key)
+        assert said is not None
+        owner, copied, label, tags, metadata, ttl, fixed, on_expiry = said
+        if described is None:
+            lists = json_list(tags), json_list(fixed)
+            described = Description(label, lists[0], metadata, ttl, lists[1], on_expiry)
+            hashing.check_description(source.thread_id, source.salt, copied, None, described)
+        salt = new_salt(source.salt)
+        checksums = hashing.checksums(
+            (target_id, owner, salt),
+            described,
+            ("clone", str(source.key), None),
+        )
         now = time_now()
         key = self.run(
-            "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent, created_at,"
-            f" updated_at, deleted_at, removed_at, provisional, building, {_COPIED_RECORD})"
-            f" SELECT ?, family, epoch, 'clone', key, ?, ?, ?, ?, 1, ?, {_COPIED_RECORD}"
-            " FROM forkpoint_threads WHERE key = ?",
-            thread_id,
+            "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent, salt,"
+            " created_at, updated_at, deleted_at, removed_at, provisional, building,"
+            f" {_COPIED_RECORD})"
+            " SELECT ?, family, epoch, 'clone', key, ?, ?, ?, ?, ?, 1, ?,"
+            f" {_COPIED_RECORD} FROM forkpoint_threads WHERE key = ?",
+            name,
+            salt,
             *[now] * 4,
             _patience(),
             source.key,
         ).lastrowid
-        if described is not None:
-            self._describe(key, described)
-        return key
+        self._describe(key, described, checksums)
+        return _Copy(key, salt)
 
     def _show(self, key: int | None, target_id: str) -> None:
         """Let a copy be seen that is complete."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from forkpoint.sqlite_rows import THREAD_OF
 from forkpoint.sqlite_statements import marks
 from forkpoint.storage import Query
-
-_THREAD = ("thread_id", "key", "family", "epoch", "owner")
 
 
 def page_statement(query: Query, columns: str, thread: int | None) -> tuple[str, list[Any]]:
@@ -22,7 +21,7 @@ def page_statement(query: Query, columns: str, thread: int | None) -> tuple[str,
         columns: Those of the checkpoint, joined by commas.
         thread: The key of the thread, if the query names one.
     """
-    fields = [f"t.{name}" for name in _THREAD] + [f"c.{name}" for name in columns.split(", ")]
+    fields = [THREAD_OF] + [f"c.{name}" for name in columns.split(", ")]
     # In this order: else SQLite might go through the threads, and sort their checkpoints.
     tables = "forkpoint_checkpoints AS c CROSS JOIN forkpoint_threads AS t"
     direction = "ASC" if query.oldest_first else "DESC"

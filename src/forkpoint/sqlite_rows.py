@@ -1,58 +1,62 @@
-"""SQLite: the columns of checkpoints and writes, and what binds a row to its thread."""
+"""SQLite: the columns of threads, checkpoints and writes, and what they are made of."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from forkpoint.storage import CheckpointRow, WriteRow, binding
-
-_THREAD_UNIT = 4  # above the two flags of a checkpoint
+from forkpoint.hashing import IDENTITY_BYTES
+from forkpoint.storage import CheckpointRow, ThreadRef, WriteRow, binding_of, stored_binding
 
 CHECKPOINT = (
     "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, refs, content, checksum,"
     " hidden, restarts"
 )
 WRITE = "checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, refs, content, checksum"
-READ_CHECKPOINT = f"{CHECKPOINT}, thread, binding"
+READ_CHECKPOINT = f"{CHECKPOINT}, binding"
 """What a `checkpoint_row` is made of."""
-READ_WRITE = f"{WRITE}, thread, binding"
+READ_WRITE = f"{WRITE}, binding"
 """What a `write_row` is made of."""
-REBOUND = f"binding + {_THREAD_UNIT} * (? - thread)"
-"""The binding of a copy of a row, of another thread. What did not fit before does not fit then."""
+REBOUND = "forkpoint_rebound(checksum, binding)"
+"""The binding of a copy of a row, by a function of `SqliteCopying`."""
+THREAD = f"key, family, epoch, owner, thread_id, salt, substr(checksums, 1, {IDENTITY_BYTES})"
+"""What a `ThreadRef` is made of."""
+THREAD_OF = ", ".join(
+    f"t.{column}" if "(" not in column else f"substr(t.checksums, 1, {IDENTITY_BYTES})"
+    for column in THREAD.split(", ", 6)
+)
+"""The same of a table that is called `t`."""
+THREAD_COLUMNS = len(ThreadRef._fields)
 
 
 def checkpoint_values(thread: int, row: CheckpointRow) -> tuple[Any, ...]:
     """Return what is stored of a checkpoint: the thread, `CHECKPOINT` and the binding."""
-    flags = binding(row.checksum, hidden=row.hidden, restarts=row.restarts)
-    return thread, *row, flags + _THREAD_UNIT * thread
+    return thread, *row[:-1], stored_binding(row)
 
 
 def write_values(thread: int, row: WriteRow) -> tuple[Any, ...]:
     """Return what is stored of a write: the thread, `WRITE` and the binding."""
-    return thread, *row, binding(row.checksum) + _THREAD_UNIT * thread
+    return thread, *row[:-1], stored_binding(row)
 
 
 def checkpoint_row(values: Sequence[Any]) -> CheckpointRow:
-    """Return a checkpoint as it was read, without a checksum if its thread or flags changed."""
-    row = CheckpointRow._make(values[:10])
-    return row if _fits(row, values[10], values[11]) else row._replace(checksum=b"")
+    """Return a checkpoint as it was read, and unbound if its flags changed."""
+    *fields, binding = values
+    hidden, restarts = fields[-2:]
+    bound = binding_of(binding, hidden=hidden, restarts=restarts)
+    return CheckpointRow._make([*fields, bound])
 
 
 def write_row(values: Sequence[Any]) -> WriteRow:
-    """Return a write as it was read, without a checksum if its thread changed."""
-    row = WriteRow._make(values[:9])
-    checksum = row.checksum
-    if type(checksum) is bytes and values[10] == binding(checksum) + _THREAD_UNIT * values[9]:
-        return row
-    return row._replace(checksum=b"")
+    """Return a write as it was read."""
+    *fields, binding = values
+    return WriteRow._make([*fields, binding_of(binding)])
 
 
-def _fits(row: CheckpointRow, thread: Any, bound: Any) -> bool:
-    checksum, hidden, restarts = row[7:]
-    if type(checksum) is not bytes or type(thread) is not int:
-        return False
-    if hidden not in (0, 1) or restarts not in (0, 1):
-        return False
-    flags = binding(checksum, hidden=hidden, restarts=restarts)
-    return bool(bound == flags + _THREAD_UNIT * thread)
+def json_list(packed: Any) -> tuple[str, ...]:
+    """Return a list that is stored as JSON, and what no thread has if it was damaged."""
+    try:
+        return tuple(json.loads(packed))
+    except (TypeError, ValueError, RecursionError):
+        return (f"damaged: {packed!r:.80}",)

@@ -34,6 +34,8 @@ CREATE TABLE IF NOT EXISTS forkpoint_threads (
     parent INTEGER,
     parent_checkpoint_id TEXT,
     owner TEXT,
+    salt BLOB NOT NULL DEFAULT x'',
+    checksums BLOB NOT NULL DEFAULT x'',
     label TEXT,
     tags TEXT NOT NULL DEFAULT '[]',
     metadata TEXT NOT NULL DEFAULT '{{}}',

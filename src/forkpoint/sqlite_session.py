@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
 from forkpoint.codec import Chunk, Chunks
 from forkpoint.errors import StaleLease, ThreadExists, lost_checkpoint, stale_lease
+from forkpoint.hashing import IDENTITY_BYTES
 from forkpoint.receipts import RECEIPT, replaces
 from forkpoint.removal import NULL_TASK_ID, Place
 from forkpoint.sqlite_heads import SqliteHeads
@@ -19,9 +19,13 @@ from forkpoint.sqlite_rows import (
     CHECKPOINT,
     READ_CHECKPOINT,
     READ_WRITE,
+    THREAD,
+    THREAD_COLUMNS,
+    THREAD_OF,
     WRITE,
     checkpoint_row,
     checkpoint_values,
+    json_list,
     write_row,
     write_values,
 )
@@ -44,7 +48,7 @@ from forkpoint.storage import (
 from forkpoint.tombstones import is_deleted_since
 
 _CHECKPOINT_OF = [
-    "SELECT t.key, t.family, t.epoch, t.owner, t.metadata, "
+    f"SELECT {THREAD_OF}, t.metadata, "
     + ", ".join(f"c.{column}" for column in READ_CHECKPOINT.split(", "))
     + " FROM forkpoint_threads AS t JOIN forkpoint_checkpoints AS c ON c.thread = t.key"
     " WHERE t.thread_id = ? AND t.deleted_at IS NULL AND t.owner IS coalesce(?, t.owner)"
@@ -92,7 +96,8 @@ _FORKED = (
 _RECORD = (
     "t.key, t.thread_id, t.edge, t.parent, t.parent_checkpoint_id,"
     f" coalesce({_FORKED.format(thread='t.key')}, {_FORKED.format(thread='t.parent')}),"
-    " t.checkpoint_count, t.created_at, t.deleted_at FROM forkpoint_threads AS t"
+    " t.checkpoint_count, t.created_at, t.deleted_at, t.salt, t.checksums"
+    " FROM forkpoint_threads AS t"
 )
 _PUT = (
     f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {CHECKPOINT}, binding)"
@@ -144,7 +149,8 @@ class SqliteSession(SqliteHeads):
             if lost is not None:
                 raise lost_checkpoint(thread_id, checkpoint_ns, lost[0])
             return None
-        thread, found = ThreadRef(*row[:4]), checkpoint_row(row[5:])
+        *fields, metadata = row[: THREAD_COLUMNS + 1]
+        thread, found = ThreadRef(*fields), checkpoint_row(row[THREAD_COLUMNS + 1 :])
         statement = _WRITES_FROM if checkpoint_id is None else _WRITES_OF
         rows = self.all(statement, thread.key, checkpoint_ns, found.checkpoint_id)
         writes = [write_row(write) for write in rows]
@@ -154,7 +160,7 @@ class SqliteSession(SqliteHeads):
             if lost is not None:
                 raise lost_checkpoint(thread_id, checkpoint_ns, lost.checkpoint_id)
             writes = [write for write in writes if write.checkpoint_id == found.checkpoint_id]
-        return Found(thread_id, thread, found, writes, row[4])
+        return Found(thread_id, thread, found, writes, metadata)
 
     def page(self, query: Query) -> list[Found]:
         thread: ThreadRef | None = None
@@ -164,7 +170,9 @@ class SqliteSession(SqliteHeads):
                 return []
         sql, values = page_statement(query, READ_CHECKPOINT, thread.key if thread else None)
         found = [
-            Found(row[0], ThreadRef(*row[1:5]), checkpoint_row(row[5:]), [])
+            Found(
+                row[4], ThreadRef(*row[:THREAD_COLUMNS]), checkpoint_row(row[THREAD_COLUMNS:]), []
+            )
             for row in self.all(sql, *values)
         ]
         span = span_of(query, found)
@@ -291,14 +299,17 @@ class SqliteSession(SqliteHeads):
             before=before,
         )
         record = self.one(
-            "SELECT metadata, fixed_keys, owner, ttl, on_expiry FROM forkpoint_threads"
+            "SELECT checksums, label, tags, metadata, ttl, fixed_keys, on_expiry"
+            " FROM forkpoint_threads"
             " WHERE key = ?",
             thread.key,
         )
         assert record is not None
-        metadata, fixed_keys, owner, ttl, on_expiry = record
-        described = Description(None, (), metadata, ttl, json.loads(fixed_keys), on_expiry)
-        return Moment(newer is None, [checkpoint_row(row) for row in heads], described, owner)
+        checksums, label, tags, metadata, ttl, fixed, on_expiry = record
+        lists = json_list(tags), json_list(fixed)
+        described = Description(label, lists[0], metadata, ttl, lists[1], on_expiry)
+        rows = [checkpoint_row(row) for row in heads]
+        return Moment(newer is None, rows, described, checksums, None)
 
     def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
         found: list[WriteRow] = []
@@ -310,7 +321,8 @@ class SqliteSession(SqliteHeads):
         rows = self.all(
             "WITH RECURSIVE line (key, height) AS (VALUES (?, 0) UNION ALL"
             " SELECT t.parent, height + 1 FROM line JOIN forkpoint_threads AS t USING (key)"
-            f" WHERE t.parent IS NOT NULL) SELECT {_RECORD} JOIN line ON line.key = t.key"
+            # A parent is older: so no damage makes this go on for ever.
+            f" WHERE t.parent < t.key) SELECT {_RECORD} JOIN line ON line.key = t.key"
             " ORDER BY height",
             thread.key,
         )
@@ -324,7 +336,7 @@ class SqliteSession(SqliteHeads):
         found: dict[Any, ThreadRef] = {}
         for batch in batches(run_ids):
             for row in self.all(
-                "SELECT key, family, epoch, owner FROM forkpoint_threads"
+                f"SELECT {THREAD} FROM forkpoint_threads"
                 " WHERE deleted_at IS NULL AND key IN (SELECT thread FROM forkpoint_checkpoints"
                 f" WHERE run_id IS NOT NULL AND run_id IN ({marks(batch)}))",
                 *batch,
@@ -395,16 +407,16 @@ class SqliteSession(SqliteHeads):
     def _admit(self, put: Put, now: int) -> ThreadRef | None:
         """Return the thread to write to, made if need be, where more than one look is needed."""
         row = self.one(
-            "SELECT key, family, epoch, owner, dead_until, fence FROM forkpoint_threads"
+            f"SELECT {THREAD}, dead_until, fence FROM forkpoint_threads"
             " WHERE thread_id = ? AND deleted_at IS NULL",
             put.thread_id,
         )
-        thread = ThreadRef(*row[:4]) if row else None
+        thread = ThreadRef(*row[:THREAD_COLUMNS]) if row else None
         if thread != put.expected:
             raise Stale
-        if row and put.fence not in (None, row[5]):
+        if row and put.fence not in (None, row[-1]):
             raise StaleLease(stale_lease(put.thread_id))
-        dead_until = row[4] if row else self.dead_until(put.thread_id)
+        dead_until = row[-2] if row else self.dead_until(put.thread_id)
         if self._is_refused(put, thread, dead_until):
             return None
         if thread is None:
@@ -432,11 +444,13 @@ class SqliteSession(SqliteHeads):
 
     def _add_thread(self, put: Put, dead_until: str | None, now: int) -> ThreadRef:
         key = self.run(
-            "INSERT INTO forkpoint_threads (thread_id, family, owner, metadata, ttl,"
-            " on_expiry, created_at, updated_at, provisional, dead_until)"
-            " VALUES (?, 0, ?, ?, ?, ?, ?, ?, 1, ?)",
+            "INSERT INTO forkpoint_threads (thread_id, family, owner, salt, checksums, metadata,"
+            " ttl, on_expiry, created_at, updated_at, provisional, dead_until)"
+            " VALUES (?, 0, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)",
             put.thread_id,
             put.owner,
+            put.salt,
+            put.checksums,
             put.metadata,
             *put.expiry,
             now,
@@ -444,7 +458,9 @@ class SqliteSession(SqliteHeads):
             dead_until,
         ).lastrowid
         self.run("UPDATE forkpoint_threads SET family = key WHERE key = ?", key)
-        return ThreadRef(key, key, 0, put.owner)
+        return ThreadRef(
+            key, key, 0, put.owner, put.thread_id, put.salt, put.checksums[:IDENTITY_BYTES]
+        )
 
     def _is_late(self, put: Put, thread: ThreadRef | None, dead_until: str) -> bool:
         """Return whether a write comes after a checkpoint that went with its thread."""
@@ -497,16 +513,24 @@ class SqliteSession(SqliteHeads):
         if self.thread(graft.target_id) is not None:
             raise ThreadExists(f"there is a thread {graft.target_id!r} already")
         now = time_now()
+        described = graft.described
+        checksums = graft.hashing.checksums(
+            (graft.target_id, graft.owner, graft.salt),
+            described,
+            (graft.edge, str(source.key), graft.parent_checkpoint_id),
+        )
         key = self.run(
             "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent,"
-            " parent_checkpoint_id, owner, status, checkpoint_count, created_at, updated_at,"
-            " state_updated_at, dead_until)"
-            " SELECT ?, family, epoch, ?, key, ?, ?, ?, ?, ?, ?, ?, ?"
+            " parent_checkpoint_id, owner, salt, checksums, status, checkpoint_count, created_at,"
+            " updated_at, state_updated_at, dead_until)"
+            " SELECT ?, family, epoch, ?, key, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"
             " FROM forkpoint_threads WHERE key = ?",
             graft.target_id,
             graft.edge,
             graft.parent_checkpoint_id,
             graft.owner,
+            graft.salt,
+            checksums,
             graft.status,
             sum(not row.hidden for row in graft.rows),
             now,
@@ -515,7 +539,7 @@ class SqliteSession(SqliteHeads):
             self.dead_until(graft.target_id),
             source.key,
         ).lastrowid
-        self._describe(key, graft.described)
+        self._describe(key, described, checksums)
         self._put_chunks(source, graft.chunks)
         assert key is not None
         self.many(_PUT, [checkpoint_values(key, row) for row in graft.rows])

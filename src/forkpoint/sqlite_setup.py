@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from forkpoint.errors import SchemaVersionError
-from forkpoint.filters import contains_json
+from forkpoint.filters import may_contain_json
 from forkpoint.sqlite_errors import is_locked, raised_inside
 from forkpoint.sqlite_schema import SCHEMA
 from forkpoint.storage import SCHEMA_VERSION
@@ -108,9 +108,7 @@ def _plain_cursor(connection: sqlite3.Connection) -> sqlite3.Cursor:
 
 def _contains(stored: str, wanted: str) -> bool:
     try:
-        return contains_json(stored, json.loads(wanted))
-    except (ValueError, RecursionError, TypeError):
-        return True  # whoever reads the row finds that it is damaged, and which one it is
+        return may_contain_json(stored, json.loads(wanted))
     except BaseException as error:  # an interrupt, of which SQLite does not say what it was
         raised_inside.error = error
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any, TypeVar
@@ -59,6 +59,10 @@ class Statements:
             return cursor.execute(sql, named or values)
         finally:
             self._connection.execute("PRAGMA busy_timeout = 0")
+
+    def create_function(self, name: str, arguments: int, function: Callable[..., Any]) -> None:
+        """Let statements call a function from now on."""
+        self._connection.create_function(name, arguments, function)
 
     def insert(self, statement: str, rows: Sequence[tuple[Any, ...]], end: str = "") -> None:
         """Insert rows by as few statements as possible: each lets go of the interpreter's lock."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from forkpoint.receipts import RECEIPT
 from forkpoint.sqlite_catalog import SqliteCatalog
+from forkpoint.sqlite_rows import THREAD
 from forkpoint.sqlite_statements import time_now
 from forkpoint.storage import Counts, Stale, ThreadRef, ThreadRow
 
@@ -13,8 +14,7 @@ class SqliteThreads(SqliteCatalog):
 
     def thread(self, thread_id: str) -> ThreadRef | None:
         row = self.one(
-            "SELECT key, family, epoch, owner FROM forkpoint_threads"
-            " WHERE thread_id = ? AND deleted_at IS NULL",
+            f"SELECT {THREAD} FROM forkpoint_threads WHERE thread_id = ? AND deleted_at IS NULL",
             thread_id,
         )
         return ThreadRef(*row) if row else None

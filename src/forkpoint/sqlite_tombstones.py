@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from forkpoint.sqlite_rows import THREAD_OF
 from forkpoint.sqlite_statements import Statements, time_now
 from forkpoint.storage import STORE_KEY_BYTES, ThreadRef
 from forkpoint.tombstones import TOMBSTONE_MICROSECONDS, Marks
@@ -74,7 +75,7 @@ class SqliteTombstones(Statements):
     def buried(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
         for tombstone, _ in self._tombstones(thread_id, owner):
             row = self.one(
-                "SELECT t.key, t.family, t.epoch, t.owner FROM forkpoint_threads AS t JOIN"
+                f"SELECT {THREAD_OF} FROM forkpoint_threads AS t JOIN"
                 " forkpoint_tombstones AS d ON d.thread = t.key"
                 " WHERE d.key = ? AND t.deleted_at IS NOT NULL AND t.removed_at IS NOT NULL",
                 tombstone,

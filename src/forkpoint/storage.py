@@ -13,23 +13,23 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     has another), ``thread_id``, ``family`` (the key of the family's first thread), ``epoch``
     (replaced by every removal, and in the whole family by every collection; in SQLite by the next
     number), the edge it was made by (``edge``: ``fork``, ``clone`` or none; ``parent`` key and
-    ``parent_checkpoint_id``), ``owner``, ``label``, ``tags`` (JSON list), ``metadata`` (JSON
-    object), ``fixed_keys`` (JSON list of those of its keys that somebody set), ``status``,
-    ``checkpoint_count``, ``created_at``, ``updated_at``, ``state_updated_at``
-    (when its newest checkpoint became that, or an interrupt or an error came to it, last; 0 before
-    the first one), ``ttl`` (how long after that it expires,
-    if ever), ``on_expiry`` (``delete`` or ``keep_latest``), ``swept_at`` (what ``updated_at`` was
-    when a sweep trimmed it last), the lease (``lease_holder``, ``lease_since``, ``lease_until``,
-    the ``fence`` that goes up whenever a lease begins or ends, and who is ``waiting`` for it, the
-    first one first: in SQLite a JSON list of holders and until when they wait, in MongoDB documents
-    of ``by`` and ``until``), ``dead_until`` (the highest checkpoint id of the tombstones of its id,
+    ``parent_checkpoint_id``), ``owner``, ``salt``, ``checksums``, ``label``, ``tags`` (JSON list),
+    ``metadata`` (JSON object), ``fixed_keys`` (JSON list of those of its keys that somebody set),
+    ``status``, ``checkpoint_count``, ``created_at``, ``updated_at``, ``state_updated_at`` (when its
+    newest checkpoint became that, or an interrupt or an error came to it, last; 0 before the first
+    one), ``ttl`` (how long after that it expires, if ever), ``on_expiry`` (``delete`` or
+    ``keep_latest``), ``swept_at`` (what ``updated_at`` was when a sweep trimmed it last), the lease
+    (``lease_holder``, ``lease_since``, ``lease_until``, the ``fence`` that goes up whenever a lease
+    begins or ends, and who is ``waiting`` for it, the first one first: in SQLite a JSON list of
+    holders and until when they wait, in MongoDB documents of ``by`` and ``until``), ``dead_until``
+    (the highest checkpoint id of the tombstones of its id,
     whoever's they are, when it was made), and ``deleted_at``. ``removals`` counts how often
     something of it was removed or replaced. ``removed_at`` is when something of it was removed,
     until the chunks of that were collected; until then there may be rows of a deleted thread, which
     nobody sees. Then its record is removed (in MongoDB by the server, when it ``expires``), unless
-    a thread that is there descends from it. Its ``thread_id`` is empty, unless one does.
-    A copy that is not complete is ``provisional``, and deleted; ``building`` is until when it is
-    not taken for abandoned, or 0.
+    a thread that is there descends from it. Its ``thread_id`` is empty, unless one does. A copy
+    that is not complete is ``provisional``, and deleted; ``building`` is until when it is not taken
+    for abandoned, or 0.
     Times are microseconds since 1970 in UTC. At most one thread of an id is not deleted. A thread
     is ``provisional`` while there are writes for it, and no checkpoint yet. How the search index
     knows it is derived: ``terms`` (see `forkpoint.filters`), ``listed_at`` and ``listed_status``,
@@ -48,8 +48,8 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
 
 ``writes``
     ``thread``, ``checkpoint_ns``, ``checkpoint_id``, ``task_id``, ``idx``, ``task_path``,
-    ``channel``, ``refs``, ``content``, ``checksum``, and in SQLite ``binding``. ``content`` is one
-    protected entry. A write may come before its checkpoint.
+    ``channel``, ``refs``, ``content``, ``checksum``, ``binding``. ``content`` is one protected
+    entry. A write may come before its checkpoint.
 
 ``chunks``
     ``family``, ``digest``, ``refs``, ``content``, ``epoch`` (that of the thread when it was written
@@ -126,21 +126,32 @@ that cipher. A length of 0: plain bytes. A chunk's content is protected unless i
 `forkpoint.builtin_values` (32 to 38), `forkpoint.array_values` (39), `forkpoint.object_values` (40)
 and `forkpoint.serde` (41).
 
-**Hash**: SHA-256, or HMAC-SHA-256 (RFC 2104) with the store's secret where the serializer
-encrypts; always of plaintext. The digest of a chunk without refs hashes ``00`` and the content;
-with refs ``01``, the number of refs in four bytes (big-endian), the refs, the content.
+**Hash**: SHA-256; or HMAC-SHA-256 (RFC 2104) with the store's secret where the serializer
+encrypts; always of plaintext. **Hash of the family**: the same, but the key is the hash of ``04``
+and the first half of the salt. So nobody without the secret makes a hash that fits, and equal
+values of two families have hashes that differ.
 
-**checksum**: it hashes ``02`` and the MessagePack array of what a row says in every thread that it
-is copied to: for a checkpoint ``[checkpoint_ns, checkpoint_id, parent_checkpoint_id, metadata,
-refs, content]``, for a write ``[checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel,
-refs, content]``. The content is hashed as it is before it is protected. A ``run_id`` is that of
-the metadata, or missing.
+**salt**: 32 random bytes of each thread. Threads of a family share the first half.
 
-**binding**: the first six bytes of the checksum as a number (big-endian), plus 1 if the row is
-``hidden``, plus 2 if it ``restarts``. In SQLite plus four times the ``thread``. So a copy of a row,
-or a change of its flags, needs no key and no decoding, and a row whose flag was damaged, or that
-was moved to another thread, does not fit. In MongoDB the ``_id`` of a row names its thread, and no
-write has a binding.
+The digest of a chunk without refs is the hash of the family of ``00`` and the content; with refs
+of ``01``, the number of refs in four bytes (big-endian), the refs, the content.
+
+**checksum**: the hash of the family of ``02`` and the MessagePack array of what a row says in every
+thread that it is copied to: for a checkpoint ``[checkpoint_ns, checkpoint_id, parent_checkpoint_id,
+metadata, refs, content]``, for a write ``[checkpoint_ns, checkpoint_id, task_id, idx, task_path,
+channel, refs, content]``. The content is hashed as it is before it is protected. A ``run_id`` is
+that of the metadata, or missing.
+
+**binding**: what binds a row to its thread. The first eight bytes (big-endian) of the hash of
+``03``, the salt and the checksum, less the last three bits; times 4, plus 1 if the row is
+``hidden``, plus 2 if it ``restarts``. Or -1: of a copy of a row that did not fit its thread, and of
+the receipt of a checkpoint. A change of the flags needs no secret; a copy of the row does.
+
+**checksums** of a thread: a byte, 1 if the hash has a key, else 0; and the first 16 bytes of each
+of three hashes, each of a byte and a MessagePack array: ``05`` and ``[thread_id, owner, salt]``;
+``06`` and ``[salt, edge, parent, parent_checkpoint_id]``, with the parent's key as text; ``07`` and
+``[salt, source, label, tags, metadata, ttl, fixed_keys, on_expiry]``, where ``source`` is nil in
+SQLite. Those of a deleted thread, but for the second one, are not kept up.
 
 **Receipts** stand among the writes, with an ``idx`` of -1000 or less, the channel ``""``, and a
 content that is not protected. They are stored after what they are for, and removed before it.
@@ -155,12 +166,16 @@ What is noticed
 By reading: a chunk, checkpoint or write, or a field of one, that was changed, or is of another
 thread now; a write whose receipt is there; a checkpoint that is asked for by its id, or would be
 the newest, or be in an unfiltered listing of a namespace, and whose receipt is there; an ancestor
-from which a `DeltaChannel` is rebuilt. A receipt alone is not missed: nothing is lost with it.
+from which a `DeltaChannel` is rebuilt. A receipt alone is not missed: nothing is lost with it. Of a
+thread's record: its id, owner, lineage, and what is said of it (label, tags, metadata, time to
+live).
 
 Not noticed: rows that are lost together with their receipts, such as the whole of a put, or
-everything since an older copy of the database; a row of a listing with a filter; a thread's record
-with all that it says (without it there is no thread), so what decides there about leases, status,
-and search; and, without an encrypting serializer, changes by one who computes the checksums.
+everything since an older copy of the database; a row of a listing with a filter, or of all
+namespaces; the record of a thread as a whole (without it there is no thread), or what it says of
+leases, status, counts and times; what an older record of the same thread said; the flags of a row
+by one who changes its binding too; and, without an encrypting serializer, changes by one who
+computes the checksums.
 
 Atomicity
 =========
@@ -178,6 +193,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from forkpoint.codec import Chunk, Chunks
+from forkpoint.hashing import FLAG_BITS, UNBOUND, Hashing
 from forkpoint.receipts import RECEIPT
 from forkpoint.removal import Place, Plan
 from forkpoint.steps import Again, Steps
@@ -203,6 +219,11 @@ class ThreadRef(NamedTuple):
     family: Any
     epoch: Any
     owner: str | None = None
+    thread_id: str = ""
+    salt: bytes = b""
+    """What is hashed with it fits no other thread; see `forkpoint.hashing`."""
+    checksum: bytes = b""
+    """That of the id, the owner and the salt, unverified."""
 
 
 class CheckpointRow(NamedTuple):
@@ -216,13 +237,15 @@ class CheckpointRow(NamedTuple):
     refs: bytes
     content: bytes
     checksum: bytes = b""
-    """See `forkpoint.rows`; empty if the store finds that the thread or a flag was changed."""
+    """See `forkpoint.rows`."""
     hidden: bool = False
     restarts: bool = False
     """Whether a resumed run that finds it as a subgraph's newest applies the subgraph's input.
 
     So it is in a fork of an older checkpoint, and after a rollback: the state is from before the
     step that runs again."""
+    binding: int = UNBOUND
+    """What binds it to its thread; `UNBOUND` if the store finds that a flag was changed."""
 
 
 class WriteRow(NamedTuple):
@@ -237,20 +260,30 @@ class WriteRow(NamedTuple):
     refs: bytes
     content: bytes
     checksum: bytes = b""
+    binding: int = UNBOUND
     """See `CheckpointRow`."""
 
 
-def binding(checksum: bytes, *, hidden: bool = False, restarts: bool = False) -> int:
-    """Return the number by which it is noticed that a flag of a row was changed, but by its store.
-
-    It is that of the first bytes of the checksum, and above it by what each flag counts.
-    """
-    return int.from_bytes(checksum[:_BINDING_BYTES], "big") + HIDDEN * hidden + RESTARTS * restarts
-
-
-_BINDING_BYTES = 6
 HIDDEN, RESTARTS = 1, 2
-"""By how much a flag raises the binding of a checkpoint."""
+"""By how much a flag of a checkpoint raises the binding as it is stored."""
+
+
+def stored_binding(row: CheckpointRow | WriteRow) -> int:
+    """Return the binding of a row as it is stored: with its flags, so that a change is noticed."""
+    if row.binding == UNBOUND:
+        return UNBOUND
+    flags = 0
+    if isinstance(row, CheckpointRow):
+        flags = HIDDEN * row.hidden + RESTARTS * row.restarts
+    return row.binding << FLAG_BITS | flags
+
+
+def binding_of(stored: Any, *, hidden: Any = False, restarts: Any = False) -> int:
+    """Return the binding of a row that was read, if its flags are those that were stored."""
+    if not isinstance(stored, int) or hidden not in (0, 1) or restarts not in (0, 1):
+        return UNBOUND
+    flags = HIDDEN * hidden + RESTARTS * restarts
+    return int(stored) >> FLAG_BITS if stored & (1 << FLAG_BITS) - 1 == flags else UNBOUND
 
 
 class Found(NamedTuple):
@@ -398,6 +431,10 @@ class Put(NamedTuple):
     """Whether the checkpoint that these writes belong to is on its way."""
     expiry: Expiry = Expiry()
     """When the thread expires, if this makes it."""
+    salt: bytes = b""
+    """The salt of the thread, if this makes it."""
+    checksums: bytes = b""
+    """Those of the thread's record, if this makes it; see `forkpoint.hashing`."""
 
 
 class Moment(NamedTuple):
@@ -408,8 +445,10 @@ class Moment(NamedTuple):
     heads: Sequence[CheckpointRow]
     """Of each subgraph's namespace the newest checkpoint, and the newest before a given one."""
     described: Description
-    """What the thread's record says of its metadata; the rest is left out."""
-    owner: str | None
+    checksums: bytes
+    """Those of the thread's record."""
+    source: str | None
+    """The id that the thread's parent had, if that is stored."""
 
 
 class Description(NamedTuple):
@@ -459,6 +498,9 @@ class ThreadRow(NamedTuple):
     """The checkpoint that `Session.with_heads` looks at, if the backend needs to know it."""
     head: Sequence[WriteRow] = ()
     """What `Session.with_heads` found."""
+    checksums: bytes = b""
+    lineage: tuple[Any, ...] = ()
+    """The edge, the parent's key as text, its checkpoint's id, and its id if that is stored."""
 
 
 UNSTORED = 0
@@ -528,6 +570,9 @@ class Graft(NamedTuple):
     rows: Sequence[CheckpointRow]
     writes: Sequence[WriteRow]
     chunks: Chunks
+    hashing: Hashing
+    salt: bytes
+    """That of the new thread, which its rows are bound to."""
     edge: str = "fork"
 
 
@@ -544,6 +589,8 @@ class ThreadRecord(NamedTuple):
     checkpoint_count: int
     created_at: int
     deleted_at: int | None
+    salt: bytes = b""
+    checksums: bytes = b""
 
 
 class Counts(NamedTuple):
@@ -735,10 +782,12 @@ class Session(Protocol):
     def note_sweep(self, seen: ThreadRow) -> None:
         """Note that a sweep has trimmed a thread, as it was after its last activity."""
 
-    def add(self, thread_id: str, owner: str | None, described: Description) -> bool:
+    def add(
+        self, thread_id: str, owner: str | None, described: Description, hashing: Hashing
+    ) -> bool:
         """Make the record of a thread, and return whether there was none of this id."""
 
-    def describe(self, seen: ThreadRow, described: Description) -> bool:
+    def describe(self, seen: ThreadRow, described: Description, checksums: bytes) -> bool:
         """Say something else of a thread, and return whether nobody else did in between."""
 
     def lease(
@@ -770,7 +819,13 @@ class Session(Protocol):
 
     # Writing
 
-    def copy(self, source: ThreadRef, target_id: str, described: Description | None = None) -> None:
+    def copy(
+        self,
+        source: ThreadRef,
+        target_id: str,
+        hashing: Hashing,
+        described: Description | None = None,
+    ) -> None:
         """Make a thread with all checkpoints and writes of another, as a clone of it.
 
         It is described as the other is, unless told otherwise.
@@ -781,7 +836,11 @@ class Session(Protocol):
         """
 
     def begin_copy(
-        self, source: ThreadRef, target_id: str, described: Description | None = None
+        self,
+        source: ThreadRef,
+        target_id: str,
+        hashing: Hashing,
+        described: Description | None = None,
     ) -> Any:
         """Begin what `copy` does, for a thread that `is_long`, and return what names the copy.
 

@@ -11,6 +11,7 @@ from forkpoint.codec import Chunk, Codec, split_refs
 from forkpoint.errors import CorruptChunk, EncryptionMismatch, UnreadableValue
 from forkpoint.operations import Context, load_write, order_of
 from forkpoint.receipts import WRITES
+from forkpoint.records import check_record
 from forkpoint.removal import ERROR_IDX, INTERRUPT_IDX
 from forkpoint.storage import Session, ThreadRow, WriteRow
 from forkpoint.threads import PendingInterrupt, Thread
@@ -36,7 +37,12 @@ def threads_of(context: Context, rows: Sequence[ThreadRow]) -> list[Thread]:
 
 
 def thread_of(context: Context, session: Session, row: ThreadRow) -> Thread:
-    """Return a thread as users see it."""
+    """Return a thread as users see it.
+
+    Raises:
+        CorruptChunk: Its record is not what was written.
+    """
+    check_record(context.codec.hashing, row)
     (whole,) = session.with_heads([row])
     assert whole is not None
     wanted = _wanted_chunks([whole])
@@ -45,11 +51,12 @@ def thread_of(context: Context, session: Session, row: ThreadRow) -> Thread:
 
 
 def _thread_of(context: Context, row: ThreadRow, stored: Mapping[bytes, Chunk]) -> Thread:
-    described = row.described
+    check_record(context.codec.hashing, row)
+    described, codec = row.described, _codec_of(context, row)
     has_time = described.ttl is not None and not row.is_swept
     expires = time_of(row.updated_at + described.ttl) if has_time and described.ttl else None
     waiting, failed = _shown_rows(row)
-    errors = [_error(context.codec, write, stored) for write in failed[:1]]
+    errors = [_error(codec, write, stored) for write in failed[:1]]
     return Thread(
         row.thread_id,
         described.label,
@@ -65,9 +72,17 @@ def _thread_of(context: Context, row: ThreadRow, stored: Mapping[bytes, Chunk]) 
         row.checkpoint_count,
         described.on_expiry,  # type: ignore[arg-type]
         time_of(row.state_updated_at) if row.state_updated_at else None,
-        tuple(shown for write in waiting for shown in _interrupts(context.codec, write, stored)),
+        tuple(shown for write in waiting for shown in _interrupts(codec, write, stored)),
         errors[0] if errors else None,
     )
+
+
+def _codec_of(context: Context, row: ThreadRow) -> Codec:
+    """Return what reads the values of a thread, or what reads none of it without the key."""
+    try:
+        return context.codec_of(row.thread)
+    except EncryptionMismatch:
+        return context.codec
 
 
 def _shown_rows(row: ThreadRow) -> tuple[list[WriteRow], list[WriteRow]]:

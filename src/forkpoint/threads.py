@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 
+from forkpoint.errors import CorruptChunk
+
 Status = Literal["idle", "busy", "interrupted", "error"]
 OnExpiry = Literal["delete", "keep_latest"]
 _T = TypeVar("_T")
@@ -114,10 +116,12 @@ class Page(Generic[_T]):
     Attributes:
         items: In order.
         next_cursor: What to pass to get the part after it, or None if there is none.
+        damaged: Why threads are left out whose records are not what was written.
     """
 
     items: Sequence[_T]
     next_cursor: str | None = None
+    damaged: Sequence[CorruptChunk] = ()
 
     def __iter__(self) -> Iterator[_T]:
         return iter(self.items)
