@@ -120,8 +120,12 @@ def _interrupts(
 
 
 def _error(codec: Codec, write: WriteRow, stored: Mapping[bytes, Chunk]) -> str:
-    value = _value(codec, write, stored)
-    return "an error that cannot be shown" if value is None else str(value)[:ERROR_CHARACTERS]
+    error = _value(codec, write, stored)
+    try:
+        text = error if isinstance(error, str) else repr(error)
+    except Exception:  # noqa: BLE001 - the class of an exception may say anything
+        text = type(error).__name__
+    return "an error that cannot be shown" if error is None else text[:ERROR_CHARACTERS]
 
 
 def _value(codec: Codec, write: WriteRow, stored: Mapping[bytes, Chunk]) -> Any:
