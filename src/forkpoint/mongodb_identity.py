@@ -88,10 +88,11 @@ class Identity:
                 self._is_lost = True
 
     def _ask(self, uuid: Any) -> None:
-        find = {"find": self._collection.name, "filter": {"_id": "settings", "family": "settings"}}
-        fields = {"projection": {"_id": 1}, "limit": 1, "singleBatch": True}
+        settings = {"$match": {"_id": "settings", "family": "settings"}}
+        # By a pipeline: what takes it there takes it in the other commands, too.
+        command = {"aggregate": self._collection.name, "pipeline": [settings], "cursor": {}}
         local = {"readConcern": {"level": "local"}}
-        self._collection.database.command({**find, **fields, **local, "collectionUUID": uuid})
+        self._collection.database.command({**command, **local, "collectionUUID": uuid})
 
     def lose(self) -> None:
         """Remember that it turned out to be another one."""
