@@ -25,8 +25,10 @@ LAYERS = [
     },
     {"json_text", "options"},
     {"render_svg"},
-    {"chunking", "builtin_values", "type_names", "stored_object"},
-    {"array_values", "langgraph_values", "object_values", "messages"},
+    {"chunking", "builtin_values", "type_names", "type_codecs", "stored_object"},
+    {"array_values", "base_values", "langgraph_values", "messages"},
+    {"object_values"},
+    {"packing"},
     {"entries", "removal", "inputs", "serde", "steps", "sqlite_errors", "sqlite_full"},
     {
         "codec",

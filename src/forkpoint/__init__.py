@@ -55,7 +55,7 @@ from forkpoint.errors import (
 )
 from forkpoint.leases import Lease
 from forkpoint.retention import RetentionPolicy, RetentionResult, Sweeper
-from forkpoint.serde import SafeSerializer, TypeCodec
+from forkpoint.serde import SafeSerializer
 from forkpoint.shown import FamilyTree, StateDiff
 from forkpoint.sqlite import SqliteSaver
 from forkpoint.stored_object import StoredObject
@@ -67,6 +67,7 @@ from forkpoint.threads import (
     ThreadFilter,
     ThreadStats,
 )
+from forkpoint.type_codecs import TypeCodec
 from forkpoint.types import (
     ChannelDiff,
     FamilyNode,

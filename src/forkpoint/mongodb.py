@@ -15,8 +15,9 @@ from forkpoint.errors import InvalidInput
 from forkpoint.mongodb_storage import MongoStorage
 from forkpoint.runner import WorkerRunner
 from forkpoint.saver import ForkpointSaver
-from forkpoint.serde import Alias, TypeCodec, serializer_of
+from forkpoint.serde import serializer_of
 from forkpoint.threads import OnExpiry
+from forkpoint.type_codecs import Alias, TypeCodec
 from forkpoint.untrusted import shown
 from forkpoint.workers import Workers, workers_of
 

@@ -24,13 +24,6 @@ exception    its arguments; and the map of its attributes. What of these cannot 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import decimal
-import fractions
-import pathlib
-import uuid
-import zoneinfo
-from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum, Flag
 from functools import cached_property, reduce
@@ -40,7 +33,8 @@ from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel
 
-from forkpoint.builtin_values import CannotStore, from_pairs, only, pairs
+from forkpoint.base_values import BASES, base_of
+from forkpoint.builtin_values import CannotStore, only
 from forkpoint.type_names import as_list, name_of
 
 OBJECT = 40
@@ -320,158 +314,11 @@ def _is_plain(kind: type) -> bool:
     return (kind.__module__, kind.__name__) in _PLAIN
 
 
-# What derives from a type of Python's own. The value of that is taken by that type's own methods,
-# whatever the class says.
-
-
-class _Base(NamedTuple):
-    kind: type
-    dump: Callable[[Any], Any]
-    make: Callable[[Any, Any], Any]
-
-
-def _make_dict(kind: Any, content: Any) -> Any:
-    made = dict.__new__(kind)
-    dict.update(made, from_pairs(content))
-    return made
-
-
-def _make_list(kind: Any, content: Any) -> Any:
-    made = list.__new__(kind)
-    list.extend(made, only(content, list))
-    return made
-
-
-def _make_set(kind: Any, content: Any) -> Any:
-    made = set.__new__(kind)
-    set.update(made, only(content, set))
-    return made
-
-
-def _make_ordered(kind: Any, content: Any) -> Any:
-    made = OrderedDict.__new__(kind)
-    OrderedDict.update(made, from_pairs(content))
-    return made
-
-
-def _make_defaultdict(kind: Any, content: Any) -> Any:
-    plain = only(content, defaultdict)
-    made = defaultdict.__new__(kind)
-    defaultdict.__init__(made, plain.default_factory)
-    dict.update(made, plain)
-    return made
-
-
-def _make_deque(kind: Any, content: Any) -> Any:
-    plain = only(content, deque)
-    made = deque.__new__(kind)
-    deque.__init__(made, plain, plain.maxlen)
-    return made
-
-
-def _make_datetime(kind: Any, content: Any) -> Any:
-    plain = only(content, datetime.datetime)
-    made = datetime.datetime.__new__(kind, *plain.timetuple()[:6], plain.microsecond, plain.tzinfo)
-    return made if not plain.fold else datetime.datetime.replace(made, fold=plain.fold)
-
-
-def _plain_datetime(value: datetime.datetime) -> datetime.datetime:
-    each = [getattr(datetime.datetime, name).__get__(value) for name in _DATETIME]
-    return datetime.datetime(*each, fold=value.fold)
-
-
-_DATETIME = ("year", "month", "day", "hour", "minute", "second", "microsecond", "tzinfo")
-
-_BASES: dict[str, _Base] = {
-    "ordereddict": _Base(OrderedDict, pairs, _make_ordered),
-    "defaultdict": _Base(defaultdict, lambda value: _plain_defaultdict(value), _make_defaultdict),
-    "counter": _Base(Counter, pairs, _make_dict),
-    "dict": _Base(dict, pairs, _make_dict),
-    "list": _Base(list, lambda value: list(list.__iter__(value)), _make_list),
-    "tuple": _Base(
-        tuple,
-        lambda value: list(tuple.__iter__(value)),
-        lambda kind, content: tuple.__new__(kind, only(content, list)),
-    ),
-    "set": _Base(set, lambda value: set(set.__iter__(value)), _make_set),
-    "frozenset": _Base(
-        frozenset,
-        lambda value: frozenset(frozenset.__iter__(value)),
-        lambda kind, content: frozenset.__new__(kind, only(content, frozenset)),
-    ),
-    "deque": _Base(deque, lambda value: deque(deque.__iter__(value), value.maxlen), _make_deque),
-    "str": _Base(
-        str,
-        lambda value: str.__getitem__(value, slice(None)),
-        lambda kind, content: str.__new__(kind, only(content, str)),
-    ),
-    "bytes": _Base(
-        bytes,
-        lambda value: bytes.__getitem__(value, slice(None)),
-        lambda kind, content: bytes.__new__(kind, only(content, bytes)),
-    ),
-    "int": _Base(int, int.__int__, lambda kind, content: int.__new__(kind, only(content, int))),
-    "float": _Base(
-        float, float.__float__, lambda kind, content: float.__new__(kind, only(content, float))
-    ),
-    "datetime": _Base(datetime.datetime, _plain_datetime, _make_datetime),
-    "date": _Base(
-        datetime.date,
-        lambda value: datetime.date(value.year, value.month, value.day),
-        lambda kind, content: datetime.date.__new__(kind, content.year, content.month, content.day),
-    ),
-    "timedelta": _Base(
-        datetime.timedelta,
-        lambda value: datetime.timedelta(value.days, value.seconds, value.microseconds),
-        lambda kind, content: datetime.timedelta.__new__(
-            kind, content.days, content.seconds, content.microseconds
-        ),
-    ),
-    "decimal": _Base(
-        decimal.Decimal,
-        decimal.Decimal.__str__,
-        lambda kind, content: decimal.Decimal.__new__(kind, only(content, str)),
-    ),
-    "fraction": _Base(
-        fractions.Fraction,
-        lambda value: [value.numerator, value.denominator],
-        lambda kind, content: fractions.Fraction.__new__(kind, *content),
-    ),
-    "zoneinfo": _Base(
-        zoneinfo.ZoneInfo,
-        lambda value: value.key,
-        lambda kind, content: zoneinfo.ZoneInfo.no_cache.__func__(kind, only(content, str)),  # type: ignore[attr-defined]
-    ),
-    "uuid": _Base(
-        uuid.UUID,
-        lambda value: value.bytes,
-        lambda kind, content: _make_uuid(kind, content),
-    ),
-    "path": _Base(pathlib.PurePath, pathlib.PurePath.__str__, lambda kind, content: kind(content)),
-}
-
-
-def _make_uuid(kind: Any, content: Any) -> Any:
-    made = _bare(kind)
-    object.__setattr__(made, "int", int.from_bytes(only(content, bytes), "big"))
-    object.__setattr__(made, "is_safe", uuid.SafeUUID.unknown)
-    return made
-
-
-def _plain_defaultdict(value: Any) -> Any:
-    plain: defaultdict[Any, Any] = defaultdict(value.default_factory)
-    dict.update(plain, dict.items(value))
-    return plain
-
-
-def _base_of(kind: type) -> tuple[str, _Base] | None:
-    return next(
-        ((name, base) for name, base in _BASES.items() if issubclass(kind, base.kind)), None
-    )
+# What derives from a type of Python's own
 
 
 def _dump_subclass(value: Any) -> list[Any]:
-    found = _base_of(type(value))
+    found = base_of(type(value))
     assert found is not None
     name, base = found
     own = attributes_of(value) if name not in ("uuid", "path", "zoneinfo", "fraction") else {}
@@ -480,7 +327,7 @@ def _dump_subclass(value: Any) -> list[Any]:
 
 def _load_subclass(kind: Any, content: list[Any]) -> Any:
     name, value, attributes = content
-    base = _BASES[name]
+    base = BASES[name]
     if not issubclass(kind, base.kind):
         raise ValueError(f"it does not derive from {base.kind.__name__} any more")
     return set_attributes(base.make(kind, value), attributes)
@@ -540,7 +387,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "namedtuple": Kind(_is_namedtuple, _dump_namedtuple, _load_namedtuple, _show_namedtuple),
     "subclass": Kind(
-        lambda kind: _base_of(kind) is not None, _dump_subclass, _load_subclass, _show_subclass
+        lambda kind: base_of(kind) is not None, _dump_subclass, _load_subclass, _show_subclass
     ),
     "pydantic": Kind(_is_pydantic, _dump_pydantic, _load_pydantic, _show_pydantic),
     "pydantic1": Kind(_is_pydantic1, _dump_pydantic1, _load_pydantic1, _show_pydantic1),

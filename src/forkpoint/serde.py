@@ -1,8 +1,8 @@
 """The default serializer: what it stores comes back as it was, and nothing that is read is trusted.
 
 Values are MessagePack. What MessagePack does not have is an extension of forkpoint's own (see
-`forkpoint.builtin_values`, `forkpoint.object_values` and `forkpoint.array_values`; code 41 is a
-type of `types=`: an array of its name and of what was made of the value). What LangGraph's own
+`forkpoint.builtin_values`, `forkpoint.object_values`, `forkpoint.array_values` and, for types of
+the user's, `forkpoint.packing`). What LangGraph's own
 `JsonPlusSerializer` has written is read as well. `SafeSerializer` restores only
 
 - values of Python's own types, and arrays of NumPy,
@@ -23,8 +23,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ormsgpack  # a dependency of langgraph-checkpoint
@@ -34,31 +33,16 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from forkpoint import (
     array_values,
     builtin_values,
-    chunking,
     langgraph_values,
     object_values,
     type_names,
     untrusted,
 )
-from forkpoint.builtin_values import CannotStore, Described, holds_buffer, may_hold_bytes
-from forkpoint.errors import ForkpointError, InvalidInput, NotStorable, UnreadableValue
-from forkpoint.langgraph_values import DELTA_SNAPSHOT, DeltaSnapshot
-from forkpoint.stored_object import StoredObject, stored_as
+from forkpoint.errors import ForkpointError, InvalidInput, UnreadableValue
+from forkpoint.packing import CUSTOM, Packer
+from forkpoint.stored_object import StoredObject
+from forkpoint.type_codecs import Alias, TypeCodec, entries_of
 from forkpoint.type_names import TypeName
-
-CUSTOM = 41
-
-_PLAIN = (
-    ormsgpack.OPT_PASSTHROUGH_DATACLASS
-    | ormsgpack.OPT_PASSTHROUGH_DATETIME
-    | ormsgpack.OPT_PASSTHROUGH_ENUM
-    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
-    | ormsgpack.OPT_PASSTHROUGH_TUPLE
-    | ormsgpack.OPT_PASSTHROUGH_UUID
-)
-_KEYS = frozenset({str, int, float, bool, bytes, type(None)})  # that a map can hold
-_KNOWN_TYPES = 4096
-_DEEPEST = 250  # so deep does MessagePack's library go
 
 # Modules that may be imported because a row names them: they define data, and loading them does
 # nothing else.
@@ -70,28 +54,6 @@ _IMPORTABLE = re.compile(
 _log = logging.getLogger("forkpoint")
 
 AllowedType = tuple[str, ...] | type
-
-
-@dataclass(frozen=True)
-class TypeCodec:
-    """How values of a type are stored that forkpoint does not know.
-
-    Args:
-        type: The type; values of exactly this type are stored so.
-        name: What it is called in the store, for good: it may move and be renamed.
-        encode: Takes a value, and returns one that can be stored.
-        decode: Takes what `encode` returned, and returns the value.
-    """
-
-    type: type
-    name: str
-    encode: Callable[[Any], Any]
-    decode: Callable[[Any], Any]
-
-
-Alias = Mapping[tuple[str, str], Any]
-"""The types that stored names mean now: `{("old.module", "Old"): New}`, or `(New, function)` with a
-function from the stored fields to the new ones."""
 
 
 def serializer_of(
@@ -110,36 +72,6 @@ def serializer_of(
             "an EncryptedSerializer around it"
         )
     return serde
-
-
-def _entries(types: object) -> tuple[TypeCodec | Alias, ...]:
-    """Return what `types=` says.
-
-    Raises:
-        InvalidInput: It is none of what it may be.
-    """
-    if isinstance(types, (str, Mapping, TypeCodec)) or not isinstance(types, Iterable):
-        raise InvalidInput(f"types must be a list, not {type(types).__name__}")
-    entries = untrusted.reading("types", tuple, types)
-    for entry in entries:
-        if isinstance(entry, TypeCodec):
-            is_known = isinstance(entry.type, type) and isinstance(entry.name, str)
-            if not (is_known and callable(entry.encode) and callable(entry.decode)):
-                raise InvalidInput("a TypeCodec needs a type, a name and two functions")
-        elif not (type(entry) is dict and all(map(_is_alias, entry.items()))):
-            raise InvalidInput(
-                "types must have TypeCodecs, and dicts of the form {(module, name): type}, or "
-                f"{{(module, name): (type, function)}}; not {untrusted.shown(entry)}"
-            )
-    return entries
-
-
-def _is_alias(item: tuple[Any, Any]) -> bool:
-    name, target = item
-    if type(target) is tuple and len(target) == 2 and callable(target[1]):
-        target = target[0]
-    is_name = type(name) is tuple and len(name) == 2 and all(isinstance(part, str) for part in name)
-    return is_name and isinstance(target, type)
 
 
 def strict_mode() -> bool:
@@ -172,7 +104,7 @@ class SafeSerializer(JsonPlusSerializer):
         super().__init__(__unpack_ext_hook__=self._restore)
         self._strict = strict_mode() if strict is None else strict
         self._allowed = frozenset(_name(entry) for entry in allowed)
-        self._types = _entries(types)
+        self._types = entries_of(types)
         if unknown not in ("stored", "raise"):
             raise InvalidInput(
                 f"unknown must be 'stored' or 'raise', not {untrusted.shown(unknown)}"
@@ -185,14 +117,10 @@ class SafeSerializer(JsonPlusSerializer):
                 self._codecs[entry.name] = entry
             else:
                 self._aliases.update(entry)
-        self._describers = self._describers_of_values()
+        self._packer = Packer(self._codecs.values(), self._allows)
         self._resolved: dict[TypeName, type] = {}
         self._warned: set[str] = set()
         self._failure = threading.local()
-
-    def _describers_of_values(self) -> dict[type, Callable[[Any], Described]]:
-        custom = {codec.type: _custom(codec) for codec in self._codecs.values()}
-        return {**builtin_values.DESCRIBERS, StoredObject: stored_as, **custom}
 
     def with_msgpack_allowlist(self, extra_allowlist: Iterable[AllowedType]) -> SafeSerializer:
         """Return a serializer that restores these types too."""
@@ -224,117 +152,7 @@ class SafeSerializer(JsonPlusSerializer):
             return "null", b""
         if type(obj) is bytes or type(obj) is bytearray:
             return type(obj).__name__, bytes(obj)
-        return "msgpack", self._pack(obj)
-
-    def _pack(self, value: Any) -> bytes:
-        try:
-            packed = ormsgpack.packb(value, default=self._extension, option=_PLAIN)
-        except TypeError:  # a key that is no string, say; or something that cannot be stored
-            interrupt: BaseException | None = self._failure.__dict__.pop("interrupt", None)
-            if interrupt is not None:
-                raise interrupt from None
-            return self._pack_piecewise(value, "", 0)
-        if may_hold_bytes(packed) and holds_buffer(value):
-            return self._pack_piecewise(value, "", 0)
-        return packed
-
-    def _extension(self, value: Any) -> Any:
-        try:
-            if type(value) is tuple:  # as `_describe` says, without the detour
-                return ormsgpack.Ext(builtin_values.TUPLE, self._pack(list(value)))
-            code, content = self._describe(value)
-            return _extension(code, content, self._pack)
-        except BaseException as error:
-            if not isinstance(error, Exception):  # ormsgpack would replace it
-                self._failure.interrupt = error
-            raise
-
-    def _describe(self, value: Any) -> Described:
-        kind = type(value)
-        describer = self._describers.get(kind)
-        if describer is None:
-            if len(self._describers) > _KNOWN_TYPES:  # some programs make types by the request
-                self._describers = self._describers_of_values()
-            describer = self._describers[kind] = self._describer_of(kind)
-        return describer(value)
-
-    def _describer_of(self, kind: type) -> Callable[[Any], Described]:
-        if kind is DeltaSnapshot:
-            return lambda value: (DELTA_SNAPSHOT, value.value)
-        describer = array_values.describer_of(kind)
-        if describer is not None:
-            return describer
-        name = object_values.kind_of(kind) or ("slots" if self._allows(kind) else None)
-        if name is None:
-            raise CannotStore("is not known to hold nothing but data")
-        describer = object_values.describer_of(name, kind)
-        if name == "exception":
-            return lambda value: self._storable(*describer(value))
-        return describer
-
-    def _storable(self, code: int, content: list[Any]) -> Described:
-        """Return what is stored of an exception, whatever it holds."""
-        kind, name, arguments, attributes = content
-        arguments = [self._or_text(argument) for argument in arguments]
-        attributes = {key: self._or_text(each) for key, each in attributes.items()}
-        return code, [kind, name, arguments, attributes]
-
-    def _or_text(self, value: Any) -> Any:
-        """Return a value, or the text that represents it if it cannot be stored."""
-        try:
-            self._pack(value)
-        except NotStorable:
-            try:
-                return repr(value)
-            except Exception as error:  # noqa: BLE001 - whatever its class does
-                return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
-        return value
-
-    def _pack_piecewise(self, value: Any, path: str, depth: int) -> bytes:
-        tree = self._tree(value, path, depth)
-        return ormsgpack.packb(tree, option=_PLAIN | ormsgpack.OPT_NON_STR_KEYS)
-
-    def _tree(self, value: Any, path: str, depth: int) -> Any:
-        """Return a value that packs as this one, made of what MessagePack has."""
-        kind = type(value)
-        if depth > _DEEPEST:
-            raise _refused(path[:80], value, f"is nested more than {_DEEPEST} levels deep")
-        if _is_plain(value):
-            return value
-        if kind is list:
-            return [self._tree(each, f"{path}[{at}]", depth + 1) for at, each in enumerate(value)]
-        if kind is dict and _KEYS.issuperset(map(type, value)) and not _is_odd(value):
-            return {
-                key: self._tree(each, f"{path}[{key!r:.80}]", depth + 1)
-                for key, each in list(value.items())
-            }
-        try:
-            code, content = self._describe(value)
-        except CannotStore as error:
-            raise _refused(path, value, str(error)) from None
-        except NotStorable:
-            raise
-        except Exception as error:
-            raise _refused(path, value, f"could not be read: {error}") from error
-        return _extension(
-            code, content, lambda part: self._pack_part(code, part, content, path, depth + 1)
-        )
-
-    def _pack_part(self, code: int, part: Any, whole: Any, path: str, depth: int) -> bytes:
-        if part is not whole or type(part) is not list:  # an element of a set
-            return self._pack_piecewise(part, f"{path}{{...}}", depth)
-        trees = []
-        for at, each in enumerate(part):
-            if type(each) is dict and code == object_values.OBJECT and at:
-                trees.append(
-                    {
-                        name: self._tree(inner, f"{path}.{name}", depth)
-                        for name, inner in each.items()
-                    }
-                )
-            else:
-                trees.append(self._tree(each, _path_in(code, path, part, at), depth))
-        return ormsgpack.packb(trees, option=_PLAIN | ormsgpack.OPT_NON_STR_KEYS)
+        return "msgpack", self._packer.pack(obj)
 
     # Reading
 
@@ -507,19 +325,6 @@ def _shown(code: int, fields: Any) -> tuple[str, Mapping[str, Any], Any] | None:
     return None
 
 
-def _custom(codec: TypeCodec) -> Callable[[Any], Described]:
-    return lambda value: (CUSTOM, [codec.name, codec.encode(value)])
-
-
-def _extension(code: int, content: Any, pack: Callable[[Any], bytes]) -> Any:
-    if code in builtin_values.RAW or isinstance(content, bytes):
-        return ormsgpack.Ext(code, content)
-    if code in (builtin_values.SET, builtin_values.FROZENSET):
-        elements = sorted(map(pack, content))
-        return ormsgpack.Ext(code, chunking.array_header(len(elements)) + b"".join(elements))
-    return ormsgpack.Ext(code, pack(content))
-
-
 def _is_interrupt(failure: Exception) -> bool:
     """Return whether the hook raised something before it could note what.
 
@@ -538,53 +343,3 @@ def _name(entry: AllowedType) -> tuple[str, str]:
     if isinstance(entry, type):
         return entry.__module__, entry.__qualname__
     return ".".join(entry[:-1]), entry[-1]
-
-
-def _is_plain(value: Any) -> bool:
-    """Return whether MessagePack has this as it is."""
-    if type(value) is list:
-        parts: set[type] = set(map(type, value))
-    elif type(value) is dict:
-        parts = {*map(type, value), *map(type, value.values())}
-    else:
-        parts = {type(value)}
-    if not parts <= _KEYS:
-        return False
-    try:
-        ormsgpack.packb(value, option=_PLAIN | ormsgpack.OPT_NON_STR_KEYS)
-    except TypeError:  # a long integer, or a lone surrogate
-        return False
-    return True
-
-
-def _is_odd(value: dict[Any, Any]) -> bool:
-    """Return whether a map cannot hold the keys of a dict."""
-    return any(
-        _has_surrogates(key)
-        if type(key) is str
-        else type(key) is int and not -(2**63) <= key < 2**64
-        for key in value
-    )
-
-
-def _has_surrogates(text: str) -> bool:
-    if text.isascii():
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _path_in(code: int, path: str, parts: list[Any], at: int) -> str:
-    if code == builtin_values.ITEMS:
-        return f"{path}[{parts[at - 1]!r:.80}]" if at % 2 else f"{path}.keys()"
-    if code == builtin_values.TUPLE:
-        return f"{path}[{at}]"
-    return path
-
-
-def _refused(path: str, value: Any, reason: str) -> NotStorable:
-    kind = type(value)
-    return NotStorable(path, f"a {kind.__module__}.{kind.__qualname__} {reason}")

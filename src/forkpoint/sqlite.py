@@ -16,11 +16,12 @@ from forkpoint.caches import CACHE_BYTES, CacheBudget
 from forkpoint.errors import InvalidInput
 from forkpoint.runner import WorkerRunner
 from forkpoint.saver import ForkpointSaver
-from forkpoint.serde import Alias, TypeCodec, serializer_of
+from forkpoint.serde import serializer_of
 from forkpoint.sqlite_connections import Connector, Opener, Passed
 from forkpoint.sqlite_setup import BUSY_TIMEOUT_SECONDS
 from forkpoint.sqlite_storage import SqliteStorage
 from forkpoint.threads import OnExpiry
+from forkpoint.type_codecs import Alias, TypeCodec
 from forkpoint.untrusted import shown
 from forkpoint.workers import Workers
 

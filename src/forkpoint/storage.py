@@ -124,7 +124,7 @@ that cipher. A length of 0: plain bytes. A chunk's content is protected unless i
 
 **Values**, where the default serializer writes them: MessagePack, with the extensions of
 `forkpoint.builtin_values` (32 to 38), `forkpoint.array_values` (39), `forkpoint.object_values` (40)
-and `forkpoint.serde` (41).
+and `forkpoint.packing` (41).
 
 **Hash**: SHA-256; or HMAC-SHA-256 (RFC 2104) with the store's secret where the serializer
 encrypts; always of plaintext. **Hash of the family**: the same, but the key is the hash of ``04``
