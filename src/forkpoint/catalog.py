@@ -483,7 +483,9 @@ class ThreadCatalog:
             thread_id: The thread.
             if_busy: While another has the lease, `"raise"` raises, `"wait"` waits, and those who
                 wait have it in the order in which they came; `"cancel"` takes it over, and answers
-                calls of tools that it finds without an answer; see `Lease.answer_tool_calls`.
+                calls of tools that it finds without an answer; see `Lease.answer_tool_calls`;
+                `"rollback"` takes it over and removes what was stored under it: checkpoints, and
+                writes at those that stay. If that is cut off, the next run ends it first.
             ttl: How long the lease lasts if its holder dies.
             timeout: How long to wait at most.
 
@@ -494,7 +496,7 @@ class ThreadCatalog:
             self._context,
             self._runner,
             inputs.identifier(thread_id, "thread_id"),
-            inputs.choice(if_busy, "if_busy", ("raise", "wait", "cancel")),
+            inputs.choice(if_busy, "if_busy", ("raise", "wait", "cancel", "rollback")),
             inputs.duration(ttl, "ttl"),
             None if timeout is None else inputs.duration(timeout, "timeout") / 1_000_000,
             next_version=self._saver.get_next_version,

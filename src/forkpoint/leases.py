@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
 
-from forkpoint import inputs
+from forkpoint import inputs, removing
 from forkpoint.answering import NextVersion, answer_tool_calls
 from forkpoint.at_fork import renew_in_child
 from forkpoint.cataloguing import Changes, create, existing_record
@@ -67,14 +67,20 @@ def acquire(
     Returns:
         None where nobody has it, and somebody who came before waits for it.
     """
-    take_over, waits = if_busy == "cancel", if_busy == "wait"
+    rolls_back, waits = if_busy == "rollback", if_busy == "wait"
+    take_over = if_busy in ("cancel", "rollback")
     while True:
         with context.storage.writing() as session:
             row = session.record(thread_id)
             if row is not None:
                 try:
                     leased = session.lease(
-                        row.thread, holder, ttl, take_over=take_over, waits=waits
+                        row.thread,
+                        holder,
+                        ttl,
+                        take_over=take_over,
+                        waits=waits,
+                        rolls_back=rolls_back,
                     )
                 except Stale:
                     continue  # it was deleted in between
@@ -215,6 +221,15 @@ class Lease:
         assert self._next_version is not None
         return self._context, self.config, self._next_version
 
+    def _rolling_back(self) -> tuple[Context, str, LeaseRow]:
+        assert self._held is not None
+        return self._context, self.thread_id, self._held.lease
+
+    @property
+    def _is_to_roll_back(self) -> bool:
+        """Whether a run is to be rolled back, by this lease or by one that did not come to it."""
+        return self._held is not None and self._held.lease.rollback_from is not None
+
     @property
     def _is_taken_over(self) -> bool:
         return self._held is not None and self._held.is_taken_over
@@ -226,7 +241,9 @@ class Lease:
                 if self._is_held(self._runner.run(self._acquire), pause):
                     break
                 time.sleep(pause or 0)
-            if self._is_taken_over:
+            if self._is_to_roll_back:
+                self._runner.run(removing.withdraw, *self._rolling_back())
+            elif self._is_taken_over:
                 self.answer_tool_calls()
         except ForkpointError:
             self._runner.run(self._release)
@@ -252,7 +269,9 @@ class Lease:
                 if self._is_held(await self._runner.arun(self._acquire), pause):
                     break
                 await asyncio.sleep(pause or 0)
-            if self._is_taken_over:
+            if self._is_to_roll_back:
+                await self._runner.arun(removing.withdraw, *self._rolling_back())
+            elif self._is_taken_over:
                 await self.aanswer_tool_calls()
         except BaseException:
             await completed(self._runner.arun(self._release))

@@ -112,6 +112,7 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
         "checkpoint_count": 0,
         **_UNLEASED,
         "fence": 0,
+        "rollback_from": None,
         "waiting": [],
         "provisional": True,
         "deleted_at": None,
@@ -365,7 +366,14 @@ class MongoCatalog(MongoLogs):
     # Leases
 
     def lease(
-        self, thread: ThreadRef, holder: str, ttl: int, *, take_over: bool, waits: bool
+        self,
+        thread: ThreadRef,
+        holder: str,
+        ttl: int,
+        *,
+        take_over: bool,
+        waits: bool,
+        rolls_back: bool = False,
     ) -> LeaseRow | None:
         living = {**record_of(thread), "deleted_at": None}
         name = {"$literal": holder}
@@ -381,6 +389,9 @@ class MongoCatalog(MongoLogs):
             "waiting": _queue_without(name),
             "unlisted": True,
         }
+        if rolls_back:
+            taken = {"$cond": [_LEASED, "$fence", None]}
+            change["rollback_from"] = {"$ifNull": ["$rollback_from", taken]}
         leased = self.without_log(
             thread,
             living if take_over else {**living, "$or": free},
@@ -405,6 +416,10 @@ class MongoCatalog(MongoLogs):
     def leave_queue(self, thread: ThreadRef, holder: str) -> None:
         change = [{"$set": {"waiting": _queue_without({"$literal": holder})}}]
         self._records.update({**record_of(thread), "deleted_at": None}, change)
+
+    def end_rollback(self, thread: ThreadRef, fence: int) -> None:
+        held = {**record_of(thread), "fence": fence}
+        self._records.update(held, {"$set": {"rollback_from": None}})
 
     def renew(self, thread: ThreadRef, fence: int, ttl: int) -> bool:
         held = {**record_of(thread), "deleted_at": None, "fence": fence}
@@ -500,9 +515,8 @@ def _wanted(selection: Selection) -> Document:
 
 
 def _lease_row(record: Document) -> LeaseRow:
-    return LeaseRow(
-        record["lease_holder"], record["lease_since"], record["lease_until"], record["fence"]
-    )
+    names = ("lease_holder", "lease_since", "lease_until", "fence", "rollback_from")
+    return LeaseRow(*(record[name] for name in names))
 
 
 def _thread_row(record: Document) -> ThreadRow:

@@ -165,12 +165,15 @@ def entries_of(put: Put, thread: ThreadRef) -> list[Document]:
 
 def _documents(put: Put, thread: ThreadRef) -> Iterator[tuple[bytes, Document, Document]]:
     """Yield the `_id` of each row of a put, where it is, and what it says there."""
+    under: Document = {} if put.fence is None else {"fence": put.fence}
     if put.row is not None:
         id_ = row_id(thread, put.row.checkpoint_ns, put.row.checkpoint_id)
-        yield id_, *checkpoint_document(thread, put.row)
+        place, said = checkpoint_document(thread, put.row)
+        yield id_, place, {**said, **under}
     for write in put.writes:
         id_ = row_id(thread, write.checkpoint_ns, write.checkpoint_id, write.task_id, write.idx)
-        yield id_, *write_document(thread, write)
+        place, said = write_document(thread, write)
+        yield id_, place, {**said, **under}
 
 
 def steps_of_entries(
@@ -191,7 +194,7 @@ def steps_of_entries(
                 place["visible"] = {"$ne": True}
             steps.append(Step("row", replace_one(place, entry, upsert=True)))
         elif replaces(idx):
-            steps.append(Step("row", replace_one(place, entry, upsert=True)))
+            steps.append(Step("row", _replacing(put, place, entry)))
         else:
             steps.append(Step("entry", insert_entry(entry)))
     steps = [*_chunks(put, thread, is_sharded=False), *steps]
@@ -229,15 +232,37 @@ def _rows(
         # A receipt is not there before what it is for.
         if said["refs"] or (is_late and is_receipt(place.get("idx", 0))):
             rows.append(Step("row", update_one(found, {"$set": {**place, "next": said}}, True)))
-            shown.append(Step("show", _show(id_, thread, once=once)))
+            keeps = put.fence if is_write and not once else None
+            shown.append(Step("show", _show(id_, thread, once=once, keeps=keeps)))
         elif once and replace:
             found["family"] = thread.family
             rows.append(Step("row", update_one(found, _unless_there(document), True)))
         elif once:
             rows.append(Step("once", update_one(found, {"$setOnInsert": document}, True)))
+        elif is_write:
+            rows.append(Step("row", _replacing(put, found, {"_id": id_, **document})))
         else:
             rows.append(Step("row", replace_one(found, document, True)))
     return rows, shown
+
+
+def _replacing(put: Put, found: Document, document: Document) -> Statement:
+    """Return the statement that replaces a write, and keeps what was before the run if it must."""
+    if put.fence is None:
+        return replace_one(found, {k: v for k, v in document.items() if k != "_id"}, upsert=True)
+    made = {"$mergeObjects": [{"$literal": document}, _before(put.fence)]}
+    targeted = {**found, "family": document["family"]}
+    return update_one(targeted, [{"$replaceWith": made}], upsert=True)
+
+
+_RESTORED = ("task_path", "channel", "refs", "content", "checksum", "binding", "fence")
+
+
+def _before(fence: int) -> Document:
+    """Return, as `before`, what a write was before the run that has a fence, if it was anything."""
+    replaced = {name: f"${name}" for name in _RESTORED}
+    before = {"$cond": [{"$eq": ["$fence", fence]}, "$before", replaced]}
+    return {"$cond": [_is_missing("content"), {}, {"before": before}]}
 
 
 def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
@@ -327,9 +352,17 @@ def _check(
     return expect(wanted, changes)
 
 
-def _show(id_: bytes, thread: ThreadRef, *, once: bool) -> Statement:
-    """Return the statement that makes visible what is under `next`."""
-    shown: Any = {"$mergeObjects": ["$$ROOT", "$next", {"visible": True}]}
+def _show(id_: bytes, thread: ThreadRef, *, once: bool, keeps: int | None = None) -> Statement:
+    """Return the statement that makes visible what is under `next`.
+
+    Args:
+        id_: Of the row.
+        thread: The thread.
+        once: Whether what is there stays.
+        keeps: The fence of a run for which that is kept which was there before.
+    """
+    parts: list[Any] = ["$$ROOT", "$next", {"visible": True}]
+    shown: Any = {"$mergeObjects": parts if keeps is None else [*parts, _before(keeps)]}
     if once:
         shown = {"$cond": [_is_missing("content"), shown, "$$ROOT"]}
     replaced = ["next"] if once else ["next", "hidden", "restarts"]

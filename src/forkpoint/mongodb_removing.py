@@ -70,6 +70,11 @@ class MongoRemoving(MongoReading):
     def rows_from(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
         raise NotImplementedError
 
+    def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
+        rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
+        found = self._records.latest({**rows, "fence": _within(fences)})
+        return [(row["checkpoint_ns"], row["checkpoint_id"]) for row in found]
+
     def remove_part(self, thread: ThreadRef, plan: RemovalPart, *, whole: bool) -> Removed:
         raise NotImplementedError
 
@@ -101,7 +106,8 @@ class MongoRemoving(MongoReading):
                 plan = choose(rows)
                 seen = {(row.checkpoint_ns, row.checkpoint_id) for row in rows if not row.hidden}
                 head = removal.newest(seen - plan.removed - plan.hidden)
-                is_moved = bool(plan.reopened) or head != removal.newest(seen)
+                is_reopened = bool(plan.reopened) or plan.withdrawn is not None
+                is_moved = is_reopened or head != removal.newest(seen)
                 self._doom(thread, rows, plan, guard, is_moved=is_moved)
                 counts = self._delete_rows(thread, {"doomed": True})
                 if is_moved:
@@ -161,6 +167,12 @@ class MongoRemoving(MongoReading):
         statements += _of_places(thread, plan.restarted, others, restart)
         statements += _of_places(thread, plan.removed, {"kind": ROWS}, doom)
         statements += _of_places(thread, plan.reopened, done, doom)
+        if plan.withdrawn is not None:
+            writes = {"family": thread.family, "thread": thread.key, "kind": "write"}
+            under = {**writes, "fence": _within(plan.withdrawn)}
+            statements.append(update_many({**under, "before": {"$exists": True}}, _RESTORE))
+            for which in ({**under, "idx": receipts["idx"]}, under):
+                statements.append(update_many(which, doom))
         outcome = self._records.bulk(statements)
         if outcome.error is not None:
             raise outcome.error
@@ -400,15 +412,16 @@ class MongoRemoving(MongoReading):
     def _references(self, family: Any) -> Iterator[tuple[Any, bytes]]:
         deleted = {"family": family, "kind": "thread", "deleted_at": {"$ne": None}}
         dead = {record["_id"] for record in self._records.latest(deleted, {"_id": 1})}
-        fields = {"thread": 1, "refs": 1, "next.refs": 1, "doomed": 1}
+        fields = {"thread": 1, "refs": 1, "next.refs": 1, "before.refs": 1, "doomed": 1}
         doomed = []
         for row in self._records.latest(rows_of(family), fields):
             if row["thread"] in dead or "doomed" in row:
                 doomed.append(row["_id"])  # it came late, or the removal was not finished
                 continue
             yield row["thread"], row.get("refs", b"")
-            if "next" in row:
-                yield row["thread"], row["next"]["refs"]
+            for other in ("next", "before"):
+                if other in row:
+                    yield row["thread"], row[other]["refs"]
         for batch in in_batches(doomed):
             gone = [{"doomed": True}, {"thread": {"$in": list(dead)}}]
             self._records.delete({"_id": {"$in": batch}, "family": family, "$or": gone})
@@ -474,3 +487,15 @@ def _of_places(
                 **which,
             }
             yield update_many(wanted, change)
+
+
+_RESTORE: list[Document] = [
+    {"$unset": "fence"},
+    {"$replaceWith": {"$mergeObjects": ["$$ROOT", "$before"]}},
+    {"$unset": "before"},
+]
+"""Lets a write be what it was before a run replaced it."""
+
+
+def _within(fences: range) -> Document:
+    return {"$gte": fences.start, "$lt": fences.stop}

@@ -204,6 +204,7 @@ class MongoSession(MongoHeads):
             **dict.fromkeys(("lease_holder", "lease_since", "lease_until")),
             "waiting": [],
             "swept_at": None,
+            "rollback_from": None,
             "source": record["thread_id"],
             **(fields_of(described) if described is not None else {}),
         }
@@ -327,7 +328,7 @@ def _copied(
 ) -> Statement:
     """Return the statement that writes a copy of a row for another thread of the family."""
     # The copies do not belong to the runs that made the originals: deleting those leaves them.
-    left_out = ("_id", "run_id", "next", "log", "slot", "record")
+    left_out = ("_id", "run_id", "next", "log", "slot", "record", "fence", "before")
     copy = {field: value for field, value in row.items() if field not in left_out}
     copy["binding"] = hashing.rebound(source_salt, salt, row.get("checksum"), row.get("binding"))
     return update_one(

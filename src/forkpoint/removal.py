@@ -51,6 +51,8 @@ class Plan(NamedTuple):
     """What their tasks did is dropped, so that the step after them runs again; see `reopens`."""
     restarted: Collection[Place] = ()
     """The states of subgraphs to which that step applies an input; see `CheckpointRow`."""
+    withdrawn: range | None = None
+    """The fences of runs whose writes are removed, wherever they are."""
 
 
 NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"

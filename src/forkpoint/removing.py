@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 
 from forkpoint import removal
 from forkpoint.collect import Collected, collect, uncollected
-from forkpoint.errors import CheckpointNotFound
+from forkpoint.errors import CheckpointNotFound, StaleLease, stale_lease
 from forkpoint.operations import (
     Context,
     existing_thread,
@@ -23,7 +23,7 @@ from forkpoint.operations import (
 )
 from forkpoint.removing_turns import Choose, Removal, outlines, remove
 from forkpoint.steps import Steps
-from forkpoint.storage import CheckpointRow, Counts, Stale, ThreadRow
+from forkpoint.storage import CheckpointRow, Counts, LeaseRow, Stale, ThreadRow
 from forkpoint.turns import Rest, Turns, Work, in_turns
 from forkpoint.types import PurgeReport
 
@@ -177,6 +177,37 @@ def is_longer(context: Context, thread_id: str, kept: removal.Kept) -> Steps[boo
 def _beyond(rows: Sequence[CheckpointRow], kept: removal.Kept) -> set[removal.Place]:
     sources = {place_of(row): replays_before(row) for row in rows if row.checkpoint_ns == ""}
     return removal.beyond({place_of(row) for row in rows}, kept, sources)
+
+
+def withdraw(context: Context, thread_id: str, lease: LeaseRow) -> Steps[None]:
+    """Remove what runs stored whose lease was taken over to roll them back.
+
+    Their checkpoints go, and their writes at those that stay. So the thread goes on where it did
+    before. A run stored everything under its own fence, and can store nothing more.
+
+    Raises:
+        StaleLease: The lease is another's by now.
+    """
+
+    def work(turns: Turns) -> Work[str | None]:
+        session = turns.session
+        row = session.record(thread_id)
+        if row is None or row.fence != lease.fence or lease.rollback_from is None:
+            raise StaleLease(stale_lease(thread_id))
+        fences = range(lease.rollback_from, lease.fence)
+        places = set(session.stored_under(row.thread, fences))
+        removal_ = Removal(
+            lambda rows: {place_of(each) for each in rows} & places,
+            lambda plan, _: plan._replace(withdrawn=fences),
+            may_empty=True,
+        )
+        yield from remove(context, turns, row.thread, removal_)
+        turns.session.end_rollback(row.thread, lease.fence)
+        yield
+        return (yield from collect(turns, row.thread.family)).missing
+
+    missing = yield from in_turns(context.storage, work)
+    yield from finish(context, [thread_id], missing)
 
 
 def rollback(context: Context, thread_id: str, steps: int) -> Steps[RunnableConfig | None]:

@@ -32,6 +32,8 @@ class Removal(NamedTuple):
     """Which of those that can be seen."""
     begin_again: BeginAgain | None = None
     """What else is to be done, together with all of that."""
+    may_empty: bool = False
+    """Whether the thread stays if none is left."""
 
 
 def remove(context: Context, turns: Turns, thread: ThreadRef, wanted: Removal) -> Work[Counts]:
@@ -77,7 +79,7 @@ def _plan(
     """Return what is to be done, or None if that leaves nothing to be seen."""
     seen = [row for row in rows if not row.hidden]
     doomed = wanted.choose(seen)
-    if seen and all(place_of(row) in doomed for row in seen):
+    if seen and not wanted.may_empty and all(place_of(row) in doomed for row in seen):
         return None
     doomed |= {place_of(row) for row in rows if row.hidden}
     planned = removal.plan(headers(), doomed)

@@ -375,17 +375,24 @@ class SqliteCatalog(SqliteTombstones):
     # Leases
 
     def lease(
-        self, thread: ThreadRef, holder: str, ttl: int, *, take_over: bool, waits: bool
+        self,
+        thread: ThreadRef,
+        holder: str,
+        ttl: int,
+        *,
+        take_over: bool,
+        waits: bool,
+        rolls_back: bool = False,
     ) -> LeaseRow | None:
         now = time_now()
         row = self.one(
-            "SELECT lease_until, fence, waiting FROM forkpoint_threads"
+            "SELECT lease_until, fence, waiting, rollback_from FROM forkpoint_threads"
             " WHERE key = ? AND deleted_at IS NULL",
             thread.key,
         )
         if row is None:
             raise Stale
-        until, fence, waiting = row
+        until, fence, waiting, rollback_from = row
         queue = {name: last for name, last in json.loads(waiting) if last > now or name == holder}
         is_free = until is None or until <= now
         is_next = not waits or next(iter(queue), holder) == holder
@@ -394,10 +401,12 @@ class SqliteCatalog(SqliteTombstones):
                 queue[holder] = now + ttl  # a place that is known is kept
                 self._set_queue(thread, queue)
             return None
-        leased = LeaseRow(holder, now, now + ttl, fence + 1)
+        if rolls_back and not is_free and rollback_from is None:
+            rollback_from = fence
+        leased = LeaseRow(holder, now, now + ttl, fence + 1, rollback_from)
         self.run(
             "UPDATE forkpoint_threads SET lease_holder = ?, lease_since = ?, lease_until = ?,"
-            " fence = ? WHERE key = ?",
+            " fence = ?, rollback_from = ? WHERE key = ?",
             *leased,
             thread.key,
         )
@@ -417,6 +426,13 @@ class SqliteCatalog(SqliteTombstones):
             "UPDATE forkpoint_threads SET waiting = ? WHERE key = ?",
             json.dumps(list(queue.items())),
             thread.key,
+        )
+
+    def end_rollback(self, thread: ThreadRef, fence: int) -> None:
+        self.run(
+            "UPDATE forkpoint_threads SET rollback_from = NULL WHERE key = ? AND fence = ?",
+            thread.key,
+            fence,
         )
 
     def renew(self, thread: ThreadRef, fence: int, ttl: int) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import ormsgpack
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
 from forkpoint.receipts import RECEIPT
-from forkpoint.removal import DROPPED, KEPT, NULL_TASK_ID, Plan
-from forkpoint.sqlite_rows import READ_CHECKPOINT, checkpoint_row
+from forkpoint.removal import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
+from forkpoint.sqlite_rows import READ_CHECKPOINT, RESTORED, checkpoint_row
 from forkpoint.sqlite_statements import marks, time_now
 from forkpoint.sqlite_threads import SqliteThreads
 from forkpoint.storage import (
@@ -65,11 +66,21 @@ _UNRECEIPT = (
 _WRITES_AT = f"SELECT count(*) FROM forkpoint_writes {{}} AND idx > {RECEIPT}"
 # What the tasks after a checkpoint have done; see `removal.reopens`.
 _DONE = f"{_PLACE} AND idx NOT IN {KEPT} AND (task_id != '{NULL_TASK_ID}' OR idx IN {DROPPED})"
+_UNDER = "WHERE thread = ? AND fence >= ? AND fence < ?"
 _REFERRING = (
-    ("checkpoints", "checkpoint_ns, checkpoint_id", ("", "")),
-    ("writes", "checkpoint_ns, checkpoint_id, task_id, idx", ("", "", "", -(1 << 62))),
+    ("checkpoints", "refs", "checkpoint_ns, checkpoint_id", ("", "")),
+    (
+        "writes",
+        "CAST(refs || coalesce(before_refs, x'') AS BLOB)",
+        "checkpoint_ns, checkpoint_id, task_id, idx",
+        ("", "", "", -(1 << 62)),
+    ),
 )
 """Where references stand, by what they are in order there, and what is before all of it."""
+
+
+def _bounds(fences: range) -> tuple[int, int]:
+    return fences.start, fences.stop
 
 
 class SqliteRemoving(SqliteThreads):
@@ -94,8 +105,9 @@ class SqliteRemoving(SqliteThreads):
         self.many(_UNRECEIPT, ((thread.key, *place) for place in plan.hidden))
         self._begin_again(thread, plan)
         self.count_checkpoints(thread.key)
-        if plan.removed or plan.hidden or plan.reopened:
-            self._look_at_head(thread, head, is_reopened=bool(plan.reopened))
+        is_reopened = bool(plan.reopened) or plan.withdrawn is not None
+        if plan.removed or plan.hidden or is_reopened:
+            self._look_at_head(thread, head, is_reopened=is_reopened)
             self.note_removal(thread)
         return Counts(
             *(old - new for old, new in zip(before, self.count_rows(thread), strict=True))
@@ -161,6 +173,13 @@ class SqliteRemoving(SqliteThreads):
             )
         return [_outline_row(row) for row in rows]
 
+    def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
+        return self.all(
+            f"SELECT checkpoint_ns, checkpoint_id FROM forkpoint_checkpoints {_UNDER}",
+            thread.key,
+            *_bounds(fences),
+        )
+
     def remove_part(self, thread: ThreadRef, plan: RemovalPart, *, whole: bool) -> Removed:
         checkpoints = writes = unseen = done = 0
         head = self._head(thread)
@@ -184,7 +203,8 @@ class SqliteRemoving(SqliteThreads):
         )
         if whole:
             writes += self._begin_again(thread, plan.plan)
-        self._look_at_head(thread, head, is_reopened=whole and bool(plan.plan.reopened))
+        is_reopened = bool(plan.plan.reopened) or plan.plan.withdrawn is not None
+        self._look_at_head(thread, head, is_reopened=whole and is_reopened)
         self.note_removal(thread)
         return Removed(Counts(checkpoints, writes), done)
 
@@ -196,6 +216,9 @@ class SqliteRemoving(SqliteThreads):
             self.run(_RESTART, *at)
         for place in plan.reopened:
             number += self._drop_writes(_DONE, thread.key, *place)
+        if plan.withdrawn is not None:
+            self._restore(thread, plan.withdrawn)
+            number += self._drop_writes(_UNDER, thread.key, *_bounds(plan.withdrawn))
         if plan.reopened:
             self.run(
                 "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
@@ -220,6 +243,20 @@ class SqliteRemoving(SqliteThreads):
                 time_now(),
                 thread.key,
             )
+
+    def _restore(self, thread: ThreadRef, fences: range) -> None:
+        """Let writes be what they were before runs replaced them."""
+        rows = self.all(
+            f"SELECT id, before FROM forkpoint_writes {_UNDER} AND before IS NOT NULL",
+            thread.key,
+            *_bounds(fences),
+        )
+        columns = [f"{column} = ?" for column in RESTORED.split(", ")]
+        self.many(
+            f"UPDATE forkpoint_writes SET {', '.join(columns)}, before = NULL, before_refs = NULL"
+            " WHERE id = ?",
+            [(*ormsgpack.unpackb(before), id_) for id_, before in rows],
+        )
 
     def _drop_writes(self, where: str, *values: Any) -> int:
         """Remove writes with their receipts, and return how many writes that were."""
@@ -303,9 +340,9 @@ class SqliteRemoving(SqliteThreads):
             after = [(key, *where) for (key,) in keys for where in _REFERRING]
         items: list[tuple[Any, bytes]] = []
         while after and len(items) < self.turn_rows:
-            key, table, order, place = after.pop()
+            key, table, refs, order, place = after.pop()
             rows = self.all(
-                f"SELECT refs, {order} FROM forkpoint_{table} WHERE thread = ?"
+                f"SELECT {refs}, {order} FROM forkpoint_{table} WHERE thread = ?"
                 f" AND ({order}) > ({marks(place)}) ORDER BY {order} LIMIT ?",
                 key,
                 *place,
@@ -313,7 +350,7 @@ class SqliteRemoving(SqliteThreads):
             )
             items += ((key, row[0]) for row in rows)
             if len(rows) == self.turn_rows:
-                after.append((key, table, order, rows[-1][1:]))
+                after.append((key, table, refs, order, rows[-1][1:]))
         self.count_read(len(items))
         return Part(items, after or None)
 

@@ -14,6 +14,8 @@ CHECKPOINT = (
     " hidden, restarts"
 )
 WRITE = "checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, refs, content, checksum"
+RESTORED = "task_path, channel, refs, content, checksum, binding, fence"
+"""What of a write is kept, packed, as what was before one that a run replaced it with."""
 READ_CHECKPOINT = f"{CHECKPOINT}, binding"
 """What a `checkpoint_row` is made of."""
 READ_WRITE = f"{WRITE}, binding"
@@ -30,14 +32,14 @@ THREAD_OF = ", ".join(
 THREAD_COLUMNS = len(ThreadRef._fields)
 
 
-def checkpoint_values(thread: int, row: CheckpointRow) -> tuple[Any, ...]:
-    """Return what is stored of a checkpoint: the thread, `CHECKPOINT` and the binding."""
-    return thread, *row[:-1], stored_binding(row)
+def checkpoint_values(thread: int, row: CheckpointRow, fence: int | None = None) -> tuple[Any, ...]:
+    """Return what is stored of a checkpoint: the thread, `CHECKPOINT`, the binding, the fence."""
+    return thread, *row[:-1], stored_binding(row), fence
 
 
-def write_values(thread: int, row: WriteRow) -> tuple[Any, ...]:
-    """Return what is stored of a write: the thread, `WRITE` and the binding."""
-    return thread, *row[:-1], stored_binding(row)
+def write_values(thread: int, row: WriteRow, fence: int | None = None) -> tuple[Any, ...]:
+    """Return what is stored of a write: the thread, `WRITE`, the binding and the fence."""
+    return thread, *row[:-1], stored_binding(row), fence
 
 
 def checkpoint_row(values: Sequence[Any]) -> CheckpointRow:

@@ -52,6 +52,7 @@ CREATE TABLE IF NOT EXISTS forkpoint_threads (
     lease_since INTEGER,
     lease_until INTEGER,
     fence INTEGER NOT NULL DEFAULT 0,
+    rollback_from INTEGER,
     waiting TEXT NOT NULL DEFAULT '[]',
     provisional INTEGER NOT NULL DEFAULT 0,
     deleted_at INTEGER,
@@ -125,7 +126,8 @@ CREATE TABLE IF NOT EXISTS forkpoint_checkpoints (
     checksum BLOB NOT NULL,
     hidden INTEGER NOT NULL DEFAULT 0,
     restarts INTEGER NOT NULL DEFAULT 0,
-    binding INTEGER NOT NULL
+    binding INTEGER NOT NULL,
+    fence INTEGER
 );
 CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_checkpoints_place
     ON forkpoint_checkpoints (thread, checkpoint_ns, checkpoint_id);
@@ -148,7 +150,10 @@ CREATE TABLE IF NOT EXISTS forkpoint_writes (
     refs BLOB NOT NULL,
     content BLOB NOT NULL,
     checksum BLOB NOT NULL,
-    binding INTEGER NOT NULL
+    binding INTEGER NOT NULL,
+    fence INTEGER,
+    before BLOB,
+    before_refs BLOB
 );
 CREATE UNIQUE INDEX IF NOT EXISTS forkpoint_writes_place
     ON forkpoint_writes (thread, checkpoint_ns, checkpoint_id, task_id, idx);

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import ormsgpack
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
@@ -19,6 +20,7 @@ from forkpoint.sqlite_rows import (
     CHECKPOINT,
     READ_CHECKPOINT,
     READ_WRITE,
+    RESTORED,
     THREAD,
     THREAD_COLUMNS,
     THREAD_OF,
@@ -100,18 +102,26 @@ _RECORD = (
     " FROM forkpoint_threads AS t"
 )
 _PUT = (
-    f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {CHECKPOINT}, binding)"
-    f" VALUES ({marks(range(12))})"
+    f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {CHECKPOINT}, binding, fence)"
+    f" VALUES ({marks(range(13))})"
 )
 _REPLACE = (
     "UPDATE forkpoint_checkpoints SET parent_checkpoint_id = ?, run_id = ?,"
-    " metadata = ?, refs = ?, content = ?, checksum = ?, hidden = ?, restarts = ?, binding = ?"
-    " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+    " metadata = ?, refs = ?, content = ?, checksum = ?, hidden = ?, restarts = ?, binding = ?,"
+    " fence = ? WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 )
 # A task's writes are stored once; its error, interrupt and resume replace each other.
 _PUT_WRITES, _REPLACE_WRITES = (
-    f"INSERT OR {verb} INTO forkpoint_writes (thread, {WRITE}, binding) VALUES "
+    f"INSERT OR {verb} INTO forkpoint_writes (thread, {WRITE}, binding, fence) VALUES "
     for verb in ("IGNORE", "REPLACE")
+)
+_REPLACE_UNDER = (
+    f"INSERT OR REPLACE INTO forkpoint_writes (thread, {WRITE}, binding, fence, before,"
+    " before_refs) VALUES "
+)
+_REPLACED = (
+    f"SELECT before, before_refs, {RESTORED} FROM forkpoint_writes"
+    " WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ? AND task_id = ? AND idx = ?"
 )
 _REPLACED_REFS = (
     "SELECT refs FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
@@ -356,12 +366,14 @@ class SqliteSession(SqliteHeads):
         if put.chunks:
             self._put_chunks(thread, put.chunks)
         key = thread.key
-        if put.row is not None and not self.run(_PUT, *checkpoint_values(key, put.row)).rowcount:
-            self._replace(thread, put.row)
+        if put.row is not None:
+            values = checkpoint_values(key, put.row, put.fence)
+            if not self.run(_PUT, *values).rowcount:
+                self._replace(thread, values)
         once: list[tuple[Any, ...]] = []
         special: list[tuple[Any, ...]] = []
         for write in put.writes:
-            (special if replaces(write.idx) else once).append(write_values(key, write))
+            (special if replaces(write.idx) else once).append(write_values(key, write, put.fence))
         self.insert(_PUT_WRITES, once)
         if special:
             self._replace_writes(thread, special)
@@ -374,14 +386,27 @@ class SqliteSession(SqliteHeads):
             self.note_removal(thread)
         elif any(replaced):
             self.run("UPDATE forkpoint_threads SET removals = removals + 1 WHERE key = ?", key)
-        self.insert(_REPLACE_WRITES, rows)
+        if rows[0][-1] is None:
+            self.insert(_REPLACE_WRITES, rows)
+        else:
+            self.insert(_REPLACE_UNDER, [(*row, *self._before(row)) for row in rows])
+
+    def _before(self, row: tuple[Any, ...]) -> tuple[bytes | None, bytes | None]:
+        """Return what was in the place of a write before the run that puts it, to be restored."""
+        known = self.one(_REPLACED, *row[:5])
+        if known is None:
+            return None, None
+        before, before_refs, *replaced = known
+        if replaced[-1] == row[-1]:  # the run's own
+            return before, before_refs
+        return ormsgpack.packb(replaced), replaced[2]
 
     def _put_chunks(self, thread: ThreadRef, chunks: Chunks) -> None:
         rows = [(thread.family, digest, *chunk, thread.epoch) for digest, chunk in chunks.items()]
         self.insert(_PUT_CHUNKS, rows, _KEEP_CHUNKS)
 
-    def _replace(self, thread: ThreadRef, row: CheckpointRow) -> None:
-        self.run(_REPLACE, *checkpoint_values(thread.key, row)[3:], thread.key, *row[:2])
+    def _replace(self, thread: ThreadRef, values: tuple[Any, ...]) -> None:
+        self.run(_REPLACE, *values[3:], *values[:3])
         self.count_checkpoints(thread.key)
         self.note_removal(thread)
 

@@ -44,7 +44,7 @@ class SqliteThreads(SqliteCatalog):
             " label = NULL,"
             " tags = '[]', metadata = '{}', fixed_keys = '[]', waiting = '[]',"
             " status = 'idle', checkpoint_count = 0, state_updated_at = 0, ttl = NULL,"
-            " on_expiry = 'delete', swept_at = NULL, lease_holder = NULL,"
+            " on_expiry = 'delete', swept_at = NULL, rollback_from = NULL, lease_holder = NULL,"
             " lease_since = NULL, lease_until = NULL WHERE key = ?",
             time_now(),
             thread.key,

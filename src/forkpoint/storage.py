@@ -20,16 +20,16 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     one), ``ttl`` (how long after that it expires, if ever), ``on_expiry`` (``delete`` or
     ``keep_latest``), ``swept_at`` (what ``updated_at`` was when a sweep trimmed it last), the lease
     (``lease_holder``, ``lease_since``, ``lease_until``, the ``fence`` that goes up whenever a lease
-    begins or ends, and who is ``waiting`` for it, the first one first: in SQLite a JSON list of
-    holders and until when they wait, in MongoDB documents of ``by`` and ``until``), ``dead_until``
-    (the highest checkpoint id of the tombstones of its id,
-    whoever's they are, when it was made), and ``deleted_at``. ``removals`` counts how often
-    something of it was removed or replaced. ``removed_at`` is when something of it was removed,
-    until the chunks of that were collected; until then there may be rows of a deleted thread, which
-    nobody sees. Then its record is removed (in MongoDB by the server, when it ``expires``), unless
-    a thread that is there descends from it. Its ``thread_id`` is empty, unless one does. A copy
-    that is not complete is ``provisional``, and deleted; ``building`` is until when it is not taken
-    for abandoned, or 0.
+    begins or ends, ``rollback_from``, the first fence of runs that are being rolled back, if any
+    are, and who is ``waiting`` for it, the first one first: in SQLite a JSON list of holders and
+    until when they wait, in MongoDB documents of ``by`` and ``until``), ``dead_until`` (the highest
+    checkpoint id of the tombstones of its id, whoever's they are, when it was made), and
+    ``deleted_at``. ``removals`` counts how often something of it was removed or replaced.
+    ``removed_at`` is when something of it was removed, until the chunks of that were collected;
+    until then there may be rows of a deleted thread, which nobody sees. Then its record is removed
+    (in MongoDB by the server, when it ``expires``), unless a thread that is there descends from it.
+    Its ``thread_id`` is empty, unless one does. A copy that is not complete is ``provisional``, and
+    deleted; ``building`` is until when it is not taken for abandoned, or 0.
     Times are microseconds since 1970 in UTC. At most one thread of an id is not deleted. A thread
     is ``provisional`` while there are writes for it, and no checkpoint yet. How the search index
     knows it is derived: ``terms`` (see `forkpoint.filters`), ``listed_at`` and ``listed_status``,
@@ -38,18 +38,21 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     newest checkpoint say it.
 
 ``checkpoints``
-    ``thread`` (key), ``checkpoint_ns``, ``checkpoint_id``, ``parent_checkpoint_id``, ``run_id``
-    (of the metadata), ``metadata`` (JSON, ASCII), ``refs``, ``content``, ``checksum``,
-    ``binding``, ``hidden`` (the checkpoint was removed, and is kept because the state of another
-    is rebuilt from it),
+    ``thread`` (key), ``checkpoint_ns``, ``checkpoint_id``, ``parent_checkpoint_id``, ``run_id`` (of
+    the metadata), ``metadata`` (JSON, ASCII), ``refs``, ``content``, ``checksum``, ``binding``,
+    ``fence`` (that of the lease that it was stored under, if it was under one), ``hidden`` (the
+    checkpoint was removed, and is kept because the state of another is rebuilt from it),
     ``restarts`` (a subgraph's step from it runs again: see `CheckpointRow`).
     ``content`` is a protected MessagePack array ``[type, body, manifest]``: the checkpoint without
     its channel values, as the serializer's type and bytes, and a map from channel to entry.
 
 ``writes``
     ``thread``, ``checkpoint_ns``, ``checkpoint_id``, ``task_id``, ``idx``, ``task_path``,
-    ``channel``, ``refs``, ``content``, ``checksum``, ``binding``. ``content`` is one protected
-    entry. A write may come before its checkpoint.
+    ``channel``, ``refs``, ``content``, ``checksum``, ``binding``, ``fence``. ``content`` is one
+    protected entry. A write may come before its checkpoint. Where a run under a lease replaced what
+    was stored before its lease, ``before`` has that until the write is replaced or removed: in
+    MongoDB a document of these fields, in SQLite a MessagePack array of ``task_path``, ``channel``,
+    ``refs``, ``content``, ``checksum``, ``binding`` and ``fence``, and ``before_refs`` its refs.
 
 ``chunks``
     ``family``, ``digest``, ``refs``, ``content``, ``epoch`` (that of the thread when it was written
@@ -471,6 +474,8 @@ class LeaseRow(NamedTuple):
     since: int
     until: int
     fence: int
+    rollback_from: int | None = None
+    """The first fence whose run is to be rolled back before this one begins, if any is."""
 
 
 class ThreadRow(NamedTuple):
@@ -791,16 +796,26 @@ class Session(Protocol):
         """Say something else of a thread, and return whether nobody else did in between."""
 
     def lease(
-        self, thread: ThreadRef, holder: str, ttl: int, *, take_over: bool, waits: bool
+        self,
+        thread: ThreadRef,
+        holder: str,
+        ttl: int,
+        *,
+        take_over: bool,
+        waits: bool,
+        rolls_back: bool = False,
     ) -> LeaseRow | None:
         """Give out the lease of a thread, or return None if somebody has it.
 
         Who `waits` has it after those who came before, as long as these ask again within their
-        `ttl`.
+        `ttl`. With `rolls_back`, it is noted what is to be rolled back if it is taken over.
 
         Raises:
             Stale: The thread is deleted.
         """
+
+    def end_rollback(self, thread: ThreadRef, fence: int) -> None:
+        """Note, under a lease, that what was to be rolled back is."""
 
     def renew(self, thread: ThreadRef, fence: int, ttl: int) -> bool:
         """Make a lease last for longer, and return whether it is still the same."""
@@ -897,6 +912,9 @@ class Session(Protocol):
 
     def rows_from(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
         """Return the checkpoints that can be seen from an id on, without refs and content."""
+
+    def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
+        """Return the checkpoints that runs stored under leases with these fences."""
 
     def remove_part(self, thread: ThreadRef, plan: RemovalPart, *, whole: bool) -> Removed:
         """Do some of what a plan says, in the order of its checkpoints, or all of it."""
