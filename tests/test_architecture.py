@@ -16,6 +16,7 @@ LAYERS = [
         "untrusted",
         "workers",
         "caches",
+        "clocks",
         "render",
         "render_diff",
         "mongodb_errors",

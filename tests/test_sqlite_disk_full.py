@@ -169,7 +169,7 @@ from forkpoint import *
 from support import config, put
 
 directory = Path(sys.argv[1])
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(directory)], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(directory)], check=True)
 
 def fill():
     with open(directory / "filler", "ab", buffering=0) as file:

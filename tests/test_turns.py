@@ -27,7 +27,6 @@ from forkpoint import (
     ThreadCatalog,
     ThreadExists,
     ThreadNotFound,
-    collect,
     runner,
     sqlite_removing,
     turns,
@@ -63,8 +62,7 @@ def saver(store: SqliteStore) -> Iterator[SqliteSaver]:
 def shorten(set_: Callable[[Any, str, int], None]) -> None:
     """Make turns short."""
     set_(Statements, "turn_rows", ROWS)
-    for module in (collect, sqlite_removing):
-        set_(module, "CHUNKS_AT_ONCE", ROWS)
+    set_(sqlite_removing, "CHUNKS_AT_ONCE", ROWS)
 
 
 @pytest.fixture

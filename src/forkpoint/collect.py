@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from forkpoint.codec import split_refs
 from forkpoint.errors import CorruptChunk
-from forkpoint.storage import CHUNKS_AT_ONCE, Counts, Part
+from forkpoint.storage import Counts, Part
 from forkpoint.turns import Turns, Work
 
 _ATTEMPTS = 8  # while others remove in the same family
@@ -67,23 +67,24 @@ class _Unused(NamedTuple):
     """None if they are all of the family."""
     missing: str | None = None
 
-    def batches(self) -> Iterable[Sequence[bytes] | None]:
+    def batches(self, size: int) -> Iterable[Sequence[bytes] | None]:
         if self.digests is None:
             return itertools.repeat(None)
-        starts = range(0, len(self.digests), CHUNKS_AT_ONCE)
-        return (self.digests[start : start + CHUNKS_AT_ONCE] for start in starts)
+        starts = range(0, len(self.digests), size)
+        return (self.digests[start : start + size] for start in starts)
 
 
 def _drop(turns: Turns, family: Any, unused: _Unused, collection: Any) -> Work[tuple[Counts, bool]]:
     """Remove chunks, and return what was removed, and whether nobody disturbed that."""
     number = size = 0
-    for batch in unused.batches():
+    at_once = turns.session.chunks_at_once()
+    for batch in unused.batches(at_once):
         dropped = turns.session.drop_chunks(family, batch, collection)
         if dropped is None:
             return Counts(number, size), False
         number += dropped.number
         size += dropped.more
-        if batch is None and dropped.number < CHUNKS_AT_ONCE:
+        if batch is None and dropped.number < at_once:
             break
         yield
     return Counts(number, size), turns.session.end_collection(family, collection)

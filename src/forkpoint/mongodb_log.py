@@ -109,7 +109,7 @@ class Tail(NamedTuple):
         if put.row is not None and not is_counted:
             said["checkpoint_count"] += 1
         if put.row is not None or changes_status:
-            said["updated_at"] = max(said["updated_at"], time.time_ns() // 1000)
+            said["updated_at"] = max(said["updated_at"], put.now)
         if changes_status:
             said["state_updated_at"] = said["updated_at"]
         return said

@@ -27,7 +27,6 @@ A guard and a check fail if there is no record, too, and make none: then the sto
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence, Set
 from typing import Any, Literal, NamedTuple
 
@@ -336,9 +335,8 @@ def _check(
     if put.row is None and (put.status is None or not is_newest):
         return _touch(put, thread, dead_until)
     wanted = _same(put, thread, dead_until)
-    now = time.time_ns() // 1000
     changes: Document = {
-        "$max": {"updated_at": now},
+        "$max": {"updated_at": put.now},
         "$set": {"unlisted": True},
     }
     if put.row is not None:
@@ -347,7 +345,7 @@ def _check(
     if put.status is not None and is_newest:
         # A new checkpoint makes a thread idle, unless a task's interrupt or error came before it.
         wanted["status_for"] = {"$lt" if put.row is not None else "$lte": put.checkpoint_id}
-        changes["$max"]["state_updated_at"] = now
+        changes["$max"]["state_updated_at"] = put.now
         changes["$set"] |= {"status": put.status, "status_for": put.checkpoint_id}
     return expect(wanted, changes)
 

@@ -29,6 +29,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from forkpoint.caches import CacheBudget
+from forkpoint.clocks import ServerClock
 from forkpoint.mongodb_errors import UNAUTHORIZED, is_transient, typed
 from forkpoint.mongodb_identity import UUID_DIFFERS, Identity
 from forkpoint.mongodb_statements import Statement
@@ -146,6 +147,7 @@ class Records:
         self, collection: Collection[Document], patience_seconds: float, budget: CacheBudget
     ) -> None:
         self.budget = budget
+        self.clock = ServerClock(self.now)
         self.is_sharded = True
         """Whether commands may go to the router of a sharded cluster."""
         self.keeps_logs = False

@@ -32,6 +32,7 @@ from forkpoint.mongodb_tombstones import RECORD_EXPIRY, deletions_of, entomb, ne
 from forkpoint.receipts import RECEIPT, is_receipt
 from forkpoint.removal import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
 from forkpoint.storage import (
+    CHUNKS_AT_ONCE,
     HIDDEN,
     RESTARTS,
     CheckpointRow,
@@ -434,6 +435,9 @@ class MongoRemoving(MongoReading):
     def digests(self, family: Any, after: Any = None) -> Part[bytes]:
         found = self._records.latest(chunks_of(family), {"_id": 1})
         return Part((digest_of(chunk["_id"]) for chunk in found), None)
+
+    def chunks_at_once(self) -> int:
+        return CHUNKS_AT_ONCE
 
     def drop_chunks(
         self, family: Any, digests: Collection[bytes] | None, collection: ObjectId

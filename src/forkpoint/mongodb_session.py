@@ -255,7 +255,8 @@ class MongoSession(MongoHeads):
             return None
         old = {"_id": named[0]["key"], "family": named[0]["home"]}
         # If its record is missing, somebody is about to make it, or ended just before.
-        expiry = datetime.now(timezone.utc) + timedelta(microseconds=2 * TOMBSTONE_MICROSECONDS)
+        now = datetime.fromtimestamp(self._records.clock.now() / 1e6, timezone.utc)
+        expiry = now + timedelta(microseconds=2 * TOMBSTONE_MICROSECONDS)
         times = {"created_at": 0, "updated_at": 0, "deleted_at": 0, "expires": expiry}
         record = {**old, **new_record("", ObjectId()), **times}
         for of_living in ("unlisted", "terms"):

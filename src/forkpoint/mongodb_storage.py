@@ -199,6 +199,7 @@ class MongoStorage:
                 f"{SCHEMA_VERSION}; upgrade forkpoint"
             )
         records.read_store_key()
+        records.clock.now()  # so that no put has to ask first
         return records
 
     # Putting
@@ -207,6 +208,7 @@ class MongoStorage:
         session = self._open()
         if put.history != self.history:
             raise Rewound
+        put = put._replace(now=self._records_open().clock.now())
         size = checked_size(put)
         thread = put.expected
         creation: Creation | None = None

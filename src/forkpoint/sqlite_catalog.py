@@ -18,7 +18,7 @@ from forkpoint.hashing import Hashing, new_salt
 from forkpoint.receipts import RECEIPT
 from forkpoint.sqlite_rows import THREAD_COLUMNS, THREAD_OF, json_list
 from forkpoint.sqlite_schema import EXPIRES, OF_ALL, UNLISTED
-from forkpoint.sqlite_statements import batches, marks, time_now
+from forkpoint.sqlite_statements import batches, marks
 from forkpoint.sqlite_tombstones import SqliteTombstones
 from forkpoint.storage import (
     UNSTORED,
@@ -70,12 +70,9 @@ _LISTED_AT_ONCE = 10_000
 class SqliteCatalog(SqliteTombstones):
     """The primitives of `forkpoint.storage.Session` for the catalog."""
 
-    def now(self) -> int:
-        return time_now()
-
     def record(self, thread_id: str) -> ThreadRow | None:
         row = self.one(f"{_RECORD} AND t.thread_id = ?", thread_id)
-        return _thread_row(row, time_now()) if row else None
+        return _thread_row(row, self.now()) if row else None
 
     # Searching
 
@@ -100,7 +97,7 @@ class SqliteCatalog(SqliteTombstones):
 
     def begin_walk(self) -> int | None:
         self._list_anew()
-        begun = self.run("INSERT INTO forkpoint_walks (began_at) VALUES (?)", time_now())
+        begun = self.run("INSERT INTO forkpoint_walks (began_at) VALUES (?)", self.now())
         self._forget_walks("number <= ?", (begun.lastrowid or 0) - WALKS)
         return begun.lastrowid
 
@@ -118,7 +115,7 @@ class SqliteCatalog(SqliteTombstones):
     def count(self, selection: Selection) -> int:
         self._list_anew()
         counted = self._query(selection._replace(walk=None, after=None))
-        now = time_now()
+        now = self.now()
         listed = self.one(
             f"SELECT count(*) FROM ({counted.unordered()}) WHERE thread_id NOT IN"
             f" (SELECT thread_id FROM forkpoint_threads WHERE {EXPIRES}"
@@ -178,7 +175,7 @@ class SqliteCatalog(SqliteTombstones):
         return len(found) < _FEW
 
     def _records(self, thread_ids: Collection[str]) -> dict[str, ThreadRow]:
-        now = time_now()
+        now = self.now()
         found: dict[str, ThreadRow] = {}
         for batch in batches(thread_ids):
             for row in self.all(f"{_RECORD} AND t.thread_id IN ({marks(batch)})", *batch):
@@ -189,7 +186,7 @@ class SqliteCatalog(SqliteTombstones):
     def expired(
         self, after: tuple[int, Any] | None, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
-        now = time_now()
+        now = self.now()
         rows = self.all(
             f"{_RECORD} AND t.ttl IS NOT NULL AND t.swept_at IS NOT t.updated_at"
             " AND t.updated_at + t.ttl <= ?"
@@ -213,7 +210,7 @@ class SqliteCatalog(SqliteTombstones):
     def grown(
         self, more_than: int, after: Any, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
-        now = time_now()
+        now = self.now()
         rows = self.all(
             f"{_RECORD} AND t.checkpoint_count > ? AND t.key > ? AND (? IS NULL OR t.owner = ?)"
             " ORDER BY t.key LIMIT ?",
@@ -229,7 +226,8 @@ class SqliteCatalog(SqliteTombstones):
 
     def _list_anew(self) -> None:
         """Bring the search index up to date, and forget the walks that take too long."""
-        now = time_now()
+        self.keep_time(is_write=True)
+        now = self.now()
         self.run(
             "UPDATE forkpoint_threads SET lease_holder = NULL, lease_since = NULL,"
             " lease_until = NULL, fence = fence + 1 WHERE lease_until <= ?",
@@ -329,7 +327,7 @@ class SqliteCatalog(SqliteTombstones):
             if not is_provisional or theirs != owner:
                 return False
         else:
-            now, salt = time_now(), new_salt()
+            now, salt = self.now(), new_salt()
             key = self.run(
                 "INSERT INTO forkpoint_threads (thread_id, family, owner, salt, created_at,"
                 " updated_at, dead_until) VALUES (?, 0, ?, ?, ?, ?, ?)",
@@ -352,7 +350,7 @@ class SqliteCatalog(SqliteTombstones):
         self._describe(seen.thread.key, described, checksums)
         self.run(
             "UPDATE forkpoint_threads SET updated_at = max(updated_at + 1, ?) WHERE key = ?",
-            time_now(),
+            self.now(),
             seen.thread.key,
         )
         self._list_some(seen.thread.key)
@@ -384,7 +382,8 @@ class SqliteCatalog(SqliteTombstones):
         waits: bool,
         rolls_back: bool = False,
     ) -> LeaseRow | None:
-        now = time_now()
+        self.keep_time(is_write=True)  # who began it may have learned of a later time
+        now = self.now()
         row = self.one(
             "SELECT lease_until, fence, waiting, rollback_from FROM forkpoint_threads"
             " WHERE key = ? AND deleted_at IS NULL",
@@ -439,7 +438,7 @@ class SqliteCatalog(SqliteTombstones):
         renewed = self.run(
             "UPDATE forkpoint_threads SET lease_until = max(lease_until, ?) WHERE key = ?"
             " AND fence = ? AND lease_until IS NOT NULL AND deleted_at IS NULL",
-            time_now() + ttl,
+            self.now() + ttl,
             thread.key,
             fence,
         )

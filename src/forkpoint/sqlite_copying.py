@@ -15,7 +15,6 @@ from forkpoint.hashing import Hashing, new_salt
 from forkpoint.sqlite_errors import raised_inside
 from forkpoint.sqlite_removing import ABANDONED_SECONDS, SqliteRemoving
 from forkpoint.sqlite_rows import CHECKPOINT, REBOUND, WRITE, json_list
-from forkpoint.sqlite_statements import time_now
 from forkpoint.storage import Description, Stale, ThreadRef
 
 # What a clone has of its source.
@@ -130,7 +129,7 @@ class SqliteCopying(SqliteRemoving):
             raise Stale
         if not self.run(
             "UPDATE forkpoint_threads SET building = ? WHERE key = ? AND building > 0",
-            _patience(),
+            self.now() + 1_000_000 * ABANDONED_SECONDS,
             copying.copy.key,
         ).rowcount:
             raise StorageBusy("copying took too long, and was taken for abandoned; try again")
@@ -199,7 +198,7 @@ class SqliteCopying(SqliteRemoving):
             described,
             ("clone", str(source.key), None),
         )
-        now = time_now()
+        now = self.now()
         key = self.run(
             "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent, salt,"
             " created_at, updated_at, deleted_at, removed_at, provisional, building,"
@@ -209,7 +208,7 @@ class SqliteCopying(SqliteRemoving):
             name,
             salt,
             *[now] * 4,
-            _patience(),
+            self.now() + 1_000_000 * ABANDONED_SECONDS,
             source.key,
         ).lastrowid
         self._describe(key, described, checksums)
@@ -217,7 +216,7 @@ class SqliteCopying(SqliteRemoving):
 
     def _show(self, key: int | None, target_id: str) -> None:
         """Let a copy be seen that is complete."""
-        now = time_now()
+        now = self.now()
         self.run(
             "UPDATE forkpoint_threads SET thread_id = ?, dead_until = ?, created_at = ?,"
             " updated_at = ?, state_updated_at = iif(state_updated_at = 0, 0, ?),"
@@ -228,8 +227,3 @@ class SqliteCopying(SqliteRemoving):
             *[now] * 3,
             key,
         )
-
-
-def _patience() -> int:
-    """Return until when a copy is not taken for abandoned."""
-    return time_now() + 1_000_000 * ABANDONED_SECONDS

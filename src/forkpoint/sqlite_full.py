@@ -14,7 +14,7 @@ from forkpoint.errors import StorageFull
 ROWS_ON_FULL_DISK = 20
 """How many rows are removed in a transaction, each of which is overwritten through the log."""
 
-RESERVED_BYTES = 12 * 2**20
+RESERVED_BYTES = 16 * 2**20
 _SECONDS_BETWEEN_LOOKS = 0.1
 _MOST_PAGES = 2**30  # of a database, in all versions of SQLite
 _ROOM_BYTES = 64 * 1024  # SQLite needs 32 KB beside a database to open it

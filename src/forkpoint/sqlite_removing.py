@@ -16,7 +16,7 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 from forkpoint.receipts import RECEIPT
 from forkpoint.removal import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
 from forkpoint.sqlite_rows import READ_CHECKPOINT, RESTORED, checkpoint_row
-from forkpoint.sqlite_statements import marks, time_now
+from forkpoint.sqlite_statements import marks
 from forkpoint.sqlite_threads import SqliteThreads
 from forkpoint.storage import (
     CHUNKS_AT_ONCE,
@@ -77,6 +77,8 @@ _REFERRING = (
     ),
 )
 """Where references stand, by what they are in order there, and what is before all of it."""
+
+_CHUNKS_PER_ROW = 5  # where little is done in a transaction: a full disk has no room for more
 
 
 def _bounds(fences: range) -> tuple[int, int]:
@@ -222,7 +224,7 @@ class SqliteRemoving(SqliteThreads):
         if plan.reopened:
             self.run(
                 "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
-                time_now(),
+                self.now(),
                 thread.key,
             )
         return number
@@ -240,7 +242,7 @@ class SqliteRemoving(SqliteThreads):
             self.run(
                 "UPDATE forkpoint_threads SET state_updated_at = max(state_updated_at, ?)"
                 " WHERE key = ?",
-                time_now(),
+                self.now(),
                 thread.key,
             )
 
@@ -270,14 +272,14 @@ class SqliteRemoving(SqliteThreads):
         rows = self.all(
             "SELECT DISTINCT family FROM forkpoint_threads"
             " WHERE removed_at IS NOT NULL AND removed_at < ?",
-            time_now() - 1_000_000 * ABANDONED_SECONDS,
+            self.now() - 1_000_000 * ABANDONED_SECONDS,
         )
         return [family for (family,) in rows]
 
     def clear(self, family: Any) -> bool:
         left = self.turn_rows
         removed = "WHERE family = ? AND removed_at IS NOT NULL"
-        self.abandon(family, "building < ?", time_now())
+        self.abandon(family, "building < ?", self.now())
         for (key,) in self.all(
             "SELECT key FROM forkpoint_threads"
             f" {removed} AND deleted_at IS NOT NULL AND coalesce(building, 0) = 0",
@@ -312,7 +314,7 @@ class SqliteRemoving(SqliteThreads):
         self.run(
             "UPDATE forkpoint_threads SET removed_at = ?"
             " WHERE family = ? AND removed_at IS NOT NULL",
-            time_now(),
+            self.now(),
             family,
         )
         return epoch
@@ -376,6 +378,9 @@ class SqliteRemoving(SqliteThreads):
     def _after(self, rows: list[tuple[Any, ...]]) -> Any:
         return rows[-1][0] if len(rows) == self.turn_rows else None
 
+    def chunks_at_once(self) -> int:
+        return min(CHUNKS_AT_ONCE, _CHUNKS_PER_ROW * self.turn_rows)
+
     def drop_chunks(
         self, family: Any, digests: Collection[bytes] | None, collection: int
     ) -> Counts | None:
@@ -386,7 +391,7 @@ class SqliteRemoving(SqliteThreads):
                 "SELECT digest FROM forkpoint_chunks WHERE family = ? AND epoch != ? LIMIT ?",
                 family,
                 collection,
-                CHUNKS_AT_ONCE,
+                self.chunks_at_once(),
             )
             digests = [digest for (digest,) in rows]
         which = f"WHERE family = ? AND epoch != ? AND digest IN ({marks(digests)})"

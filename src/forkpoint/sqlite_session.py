@@ -31,7 +31,7 @@ from forkpoint.sqlite_rows import (
     write_row,
     write_values,
 )
-from forkpoint.sqlite_statements import batches, marks, time_now
+from forkpoint.sqlite_statements import batches, marks
 from forkpoint.storage import (
     CheckpointRow,
     Description,
@@ -358,7 +358,7 @@ class SqliteSession(SqliteHeads):
 
     def put(self, put: Put) -> ThreadRef | None:
         thread = put.expected
-        now = time_now()
+        now = self.now()
         if thread is None or not self._update_thread(thread, put, now, None):
             thread = self._admit(put, now)
             if thread is None:
@@ -537,7 +537,7 @@ class SqliteSession(SqliteHeads):
         source = graft.source
         if self.thread(graft.target_id) is not None:
             raise ThreadExists(f"there is a thread {graft.target_id!r} already")
-        now = time_now()
+        now = self.now()
         described = graft.described
         checksums = graft.hashing.checksums(
             (graft.target_id, graft.owner, graft.salt),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any, TypeVar
 
+from forkpoint.clocks import StoreClock
 from forkpoint.sqlite_errors import is_locked
 
+_NOTED_AFTER = 1_000_000  # microseconds by which the store's time is later than it was noted
 _READ_PER_CHANGE = 4  # rows that are read in the time in which one is changed, or in less
 _INSERTED = 50  # rows inserted by one statement
 _LONGEST_MILLISECONDS = 2**31 - 1  # of a busy timeout
@@ -24,6 +25,7 @@ class Statements:
         connection: The connection.
         patience: For how many seconds to wait for a lock. The transaction holds all that it needs,
             but for a moment in which another process mends what a third one left as it died.
+        clock: The store's time.
 
     Attributes:
         turn_rows: How many rows long work reads or changes before its transaction ends.
@@ -31,11 +33,27 @@ class Statements:
 
     turn_rows = 1000
 
-    def __init__(self, connection: sqlite3.Connection, patience: float) -> None:
+    def __init__(self, connection: sqlite3.Connection, patience: float, clock: StoreClock) -> None:
+        self._clock = clock
         self._connection = connection
         self._patience = patience
         self._changes_before = connection.total_changes
         self._read = 0
+
+    def now(self) -> int:
+        """Return the store's time, in microseconds since 1970."""
+        return self._clock.now()
+
+    def keep_time(self, *, is_write: bool) -> None:
+        """Look which time the store has had, and note a later one."""
+        row = self.one("SELECT value FROM forkpoint_settings WHERE name = 'clock'")
+        noted = 0 if row is None else int(row[0])
+        self._clock.learn(noted)
+        now = self._clock.now()
+        if is_write and now > noted + _NOTED_AFTER:
+            self.run(
+                "INSERT OR REPLACE INTO forkpoint_settings (name, value) VALUES ('clock', ?)", now
+            )
 
     def is_spent(self) -> bool:
         changed = self._connection.total_changes - self._changes_before
@@ -85,11 +103,6 @@ class Statements:
 @lru_cache
 def _insertion(statement: str, rows: int, columns: int, end: str) -> str:
     return statement + ", ".join([f"({marks(range(columns))})"] * rows) + end
-
-
-def time_now() -> int:
-    """Return the time in microseconds since 1970."""
-    return time.time_ns() // 1000
 
 
 def marks(values: Collection[Any]) -> str:

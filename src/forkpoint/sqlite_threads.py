@@ -5,7 +5,6 @@ from __future__ import annotations
 from forkpoint.receipts import RECEIPT
 from forkpoint.sqlite_catalog import SqliteCatalog
 from forkpoint.sqlite_rows import THREAD
-from forkpoint.sqlite_statements import time_now
 from forkpoint.storage import Counts, Stale, ThreadRef, ThreadRow
 
 
@@ -46,7 +45,7 @@ class SqliteThreads(SqliteCatalog):
             " status = 'idle', checkpoint_count = 0, state_updated_at = 0, ttl = NULL,"
             " on_expiry = 'delete', swept_at = NULL, rollback_from = NULL, lease_holder = NULL,"
             " lease_since = NULL, lease_until = NULL WHERE key = ?",
-            time_now(),
+            self.now(),
             thread.key,
         )
         self.forget_ids(thread.family)
@@ -62,7 +61,7 @@ class SqliteThreads(SqliteCatalog):
         self.run(
             "UPDATE forkpoint_threads SET removals = removals + 1, removed_at = ?, epoch ="
             " (SELECT max(epoch) + 1 FROM forkpoint_threads WHERE family = ?) WHERE key = ?",
-            time_now(),
+            self.now(),
             thread.family,
             thread.key,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from forkpoint.sqlite_rows import THREAD_OF
-from forkpoint.sqlite_statements import Statements, time_now
+from forkpoint.sqlite_statements import Statements
 from forkpoint.storage import STORE_KEY_BYTES, ThreadRef
 from forkpoint.tombstones import TOMBSTONE_MICROSECONDS, Marks
 
@@ -109,7 +109,7 @@ class SqliteTombstones(Statements):
     def _add_tombstone(
         self, marks: Marks, mark: bytes, thread: int | None, dead_until: str | None
     ) -> None:
-        now = time_now()
+        now = self.now()
         self.run("DELETE FROM forkpoint_tombstones WHERE made_at < ?", now - TOMBSTONE_MICROSECONDS)
         of_owner = "forkpoint_tombstones WHERE id_mark = ? AND owner_mark = ?"
         before = self.one(f"SELECT dead_until, thread FROM {of_owner}", marks.of_id, mark)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from forkpoint.clocks import StoreClock
 from forkpoint.errors import InvalidInput, StorageBusy
 from forkpoint.sqlite_errors import busy, is_locked, typed
 from forkpoint.sqlite_session import SqliteSession
@@ -46,6 +47,7 @@ class Transactions:
         self._owned = owned
         self._timeout = timeout
         self._patience = timeout if owned and timeout is not None else 0.0  # see `Statements`
+        self._clock = StoreClock()
         self.turn_rows: int | None = None
         """How much long work does in a transaction, if it is less than usual."""
         self.renew()
@@ -130,13 +132,15 @@ class Transactions:
             while not self._is_prepared(connection):  # somebody changed the tables
                 connection.execute("ROLLBACK")
                 connection = self._begin(is_write)
+            session = SqliteSession(connection, self._patience, self._clock)
+            if self._clock.is_to_learn(is_write=is_write):
+                session.keep_time(is_write=is_write)
         except sqlite3.Error as error:
             if self._thread is not None:
                 self.roll_back()
             if is_locked(error):
                 raise Locked(busy(error), self.timeout) from error
             raise typed(error) from error
-        session = SqliteSession(connection, self._patience)
         if self.turn_rows is not None:
             session.turn_rows = self.turn_rows
         return session
@@ -199,7 +203,7 @@ class Transactions:
             if not is_locked(error):
                 raise
             # Without WAL, a commit waits for those who read.
-            SqliteSession(connection, self._patience).run("COMMIT")
+            SqliteSession(connection, self._patience, self._clock).run("COMMIT")
         self._thread = None
 
     def roll_back(self) -> None:

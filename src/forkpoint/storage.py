@@ -65,7 +65,8 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
 ``settings``
     ``schema_version``, and ``store_key``: 32 random bytes, the key of
     the MACs of cursors and of marks; and ``secret:<n>``: protected ``forkpoint digest key:`` and
-    32 random bytes, one for each cipher that wrote to the store.
+    32 random bytes, one for each cipher that wrote to the store. In SQLite ``clock``, a time that
+    the store has had: its time is that of the host, but never earlier (see `forkpoint.clocks`).
 
 In SQLite each is a table. There ``forkpoint_listing`` is the search index, a row for each term of a
 thread: ``term``, ``status``, ``listed_at``, ``thread_id``, in the row for the term of all threads
@@ -205,8 +206,8 @@ SCHEMA_VERSION = 1
 
 STORE_KEY_BYTES = 32
 
-CHUNKS_AT_ONCE = 100
-"""How many chunks are removed before others may have their turn."""
+CHUNKS_AT_ONCE = 500
+"""How many chunks are removed before others may have their turn, as a rule."""
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -438,6 +439,8 @@ class Put(NamedTuple):
     """The salt of the thread, if this makes it."""
     checksums: bytes = b""
     """Those of the thread's record, if this makes it; see `forkpoint.hashing`."""
+    now: int = 0
+    """The time of the database, which a store sets whose statements cannot all ask for it."""
 
 
 class Moment(NamedTuple):
@@ -974,12 +977,15 @@ class Session(Protocol):
     def digests(self, family: Any, after: Any = None) -> Part[bytes]:
         """Return the digests of chunks of a family."""
 
+    def chunks_at_once(self) -> int:
+        """Return how many chunks are removed before others may have their turn."""
+
     def drop_chunks(
         self, family: Any, digests: Collection[bytes] | None, collection: Any
     ) -> Counts | None:
         """Remove chunks of a family, but none written since `collection` began.
 
-        With None for `digests`, remove as many as there are, or `CHUNKS_AT_ONCE` at least.
+        With None for `digests`, remove as many as there are, or `chunks_at_once` at least.
 
         Returns how many there were, and how many bytes they took; None, with nothing removed, if
         somebody removed or collected in the family meanwhile.
