@@ -438,10 +438,11 @@ class SqliteStore(Store):
         """Return where the search index does not say what it said when it was made."""
         found: list[str] = []
         expected: set[tuple[Any, ...]] = set()
-        for is_seen, at, status, now, terms, thread_id, *said in connection.execute(
+        for is_seen, at, status, now, terms, values, thread_id, *said in connection.execute(
             "SELECT t.deleted_at IS NULL AND NOT t.provisional, t.listed_at, t.listed_status,"
             " t.listed_at IS t.updated_at AND t.listed_status IS"
-            " CASE WHEN t.lease_until IS NULL THEN t.status ELSE 'busy' END, t.terms, t.thread_id,"
+            " CASE WHEN t.lease_until IS NULL THEN t.status ELSE 'busy' END, t.terms,"
+            " t.value_terms, t.thread_id,"
             " t.owner, t.label, t.tags, t.metadata, s.thread_id FROM forkpoint_threads AS t"
             " LEFT JOIN forkpoint_threads AS s ON s.key = t.parent"
         ):
@@ -452,7 +453,7 @@ class SqliteStore(Store):
             listed = thread_terms(owner, label, json.loads(tags), metadata, source)
             if not is_seen or packed(listed) != terms:
                 found.append(f"{thread_id} is listed as what it is not, up to date: {now}")
-            expected |= {(term, status, at, thread_id) for term in unpacked(terms)}
+            expected |= {(term, status, at, thread_id) for term in unpacked(terms + values)}
         rows = connection.execute(
             "SELECT term, status, listed_at, thread_id FROM forkpoint_listing WHERE gone IS NULL"
         ).fetchall()
@@ -726,7 +727,8 @@ class MongoStore(Store):
                 found += [f"{record} is deleted, and listed"] * (is_listed or "terms" in record)
                 continue
             said = (record[name] for name in ("owner", "label", "tags", "metadata", "source"))
-            if record["terms"] != thread_terms(*said):
+            listed = {*thread_terms(*said), *record.get("listed_values", ())}
+            if set(record["terms"]) != listed or len(record["terms"]) != len(listed):
                 found.append(f"{record} is listed as what it is not")
             # A lease that ended by itself is not seen to have ended before the next search.
             leased = {"busy"} if record["lease_until"] is not None else set()

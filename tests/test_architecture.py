@@ -9,7 +9,7 @@ import forkpoint
 
 PACKAGE = Path(forkpoint.__file__).parent
 LAYERS = [
-    {"errors", "filters", "printing", "receipts", "at_fork", "types"},
+    {"errors", "filters", "previews", "printing", "receipts", "at_fork", "types"},
     {
         "hashing",
         "open_files",

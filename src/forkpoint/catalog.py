@@ -14,6 +14,7 @@ from uuid import UUID
 from forkpoint import cataloguing, inputs, leases, removing, retention
 from forkpoint.archive import Archive, JsonLines
 from forkpoint.cataloguing import Changes, NewRollover, Search
+from forkpoint.codec import cipher_of
 from forkpoint.errors import InvalidInput
 from forkpoint.leases import Lease
 from forkpoint.retention import Progress, RetentionPolicy, RetentionResult, Rules, Sweeper, Task
@@ -456,6 +457,11 @@ class ThreadCatalog:
 
     def _wanted(self, filter: object) -> Wanted:
         wanted = _checked(filter)
+        if wanted.values and cipher_of(self._saver.serde) is not None:
+            raise InvalidInput(
+                "values cannot be searched by where the serializer encrypts: nothing of them is "
+                "stored in the clear"
+            )
         owner = self._context.owner
         if owner is None:
             return wanted
@@ -731,6 +737,7 @@ def _checked(filter: object) -> Wanted:
         _range(filter, "created"),
         _range(filter, "updated"),
         None if source is None else inputs.identifier(source, "source_thread_id"),
+        inputs.metadata_filter(filter.values, "values") or {},
     )
 
 

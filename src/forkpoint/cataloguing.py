@@ -27,17 +27,33 @@ from forkpoint.errors import (
     ThreadExists,
     ThreadNotFound,
 )
+from forkpoint.filters import contains
 from forkpoint.forking import NextVersion
 from forkpoint.hashing import Hashing, new_salt
 from forkpoint.inputs import DESCRIPTION_BYTES, as_json
 from forkpoint.operations import Context, at_place, place_of
 from forkpoint.owners import taken
+from forkpoint.previews import part_of, preview_after
 from forkpoint.records import check_record, described_anew
-from forkpoint.rows import checkpoint_receipt, checkpoint_with_checksum, open_checkpoint
+from forkpoint.rows import (
+    checkpoint_receipt,
+    checkpoint_with_checksum,
+    open_checkpoint,
+    preview_in,
+)
 from forkpoint.searching import Wanted, cursor_of, going_on, is_exact, matches, selection_of
 from forkpoint.steps import Steps
-from forkpoint.storage import CheckpointRow, Description, Found, Graft, Session, Stale, ThreadRow
-from forkpoint.thread_heads import thread_of, threads_of, time_of
+from forkpoint.storage import (
+    CheckpointRow,
+    Description,
+    Found,
+    Graft,
+    Session,
+    Stale,
+    ThreadRow,
+    WriteRow,
+)
+from forkpoint.thread_heads import thread_of, threads_of, time_of, values_of
 from forkpoint.thread_pages import ThreadPages, indexed
 from forkpoint.threads import Page, Thread, ThreadStats
 from forkpoint.turns import Turns, Work, in_turns
@@ -266,6 +282,7 @@ def select(
     shown: set[bytes] = set()
     if asked.cursor is not None:
         selection, shown = going_on(context.store_key, selection, wanted, asked.cursor)
+    with_heads = with_heads or bool(wanted.values)
     pages = ThreadPages(context.storage, selection, shown, with_heads=with_heads)
     found: list[ThreadRow] = []
     seen: list[str] = []
@@ -278,6 +295,8 @@ def select(
                 damaged.append(error)
             continue
         if not matches(row, wanted) or (row.is_expired and not asked.with_expired):
+            continue
+        if wanted.values and not contains(values_of(context, row), wanted.values):
             continue
         seen.append(row.thread_id)
         found.append(row)
@@ -335,12 +354,17 @@ def _successor(context: Context, session: Session, source: ThreadRow, new: NewRo
     found = session.checkpoint(new.source_id, "", None)
     target = context.codec.of_salt(new_salt(source.thread.salt))
     rows: list[CheckpointRow] = []
+    receipts: list[WriteRow] = []
     chunks: Chunks = {}
     if new.channels or new.values:
         if found is None:
             raise InvalidInput(f"thread {new.source_id!r} has no state to carry over")
         row, chunks = _carried(context, target, found, new)
         rows.append(row)
+        codec = context.codec_of(source.thread)
+        before = preview_in(codec, found.writes, found.row.checkpoint_id)
+        preview = preview_after(part_of(before, new.channels), new.values, context.preview)
+        receipts.append(checkpoint_receipt(target, row, preview))
     described = new.changes.applied(source.described)
     return Graft(
         source.thread,
@@ -351,7 +375,7 @@ def _successor(context: Context, session: Session, source: ThreadRow, new: NewRo
         described,
         "idle",
         rows,
-        [checkpoint_receipt(row) for row in rows],
+        receipts,
         chunks,
         target.hashing,
         target.salt,

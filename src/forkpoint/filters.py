@@ -111,17 +111,41 @@ def _loaded(metadata: Any) -> Any:
         return {}
 
 
+def value_terms(owner: str | None, values: str) -> list[int]:
+    """Return the terms of what a thread's record shows of its state, the JSON of a mapping."""
+    whose = (None,) if owner is None else (None, owner)
+    found = [("value", *leaf) for leaf in leaves(json.loads(values), ())]
+    return sorted({_term(one, *what) for one in whose for what in found})
+
+
+def stored_value_terms(owner: str | None, preview: bytes) -> list[int] | None:
+    """Return the same of a preview as it is stored: none if it is encrypted, None if it is empty.
+
+    What was changed since it was stored has no terms either.
+    """
+    if not preview:
+        return None
+    if preview[0]:
+        return []
+    try:
+        return value_terms(owner, preview[1:].decode())
+    except (ValueError, RecursionError):
+        return []
+
+
 def wanted_terms(
     owner: str | None,
     label: str | None = None,
     tags: Iterable[str] = (),
     metadata: Any = None,
     source: str | None = None,
+    values: Any = None,
 ) -> list[int]:
     """Return the terms that a thread must have, one at least: that of all threads."""
     found: list[tuple[Any, ...]] = [("label", label)] if label is not None else []
     found += [("tag", tag) for tag in tags]
     found += [("metadata", *leaf) for leaf in leaves(metadata or {}, ())]
+    found += [("value", *leaf) for leaf in leaves(values or {}, ())]
     found += [("source", source)] if source is not None else []
     return list(dict.fromkeys(_term(owner, *what) for what in found or [("all",)]))
 

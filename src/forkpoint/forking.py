@@ -41,6 +41,7 @@ from forkpoint.operations import (
     replays_before,
     thread_config,
 )
+from forkpoint.previews import preview_after
 from forkpoint.receipts import RECEIPT
 from forkpoint.records import check_kinship
 from forkpoint.rows import (
@@ -50,6 +51,7 @@ from forkpoint.rows import (
     metadata_of,
     moved,
     open_checkpoint,
+    preview_in,
 )
 from forkpoint.shown import FamilyTree
 from forkpoint.steps import Steps
@@ -142,7 +144,9 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
     if new.values:
         top, chunks = _with_values(target, found, opened, new)
         rows.append(top)
-        writes.append(checkpoint_receipt(top))
+        before = preview_in(codec, found.writes, row.checkpoint_id)
+        preview = preview_after(before, new.values, context.preview)
+        writes.append(checkpoint_receipt(target, top, preview))
     session.graft(
         Graft(
             thread,

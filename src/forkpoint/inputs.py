@@ -30,6 +30,7 @@ from forkpoint.options import moment as moment
 from forkpoint.options import path as path
 from forkpoint.options import serializer as serializer
 from forkpoint.options import size as size
+from forkpoint.previews import PREVIEW_CHANNELS
 from forkpoint.untrusted import characters, items, mapping, reading, shown
 
 DESCRIPTION_BYTES = 64 * 1024
@@ -371,6 +372,18 @@ def channels(value: object) -> list[str]:
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
         raise InvalidInput(f"channels must be a sequence of strings, not {type(value).__name__}")
     return list(dict.fromkeys(text(entry, "a channel") for entry in items(value, "channels")))
+
+
+def preview(value: object) -> tuple[str, ...]:
+    """Return the channels whose values are to be shown with a thread's record."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+        raise InvalidInput(f"preview must be a sequence of channels, not {value!r:.80}")
+    named = channels(value)
+    if len(named) > PREVIEW_CHANNELS:
+        raise InvalidInput(
+            f"preview names {len(named)} channels, and {PREVIEW_CHANNELS} at most are shown"
+        )
+    return tuple(named)
 
 
 def _checkpoint_id(part: Mapping[str, Any]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -55,6 +55,8 @@ class MongoDBSaver(ForkpointSaver):
         ttl: How long after its last activity a thread expires that is made without saying so, as
             graphs make them. By default, and with None, never. See `ThreadCatalog.sweep`.
         on_expiry: What a sweep does with such a thread then: `"delete"` it, or `"keep_latest"`.
+        preview: Channels whose values are kept with a thread's record, as `Thread.values`, for
+            lists of threads and to search by: 16 at most, and of each what is short; see there.
         cache_bytes: How much memory may be taken to remember manifests, messages and ids, to be
             spared reading or serializing them again. Savers for an owner share that of this one.
 
@@ -72,6 +74,7 @@ class MongoDBSaver(ForkpointSaver):
         types: Iterable[TypeCodec | Alias] = (),
         ttl: timedelta | None = None,
         on_expiry: OnExpiry = "delete",
+        preview: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         if isinstance(client, AsyncMongoClient):
@@ -85,7 +88,7 @@ class MongoDBSaver(ForkpointSaver):
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
         storage = MongoStorage(connect, *names, owned=owned, budget=budget)
         workers = workers_of(client, _limit(client))
-        self._keep_in(storage, workers, serializer_of(serde, types), ttl, on_expiry)
+        self._keep_in(storage, workers, serializer_of(serde, types), ttl, on_expiry, preview)
 
     def _keep_in(
         self,
@@ -94,9 +97,10 @@ class MongoDBSaver(ForkpointSaver):
         serde: SerializerProtocol | None,
         ttl: timedelta | None,
         on_expiry: str,
+        preview: Sequence[str],
     ) -> None:
         runner = WorkerRunner(workers, storage)
-        super().__init__(storage, runner, serde, ttl, storage.budget, on_expiry)
+        super().__init__(storage, runner, serde, ttl, storage.budget, on_expiry, preview)
 
     @classmethod
     def from_conn_string(
@@ -109,6 +113,7 @@ class MongoDBSaver(ForkpointSaver):
         types: Iterable[TypeCodec | Alias] = (),
         ttl: timedelta | None = None,
         on_expiry: OnExpiry = "delete",
+        preview: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
         **client_options: Any,
     ) -> MongoDBSaver:
@@ -122,6 +127,7 @@ class MongoDBSaver(ForkpointSaver):
             types: As above.
             ttl: As above.
             on_expiry: As above.
+            preview: As above.
             cache_bytes: As above.
             client_options: Passed to `pymongo.MongoClient`, such as `serverSelectionTimeoutMS`.
         """
@@ -142,7 +148,7 @@ class MongoDBSaver(ForkpointSaver):
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
         storage = MongoStorage(connect, *names, owned=True, budget=budget)
         saver._keep_in(
-            storage, Workers(_limit(client)), serializer_of(serde, types), ttl, on_expiry
+            storage, Workers(_limit(client)), serializer_of(serde, types), ttl, on_expiry, preview
         )
         return saver
 

@@ -60,9 +60,23 @@ _EXPIRED = {
     ]
 }
 _STATUS_NOW = {"$cond": [_LEASED, "busy", "$status"]}
-LISTED_PLACE = ("listed_at", "listed_status", "listed_state_at")
-"""The fields of a record that a search sorts by. It has them once it is listed."""
-_PLACE = {"listed_at": "$updated_at", "listed_state_at": "$state_updated_at"}
+LISTED_PLACE = ("listed_at", "listed_status", "listed_state_at", "listed_values")
+"""What a record has once it is listed: what a search sorts by, and the terms of the state."""
+_VALUE_TERMS = {"$ifNull": ["$value_terms", []]}
+_LISTED_VALUES = {"$ifNull": ["$listed_values", []]}
+_TERMS = {
+    "$cond": [
+        {"$eq": [_VALUE_TERMS, _LISTED_VALUES]},
+        "$terms",
+        {"$setUnion": [{"$setDifference": ["$terms", _LISTED_VALUES]}, _VALUE_TERMS]},
+    ]
+}
+_PLACE = {
+    "listed_at": "$updated_at",
+    "listed_state_at": "$state_updated_at",
+    "listed_values": _VALUE_TERMS,
+    "terms": _TERMS,
+}
 _UNLEASED = {"lease_holder": None, "lease_since": None, "lease_until": None}
 _SORTED = {
     "updated_at": "listed_at",
@@ -109,6 +123,7 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
         "status": "idle",
         "status_for": "",
         "state_updated_at": 0,
+        "value_terms": None,
         "checkpoint_count": 0,
         **_UNLEASED,
         "fence": 0,
@@ -360,6 +375,7 @@ class MongoCatalog(MongoLogs):
             [
                 {"$set": {name: {"$literal": value} for name, value in fields.items()}},
                 {"$set": {"terms": {"$literal": terms}, "updated_at": later, "unlisted": True}},
+                {"$unset": "listed_values"},
             ],
         )
 
@@ -521,6 +537,7 @@ def _lease_row(record: Document) -> LeaseRow:
 
 def _thread_row(record: Document) -> ThreadRow:
     is_leased = record["is_leased"]
+    is_shown = record["status"] != "idle" or record.get("value_terms") is not None
     return ThreadRow(
         thread_ref(record),
         record["thread_id"],
@@ -543,7 +560,7 @@ def _thread_row(record: Document) -> ThreadRow:
         record["is_expired"],
         record["swept_at"] == record["updated_at"],
         record["state_updated_at"],
-        record["status_for"] if record["status"] != "idle" else None,
+        record["status_for"] if is_shown else None,
         checksums=bytes_of(record, "checksums"),
         lineage=lineage_of(record),
     )

@@ -51,7 +51,7 @@ NO_LOG: Document = {"log": None}
 
 HAS_LOG: Document = {"log": {"$gt": ObjectId("0" * 24)}}
 
-STATE = ("log", "fence", "lock", "dead_until", "provisional", *_SAID)
+STATE = ("log", "fence", "lock", "dead_until", "provisional", "value_terms", *_SAID)
 """The fields of a record that tell how to go on with its thread."""
 
 _ENTRY = dict.fromkeys(("kind", "log", "slot", "record"), 1)
@@ -103,6 +103,12 @@ class Tail(NamedTuple):
             is_counted: Whether its checkpoint replaces one that is counted already.
         """
         said = dict(self.said)
+        is_head = put.status is not None and said["status_for"] <= put.checkpoint_id
+        if put.row is not None and is_head:
+            if put.value_terms is not None:
+                said["value_terms"] = list(put.value_terms)
+            elif "value_terms" in said:
+                said["value_terms"] = None
         changes_status = put.status is not None and self.is_newest(put)
         if changes_status:
             said |= {"status": put.status, "status_for": put.checkpoint_id}
@@ -150,6 +156,8 @@ def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
         return None
     log, slot = record["log"], 0
     said = {name: record[name] for name in _SAID}
+    if record.get("value_terms") is not None:  # else each row of the log would say so
+        said["value_terms"] = record["value_terms"]
     if log is not None:
         for row in rows:
             if row.get("log") == log and row.get("slot", 0) > slot:

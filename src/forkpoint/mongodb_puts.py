@@ -43,7 +43,7 @@ from forkpoint.mongodb_records import (
     row_id,
 )
 from forkpoint.mongodb_statements import Statement, expect, insert_entry, replace_one, update_one
-from forkpoint.receipts import is_receipt, replaces
+from forkpoint.receipts import RECEIPT, is_receipt, replaces
 from forkpoint.storage import Put, ThreadRef
 
 Role = Literal["name", "end", "guard", "chunk", "entry", "row", "once", "check", "show"]
@@ -225,6 +225,8 @@ def _rows(
     for id_, place, said in _documents(put, thread):
         is_write = place["kind"] == "write"
         once = is_write and not replaces(place["idx"])  # which it does with what the task wrote
+        if replace and place.get("idx") == RECEIPT:
+            once = False  # it may show another state
         wanted = {} if is_write or replace or is_new else {"content": {"$exists": False}}
         found = found_by(id_, thread.family, is_sharded=is_sharded or bool(wanted)) | wanted
         document = {**place, **said, "visible": True}
@@ -347,6 +349,9 @@ def _check(
         wanted["status_for"] = {"$lt" if put.row is not None else "$lte": put.checkpoint_id}
         changes["$max"]["state_updated_at"] = put.now
         changes["$set"] |= {"status": put.status, "status_for": put.checkpoint_id}
+        if put.row is not None:
+            terms = put.value_terms
+            changes["$set"]["value_terms"] = None if terms is None else list(terms)
     return expect(wanted, changes)
 
 

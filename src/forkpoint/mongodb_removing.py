@@ -11,6 +11,7 @@ from bson.objectid import ObjectId
 
 from forkpoint import removal
 from forkpoint.errors import StorageBusy
+from forkpoint.filters import stored_value_terms
 from forkpoint.hashing import Hashing
 from forkpoint.mongodb_catalog import IDENTITY, LISTED_PLACE, thread_ref
 from forkpoint.mongodb_documents import ROWS, refs_in
@@ -182,9 +183,15 @@ class MongoRemoving(MongoReading):
 
     def _status(self, thread: ThreadRef, head: Place | None) -> Document:
         """Return the fields for a thread's status: what its newest checkpoint waits for."""
-        kinds = {write.idx for write in self.writes(thread, [head])} if head else set()
-        status = {"status": removal.status_of(kinds), "status_for": head[1] if head else ""}
-        return {**status, "unlisted": True}
+        writes = self.writes(thread, [head]) if head else []
+        status = removal.status_of({write.idx for write in writes})
+        preview = next((write.content for write in writes if write.idx == RECEIPT), b"")
+        return {
+            "status": status,
+            "status_for": head[1] if head else "",
+            "value_terms": stored_value_terms(thread.owner, preview),
+            "unlisted": True,
+        }
 
     def _delete_rows(self, thread: ThreadRef, which: Document) -> Counts:
         rows = {"family": thread.family, "thread": thread.key, **which}
@@ -232,6 +239,7 @@ class MongoRemoving(MongoReading):
             "status": "idle",
             "checkpoint_count": 0,
             "state_updated_at": 0,
+            "value_terms": None,
         }
         unlisted = {"$unset": ["terms", "unlisted", *LISTED_PLACE]}
         statements: list[Statement] = [guard]

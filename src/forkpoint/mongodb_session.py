@@ -12,6 +12,7 @@ from datetime import datetime, timedelta, timezone
 from bson.objectid import ObjectId
 
 from forkpoint.errors import StorageBusy, ThreadExists
+from forkpoint.filters import stored_value_terms
 from forkpoint.hashing import Hashing, new_salt
 from forkpoint.mongodb_catalog import (
     LISTED_PLACE,
@@ -32,6 +33,7 @@ from forkpoint.mongodb_heads import MongoHeads
 from forkpoint.mongodb_records import NOW, Document, in_batches, record_of, row_id
 from forkpoint.mongodb_statements import Statement, expect, update_one
 from forkpoint.mongodb_tombstones import dead_until_of
+from forkpoint.receipts import RECEIPT
 from forkpoint.removal import newest
 from forkpoint.storage import CheckpointRow, Description, Graft, Stale, ThreadRef, WriteRow
 from forkpoint.tombstones import TOMBSTONE_MICROSECONDS
@@ -49,6 +51,8 @@ class MongoSession(MongoHeads):
         old = self._deleted_before(graft.target_id)
         target = ThreadRef(ObjectId(), source.family, source.epoch)
         head = newest(row[:2] for row in graft.rows if not row.hidden)
+        receipts = (row for row in graft.writes if row.idx == RECEIPT and row[:2] == head)
+        preview = next((row.content for row in receipts), b"")
         made = new_record(
             graft.target_id,
             source.epoch,
@@ -62,6 +66,7 @@ class MongoSession(MongoHeads):
             status=graft.status,
             status_for=head[1] if head else "",
             state_updated_at=1 if graft.rows else 0,
+            value_terms=stored_value_terms(graft.owner, preview),
             checkpoint_count=sum(not row.hidden for row in graft.rows),
             provisional=False,
             dead_until=old["dead_until"] if old else None,

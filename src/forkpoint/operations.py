@@ -38,10 +38,12 @@ from forkpoint.errors import (
     ThreadNotFound,
     UnreadableValue,
 )
+from forkpoint.filters import stored_value_terms
 from forkpoint.hashing import new_salt
 from forkpoint.inputs import Address, Origin
 from forkpoint.memory import Described, KnownManifest, Memories, Memory
 from forkpoint.owners import ConfinedStorage
+from forkpoint.previews import preview_of
 from forkpoint.rows import (
     checkpoint_receipt,
     checkpoint_with_checksum,
@@ -91,9 +93,12 @@ class Context:
         memories: Memories | None = None,
         owner: str | None = None,
         expiry: Expiry | None = None,
+        preview: Sequence[str] = (),
     ) -> None:
         self.storage = storage
         self.owner = owner
+        self.preview = preview
+        """The channels whose values are shown with a thread's record."""
         self.expiry = expiry or Expiry()
         """When threads expire that are made without saying so."""
         self._serde = serde
@@ -106,7 +111,7 @@ class Context:
 
     def with_serde(self, serde: SerializerProtocol) -> Context:
         """Return a context for the same store with another serializer."""
-        return Context(self.storage, serde, self._memories, self.owner, self.expiry)
+        return Context(self.storage, serde, self._memories, self.owner, self.expiry, self.preview)
 
     def present(self) -> Context:
         """Return a context whose memory stays that of the store's present history.
@@ -115,7 +120,7 @@ class Context:
         """
         present, memory = self._present, self.memory
         if present is None or present._memory is not memory:
-            present = Context(self.storage, self._serde, self._memories, self.owner, self.expiry)
+            present = self.with_serde(self._serde)
             present._codecs, present._store_keys = self._codecs, self._store_keys
             present._memory = memory
             self._present = present
@@ -128,7 +133,7 @@ class Context:
     def of_owner(self, owner: str) -> Context:
         """Return a context in which there are the threads of one owner only."""
         storage, memories = ConfinedStorage(self.storage, owner), Memories(self._memories.budget)
-        return Context(storage, self._serde, memories, owner, self.expiry)
+        return Context(storage, self._serde, memories, owner, self.expiry, self.preview)
 
     @property
     def has_codec(self) -> bool:
@@ -255,6 +260,8 @@ class TakenCheckpoint(NamedTuple):
     """What it inherits there."""
     memory: Memory
     """What was remembered then."""
+    preview: str | None
+    """What is shown of the state, if the saver has chosen any of it."""
 
 
 class TakenWrites(NamedTuple):
@@ -282,7 +289,10 @@ def take(context: Context, new: NewCheckpoint) -> TakenCheckpoint:
     inherited = _inherited_if_known(context, thread, new)
     codec = _codec_to_take(context, new.address.thread_id, thread)
     state = codec.serialize(new.checkpoint, inherited or ())
-    return TakenCheckpoint(new, state, codec, thread, inherited, context.memory)
+    preview: str | None = None
+    if context.preview and new.address.checkpoint_ns == "":
+        preview = preview_of(new.checkpoint.get("channel_values", {}), context.preview)
+    return TakenCheckpoint(new, state, codec, thread, inherited, context.memory, preview)
 
 
 def _codec_to_take(context: Context, thread_id: str, thread: ThreadRef | None) -> Codec:
@@ -331,9 +341,13 @@ def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
         )
         row = checkpoint_with_checksum(codec, row, encoded.content)
         status = "idle" if checkpoint_ns == "" else None
-        writes = [checkpoint_receipt(row)]
+        writes = [checkpoint_receipt(codec, row, taken.preview)]
         chunks = encoded.chunks
-        return _prepared(context, new, thread, codec, chunks, row, writes, status), chunks
+        put = _prepared(context, new, thread, codec, chunks, row, writes, status)
+        if taken.preview is not None:
+            owner = context.owner if thread is None else thread.owner
+            put = put._replace(value_terms=stored_value_terms(owner, writes[0].content))
+        return put, chunks
 
     thread = yield from _write(context, thread_id, new.origin, prepare)
     versions = new.checkpoint.get("channel_versions", {})

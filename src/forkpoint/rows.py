@@ -52,7 +52,7 @@ def moved(rows: Iterable[_Row], source: Codec, target: Codec) -> list[_Row]:
     """
     bound = []
     for row in rows:
-        if isinstance(row, WriteRow) and row.idx == RECEIPT:
+        if isinstance(row, WriteRow) and row.idx == RECEIPT and not _is_bound(source, row):
             bound.append(row)
             continue
         _check_bound(source, row)
@@ -60,8 +60,12 @@ def moved(rows: Iterable[_Row], source: Codec, target: Codec) -> list[_Row]:
     return bound
 
 
+def _is_bound(codec: Codec, row: CheckpointRow | WriteRow) -> bool:
+    return type(row.checksum) is bytes and row.binding == codec.binding(row.checksum)
+
+
 def _check_bound(codec: Codec, row: CheckpointRow | WriteRow) -> None:
-    if type(row.checksum) is not bytes or row.binding != codec.binding(row.checksum):
+    if not _is_bound(codec, row):
         raise CorruptChunk("a row is not what was written, or was written in another thread")
 
 
@@ -132,10 +136,30 @@ def check_end(oldest: CheckpointRow, rebuilt: Collection[str]) -> None:
         )
 
 
-def checkpoint_receipt(row: CheckpointRow) -> WriteRow:
-    """Return the receipt of a checkpoint. It says no more than where it is, and is not bound."""
+def checkpoint_receipt(codec: Codec, row: CheckpointRow, preview: str | None = None) -> WriteRow:
+    """Return the receipt of a checkpoint. It says where it is, and what is shown of its state."""
     place = row.checkpoint_ns, row.checkpoint_id
-    return WriteRow(*place, NULL_TASK_ID, RECEIPT, "", NO_CHANNEL, b"", b"")
+    receipt = WriteRow(*place, NULL_TASK_ID, RECEIPT, "", NO_CHANNEL, b"", b"")
+    if preview is None:
+        return receipt
+    content = preview.encode()
+    receipt = receipt._replace(content=codec.protect(content))
+    return write_with_checksum(codec, receipt, content)
+
+
+def preview_in(codec: Codec, writes: Iterable[WriteRow], checkpoint_id: str) -> str | None:
+    """Return what the receipt of a checkpoint of a graph itself says is shown of its state.
+
+    None if it says nothing, or cannot be read: nothing depends on it.
+    """
+    place = ("", checkpoint_id, NULL_TASK_ID, RECEIPT)
+    for write in writes:
+        if write[:4] == place and write.content:
+            try:
+                return open_write(codec, write).decode()
+            except (CorruptChunk, UnicodeDecodeError):
+                return None
+    return None
 
 
 def with_receipts(codec: Codec, writes: Sequence[WriteRow]) -> list[WriteRow]:

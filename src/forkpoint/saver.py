@@ -47,13 +47,15 @@ class ForkpointSaver(TimeTravel):
         ttl: timedelta | None = None,
         budget: CacheBudget | None = None,
         on_expiry: str = "delete",
+        preview: Sequence[str] = (),
     ) -> None:
         super().__init__(serde=SafeSerializer() if serde is None else inputs.serializer(serde))
         self._runner = runner
         checked = None if ttl is None else inputs.duration(ttl, "ttl")
         expiry = Expiry(checked, inputs.choice(on_expiry, "on_expiry", ("delete", "keep_latest")))
         memories = Memories(budget or CacheBudget())
-        self._context = Context(storage, self.serde, memories, expiry=expiry)
+        channels = inputs.preview(preview)
+        self._context = Context(storage, self.serde, memories, None, expiry, channels)
 
     # Lifecycle
 

@@ -34,6 +34,7 @@ class Wanted(NamedTuple):
     created: tuple[int | None, int | None] = (None, None)
     updated: tuple[int | None, int | None] = (None, None)
     source: str | None = None
+    values: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
 def selection_of(wanted: Wanted, sort_by: str, descending: bool, limit: int) -> Selection:
@@ -42,7 +43,12 @@ def selection_of(wanted: Wanted, sort_by: str, descending: bool, limit: int) -> 
         wanted.owner,
         wanted.ids,
         filters.wanted_terms(
-            wanted.owner, wanted.label, wanted.tags, wanted.metadata, wanted.source
+            wanted.owner,
+            wanted.label,
+            wanted.tags,
+            wanted.metadata,
+            wanted.source,
+            wanted.values,
         ),
         [
             term
@@ -60,7 +66,8 @@ def selection_of(wanted: Wanted, sort_by: str, descending: bool, limit: int) -> 
 
 def is_exact(wanted: Wanted) -> bool:
     """Return whether the store finds those that match, and no others."""
-    return not wanted.metadata or filters.is_told_by_terms(wanted.metadata)
+    asked = [part for part in (wanted.metadata, wanted.values) if part]
+    return all(filters.is_told_by_terms(part) for part in asked)
 
 
 def matches(row: ThreadRow, wanted: Wanted) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 import aiosqlite
@@ -52,6 +52,8 @@ class SqliteSaver(ForkpointSaver):
         ttl: How long after its last activity a thread expires that is made without saying so, as
             graphs make them. By default, and with None, never. See `ThreadCatalog.sweep`.
         on_expiry: What a sweep does with such a thread then: `"delete"` it, or `"keep_latest"`.
+        preview: Channels whose values are kept with a thread's record, as `Thread.values`, for
+            lists of threads and to search by: 16 at most, and of each what is short; see there.
         cache_bytes: How much memory may be taken to remember manifests, messages and ids, to be
             spared reading or serializing them again. Savers for an owner share that of this one.
 
@@ -69,6 +71,7 @@ class SqliteSaver(ForkpointSaver):
         busy_timeout: float | None = None,
         ttl: timedelta | None = None,
         on_expiry: OnExpiry = "delete",
+        preview: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         durability = _durability(durability)
@@ -88,7 +91,9 @@ class SqliteSaver(ForkpointSaver):
             if isinstance(database, aiosqlite.Connection)
             else WorkerRunner(Workers(_WORKERS), storage)
         )
-        super().__init__(storage, runner, serializer_of(serde, types), ttl, budget, on_expiry)
+        super().__init__(
+            storage, runner, serializer_of(serde, types), ttl, budget, on_expiry, preview
+        )
 
     @classmethod
     def from_conn_string(
@@ -101,6 +106,7 @@ class SqliteSaver(ForkpointSaver):
         busy_timeout: float | None = None,
         ttl: timedelta | None = None,
         on_expiry: OnExpiry = "delete",
+        preview: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
     ) -> SqliteSaver:
         """Return a saver for a path, `":memory:"` or a `file:` URI."""
@@ -114,6 +120,7 @@ class SqliteSaver(ForkpointSaver):
             busy_timeout=busy_timeout,
             ttl=ttl,
             on_expiry=on_expiry,
+            preview=preview,
             cache_bytes=cache_bytes,
         )
 

@@ -13,9 +13,10 @@ from itertools import product
 from operator import itemgetter
 from typing import Any
 
-from forkpoint.filters import ALL_TERM, packed, thread_terms, unpacked
+from forkpoint.filters import ALL_TERM, packed, stored_value_terms, thread_terms, unpacked
 from forkpoint.hashing import Hashing, new_salt
 from forkpoint.receipts import RECEIPT
+from forkpoint.removal import NULL_TASK_ID
 from forkpoint.sqlite_rows import THREAD_COLUMNS, THREAD_OF, json_list
 from forkpoint.sqlite_schema import EXPIRES, OF_ALL, UNLISTED
 from forkpoint.sqlite_statements import batches, marks
@@ -60,6 +61,13 @@ _SORTED_ROWS = {
         " AND a.thread_id = t.thread_id AND a.born = t.born)"
     ),
 }
+# What the newest checkpoint of a thread says is shown of its state.
+_PREVIEW = (
+    "(SELECT w.content FROM forkpoint_writes AS w WHERE w.thread = t.key AND w.checkpoint_ns = ''"
+    " AND w.checkpoint_id = (SELECT max(c.checkpoint_id) FROM forkpoint_checkpoints AS c"
+    " WHERE c.thread = t.key AND c.checkpoint_ns = '' AND NOT c.hidden)"
+    f" AND w.task_id = '{NULL_TASK_ID}' AND w.idx = {RECEIPT})"
+)
 _SAMPLE = 20  # threads by which it is found out how rare a term is
 _FEW = 1000  # threads that are sorted rather than looked for among all in their order
 _NO_QUEUE = "[]"
@@ -244,7 +252,7 @@ class SqliteCatalog(SqliteTombstones):
             "SELECT t.key, t.thread_id, t.owner, t.label, t.tags, t.metadata, s.thread_id,"
             " t.updated_at, t.state_updated_at,"
             " CASE WHEN t.lease_until IS NULL THEN t.status ELSE 'busy' END,"
-            " t.terms FROM (SELECT key AS k FROM forkpoint_threads"
+            f" t.terms, {_PREVIEW} FROM (SELECT key AS k FROM forkpoint_threads"
             f" WHERE {UNLISTED}{which} LIMIT ?) JOIN forkpoint_threads AS t ON t.key = k"
             " LEFT JOIN forkpoint_threads AS s ON s.key = t.parent",
             *(() if only is None else (only,)),
@@ -253,7 +261,8 @@ class SqliteCatalog(SqliteTombstones):
         born = self._walk()
         listed: list[tuple[Any, ...]] = []
         changed: list[tuple[Any, ...]] = []
-        for key, thread_id, owner, label, tags, metadata, source, at, state, status, terms in rows:
+        for key, thread_id, owner, label, tags, metadata, source, *place, terms, preview in rows:
+            at, state, status = place
             if terms is None:
                 found = thread_terms(owner, label, json_list(tags), metadata, source)
                 terms = packed(found)
@@ -264,12 +273,14 @@ class SqliteCatalog(SqliteTombstones):
                 (term, status, at, thread_id, born, state if term == ALL_TERM else None)
                 for term in found
             )
-            changed.append((terms, at, status, key))
+            values = stored_value_terms(owner, preview or b"") or []
+            listed += ((term, status, at, thread_id, born, None) for term in values)
+            changed.append((terms, packed(values), at, status, key))
         listed.sort(key=itemgetter(0, 1, 2, 3))  # neighbours together
         self.insert(_LIST, listed)
         self.many(
-            "UPDATE forkpoint_threads SET terms = ?, listed_at = ?, listed_status = ?"
-            " WHERE key = ?",
+            "UPDATE forkpoint_threads SET terms = ?, value_terms = ?, listed_at = ?,"
+            " listed_status = ? WHERE key = ?",
             changed,
         )
         return len(rows) == _LISTED_AT_ONCE
@@ -277,15 +288,15 @@ class SqliteCatalog(SqliteTombstones):
     def _unlist(self, key: int) -> None:
         """Take a thread out of the search index, but for walks that have begun."""
         row = self.one(
-            "SELECT thread_id, listed_status, listed_at, terms FROM forkpoint_threads"
+            "SELECT thread_id, listed_status, listed_at, terms, value_terms FROM forkpoint_threads"
             " WHERE key = ? AND listed_at IS NOT NULL",
             key,
         )
         if row is None:
             return
-        *place, terms = row
+        *place, terms, value_terms = row
         walk = self._walk()
-        for batch in batches(unpacked(terms)):
+        for batch in batches(unpacked(terms + value_terms)):
             which = (
                 f"WHERE term IN ({marks(batch)}) AND gone IS NULL AND thread_id = ?"
                 " AND status = ? AND listed_at = ?"
@@ -294,8 +305,8 @@ class SqliteCatalog(SqliteTombstones):
             if walk:
                 self.run(f"UPDATE forkpoint_listing SET gone = ? {which}", walk, *batch, *place)
         self.run(
-            "UPDATE forkpoint_threads SET terms = NULL, listed_at = NULL, listed_status = NULL"
-            " WHERE key = ?",
+            "UPDATE forkpoint_threads SET terms = NULL, value_terms = NULL, listed_at = NULL,"
+            " listed_status = NULL WHERE key = ?",
             key,
         )
 

@@ -60,7 +60,7 @@ _HIDE, _RESTART = (
     for flag, counts in (("hidden", HIDDEN), ("restarts", RESTARTS))
 )
 # Nobody misses a checkpoint that is hidden.
-_UNRECEIPT = (
+UNRECEIPT = (
     f"DELETE FROM forkpoint_writes {_PLACE} AND task_id = '{NULL_TASK_ID}' AND idx = {RECEIPT}"
 )
 _WRITES_AT = f"SELECT count(*) FROM forkpoint_writes {{}} AND idx > {RECEIPT}"
@@ -104,7 +104,7 @@ class SqliteRemoving(SqliteThreads):
             _HIDE,
             ((thread.key, *place) for place in plan.hidden),
         )
-        self.many(_UNRECEIPT, ((thread.key, *place) for place in plan.hidden))
+        self.many(UNRECEIPT, ((thread.key, *place) for place in plan.hidden))
         self._begin_again(thread, plan)
         self.count_checkpoints(thread.key)
         is_reopened = bool(plan.reopened) or plan.withdrawn is not None
@@ -194,7 +194,7 @@ class SqliteRemoving(SqliteThreads):
             unseen += row is not None and not row[0]
             if place in plan.plan.hidden:
                 self.run(_HIDE, *at)
-                self.run(_UNRECEIPT, *at)
+                self.run(UNRECEIPT, *at)
                 continue
             writes += self._drop_writes(_PLACE, *at)
             checkpoints += self.run(f"DELETE FROM forkpoint_checkpoints {_PLACE}", *at).rowcount

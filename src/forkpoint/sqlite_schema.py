@@ -61,6 +61,7 @@ CREATE TABLE IF NOT EXISTS forkpoint_threads (
     removed_at INTEGER,
     building INTEGER,
     terms BLOB,
+    value_terms BLOB,
     listed_at INTEGER,
     listed_status TEXT
 );

@@ -16,6 +16,7 @@ from forkpoint.receipts import RECEIPT, replaces
 from forkpoint.removal import NULL_TASK_ID, Place
 from forkpoint.sqlite_heads import SqliteHeads
 from forkpoint.sqlite_pages import page_statement
+from forkpoint.sqlite_removing import UNRECEIPT
 from forkpoint.sqlite_rows import (
     CHECKPOINT,
     READ_CHECKPOINT,
@@ -407,6 +408,7 @@ class SqliteSession(SqliteHeads):
 
     def _replace(self, thread: ThreadRef, values: tuple[Any, ...]) -> None:
         self.run(_REPLACE, *values[3:], *values[:3])
+        self.run(UNRECEIPT, *values[:3])  # which may show another state
         self.count_checkpoints(thread.key)
         self.note_removal(thread)
 

@@ -34,8 +34,10 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     is ``provisional`` while there are writes for it, and no checkpoint yet. How the search index
     knows it is derived: ``terms`` (see `forkpoint.filters`), ``listed_at`` and ``listed_status``,
     its ``updated_at`` and its status when it was listed last. A search first lists what changed
-    since. What a thread waits for, and why it failed, is not in its record: the writes of its
-    newest checkpoint say it.
+    since. ``value_terms`` are the terms of what is shown of the state, as far as that is not
+    encrypted: in SQLite those that it is listed by. What is shown itself, what a thread waits for,
+    and why it failed, is not in its record: the writes and the receipt of its newest checkpoint say
+    it.
 
 ``checkpoints``
     ``thread`` (key), ``checkpoint_ns``, ``checkpoint_id``, ``parent_checkpoint_id``, ``run_id`` (of
@@ -82,16 +84,17 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
 
 - A thread: ``_id`` is its key, an ObjectId, and ``kind`` is ``thread``. ``epoch`` is an ObjectId
   that every collection and removal replaces; ``status_for`` is the checkpoint that the status is
-  that of; ``listed_state_at`` is its ``state_updated_at`` when it was listed; ``unlisted`` is true
-  while the search index does not know it as it is; ``source`` is the id of the thread that it was
-  made from; ``lock`` (``by``, ``until``) keeps writers out during a removal or a copy; ``building``
-  marks a copy that is not finished, by what locked its source; ``log`` is the id of the log that
-  goes on from the record, if there is one. Its name is a document of its own: ``_id`` and
-  ``family`` are ``name:`` and the mark of the id in hexadecimal digits, ``key`` and ``home`` the
-  key and the family of the thread that the id means, or meant last (if there was one).
-  ``tombstones`` are an array with the last deletion of the id for each owner: ``mark``,
-  ``deletion`` (an ObjectId of its own), ``dead_until`` and ``made_at``. ``deletion`` is that of the
-  last of all. A name that means no thread ``expires``.
+  that of; ``value_terms`` are null or missing if nothing was chosen to be shown, and
+  ``listed_values`` those that are among its ``terms``; ``listed_state_at`` is its
+  ``state_updated_at`` when it was listed; ``unlisted`` is true while the search index does not know
+  it as it is; ``source`` is the id of the thread that it was made from; ``lock`` (``by``,
+  ``until``) keeps writers out during a removal or a copy; ``building`` marks a copy that is not
+  finished, by what locked its source; ``log`` is the id of the log that goes on from the record, if
+  there is one. Its name is a document of its own: ``_id`` and ``family`` are ``name:`` and the mark
+  of the id in hexadecimal digits, ``key`` and ``home`` the key and the family of the thread that
+  the id means, or meant last (if there was one). ``tombstones`` are an array with the last deletion
+  of the id for each owner: ``mark``, ``deletion`` (an ObjectId of its own), ``dead_until`` and
+  ``made_at``. ``deletion`` is that of the last of all. A name that means no thread ``expires``.
 - A checkpoint or a write: ``kind`` is ``checkpoint`` or ``write``; ``_id`` is the 12 bytes of the
   family and the first 16 of the SHA-256 of a MessagePack array: the 12 bytes of the thread's key,
   namespace, id, and of a write the task and idx. ``visible`` is true unless it is hidden, pending
@@ -99,11 +102,11 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
   ``terms`` of a checkpoint are CRC-32 hashes, less 2^31, of the paths and scalars of its metadata.
 - Checkpoints and writes may be in a log: ``log`` is its id, an ObjectId, ``slot`` their number in
   it, from 1, and ``record`` what the thread's record is to say: ``checkpoint_count``,
-  ``updated_at`` (or the record's own, if that is later), ``state_updated_at``, ``status`` and
-  ``status_for``. While the
-  record names the log, that of the newest document in it counts. A log that has ended has a
-  document of the kind ``end``, with the first ``slot`` that was not taken and the last ``record``;
-  its ``_id`` is that of the log, and the server deletes it when it ``expires``.
+  ``updated_at`` (or the record's own, if that is later), ``state_updated_at``, ``status``,
+  ``status_for``, and ``value_terms`` if it says any. While the record names the log, that of the
+  newest document in it counts. A log that has ended has a document of the kind ``end``, with the
+  first ``slot`` that was not taken and the last ``record``; its ``_id`` is that of the log, and the
+  server deletes it when it ``expires``.
 - A chunk: ``_id`` is the family and the digest, 44 bytes; ``refs`` a list of such ids, or missing.
 - ``settings`` and ``secret:<n>`` are the ``_id`` of documents of the family ``settings``.
 
@@ -159,10 +162,12 @@ SQLite. Those of a deleted thread, but for the second one, are not kept up.
 
 **Receipts** stand among the writes, with an ``idx`` of -1000 or less, the channel ``""``, and a
 content that is not protected. They are stored after what they are for, and removed before it.
--1000, with the task `forkpoint.removal.NULL_TASK_ID` and no checksum: of a checkpoint that can be
-seen. -1000 and the ``idx`` of one of a task's writes that replace each other, without content: of
-that one. -2000 and less: of the other writes of one put, with a MessagePack array ``[channel, first
-idx, number]`` of each run of them (and the ``idx`` is -2000 less a quarter of its CRC-32).
+-1000, with the task `forkpoint.removal.NULL_TASK_ID`: of a checkpoint that can be seen. Its content
+is empty, and it has no checksum; or the content is protected, and is the JSON (ASCII) of what is
+shown of the state, a mapping of channels to values; see `forkpoint.previews`. -1000 and the ``idx``
+of one of a task's writes that replace each other, without content: of that one. -2000 and less: of
+the other writes of one put, with a MessagePack array ``[channel, first idx, number]`` of each run
+of them (and the ``idx`` is -2000 less a quarter of its CRC-32).
 
 What is noticed
 ===============
@@ -434,6 +439,8 @@ class Put(NamedTuple):
     is_announced: bool = False
     """Whether the checkpoint that these writes belong to is on its way."""
     expiry: Expiry = Expiry()
+    value_terms: Sequence[int] | None = None
+    """The terms of what is shown of the state of a checkpoint; None if nothing was chosen."""
     """When the thread expires, if this makes it."""
     salt: bytes = b""
     """The salt of the thread, if this makes it."""

@@ -13,8 +13,10 @@ from forkpoint.operations import Context, load_write, order_of
 from forkpoint.receipts import WRITES
 from forkpoint.records import check_record
 from forkpoint.removal import ERROR_IDX, INTERRUPT_IDX
+from forkpoint.rows import preview_in
 from forkpoint.storage import Session, ThreadRow, WriteRow
 from forkpoint.threads import PendingInterrupt, Thread
+from forkpoint.untrusted import shown
 
 INTERRUPTS = 100
 """How many interrupts of a thread are shown."""
@@ -72,9 +74,18 @@ def _thread_of(context: Context, row: ThreadRow, stored: Mapping[bytes, Chunk]) 
         row.checkpoint_count,
         described.on_expiry,  # type: ignore[arg-type]
         time_of(row.state_updated_at) if row.state_updated_at else None,
-        tuple(shown for write in waiting for shown in _interrupts(codec, write, stored)),
+        tuple(one for write in waiting for one in _interrupts(codec, write, stored)),
         errors[0] if errors else None,
+        values_of(context, row),
     )
+
+
+def values_of(context: Context, row: ThreadRow) -> dict[str, Any]:
+    """Return what is shown of a thread's state."""
+    newest = max((write.checkpoint_id for write in row.head), default="")
+    preview = preview_in(_codec_of(context, row), row.head, newest)
+    values: dict[str, Any] = {} if preview is None else json.loads(preview)
+    return values
 
 
 def _codec_of(context: Context, row: ThreadRow) -> Codec:
@@ -114,18 +125,20 @@ def _interrupts(
     value = _value(codec, write, stored)
     given = value if isinstance(value, (list, tuple)) else [value]
     return [
-        PendingInterrupt(write.task_id, getattr(one, "id", None), getattr(one, "value", None))
-        for one in given
+        PendingInterrupt(write.task_id, _field(one, "id"), _field(one, "value")) for one in given
     ]
+
+
+def _field(value: Any, name: str) -> Any:
+    """Return a field of an object, or of one that is restored as a mapping of its fields."""
+    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
 
 
 def _error(codec: Codec, write: WriteRow, stored: Mapping[bytes, Chunk]) -> str:
     error = _value(codec, write, stored)
-    try:
-        text = error if isinstance(error, str) else repr(error)
-    except Exception:  # noqa: BLE001 - the class of an exception may say anything
-        text = type(error).__name__
-    return "an error that cannot be shown" if error is None else text[:ERROR_CHARACTERS]
+    if error is None:
+        return "an error that cannot be shown"
+    return error[:ERROR_CHARACTERS] if type(error) is str else shown(error, ERROR_CHARACTERS)
 
 
 def _value(codec: Codec, write: WriteRow, stored: Mapping[bytes, Chunk]) -> Any:

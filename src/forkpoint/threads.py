@@ -55,6 +55,11 @@ class Thread:
         state_updated_at: When its newest checkpoint became that, or an interrupt or an error came
             to it, last. None before the first one.
         interrupts: What its newest checkpoint waits for, 100 at most.
+        values: What is shown of its newest state: of the channels that the saver's `preview` names,
+            those that the run's own saver chose. Plain JSON is as it is, if it takes 1,000 bytes
+            at most and has 64 parts at most; of a text there are the first 200 characters; of a
+            message, or of the last one of a list, there are `type` and `content`, its text. The
+            others are left out.
         error: What the first task that failed after it raised, as text, 1,000 characters at most.
     """
 
@@ -74,6 +79,7 @@ class Thread:
     state_updated_at: datetime | None = None
     interrupts: Sequence[PendingInterrupt] = ()
     error: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class ThreadFilter:
         tags: All of these tags.
         any_tags: One of these tags.
         metadata: These metadata contain it: exactly, and by type; see `saver.list`.
+        values: Their `Thread.values` contain it, in the same way.
         owner: This owner.
         status: This status, or one of these.
         created_after: Made then or later. All times must be aware of their time zone.
@@ -107,6 +114,7 @@ class ThreadFilter:
     updated_after: datetime | None = None
     updated_before: datetime | None = None
     source_thread_id: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ _SHOWN = 80  # characters
 _T = TypeVar("_T")
 
 
-def shown(value: object) -> str:
+def shown(value: object, characters: int = _SHOWN) -> str:
     """Return the beginning of an object's representation, or its type if it has none."""
     try:
-        text = f"{value!r:.{_SHOWN}}"
+        text = f"{value!r:.{characters}}"
     except Exception:  # noqa: BLE001 - it may raise anything; a deep one does, and a long integer
         return f"a value of type {type(value).__name__}"
     return text if text.isprintable() else ascii(text)

@@ -1,0 +1,108 @@
+"""What a thread's record shows of its state: chosen channels, as JSON of a bounded size. Pure.
+
+A value is shown as it is if it is plain JSON and short. A longer text is shown by its beginning,
+and a message, or the last one of a list of messages, by its type and its text. All else is left
+out: it is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+
+PREVIEW_CHANNELS = 16
+"""How many channels may be chosen."""
+PREVIEW_CHARACTERS = 200
+"""How long a text is shown."""
+PREVIEW_BYTES = 1000
+"""How long another value may be as JSON."""
+PREVIEW_PARTS = 64
+"""How many values there may be within a value, itself included."""
+
+_LEFT_OUT = object()
+_CUT = "…"
+
+
+def preview_of(values: Mapping[str, Any], channels: Sequence[str]) -> str:
+    """Return what is shown of a state, as the JSON of a mapping."""
+    shown = {channel: _shown(values[channel]) for channel in channels if channel in values}
+    kept = {channel: value for channel, value in shown.items() if value is not _LEFT_OUT}
+    return json.dumps(kept, separators=(",", ":"))
+
+
+def preview_after(
+    before: str | None, values: Mapping[str, Any], channels: Sequence[str]
+) -> str | None:
+    """Return what is shown of a state in which some channels have other values than before.
+
+    None if nothing was shown, and nothing is chosen.
+    """
+    if before is None and not channels:
+        return None
+    shown = json.loads(before or "{}")
+    kept = {name: value for name, value in shown.items() if name not in values}
+    return json.dumps(kept | json.loads(preview_of(values, channels)), separators=(",", ":"))
+
+
+def part_of(preview: str | None, channels: Sequence[str]) -> str | None:
+    """Return what a preview shows of some channels."""
+    if preview is None:
+        return None
+    shown = json.loads(preview)
+    return json.dumps({name: shown[name] for name in channels if name in shown})
+
+
+def _shown(value: Any) -> Any:
+    if type(value) is str:
+        return _beginning(value)
+    last = value[-1] if type(value) is list and value else value
+    if isinstance(last, BaseMessage):
+        return {"type": str(last.type), "content": _beginning(_text(last.content))}
+    if not _is_plain(value):
+        return _LEFT_OUT
+    is_short = len(json.dumps(value, separators=(",", ":"))) <= PREVIEW_BYTES
+    return value if is_short else _LEFT_OUT
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= PREVIEW_CHARACTERS else text[: PREVIEW_CHARACTERS - 1] + _CUT
+
+
+def _text(content: Any) -> str:
+    """Return the text of a message's content, which may be a list of blocks."""
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether JSON gives a value back as it is, and there is not much in it."""
+    waiting, parts = [value], 0
+    while waiting:
+        part = waiting.pop()
+        parts += 1
+        if type(part) is dict:
+            if len(part) > PREVIEW_PARTS or not all(type(key) is str for key in part):
+                return False
+            waiting += part.values()
+        elif type(part) is list:
+            if len(part) > PREVIEW_PARTS:
+                return False
+            waiting += part
+        elif not _is_short_scalar(part):
+            return False
+        if parts > PREVIEW_PARTS:
+            return False
+    return True
+
+
+def _is_short_scalar(value: Any) -> bool:
+    if type(value) is str:
+        return len(value) <= PREVIEW_BYTES
+    if type(value) is int:
+        return value.bit_length() <= 64
+    return value is None or type(value) is bool or (type(value) is float and math.isfinite(value))
