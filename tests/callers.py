@@ -18,6 +18,10 @@ from interface import Method, Outcome, acalled, called, comparable, methods
 from stores import Store
 
 OURS, THEIRS = "ours", "theirs"
+LETTERS, OUR_LETTERS = "abcdefgh", "abcdef"
+"""Of the ids that they use, and of those of them with which we make threads."""
+MAKING = {"create", "get_or_create", "put", "put_writes", "run"}
+"""The methods that may make a thread of an id that is not there."""
 
 
 class Picks:
@@ -96,9 +100,14 @@ class Here(NamedTuple):
     cursors: Sequence[str]
     leases: Sequence[Any]
     made: int
+    letters: str = LETTERS
+    """What may come last in a thread id."""
 
     def thread_id(self, picks: Picks) -> str:
-        return self.caller.thread_prefix + picks.of("abcdef")
+        return self.caller.thread_prefix + picks.of(self.letters)
+
+    def new_id(self, picks: Picks) -> str:
+        return self.caller.thread_prefix + picks.of(OUR_LETTERS)
 
     def checkpoint_id(self, picks: Picks) -> str:
         return id_of_checkpoint(picks.of(range(self.made)))
@@ -150,7 +159,7 @@ def id_of_checkpoint(number: int) -> str:
 
 def ids_in(arguments: Any, prefix: str) -> set[str]:
     """Return the thread ids that are among arguments."""
-    return {prefix + letter for letter in re.findall(rf"'{prefix}([a-f])'", repr(arguments))}
+    return {prefix + letter for letter in re.findall(rf"'{prefix}([a-h])'", repr(arguments))}
 
 
 def policy(picks: Picks) -> RetentionPolicy:
@@ -194,7 +203,7 @@ DRAWN: dict[str, Callable[[Here, Picks], Any]] = {
     "limit": lambda here, picks: picks.of([1, 2, 50]),
     "message_id": lambda here, picks: picks.of(["m0", "m1", "m2"]),
     "metadata": lambda here, picks: {"run_id": picks.of(RUNS), "k": picks.of([1, 2])},
-    "new_thread_id": Here.thread_id,
+    "new_thread_id": Here.new_id,
     "new_versions": lambda here, picks: picks.of([{}, {"messages": 1}, {"messages": 1, "n": 1}]),
     "on_expiry": lambda here, picks: picks.of(["delete", "keep_latest"]),
     "on_progress": lambda here, picks: None,
@@ -207,7 +216,7 @@ DRAWN: dict[str, Callable[[Here, Picks], Any]] = {
     "steps": lambda here, picks: picks.of([1, 2]),
     "strategy": lambda here, picks: picks.of(["keep_latest", "delete", "delete_all"]),
     "tags": lambda here, picks: picks.of([[], ["s"], ["s", "t"]]),
-    "target_thread_id": Here.thread_id,
+    "target_thread_id": Here.new_id,
     "task_id": lambda here, picks: picks.of(["task", "other task"]),
     "task_path": lambda here, picks: "",
     "thread_id": Here.thread_id,

@@ -3,10 +3,10 @@
 The same calls of one owner are made in three stores. In the first, another owner calls every method
 in between, with the same thread ids; in the second, it does so with other ids; and in the third,
 there is no other owner. All answers are the same, errors included. So are the numbers of statements
-in the first two: whether an id was never used, or is another's, or was, cannot be told from how
-long it takes to be refused, or to find nothing. There is one exception, which the documentation
-names: ids are one space, so an id that somebody else uses cannot be used, and to make a thread of
-one that somebody else used may take longer.
+in the first two for what is not there: whether an id was never used, or is another's, or was,
+cannot be told from how long it takes to find nothing. There is one exception, which the
+documentation names: ids are one space, so an id that somebody else uses cannot be used, and to make
+a thread of one that somebody else used may take longer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ from callers import (
     ALWAYS,
     CALLS,
     DRAWN,
+    LETTERS,
     LIVE,
+    MAKING,
+    OUR_LETTERS,
     OURS,
     THEIRS,
     Call,
@@ -68,14 +71,15 @@ class Owners(RuleBasedStateMachine):
         self.ours = [Caller(world, self.prefix, OURS) for world in self.worlds]
         self.admins = [Caller(world, self.prefix, None) for world in self.worlds]
         self.made = 1
-        self.used_by_them = {self.prefix + letter for letter in "abd"}
+        self.never_ours = {self.prefix + letter for letter in LETTERS if letter not in OUR_LETTERS}
         self.loop = asyncio.new_event_loop()
 
     def arguments(self, caller: Caller, method: Method, number: int) -> Any:
         """Return what a number stands for."""
         cursors = [*self.theirs[0].cursors, *caller.cursors]
         leases = [self.shown(lease) for lease in (*self.theirs[0].leases, *caller.leases)]
-        here, picks, given = Here(caller, cursors, leases, self.made), Picks(number), {}
+        letters = OUR_LETTERS if caller in self.ours and method.name in MAKING else LETTERS
+        here, picks, given = Here(caller, cursors, leases, self.made, letters), Picks(number), {}
         chosen = Picks(number + 1)
         for name, parameter in method.parameters.items():
             is_needed = parameter.default is parameter.empty or method.name in ALWAYS.get(name, ())
@@ -95,11 +99,12 @@ class Owners(RuleBasedStateMachine):
     def begin(self) -> None:
         """Let each have threads, and an id that was deleted."""
         for caller in (*self.theirs, *self.ours):
-            letters = "abd" if caller in self.theirs else "efe"
+            letters = "abghd" if caller in self.theirs else "efc"
             self.made = 1 if caller in self.theirs else 10
             for letter in letters:
                 self.put(caller, letter)
-            caller.saver.delete_thread(caller.thread_prefix + letters[-1])
+            for letter in letters[-2:]:
+                caller.saver.delete_thread(caller.thread_prefix + letter)
 
     def put(self, caller: Caller, letter: str) -> None:
         at = {"thread_id": caller.thread_prefix + letter, "checkpoint_ns": ""}
@@ -115,8 +120,6 @@ class Owners(RuleBasedStateMachine):
         for caller in self.theirs:
             arguments = self.arguments(caller, method, number)
             caller.call(method, arguments, self.loop if in_loop else None)
-            if method.name in MAKING:
-                self.used_by_them |= ids_in(arguments, self.prefix)
         self.made += method.name == "put"
 
     @rule(call=CALLS)
@@ -156,7 +159,7 @@ class Owners(RuleBasedStateMachine):
 
     def hold(self, caller: Caller, number: int) -> Outcome | None:
         picks = Picks(number)
-        thread_id = caller.thread_prefix + picks.of("abcdef")
+        thread_id = caller.thread_prefix + picks.of(OUR_LETTERS)
         if_busy = picks.of(["raise", "cancel"])
         try:  # so long that nobody renews it meanwhile
             lease = caller.catalog.run(thread_id, if_busy=if_busy, ttl=timedelta(days=1))
@@ -208,8 +211,7 @@ class Owners(RuleBasedStateMachine):
         """Return whether a call is to take as many statements if the ids in it are theirs."""
         if method.name in OF_ALL_THREADS or arguments.get("config", arguments) is None:
             return False
-        is_used = not self.used_by_them.isdisjoint(ids_in(arguments, self.prefix))
-        return method.name not in MAKING or not is_used
+        return ids_in(arguments, self.prefix) <= self.never_ours
 
     def is_taken(self, outcome: Outcome) -> bool:
         """Return whether an id could not be used because it is theirs."""
@@ -254,18 +256,6 @@ OF_ALL_THREADS = {
     "walk",
 }
 """The methods that name no thread: what they take depends on all that there are."""
-MAKING = {
-    "clone",
-    "copy_thread",
-    "create",
-    "fork",
-    "get_or_create",
-    "put",
-    "put_writes",
-    "rollover",
-    "run",
-}
-"""The methods that may make a thread: of one that is made, it is looked whether its id was used."""
 
 
 def explore(new_store: Callable[[], Store], examples: int, steps: int, *phases: Phase) -> None:

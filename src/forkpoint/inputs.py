@@ -42,6 +42,8 @@ ASKED = 100
 IDS = 10_000
 """How many ids a filter may name."""
 
+_STR = {str}
+_VERSIONS = {int, float, str}
 _FENCE_DIGITS = 18  # what every database counts to
 
 
@@ -259,7 +261,10 @@ def checkpoint(value: object) -> Mapping[str, Any]:
     for name in ("channel_values", "channel_versions"):
         if name in given:
             checked[name] = _by_name(given[name], f"checkpoint[{name!r}]")
-    for name, version in checked.get("channel_versions", {}).items():
+    versions = checked.get("channel_versions", {})
+    if set(map(type, versions.values())) <= _VERSIONS:
+        return checked  # as nearly all are
+    for name, version in versions.items():
         if not isinstance(version, (int, float, str)):
             raise InvalidInput(
                 f"checkpoint['channel_versions'][{name!r:.80}] must be a number or a string, not "
@@ -288,8 +293,11 @@ def counted_version(value: object) -> int:
 
 def _by_name(value: object, what: str) -> dict[str, Any]:
     """Return a mapping whose keys are names."""
+    given = mapping(value, what)
+    if set(map(type, given)) <= _STR and (names := "".join(given)).isascii() and "\0" not in names:
+        return dict(given)  # as nearly all are
     key = f"a key of {what}"
-    return {text(name, key): inner for name, inner in mapping(value, what).items()}
+    return {text(name, key): inner for name, inner in given.items()}
 
 
 def run_id(metadata: Mapping[str, Any]) -> str | None:
