@@ -193,7 +193,7 @@ DRAWN: dict[str, Callable[[Here, Picks], Any]] = {
     "filter": lambda here, picks: picks.of([None, {"run_id": "r"}, {"user": "u"}]),
     "catalog.filter": Here.thread_filter,
     "history": lambda here, picks: picks.of(["head", "path"]),
-    "if_busy": lambda here, picks: picks.of(["raise", "cancel"]),
+    "if_busy": lambda here, picks: picks.of(["raise", "cancel", "rollback"]),
     "if_exists": lambda here, picks: picks.of(["raise", "do_nothing"]),
     "index": lambda here, picks: picks.of([0, -1, 1]),
     "interval": lambda here, picks: timedelta(days=1),

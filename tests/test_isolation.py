@@ -160,7 +160,7 @@ class Owners(RuleBasedStateMachine):
     def hold(self, caller: Caller, number: int) -> Outcome | None:
         picks = Picks(number)
         thread_id = caller.thread_prefix + picks.of(OUR_LETTERS)
-        if_busy = picks.of(["raise", "cancel"])
+        if_busy = picks.of(["raise", "cancel", "rollback"])
         try:  # so long that nobody renews it meanwhile
             lease = caller.catalog.run(thread_id, if_busy=if_busy, ttl=timedelta(days=1))
             caller.leases.append(lease.__enter__())
