@@ -204,8 +204,10 @@ def _empty(hashing: Hashing, source: ThreadRow, target_id: str, described: Descr
 
 def stats(context: Context, thread_id: str) -> ThreadStats:
     """Return what a thread takes, alone and with others of its family."""
+    hashing = context.prepare().hashing
     with context.storage.reading() as session:
         row = existing_record(session, thread_id)
+        check_record(hashing, row)
         family = row.thread.family
         usage = session.usage(row.thread)
         own: set[bytes] = set()

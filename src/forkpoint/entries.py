@@ -137,7 +137,13 @@ def unpack_nested(content: Any, refs: bytes) -> tuple[bytes, Entry]:
 
 
 def split_refs(refs: bytes) -> list[bytes]:
-    """Return the digests that are joined in `refs`."""
+    """Return the digests that are joined in `refs`.
+
+    Raises:
+        CorruptChunk: They are no bytes.
+    """
     if not refs:
         return []
+    if not isinstance(refs, bytes):
+        raise CorruptChunk("the refs of a stored row are not what was written")
     return [refs[start : start + DIGEST_BYTES] for start in range(0, len(refs), DIGEST_BYTES)]

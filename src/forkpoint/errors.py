@@ -141,3 +141,8 @@ def lost_checkpoint(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> C
     return CorruptChunk(
         f"thread {thread_id!r}, checkpoint {checkpoint_id!r}{where}: it was stored, and is missing"
     )
+
+
+def damaged_row(kind: str, checkpoint_id: object) -> CorruptChunk:
+    """Return the error of a row of which a field is of another type than is written."""
+    return CorruptChunk(f"a {kind} at checkpoint {checkpoint_id!r:.80} is not what was written")

@@ -165,7 +165,9 @@ def packed(terms: Sequence[int]) -> bytes:
 
 
 def unpacked(terms: bytes) -> list[int]:
-    """Return the terms that were packed."""
+    """Return the terms that were packed; none if that was damaged."""
+    if type(terms) is not bytes:
+        return []
     return [
         int.from_bytes(terms[at : at + _TERM_BYTES], "big", signed=True)
         for at in range(0, len(terms), _TERM_BYTES)

@@ -48,6 +48,7 @@ from forkpoint.rows import (
     check_end,
     checkpoint_receipt,
     checkpoint_with_checksum,
+    json_object,
     metadata_of,
     moved,
     open_checkpoint,
@@ -364,6 +365,8 @@ def family(context: Context, thread_id: str) -> FamilyTree:
         parent = records[record.parent].thread_id if record.parent in records else None
         is_current = record.key == thread.key
         nodes[record.key] = FamilyNode(_entry(record, parent), tuple(below), is_current)
+    if thread.family not in nodes:
+        raise CorruptChunk(f"the first thread of the family of {thread_id!r} is missing")
     return FamilyTree(nodes[thread.family])
 
 
@@ -382,8 +385,9 @@ def _in_order(records: list[ThreadRecord]) -> list[ThreadRecord]:
 
 
 def _entry(record: ThreadRecord, parent: str | None) -> LineageEntry:
-    forked = json.loads(record.fork_metadata) if record.fork_metadata else {}
-    step = forked.get("step")
+    step = None
+    if record.fork_metadata:
+        step = json_object(record.fork_metadata, record.parent_checkpoint_id).get("step")
     return LineageEntry(
         record.thread_id,
         record.deleted_at is None,

@@ -535,6 +535,11 @@ def _lease_row(record: Document) -> LeaseRow:
     return LeaseRow(*(record[name] for name in names))
 
 
+def _listed(value: Any) -> tuple[str, ...]:
+    """Return a list that is stored, and what no thread has if it was damaged."""
+    return tuple(value) if isinstance(value, list) else (f"damaged: {value!r:.80}",)
+
+
 def _thread_row(record: Document) -> ThreadRow:
     is_leased = record["is_leased"]
     is_shown = record["status"] != "idle" or record.get("value_terms") is not None
@@ -543,10 +548,10 @@ def _thread_row(record: Document) -> ThreadRow:
         record["thread_id"],
         Description(
             record["label"],
-            tuple(record["tags"]),
+            _listed(record["tags"]),
             record["metadata"],
             record["ttl"],
-            tuple(record["fixed_keys"]),
+            _listed(record["fixed_keys"]),
             record["on_expiry"],
         ),
         "busy" if is_leased else record["status"],

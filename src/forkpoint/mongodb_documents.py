@@ -7,11 +7,11 @@ from typing import Any
 from bson.objectid import ObjectId
 
 from forkpoint.codec import split_refs
+from forkpoint.errors import damaged_row
 from forkpoint.filters import terms
 from forkpoint.mongodb_records import (
     DIGEST_BYTES,
     Document,
-    bytes_of,
     chunk_id,
     digest_of,
     found_by,
@@ -78,27 +78,34 @@ def write_document(thread: ThreadRef, row: WriteRow) -> tuple[Document, Document
 
 
 def checkpoint_row(found: Document) -> CheckpointRow:
-    """Return a checkpoint as it was read, and unbound if its flags changed."""
-    said: list[Any] = [found.get(field) for field in CheckpointRow._fields[:-4]]
-    said += [bytes_of(found, "checksum")]
+    """Return a checkpoint as it was read, and unbound if its flags changed.
+
+    Raises:
+        CorruptChunk: A field is of another type.
+    """
+    fields = [found.get(field) for field in CheckpointRow._fields[:-3]]
+    if tuple(map(type, fields)) not in _CHECKPOINT_TYPES:
+        raise damaged_row("checkpoint", fields[1])
     hidden, restarts = (found.get(field, False) for field in ("hidden", "restarts"))
     bound = binding_of(found.get("binding"), hidden=hidden, restarts=restarts)
-    row = CheckpointRow._make([*said, hidden is True, restarts is True, bound])
-    return row._replace(refs=bytes_of(found, "refs"))
+    return CheckpointRow._make([*fields, hidden is True, restarts is True, bound])
 
 
 def write_row(found: Document) -> WriteRow:
-    """Return a write as it was read."""
-    names = [found.get(field) for field in _NAMES]
-    ns, id_, task, path, channel = (name if isinstance(name, str) else "" for name in names)
-    idx = found.get("idx")
-    said = [bytes_of(found, field) for field in ("refs", "content", "checksum")]
-    bound = binding_of(found.get("binding"))
-    number = idx if type(idx) is int else 0
-    return WriteRow._make([ns, id_, task, number, path, channel, *said, bound])
+    """Return a write as it was read, as `checkpoint_row` does."""
+    fields = [found.get(field) for field in WriteRow._fields[:-1]]
+    if tuple(map(type, fields)) != _WRITE_TYPES:
+        raise damaged_row("write", fields[1])
+    return WriteRow._make([*fields, binding_of(found.get("binding"))])
 
 
-_NAMES = ("checkpoint_ns", "checkpoint_id", "task_id", "task_path", "channel")
+_NONE = type(None)
+_CHECKPOINT_TYPES = {
+    (str, str, parent, run, str, bytes, bytes, bytes)
+    for parent in (str, _NONE)
+    for run in (str, _NONE)
+}
+_WRITE_TYPES = (str, str, str, int, str, str, bytes, bytes, bytes)
 
 
 def place_in(row: Document) -> list[Any]:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, TypeVar
 from bson.objectid import ObjectId
 
 from forkpoint.caches import Recent
-from forkpoint.errors import StorageBusy
+from forkpoint.errors import CorruptChunk, StorageBusy
 from forkpoint.mongodb_records import Document, Records, in_batches, record_of
 from forkpoint.mongodb_statements import Statement, update_one
 from forkpoint.storage import Put, ThreadRef
@@ -147,11 +147,29 @@ def new_tail(epoch: ObjectId, dead_until: str | None) -> Tail:
     return Tail(epoch, 0, dead_until, None, 0, said, is_provisional=True)
 
 
+def check_state(record: Document) -> None:
+    """Check that a record says of the thread's state what can be gone on with.
+
+    Raises:
+        CorruptChunk: A field is of another type.
+    """
+    state = tuple(record[field] for field in ("checkpoint_count", "updated_at", "fence"))
+    if not (
+        all(isinstance(number, int) for number in state)
+        and isinstance(record["status_for"], str)
+        and isinstance(record["dead_until"], (str, type(None)))
+        and isinstance(record["lock"], (dict, type(None)))
+        and isinstance(record["log"], (ObjectId, type(None)))
+    ):
+        raise CorruptChunk(f"the record of thread {record['_id']} is not what was written")
+
+
 def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
     """Return the tail of a thread whose log ends with one of these rows, if one may go on there.
 
     If it ends with another one, whoever takes the slot after it collides.
     """
+    check_state(record)
     if record["lock"] is not None:
         return None
     log, slot = record["log"], 0

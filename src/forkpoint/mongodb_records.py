@@ -270,21 +270,27 @@ class Records:
         concern: Document = {"level": "snapshot"}
         if moment is not None:
             concern["atClusterTime"] = moment
-        database = self._collection.database
 
         def find() -> tuple[list[Document], Timestamp | None]:
             try:
-                reply = database.command({**command, "readConcern": concern})["cursor"]
+                reply = self._cursor({**command, "readConcern": concern})
                 # A collection that is not there has no moments.
                 return reply["firstBatch"], reply.get("atClusterTime")
             except OperationFailure as error:
                 if error.code not in _NO_SNAPSHOT:
                     raise
                 majority = {"level": "majority"}
-                reply = database.command({**command, "readConcern": majority})["cursor"]
+                reply = self._cursor({**command, "readConcern": majority})
                 return reply["firstBatch"], None
 
         return self.retrying(find)
+
+    def _cursor(self, command: Document) -> Document:
+        """Return the cursor that a command replies with."""
+        options = self._collection.codec_options
+        reply: Document = self._collection.database.command(command, codec_options=options)
+        cursor: Document = reply["cursor"]
+        return cursor
 
     def look_at_cluster(self) -> None:
         """Find out what kind of server it is that answered."""

@@ -10,12 +10,12 @@ from typing import Any
 from bson.objectid import ObjectId
 
 from forkpoint import removal
-from forkpoint.errors import StorageBusy
+from forkpoint.errors import StorageBusy, damaged_row
 from forkpoint.filters import stored_value_terms
 from forkpoint.hashing import Hashing
 from forkpoint.mongodb_catalog import IDENTITY, LISTED_PLACE, thread_ref
 from forkpoint.mongodb_documents import ROWS, refs_in
-from forkpoint.mongodb_log import HAS_LOG, NO_LOG
+from forkpoint.mongodb_log import HAS_LOG, NO_LOG, check_state
 from forkpoint.mongodb_reading import MongoReading
 from forkpoint.mongodb_records import (
     NOW,
@@ -244,7 +244,11 @@ class MongoRemoving(MongoReading):
         unlisted = {"$unset": ["terms", "unlisted", *LISTED_PLACE]}
         statements: list[Statement] = [guard]
         if not as_late:  # what came late is no thread
-            statements.append(self._entombed(record, max(ids, default=None)))
+            statements.append(
+                self._entombed(
+                    record, max((id_ for id_ in ids if isinstance(id_, str)), default=None)
+                )
+            )
         statements.append(update_one(record_of(thread), [{"$set": buried}, unlisted]))
         done = self._records.bulk(statements)
         dead = {**record_of(thread), "deleted_at": {"$ne": None}}
@@ -332,8 +336,9 @@ class MongoRemoving(MongoReading):
                 self._delete_rows(thread, {"doomed": True})  # what the one before left
                 count = True
                 break
-            if not self._records.exists(living):
+            if not (found := self._records.latest(living)):
                 raise Stale
+            check_state(found[0])
             if time.monotonic() > give_up:
                 raise StorageBusy("other processes keep removing from the same thread")
             time.sleep(_LOCK_PAUSE_SECONDS)
@@ -351,7 +356,10 @@ class MongoRemoving(MongoReading):
         rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
         fields = {"checkpoint_ns": 1, "checkpoint_id": 1}
         shown = self._records.latest({**rows, "visible": True}, fields)
-        head = removal.newest((row["checkpoint_ns"], row["checkpoint_id"]) for row in shown)
+        places = [(row.get("checkpoint_ns"), row.get("checkpoint_id")) for row in shown]
+        head = removal.newest(
+            (ns, id_) for ns, id_ in places if isinstance(ns, str) and isinstance(id_, str)
+        )
         return {"checkpoint_count": len(shown), **self._status(thread, head)}
 
     def count_again(self, thread: ThreadRef) -> None:
@@ -370,6 +378,7 @@ class MongoRemoving(MongoReading):
             if not found:
                 raise Stale
             (record,) = found
+            check_state(record)
             if record["lock"] is None:
                 return record
             expired = {"lock.by": record["lock"]["by"], "$expr": _EXPIRED}
@@ -424,6 +433,8 @@ class MongoRemoving(MongoReading):
         fields = {"thread": 1, "refs": 1, "next.refs": 1, "before.refs": 1, "doomed": 1}
         doomed = []
         for row in self._records.latest(rows_of(family), fields):
+            if not isinstance(row["thread"], ObjectId):
+                raise damaged_row(row.get("kind", "row"), row["_id"])
             if row["thread"] in dead or "doomed" in row:
                 doomed.append(row["_id"])  # it came late, or the removal was not finished
                 continue

@@ -6,6 +6,9 @@ from forkpoint.errors import CorruptChunk, EncryptionMismatch
 from forkpoint.hashing import Hashing
 from forkpoint.storage import Description, ThreadRecord, ThreadRow
 
+STATUSES = ("busy", "error", "idle", "interrupted")
+_LAST_MOMENT = 200_000_000_000_000_000  # in the year 8307; a `datetime` ends with 9999
+
 
 def check_record(hashing: Hashing, row: ThreadRow) -> None:
     """Check a thread's record, as far as that can be done without the secret.
@@ -14,11 +17,24 @@ def check_record(hashing: Hashing, row: ThreadRow) -> None:
         CorruptChunk: It is not what was written.
     """
     thread = row.thread
+    _check_types(row)
     if hashing.is_told(row.checksums):
         hashing.check_identity(thread.thread_id, thread.owner, thread.salt, row.checksums)
     hashing.check_lineage(thread.thread_id, thread.salt, row.checksums, *row.lineage[:-1])
     source = row.lineage[-1]
     hashing.check_description(thread.thread_id, thread.salt, row.checksums, source, row.described)
+
+
+def _check_types(row: ThreadRow) -> None:
+    """Check that what no checksum covers, for it changes with each put, can be shown."""
+    numbers = (row.checkpoint_count, row.fence, row.created_at, row.updated_at)
+    times = (*numbers[2:], row.state_updated_at)
+    if not (
+        all(isinstance(number, int) for number in (*numbers, *times))
+        and all(0 <= time < _LAST_MOMENT for time in times)
+        and row.status in STATUSES
+    ):
+        raise CorruptChunk(f"the record of thread {row.thread_id!r} is not what was written")
 
 
 def is_intact(hashing: Hashing, row: ThreadRow) -> bool:
@@ -36,6 +52,8 @@ def check_kinship(hashing: Hashing, record: ThreadRecord) -> None:
     Raises:
         CorruptChunk: It is not what was written.
     """
+    if not isinstance(record.created_at, int) or not 0 <= record.created_at < _LAST_MOMENT:
+        raise CorruptChunk(f"the record of thread {record.thread_id!r} is not what was written")
     parent = record.parent if record.parent is None else str(record.parent)
     lineage = record.edge, parent, record.parent_checkpoint_id
     hashing.check_lineage(record.thread_id, record.salt, record.checksums, *lineage)

@@ -108,15 +108,20 @@ def metadata_of(row: CheckpointRow) -> Any:
     Raises:
         CorruptChunk: They are not what was written; it names the checkpoint.
     """
+    return json_object(row.metadata, row.checkpoint_id)
+
+
+def json_object(metadata: Any, checkpoint_id: str | None) -> dict[str, Any]:
+    """Return the metadata of a checkpoint, as `metadata_of` does."""
     try:
-        metadata = json.loads(row.metadata)
+        loaded = json.loads(metadata)
     except (TypeError, ValueError, RecursionError) as error:
         raise CorruptChunk(
-            f"the metadata of checkpoint {row.checkpoint_id!r} cannot be read: {error}"
+            f"the metadata of checkpoint {checkpoint_id!r} cannot be read: {error}"
         ) from error
-    if not isinstance(metadata, dict):
-        raise CorruptChunk(f"the metadata of checkpoint {row.checkpoint_id!r} are no object")
-    return metadata
+    if not isinstance(loaded, dict):
+        raise CorruptChunk(f"the metadata of checkpoint {checkpoint_id!r} are no object")
+    return loaded
 
 
 def check_end(oldest: CheckpointRow, rebuilt: Collection[str]) -> None:

@@ -263,12 +263,13 @@ class SqliteCatalog(SqliteTombstones):
         changed: list[tuple[Any, ...]] = []
         for key, thread_id, owner, label, tags, metadata, source, *place, terms, preview in rows:
             at, state, status = place
-            if terms is None:
-                found = thread_terms(owner, label, json_list(tags), metadata, source)
-                terms = packed(found)
-            else:
+            if type(terms) is bytes:
                 self._unlist(key)
                 found = unpacked(terms)
+            else:
+                found = thread_terms(owner, label, json_list(tags), metadata, source)
+                terms = packed(found)
+            at = at if isinstance(at, int) else 0  # damaged, as who reads the record is told
             listed += (
                 (term, status, at, thread_id, born, state if term == ALL_TERM else None)
                 for term in found
@@ -501,7 +502,9 @@ def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:
     checksums, edge, parent, label, tags, metadata, ttl, status, *rest = row[THREAD_COLUMNS:]
     created_at, updated_at, source, forked, count, *rest = rest
     holder, since, until, fence, fixed, on_expiry, swept_at, state_updated_at = rest
-    lease = LeaseRow(holder, since, until, fence) if until is not None and until > now else None
+    is_leased = isinstance(until, int) and until > now
+    lease = LeaseRow(holder, since, until, fence) if is_leased else None
+    is_over = isinstance(ttl, int) and isinstance(updated_at, int) and updated_at + ttl <= now
     return ThreadRow(
         thread,
         thread.thread_id,
@@ -514,9 +517,7 @@ def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:
         checkpoint_count=count,
         lease=lease,
         fence=fence,
-        is_expired=(
-            lease is None and ttl is not None and on_expiry == "delete" and updated_at + ttl <= now
-        ),
+        is_expired=lease is None and on_expiry == "delete" and is_over,
         is_swept=swept_at == updated_at,
         state_updated_at=state_updated_at,
         checksums=checksums,

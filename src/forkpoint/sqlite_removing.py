@@ -13,6 +13,7 @@ import ormsgpack
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
+from forkpoint.hashing import UNBOUND
 from forkpoint.receipts import RECEIPT
 from forkpoint.removal import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
 from forkpoint.sqlite_rows import READ_CHECKPOINT, RESTORED, checkpoint_row
@@ -423,4 +424,4 @@ class SqliteRemoving(SqliteThreads):
 
 def _outline_row(values: Sequence[Any]) -> CheckpointRow:
     """Return as much of a checkpoint as a choice may depend on."""
-    return CheckpointRow(*values)
+    return checkpoint_row([*values, False, UNBOUND])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from forkpoint.errors import damaged_row
 from forkpoint.hashing import IDENTITY_BYTES
 from forkpoint.storage import CheckpointRow, ThreadRef, WriteRow, binding_of, stored_binding
 
@@ -32,6 +33,15 @@ THREAD_OF = ", ".join(
 THREAD_COLUMNS = len(ThreadRef._fields)
 
 
+_NONE = type(None)
+_CHECKPOINT_TYPES = {
+    (str, str, parent, run, str, bytes, bytes, bytes, int, int)
+    for parent in (str, _NONE)
+    for run in (str, _NONE)
+}
+_WRITE_TYPES = (str, str, str, int, str, str, bytes, bytes, bytes)
+
+
 def checkpoint_values(thread: int, row: CheckpointRow, fence: int | None = None) -> tuple[Any, ...]:
     """Return what is stored of a checkpoint: the thread, `CHECKPOINT`, the binding, the fence."""
     return thread, *row[:-1], stored_binding(row), fence
@@ -43,16 +53,24 @@ def write_values(thread: int, row: WriteRow, fence: int | None = None) -> tuple[
 
 
 def checkpoint_row(values: Sequence[Any]) -> CheckpointRow:
-    """Return a checkpoint as it was read, and unbound if its flags changed."""
+    """Return a checkpoint as it was read, and unbound if its flags changed.
+
+    Raises:
+        CorruptChunk: A field is of another type.
+    """
     *fields, binding = values
+    if tuple(map(type, fields)) not in _CHECKPOINT_TYPES:
+        raise damaged_row("checkpoint", fields[1])
     hidden, restarts = fields[-2:]
     bound = binding_of(binding, hidden=hidden, restarts=restarts)
     return CheckpointRow._make([*fields, bound])
 
 
 def write_row(values: Sequence[Any]) -> WriteRow:
-    """Return a write as it was read."""
+    """Return a write as it was read, as `checkpoint_row` does."""
     *fields, binding = values
+    if tuple(map(type, fields)) != _WRITE_TYPES:
+        raise damaged_row("write", fields[1])
     return WriteRow._make([*fields, binding_of(binding)])
 
 

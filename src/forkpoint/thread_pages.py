@@ -70,7 +70,7 @@ class ThreadPages:
                 zip(selected.rows, selected.places, strict=True)
             ):
                 self.is_at_end = selected.is_last and position == last
-                digests = shown_digests([place[1]])
+                digests = shown_digests([str(place[1])])
                 if row is not None and self._shown.isdisjoint(digests):
                     met |= digests
                     yield row, place
