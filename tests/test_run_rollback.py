@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import ormsgpack
 import pytest
 
-from forkpoint import StaleLease, StorageBusy, ThreadCatalog, leases, removing
+from forkpoint import CorruptChunk, StaleLease, StorageBusy, ThreadCatalog, leases, removing
 from forkpoint.saver import ForkpointSaver
 from forkpoint.sqlite_statements import Statements
 from graphs import MORE_SHAPES, SHAPES, Shape
-from stores import SqliteStore, Store
+from stores import MongoStore, SqliteStore, Store
 from support import Api, checkpoint, config, put, value_of
 from test_tool_calls import Agent, entered, left, stuck
 
@@ -212,3 +213,34 @@ def test_a_large_answer_is_what_it_was(store: Store, saver: ForkpointSaver) -> N
             assert found.pending_writes == [("task", "__resume__", first)]
     assert rows(store)[1:] == before[1:]  # of the checkpoints one was trimmed
     assert store.problems(saver) == []
+
+
+def damaged_sqlite(store: SqliteStore, before: Any) -> None:
+    with store.connection() as connection:
+        connection.execute(
+            "UPDATE forkpoint_writes SET before = ? WHERE before IS NOT NULL", (before,)
+        )
+
+
+@pytest.mark.parametrize("before", [b"", b"\xc1", b"\x90", "text", 5, ["a"] * 7, {"refs": 1}])
+@pytest.mark.in_turns
+def test_what_was_before_is_not_trusted(before: Any, store: Store, saver: ForkpointSaver) -> None:
+    catalog = ThreadCatalog(saver)
+    head = put(saver, {"n": 1})
+    saver.put_writes(head, [("__resume__", ["a"])], "task")
+    with catalog.run("thread") as holder:
+        under: Any = {"configurable": {**head["configurable"], **holder.config["configurable"]}}
+        saver.put_writes(under, [("__resume__", ["b"])], "task")
+        if isinstance(store, SqliteStore):
+            packed = ormsgpack.packb(before) if isinstance(before, (list, dict)) else before
+            damaged_sqlite(store, packed)
+        else:
+            assert isinstance(store, MongoStore)
+            found = {"before": {"$exists": True}}
+            assert store.collection.update_many(found, {"$set": {"before": before}}).matched_count
+        with catalog.run("thread", if_busy="rollback"):
+            try:
+                answers = saver.get_tuple(head).pending_writes  # type: ignore[union-attr]
+            except CorruptChunk:
+                return
+            assert answers in ([], [("task", "__resume__", ["a"])])

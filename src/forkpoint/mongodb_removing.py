@@ -172,7 +172,7 @@ class MongoRemoving(MongoReading):
         if plan.withdrawn is not None:
             writes = {"family": thread.family, "thread": thread.key, "kind": "write"}
             under = {**writes, "fence": _within(plan.withdrawn)}
-            statements.append(update_many({**under, "before": {"$exists": True}}, _RESTORE))
+            statements.append(update_many({**under, **_IS_WHOLE}, _RESTORE))
             for which in ({**under, "idx": receipts["idx"]}, under):
                 statements.append(update_many(which, doom))
         outcome = self._records.bulk(statements)
@@ -440,8 +440,9 @@ class MongoRemoving(MongoReading):
                 continue
             yield row["thread"], row.get("refs", b"")
             for other in ("next", "before"):
-                if other in row:
-                    yield row["thread"], row[other]["refs"]
+                refs = row[other].get("refs") if isinstance(row.get(other), dict) else None
+                if isinstance(refs, bytes):
+                    yield row["thread"], refs
         for batch in in_batches(doomed):
             gone = [{"doomed": True}, {"thread": {"$in": list(dead)}}]
             self._records.delete({"_id": {"$in": batch}, "family": family, "$or": gone})
@@ -512,6 +513,15 @@ def _of_places(
             yield update_many(wanted, change)
 
 
+_IS_WHOLE = {
+    f"before.{field}": {"$type": type_}
+    for type_, fields in {
+        "binData": ("refs", "content", "checksum"),
+        "string": ("task_path", "channel"),
+    }.items()
+    for field in fields
+}
+"""What has to be there to be restored; where it is damaged, a receipt tells that it is missing."""
 _RESTORE: list[Document] = [
     {"$unset": "fence"},
     {"$replaceWith": {"$mergeObjects": ["$$ROOT", "$before"]}},

@@ -82,6 +82,18 @@ _REFERRING = (
 _CHUNKS_PER_ROW = 5  # where little is done in a transaction: a full disk has no room for more
 
 
+def _unpacked(before: Any, columns: int) -> list[Any] | None:
+    """Return what a write was before; None if that is damaged: then its receipt tells."""
+    try:
+        values = ormsgpack.unpackb(before)
+    except (ValueError, TypeError):
+        return None
+    is_row = isinstance(values, list) and len(values) == columns
+    # Nothing else could be stored, and the column's rules would refuse nothing.
+    is_stored = is_row and all(type(value) in (str, bytes, int) for value in values[:-1])
+    return values if is_stored and type(values[-1]) in (int, type(None)) else None
+
+
 def _bounds(fences: range) -> tuple[int, int]:
     return fences.start, fences.stop
 
@@ -254,11 +266,12 @@ class SqliteRemoving(SqliteThreads):
             thread.key,
             *_bounds(fences),
         )
-        columns = [f"{column} = ?" for column in RESTORED.split(", ")]
+        columns = RESTORED.split(", ")
+        unpacked = [(_unpacked(before, len(columns)), id_) for id_, before in rows]
         self.many(
-            f"UPDATE forkpoint_writes SET {', '.join(columns)}, before = NULL, before_refs = NULL"
-            " WHERE id = ?",
-            [(*ormsgpack.unpackb(before), id_) for id_, before in rows],
+            f"UPDATE forkpoint_writes SET {', '.join(f'{column} = ?' for column in columns)},"
+            " before = NULL, before_refs = NULL WHERE id = ?",
+            [(*before, id_) for before, id_ in unpacked if before is not None],
         )
 
     def _drop_writes(self, where: str, *values: Any) -> int:
