@@ -51,6 +51,7 @@ async def test_a_sweep_tells_what_it_deleted_and_what_it_trimmed(
     assert store.problems(api.saver) == []
 
 
+@pytest.mark.in_turns
 async def test_what_is_kept_is_found_before_the_sweep_and_after_it(
     catalog: Api, store: Store
 ) -> None:
@@ -69,6 +70,7 @@ async def test_what_is_kept_is_found_before_the_sweep_and_after_it(
 
 
 @pytest.mark.parametrize("activity", ["put", "update"])
+@pytest.mark.in_turns
 async def test_it_expires_again_after_it_was_active_again(
     activity: str, catalog: Api, api: Api, store: Store
 ) -> None:
@@ -89,10 +91,15 @@ async def test_it_expires_again_after_it_was_active_again(
     assert count(api.saver, "kept") == 1
 
 
-SOME = ["chat", "deltas", "snapshots", "interrupts", "stateful subgraphs"]
+SOME = [
+    "deltas",
+    "stateful subgraphs",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("chat", "snapshots", "interrupts")),
+]
 
 
 @pytest.mark.parametrize("name", SOME)
+@pytest.mark.in_turns
 async def test_the_state_is_what_it_was(name: str, catalog: Api, api: Api, store: Store) -> None:
     await catalog.create("thread", ttl=HOUR, on_expiry="keep_latest")
     graph = SHAPES[name].build(api.saver)
@@ -108,6 +115,7 @@ async def test_the_state_is_what_it_was(name: str, catalog: Api, api: Api, store
     assert store.problems(api.saver) == []
 
 
+@pytest.mark.in_turns
 async def test_every_way_to_make_a_thread_says_what_becomes_of_it(api: Api, store: Store) -> None:
     with store.saver(ttl=HOUR, on_expiry="keep_latest") as saver:
         catalog = Api(ThreadCatalog(saver), api.world)
@@ -136,6 +144,7 @@ async def test_every_way_to_make_a_thread_says_what_becomes_of_it(api: Api, stor
     assert (await Api(ThreadCatalog(api.saver), api.world).get("plain")).on_expiry == "delete"
 
 
+@pytest.mark.in_turns
 async def test_a_copy_of_what_was_swept_expires(catalog: Api, api: Api, store: Store) -> None:
     await expired(catalog, store, "kept")
     await catalog.sweep()
@@ -147,6 +156,7 @@ async def test_a_copy_of_what_was_swept_expires(catalog: Api, api: Api, store: S
         assert thread.expires_at == thread.updated_at + HOUR, name
 
 
+@pytest.mark.in_turns
 async def test_it_is_left_alone_while_a_run_has_its_lease(catalog: Api, store: Store) -> None:
     await expired(catalog, store, "kept")
     with catalog.saver.run("kept"):
@@ -190,6 +200,7 @@ def test_what_changes_at_the_last_moment_is_not_trimmed(
     assert store.problems(saver) == []
 
 
+@pytest.mark.in_turns
 async def test_only_what_is_deleted_is_archived(catalog: Api, store: Store) -> None:
     await expired(catalog, store, "kept")
     await expired(catalog, store, "gone", "delete")
@@ -198,9 +209,15 @@ async def test_only_what_is_deleted_is_archived(catalog: Api, store: Store) -> N
     assert archived == ["gone"]
 
 
-@pytest.mark.parametrize("value", ["keep", "DELETE", None, True, ["delete"], {"$ne": ""}])
-async def test_what_is_no_strategy_is_refused(value: Any, catalog: Api, store: Store) -> None:
+@pytest.mark.in_turns
+async def test_what_is_no_strategy_is_refused(catalog: Api, store: Store) -> None:
     await catalog.create("thread")
+    for value in ("keep", "DELETE", None, True, ["delete"], {"$ne": ""}):
+        await is_refused(value, catalog, store)
+    assert [thread.thread_id for thread in store.threads()] == ["thread"]
+
+
+async def is_refused(value: Any, catalog: Api, store: Store) -> None:
     calls: list[Any] = [
         lambda: catalog.create("new", on_expiry=value),
         lambda: catalog.get_or_create("new", on_expiry=value),
@@ -213,4 +230,3 @@ async def test_what_is_no_strategy_is_refused(value: Any, catalog: Api, store: S
             await call()
     with pytest.raises(InvalidInput, match="on_expiry"):
         store.saver(on_expiry=value)
-    assert [thread.thread_id for thread in store.threads()] == ["thread"]

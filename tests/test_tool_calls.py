@@ -168,16 +168,21 @@ async def left(lease: Any, world: str) -> None:
         await lease.__aexit__(None, None, None)
 
 
-STATES = [Chat, Plain, Replaced, Rebuilt, Snapshots]
+def ways() -> Any:
+    """Each kind of channel for messages, and whether each call has a task of its own."""
+    for state in (Chat, Plain, Replaced, Rebuilt, Snapshots):
+        for parallel in (False, True):
+            is_often = state is Rebuilt or (state, parallel) in ((Chat, True), (Replaced, False))
+            if (state, parallel) != (Replaced, True):  # two answers at once need a reducer
+                marks = () if is_often else pytest.mark.slow
+                yield pytest.param(state, parallel, marks=marks)
 
 
-@pytest.mark.parametrize("parallel", [False, True])
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(("state", "parallel"), list(ways()))
+@pytest.mark.in_turns
 async def test_after_a_run_was_cancelled_the_next_turn_is_taken(
     state: Any, parallel: bool, api: Api, store: Store
 ) -> None:
-    if parallel and state is Replaced:
-        parallel = False  # two answers at once need a reducer
     catalog = ThreadCatalog(api.saver)
     agent = Agent(api.saver, state, parallel=parallel)
     first = await entered(catalog.run("thread"), api.world)
@@ -214,6 +219,7 @@ async def test_after_a_run_was_cancelled_the_next_turn_is_taken(
 
 
 @pytest.mark.parametrize("end", ["cancelled", "failed"])
+@pytest.mark.in_turns
 async def test_after_a_run_that_ended_by_itself_its_calls_are_answered_if_asked(
     end: str, api: Api, store: Store
 ) -> None:
@@ -246,6 +252,7 @@ async def test_after_a_run_that_ended_by_itself_its_calls_are_answered_if_asked(
     assert store.problems(api.saver) == []
 
 
+@pytest.mark.in_turns
 async def test_what_waits_for_a_person_is_left_alone(api: Api, store: Store) -> None:
     catalog = ThreadCatalog(api.saver)
     agent = Agent(api.saver)
@@ -262,6 +269,7 @@ async def test_what_waits_for_a_person_is_left_alone(api: Api, store: Store) -> 
     await left(first, api.world)
 
 
+@pytest.mark.in_turns
 async def test_where_no_call_waits_nothing_is_stored(api: Api, store: Store) -> None:
     catalog = ThreadCatalog(api.saver)
     agent = Agent(api.saver)
