@@ -42,6 +42,7 @@ SEARCHES: dict[str, Callable[[Document], bool]] = {
     "what was removed by a process that ended: it may be in any family": (
         lambda wanted: "removed_at" in wanted
     ),
+    "names with old tombstones": lambda wanted: "tombstones.made_at" in wanted,
     "the threads that have grown too long": lambda wanted: "checkpoint_count" in wanted,
 }
 """What the catalog may read or change without naming a family, and why."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from forkpoint import SqliteSaver, ThreadCatalog, ThreadDeleted, ThreadExists
+from forkpoint import InvalidInput, SqliteSaver, ThreadCatalog, ThreadDeleted, ThreadExists
+from forkpoint.mongodb import MongoDBSaver
 from forkpoint.saver import ForkpointSaver
+from servers import wait_until
 from stores import MongoStore, SqliteStore, Store
 from support import Api, checkpoint, config, id_of, put
 
@@ -276,3 +279,80 @@ def test_what_is_deleted_is_overwritten_whatever_the_connection_did_before(path:
     assert SECRETS["value"][:20].encode() not in path.read_bytes()
     assert SECRETS["thread_id"].encode() not in path.read_bytes()
     connection.close()
+
+
+# How long they are kept
+
+
+def tombstones(store: Store) -> list[Any]:
+    """Return what is kept of deletions, but for what the server is about to delete by itself."""
+    if isinstance(store, SqliteStore):
+        with store.connection() as connection:
+            rows = connection.execute("SELECT id_mark, owner_mark FROM forkpoint_tombstones")
+            return rows.fetchall()
+    assert isinstance(store, MongoStore)
+    names = store.collection.find({"tombstones": {"$exists": True}})
+    now = datetime.now(timezone.utc).replace(tzinfo=None)
+    kept = [name for name in names if name.get("expires", datetime.max) > now]
+    return [tombstone for name in kept for tombstone in name["tombstones"]]
+
+
+@pytest.mark.in_turns
+@pytest.mark.parametrize("is_used_again", [False, True])
+def test_a_sweep_removes_what_is_kept_of_deletions_for_too_long(
+    is_used_again: bool, store: Store
+) -> None:
+    with store.saver(tombstone_ttl=timedelta(milliseconds=1)) as saver:
+        first = put(saver, {"n": 1})
+        saver.delete_thread("thread")
+        saver.for_owner("acme").delete_thread("none")
+        if is_used_again:
+            put(saver, {"n": 2})
+
+        def are_gone() -> bool:
+            ThreadCatalog(saver).sweep()
+            return tombstones(store) == []
+
+        wait_until(are_gone, "a sweep that removes tombstones")
+        if not is_used_again and isinstance(store, SqliteStore):
+            put(saver, {"n": 3}, parent=first)  # it is taken for a new run
+        assert store.problems(saver) == []
+
+
+def test_a_sweep_keeps_what_late_writes_are_known_by(saver: ForkpointSaver, store: Store) -> None:
+    first = put(saver, {"n": 1})
+    saver.delete_thread("thread")
+    before = tombstones(store)
+    ThreadCatalog(saver).sweep()
+    assert tombstones(store) == before != []
+    with pytest.raises(ThreadDeleted):
+        put(saver, {"n": 2}, parent=first)
+
+
+def test_an_ancestor_goes_with_the_last_of_its_descendants(
+    saver: ForkpointSaver, store: Store
+) -> None:
+    put(saver, {"n": 1}, thread_id="ancestor")
+    saver.fork("ancestor", new_thread_id="child")
+    saver.fork("child", new_thread_id="grandchild")
+    for deleted, is_named in (("ancestor", True), ("child", True), ("grandchild", False)):
+        saver.delete_thread(deleted)
+        ThreadCatalog(saver).sweep()
+        named = [thread.thread_id for thread in store.threads()]
+        assert ("ancestor" in named) == is_named
+    if isinstance(store, SqliteStore):
+        assert store.threads() == []
+    else:
+        assert isinstance(store, MongoStore)
+        records = list(store.collection.find({"kind": "thread"}))
+        assert len(records) == 3
+        assert all("expires" in record for record in records)  # the server deletes them
+    assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize("value", [timedelta(0), timedelta(days=-1), 3600, None])
+def test_a_time_for_tombstones_that_is_none_is_refused(value: Any, path: Path) -> None:
+    with pytest.raises(InvalidInput, match="tombstone_ttl"):
+        SqliteSaver(path, tombstone_ttl=value)
+    with pytest.raises(InvalidInput, match="tombstone_ttl"):
+        MongoDBSaver.from_conn_string("mongodb://localhost", tombstone_ttl=value)

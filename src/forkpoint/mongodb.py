@@ -17,6 +17,7 @@ from forkpoint.runner import WorkerRunner
 from forkpoint.saver import ForkpointSaver
 from forkpoint.serde import serializer_of
 from forkpoint.threads import OnExpiry
+from forkpoint.tombstones import TOMBSTONE_TTL
 from forkpoint.type_codecs import Alias, TypeCodec
 from forkpoint.untrusted import shown
 from forkpoint.workers import Workers, workers_of
@@ -59,6 +60,9 @@ class MongoDBSaver(ForkpointSaver):
             lists of threads and to search by: 16 at most, and of each what is short; see there.
         cache_bytes: How much memory may be taken to remember manifests, messages and ids, to be
             spared reading or serializing them again. Savers for an owner share that of this one.
+        tombstone_ttl: For how long it is known that a thread was deleted, so that late writes of
+            its runs are refused. By default a day. What is kept for that names nothing in the
+            clear; the next deletion or `ThreadCatalog.sweep` after that time removes it.
 
     Raises:
         InvalidInput: `client` is none of these, or `db_name` or `collection` cannot be a name.
@@ -76,6 +80,7 @@ class MongoDBSaver(ForkpointSaver):
         on_expiry: OnExpiry = "delete",
         preview: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
+        tombstone_ttl: timedelta = TOMBSTONE_TTL,
     ) -> None:
         if isinstance(client, AsyncMongoClient):
             connect, owned = _sync_twin(client), True
@@ -86,7 +91,8 @@ class MongoDBSaver(ForkpointSaver):
             default = _default_database(passed)
         names = _database_name(default if db_name is None else db_name), _collection(collection)
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
-        storage = MongoStorage(connect, *names, owned=owned, budget=budget)
+        late = inputs.duration(tombstone_ttl, "tombstone_ttl")
+        storage = MongoStorage(connect, *names, owned=owned, budget=budget, tombstone_ttl=late)
         workers = workers_of(client, _limit(client))
         self._keep_in(storage, workers, serializer_of(serde, types), ttl, on_expiry, preview)
 
@@ -115,6 +121,7 @@ class MongoDBSaver(ForkpointSaver):
         on_expiry: OnExpiry = "delete",
         preview: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
+        tombstone_ttl: timedelta = TOMBSTONE_TTL,
         **client_options: Any,
     ) -> MongoDBSaver:
         """Return a saver with a client of its own, which `close` closes.
@@ -129,6 +136,7 @@ class MongoDBSaver(ForkpointSaver):
             on_expiry: As above.
             preview: As above.
             cache_bytes: As above.
+            tombstone_ttl: As above.
             client_options: Passed to `pymongo.MongoClient`, such as `serverSelectionTimeoutMS`.
         """
         if not isinstance(conn_string, str):
@@ -146,7 +154,8 @@ class MongoDBSaver(ForkpointSaver):
         names = _database_name(default if db_name is None else db_name), _collection(collection)
         saver = cls.__new__(cls)
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
-        storage = MongoStorage(connect, *names, owned=True, budget=budget)
+        late = inputs.duration(tombstone_ttl, "tombstone_ttl")
+        storage = MongoStorage(connect, *names, owned=True, budget=budget, tombstone_ttl=late)
         saver._keep_in(
             storage, Workers(_limit(client)), serializer_of(serde, types), ttl, on_expiry, preview
         )

@@ -35,6 +35,11 @@ _INDEXES = [
         partialFilterExpression={"expires": {"$exists": True}},
     ),
     IndexModel(
+        [("tombstones.made_at", ASCENDING)],
+        name="forkpoint_tombstones",
+        partialFilterExpression={"tombstones.made_at": {"$gt": 0}},
+    ),
+    IndexModel(
         [("run_id", ASCENDING)],
         name="forkpoint_run",
         partialFilterExpression={"run_id": {"$exists": True}},

@@ -34,7 +34,7 @@ from forkpoint.mongodb_errors import UNAUTHORIZED, is_transient, typed
 from forkpoint.mongodb_identity import UUID_DIFFERS, Identity
 from forkpoint.mongodb_statements import Statement
 from forkpoint.storage import STORE_KEY_BYTES, Rewound, ThreadRef
-from forkpoint.tombstones import Marks
+from forkpoint.tombstones import TOMBSTONE_MICROSECONDS, Marks
 from forkpoint.workers import not_started
 
 Document = dict[str, Any]
@@ -148,6 +148,8 @@ class Records:
     ) -> None:
         self.budget = budget
         self.clock = ServerClock(self.now)
+        self.tombstone_ttl = TOMBSTONE_MICROSECONDS
+        """For how many microseconds a deletion is known."""
         self.is_sharded = True
         """Whether commands may go to the router of a sharded cluster."""
         self.keeps_logs = False

@@ -29,7 +29,7 @@ from forkpoint.mongodb_records import (
     rows_of,
 )
 from forkpoint.mongodb_statements import Statement, update_many, update_one
-from forkpoint.mongodb_tombstones import RECORD_EXPIRY, deletions_of, entomb, needed_in
+from forkpoint.mongodb_tombstones import deletions_of, entomb, expiry_after, needed_in
 from forkpoint.receipts import RECEIPT, is_receipt
 from forkpoint.removal import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
 from forkpoint.storage import (
@@ -266,7 +266,8 @@ class MongoRemoving(MongoReading):
         """Return the statement that notes the deletion of a thread with the name."""
         marks = self._records.marks(record["thread_id"])
         name = self._records.name_id(record["thread_id"])
-        return entomb(name, marks.of_owner(record["owner"]), dead_until, ObjectId())
+        mark, ttl = marks.of_owner(record["owner"]), self._records.tombstone_ttl
+        return entomb(name, mark, dead_until, ObjectId(), ttl)
 
     def last_deletion(self, thread_id: str, owner: str | None = None) -> frozenset[ObjectId]:
         name = self._records.name_id(thread_id)
@@ -277,7 +278,16 @@ class MongoRemoving(MongoReading):
     def note_deletion(self, thread_id: str, owner: str | None = None) -> None:
         marks = self._records.marks(thread_id)
         mark = marks.for_all if owner is None else marks.of_owner(owner)
-        self._records.bulk([entomb(self._records.name_id(thread_id), mark, None, ObjectId())])
+        name, ttl = self._records.name_id(thread_id), self._records.tombstone_ttl
+        self._records.bulk([entomb(name, mark, None, ObjectId(), ttl)])
+
+    def forget_deletions(self) -> bool:
+        # Names that mean no thread are deleted by the server.
+        older = {"$lt": self._records.clock.now() - self._records.tombstone_ttl}
+        wanted = {"tombstones.made_at": {"$gt": 0, **older}}
+        change = {"$pull": {"tombstones": {"made_at": older}}}
+        self._records.update_all(wanted, change)
+        return False
 
     def buried(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
         name = self._records.name_id(thread_id)
@@ -492,7 +502,7 @@ class MongoRemoving(MongoReading):
         ]
         for batch in in_batches(useless):
             wanted = {"_id": {"$in": batch}, "family": family, "removed_at": None}
-            forgotten = {"thread_id": "", "expires": RECORD_EXPIRY}
+            forgotten = {"thread_id": "", "expires": expiry_after(2 * self._records.tombstone_ttl)}
             self._records.update_all(wanted, [{"$set": forgotten}])
         return True
 

@@ -36,7 +36,6 @@ from forkpoint.mongodb_tombstones import dead_until_of
 from forkpoint.receipts import RECEIPT
 from forkpoint.removal import newest
 from forkpoint.storage import CheckpointRow, Description, Graft, Stale, ThreadRef, WriteRow
-from forkpoint.tombstones import TOMBSTONE_MICROSECONDS
 
 _COPIED_TOO_LONG = "copying took too long, and others have written since; try again"
 
@@ -261,7 +260,7 @@ class MongoSession(MongoHeads):
         old = {"_id": named[0]["key"], "family": named[0]["home"]}
         # If its record is missing, somebody is about to make it, or ended just before.
         now = datetime.fromtimestamp(self._records.clock.now() / 1e6, timezone.utc)
-        expiry = now + timedelta(microseconds=2 * TOMBSTONE_MICROSECONDS)
+        expiry = now + timedelta(microseconds=2 * self._records.tombstone_ttl)
         times = {"created_at": 0, "updated_at": 0, "deleted_at": 0, "expires": expiry}
         record = {**old, **new_record("", ObjectId()), **times}
         for of_living in ("unlisted", "terms"):

@@ -57,6 +57,7 @@ class MongoStorage:
         name: The collection.
         owned: Whether to close the client.
         budget: What it may take to remember things.
+        tombstone_ttl: For how many microseconds a deletion is known.
     """
 
     def __init__(
@@ -67,8 +68,10 @@ class MongoStorage:
         *,
         owned: bool,
         budget: CacheBudget,
+        tombstone_ttl: int,
     ) -> None:
         self.budget = budget
+        self._tombstone_ttl = tombstone_ttl
         self._connect = connect
         self._db_name = db_name
         self._name = name
@@ -182,6 +185,7 @@ class MongoStorage:
             write_concern=WriteConcern("majority", wtimeout=theirs or int(1000 * patience), j=True),
         )
         records = Records(collection, patience, self.budget)
+        records.tombstone_ttl = self._tombstone_ttl
         settings = {"_id": "settings", "family": "settings"}
         found = records.latest(settings)
         records.look_at_cluster()

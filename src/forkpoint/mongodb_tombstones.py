@@ -9,13 +9,16 @@ from bson.objectid import ObjectId
 
 from forkpoint.mongodb_records import NOW, Document
 from forkpoint.mongodb_statements import Statement, update_one
-from forkpoint.tombstones import TOMBSTONE_MICROSECONDS, Marks
+from forkpoint.tombstones import Marks
 
-EXPIRY = {"$add": ["$$NOW", TOMBSTONE_MICROSECONDS // 1000]}
-"""When the server deletes a name that means no thread any more."""
 
-RECORD_EXPIRY = {"$add": ["$$NOW", 2 * TOMBSTONE_MICROSECONDS // 1000]}
-"""When it deletes what is left of a deleted thread: not before the name that may tell of it."""
+def expiry_after(microseconds: int) -> Document:
+    """Return the expression for when the server is to delete something.
+
+    A name that means no thread any more goes as its tombstones do. What is left of a deleted thread
+    goes in twice the time: not before the name that may tell of it.
+    """
+    return {"$add": ["$$NOW", microseconds // 1000]}
 
 
 def deletions_of(named: Document, marks: Marks, owner: str | None) -> frozenset[ObjectId]:
@@ -35,7 +38,9 @@ def _seen(named: Document, marks: Marks, owner: str | None) -> list[Any]:
     return [one for one in tombstones if seen is None or one["mark"] in seen]
 
 
-def entomb(name: str, mark: bytes, dead_until: str | None, deletion: ObjectId) -> Statement:
+def entomb(
+    name: str, mark: bytes, dead_until: str | None, deletion: ObjectId, ttl: int
+) -> Statement:
     """Return the statement that notes a deletion, once if it is sent twice.
 
     Args:
@@ -43,11 +48,12 @@ def entomb(name: str, mark: bytes, dead_until: str | None, deletion: ObjectId) -
         mark: Whose thread it was.
         dead_until: The highest id of its checkpoints, if there is one.
         deletion: What tells it from others.
+        ttl: For how many microseconds deletions are known.
     """
     there = {"$ifNull": ["$tombstones", []]}
     same = {"$eq": ["$$one.mark", mark]}
     of_mark = {"$filter": {"input": there, "as": "one", "cond": same}}
-    oldest = {"$subtract": [NOW, TOMBSTONE_MICROSECONDS]}
+    oldest = {"$subtract": [NOW, ttl]}
     stays = {"$and": [{"$not": same}, {"$gt": ["$$one.made_at", oldest]}]}
     others = {"$filter": {"input": there, "as": "one", "cond": stays}}
     latest = {"$max": [{"$max": "$$before.dead_until"}, {"$literal": dead_until}]}
@@ -56,7 +62,7 @@ def entomb(name: str, mark: bytes, dead_until: str | None, deletion: ObjectId) -
     unused = ObjectId()  # no record has it: it is as if somebody had ended before making it
     fields = {
         "tombstones": changed,
-        "expires": EXPIRY,
+        "expires": expiry_after(ttl),
         "deletion": deletion,
         "key": {"$ifNull": ["$key", unused]},
         "home": {"$ifNull": ["$home", unused]},

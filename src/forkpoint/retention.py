@@ -179,7 +179,9 @@ def _showing(steps: Steps[None], task: Task, done: _Done) -> Steps[None]:
 
 
 def _collect_after_others(turns: Turns) -> Work[None]:
-    """Finish the removals of processes that ended in the middle."""
+    """Finish the removals of processes that ended in the middle, and forget old ones."""
+    while turns.session.forget_deletions():
+        yield
     for family in turns.session.uncollected():
         yield from collect(turns, family)
 

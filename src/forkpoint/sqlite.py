@@ -21,6 +21,7 @@ from forkpoint.sqlite_connections import Connector, Opener, Passed
 from forkpoint.sqlite_setup import BUSY_TIMEOUT_SECONDS
 from forkpoint.sqlite_storage import SqliteStorage
 from forkpoint.threads import OnExpiry
+from forkpoint.tombstones import TOMBSTONE_TTL
 from forkpoint.type_codecs import Alias, TypeCodec
 from forkpoint.untrusted import shown
 from forkpoint.workers import Workers
@@ -56,6 +57,9 @@ class SqliteSaver(ForkpointSaver):
             lists of threads and to search by: 16 at most, and of each what is short; see there.
         cache_bytes: How much memory may be taken to remember manifests, messages and ids, to be
             spared reading or serializing them again. Savers for an owner share that of this one.
+        tombstone_ttl: For how long it is known that a thread was deleted, so that late writes of
+            its runs are refused. By default a day. What is kept for that names nothing in the
+            clear; the next deletion or `ThreadCatalog.sweep` after that time removes it.
 
     Raises:
         InvalidInput: `database` is none of these, or a file that is no SQLite database.
@@ -73,6 +77,7 @@ class SqliteSaver(ForkpointSaver):
         on_expiry: OnExpiry = "delete",
         preview: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
+        tombstone_ttl: timedelta = TOMBSTONE_TTL,
     ) -> None:
         durability = _durability(durability)
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
@@ -85,7 +90,12 @@ class SqliteSaver(ForkpointSaver):
         else:
             timeout = BUSY_TIMEOUT_SECONDS if timeout is None else timeout
             connector = Opener(database, timeout)
-        storage = SqliteStorage(connector, durability=durability, busy_timeout=timeout)
+        storage = SqliteStorage(
+            connector,
+            durability=durability,
+            busy_timeout=timeout,
+            tombstone_ttl=inputs.duration(tombstone_ttl, "tombstone_ttl"),
+        )
         runner = (
             AiosqliteRunner(database)
             if isinstance(database, aiosqlite.Connection)
@@ -108,6 +118,7 @@ class SqliteSaver(ForkpointSaver):
         on_expiry: OnExpiry = "delete",
         preview: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
+        tombstone_ttl: timedelta = TOMBSTONE_TTL,
     ) -> SqliteSaver:
         """Return a saver for a path, `":memory:"` or a `file:` URI."""
         if not isinstance(conn_string, str):
@@ -122,6 +133,7 @@ class SqliteSaver(ForkpointSaver):
             on_expiry=on_expiry,
             preview=preview,
             cache_bytes=cache_bytes,
+            tombstone_ttl=tombstone_ttl,
         )
 
 

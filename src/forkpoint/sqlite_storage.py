@@ -37,10 +37,16 @@ class SqliteStorage:
         connector: Where the connection comes from.
         durability: `"full"` or `"normal"`; see `SqliteSaver`.
         busy_timeout: For how many seconds a call waits for others who write.
+        tombstone_ttl: For how many microseconds a deletion is known.
     """
 
     def __init__(
-        self, connector: Connector, *, durability: str, busy_timeout: float | None
+        self,
+        connector: Connector,
+        *,
+        durability: str,
+        busy_timeout: float | None,
+        tombstone_ttl: int,
     ) -> None:
         self.history = 0
         self._connector = connector
@@ -55,6 +61,7 @@ class SqliteStorage:
         self._transactions = Transactions(
             self._open, self._is_prepared, owned=connector.is_owned, timeout=busy_timeout
         )
+        self._transactions.tombstone_ttl = tombstone_ttl
         self._reserve = Reserve()
         self._commits = GroupCommit(self._transactions, self._put_all)
         connector.disconnect = self._is_disconnected

@@ -31,7 +31,12 @@ class SqliteTombstones(Statements):
     """The primitives of `forkpoint.storage.Session` for the deletions of an id.
 
     Given an owner, those of others do not count. Without, all do.
+
+    Attributes:
+        tombstone_ttl: For how many microseconds a deletion is known.
     """
+
+    tombstone_ttl = TOMBSTONE_MICROSECONDS
 
     def last_deletion(self, thread_id: str, owner: str | None = None) -> frozenset[int]:
         return frozenset(key for key, _ in self._tombstones(thread_id, owner))
@@ -110,7 +115,7 @@ class SqliteTombstones(Statements):
         self, marks: Marks, mark: bytes, thread: int | None, dead_until: str | None
     ) -> None:
         now = self.now()
-        self.run("DELETE FROM forkpoint_tombstones WHERE made_at < ?", now - TOMBSTONE_MICROSECONDS)
+        self.forget_deletions()
         of_owner = "forkpoint_tombstones WHERE id_mark = ? AND owner_mark = ?"
         before = self.one(f"SELECT dead_until, thread FROM {of_owner}", marks.of_id, mark)
         ids = [one for one in (dead_until, before and before[0]) if one is not None]
@@ -124,6 +129,15 @@ class SqliteTombstones(Statements):
             max(ids, default=None),
             now,
         )
+
+    def forget_deletions(self) -> bool:
+        forgotten = self.run(
+            "DELETE FROM forkpoint_tombstones WHERE key IN"
+            " (SELECT key FROM forkpoint_tombstones WHERE made_at < ? LIMIT ?)",
+            self.now() - self.tombstone_ttl,
+            self.turn_rows,
+        )
+        return forgotten.rowcount == self.turn_rows
 
     def die_later(self, thread_id: str, owner: str | None, checkpoint_id: str) -> None:
         """Note that a checkpoint was found to be of a deleted thread, if any counts."""

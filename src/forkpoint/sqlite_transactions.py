@@ -21,6 +21,7 @@ from forkpoint.errors import InvalidInput, StorageBusy
 from forkpoint.sqlite_errors import busy, is_locked, typed
 from forkpoint.sqlite_session import SqliteSession
 from forkpoint.steps import Locked, Patience, Retry, running
+from forkpoint.tombstones import TOMBSTONE_MICROSECONDS
 
 
 class Transactions:
@@ -48,6 +49,7 @@ class Transactions:
         self._timeout = timeout
         self._patience = timeout if owned and timeout is not None else 0.0  # see `Statements`
         self._clock = StoreClock()
+        self.tombstone_ttl = TOMBSTONE_MICROSECONDS
         self.turn_rows: int | None = None
         """How much long work does in a transaction, if it is less than usual."""
         self.renew()
@@ -141,6 +143,7 @@ class Transactions:
             if is_locked(error):
                 raise Locked(busy(error), self.timeout) from error
             raise typed(error) from error
+        session.tombstone_ttl = self.tombstone_ttl
         if self.turn_rows is not None:
             session.turn_rows = self.turn_rows
         return session

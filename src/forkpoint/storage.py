@@ -946,6 +946,12 @@ class Session(Protocol):
         A thread of this id that was made meanwhile stays.
         """
 
+    def forget_deletions(self) -> bool:
+        """Remove what tells of deletions that are so old that no run is on its way any more.
+
+        Returns whether there is more to remove.
+        """
+
     def buried(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
         """Return the deleted thread that an id meant last, if something of it may be left.
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Set
+from datetime import timedelta
 from hashlib import sha256
 from typing import Any
 
 import ormsgpack
 
+TOMBSTONE_TTL = timedelta(days=1)
 TOMBSTONE_MICROSECONDS = 24 * 3600 * 1_000_000
-"""How long it is kept. What a run stores later than that may make a thread of the id again."""
+"""How long it is kept, by default. What a run stores later than that may make a thread of the id
+again."""
 
 _MARK_BYTES = 16
 
