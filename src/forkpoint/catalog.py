@@ -16,6 +16,7 @@ from forkpoint.archive import Archive, JsonLines
 from forkpoint.cataloguing import Changes, NewRollover, Search
 from forkpoint.codec import cipher_of
 from forkpoint.errors import InvalidInput
+from forkpoint.filters import folded
 from forkpoint.leases import Lease
 from forkpoint.retention import Progress, RetentionPolicy, RetentionResult, Rules, Sweeper, Task
 from forkpoint.saver import ForkpointSaver
@@ -25,6 +26,7 @@ from forkpoint.types import PurgeReport
 
 STATUSES = ("idle", "busy", "interrupted", "error")
 _LARGEST_PAGE = 1000
+_LARGEST_OFFSET = 10_000
 _WALKED = 200  # threads in each page of `walk`
 
 
@@ -359,6 +361,7 @@ class ThreadCatalog:
         descending: bool = True,
         limit: int = 50,
         cursor: str | None = None,
+        offset: int = 0,
     ) -> Page[Thread]:
         """Return a page of the threads that match, and have not expired.
 
@@ -377,11 +380,14 @@ class ThreadCatalog:
             descending: Whether the newest, or the last, comes first.
             limit: How many, 1,000 at most.
             cursor: The `next_cursor` of the page before, with the same filter and order.
+            offset: Instead of a cursor, how many threads to leave out before the first one, 10,000
+                at most. Such a page is read as it is at the moment, and has no `next_cursor`. The
+                higher it is, the longer it takes.
 
         Raises:
             InvalidInput: An argument is of the wrong type, or the cursor is of another search.
         """
-        asked = self._search(filter, sort_by, descending, limit, cursor)
+        asked = self._search(filter, sort_by, descending, limit, cursor, offset)
         return self._runner.run(cataloguing.search, self._context, asked)
 
     async def asearch(
@@ -392,9 +398,10 @@ class ThreadCatalog:
         descending: bool = True,
         limit: int = 50,
         cursor: str | None = None,
+        offset: int = 0,
     ) -> Page[Thread]:
         """Do what `search` does."""
-        asked = self._search(filter, sort_by, descending, limit, cursor)
+        asked = self._search(filter, sort_by, descending, limit, cursor, offset)
         return await self._runner.arun(cataloguing.search, self._context, asked)
 
     def walk(
@@ -445,14 +452,28 @@ class ThreadCatalog:
         return await self._runner.arun(cataloguing.count, self._context, self._wanted(filter))
 
     def _search(
-        self, filter: object, sort_by: object, descending: object, limit: object, cursor: object
+        self,
+        filter: object,
+        sort_by: object,
+        descending: object,
+        limit: object,
+        cursor: object,
+        offset: object = 0,
     ) -> Search:
+        left_out = inputs.count(offset, "offset", 0)
+        if left_out and cursor is not None:
+            raise InvalidInput("a search goes on at a cursor or at an offset, and not at both")
+        if left_out > _LARGEST_OFFSET:
+            raise InvalidInput(
+                f"offset is {left_out}, and {_LARGEST_OFFSET} at most is allowed; go on by cursors"
+            )
         return Search(
             self._wanted(filter),
             inputs.choice(sort_by, "sort_by", SORT_KEYS),
             inputs.flag(descending, "descending"),
             min(inputs.count(limit, "limit", 1), _LARGEST_PAGE),
             None if cursor is None else inputs.text(cursor, "cursor"),
+            left_out,
         )
 
     def _wanted(self, filter: object) -> Wanted:
@@ -725,7 +746,7 @@ def _checked(filter: object) -> Wanted:
     if not isinstance(filter, ThreadFilter):
         raise InvalidInput(f"filter must be a ThreadFilter, not {type(filter).__name__}")
     ids = None if filter.ids is None else inputs.ids(filter.ids)
-    source = filter.source_thread_id
+    source, part = filter.source_thread_id, filter.label_contains
     return Wanted(
         ids,
         None if filter.label is None else inputs.identifier(filter.label, "label"),
@@ -738,6 +759,7 @@ def _checked(filter: object) -> Wanted:
         _range(filter, "updated"),
         None if source is None else inputs.identifier(source, "source_thread_id"),
         inputs.metadata_filter(filter.values, "values") or {},
+        None if part is None else folded(inputs.identifier(part, "label_contains")),
     )
 
 

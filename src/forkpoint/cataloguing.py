@@ -252,6 +252,8 @@ class Search(NamedTuple):
     descending: bool
     limit: int
     cursor: str | None = None
+    offset: int = 0
+    """How many are left out before the first one. Then the page has no cursor."""
     with_expired: bool = False
     """Whether those are returned as well that are to be swept."""
 
@@ -280,7 +282,8 @@ def select(
     """
     hashing = context.codec.hashing
     wanted, limit = asked.wanted, asked.limit
-    selection = selection_of(wanted, asked.sort_by, asked.descending, limit)
+    at_once = max(limit, min(limit + asked.offset, _PAGE_ROWS))
+    selection = selection_of(wanted, asked.sort_by, asked.descending, at_once)
     shown: set[bytes] = set()
     if asked.cursor is not None:
         selection, shown = going_on(context.store_key, selection, wanted, asked.cursor)
@@ -288,6 +291,7 @@ def select(
     pages = ThreadPages(context.storage, selection, shown, with_heads=with_heads)
     found: list[ThreadRow] = []
     seen: list[str] = []
+    left_out = 0
     for row, place in pages.rows():
         try:
             check_record(hashing, row)
@@ -301,9 +305,14 @@ def select(
         if wanted.values and not contains(values_of(context, row), wanted.values):
             continue
         seen.append(row.thread_id)
+        if left_out < asked.offset:
+            left_out += 1
+            continue
         found.append(row)
         if len(found) == limit and not pages.is_at_end:
             following, shown = pages.stop(place, seen)
+            if asked.offset:
+                return found, None
             return found, cursor_of(context.store_key, following, wanted, shown)
     return found, None
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
+from unicodedata import normalize
 from zlib import crc32
 
 
@@ -109,6 +110,11 @@ def _loaded(metadata: Any) -> Any:
         return json.loads(metadata)
     except (TypeError, ValueError, RecursionError):
         return {}
+
+
+def folded(text: str) -> str:
+    """Return a text as it is compared where case does not count (Unicode, section 3.13, D145)."""
+    return normalize("NFC", normalize("NFD", text).casefold())
 
 
 def value_terms(owner: str | None, values: str) -> list[int]:

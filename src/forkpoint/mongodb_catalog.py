@@ -15,7 +15,7 @@ from bson.objectid import ObjectId
 from bson.timestamp import Timestamp
 
 from forkpoint.errors import StorageFull, StorageReadOnly, StorageUnauthorized
-from forkpoint.filters import ALL_TERM, thread_terms
+from forkpoint.filters import ALL_TERM, folded, thread_terms
 from forkpoint.hashing import IDENTITY_BYTES, Hashing
 from forkpoint.mongodb_log import NO_LOG, MongoLogs
 from forkpoint.mongodb_records import (
@@ -114,6 +114,7 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
         "salt": b"",
         "checksums": b"",
         "label": None,
+        "folded_label": None,
         "tags": [],
         "metadata": "{}",
         "fixed_keys": [],
@@ -150,7 +151,8 @@ def terms_of(record: Mapping[str, Any]) -> list[int]:
 def fields_of(described: Description) -> Document:
     """Return what a thread's record says of it that its runs do not change."""
     lists = {"tags": list(described.tags), "fixed_keys": list(described.fixed_keys)}
-    return {**described._asdict(), **lists}
+    label = None if described.label is None else folded(described.label)
+    return {**described._asdict(), **lists, "folded_label": label}
 
 
 def checksums_of(record: Mapping[str, Any], hashing: Hashing) -> bytes:
@@ -508,6 +510,11 @@ def _wanted(selection: Selection) -> Document:
     # With all of them, an index that has the status before the time is in order, too.
     conditions.append({"listed_status": {"$in": list(selection.statuses or _STATUSES)}})
     conditions.append(_LISTED)
+    if selection.label_contains is not None:
+        is_text = {"$eq": [{"$type": "$folded_label"}, "string"]}
+        label = {"$cond": [is_text, "$folded_label", ""]}
+        place = {"$indexOfBytes": [label, {"$literal": selection.label_contains}]}
+        conditions.append({"$expr": {"$gte": [place, 0]}})
     if selection.ids is not None:
         conditions.append({"thread_id": {"$in": list(selection.ids)}})
     for field, (low, high) in (

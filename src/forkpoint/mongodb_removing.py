@@ -230,7 +230,7 @@ class MongoRemoving(MongoReading):
             "removed_at": NOW,
             "dead_until": None,
             "epoch": ObjectId(),
-            **dict.fromkeys(("lock", "label", "ttl", "swept_at", "lease_holder")),
+            **dict.fromkeys(("lock", "label", "folded_label", "ttl", "swept_at", "lease_holder")),
             **dict.fromkeys(("lease_since", "lease_until")),
             "tags": [],
             "metadata": "{}",

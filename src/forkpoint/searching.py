@@ -35,6 +35,8 @@ class Wanted(NamedTuple):
     updated: tuple[int | None, int | None] = (None, None)
     source: str | None = None
     values: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    label_contains: str | None = None
+    """Folded."""
 
 
 def selection_of(wanted: Wanted, sort_by: str, descending: bool, limit: int) -> Selection:
@@ -60,6 +62,7 @@ def selection_of(wanted: Wanted, sort_by: str, descending: bool, limit: int) -> 
         wanted.updated,
         sort_by,
         descending,
+        label_contains=wanted.label_contains,
         limit=limit,
     )
 
@@ -76,6 +79,10 @@ def matches(row: ThreadRow, wanted: Wanted) -> bool:
     return (
         (wanted.ids is None or row.thread_id in wanted.ids)
         and wanted.label in (None, described.label)
+        and (
+            wanted.label_contains is None
+            or wanted.label_contains in filters.folded(described.label or "")
+        )
         and wanted.source in (None, row.source_thread_id)
         and wanted.owner in (None, row.thread.owner)
         and set(wanted.tags) <= set(described.tags)

@@ -13,7 +13,7 @@ from itertools import product
 from operator import itemgetter
 from typing import Any
 
-from forkpoint.filters import ALL_TERM, packed, stored_value_terms, thread_terms, unpacked
+from forkpoint.filters import ALL_TERM, folded, packed, stored_value_terms, thread_terms, unpacked
 from forkpoint.hashing import Hashing, new_salt
 from forkpoint.receipts import RECEIPT
 from forkpoint.removal import NULL_TASK_ID
@@ -370,9 +370,10 @@ class SqliteCatalog(SqliteTombstones):
 
     def _describe(self, key: int | None, described: Description, checksums: bytes) -> None:
         self.run(
-            "UPDATE forkpoint_threads SET label = ?, tags = ?, metadata = ?, ttl = ?,"
-            " fixed_keys = ?, on_expiry = ?, checksums = ? WHERE key = ?",
+            "UPDATE forkpoint_threads SET label = ?, folded_label = ?, tags = ?, metadata = ?,"
+            " ttl = ?, fixed_keys = ?, on_expiry = ?, checksums = ? WHERE key = ?",
             described.label,
+            None if described.label is None else folded(described.label),
             json.dumps(list(described.tags)),
             described.metadata,
             described.ttl,
@@ -572,7 +573,7 @@ class _Query:
             self.values += [term, status]
             conditions = ["t.term = ?", "t.status = ?", self._seen("t")]
             conditions += self._range("t.listed_at", *selection.updated)
-            conditions += self._created("t")
+            conditions += self._by_record()
             conditions += self._terms("t", but=term if driver is None else driver)
             order = ""
             if is_page:
@@ -604,7 +605,7 @@ class _Query:
         self.values += statuses
         conditions.append(self._seen("t"))
         conditions += self._range("t.listed_at", *selection.updated)
-        conditions += self._created("t")
+        conditions += self._by_record()
         place = _SORTED_ROWS[selection.sort_by]
         return self._rest(table, conditions, place, "t", is_page)
 
@@ -623,7 +624,7 @@ class _Query:
             conditions.append(f"t.listed_status IN ({marks(selection.statuses)})")
             self.values += selection.statuses
         conditions += self._range("t.listed_at", *selection.updated)
-        conditions += self._range("t.created_at", *selection.created)
+        conditions += self._of_record("t")
         return self._rest(table, conditions, f"t.{selection.sort_by}", "listed", is_page)
 
     def _rest(
@@ -677,15 +678,22 @@ class _Query:
             " AND o.thread_id = t.thread_id"
         )
 
-    def _created(self, alias: str) -> list[str]:
-        """Return the condition that the thread of a row of the index was made in the range."""
-        if self._selection.created == (None, None):
+    def _by_record(self) -> list[str]:
+        """Return the conditions on what the record alone says of the thread of a row `t`."""
+        conditions = self._of_record("c")
+        if not conditions:
             return []
-        created = " AND ".join(self._range("c.created_at", *self._selection.created))
         return [
-            "EXISTS (SELECT 1 FROM forkpoint_threads AS c WHERE c.thread_id = "
-            f"{alias}.thread_id AND c.deleted_at IS NULL AND {created})"
+            "EXISTS (SELECT 1 FROM forkpoint_threads AS c WHERE c.thread_id = t.thread_id"
+            f" AND c.deleted_at IS NULL AND {' AND '.join(conditions)})"
         ]
+
+    def _of_record(self, alias: str) -> list[str]:
+        conditions = self._range(f"{alias}.created_at", *self._selection.created)
+        if self._selection.label_contains is not None:
+            conditions.append(f"instr({alias}.folded_label, ?) > 0")
+            self.values.append(self._selection.label_contains)
+        return conditions
 
     def _range(self, column: str, low: int | None, high: int | None) -> list[str]:
         conditions = []

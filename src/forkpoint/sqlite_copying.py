@@ -19,8 +19,8 @@ from forkpoint.storage import Description, Stale, ThreadRef
 
 # What a clone has of its source.
 _COPIED_RECORD = (
-    "owner, label, tags, metadata, fixed_keys, ttl, on_expiry, status, state_updated_at,"
-    " checkpoint_count"
+    "owner, label, folded_label, tags, metadata, fixed_keys, ttl, on_expiry, status,"
+    " state_updated_at, checkpoint_count"
 )
 _SAID = "owner, checksums, label, tags, metadata, ttl, fixed_keys, on_expiry"
 # The copies do not belong to the runs that made the originals: deleting those leaves them.

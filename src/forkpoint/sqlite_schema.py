@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS forkpoint_threads (
     salt BLOB NOT NULL DEFAULT x'',
     checksums BLOB NOT NULL DEFAULT x'',
     label TEXT,
+    folded_label TEXT,
     tags TEXT NOT NULL DEFAULT '[]',
     metadata TEXT NOT NULL DEFAULT '{{}}',
     fixed_keys TEXT NOT NULL DEFAULT '[]',

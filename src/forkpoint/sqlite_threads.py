@@ -40,7 +40,7 @@ class SqliteThreads(SqliteCatalog):
             self.entomb(*latest)
         self.run(
             "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = NULL, owner = NULL,"
-            " label = NULL,"
+            " label = NULL, folded_label = NULL,"
             " tags = '[]', metadata = '{}', fixed_keys = '[]', waiting = '[]',"
             " status = 'idle', checkpoint_count = 0, state_updated_at = 0, ttl = NULL,"
             " on_expiry = 'delete', swept_at = NULL, rollback_from = NULL, lease_holder = NULL,"

@@ -13,7 +13,8 @@ Four kinds of record, in tables or a collection prefixed ``forkpoint_``, and one
     has another), ``thread_id``, ``family`` (the key of the family's first thread), ``epoch``
     (replaced by every removal, and in the whole family by every collection; in SQLite by the next
     number), the edge it was made by (``edge``: ``fork``, ``clone`` or none; ``parent`` key and
-    ``parent_checkpoint_id``), ``owner``, ``salt``, ``checksums``, ``label``, ``tags`` (JSON list),
+    ``parent_checkpoint_id``), ``owner``, ``salt``, ``checksums``, ``label``, ``folded_label`` (the
+    same as searches compare it: see `forkpoint.filters.folded`), ``tags`` (JSON list),
     ``metadata`` (JSON object), ``fixed_keys`` (JSON list of those of its keys that somebody set),
     ``status``, ``checkpoint_count``, ``created_at``, ``updated_at``, ``state_updated_at`` (when its
     newest checkpoint became that, or an interrupt or an error came to it, last; 0 before the first
@@ -544,6 +545,8 @@ class Selection(NamedTuple):
     descending: bool = True
     after: tuple[Any, str] | None = None
     """The place of the last one of the page before: what it is sorted by, and its thread id."""
+    label_contains: str | None = None
+    """What the folded label must contain; see `forkpoint.filters.folded`."""
     walk: Any = None
     """What names the moment at which a search began that is being read page by page."""
     limit: int = 50

@@ -89,6 +89,8 @@ class ThreadFilter:
     Attributes:
         ids: One of these ids.
         label: This label.
+        label_contains: A label that contains this text. Upper and lower case are the same, as
+            Unicode folds them, and so are the ways to write a letter with an accent.
         tags: All of these tags.
         any_tags: One of these tags.
         metadata: These metadata contain it: exactly, and by type; see `saver.list`.
@@ -115,6 +117,7 @@ class ThreadFilter:
     updated_before: datetime | None = None
     source_thread_id: str | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
+    label_contains: str | None = None
 
 
 @dataclass(frozen=True)
