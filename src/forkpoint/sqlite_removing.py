@@ -437,4 +437,4 @@ class SqliteRemoving(SqliteThreads):
 
 def _outline_row(values: Sequence[Any]) -> CheckpointRow:
     """Return as much of a checkpoint as a choice may depend on."""
-    return checkpoint_row([*values, False, UNBOUND])
+    return checkpoint_row([*values, 0, UNBOUND])
