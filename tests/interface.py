@@ -92,7 +92,7 @@ async def acalled(caller: Any, method: Method, arguments: Mapping[str, Any]) -> 
 _OF_A_RUN = ("holder", "since", "until", "cursor", "next_cursor")
 
 
-def comparable(value: Any, depth: int = 20) -> Any:
+def comparable(value: Any, depth: int = 8) -> Any:
     """Return an answer without what differs from one store, or one moment, to the next."""
     if depth == 0:
         return "..."  # a config comes back as it was given, and may lead to itself

@@ -84,7 +84,7 @@ VALID: dict[str, Callable[[Scene], Any]] = {
     "strategy": lambda scene: "keep_latest",
     "tags": lambda scene: ["tag"],
     "target_thread_id": lambda scene: scene.new_id,
-    "task_id": lambda scene: "task",
+    "task_id": lambda scene: "other task",  # that of a task that has put is ignored
     "task_path": lambda scene: "",
     "thread_id": lambda scene: scene.thread_id,
     "thread_ids": lambda scene: [scene.thread_id],
