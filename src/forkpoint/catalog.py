@@ -17,6 +17,7 @@ from forkpoint.cataloguing import Changes, NewRollover, Search
 from forkpoint.codec import cipher_of
 from forkpoint.errors import InvalidInput
 from forkpoint.filters import folded
+from forkpoint.handing_over import hand_over
 from forkpoint.leases import Lease
 from forkpoint.retention import Progress, RetentionPolicy, RetentionResult, Rules, Sweeper, Task
 from forkpoint.saver import ForkpointSaver
@@ -172,6 +173,7 @@ class ThreadCatalog:
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
         on_expiry: OnExpiry | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
+        owner: str | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
     ) -> Thread:
         """Say something else of a thread. What is not given stays as it is.
 
@@ -182,15 +184,18 @@ class ThreadCatalog:
             metadata: Merged into what there is, key by key.
             ttl: How long after its last activity it expires, or None for never.
             on_expiry: What `sweep` does then.
+            owner: Whose it is from now on, or None for nobody's. A catalog of one owner gives no
+                thread away. Threads that it was made from, or that were made from it, stay whose
+                they are, and it is said no longer that they were. For its owner before, it is as if
+                it had been deleted, for runs that are going on, too.
 
         Raises:
             ThreadNotFound: There is no such thread.
+            InvalidInput: An argument is of the wrong type, or the catalog is that of one owner.
         """
-        checked = (
-            inputs.identifier(thread_id, "thread_id"),
-            _changes(label, tags, metadata, ttl, on_expiry),
-        )
-        return self._runner.run(cataloguing.update, self._context, *checked)
+        update, *checked = self._update(thread_id, owner, label, tags, metadata, ttl, on_expiry)
+        updated: Thread = self._runner.run(update, self._context, *checked)
+        return updated
 
     async def aupdate(
         self,
@@ -201,13 +206,24 @@ class ThreadCatalog:
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
         on_expiry: OnExpiry | Literal[_Unchanged.UNCHANGED] = UNCHANGED,
+        owner: str | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED,
     ) -> Thread:
         """Do what `update` does."""
-        checked = (
-            inputs.identifier(thread_id, "thread_id"),
-            _changes(label, tags, metadata, ttl, on_expiry),
-        )
-        return await self._runner.arun(cataloguing.update, self._context, *checked)
+        update, *checked = self._update(thread_id, owner, label, tags, metadata, ttl, on_expiry)
+        updated: Thread = await self._runner.arun(update, self._context, *checked)
+        return updated
+
+    def _update(self, thread_id: object, owner: object, *said: Any) -> Any:
+        checked = inputs.identifier(thread_id, "thread_id"), _changes(*said)
+        if owner is UNCHANGED:
+            return cataloguing.update, *checked
+        if self._context.owner is not None:
+            raise InvalidInput(
+                f"the catalog is confined to owner {self._context.owner!r}, and gives no thread "
+                "away; update(owner=...) is for a catalog of all owners"
+            )
+        heir = None if owner is None else inputs.identifier(owner, "owner")
+        return hand_over, *checked, heir
 
     def delete(self, thread_id: str) -> PurgeReport:
         """Remove a thread with everything that it stores.

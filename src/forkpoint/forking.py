@@ -365,9 +365,12 @@ def family(context: Context, thread_id: str) -> FamilyTree:
         parent = records[record.parent].thread_id if record.parent in records else None
         is_current = record.key == thread.key
         nodes[record.key] = FamilyNode(_entry(record, parent), tuple(below), is_current)
-    if thread.family not in nodes:
+    first = thread.key
+    while first in records and records[first].parent is not None:
+        first = records[first].parent
+    if first not in nodes:
         raise CorruptChunk(f"the first thread of the family of {thread_id!r} is missing")
-    return FamilyTree(nodes[thread.family])
+    return FamilyTree(nodes[first])
 
 
 def _children_first(children: Mapping[Any, list[ThreadRecord]]) -> list[ThreadRecord]:

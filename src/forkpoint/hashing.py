@@ -107,6 +107,22 @@ class Hashing:
         """Return the checksums of a record of which something else is said."""
         return checksums[: _DESCRIPTION.start] + self._description(salt, source, description)
 
+    def without_lineage(
+        self, checksums: bytes, salt: bytes, description: Sequence[Any] | None
+    ) -> bytes:
+        """Return the checksums of a record that says no longer what its thread was made of.
+
+        Args:
+            checksums: Those before.
+            salt: The thread's.
+            description: What is said of it; None if it is deleted.
+        """
+        lineage = self._lineage(salt, (None, None, None))
+        said = checksums[_DESCRIPTION]
+        if description is not None:
+            said = self._description(salt, None, description)
+        return checksums[: _LINEAGE.start] + lineage + said
+
     def check_identity(self, thread_id: Any, owner: Any, salt: Any, checksums: Any) -> None:
         """Check whose record it is.
 

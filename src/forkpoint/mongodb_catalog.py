@@ -191,7 +191,7 @@ class MongoCatalog(MongoLogs):
             "foreignField": "_id",
             "let": {"home": "$home"},
             "pipeline": [
-                {"$match": {"$expr": {"$eq": ["$family", "$$home"]}, **_SEEN}},
+                {"$match": {"$expr": {"$eq": ["$family", "$$home"]}, **SEEN}},
                 *self.up_to_date(),
                 _WITH_LEASE,
             ],
@@ -269,7 +269,7 @@ class MongoCatalog(MongoLogs):
         wanted = {
             "_id": {"$in": [one["_id"] for one in found]},
             "family": {"$in": list({one["family"] for one in found})},
-            **_SEEN,
+            **SEEN,
         }
         return {one["_id"]: _thread_row(one) for one in self._read([{"$match": wanted}])}
 
@@ -284,7 +284,7 @@ class MongoCatalog(MongoLogs):
         found: list[Document] = []
         oldest: list[Document] = [{"$sort": {"updated_at": 1, "_id": 1}}, {"$limit": limit}]
         for ttl in self._records.distinct("ttl", {"ttl": {"$gt": 0}}):
-            over: Document = {"ttl": ttl, "updated_at": {"$lte": now - ttl}, **_SEEN, **_of(owner)}
+            over: Document = {"ttl": ttl, "updated_at": {"$lte": now - ttl}, **SEEN, **_of(owner)}
             over["$expr"] = {"$ne": ["$swept_at", "$updated_at"]}
             if after is not None:
                 since, key = after[0] - ttl, after[1]
@@ -301,7 +301,7 @@ class MongoCatalog(MongoLogs):
         self, more_than: int, after: Any, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
         self._end_unlisted()
-        wanted: Document = {"checkpoint_count": {"$gt": more_than}, **_SEEN, **_of(owner)}
+        wanted: Document = {"checkpoint_count": {"$gt": more_than}, **SEEN, **_of(owner)}
         # Only threads have such names.
         wanted["_id"] = {"$gt": after or ObjectId("0" * 24)}
         found = self._read([{"$match": wanted}, {"$sort": {"_id": 1}}, {"$limit": limit}])
@@ -333,8 +333,8 @@ class MongoCatalog(MongoLogs):
             {"$match": wanted},
         ]
         changed: list[Document] = [
-            {"$match": {"unlisted": True, **_SEEN}},
-            {"$match": {**busy, "unlisted": {"$ne": True}, **_SEEN}},
+            {"$match": {"unlisted": True, **SEEN}},
+            {"$match": {**busy, "unlisted": {"$ne": True}, **SEEN}},
         ]
         unions = [
             {"$unionWith": {"coll": self._records.name, "pipeline": [match, *now]}}
@@ -349,7 +349,7 @@ class MongoCatalog(MongoLogs):
         listed: list[Document] = [
             {"$set": {**_PLACE, "listed_status": _STATUS_NOW, "unlisted": still}}
         ]
-        self._records.update_all({"unlisted": True, **_SEEN}, listed)
+        self._records.update_all({"unlisted": True, **SEEN}, listed)
         ended: list[Document] = [
             {"$set": {**_UNLEASED, "fence": {"$add": ["$fence", 1]}, "listed_status": "$status"}}
         ]
@@ -373,7 +373,12 @@ class MongoCatalog(MongoLogs):
         )
         later = {"$max": [NOW, {"$add": ["$updated_at", 1]}, seen.updated_at + 1]}
         return self._records.update(
-            {**record_of(seen.thread), **_SEEN, **fields_of(seen.described)},
+            {
+                **record_of(seen.thread),
+                **SEEN,
+                **fields_of(seen.described),
+                "checksums": seen.checksums,
+            },
             [
                 {"$set": {name: {"$literal": value} for name, value in fields.items()}},
                 {"$set": {"terms": {"$literal": terms}, "updated_at": later, "unlisted": True}},
@@ -486,7 +491,7 @@ class MongoCatalog(MongoLogs):
         return size
 
 
-_SEEN: Document = {"kind": "thread", "deleted_at": None, "provisional": False, "building": None}
+SEEN: Document = {"kind": "thread", "deleted_at": None, "provisional": False, "building": None}
 _WITH_LEASE = {"$set": {"is_leased": _LEASED, "is_expired": _EXPIRED}}
 
 

@@ -29,7 +29,7 @@ from forkpoint.mongodb_documents import (
     place_in,
     write_document,
 )
-from forkpoint.mongodb_heads import MongoHeads
+from forkpoint.mongodb_giving import MongoGiving
 from forkpoint.mongodb_records import NOW, Document, in_batches, record_of, row_id
 from forkpoint.mongodb_statements import Statement, expect, update_one
 from forkpoint.mongodb_tombstones import dead_until_of
@@ -40,7 +40,7 @@ from forkpoint.storage import CheckpointRow, Description, Graft, Stale, ThreadRe
 _COPIED_TOO_LONG = "copying took too long, and others have written since; try again"
 
 
-class MongoSession(MongoHeads):
+class MongoSession(MongoGiving):
     """The primitives of `forkpoint.storage.Session`, each atomic by itself."""
 
     # Making

@@ -39,7 +39,13 @@ def _seen(named: Document, marks: Marks, owner: str | None) -> list[Any]:
 
 
 def entomb(
-    name: str, mark: bytes, dead_until: str | None, deletion: ObjectId, ttl: int
+    name: str,
+    mark: bytes,
+    dead_until: str | None,
+    deletion: ObjectId,
+    ttl: int,
+    *,
+    is_given: bool = False,
 ) -> Statement:
     """Return the statement that notes a deletion, once if it is sent twice.
 
@@ -49,6 +55,7 @@ def entomb(
         dead_until: The highest id of its checkpoints, if there is one.
         deletion: What tells it from others.
         ttl: For how many microseconds deletions are known.
+        is_given: Whether the thread is there, and another owner's.
     """
     there = {"$ifNull": ["$tombstones", []]}
     same = {"$eq": ["$$one.mark", mark]}
@@ -67,6 +74,8 @@ def entomb(
         "key": {"$ifNull": ["$key", unused]},
         "home": {"$ifNull": ["$home", unused]},
     }
+    if is_given:
+        del fields["expires"]
     return update_one({"_id": name, "family": name}, [{"$set": fields}], upsert=True)
 
 

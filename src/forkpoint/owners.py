@@ -2,7 +2,9 @@
 
 Everything that is done to a thread begins with finding it, by its id or by what it contains. Here
 that finds the owner's threads only, so those of others cannot be reached. What is made is the
-owner's. Forks and clones belong to the owner of their source, so a family has one owner.
+owner's. Forks and clones belong to the owner of their source, and a thread that is given to another
+owner is known no longer as made of others, or they of it. So those that know each other have one
+owner; a family, which shares chunks, may have several.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ class ConfinedStorage:
         except Stale:
             with self._storage.reading() as session:
                 thread = session.thread(put.thread_id)
-            if thread is not None and thread.owner != self._owner:
+            is_known = put.expected is not None  # then it was given to somebody else
+            if thread is not None and thread.owner != self._owner and not is_known:
                 raise taken(put.thread_id) from None
             raise
 

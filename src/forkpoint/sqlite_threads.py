@@ -5,7 +5,7 @@ from __future__ import annotations
 from forkpoint.receipts import RECEIPT
 from forkpoint.sqlite_catalog import SqliteCatalog
 from forkpoint.sqlite_rows import THREAD
-from forkpoint.storage import Counts, Stale, ThreadRef, ThreadRow
+from forkpoint.storage import Counts, Description, Stale, ThreadRecord, ThreadRef, ThreadRow
 
 
 class SqliteThreads(SqliteCatalog):
@@ -51,6 +51,52 @@ class SqliteThreads(SqliteCatalog):
         self.forget_ids(thread.family)
         self.note_removal(thread)
         return Counts(*self.count_rows(thread))
+
+    def give(
+        self, seen: ThreadRow, described: Description, owner: str | None, checksums: bytes
+    ) -> bool:
+        key, before = seen.thread.key, seen.thread.owner
+        self._unlist(key)
+        self.forget_walks(key)
+        self._describe(key, described, checksums)
+        if before is not None:
+            self.entomb(key, seen.thread_id, before, self._newest_id(key))
+        self.run(
+            "UPDATE forkpoint_threads SET owner = ?, edge = NULL, parent = NULL,"
+            " parent_checkpoint_id = NULL, removals = removals + 1, epoch ="
+            " (SELECT max(epoch) + 1 FROM forkpoint_threads WHERE family = ?),"
+            " updated_at = max(updated_at + 1, ?) WHERE key = ?",
+            owner,
+            seen.thread.family,
+            self.now(),
+            key,
+        )
+        self.forget_ids(seen.thread.family)
+        self._list_some(key)
+        return True
+
+    def detach(
+        self, parent: ThreadRef, kin: ThreadRecord, row: ThreadRow | None, checksums: bytes
+    ) -> bool:
+        self._unlist(kin.key)
+        self.run(
+            "UPDATE forkpoint_threads SET edge = NULL, parent = NULL, parent_checkpoint_id = NULL,"
+            " checksums = ? WHERE key = ?",
+            checksums,
+            kin.key,
+        )
+        return True
+
+    def _newest_id(self, key: int) -> str | None:
+        """Return the highest id of a checkpoint that a thread has, or has writes for."""
+        row = self.one(
+            "SELECT max(id) FROM (SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints"
+            " WHERE thread = ? UNION ALL"
+            " SELECT max(checkpoint_id) FROM forkpoint_writes WHERE thread = ?)",
+            key,
+            key,
+        )
+        return row[0] if row else None
 
     def note_removal(self, thread: ThreadRef) -> None:
         """Let everybody know that something was removed, and its chunks are to be collected.

@@ -808,6 +808,27 @@ class Session(Protocol):
     def describe(self, seen: ThreadRow, described: Description, checksums: bytes) -> bool:
         """Say something else of a thread, and return whether nobody else did in between."""
 
+    def give(
+        self, seen: ThreadRow, described: Description, owner: str | None, checksums: bytes
+    ) -> bool:
+        """Let a thread be another owner's, and say something else of it, as `describe` does.
+
+        It is said no longer what it was made of. A write that was prepared before is refused with
+        `Stale`, and for the owner before it is as if the thread had been deleted.
+        """
+
+    def detach(
+        self, parent: ThreadRef, kin: ThreadRecord, row: ThreadRow | None, checksums: bytes
+    ) -> bool:
+        """Say no longer what a thread was made of, and return whether it was as it was seen.
+
+        Args:
+            parent: The thread that it was made of.
+            kin: The thread.
+            row: Its record, if it is not deleted.
+            checksums: Those of its record then.
+        """
+
     def lease(
         self,
         thread: ThreadRef,
