@@ -247,3 +247,21 @@ def test_what_was_before_is_not_trusted(before: Any, store: Store, saver: Forkpo
             except CorruptChunk:
                 return
             assert answers in ([], [("task", "__resume__", ["a"])])
+
+
+@pytest.mark.in_turns
+def test_a_record_in_which_a_number_is_damaged_is_refused(
+    store: Store, saver: ForkpointSaver
+) -> None:
+    catalog = ThreadCatalog(saver)
+    put(saver, {"n": 1})
+    for damage in ("text", b"", 1.5):
+        if isinstance(store, SqliteStore):
+            with store.connection() as connection:
+                connection.execute("UPDATE forkpoint_threads SET rollback_from = ?", (damage,))
+        else:
+            assert isinstance(store, MongoStore)
+            store.collection.update_one({"kind": "thread"}, {"$set": {"rollback_from": damage}})
+        with pytest.raises(CorruptChunk), catalog.run("thread"):
+            pass
+    assert value_of(saver.get_tuple(config())) == {"n": 1}

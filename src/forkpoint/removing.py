@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 
 from forkpoint import removal
 from forkpoint.collect import Collected, collect, uncollected
-from forkpoint.errors import CheckpointNotFound, StaleLease, stale_lease
+from forkpoint.errors import CheckpointNotFound, CorruptChunk, StaleLease, stale_lease
 from forkpoint.operations import (
     Context,
     existing_thread,
@@ -194,6 +194,8 @@ def withdraw(context: Context, thread_id: str, lease: LeaseRow) -> Steps[None]:
         row = session.record(thread_id)
         if row is None or row.fence != lease.fence or lease.rollback_from is None:
             raise StaleLease(stale_lease(thread_id))
+        if type(lease.rollback_from) is not int:
+            raise CorruptChunk(f"the record of thread {thread_id!r} is not what was written")
         fences = range(lease.rollback_from, lease.fence)
         places = set(session.stored_under(row.thread, fences))
         removal_ = Removal(
