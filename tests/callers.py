@@ -130,6 +130,8 @@ class Here(NamedTuple):
         return ThreadFilter(
             ids=picks.of([None, None, [self.thread_id(picks), self.thread_id(picks)]]),
             label=picks.of([None, None, "label"]),
+            label_contains=picks.of([None, None, "abe"]),
+            values=picks.of([{}, {}, {"n": 1}]),
             tags=picks.of([[], [], ["s"]]),
             any_tags=picks.of([[], [], ["s", "t"]]),
             metadata=picks.of([{}, {}, {"user": "u"}]),
@@ -205,6 +207,7 @@ DRAWN: dict[str, Callable[[Here, Picks], Any]] = {
     "metadata": lambda here, picks: {"run_id": picks.of(RUNS), "k": picks.of([1, 2])},
     "new_thread_id": Here.new_id,
     "new_versions": lambda here, picks: picks.of([{}, {"messages": 1}, {"messages": 1, "n": 1}]),
+    "offset": lambda here, picks: picks.of([0, 1, 5]),
     "on_expiry": lambda here, picks: picks.of(["delete", "keep_latest"]),
     "on_progress": lambda here, picks: None,
     "owner": lambda here, picks: here.caller.prefix + picks.of([OURS, THEIRS]),

@@ -72,6 +72,7 @@ VALID: dict[str, Callable[[Scene], Any]] = {
     "metadata": lambda scene: {"k": 1},
     "new_thread_id": lambda scene: scene.new_id,
     "new_versions": lambda scene: {"n": 1, "text": 1},
+    "offset": lambda scene: 0,
     "on_expiry": lambda scene: "delete",
     "on_progress": lambda scene: None,
     "owner": lambda scene: "acme",
