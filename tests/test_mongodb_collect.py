@@ -26,7 +26,7 @@ from forkpoint import (
     StorageBusy,
     ThreadDeleted,
     ThreadNotFound,
-    mongodb_removing,
+    mongodb_locks,
 )
 from forkpoint.mongodb import MongoDBSaver
 from forkpoint.mongodb_records import Outcome, Records
@@ -284,7 +284,7 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def parties(start: Start, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Party, Party]]:
     """Two who meet: one who writes, and one who removes."""
     made = Party(start), Party(start)
-    monkeypatch.setattr(mongodb_removing, "time", Clock(made))
+    monkeypatch.setattr(mongodb_locks, "time", Clock(made))
     yield made
     for party in made:
         party.client.close()

@@ -12,9 +12,11 @@ import signal
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import aiosqlite
 import pytest
@@ -27,15 +29,19 @@ from forkpoint import (
     ThreadCatalog,
     ThreadExists,
     ThreadNotFound,
+    mongodb_collecting,
+    rolling_back,
     runner,
     sqlite_removing,
     turns,
 )
 from forkpoint.leases import Lease, renew
+from forkpoint.mongodb_locks import MongoLocks
 from forkpoint.removal import COUNTERS
+from forkpoint.saver import ForkpointSaver
 from forkpoint.sqlite_statements import Statements
 from servers import PATIENCE_SECONDS
-from stores import KINDS, SqliteStore
+from stores import KINDS, MongoStore, SqliteStore, Store
 from support import checkpoint, config, id_of, put, value_of
 from test_removals import ALL_SHAPES, TELLING_SHAPES, Lab, newest, returned_to
 
@@ -48,20 +54,57 @@ class Ended(BaseException):
     """The end of a process, as far as its transactions are concerned."""
 
 
-@pytest.fixture
-def store(path: Path) -> SqliteStore:
-    return SqliteStore(path)
+@pytest.fixture(params=["sqlite", pytest.param("mongodb", marks=pytest.mark.slow)])
+def backend(request: pytest.FixtureRequest) -> str:
+    """MongoDB has some tests of its own in every run; see `test_mongodb_turns`."""
+    return str(request.param)
 
 
 @pytest.fixture
-def saver(store: SqliteStore) -> Iterator[SqliteSaver]:
-    with store.saver() as saver:
-        yield saver
+def new_store(
+    backend: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Callable[[], Store]]:
+    with ExitStack() as made:
+
+        def make() -> Store:
+            store: Store = SqliteStore(tmp_path / f"{uuid4().hex}.db")
+            if backend == "mongodb":
+                server = request.getfixturevalue("mongo_server")
+                store = MongoStore(server.uri, f"test-{uuid4().hex}")
+            made.callback(store.close)
+            return store
+
+        yield make
+
+
+@pytest.fixture
+def copied(new_store: Callable[[], Store]) -> Callable[[Store], Store]:
+    """Return a store with the same content."""
+
+    def copy(store: Store) -> Store:
+        target = new_store()
+        if isinstance(store, MongoStore):
+            assert isinstance(target, MongoStore)
+            with target.saver() as saver:
+                saver.setup()
+            target.restore(list(store.collection.find()))
+        elif isinstance(store, SqliteStore):
+            assert isinstance(target, SqliteStore)
+            from_, into = sqlite3.connect(store.path), sqlite3.connect(target.path)
+            from_.backup(into)
+            from_.close()
+            into.close()
+        return target
+
+    return copy
 
 
 def shorten(set_: Callable[[Any, str, int], None]) -> None:
     """Make turns short."""
     set_(Statements, "turn_rows", ROWS)
+    set_(MongoLocks, "turn_rows", ROWS)
+    set_(mongodb_collecting, "_READ_AT_ONCE", 1)
+    set_(rolling_back, "PLACES_AT_ONCE", ROWS // 4)
     set_(sqlite_removing, "CHUNKS_AT_ONCE", ROWS)
 
 
@@ -87,7 +130,7 @@ def at_rest(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]]
     return set_hook
 
 
-def fill(saver: SqliteSaver, thread_id: str = "long", length: int = 60) -> Any:
+def fill(saver: ForkpointSaver, thread_id: str = "long", length: int = 60) -> Any:
     """Make a thread that takes many turns, and a fork that shares chunks with it."""
     parent = None
     for n in range(length):
@@ -99,17 +142,7 @@ def fill(saver: SqliteSaver, thread_id: str = "long", length: int = 60) -> Any:
     return parent
 
 
-def copied(path: Path, name: str) -> SqliteStore:
-    """Return a store with the same content."""
-    target = path.with_name(name)
-    source, copy = sqlite3.connect(path), sqlite3.connect(target)
-    source.backup(copy)
-    source.close()
-    copy.close()
-    return SqliteStore(target)
-
-
-REMOVALS: dict[str, Callable[[SqliteSaver], Any]] = {
+REMOVALS: dict[str, Callable[[ForkpointSaver], Any]] = {
     "purge": lambda saver: saver.purge("long"),
     "delete_thread": lambda saver: saver.delete_thread("long"),
     "delete_for_runs": lambda saver: saver.delete_for_runs(["odd", "even"]),
@@ -117,6 +150,7 @@ REMOVALS: dict[str, Callable[[SqliteSaver], Any]] = {
     "trim": lambda saver: saver.trim("long", 5),
     "prune": lambda saver: saver.prune(["long"]),
     "rollback": lambda saver: saver.rollback("long"),
+    "rollback of many": lambda saver: saver.rollback("long", 20),
     "retention": lambda saver: ThreadCatalog(saver).apply_retention(
         RetentionPolicy(max_checkpoints_per_thread=5)
     ),
@@ -126,7 +160,7 @@ REMOVALS: dict[str, Callable[[SqliteSaver], Any]] = {
 
 ALIKE = ("delete_thread", "catalog.delete", "retention")
 """Removals that go as others do once it is known what is to go."""
-COPIES: dict[str, Callable[[SqliteSaver], Any]] = {
+COPIES: dict[str, Callable[[ForkpointSaver], Any]] = {
     "copy_thread": lambda saver: saver.copy_thread("long", "copy"),
     "clone": lambda saver: ThreadCatalog(saver).clone("long", "copy", label="copied"),
 }
@@ -146,7 +180,7 @@ def of_each_kind(operations: Collection[str]) -> Any:
 
 @of_each_kind(LONG)
 def test_others_read_write_and_renew_leases_between_two_turns(
-    removal: str, saver: SqliteSaver, short_turns: None, at_rest: Any
+    removal: str, saver: ForkpointSaver, short_turns: None, at_rest: Any
 ) -> None:
     fill(saver)
     other = put(saver, {"n": 1}, thread_id="other")
@@ -238,8 +272,9 @@ async def test_a_sync_call_on_an_aiosqlite_connection_does_not_wait_for_a_long_o
 
 @of_each_kind(LONG)
 def test_a_transaction_changes_a_bounded_number_of_rows(
-    removal: str, saver: SqliteSaver, short_turns: None
+    removal: str, path: Path, short_turns: None
 ) -> None:
+    saver = SqliteSaver(path)
     fill(saver)
     connection: sqlite3.Connection = saver._context.storage._connection  # type: ignore[attr-defined]
     changes = [connection.total_changes]
@@ -251,6 +286,7 @@ def test_a_transaction_changes_a_bounded_number_of_rows(
     connection.set_trace_callback(trace)
     LONG[removal](saver)
     connection.set_trace_callback(None)
+    saver.close()
     in_each = [after - before for before, after in pairwise(changes)]
     assert sum(in_each) > (4 if removal == "rollback" else 80)
     assert max(in_each) <= 3 * ROWS
@@ -258,11 +294,11 @@ def test_a_transaction_changes_a_bounded_number_of_rows(
 
 @of_each_kind(REMOVALS)
 def test_a_removal_reports_the_same_however_many_turns_it_takes(
-    removal: str, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    removal: str, store: Store, copied: Callable[[Store], Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with store.saver() as saver:
         fill(saver)
-    copy = copied(store.path, "copy.db")
+    copy = copied(store)
     with copy.saver() as saver:
         expected = REMOVALS[removal](saver)
     shorten(monkeypatch.setattr)
@@ -273,7 +309,7 @@ def test_a_removal_reports_the_same_however_many_turns_it_takes(
     assert store.problems() == []
 
 
-COMPLETIONS: dict[str, Callable[[SqliteSaver], object]] = {
+COMPLETIONS: dict[str, Callable[[ForkpointSaver], object]] = {
     "the same thread": lambda saver: saver.delete_thread("long"),
     "a relative": lambda saver: saver.delete_thread("fork"),
     "a sweep": lambda saver: ThreadCatalog(saver).sweep(),
@@ -282,14 +318,14 @@ COMPLETIONS: dict[str, Callable[[SqliteSaver], object]] = {
 
 @pytest.mark.parametrize("completion", COMPLETIONS)
 def test_what_ended_after_any_turn_of_a_removal_is_completed_later(
-    completion: str, store: SqliteStore, short_turns: None, at_rest: Any
+    completion: str, store: Store, copied: Callable[[Store], Store], short_turns: None, at_rest: Any
 ) -> None:
     with store.saver() as saver:
         fill(saver, length=24)
     end = 0
     while True:
         end += 1
-        one = copied(store.path, f"{end}.db")
+        one = copied(store)
 
         def hook(number: int, end: int = end) -> None:
             if number == end:
@@ -315,21 +351,23 @@ def test_what_ended_after_any_turn_of_a_removal_is_completed_later(
     assert end > 8
 
 
-@pytest.mark.parametrize("removal", ["trim", "prune", "rollback", "delete_for_runs of some"])
+@pytest.mark.parametrize(
+    "removal", ["trim", "prune", "rollback of many", "delete_for_runs of some"]
+)
 def test_what_ended_after_any_turn_leaves_a_thread_like_any_other(
-    removal: str, store: SqliteStore, short_turns: None, at_rest: Any
+    removal: str, store: Store, copied: Callable[[Store], Store], short_turns: None, at_rest: Any
 ) -> None:
     with store.saver() as saver:
         fill(saver, length=30)
         before = {id_of(found): found for found in saver.list(config("long"))}
-    expected = copied(store.path, "expected.db")
+    expected = copied(store)
     with expected.saver() as saver:
         REMOVALS[removal](saver)
         left = {id_of(found): found for found in saver.list(config("long"))}
     end = 0
     while True:
         end += 1
-        one = copied(store.path, f"{end}.db")
+        one = copied(store)
 
         def hook(number: int, end: int = end) -> None:
             if number == end:
@@ -347,8 +385,12 @@ def test_what_ended_after_any_turn_leaves_a_thread_like_any_other(
         with one.saver() as saver:
             found = {id_of(found): found for found in saver.list(config("long"))}
             assert left.keys() <= found.keys()
-            if removal == "rollback":  # it is done as a whole, or was not begun
-                assert found in (before, left)
+            if removal == "rollback of many":  # by fewer steps
+                steps = len(before) - len(found)
+                assert found == (rolled_back(copied(store), steps) if steps else before)
+                if steps < 20:
+                    saver.rollback("long", 20 - steps)
+                assert {id_of(one) for one in saver.list(config("long"))} == left.keys()
                 saver.delete_thread("fork")
             else:
                 assert all(found[id_] == before[id_] for id_ in found)
@@ -360,7 +402,34 @@ def test_what_ended_after_any_turn_leaves_a_thread_like_any_other(
     assert end > 3
 
 
-def test_retention_shows_meanwhile_that_it_goes_on(saver: SqliteSaver, short_turns: None) -> None:
+def test_nobody_waits_for_what_a_thread_takes_to_be_read(
+    saver: ForkpointSaver, store: Store, short_turns: None, at_rest: Any
+) -> None:
+    fill(saver)
+    before = ThreadCatalog(saver).stats("long")
+    stored: list[Any] = []
+    at_rest(lambda n: stored.append(put(saver, {"n": n}, thread_id="long" if n > 4 else "other")))
+    during = ThreadCatalog(saver).stats("long")
+    at_rest(lambda _: None)
+    assert len(stored) > 4
+    after = ThreadCatalog(saver).stats("long")
+    assert before.checkpoints <= during.checkpoints <= after.checkpoints
+    assert (before.writes, before.runs) == (during.writes, during.runs) == (120, 2)
+    assert before.bytes_shared == during.bytes_shared == after.bytes_shared > 0
+    assert before.bytes_stored <= during.bytes_stored <= after.bytes_stored
+
+
+def rolled_back(store: Store, steps: int) -> dict[str, Any]:
+    """Return a thread as it is when it was rolled back by some steps at once."""
+    with pytest.MonkeyPatch.context() as patch, store.saver() as saver:
+        patch.setattr(rolling_back, "PLACES_AT_ONCE", 1000)
+        saver.rollback("long", steps)
+        return {id_of(found): found for found in saver.list(config("long"))}
+
+
+def test_retention_shows_meanwhile_that_it_goes_on(
+    saver: ForkpointSaver, short_turns: None
+) -> None:
     fill(saver)
     shown: list[Any] = []
     catalog = ThreadCatalog(saver)
@@ -377,7 +446,7 @@ def test_retention_shows_meanwhile_that_it_goes_on(saver: SqliteSaver, short_tur
 
 
 def test_a_checkpoint_put_meanwhile_stays_whatever_it_follows(
-    saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+    saver: ForkpointSaver, store: Store, short_turns: None, at_rest: Any
 ) -> None:
     fill(saver)
     ids = [id_of(found) for found in saver.list(config("long"))]
@@ -404,7 +473,7 @@ def test_a_checkpoint_put_meanwhile_stays_whatever_it_follows(
 
 
 def test_a_channel_is_rebuilt_for_a_checkpoint_that_was_put_meanwhile_on_an_old_one(
-    saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+    saver: ForkpointSaver, store: Store, short_turns: None, at_rest: Any
 ) -> None:
     """Its ancestors were to be removed when it was not there yet."""
     parents = [put(saver, {"d": ["seed"]})]
@@ -431,7 +500,7 @@ def test_a_channel_is_rebuilt_for_a_checkpoint_that_was_put_meanwhile_on_an_old_
     assert store.problems(saver) == []
 
 
-def grown(saver: SqliteSaver, parent: Any, n: int) -> Any:
+def grown(saver: ForkpointSaver, parent: Any, n: int) -> Any:
     """Put a checkpoint whose channel is rebuilt from its ancestors, of which the last adds `n`."""
     saver.put_writes(parent, [("d", [n])], "task")
     made = checkpoint({}, {"d": n + 2})
@@ -440,7 +509,7 @@ def grown(saver: SqliteSaver, parent: Any, n: int) -> Any:
 
 @pytest.mark.parametrize("removal", ["trim", "prune"])
 def test_a_thread_deleted_or_removed_from_meanwhile_is_no_error(
-    removal: str, saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+    removal: str, saver: ForkpointSaver, store: Store, short_turns: None, at_rest: Any
 ) -> None:
     for other, at in (("delete_for_runs of some", 3), ("trim", 4), ("purge", 6)):
         fill(saver)
@@ -461,7 +530,7 @@ def test_a_thread_deleted_or_removed_from_meanwhile_is_no_error(
 @pytest.mark.parametrize("shape", TELLING_SHAPES)
 @pytest.mark.parametrize("rows", [1, 4])
 def test_what_stays_says_the_same_after_each_turn(
-    shape: str, rows: int, saver: SqliteSaver, monkeypatch: pytest.MonkeyPatch, at_rest: Any
+    shape: str, rows: int, saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch, at_rest: Any
 ) -> None:
     """Rebuilt channels and the states of subgraphs included, whatever is not removed yet."""
     lab = Lab(ALL_SHAPES[shape], saver)
@@ -480,7 +549,7 @@ def id_of_thread(found: Any) -> str:
 
 
 def test_chunks_that_just_died_are_used_again_between_any_two_turns(
-    saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+    saver: ForkpointSaver, store: Store, short_turns: None, at_rest: Any
 ) -> None:
     """By who knows them of what was removed, and by who inherits, copies and forks."""
     fill(saver)
@@ -505,7 +574,7 @@ def test_chunks_that_just_died_are_used_again_between_any_two_turns(
 
 
 def test_two_that_collect_in_one_family_both_come_to_an_end(
-    saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+    saver: ForkpointSaver, store: Store, short_turns: None, at_rest: Any
 ) -> None:
     fill(saver)
     for n in range(3):
@@ -522,7 +591,7 @@ def test_two_that_collect_in_one_family_both_come_to_an_end(
     assert {thread.thread_id for thread in store.threads() if thread.is_live} == {"fork"}
 
 
-def purge_until_killed(store: SqliteStore, end: int) -> None:
+def purge_until_killed(store: Store, end: int) -> None:
     shorten(setattr)
     number = 0
 
@@ -539,7 +608,7 @@ def purge_until_killed(store: SqliteStore, end: int) -> None:
 
 @pytest.mark.parametrize("end", [1, 5, 12])
 def test_a_killed_process_leaves_its_removal_to_the_next(
-    end: int, store: SqliteStore, short_turns: None
+    end: int, store: Store, short_turns: None
 ) -> None:
     with store.saver() as saver:
         fill(saver)
@@ -558,7 +627,7 @@ def test_a_killed_process_leaves_its_removal_to_the_next(
 # Copies
 
 
-def content(saver: SqliteSaver, thread_id: str) -> list[Any]:
+def content(saver: ForkpointSaver, thread_id: str) -> list[Any]:
     """Return all that there is to read of a thread, without its id."""
     found = saver.list({"configurable": {"thread_id": thread_id}})
     return [
@@ -575,7 +644,7 @@ def content(saver: SqliteSaver, thread_id: str) -> list[Any]:
 
 @pytest.mark.parametrize("copy", COPIES)
 def test_a_copy_is_that_of_the_moment_at_which_it_began(
-    copy: str, saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+    copy: str, saver: ForkpointSaver, store: Store, short_turns: None, at_rest: Any
 ) -> None:
     head = fill(saver)
     saver.put_writes(head, [(INTERRUPT, [Interrupt("?", id="1")])], "other")
@@ -600,7 +669,7 @@ def test_a_copy_is_that_of_the_moment_at_which_it_began(
     assert store.problems(saver) == []
 
 
-REMOVED: dict[str, Callable[[SqliteSaver, Any], Any]] = {
+REMOVED: dict[str, Callable[[ForkpointSaver, Any], Any]] = {
     "trim": lambda saver, _: saver.trim("long", 30),
     "rollback": lambda saver, _: saver.rollback("long"),
     "another answer": lambda saver, head: saver.put_writes(head, [(RESUME, [2])], "other"),
@@ -610,7 +679,7 @@ REMOVED: dict[str, Callable[[SqliteSaver, Any], Any]] = {
 @pytest.mark.parametrize("removed", REMOVED)
 @pytest.mark.parametrize("ends", [1, 100])
 def test_what_is_removed_meanwhile_is_not_half_in_a_copy(
-    removed: str, ends: int, saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+    removed: str, ends: int, saver: ForkpointSaver, store: Store, short_turns: None, at_rest: Any
 ) -> None:
     """Once, or between any two turns."""
     head = fill(saver)
@@ -633,7 +702,7 @@ def test_what_is_removed_meanwhile_is_not_half_in_a_copy(
 
 
 def test_a_copy_of_what_is_deleted_meanwhile_leaves_nothing(
-    saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+    saver: ForkpointSaver, store: Store, short_turns: None, at_rest: Any
 ) -> None:
     fill(saver)
     at_rest(lambda number: saver.delete_thread("long") if number == 4 else None)
@@ -647,7 +716,7 @@ def test_a_copy_of_what_is_deleted_meanwhile_leaves_nothing(
 
 
 def test_a_copy_to_an_id_that_is_taken_meanwhile_is_refused(
-    saver: SqliteSaver, store: SqliteStore, short_turns: None, at_rest: Any
+    saver: ForkpointSaver, store: Store, short_turns: None, at_rest: Any
 ) -> None:
     fill(saver)
     at_rest(lambda number: put(saver, {"n": 1}, thread_id="copy") if number == 4 else None)
@@ -662,7 +731,7 @@ def test_a_copy_to_an_id_that_is_taken_meanwhile_is_refused(
 
 @pytest.mark.parametrize("copy", COPIES)
 def test_a_copy_that_ended_after_any_turn_is_not_there(
-    copy: str, store: SqliteStore, short_turns: None, at_rest: Any
+    copy: str, store: Store, copied: Callable[[Store], Store], short_turns: None, at_rest: Any
 ) -> None:
     with store.saver() as saver:
         fill(saver, length=20)
@@ -670,7 +739,7 @@ def test_a_copy_that_ended_after_any_turn_is_not_there(
     end = 0
     while True:
         end += 1
-        one = copied(store.path, f"{end}.db")
+        one = copied(store)
 
         def hook(number: int, end: int = end) -> None:
             if number == end:
@@ -691,9 +760,9 @@ def test_a_copy_that_ended_after_any_turn_is_not_there(
             COPIES[copy](saver)
             assert content(saver, "copy") == expected
             saver.purge("copy")  # what has begun lately may go on
-            assert len(one.rows("checkpoints")) > len(expected) + 1
+            assert len(one.stored("checkpoints")) > len(expected) + 1
             one.outlast()
             ThreadCatalog(saver).sweep()
             assert one.problems(saver) == []
-            assert len(one.rows("checkpoints")) == len(expected) + 1
+            assert len(one.stored("checkpoints")) == len(expected) + 1
     assert end > 3

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import empty_checkpoint
@@ -18,7 +17,7 @@ from langgraph.checkpoint.base.id import uuid6
 
 from forkpoint import removal
 from forkpoint.codec import Chunks, Codec, Manifest, split_refs
-from forkpoint.collect import reachable, whole
+from forkpoint.collect import reachable, read_all
 from forkpoint.copying import copy
 from forkpoint.errors import (
     CorruptChunk,
@@ -50,7 +49,9 @@ from forkpoint.storage import (
     Graft,
     Session,
     Stale,
+    ThreadRef,
     ThreadRow,
+    Usage,
     WriteRow,
 )
 from forkpoint.thread_heads import thread_of, threads_of, time_of, values_of
@@ -60,6 +61,7 @@ from forkpoint.turns import Turns, Work, in_turns
 
 _ATTEMPTS = 20  # to change a record that others change at the same moment
 _PAGE_ROWS = 500
+_CHUNKS_MEASURED = 5000  # before others have their turn
 
 
 class Changes(NamedTuple):
@@ -202,31 +204,62 @@ def _empty(hashing: Hashing, source: ThreadRow, target_id: str, described: Descr
     )
 
 
-def stats(context: Context, thread_id: str) -> ThreadStats:
-    """Return what a thread takes, alone and with others of its family."""
+def stats(context: Context, thread_id: str) -> Steps[ThreadStats]:
+    """Return what a thread takes, alone and with others of its family.
+
+    What others write meanwhile counts or not: nobody waits for it to be read.
+    """
+
     hashing = context.prepare().hashing
-    with context.storage.reading() as session:
-        row = existing_record(session, thread_id)
+
+    def work(turns: Turns) -> Work[ThreadStats]:
+        row = existing_record(turns.session, thread_id)
         check_record(hashing, row)
-        family = row.thread.family
-        usage = session.usage(row.thread)
-        own: set[bytes] = set()
-        others: set[bytes] = set()
-        for key, refs in whole(partial(session.references, family)):
-            (own if key == row.thread.key else others).update(split_refs(refs))
-        links = dict(whole(partial(session.links, family)))
-        live = reachable(own, links)
-        shared = live & reachable(others, links)
-        stored = usage.bytes + session.sizes(family, live)
+        thread = row.thread
+        used: list[Usage] = []
+        yield from read_all(turns, lambda after: turns.session.usage(thread, after), used.extend)
+        live, shared = yield from _chunks_of(turns, thread)
+        live_bytes = yield from _size_of(turns, thread, live)
+        shared_bytes = yield from _size_of(turns, thread, shared)
         return ThreadStats(
-            usage.checkpoints,
-            usage.writes,
-            usage.runs,
-            stored,
-            session.sizes(family, shared),
+            sum(part.checkpoints for part in used),
+            sum(part.writes for part in used),
+            len(frozenset().union(*(part.runs for part in used))),
+            sum(part.bytes for part in used) + live_bytes,
+            shared_bytes,
             time_of(row.created_at),
             time_of(row.updated_at),
         )
+
+    return (yield from in_turns(context.storage, work, only_reads=True))
+
+
+def _chunks_of(turns: Turns, thread: ThreadRef) -> Work[tuple[set[bytes], set[bytes]]]:
+    """Return the chunks that a thread leads to, and those of them that others lead to as well."""
+    family = thread.family
+    own: set[bytes] = set()
+    others: set[bytes] = set()
+    links: dict[bytes, bytes] = {}
+
+    def add_roots(part: Iterable[tuple[Any, bytes]]) -> None:
+        for key, refs in part:
+            (own if key == thread.key else others).update(split_refs(refs))
+
+    yield from read_all(turns, lambda after: turns.session.references(family, after), add_roots)
+    yield from read_all(turns, lambda after: turns.session.links(family, after), links.update)
+    live = yield from turns.apart(lambda: reachable(own, links))
+    also = yield from turns.apart(lambda: reachable(others, links))
+    return live, live & also
+
+
+def _size_of(turns: Turns, thread: ThreadRef, digests: Collection[bytes]) -> Work[int]:
+    """Return how many bytes chunks take."""
+    listed = list(digests)
+    size = 0
+    for start in range(0, len(listed), _CHUNKS_MEASURED):
+        size += turns.session.sizes(thread.family, listed[start : start + _CHUNKS_MEASURED])
+        yield
+    return size
 
 
 def existing_record(session: Session, thread_id: str) -> ThreadRow:

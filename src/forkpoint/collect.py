@@ -10,7 +10,7 @@ here too, unless that was removed meanwhile: then all begins again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from forkpoint.codec import split_refs
@@ -103,7 +103,7 @@ def _unused(turns: Turns, family: Any) -> Work[_Unused]:
             else:
                 dead.append(digest)
 
-    yield from _all(turns, lambda after: turns.session.digests(family, after), compare)
+    yield from read_all(turns, lambda after: turns.session.digests(family, after), compare)
     return _Unused(dead, min(live).hex() if live else None)
 
 
@@ -115,14 +115,14 @@ def _live(turns: Turns, family: Any) -> Work[set[bytes]]:
         for _, refs in part:
             roots.update(split_refs(refs))
 
-    yield from _all(turns, lambda after: turns.session.references(family, after), add_roots)
+    yield from read_all(turns, lambda after: turns.session.references(family, after), add_roots)
     links: dict[bytes, bytes] = {}
     if roots:
-        yield from _all(turns, lambda after: turns.session.links(family, after), links.update)
+        yield from read_all(turns, lambda after: turns.session.links(family, after), links.update)
     return (yield from turns.apart(lambda: reachable(roots, links)))
 
 
-def _all(
+def read_all(
     turns: Turns, read: Callable[[Any], Part[_T]], use: Callable[[Iterable[_T]], object]
 ) -> Work[None]:
     """Use all that is to be read, part by part."""
@@ -131,17 +131,6 @@ def _all(
         part = read(after)
         use(part.items)
         yield
-        if part.after is None:
-            return
-        after = part.after
-
-
-def whole(read: Callable[[Any], Part[_T]]) -> Iterator[_T]:
-    """Return all that is to be read, in one transaction."""
-    after: Any = None
-    while True:
-        part = read(after)
-        yield from part.items
         if part.after is None:
             return
         after = part.after

@@ -30,6 +30,8 @@ def copy(
     hashing.check_identity(source.thread_id, source.owner, source.salt, source.checksum)
     for _ in range(_ATTEMPTS if turns.session.is_long(source) else 0):
         copying = turns.session.begin_copy(source, target_id, hashing, described)
+        if copying is None:
+            break
         yield
         error: Exception
         try:

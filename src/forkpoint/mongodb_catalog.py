@@ -32,6 +32,7 @@ from forkpoint.receipts import RECEIPT
 from forkpoint.storage import (
     Description,
     LeaseRow,
+    Part,
     Selected,
     Selection,
     Stale,
@@ -131,6 +132,7 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
         "rollback_from": None,
         "waiting": [],
         "provisional": True,
+        "removals": 0,
         "deleted_at": None,
         "dead_until": None,
         "lock": None,
@@ -462,7 +464,7 @@ class MongoCatalog(MongoLogs):
 
     # What a thread takes
 
-    def usage(self, thread: ThreadRef) -> Usage:
+    def usage(self, thread: ThreadRef, after: Any = None) -> Part[Usage]:
         rows = {"family": thread.family, "thread": thread.key}
         number = {"$sum": {"$cond": [{"$gt": ["$idx", RECEIPT]}, 1, 0]}}
         seen = {"$and": [{"$eq": ["$kind", "checkpoint"]}, {"$eq": ["$visible", True]}]}
@@ -474,10 +476,13 @@ class MongoCatalog(MongoLogs):
             "bytes": {"$sum": {"$bsonSize": "$$ROOT"}},
         }
         found = self._records.aggregate([{"$match": rows}, {"$group": total}])
-        if not found:
-            return Usage(0, 0, 0, 0)
-        (one,) = found
-        return Usage(one["checkpoints"], one["writes"], len(one["runs"]), one["bytes"])
+        return Part(
+            [
+                Usage(one["checkpoints"], one["writes"], frozenset(one["runs"]), one["bytes"])
+                for one in found
+            ],
+            None,
+        )
 
     def sizes(self, family: Any, digests: Collection[bytes]) -> int:
         size = 0

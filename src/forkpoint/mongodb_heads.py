@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from forkpoint.mongodb_copying import MongoCopying
 from forkpoint.mongodb_documents import write_row
 from forkpoint.mongodb_records import in_batches
-from forkpoint.mongodb_removing import MongoRemoving
 from forkpoint.receipts import WRITES
 from forkpoint.removal import HEAD_ROWS
 from forkpoint.storage import ThreadRow, WriteRow
@@ -14,7 +14,7 @@ from forkpoint.storage import ThreadRow, WriteRow
 _THREADS = 1000  # of which rows are read at once
 
 
-class MongoHeads(MongoRemoving):
+class MongoHeads(MongoCopying):
     """The primitive of `forkpoint.storage.Session` that looks at the heads of threads."""
 
     def with_heads(self, rows: Sequence[ThreadRow | None]) -> list[ThreadRow | None]:

@@ -45,6 +45,11 @@ _INDEXES = [
         partialFilterExpression={"run_id": {"$exists": True}},
     ),
     IndexModel(
+        [("thread", ASCENDING)],
+        name="forkpoint_doomed",
+        partialFilterExpression={"doomed": True},
+    ),
+    IndexModel(
         [("family", ASCENDING)],
         name="forkpoint_family",
         partialFilterExpression={"kind": "thread"},

@@ -142,6 +142,7 @@ def steps_of(intent: Intent) -> list[Step]:
     # Then the check makes sure that there is no such checkpoint yet.
     is_new = put.status is not None and is_newest and not replace
     rows, shown = _rows(put, thread, replace, is_new, is_sharded)
+    rows = [*_noting_replacement(intent), *rows]
     if not shown and not put.chunks:
         # Many rows take so long that the thread may be deleted on the way.
         again = [Step("check", _touch(put, thread, dead_until))] if len(rows) > _FEW else []
@@ -160,6 +161,11 @@ def entries_of(put: Put, thread: ThreadRef) -> list[Document]:
         {"_id": id_, **place, **said, "visible": True}
         for id_, place, said in _documents(put, thread)
     ]
+
+
+def row_ids(put: Put, thread: ThreadRef) -> list[bytes]:
+    """Return the `_id` of each row of a put."""
+    return [id_ for id_, _, _ in _documents(put, thread)]
 
 
 def _documents(put: Put, thread: ThreadRef) -> Iterator[tuple[bytes, Document, Document]]:
@@ -196,7 +202,7 @@ def steps_of_entries(
             steps.append(Step("row", _replacing(put, place, entry)))
         else:
             steps.append(Step("entry", insert_entry(entry)))
-    steps = [*_chunks(put, thread, is_sharded=False), *steps]
+    steps = [*_chunks(put, thread, is_sharded=False), *_noting_replacement(intent), *steps]
     if beginning is None:
         touch = [Step("guard", _touch(put, thread, dead_until, entries[0]["log"]))]
         return [*(touch if put.chunks else ()), *steps]
@@ -206,6 +212,13 @@ def steps_of_entries(
     elif beginning.before.log is not None:
         begin = [Step("end", end_of(thread, beginning.before))]
     return [*begin, Step("check", _begin(put, thread, beginning)), *steps]
+
+
+def _noting_replacement(intent: Intent) -> list[Step]:
+    """Return the statement by which a removal in turns notices that a checkpoint is another now."""
+    if intent.put.row is None or not intent.replace:
+        return []
+    return [Step("guard", update_one(record_of(intent.thread), {"$inc": {"removals": 1}}))]
 
 
 def _chunks(put: Put, thread: ThreadRef, is_sharded: bool) -> list[Step]:

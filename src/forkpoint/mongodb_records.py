@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import timezone
 from hashlib import sha256
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
 import ormsgpack
@@ -21,6 +22,7 @@ from pymongo import IndexModel, ReturnDocument
 from pymongo.collection import Collection
 from pymongo.errors import (
     BulkWriteError,
+    CursorNotFound,
     DuplicateKeyError,
     OperationFailure,
     PyMongoError,
@@ -33,7 +35,7 @@ from forkpoint.clocks import ServerClock
 from forkpoint.mongodb_errors import UNAUTHORIZED, is_transient, typed
 from forkpoint.mongodb_identity import UUID_DIFFERS, Identity
 from forkpoint.mongodb_statements import Statement
-from forkpoint.storage import STORE_KEY_BYTES, Rewound, ThreadRef
+from forkpoint.storage import STORE_KEY_BYTES, Rewound, Stale, ThreadRef
 from forkpoint.tombstones import TOMBSTONE_MICROSECONDS, Marks
 from forkpoint.workers import not_started
 
@@ -195,6 +197,14 @@ class Records:
             ).to_list()
         )
 
+    def aggregate_latest(self, pipeline: Sequence[Document]) -> list[Document]:
+        """Return what `aggregate` does, of what the primary has at the moment."""
+        return self.retrying(
+            lambda: self._latest.aggregate(
+                pipeline, batchSize=_AT_ONCE, **self.identity.named
+            ).to_list()
+        )
+
     def aggregate_if_it_fits(self, pipeline: Sequence[Document]) -> list[Document] | None:
         """Return what `aggregate` does, or None if it is more than the server can hold."""
 
@@ -241,11 +251,51 @@ class Records:
         found = self.retrying(together) if self._keeps_moments else []
         return found if len(found) <= limit else []
 
-    def latest(self, wanted: Document, fields: Mapping[str, int] | None = None) -> list[Document]:
+    def latest(
+        self,
+        wanted: Document,
+        fields: Mapping[str, int] | None = None,
+        sort: Sequence[tuple[str, int]] | None = None,
+        limit: int = 0,
+    ) -> list[Document]:
         """Return documents as the primary has them at the moment."""
+        found = self._latest.find
         return self.retrying(
-            lambda: self._latest.find(wanted, fields, batch_size=_AT_ONCE).to_list()
+            lambda: found(wanted, fields, sort=sort, limit=limit, batch_size=_AT_ONCE).to_list()
         )
+
+    def open_moment(self, wanted: Document, batch: int) -> Iterator[Document] | None:
+        """Return documents as they are now, to be read with `read_on` while others write.
+
+        None if the server does not keep what was.
+        """
+        find = self._together.find
+
+        def begin() -> Iterator[Document] | None:
+            found = find(wanted, batch_size=batch)
+            try:
+                first = list(islice(found, 1))
+            except OperationFailure as error:
+                if error.code not in _NO_SNAPSHOT:
+                    raise
+                return None
+            return chain(first, found)
+
+        return self.retrying(begin)
+
+    def read_on(self, opened: Iterator[Document], number: int) -> list[Document]:
+        """Return the next documents of a moment.
+
+        Raises:
+            Stale: The server does not keep that moment any more.
+        """
+        try:
+            return list(islice(opened, number))
+        except PyMongoError as error:
+            code = error.code if isinstance(error, OperationFailure) else None
+            if isinstance(error, CursorNotFound) or code in _NO_SNAPSHOT or is_transient(error):
+                raise Stale from error
+            raise typed(error) from error
 
     def find_at(
         self,

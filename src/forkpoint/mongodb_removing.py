@@ -1,45 +1,28 @@
-"""MongoDB: how checkpoints, threads and chunks are removed while others read and write."""
+"""MongoDB: how checkpoints and threads are removed while others read and write."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from bson.objectid import ObjectId
 
 from forkpoint import removal
-from forkpoint.errors import StorageBusy, damaged_row
-from forkpoint.filters import stored_value_terms
-from forkpoint.hashing import Hashing
+from forkpoint.errors import StorageBusy
 from forkpoint.mongodb_catalog import IDENTITY, LISTED_PLACE, thread_ref
-from forkpoint.mongodb_documents import ROWS, refs_in
-from forkpoint.mongodb_log import HAS_LOG, NO_LOG, check_state
-from forkpoint.mongodb_reading import MongoReading
-from forkpoint.mongodb_records import (
-    NOW,
-    Document,
-    chunk_id,
-    chunk_size,
-    chunks_of,
-    digest_of,
-    in_batches,
-    record_of,
-    rows_of,
-)
+from forkpoint.mongodb_documents import ROWS, checkpoint_row
+from forkpoint.mongodb_locks import MongoLocks
+from forkpoint.mongodb_records import NOW, Document, in_batches, record_of
 from forkpoint.mongodb_statements import Statement, update_many, update_one
-from forkpoint.mongodb_tombstones import deletions_of, entomb, expiry_after, needed_in
-from forkpoint.receipts import RECEIPT, is_receipt
+from forkpoint.mongodb_tombstones import deletions_of, entomb, needed_in
+from forkpoint.receipts import RECEIPT
 from forkpoint.removal import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
 from forkpoint.storage import (
-    CHUNKS_AT_ONCE,
     HIDDEN,
     RESTARTS,
     CheckpointRow,
     Choose,
     Counts,
-    Description,
     Extent,
     Part,
     RemovalPart,
@@ -49,89 +32,53 @@ from forkpoint.storage import (
     ThreadRow,
 )
 
-LOCK_SECONDS = 5
-"""How long a removal or a copy keeps others out of a thread if its process ends in the middle."""
+KINSHIP = {"parent": 1, "deleted_at": 1, "thread_id": 1, "owner": 1, "expires": 1}
+"""The fields of records that tell how the threads of a family are related."""
 
-_LOCK_PAUSE_SECONDS = 0.005
-_KINSHIP = {"parent": 1, "deleted_at": 1, "thread_id": 1, "owner": 1, "expires": 1}
-_EXPIRED = {"$lt": ["$lock.until", "$$NOW"]}
+_PLACES_PER_TURN = 4  # for each checkpoint there are some writes and receipts
+_THERE = {"$or": [{"visible": True}, {"hidden": True}]}
+_OUTLINE = {"terms": 0, "refs": 0, "content": 0, "checksum": 0, "record": 0}
+_STUB = dict.fromkeys(("checkpoint_ns", "checkpoint_id", "kind", "visible"), 1)
 
 
-class MongoRemoving(MongoReading):
-    """The primitives of `forkpoint.storage.Session` that remove, and what keeps others out."""
-
-    def is_spent(self) -> bool:
-        return False
-
-    def is_long(self, thread: ThreadRef) -> bool:
-        return False
-
-    def extent(self, thread: ThreadRef) -> Extent:
-        raise NotImplementedError  # no thread is long
-
-    def rows_from(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
-        raise NotImplementedError
-
-    def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
-        rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
-        found = self._records.latest({**rows, "fence": _within(fences)})
-        return [(row["checkpoint_ns"], row["checkpoint_id"]) for row in found]
-
-    def remove_part(self, thread: ThreadRef, plan: RemovalPart, *, whole: bool) -> Removed:
-        raise NotImplementedError
-
-    def begin_copy(
-        self,
-        source: ThreadRef,
-        target_id: str,
-        hashing: Hashing,
-        described: Description | None = None,
-    ) -> Any:
-        raise NotImplementedError
-
-    def copy_part(self, copying: Any) -> bool:
-        raise NotImplementedError
-
-    def abandon_copy(self, copying: Any) -> None:
-        raise NotImplementedError
-
-    def rows_after(
-        self, thread: ThreadRef, after: Any = None, *, with_content: bool
-    ) -> Part[CheckpointRow]:
-        return Part(self.rows(thread), None)
+class MongoRemoving(MongoLocks):
+    """The primitives of `forkpoint.storage.Session` that remove."""
 
     def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
         try:
             # A new epoch: who counts on what the thread stores now has to look again.
-            with self._locked(thread, {"epoch": ObjectId()}) as guard:
+            with self.locked(thread, {"epoch": ObjectId()}) as guard:
                 rows = list(self.rows(thread))
                 plan = choose(rows)
                 seen = {(row.checkpoint_ns, row.checkpoint_id) for row in rows if not row.hidden}
-                head = removal.newest(seen - plan.removed - plan.hidden)
-                is_reopened = bool(plan.reopened) or plan.withdrawn is not None
-                is_moved = is_reopened or head != removal.newest(seen)
-                self._doom(thread, rows, plan, guard, is_moved=is_moved)
-                counts = self._delete_rows(thread, {"doomed": True})
-                if is_moved:
-                    self._records.update(record_of(thread), {"$set": self._status(thread, head)})
-            return counts
+                going = seen & (plan.removed | plan.hidden)
+                is_other_head = removal.newest(seen) in going
+                return self._execute(thread, plan, len(going), guard, is_other_head=is_other_head)
         except Stale:
             return Counts(0, 0)  # the thread is deleted, and with it what was to go
 
+    def _execute(
+        self, thread: ThreadRef, plan: Plan, gone: int, guard: Statement, *, is_other_head: bool
+    ) -> Counts:
+        is_moved = is_other_head or plan.is_whole
+        self._doom(thread, plan, gone, guard, is_moved=is_moved)
+        counts = self.delete_rows(thread, {"doomed": True})
+        if is_moved:
+            self._records.update(record_of(thread), {"$set": self.status_now(thread)})
+        return counts
+
     def _doom(
-        self,
-        thread: ThreadRef,
-        rows: Sequence[CheckpointRow],
-        plan: Plan,
-        guard: Statement,
-        *,
-        is_moved: bool,
+        self, thread: ThreadRef, plan: Plan, gone: int, guard: Statement, *, is_moved: bool
     ) -> None:
-        """Take out of sight what is to be removed or hidden."""
-        going = plan.removed | plan.hidden
-        gone = sum(
-            (row.checkpoint_ns, row.checkpoint_id) in going for row in rows if not row.hidden
-        )
+        """Take out of sight what is to be removed or hidden.
+
+        Args:
+            thread: The thread, which is locked.
+            plan: What is to be done.
+            gone: How many checkpoints that can be seen are removed or hidden.
+            guard: Ends the bulk if the lock is lost.
+            is_moved: Whether the thread goes on from another state then.
+        """
         # Not counted again: where there are no logs, a checkpoint that the record counts already
         # may be about to arrive. Nor taken off twice, if the bulk is sent again.
         epoch = ObjectId()
@@ -143,6 +90,7 @@ class MongoRemoving(MongoReading):
             "epoch": epoch,
             "unlisted": True,
             "removed_at": NOW,
+            "removals": {"$cond": [{"$isNumber": "$removals"}, {"$add": ["$removals", 1]}, 1]},
         }
         if plan.reopened:
             touched["updated_at"] = {"$max": ["$updated_at", NOW]}
@@ -181,45 +129,140 @@ class MongoRemoving(MongoReading):
         if outcome.failed is not None:
             raise StorageBusy("removing took too long, and others have written since; try again")
 
-    def _status(self, thread: ThreadRef, head: Place | None) -> Document:
-        """Return the fields for a thread's status: what its newest checkpoint waits for."""
-        writes = self.writes(thread, [head]) if head else []
-        status = removal.status_of({write.idx for write in writes})
-        preview = next((write.content for write in writes if write.idx == RECEIPT), b"")
-        return {
-            "status": status,
-            "status_for": head[1] if head else "",
-            "value_terms": stored_value_terms(thread.owner, preview),
-            "unlisted": True,
-        }
+    # Removing in turns
 
-    def _delete_rows(self, thread: ThreadRef, which: Document) -> Counts:
-        rows = {"family": thread.family, "thread": thread.key, **which}
-        writes = self._records.count({**rows, "kind": "write", "idx": {"$gt": RECEIPT}})
-        checkpoints = self._records.count({**rows, "kind": "checkpoint"})
-        self._records.delete({**rows, "kind": ROWS})
-        return Counts(checkpoints, writes)
+    def extent(self, thread: ThreadRef) -> Extent:
+        living = {**record_of(thread), "deleted_at": None}
+        fields = {"checkpoint_count": 1, "removals": 1}
+        found = self._records.aggregate(
+            [{"$match": living}, *self.up_to_date(), {"$project": fields}]
+        )
+        if not found:
+            raise Stale
+        return Extent(found[0]["checkpoint_count"], found[0]["removals"])
+
+    def rows_after(
+        self, thread: ThreadRef, after: Any = None, *, with_content: bool
+    ) -> Part[CheckpointRow]:
+        rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint", **_THERE}
+        namespaces: list[Document] = [{}]
+        if after is not None:
+            checkpoint_ns, checkpoint_id = after
+            rest = {"checkpoint_ns": checkpoint_ns, "checkpoint_id": {"$lt": checkpoint_id}}
+            namespaces = [rest, {"checkpoint_ns": {"$gt": checkpoint_ns}}]
+        found: list[Document] = []
+        for namespace in namespaces:  # each is read in the order of the index
+            found += self._records.latest(
+                {**rows, **namespace},
+                {"terms": 0} if with_content else _OUTLINE,
+                sort=[("checkpoint_ns", 1), ("checkpoint_id", -1)],
+                limit=max(1, self.turn_rows - len(found)),
+            )
+            if len(found) >= self.turn_rows:
+                break
+        self.count_read(len(found))
+        last = found[-1] if len(found) >= self.turn_rows else None
+        following = None if last is None else (last["checkpoint_ns"], last["checkpoint_id"])
+        made = checkpoint_row if with_content else _outline_row
+        return Part(list(map(made, found)), following)
+
+    def rows_from(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
+        rows: Document = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
+        rows |= {"checkpoint_id": {"$gte": checkpoint_id}, "visible": True}
+        found: list[Document] = []
+        for namespace in ("", {"$gt": ""}):  # each has an index
+            found += self._records.latest({**rows, "checkpoint_ns": namespace}, _OUTLINE)
+        return list(map(_outline_row, found))
+
+    def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
+        rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
+        found = self._records.latest({**rows, "fence": _within(fences)})
+        return [(row["checkpoint_ns"], row["checkpoint_id"]) for row in found]
+
+    def remove_part(
+        self, thread: ThreadRef, part: RemovalPart, check: Callable[[], None]
+    ) -> Removed:
+        self.give_way(thread)
+        with self.locked(thread, {"epoch": ObjectId()}) as guard:
+            check()
+            places, going = self._first_of(thread, part)
+            plan = part.plan._replace(
+                removed=part.plan.removed & going.keys(), hidden=part.plan.hidden & going.keys()
+            )
+            gone = [
+                place
+                for place, rows in going.items()
+                if any(row["kind"] == "checkpoint" and row.get("visible") for row in rows)
+            ]
+            is_other_head = self.head_of(thread) in gone
+            counts = self._execute(thread, plan, len(gone), guard, is_other_head=is_other_head)
+            self.count_changed(sum(map(len, going.values())))
+            return Removed(counts, places, self.extent(thread))
+
+    def _first_of(
+        self, thread: ThreadRef, part: RemovalPart
+    ) -> tuple[int, Mapping[Place, Sequence[Document]]]:
+        """Return how many checkpoints are the next part of a removal, and the rows of each."""
+        is_whole = part.plan.is_whole
+        most = len(part.going) if is_whole else max(1, self.turn_rows // _PLACES_PER_TURN)
+        rows: dict[Place, list[Document]] = {place: [] for place in part.going[:most]}
+        for wanted in _wanted_of(thread, rows):
+            for row in self._records.latest({**wanted, "kind": ROWS}, _STUB):
+                rows[row["checkpoint_ns"], row["checkpoint_id"]].append(row)
+        number = 0
+        going: dict[Place, Sequence[Document]] = {}
+        for place, its in rows.items():
+            if number >= self.turn_rows and not is_whole:
+                break
+            going[place] = its
+            number += len(its)
+        return len(going), going
+
+    # Deleting threads
 
     def bury(
-        self, thread: ThreadRef, seen: ThreadRow | None = None, *, as_late: bool = False
+        self,
+        thread: ThreadRef,
+        seen: ThreadRow | None = None,
+        *,
+        check: Callable[[], None] | None = None,
+        as_late: bool = False,
     ) -> Counts:
         same = {} if seen is None else {"updated_at": seen.updated_at, "fence": seen.fence}
+        newest = self._newest_id(thread, "")  # of most of them, before others have to wait
         try:
-            with self._locked(thread, {}, same=same) as guard:
-                return self._bury(thread, guard, seen, as_late=as_late)
+            with self.locked(thread, {}, same=same) as guard:
+                if check is not None:
+                    check()
+                newest = max(newest, self._newest_id(thread, newest))
+                self._bury(thread, guard, seen, None if as_late else newest)
         except Stale:
-            if seen is not None:
+            if seen is not None or check is not None:
                 raise
             return Counts(0, 0)  # somebody else was faster
+        return self.count_rows(thread, {})
+
+    def _newest_id(self, thread: ThreadRef, after: str) -> str:
+        """Return the highest checkpoint id of a thread's rows, or nothing if none is as high."""
+        rows: Document = {"thread": thread.key, "kind": ROWS, "checkpoint_id": {"$gt": after}}
+        newest = {"$group": {"_id": None, "newest": {"$max": "$checkpoint_id"}}}
+        # Those that are no text are damaged.
+        stages = [{"$match": {"family": thread.family, **rows}}, newest]
+        found = self._records.aggregate_latest(stages)
+        return str(found[0]["newest"]) if found else ""
 
     def _bury(
-        self, thread: ThreadRef, guard: Statement, seen: ThreadRow | None, *, as_late: bool
-    ) -> Counts:
-        rows = {"family": thread.family, "thread": thread.key, "kind": ROWS}
-        found = self._records.latest(rows, {"checkpoint_id": 1, "kind": 1, "idx": 1})
-        ids = [row["checkpoint_id"] for row in found]
-        checkpoints = sum(row["kind"] == "checkpoint" for row in found)
-        threads = self._records.latest({"family": thread.family, "kind": "thread"}, _KINSHIP)
+        self, thread: ThreadRef, guard: Statement, seen: ThreadRow | None, newest: str | None
+    ) -> None:
+        """Mark a thread as deleted.
+
+        Args:
+            thread: The thread, which is locked.
+            guard: Ends the bulk if the lock is lost.
+            seen: What it must be as.
+            newest: The highest id of its checkpoints. None if it came late, and is no thread.
+        """
+        threads = self._records.latest({"family": thread.family, "kind": "thread"}, KINSHIP)
         (record,) = (one for one in threads if one["_id"] == thread.key)
         others = [one for one in threads if one is not record]
         said = {} if thread.key in needed_in(others) else {"thread_id": ""}
@@ -241,14 +284,10 @@ class MongoRemoving(MongoReading):
             "state_updated_at": 0,
             "value_terms": None,
         }
-        unlisted = {"$unset": ["terms", "unlisted", *LISTED_PLACE]}
+        unlisted = {"$unset": ["terms", "unlisted", "awaited", *LISTED_PLACE]}
         statements: list[Statement] = [guard]
-        if not as_late:  # what came late is no thread
-            statements.append(
-                self._entombed(
-                    record, max((id_ for id_ in ids if isinstance(id_, str)), default=None)
-                )
-            )
+        if newest is not None:
+            statements.append(self._entombed(record, newest or None))
         statements.append(update_one(record_of(thread), [{"$set": buried}, unlisted]))
         done = self._records.bulk(statements)
         dead = {**record_of(thread), "deleted_at": {"$ne": None}}
@@ -257,10 +296,6 @@ class MongoRemoving(MongoReading):
             if seen is not None:
                 raise Stale
             raise StorageBusy("deleting took too long, and others have written since; try again")
-        for _ in range(2):  # what was on its way when the thread was marked arrives after the first
-            self._records.delete(rows)
-        receipts = sum(is_receipt(row.get("idx", 0)) for row in found)
-        return Counts(checkpoints, len(found) - checkpoints - receipts)
 
     def _entombed(self, record: Document, dead_until: str | None) -> Statement:
         """Return the statement that notes the deletion of a thread with the name."""
@@ -299,228 +334,33 @@ class MongoRemoving(MongoReading):
                 return thread_ref(record)
         return None
 
-    def _discard(self, unfinished: ThreadRef) -> None:
-        """Remove a copy that nobody has seen."""
-        rows = {"family": unfinished.family, "thread": unfinished.key, "kind": ROWS}
-        self._records.delete(rows)
-        self._records.delete(record_of(unfinished))
 
-    # Locks
-
-    @contextmanager
-    def _locked(
-        self,
-        thread: ThreadRef,
-        change: Document,
-        *,
-        same: Document = {},  # noqa: B006 - never changed
-        count: bool = False,
-    ) -> Iterator[Statement]:
-        """Keep others from writing to a thread, and from removing of it.
-
-        Yields a statement that ends a bulk if the lock is lost, and else keeps it for longer.
-
-        Args:
-            thread: The thread.
-            change: What else to change in its record.
-            same: What its record must say, from the beginning to the end.
-            count: Whether to count its checkpoints in the end, as is done after one who locked it
-                and did not come to an end.
-
-        Raises:
-            Stale: The thread is deleted, or not the same.
-        """
-        token = ObjectId()
-        lock = {"lock": {"by": token, "until": {"$add": ["$$NOW", 1000 * LOCK_SECONDS]}}}
-        free = {"$or": [{"lock": None}, {"lock.by": token}]}
-        expired = {"lock": {"$ne": None}, "$expr": _EXPIRED}
-        living = {**record_of(thread), "deleted_at": None, **same}
-        locked = [{"$set": {**lock, **change}}]
-        give_up = time.monotonic() + 10 * LOCK_SECONDS
-        if same and self._records.exists({**record_of(thread), **HAS_LOG}):
-            self.end_log(thread)  # else the record does not say what it would
-        while not self.without_log(
-            thread, {**living, **free}, lambda wanted: self._records.update(wanted, locked)
-        ):
-            if self._records.update({**living, **expired}, locked):
-                self._delete_rows(thread, {"doomed": True})  # what the one before left
-                count = True
-                break
-            if not (found := self._records.latest(living)):
-                raise Stale
-            check_state(found[0])
-            if time.monotonic() > give_up:
-                raise StorageBusy("other processes keep removing from the same thread")
-            time.sleep(_LOCK_PAUSE_SECONDS)
-        try:
-            yield update_one({**living, "lock.by": token}, [{"$set": lock}], upsert=True)
-        except BaseException:
-            count = True  # it may be done in part
-            raise
-        finally:
-            unlocked: Document = {"lock": None, **(self._counted(thread) if count else {})}
-            self._records.update({**record_of(thread), "lock.by": token}, {"$set": unlocked})
-
-    def _counted(self, thread: ThreadRef) -> Document:
-        """Return what the record of a thread is to say of the checkpoints that there are."""
-        rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
-        fields = {"checkpoint_ns": 1, "checkpoint_id": 1}
-        shown = self._records.latest({**rows, "visible": True}, fields)
-        places = [(row.get("checkpoint_ns"), row.get("checkpoint_id")) for row in shown]
-        head = removal.newest(
-            (ns, id_) for ns, id_ in places if isinstance(ns, str) and isinstance(id_, str)
-        )
-        return {"checkpoint_count": len(shown), **self._status(thread, head)}
-
-    def count_again(self, thread: ThreadRef) -> None:
-        """Set right how many checkpoints a thread's record says that there are."""
-        with suppress(Stale), self._locked(thread, {}, count=True):
-            pass
-
-    def await_unlocked(self, thread: ThreadRef) -> Document:
-        """Return the record of a thread, once nobody locks it any more.
-
-        Raises:
-            Stale: There is none: who was to make it failed.
-        """
-        while True:
-            found = self._records.latest(record_of(thread))
-            if not found:
-                raise Stale
-            (record,) = found
-            check_state(record)
-            if record["lock"] is None:
-                return record
-            expired = {"lock.by": record["lock"]["by"], "$expr": _EXPIRED}
-            if self._records.exists({**record_of(thread), **expired}):
-                with suppress(Stale), self._locked(thread, {"epoch": ObjectId()}):
-                    continue  # what was begun under the lock is not done, or done as a whole
-            time.sleep(_LOCK_PAUSE_SECONDS)
-
-    # Collecting
-
-    def uncollected(self) -> list[Any]:
-        long_ago = {"$subtract": [NOW, 1_000_000 * LOCK_SECONDS]}
-        removed = {"removed_at": {"$gt": 0}, "$expr": {"$lt": ["$removed_at", long_ago]}}
-        found = self._records.latest(removed, {"family": 1})
-        return list(dict.fromkeys(record["family"] for record in found))
-
-    def clear(self, family: Any) -> bool:
-        return False
-
-    def is_overtaken(self, family: Any, collection: ObjectId) -> bool:
-        return False  # those that meet begin anew, and the last of them collects for all
-
-    def begin_collection(self, family: Any) -> ObjectId:
-        epoch = ObjectId()
-        threads = {"family": family, "kind": "thread"}
-        begun = {"$set": {"epoch": epoch}}
-        self._records.update_all({**threads, **NO_LOG}, begun)
-        others = {**threads, "epoch": {"$ne": epoch}}
-        while self._records.exists({**others, **HAS_LOG}):
-            self.end_logs({"family": family})
-            self._records.update_all({**others, **NO_LOG}, begun)
-        for unfinished in self._records.latest({**threads, "building": {"$exists": True}}):
-            source = {"_id": unfinished["parent"], "family": family, "deleted_at": None}
-            lock = {"lock.by": unfinished["building"], "$nor": [{"$expr": _EXPIRED}]}
-            if not self._records.exists({**source, **lock}):
-                # Unless it was finished just now.
-                still = {**record_of(thread_ref(unfinished)), "building": unfinished["building"]}
-                if self._records.update(still, {"$set": {"building": epoch}}):
-                    self._discard(thread_ref(unfinished))
-        return epoch
-
-    def is_undisturbed(self, family: Any, collection: ObjectId) -> bool:
-        disturbed = {"family": family, "kind": "thread", "epoch": {"$ne": collection}}
-        return not self._records.exists(disturbed)
-
-    def references(self, family: Any, after: Any = None) -> Part[tuple[Any, bytes]]:
-        return Part(self._references(family), None)
-
-    def _references(self, family: Any) -> Iterator[tuple[Any, bytes]]:
-        deleted = {"family": family, "kind": "thread", "deleted_at": {"$ne": None}}
-        dead = {record["_id"] for record in self._records.latest(deleted, {"_id": 1})}
-        fields = {"thread": 1, "refs": 1, "next.refs": 1, "before.refs": 1, "doomed": 1}
-        doomed = []
-        for row in self._records.latest(rows_of(family), fields):
-            if not isinstance(row["thread"], ObjectId):
-                raise damaged_row(row.get("kind", "row"), row["_id"])
-            if row["thread"] in dead or "doomed" in row:
-                doomed.append(row["_id"])  # it came late, or the removal was not finished
-                continue
-            yield row["thread"], row.get("refs", b"")
-            for other in ("next", "before"):
-                refs = row[other].get("refs") if isinstance(row.get(other), dict) else None
-                if isinstance(refs, bytes):
-                    yield row["thread"], refs
-        for batch in in_batches(doomed):
-            gone = [{"doomed": True}, {"thread": {"$in": list(dead)}}]
-            self._records.delete({"_id": {"$in": batch}, "family": family, "$or": gone})
-
-    def links(self, family: Any, after: Any = None) -> Part[tuple[bytes, bytes]]:
-        wanted = {**chunks_of(family), "refs": {"$exists": True}}
-        found = self._records.latest(wanted, {"refs": 1})
-        return Part(((digest_of(chunk["_id"]), refs_in(chunk)) for chunk in found), None)
-
-    def digests(self, family: Any, after: Any = None) -> Part[bytes]:
-        found = self._records.latest(chunks_of(family), {"_id": 1})
-        return Part((digest_of(chunk["_id"]) for chunk in found), None)
-
-    def chunks_at_once(self) -> int:
-        return CHUNKS_AT_ONCE
-
-    def drop_chunks(
-        self, family: Any, digests: Collection[bytes] | None, collection: ObjectId
-    ) -> Counts | None:
-        total = {"_id": "$epoch", "number": {"$sum": 1}, "size": {"$sum": chunk_size()}}
-        chunks = chunks_of(family)
-        if digests is not None:
-            ids = [chunk_id(family, digest) for digest in digests]
-            chunks = {"_id": {"$in": ids}, "family": family}
-        older = {**chunks, "epoch": {"$ne": collection}}
-        epochs = self._records.aggregate([{"$match": older}, {"$group": total}])
-        # If nobody was here since, these epochs are older than this collection. Later ones are not
-        # among them: what is written from now on stays, also if another collection begins.
-        if not self.is_undisturbed(family, collection):
-            return None
-        for batch in in_batches(epoch["_id"] for epoch in epochs):
-            self._records.delete({**chunks, "epoch": {"$in": batch}})
-        return Counts(
-            sum(epoch["number"] for epoch in epochs), sum(epoch["size"] for epoch in epochs)
-        )
-
-    def end_collection(self, family: Any, collection: ObjectId) -> bool:
-        # But for those of which somebody removes at the moment.
-        done = {"family": family, "kind": "thread", "epoch": collection, "removed_at": {"$gt": 0}}
-        self._records.update_all(done, {"$unset": {"removed_at": ""}})
-        threads = self._records.latest({"family": family, "kind": "thread"}, _KINSHIP)
-        needed = needed_in(threads)
-        useless = [
-            one["_id"]
-            for one in threads
-            if one["deleted_at"] is not None and one["_id"] not in needed and "expires" not in one
-        ]
-        for batch in in_batches(useless):
-            wanted = {"_id": {"$in": batch}, "family": family, "removed_at": None}
-            forgotten = {"thread_id": "", "expires": expiry_after(2 * self._records.tombstone_ttl)}
-            self._records.update_all(wanted, [{"$set": forgotten}])
-        return True
+def _outline_row(found: Document) -> CheckpointRow:
+    """Return as much of a checkpoint as a choice may depend on."""
+    return checkpoint_row({**found, **dict.fromkeys(("refs", "content", "checksum"), b"")})
 
 
 def _of_places(
     thread: ThreadRef, places: Collection[Place], which: Document, change: Document
 ) -> Iterator[Statement]:
     """Return the statements that change the rows of some checkpoints."""
-    for checkpoint_ns in {checkpoint_ns for checkpoint_ns, _ in places}:
-        for batch in in_batches(place[1] for place in places if place[0] == checkpoint_ns):
-            wanted = {
+    for wanted in _wanted_of(thread, places):
+        yield update_many({**wanted, **which}, change)
+
+
+def _wanted_of(thread: ThreadRef, places: Collection[Place]) -> Iterator[Document]:
+    """Return filters for the rows of some checkpoints."""
+    ids: dict[str, list[str]] = {}
+    for checkpoint_ns, checkpoint_id in places:
+        ids.setdefault(checkpoint_ns, []).append(checkpoint_id)
+    for checkpoint_ns, its in ids.items():
+        for batch in in_batches(its):
+            yield {
                 "family": thread.family,
                 "thread": thread.key,
                 "checkpoint_ns": checkpoint_ns,
                 "checkpoint_id": {"$in": batch},
-                **which,
             }
-            yield update_many(wanted, change)
 
 
 _IS_WHOLE = {

@@ -32,7 +32,7 @@ from forkpoint.mongodb_documents import ROWS
 from forkpoint.mongodb_features import check_features
 from forkpoint.mongodb_indexes import IN_NO_LOG, complete, indexes_of
 from forkpoint.mongodb_log import LOG_INDEX, Tail
-from forkpoint.mongodb_puts import Creation, Intent, record_made
+from forkpoint.mongodb_puts import Creation, Intent, record_made, row_ids
 from forkpoint.mongodb_records import (
     Document,
     Records,
@@ -103,10 +103,12 @@ class MongoStorage:
         complete(self._records_open())
 
     def reading(self) -> AbstractContextManager[MongoSession]:
-        return nullcontext(self._open())
+        session = self._open()
+        session.begin_turn()
+        return nullcontext(session)
 
     def writing(self) -> AbstractContextManager[MongoSession]:
-        return nullcontext(self._open())
+        return self.reading()
 
     def unstored(self) -> AbstractContextManager[MongoSession]:
         return self.writing()  # its searches go on without writing where they cannot
@@ -295,8 +297,8 @@ class MongoStorage:
                 own = None
             if record["deleted_at"] is not None:
                 # A row may have arrived after the others were removed.
-                rows = {"family": thread.family, "thread": thread.key, "kind": ROWS}
-                self._records_open().delete(rows)
+                ids = {"$in": row_ids(put, thread)}
+                self._records_open().delete({"_id": ids, "family": thread.family})
             if record["deleted_at"] is not None or record["epoch"] != thread.epoch:
                 session.forget(put.thread_id)
                 raise Stale

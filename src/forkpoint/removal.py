@@ -54,6 +54,11 @@ class Plan(NamedTuple):
     withdrawn: range | None = None
     """The fences of runs whose writes are removed, wherever they are."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is to be done as a whole, since the thread goes on from another state."""
+        return bool(self.reopened) or self.withdrawn is not None
+
 
 NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"
 """The task of writes that belong to a checkpoint itself: LangGraph's, for what a `Command` says."""

@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 
 from forkpoint import removal
 from forkpoint.collect import Collected, collect, uncollected
-from forkpoint.errors import CheckpointNotFound, CorruptChunk, StaleLease, stale_lease
+from forkpoint.errors import CorruptChunk, StaleLease, stale_lease
 from forkpoint.operations import (
     Context,
     existing_thread,
@@ -22,6 +22,7 @@ from forkpoint.operations import (
     thread_config,
 )
 from forkpoint.removing_turns import Choose, Removal, outlines, remove
+from forkpoint.rolling_back import Rollback
 from forkpoint.steps import Steps
 from forkpoint.storage import CheckpointRow, Counts, LeaseRow, Stale, ThreadRow
 from forkpoint.turns import Rest, Turns, Work, in_turns
@@ -167,11 +168,10 @@ def is_longer(context: Context, thread_id: str, kept: removal.Kept) -> Steps[boo
     """Return whether `trim` would remove anything from a thread."""
 
     def work(turns: Turns) -> Work[bool]:
-        turns.only_reads = True
         rows, _ = yield from outlines(turns, existing_thread(turns.session, thread_id))
         return bool(_beyond([row for row in rows if not row.hidden], kept))
 
-    return (yield from in_turns(context.storage, work))
+    return (yield from in_turns(context.storage, work, only_reads=True))
 
 
 def _beyond(rows: Sequence[CheckpointRow], kept: removal.Kept) -> set[removal.Place]:
@@ -214,37 +214,15 @@ def withdraw(context: Context, thread_id: str, lease: LeaseRow) -> Steps[None]:
 
 def rollback(context: Context, thread_id: str, steps: int) -> Steps[RunnableConfig | None]:
     """Remove the newest checkpoints of a thread, and reopen the one before."""
-    head: str | None = None
-
-    def choose(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
-        nonlocal head
-        ids = sorted(row.checkpoint_id for row in rows if row.checkpoint_ns == "")
-        if steps > len(ids):
-            raise CheckpointNotFound(
-                f"thread {thread_id!r} has {len(ids)} checkpoints, and cannot go {steps} back"
-            )
-        if steps == len(ids):
-            return {place_of(row) for row in rows}
-        head = ids[-1 - steps]
-        bounds = [replays_before(row) for row in rows if place_of(row) == ("", head)]
-        return {place_of(row) for row in rows if is_later(row, head, bounds[0])}
-
-    def is_later(row: CheckpointRow, head: str, bound: str) -> bool:
-        is_kept_state = bool(row.checkpoint_ns) and removal.is_stateful(row.checkpoint_ns)
-        return row.checkpoint_id > head or (is_kept_state and row.checkpoint_id >= bound)
-
-    def begin_again(plan: removal.Plan, staying: Sequence[CheckpointRow]) -> removal.Plan:
-        subgraphs = removal.latest(place_of(row) for row in staying if row.checkpoint_ns)
-        restarted = {place for place in subgraphs if removal.is_stateful(place[0])}
-        assert head is not None
-        return plan._replace(reopened={("", head), *restarted}, restarted=restarted)
+    rollback = Rollback(thread_id, steps)
 
     def work(turns: Turns) -> Work[str | None]:
         thread = existing_thread(turns.session, thread_id)
-        yield from remove(context, turns, thread, Removal(choose, begin_again))
+        removal_ = Removal(rollback.choose, rollback.begin_again, divide=rollback.divide)
+        yield from remove(context, turns, thread, removal_)
         yield
         return (yield from collect(turns, thread.family)).missing
 
     missing = yield from in_turns(context.storage, work)
     yield from finish(context, [thread_id], missing)
-    return None if head is None else thread_config(thread_id)
+    return None if rollback.head is None else thread_config(thread_id)

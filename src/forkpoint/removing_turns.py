@@ -21,8 +21,10 @@ from forkpoint.turns import Turns, Work
 _ATTEMPTS = 3  # before a thread in which others remove at the same time is removed from as a whole
 _NEWEST = 200  # ids by which checkpoints that are new are told from those that were read
 
+Headers = Mapping[removal.Place, removal.Header]
 Choose = Callable[[Sequence[CheckpointRow]], set[removal.Place]]
 BeginAgain = Callable[[removal.Plan, Sequence[CheckpointRow]], removal.Plan]
+Divide = Callable[[removal.Plan, Sequence[CheckpointRow], Headers], list[RemovalPart]]
 
 
 class Removal(NamedTuple):
@@ -34,6 +36,12 @@ class Removal(NamedTuple):
     """What else is to be done, together with all of that."""
     may_empty: bool = False
     """Whether the thread stays if none is left."""
+    divide: Divide | None = None
+    """The parts of it, if each is to be done as a whole."""
+
+
+class _Changed(Stale):
+    """The thread is not what it was when it was planned what is to go. Nothing was done."""
 
 
 def remove(context: Context, turns: Turns, thread: ThreadRef, wanted: Removal) -> Work[Counts]:
@@ -44,14 +52,17 @@ def remove(context: Context, turns: Turns, thread: ThreadRef, wanted: Removal) -
     number = more = 0
     is_complete = False
     for _ in range(_ATTEMPTS if turns.session.is_long(thread) else 0):
+        removing = _Removing(context, turns, thread, wanted)
         try:
-            counts, is_complete = yield from _Removing(context, turns, thread, wanted).run()
-        except Stale:  # it is deleted, and with it what was to go
-            turns.only_reads = False
+            yield from removing.run()
             is_complete = True
-            counts = Counts(0, 0)
-        number += counts.number
-        more += counts.more
+        except _Changed:
+            pass
+        except Stale:  # it is deleted, and with it what was to go
+            is_complete = True
+        turns.only_reads = False
+        number += removing.number
+        more += removing.more
         if is_complete:
             return Counts(number, more)
     counts = _remove_whole(context, turns.session, thread, wanted)
@@ -67,13 +78,26 @@ def _remove_whole(context: Context, session: Session, thread: ThreadRef, wanted:
         is_emptied = planned is None
         return planned or removal.Plan(set(), set())
 
-    counts = session.remove(thread, plan)
-    return session.bury(thread) if is_emptied else counts
+    def check() -> None:
+        plan(list(session.rows(thread)))
+        if not is_emptied:
+            raise _Changed
+
+    while True:
+        counts = session.remove(thread, plan)
+        if not is_emptied:
+            return counts
+        try:
+            return session.bury(thread, check=check)
+        except _Changed:
+            continue
+        except Stale:
+            return counts  # it is deleted
 
 
 def _plan(
     rows: Sequence[CheckpointRow],
-    headers: Callable[[], Mapping[removal.Place, removal.Header]],
+    headers: Callable[[], Headers],
     wanted: Removal,
 ) -> removal.Plan | None:
     """Return what is to be done, or None if that leaves nothing to be seen."""
@@ -119,57 +143,61 @@ class _Removing:
         self._turns = turns
         self._thread = thread
         self._wanted = wanted
-        self._number = self._more = 0
+        self.number = self.more = 0
+        """How many checkpoints and writes were removed."""
         self._extent = Extent(0, 0)
         self._bound = ""
         self._known: set[removal.Place] = set()
 
-    def run(self) -> Work[tuple[Counts, bool]]:
-        """Remove, and return what was, and whether that is all."""
-        self._extent = self._turns.session.extent(self._thread)
+    def run(self) -> Work[None]:
+        """Remove all that is to go.
+
+        Raises:
+            _Changed: Others removed something, or put what is rebuilt from what was to go.
+            Stale: The thread is deleted.
+        """
+        removals = self._turns.session.extent(self._thread).removals
         self._turns.only_reads = True
         yield
         rows, rebuilds = yield from outlines(self._turns, self._thread)
-        headers: Mapping[removal.Place, removal.Header] = {}
+        # What is put meanwhile is among them, or is new.
+        self._extent = Extent(sum(not row.hidden for row in rows), removals)
+        headers: Headers = {}
         if rebuilds:
             headers = yield from self._read_headers()
-        plan = yield from self._turns.apart(lambda: self._planned(rows, headers))
+        parts = yield from self._turns.apart(lambda: self._planned(rows, headers))
         self._turns.only_reads = False
         yield
-        if plan is None:
-            is_same = self._is_valid(())
-            return (self._turns.session.bury(self._thread) if is_same else Counts(0, 0)), is_same
-        return (yield from self._execute(plan))
+        if parts is None:
+            counts = self._turns.session.bury(self._thread, check=lambda: self._check(()))
+            self.number, self.more = counts
+            return
+        yield from self._execute(parts)
 
-    def _planned(
-        self,
-        rows: Sequence[CheckpointRow],
-        headers: Mapping[removal.Place, removal.Header],
-    ) -> RemovalPart | None:
+    def _planned(self, rows: Sequence[CheckpointRow], headers: Headers) -> list[RemovalPart] | None:
         self._note_newest(rows)
         plan = _plan(rows, lambda: headers, self._wanted)
         if plan is None:
             return None
-        return RemovalPart(removal.in_order(plan.removed | plan.hidden, headers), plan)
+        if self._wanted.divide is not None:
+            return self._wanted.divide(plan, rows, headers)
+        return [RemovalPart(removal.in_order(plan.removed | plan.hidden, headers), plan)]
 
-    def _execute(self, planned: RemovalPart) -> Work[tuple[Counts, bool]]:
-        plan = planned.plan
-        going = plan.removed | plan.hidden
-        waiting = list(planned.going)
-        is_one_step = self._wanted.begin_again is not None
-        while waiting or is_one_step:
-            if not self._is_valid(going):
-                return Counts(self._number, self._more), False
-            part = RemovalPart(waiting, plan)
-            removed = self._turns.session.remove_part(self._thread, part, whole=is_one_step)
-            self._number += removed.counts.number
-            self._more += removed.counts.more
-            del waiting[: removed.places]
-            self._extent = self._turns.session.extent(self._thread)
-            if is_one_step:
-                break
-            yield
-        return Counts(self._number, self._more), True
+    def _execute(self, parts: Sequence[RemovalPart]) -> Work[None]:
+        going = {place for part in parts for place in part.going}
+        for part in parts:
+            waiting = RemovalPart(list(part.going), part.plan)
+            while waiting.going or part.plan.is_whole:
+                removed = self._turns.session.remove_part(
+                    self._thread, waiting, lambda: self._check(going)
+                )
+                self.number += removed.counts.number
+                self.more += removed.counts.more
+                self._extent = removed.extent
+                del waiting.going[: removed.places]
+                yield
+                if part.plan.is_whole:
+                    break
 
     def _read_headers(self) -> Work[dict[removal.Place, removal.Header]]:
         headers: dict[removal.Place, removal.Header] = {}
@@ -190,20 +218,21 @@ class _Removing:
         self._bound = ids[-_NEWEST] if len(ids) >= _NEWEST else ""
         self._known = {place for place in places if place[1] >= self._bound}
 
-    def _is_valid(self, going: Collection[removal.Place]) -> bool:
-        """Return whether the plan is still right.
+    def _check(self, going: Collection[removal.Place]) -> None:
+        """Make sure that the plan is still right.
 
         Raises:
+            _Changed: It is not.
             Stale: The thread is deleted.
         """
         session, before = self._turns.session, self._extent
         self._extent = session.extent(self._thread)
         if self._extent.removals != before.removals:
-            return False
+            raise _Changed
         if self._extent.checkpoints == before.checkpoints:
-            return True
+            return
         if not going:
-            return False  # nothing was to be left
+            raise _Changed  # nothing was to be left
         new = [
             row
             for row in session.rows_from(self._thread, self._bound)
@@ -212,7 +241,8 @@ class _Removing:
         self._known |= {place_of(row) for row in new}
         parents = {(row.checkpoint_ns, row.parent_checkpoint_id) for row in new if _rebuilds(row)}
         is_known = len(new) == self._extent.checkpoints - before.checkpoints
-        return is_known and parents.isdisjoint(going)
+        if not is_known or not parents.isdisjoint(going):
+            raise _Changed
 
 
 def _rebuilds(row: CheckpointRow) -> bool:

@@ -25,6 +25,7 @@ from forkpoint.storage import (
     UNSTORED,
     Description,
     LeaseRow,
+    Part,
     Selected,
     Selection,
     Stale,
@@ -467,23 +468,24 @@ class SqliteCatalog(SqliteTombstones):
 
     # What a thread takes
 
-    def usage(self, thread: ThreadRef) -> Usage:
-        checkpoints = self.one(
-            "SELECT count(*) FILTER (WHERE NOT hidden), count(DISTINCT run_id),"
-            " total(length(metadata) + length(refs) + length(content) + length(checksum))"
-            " FROM forkpoint_checkpoints WHERE thread = ?",
+    def usage(self, thread: ThreadRef, after: Any = None) -> Part[Usage]:
+        table, place = after or ("checkpoints", ("", ""))
+        columns, order = _MEASURED[table]
+        rows = self.all(
+            f"SELECT {columns}, {order} FROM forkpoint_{table} WHERE thread = ?"
+            f" AND ({order}) > ({marks(place)}) ORDER BY {order} LIMIT ?",
             thread.key,
+            *place,
+            self.turn_rows,
         )
-        writes = self.one(
-            f"SELECT count(*) FILTER (WHERE idx > {RECEIPT}),"
-            " total(length(refs) + length(content) + length(checksum))"
-            " FROM forkpoint_writes WHERE thread = ?",
-            thread.key,
-        )
-        assert checkpoints is not None
-        assert writes is not None
-        size = int(checkpoints[2]) + int(writes[1])
-        return Usage(checkpoints[0], writes[0], checkpoints[1], size)
+        self.count_read(len(rows))
+        following: Any = (table, rows[-1][3:]) if len(rows) == self.turn_rows else None
+        size = sum(row[2] for row in rows)
+        if table == "writes":
+            return Part([Usage(0, sum(row[0] for row in rows), frozenset(), size)], following)
+        runs = frozenset(row[1] for row in rows if row[1] is not None)
+        used = Usage(sum(row[0] for row in rows), 0, runs, size)
+        return Part([used], following or ("writes", ("", "", "", -(1 << 62))))
 
     def sizes(self, family: Any, digests: Collection[bytes]) -> int:
         size = 0
@@ -496,6 +498,19 @@ class SqliteCatalog(SqliteTombstones):
             )
             size += int(row[0]) if row else 0
         return size
+
+
+_MEASURED = {
+    "checkpoints": (
+        "NOT hidden, run_id, length(metadata) + length(refs) + length(content) + length(checksum)",
+        "checkpoint_ns, checkpoint_id",
+    ),
+    "writes": (
+        f"idx > {RECEIPT}, NULL, length(refs) + length(content) + length(checksum)",
+        "checkpoint_ns, checkpoint_id, task_id, idx",
+    ),
+}
+"""What tells whether a row counts, the run that made it, and its size; and what is its place."""
 
 
 def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:

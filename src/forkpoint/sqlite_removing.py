@@ -6,7 +6,7 @@ that something was removed since it began, and a write that relies on what was r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import ormsgpack
@@ -120,9 +120,8 @@ class SqliteRemoving(SqliteThreads):
         self.many(UNRECEIPT, ((thread.key, *place) for place in plan.hidden))
         self._begin_again(thread, plan)
         self.count_checkpoints(thread.key)
-        is_reopened = bool(plan.reopened) or plan.withdrawn is not None
-        if plan.removed or plan.hidden or is_reopened:
-            self._look_at_head(thread, head, is_reopened=is_reopened)
+        if plan.removed or plan.hidden or plan.is_whole:
+            self._look_at_head(thread, head, is_reopened=plan.is_whole)
             self.note_removal(thread)
         return Counts(
             *(old - new for old, new in zip(before, self.count_rows(thread), strict=True))
@@ -195,17 +194,21 @@ class SqliteRemoving(SqliteThreads):
             *_bounds(fences),
         )
 
-    def remove_part(self, thread: ThreadRef, plan: RemovalPart, *, whole: bool) -> Removed:
+    def remove_part(
+        self, thread: ThreadRef, part: RemovalPart, check: Callable[[], None]
+    ) -> Removed:
+        check()
+        plan = part.plan
         checkpoints = writes = unseen = done = 0
         head = self._head(thread)
-        for place in plan.going:
-            if checkpoints + writes + unseen >= self.turn_rows and not whole:
+        for place in part.going:
+            if checkpoints + writes + unseen >= self.turn_rows and not plan.is_whole:
                 break
             done += 1
             at = (thread.key, *place)
             row = self.one(f"SELECT hidden FROM forkpoint_checkpoints {_PLACE}", *at)
             unseen += row is not None and not row[0]
-            if place in plan.plan.hidden:
+            if place in plan.hidden:
                 self.run(_HIDE, *at)
                 self.run(UNRECEIPT, *at)
                 continue
@@ -216,12 +219,10 @@ class SqliteRemoving(SqliteThreads):
             unseen,
             thread.key,
         )
-        if whole:
-            writes += self._begin_again(thread, plan.plan)
-        is_reopened = bool(plan.plan.reopened) or plan.plan.withdrawn is not None
-        self._look_at_head(thread, head, is_reopened=whole and is_reopened)
+        writes += self._begin_again(thread, plan)
+        self._look_at_head(thread, head, is_reopened=plan.is_whole)
         self.note_removal(thread)
-        return Removed(Counts(checkpoints, writes), done)
+        return Removed(Counts(checkpoints, writes), done, self.extent(thread))
 
     def _begin_again(self, thread: ThreadRef, plan: Plan) -> int:
         """Drop what was done after some checkpoints, and return how many writes that were."""

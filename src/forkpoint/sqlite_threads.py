@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from forkpoint.receipts import RECEIPT
 from forkpoint.sqlite_catalog import SqliteCatalog
 from forkpoint.sqlite_rows import THREAD
@@ -18,7 +20,15 @@ class SqliteThreads(SqliteCatalog):
         )
         return ThreadRef(*row) if row else None
 
-    def bury(self, thread: ThreadRef, seen: ThreadRow | None = None) -> Counts:
+    def bury(
+        self,
+        thread: ThreadRef,
+        seen: ThreadRow | None = None,
+        *,
+        check: Callable[[], None] | None = None,
+    ) -> Counts:
+        if check is not None:
+            check()
         if seen is not None and not self.one(
             "SELECT 1 FROM forkpoint_threads"
             " WHERE key = ? AND updated_at = ? AND fence = ? AND deleted_at IS NULL",

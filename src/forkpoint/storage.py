@@ -88,9 +88,11 @@ In MongoDB all are documents of the collection ``forkpoint_store``, with the fie
   that of; ``value_terms`` are null or missing if nothing was chosen to be shown, and
   ``listed_values`` those that are among its ``terms``; ``listed_state_at`` is its
   ``state_updated_at`` when it was listed; ``unlisted`` is true while the search index does not know
-  it as it is; ``source`` is the id of the thread that it was made from; ``lock`` (``by``,
-  ``until``) keeps writers out during a removal or a copy; ``building`` marks a copy that is not
-  finished, by what locked its source; ``log`` is the id of the log that goes on from the record, if
+  it as it is; ``source`` is the id of the thread that it was made from;
+  ``lock`` (``by``, ``until``) keeps writers out during a removal or a copy, or a part of these;
+  ``awaited`` is true if somebody waited for its end; ``building`` marks a copy that is not
+  finished, by what locks its source, or the copy itself;
+  ``log`` is the id of the log that goes on from the record, if
   there is one. Its name is a document of its own: ``_id`` and ``family`` are ``name:`` and the mark
   of the id in hexadecimal digits, ``key`` and ``home`` the key and the family of the thread that
   the id means, or meant last (if there was one). ``tombstones`` are an array with the last deletion
@@ -567,11 +569,12 @@ class Selected(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What a thread's rows take, without the chunks."""
+    """What some of a thread's rows take, without the chunks."""
 
     checkpoints: int
     writes: int
-    runs: int
+    runs: Set[str]
+    """The ids of those that made them."""
     bytes: int
 
 
@@ -621,7 +624,7 @@ class Counts(NamedTuple):
 class RemovalPart(NamedTuple):
     """What is left to do of a removal."""
 
-    going: Sequence[Place]
+    going: list[Place]
     """What is to be removed or hidden, in order."""
     plan: Plan
 
@@ -649,6 +652,8 @@ class Removed(NamedTuple):
     counts: Counts
     places: int
     """How many of the checkpoints that were to go are dealt with."""
+    extent: Extent
+    """What the thread is then."""
 
 
 @dataclass(frozen=True)
@@ -860,7 +865,7 @@ class Session(Protocol):
     def leave_queue(self, thread: ThreadRef, holder: str) -> None:
         """Wait for the lease of a thread no longer."""
 
-    def usage(self, thread: ThreadRef) -> Usage:
+    def usage(self, thread: ThreadRef, after: Any = None) -> Part[Usage]:
         """Return what a thread's rows take."""
 
     def sizes(self, family: Any, digests: Collection[bytes]) -> int:
@@ -892,6 +897,8 @@ class Session(Protocol):
         described: Description | None = None,
     ) -> Any:
         """Begin what `copy` does, for a thread that `is_long`, and return what names the copy.
+
+        None if it cannot be done in turns.
 
         Raises:
             ThreadExists: There is a thread of this id.
@@ -942,7 +949,10 @@ class Session(Protocol):
     def rows_after(
         self, thread: ThreadRef, after: Any = None, *, with_content: bool
     ) -> Part[CheckpointRow]:
-        """Return checkpoints of a thread, hidden ones too, without refs and content maybe."""
+        """Return checkpoints of a thread, hidden ones too, without refs and content maybe.
+
+        All of them, but for those that are put while they are read.
+        """
 
     def rows_from(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
         """Return the checkpoints that can be seen from an id on, without refs and content."""
@@ -950,13 +960,27 @@ class Session(Protocol):
     def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
         """Return the checkpoints that runs stored under leases with these fences."""
 
-    def remove_part(self, thread: ThreadRef, plan: RemovalPart, *, whole: bool) -> Removed:
-        """Do some of what a plan says, in the order of its checkpoints, or all of it."""
+    def remove_part(
+        self, thread: ThreadRef, part: RemovalPart, check: Callable[[], None]
+    ) -> Removed:
+        """Do some of what is left of a removal, in order; all of it if it is to be done as a whole.
 
-    def bury(self, thread: ThreadRef, seen: ThreadRow | None = None) -> Counts:
+        Nobody writes to the thread in between. What `check` raises then ends it, with nothing done.
+
+        Raises:
+            Stale: The thread is deleted.
+        """
+
+    def bury(
+        self,
+        thread: ThreadRef,
+        seen: ThreadRow | None = None,
+        *,
+        check: Callable[[], None] | None = None,
+    ) -> Counts:
         """Mark a thread as deleted: from now on nobody sees it, or writes to it.
 
-        What is left of it is removed at once, or by `clear`.
+        What is left of it is removed by `clear`. What `check` raises ends it, with nothing done.
         Returns how many checkpoints and writes it had.
 
         Raises:
@@ -990,7 +1014,7 @@ class Session(Protocol):
     def clear(self, family: Any) -> bool:
         """Remove some of what is left of a family's deleted threads, and return if there is more.
 
-        There is none where threads are deleted as a whole.
+        So it does with copies that nobody makes any more.
         """
 
     def begin_collection(self, family: Any) -> Any:

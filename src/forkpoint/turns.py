@@ -73,8 +73,8 @@ class Turns:
 
     session: Session
 
-    def __init__(self) -> None:
-        self.only_reads = False
+    def __init__(self, *, only_reads: bool = False) -> None:
+        self.only_reads = only_reads
         self.is_over = False
         self._has_rested = False
         self._apart: Callable[[], Any] | None = None
@@ -97,10 +97,12 @@ class Turns:
             self._outcome = compute()
 
 
-def in_turns(storage: Storage, work: Callable[[Turns], Work[_T]]) -> Steps[_T]:
-    """Do work, and return what it returns."""
+def in_turns(
+    storage: Storage, work: Callable[[Turns], Work[_T]], *, only_reads: bool = False
+) -> Steps[_T]:
+    """Do work, which may only read, and return what it returns."""
     storage.save_room()
-    turns = Turns()
+    turns = Turns(only_reads=only_reads)
     steps = work(turns)
     patience = Patience()
     has_begun = False
