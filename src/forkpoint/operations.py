@@ -647,13 +647,11 @@ def get_tuple(
         if found is None:
             memory.missing.put(thread_id, True)
             return None, beginning
-        with at_place(thread_id, found.row.checkpoint_ns, found.row.checkpoint_id):
-            context.codec_of(found.thread)
+        loaded = _load(context, found, stored)
         memory.threads.put(thread_id, found.thread)
         if found.metadata is not None:
             memory.described.put(found.thread.key, Described(None, found.metadata))
         memory.add_chunks(found.thread, stored)
-        loaded = _load(context, found, stored)
         is_named = address.checkpoint_id is not None
         if found.row.restarts and not is_named:
             resuming.apply_input(address, config)

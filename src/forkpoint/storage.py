@@ -183,11 +183,11 @@ thread's record: its id, owner, lineage, and what is said of it (label, tags, me
 live).
 
 Not noticed: rows that are lost together with their receipts, such as the whole of a put, or
-everything since an older copy of the database; a row of a listing with a filter, or of all
-namespaces; the record of a thread as a whole (without it there is no thread), or what it says of
-leases, status, counts and times; what an older record of the same thread said; the flags of a row
-by one who changes its binding too; and, without an encrypting serializer, changes by one who
-computes the checksums.
+everything since an older copy of the database; a row of a listing with a filter, of all namespaces,
+or that begins at a position, as `at` does; the record of a thread as a whole (without it there is
+no thread), or what it says of leases, status, counts and times; what an older record of the same
+thread said; the flags of a row by one who changes its binding too; and, without an encrypting
+serializer, changes by one who computes the checksums.
 
 Atomicity
 =========
