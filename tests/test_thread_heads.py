@@ -79,7 +79,7 @@ async def test_a_failed_task_is_shown_by_its_error_until_it_succeeds(api: Api) -
     graph = shape.build(api.saver)
     await call(graph, api.world, {"items": []}, shape.options)
     thread = await listed(api)
-    assert (thread.status, thread.error) == ("error", "RuntimeError('the first time')")
+    assert (thread.status, thread.error) == ("error", "Failure('the first time')")
     await call(graph, api.world, None, shape.options)
     thread = await listed(api)
     assert (thread.status, thread.error) == ("idle", None)
