@@ -143,7 +143,7 @@ MANY += ["deltas with questions", "remembering", "called, stateful"]
 @pytest.mark.parametrize(
     ("names", "share"),
     [
-        (["deltas with questions"], 0.002),
+        (["deltas with questions"], 0.005),
         pytest.param(MANY, 0.02, marks=pytest.mark.slow),
     ],
 )

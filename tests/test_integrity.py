@@ -47,6 +47,7 @@ def test_a_field_that_decides_what_is_read_is_covered_by_a_checksum(
 # Chains of ancestors
 
 
+@pytest.mark.on_each_backend
 @pytest.mark.parametrize("name", ["deltas", "snapshots", "deltas, durability exit"])
 def test_a_channel_is_not_rebuilt_from_a_chain_that_ends_too_early(store: Store, name: str) -> None:
     shape = SHAPES[name]

@@ -257,7 +257,7 @@ def test_a_bulk_of_which_a_part_was_executed_has_its_effect_once(
     sizes = run({})
     assert sizes
     for number, size in enumerate(sizes):
-        for executed in range(size + 1) if twice else [(size // 2, size)[number % 2]]:
+        for executed in range(size + 1) if twice else {size // 2, size}:
             again = run({number: executed})
             for more in range(again[number + 1] + 1) if twice else ():
                 run({number: executed, number + 1: more})

@@ -61,7 +61,7 @@ with Mongod() as server:
     time.sleep(60)
 """
         here = Path(__file__).parent
-        environment = {**os.environ, "PYTHONPATH": str(here)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
         command = [sys.executable, "-c", script]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env=environment
