@@ -165,7 +165,6 @@ def test_a_filter_must_be_a_mapping_of_json(saver: ForkpointSaver, bad: Any) -> 
         ({"id": "x", "channel_values": {"c": object()}}, {}, {}),
         ({"id": "x", "channel_values": {"c": [object()]}}, {}, {}),
         ({"id": "x", "channel_values": {"c": {"k": lambda: 0}}}, {}, {}),
-        ({"id": "x", "channel_values": {"c": 2**70}}, {}, {}),
         ({"id": "x", "other": object()}, {}, {}),
         ({"id": "x"}, "metadata", {}),
         ({"id": "x"}, {"m": object()}, {}),
