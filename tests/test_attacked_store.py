@@ -16,6 +16,7 @@ from forkpoint.saver import ForkpointSaver
 from stores import Store
 from support import checkpoint, config, id_of, put, value_of
 
+pytestmark = pytest.mark.in_turns
 SECRET = {"note": "the-secret-text", "text": "the-secret-text " * 100}
 
 

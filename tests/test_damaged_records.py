@@ -13,6 +13,8 @@ from forkpoint import CorruptChunk, SafeSerializer, ThreadCatalog, ThreadFilter
 from stores import Store
 from support import Api, config, one_by_one, put
 
+pytestmark = pytest.mark.in_turns
+
 
 def encrypted() -> SerializerProtocol:
     return EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
