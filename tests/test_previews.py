@@ -50,6 +50,7 @@ def api_with_preview(store: Store, api: Api) -> Api:
     return Api(store.saver(preview=CHOSEN), api.world)
 
 
+@pytest.mark.in_turns
 async def test_the_state_is_shown_and_found_as_graphs_run(api_with_preview: Api) -> None:
     api = api_with_preview
     graph = titled(api.saver)

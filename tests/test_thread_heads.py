@@ -34,6 +34,7 @@ def shown(thread: Thread) -> list[tuple[Any, Any]]:
     return sorted((waiting.id, waiting.value) for waiting in thread.interrupts)
 
 
+@pytest.mark.in_turns
 async def test_a_list_has_the_interrupts_that_the_state_has(api: Api) -> None:
     graph = MORE_SHAPES["questions"].build(api.saver)
     given: Any = {"items": []}
@@ -74,6 +75,7 @@ async def test_what_waits_is_right_after_each_change_of_the_head(api: Api, store
     assert store.problems(api.saver) == []
 
 
+@pytest.mark.in_turns
 async def test_a_failed_task_is_shown_by_its_error_until_it_succeeds(api: Api) -> None:
     shape = SHAPES["failing"]
     graph = shape.build(api.saver)
@@ -159,6 +161,7 @@ async def test_an_interrupt_of_an_older_checkpoint_does_not_count(api: Api) -> N
     assert (thread.status, thread.interrupts) == ("idle", ())
 
 
+@pytest.mark.in_turns
 async def test_threads_are_sorted_by_when_their_state_changed(api: Api) -> None:
     catalog = Api(ThreadCatalog(api.saver), api.world)
     for n in range(7):
