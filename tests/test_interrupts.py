@@ -56,12 +56,17 @@ class InterruptAt:
         self._everywhere = everywhere
 
     def __enter__(self) -> InterruptAt:
+        # What a finalizer raises, Python reports and forgets; and they run as garbage is found.
+        self._is_collecting = gc.isenabled()
+        gc.disable()
         self._before = sys.gettrace()
         sys.settrace(self._call)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(self._before)
+        if self._is_collecting:
+            gc.enable()
 
     @property
     def is_over(self) -> bool:
