@@ -77,7 +77,10 @@ class Owners(RuleBasedStateMachine):
     def arguments(self, caller: Caller, method: Method, number: int) -> Any:
         """Return what a number stands for."""
         cursors = [*self.theirs[0].cursors, *caller.cursors]
-        leases = [self.shown(lease) for lease in (*self.theirs[0].leases, *caller.leases)]
+        leases = [self.shown(lease) for lease in caller.leases]
+        is_shared = caller.world is self.worlds[0]  # elsewhere, the key may be one of ours
+        theirs = [self.shown(lease) for lease in self.theirs[0].leases]
+        leases += theirs if is_shared else ["nobody's:1" for _ in theirs]
         letters = OUR_LETTERS if caller in self.ours and method.name in MAKING else LETTERS
         here, picks, given = Here(caller, cursors, leases, self.made, letters), Picks(number), {}
         chosen = Picks(number + 1)
