@@ -107,7 +107,7 @@ async def test_sync_threads_and_async_tasks_share_one_saver(
     assert store.problems(saver) == []
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [4, pytest.param(15, marks=pytest.mark.slow)])
 def test_deleting_and_copying_while_others_write_breaks_nothing(store: Store, rounds: int) -> None:
     """One family, in which chunks die and come back all the time."""
     errors: list[BaseException] = []
