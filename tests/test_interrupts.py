@@ -6,7 +6,7 @@ import asyncio
 import gc
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -47,13 +47,17 @@ class InterruptAt:
 
     Args:
         number: The instruction, counted from 1; 0 for none.
-        everywhere: Whether to count all our modules, or those only where the state is critical.
+        everywhere: Whether to count all our modules, or only some.
+        modules: Those; by default where the state is critical.
     """
 
-    def __init__(self, number: int, *, everywhere: bool = False) -> None:
+    def __init__(
+        self, number: int, *, everywhere: bool = False, modules: Collection[str] = CRITICAL
+    ) -> None:
         self.number = number
         self.passed = 0
         self._everywhere = everywhere
+        self._modules = modules
 
     def __enter__(self) -> InterruptAt:
         # What a finalizer raises, Python reports and forgets; and they run as garbage is found.
@@ -75,7 +79,9 @@ class InterruptAt:
 
     def _call(self, frame: Any, _: str, __: object) -> Any:
         name = frame.f_code.co_filename
-        if not name.startswith(PACKAGE) or not (self._everywhere or Path(name).stem in CRITICAL):
+        if not name.startswith(PACKAGE) or not (
+            self._everywhere or Path(name).stem in self._modules
+        ):
             return None
         frame.f_trace_opcodes = True
         return self._count
@@ -240,7 +246,7 @@ def test_an_interrupt_while_a_value_is_restored_is_no_unreadable_value() -> None
     stored = serde.dumps_typed([HumanMessage("text", id="1"), {"set": {1, Path("a")}}])
     interrupted = 0
     for number in itertools.count(1):
-        with InterruptAt(number, everywhere=True) as interrupt:
+        with InterruptAt(number, modules={"serde"}) as interrupt:
             try:
                 serde.loads_typed(stored)
             except KeyboardInterrupt:
