@@ -20,7 +20,15 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from forkpoint import NotStorable, SafeSerializer, StoredObject, TypeCodec, UnreadableValue
+from forkpoint import (
+    InvalidInput,
+    NotStorable,
+    SafeSerializer,
+    SqliteSaver,
+    StoredObject,
+    TypeCodec,
+    UnreadableValue,
+)
 from forkpoint.saver import ForkpointSaver
 from stores import Store
 from support import config, put
@@ -191,8 +199,6 @@ def test_what_cannot_be_stored_is_refused_by_its_path(
 
 @pytest.fixture
 def saver_of_a_file(tmp_path: Path) -> Any:
-    from forkpoint import SqliteSaver
-
     with SqliteSaver(tmp_path / "values.db") as saver:
         yield saver
 
@@ -352,6 +358,35 @@ def test_an_alias_is_what_a_stored_name_means_now(alias: Any, expected: Any) -> 
     serde = SafeSerializer(types=[{("value_typez", "Base"): alias}])
 
     assert is_same(serde.loads_typed((kind, content)), [expected])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allowed": 5},
+        {"allowed": ["Order"]},
+        {"allowed": [("a", 1)]},
+        {"allowed": [()]},
+        {"types": 5},
+        {"types": MONEY},
+        {"types": [Money]},
+        {"types": [{"Order": Base}]},
+        {"types": [{("a", "B"): "Base"}]},
+        {"types": [TypeCodec(Money, "m", 1, Money)]},  # type: ignore[arg-type]
+        {"unknown": "x"},
+    ],
+    ids=repr,
+)
+def test_what_is_said_of_types_is_checked(options: Any) -> None:
+    with pytest.raises(InvalidInput):
+        SafeSerializer(**options)
+    with pytest.raises(InvalidInput):
+        SafeSerializer().with_msgpack_allowlist([5])  # type: ignore[list-item]
+
+
+def test_types_belong_to_the_default_serializer(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="types"):
+        SqliteSaver(tmp_path / "x.db", serde=SafeSerializer(), types=[MONEY])
 
 
 # Forged

@@ -103,7 +103,7 @@ class SafeSerializer(JsonPlusSerializer):
     ) -> None:
         super().__init__(__unpack_ext_hook__=self._restore)
         self._strict = strict_mode() if strict is None else strict
-        self._allowed = frozenset(_name(entry) for entry in allowed)
+        self._allowed = frozenset(map(_name, untrusted.reading("allowed", list, allowed)))
         self._types = entries_of(types)
         if unknown not in ("stored", "raise"):
             raise InvalidInput(
@@ -124,7 +124,8 @@ class SafeSerializer(JsonPlusSerializer):
 
     def with_msgpack_allowlist(self, extra_allowlist: Iterable[AllowedType]) -> SafeSerializer:
         """Return a serializer that restores these types too."""
-        allowed = self._allowed | {_name(entry) for entry in extra_allowlist}
+        extra: list[AllowedType] = untrusted.reading("extra_allowlist", list, extra_allowlist)
+        allowed = self._allowed | set(map(_name, extra))
         if allowed == self._allowed:
             return self
         return self._with(allowed)
@@ -342,4 +343,8 @@ def _names(module: str, qualified: str) -> set[tuple[str, str]]:
 def _name(entry: AllowedType) -> tuple[str, str]:
     if isinstance(entry, type):
         return entry.__module__, entry.__qualname__
+    if not isinstance(entry, tuple) or not entry or not all(type(part) is str for part in entry):
+        raise InvalidInput(
+            f"an allowed type must be a type or (module, name), not {untrusted.shown(entry)}"
+        )
     return ".".join(entry[:-1]), entry[-1]
