@@ -375,7 +375,7 @@ def test_an_alias_is_what_a_stored_name_means_now(alias: Any, expected: Any) -> 
         {"types": [TypeCodec(Money, "m", 1, Money)]},  # type: ignore[arg-type]
         {"unknown": "x"},
     ],
-    ids=repr,
+    ids=lambda options: " ".join(options),
 )
 def test_what_is_said_of_types_is_checked(options: Any) -> None:
     with pytest.raises(InvalidInput):
