@@ -168,6 +168,7 @@ def test_a_field_that_is_new_has_its_default(monkeypatch: pytest.MonkeyPatch) ->
     [
         ([{"a": (1, object())}], "[0]['a'][1]", "builtins.object"),
         ({1: [lambda: 1]}, "[1][0]", "builtins.function"),
+        ({10**5000: print}, "[a value of type int]", "builtin_function"),
         (
             AIMessage("x", additional_kwargs={"q": [socket.socket]}),
             ".additional_kwargs['q'][0]",

@@ -385,7 +385,7 @@ def channels(value: object) -> list[str]:
 def preview(value: object) -> tuple[str, ...]:
     """Return the channels whose values are to be shown with a thread's record."""
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
-        raise InvalidInput(f"preview must be a sequence of channels, not {value!r:.80}")
+        raise InvalidInput(f"preview must be a sequence of channels, not {shown(value)}")
     named = channels(value)
     if len(named) > PREVIEW_CHANNELS:
         raise InvalidInput(

@@ -14,6 +14,7 @@ from forkpoint.errors import NotStorable
 from forkpoint.langgraph_values import DELTA_SNAPSHOT, DeltaSnapshot
 from forkpoint.stored_object import StoredObject, stored_as
 from forkpoint.type_codecs import TypeCodec
+from forkpoint.untrusted import shown
 
 CUSTOM = 41
 """The extension code of a type of `types=`: an array of its name, and what was made of a value."""
@@ -133,7 +134,7 @@ class Packer:
             return [self._tree(each, f"{path}[{at}]", depth + 1) for at, each in enumerate(value)]
         if kind is dict and _KEYS.issuperset(map(type, value)) and not _is_odd(value):
             return {
-                key: self._tree(each, f"{path}[{key!r:.80}]", depth + 1)
+                key: self._tree(each, f"{path}[{shown(key)}]", depth + 1)
                 for key, each in list(value.items())
             }
         try:
@@ -217,7 +218,7 @@ def _has_surrogates(text: str) -> bool:
 
 def _path_in(code: int, path: str, parts: list[Any], at: int) -> str:
     if code == builtin_values.ITEMS:
-        return f"{path}[{parts[at - 1]!r:.80}]" if at % 2 else f"{path}.keys()"
+        return f"{path}[{shown(parts[at - 1])}]" if at % 2 else f"{path}.keys()"
     if code == builtin_values.TUPLE:
         return f"{path}[{at}]"
     return path
