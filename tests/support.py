@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,8 @@ from forkpoint.collect import Collected, collect
 from forkpoint.saver import ForkpointSaver
 from forkpoint.steps import finish
 from forkpoint.turns import in_turns
+
+_T = TypeVar("_T")
 
 
 def config(thread_id: str = "thread", checkpoint_id: str | None = None, ns: str = "") -> Any:
@@ -175,3 +178,19 @@ __all__ = [
     "repeated",
     "value_of",
 ]
+
+
+def apart(call: Callable[..., _T]) -> Callable[..., _T]:
+    """Call something in a generator, which has a state of exceptions of its own.
+
+    One that is raised at an instruction where Python expects none leaves it behind.
+    """
+
+    @functools.wraps(call)
+    def in_generator(*args: Any, **options: Any) -> _T:
+        def steps() -> Iterator[_T]:
+            yield call(*args, **options)
+
+        return next(steps())
+
+    return in_generator

@@ -22,7 +22,7 @@ from forkpoint.errors import ThreadExists
 from forkpoint.saver import ForkpointSaver
 from servers import PATIENCE_SECONDS, wait_until
 from stores import SqliteStore, Store
-from support import checkpoint, config, put
+from support import apart, checkpoint, config, put
 
 PACKAGE = str(Path(forkpoint.__file__).parent)
 CRITICAL = {
@@ -188,6 +188,7 @@ def lab(store: Store) -> Iterator[Lab]:
     lab.close()
 
 
+@apart
 def interrupt_at(
     lab: Lab, operation: str, number: int, outcomes: tuple[Any, Any], *, everywhere: bool = False
 ) -> bool:
@@ -240,6 +241,7 @@ def test_an_interrupt_leaves_all_or_nothing_and_a_saver_that_works(
     assert lab.store.problems(lab.other, after_crash=True) == []
 
 
+@apart
 def test_an_interrupt_while_a_value_is_restored_is_no_unreadable_value() -> None:
     """The library that calls the hooks replaces what they raise."""
     serde = SafeSerializer()
@@ -274,6 +276,7 @@ def follow(lab: Lab, name: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.slow)])
+@apart
 def test_those_who_are_stored_together_with_an_interrupted_put_get_their_answers(
     count: int, lab: Lab
 ) -> None:

@@ -23,7 +23,7 @@ from children import Child
 from forkpoint import ThreadDeleted, ThreadExists, ThreadNotFound
 from forkpoint.saver import ForkpointSaver
 from stores import MongoStore, SqliteStore, Store
-from support import checkpoint, config, id_of, value_of
+from support import apart, checkpoint, config, id_of, value_of
 from test_interrupts import InterruptAt
 
 STEPS = 8
@@ -182,6 +182,7 @@ class Machine:
         for thread_id, new in made + by_another:
             self.acknowledge(thread_id, new)
 
+    @apart
     def interrupt_a_put(self) -> None:
         thread_id, new, saver = self.thread_id(), self.new(), self.saver
         try:
