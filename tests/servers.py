@@ -75,7 +75,8 @@ class Mongod:
         access_control: bool = False,
         is_mortal: bool = False,
     ) -> None:
-        self.port = _free_port()
+        self._reserved = _bound_socket()
+        self.port: int = self._reserved.getsockname()[1]
         self.address = f"{HOST}:{self.port}"
         self._replica_set = replica_set
         self._key = key
@@ -143,6 +144,7 @@ class Mongod:
             if "watcher" in self.__dict__:
                 self.watcher.close()  # first: it ends its sessions, and waits for a server
             self.kill()
+            self._reserved.close()
             shutil.rmtree(self.directory, ignore_errors=True)
             _made.discard(self)
 
@@ -321,10 +323,12 @@ def _remove_what_was_left() -> None:
             continue  # somebody else's
 
 
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind((HOST, 0))
-        return int(listening.getsockname()[1])
+def _bound_socket() -> socket.socket:
+    """Return a socket that keeps its port from all but a server, which may bind to it, too."""
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind((HOST, 0))
+    return reserved
 
 
 def _end_with_the_parent() -> None:
