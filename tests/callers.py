@@ -14,7 +14,7 @@ from langchain_core.messages import HumanMessage
 from forkpoint import ForkpointError, Lease, RetentionPolicy, ThreadCatalog, ThreadFilter
 from forkpoint.inputs import LEASE
 from forkpoint.saver import ForkpointSaver
-from interface import Method, Outcome, acalled, called, comparable, methods
+from interface import LIVE, Method, Outcome, answer_of, comparable
 from stores import Store
 
 OURS, THEIRS = "ours", "theirs"
@@ -71,10 +71,7 @@ class Caller:
         caller = self.saver if method.part == "saver" else self.catalog
         self.world.sent.clear()
         try:
-            if loop is None:
-                answer = called(caller, method, arguments)
-            else:
-                answer = loop.run_until_complete(acalled(caller, method, arguments))
+            answer = answer_of(caller, method, arguments, loop)
         except ForkpointError as error:
             outcome = Outcome(type(error).__name__, self.plain(str(error)))
         else:
@@ -232,7 +229,6 @@ DRAWN: dict[str, Callable[[Here, Picks], Any]] = {
 """What is passed for each argument of any method, by its name."""
 ALWAYS = {"metadata": ["put"], "timeout": ["run"]}
 """Arguments that are passed though they need not be."""
-LIVE = [method for method in methods() if method.name != "close"]
 OFTEN = {"put": 8, "create": 3, "put_writes": 3, "fork": 3, "clone": 2, "run": 2, "get_tuple": 2}
 CALLS = st.tuples(
     st.sampled_from([method for method in LIVE for _ in range(OFTEN.get(method.name, 1))]),

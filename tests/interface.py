@@ -45,6 +45,10 @@ def methods() -> list[Method]:
     ]
 
 
+LIVE = [method for method in methods() if method.name != "close"]
+"""The methods of a saver that goes on."""
+
+
 class Outcome(NamedTuple):
     """What a call returned, or the error that it raised, as far as it can be compared."""
 
@@ -87,6 +91,13 @@ async def acalled(caller: Any, method: Method, arguments: Mapping[str, Any]) -> 
                 break
         return found
     return await answer
+
+
+def answer_of(caller: Any, method: Method, arguments: Mapping[str, Any], loop: Any) -> Any:
+    """Return what a method returns, or its async twin in an event loop if there is one."""
+    if loop is None:
+        return called(caller, method, arguments)
+    return loop.run_until_complete(acalled(caller, method, arguments))
 
 
 _OF_A_RUN = ("holder", "since", "until", "cursor", "next_cursor")

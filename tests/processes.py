@@ -29,6 +29,11 @@ IMPORTED = [
 ]
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of a process that imports what this one can."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
 @functools.cache
 def fork_server() -> ForkServerContext:
     """Return what makes processes, each a copy of one that has imported what the tests do.
@@ -39,7 +44,7 @@ def fork_server() -> ForkServerContext:
     context.set_forkserver_preload(IMPORTED)
     with pytest.MonkeyPatch.context() as patch:
         # Without it, older Pythons look for these modules elsewhere, and do not say so.
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
         forkserver.ensure_running()
     return context
 
@@ -71,4 +76,4 @@ def _run(command: list[str], directory: Path, outputs: str) -> None:
     runpy.run_path(command[0], run_name="__main__")
 
 
-__all__ = ["fork_server", "run_program"]
+__all__ = ["environment", "fork_server", "run_program"]

@@ -547,6 +547,18 @@ class MongoStore(Store):
         by_majority = self.collection.with_options(write_concern=WriteConcern("majority"))
         by_majority.delete_one({"_id": "absent", "family": "absent"})  # waits for all before it
 
+    def restore_dump(
+        self, documents: Sequence[Mapping[str, Any]], indexes: Mapping[str, Any] | None = None
+    ) -> None:
+        """Do what `mongorestore --drop` does, with the indexes that are given."""
+        self.collection.drop()
+        if documents:
+            self.collection.insert_many(documents)
+        for name, index in (indexes or {}).items():
+            if name != "_id_":
+                options = {key: index[key] for key in index if key not in ("v", "key", "ns")}
+                self.collection.create_index(index["key"], name=name, **options)
+
     def restore(self, documents: Sequence[Mapping[str, Any]]) -> None:
         """Let the store have these documents, all that one had before, and nothing else."""
         self.collection.delete_many({})

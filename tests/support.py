@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
+from forkpoint import SafeSerializer
 from forkpoint.collect import Collected, collect
 from forkpoint.saver import ForkpointSaver
 from forkpoint.steps import finish
@@ -69,6 +72,11 @@ def collected(saver: ForkpointSaver, family: Any) -> Collected:
 def counts_of(saver: ForkpointSaver) -> dict[str, int]:
     """Return how many checkpoints are listed of each thread."""
     return dict(Counter(found.config["configurable"]["thread_id"] for found in saver.list(None)))
+
+
+def encrypted_serde(key: bytes = b"0123456789abcdef") -> EncryptedSerializer:
+    """Return the default serializer, encrypting."""
+    return EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=key)
 
 
 class Api:
@@ -165,19 +173,21 @@ def drawn(few: int, many: int, *strategies: Any, **named: Any) -> Callable[[Any]
     return decorate
 
 
-__all__ = [
-    "Api",
-    "checkpoint",
-    "collected",
-    "config",
-    "counts_of",
-    "drawn",
-    "id_of",
-    "one_by_one",
-    "put",
-    "repeated",
-    "value_of",
-]
+def explore(machine: Callable[[], RuleBasedStateMachine], examples: int, steps: int) -> None:
+    """Take so many steps of a state machine, so many times; they are the same every time."""
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
 
 
 def apart(call: Callable[..., _T]) -> Callable[..., _T]:
@@ -194,3 +204,21 @@ def apart(call: Callable[..., _T]) -> Callable[..., _T]:
         return next(steps())
 
     return in_generator
+
+
+__all__ = [
+    "Api",
+    "apart",
+    "checkpoint",
+    "collected",
+    "config",
+    "counts_of",
+    "drawn",
+    "encrypted_serde",
+    "explore",
+    "id_of",
+    "one_by_one",
+    "put",
+    "repeated",
+    "value_of",
+]

@@ -27,9 +27,9 @@ LAYERS = [
     {"json_text", "options"},
     {"render_svg"},
     {"chunking", "builtin_values", "type_names", "type_codecs", "stored_object"},
-    {"array_values", "base_values", "langgraph_values", "messages"},
+    {"array_values", "base_values", "langgraph_values"},
     {"object_values"},
-    {"packing"},
+    {"packing", "messages"},
     {"entries", "removal", "inputs", "serde", "steps", "sqlite_errors", "sqlite_full"},
     {
         "codec",

@@ -9,19 +9,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from forkpoint import CorruptChunk, EncryptionMismatch, SafeSerializer, ThreadCatalog
+from forkpoint import CorruptChunk, EncryptionMismatch, ThreadCatalog
 from forkpoint.saver import ForkpointSaver
 from stores import Store
-from support import checkpoint, config, id_of, put, value_of
+from support import checkpoint, config, encrypted_serde, id_of, put, value_of
 
 pytestmark = pytest.mark.in_turns
 SECRET = {"note": "the-secret-text", "text": "the-secret-text " * 100}
 
 
 def encrypting(store: Store) -> ForkpointSaver:
-    serde = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
+    serde = encrypted_serde()
     return store.saver(serde=serde)
 
 
@@ -55,6 +54,19 @@ def rows_of(store: Store, kind: str, thread_id: str) -> dict[Any, dict[str, Any]
     return {at: row for at, row in store.stored(kind).items() if row.get("thread") == key}
 
 
+def take_their_checkpoints(store: Store) -> None:
+    """Let the attacker's thread have the victim's checkpoints, and not its own."""
+    place = store.thread("mine")
+    for at in rows_of(store, "checkpoints", "mine"):
+        store.take("checkpoints", at)
+    for at, row in rows_of(store, "checkpoints", "theirs").items():
+        store.change("checkpoints", at, thread=place.key, **_family(row, place.family))
+
+
+def _family(row: dict[str, Any], family: Any) -> dict[str, Any]:
+    return {"family": family} if "family" in row else {}
+
+
 def reads_nothing_else(store: Store, saver: ForkpointSaver, thread_id: str) -> None:
     """Check that a thread's rows are refused, by a saver that has not read them before, too."""
     with encrypting(store) as other:
@@ -71,15 +83,11 @@ def reads_nothing_else(store: Store, saver: ForkpointSaver, thread_id: str) -> N
 def test_a_row_of_another_owner_is_not_read_in_ones_own_thread(
     store: Store, theirs: ForkpointSaver, mine: ForkpointSaver
 ) -> None:
+    take_their_checkpoints(store)
     place = store.thread("mine")
-    for at in rows_of(store, "checkpoints", "mine"):
-        store.take("checkpoints", at)
-    for kind in ("checkpoints", "writes"):
-        for at in rows_of(store, kind, "theirs"):
-            moved = {"family": place.family} if "family" in store.stored(kind)[at] else {}
-            store.change(kind, at, thread=place.key, **moved)
-            if kind == "writes":
-                store.take(kind, at)
+    for at, row in rows_of(store, "writes", "theirs").items():
+        store.change("writes", at, thread=place.key, **_family(row, place.family))
+        store.take("writes", at)
 
     reads_nothing_else(store, mine, "mine")
 
@@ -87,19 +95,11 @@ def test_a_row_of_another_owner_is_not_read_in_ones_own_thread(
 def test_a_copy_does_not_make_a_moved_row_ones_own(
     store: Store, theirs: ForkpointSaver, mine: ForkpointSaver
 ) -> None:
-    place = store.thread("mine")
-    for at in rows_of(store, "checkpoints", "mine"):
-        store.take("checkpoints", at)
-    for at, row in rows_of(store, "checkpoints", "theirs").items():
-        store.change("checkpoints", at, thread=place.key, **_family(row, place.family))
+    take_their_checkpoints(store)
     mine.copy_thread("mine", "copy")
 
     with encrypting(store) as other, pytest.raises(CorruptChunk, match="copy"):
         other.get_tuple(config("copy"))
-
-
-def _family(row: dict[str, Any], family: Any) -> dict[str, Any]:
-    return {"family": family} if "family" in row else {}
 
 
 def test_an_approval_in_a_copy_is_none_in_the_original(store: Store, saver: ForkpointSaver) -> None:
@@ -210,10 +210,7 @@ def test_what_tells_threads_apart_is_not_taken_from_another_thread(
     place, other_place = store.thread("mine"), store.thread("theirs")
     victim = store.stored("threads")[other_place.key]
     store.change("threads", place.key, **{field: victim[field] for field in fields})
-    for at in rows_of(store, "checkpoints", "mine"):
-        store.take("checkpoints", at)
-    for at, row in rows_of(store, "checkpoints", "theirs").items():
-        store.change("checkpoints", at, thread=place.key, **_family(row, place.family))
+    take_their_checkpoints(store)
 
     with encrypting(store) as other, pytest.raises(CorruptChunk, match="mine"):
         other.get_tuple(config("mine"))

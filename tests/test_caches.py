@@ -16,6 +16,7 @@ from forkpoint import InvalidInput, SqliteSaver
 from forkpoint.caches import Cache, CacheBudget
 from forkpoint.mongodb import MongoDBSaver
 from forkpoint.saver import ForkpointSaver
+from processes import environment
 from stores import Store
 from support import config, drawn, put, value_of
 
@@ -141,7 +142,7 @@ def test_a_process_does_not_grow_with_the_threads_it_has_seen(store: Store) -> N
     """In 240 checkpoints of 2,000 channels there are 480,000 entries, of 150 MB or more."""
     process = subprocess.run(
         [sys.executable, "-c", PROCESS.format(script=store.script)],
-        env={"PYTHONPATH": ":".join(sys.path)},
+        env=environment(),
         capture_output=True,
         text=True,
         check=True,

@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from forkpoint import InvalidInput, SafeSerializer
 from forkpoint.codec import Chunks, Codec, cipher_of, new_secret, open_secret
 from forkpoint.langgraph_values import DeltaSnapshot
-from support import drawn
+from support import drawn, encrypted_serde
 
 
 def plain() -> Codec:
@@ -29,7 +28,7 @@ def plain() -> Codec:
 
 
 def encrypted() -> Codec:
-    serde = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
+    serde = encrypted_serde()
     cipher = cipher_of(serde)
     assert cipher is not None
     return Codec(serde, open_secret(cipher, new_secret(cipher)))

@@ -7,17 +7,11 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
-from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from forkpoint import CorruptChunk, SafeSerializer
 from forkpoint.saver import ForkpointSaver
 from stores import Store
-from support import config, put
-
-
-def encrypted() -> SerializerProtocol:
-    return EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
+from support import config, encrypted_serde, put
 
 
 def fill(saver: ForkpointSaver) -> None:
@@ -51,9 +45,9 @@ def damage(rng: random.Random, content: bytes, others: list[bytes]) -> bytes:
     ("serde", "rounds"),
     [
         pytest.param(SafeSerializer, 40, id="plain"),
-        pytest.param(encrypted, 8, id="encrypted"),
+        pytest.param(encrypted_serde, 8, id="encrypted"),
         pytest.param(SafeSerializer, 1000, id="plain-all", marks=pytest.mark.slow),
-        pytest.param(encrypted, 150, id="encrypted-all", marks=pytest.mark.slow),
+        pytest.param(encrypted_serde, 150, id="encrypted-all", marks=pytest.mark.slow),
     ],
 )
 def test_a_flipped_cut_swapped_or_deleted_chunk_is_always_noticed(
@@ -89,7 +83,7 @@ def test_a_flipped_cut_swapped_or_deleted_chunk_is_always_noticed(
 
 
 @pytest.mark.parametrize("kind", ["checkpoints", "writes"])
-@pytest.mark.parametrize("serde", [SafeSerializer, encrypted], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("serde", [SafeSerializer, encrypted_serde], ids=["plain", "encrypted"])
 @pytest.mark.parametrize("rounds", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_damaged_row_is_always_noticed(store: Store, kind: str, serde: Any, rounds: int) -> None:
     rng = random.Random(3)

@@ -6,18 +6,12 @@ import sqlite3
 from typing import Any
 
 import pytest
-from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from forkpoint import CorruptChunk, SafeSerializer, ThreadCatalog, ThreadFilter
 from stores import Store
-from support import Api, config, one_by_one, put
+from support import Api, config, encrypted_serde, one_by_one, put
 
 pytestmark = pytest.mark.in_turns
-
-
-def encrypted() -> SerializerProtocol:
-    return EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
 
 
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
@@ -64,7 +58,7 @@ def changed(store: Store, thread_id: str, field: str, value: Any) -> tuple[Any, 
     return key, before
 
 
-@pytest.mark.parametrize("serde", [SafeSerializer, encrypted], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("serde", [SafeSerializer, encrypted_serde], ids=["plain", "encrypted"])
 def test_a_damaged_record_is_named_by_get_and_search(store: Store, serde: Any) -> None:
     with store.saver(serde=serde()) as saver:
         catalog = ThreadCatalog(saver)
@@ -90,7 +84,7 @@ def test_a_damaged_record_is_named_by_get_and_search(store: Store, serde: Any) -
         assert [catalog.get(thread_id) for thread_id in "abcd"] == before
 
 
-@pytest.mark.parametrize("serde", [SafeSerializer, encrypted], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("serde", [SafeSerializer, encrypted_serde], ids=["plain", "encrypted"])
 def test_a_thread_that_says_another_owner_is_not_read(store: Store, serde: Any) -> None:
     with store.saver(serde=serde()) as saver:
         put(saver, {"n": 1}, thread_id="a")

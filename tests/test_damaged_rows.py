@@ -10,18 +10,12 @@ from typing import Any
 
 import pymongo.errors
 import pytest
-from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from forkpoint import CorruptChunk, SafeSerializer, UnreadableValue
 from forkpoint.saver import ForkpointSaver
 from graphs import MORE_SHAPES, SHAPES
 from stores import Store
-from support import config
-
-
-def encrypted() -> SerializerProtocol:
-    return EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
+from support import config, encrypted_serde
 
 
 def run(saver: ForkpointSaver, name: str, thread_id: str) -> Any:
@@ -135,8 +129,10 @@ MANY += ["deltas with questions", "remembering", "called, stateful"]
     ("kind", "serde"),
     [
         pytest.param("checkpoints", SafeSerializer, id="checkpoints, plain"),
-        pytest.param("writes", encrypted, id="writes, encrypted"),
-        pytest.param("checkpoints", encrypted, id="checkpoints, encrypted", marks=pytest.mark.slow),
+        pytest.param("writes", encrypted_serde, id="writes, encrypted"),
+        pytest.param(
+            "checkpoints", encrypted_serde, id="checkpoints, encrypted", marks=pytest.mark.slow
+        ),
         pytest.param("writes", SafeSerializer, id="writes, plain", marks=pytest.mark.slow),
     ],
 )

@@ -6,17 +6,12 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from forkpoint import CorruptChunk, EncryptionMismatch, SafeSerializer
+from forkpoint import CorruptChunk, EncryptionMismatch
 from stores import Store
-from support import config, put
+from support import config, encrypted_serde, put
 
 SECRET = "the-secret-text"
-
-
-def serde(key: bytes = b"0123456789abcdef") -> EncryptedSerializer:
-    return EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=key)
 
 
 def values(count: int = 200) -> dict[str, Any]:
@@ -27,7 +22,7 @@ def values(count: int = 200) -> dict[str, Any]:
 
 
 def test_no_value_is_readable_in_the_store(store: Store) -> None:
-    with store.saver(serde=serde()) as saver:
+    with store.saver(serde=encrypted_serde()) as saver:
         stored = put(saver, values())
         saver.put_writes(stored, [("c", SECRET), ("d", SECRET * 1000)], "task")
 
@@ -38,9 +33,9 @@ def test_no_value_is_readable_in_the_store(store: Store) -> None:
 
 
 def test_values_come_back_in_another_process_with_the_key(store: Store) -> None:
-    with store.saver(serde=serde()) as saver:
+    with store.saver(serde=encrypted_serde()) as saver:
         put(saver, values())
-    with store.saver(serde=serde()) as saver:
+    with store.saver(serde=encrypted_serde()) as saver:
         found = saver.get_tuple(config())
         assert found is not None
         assert found.checkpoint["channel_values"] == values()
@@ -48,18 +43,18 @@ def test_values_come_back_in_another_process_with_the_key(store: Store) -> None:
 
 
 def test_chunks_are_shared_between_checkpoints_and_processes(store: Store) -> None:
-    with store.saver(serde=serde()) as saver:
+    with store.saver(serde=encrypted_serde()) as saver:
         put(saver, values(200))
         before = store.count("chunks")
-    with store.saver(serde=serde()) as saver:
+    with store.saver(serde=encrypted_serde()) as saver:
         put(saver, values(201))
     assert store.count("chunks") - before <= 4
 
 
 def test_another_key_reads_nothing(store: Store) -> None:
-    with store.saver(serde=serde()) as saver:
+    with store.saver(serde=encrypted_serde()) as saver:
         put(saver, values(), thread_id="one")
-    with store.saver(serde=serde(b"another-key-0123")) as other:
+    with store.saver(serde=encrypted_serde(b"another-key-0123")) as other:
         with pytest.raises(CorruptChunk, match="another key"):
             other.get_tuple(config("one"))
         put(other, values(), thread_id="other")
@@ -70,7 +65,7 @@ def test_an_unencrypted_row_is_refused(store: Store) -> None:
     with store.saver() as plain:
         stored = put(plain, values(), thread_id="plain")
         plain.put_writes(stored, [("c", 1)], "task")
-    with store.saver(serde=serde()) as saver:
+    with store.saver(serde=encrypted_serde()) as saver:
         with pytest.raises(EncryptionMismatch, match="not encrypted"):
             saver.get_tuple(config("plain"))
         with pytest.raises(EncryptionMismatch):
@@ -79,7 +74,7 @@ def test_an_unencrypted_row_is_refused(store: Store) -> None:
 
 @pytest.mark.parametrize("kind", ["checkpoints", "writes", "chunks"])
 def test_a_row_that_was_replaced_by_an_unencrypted_one_is_refused(store: Store, kind: str) -> None:
-    with store.saver(serde=serde()) as saver:
+    with store.saver(serde=encrypted_serde()) as saver:
         stored = put(saver, values())
         saver.put_writes(stored, [("c", 1)], "task")
         for row in store.rows(kind):
@@ -89,7 +84,7 @@ def test_a_row_that_was_replaced_by_an_unencrypted_one_is_refused(store: Store, 
 
 
 def test_an_encrypted_row_needs_the_serializer(store: Store) -> None:
-    with store.saver(serde=serde()) as saver:
+    with store.saver(serde=encrypted_serde()) as saver:
         put(saver, values())
     with (
         store.saver() as plain,
@@ -99,7 +94,7 @@ def test_an_encrypted_row_needs_the_serializer(store: Store) -> None:
 
 
 def test_a_row_copied_from_another_checkpoint_is_refused(store: Store) -> None:
-    with store.saver(serde=serde()) as saver:
+    with store.saver(serde=encrypted_serde()) as saver:
         first = put(saver, {"approved": False})
         (target,) = store.rows("checkpoints")
         put(saver, {"approved": True}, parent=first)
@@ -110,19 +105,19 @@ def test_a_row_copied_from_another_checkpoint_is_refused(store: Store) -> None:
 
 
 def test_metadata_can_be_searched(store: Store) -> None:
-    with store.saver(serde=serde()) as saver:
+    with store.saver(serde=encrypted_serde()) as saver:
         put(saver, values(), metadata={"user.id": "u1"})
         assert len(list(saver.list(None, filter={"user.id": "u1"}))) == 1
         assert list(saver.list(None, filter={"user.id": "u2"})) == []
 
 
 def test_a_store_can_be_cleaned_without_the_key(store: Store) -> None:
-    with store.saver(serde=serde()) as saver:
+    with store.saver(serde=encrypted_serde()) as saver:
         put(saver, values(), thread_id="one")
         saver.copy_thread("one", "two")
         put(saver, values(100), thread_id="one")
     with store.saver() as plain:
         plain.delete_thread("one")
-    with store.saver(serde=serde()) as saver:
+    with store.saver(serde=encrypted_serde()) as saver:
         assert saver.get_tuple(config("two")) is not None
         assert store.problems(saver) == []

@@ -8,16 +8,15 @@ from typing import Annotated, Any, TypedDict
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage
 from langgraph.channels.delta import DeltaChannel
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import REMOVE_ALL_MESSAGES, add_messages
 from langgraph.types import Overwrite
 
-from forkpoint import InvalidInput, MessageOrigin, SafeSerializer, ThreadNotFound, finding
+from forkpoint import InvalidInput, MessageOrigin, ThreadNotFound, finding
 from forkpoint.saver import ForkpointSaver
 from graphs import SHAPES, said
 from stores import Store
-from support import Api, config, id_of, put
+from support import Api, config, encrypted_serde, id_of, put
 
 THREAD: Any = {"configurable": {"thread_id": "thread"}}
 
@@ -126,7 +125,7 @@ async def test_a_message_of_a_branch_that_was_abandoned_is_not_found(api: Api) -
 async def test_of_a_long_thread_few_states_are_read(
     is_encrypted: bool, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cipher = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
+    cipher = encrypted_serde()
     opened: list[Any] = []
     open_checkpoint: Callable[..., Any] = finding.open_checkpoint
 

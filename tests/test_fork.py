@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.types import Command
 
 from forkpoint import (
     CheckpointNotFound,
     ForkpointError,
     InvalidInput,
-    SafeSerializer,
     ThreadCatalog,
     ThreadDeleted,
     ThreadExists,
@@ -29,7 +27,7 @@ from forkpoint.saver import ForkpointSaver
 from forkpoint.sqlite_session import SqliteSession
 from graphs import MORE_SHAPES, RAN, SHAPES
 from stores import SqliteStore, Store
-from support import Api, checkpoint, config, drawn, id_of, put, value_of
+from support import Api, checkpoint, config, drawn, encrypted_serde, id_of, put, value_of
 
 
 def thread(thread_id: str) -> Any:
@@ -1157,7 +1155,7 @@ def test_a_diff_of_lists_accounts_for_each_element(
 
 
 async def test_a_diff_of_what_is_encrypted(store: Store) -> None:
-    serde = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
+    serde = encrypted_serde()
     with store.saver(serde=serde) as saver:
         first = put(saver, {"messages": messages(300), "n": 1})
         fork = saver.fork(first, values={"messages": messages(301), "n": [1]})

@@ -23,13 +23,11 @@ from forkpoint import ForkpointError, RetentionPolicy, ThreadCatalog, ThreadFilt
 from forkpoint.inputs import LEASE
 from forkpoint.saver import ForkpointSaver
 from hostile import ANYTHING, VALUES, Named
-from interface import Method, Outcome, acalled, called, comparable, methods
+from interface import LIVE, Method, Outcome, answer_of, comparable
 from servers import ReplicaSet
 from stores import MongoStore, SqliteStore, Store
 from support import checkpoint, config, drawn, put
 
-LIVE = [method for method in methods() if method.name != "close"]
-"""The methods that a saver has that goes on."""
 _numbers = itertools.count()
 
 
@@ -267,10 +265,7 @@ def outcome(
     """Call a method, or its async twin in an event loop, and return what came of it."""
     caller = saver if method.part == "saver" else ThreadCatalog(saver)
     try:
-        if loop is None:
-            answer = called(caller, method, arguments)
-        else:
-            answer = loop.run_until_complete(acalled(caller, method, arguments))
+        answer = answer_of(caller, method, arguments, loop)
     except ForkpointError as error:
         return Outcome(type(error).__name__, str(error))
     return Outcome(None, comparable(answer))

@@ -5,17 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from forkpoint import CorruptChunk, SafeSerializer
+from forkpoint import CorruptChunk
 from graphs import SHAPES
 from stores import Store
 from support import Api, config, id_of, put
-
-
-def encrypted() -> SerializerProtocol:
-    return EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
 
 
 @pytest.mark.parametrize(

@@ -21,21 +21,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from callers import (
     ALWAYS,
     CALLS,
     DRAWN,
     LETTERS,
-    LIVE,
     MAKING,
     OUR_LETTERS,
     OURS,
@@ -49,8 +42,9 @@ from callers import (
     ids_in,
 )
 from forkpoint import ForkpointError, Lease
-from interface import Method, Outcome
+from interface import LIVE, Method, Outcome
 from stores import Store
+from support import explore
 
 _examples = itertools.count()
 finished: Counter[str] = Counter()
@@ -261,25 +255,6 @@ OF_ALL_THREADS = {
 """The methods that name no thread: what they take depends on all that there are."""
 
 
-def explore(new_store: Callable[[], Store], examples: int, steps: int, *phases: Phase) -> None:
-    finished.clear()
-    worlds = [World(new_store) for _ in range(3)]
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: Owners(worlds),
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            derandomize=True,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate, *phases],
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-    assert finished["examples"] >= examples
-
-
 @pytest.mark.parametrize(
     ("new_store", "examples", "steps"),
     [
@@ -293,7 +268,10 @@ def explore(new_store: Callable[[], Store], examples: int, steps: int, *phases: 
 def test_an_owner_cannot_change_or_learn_anything_of_another(
     new_store: Callable[[], Store], examples: int, steps: int
 ) -> None:
-    explore(new_store, examples, steps)
+    finished.clear()
+    worlds = [World(new_store) for _ in range(3)]
+    explore(lambda: Owners(worlds), examples, steps)
+    assert finished["examples"] >= examples
 
 
 def test_it_is_said_of_each_argument_what_is_passed() -> None:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple, TypedDict
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -24,7 +23,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.channels.delta import DeltaChannel
@@ -38,7 +36,7 @@ from forkpoint.removal import COUNTERS, NULL_TASK_ID
 from forkpoint.saver import ForkpointSaver
 from graphs import append_all
 from stores import Store
-from support import config, id_of
+from support import config, explore, id_of
 
 # The graphs
 
@@ -711,21 +709,9 @@ def described(entry: Any) -> Any:
     return entry.thread_id, entry.exists, entry.edge, parent, entry.parent_checkpoint_id
 
 
-def explore(new_store: Callable[[], Store], examples: int, steps: int, *phases: Phase) -> None:
+def explore_families(new_store: Callable[[], Store], examples: int, steps: int) -> None:
     finished.clear()
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: Family(new_store),
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            derandomize=True,  # so that it is the same every time
-            database=None,
-            deadline=None,
-            phases=[Phase.generate, *phases],
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    explore(lambda: Family(new_store), examples, steps)
     assert finished["examples"] >= examples
 
 
@@ -738,7 +724,7 @@ def explore(new_store: Callable[[], Store], examples: int, steps: int, *phases: 
     indirect=["new_store"],
 )
 def test_a_family_in_a_file(new_store: Callable[[], Store], examples: int, steps: int) -> None:
-    explore(new_store, examples, steps)
+    explore_families(new_store, examples, steps)
 
 
 @pytest.mark.parametrize(
@@ -752,4 +738,4 @@ def test_a_family_in_a_file(new_store: Callable[[], Store], examples: int, steps
 def test_families_on_a_server(new_store: Callable[[], Store], examples: int, steps: int) -> None:
     """In one database, for the server takes long to make another."""
     store = new_store()
-    explore(lambda: store, examples, steps)
+    explore_families(lambda: store, examples, steps)

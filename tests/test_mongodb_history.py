@@ -36,19 +36,11 @@ def drop_database(store: MongoStore, _: list[Any]) -> None:
 
 
 def restore(store: MongoStore, backup: list[Any]) -> None:
-    """As `mongorestore --drop` does: indexes, too."""
-    indexes = store.collection.index_information()
-    store.collection.drop()
-    store.collection.insert_many(backup)
-    for name, index in indexes.items():
-        if name != "_id_":
-            options = {key: value for key, value in index.items() if key not in ("v", "key", "ns")}
-            store.collection.create_index(index["key"], name=name, **options)
+    store.restore_dump(backup, store.collection.index_information())
 
 
 def restore_documents(store: MongoStore, backup: list[Any]) -> None:
-    store.collection.drop()
-    store.collection.insert_many(backup)
+    store.restore_dump(backup)
 
 
 LOSSES: dict[str, Loss] = {

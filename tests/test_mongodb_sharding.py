@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import pymongo
 import pytest
 from bson.objectid import ObjectId
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from commands import (
     EVERYWHERE,
@@ -24,14 +23,12 @@ from commands import (
 from forkpoint import SafeSerializer, ThreadCatalog
 from forkpoint.mongodb import MongoDBSaver
 from stores import MongoStore
-from support import Api, checkpoint, config, put
+from support import Api, checkpoint, config, encrypted_serde, put
 
 FAMILY = ObjectId()
 SERIALIZERS = {
     "plain": SafeSerializer(),
-    "encrypting": EncryptedSerializer.from_pycryptodome_aes(
-        SafeSerializer(), key=b"0123456789abcdef"
-    ),
+    "encrypting": encrypted_serde(),
 }
 
 

@@ -301,18 +301,11 @@ def back_up_collection(store: Any) -> Any:
 
 
 def restore_collection(store: Any, backup: Any) -> None:
-    """As `mongorestore --drop` does: indexes, too."""
-    restore_documents(store, backup)
-    for name, index in backup[1].items():
-        if name != "_id_":
-            options = {key: value for key, value in index.items() if key not in ("v", "key", "ns")}
-            store.collection.create_index(index["key"], name=name, **options)
+    store.restore_dump(*backup)
 
 
 def restore_documents(store: Any, backup: Any) -> None:
-    store.collection.drop()
-    if backup[0]:
-        store.collection.insert_many(backup[0])
+    store.restore_dump(backup[0])
 
 
 def drop_collection(store: Any) -> None:

@@ -21,7 +21,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from forkpoint import (
     InvalidInput,
@@ -46,7 +45,7 @@ from graphs import SHAPES
 from processes import fork_server
 from servers import PATIENCE_SECONDS, wait_until
 from stores import KINDS, SqliteStore, Store
-from support import Api, config, one_by_one, put, value_of
+from support import Api, config, encrypted_serde, one_by_one, put, value_of
 from test_cancellation import Gate
 
 HOUR = timedelta(hours=1)
@@ -338,9 +337,7 @@ async def test_bulk_delete_deletes_what_matches(catalog: Api, api: Api, store: S
 async def test_a_thread_is_in_the_archive_before_it_goes(
     is_encrypted: bool, store: Store, tmp_path: Path
 ) -> None:
-    serde = SafeSerializer()
-    if is_encrypted:
-        serde = EncryptedSerializer.from_pycryptodome_aes(serde, key=b"0123456789abcdef")  # type: ignore[assignment]
+    serde = encrypted_serde() if is_encrypted else SafeSerializer()
     path = tmp_path / "archive.jsonl"
     path.write_text('{"thread": "an earlier one"}\n{"thread": "one that was not fin')
     with store.saver(serde=serde) as saver:

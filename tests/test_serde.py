@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import datetime
 import json
-import os
 import pickle
 import re
 import subprocess
@@ -23,7 +22,6 @@ import pydantic
 import pytest
 from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.store.base import Item
 from langgraph.types import Command, Interrupt, Overwrite, Send
@@ -33,9 +31,10 @@ from forkpoint import NotStorable, SafeSerializer, StoredObject, UnreadableValue
 from forkpoint.rows import checkpoint_with_checksum
 from forkpoint.saver import ForkpointSaver
 from forkpoint.storage import CheckpointRow
+from processes import environment
 from state_types import Colour, Counted, Customer, Line, Old, Order, Outer, Plain, Point
 from stores import Store
-from support import config, one_by_one, put
+from support import config, encrypted_serde, one_by_one, put
 
 NOW = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=zoneinfo.ZoneInfo("UTC"))
 OWN = [
@@ -279,7 +278,7 @@ def test_allowed_types_survive_copies_and_further_allowing() -> None:
 
 
 def test_with_allowlist_works_under_encryption(store: Store) -> None:
-    serde = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"0123456789abcdef")
+    serde = encrypted_serde()
     with store.saver(serde=serde) as saver:
         allowed = saver.with_allowlist([("state_types", "Plain")])
         put(allowed, {"c": Plain()})
@@ -287,11 +286,6 @@ def test_with_allowlist_works_under_encryption(store: Store) -> None:
             found = one.get_tuple(config())
             assert found is not None
             assert type(found.checkpoint["channel_values"]["c"]) is kind
-
-
-def _with_tests_on_the_path() -> dict[str, str]:
-    here = str(Path(__file__).parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
 
 
 @pytest.mark.in_turns
@@ -310,7 +304,7 @@ assert "state_types" not in sys.modules
 allowed = saver.with_allowlist([("state_types", "Customer")])
 assert get(allowed, "own").checkpoint["channel_values"]["c"].name == "c"
 """
-    subprocess.run([sys.executable, "-c", script], check=True, env=_with_tests_on_the_path())
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment())
 
 
 @pytest.mark.in_turns
@@ -343,8 +337,8 @@ graph.update_state(config, {{"anything": Line("x", 1)}})
 stored = graph.get_state(config).values["anything"]
 assert isinstance(stored, StoredObject) and stored.type_name == "state_types.Line", stored
 """
-    environment = {**_with_tests_on_the_path(), "LANGGRAPH_STRICT_MSGPACK": "true"}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    strict = {**environment(), "LANGGRAPH_STRICT_MSGPACK": "true"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=strict)
 
 
 def test_a_serializer_that_was_passed_is_used_as_it_is(store: Store) -> None:

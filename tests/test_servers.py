@@ -13,6 +13,7 @@ import pymongo
 import pytest
 from pymongo.errors import OperationFailure
 
+from processes import environment
 from servers import Mongod, ReplicaSet, wait_until
 
 
@@ -61,11 +62,9 @@ with Mongod() as server:
     print(server._process.pid, server.directory, flush=True)
     time.sleep(60)
 """
-        here = Path(__file__).parent
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
         command = [sys.executable, "-c", script]
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdout=subprocess.PIPE, text=True, env=environment()
         ) as parent:
             assert parent.stdout is not None
             pid, directory = parent.stdout.readline().split()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from forkpoint import SqliteSaver, StorageFull, ThreadCatalog, ThreadFilter
+from processes import environment
 from servers import wait_until
 from stores import SqliteStore
 from support import config, put
@@ -245,7 +245,7 @@ def test_a_full_disk_is_got_out_of_by_deleting(scene: str, tmp_path: Path) -> No
     script = ON_A_SMALL_DISK + (SCENES[scene] + GETS_OUT if scene in SCENES else OPENED_ANEW)
     process = subprocess.run(
         ["unshare", "--map-root-user", "--mount", sys.executable, "-c", script, str(tmp_path)],
-        env={"PYTHONPATH": ":".join(sys.path), "PATH": os.environ["PATH"]},
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from langgraph.types import Command
+from langgraph.types import Command, Interrupt
 
 from forkpoint import Thread, ThreadCatalog
 from graphs import MORE_SHAPES, SHAPES
@@ -101,8 +101,6 @@ async def test_an_interrupt_is_shown_up_to_64_kib_and_a_longer_one_as_unknown(ap
 
 
 def _interrupt(value: Any) -> Any:
-    from langgraph.types import Interrupt
-
     return [Interrupt(value=value, id="id")]
 
 

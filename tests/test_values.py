@@ -15,10 +15,8 @@ from typing import Any
 
 import ormsgpack
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from forkpoint import (
     InvalidInput,
@@ -31,7 +29,7 @@ from forkpoint import (
 )
 from forkpoint.saver import ForkpointSaver
 from stores import Store
-from support import config, put
+from support import config, drawn, encrypted_serde, put
 from value_types import PARIS, VALUES, Base, Derived, Level, Order, Phase, Point, Price, is_same
 
 SERDE = SafeSerializer()
@@ -49,7 +47,7 @@ def test_a_value_comes_back_as_it_was(name: str) -> None:
 @pytest.mark.in_turns
 @pytest.mark.parametrize("is_encrypted", [False, True])
 def test_values_come_back_from_a_store(is_encrypted: bool, store: Store) -> None:
-    serde = EncryptedSerializer.from_pycryptodome_aes(SERDE, key=b"0123456789abcdef")
+    serde = encrypted_serde()
     values = {**VALUES, "all": list(VALUES.values()), "mapped": dict(VALUES)}
     with store.saver(serde=serde) if is_encrypted else store.saver() as saver:
         head = put(saver, values)
@@ -104,25 +102,13 @@ ANY = st.recursive(
 )
 
 
-def check_any(value: Any) -> None:
+@drawn(60, 10_000, ANY)
+def test_any_value_comes_back_as_it_was(value: Any) -> None:
     for saved in (value, [value], {"k": value}):
         stored = SERDE.dumps_typed(saved)
         restored = SERDE.loads_typed(stored)
         assert is_same(restored, saved)
         assert SERDE.dumps_typed(restored) == stored
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(ANY)
-def test_any_value_comes_back_as_it_was(value: Any) -> None:
-    check_any(value)
-
-
-@pytest.mark.slow
-@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(ANY)
-def test_ten_thousand_values_come_back_as_they_were(value: Any) -> None:
-    check_any(value)
 
 
 def test_a_restored_class_runs_no_code(monkeypatch: pytest.MonkeyPatch) -> None:

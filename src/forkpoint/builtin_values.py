@@ -32,10 +32,24 @@ from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, TypeVar
 
+import ormsgpack  # a dependency of langgraph-checkpoint
+
 VALUE, TUPLE, SET, FROZENSET, ITEMS, INT, TEXT = range(32, 39)
 
 Described = tuple[int, Any]
 """An extension code, and what is to be packed under it."""
+
+
+PLAIN_ONLY = (
+    ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
+    | ormsgpack.OPT_PASSTHROUGH_TUPLE
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+)
+"""Options to take the plainest types only: else a subclass, an enum or a date packs as if it were
+one of them."""
 
 
 class CannotStore(TypeError):
@@ -91,17 +105,13 @@ def holds_buffer(value: Any) -> bool:
 # Dates and times
 
 
-def _dump_datetime(value: datetime.datetime) -> Any:
+def _dump_time(value: datetime.datetime | datetime.time) -> Any:
     return [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, value.tzinfo]
 
 
 def _load_datetime(content: Any) -> datetime.datetime:
     text, fold, zone = content
     return datetime.datetime.fromisoformat(text).replace(fold=fold, tzinfo=zone)
-
-
-def _dump_time(value: datetime.time) -> Any:
-    return [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, value.tzinfo]
 
 
 def _load_time(content: Any) -> datetime.time:
@@ -317,7 +327,7 @@ _VALUES: dict[str, _Value] = {
     "ellipsis": _Value(type(...), lambda _: None, _load_ellipsis),
     "array": _Value(array.array, _dump_array, _load_array),
     "date": _Value(datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
-    "datetime": _Value(datetime.datetime, _dump_datetime, _load_datetime),
+    "datetime": _Value(datetime.datetime, _dump_time, _load_datetime),
     "time": _Value(datetime.time, _dump_time, _load_time),
     "timedelta": _Value(datetime.timedelta, _dump_timedelta, _load_timedelta),
     "timezone": _Value(datetime.timezone, _dump_timezone, _load_timezone),

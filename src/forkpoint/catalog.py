@@ -22,10 +22,18 @@ from forkpoint.leases import Lease
 from forkpoint.retention import Progress, RetentionPolicy, RetentionResult, Rules, Sweeper, Task
 from forkpoint.saver import ForkpointSaver
 from forkpoint.searching import SORT_KEYS, Wanted
-from forkpoint.threads import LeaseHolder, OnExpiry, Page, Status, Thread, ThreadFilter, ThreadStats
+from forkpoint.threads import (
+    STATUSES,
+    LeaseHolder,
+    OnExpiry,
+    Page,
+    Status,
+    Thread,
+    ThreadFilter,
+    ThreadStats,
+)
 from forkpoint.types import PurgeReport
 
-STATUSES = ("idle", "busy", "interrupted", "error")
 _LARGEST_PAGE = 1000
 _LARGEST_OFFSET = 10_000
 _WALKED = 200  # threads in each page of `walk`
@@ -786,7 +794,7 @@ def _statuses(value: object) -> tuple[Status, ...]:
     if not given:
         raise InvalidInput(f"status must be one of {list(STATUSES)} or some, and is empty")
     chosen = {inputs.choice(status, "status", STATUSES) for status in given}
-    return tuple(status for status in STATUSES if status in chosen)  # type: ignore[misc]
+    return tuple(status for status in STATUSES if status in chosen)
 
 
 def _range(filter: ThreadFilter, name: str) -> tuple[int | None, int | None]:

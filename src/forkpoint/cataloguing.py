@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 
 from forkpoint import removal
+from forkpoint.clocks import time_of
 from forkpoint.codec import Chunks, Codec, Manifest, split_refs
 from forkpoint.collect import reachable, read_all
 from forkpoint.copying import copy
@@ -54,7 +55,7 @@ from forkpoint.storage import (
     Usage,
     WriteRow,
 )
-from forkpoint.thread_heads import thread_of, threads_of, time_of, values_of
+from forkpoint.thread_heads import thread_of, threads_of, values_of
 from forkpoint.thread_pages import ThreadPages, indexed
 from forkpoint.threads import Page, Thread, ThreadStats
 from forkpoint.turns import Turns, Work, in_turns
@@ -125,6 +126,7 @@ def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) 
                 context.memory.threads.pop(thread_id)
                 row = session.record(thread_id)
             elif row.is_expired:
+                check_record(hashing, row)
                 checksums = described_anew(hashing, row, row.described)
                 if not session.describe(row, row.described, checksums):  # which is activity
                     continue
@@ -140,14 +142,38 @@ def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) 
 def update(context: Context, thread_id: str, changes: Changes) -> Thread:
     """Say something else of a thread."""
     hashing = context.codec.hashing
+    return change(
+        context,
+        thread_id,
+        changes,
+        lambda session, seen, described: session.describe(
+            seen, described, described_anew(hashing, seen, described)
+        ),
+    )
+
+
+def change(
+    context: Context,
+    thread_id: str,
+    changes: Changes,
+    store: Callable[[Session, ThreadRow, Description], bool],
+) -> Thread:
+    """Change the record of a thread, again if others do so at the same moment.
+
+    Args:
+        context: The store.
+        thread_id: The thread.
+        changes: What is to be said of it.
+        store: Takes the record and what is said then. Returns whether it stored that, and nobody
+            else changed the record in between.
+    """
+    hashing = context.codec.hashing
     for attempt in range(_ATTEMPTS):
         _pause(attempt)
         with context.storage.writing() as session:
             seen = existing_record(session, thread_id)
             check_record(hashing, seen)
-            described = changes.applied(seen.described)
-            checksums = described_anew(hashing, seen, described)
-            if session.describe(seen, described, checksums):
+            if store(session, seen, changes.applied(seen.described)):
                 return thread_of(context, session, existing_record(session, thread_id))
     raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was updated")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _BEHIND_SPEED = (9, 10)  # of a store's time, while the host's clock is behind it
 _LEARNS_AFTER = 10_000_000  # microseconds
 _ASKS_AFTER = 600_000_000  # microseconds
@@ -15,6 +17,11 @@ def _elapsed() -> int:
     boot = getattr(time, "CLOCK_BOOTTIME", None)  # it does not stop while a machine sleeps
     nanoseconds = time.monotonic_ns() if boot is None else time.clock_gettime_ns(boot)
     return nanoseconds // 1000
+
+
+def time_of(microseconds: int) -> datetime:
+    """Return a time in UTC that is stored as microseconds since 1970."""
+    return EPOCH + timedelta(microseconds=microseconds)
 
 
 class StoreClock:

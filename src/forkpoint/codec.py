@@ -18,7 +18,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from forkpoint import chunking
-from forkpoint.builtin_values import holds_buffer, may_hold_bytes
+from forkpoint.builtin_values import PLAIN_ONLY, holds_buffer, may_hold_bytes
 from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget, size_of_entry
 from forkpoint.entries import (
     DICT as DICT,
@@ -61,7 +61,7 @@ from forkpoint.errors import (
 )
 from forkpoint.hashing import Hashing
 from forkpoint.langgraph_values import DeltaSnapshot
-from forkpoint.messages import PLAIN_ONLY, MessageMemo
+from forkpoint.messages import MessageMemo
 from forkpoint.serde import SafeSerializer
 
 INLINE_BYTES = 512

@@ -143,6 +143,21 @@ def lost_checkpoint(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> C
     )
 
 
+def damaged_record(thread_id: object) -> CorruptChunk:
+    """Return the error of a thread's record."""
+    return CorruptChunk(
+        f"the record of thread {thread_id!r} is not what was written: it was changed, or written "
+        "with another key"
+    )
+
+
+def encrypted_record(thread_id: object) -> EncryptionMismatch:
+    """Return the error of a thread's record that cannot be checked without the secret."""
+    return EncryptionMismatch(
+        f"thread {thread_id!r} is encrypted; pass the EncryptedSerializer that wrote it as serde="
+    )
+
+
 def damaged_row(kind: str, checkpoint_id: object) -> CorruptChunk:
     """Return the error of a row of which a field is of another type than is written."""
     return CorruptChunk(f"a {kind} at checkpoint {checkpoint_id!r:.80} is not what was written")

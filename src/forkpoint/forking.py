@@ -20,7 +20,7 @@ from uuid import UUID
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base.id import uuid6
 
-from forkpoint import removal
+from forkpoint import clocks, removal
 from forkpoint.codec import Chunks, Codec, Manifest
 from forkpoint.copying import copy
 from forkpoint.errors import (
@@ -399,12 +399,11 @@ def _entry(record: ThreadRecord, parent: str | None) -> LineageEntry:
         record.parent_checkpoint_id,
         step if isinstance(step, int) else None,
         time_of(record.parent_checkpoint_id),
-        _EPOCH + timedelta(microseconds=record.created_at),
+        clocks.time_of(record.created_at),
         record.checkpoint_count,
     )
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _GREGORIAN = datetime(1582, 10, 15, tzinfo=timezone.utc)
 
 

@@ -7,45 +7,33 @@ it. What they store stays shared. For its owner before, the thread is as if it h
 
 from __future__ import annotations
 
-import random
-import time
-
-from forkpoint.cataloguing import Changes, existing_record
-from forkpoint.errors import StorageBusy
+from forkpoint.cataloguing import Changes, change
 from forkpoint.hashing import Hashing
 from forkpoint.operations import Context
 from forkpoint.records import check_kinship, check_record, described_anew
-from forkpoint.storage import Session, ThreadRow
-from forkpoint.thread_heads import thread_of
+from forkpoint.storage import Description, Session, ThreadRow
 from forkpoint.threads import Thread
-
-_ATTEMPTS = 20  # to change a record that others change at the same moment
 
 
 def hand_over(context: Context, thread_id: str, changes: Changes, owner: str | None) -> Thread:
     """Let a thread be another owner's, and say something else of it."""
     hashing = context.prepare().hashing
-    for attempt in range(_ATTEMPTS):
-        time.sleep(random.uniform(0, 0.002) * attempt)
-        with context.storage.writing() as session:
-            seen = existing_record(session, thread_id)
-            check_record(hashing, seen)
-            described = changes.applied(seen.described)
-            checksums = described_anew(hashing, seen, described)
-            if owner == seen.thread.owner:
-                is_done = session.describe(seen, described, checksums)
-            else:
-                identity = thread_id, owner, seen.thread.salt
-                checksums = hashing.checksums(identity, described)
-                is_done = _detach_children(hashing, session, seen) and session.give(
-                    seen, described, owner, checksums
-                )
-                # Where there are no transactions, one may have been made meanwhile.
-                is_done = is_done and _detach_children(hashing, session, seen)
-            if is_done:
-                context.memory.forget(thread_id)
-                return thread_of(context, session, existing_record(session, thread_id))
-    raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was given away")
+
+    def give(session: Session, seen: ThreadRow, described: Description) -> bool:
+        checksums = described_anew(hashing, seen, described)
+        if owner == seen.thread.owner:
+            return session.describe(seen, described, checksums)
+        checksums = hashing.checksums((thread_id, owner, seen.thread.salt), described)
+        is_given = _detach_children(hashing, session, seen) and session.give(
+            seen, described, owner, checksums
+        )
+        # Where there are no transactions, one may have been made meanwhile.
+        if not (is_given and _detach_children(hashing, session, seen)):
+            return False
+        context.memory.forget(thread_id)
+        return True
+
+    return change(context, thread_id, changes, give)
 
 
 def _detach_children(hashing: Hashing, session: Session, parent: ThreadRow) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import ormsgpack  # a dependency of langgraph-checkpoint
 
-from forkpoint.errors import CorruptChunk, EncryptionMismatch
+from forkpoint.errors import EncryptionMismatch, damaged_record, encrypted_record
 
 SALT_BYTES = 32
 _FAMILY_BYTES = 16
@@ -132,19 +132,16 @@ class Hashing:
             CorruptChunk: It is not what was written.
         """
         if type(checksums) is not bytes or type(salt) is not bytes:
-            raise _damaged(thread_id)
+            raise damaged_record(thread_id)
         kind = checksums[:1]
         if kind == _KEYED and self.secret is None:
-            raise EncryptionMismatch(
-                f"thread {thread_id!r} is encrypted; pass the EncryptedSerializer that wrote it "
-                "as serde="
-            )
+            raise encrypted_record(thread_id)
         if kind == _PLAIN and self.secret is not None:
             raise EncryptionMismatch(
                 f"thread {thread_id!r} is not encrypted, and serde= is an EncryptedSerializer"
             )
         if checksums[:IDENTITY_BYTES] != self._identity(thread_id, owner, salt):
-            raise _damaged(thread_id)
+            raise damaged_record(thread_id)
 
     def check_lineage(self, thread_id: Any, salt: Any, checksums: bytes, *lineage: Any) -> None:
         """Check what a thread was made of, unless it cannot be known without the secret.
@@ -155,7 +152,7 @@ class Hashing:
         if not self.is_told(checksums):
             return
         if type(checksums) is not bytes or checksums[_LINEAGE] != self._lineage(salt, lineage):
-            raise _damaged(thread_id)
+            raise damaged_record(thread_id)
 
     def check_description(
         self, thread_id: Any, salt: Any, checksums: bytes, source: Any, said: Sequence[Any]
@@ -165,7 +162,7 @@ class Hashing:
             return
         known = checksums[_DESCRIPTION] if type(checksums) is bytes else b""
         if known != self._description(salt, source, said):
-            raise _damaged(thread_id)
+            raise damaged_record(thread_id)
 
     def is_told(self, checksums: Any) -> bool:
         """Return whether this can tell if a record is as it was written: it has the secret."""
@@ -188,10 +185,3 @@ class Hashing:
         except (TypeError, ValueError):  # of a type that no record is written with
             packed = json.dumps(fields, default=repr).encode()
         return self.hash(kind + packed)[:_PART_BYTES]
-
-
-def _damaged(thread_id: Any) -> CorruptChunk:
-    return CorruptChunk(
-        f"the record of thread {thread_id!r} is not what was written: it was changed, or written "
-        "with another key"
-    )

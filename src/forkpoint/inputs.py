@@ -328,9 +328,7 @@ def thread_metadata(config: Mapping[str, Any]) -> str:
 
 def writes(value: object) -> list[tuple[str, Any]]:
     """Return writes as pairs of channel and value."""
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
-        raise InvalidInput(f"writes must be a sequence of pairs, not {type(value).__name__}")
-    return [_write(write) for write in items(value, "writes")]
+    return [_write(write) for write in _sequence(value, "writes", "pairs")]
 
 
 def _write(write: object) -> tuple[str, Any]:
@@ -353,9 +351,14 @@ def ids(value: object) -> list[str]:
 
 def identifiers(value: object, what: str) -> list[str]:
     """Return a sequence of identifiers, without repetition."""
+    entries = _sequence(value, f"{what}s", "strings")
+    return list(dict.fromkeys(identifier(entry, what) for entry in entries))
+
+
+def _sequence(value: object, what: str, of: str) -> list[Any]:
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
-        raise InvalidInput(f"{what}s must be a sequence of strings, not {type(value).__name__}")
-    return list(dict.fromkeys(identifier(entry, what) for entry in items(value, f"{what}s")))
+        raise InvalidInput(f"{what} must be a sequence of {of}, not {type(value).__name__}")
+    return items(value, what)
 
 
 def allowlist(value: object) -> list[tuple[str, ...]]:
@@ -375,18 +378,15 @@ def _type_name(entry: object) -> tuple[str, ...]:
     return tuple(identifier(part, "a part of a name") for part in parts)
 
 
-def channels(value: object) -> list[str]:
+def channels(value: object, what: str = "channels") -> list[str]:
     """Return channel names."""
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
-        raise InvalidInput(f"channels must be a sequence of strings, not {type(value).__name__}")
-    return list(dict.fromkeys(text(entry, "a channel") for entry in items(value, "channels")))
+    entries = _sequence(value, what, "strings")
+    return list(dict.fromkeys(text(entry, "a channel") for entry in entries))
 
 
 def preview(value: object) -> tuple[str, ...]:
     """Return the channels whose values are to be shown with a thread's record."""
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
-        raise InvalidInput(f"preview must be a sequence of channels, not {shown(value)}")
-    named = channels(value)
+    named = channels(value, "preview")
     if len(named) > PREVIEW_CHANNELS:
         raise InvalidInput(
             f"preview names {len(named)} channels, and {PREVIEW_CHANNELS} at most are shown"

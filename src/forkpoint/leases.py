@@ -26,6 +26,7 @@ from forkpoint import inputs, removing
 from forkpoint.answering import NextVersion, answer_tool_calls
 from forkpoint.at_fork import renew_in_child
 from forkpoint.cataloguing import Changes, create, existing_record
+from forkpoint.clocks import time_of
 from forkpoint.errors import (
     ForkpointError,
     SaverClosed,
@@ -37,7 +38,6 @@ from forkpoint.errors import (
 from forkpoint.operations import Context
 from forkpoint.runner import Runner, completed
 from forkpoint.storage import LeaseRow, Stale, ThreadRef
-from forkpoint.thread_heads import time_of
 from forkpoint.threads import LeaseHolder
 from forkpoint.workers import start_thread
 

@@ -18,32 +18,12 @@ from typing import Any, NamedTuple
 
 import ormsgpack
 from langchain_core.messages import BaseMessage
-from pydantic import BaseModel
 
-from forkpoint.builtin_values import holds_buffer, may_hold_bytes
+from forkpoint.builtin_values import PLAIN_ONLY, holds_buffer, may_hold_bytes
 from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget
+from forkpoint.object_values import set_extra, set_fields, set_given, set_private
 
-# Refuse all but the plainest types: a subclass, an enum or a date would pack as if it were one.
-PLAIN_ONLY = (
-    ormsgpack.OPT_PASSTHROUGH_DATACLASS
-    | ormsgpack.OPT_PASSTHROUGH_DATETIME
-    | ormsgpack.OPT_PASSTHROUGH_ENUM
-    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
-    | ormsgpack.OPT_PASSTHROUGH_TUPLE
-    | ormsgpack.OPT_PASSTHROUGH_UUID
-)
 _MESSAGE_BYTES = 150  # what a message of a run takes beside its fields
-
-# What Pydantic assigns to copy a model, each slot without looking for its name.
-_set_fields, _set_given, _set_extra, _set_private = (
-    vars(BaseModel)[slot].__set__
-    for slot in (
-        "__dict__",
-        "__pydantic_fields_set__",
-        "__pydantic_extra__",
-        "__pydantic_private__",
-    )
-)
 
 
 class _Run(NamedTuple):
@@ -109,10 +89,10 @@ class MessageMemo:
             run.classes, run.given, ormsgpack.unpackb(run.fields), strict=True
         ):
             message = kind.__new__(kind)
-            _set_fields(message, fields)
-            _set_given(message, set(given))
-            _set_extra(message, {})
-            _set_private(message, None)
+            set_fields(message, fields)
+            set_given(message, set(given))
+            set_extra(message, {})
+            set_private(message, None)
             messages.append(message)
         return messages
 

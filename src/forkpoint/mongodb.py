@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +20,7 @@ from forkpoint.threads import OnExpiry
 from forkpoint.tombstones import TOMBSTONE_TTL
 from forkpoint.type_codecs import Alias, TypeCodec
 from forkpoint.untrusted import shown
-from forkpoint.workers import Workers, workers_of
+from forkpoint.workers import workers_of
 
 DATABASE, COLLECTION = "forkpoint", "forkpoint_store"
 """The defaults."""
@@ -82,31 +82,23 @@ class MongoDBSaver(ForkpointSaver):
         cache_bytes: int = CACHE_BYTES,
         tombstone_ttl: timedelta = TOMBSTONE_TTL,
     ) -> None:
-        if isinstance(client, AsyncMongoClient):
-            connect, owned = _sync_twin(client), True
-            default = _default_database(client)
+        known: MongoClient[Any] | AsyncMongoClient[Any]
+        if isinstance(client, _OwnClient):
+            connect, owned, known = client.connect, True, client.example
+        elif isinstance(client, AsyncMongoClient):
+            connect, owned, known = _sync_twin(client), True, client
         else:
             passed = _pymongo_client(client)
-            connect, owned = (lambda: passed), False
-            default = _default_database(passed)
+            connect, owned, known = (lambda: passed), False, passed
+        default = _default_database(known)
         names = _database_name(default if db_name is None else db_name), _collection(collection)
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
         late = inputs.duration(tombstone_ttl, "tombstone_ttl")
         storage = MongoStorage(connect, *names, owned=owned, budget=budget, tombstone_ttl=late)
-        workers = workers_of(client, _limit(client))
-        self._keep_in(storage, workers, serializer_of(serde, types), ttl, on_expiry, preview)
-
-    def _keep_in(
-        self,
-        storage: MongoStorage,
-        workers: Workers,
-        serde: SerializerProtocol | None,
-        ttl: timedelta | None,
-        on_expiry: str,
-        preview: Sequence[str],
-    ) -> None:
-        runner = WorkerRunner(workers, storage)
-        super().__init__(storage, runner, serde, ttl, storage.budget, on_expiry, preview)
+        runner = WorkerRunner(workers_of(client, _limit(known)), storage)
+        super().__init__(
+            storage, runner, serializer_of(serde, types), ttl, budget, on_expiry, preview
+        )
 
     @classmethod
     def from_conn_string(
@@ -141,25 +133,45 @@ class MongoDBSaver(ForkpointSaver):
         """
         if not isinstance(conn_string, str):
             raise InvalidInput(f"conn_string must be a string, not {type(conn_string).__name__}")
+        return cls(
+            _OwnClient(conn_string, client_options),
+            db_name,
+            collection=collection,
+            serde=serde,
+            types=types,
+            ttl=ttl,
+            on_expiry=on_expiry,
+            preview=preview,
+            cache_bytes=cache_bytes,
+            tombstone_ttl=tombstone_ttl,
+        )
 
-        def connect() -> MongoClient[dict[str, Any]]:
-            return MongoClient(conn_string, **{"connect": False, **client_options})
 
+class _OwnClient:
+    """A client that a saver makes itself.
+
+    Args:
+        conn_string: Its URI.
+        options: Its options.
+
+    Attributes:
+        connect: Makes it.
+        example: One like it, which is closed, and has never connected.
+
+    Raises:
+        InvalidInput: No client can be made of this.
+    """
+
+    def __init__(self, conn_string: str, options: Mapping[str, Any]) -> None:
+        self.connect: Callable[[], MongoClient[dict[str, Any]]] = lambda: MongoClient(
+            conn_string, **{"connect": False, **options}
+        )
         try:
-            client = connect()
-            default = _default_database(client)
+            self.example = self.connect()
+            _default_database(self.example)
         except Exception as error:
             raise InvalidInput(f"no MongoDB client can be made of this: {shown(error)}") from error
-        client.close()  # it has not connected yet
-        names = _database_name(default if db_name is None else db_name), _collection(collection)
-        saver = cls.__new__(cls)
-        budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
-        late = inputs.duration(tombstone_ttl, "tombstone_ttl")
-        storage = MongoStorage(connect, *names, owned=True, budget=budget, tombstone_ttl=late)
-        saver._keep_in(
-            storage, Workers(_limit(client)), serializer_of(serde, types), ttl, on_expiry, preview
-        )
-        return saver
+        self.example.close()
 
 
 def _sync_twin(client: AsyncMongoClient[Any]) -> Callable[[], MongoClient[dict[str, Any]]]:
@@ -169,10 +181,9 @@ def _sync_twin(client: AsyncMongoClient[Any]) -> Callable[[], MongoClient[dict[s
     return lambda: MongoClient(**options)
 
 
-def _limit(client: Any) -> int:
+def _limit(client: MongoClient[Any] | AsyncMongoClient[Any]) -> int:
     """Return how many worker threads serve a client. More than its connections would only wait."""
-    passed = client if isinstance(client, AsyncMongoClient) else _pymongo_client(client)
-    connections = passed.options.pool_options.max_pool_size or _WORKERS  # 0: no limit
+    connections = client.options.pool_options.max_pool_size or _WORKERS  # 0: no limit
     return min(_WORKERS, int(connections))
 
 

@@ -40,12 +40,12 @@ from forkpoint.storage import (
     ThreadRow,
     Usage,
 )
+from forkpoint.threads import STATUSES
 
 IDENTITY = dict.fromkeys(("_id", "family", "epoch", "owner", "thread_id", "salt", "checksums"), 1)
 """The fields of a record that a `ThreadRef` is made of."""
 
 _LISTED = {"listed_at": {"$gt": 0}}  # without it, a partial index is not used
-_STATUSES = ["busy", "error", "idle", "interrupted"]
 _LEASED = {"$gt": ["$lease_until", NOW]}
 # Who waits for a lease, the first one first, without those who have not asked again in time.
 _QUEUE = {
@@ -518,7 +518,7 @@ def _wanted(selection: Selection) -> Document:
     if selection.any_terms:
         conditions.append({"terms": {"$in": list(selection.any_terms)}})
     # With all of them, an index that has the status before the time is in order, too.
-    conditions.append({"listed_status": {"$in": list(selection.statuses or _STATUSES)}})
+    conditions.append({"listed_status": {"$in": list(selection.statuses or STATUSES)}})
     conditions.append(_LISTED)
     if selection.label_contains is not None:
         is_text = {"$eq": [{"$type": "$folded_label"}, "string"]}

@@ -191,27 +191,23 @@ class Records:
         return self._collection.database.name
 
     def aggregate(self, pipeline: Sequence[Document]) -> list[Document]:
-        return self.retrying(
-            lambda: self._collection.aggregate(
-                pipeline, batchSize=_AT_ONCE, **self.identity.named
-            ).to_list()
-        )
+        return self.retrying(lambda: self._aggregate(self._collection, pipeline))
 
     def aggregate_latest(self, pipeline: Sequence[Document]) -> list[Document]:
         """Return what `aggregate` does, of what the primary has at the moment."""
-        return self.retrying(
-            lambda: self._latest.aggregate(
-                pipeline, batchSize=_AT_ONCE, **self.identity.named
-            ).to_list()
-        )
+        return self.retrying(lambda: self._aggregate(self._latest, pipeline))
+
+    def _aggregate(
+        self, collection: Collection[Document], pipeline: Sequence[Document]
+    ) -> list[Document]:
+        return collection.aggregate(pipeline, batchSize=_AT_ONCE, **self.identity.named).to_list()
 
     def aggregate_if_it_fits(self, pipeline: Sequence[Document]) -> list[Document] | None:
         """Return what `aggregate` does, or None if it is more than the server can hold."""
 
         def aggregate() -> list[Document] | None:
             try:
-                aggregate = self._collection.aggregate
-                return aggregate(pipeline, batchSize=_AT_ONCE, **self.identity.named).to_list()
+                return self._aggregate(self._collection, pipeline)
             except OperationFailure as error:
                 if error.code not in _TOO_MUCH:
                     raise

@@ -246,21 +246,24 @@ def _load_pydantic(kind: Any, content: list[Any]) -> Any:
         if name not in fields and not field.is_required():
             fields[name] = field.get_default(call_default_factory=True)
     value = _bare(kind)
-    for slot, each in zip(_SLOTS, (fields, given, extra, private), strict=True):
-        slot.__set__(value, each)
+    set_fields(value, fields)
+    set_given(value, given)
+    set_extra(value, extra)
+    set_private(value, private)
     return value
 
 
-# What Pydantic keeps of a model, in slots: a subclass may hide them behind attributes of its own.
-_SLOTS = [
-    vars(BaseModel)[name]
-    for name in (
+# What Pydantic assigns to copy a model, each slot without looking for its name: a subclass may hide
+# them behind attributes of its own.
+set_fields, set_given, set_extra, set_private = (
+    vars(BaseModel)[slot].__set__
+    for slot in (
         "__dict__",
         "__pydantic_fields_set__",
         "__pydantic_extra__",
         "__pydantic_private__",
     )
-]
+)
 
 
 def _show_pydantic(content: list[Any]) -> tuple[Attributes, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any
 
+from forkpoint.clocks import EPOCH
 from forkpoint.errors import InvalidInput
 from forkpoint.untrusted import characters, integer, reading, shown
 
 _LARGEST = 2**31 - 1  # what every database counts with, and more than any has
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 _LONGEST = 2**53  # microseconds: 285 years
 
@@ -122,4 +122,4 @@ def _microseconds(value: datetime, what: str) -> int:
             f"{what} must be aware of its time zone, as datetime.now(timezone.utc) is; {value} is "
             "not"
         )
-    return (value - _EPOCH) // _MICROSECOND
+    return (value - EPOCH) // _MICROSECOND

@@ -9,7 +9,13 @@ from typing import Any
 import ormsgpack  # a dependency of langgraph-checkpoint
 
 from forkpoint import array_values, builtin_values, chunking, object_values
-from forkpoint.builtin_values import CannotStore, Described, holds_buffer, may_hold_bytes
+from forkpoint.builtin_values import (
+    PLAIN_ONLY,
+    CannotStore,
+    Described,
+    holds_buffer,
+    may_hold_bytes,
+)
 from forkpoint.errors import NotStorable
 from forkpoint.langgraph_values import DELTA_SNAPSHOT, DeltaSnapshot
 from forkpoint.stored_object import StoredObject, stored_as
@@ -19,14 +25,7 @@ from forkpoint.untrusted import shown
 CUSTOM = 41
 """The extension code of a type of `types=`: an array of its name, and what was made of a value."""
 
-_PLAIN = (
-    ormsgpack.OPT_PASSTHROUGH_DATACLASS
-    | ormsgpack.OPT_PASSTHROUGH_DATETIME
-    | ormsgpack.OPT_PASSTHROUGH_ENUM
-    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
-    | ormsgpack.OPT_PASSTHROUGH_TUPLE
-    | ormsgpack.OPT_PASSTHROUGH_UUID
-)
+_PIECEWISE = PLAIN_ONLY | ormsgpack.OPT_NON_STR_KEYS
 _KEYS = frozenset({str, int, float, bool, bytes, type(None)})  # that a map can hold
 _KNOWN_TYPES = 4096
 _DEEPEST = 250  # so deep does MessagePack's library go
@@ -57,7 +56,7 @@ class Packer:
             NotStorable: Something in it cannot be stored; it says where that is.
         """
         try:
-            packed = ormsgpack.packb(value, default=self._extension, option=_PLAIN)
+            packed = ormsgpack.packb(value, default=self._extension, option=PLAIN_ONLY)
         except TypeError:  # a key that is no string, say; or something that cannot be stored
             interrupt: BaseException | None = self._failure.__dict__.pop("interrupt", None)
             if interrupt is not None:
@@ -121,7 +120,7 @@ class Packer:
 
     def _pack_piecewise(self, value: Any, path: str, depth: int) -> bytes:
         tree = self._tree(value, path, depth)
-        return ormsgpack.packb(tree, option=_PLAIN | ormsgpack.OPT_NON_STR_KEYS)
+        return ormsgpack.packb(tree, option=_PIECEWISE)
 
     def _tree(self, value: Any, path: str, depth: int) -> Any:
         """Return a value that packs as this one, made of what MessagePack has."""
@@ -163,7 +162,7 @@ class Packer:
                 )
             else:
                 trees.append(self._tree(each, _path_in(code, path, part, at), depth))
-        return ormsgpack.packb(trees, option=_PLAIN | ormsgpack.OPT_NON_STR_KEYS)
+        return ormsgpack.packb(trees, option=_PIECEWISE)
 
 
 def _custom(codec: TypeCodec) -> Callable[[Any], Described]:
@@ -190,7 +189,7 @@ def _is_plain(value: Any) -> bool:
     if not parts <= _KEYS:
         return False
     try:
-        ormsgpack.packb(value, option=_PLAIN | ormsgpack.OPT_NON_STR_KEYS)
+        ormsgpack.packb(value, option=_PIECEWISE)
     except TypeError:  # a long integer, or a lone surrogate
         return False
     return True

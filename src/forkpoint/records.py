@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from forkpoint.errors import CorruptChunk, EncryptionMismatch
+from forkpoint.errors import CorruptChunk, damaged_record, encrypted_record
 from forkpoint.hashing import Hashing
 from forkpoint.storage import Description, ThreadRecord, ThreadRow
+from forkpoint.threads import STATUSES
 
-STATUSES = ("busy", "error", "idle", "interrupted")
 _LAST_MOMENT = 200_000_000_000_000_000  # in the year 8307; a `datetime` ends with 9999
 
 
@@ -34,7 +34,7 @@ def _check_types(row: ThreadRow) -> None:
         and all(0 <= time < _LAST_MOMENT for time in times)
         and row.status in STATUSES
     ):
-        raise CorruptChunk(f"the record of thread {row.thread_id!r} is not what was written")
+        raise damaged_record(row.thread_id)
 
 
 def is_intact(hashing: Hashing, row: ThreadRow) -> bool:
@@ -53,24 +53,18 @@ def check_kinship(hashing: Hashing, record: ThreadRecord) -> None:
         CorruptChunk: It is not what was written.
     """
     if not isinstance(record.created_at, int) or not 0 <= record.created_at < _LAST_MOMENT:
-        raise CorruptChunk(f"the record of thread {record.thread_id!r} is not what was written")
+        raise damaged_record(record.thread_id)
     parent = record.parent if record.parent is None else str(record.parent)
     lineage = record.edge, parent, record.parent_checkpoint_id
     hashing.check_lineage(record.thread_id, record.salt, record.checksums, *lineage)
 
 
 def described_anew(hashing: Hashing, seen: ThreadRow, described: Description) -> bytes:
-    """Return the checksums of a record of which something else is to be said.
+    """Return the checksums of a record, which was checked, if something else is said of it.
 
     Raises:
-        CorruptChunk: The record is not what was written.
         EncryptionMismatch: It was written with an encrypting serializer, and none is set.
     """
-    thread = seen.thread
     if not hashing.is_told(seen.checksums):
-        raise EncryptionMismatch(
-            f"thread {thread.thread_id!r} is encrypted; pass the EncryptedSerializer that wrote it "
-            "as serde="
-        )
-    check_record(hashing, seen)
-    return hashing.with_description(seen.checksums, thread.salt, seen.lineage[-1], described)
+        raise encrypted_record(seen.thread_id)
+    return hashing.with_description(seen.checksums, seen.thread.salt, seen.lineage[-1], described)

@@ -48,6 +48,7 @@ def merge_run(storage: Storage, hashing: Hashing, thread: ThreadRef, run_metadat
         with storage.writing() as session:
             row = session.record(thread.thread_id)
             if row is not None and row.thread.key == thread.key:
+                check_record(hashing, row)
                 described = with_run(row.described, run_metadata)
                 if session.describe(row, described, described_anew(hashing, row, described)):
                     row = session.record(thread.thread_id)

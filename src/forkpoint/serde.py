@@ -39,6 +39,7 @@ from forkpoint import (
     untrusted,
 )
 from forkpoint.errors import ForkpointError, InvalidInput, UnreadableValue
+from forkpoint.options import choice
 from forkpoint.packing import CUSTOM, Packer
 from forkpoint.stored_object import StoredObject
 from forkpoint.type_codecs import Alias, TypeCodec, entries_of
@@ -105,11 +106,7 @@ class SafeSerializer(JsonPlusSerializer):
         self._strict = strict_mode() if strict is None else strict
         self._allowed = frozenset(map(_name, untrusted.reading("allowed", list, allowed)))
         self._types = entries_of(types)
-        if unknown not in ("stored", "raise"):
-            raise InvalidInput(
-                f"unknown must be 'stored' or 'raise', not {untrusted.shown(unknown)}"
-            )
-        self._unknown = unknown
+        self._unknown = choice(unknown, "unknown", ("stored", "raise"))
         self._codecs: dict[str, TypeCodec] = {}
         self._aliases: dict[tuple[str, str], Any] = {}
         for entry in self._types:
@@ -226,7 +223,12 @@ class SafeSerializer(JsonPlusSerializer):
         return object_values.KINDS[kind].load(target, content)
 
     def _allows(self, kind: type) -> bool:
-        return not _names(kind.__module__, kind.__qualname__).isdisjoint(self._allowed)
+        return self._allows_name(kind.__module__, kind.__qualname__)
+
+    def _allows_name(self, module: str, qualified: str) -> bool:
+        """Return whether a type is allowed, qualified or not, as LangGraph names it."""
+        unqualified = qualified.rpartition(".")[2]
+        return not self._allowed.isdisjoint([(module, qualified), (module, unqualified)])
 
     def _custom(self, fields: Any) -> Any:
         name, value = fields
@@ -238,14 +240,12 @@ class SafeSerializer(JsonPlusSerializer):
     def _stand_in(self, code: int, fields: Any, content: bytes, reason: Exception) -> StoredObject:
         """Return what stands for an object that cannot be restored."""
         shown = _shown(code, fields)
+        if isinstance(reason, UnreadableValue) and (shown is None or self._unknown == "raise"):
+            raise reason
         if shown is None:
-            if isinstance(reason, UnreadableValue):
-                raise reason
             raise UnreadableValue(f"a stored value could not be restored: {reason}") from reason
         name, attributes, value = shown
         if self._unknown == "raise":
-            if isinstance(reason, UnreadableValue):
-                raise reason
             raise UnreadableValue(
                 f"{name} could not be restored from what was stored: "
                 f"{type(reason).__name__}: {reason}"
@@ -269,11 +269,9 @@ class SafeSerializer(JsonPlusSerializer):
             UnreadableValue: It may not, or it is not known here.
         """
         module, qualified = name[:2]
-        is_allowed = bool(
-            {(module, qualified), (module, qualified.rpartition(".")[2])} & self._allowed
-        )
-        is_own = _IMPORTABLE.fullmatch(module) is not None or module.startswith("pydantic")
-        if is_allowed or _IMPORTABLE.fullmatch(module):
+        is_allowed = self._allows_name(module, qualified)
+        is_importable = _IMPORTABLE.fullmatch(module) is not None
+        if is_allowed or is_importable:
             try:
                 importlib.import_module(module)
             except ImportError as error:
@@ -290,6 +288,7 @@ class SafeSerializer(JsonPlusSerializer):
                 f"{type_names.text(name)} is stored, and is not known to hold nothing but data; "
                 f"if it may be called, allow it with {how}"
             )
+        is_own = is_importable or module.startswith("pydantic")
         if self._strict and not (is_own or is_allowed or _is_value(found)):
             raise UnreadableValue(
                 f"{type_names.text(name)} is stored, and strict mode (LANGGRAPH_STRICT_MSGPACK) "
@@ -333,11 +332,6 @@ def _is_interrupt(failure: Exception) -> bool:
     """
     is_main = threading.current_thread() is threading.main_thread()
     return is_main and str(failure) == "ext_hook failed"
-
-
-def _names(module: str, qualified: str) -> set[tuple[str, str]]:
-    """Return the names by which a type may be allowed: LangGraph's are not qualified."""
-    return {(module, qualified), (module, qualified.rpartition(".")[2])}
 
 
 def _name(entry: AllowedType) -> tuple[str, str]:

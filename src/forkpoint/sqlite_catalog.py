@@ -17,7 +17,14 @@ from forkpoint.filters import ALL_TERM, folded, packed, stored_value_terms, thre
 from forkpoint.hashing import Hashing, new_salt
 from forkpoint.receipts import RECEIPT
 from forkpoint.removal import NULL_TASK_ID
-from forkpoint.sqlite_rows import THREAD_COLUMNS, THREAD_OF, json_list
+from forkpoint.sqlite_rows import (
+    HEAD_OF,
+    PLACES,
+    THREAD_COLUMNS,
+    THREAD_OF,
+    description,
+    json_list,
+)
 from forkpoint.sqlite_schema import EXPIRES, OF_ALL, UNLISTED
 from forkpoint.sqlite_statements import batches, marks
 from forkpoint.sqlite_tombstones import SqliteTombstones
@@ -33,8 +40,8 @@ from forkpoint.storage import (
     ThreadRow,
     Usage,
 )
+from forkpoint.threads import STATUSES
 
-STATUSES = ("busy", "error", "idle", "interrupted")
 WALK_SECONDS = 3600
 """How long a search may be read page by page before it goes on with what there is by then."""
 WALKS = 100
@@ -42,9 +49,9 @@ WALKS = 100
 
 _RECORD = (
     f"SELECT {THREAD_OF}, t.checksums, t.edge, t.parent, t.label, t.tags, t.metadata, t.ttl,"
-    " t.status, t.created_at, t.updated_at, s.thread_id, t.parent_checkpoint_id,"
-    " t.checkpoint_count, t.lease_holder, t.lease_since, t.lease_until, t.fence,"
-    " t.fixed_keys, t.on_expiry, t.swept_at, t.state_updated_at FROM forkpoint_threads AS t"
+    " t.fixed_keys, t.on_expiry, t.status, t.created_at, t.updated_at, s.thread_id,"
+    " t.parent_checkpoint_id, t.checkpoint_count, t.lease_holder, t.lease_since, t.lease_until,"
+    " t.fence, t.swept_at, t.state_updated_at FROM forkpoint_threads AS t"
     " LEFT JOIN forkpoint_threads AS s ON s.key = t.parent"
     " WHERE t.deleted_at IS NULL AND NOT t.provisional"
 )
@@ -65,8 +72,7 @@ _SORTED_ROWS = {
 # What the newest checkpoint of a thread says is shown of its state.
 _PREVIEW = (
     "(SELECT w.content FROM forkpoint_writes AS w WHERE w.thread = t.key AND w.checkpoint_ns = ''"
-    " AND w.checkpoint_id = (SELECT max(c.checkpoint_id) FROM forkpoint_checkpoints AS c"
-    " WHERE c.thread = t.key AND c.checkpoint_ns = '' AND NOT c.hidden)"
+    f" AND w.checkpoint_id = {HEAD_OF.format(thread='t.key')}"
     f" AND w.task_id = '{NULL_TASK_ID}' AND w.idx = {RECEIPT})"
 )
 _SAMPLE = 20  # threads by which it is found out how rare a term is
@@ -469,23 +475,41 @@ class SqliteCatalog(SqliteTombstones):
     # What a thread takes
 
     def usage(self, thread: ThreadRef, after: Any = None) -> Part[Usage]:
-        table, place = after or ("checkpoints", ("", ""))
-        columns, order = _MEASURED[table]
-        rows = self.all(
-            f"SELECT {columns}, {order} FROM forkpoint_{table} WHERE thread = ?"
-            f" AND ({order}) > ({marks(place)}) ORDER BY {order} LIMIT ?",
-            thread.key,
-            *place,
-            self.turn_rows,
-        )
-        self.count_read(len(rows))
-        following: Any = (table, rows[-1][3:]) if len(rows) == self.turn_rows else None
+        table, place = after or ("checkpoints", None)
+        part = self.part_after(table, _MEASURED[table], thread.key, place)
+        rows = part.items
+        following: Any = None if part.after is None else (table, part.after)
         size = sum(row[2] for row in rows)
         if table == "writes":
             return Part([Usage(0, sum(row[0] for row in rows), frozenset(), size)], following)
         runs = frozenset(row[1] for row in rows if row[1] is not None)
         used = Usage(sum(row[0] for row in rows), 0, runs, size)
-        return Part([used], following or ("writes", ("", "", "", -(1 << 62))))
+        return Part([used], following or ("writes", None))
+
+    def part_after(
+        self, table: str, columns: str, thread: int, after: tuple[Any, ...] | None
+    ) -> Part[tuple[Any, ...]]:
+        """Return rows of a thread, in the order of their places.
+
+        Args:
+            table: The table.
+            columns: What to read of it.
+            thread: The key of the thread.
+            after: The place of the last one of the part before; None for the first part.
+        """
+        order, first = PLACES[table]
+        place = first if after is None else after
+        width = len(place)
+        rows = self.all(
+            f"SELECT {columns}, {order} FROM forkpoint_{table} WHERE thread = ?"
+            f" AND ({order}) > ({marks(place)}) ORDER BY {order} LIMIT ?",
+            thread,
+            *place,
+            self.turn_rows,
+        )
+        self.count_read(len(rows))
+        following = rows[-1][-width:] if len(rows) == self.turn_rows else None
+        return Part([row[:-width] for row in rows], following)
 
     def sizes(self, family: Any, digests: Collection[bytes]) -> int:
         size = 0
@@ -502,29 +526,27 @@ class SqliteCatalog(SqliteTombstones):
 
 _MEASURED = {
     "checkpoints": (
-        "NOT hidden, run_id, length(metadata) + length(refs) + length(content) + length(checksum)",
-        "checkpoint_ns, checkpoint_id",
+        "NOT hidden, run_id, length(metadata) + length(refs) + length(content) + length(checksum)"
     ),
-    "writes": (
-        f"idx > {RECEIPT}, NULL, length(refs) + length(content) + length(checksum)",
-        "checkpoint_ns, checkpoint_id, task_id, idx",
-    ),
+    "writes": f"idx > {RECEIPT}, NULL, length(refs) + length(content) + length(checksum)",
 }
-"""What tells whether a row counts, the run that made it, and its size; and what is its place."""
+"""What tells whether a row counts, the run that made it, and its size."""
 
 
 def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:
     thread = ThreadRef(*row[:THREAD_COLUMNS])
-    checksums, edge, parent, label, tags, metadata, ttl, status, *rest = row[THREAD_COLUMNS:]
-    created_at, updated_at, source, forked, count, *rest = rest
-    holder, since, until, fence, fixed, on_expiry, swept_at, state_updated_at = rest
+    checksums, edge, parent, *rest = row[THREAD_COLUMNS:]
+    described, rest = description(rest[:6]), rest[6:]
+    status, created_at, updated_at, source, forked, count, *rest = rest
+    holder, since, until, fence, swept_at, state_updated_at = rest
+    ttl = described.ttl
     is_leased = isinstance(until, int) and until > now
     lease = LeaseRow(holder, since, until, fence) if is_leased else None
     is_over = isinstance(ttl, int) and isinstance(updated_at, int) and updated_at + ttl <= now
     return ThreadRow(
         thread,
         thread.thread_id,
-        Description(label, json_list(tags), metadata, ttl, json_list(fixed), on_expiry),
+        described,
         "busy" if lease is not None else status,
         created_at=created_at,
         updated_at=updated_at,
@@ -533,7 +555,7 @@ def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:
         checkpoint_count=count,
         lease=lease,
         fence=fence,
-        is_expired=lease is None and on_expiry == "delete" and is_over,
+        is_expired=lease is None and described.on_expiry == "delete" and is_over,
         is_swept=swept_at == updated_at,
         state_updated_at=state_updated_at,
         checksums=checksums,

@@ -7,34 +7,24 @@ its record looks like that of a deleted thread, of which something is left.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from forkpoint.errors import StorageBusy, ThreadExists
 from forkpoint.hashing import Hashing, new_salt
-from forkpoint.sqlite_errors import raised_inside
+from forkpoint.sqlite_errors import noting
 from forkpoint.sqlite_removing import ABANDONED_SECONDS, SqliteRemoving
-from forkpoint.sqlite_rows import CHECKPOINT, REBOUND, WRITE, json_list
+from forkpoint.sqlite_rows import CHECKPOINT, DESCRIPTION, PLACES, REBOUND, WRITE, description
+from forkpoint.sqlite_statements import marks
 from forkpoint.storage import Description, Stale, ThreadRef
 
-# What a clone has of its source.
-_COPIED_RECORD = (
-    "owner, label, folded_label, tags, metadata, fixed_keys, ttl, on_expiry, status,"
-    " state_updated_at, checkpoint_count"
-)
-_SAID = "owner, checksums, label, tags, metadata, ttl, fixed_keys, on_expiry"
+# What a clone has of its source, beside what is said of it.
+_COPIED_RECORD = "owner, status, state_updated_at, checkpoint_count"
 # The copies do not belong to the runs that made the originals: deleting those leaves them.
 _COLUMNS = {
     "checkpoints": (CHECKPOINT, CHECKPOINT.replace("run_id", "NULL")),
     "writes": (WRITE, WRITE),
-}
-_ORDER = {
-    "checkpoints": ("checkpoint_ns, checkpoint_id", "?, ?", ("", "")),
-    "writes": (
-        "checkpoint_ns, checkpoint_id, task_id, idx",
-        "?, ?, ?, ?",
-        ("", "", "", -(1 << 62)),
-    ),
 }
 _EMPTY_ROWS = {
     "checkpoints": (
@@ -95,15 +85,8 @@ class SqliteCopying(SqliteRemoving):
 
     def _bind_to(self, hashing: Hashing, source: ThreadRef, copy: _Copy) -> None:
         """Let the rows of a thread that are copied from now on be bound to the copy."""
-
-        def rebound(checksum: Any, binding: Any) -> int:
-            try:
-                return hashing.rebound(source.salt, copy.salt, checksum, binding)
-            except BaseException as error:  # an interrupt, of which SQLite does not say what it was
-                raised_inside.error = error
-                raise
-
-        self.create_function("forkpoint_rebound", 2, rebound)
+        rebound = partial(hashing.rebound, source.salt, copy.salt)
+        self.create_function("forkpoint_rebound", 2, noting(rebound))
 
     def begin_copy(
         self,
@@ -120,8 +103,10 @@ class SqliteCopying(SqliteRemoving):
         bounds = {
             table: self.run(empty, copy.key).lastrowid for table, empty in _EMPTY_ROWS.items()
         }
-        places = {table: first for table, (_, _, first) in _ORDER.items()}
-        return _Copying(source, hashing, removals, copy, target_id, bounds, {**places})
+        places: dict[str, tuple[Any, ...] | None] = {
+            table: first for table, (_, first) in PLACES.items()
+        }
+        return _Copying(source, hashing, removals, copy, target_id, bounds, places)
 
     def copy_part(self, copying: Any) -> bool:
         assert isinstance(copying, _Copying)
@@ -129,7 +114,7 @@ class SqliteCopying(SqliteRemoving):
             raise Stale
         if not self.run(
             "UPDATE forkpoint_threads SET building = ? WHERE key = ? AND building > 0",
-            self.now() + 1_000_000 * ABANDONED_SECONDS,
+            self._abandoned_at(),
             copying.copy.key,
         ).rowcount:
             raise StorageBusy("copying took too long, and was taken for abandoned; try again")
@@ -143,6 +128,10 @@ class SqliteCopying(SqliteRemoving):
         self._show(copying.copy.key, copying.target_id)
         return False
 
+    def _abandoned_at(self) -> int:
+        """Return from when on a copy is taken for abandoned."""
+        return self.now() + 1_000_000 * ABANDONED_SECONDS
+
     def abandon_copy(self, copying: Any) -> None:
         assert isinstance(copying, _Copying)
         self.abandon(copying.source.family, "key = ?", copying.copy.key)
@@ -153,15 +142,16 @@ class SqliteCopying(SqliteRemoving):
         """Copy rows that come after a place, and return up to where, or None if it was the end."""
         self._bind_to(copying.hashing, copying.source, copying.copy)
         columns, copied = _COLUMNS[table]
-        order, marks, _ = _ORDER[table]
-        of_source = f"FROM forkpoint_{table} WHERE thread = ? AND ({order}) > ({marks})"
+        order, _ = PLACES[table]
+        at_place = marks(place)
+        of_source = f"FROM forkpoint_{table} WHERE thread = ? AND ({order}) > ({at_place})"
         at = (copying.source.key, *place)
         last = self.one(
             f"SELECT {order} {of_source} ORDER BY {order} LIMIT 1 OFFSET ?",
             *at,
             self.turn_rows - 1,
         )
-        until, end = ("", ()) if last is None else (f"AND ({order}) <= ({marks})", last)
+        until, end = ("", ()) if last is None else (f"AND ({order}) <= ({at_place})", last)
         self.run(
             f"INSERT INTO forkpoint_{table} (thread, {columns}, binding)"
             f" SELECT ?, {copied}, {REBOUND} {of_source} {until} AND id < ?",
@@ -185,12 +175,14 @@ class SqliteCopying(SqliteRemoving):
         described: Description | None,
     ) -> _Copy:
         """Make the record of a copy, under a name of its own until it is shown."""
-        said = self.one(f"SELECT {_SAID} FROM forkpoint_threads WHERE key = ?", source.key)
-        assert said is not None
-        owner, copied, label, tags, metadata, ttl, fixed, on_expiry = said
+        record = self.one(
+            f"SELECT owner, checksums, {DESCRIPTION} FROM forkpoint_threads WHERE key = ?",
+            source.key,
+        )
+        assert record is not None
+        owner, copied, *said = record
         if described is None:
-            lists = json_list(tags), json_list(fixed)
-            described = Description(label, lists[0], metadata, ttl, lists[1], on_expiry)
+            described = description(said)
             hashing.check_description(source.thread_id, source.salt, copied, None, described)
         salt = new_salt(source.salt)
         checksums = hashing.checksums(
@@ -208,7 +200,7 @@ class SqliteCopying(SqliteRemoving):
             name,
             salt,
             *[now] * 4,
-            self.now() + 1_000_000 * ABANDONED_SECONDS,
+            self._abandoned_at(),
             source.key,
         ).lastrowid
         self._describe(key, described, checksums)

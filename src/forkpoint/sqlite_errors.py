@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from forkpoint.errors import (
     CorruptChunk,
@@ -14,6 +16,8 @@ from forkpoint.errors import (
     StorageFull,
     StorageReadOnly,
 )
+
+_T = TypeVar("_T")
 
 
 class typed_errors:
@@ -41,8 +45,21 @@ class _RaisedInside(threading.local):
     error: BaseException | None = None
 
 
-raised_inside = _RaisedInside()
+_raised_inside = _RaisedInside()
 """What came as SQLite called a function of ours on this thread. SQLite makes one error of all."""
+
+
+def noting(function: Callable[..., _T]) -> Callable[..., _T]:
+    """Return a function for SQLite to call. What it raises, an interrupt, `typed` raises again."""
+
+    def call(*arguments: Any) -> _T:
+        try:
+            return function(*arguments)
+        except BaseException as error:
+            _raised_inside.error = error
+            raise
+
+    return call
 
 
 def typed(error: sqlite3.Error) -> BaseException:
@@ -51,7 +68,7 @@ def typed(error: sqlite3.Error) -> BaseException:
     By message: Python 3.10 does not give the error's code.
     """
     message = str(error)
-    inside, raised_inside.error = raised_inside.error, None
+    inside, _raised_inside.error = _raised_inside.error, None
     if "user-defined function" in message:  # ours raises nothing by itself
         return inside or KeyboardInterrupt()
     if "is full" in message:

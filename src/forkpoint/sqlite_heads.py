@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from forkpoint.receipts import WRITES
 from forkpoint.removal import HEAD_ROWS
 from forkpoint.sqlite_copying import SqliteCopying
-from forkpoint.sqlite_rows import READ_WRITE, write_row
+from forkpoint.sqlite_rows import HEAD_OF, READ_WRITE, write_row
 from forkpoint.sqlite_statements import batches, marks
 from forkpoint.storage import ThreadRow, WriteRow
 
 _COLUMNS = ", ".join(f"w.{column}" for column in READ_WRITE.split(", "))
 _HEADS = (
     f"SELECT w.thread, {_COLUMNS} FROM forkpoint_threads AS t JOIN forkpoint_writes AS w"
-    " ON w.thread = t.key AND w.checkpoint_ns = '' AND w.checkpoint_id = ("
-    "SELECT max(checkpoint_id) FROM forkpoint_checkpoints AS c"
-    " WHERE c.thread = t.key AND c.checkpoint_ns = '' AND NOT c.hidden)"
+    " ON w.thread = t.key AND w.checkpoint_ns = ''"
+    f" AND w.checkpoint_id = {HEAD_OF.format(thread='t.key')}"
     f" WHERE (w.idx IN {HEAD_ROWS} OR w.idx <= {WRITES}) AND t.key IN "
 )
 

@@ -16,7 +16,7 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 from forkpoint.hashing import UNBOUND
 from forkpoint.receipts import RECEIPT
 from forkpoint.removal import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
-from forkpoint.sqlite_rows import READ_CHECKPOINT, RESTORED, checkpoint_row
+from forkpoint.sqlite_rows import HEAD_OF, READ_CHECKPOINT, RESTORED, checkpoint_row
 from forkpoint.sqlite_statements import marks
 from forkpoint.sqlite_threads import SqliteThreads
 from forkpoint.storage import (
@@ -42,14 +42,9 @@ _INTERRUPTED, _FAILED = WRITES_IDX_MAP[INTERRUPT], WRITES_IDX_MAP[ERROR]
 _UPDATE_STATUS = (
     "UPDATE forkpoint_threads SET status = coalesce(("
     f"SELECT CASE idx WHEN {_INTERRUPTED} THEN 'interrupted' ELSE 'error' END"
-    " FROM forkpoint_writes WHERE thread = ? AND checkpoint_ns = '' AND checkpoint_id = ("
-    "SELECT max(checkpoint_id) FROM forkpoint_checkpoints WHERE thread = ? AND checkpoint_ns = ''"
-    f" AND NOT hidden) AND idx IN ({_INTERRUPTED}, {_FAILED}) ORDER BY idx LIMIT 1"
+    f" FROM forkpoint_writes WHERE thread = key AND checkpoint_ns = '' AND checkpoint_id ="
+    f" {HEAD_OF.format(thread='key')} AND idx IN ({_INTERRUPTED}, {_FAILED}) ORDER BY idx LIMIT 1"
     "), 'idle') WHERE key = ?"
-)
-_HEAD = (
-    "SELECT max(checkpoint_id) FROM forkpoint_checkpoints"
-    " WHERE thread = ? AND checkpoint_ns = '' AND NOT hidden"
 )
 _OUTLINE = (
     "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, x'', x'', x'', hidden"
@@ -68,16 +63,11 @@ _WRITES_AT = f"SELECT count(*) FROM forkpoint_writes {{}} AND idx > {RECEIPT}"
 # What the tasks after a checkpoint have done; see `removal.reopens`.
 _DONE = f"{_PLACE} AND idx NOT IN {KEPT} AND (task_id != '{NULL_TASK_ID}' OR idx IN {DROPPED})"
 _UNDER = "WHERE thread = ? AND fence >= ? AND fence < ?"
-_REFERRING = (
-    ("checkpoints", "refs", "checkpoint_ns, checkpoint_id", ("", "")),
-    (
-        "writes",
-        "CAST(refs || coalesce(before_refs, x'') AS BLOB)",
-        "checkpoint_ns, checkpoint_id, task_id, idx",
-        ("", "", "", -(1 << 62)),
-    ),
-)
-"""Where references stand, by what they are in order there, and what is before all of it."""
+_REFERRING = {
+    "checkpoints": "refs",
+    "writes": "CAST(refs || coalesce(before_refs, x'') AS BLOB)",
+}
+"""Where references stand."""
 
 _CHUNKS_PER_ROW = 5  # where little is done in a transaction: a full disk has no room for more
 
@@ -164,17 +154,8 @@ class SqliteRemoving(SqliteThreads):
         columns, made = (
             (READ_CHECKPOINT, checkpoint_row) if with_content else (_OUTLINE, _outline_row)
         )
-        rows = self.all(
-            f"SELECT {columns} FROM forkpoint_checkpoints WHERE thread = ?"
-            " AND (checkpoint_ns, checkpoint_id) > (?, ?)"
-            " ORDER BY checkpoint_ns, checkpoint_id LIMIT ?",
-            thread.key,
-            *(after or ("", "")),
-            self.turn_rows,
-        )
-        self.count_read(len(rows))
-        following = rows[-1][:2] if len(rows) == self.turn_rows else None
-        return Part([made(row) for row in rows], following)
+        part = self.part_after("checkpoints", columns, thread.key, after)
+        return Part([made(row) for row in part.items], part.after)
 
     def rows_from(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
         rows: list[tuple[Any, ...]] = []
@@ -245,12 +226,12 @@ class SqliteRemoving(SqliteThreads):
 
     def _head(self, thread: ThreadRef) -> str | None:
         """Return the newest checkpoint of a thread's own graph."""
-        row = self.one(_HEAD, thread.key)
+        row = self.one(f"SELECT {HEAD_OF.format(thread='?')}", thread.key)
         return row[0] if row else None
 
     def _look_at_head(self, thread: ThreadRef, before: str | None, *, is_reopened: bool) -> None:
         """Let the record say what it is to say of the newest checkpoint, which may be another."""
-        self.run(_UPDATE_STATUS, *[thread.key] * 3)
+        self.run(_UPDATE_STATUS, thread.key)
         if is_reopened or self._head(thread) != before:
             self._unlist(thread.key)  # which it is sorted and found by
             self.run(
@@ -354,21 +335,14 @@ class SqliteRemoving(SqliteThreads):
     def references(self, family: Any, after: Any = None) -> Part[tuple[Any, bytes]]:
         if after is None:
             keys = self.all("SELECT key FROM forkpoint_threads WHERE family = ?", family)
-            after = [(key, *where) for (key,) in keys for where in _REFERRING]
+            after = [(key, table, None) for (key,) in keys for table in _REFERRING]
         items: list[tuple[Any, bytes]] = []
         while after and len(items) < self.turn_rows:
-            key, table, refs, order, place = after.pop()
-            rows = self.all(
-                f"SELECT {refs}, {order} FROM forkpoint_{table} WHERE thread = ?"
-                f" AND ({order}) > ({marks(place)}) ORDER BY {order} LIMIT ?",
-                key,
-                *place,
-                self.turn_rows,
-            )
-            items += ((key, row[0]) for row in rows)
-            if len(rows) == self.turn_rows:
-                after.append((key, table, refs, order, rows[-1][1:]))
-        self.count_read(len(items))
+            key, table, place = after.pop()
+            part = self.part_after(table, _REFERRING[table], key, place)
+            items += ((key, row[0]) for row in part.items)
+            if part.after is not None:
+                after.append((key, table, part.after))
         return Part(items, after or None)
 
     def links(self, family: Any, after: Any = None) -> Part[tuple[bytes, bytes]]:

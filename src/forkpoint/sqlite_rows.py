@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from forkpoint.errors import damaged_row
 from forkpoint.hashing import IDENTITY_BYTES
-from forkpoint.storage import CheckpointRow, ThreadRef, WriteRow, binding_of, stored_binding
+from forkpoint.storage import (
+    CheckpointRow,
+    Description,
+    ThreadRef,
+    WriteRow,
+    binding_of,
+    stored_binding,
+)
 
 CHECKPOINT = (
     "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, refs, content, checksum,"
@@ -23,14 +30,37 @@ READ_WRITE = f"{WRITE}, binding"
 """What a `write_row` is made of."""
 REBOUND = "forkpoint_rebound(checksum, binding)"
 """The binding of a copy of a row, by a function of `SqliteCopying`."""
-THREAD = f"key, family, epoch, owner, thread_id, salt, substr(checksums, 1, {IDENTITY_BYTES})"
-"""What a `ThreadRef` is made of."""
-THREAD_OF = ", ".join(
-    f"t.{column}" if "(" not in column else f"substr(t.checksums, 1, {IDENTITY_BYTES})"
-    for column in THREAD.split(", ", 6)
+_THREAD = (
+    "{0}key, {0}family, {0}epoch, {0}owner, {0}thread_id, {0}salt,"
+    f" substr({{0}}checksums, 1, {IDENTITY_BYTES})"
 )
+THREAD = _THREAD.format("")
+"""What a `ThreadRef` is made of."""
+THREAD_OF = _THREAD.format("t.")
 """The same of a table that is called `t`."""
 THREAD_COLUMNS = len(ThreadRef._fields)
+DESCRIPTION = "label, tags, metadata, ttl, fixed_keys, on_expiry"
+"""What a `description` is made of."""
+HEAD_OF = (
+    "(SELECT max(checkpoint_id) FROM forkpoint_checkpoints"
+    " WHERE thread = {thread} AND checkpoint_ns = '' AND NOT hidden)"
+)
+"""The newest checkpoint of a thread's own graph."""
+
+
+class Places(NamedTuple):
+    """The places of rows of a thread, which are in order in an index."""
+
+    columns: str
+    first: tuple[Any, ...]
+    """What is before all of them."""
+
+
+PLACES = {
+    "checkpoints": Places("checkpoint_ns, checkpoint_id", ("", "")),
+    "writes": Places("checkpoint_ns, checkpoint_id, task_id, idx", ("", "", "", -(1 << 62))),
+}
+"""Those of each table."""
 
 
 _NONE = type(None)
@@ -72,6 +102,12 @@ def write_row(values: Sequence[Any]) -> WriteRow:
     if tuple(map(type, fields)) != _WRITE_TYPES:
         raise damaged_row("write", fields[1])
     return WriteRow._make([*fields, binding_of(binding)])
+
+
+def description(values: Sequence[Any]) -> Description:
+    """Return what is said of a thread."""
+    label, tags, metadata, ttl, fixed_keys, on_expiry = values
+    return Description(label, json_list(tags), metadata, ttl, json_list(fixed_keys), on_expiry)
 
 
 def json_list(packed: Any) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from forkpoint.sqlite_pages import page_statement
 from forkpoint.sqlite_removing import UNRECEIPT
 from forkpoint.sqlite_rows import (
     CHECKPOINT,
+    DESCRIPTION,
     READ_CHECKPOINT,
     READ_WRITE,
     RESTORED,
@@ -28,14 +29,13 @@ from forkpoint.sqlite_rows import (
     WRITE,
     checkpoint_row,
     checkpoint_values,
-    json_list,
+    description,
     write_row,
     write_values,
 )
 from forkpoint.sqlite_statements import batches, marks
 from forkpoint.storage import (
     CheckpointRow,
-    Description,
     Found,
     Graft,
     Moment,
@@ -310,17 +310,12 @@ class SqliteSession(SqliteHeads):
             before=before,
         )
         record = self.one(
-            "SELECT checksums, label, tags, metadata, ttl, fixed_keys, on_expiry"
-            " FROM forkpoint_threads"
-            " WHERE key = ?",
-            thread.key,
+            f"SELECT checksums, {DESCRIPTION} FROM forkpoint_threads WHERE key = ?", thread.key
         )
         assert record is not None
-        checksums, label, tags, metadata, ttl, fixed, on_expiry = record
-        lists = json_list(tags), json_list(fixed)
-        described = Description(label, lists[0], metadata, ttl, lists[1], on_expiry)
+        checksums, *said = record
         rows = [checkpoint_row(row) for row in heads]
-        return Moment(newer is None, rows, described, checksums, None)
+        return Moment(newer is None, rows, description(said), checksums, None)
 
     def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
         found: list[WriteRow] = []

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from forkpoint.errors import SchemaVersionError
 from forkpoint.filters import may_contain_json
-from forkpoint.sqlite_errors import is_locked, raised_inside
+from forkpoint.sqlite_errors import is_locked
 from forkpoint.sqlite_schema import SCHEMA
 from forkpoint.storage import SCHEMA_VERSION
 
@@ -107,11 +107,7 @@ def _plain_cursor(connection: sqlite3.Connection) -> sqlite3.Cursor:
 
 
 def _contains(stored: str, wanted: str) -> bool:
-    try:
-        return may_contain_json(stored, json.loads(wanted))
-    except BaseException as error:  # an interrupt, of which SQLite does not say what it was
-        raised_inside.error = error
-        raise
+    return may_contain_json(stored, json.loads(wanted))
 
 
 def _retry_while_locked(action: Callable[[], object]) -> None:

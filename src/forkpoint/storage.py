@@ -442,9 +442,9 @@ class Put(NamedTuple):
     is_announced: bool = False
     """Whether the checkpoint that these writes belong to is on its way."""
     expiry: Expiry = Expiry()
+    """When the thread expires, if this makes it."""
     value_terms: Sequence[int] | None = None
     """The terms of what is shown of the state of a checkpoint; None if nothing was chosen."""
-    """When the thread expires, if this makes it."""
     salt: bytes = b""
     """The salt of the thread, if this makes it."""
     checksums: bytes = b""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from forkpoint.clocks import time_of
 from forkpoint.codec import Chunk, Codec, split_refs
 from forkpoint.errors import CorruptChunk, EncryptionMismatch, UnreadableValue
 from forkpoint.operations import Context, load_write, order_of
@@ -25,11 +25,9 @@ INTERRUPT_CHUNKS = 1
 ERROR_CHARACTERS = 1000
 """How long the text of an error is shown."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
 
 def threads_of(context: Context, rows: Sequence[ThreadRow]) -> list[Thread]:
-    """Return threads as users see them, of records that were read with their heads."""
+    """Return threads as users see them, of records that were checked, and read with their heads."""
     wanted = _wanted_chunks(rows)
     if not wanted:
         return [_thread_of(context, row, {}) for row in rows]
@@ -53,7 +51,6 @@ def thread_of(context: Context, session: Session, row: ThreadRow) -> Thread:
 
 
 def _thread_of(context: Context, row: ThreadRow, stored: Mapping[bytes, Chunk]) -> Thread:
-    check_record(context.codec.hashing, row)
     described, codec = row.described, _codec_of(context, row)
     has_time = described.ttl is not None and not row.is_swept
     expires = time_of(row.updated_at + described.ttl) if has_time and described.ttl else None
@@ -151,8 +148,3 @@ def _value(codec: Codec, write: WriteRow, stored: Mapping[bytes, Chunk]) -> Any:
         return load_write(codec, write, stored)[2]
     except (CorruptChunk, UnreadableValue, EncryptionMismatch):
         return None
-
-
-def time_of(microseconds: int) -> datetime:
-    """Return a time in UTC."""
-    return _EPOCH + timedelta(microseconds=microseconds)

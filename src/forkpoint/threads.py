@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from forkpoint.errors import CorruptChunk
 
 Status = Literal["idle", "busy", "interrupted", "error"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 OnExpiry = Literal["delete", "keep_latest"]
 _T = TypeVar("_T")
 
