@@ -1,32 +1,36 @@
 """forkpoint: a LangGraph checkpointer with content-addressed storage.
 
-saver          what LangGraph calls; runner: in the sync and the async world; workers: threads
-time_travel    fork, lineage, purge, diff as a user calls them; listing: pages as iterators
-operations     what each call does; memory: what a process remembers between them;
-               caches: within how many bytes
-forking        threads made of others; removing; diffing; finding: messages
-types          what these return; render, render_svg, render_diff: pictures of it; printing
-shown          what shows itself as these pictures
-storage        the interface of a backend, and the stored format
-sqlite         the SQLite backend, with sqlite_storage, _session, _catalog, _statements, _schema
-mongodb        the MongoDB backend: mongodb_storage, _puts, and _session, which builds on _removing,
-               _reading, _catalog, _documents and _records
-group_commit   puts that wait at the same time share a commit
-codec          values to chunks and back; chunking: where to cut
-serde          the safe serializer; messages: serializing messages faster the second time
-removal        which checkpoints may go; collect: which chunks may go
-catalog        the catalog of threads as a user calls it; threads: what it returns
-cataloguing    records of threads, searching them; searching: filters and cursors
-leases         one active run a thread; retention: what may go, and the archive
-owners         a saver that is confined to the threads of one owner
-inputs         the gate for everything from outside, with options, json_text and untrusted
-filters        matching metadata
-errors         the error tree
+The folders, of which each knows only those below it:
+
+catalog            threads as people see them: search, leases, retention
+sqlite, mongodb    a backend each, with its saver; neither knows the other, or the catalog
+saver              what LangGraph and a user call
+operations         the one logic of each call, without a backend
+storage            what a backend must do, and what all backends share
+encoding           values to chunks, and back
+pictures           what is drawn for people
+runtime            how an operation runs in the sync and in the async world
+
+The files beside them are known to all: errors, results, the gate for what comes from outside
+(inputs, options, json_text, untrusted), filters, clocks, caches.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.catalog import UNCHANGED, ThreadCatalog
+from forkpoint.catalog.catalog import UNCHANGED, ThreadCatalog
+from forkpoint.catalog.leases import Lease
+from forkpoint.catalog.retention import RetentionPolicy, RetentionResult, Sweeper
+from forkpoint.catalog.threads import (
+    LeaseHolder,
+    Page,
+    PendingInterrupt,
+    Thread,
+    ThreadFilter,
+    ThreadStats,
+)
+from forkpoint.encoding.serializer import SafeSerializer
+from forkpoint.encoding.stored_object import StoredObject
+from forkpoint.encoding.type_codecs import TypeCodec
 from forkpoint.errors import (
     CheckpointNotFound,
     CorruptChunk,
@@ -53,32 +57,19 @@ from forkpoint.errors import (
     ThreadNotFound,
     UnreadableValue,
 )
-from forkpoint.leases import Lease
-from forkpoint.retention import RetentionPolicy, RetentionResult, Sweeper
-from forkpoint.serde import SafeSerializer
-from forkpoint.shown import FamilyTree, StateDiff
-from forkpoint.sqlite import SqliteSaver
-from forkpoint.stored_object import StoredObject
-from forkpoint.threads import (
-    LeaseHolder,
-    Page,
-    PendingInterrupt,
-    Thread,
-    ThreadFilter,
-    ThreadStats,
-)
-from forkpoint.type_codecs import TypeCodec
-from forkpoint.types import (
+from forkpoint.pictures.shown import FamilyTree, StateDiff
+from forkpoint.results import (
     ChannelDiff,
     FamilyNode,
     LineageEntry,
     MessageOrigin,
     PurgeReport,
 )
+from forkpoint.sqlite.saver import SqliteSaver
 
 if TYPE_CHECKING:
     # Not in __all__: what is imported with a star must not need the optional driver.
-    from forkpoint.mongodb import MongoDBSaver as MongoDBSaver
+    from forkpoint.mongodb.saver import MongoDBSaver as MongoDBSaver
 
 __all__ = [
     "UNCHANGED",
@@ -136,7 +127,7 @@ def __getattr__(name: str) -> Any:
     if name != "MongoDBSaver":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from forkpoint.mongodb import MongoDBSaver
+        from forkpoint.mongodb.saver import MongoDBSaver
     except ModuleNotFoundError as error:
         raise ImportError("MongoDBSaver needs PyMongo: pip install 'forkpoint[mongodb]'") from error
     return MongoDBSaver

@@ -1,0 +1,158 @@
+"""Arrays and numbers of NumPy, and times of pandas. Neither is imported unless a value is of it.
+
+Each is the MessagePack extension of code 39, an array that begins with its name:
+
+=========  ========================================================================================
+name       what follows
+=========  ========================================================================================
+ndarray    the type of the elements (a text, or for a structured one the list that describes it),
+           the shape, the order (`C` or `F`), whether it can be written to, and the bytes; of
+           objects the list of them
+masked     two such arrays, the data and the mask, and what stands for a masked element
+scalar     the type, and the bytes
+timestamp  pandas: the number of units since 1970 in UTC, the unit, the time zone, and the fold
+timedelta  pandas: the number of units, and the unit
+nat        pandas: nothing
+=========  ========================================================================================
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from forkpoint.encoding.builtin_values import CannotStore, Described, only
+
+ARRAY = 39
+
+
+def describer_of(kind: type) -> Callable[[Any], Described] | None:
+    """Return how values of a type are stored, if it is one of NumPy's or pandas's."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        masked = sys.modules.get("numpy.ma")
+        if masked is not None and kind is masked.MaskedArray:
+            return _describe_masked
+        if kind is numpy.ndarray:
+            return lambda value: (ARRAY, ["ndarray", *_array(value)])
+        if issubclass(kind, numpy.generic):
+            return _describe_scalar
+    pandas = sys.modules.get("pandas")
+    if pandas is not None:
+        if kind is pandas.Timestamp:
+            return _describe_timestamp
+        if kind is pandas.Timedelta:
+            return lambda value: (ARRAY, ["timedelta", value._value, value.unit])
+        if kind is type(pandas.NaT):
+            return lambda _: (ARRAY, ["nat"])
+    return None
+
+
+def _array(value: Any) -> list[Any]:
+    if value.dtype.metadata:
+        raise CannotStore("has a dtype with metadata")
+    order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
+    if value.dtype.hasobject:
+        if value.dtype.names:
+            raise CannotStore("has fields that are objects")
+        content: Any = value.ravel(order=order).tolist()
+    else:
+        content = value.tobytes(order=order)
+    return [_dtype(value.dtype), list(value.shape), order, bool(value.flags.writeable), content]
+
+
+def _dtype(dtype: Any) -> Any:
+    if dtype.names is None:
+        return dtype.str
+    if dtype.subdtype is not None or dtype.isalignedstruct:
+        raise CannotStore("has an aligned dtype")
+    return [list(field) for field in dtype.descr]
+
+
+def _describe_masked(value: Any) -> Described:
+    import numpy
+
+    mask = numpy.ma.getmaskarray(value)
+    return ARRAY, ["masked", _array(value.data), _array(mask), value.fill_value]
+
+
+def _describe_scalar(value: Any) -> Described:
+    if value.dtype.hasobject or value.dtype.names:
+        raise CannotStore("is a record")
+    return ARRAY, ["scalar", value.dtype.str, value.tobytes()]
+
+
+def _describe_timestamp(value: Any) -> Described:
+    zone = value.tz if value.tz is None else value.to_pydatetime(warn=False).tzinfo
+    return ARRAY, ["timestamp", value._value, value.unit, zone, value.fold]
+
+
+def restore(content: Any) -> Any:
+    """Return the value that was stored as this."""
+    name, *rest = only(content, list)
+    return _RESTORERS[name](*rest)
+
+
+def _restore_array(dtype: Any, shape: Any, order: Any, writeable: Any, content: Any) -> Any:
+    import numpy
+
+    kind = numpy.dtype(
+        dtype if isinstance(dtype, str) else [tuple(field) for field in only(dtype, list)]
+    )
+    sizes = [only(size, int) for size in only(shape, list)]
+    if kind.hasobject:
+        flat = numpy.empty(len(only(content, list)), dtype=object)
+        for at, element in enumerate(content):
+            flat[at] = element
+    else:
+        flat = numpy.frombuffer(bytearray(only(content, bytes)), dtype=kind)
+    value = flat.reshape(sizes, order=order)
+    value.flags.writeable = bool(writeable)
+    return value
+
+
+def _restore_masked(data: Any, mask: Any, fill_value: Any) -> Any:
+    import numpy
+
+    return numpy.ma.MaskedArray(
+        _restore_array(*data), mask=_restore_array(*mask), fill_value=fill_value
+    )
+
+
+def _restore_scalar(dtype: Any, content: Any) -> Any:
+    import numpy
+
+    kind = numpy.dtype(only(dtype, str))
+    if kind.hasobject or kind.itemsize != len(only(content, bytes)):
+        raise ValueError("its bytes are not those of its type")
+    return numpy.frombuffer(content, dtype=kind)[0] if kind.itemsize else kind.type()
+
+
+def _restore_timestamp(value: Any, unit: Any, zone: Any, fold: Any) -> Any:
+    pandas = _pandas()
+    return pandas.Timestamp(only(value, int), unit=unit, tz=zone).as_unit(unit).replace(fold=fold)
+
+
+def _restore_timedelta(value: Any, unit: Any) -> Any:
+    pandas = _pandas()
+    return pandas.Timedelta(only(value, int), unit=unit).as_unit(unit)
+
+
+def _restore_nat() -> Any:
+    return _pandas().NaT
+
+
+def _pandas() -> Any:
+    """Return pandas, which is not imported because a row names it."""
+    return sys.modules["pandas"]
+
+
+_RESTORERS: dict[str, Callable[..., Any]] = {
+    "ndarray": _restore_array,
+    "masked": _restore_masked,
+    "scalar": _restore_scalar,
+    "timestamp": _restore_timestamp,
+    "timedelta": _restore_timedelta,
+    "nat": _restore_nat,
+}

@@ -1,0 +1,162 @@
+"""Values of types that derive from one of Python's own.
+
+The value of that one is taken, and given back, by its own methods, whatever the class says.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import fractions
+import pathlib
+import uuid
+import zoneinfo
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from forkpoint.encoding.builtin_values import from_pairs, only, pairs
+
+
+class Base(NamedTuple):
+    kind: type
+    dump: Callable[[Any], Any]
+    make: Callable[[Any, Any], Any]
+
+
+def _make_dict(kind: Any, content: Any) -> Any:
+    made = dict.__new__(kind)
+    dict.update(made, from_pairs(content))
+    return made
+
+
+def _make_list(kind: Any, content: Any) -> Any:
+    made = list.__new__(kind)
+    list.extend(made, only(content, list))
+    return made
+
+
+def _make_set(kind: Any, content: Any) -> Any:
+    made = set.__new__(kind)
+    set.update(made, only(content, set))
+    return made
+
+
+def _make_ordered(kind: Any, content: Any) -> Any:
+    made = OrderedDict.__new__(kind)
+    OrderedDict.update(made, from_pairs(content))
+    return made
+
+
+def _make_defaultdict(kind: Any, content: Any) -> Any:
+    plain = only(content, defaultdict)
+    made = defaultdict.__new__(kind)
+    defaultdict.__init__(made, plain.default_factory)
+    dict.update(made, plain)
+    return made
+
+
+def _make_deque(kind: Any, content: Any) -> Any:
+    plain = only(content, deque)
+    made = deque.__new__(kind)
+    deque.__init__(made, plain, plain.maxlen)
+    return made
+
+
+def _make_datetime(kind: Any, content: Any) -> Any:
+    plain = only(content, datetime.datetime)
+    made = datetime.datetime.__new__(kind, *plain.timetuple()[:6], plain.microsecond, plain.tzinfo)
+    return made if not plain.fold else datetime.datetime.replace(made, fold=plain.fold)
+
+
+def _plain_datetime(value: datetime.datetime) -> datetime.datetime:
+    each = [getattr(datetime.datetime, name).__get__(value) for name in _DATETIME]
+    return datetime.datetime(*each, fold=value.fold)
+
+
+_DATETIME = ("year", "month", "day", "hour", "minute", "second", "microsecond", "tzinfo")
+
+BASES: dict[str, Base] = {
+    "ordereddict": Base(OrderedDict, pairs, _make_ordered),
+    "defaultdict": Base(defaultdict, lambda value: _plain_defaultdict(value), _make_defaultdict),
+    "counter": Base(Counter, pairs, _make_dict),
+    "dict": Base(dict, pairs, _make_dict),
+    "list": Base(list, lambda value: list(list.__iter__(value)), _make_list),
+    "tuple": Base(
+        tuple,
+        lambda value: list(tuple.__iter__(value)),
+        lambda kind, content: tuple.__new__(kind, only(content, list)),
+    ),
+    "set": Base(set, lambda value: set(set.__iter__(value)), _make_set),
+    "frozenset": Base(
+        frozenset,
+        lambda value: frozenset(frozenset.__iter__(value)),
+        lambda kind, content: frozenset.__new__(kind, only(content, frozenset)),
+    ),
+    "deque": Base(deque, lambda value: deque(deque.__iter__(value), value.maxlen), _make_deque),
+    "str": Base(
+        str,
+        lambda value: str.__getitem__(value, slice(None)),
+        lambda kind, content: str.__new__(kind, only(content, str)),
+    ),
+    "bytes": Base(
+        bytes,
+        lambda value: bytes.__getitem__(value, slice(None)),
+        lambda kind, content: bytes.__new__(kind, only(content, bytes)),
+    ),
+    "int": Base(int, int.__int__, lambda kind, content: int.__new__(kind, only(content, int))),
+    "float": Base(
+        float, float.__float__, lambda kind, content: float.__new__(kind, only(content, float))
+    ),
+    "datetime": Base(datetime.datetime, _plain_datetime, _make_datetime),
+    "date": Base(
+        datetime.date,
+        lambda value: datetime.date(value.year, value.month, value.day),
+        lambda kind, content: datetime.date.__new__(kind, content.year, content.month, content.day),
+    ),
+    "timedelta": Base(
+        datetime.timedelta,
+        lambda value: datetime.timedelta(value.days, value.seconds, value.microseconds),
+        lambda kind, content: datetime.timedelta.__new__(
+            kind, content.days, content.seconds, content.microseconds
+        ),
+    ),
+    "decimal": Base(
+        decimal.Decimal,
+        decimal.Decimal.__str__,
+        lambda kind, content: decimal.Decimal.__new__(kind, only(content, str)),
+    ),
+    "fraction": Base(
+        fractions.Fraction,
+        lambda value: [value.numerator, value.denominator],
+        lambda kind, content: fractions.Fraction.__new__(kind, *content),
+    ),
+    "zoneinfo": Base(
+        zoneinfo.ZoneInfo,
+        lambda value: value.key,
+        lambda kind, content: zoneinfo.ZoneInfo.no_cache.__func__(kind, only(content, str)),  # type: ignore[attr-defined]
+    ),
+    "uuid": Base(
+        uuid.UUID,
+        lambda value: value.bytes,
+        lambda kind, content: _make_uuid(kind, content),
+    ),
+    "path": Base(pathlib.PurePath, pathlib.PurePath.__str__, lambda kind, content: kind(content)),
+}
+
+
+def _make_uuid(kind: Any, content: Any) -> Any:
+    made = object.__new__(kind)
+    object.__setattr__(made, "int", int.from_bytes(only(content, bytes), "big"))
+    object.__setattr__(made, "is_safe", uuid.SafeUUID.unknown)
+    return made
+
+
+def _plain_defaultdict(value: Any) -> Any:
+    plain: defaultdict[Any, Any] = defaultdict(value.default_factory)
+    dict.update(plain, dict.items(value))
+    return plain
+
+
+def base_of(kind: type) -> tuple[str, Base] | None:
+    return next(((name, base) for name, base in BASES.items() if issubclass(kind, base.kind)), None)

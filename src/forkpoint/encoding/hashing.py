@@ -1,0 +1,187 @@
+"""The hashes of one store, by which it is noticed that what is stored was changed or moved. Pure.
+
+Where the serializer encrypts they are MACs by the store's secret: nobody without it makes one that
+fits. Else they are plain hashes, which notice damage, but no forgery.
+
+Each thread has a *salt*: random bytes, the first half of which it shares with its family. What is
+hashed with the salt fits no other thread, or no other family.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+import ormsgpack  # a dependency of langgraph-checkpoint
+
+from forkpoint.errors import EncryptionMismatch, damaged_record, encrypted_record
+
+SALT_BYTES = 32
+_FAMILY_BYTES = 16
+_PART_BYTES = 16
+_PLAIN, _KEYED = b"\0", b"\1"
+IDENTITY_BYTES = 1 + _PART_BYTES
+"""How much of a record's checksums is that of its identity: the first bytes."""
+_LINEAGE = slice(IDENTITY_BYTES, IDENTITY_BYTES + _PART_BYTES)
+_DESCRIPTION = slice(_LINEAGE.stop, _LINEAGE.stop + _PART_BYTES)
+FLAG_BITS = 2
+"""How many bits of a binding are flags of a row, above which is what binds it to its thread."""
+UNBOUND = -1
+"""A binding that fits no row."""
+
+
+def new_salt(family: bytes = b"") -> bytes:
+    """Return the salt of a new thread, of the family of another one if its salt is given."""
+    return (family[:_FAMILY_BYTES] or os.urandom(_FAMILY_BYTES)) + os.urandom(
+        SALT_BYTES - _FAMILY_BYTES
+    )
+
+
+class Hashing:
+    """The hashes of a store.
+
+    Args:
+        secret: Its secret, where the serializer encrypts.
+    """
+
+    def __init__(self, secret: bytes | None = None) -> None:
+        self.secret = secret
+
+    def hash(self, content: bytes) -> bytes:
+        """Return the hash of some bytes, 32 bytes long."""
+        if self.secret is None:
+            return sha256(content).digest()
+        return hmac.digest(self.secret, content, "sha256")
+
+    def of_family(self, salt: bytes) -> bytes | None:
+        """Return the secret by which the family of a thread hashes its chunks and rows."""
+        return None if self.secret is None else self.hash(b"\4" + salt[:_FAMILY_BYTES])
+
+    # Rows
+
+    def binding(self, salt: bytes, checksum: bytes) -> int:
+        """Return what binds a row of this checksum to the thread of this salt."""
+        digest = self.hash(b"\3" + salt + checksum)
+        return int.from_bytes(digest[:8], "big") >> FLAG_BITS + 1
+
+    def rebound(self, source: bytes, target: bytes, checksum: Any, binding: Any) -> int:
+        """Return the binding, as it is stored, of a copy of a row for another thread.
+
+        What does not fit the thread with the salt `source` does not fit that of `target` either.
+        """
+        if type(checksum) is not bytes or not isinstance(binding, int):
+            return UNBOUND
+        flags = binding & (1 << FLAG_BITS) - 1
+        if binding >> FLAG_BITS != self.binding(source, checksum):
+            return UNBOUND
+        return self.binding(target, checksum) << FLAG_BITS | flags
+
+    # Records of threads
+
+    def checksums(
+        self,
+        identity: Sequence[Any],
+        description: Sequence[Any],
+        lineage: Sequence[Any] = (None, None, None),
+        source: str | None = None,
+    ) -> bytes:
+        """Return what shows later whether a thread's record is as it was written.
+
+        Args:
+            identity: The thread's id, its owner and its salt.
+            description: What is said of it, a `forkpoint.storage.interface.Description`.
+            lineage: The edge that it was made by, its parent's key, and the checkpoint's id.
+            source: The id that its parent had, if that is stored.
+        """
+        salt = identity[-1]
+        parts = self._lineage(salt, lineage), self._description(salt, source, description)
+        return self._identity(*identity) + b"".join(parts)
+
+    def with_description(
+        self, checksums: bytes, salt: bytes, source: str | None, description: Sequence[Any]
+    ) -> bytes:
+        """Return the checksums of a record of which something else is said."""
+        return checksums[: _DESCRIPTION.start] + self._description(salt, source, description)
+
+    def without_lineage(
+        self, checksums: bytes, salt: bytes, description: Sequence[Any] | None
+    ) -> bytes:
+        """Return the checksums of a record that says no longer what its thread was made of.
+
+        Args:
+            checksums: Those before.
+            salt: The thread's.
+            description: What is said of it; None if it is deleted.
+        """
+        lineage = self._lineage(salt, (None, None, None))
+        said = checksums[_DESCRIPTION]
+        if description is not None:
+            said = self._description(salt, None, description)
+        return checksums[: _LINEAGE.start] + lineage + said
+
+    def check_identity(self, thread_id: Any, owner: Any, salt: Any, checksums: Any) -> None:
+        """Check whose record it is.
+
+        Raises:
+            EncryptionMismatch: It was written without the encrypting serializer that is set, or
+                with one while none is.
+            CorruptChunk: It is not what was written.
+        """
+        if type(checksums) is not bytes or type(salt) is not bytes:
+            raise damaged_record(thread_id)
+        kind = checksums[:1]
+        if kind == _KEYED and self.secret is None:
+            raise encrypted_record(thread_id)
+        if kind == _PLAIN and self.secret is not None:
+            raise EncryptionMismatch(
+                f"thread {thread_id!r} is not encrypted, and serde= is an EncryptedSerializer"
+            )
+        if checksums[:IDENTITY_BYTES] != self._identity(thread_id, owner, salt):
+            raise damaged_record(thread_id)
+
+    def check_lineage(self, thread_id: Any, salt: Any, checksums: bytes, *lineage: Any) -> None:
+        """Check what a thread was made of, unless it cannot be known without the secret.
+
+        Raises:
+            CorruptChunk: It is not what was written.
+        """
+        if not self.is_told(checksums):
+            return
+        if type(checksums) is not bytes or checksums[_LINEAGE] != self._lineage(salt, lineage):
+            raise damaged_record(thread_id)
+
+    def check_description(
+        self, thread_id: Any, salt: Any, checksums: bytes, source: Any, said: Sequence[Any]
+    ) -> None:
+        """Check what the record of a thread says of it, as `check_lineage` does."""
+        if not self.is_told(checksums):
+            return
+        known = checksums[_DESCRIPTION] if type(checksums) is bytes else b""
+        if known != self._description(salt, source, said):
+            raise damaged_record(thread_id)
+
+    def is_told(self, checksums: Any) -> bool:
+        """Return whether this can tell if a record is as it was written: it has the secret."""
+        return type(checksums) is not bytes or self.secret is not None or checksums[:1] != _KEYED
+
+    def _identity(self, thread_id: Any, owner: Any, salt: Any) -> bytes:
+        kind = _PLAIN if self.secret is None else _KEYED
+        return kind + self._part(b"\5", [thread_id, owner, salt])
+
+    def _lineage(self, salt: Any, lineage: Sequence[Any]) -> bytes:
+        return self._part(b"\6", [salt, *lineage])
+
+    def _description(self, salt: Any, source: Any, said: Sequence[Any]) -> bytes:
+        fields = (list(part) if isinstance(part, tuple) else part for part in said)
+        return self._part(b"\7", [salt, source, *fields])
+
+    def _part(self, kind: bytes, fields: Sequence[Any]) -> bytes:
+        try:
+            packed = ormsgpack.packb(fields)
+        except (TypeError, ValueError):  # of a type that no record is written with
+            packed = json.dumps(fields, default=repr).encode()
+        return self.hash(kind + packed)[:_PART_BYTES]

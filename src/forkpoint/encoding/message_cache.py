@@ -1,0 +1,122 @@
+"""Serializing and restoring chat messages faster the second time.
+
+Chat history is what most threads consist of, and each turn serializes and restores all of it
+again. For a message of LangChain's own classes both are functions of its fields alone. So its
+serialized form is remembered by a fingerprint of the fields, which costs a fraction to take, and
+what a run of messages was restored to is remembered by the run's digest.
+
+Nothing is shared: a remembered form is bytes, and each restored message is a new object, equal to
+the one that the serializer would have made. A message that was changed in place has another
+fingerprint. One with fields that are not plain values is not remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import ormsgpack
+from langchain_core.messages import BaseMessage
+
+from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget
+from forkpoint.encoding.builtin_values import PLAIN_ONLY, holds_buffer, may_hold_bytes
+from forkpoint.encoding.object_values import set_extra, set_fields, set_given, set_private
+
+_MESSAGE_BYTES = 150  # what a message of a run takes beside its fields
+
+
+class _Run(NamedTuple):
+    """Messages: their classes, which of their fields were given, and packed the fields."""
+
+    classes: list[type[BaseMessage]]
+    given: list[frozenset[str]]
+    fields: bytes
+
+
+class MessageMemo:
+    """Remembers serialized messages by their fields, and restored ones by their run's digest.
+
+    Args:
+        budget: What it may take, together with others.
+    """
+
+    def __init__(self, budget: CacheBudget) -> None:
+        self._packed: Cache[tuple[type, bytes, frozenset[str]], bytes] = Cache(
+            budget, lambda key, content: ENTRY_BYTES + len(key[1]) + len(content)
+        )
+        self._runs: Cache[bytes, _Run] = Cache(
+            budget,
+            lambda _, run: ENTRY_BYTES + _MESSAGE_BYTES * len(run.classes) + len(run.fields),
+        )
+        self._classes: dict[type, bool] = {}
+
+    def knows(self, kind: type) -> bool:
+        """Return whether values of a class are remembered: of LangChain's own messages they are."""
+        known = self._classes.get(kind)
+        if known is None:
+            known = issubclass(kind, BaseMessage) and kind.__module__.startswith(
+                "langchain_core.messages."
+            )
+            self._classes[kind] = known
+        return known
+
+    def packed(self, message: BaseMessage, pack: Callable[[Any], bytes | None]) -> bytes | None:
+        """Return how a message serializes, by `pack` if it is not remembered."""
+        try:
+            fields = ormsgpack.packb(
+                [message.__dict__, message.__pydantic_extra__], option=PLAIN_ONLY
+            )
+        except ormsgpack.MsgpackEncodeError:  # some field is no plain value
+            return pack(message)
+        if may_hold_bytes(fields) and holds_buffer(message.__dict__):
+            return pack(message)
+        key = (type(message), fields, frozenset(message.__pydantic_fields_set__))
+        content = self._packed.get(key)
+        if content is None:
+            content = pack(message)
+            if content is not None:
+                self._packed.put(key, content)
+        return content
+
+    def restored(self, digest: bytes) -> list[BaseMessage] | None:
+        """Return the messages of a run as new objects, if they are remembered."""
+        run = self._runs.get(digest)
+        if run is None:
+            return None
+        messages = []
+        for kind, given, fields in zip(
+            run.classes, run.given, ormsgpack.unpackb(run.fields), strict=True
+        ):
+            message = kind.__new__(kind)
+            set_fields(message, fields)
+            set_given(message, set(given))
+            set_extra(message, {})
+            set_private(message, None)
+            messages.append(message)
+        return messages
+
+    def remember_run(self, digest: bytes, messages: Sequence[Any]) -> None:
+        """Remember the messages of a run, if they are all plain."""
+        if not all(
+            self.knows(type(message))
+            and message.__pydantic_private__ is None
+            and message.__pydantic_extra__ == {}
+            for message in messages
+        ):
+            return
+        fields = [message.__dict__ for message in messages]
+        try:
+            packed = ormsgpack.packb(fields, option=PLAIN_ONLY)
+        except ormsgpack.MsgpackEncodeError:
+            return
+        if ormsgpack.unpackb(packed) == fields and not holds_buffer(fields):
+            classes = [type(message) for message in messages]
+            given = [_shared(frozenset(message.__pydantic_fields_set__)) for message in messages]
+            self._runs.put(digest, _Run(classes, given, packed))
+
+
+@cache
+def _shared(names: frozenset[str]) -> frozenset[str]:
+    """Return the same object for equal sets of field names, of which there are few."""
+    return names

@@ -1,0 +1,344 @@
+"""The default serializer: what it stores comes back as it was, and nothing that is read is trusted.
+
+Values are MessagePack. What MessagePack does not have is an extension of forkpoint's own (see
+`builtin_values`, `object_values` and `array_values` beside this file and, for types of the user's,
+`packing`). What LangGraph's own `JsonPlusSerializer` has written is read as well. `SafeSerializer`
+restores only
+
+- values of Python's own types, and arrays of NumPy,
+- LangChain's and LangGraph's own messages, documents and commands,
+- objects that hold data (dataclasses, Pydantic models, enums, named tuples, exceptions, ...) of
+  types that this process has stored itself, or of modules that it has imported already, and
+- types that the user allowed.
+
+No code of a type runs on the way back, and nothing is imported because a row names it, but for what
+the user allowed. Any other object comes back as a `StoredObject`.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ormsgpack  # a dependency of langgraph-checkpoint
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from forkpoint import untrusted
+from forkpoint.encoding import (
+    array_values,
+    builtin_values,
+    langgraph_values,
+    object_values,
+    type_names,
+)
+from forkpoint.encoding.packing import CUSTOM, Packer
+from forkpoint.encoding.stored_object import StoredObject
+from forkpoint.encoding.type_codecs import Alias, TypeCodec, entries_of
+from forkpoint.encoding.type_names import TypeName
+from forkpoint.errors import ForkpointError, InvalidInput, UnreadableValue
+from forkpoint.options import choice
+
+# Modules that may be imported because a row names them: they define data, and loading them does
+# nothing else.
+_IMPORTABLE = re.compile(
+    r"langchain_core\.(messages|documents)\.\w+|langgraph\.types|langgraph\.store\.base"
+    r"|pathlib\._local"
+)
+
+_log = logging.getLogger("forkpoint")
+
+AllowedType = tuple[str, ...] | type
+
+
+def serializer_of(
+    serde: SerializerProtocol | None, types: Iterable[TypeCodec | Alias]
+) -> SerializerProtocol:
+    """Return the serializer of a saver that was given these.
+
+    Raises:
+        InvalidInput: It was given both.
+    """
+    if serde is None:
+        return SafeSerializer(types=types)
+    if types:
+        raise InvalidInput(
+            "types= belongs to the default serializer; pass serde=SafeSerializer(types=...), or "
+            "an EncryptedSerializer around it"
+        )
+    return serde
+
+
+def strict_mode() -> bool:
+    """Return whether LangGraph's strict mode is set in the environment."""
+    return os.getenv("LANGGRAPH_STRICT_MSGPACK", "false").lower() in ("1", "true", "yes")
+
+
+class SafeSerializer(JsonPlusSerializer):
+    """Store values such that they come back equal and of the same type, and trust no row.
+
+    Args:
+        allowed: Further types that may be restored, as types or as `(module, name)`. Their
+            modules are imported when a row names them.
+        strict: Restore no objects but LangChain's, LangGraph's and those of `allowed` types. By
+            default, what the environment variable `LANGGRAPH_STRICT_MSGPACK` says.
+        types: How types are stored that forkpoint does not know (`TypeCodec`), and which types
+            stored names mean now (`Alias`).
+        unknown: What an object comes back as whose type is not known or not allowed: `"stored"`, a
+            `StoredObject`; or `"raise"`, an `UnreadableValue`.
+    """
+
+    def __init__(
+        self,
+        allowed: Iterable[AllowedType] = (),
+        *,
+        strict: bool | None = None,
+        types: Iterable[TypeCodec | Alias] = (),
+        unknown: str = "stored",
+    ) -> None:
+        super().__init__(__unpack_ext_hook__=self._restore)
+        self._strict = strict_mode() if strict is None else strict
+        self._allowed = frozenset(map(_name, untrusted.reading("allowed", list, allowed)))
+        self._types = entries_of(types)
+        self._unknown = choice(unknown, "unknown", ("stored", "raise"))
+        self._codecs: dict[str, TypeCodec] = {}
+        self._aliases: dict[tuple[str, str], Any] = {}
+        for entry in self._types:
+            if isinstance(entry, TypeCodec):
+                self._codecs[entry.name] = entry
+            else:
+                self._aliases.update(entry)
+        self._packer = Packer(self._codecs.values(), self._allows)
+        self._resolved: dict[TypeName, type] = {}
+        self._warned: set[str] = set()
+        self._failure = threading.local()
+
+    def with_msgpack_allowlist(self, extra_allowlist: Iterable[AllowedType]) -> SafeSerializer:
+        """Return a serializer that restores these types too."""
+        extra: list[AllowedType] = untrusted.reading("extra_allowlist", list, extra_allowlist)
+        allowed = self._allowed | set(map(_name, extra))
+        if allowed == self._allowed:
+            return self
+        return self._with(allowed)
+
+    def _with(self, allowed: Iterable[AllowedType]) -> SafeSerializer:
+        return SafeSerializer(
+            allowed, strict=self._strict, types=self._types, unknown=self._unknown
+        )
+
+    def __copy__(self) -> SafeSerializer:
+        return self._with(self._allowed)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SafeSerializer:
+        return copy.copy(self)
+
+    # Writing
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        """Serialize a value.
+
+        Raises:
+            NotStorable: Something in it cannot be stored; the message says where it is.
+        """
+        if obj is None:
+            return "null", b""
+        if type(obj) is bytes or type(obj) is bytearray:
+            return type(obj).__name__, bytes(obj)
+        return "msgpack", self._packer.pack(obj)
+
+    # Reading
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        """Restore a value.
+
+        Raises:
+            UnreadableValue: It is not what any serializer writes; or, with `unknown="raise"`, it
+                names a type that may not, or cannot, be restored.
+        """
+        kind = data[0]
+        if kind not in ("null", "bytes", "bytearray", "msgpack"):
+            raise UnreadableValue(
+                f"a value of the serialisation type {kind!r} is not read: forkpoint's default "
+                "serializer never writes it; pass the serializer that wrote it as serde="
+            )
+        try:
+            return super().loads_typed(data)
+        except ValueError as error:
+            # ormsgpack replaces what its hook raises by a ValueError of its own.
+            failure: BaseException = self._failure.__dict__.pop("error", error)
+            if isinstance(failure, ForkpointError) or not isinstance(failure, Exception):
+                raise failure from failure.__cause__
+            if _is_interrupt(failure):
+                raise KeyboardInterrupt from None
+            raise UnreadableValue(f"a stored value is not MessagePack: {error}") from error
+
+    def _restore(self, code: int, content: bytes) -> Any:
+        try:
+            if code in builtin_values.RAW:
+                return builtin_values.RESTORERS[code](content)
+            return self._build(code, self._unpack(content), content)
+        except BaseException as error:
+            self._failure.__dict__.setdefault("error", error)
+            raise
+
+    def _unpack(self, content: bytes) -> Any:
+        return ormsgpack.unpackb(content, ext_hook=self._restore, option=ormsgpack.OPT_NON_STR_KEYS)
+
+    def _build(self, code: int, fields: Any, content: bytes) -> Any:
+        try:
+            if code == object_values.OBJECT:
+                return self._object(fields)
+            if code == CUSTOM:
+                return self._custom(fields)
+            if code == array_values.ARRAY:
+                return array_values.restore(fields)
+            restore = builtin_values.RESTORERS.get(code)
+            if restore is not None:
+                return restore(fields)
+            return langgraph_values.restore(code, fields, self._resolve)
+        except UnreadableValue as error:
+            reason: Exception = error
+        except Exception as error:  # noqa: BLE001 - what is stored may be anything
+            reason = error
+        return self._stand_in(code, fields, content, reason)
+
+    def _object(self, fields: Any) -> Any:
+        kind, name, *content = fields
+        if not type_names.is_name(name):
+            raise UnreadableValue("a stored object does not name its type")
+        name = type_names.frozen(name)
+        alias = self._aliases.get(name[:2])
+        if isinstance(alias, tuple):
+            alias, change = alias
+            content = object_values.changed(kind, content, change)
+        target = alias or self._resolved.get(name) or self._target(name)
+        if not (object_values.KINDS[kind].fits(target) or self._allows(target)):
+            raise UnreadableValue(f"{type_names.text(name)} is stored as a {kind}, and is none now")
+        return object_values.KINDS[kind].load(target, content)
+
+    def _allows(self, kind: type) -> bool:
+        return self._allows_name(kind.__module__, kind.__qualname__)
+
+    def _allows_name(self, module: str, qualified: str) -> bool:
+        """Return whether a type is allowed, qualified or not, as LangGraph names it."""
+        unqualified = qualified.rpartition(".")[2]
+        return not self._allowed.isdisjoint([(module, qualified), (module, unqualified)])
+
+    def _custom(self, fields: Any) -> Any:
+        name, value = fields
+        codec = self._codecs.get(name)
+        if codec is None:
+            raise UnreadableValue(f"a value of the type {name!r} is stored, which types= must name")
+        return codec.decode(value)
+
+    def _stand_in(self, code: int, fields: Any, content: bytes, reason: Exception) -> StoredObject:
+        """Return what stands for an object that cannot be restored."""
+        shown = _shown(code, fields)
+        if isinstance(reason, UnreadableValue) and (shown is None or self._unknown == "raise"):
+            raise reason
+        if shown is None:
+            raise UnreadableValue(f"a stored value could not be restored: {reason}") from reason
+        name, attributes, value = shown
+        if self._unknown == "raise":
+            raise UnreadableValue(
+                f"{name} could not be restored from what was stored: "
+                f"{type(reason).__name__}: {reason}"
+            ) from reason
+        if name not in self._warned:
+            self._warned.add(name)
+            _log.warning("%s is stored, and comes back as a StoredObject: %s", name, reason)
+        return StoredObject(name, attributes, value, code, content)
+
+    def _resolve(self, module: str, name: str) -> type:
+        alias = self._aliases.get((module, name))
+        if alias is not None:
+            return alias[0] if isinstance(alias, tuple) else alias  # type: ignore[no-any-return]
+        known = self._resolved.get((module, name))
+        return known or self._target((module, name))
+
+    def _target(self, name: TypeName) -> type:
+        """Return the type that a row names, if it may be restored.
+
+        Raises:
+            UnreadableValue: It may not, or it is not known here.
+        """
+        module, qualified = name[:2]
+        is_allowed = self._allows_name(module, qualified)
+        is_importable = _IMPORTABLE.fullmatch(module) is not None
+        if is_allowed or is_importable:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise UnreadableValue(f"{module} cannot be imported: {error}") from error
+        found = type_names.find(name) or type_names.find_nested(name)
+        how = f"saver.with_allowlist([({module!r}, {qualified!r})])"
+        if found is None:
+            raise UnreadableValue(
+                f"{type_names.text(name)} is stored, and this process has neither stored one nor "
+                f"imported a module {module} with it; import it first, or allow it with {how}"
+            )
+        if not is_allowed and object_values.kind_of(found) is None and not _is_value(found):
+            raise UnreadableValue(
+                f"{type_names.text(name)} is stored, and is not known to hold nothing but data; "
+                f"if it may be called, allow it with {how}"
+            )
+        is_own = is_importable or module.startswith("pydantic")
+        if self._strict and not (is_own or is_allowed or _is_value(found)):
+            raise UnreadableValue(
+                f"{type_names.text(name)} is stored, and strict mode (LANGGRAPH_STRICT_MSGPACK) "
+                f"does not allow it; allow it with {how}"
+            )
+        self._resolved[name] = found
+        return found
+
+
+def _is_value(kind: type) -> bool:
+    return kind in builtin_values.DESCRIBERS
+
+
+def _shown(code: int, fields: Any) -> tuple[str, Mapping[str, Any], Any] | None:
+    """Return the name of a stored object's type, its fields, and its value; None if it is none."""
+    try:
+        if code == object_values.OBJECT:
+            kind, name, *content = fields
+            attributes, value = object_values.KINDS[kind].shown(content)
+            return type_names.text(type_names.frozen(name)), dict(attributes), value
+        if code == CUSTOM:
+            name, value = fields
+            return str(name), {}, value
+        if code == array_values.ARRAY:
+            return str(fields[0]), {}, fields[1:]
+        if code == builtin_values.VALUE:
+            return str(fields[0]), {}, fields[1]
+        if langgraph_values.names_a_type(code, fields):
+            attributes = fields[2] if isinstance(fields[2], dict) else {}
+            if all(isinstance(key, str) for key in attributes):
+                return f"{fields[0]}.{fields[1]}", attributes, fields[2]
+    except (ValueError, TypeError, KeyError, IndexError):
+        return None
+    return None
+
+
+def _is_interrupt(failure: Exception) -> bool:
+    """Return whether the hook raised something before it could note what.
+
+    Only a signal handler does, as the hook is entered, and those run on the main thread.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and str(failure) == "ext_hook failed"
+
+
+def _name(entry: AllowedType) -> tuple[str, str]:
+    if isinstance(entry, type):
+        return entry.__module__, entry.__qualname__
+    if not isinstance(entry, tuple) or not entry or not all(type(part) is str for part in entry):
+        raise InvalidInput(
+            f"an allowed type must be a type or (module, name), not {untrusted.shown(entry)}"
+        )
+    return ".".join(entry[:-1]), entry[-1]

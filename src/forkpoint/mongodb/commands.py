@@ -1,0 +1,620 @@
+"""MongoDB: the collection, what its documents are named, and commands with typed errors.
+
+Everything is in one collection, so that a put is one command. Each document has the field `family`,
+which is the shard key, and each command that may go to a router of shards names it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from datetime import timezone
+from hashlib import sha256
+from itertools import chain, islice
+from typing import Any, NamedTuple, TypeVar
+
+import ormsgpack
+from bson.errors import InvalidDocument
+from bson.objectid import ObjectId
+from bson.timestamp import Timestamp
+from pymongo import IndexModel, ReturnDocument
+from pymongo.collection import Collection
+from pymongo.errors import (
+    BulkWriteError,
+    CursorNotFound,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+)
+from pymongo.read_concern import ReadConcern
+
+from forkpoint.caches import CacheBudget
+from forkpoint.clocks import ServerClock
+from forkpoint.mongodb.errors import UNAUTHORIZED, is_transient, typed
+from forkpoint.mongodb.identity import UUID_DIFFERS, Identity
+from forkpoint.mongodb.statements import Statement
+from forkpoint.runtime.workers import not_started
+from forkpoint.storage.interface import STORE_KEY_BYTES, Rewound, Stale, ThreadRef
+from forkpoint.storage.tombstones import TOMBSTONE_MICROSECONDS, Marks
+
+Document = dict[str, Any]
+_T = TypeVar("_T")
+
+NOW = {"$multiply": [{"$toLong": "$$NOW"}, 1000]}
+"""The server's time, in microseconds since 1970."""
+
+DIGEST_BYTES = 32
+_ROW_HASH_BYTES = 16
+_FAMILY_BYTES = 12
+
+
+# Names. What belongs to a family begins with its 12 bytes, and the kinds differ in length, so that
+# the index of `_id` lists the chunks of a family, or its rows.
+
+
+def row_id(thread: ThreadRef, *place: str | int) -> bytes:
+    """Return the `_id` of a checkpoint (namespace, id) or a write (and task, idx)."""
+    digest = sha256(ormsgpack.packb([thread.key.binary, *place])).digest()
+    return bytes(thread.family.binary) + digest[:_ROW_HASH_BYTES]
+
+
+def chunk_id(family: ObjectId, digest: bytes) -> bytes:
+    """Return the `_id` of a chunk."""
+    return family.binary + digest
+
+
+def digest_of(chunk: bytes) -> bytes:
+    """Return the digest in the `_id` of a chunk."""
+    return chunk[_FAMILY_BYTES:]
+
+
+def family_of(chunk: bytes) -> bytes:
+    """Return the bytes of the family in the `_id` of a chunk."""
+    return chunk[:_FAMILY_BYTES]
+
+
+def rows_of(family: ObjectId) -> Document:
+    """Return a filter for the checkpoints and writes of a family."""
+    return _range(family, _ROW_HASH_BYTES)
+
+
+def chunks_of(family: ObjectId) -> Document:
+    """Return a filter for the chunks of a family."""
+    return _range(family, DIGEST_BYTES)
+
+
+def _range(family: ObjectId, length: int) -> Document:
+    return {
+        "_id": {"$gte": family.binary + bytes(length), "$lte": family.binary + b"\xff" * length},
+        "family": family,
+    }
+
+
+def chunk_size() -> Document:
+    """Return the expression for how many bytes a chunk takes."""
+    refs = {"$multiply": [DIGEST_BYTES, {"$size": {"$ifNull": ["$refs", []]}}]}
+    return {"$add": [{"$binarySize": "$content"}, refs]}
+
+
+def record_of(thread: ThreadRef) -> Document:
+    """Return a filter for the record of a thread."""
+    return {"_id": thread.key, "family": thread.family}
+
+
+def found_by(id_: bytes, family: ObjectId, *, is_sharded: bool) -> Document:
+    """Return a filter for a document that is to be stored, and says its family itself.
+
+    A server finds it fastest by nothing but its `_id`. A router has to know the shard.
+    """
+    return {"_id": id_, "family": family} if is_sharded else {"_id": id_}
+
+
+def bytes_of(document: Mapping[str, Any], field: str) -> bytes:
+    """Return a field, or nothing if it is damaged: then the checksum does not fit either."""
+    value = document.get(field)
+    return value if isinstance(value, bytes) else b""
+
+
+class Outcome(NamedTuple):
+    """What became of a bulk: how many statements hit a document, and the one that failed."""
+
+    hits: int
+    made: Set[int]
+    """Which statements made a document, where there was none."""
+    failed: int | None = None
+    error: Exception | None = None
+    """None where the failed one collided with a document that exists."""
+    is_repeated: bool = False
+    """Whether an attempt before may have had an effect."""
+    is_lost: bool = False
+    """Whether it is unknown what became of any of them."""
+    is_taken: bool = False
+    """Whether it was a slot of a log that the failed one collided over."""
+
+
+class Records:
+    """The collection. Commands are tried again while the server changes its primary.
+
+    Every command may be sent twice without doing more than once.
+
+    Args:
+        collection: With the concerns that it is to be read and written with.
+        patience_seconds: For how long to try.
+        budget: What it may take to remember what was read.
+    """
+
+    def __init__(
+        self, collection: Collection[Document], patience_seconds: float, budget: CacheBudget
+    ) -> None:
+        self.budget = budget
+        self.clock = ServerClock(self.now)
+        self.tombstone_ttl = TOMBSTONE_MICROSECONDS
+        """For how many microseconds a deletion is known."""
+        self.is_sharded = True
+        """Whether commands may go to the router of a sharded cluster."""
+        self.keeps_logs = False
+        """Whether there is the index that logs need."""
+        self.identity = Identity(collection)
+        self.history = 0
+        """The history of the store that it is of; see `Storage.history`."""
+        self._collection = collection
+        self._latest = collection.with_options(read_concern=ReadConcern("local"))
+        self._keeps_moments = True
+        self._together = collection.with_options(read_concern=ReadConcern("snapshot"))
+        self._patience_seconds = patience_seconds
+        self.store_key = b""
+        """The store's key, once it is read."""
+
+    def read_store_key(self) -> None:
+        """Read the store's key, or make it."""
+        key = {"_id": "store_key", "family": "settings"}
+        while not (stored := self.latest(key)):
+            self.insert({**key, "value": os.urandom(STORE_KEY_BYTES)})
+        self.store_key = bytes(stored[0]["value"])
+
+    def marks(self, thread_id: str) -> Marks:
+        """Return the digests under which the store knows a thread id."""
+        return Marks(self.store_key, thread_id)
+
+    def name_id(self, thread_id: str) -> str:
+        """Return the `_id`, and family, of the document that says what a thread id means."""
+        return f"name:{self.marks(thread_id).of_id.hex()}"
+
+    @property
+    def name(self) -> str:
+        return self._collection.name
+
+    @property
+    def database(self) -> str:
+        return self._collection.database.name
+
+    def aggregate(self, pipeline: Sequence[Document]) -> list[Document]:
+        return self.retrying(lambda: self._aggregate(self._collection, pipeline))
+
+    def aggregate_latest(self, pipeline: Sequence[Document]) -> list[Document]:
+        """Return what `aggregate` does, of what the primary has at the moment."""
+        return self.retrying(lambda: self._aggregate(self._latest, pipeline))
+
+    def _aggregate(
+        self, collection: Collection[Document], pipeline: Sequence[Document]
+    ) -> list[Document]:
+        return collection.aggregate(pipeline, batchSize=_AT_ONCE, **self.identity.named).to_list()
+
+    def aggregate_if_it_fits(self, pipeline: Sequence[Document]) -> list[Document] | None:
+        """Return what `aggregate` does, or None if it is more than the server can hold."""
+
+        def aggregate() -> list[Document] | None:
+            try:
+                return self._aggregate(self._collection, pipeline)
+            except OperationFailure as error:
+                if error.code not in _TOO_MUCH:
+                    raise
+                return None
+
+        return self.retrying(aggregate)
+
+    def find(
+        self,
+        wanted: Document,
+        fields: Mapping[str, int] | None = None,
+        sort: Sequence[tuple[str, int]] | None = None,
+        limit: int = 0,
+    ) -> list[Document]:
+        """Return documents that a majority has, so that no failover takes them back."""
+        found = self._collection.find
+        return self.retrying(
+            lambda: found(wanted, fields, sort=sort, limit=limit, batch_size=_AT_ONCE).to_list()
+        )
+
+    def find_together(self, wanted: Document, limit: int) -> list[Document]:
+        """Return documents that a majority has, all of the same moment.
+
+        There are none if the server does not keep it, or if they are more than the limit.
+        """
+        find = self._together.find
+
+        def together() -> list[Document]:
+            try:
+                return find(wanted, limit=limit + 1, batch_size=limit + 2).to_list()
+            except OperationFailure as error:
+                if error.code not in _NO_SNAPSHOT:
+                    raise
+                self._keeps_moments = error.code not in _NO_SNAPSHOTS
+                return []
+
+        found = self.retrying(together) if self._keeps_moments else []
+        return found if len(found) <= limit else []
+
+    def latest(
+        self,
+        wanted: Document,
+        fields: Mapping[str, int] | None = None,
+        sort: Sequence[tuple[str, int]] | None = None,
+        limit: int = 0,
+    ) -> list[Document]:
+        """Return documents as the primary has them at the moment."""
+        found = self._latest.find
+        return self.retrying(
+            lambda: found(wanted, fields, sort=sort, limit=limit, batch_size=_AT_ONCE).to_list()
+        )
+
+    def open_moment(self, wanted: Document, batch: int) -> Iterator[Document] | None:
+        """Return documents as they are now, to be read with `read_on` while others write.
+
+        None if the server does not keep what was.
+        """
+        find = self._together.find
+
+        def begin() -> Iterator[Document] | None:
+            found = find(wanted, batch_size=batch)
+            try:
+                first = list(islice(found, 1))
+            except OperationFailure as error:
+                if error.code not in _NO_SNAPSHOT:
+                    raise
+                return None
+            return chain(first, found)
+
+        return self.retrying(begin)
+
+    def read_on(self, opened: Iterator[Document], number: int) -> list[Document]:
+        """Return the next documents of a moment.
+
+        Raises:
+            Stale: The server does not keep that moment any more.
+        """
+        try:
+            return list(islice(opened, number))
+        except PyMongoError as error:
+            code = error.code if isinstance(error, OperationFailure) else None
+            if isinstance(error, CursorNotFound) or code in _NO_SNAPSHOT or is_transient(error):
+                raise Stale from error
+            raise typed(error) from error
+
+    def find_at(
+        self,
+        moment: Timestamp | None,
+        wanted: Document,
+        fields: Mapping[str, int],
+        sort: Mapping[str, int],
+        limit: int,
+    ) -> tuple[list[Document], Timestamp | None]:
+        """Return documents as they were at a moment, the last one for None, and that moment.
+
+        It is None if the server does not keep it, and then they are as they are.
+        """
+        command = {
+            "find": self.name,
+            "filter": wanted,
+            "projection": fields,
+            "sort": sort,
+            "limit": limit,
+            "batchSize": limit,
+            "singleBatch": True,
+            **self.identity.named,
+        }
+        concern: Document = {"level": "snapshot"}
+        if moment is not None:
+            concern["atClusterTime"] = moment
+
+        def find() -> tuple[list[Document], Timestamp | None]:
+            try:
+                reply = self._cursor({**command, "readConcern": concern})
+                # A collection that is not there has no moments.
+                return reply["firstBatch"], reply.get("atClusterTime")
+            except OperationFailure as error:
+                if error.code not in _NO_SNAPSHOT:
+                    raise
+                majority = {"level": "majority"}
+                reply = self._cursor({**command, "readConcern": majority})
+                return reply["firstBatch"], None
+
+        return self.retrying(find)
+
+    def _cursor(self, command: Document) -> Document:
+        """Return the cursor that a command replies with."""
+        options = self._collection.codec_options
+        reply: Document = self._collection.database.command(command, codec_options=options)
+        cursor: Document = reply["cursor"]
+        return cursor
+
+    def look_at_cluster(self) -> None:
+        """Find out what kind of server it is that answered."""
+        client = self._collection.database.client
+        is_balanced = client.topology_description.topology_type_name == "LoadBalanced"
+        self.is_sharded = self.retrying(lambda: client.is_mongos) or is_balanced
+
+    def create_indexes(self, indexes: Sequence[IndexModel]) -> None:
+        self.retrying(lambda: self._collection.create_indexes(indexes))
+
+    def lacks_indexes(self, indexes: Iterable[IndexModel]) -> bool:
+        """Return whether one of these indexes is not there, as far as the user may look."""
+
+        def names() -> Set[str]:
+            try:
+                return self._collection.index_information().keys()
+            except OperationFailure as error:
+                if error.code != UNAUTHORIZED:
+                    raise
+                return {index.document["name"] for index in indexes}
+
+        known = self.retrying(names)
+        return any(index.document["name"] not in known for index in indexes)
+
+    def look_for_index(self, name: str, wanted: Document) -> None:
+        """Find out if there is the index that logs need: it may have been lost by a restore.
+
+        By its use, for which a user needs no more rights than to read.
+        """
+        find = self._collection.find
+
+        def is_there() -> bool:
+            try:
+                find(wanted, hint=name, limit=1).to_list()
+            except OperationFailure as error:
+                if error.code not in _NO_SUCH_INDEX:
+                    raise
+                return False
+            return True
+
+        self.keeps_logs = not self.is_sharded and self.retrying(is_there)
+
+    def find_and_update(self, wanted: Document, change: Sequence[Document]) -> Document | None:
+        """Change a document, and return it as it is then, or None if there is none."""
+        update = self._collection.find_one_and_update
+        return self.retrying(lambda: update(wanted, change, return_document=ReturnDocument.AFTER))
+
+    def distinct(self, field: str, wanted: Document) -> list[Any]:
+        """Return the values of a field, by a command that the stable API of servers has."""
+        group: Document = {"$group": {"_id": f"${field}"}}
+        return [one["_id"] for one in self.aggregate([{"$match": wanted}, group])]
+
+    def now(self) -> int:
+        """Return the server's time, in microseconds since 1970."""
+        hello = self.retrying(lambda: self._collection.database.command("hello"))
+        return int(hello["localTime"].replace(tzinfo=timezone.utc).timestamp() * 1_000_000)
+
+    def exists(self, wanted: Document) -> bool:
+        """Return whether the primary has such a document at the moment."""
+        return self.retrying(lambda: self._latest.find_one(wanted, {"_id": 1}) is not None)
+
+    def count(self, wanted: Document) -> int:
+        return self.retrying(lambda: self._latest.count_documents(wanted))
+
+    def update(self, wanted: Document, change: Document | Sequence[Document]) -> bool:
+        """Change a document, and return whether there is one."""
+        update = self._collection.update_one
+        return self.retrying(lambda: update(wanted, change).matched_count == 1)
+
+    def update_all(self, wanted: Document, change: Document | Sequence[Document]) -> None:
+        self.retrying(lambda: self._collection.update_many(wanted, change))
+
+    def delete(self, wanted: Document) -> None:
+        self.retrying(lambda: self._collection.delete_many(wanted))
+
+    def insert(self, document: Document) -> bool:
+        """Insert a document, and return whether there was none of its `_id`."""
+        try:
+            self._collection.insert_one(document)
+        except DuplicateKeyError:
+            return False
+        except PyMongoError as error:
+            raise typed(error) from error
+        return True
+
+    def insert_once(self, documents: Sequence[Document]) -> Outcome:
+        """Insert documents in order, up to the first that collides or fails, in one attempt.
+
+        As a plain command, of 16 MB at most: the server need not be able to repeat it.
+        """
+
+        def attempt() -> Outcome:
+            reply = self._command({"insert": self.name, "documents": documents})
+            made = range(reply["n"])
+            if "writeErrors" in reply:
+                return self._failed(reply["writeErrors"][0], len(made), set(made))
+            return Outcome(len(made), set(made))
+
+        return self._once(attempt)
+
+    def _command(self, command: Document) -> Document:
+        """Send a command of 16 MB at most, which the server refuses if the store is another one."""
+        command["writeConcern"] = self._collection.write_concern.document
+        reply: Document = self._collection.database.command({**command, **self.identity.named})
+        if "writeConcernError" in reply:
+            unsure = reply["writeConcernError"]
+            raise WriteConcernError(unsure["errmsg"], unsure["code"], unsure)
+        return reply
+
+    def _once(self, command: Callable[[], Outcome]) -> Outcome:
+        try:
+            return command()
+        except (PyMongoError, InvalidDocument) as error:
+            if is_transient(error):
+                return Outcome(0, set(), is_lost=True)
+            raise typed(error) from error
+
+    def insert_free(self, documents: Sequence[Document]) -> Set[int]:
+        """Insert documents, but for those that collide with others, and return which do."""
+        if not documents:
+            return frozenset()
+        insert = self._collection.insert_many
+
+        def attempt() -> Set[int]:
+            try:
+                insert(documents, ordered=False)
+            except BulkWriteError as bulk:
+                errors = _confirmed(bulk)["writeErrors"]
+                for error in errors:
+                    if error["code"] != _DUPLICATE_KEY:
+                        raise OperationFailure(error["errmsg"], error["code"], error) from bulk
+                return {error["index"] for error in errors}
+            return frozenset()
+
+        return self.retrying(attempt)
+
+    def merge(self, pipeline: Sequence[Document]) -> bool:
+        """Execute a pipeline that ends by `$merge`, and return whether it came to its end.
+
+        It does not if a document collides with another one.
+        """
+
+        def merge() -> bool:
+            try:
+                self._latest.aggregate(pipeline)
+            except OperationFailure as error:
+                if error.code != _DUPLICATE_KEY:
+                    raise
+                return False
+            return True
+
+        return self.retrying(merge)
+
+    def bulk(
+        self, statements: Sequence[Statement], *, once: bool = False, is_small: bool = False
+    ) -> Outcome:
+        """Execute statements in order, up to the first that collides or fails.
+
+        Args:
+            statements: They are to mean the same if they are executed again, if they may be.
+            once: Whether to make one attempt only.
+            is_small: Whether they fit into one command of 16 MB. Then nothing is done if the store
+                is another one.
+        """
+        if once:
+            return self._once(lambda: self._bulk(statements, is_small))
+        attempts = 0
+
+        def attempt() -> Outcome:
+            nonlocal attempts
+            attempts += 1
+            return self._bulk(statements, is_small)
+
+        return self.retrying(attempt)._replace(is_repeated=attempts > 1)
+
+    def _bulk(self, statements: Sequence[Statement], is_small: bool) -> Outcome:
+        if is_small:
+            updates = [statement.document for statement in statements]
+            reply = self._command({"update": self.name, "updates": updates})
+            indexes = {upserted["index"] for upserted in reply.get("upserted", ())}
+            if "writeErrors" in reply:
+                return self._failed(reply["writeErrors"][0], reply["n"], indexes)
+            return Outcome(reply["n"], indexes)
+        try:
+            result = self._collection.bulk_write([one.operation for one in statements])
+        except BulkWriteError as bulk:
+            details = _confirmed(bulk)
+            hits = details["nMatched"] + details["nUpserted"]
+            made: Set[int] = {upserted["index"] for upserted in details["upserted"]}
+            return self._failed(details["writeErrors"][0], hits, made)
+        made = (result.upserted_ids or {}).keys()
+        return Outcome(result.matched_count + len(made), made)
+
+    def _failed(self, failed: Document, hits: int, made: Set[int]) -> Outcome:
+        """Return the outcome if one of the statements failed as the server reports.
+
+        Raises:
+            OperationFailure: It may help to try again.
+        """
+        if failed["code"] in _COLLIDED:
+            is_taken = "slot" in failed.get("keyPattern", ())
+            return Outcome(hits, made, failed["index"], is_taken=is_taken)
+        if failed["code"] == UUID_DIFFERS:
+            self.identity.lose()
+        error = OperationFailure(failed["errmsg"], failed["code"], failed)
+        if is_transient(error):
+            raise error
+        return Outcome(hits, made, failed["index"], typed(error))
+
+    def is_kept(self, *, was_told: bool) -> bool:
+        """Return whether the store is still the one that was looked at.
+
+        Args:
+            was_told: Whether the command before named the store, so that there is no need to ask.
+        """
+        if not was_told:
+            self.retrying(self.identity.ask)
+        return self.identity.is_kept
+
+    def retrying(self, command: Callable[[], _T]) -> _T:
+        """Return what a command returns, tried again while that may help.
+
+        Raises:
+            Rewound: It names the store, which is another one by now.
+        """
+        until = time.monotonic() + self._patience_seconds
+        pause = 0.01
+        while True:
+            try:
+                return command()
+            except (PyMongoError, InvalidDocument) as error:
+                if isinstance(error, OperationFailure) and error.code == UUID_DIFFERS:
+                    self.identity.lose()
+                    raise Rewound from error
+                if not is_transient(error) or time.monotonic() + pause > until:
+                    raise typed(error) from error
+            except RuntimeError as error:  # the driver has threads that watch the servers
+                raise not_started(error) from error
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+
+
+_AT_ONCE = 1_000_000  # documents in one answer, as far as they fit into 16 MB; else it is 101
+_DUPLICATE_KEY = 11000
+_COLLIDED = {
+    _DUPLICATE_KEY,
+    66,  # ImmutableField: what a statement expects is not so; see `mongodb_statements.expect`
+}
+_TOO_MUCH = {
+    40099,  # $graphLookup reached its limit of 100 MB
+    292,  # QueryExceededMemoryLimitNoDiskUseAllowed
+    10334,  # BSONObjectTooLarge
+    4568,  # $lookup's documents exceed the size of one
+}
+_NO_SUCH_INDEX = {2}  # BadValue: the hint does not correspond to an index
+_NO_SNAPSHOTS = {
+    72,  # InvalidOptions: a standalone server keeps no snapshots
+    123,  # NotAReplicaSet
+}
+_NO_SNAPSHOT = {
+    *_NO_SNAPSHOTS,
+    239,  # SnapshotTooOld
+    246,  # SnapshotUnavailable
+}
+
+
+def _confirmed(bulk: BulkWriteError) -> Document:
+    """Return what became of a bulk, if a majority confirmed what was written."""
+    details: Any = bulk.details
+    for concern in details["writeConcernErrors"]:
+        raise WriteConcernError(concern["errmsg"], concern["code"], concern) from bulk
+    return dict(details)
+
+
+def in_batches(values: Iterable[_T], size: int = 10_000) -> Iterable[list[_T]]:
+    """Return values in lists that fit into one command."""
+    listed = list(values)
+    for start in range(0, len(listed), size):
+        yield listed[start : start + size]

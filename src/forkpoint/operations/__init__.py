@@ -1,0 +1,1 @@
+"""The one logic of each call, without a backend."""

@@ -1,0 +1,1 @@
+"""How an operation runs in the sync and in the async world."""

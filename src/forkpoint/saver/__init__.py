@@ -1,0 +1,7 @@
+"""What LangGraph and a user call."""
+
+from forkpoint.saver.saver import ForkpointSaver
+
+__all__ = [
+    "ForkpointSaver",
+]

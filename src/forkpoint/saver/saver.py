@@ -1,0 +1,458 @@
+"""The LangGraph façade: each method checks its input and runs one operation."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from forkpoint import inputs
+from forkpoint.caches import CacheBudget
+from forkpoint.encoding.serializer import SafeSerializer
+from forkpoint.errors import ForkpointError, InvalidInput
+from forkpoint.operations import deltas, operations
+from forkpoint.operations import fork as forking
+from forkpoint.operations import remove as removing
+from forkpoint.operations.cache import Memories
+from forkpoint.operations.operations import (
+    Context,
+    NewCheckpoint,
+    NewWrites,
+    TakenCheckpoint,
+    TakenWrites,
+)
+from forkpoint.runtime.runner import Runner
+from forkpoint.saver.history import TimeTravel
+from forkpoint.storage.interface import Expiry, Query, Storage
+
+if TYPE_CHECKING:
+    from langgraph.checkpoint.base import DeltaChannelHistory
+    from typing_extensions import Self
+
+
+class ForkpointSaver(TimeTravel):
+    """What the savers of all backends have in common; construct one of these.
+
+    Every method may be called from any thread and any event loop. Each method that does I/O has
+    an async twin, prefixed with `a`, that takes the same arguments and does the same.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        runner: Runner,
+        serde: SerializerProtocol | None,
+        ttl: timedelta | None = None,
+        budget: CacheBudget | None = None,
+        on_expiry: str = "delete",
+        preview: Sequence[str] = (),
+    ) -> None:
+        super().__init__(serde=SafeSerializer() if serde is None else inputs.serializer(serde))
+        self._runner = runner
+        checked = None if ttl is None else inputs.duration(ttl, "ttl")
+        expiry = Expiry(checked, inputs.choice(on_expiry, "on_expiry", ("delete", "keep_latest")))
+        memories = Memories(budget or CacheBudget())
+        channels = inputs.preview(preview)
+        self._context = Context(storage, self.serde, memories, None, expiry, channels)
+
+    # Lifecycle
+
+    def setup(self) -> None:
+        """Make the tables or indexes that are missing. The first use of a saver does it too.
+
+        Raises:
+            SchemaVersionError: The store was written by a newer forkpoint.
+        """
+        self._runner.run(operations.setup, self._context)
+
+    async def asetup(self) -> None:
+        """Do what `setup` does."""
+        await self._runner.arun(operations.setup, self._context)
+
+    def close(self) -> None:
+        """Close what the saver opened itself. A connection that was passed stays open."""
+        try:
+            self._runner.run(self._context.storage.close)
+        finally:
+            self._runner.close()
+
+    async def aclose(self) -> None:
+        """Do what `close` does."""
+        try:
+            await self._runner.arun(self._context.storage.close)
+        finally:
+            self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def with_allowlist(self, extra_allowlist: Collection[tuple[str, ...]]) -> Self:
+        """Return a saver for the same store that restores these types too.
+
+        Args:
+            extra_allowlist: `(module, name)` of each type.
+
+        Raises:
+            InvalidInput: That is not what it is.
+        """
+        derived = super().with_allowlist(inputs.allowlist(extra_allowlist))
+        if derived is self:
+            return self
+        clone = copy.copy(self)
+        clone.serde = derived.serde
+        clone._context = self._context.with_serde(clone.serde)
+        return clone
+
+    def for_owner(self, owner: str) -> Self:
+        """Return a saver for the same store that knows the threads of one owner only.
+
+        Those of others do not exist for it, whatever id it is given. What it makes is the owner's.
+
+        Raises:
+            InvalidInput: This saver is confined to another owner already.
+        """
+        checked = inputs.identifier(owner, "owner")
+        if self._context.owner == checked:
+            return self
+        if self._context.owner is not None:
+            raise InvalidInput(
+                f"the saver is confined to owner {self._context.owner!r}, and cannot be to "
+                f"{checked!r}"
+            )
+        clone = copy.copy(self)
+        clone._context = self._context.of_owner(checked)
+        return clone
+
+    # Reading
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Return the checkpoint that a config names, or the newest of its thread and namespace.
+
+        Returns:
+            The checkpoint with its pending writes, or None if there is none.
+
+        Raises:
+            InvalidInput: The config names no thread, or not properly.
+            CorruptChunk: What is stored is not what was written.
+            UnreadableValue: A value is of a type that may not, or cannot, be restored.
+        """
+        address = inputs.address(config)
+        run = inputs.beginning_run(config, address)
+        return self._runner.run(operations.get_tuple, self._context, address, config, run)
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Do what `get_tuple` does."""
+        address = inputs.address(config)
+        run = inputs.beginning_run(config, address)
+        return await self._runner.arun(operations.get_tuple, self._context, address, config, run)
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """Return checkpoints, newest first. They are read in pages, as the iterator goes on.
+
+        Args:
+            config: The thread, and the namespace or the checkpoint if it names one; None for all
+                threads.
+            filter: What the metadata must contain. Values match exactly and by type, nested ones
+                by containment; a key with dots in it is one key.
+            before: Only checkpoints that are older than the one this config names.
+            limit: How many checkpoints to return at most.
+
+        Raises:
+            InvalidInput: An argument is of the wrong type; at once, not on the first iteration.
+            CorruptChunk: On the iteration that comes to a checkpoint that is not what was written.
+                The iterator goes on: the next item is the checkpoint after it.
+            UnreadableValue: In the same way, for one with a value that cannot be restored.
+        """
+        return self._pages_of(_query(config, filter, before), inputs.limit(limit))
+
+    def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """Do what `list` does."""
+        return self._apages_of(_query(config, filter, before), inputs.limit(limit))
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Return what the value of each `DeltaChannel` is rebuilt from.
+
+        Args:
+            config: The checkpoint, or the thread and namespace of which the newest is meant.
+            channels: The channels.
+
+        Returns:
+            For each channel its `writes` since it was last stored, oldest first, and as `seed`
+            what was stored then, if it ever was.
+        """
+        return self._runner.run(
+            deltas.delta_channel_history,  # type: ignore[arg-type]
+            self._context,
+            inputs.address(config),
+            inputs.channels(channels),
+        )
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Do what `get_delta_channel_history` does."""
+        return await self._runner.arun(
+            deltas.delta_channel_history,  # type: ignore[arg-type]
+            self._context,
+            inputs.address(config),
+            inputs.channels(channels),
+        )
+
+    # Writing
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint.
+
+        Args:
+            config: The thread and the namespace, and the parent as `checkpoint_id`.
+            checkpoint: The checkpoint. One of the same id is replaced.
+            metadata: JSON values.
+            new_versions: The channels that changed. The others share what the parent stores for
+                them, where their versions are the same. If it is empty, all are stored as given.
+
+        Returns:
+            The config that names the checkpoint.
+
+        Raises:
+            InvalidInput: An argument is of the wrong type, or a value cannot be serialized.
+            ThreadDeleted: The thread was deleted while the run was going on.
+        """
+        taken = self._take(config, checkpoint, metadata, new_versions)
+        announced = self._context.memory.announced
+        try:
+            announced.add(id(taken), *taken.new.place)
+            self._runner.run(operations.put, self._context, taken)
+        finally:
+            announced.remove(id(taken))
+        return _config(taken.new)
+
+    def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> Coroutine[Any, Any, RunnableConfig]:
+        """Do what `put` does, with the state at the call: what follows may change the values."""
+        try:
+            taken = self._take(config, checkpoint, metadata, new_versions)
+        except ForkpointError as error:
+            return _failing(error)
+        return self._aput(taken)
+
+    async def _aput(self, taken: TakenCheckpoint) -> RunnableConfig:
+        announced = self._context.memory.announced
+        try:
+            announced.add(id(taken), *taken.new.place)
+            await self._runner.arun(operations.put, self._context, taken)
+        finally:
+            announced.remove(id(taken))
+        return _config(taken.new)
+
+    def _take(self, *given: Any) -> TakenCheckpoint:
+        return operations.take(self._with_codec(), _new_checkpoint(*given))
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Store the writes of a task.
+
+        A task's writes are stored once: those that are there already stay as they are. Its error,
+        interrupt and resume replace the ones before.
+
+        Args:
+            config: The checkpoint that the task started from.
+            writes: Pairs of channel and value.
+            task_id: The task.
+            task_path: The path of the task; reading returns the writes in the order of paths.
+
+        Raises:
+            InvalidInput: An argument is of the wrong type, or a value cannot be serialized.
+            ThreadDeleted: The thread was deleted while the run was going on.
+        """
+        taken = self._take_writes(config, writes, task_id, task_path)
+        self._runner.run(operations.put_writes, self._context, taken)
+
+    def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> Coroutine[Any, Any, None]:
+        """Do what `put_writes` does, with the values at the call, as `aput` does."""
+        try:
+            taken = self._take_writes(config, writes, task_id, task_path)
+        except ForkpointError as error:
+            return _failing(error)
+        return self._runner.arun(operations.put_writes, self._context, taken)
+
+    def _take_writes(self, *given: Any) -> TakenWrites:
+        return operations.take_writes(self._with_codec(), _new_writes(*given))
+
+    def _with_codec(self) -> Context:
+        """Return the context, ready to serialize.
+
+        With an encrypting serializer the first put of a saver has to read the store's secret. An
+        event loop waits for it: what runs meanwhile might change the values.
+        """
+        context = self._context
+        if not context.has_codec:
+            self._runner.run(operations.setup, context)
+        return context
+
+    def get_next_version(self, current: Any, channel: None) -> Any:
+        """Return the version of a channel that follows `current`.
+
+        Versions are integers, counted from 1. Those of a thread that another saver began as
+        strings go on as strings.
+        """
+        if current is None:
+            return 1
+        if isinstance(current, (int, float)):
+            return current + 1
+        count = inputs.counted_version(current) + 1
+        return f"{count:032}.{random.random():016}"
+
+    # Removing and copying
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Remove a thread with all it stores. One that does not exist is no error."""
+        thread_id = inputs.identifier(thread_id, "thread_id")
+        self._runner.run(removing.delete_thread, self._context, thread_id)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Do what `delete_thread` does."""
+        thread_id = inputs.identifier(thread_id, "thread_id")
+        await self._runner.arun(removing.delete_thread, self._context, thread_id)
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Remove the checkpoints that runs made, with their writes.
+
+        What the `DeltaChannel` of a surviving checkpoint is rebuilt from is kept, out of sight.
+        Copies that were made by `copy_thread` stay.
+
+        Args:
+            run_ids: As the checkpoints' metadata have them under `run_id`.
+        """
+        checked = inputs.identifiers(run_ids, "run_id")
+        self._runner.run(removing.delete_for_runs, self._context, checked)
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Do what `delete_for_runs` does."""
+        checked = inputs.identifiers(run_ids, "run_id")
+        await self._runner.arun(removing.delete_for_runs, self._context, checked)
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Make a new thread with all checkpoints and writes of another.
+
+        Raises:
+            ThreadNotFound: There is no source.
+            ThreadExists: There is a target already.
+        """
+        source = inputs.identifier(source_thread_id, "source_thread_id")
+        target = inputs.identifier(target_thread_id, "target_thread_id")
+        self._runner.run(forking.copy_thread, self._context, source, target)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Do what `copy_thread` does."""
+        source = inputs.identifier(source_thread_id, "source_thread_id")
+        target = inputs.identifier(target_thread_id, "target_thread_id")
+        await self._runner.arun(forking.copy_thread, self._context, source, target)
+
+
+async def _failing(error: ForkpointError) -> Any:
+    """Raise an error where the call is awaited."""
+    raise error
+
+
+def _query(config: object, filter: object, before: object) -> Query:
+    return Query(
+        *inputs.listed(config),
+        before=inputs.before(before),
+        filter=inputs.metadata_filter(filter),
+        after=None,
+        limit=operations.PAGE_ROWS,
+    )
+
+
+def _new_checkpoint(
+    config: RunnableConfig, checkpoint: object, metadata: object, new_versions: object
+) -> NewCheckpoint:
+    address = inputs.address(config)
+    merged = inputs.checkpoint_metadata(config, metadata)
+    return NewCheckpoint(
+        config,
+        address,
+        inputs.origin(config, address),
+        inputs.checkpoint(checkpoint),
+        inputs.as_json(merged, "metadata"),
+        inputs.run_id(merged),
+        inputs.versions(new_versions),
+    )
+
+
+def _new_writes(
+    config: RunnableConfig, writes: object, task_id: object, task_path: object
+) -> NewWrites:
+    address = inputs.address(config)
+    return NewWrites(
+        config,
+        address,
+        inputs.origin(config, address),
+        inputs.place(address),
+        inputs.writes(writes),
+        inputs.identifier(task_id, "task_id"),
+        inputs.text(task_path, "task_path"),
+    )
+
+
+def _config(new: NewCheckpoint) -> RunnableConfig:
+    thread_id, checkpoint_ns, _ = new.address
+    return operations.config_of(thread_id, checkpoint_ns, new.checkpoint["id"])

@@ -1,0 +1,318 @@
+"""SQLite: how a saver gets its connection, and whether it is still one to the file of that name."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import parse_qs, unquote
+
+from forkpoint import inputs
+from forkpoint.at_fork import no_fork
+from forkpoint.errors import (
+    InvalidInput,
+    SaverClosed,
+    StorageBusy,
+    StorageError,
+    StorageInherited,
+    StorageReplaced,
+)
+from forkpoint.runtime.open_files import (
+    DatabaseFile,
+    Identity,
+    identity,
+    inherited,
+    left_open,
+    name_in_use,
+)
+from forkpoint.runtime.steps import Locked
+
+
+class Connector(Protocol):
+    """Where a connection comes from. The caller of each method keeps other threads away."""
+
+    is_owned: bool
+    """Whether nobody else uses the connection, and it is the saver's to close."""
+    may_be_inherited: bool
+    """Whether a forked child may go on with the connection: it is to no file."""
+
+    @property
+    def path(self) -> str | None:
+        """Where the file is, once that is known; None for a database in memory."""
+
+    disconnect: Callable[[], bool]
+    """Closes the connection, unless somebody uses it; see `DatabaseFile`."""
+
+    def connect(self) -> sqlite3.Connection:
+        """Return a connection.
+
+        Raises:
+            Locked: It cannot be opened at the moment.
+        """
+
+    def note_opened(self, connection: sqlite3.Connection) -> None:
+        """Remember which file a connection has open. It has been used by now."""
+
+    def is_current(self) -> bool:
+        """Return whether the connection is still one to the file that has the name.
+
+        Raises:
+            StorageReplaced: It is not, and cannot be opened again.
+        """
+
+    def close(self, connection: sqlite3.Connection) -> None:
+        """Close a connection that is owned.
+
+        Raises:
+            StorageBusy: Another process keeps it from being closed. It is still open.
+        """
+
+
+class Opener:
+    """Opens a file, or a database in memory, by its name.
+
+    Args:
+        database: A path, `":memory:"` or a `file:` URI. What is relative is resolved here, once.
+        timeout: For how many seconds SQLite is to wait, while the database is being opened.
+
+    Raises:
+        InvalidInput: This names no database.
+    """
+
+    is_owned = True
+
+    def __init__(self, database: object, timeout: float) -> None:
+        self._name, path, self._options = _parsed(database)
+        self._timeout = timeout
+        self.disconnect = _is_closed
+        self._file = None if path is None else DatabaseFile(path, lambda: self.disconnect())
+        self.may_be_inherited = path is None
+        if path is not None:
+            self._check(path)
+
+    @property
+    def path(self) -> str | None:
+        return None if self._file is None else self._file.path
+
+    def connect(self) -> sqlite3.Connection:
+        if self._file is None:
+            return self._connect(self._name, is_uri=self._options is not None)
+        path = self._file.path
+        try:
+            file = identity(path)
+        except OSError as error:  # too long a name, or a directory that nobody may look into
+            raise StorageError(f"{path!r:.80} cannot be opened: {error.strerror}") from error
+        if file is not None:
+            self._check_open(path, file)
+            path = name_in_use(file) or path
+        if self._options is None:
+            return self._connect(path, is_uri=False)
+        return self._connect(Path(path).as_uri() + self._options, is_uri=True)
+
+    def _check_open(self, path: str, file: Identity) -> None:
+        """Refuse a file to which there is a connection that SQLite would take for one like ours."""
+        if inherited.has(file):
+            raise StorageInherited(
+                f"a connection to {path} was open when this process was forked, and SQLite would "
+                "take its locks for those of this process; close it before the fork, or start the "
+                "process in another way"
+            )
+        for other in left_open(file):
+            if not other.disconnect():
+                busy = StorageBusy(f"{path} was restored while another saver uses what was there")
+                raise Locked(busy, self._timeout)
+
+    def _connect(self, name: str, *, is_uri: bool) -> sqlite3.Connection:
+        return sqlite3.connect(
+            name,
+            timeout=self._timeout,
+            isolation_level=None,
+            check_same_thread=False,
+            uri=is_uri,
+        )
+
+    def note_opened(self, connection: sqlite3.Connection) -> None:
+        if self._file is not None:
+            self._file.note_opened(_file_of(connection) or self._file.path)
+
+    def is_current(self) -> bool:
+        return self._file is None or self._file.is_in_place()
+
+    def close(self, connection: sqlite3.Connection) -> None:
+        file = self._file
+        if file is None or file.is_in_place():
+            connection.close()
+        elif file.has_file_in_place():
+            _close_without_log(connection)
+        else:
+            if file.has_log_in_place():
+                _take_log_away(connection, file)
+            connection.close()
+        if file is not None:
+            file.note_closed()
+
+    def _check(self, path: str) -> None:
+        """Refuse what is no database, by SQLite's own judgement: nobody else may open the file."""
+        if os.path.isdir(path):
+            raise InvalidInput(f"{path} is a directory; give the path of a file in it")
+        if not os.path.isdir(os.path.dirname(path)):
+            raise InvalidInput(f"there is no directory {os.path.dirname(path)}")
+        if not os.path.exists(path) or os.path.getsize(path) == 0:
+            return
+        if os.path.getsize(path) == 1:  # which SQLite takes for an empty one
+            raise InvalidInput(f"{path} is no SQLite database")
+        with suppress(Locked):  # that is for the first use to wait for
+            self._check_content(path)
+
+    def _check_content(self, path: str) -> None:
+        with no_fork(), closing(self.connect()) as connection:
+            try:
+                connection.execute("PRAGMA busy_timeout = 0")
+                connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+            except sqlite3.OperationalError:
+                pass  # locked, say: that is for the first use to find
+            except sqlite3.DatabaseError as error:
+                raise InvalidInput(f"{path} is no SQLite database: {error}") from error
+
+
+class Passed:
+    """A connection that the caller opened, and closes."""
+
+    is_owned = False
+    may_be_inherited = False
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.disconnect = _is_closed
+        self._connection = connection
+        self._process = os.getpid()
+        self._file: DatabaseFile | None = None
+
+    @property
+    def path(self) -> str | None:
+        return None if self._file is None else self._file.path
+
+    def connect(self) -> sqlite3.Connection:
+        if os.getpid() != self._process:
+            raise SaverClosed(
+                "the connection that was passed cannot be used in a forked process; make a saver "
+                "from the path there"
+            )
+        if getattr(self._connection, "autocommit", -1) is False:
+            raise InvalidInput(
+                "the sqlite3.Connection was opened with autocommit=False, so a transaction is "
+                "always open; open it with autocommit=True, or without"
+            )
+        return self._connection
+
+    def note_opened(self, connection: sqlite3.Connection) -> None:
+        path = _file_of(connection)
+        if path and self._file is None and os.path.exists(path):
+            self._file = DatabaseFile(path, self._is_closed)
+            self._file.note_opened(path)
+
+    def is_current(self) -> bool:
+        if self._file is not None and not self._file.is_in_place():
+            _ = self._connection.in_transaction  # raises SQLite's own error if it is closed
+            raise StorageReplaced(
+                f"{self._file.path} was removed, replaced or restored, and the connection that was "
+                "passed is to the file that was there before; pass one that is opened now"
+            )
+        return True
+
+    def _is_closed(self) -> bool:
+        try:
+            _ = self._connection.in_transaction  # of what any thread may ask
+        except sqlite3.ProgrammingError:
+            return True
+        return False
+
+    def close(self, connection: sqlite3.Connection) -> None:
+        raise NotImplementedError("a connection that was passed is the caller's to close")
+
+
+def _is_closed() -> bool:
+    return True
+
+
+def _file_of(connection: sqlite3.Connection) -> str:
+    """Return the path of a connection's file as SQLite resolved it; empty for one in memory."""
+    cursor = connection.cursor()
+    cursor.row_factory = None  # a connection that was passed may have one
+    rows = cursor.execute("PRAGMA database_list").fetchall()
+    return next((path or "" for _, name, path in rows if name == "main"), "")
+
+
+def _parsed(database: object) -> tuple[str, str | None, str | None]:
+    """Return a name of a database, its absolute path, and the options if it is a URI.
+
+    The path is None for a database in memory.
+    """
+    if not isinstance(database, (str, os.PathLike)):
+        raise InvalidInput(
+            "database must be a path, a sqlite3.Connection or an aiosqlite.Connection, not "
+            f"{type(database).__name__}"
+        )
+    name = inputs.path(database, "database")
+    if name == ":memory:":
+        return name, None, None
+    if not name.startswith("file:"):
+        return name, os.path.abspath(name), None
+    end = min((at for at in map(name.find, "?#") if at >= 0), default=len(name))
+    path, options = _path_of_uri(name[5:end]), name[end:]
+    values = parse_qs(options.partition("#")[0].removeprefix("?"))
+    if path == ":memory:" or values.get("mode") == ["memory"] or values.get("vfs") == ["memdb"]:
+        return name, None, options
+    if not path or "\0" in path:
+        raise InvalidInput(f"database names no file: {name!r:.80}")
+    return name, os.path.abspath(path), options
+
+
+def _path_of_uri(rest: str) -> str:
+    """Return the path in a `file:` URI, without what SQLite lets stand before it."""
+    if rest.startswith("//"):
+        authority, _, rest = rest[2:].partition("/")
+        if authority not in ("", "localhost"):
+            raise InvalidInput(f"a file: URI may name localhost only, not {authority!r:.80}")
+        rest = f"/{rest}"
+    path = unquote(rest)
+    is_drive = os.name == "nt" and path[:1] == "/" and path[2:3] == ":"
+    return path[1:] if is_drive else path
+
+
+def _close_without_log(connection: sqlite3.Connection) -> None:
+    """Close a connection whose log was removed, and leave the file as it is.
+
+    SQLite would write what the log holds into the file, over what was restored there. It stops
+    where the connection is interrupted, before the first page.
+    """
+    configure = getattr(connection, "setconfig", None)  # since Python 3.12
+    if configure is not None:
+        configure(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)  # type: ignore[attr-defined]
+    connection.interrupt()
+    connection.close()
+
+
+def _take_log_away(connection: sqlite3.Connection, file: DatabaseFile) -> None:
+    """Free a name from the log of the file that had it before.
+
+    SQLite would take it for that of the file that has the name now. What is in it goes into its
+    own file first, which may have another name.
+    """
+    connection.execute("PRAGMA busy_timeout = 0")
+    is_busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if is_busy:
+        raise StorageBusy(
+            f"{file.path} was replaced while another process reads what was there before"
+        )
+    # Other processes may be about to do the same. Each removes what it has open, and no other log.
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if file.has_log_in_place():
+            for name in (file.log_path, file.index_path):
+                with suppress(FileNotFoundError):
+                    os.remove(name)
+    finally:
+        connection.execute("ROLLBACK")

@@ -1,0 +1,118 @@
+"""SQLite: the columns of threads, checkpoints and writes, and what they are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from forkpoint.encoding.hashing import IDENTITY_BYTES
+from forkpoint.errors import damaged_row
+from forkpoint.storage.interface import (
+    CheckpointRow,
+    Description,
+    ThreadRef,
+    WriteRow,
+    binding_of,
+    stored_binding,
+)
+
+CHECKPOINT = (
+    "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, refs, content, checksum,"
+    " hidden, restarts"
+)
+WRITE = "checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, refs, content, checksum"
+RESTORED = "task_path, channel, refs, content, checksum, binding, fence"
+"""What of a write is kept, packed, as what was before one that a run replaced it with."""
+READ_CHECKPOINT = f"{CHECKPOINT}, binding"
+"""What a `checkpoint_row` is made of."""
+READ_WRITE = f"{WRITE}, binding"
+"""What a `write_row` is made of."""
+REBOUND = "forkpoint_rebound(checksum, binding)"
+"""The binding of a copy of a row, by a function of `SqliteCopying`."""
+_THREAD = (
+    "{0}key, {0}family, {0}epoch, {0}owner, {0}thread_id, {0}salt,"
+    f" substr({{0}}checksums, 1, {IDENTITY_BYTES})"
+)
+THREAD = _THREAD.format("")
+"""What a `ThreadRef` is made of."""
+THREAD_OF = _THREAD.format("t.")
+"""The same of a table that is called `t`."""
+THREAD_COLUMNS = len(ThreadRef._fields)
+DESCRIPTION = "label, tags, metadata, ttl, fixed_keys, on_expiry"
+"""What a `description` is made of."""
+HEAD_OF = (
+    "(SELECT max(checkpoint_id) FROM forkpoint_checkpoints"
+    " WHERE thread = {thread} AND checkpoint_ns = '' AND NOT hidden)"
+)
+"""The newest checkpoint of a thread's own graph."""
+
+
+class Places(NamedTuple):
+    """The places of rows of a thread, which are in order in an index."""
+
+    columns: str
+    first: tuple[Any, ...]
+    """What is before all of them."""
+
+
+PLACES = {
+    "checkpoints": Places("checkpoint_ns, checkpoint_id", ("", "")),
+    "writes": Places("checkpoint_ns, checkpoint_id, task_id, idx", ("", "", "", -(1 << 62))),
+}
+"""Those of each table."""
+
+
+_NONE = type(None)
+_CHECKPOINT_TYPES = {
+    (str, str, parent, run, str, bytes, bytes, bytes, int, int)
+    for parent in (str, _NONE)
+    for run in (str, _NONE)
+}
+_WRITE_TYPES = (str, str, str, int, str, str, bytes, bytes, bytes)
+
+
+def checkpoint_values(thread: int, row: CheckpointRow, fence: int | None = None) -> tuple[Any, ...]:
+    """Return what is stored of a checkpoint: the thread, `CHECKPOINT`, the binding, the fence."""
+    return thread, *row[:-1], stored_binding(row), fence
+
+
+def write_values(thread: int, row: WriteRow, fence: int | None = None) -> tuple[Any, ...]:
+    """Return what is stored of a write: the thread, `WRITE`, the binding and the fence."""
+    return thread, *row[:-1], stored_binding(row), fence
+
+
+def checkpoint_row(values: Sequence[Any]) -> CheckpointRow:
+    """Return a checkpoint as it was read, and unbound if its flags changed.
+
+    Raises:
+        CorruptChunk: A field is of another type.
+    """
+    *fields, binding = values
+    if tuple(map(type, fields)) not in _CHECKPOINT_TYPES:
+        raise damaged_row("checkpoint", fields[1])
+    hidden, restarts = fields[-2:]
+    bound = binding_of(binding, hidden=hidden, restarts=restarts)
+    return CheckpointRow._make([*fields, bound])
+
+
+def write_row(values: Sequence[Any]) -> WriteRow:
+    """Return a write as it was read, as `checkpoint_row` does."""
+    *fields, binding = values
+    if tuple(map(type, fields)) != _WRITE_TYPES:
+        raise damaged_row("write", fields[1])
+    return WriteRow._make([*fields, binding_of(binding)])
+
+
+def description(values: Sequence[Any]) -> Description:
+    """Return what is said of a thread."""
+    label, tags, metadata, ttl, fixed_keys, on_expiry = values
+    return Description(label, json_list(tags), metadata, ttl, json_list(fixed_keys), on_expiry)
+
+
+def json_list(packed: Any) -> tuple[str, ...]:
+    """Return a list that is stored as JSON, and what no thread has if it was damaged."""
+    try:
+        return tuple(json.loads(packed))
+    except (TypeError, ValueError, RecursionError):
+        return (f"damaged: {packed!r:.80}",)

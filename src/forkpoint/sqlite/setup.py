@@ -1,0 +1,123 @@
+"""SQLite: making the tables that are missing, and setting what holds for a connection."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Callable
+
+from forkpoint.errors import SchemaVersionError
+from forkpoint.filters import may_contain_json
+from forkpoint.sqlite.errors import is_locked
+from forkpoint.sqlite.schema import SCHEMA
+from forkpoint.storage.interface import SCHEMA_VERSION
+
+BUSY_TIMEOUT_SECONDS = 60.0
+"""How long to wait for another process's write transaction."""
+
+INCREMENTAL = 2
+"""The value of `PRAGMA auto_vacuum` with which a database gives back space."""
+
+_SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
+_NAMES = frozenset(re.findall(r"CREATE .*?(forkpoint_\w+)", SCHEMA))  # of tables and indexes
+
+
+def prepare(connection: sqlite3.Connection, durability: str) -> None:
+    """Make the tables and indexes that are missing, and set what holds for a connection.
+
+    Raises:
+        SchemaVersionError: They were made by a newer forkpoint.
+    """
+    connection.create_function("forkpoint_contains", 2, _contains, deterministic=True)
+    names = _names(connection)
+    if not names:
+        if not pragma(connection, "page_count"):
+            connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
+        _retry_while_locked(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall())
+    if "forkpoint_settings" in names:
+        _check_version(connection)
+    if not names >= _NAMES:
+        _retry_while_locked(lambda: _create(connection))
+        _check_version(connection)  # another process may have been faster
+    connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
+    connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
+
+
+def _names(connection: sqlite3.Connection) -> set[str]:
+    cursor = _plain_cursor(connection)
+    return {name for (name,) in cursor.execute("SELECT name FROM sqlite_master")} & _NAMES
+
+
+def _check_version(connection: sqlite3.Connection) -> None:
+    version = _scalar(
+        connection, "SELECT value FROM forkpoint_settings WHERE name = 'schema_version'"
+    )
+    if version is not None and version > SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"the database has forkpoint's schema version {version}, and this forkpoint knows "
+            f"{SCHEMA_VERSION}; upgrade forkpoint"
+        )
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        names = _names(connection)
+        for statement in SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.execute(
+            "INSERT OR IGNORE INTO forkpoint_settings (name, value) VALUES ('schema_version', ?)",
+            (SCHEMA_VERSION,),
+        )
+        if names and "forkpoint_threads" not in names:
+            _skip_keys(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _skip_keys(connection: sqlite3.Connection) -> None:
+    """Keep new threads from the rows of those whose table somebody dropped."""
+    connection.execute(
+        "INSERT INTO sqlite_sequence (name, seq) SELECT 'forkpoint_threads', max(key) FROM ("
+        "SELECT max(thread) AS key FROM forkpoint_checkpoints"
+        " UNION ALL SELECT max(thread) FROM forkpoint_writes"
+        " UNION ALL SELECT max(family) FROM forkpoint_chunks) HAVING max(key) IS NOT NULL"
+    )
+
+
+def pragma(connection: sqlite3.Connection, name: str) -> int:
+    """Return what a setting of SQLite is, as a number."""
+    return _scalar(connection, f"PRAGMA {name}") or 0
+
+
+def _scalar(connection: sqlite3.Connection, sql: str) -> int | None:
+    row = _plain_cursor(connection).execute(sql).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _plain_cursor(connection: sqlite3.Connection) -> sqlite3.Cursor:
+    cursor = connection.cursor()
+    cursor.row_factory = None  # a connection that was passed may have one
+    return cursor
+
+
+def _contains(stored: str, wanted: str) -> bool:
+    return may_contain_json(stored, json.loads(wanted))
+
+
+def _retry_while_locked(action: Callable[[], object]) -> None:
+    """Switching to WAL does not wait for other connections by itself."""
+    until = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            action()
+            return
+        except sqlite3.OperationalError as error:
+            if not is_locked(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)

@@ -1,0 +1,296 @@
+"""SQLite: the connection of a saver, which all its threads share, and what is stored over it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+
+from forkpoint.at_fork import close_at_fork, renew_in_child
+from forkpoint.errors import ForkpointError, SaverClosed, StaleLease, StorageBusy, StorageError
+from forkpoint.runtime.group_commit import GroupCommit, Pending
+from forkpoint.runtime.steps import Locked, Steps
+from forkpoint.sqlite.checkpoints import SqliteSession
+from forkpoint.sqlite.connections import Connector
+from forkpoint.sqlite.errors import typed_errors
+from forkpoint.sqlite.full_disk import (
+    ROWS_ON_FULL_DISK,
+    Reserve,
+    check_room,
+    is_full,
+    restart_log,
+    unlimited,
+)
+from forkpoint.sqlite.setup import INCREMENTAL, pragma, prepare
+from forkpoint.sqlite.transactions import Transaction, Transactions
+from forkpoint.storage.interface import Put, Rewound, Stale, ThreadRef
+
+
+class SqliteStorage:
+    """One SQLite connection, shared by all threads of a process under a lock.
+
+    It is closed before a fork, and opened again where it is needed.
+
+    Args:
+        connector: Where the connection comes from.
+        durability: `"full"` or `"normal"`; see `SqliteSaver`.
+        busy_timeout: For how many seconds a call waits for others who write.
+        tombstone_ttl: For how many microseconds a deletion is known.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        *,
+        durability: str,
+        busy_timeout: float | None,
+        tombstone_ttl: int,
+    ) -> None:
+        self.history = 0
+        self._connector = connector
+        self._durability = durability
+        self._connection: sqlite3.Connection | None = None
+        self._schema: int | None = None
+        """SQLite's version of the schema, since the tables were there."""
+        self._was_prepared = False
+        self._process = 0
+        self._closed = False
+        self._is_forking = False
+        self._transactions = Transactions(
+            self._open, self._is_prepared, owned=connector.is_owned, timeout=busy_timeout
+        )
+        self._transactions.tombstone_ttl = tombstone_ttl
+        self._reserve = Reserve()
+        self._commits = GroupCommit(self._transactions, self._put_all)
+        connector.disconnect = self._is_disconnected
+        renew_in_child(self)
+        close_at_fork(self)
+
+    def setup(self) -> None:
+        with self._locked():
+            self._schema = None  # somebody may have dropped a table
+        with self.reading():
+            pass  # it makes what is missing
+
+    def reading(self) -> Transaction:
+        return Transaction(self._transactions, is_write=False)
+
+    def writing(self) -> Transaction:
+        return Transaction(self._transactions, is_write=True)
+
+    @contextlib.contextmanager
+    def unstored(self) -> Iterator[SqliteSession]:
+        transaction = Transaction(self._transactions, is_write=True, is_kept=False)
+        with (
+            self._locked(),
+            typed_errors(),
+            unlimited(self._open()),
+            transaction as session,
+        ):
+            yield session
+
+    def save_room(self) -> None:
+        if not is_full(self._connector.path):
+            self._transactions.turn_rows = None
+            return
+        self._transactions.turn_rows = ROWS_ON_FULL_DISK
+        with contextlib.suppress(Locked, StorageError), self._locked(), typed_errors():
+            connection = self._open()
+            self._transactions.at_once(connection, lambda: restart_log(connection))
+
+    def check_free(self) -> None:
+        self._transactions.check_free()
+
+    def let_go(self) -> None:
+        self._transactions.let_go()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self._transactions.acquire()
+            yield
+        finally:
+            self._transactions.let_go()
+
+    def put(self, put: Put) -> Steps[ThreadRef | None]:
+        pending = _Put(put, self, self._commits)
+        yield pending
+        pending.check()
+        return pending.written
+
+    def _put_all(self, batch: Sequence[_Put]) -> None:
+        """Put what is waiting in one transaction, so that many share the cost of one commit."""
+        transactions = self._transactions
+        session = transactions.begin(is_write=True)
+        try:
+            with typed_errors():
+                self._reserve.check(self._connector.path)
+                for pending in batch:
+                    pending.store(session)
+                transactions.commit()
+                if not self._connector.is_current():  # it was written to a file that is gone
+                    for pending in batch:
+                        pending.error = Rewound()
+        except ForkpointError as error:
+            transactions.roll_back()
+            if len(batch) > 1:  # one of them may be what failed
+                for pending in batch:
+                    self._put_all([pending])
+                return
+            batch[0].error = error
+        for pending in batch:
+            pending.done = True
+
+    def tidy(self) -> bool:
+        # What another saver uses, or a busy database keeps, is given back after the next deletion.
+        with contextlib.suppress(Locked), self._locked(), typed_errors():
+            connection = self._open()
+            if pragma(connection, "auto_vacuum") != INCREMENTAL:
+                return False
+            free = pragma(connection, "freelist_count")
+            if free < _TIDY_PAGES:
+                return False
+            with contextlib.suppress(sqlite3.OperationalError):
+                self._transactions.at_once(connection, lambda: _vacuum(connection))
+                return 0 < pragma(connection, "freelist_count") < free
+        return False
+
+    def close(self) -> None:
+        with self._locked(), typed_errors():
+            self._closed = True
+            self._disconnect()
+
+    # At a fork
+
+    def before_fork(self) -> None:
+        if self._transactions.is_held_here:
+            return  # a signal handler forks: the child is told that it inherits a connection
+        self._transactions.acquire(threading.TIMEOUT_MAX)
+        self._is_forking = True
+        if not self._connector.may_be_inherited:
+            self._disconnect()
+
+    def after_fork(self) -> None:
+        if self._is_forking:
+            self._is_forking = False
+            self._transactions.let_go()
+
+    def _become_child(self) -> None:
+        self._is_forking = False
+        self._transactions.renew()
+        self._commits.renew()
+
+    # The connection. The caller holds the lock.
+
+    def _open(self) -> sqlite3.Connection:
+        """Return the connection, ready for use."""
+        connection = self._connection
+        if connection is not None and not self._is_usable(connection):
+            self._disconnect()
+            connection = None
+        if connection is None:
+            if self._closed:
+                raise SaverClosed("the saver is closed")
+            connection = self._connect()
+            self._connection, self._process = connection, os.getpid()
+        elif self._schema is None:
+            self._prepare(connection)
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = self._connector.connect()
+        try:
+            self._prepare(connection)
+        except sqlite3.OperationalError as error:
+            check_room(self._connector.path, error)
+            raise
+        self._connector.note_opened(connection)
+        return connection
+
+    def _is_disconnected(self) -> bool:
+        """Close the connection, which the file has been taken from, unless somebody uses it."""
+        if self._transactions.is_held_here:
+            return False
+        try:
+            if not self._transactions.is_acquired():
+                return False
+            self._disconnect()
+            return True
+        finally:
+            self._transactions.let_go()
+
+    def _is_usable(self, connection: sqlite3.Connection) -> bool:
+        if self._process == os.getpid():
+            return self._connector.is_current()
+        return self._connector.may_be_inherited
+
+    def _disconnect(self) -> None:
+        connection = self._connection
+        self._connection = self._schema = None
+        if connection is None:
+            return
+        if self._process != os.getpid() and not self._connector.may_be_inherited:
+            # To close what a forked child inherits would harm the parent, and so would to drop it.
+            _inherited.append(connection)
+            return
+        if not self._connector.is_owned:
+            return
+        try:
+            self._connector.close(connection)
+        except StorageBusy:
+            self._connection = connection
+            raise
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        if self._connector.is_owned and connection.in_transaction:
+            connection.execute("ROLLBACK")  # an interrupt left it open
+        prepare(connection, self._durability)
+        self._schema = pragma(connection, "schema_version")
+        if self._was_prepared:
+            self.history += 1  # whatever was there before, what is there now may be another
+        self._was_prepared = True
+
+    def _is_prepared(self, connection: sqlite3.Connection) -> bool:
+        """Return whether the tables are those that were prepared.
+
+        They are not where one was dropped, or a backup restored: SQLite counts that as a change of
+        the schema.
+        """
+        if pragma(connection, "schema_version") == self._schema:
+            return True
+        self._schema = None
+        return False
+
+
+_inherited: list[sqlite3.Connection] = []
+"""Connections of the parent, in a process that was forked without Python's knowledge."""
+
+
+class _Put(Pending):
+    """A `Put` on its way into the database, and the thread that it was written to."""
+
+    def __init__(self, put: Put, storage: SqliteStorage, commits: GroupCommit[_Put]) -> None:
+        super().__init__(commits)
+        self._put = put
+        self._storage = storage
+        self.written: ThreadRef | None = None
+
+    def store(self, session: SqliteSession) -> None:
+        try:
+            if self._put.history != self._storage.history:
+                raise Rewound
+            self.written, self.error = session.put(self._put), None
+        except (Stale, StaleLease) as stale:  # raised before anything is written
+            self.error = stale
+
+
+_TIDY_PAGES = 64  # free pages, of 4 KB as a rule, that are worth giving back
+_TIDIED_PAGES = 1024  # at once, while all others wait
+
+
+def _vacuum(connection: sqlite3.Connection) -> None:
+    # As a script: `execute` would stop after the first page.
+    connection.executescript(f"PRAGMA incremental_vacuum({_TIDIED_PAGES})")
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

@@ -1,0 +1,280 @@
+"""SQLite: the transactions of one connection, which an interrupt at any point leaves usable.
+
+All threads of a process share the connection, under a lock. What a transaction may leave behind if
+an exception comes at a bad moment, from a signal handler say, is the lock and the transaction.
+`Transactions.let_go` gives up both. It may be called at any time, and as often as one likes. A
+transaction calls it at its end. An interrupt can come even there, so whoever runs operations calls
+it again after each exception (see `forkpoint.runtime.runner`).
+
+The lock is never held while a call waits for another process: reads go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+
+from forkpoint.clocks import StoreClock
+from forkpoint.errors import InvalidInput, StorageBusy
+from forkpoint.runtime.steps import Locked, Patience, Retry, running
+from forkpoint.sqlite.checkpoints import SqliteSession
+from forkpoint.sqlite.errors import busy, is_locked, typed
+from forkpoint.storage.tombstones import TOMBSTONE_MICROSECONDS
+
+
+class Transactions:
+    """The transactions of one connection: one at a time, whichever thread they are of.
+
+    Args:
+        opened: Returns the connection, ready for use. It is called with the lock held.
+        is_prepared: Returns whether it still is, seen from within a transaction.
+        owned: Whether nobody else uses the connection.
+        timeout: For how many seconds a call waits for a lock that somebody else holds. By default
+            that is the busy timeout of the connection.
+    """
+
+    def __init__(
+        self,
+        opened: Callable[[], sqlite3.Connection],
+        is_prepared: Callable[[sqlite3.Connection], bool],
+        *,
+        owned: bool,
+        timeout: float | None,
+    ) -> None:
+        self._opened = opened
+        self._is_prepared = is_prepared
+        self._owned = owned
+        self._timeout = timeout
+        self._patience = timeout if owned and timeout is not None else 0.0  # see `Statements`
+        self._clock = StoreClock()
+        self.tombstone_ttl = TOMBSTONE_MICROSECONDS
+        self.turn_rows: int | None = None
+        """How much long work does in a transaction, if it is less than usual."""
+        self.renew()
+
+    def renew(self) -> None:
+        """In a forked child: another thread of the parent may have held the lock."""
+        self._lock = threading.RLock()  # it knows its thread, so that no other can release it
+        self._thread: int | None = None  # which one is in a transaction
+        self._connection: sqlite3.Connection | None = None
+        self._milliseconds = 0  # its busy timeout, between our statements
+
+    @property
+    def timeout(self) -> float:
+        """For how many seconds a call waits for a lock that somebody else holds."""
+        return self._milliseconds / 1000 if self._timeout is None else self._timeout
+
+    # The lock
+
+    def acquire(self, timeout: float | None = None) -> None:
+        """Wait for the lock.
+
+        Args:
+            timeout: For how many seconds. By default, as long as a call waits at all.
+
+        Raises:
+            StorageBusy: Other calls of this process held it for too long.
+        """
+        if self._lock.acquire(blocking=False):
+            return
+        seconds = self.timeout if timeout is None else timeout
+        if self._connection is None:  # it is being opened, which takes as long as it takes
+            seconds = threading.TIMEOUT_MAX
+        if not self._lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)):
+            raise StorageBusy(
+                f"other calls of this process held the connection for {seconds:g} seconds"
+            )
+
+    def is_acquired(self) -> bool:
+        """Return whether the lock was free, and is this thread's now."""
+        return self._lock.acquire(blocking=False)
+
+    @property
+    def is_held_here(self) -> bool:
+        """Whether this thread holds the lock: it was interrupted in the middle of a call."""
+        is_owned: bool = self._lock._is_owned()  # type: ignore[attr-defined] # as Condition does
+        return is_owned
+
+    def check_free(self) -> None:
+        """Refuse a call in the middle of another one of this thread.
+
+        Raises:
+            StorageBusy: This is one, by a signal handler, say.
+        """
+        if self._thread == threading.get_ident():
+            raise StorageBusy(
+                "the saver was called in the middle of another call of the same thread, by a "
+                "signal handler or a callback of SQLite; call it from another thread there"
+            )
+
+    def let_go(self) -> None:
+        """Roll back what this thread has begun and not ended, and release the lock it holds."""
+        try:
+            if self._thread == threading.get_ident():
+                self.roll_back()
+        finally:
+            # Not by `contextlib.suppress`, which takes longer than the rest.
+            try:  # noqa: SIM105
+                self._lock.release()
+            except RuntimeError:
+                pass  # this thread does not hold it
+
+    # What happens under the lock
+
+    def begin(self, *, is_write: bool) -> SqliteSession:
+        """Begin a transaction.
+
+        Raises:
+            Locked: Somebody else writes, or mends what a dead process left. Nothing was begun.
+        """
+        try:
+            connection = self._begin(is_write)
+            while not self._is_prepared(connection):  # somebody changed the tables
+                connection.execute("ROLLBACK")
+                connection = self._begin(is_write)
+            session = SqliteSession(connection, self._patience, self._clock)
+            if self._clock.is_to_learn(is_write=is_write):
+                session.keep_time(is_write=is_write)
+        except sqlite3.Error as error:
+            if self._thread is not None:
+                self.roll_back()
+            if is_locked(error):
+                raise Locked(busy(error), self.timeout) from error
+            raise typed(error) from error
+        session.tombstone_ttl = self.tombstone_ttl
+        if self.turn_rows is not None:
+            session.turn_rows = self.turn_rows
+        return session
+
+    def _begin(self, is_write: bool) -> sqlite3.Connection:
+        connection = self._opened()
+        if connection is not self._connection:
+            self._adopt(connection)
+        if connection.in_transaction:
+            self._end_leftover(connection)
+        self._thread = threading.get_ident()
+        try:
+            if not is_write:
+                connection.execute("BEGIN")
+            elif self._owned:
+                connection.execute("BEGIN IMMEDIATE")
+            else:
+                self.at_once(connection, lambda: connection.execute("BEGIN IMMEDIATE"))
+        except sqlite3.Error:
+            self._thread = None  # what is open, if anything, is not ours
+            raise
+        return connection
+
+    def _adopt(self, connection: sqlite3.Connection) -> None:
+        """Take over a connection: SQLite is not to wait, while the lock is held, for a writer."""
+        if self._owned:
+            connection.execute("PRAGMA busy_timeout = 0")
+        else:
+            cursor = connection.cursor()
+            cursor.row_factory = None  # the connection may have one
+            (self._milliseconds,) = cursor.execute("PRAGMA busy_timeout").fetchone()
+        self._connection = connection
+
+    def _end_leftover(self, connection: sqlite3.Connection) -> None:
+        if not self._owned:
+            raise InvalidInput(
+                "the connection that was passed has an open transaction; commit it or roll it "
+                "back first"
+            )
+        connection.execute("ROLLBACK")  # nobody else uses it, so an interrupt left it open
+
+    def at_once(self, connection: sqlite3.Connection, action: Callable[[], object]) -> None:
+        """Do something on a connection without waiting for others."""
+        connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            action()
+        finally:
+            self._restore_timeout(connection)
+
+    def _restore_timeout(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA busy_timeout = {self._milliseconds}")
+
+    def commit(self) -> None:
+        """Commit what this thread has begun."""
+        connection = self._connection
+        assert connection is not None
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if not is_locked(error):
+                raise
+            # Without WAL, a commit waits for those who read.
+            SqliteSession(connection, self._patience, self._clock).run("COMMIT")
+        self._thread = None
+
+    def roll_back(self) -> None:
+        """Roll back what this thread has begun, if it has not ended."""
+        connection = self._connection
+        assert connection is not None
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if not self._owned:
+                self._restore_timeout(connection)
+        except sqlite3.Error as error:
+            raise typed(error) from error
+        finally:
+            self._thread = None
+
+
+class Transaction:
+    """A transaction, from its beginning to its commit, or to its rollback after an exception.
+
+    Args:
+        transactions: Those of the connection.
+        is_write: Whether it may write.
+        is_kept: Whether what it writes is committed. If not, it is rolled back at the end.
+    """
+
+    def __init__(self, transactions: Transactions, *, is_write: bool, is_kept: bool = True) -> None:
+        self._transactions = transactions
+        self._is_write = is_write
+        self._is_kept = is_kept
+
+    def __enter__(self) -> SqliteSession:
+        patience: Patience | None = None
+        while True:
+            try:
+                self._transactions.acquire()
+                return self._transactions.begin(is_write=self._is_write)
+            except Locked as locked:
+                self._transactions.let_go()
+                patience = patience or Patience()
+                _wait_for_lock(locked, patience)
+            except BaseException:
+                self._transactions.let_go()
+                raise
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            if error is None and self._is_kept:
+                self._transactions.commit()
+                if self._is_write:
+                    running.may_leave = False  # it would write that again
+        except sqlite3.Error as failure:
+            error = failure
+        finally:
+            self._transactions.let_go()
+        if error is not None and isinstance(error, sqlite3.Error):
+            raise typed(error) from error
+
+
+def _wait_for_lock(locked: Locked, patience: Patience) -> None:
+    """Wait a moment, or leave the operation if it can be run again later.
+
+    Raises:
+        StorageBusy: It has waited for long enough.
+    """
+    if running.may_leave:
+        raise Retry(locked)
+    pause = patience.pause(locked.timeout)
+    if pause is None:
+        raise locked.error
+    time.sleep(pause)

@@ -1,0 +1,1 @@
+"""What a backend must do, and what all backends share."""

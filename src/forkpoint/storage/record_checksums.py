@@ -1,0 +1,70 @@
+"""What tells of a thread's record whether it is as it was written."""
+
+from __future__ import annotations
+
+from forkpoint.encoding.hashing import Hashing
+from forkpoint.errors import CorruptChunk, damaged_record, encrypted_record
+from forkpoint.results import STATUSES
+from forkpoint.storage.interface import Description, ThreadRecord, ThreadRow
+
+_LAST_MOMENT = 200_000_000_000_000_000  # in the year 8307; a `datetime` ends with 9999
+
+
+def check_record(hashing: Hashing, row: ThreadRow) -> None:
+    """Check a thread's record, as far as that can be done without the secret.
+
+    Raises:
+        CorruptChunk: It is not what was written.
+    """
+    thread = row.thread
+    _check_types(row)
+    if hashing.is_told(row.checksums):
+        hashing.check_identity(thread.thread_id, thread.owner, thread.salt, row.checksums)
+    hashing.check_lineage(thread.thread_id, thread.salt, row.checksums, *row.lineage[:-1])
+    source = row.lineage[-1]
+    hashing.check_description(thread.thread_id, thread.salt, row.checksums, source, row.described)
+
+
+def _check_types(row: ThreadRow) -> None:
+    """Check that what no checksum covers, for it changes with each put, can be shown."""
+    numbers = (row.checkpoint_count, row.fence, row.created_at, row.updated_at)
+    times = (*numbers[2:], row.state_updated_at)
+    if not (
+        all(isinstance(number, int) for number in (*numbers, *times))
+        and all(0 <= time < _LAST_MOMENT for time in times)
+        and row.status in STATUSES
+    ):
+        raise damaged_record(row.thread_id)
+
+
+def is_intact(hashing: Hashing, row: ThreadRow) -> bool:
+    """Return whether a thread's record is what was written, as far as that can be known."""
+    try:
+        check_record(hashing, row)
+    except CorruptChunk:
+        return False
+    return True
+
+
+def check_kinship(hashing: Hashing, record: ThreadRecord) -> None:
+    """Check what a thread was made of, as far as that can be done without the secret.
+
+    Raises:
+        CorruptChunk: It is not what was written.
+    """
+    if not isinstance(record.created_at, int) or not 0 <= record.created_at < _LAST_MOMENT:
+        raise damaged_record(record.thread_id)
+    parent = record.parent if record.parent is None else str(record.parent)
+    lineage = record.edge, parent, record.parent_checkpoint_id
+    hashing.check_lineage(record.thread_id, record.salt, record.checksums, *lineage)
+
+
+def described_anew(hashing: Hashing, seen: ThreadRow, described: Description) -> bytes:
+    """Return the checksums of a record, which was checked, if something else is said of it.
+
+    Raises:
+        EncryptionMismatch: It was written with an encrypting serializer, and none is set.
+    """
+    if not hashing.is_told(seen.checksums):
+        raise encrypted_record(seen.thread_id)
+    return hashing.with_description(seen.checksums, seen.thread.salt, seen.lineage[-1], described)

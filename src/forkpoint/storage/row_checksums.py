@@ -1,0 +1,219 @@
+"""What tells of a stored row whether it is as it was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, TypeVar
+
+from forkpoint.encoding.codec import DIGEST_BYTES, Codec, Manifest
+from forkpoint.errors import CorruptChunk
+from forkpoint.storage.interface import CheckpointRow, WriteRow
+from forkpoint.storage.plan import NULL_TASK_ID
+from forkpoint.storage.receipts import NO_CHANNEL, RECEIPT, receipts_of, writes_of
+
+
+def checkpoint_with_checksum(codec: Codec, row: CheckpointRow, content: bytes) -> CheckpointRow:
+    """Return a checkpoint with its checksum, bound to a thread.
+
+    Args:
+        codec: That of the thread.
+        row: The checkpoint.
+        content: Its content, unencrypted.
+    """
+    checksum = _checkpoint_checksum(codec, row, content)
+    return row._replace(checksum=checksum, binding=codec.binding(checksum))
+
+
+def _checkpoint_checksum(codec: Codec, row: CheckpointRow, content: bytes) -> bytes:
+    ns, checkpoint_id, parent, _, metadata, refs, *_ = row
+    return codec.checksum(ns, checkpoint_id, parent, metadata, refs, content)
+
+
+def write_with_checksum(codec: Codec, row: WriteRow, content: bytes) -> WriteRow:
+    """Return a write with its checksum, bound to a thread."""
+    checksum = _write_checksum(codec, row, content)
+    return row._replace(checksum=checksum, binding=codec.binding(checksum))
+
+
+def _write_checksum(codec: Codec, row: WriteRow, content: bytes) -> bytes:
+    fields: tuple[Any, ...] = row[:-3]
+    return codec.checksum(*fields, content)
+
+
+_Row = TypeVar("_Row", CheckpointRow, WriteRow)
+
+
+def moved(rows: Iterable[_Row], source: Codec, target: Codec) -> list[_Row]:
+    """Return rows that were read of a thread, bound to another of its family.
+
+    Raises:
+        CorruptChunk: One was not written in the thread that it was read of.
+    """
+    bound = []
+    for row in rows:
+        if isinstance(row, WriteRow) and row.idx == RECEIPT and not _is_bound(source, row):
+            bound.append(row)
+            continue
+        _check_bound(source, row)
+        bound.append(row._replace(binding=target.binding(row.checksum)))
+    return bound
+
+
+def _is_bound(codec: Codec, row: CheckpointRow | WriteRow) -> bool:
+    return type(row.checksum) is bytes and row.binding == codec.binding(row.checksum)
+
+
+def _check_bound(codec: Codec, row: CheckpointRow | WriteRow) -> None:
+    if not _is_bound(codec, row):
+        raise CorruptChunk("a row is not what was written, or was written in another thread")
+
+
+def open_checkpoint(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], Manifest]:
+    """Return the body of a checkpoint and its manifest.
+
+    Raises:
+        CorruptChunk: It is not what was written.
+    """
+    _check_refs(row.refs)
+    content = codec.reveal(row.content)
+    if _checkpoint_checksum(codec, row, content) != row.checksum:
+        raise CorruptChunk("the checkpoint is not what was written")
+    _check_bound(codec, row)
+    return codec.decode_manifest(content, row.refs)
+
+
+def open_write(codec: Codec, row: WriteRow) -> bytes:
+    """Return the content of a write.
+
+    Raises:
+        CorruptChunk: It is not what was written.
+    """
+    _check_refs(row.refs)
+    content = codec.reveal(row.content)
+    if _write_checksum(codec, row, content) != row.checksum:
+        raise CorruptChunk(f"a write to channel {row.channel!r} is not what was written")
+    _check_bound(codec, row)
+    return content
+
+
+def _check_refs(refs: Any) -> None:
+    if not isinstance(refs, bytes) or len(refs) % DIGEST_BYTES:
+        raise CorruptChunk("the refs of a stored row are not what was written")
+
+
+def metadata_of(row: CheckpointRow) -> Any:
+    """Return the metadata of a checkpoint.
+
+    Raises:
+        CorruptChunk: They are not what was written; it names the checkpoint.
+    """
+    return json_object(row.metadata, row.checkpoint_id)
+
+
+def json_object(metadata: Any, checkpoint_id: str | None) -> dict[str, Any]:
+    """Return the metadata of a checkpoint, as `metadata_of` does."""
+    try:
+        loaded = json.loads(metadata)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CorruptChunk(
+            f"the metadata of checkpoint {checkpoint_id!r} cannot be read: {error}"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise CorruptChunk(f"the metadata of checkpoint {checkpoint_id!r} are no object")
+    return loaded
+
+
+def check_end(oldest: CheckpointRow, rebuilt: Collection[str]) -> None:
+    """Check that a chain of ancestors ends where it may.
+
+    Args:
+        oldest: The last one that the store has.
+        rebuilt: The channels that are to be rebuilt and are, at this one, from its ancestors.
+
+    Raises:
+        CorruptChunk: They are rebuilt from an ancestor that is missing.
+    """
+    if rebuilt and oldest.parent_checkpoint_id is not None:
+        raise CorruptChunk(
+            f"the channels {sorted(rebuilt)} are rebuilt from checkpoint "
+            f"{oldest.parent_checkpoint_id!r}, which is missing"
+        )
+
+
+def checkpoint_receipt(codec: Codec, row: CheckpointRow, preview: str | None = None) -> WriteRow:
+    """Return the receipt of a checkpoint. It says where it is, and what is shown of its state."""
+    place = row.checkpoint_ns, row.checkpoint_id
+    receipt = WriteRow(*place, NULL_TASK_ID, RECEIPT, "", NO_CHANNEL, b"", b"")
+    if preview is None:
+        return receipt
+    content = preview.encode()
+    receipt = receipt._replace(content=codec.protect(content))
+    return write_with_checksum(codec, receipt, content)
+
+
+def preview_in(codec: Codec, writes: Iterable[WriteRow], checkpoint_id: str) -> str | None:
+    """Return what the receipt of a checkpoint of a graph itself says is shown of its state.
+
+    None if it says nothing, or cannot be read: nothing depends on it.
+    """
+    place = ("", checkpoint_id, NULL_TASK_ID, RECEIPT)
+    for write in writes:
+        if write[:4] == place and write.content:
+            try:
+                return open_write(codec, write).decode()
+            except (CorruptChunk, UnicodeDecodeError):
+                return None
+    return None
+
+
+def with_receipts(codec: Codec, writes: Sequence[WriteRow]) -> list[WriteRow]:
+    """Return what is put of a task's writes: themselves, and then their receipts."""
+    rows = list(writes)
+    for idx, content in receipts_of([(write.idx, write.channel) for write in writes]):
+        place, path = writes[0][:3], writes[0].task_path
+        receipt = WriteRow(*place, idx, path, NO_CHANNEL, b"", content)
+        rows.append(write_with_checksum(codec, receipt, content))
+    return rows
+
+
+def settled(
+    codec: Codec, rows: Sequence[WriteRow], channels: Collection[str] | None = None
+) -> list[WriteRow]:
+    """Return those rows that are writes, once it is known that none is missing.
+
+    Args:
+        codec: What hashes.
+        rows: All writes of some checkpoints, or all to some channels, and their receipts.
+        channels: The channels, unless it is all.
+
+    Raises:
+        CorruptChunk: A write is missing, or a receipt is not what was written.
+    """
+    writes = [row for row in rows if row.idx > RECEIPT]
+    if len(writes) == len(rows):
+        return writes
+    stored = {row[:4] for row in writes}
+    named: dict[tuple[Any, ...], set[str | None]] = {}
+    for row in rows:
+        if row.idx >= RECEIPT:
+            continue
+        # The content of a receipt is not encrypted.
+        if _write_checksum(codec, row, row.content) != row.checksum:
+            raise CorruptChunk("a receipt of writes is not what was written")
+        _check_bound(codec, row)
+        for idx, channel in writes_of(row.idx, row.content):
+            named.setdefault((*row[:3], idx), set()).add(channel)
+    # A task that put twice may have named two channels for one write, and the first one counts.
+    missing = [
+        place
+        for place, names in named.items()
+        if place not in stored and (channels is None or names <= set(channels))
+    ]
+    if missing:
+        _, checkpoint_id, task_id, _ = missing[0]
+        raise CorruptChunk(
+            f"{len(missing)} of the writes of task {task_id!r} after checkpoint {checkpoint_id!r} "
+            "are missing"
+        )
+    return writes

@@ -1,0 +1,226 @@
+"""Names are nothing but names to the catalog, and what is no JSON is refused."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import math
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from checking import Api, one_by_one, put
+from injection import FILTERS, METADATA, OPERATORS, words_of
+from stores import Store
+
+from forkpoint import InvalidInput, ThreadCatalog, ThreadFilter
+
+
+@pytest.fixture
+def catalog(api: Api) -> Api:
+    return Api(ThreadCatalog(api.saver), api.world)
+
+
+class Name(str, enum.Enum):
+    """What `str` makes of a member is not its value."""
+
+    THREAD = "thread"
+    TAG = "a"
+    KEY = "updated_at"
+    STATUS = "idle"
+    RAISE = "raise"
+
+
+async def ids(catalog: Api, wanted: ThreadFilter, **options: Any) -> list[str]:
+    page = await catalog.search(wanted, **options)
+    assert await catalog.count(wanted) == len(page)
+    return sorted(one.thread_id for one in page)
+
+
+async def test_whatever_a_thread_is_called_it_is_found_by_that_alone(
+    catalog: Api, store: Store
+) -> None:
+    words = words_of(store)
+    for word in words:
+        made = await catalog.create(word, label=word, tags=[word], metadata={word: word})
+        assert (made.thread_id, made.label, made.tags) == (word, word, (word,))
+        assert made.metadata == {word: word}
+    await catalog.create("bystander", label="x", tags=["x"], metadata={"x": "x"})
+    orders = itertools.cycle(["updated_at", "created_at", "thread_id", "status"])
+    for word in words:
+        for wanted in (
+            ThreadFilter(ids=[word]),
+            ThreadFilter(label=word),
+            ThreadFilter(tags=[word]),
+            ThreadFilter(any_tags=[word]),
+            ThreadFilter(metadata={word: word}),
+        ):
+            assert await ids(catalog, wanted, sort_by=next(orders)) == [word]
+        assert await ids(catalog, ThreadFilter(metadata={word: word + "x"})) == []
+        clone = await catalog.clone(word, word + "2", checkpoints=False)
+        assert clone.source_thread_id == word
+        assert await ids(catalog, ThreadFilter(source_thread_id=word)) == [word + "2"]
+        await catalog.update(word, label=None, tags=[], metadata={word: {word: [word]}})
+        assert await ids(catalog, ThreadFilter(metadata={word: {word: [word]}})) == [word]
+        await catalog.delete(word)
+        await catalog.delete(word + "2")
+    assert await ids(catalog, ThreadFilter()) == ["bystander"]
+    assert store.problems() == []
+
+
+async def test_a_filter_on_metadata_has_no_operators_and_no_paths(catalog: Api) -> None:
+    for n, metadata in enumerate(METADATA):
+        await catalog.create(str(n), metadata={"in": metadata})
+    for wanted, expected in FILTERS:
+        found = await ids(catalog, ThreadFilter(metadata={"in": wanted}))
+        assert sorted(map(int, found)) == expected, wanted
+
+
+async def test_a_name_that_is_more_than_a_string_is_its_value(catalog: Api) -> None:
+    made = await catalog.create(
+        Name.THREAD,
+        label=Name.TAG,
+        tags=[Name.TAG],
+        metadata={Name.TAG: Name.TAG},
+        if_exists=Name.RAISE,
+    )
+    assert (made.thread_id, made.label, made.tags) == ("thread", "a", ("a",))
+    assert {type(one) for one in (made.thread_id, made.label, *made.tags)} == {str}
+    assert made.metadata == {"a": "a"}
+    wanted = ThreadFilter(
+        ids=[Name.THREAD],
+        label=Name.TAG,
+        tags=[Name.TAG],
+        any_tags=[Name.TAG],
+        metadata={Name.TAG: Name.TAG},
+        status=Name.STATUS,  # type: ignore[arg-type]
+    )
+    assert (await catalog.search(wanted, sort_by=Name.KEY)).items == [made]
+    assert (await catalog.get(Name.THREAD)) == made
+
+
+def nested(depth: int, kind: type) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value] if kind is list else {"a": value}
+    return value
+
+
+NO_JSON: dict[str, Any] = {
+    "NaN": {"k": math.nan},
+    "Infinity": {"k": [math.inf]},
+    "bytes": {"k": b"bytes"},
+    "set": {"k": {1, 2}},
+    "datetime": {"k": datetime(2026, 1, 1, tzinfo=timezone.utc)},
+    "more digits than Python writes": {"k": 10**5000},
+    "key": {("a", "b"): 1},
+    "nested key": {"k": {("a", "b"): 1}},
+    **{
+        f"{kind.__name__} in {depth}": {"k": nested(depth, kind)}
+        for depth in (100, 400, 900, 5000)
+        for kind in (list, dict)
+    },
+}
+
+
+@one_by_one("name", NO_JSON)
+async def test_metadata_that_are_no_json_are_refused(name: str, catalog: Api) -> None:
+    metadata = NO_JSON[name]
+    made = await catalog.get_or_create("thread", metadata={"k": nested(98, list)})
+    for call in (
+        catalog.create("new", metadata=metadata),
+        catalog.get_or_create("new", metadata=metadata),
+        catalog.update("thread", metadata=metadata),
+        catalog.clone("thread", "new", metadata=metadata),
+        catalog.rollover("thread", "new", metadata=metadata),
+    ):
+        with pytest.raises(InvalidInput, match="metadata"):
+            await call
+    assert (await catalog.search()).items == [made]
+    if name not in ("NaN", "Infinity"):  # a run may bring them
+        with pytest.raises(InvalidInput, match="metadata"):
+            await catalog.search(ThreadFilter(metadata=metadata))
+
+
+async def test_what_a_run_brings_that_is_no_json_is_counted_as_it_is_found(
+    catalog: Api, api: Api
+) -> None:
+    """A config may say anything that Python writes as JSON."""
+    named = {"thread_id": "thread", "checkpoint_ns": ""}
+    api.saver.put_writes({"configurable": {**named, "checkpoint_id": "c"}}, [("n", 1)], "task")
+    await api.delete_thread("thread")
+    put(api.saver, {"n": 1}, parent={"configurable": {**named, "share": math.nan}})
+    (found,) = await catalog.search()
+    assert math.isnan(found.metadata["share"])
+    for wanted in ({"share": math.nan}, {"share": 1}):
+        assert await ids(catalog, ThreadFilter(metadata=wanted)) == []
+    await catalog.update("thread", metadata={"k": 1})
+    assert await ids(catalog, ThreadFilter(metadata={"k": 1})) == ["thread"]
+
+
+async def test_what_is_no_name_is_refused_wherever_a_name_is_due(catalog: Api) -> None:
+    made = await catalog.create("thread", tags=["a"], metadata={"k": 1})
+    for bad in OPERATORS:
+        for name, call in calls_with(bad, catalog):
+            with pytest.raises(InvalidInput, match=name):
+                await call
+    assert (await catalog.search()).items == [made]
+
+
+def calls_with(bad: Any, catalog: Api) -> list[tuple[str, Any]]:
+    """Return calls to be awaited, each with the name of the argument that is wrong."""
+    return [
+        ("thread_id", catalog.create(bad)),
+        ("label", catalog.create("new", label=bad)),
+        ("tags", catalog.create("new", tags=[bad])),
+        ("metadata", catalog.create("new", metadata=[bad])),
+        ("ttl", catalog.create("new", ttl=bad)),
+        ("if_exists", catalog.create("new", if_exists=bad)),
+        ("label", catalog.get_or_create("thread", label=bad)),
+        ("tags", catalog.update("thread", tags=bad)),
+        ("ttl", catalog.update("thread", ttl=bad)),
+        ("label", catalog.clone("thread", label=bad)),
+        ("new_thread_id", catalog.rollover("thread", bad)),
+        ("sort_by", catalog.search(sort_by=bad)),
+        ("filter", catalog.search(bad)),
+        ("cursor", catalog.search(cursor=bad)),
+        ("filter", catalog.count(bad)),
+        *(
+            (name, catalog.search(ThreadFilter(**{field: given})))
+            for name, field, given in (
+                ("id", "ids", [bad]),
+                ("label", "label", bad),
+                ("tags", "tags", [bad]),
+                ("any_tags", "any_tags", [bad]),
+                ("owner", "owner", bad),
+                ("status", "status", [bad]),
+                ("created_after", "created_after", bad),
+                ("created_before", "created_before", bad),
+                ("updated_after", "updated_after", bad),
+                ("updated_before", "updated_before", bad),
+                ("source_thread_id", "source_thread_id", bad),
+            )
+        ),
+    ]
+
+
+@pytest.mark.parametrize("limit", [2**31, 2**63, 2**70])
+async def test_a_number_may_be_larger_than_any_database_knows(limit: int, catalog: Api) -> None:
+    made = await catalog.create("thread", metadata={"n": limit}, ttl=timedelta.max)
+    assert (await catalog.search(limit=limit)).items == [made]
+    assert await ids(catalog, ThreadFilter(metadata={"n": limit})) == ["thread"]
+    far = datetime.max.replace(tzinfo=timezone(timedelta(hours=-14)))
+    long_ago = datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))
+    assert await ids(catalog, ThreadFilter(created_after=long_ago, updated_before=far)) == [
+        "thread"
+    ]
+
+
+async def test_a_cursor_is_taken_as_it_was_given(catalog: Api) -> None:
+    for n in range(3):
+        await catalog.create(str(n))
+    cursor = (await catalog.search(limit=1)).next_cursor
+    for forged in (cursor + "\n", "!" + cursor, cursor.replace(cursor[5], "*")):
+        with pytest.raises(InvalidInput, match="cursor"):
+            await catalog.search(limit=1, cursor=forged)
+    assert len((await catalog.search(cursor=cursor)).items) == 2

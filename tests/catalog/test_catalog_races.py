@@ -1,0 +1,354 @@
+"""Many who use the catalog at once: no error, nothing twice, nothing skipped, nothing torn."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from checking import put
+from graphs import SHAPES
+from processes import fork_server
+from servers import PATIENCE_SECONDS, Mongod
+from stores import MongoStore, SqliteStore, Store
+
+from forkpoint import Page, ThreadCatalog, ThreadExists, ThreadFilter, ThreadNotFound
+from forkpoint.catalog.search import cursor_of, selection_of
+from forkpoint.saver.saver import ForkpointSaver
+
+PROCESSES = 8
+
+
+@pytest.fixture(params=[16, pytest.param(200, marks=pytest.mark.slow)])
+def rounds(request: pytest.FixtureRequest, store: Store) -> int:
+    """How often each process does what costs nothing."""
+    return store.times(request.param)
+
+
+# Many processes
+
+
+def get_or_create(catalog: ThreadCatalog, process: int, n: int) -> Any:
+    return catalog.get_or_create(f"t{n}", label=str(process), metadata={"by": process})
+
+
+def create(catalog: ThreadCatalog, process: int, n: int) -> Any:
+    with contextlib.suppress(ThreadExists):
+        return catalog.create(f"t{n}", metadata={"by": process})
+
+
+def update(catalog: ThreadCatalog, process: int, n: int) -> Any:
+    return catalog.update("t", metadata={f"{process}-{n}": 1})
+
+
+def delete(catalog: ThreadCatalog, process: int, n: int) -> Any:
+    catalog.get_or_create(f"t{n % 5}", tags=["a"])
+    with contextlib.suppress(ThreadNotFound):
+        catalog.delete(f"t{n % 5}")
+    catalog.count(ThreadFilter(tags=["a"]))
+
+
+def work(store: Store, call: Any, process: int, rounds: int, barrier: Any, done: Any) -> None:
+    with store.saver() as saver:
+        catalog = ThreadCatalog(saver)
+        barrier.wait()
+        try:
+            done.put((process, [call(catalog, process, n) for n in range(rounds)]))
+        except Exception:
+            done.put((process, []))
+            raise
+
+
+def race(store: Store, call: Any, rounds: int) -> dict[int, list[Any]]:
+    """Call the same in many processes, and return what each got."""
+    context = fork_server()
+    barrier, done = context.Barrier(PROCESSES, timeout=PATIENCE_SECONDS), context.Queue()
+    workers = [
+        context.Process(target=work, args=(store, call, process, rounds, barrier, done))
+        for process in range(PROCESSES)
+    ]
+    for worker in workers:
+        worker.start()
+    got = dict(done.get(timeout=PATIENCE_SECONDS) for _ in workers)
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * PROCESSES
+    return got
+
+
+def test_a_thread_that_many_processes_ask_for_is_made_once(
+    store: Store, saver: ForkpointSaver, rounds: int
+) -> None:
+    got = race(store, get_or_create, rounds)
+    known = {one.thread_id: one for one in ThreadCatalog(saver).walk()}
+    assert known.keys() == {f"t{n}" for n in range(rounds)}
+    for threads in got.values():
+        assert threads == [known[f"t{n}"] for n in range(rounds)]
+    assert ThreadCatalog(saver).count() == store.count("threads") == rounds
+    assert store.problems(saver) == []
+
+
+def test_of_many_processes_that_make_a_thread_one_does(
+    store: Store, saver: ForkpointSaver, rounds: int
+) -> None:
+    rounds = max(rounds // 8, 1)
+    got = race(store, create, rounds)
+    for n in range(rounds):
+        (made,) = [threads[n] for threads in got.values() if threads[n] is not None]
+        assert ThreadCatalog(saver).get(f"t{n}") == made
+    assert store.problems(saver) == []
+
+
+def test_what_many_processes_say_of_a_thread_is_all_kept(
+    store: Store, saver: ForkpointSaver, rounds: int
+) -> None:
+    rounds = max(rounds // 8, 1)
+    ThreadCatalog(saver).create("t")
+    race(store, update, rounds)
+    found = ThreadCatalog(saver).get("t")
+    assert found is not None
+    keys = {f"{process}-{n}" for process in range(PROCESSES) for n in range(rounds)}
+    assert found.metadata.keys() == keys
+    assert store.problems(saver) == []
+
+
+def test_threads_that_are_made_and_deleted_all_the_time_leave_nothing(
+    store: Store, saver: ForkpointSaver, rounds: int
+) -> None:
+    race(store, delete, max(rounds // 8, 1))
+    catalog = ThreadCatalog(saver)
+    for one in list(catalog.walk()):
+        catalog.delete(one.thread_id)
+    assert catalog.count() == store.count("threads") == 0
+    assert store.problems(saver) == []
+
+
+# Walks
+
+THREADS = 40
+KEPT = [f"t{n:03}" for n in range(THREADS)]
+
+
+def fill(saver: ForkpointSaver) -> ThreadCatalog:
+    catalog = ThreadCatalog(saver)
+    for n, thread_id in enumerate(KEPT):
+        catalog.create(
+            thread_id,
+            label="kept",
+            tags=["kept", f"tag {n % 2}"],
+            metadata={"list": [{"n": n % 3, "k": 1}], "kept": {}},
+        )
+    return catalog
+
+
+@contextmanager
+def writers(store: Store) -> Iterator[None]:
+    """Four who change all threads, make others, and list what changed, until the end."""
+    is_over = threading.Event()
+    failures: list[Exception] = []
+
+    def write(seed: int) -> None:
+        rng = random.Random(seed)
+        try:
+            with store.saver() as own:
+                catalog = ThreadCatalog(own)
+                graph = SHAPES["loop"].build(own)
+                while not is_over.is_set():
+                    change(rng, catalog, graph, rng.choice(KEPT))
+        except Exception as error:  # noqa: BLE001 - it is raised below
+            failures.append(error)
+
+    running = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
+    for one in running:
+        one.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for one in running:
+            one.join()
+    assert failures == []
+
+
+def change(rng: random.Random, catalog: ThreadCatalog, graph: Any, thread_id: str) -> None:
+    match rng.randrange(6):
+        case 0:
+            catalog.update(thread_id, metadata={"n": rng.random()})
+        case 1:
+            catalog.update(thread_id, tags=["kept", *rng.choice([["tag 0"], ["tag 1", "more"]])])
+        case 2:
+            catalog.search(limit=2)  # it lists what changed
+        case 3:
+            made = catalog.create(tags=["kept", "tag 0"], metadata={"kept": {}})
+            catalog.delete(made.thread_id)
+        case 4:
+            with contextlib.suppress(Exception):  # two runs of a thread, which no lease keeps apart
+                graph.invoke({"items": [1]}, {"configurable": {"thread_id": thread_id}})
+        case _:
+            put(catalog.saver, {"n": rng.random()}, thread_id=thread_id)
+
+
+def walk(catalog: ThreadCatalog, wanted: ThreadFilter, **options: Any) -> Iterator[str]:
+    cursor = None
+    while True:
+        page = catalog.search(wanted, cursor=cursor, **options)
+        yield from (one.thread_id for one in page)
+        if (cursor := page.next_cursor) is None:
+            return
+
+
+WAYS = {
+    "ids": ThreadFilter(ids=KEPT),
+    "any tags": ThreadFilter(tags=["kept"], any_tags=["tag 0", "tag 1"]),
+    "a list in metadata": ThreadFilter(metadata={"list": [{"k": 1}]}),
+    "something empty in metadata": ThreadFilter(label="kept", metadata={"kept": {}}),
+}
+
+
+def walks() -> Iterator[Any]:
+    """Each way to find threads, in each order; in every run each way in one of them."""
+    orders = ["updated_at", "status", "created_at"]
+    for number, (way, sort_by) in enumerate(itertools.product(WAYS, orders)):
+        marks = () if number in (0, 4, 8, 9) else pytest.mark.slow
+        yield pytest.param(WAYS[way], sort_by, marks=marks, id=f"{way}-{sort_by}")
+
+
+@pytest.mark.parametrize(("wanted", "sort_by"), list(walks()))
+def test_a_walk_meets_each_thread_once_however_it_is_found(
+    wanted: ThreadFilter, sort_by: str, saver: ForkpointSaver, store: Store
+) -> None:
+    catalog = fill(saver)
+    with writers(store):
+        for descending in (True, False):
+            found = list(walk(catalog, wanted, sort_by=sort_by, descending=descending, limit=7))
+            met = [one for one in found if one in KEPT]
+            assert sorted(met) == KEPT
+            assert len(found) == len(set(found))
+    assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize("sort_by", ["updated_at", "status", "created_at", "thread_id"])
+def test_a_walk_that_took_too_long_goes_on_with_what_there_is(
+    sort_by: str, saver: ForkpointSaver, store: Store
+) -> None:
+    catalog = fill(saver)
+    wanted = ThreadFilter(tags=["kept"])
+    first = catalog.search(wanted, sort_by=sort_by, limit=25)
+    assert first.next_cursor is not None
+    cursor = first.next_cursor
+    if isinstance(store, SqliteStore):
+        second = catalog.search(wanted, sort_by=sort_by, limit=3, cursor=cursor)
+        assert second.next_cursor is not None
+        cursor = second.next_cursor
+        first = Page([*first, *second])
+        with store.connection() as connection:
+            connection.execute("UPDATE forkpoint_walks SET began_at = 0")
+    else:  # what the server kept of that moment is gone
+        selection = selection_of(catalog._wanted(wanted), sort_by, True, 25)
+        last = first.items[-1]
+        place = getattr(last, sort_by)
+        if sort_by.endswith("_at"):
+            place = round(place.timestamp() * 1_000_000)
+        long_ago = [1, 1]
+        cursor = cursor_of(
+            saver._context.store_key,
+            selection._replace(after=(place, last.thread_id), walk=long_ago),
+            catalog._wanted(wanted),
+        )
+    catalog.update(first.items[0].thread_id, metadata={"n": 1})
+    catalog.count()
+    rest = catalog.search(wanted, sort_by=sort_by, limit=1000, cursor=cursor)
+    found = [one.thread_id for one in (*first, *rest)]
+    assert sorted(found) == KEPT
+    assert store.problems(saver) == []
+
+
+@pytest.fixture
+def standalone_store(standalone_server: Mongod) -> Iterator[MongoStore]:
+    store = MongoStore(standalone_server.uri, f"test-{uuid4().hex}")
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "sort_by",
+    [
+        "updated_at",
+        "thread_id",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("status", "created_at")),
+    ],
+)
+def test_a_server_that_keeps_no_moments_is_walked_as_it_is(
+    sort_by: str, standalone_store: MongoStore
+) -> None:
+    with standalone_store.saver() as saver:
+        catalog = fill(saver)
+        found = walk(catalog, ThreadFilter(tags=["kept"]), sort_by=sort_by, limit=7)
+        met = [next(found) for _ in range(10)]
+        catalog.update(met[0], metadata={"n": 1})
+        catalog.create()
+        assert sorted([*met, *found]) == KEPT
+        assert standalone_store.problems(saver) == []
+
+
+# Clones
+
+
+def test_a_clone_of_a_running_thread_is_of_one_moment(store: Store, saver: ForkpointSaver) -> None:
+    graph = SHAPES["snapshots"].build(saver)
+    at: Callable[[str], Any] = lambda thread_id: {"configurable": {"thread_id": thread_id}}  # noqa: E731
+    graph.invoke({"log": ["start"]}, at("source"))
+    is_over = threading.Event()
+
+    def run() -> None:
+        with store.saver() as own:
+            running = SHAPES["snapshots"].build(own)
+            while not is_over.is_set():
+                running.invoke({"log": ["again"]}, at("source"))
+
+    runner = threading.Thread(target=run)
+    runner.start()
+    catalog = ThreadCatalog(saver)
+    try:
+        clones = [catalog.clone("source", f"clone {n}") for n in range(10)]
+    finally:
+        is_over.set()
+        runner.join()
+    for clone in clones:
+        history = list(saver.list(at(clone.thread_id)))
+        assert clone.checkpoint_count == len(history)
+        assert clone == catalog.get(clone.thread_id)
+        values = graph.get_state(at(clone.thread_id)).values
+        ended = graph.invoke(None, at(clone.thread_id))
+        assert ended["log"][: len(values["log"])] == values["log"]
+        assert ended["n"] % 4 == 0  # it went on from where it was to the end of that run
+    assert store.problems(saver) == []
+
+
+@pytest.mark.slow
+def test_a_template_is_cloned_a_thousand_times_and_outlived(
+    store: Store, saver: ForkpointSaver
+) -> None:
+    catalog = ThreadCatalog(saver)
+    SHAPES["tools"].build(saver).invoke(
+        SHAPES["tools"].inputs[0], {"configurable": {"thread_id": "template"}}
+    )
+    catalog.update("template", tags=["template"], metadata={"plan": "pro"})
+    chunks = store.count("chunks")
+    for n in range(1000):
+        catalog.clone("template", f"c{n}", tags=["clone"])
+    assert store.count("chunks") == chunks
+    cloned = ThreadFilter(source_thread_id="template", tags=["clone"], metadata={"plan": "pro"})
+    assert catalog.count(cloned) == 1000
+    assert len({one.thread_id for one in catalog.walk(cloned)}) == 1000
+    catalog.delete("template")
+    assert store.count("chunks") == chunks
+    assert store.problems(saver) == []
+    assert catalog.bulk_delete(ThreadFilter(tags=["clone"])) == 1000
+    assert store.count("chunks") == 0

@@ -1,0 +1,132 @@
+"""Who waits for a lease has it in the order in which they came, whatever process they are of."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from datetime import timedelta
+
+import pytest
+from servers import wait_until
+from stores import MongoStore, SqliteStore, Store
+
+from forkpoint import ThreadBusy, ThreadCatalog
+from forkpoint.saver.saver import ForkpointSaver
+
+COUNT = 5
+
+
+def queue(store: Store) -> list[str]:
+    """Return the holders that wait, as they are stored."""
+    if isinstance(store, MongoStore):
+        record = store.collection.find_one({"kind": "thread", "thread_id": "t"})
+        return [waiter["by"] for waiter in record["waiting"]]
+    assert isinstance(store, SqliteStore)
+    with store.connection() as connection:
+        (row,) = connection.execute("SELECT waiting FROM forkpoint_threads WHERE thread_id = 't'")
+    return [holder for holder, _ in json.loads(row[0])]
+
+
+def waits_for(store: Store, count: int) -> None:
+    wait_until(lambda: len(queue(store)) == count, f"{count} to wait for the lease")
+
+
+def test_threads_have_it_in_the_order_in_which_they_came(store: Store) -> None:
+    came: list[int] = []
+    savers = [store.saver() for _ in range(COUNT)]
+
+    def wait(n: int) -> None:
+        with ThreadCatalog(savers[n]).run("t", if_busy="wait"):
+            came.append(n)
+
+    with store.saver() as saver:
+        with ThreadCatalog(saver).run("t"):
+            threads = [threading.Thread(target=wait, args=(n,)) for n in range(COUNT)]
+            for n, thread in enumerate(threads):
+                thread.start()
+                waits_for(store, n + 1)
+        for thread in threads:
+            thread.join()
+    assert came == list(range(COUNT))
+    assert queue(store) == []
+    for one in savers:
+        one.close()
+
+
+async def test_tasks_have_it_in_the_order_in_which_they_came(
+    store: Store, saver: ForkpointSaver
+) -> None:
+    came: list[int] = []
+    catalog = ThreadCatalog(saver)
+
+    async def wait(n: int) -> None:
+        async with catalog.run("t", if_busy="wait"):
+            came.append(n)
+
+    async with catalog.run("t"):
+        tasks = []
+        for n in range(COUNT):
+            tasks.append(asyncio.create_task(wait(n)))
+            await asyncio.to_thread(waits_for, store, n + 1)
+    await asyncio.gather(*tasks)
+    assert came == list(range(COUNT))
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancel"])
+async def test_who_gives_up_is_waited_for_by_nobody(
+    how: str, store: Store, saver: ForkpointSaver
+) -> None:
+    catalog = ThreadCatalog(saver)
+
+    async def wait(timeout: timedelta | None = None) -> None:
+        async with catalog.run("t", if_busy="wait", timeout=timeout):
+            pass
+
+    async with catalog.run("t"):
+        if how == "timeout":
+            with pytest.raises(ThreadBusy, match="runs on it"):
+                await wait(timedelta(milliseconds=1))
+        else:
+            task = asyncio.create_task(wait())
+            await asyncio.to_thread(waits_for, store, 1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert queue(store) == []
+    await wait()
+
+
+def test_who_died_while_waiting_holds_up_the_others_for_the_time_of_its_lease_at_most(
+    store: Store, saver: ForkpointSaver
+) -> None:
+    catalog = ThreadCatalog(saver)
+    with catalog.run("t"):
+        thread = saver._context.storage.reading
+        with thread() as session:
+            record = session.record("t")
+        assert record is not None
+        with saver._context.storage.writing() as session:  # as a process that is killed then
+            waits = {"take_over": False, "waits": True}
+            assert session.lease(record.thread, "dead", 1, **waits) is None
+        assert queue(store) == ["dead"]
+    with catalog.run("t", if_busy="wait"):
+        assert catalog.is_busy("t")
+    assert queue(store) == []
+
+
+def test_a_deleted_thread_keeps_nobody_in_its_queue(store: Store, saver: ForkpointSaver) -> None:
+    catalog = ThreadCatalog(saver)
+    came = threading.Event()
+
+    def wait() -> None:
+        with ThreadCatalog(saver).run("t", if_busy="wait"):
+            came.set()
+
+    with catalog.run("t"):
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        waits_for(store, 1)
+        catalog.delete("t")
+        waiter.join()  # it makes the thread anew
+    assert came.is_set()

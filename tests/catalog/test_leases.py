@@ -1,0 +1,653 @@
+"""One run at a time on a thread, and nothing from one that lost its turn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, TypedDict
+from uuid import uuid4
+
+import aiosqlite
+import pytest
+from checking import Api, checkpoint, config, one_by_one, put
+from gates import Gate
+from graphs import SHAPES
+from langgraph.graph import START, StateGraph
+from langgraph.types import Command
+from processes import fork_server
+from servers import PATIENCE_SECONDS
+from stores import KINDS, MongoStore, Store
+
+from forkpoint import (
+    InvalidInput,
+    Lease,
+    SqliteSaver,
+    StaleLease,
+    ThreadBusy,
+    ThreadCatalog,
+    ThreadDeleted,
+    ThreadFilter,
+    ThreadNotFound,
+)
+from forkpoint.catalog import leases
+from forkpoint.saver.saver import ForkpointSaver
+
+PATIENCE = timedelta(seconds=PATIENCE_SECONDS)
+SHORT = timedelta(milliseconds=400)  # of a lease that is to end by itself
+
+
+@pytest.fixture
+def catalog(api: Api) -> Api:
+    return Api(ThreadCatalog(api.saver), api.world)
+
+
+@contextlib.asynccontextmanager
+async def entered(catalog: Api, lease: Lease) -> AsyncIterator[Lease]:
+    """Enter a lease as its world does."""
+    if catalog.world == "sync":
+        with lease:
+            yield lease
+    else:
+        async with lease:
+            yield lease
+
+
+def run(catalog: Api, thread_id: str = "thread", **options: Any) -> Any:
+    return entered(catalog, catalog.saver.run(thread_id, **options))
+
+
+def content(store: Store) -> Any:
+    return [sorted(map(repr, store.rows(kind))) for kind in KINDS[1:]]
+
+
+def at(lease: Lease, **part: Any) -> Any:
+    return {"configurable": {**lease.config["configurable"], "checkpoint_ns": "", **part}}
+
+
+async def test_a_thread_is_busy_while_its_lease_is_held(catalog: Api, api: Api) -> None:
+    put(api.saver, {"a": 1})
+    assert await catalog.lease("thread") is None
+    async with run(catalog) as lease:
+        holder = await catalog.lease("thread")
+        assert holder.holder == lease.holder
+        assert str(os.getpid()) in holder.holder
+        assert holder.since < holder.until
+        assert await catalog.is_busy("thread")
+        assert (await catalog.get("thread")).status == "busy"
+        assert await catalog.count(ThreadFilter(status="busy")) == 1
+        assert await catalog.count(ThreadFilter(status="idle")) == 0
+        await api.put(at(lease), checkpoint({"a": 2}), {}, {"a": 2})
+    assert not await catalog.is_busy("thread")
+    assert (await catalog.get("thread")).status == "idle"
+    assert await catalog.count(ThreadFilter(status="busy")) == 0
+    assert await catalog.count(ThreadFilter(status="idle")) == 1
+    assert (await catalog.get("thread")).checkpoint_count == 2
+
+
+async def test_a_thread_that_is_not_there_is_made(catalog: Api) -> None:
+    with pytest.raises(ThreadNotFound):
+        await catalog.lease("thread")
+    async with run(catalog):
+        assert (await catalog.get("thread")).checkpoint_count == 0
+    assert (await catalog.get("thread")).status == "idle"
+
+
+async def test_of_two_one_is_told_that_the_other_runs(catalog: Api) -> None:
+    async with run(catalog) as lease:
+        with pytest.raises(ThreadBusy, match=lease.holder):
+            async with run(catalog):
+                pass
+        with pytest.raises(ThreadBusy, match=lease.holder):
+            async with run(catalog, if_busy="wait", timeout=timedelta(milliseconds=60)):
+                pass
+        async with run(catalog, "other"):
+            pass
+    async with run(catalog):
+        pass
+
+
+async def test_one_waits_until_the_other_is_done(catalog: Api, store: Store) -> None:
+    order: list[str] = []
+    with store.saver() as own:
+        first = ThreadCatalog(own).run("thread")
+        first.__enter__()
+        order.append("first")
+
+        def end() -> None:
+            order.append("end")
+            first.__exit__(None, None, None)
+
+        timer = threading.Timer(0.2, end)
+        timer.start()
+        async with run(catalog, if_busy="wait"):
+            order.append("second")
+        timer.join()
+    assert order == ["first", "end", "second"]
+
+
+async def test_who_lost_the_lease_writes_nothing(catalog: Api, api: Api, store: Store) -> None:
+    async with run(catalog) as lost:
+        stored = await api.put(at(lost), checkpoint({"a": 1}), {}, {"a": 1})
+        parent = at(lost, **stored["configurable"])
+        async with run(catalog, if_busy="cancel") as lease:
+            before = content(store)
+            for put_ in (
+                api.put(parent, checkpoint({"a": "late " * 900}), {}, {"a": 2}),
+                api.put_writes(parent, [("a", 1)], "task"),
+                api.put_writes(parent, [("__error__", "late")], "task"),
+                api.put_writes(parent, [("a", "late " * 900)], "task"),
+            ):
+                with pytest.raises(StaleLease, match="'thread'"):
+                    await put_
+            assert content(store) == before
+            assert (await catalog.lease("thread")).holder == lease.holder
+            await api.put(at(lease), checkpoint({"a": 3}), {}, {"a": 3})
+        before = content(store)
+        with pytest.raises(StaleLease):
+            await api.put(parent, checkpoint({"a": 2}), {}, {"a": 2})
+    with pytest.raises(StaleLease):
+        await api.put(at(lease), checkpoint({"a": 2}), {}, {"a": 2})
+    assert content(store) == before
+    assert (await catalog.get("thread")).checkpoint_count == 2
+    put(api.saver, {"a": 4})  # a run that shows no lease is not stopped by one
+    assert store.problems(api.saver) == []
+
+
+class State(TypedDict):
+    n: int
+
+
+async def invoked(api: Api, graph: Any, config: Any, durability: Any) -> Any:
+    """Run a graph as its world does."""
+    if api.world == "sync":
+        return graph.invoke({"n": 5}, config, durability=durability)
+    return await graph.ainvoke({"n": 5}, config, durability=durability)
+
+
+async def test_a_graph_ends_where_its_lease_is_taken_over(
+    catalog: Api, api: Api, store: Store
+) -> None:
+    def take_over(_: State) -> dict[str, Any]:
+        with store.saver() as own, ThreadCatalog(own).run("thread", if_busy="cancel"):
+            return {"n": 1}
+
+    builder = StateGraph(State)
+    builder.add_node("first", lambda _: {"n": 0})
+    builder.add_node("take_over", take_over)
+    builder.add_edge(START, "first")
+    builder.add_edge("first", "take_over")
+    graph = builder.compile(checkpointer=api.saver)
+    async with run(catalog) as lease:
+        with pytest.raises(StaleLease):
+            await invoked(api, graph, lease.config, "sync")
+    state = graph.get_state({"configurable": {"thread_id": "thread"}})
+    assert (state.values, state.next) == ({"n": 0}, ("take_over",))
+    assert store.problems(api.saver) == []
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stateful subgraphs",
+        "functional",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("chat", "interrupts", "stateless subgraphs")
+        ),
+    ],
+)
+def test_graphs_run_with_the_config_of_a_lease(
+    name: str, durability: Any, saver: ForkpointSaver, store: Store
+) -> None:
+    catalog = ThreadCatalog(saver)
+    graph = SHAPES[name].build(saver)
+    expected = SHAPES[name].build(saver)
+    for given in SHAPES[name].inputs:
+        plain: Any = {"configurable": {"thread_id": "plain"}}
+        wanted = expected.invoke(given, plain, durability=durability)
+        with catalog.run("thread") as lease:
+            got = graph.invoke(given, lease.config, durability=durability)
+        got, wanted = (re.sub("id='[0-9a-f]+'", "", repr(one)) for one in (got, wanted))
+        assert got == wanted
+    for one in saver.list(config("thread")):
+        assert not any("forkpoint" in key for key in one.metadata)
+    known = catalog.get("thread")
+    assert known is not None
+    assert not any("forkpoint" in key for key in known.metadata)
+    assert store.problems(saver) == []
+
+
+async def test_an_answer_is_given_under_a_lease(catalog: Api, api: Api) -> None:
+    graph = SHAPES["interrupts"].build(api.saver)
+    async with run(catalog) as lease:
+        graph.invoke({"items": []}, lease.config)
+    assert (await catalog.get("thread")).status == "interrupted"
+    async with run(catalog) as lease:
+        graph.invoke(Command(resume="one"), lease.config)
+        assert (await catalog.get("thread")).status == "busy"
+        assert graph.invoke(Command(resume="two"), lease.config)["total"] == 2
+    assert (await catalog.get("thread")).status == "idle"
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have leases renewed often, although they last for long."""
+    monkeypatch.setattr(leases, "_RENEWALS", 60_000)
+
+
+async def test_it_is_renewed_as_long_as_the_block_runs(catalog: Api, often: None) -> None:
+    async with run(catalog) as lease:
+        for _ in range(3):
+            last = (await catalog.lease("thread")).until
+            until = time.monotonic() + PATIENCE_SECONDS
+            while (await catalog.lease("thread")).until <= last:
+                assert time.monotonic() < until
+                await asyncio.sleep(0.02)
+        with pytest.raises(ThreadBusy, match=lease.holder):
+            async with run(catalog):
+                pass
+        assert not lease.is_lost
+
+
+async def test_a_deleted_thread_knows_its_leases_no_more(catalog: Api, api: Api) -> None:
+    async with run(catalog) as old:
+        await api.put(at(old), checkpoint({"a": 1}), {}, {"a": 1})
+        await catalog.delete("thread")
+        for _ in range(2):
+            with pytest.raises(ThreadDeleted):
+                await api.put(at(old), checkpoint({"a": 2}), {}, {"a": 2})
+            with pytest.raises(ThreadDeleted):
+                await api.put_writes(at(old, checkpoint_id="x"), [("a", 1)], "task")
+            assert (await catalog.get("thread")) is None or _ == 1
+            async with run(catalog):  # another thread of this id
+                pass
+    assert (await catalog.get("thread")).checkpoint_count == 0
+    with pytest.raises(ThreadNotFound):
+        await catalog.lease("other")
+
+
+@pytest.mark.parametrize("durability", ["sync", "async"])
+@pytest.mark.parametrize("deleting", ["delete", "expire", "purge", "delete_thread"])
+@pytest.mark.in_turns
+async def test_a_run_ends_whose_thread_is_deleted(
+    deleting: str, durability: str, catalog: Api, api: Api, store: Store
+) -> None:
+    def delete(_: State) -> dict[str, Any]:
+        with store.saver() as own:
+            mine = ThreadCatalog(own)
+            while mine.get("thread") is None:  # it is being stored while this runs
+                time.sleep(0.002)
+            if deleting == "delete":
+                mine.delete("thread")
+            elif deleting == "expire":
+                mine.update("thread", ttl=timedelta(microseconds=1))
+                while not mine.sweep().deleted:  # something was stored just then
+                    pass
+            else:
+                getattr(own, deleting)("thread")
+        return {"n": 1}
+
+    builder = StateGraph(State)
+    builder.add_node("first", lambda _: {"n": 0})
+    builder.add_node("delete", delete)
+    builder.add_edge(START, "first")
+    builder.add_edge("first", "delete")
+    graph = builder.compile(checkpointer=api.saver)
+    with pytest.raises(ThreadDeleted):
+        await invoked(api, graph, {"configurable": {"thread_id": "thread"}}, durability)
+    assert [store.count(kind) for kind in KINDS] == [0, 0, 0, 0]
+    assert await catalog.count() == 0
+
+
+async def test_an_exception_ends_the_lease(catalog: Api) -> None:
+    with pytest.raises(KeyError):
+        async with run(catalog):
+            raise KeyError
+    assert not await catalog.is_busy("thread")
+
+
+@pytest.mark.parametrize("is_entering", [True, False], ids=["entering", "leaving"])
+async def test_cancelling_at_every_statement_leaves_no_lease(
+    is_entering: bool, store: Store
+) -> None:
+    gate = Gate()
+    with store.watched(gate.pass_through) as saver, store.saver() as own:
+        catalog = ThreadCatalog(saver)
+        for stop_at in itertools.count():
+            lease = catalog.run("thread")
+            if not is_entering:
+                await lease.__aenter__()
+            gate.close(stop_at)
+            call = lease.__aenter__() if is_entering else lease.__aexit__(None, None, None)
+            task = asyncio.ensure_future(call)
+            is_reached = await gate.is_reached(task)
+            for _ in range(3 if is_reached else 0):
+                task.cancel()
+                await asyncio.sleep(0)
+            gate.open()
+            if not is_reached:
+                break
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not ThreadCatalog(own).is_busy("thread")
+            own.delete_thread("thread")
+        await task
+        assert stop_at > 0
+        assert ThreadCatalog(own).is_busy("thread") == is_entering
+        if is_entering:
+            await lease.__aexit__(None, None, None)
+
+
+async def test_cancelling_while_the_end_waits_its_turn_leaves_no_lease(store: Store) -> None:
+    gate = Gate()
+    with store.watched(gate.pass_through) as saver, store.saver() as own:
+        lease = ThreadCatalog(saver).run("thread")
+        await lease.__aenter__()
+        gate.close(0)
+        others = [asyncio.ensure_future(saver.aget_tuple(config())) for _ in range(40)]
+        assert await gate.is_reached(others[0])
+        task = asyncio.ensure_future(lease.__aexit__(None, None, None))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.sleep(0)
+        gate.open()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.gather(*others)
+        assert not ThreadCatalog(own).is_busy("thread")
+
+
+async def test_a_cancelled_wait_leaves_no_lease(saver: ForkpointSaver) -> None:
+    catalog = ThreadCatalog(saver)
+
+    async def hold() -> None:
+        async with catalog.run("thread", if_busy="wait"):
+            await asyncio.sleep(60)
+
+    for pause in (0, 0.001, 0.005, 0.02, 0.1):
+        holding = asyncio.create_task(hold())
+        await asyncio.sleep(pause)
+        holding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await holding
+        async with catalog.run("thread"):
+            pass
+
+
+async def test_a_lease_is_of_the_thread_that_there_is_now(
+    catalog: Api, api: Api, store: Store
+) -> None:
+    put(api.saver, {"a": 1})  # it is remembered, and then another one takes its place
+    with store.saver() as own:
+        own.delete_thread("thread")
+        put(own, {"a": 2})
+    async with run(catalog) as lease:
+        await api.put(at(lease), checkpoint({"a": 3}), {}, {"a": 3})
+    assert (await catalog.get("thread")).checkpoint_count == 2
+    assert store.problems(api.saver) == []
+
+
+async def test_after_its_block_a_lease_has_no_config(catalog: Api, api: Api) -> None:
+    async with run(catalog) as lease:
+        shown = at(lease)
+    with pytest.raises(StaleLease, match="'thread'"):
+        _ = lease.config
+    assert not lease.is_lost
+    with pytest.raises(StaleLease, match="'thread'"):
+        await api.put(shown, checkpoint({"a": 1}), {}, {"a": 1})
+    with pytest.raises(RuntimeError, match="once"):
+        async with entered(catalog, lease):
+            pass
+    assert not await catalog.is_busy("thread")
+
+
+async def test_who_was_refused_may_try_again(catalog: Api) -> None:
+    again = catalog.saver.run("thread")
+    async with run(catalog) as lease:
+        with pytest.raises(ThreadBusy):
+            async with entered(catalog, again):
+                pass
+        assert (await catalog.lease("thread")).holder == lease.holder
+    async with entered(catalog, again):
+        assert (await catalog.lease("thread")).holder == again.holder
+
+
+async def test_it_is_told_that_a_lease_is_lost(catalog: Api, often: None) -> None:
+    async with run(catalog) as lost:
+        since = (await catalog.lease("thread")).since
+        async with run(catalog, if_busy="cancel"):
+            until = time.monotonic() + PATIENCE_SECONDS
+            while not lost.is_lost:
+                assert time.monotonic() < until
+                await asyncio.sleep(0.02)
+            assert (await catalog.lease("thread")).since > since
+
+
+async def test_a_node_runs_another_graph_on_another_thread(
+    catalog: Api, api: Api, store: Store
+) -> None:
+    inner = SHAPES["loop"].build(api.saver)
+    other: Any = {"configurable": {"thread_id": "other"}}
+
+    def call(state: State) -> dict[str, Any]:
+        return {"n": inner.invoke({"items": [state["n"]]}, other)["total"]}
+
+    builder = StateGraph(State)
+    builder.add_node("call", call)
+    builder.add_edge(START, "call")
+    graph = builder.compile(checkpointer=api.saver)
+    async with run(catalog) as lease:
+        assert (await invoked(api, graph, lease.config, "sync"))["n"] >= 9
+    assert (await catalog.get("other")).checkpoint_count > 1
+    assert store.problems(api.saver) == []
+
+
+async def test_a_lease_is_renewed_and_released_over_a_connection_that_was_passed(
+    tmp_path: Path, often: None
+) -> None:
+    async with aiosqlite.connect(tmp_path / "passed.db") as connection:
+        saver = SqliteSaver(connection)
+        catalog = ThreadCatalog(saver)
+        async with catalog.run("thread") as lease:
+            first = await catalog.alease("thread")
+            assert first is not None
+            until = time.monotonic() + PATIENCE_SECONDS
+            while (now := await catalog.alease("thread")) and now.until <= first.until:
+                assert time.monotonic() < until
+                await asyncio.sleep(0.02)
+            await saver.aput(at(lease), checkpoint({"a": 1}), {}, {"a": 1})
+        assert not await catalog.ais_busy("thread")
+        with catalog.run("thread"):
+            assert catalog.is_busy("thread")
+        assert not catalog.is_busy("thread")
+
+
+FORGED = [1, True, "", "x", ":", "1:", ":1", "1:-1", "1:٣", b"1:1", {}, f"1:{10**30}", "1" * 9999]
+
+
+@one_by_one("forged", [*FORGED, "1:" + "1" * 9999])
+async def test_what_is_no_lease_is_refused(forged: Any, api: Api, store: Store) -> None:
+    put(api.saver, {"a": 1})
+    before = content(store)
+    one: Any = config(checkpoint_id="c")
+    one["configurable"]["__forkpoint_lease"] = forged
+    with pytest.raises(InvalidInput, match="lease"):
+        await api.put(one, checkpoint({"a": 2}), {}, {"a": 2})
+    with pytest.raises(InvalidInput, match="lease"):
+        await api.put_writes(one, [("a", 1)], "task")
+    assert content(store) == before
+
+
+def test_bad_input_is_refused_before_anything_is_made(saver: ForkpointSaver) -> None:
+    catalog = ThreadCatalog(saver)
+    bad: list[tuple[Any, dict[str, Any], str]] = [
+        ({"$ne": ""}, {}, "thread_id"),
+        ("thread", {"if_busy": "ask"}, "if_busy"),
+        ("thread", {"ttl": 5}, "ttl"),
+        ("thread", {"ttl": timedelta(0)}, "ttl"),
+        ("thread", {"timeout": -1}, "timeout"),
+    ]
+    for thread_id, options, name in bad:
+        with pytest.raises(InvalidInput, match=name):
+            catalog.run(thread_id, **options)
+    lease = catalog.run("thread")
+    with pytest.raises(RuntimeError):
+        _ = lease.config
+    with lease, pytest.raises(RuntimeError):
+        lease.__enter__()
+    assert catalog.count() == 1
+
+
+# Processes
+
+
+def take_turns(store: Store, path: Path, rounds: int) -> None:
+    """Note who holds the lease, and that nobody else does."""
+    with store.saver() as saver:
+        catalog = ThreadCatalog(saver)
+        for _ in range(rounds):
+            with catalog.run("thread", if_busy="wait") as lease:
+                mark = path.with_suffix(".held")
+                with mark.open("x"):  # it is an error if it exists
+                    pass
+                config_ = {**lease.config["configurable"], "checkpoint_ns": ""}
+                saver.put({"configurable": config_}, checkpoint({"n": 1}), {}, {"n": 1})
+                mark.unlink()
+
+
+def hold(store: Store, ready: Any, going_on: Any) -> None:
+    """Hold a lease, say so, and write when told to."""
+    with store.saver() as saver:
+        lease = ThreadCatalog(saver).run("thread", ttl=SHORT)
+        with lease:
+            ready.set()
+            going_on.wait()
+            with contextlib.suppress(StaleLease):
+                saver.put(at(lease), checkpoint({"late": 1}), {}, {"late": 1})
+                os._exit(1)
+            os._exit(7)
+
+
+@pytest.mark.parametrize(
+    "rounds", [20, pytest.param(1000, marks=pytest.mark.slow)], ids=["some", "many"]
+)
+def test_two_processes_never_hold_a_lease_at_once(
+    rounds: int, store: Store, saver: ForkpointSaver, tmp_path: Path
+) -> None:
+    rounds = rounds if rounds == 1000 else store.times(rounds)
+    processes = [
+        fork_server().Process(target=take_turns, args=(store, tmp_path / "lease", rounds // 2))
+        for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    known = ThreadCatalog(saver).get("thread")
+    assert known is not None
+    assert known.checkpoint_count == rounds // 2 * 2
+    assert store.problems(saver) == []
+
+
+def held(store: Store) -> tuple[Any, Any]:
+    """Return a process that holds the lease, and what makes it go on."""
+    ready, going_on = fork_server().Event(), fork_server().Event()
+    process = fork_server().Process(target=hold, args=(store, ready, going_on))
+    process.start()
+    assert ready.wait(PATIENCE_SECONDS)
+    return process, going_on
+
+
+def test_the_lease_of_a_killed_process_ends_by_itself(store: Store, saver: ForkpointSaver) -> None:
+    catalog = ThreadCatalog(saver)
+    process, _ = held(store)
+    process.kill()
+    process.join()
+    with catalog.run("thread", if_busy="wait", timeout=PATIENCE) as lease:
+        put(saver, {"n": 1}, parent=at(lease))
+    known = catalog.get("thread")
+    assert known is not None
+    assert (known.status, known.checkpoint_count) == ("idle", 1)
+
+
+def test_a_paused_process_that_wakes_up_writes_nothing(store: Store, saver: ForkpointSaver) -> None:
+    catalog = ThreadCatalog(saver)
+    process, going_on = held(store)
+    os.kill(process.pid, signal.SIGSTOP)
+    with catalog.run("thread", if_busy="wait", timeout=PATIENCE) as lease:
+        put(saver, {"n": 1}, parent=at(lease))
+    before = content(store)
+    os.kill(process.pid, signal.SIGCONT)
+    going_on.set()
+    process.join()
+    assert process.exitcode == 7
+    assert content(store) == before
+
+
+def hold_by_another_clock(store: Store, hours: int, ready: Any, going_on: Any) -> None:
+    """Hold a long and a short lease in a process whose clock is wrong."""
+    clock, clock_ns = time.time, time.time_ns
+    time.time = lambda: clock() + hours * 3600
+    time.time_ns = lambda: clock_ns() + hours * 3600 * 10**9
+    leases._RENEWALS = 60_000
+    with store.saver() as saver, ThreadCatalog(saver).run("long"):
+        hold(store, ready, going_on)
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_the_clocks_of_clients_do_not_matter(hours: int, mongo_server: Any) -> None:
+    store = MongoStore(mongo_server.uri, f"test-{uuid4().hex}")
+    ready, going_on = fork_server().Event(), fork_server().Event()
+    process = fork_server().Process(
+        target=hold_by_another_clock, args=(store, hours, ready, going_on)
+    )
+    process.start()
+    assert ready.wait(PATIENCE_SECONDS)
+    with store.saver() as saver:
+        catalog = ThreadCatalog(saver)
+        holder = catalog.lease("long")
+        assert holder is not None
+        while (now := catalog.lease("long")) is None or now.until <= holder.until:
+            time.sleep(0.02)  # it is renewed
+        assert abs(now.until - datetime.now(timezone.utc)) < timedelta(hours=1)
+        with pytest.raises(ThreadBusy), catalog.run("long"):
+            pass
+        process.kill()
+        process.join()
+        with catalog.run("thread", if_busy="wait", timeout=PATIENCE):
+            pass
+    store.close()
+
+
+def asked(store: Store, number: int) -> None:
+    with store.saver() as saver:
+        catalog = ThreadCatalog(saver)
+        for n in range(number):
+            catalog.get_or_create(f"t{n}", tags=["raced"])
+
+
+@pytest.mark.parametrize(
+    "number", [8, pytest.param(200, marks=pytest.mark.slow)], ids=["some", "many"]
+)
+def test_processes_that_race_make_each_thread_once(
+    number: int, store: Store, saver: ForkpointSaver
+) -> None:
+    processes = [fork_server().Process(target=asked, args=(store, number)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert ThreadCatalog(saver).count(ThreadFilter(tags=["raced"])) == number
+    assert len(store.threads()) == number

@@ -1,0 +1,148 @@
+"""A thread may be given to another owner, and then it is that one's alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from checking import Api, config, id_of, put
+from graphs import MORE_SHAPES, call
+from stores import Store
+
+from forkpoint import (
+    ForkpointError,
+    InvalidInput,
+    ThreadCatalog,
+    ThreadDeleted,
+    ThreadExists,
+    ThreadFilter,
+    ThreadNotFound,
+)
+
+
+def thread(thread_id: str) -> Any:
+    return {"configurable": {"thread_id": thread_id}}
+
+
+async def test_a_thread_is_its_new_owners_alone_and_forks_stay(api: Api, store: Store) -> None:
+    store_saver = store.saver(preview=["items"])
+    everybody = Api(ThreadCatalog(store_saver), api.world)
+    ann, bob = (ThreadCatalog(store_saver, owner=name) for name in ("ann", "bob"))
+    graphs = {
+        who: MORE_SHAPES["question"].build(catalog.saver)
+        for who, catalog in {"ann": ann, "bob": bob}.items()
+    }
+    await call(graphs["ann"], api.world, {"items": ["x" * 2000]}, {}, thread("root"))
+    ann.saver.fork("root", new_thread_id="given")
+    ann.saver.fork("given", new_thread_id="fork")
+    ann.clone("fork", "leaf")
+    state = graphs["ann"].get_state(thread("given"))
+
+    updated = await everybody.update("given", owner="bob", label="For Bob", metadata={"k": 1})
+    assert (updated.owner, updated.label, updated.metadata["k"]) == ("bob", "For Bob", 1)
+    assert updated.source_thread_id is None
+    assert updated == bob.get("given")
+    assert ann.get("given") is None
+    assert sorted(one.thread_id for one in ann.search()) == ["fork", "leaf", "root"]
+    assert [one.thread_id for one in bob.search(ThreadFilter(label_contains="bob"))] == ["given"]
+    assert await everybody.count(ThreadFilter(owner="bob")) == bob.count() == 1
+    for refused in (ann.delete, ann.update, ann.clone, ann.saver.fork, ann.saver.lineage):
+        with pytest.raises(ThreadNotFound):
+            refused("given")
+    with pytest.raises(ThreadExists):
+        ann.create("given")
+    assert ann.saver.get_tuple(config("given")) is None
+
+    for owner, thread_id, line, tree in (
+        (bob, "given", ["given"], {"given"}),
+        (ann, "fork", ["fork"], {"fork", "leaf"}),
+        (ann, "leaf", ["leaf", "fork"], {"fork", "leaf"}),
+        (ann, "root", ["root"], {"root"}),
+    ):
+        assert [entry.thread_id for entry in owner.saver.lineage(thread_id)] == line
+        assert set(_ids(owner.saver.family(thread_id).root)) == tree
+        found = owner.get(thread_id)
+        assert found is not None
+        assert found.source_thread_id == (line[1] if len(line) > 1 else None)
+
+    # All go on as they were, and so do those that share chunks with what is deleted.
+    assert graphs["bob"].get_state(thread("given")).values == state.values
+    ann.delete("root")
+    await everybody.update("fork", owner="bob")
+    ann.delete("leaf")
+    for thread_id in ("given", "fork"):
+        outcome = graphs["bob"].invoke({"items": ["more"]}, thread(thread_id))
+        assert outcome["items"][0] == "x" * 2000
+    bob.delete("given")
+    assert store.problems(store_saver) == []
+
+
+def _ids(node: Any) -> list[str]:
+    return [node.entry.thread_id, *(one for child in node.children for one in _ids(child))]
+
+
+async def test_what_its_owner_before_writes_late_is_refused(api: Api, store: Store) -> None:
+    ann = api.saver.for_owner("ann")
+    cold = store.saver().for_owner("ann")
+    head = put(ann, {"n": 1})
+    ThreadCatalog(api.saver).update("thread", owner="bob")
+    for saver in (ann, cold):
+        late = Api(saver, api.world)
+        with pytest.raises((ThreadDeleted, ThreadExists)):
+            await late.put_writes(head, [("n", 2)], "task")
+        with pytest.raises((ThreadDeleted, ThreadExists)):
+            put(saver, {"n": 2}, parent=head)
+    bob = api.saver.for_owner("bob")
+    found = bob.get_tuple(config())
+    assert found is not None
+    assert (id_of(found), found.pending_writes) == (id_of(head), [])
+    put(bob, {"n": 3}, parent=head)
+    ThreadCatalog(bob).delete("thread")
+    with pytest.raises(ForkpointError):  # as if it had been deleted when it was given away
+        put(cold, {"n": 2}, parent=head)
+    assert store.problems(api.saver) == []
+
+
+@pytest.mark.in_turns
+async def test_a_run_of_nobodys_goes_on_when_its_thread_is_given_to_somebody(api: Api) -> None:
+    head = put(api.saver, {"n": 1})
+    catalog = Api(ThreadCatalog(api.saver), api.world)
+    with catalog.saver.run("thread") as lease:
+        await catalog.update("thread", owner="ann")
+        at = {"configurable": {**lease.config["configurable"], **head["configurable"]}}
+        await api.put_writes(at, [("n", 2)], "task")
+    owned = ThreadCatalog(api.saver, owner="ann").get("thread")
+    assert owned is not None
+    assert (await catalog.update("thread", owner=None)).owner is None
+    assert ThreadCatalog(api.saver, owner="ann").get("thread") is None
+    same = await catalog.update("thread", owner=None, label="x")
+    assert (same.owner, same.label) == (None, "x")
+
+
+@pytest.mark.in_turns
+async def test_a_catalog_of_one_owner_gives_nothing_away(api: Api) -> None:
+    put(api.saver.for_owner("ann"), {"n": 1})
+    confined = Api(ThreadCatalog(api.saver, owner="ann"), api.world)
+    catalog = Api(ThreadCatalog(api.saver), api.world)
+    for owner in ("ann", "bob", None):
+        with pytest.raises(InvalidInput, match="confined"):
+            await confined.update("thread", owner=owner)
+    for wrong in ("", 5, "a\0", "\ud800", ["bob"]):
+        with pytest.raises(InvalidInput, match="owner"):
+            await catalog.update("thread", owner=wrong)
+    with pytest.raises(ThreadNotFound):
+        await catalog.update("missing", owner="bob")
+    (found,) = await catalog.search()
+    assert found.owner == "ann"
+
+
+@pytest.mark.in_turns
+async def test_the_state_is_searched_by_with_the_new_owner(api: Api, store: Store) -> None:
+    saver = store.saver(preview=["title"])
+    put(saver.for_owner("ann"), {"title": "Hello"})
+    await Api(ThreadCatalog(saver), api.world).update("thread", owner="bob")
+    hello = ThreadFilter(values={"title": "Hello"})
+    assert ThreadCatalog(saver, owner="ann").count(hello) == 0
+    (found,) = ThreadCatalog(saver, owner="bob").search(hello)
+    assert found.values == {"title": "Hello"}
+    assert store.problems(saver) == []

@@ -1,0 +1,200 @@
+"""The saver keeps the record of a thread up, whatever it does, and searches find it as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from checking import Api, put
+from graphs import MORE_SHAPES, SHAPES, WORLDS, call
+from langgraph.types import Command
+from stores import Store
+
+from forkpoint import Thread, ThreadCatalog, ThreadFilter
+
+Operation = Callable[[Api], Awaitable[Any]]
+
+
+@pytest.fixture(params=WORLDS[:1] if WORLDS[0] == WORLDS[1] else WORLDS)
+def api(request: pytest.FixtureRequest, saver: Any) -> Api:
+    return Api(saver, request.param)
+
+
+def thread(thread_id: str = "thread", **configurable: Any) -> Any:
+    return {"configurable": {"thread_id": thread_id, **configurable}}
+
+
+async def known(api: Api, store: Store, thread_id: str = "thread") -> Thread:
+    """Return a thread as the catalog has it, which is the same for whoever asks in whatever way."""
+    catalog = Api(ThreadCatalog(api.saver), api.world)
+    found: Thread = await catalog.get(thread_id)
+    every_checkpoint = {"configurable": {"thread_id": thread_id}}
+    assert found.checkpoint_count == len(await api.list(every_checkpoint))
+    others = {"idle", "error", "interrupted"} - {found.status}
+    for wanted, expected in (
+        (ThreadFilter(ids=[thread_id]), [found]),
+        (ThreadFilter(ids=[thread_id], status=found.status), [found]),
+        (ThreadFilter(ids=[thread_id], status=others), []),
+        (ThreadFilter(ids=[thread_id], updated_after=found.updated_at), [found]),
+        (ThreadFilter(ids=[thread_id], updated_before=found.updated_at), []),
+    ):
+        for sort_by in ("updated_at", "status"):
+            assert (await catalog.search(wanted, sort_by=sort_by)).items == expected
+        assert await catalog.count(wanted) == len(expected)
+    everything = (await catalog.search()).items
+    assert everything == sorted(
+        everything, key=lambda one: (one.updated_at, one.thread_id), reverse=True
+    )
+    assert store.problems(api.saver) == []
+    return found
+
+
+SHAPES_THAT_ASK = {
+    "interrupts": SHAPES["interrupts"],
+    **{
+        f"interrupts, durability {durability}": SHAPES[f"interrupts, durability {durability}"]
+        for durability in ("sync", "async", "exit")
+    },
+    "stateless subgraphs": SHAPES["stateless subgraphs"],
+    "stateful subgraphs": SHAPES["stateful subgraphs"],
+    "functional": SHAPES["functional"],
+    "question": MORE_SHAPES["question"],
+    "called": MORE_SHAPES["called"],
+}
+
+
+@pytest.mark.parametrize("name", SHAPES_THAT_ASK)
+@pytest.mark.in_turns
+async def test_a_thread_is_interrupted_for_as_long_as_a_task_waits(
+    name: str, api: Api, store: Store
+) -> None:
+    shape = SHAPES_THAT_ASK[name]
+    graph = shape.build(api.saver)
+    given = shape.inputs[0]
+    for _ in range(10):
+        await call(graph, api.world, given, shape.options, thread())
+        waits = any(task.interrupts for task in graph.get_state(thread()).tasks)
+        assert (await known(api, store)).status == ("interrupted" if waits else "idle")
+        if not waits:
+            return
+        given = Command(resume="an answer")
+    raise AssertionError("it asks for ever")
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+async def test_a_thread_is_in_error_until_the_task_that_failed_is_done(
+    durability: str, api: Api, store: Store
+) -> None:
+    graph = SHAPES["failing"].build(api.saver)
+    await call(graph, api.world, {"items": []}, {"durability": durability}, thread())
+    assert (await known(api, store)).status == "error"
+    await api.fork("thread", new_thread_id="fork")
+    assert (await known(api, store, "fork")).status == "error"
+    await call(graph, api.world, None, {"durability": durability}, thread())
+    assert (await known(api, store)).status == "idle"
+    assert (await known(api, store, "fork")).status == "error"
+
+
+async def asked_twice(api: Api, store: Store) -> Thread:
+    """Run a graph to its end, and once more as far as its question."""
+    graph = MORE_SHAPES["question"].build(api.saver)
+    for run_id, given in (
+        ("first", {"items": []}),
+        ("first", Command(resume="an answer")),
+        ("second", {"items": []}),
+    ):
+        await call(graph, api.world, given, {}, thread(run_id=run_id))
+    put(api.saver, {"n": 1}, thread_id="later")
+    found = await known(api, store)
+    assert found.status == "interrupted"
+    return found
+
+
+REMOVALS: dict[str, tuple[Operation, str]] = {
+    "the newest, which waits": (lambda api: api.rollback("thread"), "idle"),
+    "all since the answer": (lambda api: api.rollback("thread", 5), "interrupted"),
+    "the old ones": (lambda api: api.trim("thread", 2), "interrupted"),
+    "all but the newest": (lambda api: api.prune(["thread"]), "interrupted"),
+    "those of the run that waits": (lambda api: api.delete_for_runs(["second"]), "idle"),
+    "those of the run before": (lambda api: api.delete_for_runs(["first"]), "interrupted"),
+    "none": (lambda api: api.trim("thread", 1000), "interrupted"),
+}
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+@pytest.mark.in_turns
+async def test_after_a_removal_a_thread_is_what_its_newest_checkpoint_says(
+    removal: str, api: Api, store: Store
+) -> None:
+    before = await asked_twice(api, store)
+    remove, status = REMOVALS[removal]
+    await remove(api)
+    after = await known(api, store)
+    assert after.status == status
+    assert after.created_at == before.created_at
+    assert after.updated_at >= before.updated_at
+    assert (after.checkpoint_count < before.checkpoint_count) == (removal != "none")
+    waits = any(
+        task.interrupts
+        for task in MORE_SHAPES["question"].build(api.saver).get_state(thread()).tasks
+    )
+    assert waits == (status == "interrupted")
+
+
+async def test_after_the_last_run_is_removed_a_failure_before_counts_again(
+    api: Api, store: Store
+) -> None:
+    graph = SHAPES["failing"].build(api.saver)
+    await call(graph, api.world, {"items": []}, {}, thread(run_id="failed"))
+    await call(graph, api.world, {"items": []}, {}, thread(run_id="done"))
+    assert (await known(api, store)).status == "idle"
+    await api.delete_for_runs(["done"])
+    assert (await known(api, store)).status == "error"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda api: api.fork("thread", new_thread_id="made"),
+        lambda api: api.fork("thread", new_thread_id="made", history="path"),
+        lambda api: api.copy_thread("thread", "made"),
+        lambda api: Api(ThreadCatalog(api.saver), api.world).clone("thread", "made"),
+    ],
+    ids=["fork", "path", "copy_thread", "clone"],
+)
+@pytest.mark.in_turns
+async def test_what_is_made_of_a_thread_waits_as_it_does_and_is_answered_alone(
+    make: Operation, api: Api, store: Store
+) -> None:
+    source = await asked_twice(api, store)
+    await make(api)
+    made = await known(api, store, "made")
+    assert (made.status, made.source_thread_id) == ("interrupted", "thread")
+    assert made.created_at == made.updated_at > source.updated_at
+    graph = MORE_SHAPES["question"].build(api.saver)
+    await call(graph, api.world, Command(resume="an answer"), {}, thread("made"))
+    assert (await known(api, store, "made")).status == "idle"
+    assert await known(api, store) == source
+
+
+async def test_a_lease_that_is_renewed_after_its_time_is_searched_as_held(
+    api: Api, store: Store
+) -> None:
+    """Nobody has taken it over, so it is still the same."""
+    catalog = ThreadCatalog(api.saver)
+    catalog.create("thread")
+    busy = ThreadFilter(status="busy")
+    storage: Any = api.saver._context.storage
+    with storage.writing() as session:
+        held = session.record("thread").thread
+        lease = session.lease(held, "holder", 1, take_over=False, waits=False)
+    while catalog.is_busy("thread"):
+        pass
+    put(api.saver, {"n": 1})
+    assert catalog.count(busy) == 0
+    with storage.writing() as session:
+        is_held = session.renew(held, lease.fence, 60_000_000)
+    assert catalog.is_busy("thread") == is_held
+    assert catalog.count(busy) == is_held
+    assert store.problems(api.saver) == []

@@ -1,0 +1,123 @@
+"""With an encrypting serializer, what is stored is unreadable, shared, and verified."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from checking import config, encrypted_serde, put
+from langchain_core.messages import HumanMessage
+from stores import Store
+
+from forkpoint import CorruptChunk, EncryptionMismatch
+
+SECRET = "the-secret-text"
+
+
+def values(count: int = 200) -> dict[str, Any]:
+    return {
+        "messages": [HumanMessage(f"{SECRET} {n} " * 30, id=str(n)) for n in range(count)],
+        "small": SECRET,
+    }
+
+
+def test_no_value_is_readable_in_the_store(store: Store) -> None:
+    with store.saver(serde=encrypted_serde()) as saver:
+        stored = put(saver, values())
+        saver.put_writes(stored, [("c", SECRET), ("d", SECRET * 1000)], "task")
+
+    stored_bytes = store.content()
+    assert b"forkpoint digest key" not in stored_bytes
+    assert SECRET.encode() not in stored_bytes
+    assert len(stored_bytes) > 1000
+
+
+def test_values_come_back_in_another_process_with_the_key(store: Store) -> None:
+    with store.saver(serde=encrypted_serde()) as saver:
+        put(saver, values())
+    with store.saver(serde=encrypted_serde()) as saver:
+        found = saver.get_tuple(config())
+        assert found is not None
+        assert found.checkpoint["channel_values"] == values()
+        assert store.problems(saver) == []
+
+
+def test_chunks_are_shared_between_checkpoints_and_processes(store: Store) -> None:
+    with store.saver(serde=encrypted_serde()) as saver:
+        put(saver, values(200))
+        before = store.count("chunks")
+    with store.saver(serde=encrypted_serde()) as saver:
+        put(saver, values(201))
+    assert store.count("chunks") - before <= 4
+
+
+def test_another_key_reads_nothing(store: Store) -> None:
+    with store.saver(serde=encrypted_serde()) as saver:
+        put(saver, values(), thread_id="one")
+    with store.saver(serde=encrypted_serde(b"another-key-0123")) as other:
+        with pytest.raises(CorruptChunk, match="another key"):
+            other.get_tuple(config("one"))
+        put(other, values(), thread_id="other")
+        assert other.get_tuple(config("other")) is not None
+
+
+def test_an_unencrypted_row_is_refused(store: Store) -> None:
+    with store.saver() as plain:
+        stored = put(plain, values(), thread_id="plain")
+        plain.put_writes(stored, [("c", 1)], "task")
+    with store.saver(serde=encrypted_serde()) as saver:
+        with pytest.raises(EncryptionMismatch, match="not encrypted"):
+            saver.get_tuple(config("plain"))
+        with pytest.raises(EncryptionMismatch):
+            list(saver.list(None))
+
+
+@pytest.mark.parametrize("kind", ["checkpoints", "writes", "chunks"])
+def test_a_row_that_was_replaced_by_an_unencrypted_one_is_refused(store: Store, kind: str) -> None:
+    with store.saver(serde=encrypted_serde()) as saver:
+        stored = put(saver, values())
+        saver.put_writes(stored, [("c", 1)], "task")
+        for row in store.rows(kind):
+            store.change(kind, row.key, content=b"\0" + row.content)
+        with pytest.raises(EncryptionMismatch):
+            saver.get_tuple(config())
+
+
+def test_an_encrypted_row_needs_the_serializer(store: Store) -> None:
+    with store.saver(serde=encrypted_serde()) as saver:
+        put(saver, values())
+    with (
+        store.saver() as plain,
+        pytest.raises(EncryptionMismatch, match="EncryptedSerializer"),
+    ):
+        plain.get_tuple(config())
+
+
+def test_a_row_copied_from_another_checkpoint_is_refused(store: Store) -> None:
+    with store.saver(serde=encrypted_serde()) as saver:
+        first = put(saver, {"approved": False})
+        (target,) = store.rows("checkpoints")
+        put(saver, {"approved": True}, parent=first)
+        (source,) = [row for row in store.rows("checkpoints") if row.key != target.key]
+        store.change("checkpoints", target.key, content=source.content, checksum=source.checksum)
+        with pytest.raises(CorruptChunk):
+            saver.get_tuple(first)
+
+
+def test_metadata_can_be_searched(store: Store) -> None:
+    with store.saver(serde=encrypted_serde()) as saver:
+        put(saver, values(), metadata={"user.id": "u1"})
+        assert len(list(saver.list(None, filter={"user.id": "u1"}))) == 1
+        assert list(saver.list(None, filter={"user.id": "u2"})) == []
+
+
+def test_a_store_can_be_cleaned_without_the_key(store: Store) -> None:
+    with store.saver(serde=encrypted_serde()) as saver:
+        put(saver, values(), thread_id="one")
+        saver.copy_thread("one", "two")
+        put(saver, values(100), thread_id="one")
+    with store.saver() as plain:
+        plain.delete_thread("one")
+    with store.saver(serde=encrypted_serde()) as saver:
+        assert saver.get_tuple(config("two")) is not None
+        assert store.problems(saver) == []

@@ -1,0 +1,432 @@
+"""What was put comes back as it was, or the put says no; and no thread is ever stuck."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime
+import os
+import socket
+import subprocess
+import sys
+import zoneinfo
+from pathlib import Path
+from typing import Any
+
+import ormsgpack
+import pytest
+from checking import config, drawn, encrypted_serde, put
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage
+from stores import Store
+from value_types import PARIS, VALUES, Base, Derived, Level, Order, Phase, Point, Price, is_same
+
+from forkpoint import (
+    InvalidInput,
+    NotStorable,
+    SafeSerializer,
+    SqliteSaver,
+    StoredObject,
+    TypeCodec,
+    UnreadableValue,
+)
+from forkpoint.saver.saver import ForkpointSaver
+
+SERDE = SafeSerializer()
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_value_comes_back_as_it_was(name: str) -> None:
+    for value in (VALUES[name], [VALUES[name]], {"k": VALUES[name]}, (VALUES[name],)):
+        stored = SERDE.dumps_typed(value)
+        restored = SERDE.loads_typed(stored)
+        assert is_same(restored, value), restored
+        assert SERDE.dumps_typed(restored) == stored
+
+
+@pytest.mark.in_turns
+@pytest.mark.parametrize("is_encrypted", [False, True])
+def test_values_come_back_from_a_store(is_encrypted: bool, store: Store) -> None:
+    serde = encrypted_serde()
+    values = {**VALUES, "all": list(VALUES.values()), "mapped": dict(VALUES)}
+    with store.saver(serde=serde) if is_encrypted else store.saver() as saver:
+        head = put(saver, values)
+        saver.put_writes(head, list(values.items()), "task")
+    with store.saver(serde=serde) if is_encrypted else store.saver() as saver:
+        found = saver.get_tuple(config())
+    assert found is not None
+    restored = found.checkpoint["channel_values"]
+    written = {channel: value for _, channel, value in found.pending_writes or ()}
+    for name, value in values.items():
+        assert is_same(restored[name], value), name
+        assert is_same(written[name], value), name
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters())
+    | st.binary()
+    | st.binary().map(bytearray)
+    | st.datetimes(timezones=st.none() | st.just(PARIS) | st.just(datetime.timezone.utc))
+    | st.dates()
+    | st.timedeltas()
+    | st.decimals(allow_nan=False)
+    | st.fractions()
+    | st.uuids()
+    | st.sampled_from([Level.LOW, Phase.FIRST, Order.Status.OPEN])
+)
+HASHABLE = st.recursive(
+    SCALARS.filter(lambda value: not isinstance(value, bytearray)),
+    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3),
+    max_leaves=5,
+)
+ANY = st.recursive(
+    SCALARS | HASHABLE,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=4)
+        | st.dictionaries(HASHABLE, inner, max_size=3)
+        | st.sets(HASHABLE, max_size=3)
+        | st.lists(inner, max_size=3).map(lambda each: collections.deque(each, maxlen=5))
+        | st.builds(Point, st.integers(), inner)
+        | st.builds(lambda parts: Price(1.0, parts=parts), st.lists(inner, max_size=2))
+        | st.builds(
+            lambda text, extra: AIMessage(text, additional_kwargs={"k": extra}), st.text(), inner
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@drawn(60, 10_000, ANY)
+def test_any_value_comes_back_as_it_was(value: Any) -> None:
+    for saved in (value, [value], {"k": value}):
+        stored = SERDE.dumps_typed(saved)
+        restored = SERDE.loads_typed(stored)
+        assert is_same(restored, saved)
+        assert SERDE.dumps_typed(restored) == stored
+
+
+def test_a_restored_class_runs_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = SERDE.dumps_typed([VALUES["dataclass"], VALUES["aliases"]])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("was run")
+
+    for kind in (Price, type(VALUES["aliases"])):
+        for name in ("__init__", "__post_init__", "__setattr__"):
+            monkeypatch.setattr(kind, name, fail, raising=False)
+    assert len(SERDE.loads_typed(stored)) == 2
+
+
+def test_a_field_that_is_new_has_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    def versions() -> Any:
+        @dataclasses.dataclass
+        class Row:
+            a: int
+
+        old = Row
+
+        @dataclasses.dataclass
+        class Row:  # type: ignore[no-redef]
+            a: int
+            b: list[int] = dataclasses.field(default_factory=lambda: [1])
+            c: str = "c"
+
+        return old, Row
+
+    old, new = versions()
+    stored = SERDE.dumps_typed(old(1))
+    SERDE.dumps_typed(new(1))  # from now on, this is what the name means
+
+    assert SERDE.loads_typed(stored) == new(1, [1], "c")
+
+
+# What cannot be stored
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "reason"),
+    [
+        ([{"a": (1, object())}], "[0]['a'][1]", "builtins.object"),
+        ({1: [lambda: 1]}, "[1][0]", "builtins.function"),
+        ({10**5000: print}, "[a value of type int]", "builtin_function"),
+        (
+            AIMessage("x", additional_kwargs={"q": [socket.socket]}),
+            ".additional_kwargs['q'][0]",
+            "",
+        ),
+        (collections.defaultdict(lambda: 1), "", "default_factory"),
+        ([Point(1, {2: object})], "[0][1][2]", "builtins.type"),
+        ({"s": {1, (3, print)}}, "['s']{...}[1]", "builtin_function"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_by_its_path(
+    value: Any, path: str, reason: str, saver_of_a_file: ForkpointSaver
+) -> None:
+    with pytest.raises(NotStorable) as refused:
+        put(saver_of_a_file, {"n": 1, "c": value})
+    assert refused.value.path == path
+    assert reason in refused.value.reason
+    assert str(refused.value).startswith(f"channel c{path} cannot be stored: ")
+    assert "TypeCodec" in str(refused.value)
+    assert saver_of_a_file.get_tuple(config()) is None
+
+    head = put(saver_of_a_file, {"n": 1})
+    with pytest.raises(NotStorable, match="the write to channel c"):
+        saver_of_a_file.put_writes(head, [("n", 2), ("c", value)], "task")
+    found = saver_of_a_file.get_tuple(config())
+    assert found is not None
+    assert not found.pending_writes
+
+
+@pytest.fixture
+def saver_of_a_file(tmp_path: Path) -> Any:
+    with SqliteSaver(tmp_path / "values.db") as saver:
+        yield saver
+
+
+def test_the_path_is_that_of_the_whole_value(saver_of_a_file: ForkpointSaver) -> None:
+    """Also where a list is serialized element by element."""
+    messages: list[Any] = [AIMessage(f"{n}" * 500) for n in range(20)]
+    messages[17].tool_calls.append({"name": "f", "args": {"n": object()}, "id": "1"})
+
+    with pytest.raises(
+        NotStorable, match=r"channel messages\[17\]\.tool_calls\[0\]\['args'\]\['n'\]"
+    ):
+        put(saver_of_a_file, {"messages": messages})
+
+
+def test_what_holds_itself_is_refused() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+
+    with pytest.raises(NotStorable, match="nested more than"):
+        SERDE.dumps_typed(endless)
+
+
+def test_an_exception_is_stored_whatever_it_holds() -> None:
+    error = ValueError("text", object(), socket.socket)
+    error.note = print  # type: ignore[attr-defined]
+
+    restored = SERDE.loads_typed(SERDE.dumps_typed(error))
+    assert type(restored) is ValueError
+    assert restored.args[0] == "text"
+    assert restored.args[2] == repr(socket.socket)
+    assert restored.note == repr(print)
+
+
+# What is not known
+
+
+@pytest.mark.in_turns
+def test_a_process_without_the_types_reads_and_writes_them_back(store: Store) -> None:
+    values = {**VALUES, "list": [Base(x=1), Derived(x=1, y=2)] * 30}
+    with store.saver() as saver:
+        put(saver, values)
+    script = f"""
+import sys
+{store.script}
+one = {{"configurable": {{"thread_id": "thread", "checkpoint_ns": ""}}}}
+found = saver.get_tuple(one)
+values = found.checkpoint["channel_values"]
+assert "value_types" not in sys.modules
+assert values["dataclass"].type_name == "value_types.Price", values["dataclass"]
+assert values["dataclass"]["amount"] == 150.0
+assert values["functional enum"].value == "B"
+assert values["list"][1] == values["list"][3] != values["list"][0]
+saver.fork("thread", new_thread_id="fork")
+saver.copy_thread("thread", "copy")
+print(saver.diff("thread", "fork"))
+from langgraph.checkpoint.base import empty_checkpoint
+again = {{**found.checkpoint, "id": empty_checkpoint()["id"]}}
+saver.put({{"configurable": {{"thread_id": "again", "checkpoint_ns": ""}}}}, again, {{}}, {{}})
+"""
+    subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if not path.endswith("tests")),
+        },
+        cwd="/",
+    )
+    with store.saver() as saver:
+        for thread_id in ("thread", "fork", "copy", "again"):
+            found = saver.get_tuple(config(thread_id))
+            assert found is not None
+            for name, value in values.items():
+                assert is_same(found.checkpoint["channel_values"][name], value), (thread_id, name)
+
+
+def stranger(value: Any) -> Any:
+    """Return what a value comes back as where its type is not known."""
+    kind, content = SERDE.dumps_typed(value)
+    return SERDE.loads_typed((kind, content.replace(b"value_types", b"value_typez")))
+
+
+def test_a_stored_object_is_a_mapping_that_cannot_be_changed() -> None:
+    stored = stranger(Derived(x=1, y=2))
+
+    assert isinstance(stored, StoredObject)
+    assert dict(stored) == {"x": 1, "y": 2}
+    assert stored == stranger(Derived(x=1, y=2)) != stranger(Base(x=1))
+    assert hash(stored) == hash(stranger(Derived(x=1, y=2)))
+    assert "value_typez.Derived" in repr(stored)
+    with pytest.raises(TypeError, match="cannot be changed"):
+        stored["x"] = 2
+    with pytest.raises(TypeError, match="cannot be changed"):
+        stored.update(x=2)
+    assert Derived.model_validate(stored) == Derived(x=1, y=2)  # as a schema of Pydantic takes it
+
+
+def test_an_unknown_type_can_be_an_error_instead() -> None:
+    kind, content = SERDE.dumps_typed([Base(x=1)])
+    content = content.replace(b"value_types", b"value_typez")
+
+    with pytest.raises(UnreadableValue, match=r"value_typez\.Base"):
+        SafeSerializer(unknown="raise").loads_typed((kind, content))
+
+
+def test_it_is_said_once_for_a_type_that_it_is_not_known(caplog: pytest.LogCaptureFixture) -> None:
+    serde = SafeSerializer()
+    kind, content = serde.dumps_typed([Base(x=1), Base(x=2)])
+    for _ in range(3):
+        serde.loads_typed((kind, content.replace(b"value_types", b"value_typez")))
+
+    (record,) = caplog.records
+    assert "with_allowlist" in record.getMessage()
+
+
+# Types of users
+
+
+class Money:
+    def __init__(self, cents: int) -> None:
+        self.cents = cents
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Money) and self.cents == other.cents
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+MONEY = TypeCodec(Money, "shop.Money", lambda value: value.cents, Money)
+
+
+@pytest.mark.in_turns
+def test_a_codec_stores_what_is_not_known(store: Store) -> None:
+    with store.saver(types=[MONEY]) as saver:
+        put(saver, {"c": [Money(5), {"m": Money(6)}]})
+        found = saver.get_tuple(config())
+    assert found is not None
+    assert found.checkpoint["channel_values"]["c"] == [Money(5), {"m": Money(6)}]
+    with store.saver() as saver:
+        strange = saver.get_tuple(config())
+    assert strange is not None
+    stored = strange.checkpoint["channel_values"]["c"][0]
+    assert (stored.type_name, stored.value) == ("shop.Money", 5)
+
+
+@pytest.mark.parametrize(
+    ("alias", "expected"),
+    [
+        (Base, Base(x=1)),
+        ((Derived, lambda fields: {**fields, "y": fields["x"] + 1}), Derived(x=1, y=2)),
+    ],
+)
+def test_an_alias_is_what_a_stored_name_means_now(alias: Any, expected: Any) -> None:
+    kind, content = SERDE.dumps_typed([Base(x=1)])
+    content = content.replace(b"value_types", b"value_typez")
+    serde = SafeSerializer(types=[{("value_typez", "Base"): alias}])
+
+    assert is_same(serde.loads_typed((kind, content)), [expected])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allowed": 5},
+        {"allowed": ["Order"]},
+        {"allowed": [("a", 1)]},
+        {"allowed": [()]},
+        {"types": 5},
+        {"types": MONEY},
+        {"types": [Money]},
+        {"types": [{"Order": Base}]},
+        {"types": [{("a", "B"): "Base"}]},
+        {"types": [TypeCodec(Money, "m", 1, Money)]},  # type: ignore[arg-type]
+        {"unknown": "x"},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_what_is_said_of_types_is_checked(options: Any) -> None:
+    with pytest.raises(InvalidInput):
+        SafeSerializer(**options)
+    with pytest.raises(InvalidInput):
+        SafeSerializer().with_msgpack_allowlist([5])  # type: ignore[list-item]
+
+
+def test_types_belong_to_the_default_serializer(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="types"):
+        SqliteSaver(tmp_path / "x.db", serde=SafeSerializer(), types=[MONEY])
+
+
+# Forged
+
+
+def forged(code: int, content: Any) -> tuple[str, bytes]:
+    return "msgpack", ormsgpack.packb(ormsgpack.Ext(code, ormsgpack.packb(content)))
+
+
+NETWORK = ormsgpack.Ext(32, ormsgpack.packb(["ipv4network", "0.0.0.0/0"]))
+FORGED = {
+    "set of a network": (34, NETWORK),
+    "tuple of a network": (33, NETWORK),
+    "deque of a network": (32, ["deque", [None, NETWORK]]),
+    "counter of a network": (32, ["counter", NETWORK]),
+    "bytes by number": (32, ["bytearray", 10**12]),
+    "unknown value": (32, ["os.system", "x"]),
+    "factory": (32, ["defaultdict", ["eval", []]]),
+    "unknown kind": (40, ["call", ["os", "system"], "x"]),
+    "no name": (40, ["dataclass", "os.system", {}]),
+    "function": (40, ["dataclass", ["os", "system"], {}]),
+    "not data": (40, ["dataclass", ["subprocess", "Popen"], {"pid": 1}]),
+    "module": (40, ["dataclass", ["os", "path"], {}]),
+    "wrong kind": (40, ["enum", ["value_types", "Base"], "x"]),
+    "attributes": (40, ["dataclass", ["value_types", "Price"], [1]]),
+    "array": (39, ["ndarray", "O", [10**9], "C", True, [1]]),
+    "array size": (39, ["ndarray", "i8", [10**9], "C", True, b""]),
+    "generic": (40, ["pydantic", ["value_types", "Box", [["os", "system"]]], {}, 0, None, None]),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_what_is_forged_does_nothing_and_takes_nothing(name: str) -> None:
+    with pytest.raises(UnreadableValue):
+        SafeSerializer(unknown="raise").loads_typed(forged(*FORGED[name]))
+    try:
+        restored = SERDE.loads_typed(forged(*FORGED[name]))
+    except UnreadableValue:
+        return
+    assert isinstance(restored, StoredObject)
+
+
+def test_a_depth_that_nobody_writes_is_an_error() -> None:
+    content = b"\xc0"
+    for _ in range(20_000):
+        content = ormsgpack.packb(ormsgpack.Ext(33, b"\x91" + content))
+
+    with pytest.raises(UnreadableValue):
+        SERDE.loads_typed(("msgpack", content))
+
+
+def test_zones_go_on_to_change_their_clocks() -> None:
+    before = datetime.datetime(2024, 10, 26, 12, tzinfo=zoneinfo.ZoneInfo("Europe/Paris"))
+
+    restored = SERDE.loads_typed(SERDE.dumps_typed(before))
+    assert (restored + datetime.timedelta(days=1)).utcoffset() == datetime.timedelta(hours=1)

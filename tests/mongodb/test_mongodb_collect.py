@@ -1,0 +1,661 @@
+"""MongoDBSaver has no transactions: whatever is in the middle of what, nothing needed is collected.
+
+Two operations meet: each is stopped before commands of choice, also in the middle of a bulk, whose
+statements are sent one by one for that. Others may come between any two of them on a server, too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import pymongo
+import pytest
+from checking import checkpoint, collected, config, id_of, put, value_of
+from commands import Started
+from processes import fork_server
+from stores import MongoStore
+
+from forkpoint import CheckpointNotFound, StorageBusy, ThreadDeleted, ThreadNotFound
+from forkpoint.mongodb import locks as mongodb_locks
+from forkpoint.mongodb.commands import Outcome, Records
+from forkpoint.mongodb.saver import MongoDBSaver
+from forkpoint.saver.saver import ForkpointSaver
+
+ALL = pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
+
+
+SHARED = "in all threads of the family " * 100
+DYING = {
+    name: f"in an old checkpoint of {name} only " * 100 for name in ("own", "sibling", "other")
+}
+NEW = "not stored yet " * 100
+WRITES = [("c", NEW), *DYING.items(), ("n", 1)]
+SMALL_WRITES = [("c", 1), ("n", 2)]
+MANY_WRITES = [("c", n) for n in range(12)]
+
+
+# Operations that meet. Some write, and the others remove and collect.
+
+
+class Start(NamedTuple):
+    """A store with a family of threads, to which each meeting goes back."""
+
+    store: MongoStore
+    documents: Sequence[Any]
+    head: Any
+    """The newest checkpoint of the thread `own`."""
+    dying: Any
+    """One before the newest of the thread `sibling`."""
+    ids: dict[str, list[str]]
+    """The ids of all checkpoints, newest first."""
+    known: Sequence[Any]
+    """What a writer remembers: checkpoints that together have all chunks."""
+
+    def restore(self) -> None:
+        self.store.restore(self.documents)
+
+
+Work = Callable[[ForkpointSaver, Start], None]
+
+
+def put_new(saver: ForkpointSaver, start: Start) -> None:
+    values = {"shared": SHARED, "text": NEW, **DYING}
+    made = checkpoint(values, {**dict.fromkeys(values, 3), "shared": 1})
+    changed = {channel: 3 for channel in values if channel != "shared"}
+    saver.put(start.head, {**made, "id": NEWEST}, {}, changed)
+
+
+def put_writes(saver: ForkpointSaver, start: Start) -> None:
+    saver.put_writes(start.head, WRITES, "task")
+
+
+def put_small_writes(saver: ForkpointSaver, start: Start) -> None:
+    saver.put_writes(start.head, SMALL_WRITES, "task")
+
+
+def put_many_writes(saver: ForkpointSaver, start: Start) -> None:
+    saver.put_writes(start.head, MANY_WRITES, "task")
+
+
+def copy(saver: ForkpointSaver, _: Start) -> None:
+    saver.copy_thread("sibling", "copy")
+
+
+def fork(saver: ForkpointSaver, start: Start) -> None:
+    saver.fork(start.dying, new_thread_id="copy", values={"shared": NEW})
+
+
+def remove_and_reuse(saver: ForkpointSaver, start: Start) -> None:
+    saver.delete_thread("other")
+    put_new(saver, start)
+
+
+def delete_sibling(saver: ForkpointSaver, _: Start) -> None:
+    saver.delete_thread("sibling")
+
+
+def delete_own(saver: ForkpointSaver, _: Start) -> None:
+    saver.delete_thread("own")
+
+
+def prune_sibling(saver: ForkpointSaver, _: Start) -> None:
+    saver.prune(["sibling"])
+
+
+def prune_own(saver: ForkpointSaver, _: Start) -> None:
+    saver.prune(["own"])
+
+
+def delete_runs(saver: ForkpointSaver, _: Start) -> None:
+    saver.delete_for_runs(["dying", "head"])
+
+
+WRITERS = (
+    put_new,
+    put_writes,
+    put_small_writes,
+    copy,
+    fork,
+    remove_and_reuse,
+)
+MAY_HAVE_LOG = (put_new, put_writes, put_small_writes)
+REMOVERS = (
+    delete_sibling,
+    delete_own,
+    prune_sibling,
+    prune_own,
+    delete_runs,
+)
+NEWEST = "ffffffff-0000-6000-8000-000000000000"  # the id of what a writer puts
+
+
+@pytest.fixture(scope="module")
+def start(mongo_server: Any) -> Iterator[Start]:
+    store = MongoStore(mongo_server.uri, "test-meetings")
+    with store.saver() as saver:
+        first = put(saver, {"shared": SHARED, "n": 1}, thread_id="own")
+        for name in ("sibling", "other"):
+            saver.copy_thread("own", name)
+        known: list[Any] = []
+        for name, run in (("own", "own"), ("sibling", "dying"), ("other", "other")):
+            parent = config(name, id_of(first))
+            values = {"shared": SHARED, "text": DYING[name]}
+            dying = put(saver, values, parent=parent, metadata={"run_id": run})
+            made = checkpoint({"shared": SHARED, "text": name * 500}, {"shared": 1, "text": 2})
+            run = "head" if name == "own" else "of another head"
+            head = saver.put(dying, made, {"run_id": run}, {"text": 2})
+            saver.put_writes(head, [("c", f"{name} writes " * 500)], "task before")
+            known += [head, dying]
+        ids = {name: [id_of(found) for found in saver.list(config(name))] for name in DYING}
+    assert store.problems() == []
+    yield Start(store, list(store.collection.find()), known[0], known[3], ids, known)
+    store.close()
+
+
+class Party(Started):
+    """An operation on a thread of its own, which stops before a command of choice."""
+
+    def __init__(self, start: Start) -> None:
+        super().__init__(self._before)
+        self.client: pymongo.MongoClient[Any] = pymongo.MongoClient(
+            start.store.uri, event_listeners=[self]
+        )
+        self._start = start
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, work: Work, *, has_log: bool = False) -> None:
+        """Make an operation ready to go, by a saver that remembers what is stored.
+
+        It may have a log of the thread `own`.
+        """
+        self._saver = MongoDBSaver(self.client, self._start.store.name)
+        for one in self._start.known:
+            assert self._saver.get_tuple(one) is not None
+        if has_log:
+            self._saver.put_writes(self._start.head, [("c", 1)], "task that begins a log")
+        self._begin(work)
+
+    def again(self, work: Work) -> None:
+        """Do an operation after it was refused for now."""
+        self._begin(work)
+        self.end()
+
+    def _begin(self, work: Work) -> None:
+        self.sent = 0
+        self.error: Exception | None = None
+        self.is_done = self.is_stopped = self.is_waiting = False
+        self._until: float = 0
+        self._thread = threading.Thread(target=self._run, args=(work, self._saver), daemon=True)
+        self._thread.start()
+
+    def go(self, until: float = math.inf) -> None:
+        """Let it go until it has sent so many commands, is done, or waits for another's lock."""
+        with self._changed:
+            self._until = until
+            self.is_stopped = self.is_waiting = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.is_done or self.is_stopped or self.is_waiting)
+
+    def end(self) -> None:
+        """Let it go to its end. Nobody keeps it from that any more."""
+        self.go()
+        assert self._thread is not None
+        self._thread.join()
+
+    def note_waiting(self) -> None:
+        if threading.current_thread() is self._thread:
+            with self._changed:
+                self.is_waiting = True
+                self._changed.notify_all()
+
+    def _before(self, _: Any) -> None:
+        if threading.current_thread() is not self._thread:
+            return
+        with self._changed:
+            while self.sent >= self._until:
+                self.is_stopped = True
+                self._changed.notify_all()
+                self._changed.wait()
+            self.sent += 1
+
+    def _run(self, work: Work, saver: ForkpointSaver) -> None:
+        try:
+            work(saver, self._start)
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            self.error = error
+        with self._changed:
+            self.is_done = True
+            self._changed.notify_all()
+
+
+class Clock:
+    """What waiting for a lock knows of time: it tells the parties that one of them waits."""
+
+    def __init__(self, parties: Sequence[Party]) -> None:
+        self._parties = parties
+        self.monotonic = time.monotonic
+
+    def sleep(self, seconds: float) -> None:
+        for party in self._parties:
+            party.note_waiting()
+        time.sleep(seconds)
+
+
+_whole = Records.bulk
+
+
+def _one_by_one(
+    records: Records, statements: Sequence[Any], *, once: bool = False, is_small: bool = False
+) -> Outcome:
+    hits, made = 0, set()
+    for index, statement in enumerate(statements):
+        outcome = _whole(records, [statement], once=once, is_small=is_small)
+        if outcome.is_lost:
+            return outcome
+        hits += outcome.hits
+        made |= {index for _ in outcome.made}
+        if outcome.failed is not None:
+            return outcome._replace(hits=hits, made=made, failed=index)
+    return Outcome(hits, made)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the statements of a bulk sent one by one, so that others can come in between."""
+    monkeypatch.setattr(Records, "bulk", _one_by_one)
+
+
+@pytest.fixture
+def parties(start: Start, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Party, Party]]:
+    """Two who meet: one who writes, and one who removes."""
+    made = Party(start), Party(start)
+    monkeypatch.setattr(mongodb_locks, "time", Clock(made))
+    yield made
+    for party in made:
+        party.client.close()
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[tuple[Any, ...], int]:
+    """How many commands operations sent, so that no test has to count again."""
+    return {}
+
+
+def points(
+    party: Party,
+    start: Start,
+    work: Work,
+    counted: dict[tuple[Any, ...], int],
+    *,
+    has_log: bool = False,
+) -> range:
+    """Return after how many commands an operation may be stopped."""
+    key = work, has_log, Records.bulk
+    if key not in counted:
+        start.restore()
+        party.begin(work, has_log=has_log)
+        party.end()
+        assert party.error is None
+        counted[key] = party.sent
+    return range(counted[key] + 1)
+
+
+def each_two(number: int) -> Any:
+    """Run a test with each writer and each remover; in every run, each writer meets one of them.
+
+    Args:
+        number: How many of the ways in which the two may meet are tried in every run.
+    """
+    cases = []
+    for write, remove in itertools.product(WRITERS, REMOVERS):
+        is_left_out = (WRITERS.index(write) + REMOVERS.index(remove)) % len(REMOVERS)
+        marks = pytest.mark.slow if is_left_out else ()
+        cases.append(pytest.param(write, remove, number, marks=marks))
+    everything = [pytest.mark.slow, pytest.mark.timeout(1800)]
+    for write, remove in itertools.product(WRITERS, REMOVERS):
+        cases.append(pytest.param(write, remove, None, marks=everything))
+    return pytest.mark.parametrize(("write", "remove", "number"), cases)
+
+
+def logs(work: Work) -> Sequence[bool]:
+    """Return whether an operation is to begin with a log of its thread, and without."""
+    return (False, True) if work in MAY_HAVE_LOG else (False,)
+
+
+def read(reader: ForkpointSaver) -> dict[str, list[str]]:
+    """Read everything that can be seen. A chunk that is missing is an error."""
+    seen: dict[str, list[str]] = {}
+    for found in reader.list(None):
+        seen.setdefault(found.config["configurable"]["thread_id"], []).append(id_of(found))
+    assert [id_of(found) for found in reader.list(config("copy"))] == seen.get("copy", [])
+    return seen
+
+
+def check(start: Start, reader: ForkpointSaver) -> dict[str, list[str]]:
+    """Nothing dangles, and after another collection nothing is left over."""
+    store = start.store
+    assert store.problems(after_crash=True) == []
+    for family in {thread.family for thread in store.threads()}:
+        assert collected(reader, family).missing is None
+    assert store.problems() == []
+    living = [thread.key for thread in store.threads() if thread.is_live]
+    rows = {"thread": {"$exists": True, "$nin": living}}
+    marks = [{mark: {"$exists": True}} for mark in ("next", "doomed", "building")]
+    assert list(store.collection.find({"$or": [rows, *marks]})) == []
+    return read(reader)
+
+
+def check_done(
+    start: Start, reader: ForkpointSaver, seen: dict[str, list[str]], write: Work, remove: Work
+) -> None:
+    """What was acknowledged is there, once, and what was removed is gone."""
+    own, sibling = start.ids["own"], start.ids["sibling"]
+    left: dict[Work, tuple[set[str], set[str]]] = {
+        delete_sibling: (set(own), set()),
+        delete_own: (set(), set(sibling)),
+        prune_sibling: (set(own), set(sibling[:1])),
+        prune_own: (set(own[:1]), set(sibling)),
+        delete_runs: (set(own[1:]), {sibling[0], sibling[2]}),
+    }
+    own_left, sibling_left = left[remove]
+    assert set(seen.get("sibling", ())) == sibling_left
+    if write in (put_new, remove_and_reuse) and own_left:
+        assert seen["own"][0] == NEWEST
+        found = reader.get_tuple(config("own", NEWEST))
+        assert value_of(found) == {"shared": SHARED, "text": NEW, **DYING}
+        assert own_left >= set(seen["own"][1:]) >= own_left - {own[0]}
+    else:
+        assert set(seen.get("own", ())) == own_left
+    if write in (put_writes, put_small_writes) and own[0] in own_left:
+        found = reader.get_tuple(start.head)
+        assert found is not None
+        written = [
+            (channel, value)
+            for task, channel, value in found.pending_writes or ()
+            if task == "task"
+        ]
+        assert written == (WRITES if write is put_writes else SMALL_WRITES)
+    if write is copy:
+        assert set(seen["copy"]) in ({*sibling}, sibling_left)
+    if write is fork:
+        assert len(seen["copy"]) == 2
+        found = reader.get_tuple(config("copy"))
+        assert value_of(found) == {"shared": NEW, "text": DYING["sibling"]}
+
+
+def meet(reader: ForkpointSaver, one: Party, other: Party, points: tuple[int, int]) -> None:
+    """Let one go up to a point, the other too, and then each to its end."""
+    one.go(points[0])
+    read(reader)
+    other.go(points[1])
+    read(reader)
+    one.go()
+    read(reader)
+    other.go()
+    one.end()
+    other.end()
+
+
+def outlast(start: Start, reader: ForkpointSaver, one: Party, other: Party, point: int) -> None:
+    """Let one go up to a point, and then no more until nobody waits for it."""
+    one.go(point)
+    read(reader)
+    start.store.outlast()
+    other.end()
+    read(reader)
+    one.end()
+
+
+def errors(write: Work, remove: Work) -> set[type[Exception]]:
+    """Return what a writer may be told because of what was removed meanwhile."""
+    told: set[type[Exception]] = set()
+    if remove is delete_own:
+        told.add(ThreadDeleted)
+    if remove is delete_sibling and write in (copy, fork):
+        told.add(ThreadNotFound)
+    if write is fork:
+        told.add(CheckpointNotFound)
+    return told
+
+
+@each_two(1)
+def test_nothing_dangles_where_one_writes_and_another_removes(
+    write: Work,
+    remove: Work,
+    number: int | None,
+    start: Start,
+    counted: dict[tuple[Any, ...], int],
+    one_by_one: None,
+    parties: tuple[Party, Party],
+) -> None:
+    writer, remover = parties
+    ways = [
+        (i, j, ends_first, has_log)
+        for has_log in logs(write)
+        for i in points(writer, start, write, counted, has_log=has_log)
+        for j in points(remover, start, remove, counted)
+        for ends_first in (True, False)
+    ]
+    if number is not None:
+        ways = random.Random(time.time_ns()).sample(ways, number)
+    with start.store.saver() as reader:
+        for way in ways:
+            i, j, writer_ends_first, has_log = way
+            start.restore()
+            writer.begin(write, has_log=has_log)
+            remover.begin(remove)
+            if writer_ends_first:
+                meet(reader, writer, remover, (i, j))
+            else:
+                meet(reader, remover, writer, (j, i))
+            assert remover.error is None, way
+            seen = check(start, reader)
+            if writer.error is None:
+                check_done(start, reader, seen, write, remove)
+            else:
+                assert type(writer.error) in errors(write, remove), way
+
+
+@each_two(1)
+def test_nothing_dangles_where_one_stops_for_so_long_that_nobody_waits_for_it(
+    write: Work,
+    remove: Work,
+    number: int | None,
+    start: Start,
+    counted: dict[tuple[Any, ...], int],
+    parties: tuple[Party, Party],
+) -> None:
+    writer, remover = parties
+    ways = [
+        (one, point, has_log)
+        for has_log in logs(write)
+        for one, work in ((writer, write), (remover, remove))
+        for point in points(one, start, work, counted, has_log=has_log and one is writer)
+    ]
+    if number is not None:
+        ways = random.Random(time.time_ns()).sample(ways, number)
+    with start.store.saver() as reader:
+        for one, point, has_log in ways:
+            start.restore()
+            writer.begin(write, has_log=has_log)
+            remover.begin(remove)
+            outlast(start, reader, one, remover if one is writer else writer, point)
+            for party, work in ((writer, write), (remover, remove)):
+                if type(party.error) is StorageBusy:  # it says: try again
+                    party.again(work)
+            assert remover.error is None, point
+            seen = check(start, reader)
+            if writer.error is None:
+                check_done(start, reader, seen, write, remove)
+            else:
+                assert type(writer.error) in errors(write, remove), point
+
+
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("has_log", [True, False])
+def test_many_writes_leave_nothing_if_their_thread_is_deleted_on_the_way(
+    has_log: bool,
+    every: int,
+    start: Start,
+    counted: dict[tuple[Any, ...], int],
+    one_by_one: None,
+    parties: tuple[Party, Party],
+) -> None:
+    writer, remover = parties
+    for point in points(writer, start, put_many_writes, counted, has_log=has_log)[:-1:every]:
+        start.restore()
+        writer.begin(put_many_writes, has_log=has_log)
+        remover.begin(delete_own)
+        writer.go(point)
+        remover.end()
+        writer.end()
+        assert type(writer.error) is ThreadDeleted, point
+        assert remover.error is None, point
+        assert start.store.problems() == [], point
+
+
+# Many at once
+
+TEXTS = [f"text {n} that all threads of the family have at times " * 100 for n in range(6)]
+
+
+class Family:
+    """Four writers whose chunks die and are used again, and who collects until they are done.
+
+    They are done after so many rounds each, and as many collections.
+    """
+
+    def __init__(self, store: MongoStore, rounds: int) -> None:
+        self._store = store
+        self._rounds = rounds
+        self._writing = 4
+        self._lock = threading.Lock()
+        self.failures: list[BaseException] = []
+        self.collections = 0
+
+    def run(self) -> None:
+        with self._store.saver() as saver:
+            put(saver, {"text": TEXTS[0]}, thread_id="writer-0")
+            for n in (1, 2, 3):
+                saver.copy_thread("writer-0", f"writer-{n}")
+        works: list[Callable[[], None]] = [lambda n=n: self._write(n) for n in range(4)]  # type: ignore[misc]
+        threads = [
+            threading.Thread(target=self._guarded, args=(work,)) for work in (*works, self._collect)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            self.failures.append(error)
+
+    def _write(self, number: int) -> None:
+        rng = random.Random(number)
+        mine, parent = f"writer-{number}", config(f"writer-{number}")
+        with self._store.saver() as saver, self._counted():
+            done = 0
+            while not self.failures and (done < self._rounds or self.collections < self._rounds):
+                values = {"text": rng.choice(TEXTS), "other": rng.choice(TEXTS)}
+                written = rng.choice(TEXTS)
+                try:
+                    parent = put(saver, values, parent=parent, thread_id=mine)
+                    saver.put_writes(parent, [("c", written), ("n", 1)], "task")
+                except StorageBusy:  # on a machine on which all that takes long
+                    continue
+                done += 1
+                found = saver.get_tuple(config(mine))
+                assert found is not None
+                assert value_of(found) == values
+                assert ("task", "c", written) in (found.pending_writes or ())
+                match rng.randrange(4):
+                    case 0:
+                        saver.prune([mine])
+                    case 1:
+                        saver.copy_thread(mine, f"copy-{number}")
+                        saver.delete_thread(f"copy-{number}")
+                    case 2:
+                        with suppress(StorageBusy):
+                            fork = saver.fork(parent, new_thread_id=f"fork-{number}")
+                            found = saver.get_tuple(fork)
+                            assert found is not None
+                            assert value_of(found) == values
+                        saver.delete_thread(f"fork-{number}")
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        yield
+        with self._lock:
+            self._writing -= 1
+
+    def _collect(self) -> None:
+        with self._store.saver() as saver:
+            family = self._store.thread("writer-0").family
+            while self._writing and not self.failures:
+                assert collected(saver, family).missing is None
+                self.collections += 1
+                time.sleep(0.02)  # so that they come to something, too
+
+
+@pytest.mark.parametrize("rounds", [4, pytest.param(400, marks=pytest.mark.slow)])
+def test_chunks_that_just_died_are_used_again_while_others_are_collected(
+    rounds: int, mongo_server: Any
+) -> None:
+    store = MongoStore(mongo_server.uri, f"test-reuse-{uuid4().hex}")
+    family = Family(store, rounds)
+    family.run()
+    assert family.failures == []
+    assert family.collections >= rounds
+    with store.saver() as saver:
+        assert [one for one in store.problems(saver, after_crash=True) if "orphan" not in one] == []
+        saver.prune([f"writer-{n}" for n in range(4)])
+        assert store.problems(saver) == []
+    store.close()
+
+
+# Killed in the middle
+
+
+def remove_until_killed(start: Start, remove: Work, commands: int) -> None:
+    remove(start.store.mortal(commands), start)
+
+
+@pytest.mark.parametrize("number", [1, ALL])
+@pytest.mark.parametrize("remove", REMOVERS)
+def test_a_removal_that_was_killed_can_be_run_again(
+    remove: Work, number: int | None, start: Start, parties: tuple[Party, Party]
+) -> None:
+    context = fork_server()
+    kills: Sequence[int] = points(parties[0], start, remove, {})[:-1]  # it removes
+    if number is not None:
+        kills = random.Random(time.time_ns()).sample(kills, number)
+    with start.store.saver() as reader:
+        expected = read(reader)
+        assert check(start, reader) == expected
+        for kill in kills:
+            start.restore()
+            process = context.Process(target=remove_until_killed, args=(start, remove, kill))
+            process.start()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+            assert process.pid is not None
+            start.store.await_end_of(process.pid)
+            assert start.store.problems(reader, after_crash=True) == [], kill
+            living = {thread.thread_id for thread in start.store.threads() if thread.is_live}
+            assert read(reader).keys() <= living, kill
+            start.store.outlast()
+            remove(reader, start)
+            assert check(start, reader) == expected, kill

@@ -1,0 +1,452 @@
+"""While one saver alone puts to a thread, a put is one insert, and others see no difference."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from checking import checkpoint, config, id_of, put, value_of
+from commands import Commands
+from pymongo.database import Database
+from pymongo.errors import AutoReconnect, BulkWriteError
+from stores import MongoStore
+
+from forkpoint import ThreadCatalog, ThreadDeleted
+from forkpoint.mongodb import log as mongodb_log
+from forkpoint.mongodb import put as mongodb_bulk
+from forkpoint.mongodb.commands import Outcome, Records
+from forkpoint.mongodb.saver import MongoDBSaver
+from forkpoint.storage.interface import ThreadRef
+
+
+@pytest.fixture
+def store(mongo_store: MongoStore) -> MongoStore:
+    return mongo_store
+
+
+@pytest.fixture
+def saver(store: MongoStore, commands: Commands) -> Iterator[MongoDBSaver]:
+    with store.saver(event_listeners=[commands]) as saver:
+        yield saver  # type: ignore[misc]
+
+
+@pytest.fixture
+def other(store: MongoStore) -> Iterator[MongoDBSaver]:
+    """A saver that is not told what the first one does."""
+    with store.saver() as saver:
+        yield saver  # type: ignore[misc]
+
+
+def puts(saver: MongoDBSaver, numbers: range, parent: Any = None) -> Any:
+    for n in numbers:
+        parent = put(saver, {"n": n}, parent=parent)
+    return parent
+
+
+def numbers(saver: MongoDBSaver) -> list[int]:
+    """Return what was put, oldest first."""
+    return [value_of(found)["n"] for found in saver.history("thread")]
+
+
+def count(saver: MongoDBSaver) -> int:
+    found = ThreadCatalog(saver).get("thread")
+    assert found is not None
+    return found.checkpoint_count
+
+
+def session_of(saver: MongoDBSaver) -> Any:
+    """Return what a saver knows of threads and their logs."""
+    return saver._context.storage._open()  # type: ignore[attr-defined]
+
+
+# By one saver
+
+
+def test_a_put_is_one_insert_after_the_first(saver: MongoDBSaver, commands: Commands) -> None:
+    saver.setup()
+    commands.clear()
+    head = puts(saver, range(3))
+    saver.put_writes(head, [("c", 1), ("d", 2)], "task")
+    assert commands.names == ["aggregate", "update", "insert", "insert", "insert"]
+    commands.clear()
+    saver.put_writes(head, [("c", "long " * 1000)], "another task")
+    put(saver, {"n": 3, "text": "as long " * 1000}, parent=head)
+    assert commands.names == ["update", "update"]  # for the chunks
+    assert not commands.statements("$inc", "$max", "$push")  # the record is not among them
+
+
+@pytest.mark.parametrize("first", ["a put", "a run"])
+def test_the_next_run_begins_a_log(
+    first: str, saver: MongoDBSaver, other: MongoDBSaver, commands: Commands
+) -> None:
+    """Of a thread that it does not know, and that another one has a log of."""
+    head = puts(other, range(3))
+    saver.setup()
+    if first == "a run":
+        assert saver.get_tuple(config()) is not None
+    commands.clear()
+    puts(saver, range(3, 6), head)
+    looked = [] if first == "a run" else ["aggregate", "find"]
+    assert commands.names == [*looked, "update", "insert", "insert"]
+    assert numbers(other) == list(range(6))
+    assert count(other) == 6
+
+
+def test_each_run_after_a_search_begins_a_log(
+    saver: MongoDBSaver, other: MongoDBSaver, commands: Commands
+) -> None:
+    head = puts(saver, range(2))
+    for n in range(2, 11, 3):
+        assert ThreadCatalog(other).count() == 1
+        commands.clear()
+        assert saver.get_tuple(config()) is not None
+        head = puts(saver, range(n, n + 3), head)
+        assert commands.names == ["find", "update", "insert", "insert"]
+    assert count(other) == 11
+
+
+def test_what_the_catalog_shows_is_what_was_put(
+    saver: MongoDBSaver, other: MongoDBSaver, store: MongoStore
+) -> None:
+    catalog = ThreadCatalog(other)
+    head = None
+    before: Any = None
+    for n in range(4):
+        head = puts(saver, range(n, n + 1), head)
+        shown = catalog.get("thread")
+        assert shown is not None
+        assert (shown.checkpoint_count, shown.status) == (n + 1, "idle")
+        assert before is None or shown.updated_at > before.updated_at
+        before = shown
+    (node,) = saver.lineage("thread")
+    assert node.checkpoint_count == 4
+    assert saver.family("thread").root.entry.checkpoint_count == 4
+    saver.put_writes(head, [("__interrupt__", 1)], "task")
+    assert catalog.get("thread").status == "interrupted"  # type: ignore[union-attr]
+    assert store.thread("thread").status == "interrupted"
+    (record,) = store.collection.find({"kind": "thread"})
+    assert (record["checkpoint_count"], record["status"]) == (0, "idle")  # it is behind
+
+    (found,) = catalog.search().items
+    assert (found.checkpoint_count, found.status) == (4, "interrupted")
+    (record,) = store.collection.find({"kind": "thread"})
+    assert (record["checkpoint_count"], record["status"]) == (4, "interrupted")
+    assert record["log"] is None
+    assert store.problems(saver) == []
+
+
+def test_what_a_task_writes_again_replaces_what_it_wrote(
+    saver: MongoDBSaver, commands: Commands, store: MongoStore
+) -> None:
+    """In one round trip: questions and answers are stored again as a run goes on."""
+    head = puts(saver, range(2))
+    for n in range(3):
+        commands.clear()
+        saver.put_writes(head, [("__interrupt__", n)], "task")
+        assert commands.names == ["update"]
+    assert saver.get_tuple(head).pending_writes == [("task", "__interrupt__", 2)]  # type: ignore[union-attr]
+    puts(saver, range(2, 4), head)
+    assert count(saver) == 4
+    assert store.problems(saver) == []
+
+
+def test_what_is_put_twice_is_there_once(saver: MongoDBSaver, store: MongoStore) -> None:
+    head = puts(saver, range(2))
+    made = checkpoint({"n": 2})
+    for value in (2, 3):
+        saver.put(head, {**made, "channel_values": {"n": value}}, {}, {"n": 1})
+        saver.put_writes(head, [("c", value), ("d", value)], "task")
+    assert numbers(saver) == [0, 1, 3]
+    assert count(saver) == 3
+    found = saver.get_tuple(head)
+    assert found is not None
+    assert found.pending_writes == [("task", "c", 2), ("task", "d", 2)]  # the first ones stay
+    assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize("first", ["the checkpoint", "the writes"])
+async def test_a_new_thread_and_its_first_writes_are_stored_without_looking_for_it_again(
+    first: str, saver: MongoDBSaver, commands: Commands, store: MongoStore
+) -> None:
+    """As LangGraph does that: it does not wait for the one before it begins with the other."""
+    saver.setup()
+    assert await saver.aget_tuple(config()) is None
+    commands.clear()
+    made = checkpoint({"n": 0})
+    calls = [
+        saver.aput(config(), made, {}, {"n": 1}),
+        *(
+            saver.aput_writes(config(checkpoint_id=made["id"]), [("c", n)], f"task {n}")
+            for n in range(3)
+        ),
+    ]
+    await asyncio.gather(*(calls if first == "the checkpoint" else reversed(calls)))
+    assert set(commands.names) <= {"update", "insert"}
+    found = await saver.aget_tuple(config())
+    assert found is not None
+    assert sorted(found.pending_writes or []) == [(f"task {n}", "c", n) for n in range(3)]
+    await asyncio.to_thread(puts, saver, range(1, 3), found.config)
+    assert count(saver) == 3
+    assert store.problems(saver) == []
+
+
+def test_a_thread_whose_id_was_used_before_has_a_log_too(
+    saver: MongoDBSaver, other: MongoDBSaver, commands: Commands, store: MongoStore
+) -> None:
+    old = puts(saver, range(3))
+    saver.delete_thread("thread")
+    assert saver.get_tuple(config()) is None
+    head = puts(saver, range(3, 5))
+    commands.clear()
+    head = puts(saver, range(5, 7), head)
+    assert commands.names == ["insert", "insert"]
+
+    commands.clear()
+    assert other.get_tuple(config()) is not None
+    head = puts(other, range(7, 9), head)
+    for one in (saver, other):  # what they had of the thread before is late
+        with pytest.raises(ThreadDeleted):
+            put(one, {"n": 99}, parent=old)
+        with pytest.raises(ThreadDeleted):
+            one.put_writes(old, [("c", 1)], "task")
+        head = puts(one, range(9, 11), head)
+    assert numbers(saver) == [*range(3, 11), 9, 10]
+    assert count(saver) == 10
+    assert store.problems(saver) == []
+
+
+# With others
+
+
+def test_savers_that_take_turns_count_right(
+    saver: MongoDBSaver, other: MongoDBSaver, store: MongoStore
+) -> None:
+    head = None
+    for n in range(12):
+        one = saver if n % 3 else other
+        if n % 2:
+            one.get_tuple(config())
+        head = puts(one, range(2 * n, 2 * n + 2), head)
+    assert numbers(saver) == list(range(24))
+    assert count(saver) == 24
+    assert store.problems(saver) == []
+
+
+def test_savers_that_put_at_the_same_time_count_right(
+    saver: MongoDBSaver, other: MongoDBSaver, store: MongoStore
+) -> None:
+    head = puts(saver, range(1))
+
+    def work(one: MongoDBSaver) -> None:
+        for n in range(40):
+            if n % 5 == 0:
+                one.get_tuple(config())
+            put(one, {"n": n}, parent=head)
+
+    workers = [threading.Thread(target=work, args=[one]) for one in (saver, other) * 2]
+    for worker in workers:
+        worker.start()
+    catalog = ThreadCatalog(other)
+    while any(worker.is_alive() for worker in workers):
+        catalog.count()  # ends what logs there are
+    assert count(saver) == 161
+    assert store.problems(saver) == []
+
+
+ENDING: dict[str, Callable[[MongoDBSaver], object]] = {
+    "a search": lambda saver: ThreadCatalog(saver).search(),
+    "a lease": lambda saver: ThreadCatalog(saver).run("thread").__enter__(),
+    "a rollback": lambda saver: saver.rollback("thread"),
+    "a trim": lambda saver: saver.trim("thread", 1),
+    "a deletion": lambda saver: saver.delete_thread("thread"),
+    "a new thread of this id": lambda saver: (
+        saver.delete_thread("thread"),
+        puts(saver, range(9)),
+    ),
+    "a copy": lambda saver: saver.copy_thread("thread", "copy"),
+    "another saver": lambda saver: puts(saver, range(5, 7), config()),
+}
+
+
+@pytest.mark.parametrize("ending", ENDING)
+@pytest.mark.parametrize("unseen", [0, 3])
+def test_who_does_not_know_that_its_log_has_ended_finds_out(
+    unseen: int, ending: str, saver: MongoDBSaver, other: MongoDBSaver, store: MongoStore
+) -> None:
+    """Also if rows that it does not know of were there, and are gone."""
+    head = puts(saver, range(4))
+    if unseen:
+        puts(other, range(20, 20 + unseen), head)
+    ENDING[ending](other)
+    is_gone = ending in ("a deletion", "a new thread of this id")
+    before = len(list(saver.list(config())))
+    made = {**checkpoint({"n": 99}), "id": "ffffffff-0000-6000-8000-000000000000"}
+    if is_gone:
+        with pytest.raises(ThreadDeleted):
+            saver.put(head, made, {}, {"n": 1})
+    else:
+        saver.put(head, made, {}, {"n": 1})
+    assert len(list(other.list(config()))) == before + (not is_gone)
+    assert store.problems(saver) == []
+
+
+def test_a_slot_that_is_free_again_is_not_taken(
+    saver: MongoDBSaver, other: MongoDBSaver, store: MongoStore
+) -> None:
+    """An end outlasts the rows before it, and the thread."""
+    head = puts(saver, range(3))
+    session = session_of(saver)
+    assert session.tail(session.thread("thread")).slot == 6  # with receipts
+    other.delete_thread("thread")
+    assert [entry["slot"] for entry in store.collection.find({"slot": {"$gt": 0}})] == [7]
+    with pytest.raises(ThreadDeleted):
+        put(saver, {"n": 3}, parent=head)
+    assert store.rows("checkpoints") == []
+
+
+def test_who_knows_of_a_part_of_a_log_only_finds_out(
+    saver: MongoDBSaver, other: MongoDBSaver, store: MongoStore
+) -> None:
+    head = puts(saver, range(4))
+    found = other.get_tuple(config())
+    assert found is not None
+    session = session_of(other)
+    ref: ThreadRef = session.thread("thread")
+    session.remember_tail(ref, session.tail(ref)._replace(slot=2))
+    puts(other, range(4, 6), head)
+    puts(saver, range(6, 8), head)
+    assert count(saver) == 8
+    assert store.problems(saver) == []
+
+
+def test_a_log_that_is_written_to_again_and_again_comes_to_its_end(
+    saver: MongoDBSaver, other: MongoDBSaver, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its saver puts between when the server looks for the end and when it takes the next slot."""
+    head = puts(saver, range(2))
+    merge = Records.merge
+    in_between = iter(range(2, 7))
+
+    def in_two_steps(records: Records, pipeline: Any) -> bool:
+        if pipeline[-1]["$merge"]["whenNotMatched"] != "insert":
+            return merge(records, pipeline)
+        ends = list(store.collection.aggregate(pipeline[:-1]))
+        for n in in_between:
+            puts(saver, range(n, n + 1), head)
+            break
+        try:
+            store.collection.insert_many(ends)
+        except BulkWriteError:
+            return False
+        return True
+
+    monkeypatch.setattr(Records, "merge", in_two_steps)
+    other.trim("thread", 6)
+    assert list(in_between) == []
+    assert numbers(saver) == [1, 2, 3, 4, 5, 6]
+    assert count(saver) == 6
+    assert store.problems(saver) == []
+
+
+# In time
+
+
+def test_a_log_is_left_for_another_one_after_a_while(
+    saver: MongoDBSaver, commands: Commands, store: MongoStore
+) -> None:
+    head = puts(saver, range(2))
+    session = session_of(saver)
+    ref = session.thread("thread")
+    tail = session.tail(ref)
+    session.remember_tail(ref, tail._replace(began=tail.began - mongodb_log.LOG_SECONDS))
+    commands.clear()
+    puts(saver, range(2, 4), head)
+    assert commands.names == ["update", "insert"]
+    (end,) = store.collection.find({"kind": "end"})
+    assert (end["_id"], end["log"], end["slot"]) == (tail.log, tail.log, tail.slot + 1)
+    assert count(saver) == 4
+    assert store.problems(saver) == []
+
+
+def test_an_end_lasts_longer_than_anybody_goes_on_with_its_log(
+    saver: MongoDBSaver, store: MongoStore
+) -> None:
+    puts(saver, range(2))
+    ThreadCatalog(saver).count()
+    (end,) = store.collection.find({"kind": "end"})
+    left = end["expires"].replace(tzinfo=timezone.utc) - datetime.now(timezone.utc)
+    assert timedelta(seconds=3 * mongodb_log.LOG_SECONDS) < left
+    index = store.collection.index_information()["forkpoint_expires"]
+    assert index["expireAfterSeconds"] == 0
+
+
+def test_an_answer_that_comes_too_late_is_not_believed(
+    saver: MongoDBSaver, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the end of the log may have expired."""
+    head = puts(saver, range(2))
+    monkeypatch.setattr(mongodb_bulk, "LOG_SECONDS", 30)
+    session = session_of(saver)
+    ref = session.thread("thread")
+    insert = Records.insert_once
+
+    def late(records: Records, documents: Any) -> Outcome:
+        outcome = insert(records, documents)
+        monkeypatch.setattr(mongodb_bulk, "LOG_SECONDS", 0)
+        return outcome
+
+    monkeypatch.setattr(Records, "insert_once", late)
+    again: list[ThreadRef] = []
+    end_log = mongodb_log.MongoLogs.end_log
+
+    def note(logs: Any, thread: ThreadRef) -> None:
+        again.append(thread)
+        monkeypatch.setattr(mongodb_bulk, "LOG_SECONDS", 30)
+        end_log(logs, thread)
+
+    monkeypatch.setattr(mongodb_log.MongoLogs, "end_log", note)
+    stored = put(saver, {"n": 2}, parent=head)
+    assert set(again) == {ref}
+    assert [id_of(found) for found in saver.list(config(), limit=1)] == [id_of(stored)]
+    assert count(saver) == 3
+    assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize("is_executed", [True, False])
+@pytest.mark.parametrize("error", [AutoReconnect, KeyboardInterrupt])
+def test_a_put_whose_answer_is_lost_is_not_sent_again_before_it_was_looked_for(
+    error: type[BaseException],
+    is_executed: bool,
+    saver: MongoDBSaver,
+    store: MongoStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    head = puts(saver, range(2))
+    command = Database.command
+    sent = []
+
+    def lose(database: Any, document: Any, *args: Any, **options: Any) -> Any:
+        if "insert" not in document:
+            return command(database, document, *args, **options)
+        sent.append(document)
+        if is_executed:
+            command(database, document, *args, **options)
+        raise error
+
+    monkeypatch.setattr(Database, "command", lose)
+    if error is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            put(saver, {"n": 2}, parent=head)
+    else:
+        put(saver, {"n": 2}, parent=head)
+    assert len(sent) == 1
+    monkeypatch.undo()
+    is_there = is_executed or error is AutoReconnect
+    assert numbers(saver) == ([0, 1, 2] if is_there else [0, 1])
+    puts(saver, range(3, 5), head)
+    assert count(saver) == 4 + is_there
+    assert store.problems(saver) == []

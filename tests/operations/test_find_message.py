@@ -1,0 +1,172 @@
+"""Finding the checkpoint in which a message came, as a chat does to edit it or to answer anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from checking import Api, config, encrypted_serde, id_of, put
+from graphs import SHAPES, said
+from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage
+from langgraph.channels.delta import DeltaChannel
+from langgraph.graph import START, StateGraph
+from langgraph.graph.message import REMOVE_ALL_MESSAGES, add_messages
+from langgraph.types import Overwrite
+from stores import Store
+
+from forkpoint import InvalidInput, MessageOrigin, ThreadNotFound
+from forkpoint.operations import find_message as finding
+from forkpoint.saver.saver import ForkpointSaver
+
+THREAD: Any = {"configurable": {"thread_id": "thread"}}
+
+
+def merged(value: list[Any], writes: list[Any]) -> list[Any]:
+    for write in writes:
+        value = add_messages(value, write)  # type: ignore[assignment]
+    return value
+
+
+class Delta(TypedDict):
+    messages: Annotated[list[Any], DeltaChannel(merged, snapshot_frequency=4)]
+
+
+class Plain(TypedDict):
+    messages: Annotated[list[Any], add_messages]
+
+
+def answering(saver: Any, schema: Any) -> Any:
+    """A graph that answers, unless it is told to remove or to replace messages."""
+
+    def answer(state: Any) -> dict[str, Any]:
+        count = len(state["messages"])
+        last = state["messages"][-1]
+        if last.content == "forget":
+            return {"messages": [RemoveMessage(state["messages"][0].id)]}
+        if last.content == "forget all":
+            kept = AIMessage("empty", id=f"ai-{last.id}")
+            return {"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), kept]}
+        if last.content == "overwrite":
+            return {"messages": Overwrite([AIMessage("over", id=f"ai-{last.id}")])}
+        return {"messages": [AIMessage(f"answer {count} " * 40, id=f"ai-{last.id}")]}
+
+    builder = StateGraph(schema)
+    builder.add_node(answer)
+    builder.add_edge(START, "answer")
+    return builder.compile(checkpointer=saver)
+
+
+def ids(state: Any) -> list[str]:
+    return [message.id for message in state.values.get("messages", [])]
+
+
+async def test_a_message_is_edited_and_an_answer_is_made_anew(api: Api, store: Store) -> None:
+    graph = SHAPES["chat"].build(api.saver)
+    for n in range(4):
+        graph.invoke(said(n), THREAD)
+    edited = await api.find_message("thread", "human-2")
+    assert isinstance(edited, MessageOrigin)
+    fork = await api.fork(edited.before.config)
+    done = graph.invoke({"messages": [HumanMessage("instead", id="new")]}, fork)["messages"]
+    assert [message.id for message in done] == ["human-0", "ai-1", "human-1", "ai-3", "new", "ai-5"]
+
+    answered = await api.find_message("thread", "ai-5")
+    assert id_of(answered.before) == id_of(edited.first)
+    fork = await api.fork(answered.before.config)
+    done = graph.invoke(None, fork)["messages"]
+    assert [message.id for message in done][-2:] == ["human-2", "ai-5"]
+    assert await api.find_message(fork["configurable"]["thread_id"], "human-3") is None
+
+    first = await api.find_message("thread", "human-0")
+    assert first.before is None  # there is nothing before it to fork
+    assert await api.find_message("thread", "unknown") is None
+    assert store.problems(api.saver) == []
+
+
+@pytest.mark.parametrize("durability", ["sync", "exit"])
+@pytest.mark.parametrize("schema", [Plain, Delta])
+async def test_each_message_is_found_where_it_came(
+    schema: Any, durability: Any, api: Api, store: Store
+) -> None:
+    """Also those that were removed since, whatever the channel stores."""
+    graph = answering(api.saver, schema)
+    texts = ["a", "b", "forget", "c", "forget all", "d", "overwrite", "e"]
+    for n, text in enumerate(texts):
+        graph.invoke({"messages": [HumanMessage(text, id=f"h{n}")]}, THREAD, durability=durability)
+    path = list(api.saver.history("thread"))
+    states = [ids(graph.get_state(one.config)) for one in path]
+    known = {id_ for state in states for id_ in state}
+    assert len(known) == (13 if durability == "exit" else 15)
+    for id_ in known:
+        origin = await api.find_message("thread", id_)
+        number = next(n for n, state in enumerate(states) if id_ in state)
+        assert origin.first == path[number], id_
+        is_given = path[number - 1].metadata.get("source") == "input"
+        before = number - 1 - is_given
+        assert origin.before == (path[before] if before >= 0 else None), id_
+        if durability == "sync":
+            assert is_given == id_.startswith("h")
+    assert store.problems(api.saver) == []
+
+
+async def test_a_message_of_a_branch_that_was_abandoned_is_not_found(api: Api) -> None:
+    graph = answering(api.saver, Plain)
+    for n in range(3):
+        graph.invoke({"messages": [HumanMessage("x", id=f"h{n}")]}, THREAD)
+    origin = await api.find_message("thread", "h1")
+    graph.invoke({"messages": [HumanMessage("y", id="other")]}, origin.before.config)
+    assert ids(graph.get_state(THREAD)) == ["h0", "ai-h0", "other", "ai-other"]
+    assert await api.find_message("thread", "h1") is None
+    assert (await api.find_message("thread", "other")).before.config == origin.before.config
+    assert (await api.find_message("thread", "h0")).before is None
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True])
+async def test_of_a_long_thread_few_states_are_read(
+    is_encrypted: bool, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cipher = encrypted_serde()
+    opened: list[Any] = []
+    open_checkpoint: Callable[..., Any] = finding.open_checkpoint
+
+    def recording(codec: Any, row: Any) -> Any:
+        opened.append(row)
+        return open_checkpoint(codec, row)
+
+    monkeypatch.setattr(finding, "open_checkpoint", recording)
+    with store.saver(serde=cipher if is_encrypted else None) as saver:
+        head: Any = None
+        messages: list[Any] = []
+        for n in range(120):
+            messages.append({"id": f"m{n}", "type": "human", "content": f"text {n} " * 30})
+            head = put(saver, {"chat": messages, "n": n}, parent=head)
+        for n in (0, 1, 60, 118, 119):
+            opened.clear()
+            origin = saver.find_message("thread", f"m{n}", channel="chat")
+            assert origin is not None
+            assert len(opened) <= 10
+            assert origin.first.checkpoint["channel_values"]["n"] == n
+            before = origin.before and origin.before.checkpoint["channel_values"]["n"]
+            assert before == (n - 1 if n else None)
+        saver.trim("thread", 5)
+        origin = saver.find_message("thread", "m7", channel="chat")
+        assert origin is not None
+        assert (id_of(origin.first), origin.before) == (id_of(saver.at("thread", 0)), None)
+        assert saver.find_message("thread", "m7") is None  # in another channel
+
+
+async def test_what_no_message_can_be_is_refused(api: Api, saver: ForkpointSaver) -> None:
+    await api.put_writes(config("writes", "1f100000-0000-6000-8000-000000000000"), [("n", 1)], "t")
+    assert await api.find_message("writes", "m") is None
+    with pytest.raises(ThreadNotFound, match="'nobody'"):
+        await api.find_message("nobody", "m")
+    for arguments, named in (
+        (("thread", None), "message_id"),
+        (("thread", ""), "message_id"),
+        ((THREAD, "m"), "thread_id"),
+    ):
+        with pytest.raises(InvalidInput, match=named):
+            await api.find_message(*arguments)
+    with pytest.raises(InvalidInput, match="channel"):
+        await api.find_message("thread", "m", channel=7)

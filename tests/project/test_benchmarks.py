@@ -1,0 +1,38 @@
+"""The benchmarks run, on sizes that take seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from processes import run_program
+from servers import ReplicaSet
+
+ROOT = Path(__file__).parents[2]
+WORKLOADS = {"chat", "history", "window", "agent", "delta", "growth", "throughput"}
+
+
+@pytest.mark.parametrize("is_started", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_quick_run_measures_every_workload_on_each_backend_and_draws_it(
+    is_started: bool, tmp_path: Path, mongo_server: ReplicaSet
+) -> None:
+    """On a server that runs already, or on one that it starts itself."""
+    program = tmp_path / "program.py"
+    run = "runpy.run_module('benchmarks', run_name='__main__')"
+    program.write_text(f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); {run}")
+    server = [] if is_started else ["--mongodb-uri", mongo_server.uri]
+    done = run_program(program, "--quick", "--out", tmp_path, *server, directory=ROOT)
+    assert done.returncode == 0, done.stderr
+
+    figures = json.loads((tmp_path / "results.json").read_text())
+    pictures = {picture.name for picture in tmp_path.glob("*.png")}
+    assert pictures == {
+        f"chat-{what}{backend}.png" for what in ("stored", "time") for backend in ("", "-mongodb")
+    }
+    sqlite, mongodb = done.stdout.split("## ")[1:]
+    for name, title, table in (("sqlite", "SQLite", sqlite), ("mongodb", "MongoDB", mongodb)):
+        assert table.startswith(title)
+        assert {result["workload"] for result in figures[name]["results"]} == WORKLOADS
+        for workload in WORKLOADS:
+            assert workload in table

@@ -1,0 +1,314 @@
+"""What is stored is the state at the call, whatever its owner does to it afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import threading
+from collections.abc import Callable
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from checking import checkpoint, config, one_by_one, put, value_of
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables import RunnableLambda
+from langgraph.channels import Topic
+from langgraph.channels.delta import DeltaChannel
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.graph import START, StateGraph
+from pydantic import BaseModel
+from state_types import Line, Order
+from stores import Store
+
+from forkpoint import SafeSerializer
+from forkpoint.saver.saver import ForkpointSaver
+
+
+class Model(BaseModel):
+    count: int = 0
+    items: list[int] = []
+
+
+def _append(value: Any) -> None:
+    value.append(value[0])
+
+
+def _rename(value: Any) -> None:
+    value[0].content = "another"
+
+
+def _set(value: Any) -> None:
+    value["new"] = value["old"] = "another"
+
+
+def _deep(value: Any) -> None:
+    value["a"][3]["b"].append("another")
+
+
+def _grow(value: Any) -> None:
+    value.extend(b"more")
+
+
+def _change(value: Any) -> None:
+    value.count += 1
+    value.items.append(1)
+
+
+def _order(value: Any) -> None:
+    value.name = "another"
+    value.lines.append(value.lines[0])
+
+
+LIVE: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "short list": (lambda: [1, 2, 3], _append),
+    "long list": (lambda: [f"item {n}" * 9 for n in range(500)], _append),
+    "messages": (lambda: [HumanMessage("Hello", id="1"), AIMessage("Hi" * 900, id="2")], _rename),
+    "many messages": (lambda: [HumanMessage("Hello" * 90, id=f"{n}") for n in range(99)], _append),
+    "dict": (lambda: {"old": 1}, _set),
+    "large dict": (lambda: {"old": 1, **{f"{n}": "x" * 99 for n in range(300)}}, _set),
+    "nested": (lambda: {"a": [0, 1, 2, {"b": ["x" * 200] * 90}]}, _deep),
+    "bytearray": (lambda: bytearray(b"x" * 9000), _grow),
+    "model": (lambda: Model(items=[1, 2]), _change),
+    "data class": (lambda: Order("book", [Line("x", 1)]), _order),
+}
+
+
+@one_by_one("make, change", LIVE.values())
+@pytest.mark.parametrize("when", ["called", "scheduled", "running"])
+async def test_a_value_that_changes_after_the_call_is_stored_as_it_was(
+    when: str, make: Callable[[], Any], change: Callable[[Any], None], saver: ForkpointSaver
+) -> None:
+    value, written = make(), make()
+    made = checkpoint({"c": value})
+    at = config(checkpoint_id=made["id"])
+    calls = [
+        saver.aput(config(), made, {}, {"c": 1}),
+        saver.aput_writes(at, [("c", written)], "task"),
+    ]
+    tasks = calls if when == "called" else [asyncio.ensure_future(call) for call in calls]
+    if when == "running":
+        await asyncio.sleep(0)
+    change(value)
+    change(written)
+    await asyncio.gather(*tasks)
+
+    found = await saver.aget_tuple(at)
+    assert found is not None
+    assert value_of(found) == {"c": make()}
+    assert found.pending_writes == [("task", "c", make())]
+
+
+async def test_the_rest_of_a_checkpoint_is_that_of_the_call_as_well(saver: ForkpointSaver) -> None:
+    made = checkpoint({"c": 1}, {"c": 1})
+    made["versions_seen"] = {"node": {"c": 1}}
+    metadata, given = {"step": 1, "parents": {}}, copy.deepcopy(made)
+    call = saver.aput(config(), made, metadata, made["channel_versions"])
+    metadata["step"] = 2
+    made["channel_versions"]["c"] = 2
+    made["versions_seen"]["node"]["c"] = 2
+    made["channel_values"]["c"] = 2
+    found = await saver.aget_tuple(await call)
+    assert found is not None
+    assert found.checkpoint == given
+    assert found.metadata["step"] == 1
+
+
+async def test_what_is_refused_is_refused_where_it_is_awaited(saver: ForkpointSaver) -> None:
+    calls = [
+        saver.aput(config(), checkpoint({"c": object()}), {}, {"c": 1}),
+        saver.aput_writes(config(checkpoint_id="1"), [("c", object())], "task"),
+    ]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert ["cannot be stored" in str(outcome) for outcome in outcomes] == [True, True]
+
+
+@pytest.mark.parametrize("happens", ["collected", "deleted"])
+async def test_a_write_that_has_to_be_repeated_stores_what_it_was_given(
+    happens: str, saver: ForkpointSaver, store: Store
+) -> None:
+    """Another process collects the thread's chunks between the call and the write."""
+    text = "a text that is long enough for a chunk " * 100
+    first = put(saver, {"n": 1, "text": text}, metadata={"run_id": "run"})
+    second = put(saver, {"n": 1, "text": text}, parent=first)
+    values = {"text": text, "items": [text], "n": 2}
+    call = saver.aput(second, checkpoint(values, {"text": 1, "n": 2}), {}, {"n": 2, "items": 2})
+    values["items"].append("late")  # type: ignore[attr-defined]
+    with store.saver() as other:
+        if happens == "collected":
+            other.delete_for_runs(["run"])
+        else:  # and made again, with a checkpoint of the same id
+            other.copy_thread("thread", "copy")
+            other.delete_thread("thread")
+            other.copy_thread("copy", "thread")
+            saver.get_tuple(second)
+    found = await saver.aget_tuple(await call)
+    assert found is not None
+    assert value_of(found) == {"text": text, "items": [text], "n": 2}
+    assert store.problems(saver) == []
+
+
+async def test_the_first_put_of_an_encrypting_saver_is_no_exception(store: Store) -> None:
+    serde = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"k" * 32)
+    with store.saver(serde=serde) as saver:
+        value = ["x" * 900]
+        call = asyncio.ensure_future(saver.aput(config(), checkpoint({"c": value}), {}, {"c": 1}))
+        await asyncio.sleep(0)
+        value.append("late")
+        found = await saver.aget_tuple(await call)
+    assert found is not None
+    assert value_of(found) == {"c": ["x" * 900]}
+
+
+async def test_a_parent_that_the_process_does_not_know_is_inherited_from_all_the_same(
+    saver: ForkpointSaver, store: Store
+) -> None:
+    """A channel that the run does not name as changed keeps what is stored for it."""
+    first = put(saver, {"kept": ["x" * 900], "n": 1})
+    with store.saver() as other:
+        made = checkpoint({"kept": ["changed in place"], "n": 2}, {"kept": 1, "n": 2})
+        found = await other.aget_tuple(await other.aput(first, made, {}, {"n": 2}))
+    assert found is not None
+    assert value_of(found) == {"kept": ["x" * 900], "n": 2}
+    assert store.problems(saver) == []
+
+
+# Other threads change values while they are taken
+
+
+def test_a_list_that_another_thread_changes_is_stored_as_it_was_at_some_moment(
+    saver: ForkpointSaver,
+) -> None:
+    """The other one adds 1 to each element in turn: at any time they differ by 1 at most."""
+    rows: list[Any] = [{"n": 0, "text": "x" * 40} for _ in range(300)]
+    nested: dict[str, Any] = {"rows": [{"n": 0, "text": "x" * 40} for _ in range(300)]}
+    done = threading.Event()
+
+    def change() -> None:
+        while not done.is_set():
+            for row, other in zip(rows, nested["rows"], strict=True):
+                row["n"] += 1
+                other["n"] += 1
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(20):
+            put(saver, {"rows": rows, "nested": nested})
+    finally:
+        done.set()
+        thread.join()
+    for found in saver.list(config()):
+        for stored in (value_of(found)["rows"], value_of(found)["nested"]["rows"]):
+            numbers = [row["n"] for row in stored]
+            assert numbers == sorted(numbers, reverse=True)
+            assert numbers[0] - numbers[-1] <= 1
+
+
+# Graphs whose nodes change values in place
+
+
+def _extended(value: list[int], more: list[int]) -> list[int]:
+    value.extend(more)  # a reducer that changes what it is given
+    return value
+
+
+def _replayed(value: list[int], writes: list[list[int]]) -> list[int]:
+    return [*value, *(number for write in writes for number in write)]
+
+
+class State(TypedDict):
+    items: list[Any]
+    table: dict[str, Any]
+    model: Model
+    silent: list[int]
+    log: Annotated[list, Topic(int, accumulate=True)]
+    total: Annotated[list[int], _extended]
+    delta: Annotated[list[int], DeltaChannel(_replayed)]
+
+
+NODES = 8
+THREAD = {"configurable": {"thread_id": "thread"}}
+
+
+def _start() -> Any:
+    return {
+        "items": [{"n": 0}],
+        "table": {"n": 0, "below": {"list": ["x" * 600]}},
+        "model": Model(),
+        "silent": [0],
+        "log": [0],
+        "total": [0],
+        "delta": [0],
+    }
+
+
+def changing(saver: Any) -> Any:
+    """Return a graph of nodes that change the values they are given, and return most of them."""
+
+    def step(state: State) -> dict[str, Any]:
+        number = state["table"]["n"] + 1
+        state["items"].append({"n": number})
+        state["items"][0]["n"] = number
+        state["table"]["n"] = number
+        state["table"]["below"]["list"].append("x" * 600)
+        state["model"].count = number
+        state["model"].items.append(number)
+        state["silent"].append(number)  # nobody is told
+        more = {name: [number] for name in ("log", "total", "delta")}
+        return {**{name: state[name] for name in ("items", "table", "model")}, **more}  # type: ignore[literal-required]
+
+    async def astep(state: State) -> dict[str, Any]:
+        return step(state)
+
+    builder = StateGraph(State)
+    before = START
+    for number in range(NODES):
+        builder.add_node(f"node-{number}", RunnableLambda(step, astep))
+        builder.add_edge(before, f"node-{number}")
+        before = f"node-{number}"
+    return builder.compile(checkpointer=saver)
+
+
+async def _history(saver: Any, world: str, durability: Any) -> list[Any]:
+    graph = changing(saver)
+    if world == "invoke":
+        graph.invoke(_start(), THREAD, durability=durability)
+    elif world == "ainvoke":
+        await graph.ainvoke(_start(), THREAD, durability=durability)
+    else:
+        async for _ in graph.astream(_start(), THREAD, durability=durability):
+            pass
+    return [state.values for state in graph.get_state_history(THREAD)][::-1]
+
+
+@pytest.mark.parametrize("durability", ["sync", "exit"])
+@pytest.mark.parametrize("world", ["invoke", "ainvoke", "astream"])
+async def test_each_state_of_a_graph_that_changes_values_in_place_is_that_of_its_checkpoint(
+    world: str, durability: str, saver: ForkpointSaver
+) -> None:
+    expected = await _history(InMemorySaver(), world, durability)
+    assert await _history(saver, world, durability) == expected
+    if durability == "sync":
+        lengths = [len(values.get("log", [])) for values in expected]
+        assert lengths == [0, *range(1, NODES + 2)]
+
+
+@pytest.mark.parametrize("world", ["ainvoke", "astream"])
+async def test_a_graph_that_goes_on_while_it_is_stored_stores_no_state_that_never_was(
+    world: str, saver: ForkpointSaver
+) -> None:
+    """LangGraph calls for a checkpoint when the one before is stored, and its values may be newer.
+
+    Even so they are of one moment.
+    """
+    states = await _history(saver, world, "async")
+    assert len(states) == NODES + 2
+    for values in states[1:]:
+        number = values["table"]["n"]
+        assert values["items"] == [{"n": number}, *({"n": n} for n in range(1, number + 1))]
+        assert values["model"] == Model(count=number, items=list(range(1, number + 1)))
+        assert len(values["table"]["below"]["list"]) == number + 1
+        assert values["silent"] == states[1]["silent"]
+    assert states[-1]["table"]["n"] == NODES
+    assert len(states[-1]["log"]) == NODES + 1

@@ -1,0 +1,323 @@
+"""SQLite: every way to give a saver its database, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import pytest
+from checking import Api, checkpoint, config, put, value_of
+from stores import SqliteStore
+
+from forkpoint import (
+    InvalidInput,
+    SaverClosed,
+    SqliteSaver,
+    StorageBusy,
+    StorageReadOnly,
+    ThreadCatalog,
+    ThreadExists,
+)
+
+
+@pytest.mark.parametrize("kind", ["path", "string", "memory", "uri", "connection"])
+async def test_every_kind_of_database_serves_both_worlds(kind: str, path: Path) -> None:
+    connection = sqlite3.connect(path, check_same_thread=False)
+    database: Any = {
+        "path": path,
+        "string": str(path),
+        "memory": ":memory:",
+        "uri": path.as_uri(),
+        "connection": connection,
+    }[kind]
+    with SqliteSaver(database) as saver:
+        first = put(saver, {"n": 1})
+        await saver.aput(first, checkpoint({"n": 2}), {}, {"n": 1})
+        assert value_of(saver.get_tuple(config())) == {"n": 2}
+        assert value_of(await saver.aget_tuple(config())) == {"n": 2}
+        seen = await asyncio.gather(*(asyncio.to_thread(saver.get_tuple, config()) for _ in "123"))
+        assert [value_of(found) for found in seen] == [{"n": 2}] * 3
+    assert connection.execute("SELECT 1").fetchone() == (1,)  # what was passed stays open
+    connection.close()
+
+
+CALLS: dict[str, Callable[[Api], Awaitable[Any]]] = {
+    "setup": lambda api: api.setup(),
+    "get_tuple": lambda api: api.get_tuple(config()),
+    "get": lambda api: api.get(config()),
+    "list": lambda api: api.list(config()),
+    "get_delta_channel_history": lambda api: api.get_delta_channel_history(
+        config=config(), channels=["c"]
+    ),
+    "put": lambda api: api.put(config(), checkpoint({"n": 1}), {}, {"n": 1}),
+    "put_writes": lambda api: api.put_writes(config("thread", "1"), [("c", 1)], "task"),
+    "delete_thread": lambda api: api.delete_thread("thread"),
+    "delete_for_runs": lambda api: api.delete_for_runs(["run"]),
+    "copy_thread": lambda api: api.copy_thread("thread", "copy"),
+    "prune": lambda api: api.prune(["thread"], strategy="delete"),
+    "at": lambda api: api.at("thread", 0),
+    "latest": lambda api: api.latest({"a": 1}),
+    "find_message": lambda api: api.find_message("thread", "message"),
+    "diff": lambda api: api.diff("thread", "thread"),
+    "fork": lambda api: api.fork("thread"),
+    "lineage": lambda api: api.lineage("thread"),
+    "family": lambda api: api.family("thread"),
+    "rollback": lambda api: api.rollback("thread"),
+    "trim": lambda api: api.trim("thread", 1),
+    "purge": lambda api: api.purge("thread"),
+}
+
+
+@pytest.mark.parametrize("world", ["sync", "async"])
+async def test_every_call_tells_that_the_aiosqlite_connection_was_closed(
+    world: str, path: Path
+) -> None:
+    async with aiosqlite.connect(path) as connection:
+        saver = SqliteSaver(connection)
+        await saver.aput(config(), checkpoint({"n": 1}), {}, {"n": 1})
+
+    for call in CALLS.values():
+        with pytest.raises(SaverClosed, match="aiosqlite"):
+            await call(Api(saver, world))
+    with pytest.raises(SaverClosed):
+        await Api(ThreadCatalog(saver), world).search()
+
+
+async def test_a_value_error_of_an_operation_is_not_taken_for_a_closed_connection(
+    path: Path,
+) -> None:
+    async with aiosqlite.connect(path) as connection:
+        saver = SqliteSaver(connection)
+        await saver.aput(config(), checkpoint({"n": 1}), {}, {"n": 1})
+        with pytest.raises(ThreadExists):  # which is one, too
+            await saver.afork("thread", new_thread_id="thread")
+
+
+@pytest.mark.parametrize("where", ["file", ":memory:"])
+async def test_an_aiosqlite_connection_serves_both_worlds(where: str, path: Path) -> None:
+    async with aiosqlite.connect(where if where == ":memory:" else path) as connection:
+        connection.row_factory = aiosqlite.Row
+        saver = SqliteSaver(connection)
+        first = await saver.aput(config(), checkpoint({"n": 1}), {}, {"n": 1})
+        saver.put(first, checkpoint({"n": 2}), {}, {"n": 1})  # sync, on the loop's own thread
+        assert value_of(await saver.aget_tuple(config())) == {"n": 2}
+        assert value_of(await asyncio.to_thread(saver.get_tuple, config())) == {"n": 2}
+        assert [value_of(found) async for found in saver.alist(config())] == [{"n": 2}, {"n": 1}]
+        await saver.aclose()
+        async with connection.execute("SELECT 1") as cursor:
+            assert tuple(await cursor.fetchone() or ()) == (1,)
+
+
+def test_a_passed_connection_that_is_closed_says_so(path: Path) -> None:
+    connection = sqlite3.connect(path, check_same_thread=False)
+    saver = SqliteSaver(connection)
+    put(saver, {"n": 1})
+    connection.close()
+
+    with pytest.raises(SaverClosed):
+        saver.get_tuple(config())
+
+
+def test_the_file_may_hold_other_tables_those_of_other_savers_too(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        "CREATE TABLE checkpoints (mine); CREATE TABLE writes (mine); INSERT INTO writes VALUES (1)"
+    )
+    connection.commit()
+    with SqliteSaver(path) as saver:
+        put(saver, {"text": "x" * 9000})
+        saver.delete_thread("thread")
+    assert connection.execute("SELECT * FROM writes").fetchall() == [(1,)]
+    connection.close()
+
+
+BAD_DATABASES: dict[str, Callable[[Path], Any]] = {
+    "a directory": lambda directory: directory,
+    "no such directory": lambda directory: directory / "nowhere" / "x.db",
+    "no database": lambda directory: directory / "text.txt",
+    "a number": lambda _: 5,
+    "nothing": lambda _: None,
+    "empty": lambda _: "",
+    "bytes": lambda _: b"x.db",
+    "nul": lambda _: "x\0.db",
+    "a closed aiosqlite connection": lambda directory: aiosqlite.connect(directory / "x.db"),
+}
+
+
+@pytest.mark.parametrize("which", BAD_DATABASES)
+def test_what_is_no_database_is_refused_at_once(which: str, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("no database, and long enough to be read as its header")
+
+    with pytest.raises(InvalidInput):
+        SqliteSaver(BAD_DATABASES[which](tmp_path))
+
+
+def test_a_file_that_breaks_later_is_a_typed_error(tmp_path: Path) -> None:
+    path = tmp_path / "late.db"
+    saver = SqliteSaver(path)
+    path.write_bytes(b"no database at all, but only after the saver was made" * 100)
+
+    with pytest.raises(InvalidInput, match="no SQLite database"):
+        saver.get_tuple(config())
+    saver.close()
+
+
+@pytest.mark.parametrize("bad", ["FULL", "off", None, 1])
+def test_an_unknown_durability_is_refused(path: Path, bad: Any) -> None:
+    with pytest.raises(InvalidInput, match="durability"):
+        SqliteSaver(path, durability=bad)
+
+
+@pytest.mark.parametrize(("durability", "level"), [("full", 2), ("normal", 1)])
+def test_durability_sets_how_sqlite_syncs(path: Path, durability: str, level: int) -> None:
+    connection = sqlite3.connect(path, check_same_thread=False)
+    saver = SqliteSaver(connection, durability=durability)
+    saver.setup()
+
+    assert connection.execute("PRAGMA synchronous").fetchone() == (level,)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_a_connection_bound_to_one_thread_says_how_to_open_it(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    saver = SqliteSaver(connection)
+    put(saver, {"n": 1})  # on its own thread it works
+
+    with pytest.raises(InvalidInput, match="check_same_thread=False"):
+        asyncio.run(saver.aget_tuple(config()))
+    connection.close()
+
+
+def test_a_connection_with_an_open_transaction_is_left_alone(path: Path) -> None:
+    connection = sqlite3.connect(path, check_same_thread=False)
+    saver = SqliteSaver(connection)
+    saver.setup()
+    connection.execute("CREATE TABLE mine (n)")
+    connection.execute("INSERT INTO mine VALUES (1)")
+
+    with pytest.raises(InvalidInput, match="open transaction"):
+        put(saver, {"n": 1})
+    assert connection.in_transaction
+    connection.commit()
+    put(saver, {"n": 1})
+    assert connection.execute("SELECT * FROM mine").fetchall() == [(1,)]
+    connection.close()
+
+
+if sys.version_info >= (3, 12):
+
+    def test_a_connection_that_never_commits_by_itself_is_refused(path: Path) -> None:
+        connection = sqlite3.connect(path, check_same_thread=False, autocommit=False)
+
+        with pytest.raises(InvalidInput, match="autocommit"):
+            put(SqliteSaver(connection), {"n": 1})
+        connection.close()
+
+
+@pytest.mark.parametrize("how", ["uri", "connection"])
+def test_a_read_only_database_can_be_read_and_not_written(path: Path, how: str) -> None:
+    with SqliteSaver(path) as saver:
+        stored = put(saver, {"n": 1, "text": "x" * 9000})
+        saver.put_writes(stored, [("c", 1)], "task")
+    uri = f"{path.as_uri()}?mode=ro"
+    connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+    saver = SqliteSaver(uri if how == "uri" else connection)
+
+    found = saver.get_tuple(config())
+    assert found is not None
+    assert found.pending_writes == [("task", "c", 1)]
+    assert len(list(saver.list(None))) == 1
+    writes: list[Callable[[], Any]] = [
+        lambda: put(saver, {"n": 2}),
+        lambda: saver.put_writes(stored, [("c", 2)], "other"),
+        lambda: saver.delete_thread("thread"),
+        lambda: saver.copy_thread("thread", "copy"),
+        lambda: saver.prune(["thread"]),
+    ]
+    for write in writes:
+        with pytest.raises(StorageReadOnly):
+            write()
+    assert value_of(saver.get_tuple(config())) == {"n": 1, "text": "x" * 9000}
+    saver.close()
+    connection.close()
+
+
+def test_a_file_without_write_permission_can_be_read() -> None:
+    """By an ordinary user: permissions do not stop the superuser."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "checkpoints.db"
+        with SqliteSaver(path) as saver:
+            put(saver, {"n": 1})
+        path.chmod(0o444)
+        Path(directory).chmod(0o777)
+        script = f"""
+import os
+from forkpoint import SqliteSaver, StorageReadOnly
+if os.getuid() == 0:
+    os.setuid(65534)
+saver = SqliteSaver({str(path)!r})
+config = {{"configurable": {{"thread_id": "thread"}}}}
+assert saver.get_tuple(config).checkpoint["channel_values"] == {{"n": 1}}
+try:
+    saver.delete_thread("thread")
+except StorageReadOnly:
+    print("refused")
+"""
+        command = [sys.executable, "-c", script]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert result.stdout == "refused\n"
+
+
+def test_a_database_that_another_holds_too_long_is_a_typed_error(path: Path) -> None:
+    connection = sqlite3.connect(path, timeout=0.1, check_same_thread=False, isolation_level=None)
+    saver = SqliteSaver(connection)
+    put(saver, {"n": 1})
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(StorageBusy):
+        put(saver, {"n": 2})
+    assert value_of(saver.get_tuple(config())) == {"n": 1}  # reading goes on
+    other.execute("ROLLBACK")
+    put(saver, {"n": 3})
+    other.close()
+    connection.close()
+
+
+def test_the_file_shrinks_when_much_is_deleted(path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 1}, thread_id="stays")
+        put(saver, {"blob": os.urandom(8_000_000)}, thread_id="goes")
+        large = path.stat().st_size + path.with_name(path.name + "-wal").stat().st_size
+        saver.delete_thread("goes")
+        assert value_of(saver.get_tuple(config("stays"))) == {"n": 1}
+    assert large > 8_000_000
+    assert path.stat().st_size < 400_000
+
+
+def test_an_operation_that_fails_commits_nothing(path: Path) -> None:
+    saver = SqliteSaver(path)
+    put(saver, {"n": 1})
+    storage = saver._context.storage
+
+    def fail_in_between() -> None:
+        with storage.writing() as session:
+            thread = session.thread("thread")
+            assert thread is not None
+            session.bury(thread)
+            raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError, match="in between"):
+        fail_in_between()
+    assert saver.get_tuple(config()) is not None
+    assert SqliteStore(path).problems(saver) == []
+    saver.close()

@@ -1,0 +1,509 @@
+"""SQLite: a database file that others open, close, remove, replace and restore meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checking import checkpoint, config, counts_of, put, value_of
+from children import Child
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from processes import fork_server
+from stores import SqliteStore
+
+from forkpoint import (
+    InvalidInput,
+    RetentionPolicy,
+    SqliteSaver,
+    StorageReplaced,
+    ThreadCatalog,
+    ThreadDeleted,
+)
+from forkpoint.saver.saver import ForkpointSaver
+
+LOG = "-wal", "-shm"
+
+
+def put_many(saver: ForkpointSaver, thread_id: str, count: int) -> None:
+    for n in range(count):
+        put(saver, {"n": n, "text": f"{thread_id}-{n} " * 300}, thread_id=thread_id)
+
+
+def stored(path: Path) -> dict[str, int]:
+    """Return how many checkpoints another process reads of each thread, all of them intact."""
+    store = SqliteStore(path)
+    with store.saver() as saver:
+        assert store.problems(saver) == []
+        counts = counts_of(saver)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+    return counts
+
+
+def in_another_process(work: Callable[[], Any]) -> None:
+    Child(work).join()
+
+
+def command(path: Path, code: str) -> None:
+    """Run Python code with `path` in a process that was not forked from this one."""
+    process = fork_server().Process(target=run, args=(str(path), code))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def run(path: str, code: str) -> None:
+    exec(code, {"path": path, "os": os, "shutil": shutil, "sqlite3": sqlite3})
+
+
+USE = "c = sqlite3.connect(path); c.execute('SELECT * FROM sqlite_master').fetchall(); c.close()"
+COUNT = (
+    "c = sqlite3.connect(path)\n"
+    "(count,) = c.execute('SELECT count(*) FROM forkpoint_checkpoints').fetchone()\n"
+    "c.close()\n"
+)
+
+
+# Several savers, several names
+
+
+def test_a_second_saver_that_closes_costs_the_first_nothing(path: Path) -> None:
+    first = SqliteSaver(path)
+    put_many(first, "first", 5)
+    with SqliteSaver(path) as second:
+        put_many(second, "second", 5)
+    command(path, USE)
+    put_many(first, "first", 6)
+    command(path, COUNT + "assert count == 16")  # as others see it, before it is closed
+    first.close()
+    assert stored(path) == {"first": 11, "second": 5}
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda path: SqliteSaver(path),
+        lambda path: SqliteSaver(path).close(),
+        lambda path: SqliteSaver(f"file:{path}").close(),
+        lambda path: SqliteSaver(path).setup(),
+        lambda path: is_refused_as_archive(path),
+    ],
+    ids=["made", "made and closed", "by URI", "set up", "as an archive"],
+)
+def test_nothing_that_is_done_with_the_file_drops_the_locks_of_a_saver(
+    path: Path, attempt: Callable[[Path], Any]
+) -> None:
+    saver = SqliteSaver(path)
+    put_many(saver, "thread", 3)
+    log = os.stat(f"{path}-wal").st_ino
+    attempt(path)
+    command(path, USE)  # it takes itself for the last one, and removes the log, if there is no lock
+    assert os.stat(f"{path}-wal").st_ino == log
+    put_many(saver, "thread", 3)
+    saver.close()
+    assert stored(path) == {"thread": 6}
+
+
+def is_refused_as_archive(path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        catalog = ThreadCatalog(saver)
+        put(saver, {"n": 1}, thread_id="old")
+        policy = RetentionPolicy(max_age=timedelta(microseconds=1))
+        for name in (path, f"{path}-wal", path.parent / "." / path.name):
+            with pytest.raises(InvalidInput, match="archive"):
+                catalog.apply_retention(policy, archive=name)
+        assert saver.get_tuple(config("old")) is not None
+        saver.delete_thread("old")
+
+
+def test_many_savers_that_come_and_go_and_other_processes_lose_nothing(path: Path) -> None:
+    saver = SqliteSaver(path)
+    saver.setup()
+    is_over = threading.Event()
+    acknowledged = {"stays": 0}
+
+    def stay() -> None:
+        while not is_over.is_set():
+            put_many(saver, "stays", 1)
+            acknowledged["stays"] += 1
+
+    def come_and_go(name: str) -> None:
+        for _ in range(10):
+            with SqliteSaver(path) as other:
+                put_many(other, name, 3)
+        acknowledged[name] = 30
+
+    staying = threading.Thread(target=stay)
+    others = [threading.Thread(target=come_and_go, args=(name,)) for name in "ab"]
+    for thread in (staying, *others):
+        thread.start()
+    for _ in range(3):
+        command(path, USE)
+    for thread in others:
+        thread.join()
+    is_over.set()
+    staying.join()
+    saver.close()
+    assert stored(path) == acknowledged
+
+
+def symbolic(path: Path) -> Path:
+    other = path.with_name("symbolic.db")
+    other.symlink_to(path)
+    return other
+
+
+def hard(path: Path) -> Path:
+    other = path.with_name("hard.db")
+    other.hardlink_to(path)
+    return other
+
+
+def uri(path: Path) -> str:
+    return f"file:{os.path.relpath(path).replace('c', '%63')}?mode=rwc"
+
+
+@pytest.mark.parametrize("name_of", [symbolic, hard, uri, os.path.relpath])
+def test_two_names_of_a_file_are_one_file(path: Path, name_of: Callable[[Path], Any]) -> None:
+    first = SqliteSaver(path)
+    put_many(first, "first", 3)
+    second = SqliteSaver(name_of(path))
+    put_many(second, "second", 3)
+    put_many(first, "first", 3)
+    assert len(list(first.list(None))) == len(list(second.list(None))) == 9
+    first.close()
+    put_many(second, "second", 3)
+    second.close()
+    assert stored(path) == {"first": 6, "second": 6}
+
+
+@pytest.mark.parametrize("name", ["relative.db", "file:relative.db", "file:./relative.db?mode=rwc"])
+def test_a_relative_path_is_resolved_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for directory in ("here", "there"):
+        (tmp_path / directory).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    saver = SqliteSaver(name)
+    monkeypatch.chdir(tmp_path / "there")
+    put_many(saver, "thread", 1)
+    in_another_process(partial(put_many, saver, "child", 1))
+    monkeypatch.chdir(tmp_path)
+    put_many(saver, "thread", 1)
+    saver.close()
+    assert os.listdir(tmp_path / "there") == []
+    assert stored(tmp_path / "here" / "relative.db") == {"thread": 2, "child": 1}
+
+
+@pytest.mark.parametrize(
+    "content", [b"x", b"x" * 15, b"text" * 20, b"SQLite format 3\0" + b"?" * 999]
+)
+def test_what_is_no_database_stays_as_it_is(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput, match="no SQLite database"):
+        SqliteSaver(path)
+    assert path.read_bytes() == content
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("name", ["file:", "file:?mode=rwc", "file://elsewhere/x.db", "file:a%00b"])
+def test_a_uri_that_names_no_file_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput):
+        SqliteSaver(name)
+
+
+# A file that is removed, replaced or restored
+
+
+def copy_of(path: Path) -> Path:
+    """Return a backup of the database as it is now."""
+    backup = path.with_name("backup.db")
+    with sqlite3.connect(path) as source, sqlite3.connect(backup) as target:
+        source.backup(target)
+    source.close()
+    target.close()
+    return backup
+
+
+def restore_by_rename(path: Path, backup: Path) -> None:
+    command(path, f"os.rename({str(backup)!r}, path)")
+
+
+def restore_by_rename_and_remove_log(path: Path, backup: Path) -> None:
+    command(
+        path,
+        f"os.remove(path + '-wal'); os.remove(path + '-shm'); os.rename({str(backup)!r}, path)",
+    )
+
+
+def restore_in_place(path: Path, backup: Path) -> None:
+    command(
+        path,
+        f"shutil.copyfile({str(backup)!r}, path)\n"
+        "os.remove(path + '-wal'); os.remove(path + '-shm')",
+    )
+
+
+def restore_by_backup(path: Path, backup: Path) -> None:
+    """What `.restore` of the SQLite shell does."""
+    command(
+        path,
+        f"s = sqlite3.connect({str(backup)!r}); t = sqlite3.connect(path); s.backup(t); t.close()",
+    )
+
+
+def restore_with_others(path: Path, backup: Path) -> None:
+    """Others have gone on with what was restored before the saver looks."""
+    restore_by_backup(path, backup)
+    command(
+        path,
+        "from forkpoint import SqliteSaver\n"
+        "from langgraph.checkpoint.base import empty_checkpoint\n"
+        "with SqliteSaver(path) as s:\n"
+        "    for n in range(30):\n"
+        "        s.put({'configurable': {'thread_id': f'other-{n}', 'checkpoint_ns': ''}},"
+        " empty_checkpoint(), {}, {})\n",
+    )
+
+
+RESTORES = [
+    restore_by_rename,
+    restore_by_rename_and_remove_log,
+    restore_in_place,
+    restore_by_backup,
+    restore_with_others,
+]
+
+
+def with_shared_text(saver: ForkpointSaver, n: int, text: str, thread_id: str, after: Any) -> Any:
+    values = {"n": n, "text": text}
+    versions = {"n": n, "text": 1}
+    new = checkpoint(values, versions)
+    return saver.put(after or config(thread_id), new, {}, versions if after is None else {"n": n})
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("restore", RESTORES)
+def test_puts_to_a_restored_store_are_there_and_whole(
+    path: Path, restore: Callable[[Path, Path], None], is_encrypted: bool
+) -> None:
+    """Of threads older than the backup and newer, with values that only the saver remembers."""
+    serde = EncryptedSerializer.from_pycryptodome_aes(key=b"k" * 16) if is_encrypted else None
+    saver = SqliteSaver(path, serde=serde)
+    big = "remembered " * 2000
+    old = with_shared_text(saver, 1, "in the backup " * 2000, "old", None)
+    backup = copy_of(path)
+    old = with_shared_text(saver, 2, big, "old", None)
+    new = with_shared_text(saver, 1, big, "new", None)
+
+    restore(path, backup)
+    old = with_shared_text(saver, 3, big, "old", old)
+    new = with_shared_text(saver, 2, big, "new", new)
+    with_shared_text(saver, 1, big, "newer", None)
+    saver.put_writes(new, [("c", big)], "task")
+    saver.close()
+
+    with SqliteSaver(path, serde=serde) as reader:
+        for thread_id, n in {"old": 3, "new": 2, "newer": 1}.items():
+            found = reader.get_tuple(config(thread_id))
+            assert value_of(found) == {"n": n, "text": big}, thread_id
+        found = reader.get_tuple(new)
+        assert found is not None
+        assert [value for _, _, value in found.pending_writes or []] == [big]
+        assert len(list(reader.list(config("old")))) == 2  # that of the backup, and the new one
+        if restore is not restore_with_others or not is_encrypted:
+            assert SqliteStore(path).problems(reader) == []
+
+
+@pytest.mark.parametrize("restore", RESTORES)
+def test_a_restored_store_is_what_is_read(
+    path: Path, restore: Callable[[Path, Path], None]
+) -> None:
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 1})
+        backup = copy_of(path)
+        put(saver, {"n": 2})
+        restore(path, backup)
+        assert value_of(saver.get_tuple(config())) == {"n": 1}
+    assert stored(path)["thread"] == 1
+
+
+@pytest.mark.parametrize("restore", RESTORES)
+@pytest.mark.parametrize("event", ["close", "fork"])
+def test_a_saver_that_closes_leaves_a_restored_store_alone(
+    path: Path, restore: Callable[[Path, Path], None], event: str
+) -> None:
+    """SQLite would write its log into the file at the end."""
+    saver = SqliteSaver(path)
+    put(saver, {"n": 1})
+    backup = copy_of(path)
+    put_many(saver, "gone", 5)
+    restore(path, backup)
+    if event == "close":
+        saver.close()
+    else:
+        in_another_process(lambda: None)
+    counts = stored(path)
+    assert counts["thread"] == 1
+    assert "gone" not in counts
+    saver.close()
+
+
+def test_what_was_put_before_the_file_was_moved_is_in_the_file_that_was_moved(path: Path) -> None:
+    moved = path.with_name("moved.db")
+    with SqliteSaver(path) as saver, SqliteSaver(path) as other:
+        put_many(saver, "before", 5)
+        command(path, f"os.rename(path, {str(moved)!r})")
+        put_many(saver, "after", 5)
+        put_many(other, "after", 5)
+    assert stored(moved) == {"before": 5}
+    assert stored(path) == {"after": 10}
+
+
+@pytest.mark.parametrize("is_passed", [False, True])
+def test_a_file_that_was_moved_is_opened_under_its_new_name(path: Path, is_passed: bool) -> None:
+    moved = path.with_name("moved.db")
+    connection = sqlite3.connect(path, check_same_thread=False)
+    saver = SqliteSaver(connection if is_passed else path)
+    put_many(saver, "before", 2)
+    connection.close()
+    os.rename(path, moved)
+    with SqliteSaver(moved) as other:
+        put_many(other, "other", 2)
+        if not is_passed:
+            put_many(saver, "after", 2)
+    saver.close()
+    assert stored(moved) == {"before": 2, "other": 2}
+    assert path.exists() != is_passed
+
+
+@pytest.mark.parametrize("files", [("",), ("", "-wal", "-shm"), ("-wal",), ("-wal", "-shm")])
+def test_a_removed_file_is_made_again(path: Path, files: tuple[str, ...]) -> None:
+    with SqliteSaver(path) as saver, SqliteSaver(path) as other:
+        put_many(saver, "before", 2)
+        put_many(other, "before", 2)
+        command(path, f"for name in {files!r}: os.remove(path + name)")
+        put_many(saver, "after", 3)
+        put_many(other, "after", 3)
+        assert len(list(saver.list(config("after")))) == 6
+    assert stored(path)["after"] == 6
+
+
+def test_a_directory_that_was_removed_is_a_typed_error_until_it_is_back(tmp_path: Path) -> None:
+    directory = tmp_path / "d"
+    directory.mkdir()
+    with SqliteSaver(directory / "x.db") as saver:
+        put_many(saver, "before", 1)
+        shutil.rmtree(directory)
+        with pytest.raises(OSError, match="unable to open"):
+            put_many(saver, "after", 1)
+        directory.mkdir()
+        put_many(saver, "after", 1)
+    assert stored(directory / "x.db") == {"after": 1}
+
+
+def test_a_link_that_is_turned_to_another_file_is_followed(tmp_path: Path) -> None:
+    link = tmp_path / "current.db"
+    link.symlink_to(tmp_path / "1.db")
+    with SqliteSaver(link) as saver:
+        put_many(saver, "first", 2)
+        link.unlink()
+        link.symlink_to(tmp_path / "2.db")
+        put_many(saver, "second", 2)
+    assert stored(tmp_path / "1.db") == {"first": 2}
+    assert stored(tmp_path / "2.db") == {"second": 2}
+
+
+@pytest.mark.parametrize("restore", RESTORES)
+def test_a_connection_that_was_passed_never_writes_into_nothing(
+    path: Path, restore: Callable[[Path, Path], None]
+) -> None:
+    connection = sqlite3.connect(path, check_same_thread=False)
+    saver = SqliteSaver(connection)
+    put(saver, {"n": 1})
+    backup = copy_of(path)
+    put(saver, {"n": 2, "text": "x" * 9000})
+    restore(path, backup)
+    if restore in (restore_by_backup, restore_with_others):
+        put(saver, {"n": 3, "text": "x" * 9000})
+        assert value_of(saver.get_tuple(config()))["n"] == 3
+        connection.close()
+        assert stored(path)["thread"] == 2
+    else:
+        for call in (lambda: put(saver, {"n": 3}), lambda: saver.get_tuple(config())):
+            with pytest.raises(StorageReplaced, match="removed, replaced or restored"):
+                call()
+
+
+def test_a_backup_that_is_restored_into_memory_is_noticed(path: Path) -> None:
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    backup = sqlite3.connect(":memory:")
+    saver = SqliteSaver(connection)
+    put(saver, {"n": 1})
+    connection.backup(backup)
+    big = "x" * 9000
+    first = put(saver, {"n": 2, "text": big})
+    backup.backup(connection)
+    put(saver, {"n": 3, "text": big}, parent=first)
+    assert value_of(saver.get_tuple(config())) == {"n": 3, "text": big}
+    connection.close()
+    backup.close()
+
+
+def test_a_run_whose_thread_the_backup_does_not_have_goes_on_under_a_lease_no_more(
+    path: Path,
+) -> None:
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 1}, thread_id="old")
+        backup = copy_of(path)
+        with ThreadCatalog(saver).run("new", ttl=timedelta(hours=1)) as lease:
+            saver.put(lease.config, checkpoint({"n": 1}), {}, {"n": 1})
+            restore_by_backup(path, backup)
+            with pytest.raises(ThreadDeleted):
+                saver.put(lease.config, checkpoint({"n": 2}), {}, {"n": 1})
+    assert stored(path) == {"old": 1}
+
+
+# Tables that were dropped
+
+TABLES = ["settings", "threads", "checkpoints", "writes", "chunks", "listing", "walks"]
+
+
+@pytest.mark.parametrize("dropped", [TABLES, *([table] for table in TABLES)], ids=lambda d: d[0])
+@pytest.mark.parametrize("with_setup", [True, False])
+def test_tables_that_were_dropped_are_made_again(
+    path: Path, dropped: list[str], with_setup: bool
+) -> None:
+    with SqliteSaver(path) as saver:
+        put_many(saver, "before", 2)
+        with sqlite3.connect(path) as connection:
+            for table in dropped:
+                connection.execute(f"DROP TABLE forkpoint_{table}")
+        connection.close()
+        if with_setup:
+            saver.setup()
+        put_many(saver, "after", 2)
+        found = list(saver.list(config("after")))
+        assert [value_of(one)["n"] for one in found] == [1, 0]
+        assert all(value_of(one)["text"].startswith("after-") for one in found)
+        ThreadCatalog(saver).search()
+
+
+def test_setup_makes_an_index_that_was_dropped(path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        put_many(saver, "thread", 1)
+        with sqlite3.connect(path) as connection:
+            connection.execute("DROP INDEX forkpoint_checkpoints_place")
+        saver.setup()
+        names = connection.execute("SELECT name FROM sqlite_master").fetchall()
+        connection.close()
+        assert ("forkpoint_checkpoints_place",) in names
