@@ -104,11 +104,11 @@ def test_who_died_while_waiting_holds_up_the_others_for_the_time_of_its_lease_at
     with catalog.run("t"):
         thread = saver._context.storage.reading
         with thread() as session:
-            record = session.record("t")
+            record = session.records.get("t")
         assert record is not None
         with saver._context.storage.writing() as session:  # as a process that is killed then
             waits = {"take_over": False, "waits": True}
-            assert session.lease(record.thread, "dead", 1, **waits) is None
+            assert session.leases.acquire(record.thread, "dead", 1, **waits) is None
         assert queue(store) == ["dead"]
     with catalog.run("t", if_busy="wait"):
         assert catalog.is_busy("t")

@@ -46,7 +46,7 @@ from forkpoint.catalog import retention
 from forkpoint.catalog.archive import JsonLines
 from forkpoint.catalog.retention import Rules
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.storage.interface import Description, ThreadRef, ThreadRow
+from forkpoint.storage.rows import Description, ThreadRef, ThreadRow
 
 HOUR = timedelta(hours=1)
 HOURS = 3600 * 1_000_000

@@ -138,15 +138,15 @@ async def test_only_what_is_new_is_looked_at(
 ) -> None:
     looks = 0
     with saver._context.storage.reading() as session:
-        kind = type(session)
-    record = kind.record
+        kind = type(session.records)
+    record = kind.get
 
     def counted(self: Any, thread_id: str) -> Any:
         nonlocal looks
         looks += 1
         return record(self, thread_id)
 
-    monkeypatch.setattr(kind, "record", counted)
+    monkeypatch.setattr(kind, "get", counted)
     place = put(saver, {"n": 0})
     for n in range(5):
         place = saver.put(place, checkpoint({"n": n}), {}, {"n": 1})

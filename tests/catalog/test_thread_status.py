@@ -187,14 +187,14 @@ async def test_a_lease_that_is_renewed_after_its_time_is_searched_as_held(
     busy = ThreadFilter(status="busy")
     storage: Any = api.saver._context.storage
     with storage.writing() as session:
-        held = session.record("thread").thread
-        lease = session.lease(held, "holder", 1, take_over=False, waits=False)
+        held = session.records.get("thread").thread
+        lease = session.leases.acquire(held, "holder", 1, take_over=False, waits=False)
     while catalog.is_busy("thread"):
         pass
     put(api.saver, {"n": 1})
     assert catalog.count(busy) == 0
     with storage.writing() as session:
-        is_held = session.renew(held, lease.fence, 60_000_000)
+        is_held = session.leases.renew(held, lease.fence, 60_000_000)
     assert catalog.is_busy("thread") == is_held
     assert catalog.count(busy) == is_held
     assert store.problems(api.saver) == []

@@ -33,8 +33,8 @@ from stores import Store
 
 from forkpoint import NotStorable, SafeSerializer, StoredObject, UnreadableValue
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.storage.interface import CheckpointRow
 from forkpoint.storage.row_checksums import checkpoint_with_checksum
+from forkpoint.storage.rows import CheckpointRow
 
 NOW = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=zoneinfo.ZoneInfo("UTC"))
 OWN = [

@@ -20,7 +20,7 @@ from forkpoint.mongodb import log as mongodb_log
 from forkpoint.mongodb import put as mongodb_bulk
 from forkpoint.mongodb.commands import Outcome, Records
 from forkpoint.mongodb.saver import MongoDBSaver
-from forkpoint.storage.interface import ThreadRef
+from forkpoint.storage.rows import ThreadRef
 
 
 @pytest.fixture

@@ -252,7 +252,7 @@ async def test_a_history_is_oldest_first_and_that_of_the_graph_itself(api: Api) 
 async def test_the_latest_is_the_newest_of_any_thread_with_these_metadata(api: Api) -> None:
     assert await api.latest({}) is None
     for n in range(6):
-        metadata = {"graph_id": "checking", "nested": {"n": n, "even": n % 2 == 0}}
+        metadata = {"graph_id": "support", "nested": {"n": n, "even": n % 2 == 0}}
         put(api.saver, {"n": n}, thread_id=f"thread-{n % 2}", metadata=metadata)
     put(api.saver, {"n": 6}, thread_id="other", metadata={"graph_id": "sales"})
 
@@ -263,7 +263,7 @@ async def test_the_latest_is_the_newest_of_any_thread_with_these_metadata(api: A
     assert await latest({}) == 6
     assert await latest({"graph_id": "support"}) == 5
     assert await latest({"nested": {"even": True}}) == 4
-    assert await latest({"graph_id": "checking", "nested": {"n": 0}}) == 0
+    assert await latest({"graph_id": "support", "nested": {"n": 0}}) == 0
     assert await latest({"nested": {"n": 7}}) is None
     await api.purge("thread-1")
     assert await latest({"graph_id": "support"}) == 4

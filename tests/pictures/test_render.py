@@ -187,7 +187,8 @@ def test_text_has_a_line_for_each_thread(root: FamilyNode) -> None:
     lines = FamilyTree(root).text().splitlines()
     assert len(lines) == len(nodes)
     assert all(line.replace("\u200d", "").isprintable() for line in lines)
-    assert sum("← this thread" in line for line in lines) == sum(n.is_current for n in nodes)
+    # An id may say anything, this as well.
+    assert sum("← this thread" in line for line in lines) >= sum(n.is_current for n in nodes)
     assert sum("  purged" in line for line in lines) >= sum(not n.entry.exists for n in nodes)
     for made, count in (("  forked at ", "fork"), ("  cloned", "clone")):
         assert sum(made in line for line in lines) >= sum(n.entry.edge == count for n in nodes)

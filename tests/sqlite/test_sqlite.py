@@ -311,9 +311,9 @@ def test_an_operation_that_fails_commits_nothing(path: Path) -> None:
 
     def fail_in_between() -> None:
         with storage.writing() as session:
-            thread = session.thread("thread")
+            thread = session.threads.find("thread")
             assert thread is not None
-            session.bury(thread)
+            session.threads.delete(thread)
             raise RuntimeError("in between")
 
     with pytest.raises(RuntimeError, match="in between"):

@@ -296,12 +296,12 @@ async def test_metadata_come_back_as_they_were(api: Api) -> None:
 async def test_scalar_keys_of_the_config_become_metadata(api: Api) -> None:
     given = {
         "configurable": {"thread_id": "thread", "user_id": "u1", "__hidden": 1, "obj": object()},
-        "metadata": {"graph": "checking", "score": 0.5},
+        "metadata": {"graph": "support", "score": 0.5},
     }
     await api.put(given, checkpoint({}), {"source": "input"}, {})
 
     metadata = (await api.get_tuple(config())).metadata
-    assert metadata == {"source": "input", "user_id": "u1", "graph": "checking", "score": 0.5}
+    assert metadata == {"source": "input", "user_id": "u1", "graph": "support", "score": 0.5}
 
 
 async def test_deleting_a_thread_leaves_the_others(api: Api) -> None:

@@ -183,7 +183,7 @@ def test_a_tree_of_a_few_chunks_is_not_followed_as_often_as_it_says(
     codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("codec", "entries"):  # half a GiB otherwise
-        monkeypatch.setattr(f"forkpoint.{module}.REPEATED_BYTES", 16 * 1024 * 1024)
+        monkeypatch.setattr(f"forkpoint.encoding.{module}.REPEATED_BYTES", 16 * 1024 * 1024)
     digest, chunks = doubled(50)
     manifest = ormsgpack.packb(["msgpack", BODY, {"c": [LIST, "", 1, 50]}])
     _, entries = codec.decode_manifest(manifest, digest)
@@ -205,7 +205,7 @@ def test_a_value_that_no_reader_would_take_is_refused(
     codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("codec", "entries"):  # half a GiB otherwise
-        monkeypatch.setattr(f"forkpoint.{module}.REPEATED_BYTES", 1024 * 1024)
+        monkeypatch.setattr(f"forkpoint.encoding.{module}.REPEATED_BYTES", 1024 * 1024)
     value = b"x" * (3 * 1024 * 1024)
 
     with pytest.raises(InvalidInput, match="repeat"):

@@ -31,7 +31,7 @@ from forkpoint.encoding.hashing import FLAG_BITS, Hashing, new_salt
 from forkpoint.filters import packed, thread_terms, unpacked
 from forkpoint.mongodb.search import new_record
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.storage.interface import Description
+from forkpoint.storage.rows import Description
 from forkpoint.storage.tombstones import Marks
 
 KINDS = ("threads", "checkpoints", "writes", "chunks")

@@ -11,8 +11,9 @@ from forkpoint.catalog.records import Changes, change
 from forkpoint.catalog.threads import Thread
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.operations.operations import Context
-from forkpoint.storage.interface import Description, Session, ThreadRow
+from forkpoint.storage.interface import Session
 from forkpoint.storage.record_checksums import check_kinship, check_record, described_anew
+from forkpoint.storage.rows import Description, ThreadRow
 
 
 def hand_over(context: Context, thread_id: str, changes: Changes, owner: str | None) -> Thread:
@@ -22,9 +23,9 @@ def hand_over(context: Context, thread_id: str, changes: Changes, owner: str | N
     def give(session: Session, seen: ThreadRow, described: Description) -> bool:
         checksums = described_anew(hashing, seen, described)
         if owner == seen.thread.owner:
-            return session.describe(seen, described, checksums)
+            return session.records.describe(seen, described, checksums)
         checksums = hashing.checksums((thread_id, owner, seen.thread.salt), described)
-        is_given = _detach_children(hashing, session, seen) and session.give(
+        is_given = _detach_children(hashing, session, seen) and session.records.hand_over(
             seen, described, owner, checksums
         )
         # Where there are no transactions, one may have been made meanwhile.
@@ -38,16 +39,16 @@ def hand_over(context: Context, thread_id: str, changes: Changes, owner: str | N
 
 def _detach_children(hashing: Hashing, session: Session, parent: ThreadRow) -> bool:
     """Let no thread be known as one made from another, unless one of them changes meanwhile."""
-    for kin in session.family(parent.thread.family):
+    for kin in session.threads.family(parent.thread.family):
         if kin.parent != parent.thread.key:
             continue
         check_kinship(hashing, kin)
-        child = session.record(kin.thread_id) if kin.deleted_at is None else None
+        child = session.records.get(kin.thread_id) if kin.deleted_at is None else None
         described = None
         if child is not None:
             check_record(hashing, child)
             described = child.described
         checksums = hashing.without_lineage(kin.checksums, kin.salt, described)
-        if not session.detach(parent.thread, kin, child, checksums):
+        if not session.records.detach(parent.thread, kin, child, checksums):
             return False
     return True

@@ -11,11 +11,12 @@ from forkpoint.clocks import time_of
 from forkpoint.encoding.codec import Chunk, Codec, split_refs
 from forkpoint.errors import CorruptChunk, EncryptionMismatch, UnreadableValue
 from forkpoint.operations.operations import Context, load_write, order_of
-from forkpoint.storage.interface import Session, ThreadRow, WriteRow
+from forkpoint.storage.interface import Session
 from forkpoint.storage.plan import ERROR_IDX, INTERRUPT_IDX
 from forkpoint.storage.receipts import WRITES
 from forkpoint.storage.record_checksums import check_record
 from forkpoint.storage.row_checksums import preview_in
+from forkpoint.storage.rows import ThreadRow, WriteRow
 from forkpoint.untrusted import shown
 
 INTERRUPTS = 100
@@ -32,7 +33,7 @@ def threads_of(context: Context, rows: Sequence[ThreadRow]) -> list[Thread]:
     if not wanted:
         return [_thread_of(context, row, {}) for row in rows]
     with context.storage.reading() as session:
-        stored = session.chunks_of(wanted, follow=False)
+        stored = session.chunks.of_families(wanted, follow=False)
     return [_thread_of(context, row, stored.get(row.thread.family, {})) for row in rows]
 
 
@@ -43,10 +44,10 @@ def thread_of(context: Context, session: Session, row: ThreadRow) -> Thread:
         CorruptChunk: Its record is not what was written.
     """
     check_record(context.codec.hashing, row)
-    (whole,) = session.with_heads([row])
+    (whole,) = session.records.with_heads([row])
     assert whole is not None
     wanted = _wanted_chunks([whole])
-    stored = session.chunks_of(wanted, follow=False) if wanted else {}
+    stored = session.chunks.of_families(wanted, follow=False) if wanted else {}
     return _thread_of(context, whole, stored.get(row.thread.family, {}))
 
 

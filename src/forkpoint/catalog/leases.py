@@ -40,7 +40,8 @@ from forkpoint.operations import remove as removing
 from forkpoint.operations.operations import Context
 from forkpoint.runtime.runner import Runner, completed
 from forkpoint.runtime.workers import start_thread
-from forkpoint.storage.interface import LeaseRow, Stale, ThreadRef
+from forkpoint.storage.interface import Stale
+from forkpoint.storage.rows import LeaseRow, ThreadRef
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,10 +73,10 @@ def acquire(
     take_over = if_busy in ("cancel", "rollback")
     while True:
         with context.storage.writing() as session:
-            row = session.record(thread_id)
+            row = session.records.get(thread_id)
             if row is not None:
                 try:
-                    leased = session.lease(
+                    leased = session.leases.acquire(
                         row.thread,
                         holder,
                         ttl,
@@ -87,7 +88,7 @@ def acquire(
                     continue  # it was deleted in between
                 if leased is not None:
                     return Held(row.thread, leased, take_over and row.lease is not None)
-                row = session.record(thread_id)
+                row = session.records.get(thread_id)
                 if row is not None and row.lease is not None:
                     return _holder_of(row.lease)
                 if waits:
@@ -101,27 +102,27 @@ def acquire(
 def renew(context: Context, held: Held, ttl: int) -> bool:
     """Make a lease last for longer, and return whether it still holds."""
     with context.storage.writing() as session:
-        return session.renew(held.thread, held.lease.fence, ttl)
+        return session.leases.renew(held.thread, held.lease.fence, ttl)
 
 
 def release(context: Context, held: Held) -> None:
     """End a lease, if it still holds."""
     with context.storage.writing() as session:
-        session.release(held.thread, held.lease.fence)
+        session.leases.release(held.thread, held.lease.fence)
 
 
 def leave_queue(context: Context, thread_id: str, holder: str) -> None:
     """Wait no longer for the lease of a thread."""
     with context.storage.writing() as session:
-        row = session.record(thread_id)
+        row = session.records.get(thread_id)
         if row is not None:
-            session.leave_queue(row.thread, holder)
+            session.leases.leave_queue(row.thread, holder)
 
 
 def release_of(context: Context, thread_id: str, holder: str) -> None:
     """End the lease that somebody may have begun as he was interrupted."""
     with context.storage.reading() as session:  # which waits for nobody who writes
-        row = session.record(thread_id)
+        row = session.records.get(thread_id)
     if row is not None and row.lease is not None and row.lease.holder == holder:
         release(context, Held(row.thread, row.lease))
 

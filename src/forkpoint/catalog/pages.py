@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 
 from forkpoint.catalog.search import shown_digests
 from forkpoint.errors import StorageFull
-from forkpoint.storage.interface import UNSTORED, Selected, Selection, Session, Storage, ThreadRow
+from forkpoint.storage.interface import Session, Storage
+from forkpoint.storage.queries import NO_SNAPSHOT, ThreadQuery, ThreadRowPage
+from forkpoint.storage.rows import ThreadRow
 
 _T = TypeVar("_T")
 _PAGE_ROWS = 500
@@ -49,7 +51,12 @@ class ThreadPages:
     """
 
     def __init__(
-        self, storage: Storage, selection: Selection, shown: set[bytes], *, with_heads: bool = False
+        self,
+        storage: Storage,
+        selection: ThreadQuery,
+        shown: set[bytes],
+        *,
+        with_heads: bool = False,
     ) -> None:
         self._storage = storage
         self._selection = selection
@@ -83,7 +90,7 @@ class ThreadPages:
             limit = max(self._selection.limit, _PAGE_ROWS)
             self._selection = self._selection._replace(after=selected.places[-1], limit=limit)
 
-    def stop(self, place: tuple[Any, str], page: Sequence[str]) -> tuple[Selection, set[bytes]]:
+    def stop(self, place: tuple[Any, str], page: Sequence[str]) -> tuple[ThreadQuery, set[bytes]]:
         """Return where the next page goes on, and which threads it leaves out.
 
         Args:
@@ -100,8 +107,8 @@ class ThreadPages:
     def _is_first_page(self) -> bool:
         return self._selection.after is None or self._begins_walk
 
-    def _select(self) -> Selected:
-        if self._is_first_page or self._selection.walk == UNSTORED:
+    def _select(self) -> ThreadRowPage:
+        if self._is_first_page or self._selection.walk == NO_SNAPSHOT:
             selection, selected = indexed(self._storage, self._select_first)
         else:
             with self._storage.reading() as session:
@@ -111,22 +118,24 @@ class ThreadPages:
         self._selection = selection._replace(walk=selected.walk)
         return selected
 
-    def _select_first(self, session: Session, is_stored: bool) -> tuple[Selection, Selected]:
+    def _select_first(self, session: Session, is_stored: bool) -> tuple[ThreadQuery, ThreadRowPage]:
         """Select a page that is the first one of all or of a walk, or stands for itself."""
         selection = self._selection
         if self._begins_walk:
             limit = selection.limit + len(self._shown)
-            selection = selection._replace(after=None, walk=session.begin_walk(), limit=limit)
+            selection = selection._replace(
+                after=None, walk=session.search.begin_snapshot(), limit=limit
+            )
         selected = self._page(session, selection)
-        return selection, selected if is_stored else selected._replace(walk=UNSTORED)
+        return selection, selected if is_stored else selected._replace(walk=NO_SNAPSHOT)
 
-    def _page(self, session: Session, selection: Selection) -> Selected:
-        selected = session.select(selection)
+    def _page(self, session: Session, selection: ThreadQuery) -> ThreadRowPage:
+        selected = session.search.page(selection)
         if not self._with_heads:
             return selected
-        return selected._replace(rows=session.with_heads(selected.rows))
+        return selected._replace(rows=session.records.with_heads(selected.rows))
 
     def _end_walk(self) -> None:
         if self._is_walk and self._selection.walk is not None:
             with suppress(StorageFull), self._storage.writing() as session:
-                session.end_walk(self._selection.walk)  # else it ends by its age
+                session.search.end_snapshot(self._selection.walk)  # else it ends by its age

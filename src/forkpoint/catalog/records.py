@@ -40,24 +40,23 @@ from forkpoint.previews import part_of, preview_after
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage import plan as removal
 from forkpoint.storage.confined import taken
-from forkpoint.storage.interface import (
-    CheckpointRow,
-    Description,
-    Found,
-    Graft,
-    Session,
-    Stale,
-    ThreadRef,
-    ThreadRow,
-    Usage,
-    WriteRow,
-)
+from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.record_checksums import check_record, described_anew
 from forkpoint.storage.row_checksums import (
     checkpoint_receipt,
     checkpoint_with_checksum,
     open_checkpoint,
     preview_in,
+)
+from forkpoint.storage.rows import (
+    CheckpointRow,
+    Description,
+    ForkRequest,
+    StoredCheckpoint,
+    ThreadRef,
+    ThreadRow,
+    Usage,
+    WriteRow,
 )
 
 _ATTEMPTS = 20  # to change a record that others change at the same moment
@@ -102,7 +101,7 @@ def get(context: Context, thread_id: str) -> Thread | None:
     """Return a thread, if there is one that has not expired."""
     hashing = context.prepare().hashing
     with context.storage.reading() as session:
-        row = session.record(thread_id)
+        row = session.records.get(thread_id)
         if row is not None:
             check_record(hashing, row)
         return None if row is None or row.is_expired else thread_of(context, session, row)
@@ -115,26 +114,26 @@ def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) 
     for attempt in range(_ATTEMPTS):
         _pause(attempt)
         with context.storage.writing() as session:
-            row = session.record(thread_id)
+            row = session.records.get(thread_id)
             if row is not None and not may_exist:
                 raise taken(thread_id)
             if row is None:
-                if not session.add(thread_id, context.owner, described, hashing):
+                if not session.records.create(thread_id, context.owner, described, hashing):
                     if not may_exist:
                         raise taken(thread_id)
                     continue  # somebody made it just now, and may have deleted it by now
                 context.memory.threads.pop(thread_id)
-                row = session.record(thread_id)
+                row = session.records.get(thread_id)
             elif row.is_expired:
                 check_record(hashing, row)
                 checksums = described_anew(hashing, row, row.described)
-                if not session.describe(row, row.described, checksums):  # which is activity
+                if not session.records.describe(row, row.described, checksums):  # which is activity
                     continue
-                row = session.record(thread_id)
+                row = session.records.get(thread_id)
             if row is not None:
                 return thread_of(context, session, row)
     with context.storage.reading() as session:
-        if session.thread(thread_id) is not None:
+        if session.threads.find(thread_id) is not None:
             raise taken(thread_id)  # an owner is about to put its first checkpoint
     raise StorageBusy(f"thread {thread_id!r} is made and deleted again and again")
 
@@ -146,7 +145,7 @@ def update(context: Context, thread_id: str, changes: Changes) -> Thread:
         context,
         thread_id,
         changes,
-        lambda session, seen, described: session.describe(
+        lambda session, seen, described: session.records.describe(
             seen, described, described_anew(hashing, seen, described)
         ),
     )
@@ -198,7 +197,7 @@ def clone(
         if checkpoints:
             yield from copy(turns, hashing, source.thread, target_id, described)
         else:
-            turns.session.graft(_empty(hashing, source, target_id, described))
+            turns.session.copies.fork(_empty(hashing, source, target_id, described))
         context.memory.threads.pop(target_id)
         made = existing_record(turns.session, target_id)
         return thread_of(context, turns.session, made)
@@ -212,8 +211,10 @@ def clone(
     raise StorageBusy(f"thread {source_id!r} changed {_ATTEMPTS} times while it was cloned")
 
 
-def _empty(hashing: Hashing, source: ThreadRow, target_id: str, described: Description) -> Graft:
-    return Graft(
+def _empty(
+    hashing: Hashing, source: ThreadRow, target_id: str, described: Description
+) -> ForkRequest:
+    return ForkRequest(
         source.thread,
         source.thread_id,
         target_id,
@@ -243,7 +244,9 @@ def stats(context: Context, thread_id: str) -> Steps[ThreadStats]:
         check_record(hashing, row)
         thread = row.thread
         used: list[Usage] = []
-        yield from read_all(turns, lambda after: turns.session.usage(thread, after), used.extend)
+        yield from read_all(
+            turns, lambda after: turns.session.checkpoints.usage(thread, after), used.extend
+        )
         live, shared = yield from _chunks_of(turns, thread)
         live_bytes = yield from _size_of(turns, thread, live)
         shared_bytes = yield from _size_of(turns, thread, shared)
@@ -271,8 +274,12 @@ def _chunks_of(turns: Turns, thread: ThreadRef) -> Work[tuple[set[bytes], set[by
         for key, refs in part:
             (own if key == thread.key else others).update(split_refs(refs))
 
-    yield from read_all(turns, lambda after: turns.session.references(family, after), add_roots)
-    yield from read_all(turns, lambda after: turns.session.links(family, after), links.update)
+    yield from read_all(
+        turns, lambda after: turns.session.collections.references(family, after), add_roots
+    )
+    yield from read_all(
+        turns, lambda after: turns.session.collections.links(family, after), links.update
+    )
     live = yield from turns.apart(lambda: reachable(own, links))
     also = yield from turns.apart(lambda: reachable(others, links))
     return live, live & also
@@ -283,7 +290,9 @@ def _size_of(turns: Turns, thread: ThreadRef, digests: Collection[bytes]) -> Wor
     listed = list(digests)
     size = 0
     for start in range(0, len(listed), _CHUNKS_MEASURED):
-        size += turns.session.sizes(thread.family, listed[start : start + _CHUNKS_MEASURED])
+        size += turns.session.chunks.total_bytes(
+            thread.family, listed[start : start + _CHUNKS_MEASURED]
+        )
         yield
     return size
 
@@ -294,7 +303,7 @@ def existing_record(session: Session, thread_id: str) -> ThreadRow:
     Raises:
         ThreadNotFound: There is none.
     """
-    row = session.record(thread_id)
+    row = session.records.get(thread_id)
     if row is None:
         raise ThreadNotFound(f"there is no thread {thread_id!r}")
     return row
@@ -380,7 +389,7 @@ def count(context: Context, wanted: Wanted) -> int:
     """Return how many threads match."""
     if is_exact(wanted):
         selection = selection_of(wanted, "updated_at", True, _PAGE_ROWS)
-        return indexed(context.storage, lambda session, _: session.count(selection))
+        return indexed(context.storage, lambda session, _: session.search.count(selection))
     number, cursor = 0, None
     while True:
         rows, cursor = select(context, Search(wanted, "updated_at", True, _PAGE_ROWS, cursor))
@@ -411,7 +420,7 @@ def rollover(context: Context, new: NewRollover) -> Thread:
         try:
             with context.storage.writing() as session:
                 source = existing_record(session, new.source_id)
-                session.graft(_successor(context, session, source, new))
+                session.copies.fork(_successor(context, session, source, new))
                 context.memory.threads.pop(new.target_id)
                 return thread_of(context, session, existing_record(session, new.target_id))
         except Stale:
@@ -419,9 +428,11 @@ def rollover(context: Context, new: NewRollover) -> Thread:
     raise StorageBusy(f"thread {new.source_id!r} changed {_ATTEMPTS} times while it was read")
 
 
-def _successor(context: Context, session: Session, source: ThreadRow, new: NewRollover) -> Graft:
+def _successor(
+    context: Context, session: Session, source: ThreadRow, new: NewRollover
+) -> ForkRequest:
     check_record(context.codec.hashing, source)
-    found = session.checkpoint(new.source_id, "", None)
+    found = session.checkpoints.get(new.source_id, "", None)
     target = context.codec.of_salt(new_salt(source.thread.salt))
     rows: list[CheckpointRow] = []
     receipts: list[WriteRow] = []
@@ -436,7 +447,7 @@ def _successor(context: Context, session: Session, source: ThreadRow, new: NewRo
         preview = preview_after(part_of(before, new.channels), new.values, context.preview)
         receipts.append(checkpoint_receipt(target, row, preview))
     described = new.changes.applied(source.described)
-    return Graft(
+    return ForkRequest(
         source.thread,
         new.source_id,
         new.target_id,
@@ -453,7 +464,7 @@ def _successor(context: Context, session: Session, source: ThreadRow, new: NewRo
 
 
 def _carried(
-    context: Context, codec: Codec, found: Found, new: NewRollover
+    context: Context, codec: Codec, found: StoredCheckpoint, new: NewRollover
 ) -> tuple[CheckpointRow, Chunks]:
     """Return a first checkpoint, of some channels' values as they are and of new ones."""
     with at_place(found.thread_id, *place_of(found.row)):

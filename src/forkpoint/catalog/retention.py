@@ -34,9 +34,11 @@ from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.runtime.runner import Runner
 from forkpoint.runtime.steps import Steps
 from forkpoint.runtime.workers import start_thread
-from forkpoint.storage.interface import Query, Stale, ThreadRow
+from forkpoint.storage.interface import Stale
 from forkpoint.storage.plan import Kept
+from forkpoint.storage.queries import CheckpointQuery
 from forkpoint.storage.record_checksums import is_intact
+from forkpoint.storage.rows import ThreadRow
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -181,9 +183,9 @@ def _showing(steps: Steps[None], task: Task, done: _Done) -> Steps[None]:
 
 def _collect_after_others(turns: Turns) -> Work[None]:
     """Finish the removals of processes that ended in the middle, and forget old ones."""
-    while turns.session.forget_deletions():
+    while turns.session.threads.forget_deletions():
         yield
-    for family in turns.session.uncollected():
+    for family in turns.session.collections.pending():
         yield from collect(turns, family)
 
 
@@ -225,7 +227,7 @@ def _candidates(context: Context, task: Task) -> Iterator[list[ThreadRow]]:
         after: Any = None
         while True:
             with context.storage.reading() as session:
-                rows = session.grown(rules.trims_more_than, after, _BATCH)
+                rows = session.search.larger_than(rules.trims_more_than, after, _BATCH)
             if not rows:
                 return
             after = rows[-1].thread.key
@@ -247,7 +249,7 @@ def _expired(context: Context) -> Iterator[list[ThreadRow]]:
     after: tuple[int, Any] | None = None
     while True:
         with context.storage.reading() as session:
-            rows = session.expired(after, _BATCH)
+            rows = session.search.expired(after, _BATCH)
         yield _intact(context, rows)
         if len(rows) < _BATCH:
             return
@@ -335,7 +337,7 @@ def _keep_latest(context: Context, task: Task, row: ThreadRow, done: _Done) -> S
         return  # somebody else deleted it
     except Stale:
         with context.storage.reading() as session:
-            now = session.record(row.thread_id)
+            now = session.records.get(row.thread_id)
         if now is not None and now.lease is not None:
             done.busy.append(row.thread_id)
         return
@@ -343,7 +345,7 @@ def _keep_latest(context: Context, task: Task, row: ThreadRow, done: _Done) -> S
         done.trimmed.append(row.thread_id)
     if not task.dry_run:
         with context.storage.writing() as session:
-            session.note_sweep(row)
+            session.records.note_sweep(row)
 
 
 def _delete(context: Context, rows: Sequence[ThreadRow], done: _Done) -> Steps[None]:
@@ -361,10 +363,10 @@ def _delete(context: Context, rows: Sequence[ThreadRow], done: _Done) -> Steps[N
         for family, threads in families.items():
             for row in threads:
                 try:
-                    turns.session.bury(row.thread, row)
+                    turns.session.threads.delete(row.thread, row)
                     deleted.append(row.thread_id)
                 except Stale:
-                    now = turns.session.record(row.thread_id)
+                    now = turns.session.records.get(row.thread_id)
                     if now is not None and now.lease is not None:
                         done.busy.append(row.thread_id)
                 yield
@@ -386,7 +388,7 @@ def _archive(
     try:
         with Lease(context, runner, row.thread_id, "raise", _LEASE, None, must_exist=True):
             with context.storage.reading() as session:
-                now = session.record(row.thread_id)
+                now = session.records.get(row.thread_id)
                 place = row.thread.key, row.updated_at
                 if now is None or (now.thread.key, now.updated_at) != place:
                     return
@@ -406,9 +408,9 @@ def _archive(
 
 
 def _history(context: Context, thread_id: str) -> Iterator[CheckpointTuple]:
-    everything = Query(thread_id, None, None, None, None, None, operations.PAGE_ROWS)
+    everything = CheckpointQuery(thread_id, None, None, None, None, None, operations.PAGE_ROWS)
     # With those that are hidden: the state of others is rebuilt from them.
-    following: Query | None = everything._replace(must_exist=True, with_hidden=True)
+    following: CheckpointQuery | None = everything._replace(must_exist=True, with_hidden=True)
     while following is not None:
         page, following = operations.page(context, following)
         yield from map(operations.checkpoint_of, page)

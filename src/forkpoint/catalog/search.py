@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from forkpoint import filters
 from forkpoint.errors import InvalidInput
-from forkpoint.storage.interface import Selection, ThreadRow
+from forkpoint.storage.queries import ThreadQuery
+from forkpoint.storage.rows import ThreadRow
 
 SORT_KEYS = ("updated_at", "state_updated_at", "created_at", "thread_id", "status")
 _MAC_BYTES = 16
@@ -39,9 +40,9 @@ class Wanted(NamedTuple):
     """Folded."""
 
 
-def selection_of(wanted: Wanted, sort_by: str, descending: bool, limit: int) -> Selection:
+def selection_of(wanted: Wanted, sort_by: str, descending: bool, limit: int) -> ThreadQuery:
     """Return what to ask the store for."""
-    return Selection(
+    return ThreadQuery(
         wanted.owner,
         wanted.ids,
         filters.wanted_terms(
@@ -97,7 +98,7 @@ def matches(row: ThreadRow, wanted: Wanted) -> bool:
 
 
 def cursor_of(
-    key: bytes, selection: Selection, wanted: Wanted, shown: Set[bytes] = frozenset()
+    key: bytes, selection: ThreadQuery, wanted: Wanted, shown: Set[bytes] = frozenset()
 ) -> str:
     """Return a string that says where a search goes on, and which threads it leaves out."""
     digests = base64.b64encode(b"".join(sorted(shown))).decode()
@@ -114,8 +115,8 @@ def shown_digests(thread_ids: Iterable[str]) -> set[bytes]:
 
 
 def going_on(
-    key: bytes, selection: Selection, wanted: Wanted, cursor: str
-) -> tuple[Selection, set[bytes]]:
+    key: bytes, selection: ThreadQuery, wanted: Wanted, cursor: str
+) -> tuple[ThreadQuery, set[bytes]]:
     """Return a selection that goes on where a cursor says, and the digests of what it leaves out.
 
     Raises:
@@ -146,6 +147,6 @@ def _mac(key: bytes, content: bytes) -> bytes:
     return blake2b(b"forkpoint cursor" + content, key=key, digest_size=_MAC_BYTES).digest()
 
 
-def _print(selection: Selection, wanted: Wanted) -> str:
+def _print(selection: ThreadQuery, wanted: Wanted) -> str:
     asked = json.dumps([wanted, selection.sort_by, selection.descending], sort_keys=True)
     return blake2b(asked.encode(), digest_size=_PRINT_BYTES).hexdigest()

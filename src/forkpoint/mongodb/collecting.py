@@ -25,7 +25,8 @@ from forkpoint.mongodb.log import HAS_LOG, NO_LOG
 from forkpoint.mongodb.removals import KINSHIP, MongoRemoving
 from forkpoint.mongodb.search import IDENTITY, thread_ref
 from forkpoint.mongodb.tombstones import expiry_after, needed_in
-from forkpoint.storage.interface import Counts, Part, ThreadRef
+from forkpoint.storage.queries import Batch
+from forkpoint.storage.rows import Counts, ThreadRef
 
 _READ_AT_ONCE = 10  # turns' rows, where nobody waits for what is read
 
@@ -101,7 +102,7 @@ class MongoCollecting(MongoRemoving):
         disturbed = {"family": family, "kind": "thread", "epoch": {"$ne": collection}}
         return not self._records.exists(disturbed)
 
-    def references(self, family: Any, after: Any = None) -> Part[tuple[Any, bytes]]:
+    def references(self, family: Any, after: Any = None) -> Batch[tuple[Any, bytes]]:
         deleted = {"family": family, "kind": "thread", "deleted_at": {"$ne": None}}
         if after is None:
             dead = frozenset(one["_id"] for one in self._records.latest(deleted, {"_id": 1}))
@@ -124,16 +125,16 @@ class MongoCollecting(MongoRemoving):
         for batch in in_batches(doomed):
             gone = [{"doomed": True}, {"thread": {"$in": list(after.dead)}}]
             self._records.delete({"_id": {"$in": batch}, "family": family, "$or": gone})
-        return Part(items, None if last is None else after._replace(row=last))
+        return Batch(items, None if last is None else after._replace(row=last))
 
-    def links(self, family: Any, after: Any = None) -> Part[tuple[bytes, bytes]]:
+    def links(self, family: Any, after: Any = None) -> Batch[tuple[bytes, bytes]]:
         wanted = {**chunks_of(family), "refs": {"$exists": True}}
         found, last = self._after(wanted, after, {"refs": 1})
-        return Part([(digest_of(chunk["_id"]), refs_in(chunk)) for chunk in found], last)
+        return Batch([(digest_of(chunk["_id"]), refs_in(chunk)) for chunk in found], last)
 
-    def digests(self, family: Any, after: Any = None) -> Part[bytes]:
+    def digests(self, family: Any, after: Any = None) -> Batch[bytes]:
         found, last = self._after(chunks_of(family), after, {"_id": 1})
-        return Part([digest_of(chunk["_id"]) for chunk in found], last)
+        return Batch([digest_of(chunk["_id"]) for chunk in found], last)
 
     def _after(
         self, wanted: Document, after: bytes | None, fields: dict[str, int]

@@ -36,7 +36,8 @@ from forkpoint.mongodb.errors import UNAUTHORIZED, is_transient, typed
 from forkpoint.mongodb.identity import UUID_DIFFERS, Identity
 from forkpoint.mongodb.statements import Statement
 from forkpoint.runtime.workers import not_started
-from forkpoint.storage.interface import STORE_KEY_BYTES, Rewound, Stale, ThreadRef
+from forkpoint.storage.interface import STORE_KEY_BYTES, HistoryChanged, Stale
+from forkpoint.storage.rows import ThreadRef
 from forkpoint.storage.tombstones import TOMBSTONE_MICROSECONDS, Marks
 
 Document = dict[str, Any]
@@ -572,7 +573,7 @@ class Records:
             except (PyMongoError, InvalidDocument) as error:
                 if isinstance(error, OperationFailure) and error.code == UUID_DIFFERS:
                     self.identity.lose()
-                    raise Rewound from error
+                    raise HistoryChanged from error
                 if not is_transient(error) or time.monotonic() + pause > until:
                     raise typed(error) from error
             except RuntimeError as error:  # the driver has threads that watch the servers

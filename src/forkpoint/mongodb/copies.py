@@ -29,7 +29,8 @@ from forkpoint.mongodb.search import (
 )
 from forkpoint.mongodb.statements import Statement, update_one
 from forkpoint.mongodb.tombstones import dead_until_of
-from forkpoint.storage.interface import Description, Stale, ThreadRef
+from forkpoint.storage.interface import Stale
+from forkpoint.storage.rows import Description, ThreadRef
 
 ABANDONED_SECONDS = 60
 """After which time a copy is taken for abandoned whose process did nothing for it."""

@@ -17,9 +17,9 @@ from forkpoint.mongodb.commands import (
     found_by,
 )
 from forkpoint.mongodb.statements import Statement, update_one
-from forkpoint.storage.interface import (
+from forkpoint.storage.rows import (
     CheckpointRow,
-    ThreadRecord,
+    FamilyMember,
     ThreadRef,
     WriteRow,
     binding_of,
@@ -116,9 +116,9 @@ def place_in(row: Document) -> list[Any]:
     return [row.get(field) for field in fields]
 
 
-def thread_record(found: Document) -> ThreadRecord:
+def thread_record(found: Document) -> FamilyMember:
     forked = [*found["own"], *found["parents"]]
-    return ThreadRecord(
+    return FamilyMember(
         found["_id"],
         found["thread_id"],
         found["edge"],

@@ -11,8 +11,8 @@ from forkpoint.mongodb.heads import MongoHeads
 from forkpoint.mongodb.log import NO_LOG
 from forkpoint.mongodb.search import SEEN, fields_of
 from forkpoint.mongodb.tombstones import entomb
-from forkpoint.storage.interface import Description, ThreadRecord, ThreadRef, ThreadRow
 from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import Description, FamilyMember, ThreadRef, ThreadRow
 
 _NOT_MADE_OF: Document = dict.fromkeys(("edge", "parent", "parent_checkpoint_id", "source"))
 
@@ -58,7 +58,7 @@ class MongoGiving(MongoHeads):
         self._records.bulk([entomb(name, mark, dead_until, ObjectId(), ttl, is_given=True)])
 
     def detach(
-        self, parent: ThreadRef, kin: ThreadRecord, row: ThreadRow | None, checksums: bytes
+        self, parent: ThreadRef, kin: FamilyMember, row: ThreadRow | None, checksums: bytes
     ) -> bool:
         fields: Document = {**_NOT_MADE_OF, "checksums": checksums}
         change: Document = {"$set": fields}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from forkpoint.mongodb.commands import in_batches
 from forkpoint.mongodb.copies import MongoCopying
 from forkpoint.mongodb.documents import write_row
-from forkpoint.storage.interface import ThreadRow, WriteRow
 from forkpoint.storage.plan import HEAD_ROWS
 from forkpoint.storage.receipts import WRITES
+from forkpoint.storage.rows import ThreadRow, WriteRow
 
 _THREADS = 1000  # of which rows are read at once
 

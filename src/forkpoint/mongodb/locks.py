@@ -22,9 +22,10 @@ from forkpoint.mongodb.log import HAS_LOG, check_state
 from forkpoint.mongodb.reading import MongoReading
 from forkpoint.mongodb.statements import Statement, update_one
 from forkpoint.storage import plan as removal
-from forkpoint.storage.interface import Counts, Stale, ThreadRef
+from forkpoint.storage.interface import Stale
 from forkpoint.storage.plan import Place
 from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import Counts, ThreadRef
 
 LOCK_SECONDS = 5
 """How long a removal or a copy keeps others out of a thread if its process ends in the middle."""

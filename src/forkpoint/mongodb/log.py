@@ -34,7 +34,7 @@ from forkpoint.caches import Recent
 from forkpoint.errors import CorruptChunk, StorageBusy
 from forkpoint.mongodb.commands import Document, Records, in_batches, record_of
 from forkpoint.mongodb.statements import Statement, update_one
-from forkpoint.storage.interface import Put, ThreadRef
+from forkpoint.storage.rows import PutRequest, ThreadRef
 
 LOG_INDEX = "forkpoint_log"
 """The name of the index by which each slot is taken once."""
@@ -76,7 +76,7 @@ class Tail(NamedTuple):
     is_provisional: bool = False
     """Whether the thread has no checkpoint yet: then only a checkpoint begins a log."""
 
-    def holds(self, put: Put, thread: ThreadRef, dead_until: str | None) -> bool:
+    def holds(self, put: PutRequest, thread: ThreadRef, dead_until: str | None) -> bool:
         """Return whether a put was prepared for what this was read of."""
         is_same = self.epoch == thread.epoch and self.dead_until == dead_until
         return is_same and put.fence in (None, self.fence)
@@ -89,13 +89,13 @@ class Tail(NamedTuple):
         """Return whether both are of the same log, and the other one says nothing that is new."""
         return self.log is not None and self.log == other.log and self.slot >= other.slot
 
-    def is_newest(self, put: Put) -> bool:
+    def is_newest(self, put: PutRequest) -> bool:
         """Return whether nothing newer than what is put decided about the thread's status."""
         if put.row is not None:
             return bool(self.said["status_for"] < put.checkpoint_id)
         return bool(self.said["status_for"] <= put.checkpoint_id)
 
-    def after(self, put: Put, *, is_counted: bool = False) -> Document:
+    def after(self, put: PutRequest, *, is_counted: bool = False) -> Document:
         """Return what the record would say after a put.
 
         Args:
@@ -120,7 +120,7 @@ class Tail(NamedTuple):
             said["state_updated_at"] = said["updated_at"]
         return said
 
-    def with_status(self, put: Put) -> Tail:
+    def with_status(self, put: PutRequest) -> Tail:
         """Return the tail after writes that change the record itself."""
         return self._replace(said=self.after(put))
 
@@ -129,7 +129,7 @@ class Tail(NamedTuple):
         return self._replace(log=ObjectId(), slot=0, began=time.monotonic(), is_provisional=False)
 
     def follow(
-        self, put: Put, documents: Sequence[Document], *, is_counted: bool
+        self, put: PutRequest, documents: Sequence[Document], *, is_counted: bool
     ) -> tuple[list[Document], Tail]:
         """Return documents as the next ones in the log, and the log's tail then."""
         said = self.after(put, is_counted=is_counted)

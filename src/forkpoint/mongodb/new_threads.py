@@ -27,16 +27,10 @@ from forkpoint.mongodb.search import (
     terms_of,
 )
 from forkpoint.mongodb.statements import Statement, expect, update_one
-from forkpoint.storage.interface import (
-    CheckpointRow,
-    Description,
-    Graft,
-    Stale,
-    ThreadRef,
-    WriteRow,
-)
+from forkpoint.storage.interface import Stale
 from forkpoint.storage.plan import newest
 from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import CheckpointRow, Description, ForkRequest, ThreadRef, WriteRow
 
 
 class MongoSession(MongoGiving):
@@ -44,7 +38,7 @@ class MongoSession(MongoGiving):
 
     # Making
 
-    def graft(self, graft: Graft) -> None:
+    def graft(self, graft: ForkRequest) -> None:
         source = graft.source
         old = self.deleted_before(graft.target_id)
         target = ThreadRef(ObjectId(), source.family, source.epoch)

@@ -6,10 +6,10 @@ from typing import Any
 
 from forkpoint.filters import terms
 from forkpoint.mongodb.commands import Document
-from forkpoint.storage.interface import Query
+from forkpoint.storage.queries import CheckpointQuery
 
 
-def page_filters(query: Query) -> list[Document]:
+def page_filters(query: CheckpointQuery) -> list[Document]:
     """Return a filter for each part of a listing that an index has in the right order.
 
     A thread's checkpoints in all namespaces are in two indexes: those of the graph itself in that
@@ -21,12 +21,12 @@ def page_filters(query: Query) -> list[Document]:
     return [{**conditions, "checkpoint_ns": namespace} for namespace in ("", {"$gt": ""})]
 
 
-def page_order(query: Query) -> Document:
+def page_order(query: CheckpointQuery) -> Document:
     """Return the stage that puts the rows of a part, or of all parts, in order."""
     return {"$sort": dict.fromkeys(query.order, 1 if query.oldest_first else -1)}
 
 
-def _conditions(query: Query) -> Document:
+def _conditions(query: CheckpointQuery) -> Document:
     conditions: Document = {"kind": "checkpoint", "visible": True}
     if query.with_hidden:
         conditions = {"kind": "checkpoint", "content": {"$exists": True}, "doomed": None}

@@ -24,7 +24,8 @@ from forkpoint.mongodb.put_statements import (
     steps_of_entries,
 )
 from forkpoint.runtime.group_commit import Relay, Submission
-from forkpoint.storage.interface import CheckpointRow, Put, Rewound, Stale, ThreadRef
+from forkpoint.storage.interface import HistoryChanged, Stale
+from forkpoint.storage.rows import CheckpointRow, PutRequest, ThreadRef
 from forkpoint.storage.tombstones import is_deleted_since
 
 LARGE = 1_000_000
@@ -111,7 +112,7 @@ class Bulk(Submission):
         if self._tail is not None:
             ahead.tails[thread.key] = self._tail
 
-    def _is_of(self, made: ThreadRef, put: Put) -> bool:
+    def _is_of(self, made: ThreadRef, put: PutRequest) -> bool:
         """Return whether a put belongs to a thread that was made meanwhile, as far as is known."""
         if put.began is None:
             return True
@@ -180,7 +181,7 @@ def _execute(records: Records, batch: Sequence[Bulk]) -> None:
             if bulk.sent.put.history == records.history:
                 bulk.prepare(ahead)
             else:
-                bulk.fail(Rewound())
+                bulk.fail(HistoryChanged())
         batch = [bulk for bulk in batch if not bulk.done]
         if not batch:
             return
@@ -244,7 +245,7 @@ def _take_back(records: Records, batch: Sequence[Bulk]) -> None:
             ids, log = [entry["_id"] for entry in bulk.entries], bulk.entries[0]["log"]
             family = bulk.sent.thread.family
             records.delete({"_id": {"$in": ids}, "family": family, "log": log})
-        bulk.fail(Rewound())
+        bulk.fail(HistoryChanged())
     records.identity.lose()
 
 
@@ -268,7 +269,7 @@ def _execute_alone(records: Records, batch: Sequence[Bulk], error: Exception) ->
             _execute(records, [bulk])
 
 
-def checked_size(put: Put) -> int:
+def checked_size(put: PutRequest) -> int:
     """Return about how large the rows of a put are, and refuse one that no document can hold.
 
     Raises:

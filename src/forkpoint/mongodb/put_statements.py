@@ -43,8 +43,8 @@ from forkpoint.mongodb.documents import checkpoint_document, chunk_statement, wr
 from forkpoint.mongodb.log import Tail, end_of, new_tail
 from forkpoint.mongodb.search import new_record
 from forkpoint.mongodb.statements import Statement, expect, insert_entry, replace_one, update_one
-from forkpoint.storage.interface import Put, ThreadRef
 from forkpoint.storage.receipts import RECEIPT, is_receipt, replaces
+from forkpoint.storage.rows import PutRequest, ThreadRef
 
 Role = Literal["name", "end", "guard", "chunk", "entry", "row", "once", "check", "show"]
 
@@ -95,7 +95,7 @@ class Intent(NamedTuple):
         is_counted: Whether the checkpoint in its place is counted already, if there is one.
     """
 
-    put: Put
+    put: PutRequest
     thread: ThreadRef
     creation: Creation | None
     dead_until: str | None
@@ -155,7 +155,7 @@ def steps_of(intent: Intent) -> list[Step]:
 _FEW = 10
 
 
-def entries_of(put: Put, thread: ThreadRef) -> list[Document]:
+def entries_of(put: PutRequest, thread: ThreadRef) -> list[Document]:
     """Return the rows of a put, as they go into a log."""
     return [
         {"_id": id_, **place, **said, "visible": True}
@@ -163,12 +163,12 @@ def entries_of(put: Put, thread: ThreadRef) -> list[Document]:
     ]
 
 
-def row_ids(put: Put, thread: ThreadRef) -> list[bytes]:
+def row_ids(put: PutRequest, thread: ThreadRef) -> list[bytes]:
     """Return the `_id` of each row of a put."""
     return [id_ for id_, _, _ in _documents(put, thread)]
 
 
-def _documents(put: Put, thread: ThreadRef) -> Iterator[tuple[bytes, Document, Document]]:
+def _documents(put: PutRequest, thread: ThreadRef) -> Iterator[tuple[bytes, Document, Document]]:
     """Yield the `_id` of each row of a put, where it is, and what it says there."""
     under: Document = {} if put.fence is None else {"fence": put.fence}
     if put.row is not None:
@@ -221,7 +221,7 @@ def _noting_replacement(intent: Intent) -> list[Step]:
     return [Step("guard", update_one(record_of(intent.thread), {"$inc": {"removals": 1}}))]
 
 
-def _chunks(put: Put, thread: ThreadRef, is_sharded: bool) -> list[Step]:
+def _chunks(put: PutRequest, thread: ThreadRef, is_sharded: bool) -> list[Step]:
     return [
         Step("chunk", chunk_statement(thread, digest, *chunk, is_sharded=is_sharded))
         for digest, chunk in put.chunks.items()
@@ -229,7 +229,7 @@ def _chunks(put: Put, thread: ThreadRef, is_sharded: bool) -> list[Step]:
 
 
 def _rows(
-    put: Put, thread: ThreadRef, replace: bool, is_new: bool, is_sharded: bool
+    put: PutRequest, thread: ThreadRef, replace: bool, is_new: bool, is_sharded: bool
 ) -> tuple[list[Step], list[Step]]:
     """Return the statements that store the rows of a put, and those that make them visible."""
     rows: list[Step] = []
@@ -260,7 +260,7 @@ def _rows(
     return rows, shown
 
 
-def _replacing(put: Put, found: Document, document: Document) -> Statement:
+def _replacing(put: PutRequest, found: Document, document: Document) -> Statement:
     """Return the statement that replaces a write, and keeps what was before the run if it must."""
     if put.fence is None:
         return replace_one(found, {k: v for k, v in document.items() if k != "_id"}, upsert=True)
@@ -279,7 +279,7 @@ def _before(fence: int) -> Document:
     return {"$cond": [_is_missing("content"), {}, {"before": before}]}
 
 
-def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
+def _creating(put: PutRequest, thread: ThreadRef, creation: Creation) -> list[Step]:
     name = creation.name
     named = update_one(
         {"_id": name, "family": name, "key": creation.old_key, "deletion": creation.deletion},
@@ -292,7 +292,7 @@ def _creating(put: Put, thread: ThreadRef, creation: Creation) -> list[Step]:
     ]
 
 
-def record_made(put: Put, thread: ThreadRef, dead_until: str | None) -> Statement:
+def record_made(put: PutRequest, thread: ThreadRef, dead_until: str | None) -> Statement:
     """Return the statement that makes the record of a thread, unless there is one."""
     record = new_record(
         put.thread_id,
@@ -309,7 +309,7 @@ def record_made(put: Put, thread: ThreadRef, dead_until: str | None) -> Statemen
 
 
 def _same(
-    put: Put, thread: ThreadRef, dead_until: str | None, log: ObjectId | None = None
+    put: PutRequest, thread: ThreadRef, dead_until: str | None, log: ObjectId | None = None
 ) -> Document:
     lease = {} if put.fence is None else {"fence": put.fence}
     return {
@@ -324,14 +324,14 @@ def _same(
 
 
 def _touch(
-    put: Put, thread: ThreadRef, dead_until: str | None, log: ObjectId | None = None
+    put: PutRequest, thread: ThreadRef, dead_until: str | None, log: ObjectId | None = None
 ) -> Statement:
     """Return a statement that changes nothing, and collides if the thread is another by now."""
     same = _same(put, thread, dead_until, log)
     return expect(same, {"$set": {"kind": "thread"}})
 
 
-def _begin(put: Put, thread: ThreadRef, beginning: Beginning) -> Statement:
+def _begin(put: PutRequest, thread: ThreadRef, beginning: Beginning) -> Statement:
     """Return the check that begins a log, and brings the record up to where it begins."""
     before, log = beginning
     wanted = _same(put, thread, before.dead_until, before.log)
@@ -345,7 +345,7 @@ def _begin(put: Put, thread: ThreadRef, beginning: Beginning) -> Statement:
 
 
 def _check(
-    put: Put, thread: ThreadRef, dead_until: str | None, replace: bool, is_newest: bool
+    put: PutRequest, thread: ThreadRef, dead_until: str | None, replace: bool, is_newest: bool
 ) -> Statement:
     if put.row is None and (put.status is None or not is_newest):
         return _touch(put, thread, dead_until)

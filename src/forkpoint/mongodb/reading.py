@@ -32,22 +32,19 @@ from forkpoint.mongodb.documents import (
 from forkpoint.mongodb.log import STATE
 from forkpoint.mongodb.pages import page_filters, page_order
 from forkpoint.mongodb.search import IDENTITY, MongoCatalog, said_in, thread_ref
-from forkpoint.storage.interface import (
+from forkpoint.storage.interface import Stale
+from forkpoint.storage.plan import Place
+from forkpoint.storage.queries import CheckpointQuery, Span, in_order, span_of
+from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import (
     CheckpointRow,
     Description,
-    Found,
+    FamilyMember,
     Moment,
-    Query,
-    Span,
-    Stale,
-    ThreadRecord,
+    StoredCheckpoint,
     ThreadRef,
     WriteRow,
-    in_order,
-    span_of,
 )
-from forkpoint.storage.plan import Place
-from forkpoint.storage.receipts import RECEIPT
 
 _LIVING = {"deleted_at": None, "building": None}
 _NO_TERMS = {"terms": 0}
@@ -119,7 +116,7 @@ class MongoReading(MongoCatalog):
         checkpoint_ns: str,
         checkpoint_id: str | None,
         owner: str | None = None,
-    ) -> Found | None:
+    ) -> StoredCheckpoint | None:
         known = self.known(thread_id)
         if known is not None and owner in (None, known.owner):
             found = self._checkpoint_of(thread_id, known, checkpoint_ns, checkpoint_id)
@@ -136,7 +133,7 @@ class MongoReading(MongoCatalog):
 
     def _look_up(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, owner: str | None
-    ) -> tuple[Found | None, str | None]:
+    ) -> tuple[StoredCheckpoint | None, str | None]:
         """Return a checkpoint, and the id of one whose receipt alone is there, in its place."""
         wanted = {"kind": "checkpoint", "checkpoint_ns": checkpoint_ns, "visible": True}
         writes = {"kind": "write", "checkpoint_ns": checkpoint_ns, "visible": True}
@@ -178,7 +175,7 @@ class MongoReading(MongoCatalog):
 
     def _checkpoint_of(
         self, thread_id: str, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str | None
-    ) -> Found | None:
+    ) -> StoredCheckpoint | None:
         """Return what `checkpoint` does, if the thread and its newest are about what is remembered.
 
         With the thread's record, and the rows from there on, the server need not look for either.
@@ -213,17 +210,17 @@ class MongoReading(MongoCatalog):
 
     def _found(
         self, thread_id: str, thread: ThreadRef, row: Document, writes: list[Document] | None
-    ) -> Found:
-        found = Found(thread_id, thread, checkpoint_row(row), [])
+    ) -> StoredCheckpoint:
+        found = StoredCheckpoint(thread_id, thread, checkpoint_row(row), [])
         if writes is None:
             self._add_writes([found])
         else:
             found.writes.extend(write_row(write) for write in writes)
         return found
 
-    def page(self, query: Query) -> list[Found]:
+    def page(self, query: CheckpointQuery) -> list[StoredCheckpoint]:
         asked = query
-        found: list[Found] = []
+        found: list[StoredCheckpoint] = []
         while len(found) < query.limit:
             rows = self._page(query)
             for one in rows:
@@ -233,7 +230,7 @@ class MongoReading(MongoCatalog):
                     continue  # two values had the same term
                 thread = _named_ref(one["record"], query.thread_id)
                 row = checkpoint_row(one["row"])
-                found.append(Found(thread.thread_id, thread, row, []))
+                found.append(StoredCheckpoint(thread.thread_id, thread, row, []))
             if len(rows) < query.limit:
                 break
             last = rows[-1]["row"]
@@ -244,7 +241,7 @@ class MongoReading(MongoCatalog):
         lost = self._add_writes(page, span)
         return in_order(asked, page + lost) if lost else page
 
-    def _page(self, query: Query) -> list[Document]:
+    def _page(self, query: CheckpointQuery) -> list[Document]:
         order = page_order(query)
         fields = {"$project": {"record": IDENTITY, "row": 1}}
         if query.thread_id is not None:
@@ -265,7 +262,7 @@ class MongoReading(MongoCatalog):
             ]
         )
 
-    def _page_of_thread(self, query: Query, order: Document) -> list[Document]:
+    def _page_of_thread(self, query: CheckpointQuery, order: Document) -> list[Document]:
         assert query.thread_id is not None
         named = self._named(query.thread_id)
         most = [order, {"$limit": query.offset + query.limit}, {"$project": _NO_TERMS}]
@@ -280,7 +277,9 @@ class MongoReading(MongoCatalog):
             stages.append({"$sort": {f"row.{name}": way for name, way in order["$sort"].items()}})
         return [*stages, {"$skip": query.offset}, {"$limit": query.limit}]
 
-    def _add_writes(self, page: list[Found], span: Span | None = None) -> list[Found]:
+    def _add_writes(
+        self, page: list[StoredCheckpoint], span: Span | None = None
+    ) -> list[StoredCheckpoint]:
         """Add the writes of checkpoints, and return those of a span that are lost."""
         places = {(f.thread.key, f.row.checkpoint_ns, f.row.checkpoint_id): f for f in page}
         if not places:
@@ -478,7 +477,7 @@ class MongoReading(MongoCatalog):
             found += [write_row(row) for row in self._records.find(rows)]
         return [row for row in found if (row.checkpoint_ns, row.checkpoint_id) in wanted]
 
-    def lineage(self, thread: ThreadRef) -> list[ThreadRecord]:
+    def lineage(self, thread: ThreadRef) -> list[FamilyMember]:
         follow = {
             "from": self._records.name,
             "startWith": "$_id",
@@ -502,7 +501,7 @@ class MongoReading(MongoCatalog):
         )
         return [thread_record(record) for record in found]
 
-    def family(self, family: Any) -> list[ThreadRecord]:
+    def family(self, family: Any) -> list[FamilyMember]:
         wanted = {"family": family, "kind": "thread", "building": None, "thread_id": {"$ne": ""}}
         return [
             thread_record(record)

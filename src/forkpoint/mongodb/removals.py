@@ -15,22 +15,21 @@ from forkpoint.mongodb.search import IDENTITY, LISTED_PLACE, thread_ref
 from forkpoint.mongodb.statements import Statement, update_many, update_one
 from forkpoint.mongodb.tombstones import deletions_of, entomb, needed_in
 from forkpoint.storage import plan as removal
-from forkpoint.storage.interface import (
+from forkpoint.storage.interface import Choose, Stale
+from forkpoint.storage.plan import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
+from forkpoint.storage.queries import Batch
+from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import (
     HIDDEN,
     RESTARTS,
+    ChangeCount,
     CheckpointRow,
-    Choose,
     Counts,
-    Extent,
-    Part,
     RemovalPart,
-    Removed,
-    Stale,
+    RemovalResult,
     ThreadRef,
     ThreadRow,
 )
-from forkpoint.storage.plan import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
-from forkpoint.storage.receipts import RECEIPT
 
 KINSHIP = {"parent": 1, "deleted_at": 1, "thread_id": 1, "owner": 1, "expires": 1}
 """The fields of records that tell how the threads of a family are related."""
@@ -131,7 +130,7 @@ class MongoRemoving(MongoLocks):
 
     # Removing in turns
 
-    def extent(self, thread: ThreadRef) -> Extent:
+    def extent(self, thread: ThreadRef) -> ChangeCount:
         living = {**record_of(thread), "deleted_at": None}
         fields = {"checkpoint_count": 1, "removals": 1}
         found = self._records.aggregate(
@@ -139,11 +138,11 @@ class MongoRemoving(MongoLocks):
         )
         if not found:
             raise Stale
-        return Extent(found[0]["checkpoint_count"], found[0]["removals"])
+        return ChangeCount(found[0]["checkpoint_count"], found[0]["removals"])
 
     def rows_after(
         self, thread: ThreadRef, after: Any = None, *, with_content: bool
-    ) -> Part[CheckpointRow]:
+    ) -> Batch[CheckpointRow]:
         rows = {"family": thread.family, "thread": thread.key, "kind": "checkpoint", **_THERE}
         namespaces: list[Document] = [{}]
         if after is not None:
@@ -164,7 +163,7 @@ class MongoRemoving(MongoLocks):
         last = found[-1] if len(found) >= self.turn_rows else None
         following = None if last is None else (last["checkpoint_ns"], last["checkpoint_id"])
         made = checkpoint_row if with_content else _outline_row
-        return Part(list(map(made, found)), following)
+        return Batch(list(map(made, found)), following)
 
     def rows_from(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
         rows: Document = {"family": thread.family, "thread": thread.key, "kind": "checkpoint"}
@@ -181,7 +180,7 @@ class MongoRemoving(MongoLocks):
 
     def remove_part(
         self, thread: ThreadRef, part: RemovalPart, check: Callable[[], None]
-    ) -> Removed:
+    ) -> RemovalResult:
         self.give_way(thread)
         with self.locked(thread, {"epoch": ObjectId()}) as guard:
             check()
@@ -197,7 +196,7 @@ class MongoRemoving(MongoLocks):
             is_other_head = self.head_of(thread) in gone
             counts = self._execute(thread, plan, len(gone), guard, is_other_head=is_other_head)
             self.count_changed(sum(map(len, going.values())))
-            return Removed(counts, places, self.extent(thread))
+            return RemovalResult(counts, places, self.extent(thread))
 
     def _first_of(
         self, thread: ThreadRef, part: RemovalPart

@@ -29,18 +29,10 @@ from forkpoint.mongodb.commands import (
 )
 from forkpoint.mongodb.log import NO_LOG, MongoLogs
 from forkpoint.results import STATUSES
-from forkpoint.storage.interface import (
-    Description,
-    LeaseRow,
-    Part,
-    Selected,
-    Selection,
-    Stale,
-    ThreadRef,
-    ThreadRow,
-    Usage,
-)
+from forkpoint.storage.interface import Stale
+from forkpoint.storage.queries import Batch, ThreadQuery, ThreadRowPage
 from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import Description, LeaseRow, ThreadRef, ThreadRow, Usage
 
 IDENTITY = dict.fromkeys(("_id", "family", "epoch", "owner", "thread_id", "salt", "checksums"), 1)
 """The fields of a record that a `ThreadRef` is made of."""
@@ -211,7 +203,7 @@ class MongoCatalog(MongoLogs):
 
     # Searching
 
-    def select(self, selection: Selection) -> Selected:
+    def select(self, selection: ThreadQuery) -> ThreadRowPage:
         is_listed = selection.after is not None or self._list_if_allowed()
         field = _SORTED[selection.sort_by]
         direction = -1 if selection.descending else 1
@@ -228,7 +220,7 @@ class MongoCatalog(MongoLogs):
         is_last = len(found) <= selection.limit
         found = found[: selection.limit]
         rows = self._rows_of(found)
-        return Selected(
+        return ThreadRowPage(
             [rows.get(one["_id"]) for one in found],
             [(one[field], one["thread_id"]) for one in found],
             None if moment is None else [moment.time, moment.inc],
@@ -241,7 +233,7 @@ class MongoCatalog(MongoLogs):
     def end_walk(self, walk: Any) -> None:
         """Do nothing: see `begin_walk`."""
 
-    def count(self, selection: Selection) -> int:
+    def count(self, selection: ThreadQuery) -> int:
         if self._list_if_allowed():
             return self._records.count(_wanted(selection)) - self._count_expired(selection)
         alive = {"$match": {"$nor": [{"$expr": _EXPIRED}]}}
@@ -249,7 +241,7 @@ class MongoCatalog(MongoLogs):
         counted = self._records.aggregate(found)
         return int(counted[0]["threads"]) if counted else 0
 
-    def _count_expired(self, selection: Selection) -> int:
+    def _count_expired(self, selection: ThreadQuery) -> int:
         """Return how many of those that are listed have expired."""
         ttls = self._records.distinct("ttl", {"ttl": {"$gt": 0}})
         now = self.now() if ttls else 0
@@ -320,7 +312,7 @@ class MongoCatalog(MongoLogs):
                 return False
         return self._may_list
 
-    def _as_they_are(self, selection: Selection) -> list[Document]:
+    def _as_they_are(self, selection: ThreadQuery) -> list[Document]:
         """Return the stages that find threads for a user who may not bring the index up to date.
 
         Those that changed since it was, and those whose lease may be over, are looked at one by
@@ -464,7 +456,7 @@ class MongoCatalog(MongoLogs):
 
     # What a thread takes
 
-    def usage(self, thread: ThreadRef, after: Any = None) -> Part[Usage]:
+    def usage(self, thread: ThreadRef, after: Any = None) -> Batch[Usage]:
         rows = {"family": thread.family, "thread": thread.key}
         number = {"$sum": {"$cond": [{"$gt": ["$idx", RECEIPT]}, 1, 0]}}
         seen = {"$and": [{"$eq": ["$kind", "checkpoint"]}, {"$eq": ["$visible", True]}]}
@@ -476,7 +468,7 @@ class MongoCatalog(MongoLogs):
             "bytes": {"$sum": {"$bsonSize": "$$ROOT"}},
         }
         found = self._records.aggregate([{"$match": rows}, {"$group": total}])
-        return Part(
+        return Batch(
             [
                 Usage(one["checkpoints"], one["writes"], frozenset(one["runs"]), one["bytes"])
                 for one in found
@@ -512,7 +504,7 @@ def _moment(walk: Any) -> Timestamp | None:
     return None if walk is None else Timestamp(*walk)
 
 
-def _wanted(selection: Selection) -> Document:
+def _wanted(selection: ThreadQuery) -> Document:
     """Return the filter that selects threads."""
     conditions: list[Document] = [{"terms": term} for term in selection.terms]
     if selection.any_terms:

@@ -44,11 +44,13 @@ from forkpoint.mongodb.stored import STORED
 from forkpoint.mongodb.tombstones import dead_until_of, deletions_of, die_later
 from forkpoint.runtime.group_commit import Relay
 from forkpoint.runtime.steps import Steps
-from forkpoint.storage.interface import SCHEMA_VERSION, Put, Rewound, Stale, ThreadRef
+from forkpoint.storage.chained import ChainedSession
+from forkpoint.storage.interface import SCHEMA_VERSION, HistoryChanged, Session, Stale, Storage
+from forkpoint.storage.rows import PutRequest, ThreadRef
 from forkpoint.storage.tombstones import is_deleted_since
 
 
-class MongoStorage:
+class MongoStorage(Storage):
     """A collection of a MongoDB database.
 
     Args:
@@ -81,7 +83,7 @@ class MongoStorage:
         self._records: Records | None = None
         self._process = 0
         self._closed = False
-        self.history = 0
+        self._history = 0
         self._opening = threading.RLock()  # it knows its thread, so that no other can release it
         self._commits: Relay[Bulk] = Relay(
             self._store, in_flight=_IN_FLIGHT, moment=_MOMENT, patience=_PATIENCE
@@ -96,21 +98,25 @@ class MongoStorage:
 
     # Opening
 
+    @property
+    def history(self) -> int:
+        return self._history
+
     def setup(self) -> None:
         self._open()
         if not self._records_open().is_kept(was_told=False):
             self._open()
         complete(self._records_open())
 
-    def reading(self) -> AbstractContextManager[MongoSession]:
+    def reading(self) -> AbstractContextManager[Session]:
         session = self._open()
         session.begin_turn()
-        return nullcontext(session)
+        return nullcontext(ChainedSession(session))
 
-    def writing(self) -> AbstractContextManager[MongoSession]:
+    def writing(self) -> AbstractContextManager[Session]:
         return self.reading()
 
-    def unstored(self) -> AbstractContextManager[MongoSession]:
+    def unstored(self) -> AbstractContextManager[Session]:
         return self.writing()  # its searches go on without writing where they cannot
 
     def save_room(self) -> None:
@@ -145,7 +151,7 @@ class MongoStorage:
                     with suppress(StorageReadOnly, StorageUnauthorized):
                         complete(records)  # a backup may be restored without its indexes
                     # First: who has the new collection must find that the history is new.
-                    self.history += 1
+                    self._history += 1
                     self._dead = Recent(4096)
                 records.history = self.history
                 self._records = records
@@ -210,10 +216,10 @@ class MongoStorage:
 
     # Putting
 
-    def put(self, put: Put) -> Steps[ThreadRef | None]:
+    def put(self, put: PutRequest) -> Steps[ThreadRef | None]:
         session = self._open()
         if put.history != self.history:
-            raise Rewound
+            raise HistoryChanged
         put = put._replace(now=self._records_open().clock.now())
         size = checked_size(put)
         thread = put.expected
@@ -272,7 +278,7 @@ class MongoStorage:
                 intent = intent._replace(thread=thread, creation=creation)
         raise StorageBusy(f"thread {put.thread_id!r} changed {_ATTEMPTS} times in a row")
 
-    def _look_again(self, put: Put, thread: ThreadRef, own: Tail | None) -> Document:
+    def _look_again(self, put: PutRequest, thread: ThreadRef, own: Tail | None) -> Document:
         """Return the record of a thread, once nobody locks it any more.
 
         Args:
@@ -314,7 +320,7 @@ class MongoStorage:
             session.end_log(thread)
 
     def _succeed(
-        self, put: Put, thread: ThreadRef, creation: Creation
+        self, put: PutRequest, thread: ThreadRef, creation: Creation
     ) -> tuple[ThreadRef, Creation | None] | None:
         """Return how to make a thread of an id that was used before, or None if it is late.
 
@@ -356,7 +362,7 @@ class MongoStorage:
                 raise Stale
         return thread, Creation(name, old.key, of_all, deletion, deletions)
 
-    def _dead_until(self, put: Put, dead_until: str | None) -> str | None:
+    def _dead_until(self, put: PutRequest, dead_until: str | None) -> str | None:
         """Return up to which checkpoint those of deleted threads are late, as far as is told.
 
         Args:
@@ -371,19 +377,19 @@ class MongoStorage:
         marks = records.marks(put.thread_id)
         return dead_until_of(named[0], marks, put.owner) if named else None
 
-    def _note_late(self, put: Put) -> None:
+    def _note_late(self, put: PutRequest) -> None:
         """Note that a checkpoint that came late was one of a deleted thread."""
         records = self._records_open()
         name = records.name_id(put.thread_id)
         change = die_later(records.marks(put.thread_id), put.owner, put.checkpoint_id)
         records.update({"_id": name, "family": name}, change)
 
-    def _rewound(self) -> Rewound:
+    def _rewound(self) -> HistoryChanged:
         """Return what is raised where the store turns out to have gone back."""
         self._records_open().identity.lose()
-        return Rewound()
+        return HistoryChanged()
 
-    def _is_late(self, put: Put, thread: ThreadRef | None, dead_until: str) -> bool:
+    def _is_late(self, put: PutRequest, thread: ThreadRef | None, dead_until: str) -> bool:
         """Return whether a write comes after a checkpoint that went with its thread."""
         dead = [place for place in put.ancestry if place[1] <= dead_until]
         if thread is None:
@@ -395,12 +401,12 @@ class MongoStorage:
         wanted = {"_id": id_, "family": thread.family, "content": {"$exists": True}}
         return self._records_open().exists(wanted)
 
-    def _is_visible(self, put: Put, thread: ThreadRef) -> bool:
+    def _is_visible(self, put: PutRequest, thread: ThreadRef) -> bool:
         """Return whether there is a checkpoint in the place of a put, which is counted then."""
         id_ = row_id(thread, put.checkpoint_ns, put.checkpoint_id)
         return self._records_open().exists({"_id": id_, "family": thread.family, "visible": True})
 
-    def _remove_traces(self, put: Put, thread: ThreadRef) -> None:
+    def _remove_traces(self, put: PutRequest, thread: ThreadRef) -> None:
         """Remove writes that came before the late checkpoint they belong to, and expect more."""
         records = self._records_open()
         self._open().without_log(
@@ -425,7 +431,7 @@ class MongoStorage:
         store(self._records_open(), batch)
 
 
-def _new_thread(put: Put, key: ObjectId, family: ObjectId) -> ThreadRef:
+def _new_thread(put: PutRequest, key: ObjectId, family: ObjectId) -> ThreadRef:
     """Return the thread that a put makes."""
     identity = put.owner, put.thread_id, put.salt, put.checksums[:IDENTITY_BYTES]
     return ThreadRef(key, family, ObjectId(), *identity)
@@ -437,6 +443,6 @@ _MOMENT = 0.001  # for which writes wait for the checkpoint that follows, as a r
 _PATIENCE = 0.02  # after which puts do not wait for the bulks before any longer
 
 
-def _die_later(put: Put) -> list[Document]:
+def _die_later(put: PutRequest) -> list[Document]:
     later = {"$max": ["$dead_until", {"$literal": put.checkpoint_id}]}
     return [{"$set": {"dead_until": later}}]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget, size_of_text
 from forkpoint.encoding.codec import Chunks, Manifest
-from forkpoint.storage.interface import Beginning, ThreadRef
+from forkpoint.storage.rows import RunStart, ThreadRef
 
 _RUNS_BYTES = 4 * 1024 * 1024  # of their own: what they say, nothing else may say later
 _RECENT_DIGESTS = 8192  # in each family
@@ -62,12 +62,12 @@ class Runs:
     """
 
     def __init__(self) -> None:
-        self._beginnings: Cache[tuple[str, int], tuple[object, Beginning]]
+        self._beginnings: Cache[tuple[str, int], tuple[object, RunStart]]
         self._beginnings = Cache(
             CacheBudget(_RUNS_BYTES), lambda place, _: ENTRY_BYTES + len(place[0])
         )
 
-    def begin(self, thread_id: str, run: object, beginning: Beginning) -> None:
+    def begin(self, thread_id: str, run: object, beginning: RunStart) -> None:
         """Remember what a run that begins found, or that it made the thread itself."""
         # With the object, so that its id stays its own.
         self._beginnings.put((thread_id, id(run)), (run, beginning))
@@ -75,7 +75,7 @@ class Runs:
     def forget(self, thread_id: str, run: object) -> None:
         self._beginnings.pop((thread_id, id(run)))
 
-    def beginning(self, thread_id: str, run: object) -> Beginning | None:
+    def beginning(self, thread_id: str, run: object) -> RunStart | None:
         """Return what a run found; None if that is not known."""
         known = None if run is None else self._beginnings.get((thread_id, id(run)))
         return None if known is None else known[1]

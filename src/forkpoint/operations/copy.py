@@ -6,7 +6,8 @@ from forkpoint.encoding.hashing import Hashing
 from forkpoint.errors import ThreadExists
 from forkpoint.operations.gc import collect
 from forkpoint.operations.turns import Turns, Work
-from forkpoint.storage.interface import Description, Stale, ThreadRef
+from forkpoint.storage.interface import Stale
+from forkpoint.storage.rows import Description, ThreadRef
 
 _ATTEMPTS = 3  # before a thread from which others remove is copied as a whole
 
@@ -28,23 +29,23 @@ def copy(
         CorruptChunk: The record of the other thread is not what was written.
     """
     hashing.check_identity(source.thread_id, source.owner, source.salt, source.checksum)
-    for _ in range(_ATTEMPTS if turns.session.is_long(source) else 0):
-        copying = turns.session.begin_copy(source, target_id, hashing, described)
+    for _ in range(_ATTEMPTS if turns.session.removals.is_long(source) else 0):
+        copying = turns.session.copies.begin(source, target_id, hashing, described)
         if copying is None:
             break
         yield
         error: Exception
         try:
-            while turns.session.copy_part(copying):
+            while turns.session.copies.copy_more(copying):
                 yield
             return
         except (Stale, ThreadExists) as failure:  # nothing of this part was written
             error = failure
-        turns.session.abandon_copy(copying)
+        turns.session.copies.abandon(copying)
         yield
         yield from collect(turns, source.family)  # what was removed meanwhile is in the copy
         turns.is_over = True
         yield
         if isinstance(error, ThreadExists):
             raise error
-    turns.session.copy(source, target_id, hashing, described)
+    turns.session.copies.copy(source, target_id, hashing, described)

@@ -9,9 +9,10 @@ from forkpoint.encoding.codec import Chunks, Codec, Entry, gather
 from forkpoint.inputs import Address
 from forkpoint.operations.operations import Context, at_place, consistently, load_write, order_of
 from forkpoint.storage import plan as removal
-from forkpoint.storage.interface import CheckpointRow, Found, Session, Stale, WriteRow
+from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.receipts import NO_CHANNEL
 from forkpoint.storage.row_checksums import check_end, metadata_of, open_checkpoint, settled
+from forkpoint.storage.rows import CheckpointRow, StoredCheckpoint, WriteRow
 
 
 def delta_channel_history(
@@ -29,21 +30,23 @@ def delta_channel_history(
     context.prepare()
 
     def read(session: Session) -> _History | None:
-        found = session.checkpoint(*address)
+        found = session.checkpoints.get(*address)
         if found is None:
             return None
         codec = context.codec_of(found.thread)
         thread, checkpoint_ns = found.thread, found.row.checkpoint_ns
         walk = _Walk(codec, found, channels)
-        ancestors = session.ancestors(thread, checkpoint_ns, found.row.checkpoint_id)
+        ancestors = session.checkpoints.ancestors(thread, checkpoint_ns, found.row.checkpoint_id)
         next(ancestors, None)  # its own writes are for its child
         walk.follow(ancestors)
         with_receipts = [*channels, NO_CHANNEL]
-        writes = session.channel_writes(thread, checkpoint_ns, list(walk.path), with_receipts)
+        writes = session.checkpoints.channel_writes(
+            thread, checkpoint_ns, list(walk.path), with_receipts
+        )
         refs = [entry.refs for _, entry in walk.seeds.values()]
         refs += [row.refs for row in walk.since_seeds(writes)]
-        stored = gather(refs, lambda digests: session.chunks(thread.family, digests))
-        if session.thread(found.thread_id) != thread:
+        stored = gather(refs, lambda digests: session.chunks.get(thread.family, digests))
+        if session.threads.find(found.thread_id) != thread:
             raise Stale  # some of the path may have been removed on the way
         return _History(found, walk, writes, stored)
 
@@ -67,7 +70,7 @@ def delta_channel_history(
 class _History(NamedTuple):
     """What the channels of a checkpoint are rebuilt from."""
 
-    found: Found
+    found: StoredCheckpoint
     walk: _Walk
     writes: list[WriteRow]
     """Those of all ancestors of the walk, and their receipts."""
@@ -83,7 +86,7 @@ class _Walk:
         oldest: The last checkpoint of the walk.
     """
 
-    def __init__(self, codec: Codec, found: Found, channels: Sequence[str]) -> None:
+    def __init__(self, codec: Codec, found: StoredCheckpoint, channels: Sequence[str]) -> None:
         self.path: dict[str, int] = {}
         self.seeds: dict[str, tuple[int, Entry]] = {}
         self.oldest = found.row

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from forkpoint.encoding.codec import (
@@ -34,16 +35,17 @@ from forkpoint.operations.operations import (
 )
 from forkpoint.pictures.shown import StateDiff
 from forkpoint.results import ChannelDiff
-from forkpoint.storage.interface import Found, Session
+from forkpoint.storage.interface import Session
 from forkpoint.storage.plan import is_internal, rebuilt_channels
 from forkpoint.storage.row_checksums import metadata_of, open_checkpoint
+from forkpoint.storage.rows import StoredCheckpoint
 
 
 class _Side(NamedTuple):
     """One of two states."""
 
     codec: Codec
-    found: Found
+    found: StoredCheckpoint
     versions: Mapping[str, Any]
     manifest: Manifest
     rebuilt: set[str]
@@ -83,7 +85,7 @@ def diff(context: Context, first: Address, second: Address) -> StateDiff:
                 if channel not in other.manifest
             ]
             family = side.found.thread.family
-            stored |= gather(wanted, lambda digests, family=family: session.chunks(family, digests))  # type: ignore[misc]
+            stored |= gather(wanted, partial(session.chunks.get, family))
         return *sides, pairs, stored
 
     def load(read: tuple[_Side, _Side, dict[str, _Pair], Chunks]) -> StateDiff:
@@ -100,7 +102,7 @@ def diff(context: Context, first: Address, second: Address) -> StateDiff:
 
 
 def _side(context: Context, session: Session, address: Address) -> _Side:
-    found = session.checkpoint(*address)
+    found = session.checkpoints.get(*address)
     if found is None:
         existing_thread(session, address.thread_id)
         raise CheckpointNotFound(
@@ -113,7 +115,7 @@ def _side(context: Context, session: Session, address: Address) -> _Side:
     return _Side(codec, found, versions, manifest, _rebuilt(found, versions, manifest))
 
 
-def _rebuilt(found: Found, versions: Mapping[str, Any], manifest: Manifest) -> set[str]:
+def _rebuilt(found: StoredCheckpoint, versions: Mapping[str, Any], manifest: Manifest) -> set[str]:
     return rebuilt_channels(metadata_of(found.row), versions, manifest)
 
 
@@ -147,7 +149,7 @@ def _parts(
             if heights[position] == height:
                 nodes = levels[position]
                 family = side.found.thread.family
-                stored |= session.chunks(family, set(nodes), follow=False)
+                stored |= session.chunks.get(family, set(nodes), follow=False)
                 with at_place(side.found.thread_id, *place_of(side.found.row)):
                     levels[position] = side.codec.next_level(nodes, stored, volumes[position])
                 heights[position] -= 1

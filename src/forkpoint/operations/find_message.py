@@ -20,8 +20,9 @@ from forkpoint.operations.operations import (
 )
 from forkpoint.results import MessageOrigin
 from forkpoint.storage import plan as removal
-from forkpoint.storage.interface import CheckpointRow, Session, ThreadRef
+from forkpoint.storage.interface import Session
 from forkpoint.storage.row_checksums import metadata_of, open_checkpoint
+from forkpoint.storage.rows import CheckpointRow, ThreadRef
 
 
 class _Path(NamedTuple):
@@ -38,9 +39,9 @@ def find_message(
 
     def read(session: Session) -> _Path:
         thread = existing_thread(session, thread_id)
-        head = session.checkpoint(thread_id, "", None)
+        head = session.checkpoints.get(thread_id, "", None)
         rows: dict[str, CheckpointRow] = {}
-        ancestors = head and session.ancestors(thread, "", head.row.checkpoint_id)
+        ancestors = head and session.checkpoints.ancestors(thread, "", head.row.checkpoint_id)
         for row in ancestors or ():
             if row.hidden or row.checkpoint_id in rows:
                 break
@@ -128,7 +129,7 @@ class _Search:
             def chunks(digests: Collection[bytes]) -> Mapping[bytes, Chunk]:
                 missing = [digest for digest in digests if digest not in self._chunks]
                 if missing:
-                    self._chunks |= session.chunks(family, missing, follow=False)
+                    self._chunks |= session.chunks.get(family, missing, follow=False)
                 return {one: self._chunks[one] for one in digests if one in self._chunks}
 
             return gather([entry.refs], chunks)

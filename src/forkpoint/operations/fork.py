@@ -47,17 +47,7 @@ from forkpoint.previews import preview_after
 from forkpoint.results import FamilyNode, LineageEntry
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage import plan as removal
-from forkpoint.storage.interface import (
-    CheckpointRow,
-    Description,
-    Found,
-    Graft,
-    Moment,
-    Session,
-    Stale,
-    ThreadRecord,
-    WriteRow,
-)
+from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.record_checksums import check_kinship
 from forkpoint.storage.row_checksums import (
@@ -69,6 +59,15 @@ from forkpoint.storage.row_checksums import (
     moved,
     open_checkpoint,
     preview_in,
+)
+from forkpoint.storage.rows import (
+    CheckpointRow,
+    Description,
+    FamilyMember,
+    ForkRequest,
+    Moment,
+    StoredCheckpoint,
+    WriteRow,
 )
 
 _LOOKS = 5  # before it is believed that something is damaged
@@ -120,7 +119,7 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
         codec = context.codec_of(thread)
         opened = open_checkpoint(codec, row)
     target = codec.root.of_salt(new_salt(thread.salt))
-    moment = session.moment(thread, row.checkpoint_id, replays_before(row))
+    moment = session.checkpoints.moment(thread, row.checkpoint_id, replays_before(row))
     identity = thread.thread_id, thread.salt
     codec.hashing.check_description(*identity, moment.checksums, moment.source, moment.described)
     runs_again = bool(new.values) or not moment.is_head
@@ -129,7 +128,9 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
     for one in (row, *heads):
         for ancestor in _ancestors(context, session, found, one, new.whole_path):
             taken.setdefault(place_of(ancestor), ancestor)
-    writes = session.writes(thread, [place for place in taken if place != place_of(row)])
+    writes = session.checkpoints.writes(
+        thread, [place for place in taken if place != place_of(row)]
+    )
     writes += found.writes
     ends = {place_of(one) for one in (row, *heads)} if runs_again else set()
     hidden = {place for place, one in taken.items() if one.hidden}
@@ -149,8 +150,8 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
         before = preview_in(codec, found.writes, row.checkpoint_id)
         preview = preview_after(before, new.values, context.preview)
         writes.append(checkpoint_receipt(target, top, preview))
-    session.graft(
-        Graft(
+    session.copies.fork(
+        ForkRequest(
             thread,
             found.thread_id,
             new.target_id,
@@ -176,8 +177,8 @@ def _described(source: Description, metadata: Mapping[str, Any]) -> Description:
     return source._replace(label=None, tags=(), metadata=merged, fixed_keys=fixed_keys)
 
 
-def _found(session: Session, source: Address) -> Found:
-    found = session.checkpoint(*source)
+def _found(session: Session, source: Address) -> StoredCheckpoint:
+    found = session.checkpoints.get(*source)
     if found is None:
         existing_thread(session, source.thread_id)
         which = "" if source.checkpoint_id is None else f" {source.checkpoint_id!r}"
@@ -217,7 +218,11 @@ def _newest(heads: Iterable[CheckpointRow]) -> list[CheckpointRow]:
 
 
 def _ancestors(
-    context: Context, session: Session, found: Found, row: CheckpointRow, whole_path: bool
+    context: Context,
+    session: Session,
+    found: StoredCheckpoint,
+    row: CheckpointRow,
+    whole_path: bool,
 ) -> list[CheckpointRow]:
     """Return the ancestors of a checkpoint that a fork needs, hidden unless the path is wanted."""
     _, rebuilt = _channels(context, found, row)
@@ -226,7 +231,7 @@ def _ancestors(
         return []
     last = row
     taken: dict[removal.Place, CheckpointRow] = {}
-    ancestors = session.ancestors(found.thread, row.checkpoint_ns, row.checkpoint_id)
+    ancestors = session.checkpoints.ancestors(found.thread, row.checkpoint_ns, row.checkpoint_id)
     next(ancestors, None)  # itself
     for ancestor in ancestors:
         place = place_of(ancestor)
@@ -247,7 +252,9 @@ def _ancestors(
     return list(taken.values())
 
 
-def _channels(context: Context, found: Found, row: CheckpointRow) -> tuple[set[str], set[str]]:
+def _channels(
+    context: Context, found: StoredCheckpoint, row: CheckpointRow
+) -> tuple[set[str], set[str]]:
     """Return the channels that a checkpoint stores, and those rebuilt from its ancestors."""
     with at_place(found.thread_id, *place_of(row)):
         body, manifest = open_checkpoint(context.codec_of(found.thread), row)
@@ -257,7 +264,7 @@ def _channels(context: Context, found: Found, row: CheckpointRow) -> tuple[set[s
 
 
 def _with_values(
-    codec: Codec, found: Found, opened: tuple[dict[str, Any], Manifest], new: NewFork
+    codec: Codec, found: StoredCheckpoint, opened: tuple[dict[str, Any], Manifest], new: NewFork
 ) -> tuple[CheckpointRow, Chunks]:
     """Return a checkpoint on top of another, in which channels have other values."""
     row, (body, manifest) = found.row, opened
@@ -340,7 +347,7 @@ def copy_thread(context: Context, source_id: str, target_id: str) -> Steps[None]
 def lineage(context: Context, thread_id: str) -> list[LineageEntry]:
     """Return a thread, the one it was made from, and so on."""
     with context.storage.reading() as session:
-        records = session.lineage(existing_thread(session, thread_id))
+        records = session.threads.lineage(existing_thread(session, thread_id))
     for record in records:
         check_kinship(context.codec.hashing, record)
     parents = [*(record.thread_id for record in records[1:]), None]
@@ -351,10 +358,10 @@ def family(context: Context, thread_id: str) -> FamilyTree:
     """Return the tree of all threads that forks and clones join to one."""
     with context.storage.reading() as session:
         thread = existing_thread(session, thread_id)
-        records = {record.key: record for record in session.family(thread.family)}
+        records = {record.key: record for record in session.threads.family(thread.family)}
     for record in records.values():
         check_kinship(context.codec.hashing, record)
-    children: dict[Any, list[ThreadRecord]] = {}
+    children: dict[Any, list[FamilyMember]] = {}
     for record in records.values():
         children.setdefault(record.parent, []).append(record)
     nodes: dict[Any, FamilyNode] = {}
@@ -374,8 +381,8 @@ def family(context: Context, thread_id: str) -> FamilyTree:
     return FamilyTree(nodes[first])
 
 
-def _children_first(children: Mapping[Any, list[ThreadRecord]]) -> list[ThreadRecord]:
-    found: list[ThreadRecord] = []
+def _children_first(children: Mapping[Any, list[FamilyMember]]) -> list[FamilyMember]:
+    found: list[FamilyMember] = []
     waiting = [None]
     while waiting:
         below = children.get(waiting.pop(), [])
@@ -384,11 +391,11 @@ def _children_first(children: Mapping[Any, list[ThreadRecord]]) -> list[ThreadRe
     return found[::-1]
 
 
-def _in_order(records: list[ThreadRecord]) -> list[ThreadRecord]:
+def _in_order(records: list[FamilyMember]) -> list[FamilyMember]:
     return sorted(records, key=lambda record: (record.created_at, record.thread_id))
 
 
-def _entry(record: ThreadRecord, parent: str | None) -> LineageEntry:
+def _entry(record: FamilyMember, parent: str | None) -> LineageEntry:
     step = None
     if record.fork_metadata:
         step = json_object(record.fork_metadata, record.parent_checkpoint_id).get("step")

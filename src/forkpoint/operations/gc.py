@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 from forkpoint.encoding.codec import split_refs
 from forkpoint.errors import CorruptChunk
 from forkpoint.operations.turns import Turns, Work
-from forkpoint.storage.interface import Counts, Part
+from forkpoint.storage.queries import Batch
+from forkpoint.storage.rows import Counts
 
 _ATTEMPTS = 8  # while others remove in the same family
 
@@ -40,22 +41,22 @@ def collect(turns: Turns, family: Any) -> Work[Collected]:
     """
     number = size = 0
     for _ in range(_ATTEMPTS):
-        while turns.session.clear(family):
+        while turns.session.collections.clear(family):
             yield
-        collection = turns.session.begin_collection(family)
+        collection = turns.session.collections.begin(family)
         turns.only_reads = True
         yield
         unused = yield from _unused(turns, family)
         turns.only_reads = False
         yield
         if unused.missing is not None:
-            if turns.session.is_undisturbed(family, collection):
+            if turns.session.collections.is_undisturbed(family, collection):
                 return Collected(number, size, unused.missing)
             continue
         dropped, is_done = yield from _drop(turns, family, unused, collection)
         number += dropped.number
         size += dropped.more
-        if is_done or turns.session.is_overtaken(family, collection):
+        if is_done or turns.session.collections.is_overtaken(family, collection):
             break  # another collection finds what this one leaves
     return Collected(number, size)
 
@@ -77,9 +78,9 @@ class _Unused(NamedTuple):
 def _drop(turns: Turns, family: Any, unused: _Unused, collection: Any) -> Work[tuple[Counts, bool]]:
     """Remove chunks, and return what was removed, and whether nobody disturbed that."""
     number = size = 0
-    at_once = turns.session.chunks_at_once()
+    at_once = turns.session.collections.chunks_at_once()
     for batch in unused.batches(at_once):
-        dropped = turns.session.drop_chunks(family, batch, collection)
+        dropped = turns.session.collections.delete_chunks(family, batch, collection)
         if dropped is None:
             return Counts(number, size), False
         number += dropped.number
@@ -87,7 +88,7 @@ def _drop(turns: Turns, family: Any, unused: _Unused, collection: Any) -> Work[t
         if batch is None and dropped.number < at_once:
             break
         yield
-    return Counts(number, size), turns.session.end_collection(family, collection)
+    return Counts(number, size), turns.session.collections.end(family, collection)
 
 
 def _unused(turns: Turns, family: Any) -> Work[_Unused]:
@@ -103,7 +104,9 @@ def _unused(turns: Turns, family: Any) -> Work[_Unused]:
             else:
                 dead.append(digest)
 
-    yield from read_all(turns, lambda after: turns.session.digests(family, after), compare)
+    yield from read_all(
+        turns, lambda after: turns.session.collections.digests(family, after), compare
+    )
     return _Unused(dead, min(live).hex() if live else None)
 
 
@@ -115,15 +118,19 @@ def _live(turns: Turns, family: Any) -> Work[set[bytes]]:
         for _, refs in part:
             roots.update(split_refs(refs))
 
-    yield from read_all(turns, lambda after: turns.session.references(family, after), add_roots)
+    yield from read_all(
+        turns, lambda after: turns.session.collections.references(family, after), add_roots
+    )
     links: dict[bytes, bytes] = {}
     if roots:
-        yield from read_all(turns, lambda after: turns.session.links(family, after), links.update)
+        yield from read_all(
+            turns, lambda after: turns.session.collections.links(family, after), links.update
+        )
     return (yield from turns.apart(lambda: reachable(roots, links)))
 
 
 def read_all(
-    turns: Turns, read: Callable[[Any], Part[_T]], use: Callable[[Iterable[_T]], object]
+    turns: Turns, read: Callable[[Any], Batch[_T]], use: Callable[[Iterable[_T]], object]
 ) -> Work[None]:
     """Use all that is to be read, part by part."""
     after: Any = None

@@ -14,7 +14,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 from forkpoint.operations import operations
 from forkpoint.operations.operations import Context, Item
 from forkpoint.runtime.runner import Runner
-from forkpoint.storage.interface import Query
+from forkpoint.storage.queries import CheckpointQuery
 
 
 class _Listing:
@@ -27,21 +27,23 @@ class _Listing:
         limit: How many checkpoints to return at most; None for all.
     """
 
-    def __init__(self, runner: Runner, context: Context, query: Query, limit: int | None) -> None:
+    def __init__(
+        self, runner: Runner, context: Context, query: CheckpointQuery, limit: int | None
+    ) -> None:
         self._runner = runner
         self._context = context
-        self._following: Query | None = query
+        self._following: CheckpointQuery | None = query
         self._left = limit
         self._items: deque[Item] = deque()
 
-    def _next_page(self) -> Query | None:
+    def _next_page(self) -> CheckpointQuery | None:
         """Return what to read before an item can be taken, or None if there is nothing to read."""
         if self._items or self._following is None or self._left == 0:
             return None
         rows = operations.PAGE_ROWS
         return self._following._replace(limit=rows if self._left is None else min(self._left, rows))
 
-    def _keep(self, page: tuple[list[Item], Query | None]) -> None:
+    def _keep(self, page: tuple[list[Item], CheckpointQuery | None]) -> None:
         items, self._following = page
         self._items.extend(items)
         if self._left is not None:

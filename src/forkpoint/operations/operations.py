@@ -48,22 +48,8 @@ from forkpoint.previews import preview_of
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage import plan as removal
 from forkpoint.storage.confined import ConfinedStorage
-from forkpoint.storage.interface import (
-    STORE_KEY_BYTES,
-    Beginning,
-    CheckpointRow,
-    Description,
-    Expiry,
-    Found,
-    Put,
-    Query,
-    Rewound,
-    Session,
-    Stale,
-    Storage,
-    ThreadRef,
-    WriteRow,
-)
+from forkpoint.storage.interface import STORE_KEY_BYTES, HistoryChanged, Session, Stale, Storage
+from forkpoint.storage.queries import CheckpointQuery
 from forkpoint.storage.row_checksums import (
     checkpoint_receipt,
     checkpoint_with_checksum,
@@ -73,6 +59,16 @@ from forkpoint.storage.row_checksums import (
     settled,
     with_receipts,
     write_with_checksum,
+)
+from forkpoint.storage.rows import (
+    CheckpointRow,
+    Description,
+    Expiry,
+    PutRequest,
+    RunStart,
+    StoredCheckpoint,
+    ThreadRef,
+    WriteRow,
 )
 from forkpoint.storage.tombstones import is_deleted_since
 
@@ -189,10 +185,10 @@ class Context:
             if history in self._store_keys:
                 return self._store_keys[history]
             with self.storage.reading() as session:
-                key = session.store_key()
+                key = session.secrets.store_key()
             if key is None:
                 with self.storage.writing() as session:
-                    session.add_store_key(os.urandom(STORE_KEY_BYTES))
+                    session.secrets.add_store_key(os.urandom(STORE_KEY_BYTES))
             elif self.storage.history == history:
                 self._store_keys.clear()
                 self._store_keys[history] = key
@@ -204,7 +200,7 @@ class Context:
             return None
 
         def known(session: Session) -> bytes | None:
-            opened = (open_secret(cipher, stored) for stored in session.secrets())
+            opened = (open_secret(cipher, stored) for stored in session.secrets.all())
             return next((secret for secret in opened if secret is not None), None)
 
         with self.storage.reading() as session:
@@ -212,7 +208,7 @@ class Context:
         while secret is None:
             with self.storage.writing() as session:
                 if known(session) is None:  # another process may have been faster
-                    session.add_secret(new_secret(cipher))
+                    session.secrets.add(new_secret(cipher))
                 secret = known(session)
         return secret
 
@@ -306,7 +302,7 @@ def put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
     for _ in range(_ATTEMPTS):
         try:
             return (yield from _put(context.present(), taken))
-        except Rewound:
+        except HistoryChanged:
             continue  # with what is remembered of the store as it is now
     raise _restless()
 
@@ -322,7 +318,7 @@ def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
     manifest: Manifest = {}
     packed_bytes = 0
 
-    def prepare(thread: ThreadRef | None) -> tuple[Put, Chunks]:
+    def prepare(thread: ThreadRef | None) -> tuple[PutRequest, Chunks]:
         nonlocal manifest, packed_bytes
         inherited = taken.inherited
         is_as_taken = thread == taken.thread and context.memory is taken.memory
@@ -392,7 +388,7 @@ def _inherited(
         return inherited
     assert thread is not None
     with context.storage.reading() as session:
-        found = session.checkpoint(*new.address)
+        found = session.checkpoints.get(*new.address)
     if found is None or found.thread != thread:
         return {}
     if found.metadata is not None:
@@ -459,7 +455,7 @@ def put_writes(context: Context, taken: TakenWrites) -> Steps[None]:
     for _ in range(_ATTEMPTS):
         try:
             return (yield from _put_writes(context.present(), taken))
-        except Rewound:
+        except HistoryChanged:
             continue
     raise _restless()
 
@@ -467,7 +463,7 @@ def put_writes(context: Context, taken: TakenWrites) -> Steps[None]:
 def _put_writes(context: Context, taken: TakenWrites) -> Steps[None]:
     new = taken.new
 
-    def prepare(thread: ThreadRef | None) -> tuple[Put, Chunks]:
+    def prepare(thread: ThreadRef | None) -> tuple[PutRequest, Chunks]:
         codec = _codec_for(context, thread, taken.codec)
         mine = taken
         if codec is not taken.codec:  # the thread, or the store, is another than was known
@@ -492,8 +488,8 @@ def _prepared(
     row: CheckpointRow | None,
     writes: Sequence[WriteRow],
     status: str | None,
-) -> Put:
-    """Return a `Put` at the place of its writes, with those chunks that the store may lack."""
+) -> PutRequest:
+    """Return a `PutRequest` where its writes belong, with the chunks that the store may lack."""
     memory = context.memory
     unknown = memory.unknown(thread, chunks)
     thread_id = new.address.thread_id
@@ -505,7 +501,7 @@ def _prepared(
         described = Description(metadata=metadata, **context.expiry._asdict())
         identity = thread_id, context.owner, codec.salt
         checksums = codec.hashing.checksums(identity, described)
-    return Put(
+    return PutRequest(
         thread_id,
         thread,
         metadata,
@@ -546,7 +542,7 @@ def _write(
     context: Context,
     thread_id: str,
     origin: Origin,
-    prepare: Callable[[ThreadRef | None], tuple[Put, Chunks]],
+    prepare: Callable[[ThreadRef | None], tuple[PutRequest, Chunks]],
 ) -> Steps[ThreadRef]:
     """Prepare a write for the thread as it is known, and again if it turns out to have changed."""
     memory = context.memory
@@ -555,7 +551,7 @@ def _write(
         try:
             prepared, chunks = prepare(thread)
             written = yield from context.storage.put(prepared)
-        except Rewound:
+        except HistoryChanged:
             raise
         except Stale:
             memory.forget(thread_id)
@@ -600,14 +596,14 @@ def _thread_of_run(context: Context, thread_id: str, origin: Origin) -> ThreadRe
     elif is_its(thread) and (began is None or key is not None):
         return thread
     with context.storage.reading() as session:
-        thread = session.thread(thread_id)
+        thread = session.threads.find(thread_id)
         if not is_its(thread):
             raise _deleted(thread_id)
         # Somebody else may have made it, before or after it was deleted.
         if (
             began is not None
             and key is None
-            and is_deleted_since(began.deletion, session.last_deletion(thread_id))
+            and is_deleted_since(began.deletion, session.threads.deletions(thread_id))
         ):
             raise _deleted(thread_id)
     return thread
@@ -631,20 +627,20 @@ def get_tuple(
     memory = context.memory
     thread_id = address.thread_id
 
-    def read(session: Session) -> tuple[Found | None, Chunks, Beginning | None]:
-        found = session.checkpoint(*address)
+    def read(session: Session) -> tuple[StoredCheckpoint | None, Chunks, RunStart | None]:
+        found = session.checkpoints.get(*address)
         if found is not None:
             chunks = gather_rows(session, [found])[found.thread.family]
-            return found, chunks, Beginning(found.thread.key, None)
+            return found, chunks, RunStart(found.thread.key, None)
         if run is None or address.checkpoint_id is not None:
             return None, {}, None
-        thread = session.thread(thread_id)
-        deletion = session.last_deletion(thread_id)
-        return None, {}, Beginning(thread and thread.key, deletion)
+        thread = session.threads.find(thread_id)
+        deletion = session.threads.deletions(thread_id)
+        return None, {}, RunStart(thread and thread.key, deletion)
 
     def load(
-        read: tuple[Found | None, Chunks, Beginning | None],
-    ) -> tuple[CheckpointTuple | None, Beginning | None]:
+        read: tuple[StoredCheckpoint | None, Chunks, RunStart | None],
+    ) -> tuple[CheckpointTuple | None, RunStart | None]:
         found, stored, beginning = read
         if found is None:
             memory.missing.put(thread_id, True)
@@ -672,7 +668,7 @@ Item = CheckpointTuple | CorruptChunk | UnreadableValue
 """A checkpoint of a page, or why it cannot be read."""
 
 
-def page(context: Context, query: Query) -> tuple[list[Item], Query | None]:
+def page(context: Context, query: CheckpointQuery) -> tuple[list[Item], CheckpointQuery | None]:
     """Return a page of checkpoints, newest first, and what to ask for next.
 
     A checkpoint that cannot be read does not keep the others from being read: the error is in its
@@ -687,26 +683,26 @@ def page(context: Context, query: Query) -> tuple[list[Item], Query | None]:
         return [error], query._replace(offset=query.offset + 1)
 
 
-def _page(context: Context, query: Query) -> tuple[list[Item], Query | None]:
+def _page(context: Context, query: CheckpointQuery) -> tuple[list[Item], CheckpointQuery | None]:
     context = context.present()
 
-    def read(session: Session) -> tuple[list[Found], dict[Any, Chunks]]:
-        rows = session.page(query)
+    def read(session: Session) -> tuple[list[StoredCheckpoint], dict[Any, Chunks]]:
+        rows = session.checkpoints.page(query)
         if not rows and query.must_exist and query.thread_id is not None:
             existing_thread(session, query.thread_id)
         is_all = query.after is None and query.before is None and not query.filter
         if not rows and is_all and query.thread_id is not None and query.checkpoint_ns is not None:
-            session.checkpoint(query.thread_id, query.checkpoint_ns, query.checkpoint_id)
+            session.checkpoints.get(query.thread_id, query.checkpoint_ns, query.checkpoint_id)
         return rows, gather_rows(session, rows)
 
-    def load(found: Found, stored: Chunks) -> Item:
+    def load(found: StoredCheckpoint, stored: Chunks) -> Item:
         try:
             return _load(context, found, stored)
         except (CorruptChunk, UnreadableValue) as error:
             return error
 
     items: list[Item] = []
-    following: Query | None = None
+    following: CheckpointQuery | None = None
     for rows, stored in _readings(context, read):
         items = [load(found, stored[found.thread.family]) for found in rows]
         following = _following(query, rows)
@@ -715,7 +711,7 @@ def _page(context: Context, query: Query) -> tuple[list[Item], Query | None]:
     return items, following
 
 
-def _following(query: Query, rows: Sequence[Found]) -> Query | None:
+def _following(query: CheckpointQuery, rows: Sequence[StoredCheckpoint]) -> CheckpointQuery | None:
     """Return the query of the page after this one, if there may be one."""
     if len(rows) < query.limit:
         return None
@@ -764,7 +760,7 @@ def _readings(context: Context, read: Callable[[Session], _Read]) -> Iterator[_R
         before = reading
 
 
-def gather_rows(session: Session, rows: Sequence[Found]) -> dict[Any, Chunks]:
+def gather_rows(session: Session, rows: Sequence[StoredCheckpoint]) -> dict[Any, Chunks]:
     """Read the chunks of checkpoints and their writes, level by level, of all families together."""
     found: dict[Any, Chunks] = {one.thread.family: {} for one in rows}
     if not any(one.row.refs or any(write.refs for write in one.writes) for one in rows):
@@ -774,14 +770,16 @@ def gather_rows(session: Session, rows: Sequence[Found]) -> dict[Any, Chunks]:
         for refs in (one.row.refs, *(write.refs for write in one.writes)):
             wanted[one.thread.family].update(split_refs(refs))
     while wanted := {family: digests for family, digests in wanted.items() if digests}:
-        for family, chunks in session.chunks_of(wanted).items():
+        for family, chunks in session.chunks.of_families(wanted).items():
             found[family].update(chunks)
             below = {digest for refs, _ in chunks.values() for digest in split_refs(refs)}
             wanted[family] = below - found[family].keys()
     return found
 
 
-def _load(context: Context, found: Found, stored: Mapping[bytes, Chunk]) -> CheckpointTuple:
+def _load(
+    context: Context, found: StoredCheckpoint, stored: Mapping[bytes, Chunk]
+) -> CheckpointTuple:
     thread_id, thread, row, writes, _ = found
     with at_place(thread_id, row.checkpoint_ns, row.checkpoint_id):
         codec = context.codec_of(thread)
@@ -837,7 +835,7 @@ def existing_thread(session: Session, thread_id: str) -> ThreadRef:
     Raises:
         ThreadNotFound: There is none.
     """
-    thread = session.thread(thread_id)
+    thread = session.threads.find(thread_id)
     if thread is None:
         raise ThreadNotFound(f"there is no thread {thread_id!r}")
     return thread

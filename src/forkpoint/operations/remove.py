@@ -26,21 +26,22 @@ from forkpoint.operations.turns import Rest, Turns, Work, in_turns
 from forkpoint.results import PurgeReport
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage import plan as removal
-from forkpoint.storage.interface import CheckpointRow, Counts, LeaseRow, Stale, ThreadRow
+from forkpoint.storage.interface import Stale
+from forkpoint.storage.rows import CheckpointRow, Counts, LeaseRow, ThreadRow
 
 
 def delete_thread(context: Context, thread_id: str) -> Steps[None]:
     """Remove a thread. One that does not exist is no error."""
 
     def work(turns: Turns) -> Work[str | None]:
-        thread = turns.session.thread(thread_id)
+        thread = turns.session.threads.find(thread_id)
         if thread is None:
-            turns.session.note_deletion(thread_id)
-            thread = turns.session.thread(thread_id)  # it may have been made meanwhile
+            turns.session.threads.note_deletion(thread_id)
+            thread = turns.session.threads.find(thread_id)  # it may have been made meanwhile
         if thread is not None:
-            turns.session.bury(thread)
+            turns.session.threads.delete(thread)
         else:
-            thread = turns.session.buried(thread_id)
+            thread = turns.session.threads.find_deleted(thread_id)
         if thread is None:
             return None
         yield
@@ -59,7 +60,7 @@ def delete_for_runs(context: Context, run_ids: Sequence[str]) -> Steps[None]:
 
     def work(turns: Turns) -> Work[str | None]:
         missing = None
-        threads = turns.session.threads_of_runs(run_ids)
+        threads = turns.session.threads.of_runs(run_ids)
         for thread in threads:
             yield from remove(context, turns, thread, Removal(made_by_runs))
             yield
@@ -89,7 +90,7 @@ def prune(
 
 
 def _prune(context: Context, thread_id: str, choose: Choose, turns: Turns) -> Work[str | None]:
-    thread = turns.session.thread(thread_id)
+    thread = turns.session.threads.find(thread_id)
     if thread is None:
         return None
     yield from remove(context, turns, thread, Removal(choose))
@@ -120,7 +121,7 @@ def purge(context: Context, thread_id: str) -> Steps[PurgeReport]:
 
     def work(turns: Turns) -> Work[tuple[Counts, Collected]]:
         thread = existing_thread(turns.session, thread_id)
-        counts = turns.session.bury(thread)
+        counts = turns.session.threads.delete(thread)
         yield
         return counts, (yield from collect(turns, thread.family))
 
@@ -139,7 +140,7 @@ def trim(
     def work(turns: Turns) -> Work[tuple[Counts, Collected]]:
         thread = existing_thread(turns.session, thread_id)
         if seen is not None:
-            now = turns.session.record(thread_id)
+            now = turns.session.records.get(thread_id)
             if now is None or _state_of(now) != _state_of(seen):
                 raise Stale
         counts = yield from remove(
@@ -191,20 +192,20 @@ def withdraw(context: Context, thread_id: str, lease: LeaseRow) -> Steps[None]:
 
     def work(turns: Turns) -> Work[str | None]:
         session = turns.session
-        row = session.record(thread_id)
+        row = session.records.get(thread_id)
         if row is None or row.fence != lease.fence or lease.rollback_from is None:
             raise StaleLease(stale_lease(thread_id))
         if type(lease.rollback_from) is not int:
             raise CorruptChunk(f"the record of thread {thread_id!r} is not what was written")
         fences = range(lease.rollback_from, lease.fence)
-        places = set(session.stored_under(row.thread, fences))
+        places = set(session.checkpoints.stored_under(row.thread, fences))
         removal_ = Removal(
             lambda rows: {place_of(each) for each in rows} & places,
             lambda plan, _: plan._replace(withdrawn=fences),
             may_empty=True,
         )
         yield from remove(context, turns, row.thread, removal_)
-        turns.session.end_rollback(row.thread, lease.fence)
+        turns.session.leases.end_rollback(row.thread, lease.fence)
         yield
         return (yield from collect(turns, row.thread.family)).missing
 

@@ -15,16 +15,9 @@ from typing import NamedTuple
 from forkpoint.operations.operations import Context, place_of
 from forkpoint.operations.turns import Turns, Work
 from forkpoint.storage import plan as removal
-from forkpoint.storage.interface import (
-    CheckpointRow,
-    Counts,
-    Extent,
-    RemovalPart,
-    Session,
-    Stale,
-    ThreadRef,
-)
+from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.row_checksums import metadata_of, open_checkpoint
+from forkpoint.storage.rows import ChangeCount, CheckpointRow, Counts, RemovalPart, ThreadRef
 
 _ATTEMPTS = 3  # before a thread in which others remove at the same time is removed from as a whole
 _NEWEST = 200  # ids by which checkpoints that are new are told from those that were read
@@ -59,7 +52,7 @@ def remove(context: Context, turns: Turns, thread: ThreadRef, wanted: Removal) -
     """
     number = more = 0
     is_complete = False
-    for _ in range(_ATTEMPTS if turns.session.is_long(thread) else 0):
+    for _ in range(_ATTEMPTS if turns.session.removals.is_long(thread) else 0):
         removing = _Removing(context, turns, thread, wanted)
         try:
             yield from removing.run()
@@ -87,16 +80,16 @@ def _remove_whole(context: Context, session: Session, thread: ThreadRef, wanted:
         return planned or removal.Plan(set(), set())
 
     def check() -> None:
-        plan(list(session.rows(thread)))
+        plan(list(session.checkpoints.all(thread)))
         if not is_emptied:
             raise _Changed
 
     while True:
-        counts = session.remove(thread, plan)
+        counts = session.removals.remove(thread, plan)
         if not is_emptied:
             return counts
         try:
-            return session.bury(thread, check=check)
+            return session.threads.delete(thread, check=check)
         except _Changed:
             continue
         except Stale:
@@ -153,7 +146,7 @@ class _Removing:
         self._wanted = wanted
         self.number = self.more = 0
         """How many checkpoints and writes were removed."""
-        self._extent = Extent(0, 0)
+        self._extent = ChangeCount(0, 0)
         self._bound = ""
         self._known: set[removal.Place] = set()
 
@@ -164,12 +157,12 @@ class _Removing:
             _Changed: Others removed something, or put what is rebuilt from what was to go.
             Stale: The thread is deleted.
         """
-        removals = self._turns.session.extent(self._thread).removals
+        removals = self._turns.session.removals.extent(self._thread).removals
         self._turns.only_reads = True
         yield
         rows, rebuilds = yield from outlines(self._turns, self._thread)
         # What is put meanwhile is among them, or is new.
-        self._extent = Extent(sum(not row.hidden for row in rows), removals)
+        self._extent = ChangeCount(sum(not row.hidden for row in rows), removals)
         headers: Headers = {}
         if rebuilds:
             headers = yield from self._read_headers()
@@ -177,7 +170,7 @@ class _Removing:
         self._turns.only_reads = False
         yield
         if parts is None:
-            counts = self._turns.session.bury(self._thread, check=lambda: self._check(()))
+            counts = self._turns.session.threads.delete(self._thread, check=lambda: self._check(()))
             self.number, self.more = counts
             return
         yield from self._execute(parts)
@@ -196,7 +189,7 @@ class _Removing:
         for part in parts:
             waiting = RemovalPart(list(part.going), part.plan)
             while waiting.going or part.plan.is_whole:
-                removed = self._turns.session.remove_part(
+                removed = self._turns.session.removals.remove_batch(
                     self._thread, waiting, lambda: self._check(going)
                 )
                 self.number += removed.counts.number
@@ -211,7 +204,7 @@ class _Removing:
         headers: dict[removal.Place, removal.Header] = {}
         after: object = None
         while True:
-            part = self._turns.session.rows_after(self._thread, after, with_content=True)
+            part = self._turns.session.checkpoints.batch(self._thread, after, with_content=True)
             for row in part.items:
                 header = _header(self._context, self._thread, row, rebuilds=True)
                 headers[place_of(row)] = header
@@ -234,7 +227,7 @@ class _Removing:
             Stale: The thread is deleted.
         """
         session, before = self._turns.session, self._extent
-        self._extent = session.extent(self._thread)
+        self._extent = session.removals.extent(self._thread)
         if self._extent.removals != before.removals:
             raise _Changed
         if self._extent.checkpoints == before.checkpoints:
@@ -243,7 +236,7 @@ class _Removing:
             raise _Changed  # nothing was to be left
         new = [
             row
-            for row in session.rows_from(self._thread, self._bound)
+            for row in session.checkpoints.since(self._thread, self._bound)
             if place_of(row) not in self._known
         ]
         self._known |= {place_of(row) for row in new}
@@ -267,7 +260,7 @@ def outlines(turns: Turns, thread: ThreadRef) -> Work[tuple[list[CheckpointRow],
     rebuilds = False
     after: object = None
     while True:
-        part = turns.session.rows_after(thread, after, with_content=False)
+        part = turns.session.checkpoints.batch(thread, after, with_content=False)
         for row in part.items:
             rebuilds = rebuilds or _rebuilds(row)
             rows.append(_outline(row, names))

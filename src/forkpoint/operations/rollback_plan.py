@@ -12,8 +12,8 @@ from itertools import accumulate
 from forkpoint.errors import CheckpointNotFound
 from forkpoint.operations.operations import place_of, replays_before
 from forkpoint.storage import plan as removal
-from forkpoint.storage.interface import CheckpointRow, RemovalPart
 from forkpoint.storage.plan import Header, Place, Plan
+from forkpoint.storage.rows import CheckpointRow, RemovalPart
 
 PLACES_AT_ONCE = 250
 """How many checkpoints a part removes, and those of the step that it ends in."""

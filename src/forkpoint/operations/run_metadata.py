@@ -9,8 +9,9 @@ import json
 
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.inputs import as_json
-from forkpoint.storage.interface import Description, Storage, ThreadRef
+from forkpoint.storage.interface import Storage
 from forkpoint.storage.record_checksums import check_record, described_anew
+from forkpoint.storage.rows import Description, ThreadRef
 
 
 def with_run(described: Description, run_metadata: str) -> Description:
@@ -37,7 +38,7 @@ def merge_run(storage: Storage, hashing: Hashing, thread: ThreadRef, run_metadat
     Nothing is written where nothing is new.
     """
     with storage.reading() as session:
-        row = session.record(thread.thread_id)
+        row = session.records.get(thread.thread_id)
     while True:
         if row is None or row.thread.key != thread.key:
             return run_metadata  # it was deleted meanwhile
@@ -46,9 +47,11 @@ def merge_run(storage: Storage, hashing: Hashing, thread: ThreadRef, run_metadat
         if described == row.described:
             return described.metadata
         with storage.writing() as session:
-            row = session.record(thread.thread_id)
+            row = session.records.get(thread.thread_id)
             if row is not None and row.thread.key == thread.key:
                 check_record(hashing, row)
                 described = with_run(row.described, run_metadata)
-                if session.describe(row, described, described_anew(hashing, row, described)):
-                    row = session.record(thread.thread_id)
+                if session.records.describe(
+                    row, described, described_anew(hashing, row, described)
+                ):
+                    row = session.records.get(thread.thread_id)

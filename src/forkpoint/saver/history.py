@@ -22,8 +22,8 @@ from forkpoint.operations.operations import Context
 from forkpoint.pictures.shown import FamilyTree, StateDiff
 from forkpoint.results import LineageEntry, MessageOrigin, PurgeReport
 from forkpoint.runtime.runner import Runner
-from forkpoint.storage.interface import Query
 from forkpoint.storage.plan import Kept
+from forkpoint.storage.queries import CheckpointQuery
 
 
 class TimeTravel(BaseCheckpointSaver[Any]):
@@ -343,26 +343,32 @@ class TimeTravel(BaseCheckpointSaver[Any]):
 
     # Pages
 
-    def _pages_of(self, query: Query, limit: int | None) -> Iterator[CheckpointTuple]:
+    def _pages_of(self, query: CheckpointQuery, limit: int | None) -> Iterator[CheckpointTuple]:
         return Checkpoints(self._runner, self._context, query, limit)
 
-    def _apages_of(self, query: Query, limit: int | None) -> AsyncIterator[CheckpointTuple]:
+    def _apages_of(
+        self, query: CheckpointQuery, limit: int | None
+    ) -> AsyncIterator[CheckpointTuple]:
         return AsyncCheckpoints(self._runner, self._context, query, limit)
 
 
-def _oldest_first(thread_id: object) -> Query:
+def _oldest_first(thread_id: object) -> CheckpointQuery:
     checked = inputs.identifier(thread_id, "thread_id")
     rows = operations.PAGE_ROWS
-    return Query(checked, "", None, None, None, None, rows, oldest_first=True, must_exist=True)
+    return CheckpointQuery(
+        checked, "", None, None, None, None, rows, oldest_first=True, must_exist=True
+    )
 
 
-def _at(thread_id: object, index: object) -> Query:
+def _at(thread_id: object, index: object) -> CheckpointQuery:
     position = inputs.index(index)
     offset = position if position >= 0 else -1 - position
     return _oldest_first(thread_id)._replace(limit=1, offset=offset, oldest_first=position >= 0)
 
 
-def _only(page: tuple[list[operations.Item], Query | None], query: Query) -> CheckpointTuple:
+def _only(
+    page: tuple[list[operations.Item], CheckpointQuery | None], query: CheckpointQuery
+) -> CheckpointTuple:
     if not page[0]:
         index = query.offset if query.oldest_first else -1 - query.offset
         raise CheckpointNotFound(
@@ -379,9 +385,9 @@ def _message(thread_id: object, message_id: object, channel: object) -> tuple[st
     )
 
 
-def _latest(metadata: object) -> Query:
+def _latest(metadata: object) -> CheckpointQuery:
     wanted = inputs.metadata_filter({} if metadata is None else metadata)
-    return Query(None, None, None, None, wanted, None, 1)
+    return CheckpointQuery(None, None, None, None, wanted, None, 1)
 
 
 def _pruned(

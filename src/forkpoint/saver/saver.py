@@ -34,7 +34,9 @@ from forkpoint.operations.operations import (
 )
 from forkpoint.runtime.runner import Runner
 from forkpoint.saver.history import TimeTravel
-from forkpoint.storage.interface import Expiry, Query, Storage
+from forkpoint.storage.interface import Storage
+from forkpoint.storage.queries import CheckpointQuery
+from forkpoint.storage.rows import Expiry
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.base import DeltaChannelHistory
@@ -412,8 +414,8 @@ async def _failing(error: ForkpointError) -> Any:
     raise error
 
 
-def _query(config: object, filter: object, before: object) -> Query:
-    return Query(
+def _query(config: object, filter: object, before: object) -> CheckpointQuery:
+    return CheckpointQuery(
         *inputs.listed(config),
         before=inputs.before(before),
         filter=inputs.metadata_filter(filter),

@@ -32,22 +32,20 @@ from forkpoint.sqlite.rows import (
     write_values,
 )
 from forkpoint.sqlite.statements import batches, marks
-from forkpoint.storage.interface import (
+from forkpoint.storage.interface import Stale
+from forkpoint.storage.plan import NULL_TASK_ID, Place
+from forkpoint.storage.queries import CheckpointQuery, in_order, span_of
+from forkpoint.storage.receipts import RECEIPT, replaces
+from forkpoint.storage.rows import (
     CheckpointRow,
-    Found,
-    Graft,
+    FamilyMember,
+    ForkRequest,
     Moment,
-    Put,
-    Query,
-    Stale,
-    ThreadRecord,
+    PutRequest,
+    StoredCheckpoint,
     ThreadRef,
     WriteRow,
-    in_order,
-    span_of,
 )
-from forkpoint.storage.plan import NULL_TASK_ID, Place
-from forkpoint.storage.receipts import RECEIPT, replaces
 from forkpoint.storage.tombstones import is_deleted_since
 
 _CHECKPOINT_OF = [
@@ -147,7 +145,7 @@ class SqliteSession(SqliteHeads):
         checkpoint_ns: str,
         checkpoint_id: str | None,
         owner: str | None = None,
-    ) -> Found | None:
+    ) -> StoredCheckpoint | None:
         row = self.one(
             _CHECKPOINT_OF[checkpoint_id is not None],
             thread_id,
@@ -171,9 +169,9 @@ class SqliteSession(SqliteHeads):
             if lost is not None:
                 raise lost_checkpoint(thread_id, checkpoint_ns, lost.checkpoint_id)
             writes = [write for write in writes if write.checkpoint_id == found.checkpoint_id]
-        return Found(thread_id, thread, found, writes, metadata)
+        return StoredCheckpoint(thread_id, thread, found, writes, metadata)
 
-    def page(self, query: Query) -> list[Found]:
+    def page(self, query: CheckpointQuery) -> list[StoredCheckpoint]:
         thread: ThreadRef | None = None
         if query.thread_id is not None:
             thread = self.thread(query.thread_id)
@@ -181,7 +179,7 @@ class SqliteSession(SqliteHeads):
                 return []
         sql, values = page_statement(query, READ_CHECKPOINT, thread.key if thread else None)
         found = [
-            Found(
+            StoredCheckpoint(
                 row[4], ThreadRef(*row[:THREAD_COLUMNS]), checkpoint_row(row[THREAD_COLUMNS:]), []
             )
             for row in self.all(sql, *values)
@@ -204,7 +202,7 @@ class SqliteSession(SqliteHeads):
                 by_id[write.checkpoint_id].writes.append(write)
         return in_order(query, found + span.lost(found, writes))
 
-    def _add_writes(self, page: list[Found]) -> None:
+    def _add_writes(self, page: list[StoredCheckpoint]) -> None:
         places = {(f.thread.key, f.row.checkpoint_ns, f.row.checkpoint_id): f for f in page}
         if not places:
             return
@@ -323,7 +321,7 @@ class SqliteSession(SqliteHeads):
             found += [write_row(row) for row in self.all(_WRITES_OF, thread.key, *place)]
         return found
 
-    def lineage(self, thread: ThreadRef) -> list[ThreadRecord]:
+    def lineage(self, thread: ThreadRef) -> list[FamilyMember]:
         rows = self.all(
             "WITH RECURSIVE line (key, height) AS (VALUES (?, 0) UNION ALL"
             " SELECT t.parent, height + 1 FROM line JOIN forkpoint_threads AS t USING (key)"
@@ -332,11 +330,11 @@ class SqliteSession(SqliteHeads):
             " ORDER BY height",
             thread.key,
         )
-        return [ThreadRecord(*row) for row in rows]
+        return [FamilyMember(*row) for row in rows]
 
-    def family(self, family: Any) -> list[ThreadRecord]:
+    def family(self, family: Any) -> list[FamilyMember]:
         rows = self.all(f"SELECT {_RECORD} WHERE t.family = ? AND t.thread_id != ''", family)
-        return [ThreadRecord(*row) for row in rows]
+        return [FamilyMember(*row) for row in rows]
 
     def threads_of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
         found: dict[Any, ThreadRef] = {}
@@ -352,7 +350,7 @@ class SqliteSession(SqliteHeads):
 
     # Writing
 
-    def put(self, put: Put) -> ThreadRef | None:
+    def put(self, put: PutRequest) -> ThreadRef | None:
         thread = put.expected
         now = self.now()
         if thread is None or not self._update_thread(thread, put, now, None):
@@ -407,7 +405,9 @@ class SqliteSession(SqliteHeads):
         self.count_checkpoints(thread.key)
         self.note_removal(thread)
 
-    def _update_thread(self, thread: ThreadRef, put: Put, now: int, dead_until: str | None) -> bool:
+    def _update_thread(
+        self, thread: ThreadRef, put: PutRequest, now: int, dead_until: str | None
+    ) -> bool:
         """Keep the record of a thread up, if it still is as it is known to be."""
         if put.row is None and put.status is None:  # nothing in it changes
             return bool(self.one(_SAME_THREAD, thread.key, thread.epoch, dead_until, put.fence))
@@ -426,7 +426,7 @@ class SqliteSession(SqliteHeads):
         )
         return updated.rowcount == 1
 
-    def _admit(self, put: Put, now: int) -> ThreadRef | None:
+    def _admit(self, put: PutRequest, now: int) -> ThreadRef | None:
         """Return the thread to write to, made if need be, where more than one look is needed."""
         row = self.one(
             f"SELECT {THREAD}, dead_until, fence FROM forkpoint_threads"
@@ -448,7 +448,9 @@ class SqliteSession(SqliteHeads):
         self._update_thread(thread, put, now, dead_until)
         return thread
 
-    def _is_refused(self, put: Put, thread: ThreadRef | None, dead_until: str | None) -> bool:
+    def _is_refused(
+        self, put: PutRequest, thread: ThreadRef | None, dead_until: str | None
+    ) -> bool:
         """Return whether a write is that of a run that began before its thread was deleted."""
         if put.began is not None:
             return thread is None and is_deleted_since(
@@ -464,7 +466,7 @@ class SqliteSession(SqliteHeads):
         # Where a thread was deleted, the next one begins with a checkpoint.
         return thread is None and not (put.row or put.is_announced)
 
-    def _add_thread(self, put: Put, dead_until: str | None, now: int) -> ThreadRef:
+    def _add_thread(self, put: PutRequest, dead_until: str | None, now: int) -> ThreadRef:
         key = self.run(
             "INSERT INTO forkpoint_threads (thread_id, family, owner, salt, checksums, metadata,"
             " ttl, on_expiry, created_at, updated_at, provisional, dead_until)"
@@ -484,7 +486,7 @@ class SqliteSession(SqliteHeads):
             key, key, 0, put.owner, put.thread_id, put.salt, put.checksums[:IDENTITY_BYTES]
         )
 
-    def _is_late(self, put: Put, thread: ThreadRef | None, dead_until: str) -> bool:
+    def _is_late(self, put: PutRequest, thread: ThreadRef | None, dead_until: str) -> bool:
         """Return whether a write comes after a checkpoint that went with its thread."""
         return any(
             checkpoint_id <= dead_until
@@ -503,7 +505,7 @@ class SqliteSession(SqliteHeads):
             )
         )
 
-    def _remove_traces(self, put: Put, thread: ThreadRef | None) -> None:
+    def _remove_traces(self, put: PutRequest, thread: ThreadRef | None) -> None:
         """Remove writes that came before the late checkpoint they belong to, and expect more."""
         self.run(
             "UPDATE forkpoint_threads SET dead_until = max(dead_until, ?) WHERE key = ?",
@@ -530,7 +532,7 @@ class SqliteSession(SqliteHeads):
         if provisional:
             self.run("DELETE FROM forkpoint_chunks WHERE family = ?", thread.family)
 
-    def graft(self, graft: Graft) -> None:
+    def graft(self, graft: ForkRequest) -> None:
         source = graft.source
         if self.thread(graft.target_id) is not None:
             raise ThreadExists(f"there is a thread {graft.target_id!r} already")

@@ -17,7 +17,8 @@ from forkpoint.sqlite.errors import noting
 from forkpoint.sqlite.removals import ABANDONED_SECONDS, SqliteRemoving
 from forkpoint.sqlite.rows import CHECKPOINT, DESCRIPTION, PLACES, REBOUND, WRITE, description
 from forkpoint.sqlite.statements import marks
-from forkpoint.storage.interface import Description, Stale, ThreadRef
+from forkpoint.storage.interface import Stale
+from forkpoint.storage.rows import Description, ThreadRef
 
 # What a clone has of its source, beside what is said of it.
 _COPIED_RECORD = "owner, status, state_updated_at, checkpoint_count"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from forkpoint.sqlite.copies import SqliteCopying
 from forkpoint.sqlite.rows import HEAD_OF, READ_WRITE, write_row
 from forkpoint.sqlite.statements import batches, marks
-from forkpoint.storage.interface import ThreadRow, WriteRow
 from forkpoint.storage.plan import HEAD_ROWS
 from forkpoint.storage.receipts import WRITES
+from forkpoint.storage.rows import ThreadRow, WriteRow
 
 _COLUMNS = ", ".join(f"w.{column}" for column in READ_WRITE.split(", "))
 _HEADS = (

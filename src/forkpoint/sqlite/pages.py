@@ -7,10 +7,12 @@ from typing import Any
 
 from forkpoint.sqlite.rows import THREAD_OF
 from forkpoint.sqlite.statements import marks
-from forkpoint.storage.interface import Query
+from forkpoint.storage.queries import CheckpointQuery
 
 
-def page_statement(query: Query, columns: str, thread: int | None) -> tuple[str, list[Any]]:
+def page_statement(
+    query: CheckpointQuery, columns: str, thread: int | None
+) -> tuple[str, list[Any]]:
     """Return the statement that reads a page of checkpoints, and the values to bind.
 
     Each `SELECT` goes through one index in the order of the page, from where the page before ended,
@@ -42,7 +44,7 @@ def page_statement(query: Query, columns: str, thread: int | None) -> tuple[str,
     return merged, [*of_parts, query.limit, query.offset]
 
 
-def _parts(query: Query) -> list[list[str]]:
+def _parts(query: CheckpointQuery) -> list[list[str]]:
     """Return what tells the parts of a listing apart that an index has in the right order.
 
     A thread's checkpoints in all namespaces are in two indexes: those of the graph itself in that
@@ -53,7 +55,7 @@ def _parts(query: Query) -> list[list[str]]:
     return [["c.checkpoint_ns = ''"], ["c.checkpoint_ns > ''"]]
 
 
-def _conditions(query: Query, thread: int | None) -> tuple[list[str], list[Any]]:
+def _conditions(query: CheckpointQuery, thread: int | None) -> tuple[list[str], list[Any]]:
     conditions = ["t.key = c.thread"]
     values: list[Any] = []
 

@@ -17,22 +17,20 @@ from forkpoint.encoding.hashing import UNBOUND
 from forkpoint.sqlite.rows import HEAD_OF, READ_CHECKPOINT, RESTORED, checkpoint_row
 from forkpoint.sqlite.statements import marks
 from forkpoint.sqlite.threads import SqliteThreads
-from forkpoint.storage.interface import (
-    CHUNKS_AT_ONCE,
+from forkpoint.storage.interface import CHUNKS_AT_ONCE, Choose, Stale
+from forkpoint.storage.plan import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
+from forkpoint.storage.queries import Batch
+from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import (
     HIDDEN,
     RESTARTS,
+    ChangeCount,
     CheckpointRow,
-    Choose,
     Counts,
-    Extent,
-    Part,
     RemovalPart,
-    Removed,
-    Stale,
+    RemovalResult,
     ThreadRef,
 )
-from forkpoint.storage.plan import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
-from forkpoint.storage.receipts import RECEIPT
 
 ABANDONED_SECONDS = 60
 """After which time others take the work over that a process began, and did not end."""
@@ -138,7 +136,7 @@ class SqliteRemoving(SqliteThreads):
                 return True
         return False
 
-    def extent(self, thread: ThreadRef) -> Extent:
+    def extent(self, thread: ThreadRef) -> ChangeCount:
         row = self.one(
             "SELECT checkpoint_count, removals FROM forkpoint_threads"
             " WHERE key = ? AND deleted_at IS NULL",
@@ -146,16 +144,16 @@ class SqliteRemoving(SqliteThreads):
         )
         if row is None:
             raise Stale
-        return Extent(*row)
+        return ChangeCount(*row)
 
     def rows_after(
         self, thread: ThreadRef, after: Any = None, *, with_content: bool
-    ) -> Part[CheckpointRow]:
+    ) -> Batch[CheckpointRow]:
         columns, made = (
             (READ_CHECKPOINT, checkpoint_row) if with_content else (_OUTLINE, _outline_row)
         )
         part = self.part_after("checkpoints", columns, thread.key, after)
-        return Part([made(row) for row in part.items], part.after)
+        return Batch([made(row) for row in part.items], part.after)
 
     def rows_from(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
         rows: list[tuple[Any, ...]] = []
@@ -177,7 +175,7 @@ class SqliteRemoving(SqliteThreads):
 
     def remove_part(
         self, thread: ThreadRef, part: RemovalPart, check: Callable[[], None]
-    ) -> Removed:
+    ) -> RemovalResult:
         check()
         plan = part.plan
         checkpoints = writes = unseen = done = 0
@@ -203,7 +201,7 @@ class SqliteRemoving(SqliteThreads):
         writes += self._begin_again(thread, plan)
         self._look_at_head(thread, head, is_reopened=plan.is_whole)
         self.note_removal(thread)
-        return Removed(Counts(checkpoints, writes), done, self.extent(thread))
+        return RemovalResult(Counts(checkpoints, writes), done, self.extent(thread))
 
     def _begin_again(self, thread: ThreadRef, plan: Plan) -> int:
         """Drop what was done after some checkpoints, and return how many writes that were."""
@@ -332,7 +330,7 @@ class SqliteRemoving(SqliteThreads):
         assert highest is not None
         return lowest[0], highest[0]
 
-    def references(self, family: Any, after: Any = None) -> Part[tuple[Any, bytes]]:
+    def references(self, family: Any, after: Any = None) -> Batch[tuple[Any, bytes]]:
         if after is None:
             keys = self.all("SELECT key FROM forkpoint_threads WHERE family = ?", family)
             after = [(key, table, None) for (key,) in keys for table in _REFERRING]
@@ -343,15 +341,15 @@ class SqliteRemoving(SqliteThreads):
             items += ((key, row[0]) for row in part.items)
             if part.after is not None:
                 after.append((key, table, part.after))
-        return Part(items, after or None)
+        return Batch(items, after or None)
 
-    def links(self, family: Any, after: Any = None) -> Part[tuple[bytes, bytes]]:
+    def links(self, family: Any, after: Any = None) -> Batch[tuple[bytes, bytes]]:
         rows = self._chunks_after(family, "digest, refs", after)
-        return Part([row for row in rows if row[1]], self._after(rows))
+        return Batch([row for row in rows if row[1]], self._after(rows))
 
-    def digests(self, family: Any, after: Any = None) -> Part[bytes]:
+    def digests(self, family: Any, after: Any = None) -> Batch[bytes]:
         rows = self._chunks_after(family, "digest", after)
-        return Part([digest for (digest,) in rows], self._after(rows))
+        return Batch([digest for (digest,) in rows], self._after(rows))
 
     def _chunks_after(self, family: Any, columns: str, after: Any) -> list[tuple[Any, ...]]:
         rows = self.all(

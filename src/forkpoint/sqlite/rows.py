@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.errors import damaged_row
-from forkpoint.storage.interface import (
+from forkpoint.storage.rows import (
     CheckpointRow,
     Description,
     ThreadRef,

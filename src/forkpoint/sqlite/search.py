@@ -27,20 +27,11 @@ from forkpoint.sqlite.rows import (
 from forkpoint.sqlite.schema import EXPIRES, OF_ALL, UNLISTED
 from forkpoint.sqlite.statements import batches, marks
 from forkpoint.sqlite.tombstones import SqliteTombstones
-from forkpoint.storage.interface import (
-    UNSTORED,
-    Description,
-    LeaseRow,
-    Part,
-    Selected,
-    Selection,
-    Stale,
-    ThreadRef,
-    ThreadRow,
-    Usage,
-)
+from forkpoint.storage.interface import Stale
 from forkpoint.storage.plan import NULL_TASK_ID
+from forkpoint.storage.queries import NO_SNAPSHOT, Batch, ThreadQuery, ThreadRowPage
 from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import Description, LeaseRow, ThreadRef, ThreadRow, Usage
 
 WALK_SECONDS = 3600
 """How long a search may be read page by page before it goes on with what there is by then."""
@@ -91,10 +82,10 @@ class SqliteCatalog(SqliteTombstones):
 
     # Searching
 
-    def select(self, selection: Selection) -> Selected:
+    def select(self, selection: ThreadQuery) -> ThreadRowPage:
         walk = selection.walk
         is_first = selection.after is None and walk is None
-        if is_first or walk == UNSTORED:
+        if is_first or walk == NO_SNAPSHOT:
             self._list_anew()
         if (
             walk is not None
@@ -106,7 +97,7 @@ class SqliteCatalog(SqliteTombstones):
         places = found[: selection.limit]
         rows = self._records([thread_id for _, thread_id in places])
         goes_on = not is_first or selection.sort_by in ("created_at", "thread_id")
-        return Selected(
+        return ThreadRowPage(
             [rows.get(place[1]) for place in places], places, selection.walk, is_last, goes_on
         )
 
@@ -127,7 +118,7 @@ class SqliteCatalog(SqliteTombstones):
                 " (SELECT 1 FROM forkpoint_walks WHERE number > born AND number <= gone)"
             )
 
-    def count(self, selection: Selection) -> int:
+    def count(self, selection: ThreadQuery) -> int:
         self._list_anew()
         counted = self._query(selection._replace(walk=None, after=None))
         now = self.now()
@@ -144,11 +135,11 @@ class SqliteCatalog(SqliteTombstones):
         assert listed is not None
         return int(listed[0])
 
-    def _places(self, selection: Selection) -> list[tuple[Any, str]]:
+    def _places(self, selection: ThreadQuery) -> list[tuple[Any, str]]:
         query = self._query(selection)
         return self.all(query.ordered(), *query.values)
 
-    def _query(self, selection: Selection) -> _Query:
+    def _query(self, selection: ThreadQuery) -> _Query:
         """Return a query that goes through the threads with the rarest of the terms."""
         terms = [*selection.terms, *selection.any_terms]
         if selection.ids is not None or (is_by_time(selection) and len(terms) == 1):
@@ -162,11 +153,11 @@ class SqliteCatalog(SqliteTombstones):
             return _Query(selection, first if is_rarer else None)
         return _Query(selection, first if self._are_few(first) else None)
 
-    def _rarity(self, selection: Selection, term: int) -> tuple[int, int]:
+    def _rarity(self, selection: ThreadQuery, term: int) -> tuple[int, int]:
         """Return what is less for a term that fewer threads have: its page goes further back."""
         after = selection.after if is_by_time(selection) else None
         sample = _Query(
-            Selection(
+            ThreadQuery(
                 selection.owner,
                 None,
                 [term],
@@ -474,21 +465,21 @@ class SqliteCatalog(SqliteTombstones):
 
     # What a thread takes
 
-    def usage(self, thread: ThreadRef, after: Any = None) -> Part[Usage]:
+    def usage(self, thread: ThreadRef, after: Any = None) -> Batch[Usage]:
         table, place = after or ("checkpoints", None)
         part = self.part_after(table, _MEASURED[table], thread.key, place)
         rows = part.items
         following: Any = None if part.after is None else (table, part.after)
         size = sum(row[2] for row in rows)
         if table == "writes":
-            return Part([Usage(0, sum(row[0] for row in rows), frozenset(), size)], following)
+            return Batch([Usage(0, sum(row[0] for row in rows), frozenset(), size)], following)
         runs = frozenset(row[1] for row in rows if row[1] is not None)
         used = Usage(sum(row[0] for row in rows), 0, runs, size)
-        return Part([used], following or ("writes", None))
+        return Batch([used], following or ("writes", None))
 
     def part_after(
         self, table: str, columns: str, thread: int, after: tuple[Any, ...] | None
-    ) -> Part[tuple[Any, ...]]:
+    ) -> Batch[tuple[Any, ...]]:
         """Return rows of a thread, in the order of their places.
 
         Args:
@@ -509,7 +500,7 @@ class SqliteCatalog(SqliteTombstones):
         )
         self.count_read(len(rows))
         following = rows[-1][-width:] if len(rows) == self.turn_rows else None
-        return Part([row[:-width] for row in rows], following)
+        return Batch([row[:-width] for row in rows], following)
 
     def sizes(self, family: Any, digests: Collection[bytes]) -> int:
         size = 0
@@ -563,7 +554,7 @@ def _thread_row(row: Sequence[Any], now: int) -> ThreadRow:
     )
 
 
-def is_by_time(selection: Selection) -> bool:
+def is_by_time(selection: ThreadQuery) -> bool:
     """Return whether threads are asked for in the order that the search index has."""
     return selection.sort_by == "updated_at" and selection.ids is None
 
@@ -577,7 +568,7 @@ class _Query:
             threads, or those of the first term, or of any of several.
     """
 
-    def __init__(self, selection: Selection, driver: int | None = None) -> None:
+    def __init__(self, selection: ThreadQuery, driver: int | None = None) -> None:
         self._selection = selection
         self._driver = driver
         self._order = "DESC" if selection.descending else "ASC"

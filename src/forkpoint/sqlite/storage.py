@@ -25,10 +25,11 @@ from forkpoint.sqlite.full_disk import (
 )
 from forkpoint.sqlite.setup import INCREMENTAL, pragma, prepare
 from forkpoint.sqlite.transactions import Transaction, Transactions
-from forkpoint.storage.interface import Put, Rewound, Stale, ThreadRef
+from forkpoint.storage.interface import HistoryChanged, Session, Stale, Storage
+from forkpoint.storage.rows import PutRequest, ThreadRef
 
 
-class SqliteStorage:
+class SqliteStorage(Storage):
     """One SQLite connection, shared by all threads of a process under a lock.
 
     It is closed before a fork, and opened again where it is needed.
@@ -48,7 +49,7 @@ class SqliteStorage:
         busy_timeout: float | None,
         tombstone_ttl: int,
     ) -> None:
-        self.history = 0
+        self._history = 0
         self._connector = connector
         self._durability = durability
         self._connection: sqlite3.Connection | None = None
@@ -68,6 +69,10 @@ class SqliteStorage:
         renew_in_child(self)
         close_at_fork(self)
 
+    @property
+    def history(self) -> int:
+        return self._history
+
     def setup(self) -> None:
         with self._locked():
             self._schema = None  # somebody may have dropped a table
@@ -81,7 +86,7 @@ class SqliteStorage:
         return Transaction(self._transactions, is_write=True)
 
     @contextlib.contextmanager
-    def unstored(self) -> Iterator[SqliteSession]:
+    def unstored(self) -> Iterator[Session]:
         transaction = Transaction(self._transactions, is_write=True, is_kept=False)
         with (
             self._locked(),
@@ -114,7 +119,7 @@ class SqliteStorage:
         finally:
             self._transactions.let_go()
 
-    def put(self, put: Put) -> Steps[ThreadRef | None]:
+    def put(self, put: PutRequest) -> Steps[ThreadRef | None]:
         pending = _Put(put, self, self._commits)
         yield pending
         pending.check()
@@ -132,7 +137,7 @@ class SqliteStorage:
                 transactions.commit()
                 if not self._connector.is_current():  # it was written to a file that is gone
                     for pending in batch:
-                        pending.error = Rewound()
+                        pending.error = HistoryChanged()
         except ForkpointError as error:
             transactions.roll_back()
             if len(batch) > 1:  # one of them may be what failed
@@ -249,7 +254,7 @@ class SqliteStorage:
         prepare(connection, self._durability)
         self._schema = pragma(connection, "schema_version")
         if self._was_prepared:
-            self.history += 1  # whatever was there before, what is there now may be another
+            self._history += 1  # whatever was there before, what is there now may be another
         self._was_prepared = True
 
     def _is_prepared(self, connection: sqlite3.Connection) -> bool:
@@ -269,9 +274,9 @@ _inherited: list[sqlite3.Connection] = []
 
 
 class _Put(Pending):
-    """A `Put` on its way into the database, and the thread that it was written to."""
+    """A `PutRequest` on its way into the database, and the thread that it was written to."""
 
-    def __init__(self, put: Put, storage: SqliteStorage, commits: GroupCommit[_Put]) -> None:
+    def __init__(self, put: PutRequest, storage: SqliteStorage, commits: GroupCommit[_Put]) -> None:
         super().__init__(commits)
         self._put = put
         self._storage = storage
@@ -280,7 +285,7 @@ class _Put(Pending):
     def store(self, session: SqliteSession) -> None:
         try:
             if self._put.history != self._storage.history:
-                raise Rewound
+                raise HistoryChanged
             self.written, self.error = session.put(self._put), None
         except (Stale, StaleLease) as stale:  # raised before anything is written
             self.error = stale

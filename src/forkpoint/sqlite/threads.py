@@ -6,15 +6,9 @@ from collections.abc import Callable
 
 from forkpoint.sqlite.rows import THREAD
 from forkpoint.sqlite.search import SqliteCatalog
-from forkpoint.storage.interface import (
-    Counts,
-    Description,
-    Stale,
-    ThreadRecord,
-    ThreadRef,
-    ThreadRow,
-)
+from forkpoint.storage.interface import Stale
 from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import Counts, Description, FamilyMember, ThreadRef, ThreadRow
 
 
 class SqliteThreads(SqliteCatalog):
@@ -93,7 +87,7 @@ class SqliteThreads(SqliteCatalog):
         return True
 
     def detach(
-        self, parent: ThreadRef, kin: ThreadRecord, row: ThreadRow | None, checksums: bytes
+        self, parent: ThreadRef, kin: FamilyMember, row: ThreadRow | None, checksums: bytes
     ) -> bool:
         self._unlist(kin.key)
         self.run(

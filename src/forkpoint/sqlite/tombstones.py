@@ -6,7 +6,8 @@ import os
 
 from forkpoint.sqlite.rows import THREAD_OF
 from forkpoint.sqlite.statements import Statements
-from forkpoint.storage.interface import STORE_KEY_BYTES, ThreadRef
+from forkpoint.storage.interface import STORE_KEY_BYTES
+from forkpoint.storage.rows import ThreadRef
 from forkpoint.storage.tombstones import TOMBSTONE_MICROSECONDS, Marks
 
 _KEY_IF_NEEDED = (

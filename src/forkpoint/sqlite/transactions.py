@@ -21,6 +21,7 @@ from forkpoint.errors import InvalidInput, StorageBusy
 from forkpoint.runtime.steps import Locked, Patience, Retry, running
 from forkpoint.sqlite.checkpoints import SqliteSession
 from forkpoint.sqlite.errors import busy, is_locked, typed
+from forkpoint.storage.chained import ChainedSession
 from forkpoint.storage.tombstones import TOMBSTONE_MICROSECONDS
 
 
@@ -238,12 +239,12 @@ class Transaction:
         self._is_write = is_write
         self._is_kept = is_kept
 
-    def __enter__(self) -> SqliteSession:
+    def __enter__(self) -> ChainedSession:
         patience: Patience | None = None
         while True:
             try:
                 self._transactions.acquire()
-                return self._transactions.begin(is_write=self._is_write)
+                return ChainedSession(self._transactions.begin(is_write=self._is_write))
             except Locked as locked:
                 self._transactions.let_go()
                 patience = patience or Patience()

@@ -9,30 +9,41 @@ owner; a family, which shares chunks, may have several.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.errors import ThreadExists
 from forkpoint.filters import wanted_terms
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import (
-    Description,
-    Found,
-    Put,
-    Query,
-    Selected,
-    Selection,
+    Checkpoints,
+    Records,
+    Search,
     Session,
     Stale,
     Storage,
+    Threads,
+)
+from forkpoint.storage.plan import Place
+from forkpoint.storage.queries import Batch, CheckpointQuery, ThreadQuery, ThreadRowPage
+from forkpoint.storage.rows import (
+    CheckpointRow,
+    Counts,
+    Description,
+    FamilyMember,
+    Moment,
+    PutRequest,
+    StoredCheckpoint,
     ThreadRef,
     ThreadRow,
+    Usage,
+    WriteRow,
 )
 
 
-class ConfinedStorage:
+class ConfinedStorage(Storage):
     """A store in which there are an owner's threads only."""
 
     def __init__(self, storage: Storage, owner: str) -> None:
@@ -65,14 +76,14 @@ class ConfinedStorage:
         self._storage.save_room()
 
     def _confined(self, session: Session) -> Session:
-        return cast(Session, _ConfinedSession(session, self._owner))
+        return _ConfinedSession(session, self._owner)
 
-    def put(self, put: Put) -> Steps[ThreadRef | None]:
+    def put(self, put: PutRequest) -> Steps[ThreadRef | None]:
         try:
             return (yield from self._storage.put(put._replace(owner=self._owner)))
         except Stale:
             with self._storage.reading() as session:
-                thread = session.thread(put.thread_id)
+                thread = session.threads.find(put.thread_id)
             is_known = put.expected is not None  # then it was given to somebody else
             if thread is not None and thread.owner != self._owner and not is_known:
                 raise taken(put.thread_id) from None
@@ -85,81 +96,205 @@ class ConfinedStorage:
         self._storage.close()
 
 
-class _ConfinedSession:
-    """The primitives, but that those that find a thread find an owner's only.
+class _ConfinedSession(Session):
+    """A session in which an owner's threads are found, and no others.
 
-    The others are given what these found.
+    The roles that are passed on as they are take what was found before, and no ids of threads.
     """
 
     def __init__(self, session: Session, owner: str) -> None:
         self._session = session
+        self.threads = _ConfinedThreads(session.threads, owner)
+        self.checkpoints = _ConfinedCheckpoints(session.checkpoints, self.threads, owner)
+        self.records = _ConfinedRecords(session.records, session.threads, owner)
+        self.search = _ConfinedSearch(session.search, owner)
+        self.leases = session.leases
+        self.copies = session.copies
+        self.removals = session.removals
+        self.chunks = session.chunks
+        self.collections = session.collections
+        self.secrets = session.secrets
+
+    def now(self) -> int:
+        return self._session.now()
+
+    def is_spent(self) -> bool:
+        return self._session.is_spent()
+
+
+class _ConfinedThreads(Threads):
+    def __init__(self, threads: Threads, owner: str) -> None:
+        self._threads = threads
         self._owner = owner
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+    def find(self, thread_id: str) -> ThreadRef | None:
+        thread = self._threads.find(thread_id)
+        return thread if thread is not None and thread.owner == self._owner else None
 
-    def _is_ours(self, thread: ThreadRef) -> bool:
-        return thread.owner == self._owner
+    def deletions(self, thread_id: str, owner: str | None = None) -> Set[Any]:
+        return self._threads.deletions(thread_id, self._owner)
 
-    def thread(self, thread_id: str) -> ThreadRef | None:
-        thread = self._session.thread(thread_id)
-        return thread if thread is not None and self._is_ours(thread) else None
+    def note_deletion(self, thread_id: str, owner: str | None = None) -> None:
+        self._threads.note_deletion(thread_id, self._owner)
 
-    def last_deletion(self, thread_id: str) -> Set[Any]:
-        return self._session.last_deletion(thread_id, self._owner)
+    def forget_deletions(self) -> bool:
+        return self._threads.forget_deletions()
 
-    def note_deletion(self, thread_id: str) -> None:
-        self._session.note_deletion(thread_id, self._owner)
+    def find_deleted(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
+        return self._threads.find_deleted(thread_id, self._owner)
 
-    def buried(self, thread_id: str) -> ThreadRef | None:
-        return self._session.buried(thread_id, self._owner)
+    def delete(
+        self,
+        thread: ThreadRef,
+        seen: ThreadRow | None = None,
+        *,
+        check: Callable[[], None] | None = None,
+    ) -> Counts:
+        return self._threads.delete(thread, seen, check=check)
 
-    def checkpoint(
-        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
-    ) -> Found | None:
-        return self._session.checkpoint(thread_id, checkpoint_ns, checkpoint_id, self._owner)
+    def lineage(self, thread: ThreadRef) -> list[FamilyMember]:
+        return self._threads.lineage(thread)
 
-    def page(self, query: Query) -> list[Found]:
-        if query.thread_id is not None and self.thread(query.thread_id) is None:
+    def family(self, family: Any) -> list[FamilyMember]:
+        return self._threads.family(family)
+
+    def of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
+        threads = self._threads.of_runs(run_ids)
+        return [thread for thread in threads if thread.owner == self._owner]
+
+
+class _ConfinedCheckpoints(Checkpoints):
+    def __init__(self, checkpoints: Checkpoints, threads: Threads, owner: str) -> None:
+        self._checkpoints = checkpoints
+        self._threads = threads
+        self._owner = owner
+
+    def get(
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str | None,
+        owner: str | None = None,
+    ) -> StoredCheckpoint | None:
+        return self._checkpoints.get(thread_id, checkpoint_ns, checkpoint_id, self._owner)
+
+    def page(self, query: CheckpointQuery) -> list[StoredCheckpoint]:
+        if query.thread_id is not None and self._threads.find(query.thread_id) is None:
             return []
-        page = self._session.page(query._replace(owner=self._owner))
-        return [found for found in page if self._is_ours(found.thread)]
+        page = self._checkpoints.page(query._replace(owner=self._owner))
+        return [stored for stored in page if stored.thread.owner == self._owner]
 
-    def threads_of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
-        return [one for one in self._session.threads_of_runs(run_ids) if self._is_ours(one)]
+    def all(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
+        return self._checkpoints.all(thread)
 
-    def record(self, thread_id: str) -> ThreadRow | None:
-        row = self._session.record(thread_id)
-        return row if row is not None and self._is_ours(row.thread) else None
+    def ancestors(
+        self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str
+    ) -> Iterator[CheckpointRow]:
+        return self._checkpoints.ancestors(thread, checkpoint_ns, checkpoint_id)
 
-    def select(self, selection: Selection) -> Selected:
-        selected = self._session.select(self._ours(selection))
-        rows = [row if row and self._is_ours(row.thread) else None for row in selected.rows]
-        return selected._replace(rows=rows)
+    def channel_writes(
+        self,
+        thread: ThreadRef,
+        checkpoint_ns: str,
+        checkpoint_ids: Sequence[str],
+        channels: Sequence[str],
+    ) -> list[WriteRow]:
+        return self._checkpoints.channel_writes(thread, checkpoint_ns, checkpoint_ids, channels)
 
-    def count(self, selection: Selection) -> int:
-        return self._session.count(self._ours(selection))
+    def moment(self, thread: ThreadRef, checkpoint_id: str, before: str) -> Moment:
+        return self._checkpoints.moment(thread, checkpoint_id, before)
 
-    def _ours(self, selection: Selection) -> Selection:
+    def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
+        return self._checkpoints.writes(thread, places)
+
+    def batch(
+        self, thread: ThreadRef, after: Any = None, *, with_content: bool
+    ) -> Batch[CheckpointRow]:
+        return self._checkpoints.batch(thread, after, with_content=with_content)
+
+    def since(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
+        return self._checkpoints.since(thread, checkpoint_id)
+
+    def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
+        return self._checkpoints.stored_under(thread, fences)
+
+    def usage(self, thread: ThreadRef, after: Any = None) -> Batch[Usage]:
+        return self._checkpoints.usage(thread, after)
+
+
+class _ConfinedRecords(Records):
+    def __init__(self, records: Records, threads: Threads, owner: str) -> None:
+        self._records = records
+        self._threads = threads
+        self._owner = owner
+
+    def get(self, thread_id: str) -> ThreadRow | None:
+        row = self._records.get(thread_id)
+        return row if row is not None and row.thread.owner == self._owner else None
+
+    def with_heads(self, rows: Sequence[ThreadRow | None]) -> list[ThreadRow | None]:
+        return self._records.with_heads(rows)
+
+    def create(
+        self, thread_id: str, owner: str | None, described: Description, hashing: Hashing
+    ) -> bool:
+        if self._records.create(thread_id, self._owner, described, hashing):
+            return True
+        thread = self._threads.find(thread_id)
+        if thread is not None and thread.owner != self._owner:
+            raise taken(thread_id)
+        return False
+
+    def describe(self, seen: ThreadRow, described: Description, checksums: bytes) -> bool:
+        return self._records.describe(seen, described, checksums)
+
+    def hand_over(
+        self, seen: ThreadRow, described: Description, owner: str | None, checksums: bytes
+    ) -> bool:
+        return self._records.hand_over(seen, described, owner, checksums)
+
+    def detach(
+        self, parent: ThreadRef, kin: FamilyMember, row: ThreadRow | None, checksums: bytes
+    ) -> bool:
+        return self._records.detach(parent, kin, row, checksums)
+
+    def note_sweep(self, seen: ThreadRow) -> None:
+        self._records.note_sweep(seen)
+
+
+class _ConfinedSearch(Search):
+    def __init__(self, search: Search, owner: str) -> None:
+        self._search = search
+        self._owner = owner
+
+    def page(self, selection: ThreadQuery) -> ThreadRowPage:
+        page = self._search.page(self._confined(selection))
+        rows = [row if row and row.thread.owner == self._owner else None for row in page.rows]
+        return page._replace(rows=rows)
+
+    def count(self, selection: ThreadQuery) -> int:
+        return self._search.count(self._confined(selection))
+
+    def _confined(self, selection: ThreadQuery) -> ThreadQuery:
         if selection.owner == self._owner:
             return selection  # all terms are of the owner's threads
         return selection._replace(terms=[*selection.terms, *wanted_terms(self._owner)])
 
-    def expired(self, after: tuple[int, Any] | None, limit: int) -> list[ThreadRow]:
-        return self._session.expired(after, limit, self._owner)
+    def begin_snapshot(self) -> Any:
+        return self._search.begin_snapshot()
 
-    def grown(self, more_than: int, after: Any, limit: int) -> list[ThreadRow]:
-        return self._session.grown(more_than, after, limit, self._owner)
+    def end_snapshot(self, walk: Any) -> None:
+        self._search.end_snapshot(walk)
 
-    def add(
-        self, thread_id: str, owner: str | None, described: Description, hashing: Hashing
-    ) -> bool:
-        if self._session.add(thread_id, self._owner, described, hashing):
-            return True
-        thread = self._session.thread(thread_id)
-        if thread is not None and not self._is_ours(thread):
-            raise taken(thread_id)
-        return False
+    def expired(
+        self, after: tuple[int, Any] | None, limit: int, owner: str | None = None
+    ) -> list[ThreadRow]:
+        return self._search.expired(after, limit, self._owner)
+
+    def larger_than(
+        self, more_than: int, after: Any, limit: int, owner: str | None = None
+    ) -> list[ThreadRow]:
+        return self._search.larger_than(more_than, after, limit, self._owner)
 
 
 def taken(thread_id: str) -> ThreadExists:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.errors import CorruptChunk, damaged_record, encrypted_record
 from forkpoint.results import STATUSES
-from forkpoint.storage.interface import Description, ThreadRecord, ThreadRow
+from forkpoint.storage.rows import Description, FamilyMember, ThreadRow
 
 _LAST_MOMENT = 200_000_000_000_000_000  # in the year 8307; a `datetime` ends with 9999
 
@@ -46,7 +46,7 @@ def is_intact(hashing: Hashing, row: ThreadRow) -> bool:
     return True
 
 
-def check_kinship(hashing: Hashing, record: ThreadRecord) -> None:
+def check_kinship(hashing: Hashing, record: FamilyMember) -> None:
     """Check what a thread was made of, as far as that can be done without the secret.
 
     Raises:

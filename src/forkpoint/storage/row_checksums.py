@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from forkpoint.encoding.codec import DIGEST_BYTES, Codec, Manifest
 from forkpoint.errors import CorruptChunk
-from forkpoint.storage.interface import CheckpointRow, WriteRow
 from forkpoint.storage.plan import NULL_TASK_ID
 from forkpoint.storage.receipts import NO_CHANNEL, RECEIPT, receipts_of, writes_of
+from forkpoint.storage.rows import CheckpointRow, WriteRow
 
 
 def checkpoint_with_checksum(codec: Codec, row: CheckpointRow, content: bytes) -> CheckpointRow:

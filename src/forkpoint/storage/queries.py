@@ -1,0 +1,163 @@
+"""What a backend is asked for in pages: checkpoints of threads, and threads of a catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import CheckpointRow, StoredCheckpoint, ThreadRow, WriteRow
+
+
+class CheckpointQuery(NamedTuple):
+    """Which checkpoints to list, newest first unless told otherwise; None means any.
+
+    `after` is the place of the last one of the page before: `(checkpoint_id, key, checkpoint_ns)`.
+    """
+
+    thread_id: str | None
+    checkpoint_ns: str | None
+    checkpoint_id: str | None
+    before: str | None
+    filter: Mapping[str, Any] | None
+    after: tuple[str, Any, str] | None
+    limit: int
+    offset: int = 0
+    oldest_first: bool = False
+    must_exist: bool = False
+    """Whether it is an error if there is no such thread."""
+    owner: str | None = None
+    """Whose threads alone are listed; None for all."""
+    with_hidden: bool = False
+
+    @property
+    def is_of_all_namespaces(self) -> bool:
+        """Whether it lists a thread's graph together with its subgraphs."""
+        is_narrowed = self.checkpoint_ns is not None or self.checkpoint_id is not None
+        return self.thread_id is not None and not is_narrowed
+
+    @property
+    def order(self) -> list[str]:
+        """The fields that the listing is in the order of, but for those that are the same."""
+        thread = ["thread"] if self.thread_id is None else []
+        namespace = ["checkpoint_ns"] if self.checkpoint_ns is None else []
+        return ["checkpoint_id", *thread, *namespace]
+
+    @property
+    def passed(self) -> dict[str, Any]:
+        """The value of each field of the order that the page before ended with, if there is one."""
+        if self.after is None:
+            return {}
+        place = dict(zip(("checkpoint_id", "thread", "checkpoint_ns"), self.after, strict=True))
+        return {name: place[name] for name in self.order}
+
+
+class Span(NamedTuple):
+    """Which checkpoints of a namespace a page has, all of them: those between two ids."""
+
+    low: str
+    high: str | None
+    """None if there is no limit."""
+
+    def lost(
+        self, page: Sequence[StoredCheckpoint], writes: Iterable[WriteRow]
+    ) -> list[StoredCheckpoint]:
+        """Return a row that cannot be read for each checkpoint that has nothing but its receipt.
+
+        Args:
+            page: What was read.
+            writes: The writes and receipts after all checkpoints of the span.
+        """
+        there = {found.row.checkpoint_id for found in page} | {self.low, self.high}
+        ids = {row.checkpoint_id for row in writes if row.idx == RECEIPT} - there
+        first = page[0]
+        return [
+            StoredCheckpoint(
+                first.thread_id,
+                first.thread,
+                CheckpointRow(first.row.checkpoint_ns, id_, None, None, "{}", b"", b""),
+                [],
+            )
+            for id_ in ids
+        ]
+
+
+def span_of(query: CheckpointQuery, page: Sequence[StoredCheckpoint]) -> Span | None:
+    """Return the span of a page, if it has all of a thread's checkpoints in one."""
+    of_namespace = query.thread_id is not None and query.checkpoint_ns is not None
+    if not page or not of_namespace or query.checkpoint_id or query.filter or query.offset:
+        return None
+    begin = query.after[0] if query.after else None
+    end = page[-1].row.checkpoint_id if len(page) >= query.limit else None
+    if query.oldest_first:
+        return Span(begin or "", end or query.before)
+    return Span(end or "", begin or query.before)
+
+
+def in_order(query: CheckpointQuery, page: list[StoredCheckpoint]) -> list[StoredCheckpoint]:
+    """Return the checkpoints of one namespace in the order of a page."""
+    return sorted(page, key=lambda one: one.row.checkpoint_id, reverse=not query.oldest_first)
+
+
+NO_SNAPSHOT = 0
+"""The walk of a search that the disk has no room for: each page shows what there is by then."""
+
+
+class ThreadQuery(NamedTuple):
+    """Which threads to list, and in which order.
+
+    The rows found may be more than are asked for: what a term stands for is to be compared.
+    """
+
+    owner: str | None
+    """Whose threads alone; None for all."""
+    ids: Sequence[str] | None
+    terms: Sequence[int]
+    """All of which a thread must have."""
+    any_terms: Sequence[int]
+    """Of which a thread must have one, unless there are none."""
+    statuses: Sequence[str]
+    """Of which a thread must have one, unless there are none."""
+    created: tuple[int | None, int | None] = (None, None)
+    """The range of times, the first one included."""
+    updated: tuple[int | None, int | None] = (None, None)
+    sort_by: str = "updated_at"
+    descending: bool = True
+    after: tuple[Any, str] | None = None
+    """The place of the last one of the page before: what it is sorted by, and its thread id."""
+    label_contains: str | None = None
+    """What the folded label must contain; see `forkpoint.filters.folded`."""
+    walk: Any = None
+    """What names the moment at which a search began that is being read page by page."""
+    limit: int = 50
+
+
+class ThreadRowPage(NamedTuple):
+    """A page of threads."""
+
+    rows: Sequence[ThreadRow | None]
+    """None for one that was deleted meanwhile."""
+    places: Sequence[tuple[Any, str]]
+    """Of each row the place that it has in the walk, which may not be what it has by now."""
+    walk: Any
+    is_last: bool
+    goes_on: bool = True
+    """Whether the page after it begins at its last place. Else, with `Session.begin_walk`, all
+    begins again, and what was on this page is left out."""
+
+
+_T_co = TypeVar("_T_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Batch(Generic[_T_co]):
+    """A part of all that is to be read.
+
+    Attributes:
+        items: What it is.
+        after: What to ask for the next part with, or None if this is the last one.
+    """
+
+    items: Iterable[_T_co]
+    after: Any

@@ -1,0 +1,33 @@
+"""A storage that is confined to an owner says of each primitive how it is confined."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC
+from typing import get_type_hints
+
+import pytest
+
+from forkpoint.storage import interface
+from forkpoint.storage.interface import Session
+
+ROLES: dict[str, type[ABC]] = {
+    name: role
+    for name, role in get_type_hints(Session).items()
+    if inspect.isclass(role) and issubclass(role, ABC)
+}
+PASSED_ON = {"leases", "copies", "removals", "chunks", "collections", "secrets"}
+"""The roles that a confined session has as they are: they take what was found before."""
+
+
+def test_each_role_is_small() -> None:
+    classes = [*ROLES.values(), interface.Session, interface.Storage]
+    assert max(len(role.__abstractmethods__) for role in classes) <= 12
+    assert len(ROLES) == 10
+
+
+@pytest.mark.parametrize("name", sorted(PASSED_ON))
+def test_a_role_that_is_passed_on_looks_for_no_thread(name: str) -> None:
+    for method in ROLES[name].__abstractmethods__:
+        parameters = inspect.signature(getattr(ROLES[name], method)).parameters
+        assert not {"thread_id", "run_ids", "owner", "query", "selection"} & set(parameters), method
