@@ -205,7 +205,7 @@ def test_a_forged_row_does_nothing(
     codec = saver._context.codec
     packed = ormsgpack.packb([*codec._serde.dumps_typed({"id": "x"}), {"c": [0, kind, content]}])
     checkpoint_id = stored["configurable"]["checkpoint_id"]
-    forged = CheckpointRow("", checkpoint_id, None, None, "{}", b"", codec.protect(packed))
+    forged = CheckpointRow("", checkpoint_id, None, None, "{}", b"", codec.encrypt(packed))
     checksum = checkpoint_with_checksum(codec, forged, packed).checksum
     (row,) = store.rows("checkpoints")
     fields = {"content": forged.content, "checksum": checksum, "refs": b""}

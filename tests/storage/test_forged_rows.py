@@ -41,7 +41,7 @@ class Counting(dict[bytes, Chunk]):
 
 def chunk(refs: bytes, content: bytes) -> tuple[bytes, Chunk]:
     codec = Codec(SafeSerializer())
-    return codec.digest((refs, content)), codec.protect_chunk((refs, content))
+    return codec.digest((refs, content)), codec.encrypt_chunk((refs, content))
 
 
 def doubled(height: int) -> tuple[bytes, Counting]:
@@ -98,7 +98,7 @@ def forge(store: Store, codec: Codec, content: bytes, refs: bytes, metadata: str
     store.change(
         "checkpoints",
         row.key,
-        content=codec.protect(content),
+        content=codec.encrypt(content),
         refs=refs,
         metadata=metadata,
         checksum=checksum,

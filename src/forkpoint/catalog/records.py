@@ -487,10 +487,10 @@ def _carried(
         None,
         metadata,
         encoded.refs,
-        codec.protect(encoded.content),
+        codec.encrypt(encoded.content),
     )
     row = checkpoint_with_checksum(codec, row, encoded.content)
-    return row, {digest: codec.protect_chunk(chunk) for digest, chunk in encoded.chunks.items()}
+    return row, {digest: codec.encrypt_chunk(chunk) for digest, chunk in encoded.chunks.items()}
 
 
 def _check_channels(new: NewRollover, versions: set[str], manifest: Manifest) -> None:

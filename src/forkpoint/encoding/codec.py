@@ -121,7 +121,7 @@ class _Elements(NamedTuple):
 Manifest = dict[str, Entry]
 Chunks = dict[bytes, Chunk]
 ReadChunks = Callable[[Collection[bytes]], Mapping[bytes, Chunk]]
-"""Takes digests, and gives those chunks that the store has, still protected."""
+"""Takes digests, and gives those chunks that the store has, still encrypted."""
 
 
 @dataclass(frozen=True)
@@ -620,13 +620,13 @@ class Codec:
 
     def _open(self, digest: bytes, stored: Mapping[bytes, Chunk]) -> Chunk:
         """Return the chunk that was stored under a digest, once it is known to be that."""
-        protected = stored.get(digest)
-        if protected is None:
+        row = stored.get(digest)
+        if row is None:
             raise CorruptChunk(f"chunk {digest.hex()} is missing")
-        refs, content = protected
+        refs, content = row
         if not isinstance(refs, bytes) or not isinstance(content, bytes):
             raise CorruptChunk(f"chunk {digest.hex()} is not what was written")
-        chunk = (refs, self.reveal(content) if content else b"")
+        chunk = (refs, self.decrypt(content) if content else b"")
         if self.digest(chunk) != digest:
             raise CorruptChunk(f"chunk {digest.hex()} is not what was written")
         return chunk
@@ -664,16 +664,16 @@ class Codec:
         except (TypeError, ValueError) as error:
             raise CorruptChunk(f"a stored row is not what was written: {error}") from error
 
-    def protect(self, content: bytes) -> bytes:
-        """Return `content` as it is stored: encrypted, if the serializer encrypts."""
+    def encrypt(self, content: bytes) -> bytes:
+        """Return `content` as it is stored: encrypted if the serializer encrypts, and labelled."""
         if self.cipher is None:
             return b"\0" + content
         name, encrypted = self.cipher.encrypt(content)
         label = name.encode()
         return bytes([len(label)]) + label + encrypted
 
-    def reveal(self, stored: bytes) -> bytes:
-        """Return what `protect` was given.
+    def decrypt(self, stored: bytes) -> bytes:
+        """Return what `encrypt` was given.
 
         Raises:
             EncryptionMismatch: It is unencrypted and must not be, or the reverse.
@@ -701,10 +701,10 @@ class Codec:
                 "a stored value cannot be decrypted: it was changed, or written with another key"
             ) from error
 
-    def protect_chunk(self, chunk: Chunk) -> Chunk:
+    def encrypt_chunk(self, chunk: Chunk) -> Chunk:
         """Return a chunk as it is stored. What it refers to stays readable, for collecting."""
         refs, content = chunk
-        return refs, self.protect(content) if content else b""
+        return refs, self.encrypt(content) if content else b""
 
 
 def _size_of_list(_: tuple[bytes | None, bytes], known: _CutList) -> int:
@@ -736,13 +736,13 @@ def cipher_of(serde: SerializerProtocol) -> CipherProtocol | None:
 
 def new_secret(cipher: CipherProtocol) -> bytes:
     """Return a new random key for digests, encrypted so that it can be stored."""
-    return Codec(EncryptedSerializer(cipher)).protect(_SECRET_LABEL + os.urandom(DIGEST_BYTES))
+    return Codec(EncryptedSerializer(cipher)).encrypt(_SECRET_LABEL + os.urandom(DIGEST_BYTES))
 
 
 def open_secret(cipher: CipherProtocol, stored: bytes) -> bytes | None:
     """Return the key that `new_secret` made, or None if another cipher encrypted it."""
     try:
-        secret = Codec(EncryptedSerializer(cipher)).reveal(stored)
+        secret = Codec(EncryptedSerializer(cipher)).decrypt(stored)
     except CorruptChunk:
         return None
     return secret[len(_SECRET_LABEL) :] if secret.startswith(_SECRET_LABEL) else None

@@ -299,10 +299,10 @@ def _with_values(
     inherited = {name: entry for name, entry in manifest.items() if name not in new.values}
     encoded, _ = codec.encode_checkpoint(made, inherited)
     written = as_json(metadata, "metadata")
-    content = codec.protect(encoded.content)
+    content = codec.encrypt(encoded.content)
     top = CheckpointRow("", made["id"], row.checkpoint_id, None, written, encoded.refs, content)
     top = checkpoint_with_checksum(codec, top, encoded.content)
-    chunks = {digest: codec.protect_chunk(chunk) for digest, chunk in encoded.chunks.items()}
+    chunks = {digest: codec.encrypt_chunk(chunk) for digest, chunk in encoded.chunks.items()}
     return top, chunks
 
 

@@ -335,7 +335,7 @@ def _put(context: Context, taken: TakenCheckpoint) -> Steps[None]:
             new.run_id,
             new.metadata,
             encoded.refs,
-            codec.protect(encoded.content),
+            codec.encrypt(encoded.content),
         )
         row = checkpoint_with_checksum(codec, row, encoded.content)
         status = "idle" if checkpoint_ns == "" else None
@@ -444,7 +444,7 @@ def _write_rows(codec: Codec, new: NewWrites, values: Sequence[Encoded]) -> list
             new.task_path,
             channel,
             encoded.refs,
-            codec.protect(encoded.content),
+            codec.encrypt(encoded.content),
         )
         rows.append(write_with_checksum(codec, row, encoded.content))
     return with_receipts(codec, rows) if rows else []
@@ -508,7 +508,7 @@ def _prepared(
         ancestry,
         writes[0].checkpoint_ns,
         writes[0].checkpoint_id,
-        {digest: codec.protect_chunk(chunk) for digest, chunk in unknown.items()},
+        {digest: codec.encrypt_chunk(chunk) for digest, chunk in unknown.items()},
         row,
         writes,
         status,

@@ -538,11 +538,11 @@ class Secrets(ABC):
 
     @abstractmethod
     def all(self) -> list[bytes]:
-        """Return the protected keys of digests."""
+        """Return the encrypted keys of digests."""
 
     @abstractmethod
     def add(self, stored: bytes) -> None:
-        """Add a protected key of digests, unless somebody else adds one at the same moment."""
+        """Add an encrypted key of digests, unless somebody else adds one at the same moment."""
 
 
 class Session(ABC):

@@ -76,7 +76,7 @@ def open_checkpoint(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], M
         CorruptChunk: It is not what was written.
     """
     _check_refs(row.refs)
-    content = codec.reveal(row.content)
+    content = codec.decrypt(row.content)
     if _checkpoint_checksum(codec, row, content) != row.checksum:
         raise CorruptChunk("the checkpoint is not what was written")
     _check_bound(codec, row)
@@ -90,7 +90,7 @@ def open_write(codec: Codec, row: WriteRow) -> bytes:
         CorruptChunk: It is not what was written.
     """
     _check_refs(row.refs)
-    content = codec.reveal(row.content)
+    content = codec.decrypt(row.content)
     if _write_checksum(codec, row, content) != row.checksum:
         raise CorruptChunk(f"a write to channel {row.channel!r} is not what was written")
     _check_bound(codec, row)
@@ -148,7 +148,7 @@ def checkpoint_receipt(codec: Codec, row: CheckpointRow, preview: str | None = N
     if preview is None:
         return receipt
     content = preview.encode()
-    receipt = receipt._replace(content=codec.protect(content))
+    receipt = receipt._replace(content=codec.encrypt(content))
     return write_with_checksum(codec, receipt, content)
 
 
