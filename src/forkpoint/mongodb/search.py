@@ -32,7 +32,14 @@ from forkpoint.results import STATUSES
 from forkpoint.storage.interface import Stale
 from forkpoint.storage.queries import Batch, ThreadQuery, ThreadRowPage
 from forkpoint.storage.receipts import RECEIPT
-from forkpoint.storage.rows import Description, LeaseRow, ThreadRef, ThreadRow, Usage
+from forkpoint.storage.rows import (
+    Description,
+    LeaseRow,
+    RecordTimes,
+    ThreadRef,
+    ThreadRow,
+    Usage,
+)
 
 IDENTITY = dict.fromkeys(("_id", "family", "epoch", "owner", "thread_id", "salt", "checksums"), 1)
 """The fields of a record that a `ThreadRef` is made of."""
@@ -356,7 +363,13 @@ class MongoCatalog(MongoLogs):
 
     # Describing
 
-    def describe(self, seen: ThreadRow, described: Description, checksums: bytes) -> bool:
+    def describe(
+        self,
+        seen: ThreadRow,
+        described: Description,
+        checksums: bytes,
+        times: RecordTimes | None = None,
+    ) -> bool:
         fields = {**fields_of(described), "checksums": checksums}
         terms = thread_terms(
             seen.thread.owner,
@@ -366,19 +379,22 @@ class MongoCatalog(MongoLogs):
             seen.source_thread_id,
         )
         later = {"$max": [NOW, {"$add": ["$updated_at", 1]}, seen.updated_at + 1]}
-        return self._records.update(
-            {
-                **record_of(seen.thread),
-                **SEEN,
-                **fields_of(seen.described),
-                "checksums": seen.checksums,
-            },
-            [
-                {"$set": {name: {"$literal": value} for name, value in fields.items()}},
-                {"$set": {"terms": {"$literal": terms}, "updated_at": later, "unlisted": True}},
-                {"$unset": "listed_values"},
-            ],
-        )
+        active = {"updated_at": later} if times is None else times._asdict()
+        same = {
+            **record_of(seen.thread),
+            **SEEN,
+            **fields_of(seen.described),
+            "checksums": seen.checksums,
+        }
+        change: list[Document] = [
+            {"$set": {name: {"$literal": value} for name, value in fields.items()}},
+            {"$set": {"terms": {"$literal": terms}, **active, "unlisted": True}},
+            {"$unset": "listed_values"},
+        ]
+        if times is None:
+            return self._records.update(same, change)
+        # What is in a log says when it was stored.
+        return self.without_log(seen.thread, same, lambda its: self._records.update(its, change))
 
     # Leases
 

@@ -31,7 +31,14 @@ from forkpoint.storage.interface import Stale
 from forkpoint.storage.plan import NULL_TASK_ID
 from forkpoint.storage.queries import NO_SNAPSHOT, Batch, ThreadQuery, ThreadRowPage
 from forkpoint.storage.receipts import RECEIPT
-from forkpoint.storage.rows import Description, LeaseRow, ThreadRef, ThreadRow, Usage
+from forkpoint.storage.rows import (
+    Description,
+    LeaseRow,
+    RecordTimes,
+    ThreadRef,
+    ThreadRow,
+    Usage,
+)
 
 WALK_SECONDS = 3600
 """How long a search may be read page by page before it goes on with what there is by then."""
@@ -355,14 +362,28 @@ class SqliteCatalog(SqliteTombstones):
         self._list_some(key)
         return True
 
-    def describe(self, seen: ThreadRow, described: Description, checksums: bytes) -> bool:
+    def describe(
+        self,
+        seen: ThreadRow,
+        described: Description,
+        checksums: bytes,
+        times: RecordTimes | None = None,
+    ) -> bool:
         self._unlist(seen.thread.key)
         self._describe(seen.thread.key, described, checksums)
-        self.run(
-            "UPDATE forkpoint_threads SET updated_at = max(updated_at + 1, ?) WHERE key = ?",
-            self.now(),
-            seen.thread.key,
-        )
+        if times is None:
+            self.run(
+                "UPDATE forkpoint_threads SET updated_at = max(updated_at + 1, ?) WHERE key = ?",
+                self.now(),
+                seen.thread.key,
+            )
+        else:
+            self.run(
+                "UPDATE forkpoint_threads SET created_at = ?, updated_at = ?, state_updated_at = ?"
+                " WHERE key = ?",
+                *times,
+                seen.thread.key,
+            )
         self._list_some(seen.thread.key)
         return True
 

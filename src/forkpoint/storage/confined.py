@@ -35,6 +35,7 @@ from forkpoint.storage.rows import (
     FamilyMember,
     Moment,
     PutRequest,
+    RecordTimes,
     StoredCheckpoint,
     ThreadRef,
     ThreadRow,
@@ -245,8 +246,14 @@ class _ConfinedRecords(Records):
             raise taken(thread_id)
         return False
 
-    def describe(self, seen: ThreadRow, described: Description, checksums: bytes) -> bool:
-        return self._records.describe(seen, described, checksums)
+    def describe(
+        self,
+        seen: ThreadRow,
+        described: Description,
+        checksums: bytes,
+        times: RecordTimes | None = None,
+    ) -> bool:
+        return self._records.describe(seen, described, checksums, times)
 
     def hand_over(
         self, seen: ThreadRow, described: Description, owner: str | None, checksums: bytes

@@ -29,6 +29,7 @@ from forkpoint.storage.rows import (
     LeaseRow,
     Moment,
     PutRequest,
+    RecordTimes,
     RemovalPart,
     RemovalResult,
     StoredCheckpoint,
@@ -224,8 +225,17 @@ class Records(ABC):
         """Make the record of a thread, and return whether there was none of this id."""
 
     @abstractmethod
-    def describe(self, seen: ThreadRow, described: Description, checksums: bytes) -> bool:
-        """Say something else of a thread, and return whether nobody else did in between."""
+    def describe(
+        self,
+        seen: ThreadRow,
+        described: Description,
+        checksums: bytes,
+        times: RecordTimes | None = None,
+    ) -> bool:
+        """Say something else of a thread, and return whether nobody else did in between.
+
+        Its times are those that are given, or else it was active now.
+        """
 
     @abstractmethod
     def hand_over(

@@ -182,6 +182,14 @@ class Description(NamedTuple):
     """See `Expiry`."""
 
 
+class RecordTimes(NamedTuple):
+    """The times in a thread's record; see `Thread`."""
+
+    created_at: int
+    updated_at: int
+    state_updated_at: int
+
+
 class LeaseRow(NamedTuple):
     """The right to be the only active run on a thread, and who has it."""
 
