@@ -57,8 +57,10 @@ from forkpoint.errors import (
     ThreadNotFound,
     UnreadableValue,
 )
+from forkpoint.next_nodes import next_nodes
 from forkpoint.pictures.shown import FamilyTree, StateDiff
 from forkpoint.results import (
+    NOT_READ,
     ChannelDiff,
     FamilyNode,
     LineageEntry,
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from forkpoint.mongodb.saver import MongoDBSaver as MongoDBSaver
 
 __all__ = [
+    "NOT_READ",
     "UNCHANGED",
     "ChannelDiff",
     "CheckpointNotFound",
@@ -119,6 +122,7 @@ __all__ = [
     "ThreadStats",
     "TypeCodec",
     "UnreadableValue",
+    "next_nodes",
 ]
 
 

@@ -15,6 +15,29 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 OnExpiry = Literal["delete", "keep_latest"]
 
 
+class NotRead:
+    """The type of `NOT_READ`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "NOT_READ"
+
+    def __copy__(self) -> NotRead:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> NotRead:
+        return self
+
+    def __reduce__(self) -> str:
+        return "NOT_READ"
+
+
+NOT_READ = NotRead()
+"""Stands for each value in what `history` and `list` return with `values=False`. No checkpoint with
+it in the place of a value can be stored."""
+
+
 @dataclass(frozen=True)
 class PurgeReport:
     """What a removal removed.

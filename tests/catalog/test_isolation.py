@@ -275,9 +275,5 @@ def test_an_owner_cannot_change_or_learn_anything_of_another(
 
 
 def test_it_is_said_of_each_argument_what_is_passed() -> None:
-    named = {
-        f"{method.part}.{name}" if f"{method.part}.{name}" in DRAWN else name
-        for method in LIVE
-        for name in method.parameters
-    }
+    named = {method.key(name, DRAWN) for method in LIVE for name in method.parameters}
     assert named == DRAWN.keys()

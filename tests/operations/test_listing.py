@@ -13,7 +13,14 @@ from commands import Commands
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from stores import MongoStore, Store
 
-from forkpoint import CorruptChunk, SqliteSaver, UnreadableValue
+from forkpoint import (
+    NOT_READ,
+    CorruptChunk,
+    InvalidInput,
+    SafeSerializer,
+    SqliteSaver,
+    UnreadableValue,
+)
 from forkpoint.saver.saver import ForkpointSaver
 
 COUNT = 200
@@ -304,3 +311,75 @@ def test_a_cell_of_metadata_that_is_no_json_does_not_break_a_filter(path: Path) 
         assert value_of(next(listing)) == {"n": 0}
         with pytest.raises(StopIteration):
             next(listing)
+
+
+# Without values
+
+
+class CountingSerializer(SafeSerializer):
+    """Counts what it decodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoded = 0
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        self.decoded += 1
+        return super().loads_typed(data)
+
+
+async def test_without_values_none_is_read_or_decoded(store: Store, api: Api) -> None:
+    head: Any = None
+    texts = [f"{number} " * 3000 for number in range(30)]
+    for number in range(30):
+        values = {"texts": texts[: number + 1], "n": number}
+        head = put(api.saver, values, parent=head, metadata={"n": number})
+    api.saver.put_writes(head, [("texts", "text " * 3000), ("__error__", "failed")], "task")
+
+    counting = CountingSerializer()
+    with store.saver(serde=counting) as reader:
+        calls = Api(reader, api.world)
+        listed = await calls.list(config(), values=False)
+        other = await taken_of(reader, api.world)
+    assert counting.decoded == 60  # the checkpoints themselves, of 30 each
+    whole = await api.list(config())
+    assert [item.metadata for item in listed] == [item.metadata for item in whole]
+    assert [item.config for item in other] == [item.config for item in reversed(whole)]
+    for item, complete in zip(listed, whole, strict=True):
+        assert value_of(item) == dict.fromkeys(value_of(complete), NOT_READ)
+        assert {**item.checkpoint, "channel_values": {}} == {
+            **complete.checkpoint,
+            "channel_values": {},
+        }
+        assert item.parent_config == complete.parent_config
+    writes = [(task_id, channel, NOT_READ) for task_id, channel, _ in whole[0].pending_writes]
+    assert listed[0].pending_writes == writes
+    assert len(writes) == 2
+
+
+async def taken_of(saver: ForkpointSaver, world: str) -> list[Any]:
+    if world == "sync":
+        return list(saver.history("thread", values=False))
+    return [item async for item in saver.ahistory("thread", values=False)]
+
+
+async def test_without_values_what_is_missing_of_them_does_not_matter(
+    store: Store, api: Api
+) -> None:
+    put(api.saver, {"text": "text " * 3000})
+    (chunk,) = store.rows("chunks")
+    taken = store.take("chunks", chunk.key)
+    with store.saver() as reader:
+        (item,) = await Api(reader, api.world).list(config(), values=False)
+        with pytest.raises(CorruptChunk):
+            await Api(reader, api.world).list(config())
+    store.give_back("chunks", taken)
+    assert value_of(item) == {"text": NOT_READ}
+
+
+def test_what_was_not_read_cannot_be_stored_in_the_place_of_a_value() -> None:
+    with SqliteSaver(":memory:") as saver:
+        head = put(saver, {"text": "text"})
+        (item,) = saver.list(config(), values=False)
+        with pytest.raises(InvalidInput, match="channel text"):
+            saver.put(head, {**item.checkpoint, "id": "2"}, {}, {})

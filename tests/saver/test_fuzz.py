@@ -90,6 +90,8 @@ VALID: dict[str, Callable[[Scene], Any]] = {
     "timeout": lambda scene: None,
     "ttl": lambda scene: timedelta(days=1),
     "values": lambda scene: {"n": 2},
+    "saver.history.values": lambda scene: False,
+    "saver.list.values": lambda scene: True,
     "writes": lambda scene: [("n", 1)],
 }
 """What can be passed for each argument of any method, by its name."""
@@ -173,7 +175,7 @@ INSIDE: dict[str, dict[str, Spoil]] = {
 
 
 def _key(method: Method, parameter: str) -> str:
-    return f"{method.part}.{parameter}" if f"{method.part}.{parameter}" in VALID else parameter
+    return method.key(parameter, VALID)
 
 
 class Place(NamedTuple):

@@ -224,6 +224,8 @@ DRAWN: dict[str, Callable[[Here, Picks], Any]] = {
     "timeout": lambda here, picks: timedelta(milliseconds=1),
     "ttl": lambda here, picks: timedelta(days=1),
     "values": lambda here, picks: picks.of([{}, {"n": 3}]),
+    "saver.history.values": lambda here, picks: picks.of([True, False]),
+    "saver.list.values": lambda here, picks: picks.of([True, False]),
     "writes": lambda here, picks: [(picks.of(["n", "__interrupt__", "__error__"]), 1)],
 }
 """What is passed for each argument of any method, by its name."""
@@ -239,4 +241,4 @@ Call = tuple[Method, int, bool]
 
 
 def drawn_for(method: Method, parameter: str) -> Callable[[Here, Picks], Any]:
-    return DRAWN.get(f"{method.part}.{parameter}") or DRAWN[parameter]
+    return DRAWN[method.key(parameter, DRAWN)]

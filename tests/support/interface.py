@@ -27,6 +27,11 @@ class Method(NamedTuple):
     def __str__(self) -> str:
         return f"{self.part}.{self.name}"
 
+    def key(self, parameter: str, known: Mapping[str, Any]) -> str:
+        """Return what a mapping has for an argument of the method: its name, if nothing closer."""
+        closer = f"{self}.{parameter}", f"{self.part}.{parameter}"
+        return next((name for name in closer if name in known), parameter)
+
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
         signature = inspect.signature(getattr(PARTS[self.part], self.name))

@@ -41,10 +41,12 @@ from forkpoint.errors import (
 )
 from forkpoint.filters import stored_value_terms
 from forkpoint.inputs import Address, Origin
+from forkpoint.next_nodes import says_next
 from forkpoint.operations import resume as resuming
 from forkpoint.operations.cache import Described, KnownManifest, Memories, Memory
 from forkpoint.operations.run_metadata import merge_run, says
 from forkpoint.previews import preview_of
+from forkpoint.results import NOT_READ
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage import plan as removal
 from forkpoint.storage.confined import ConfinedStorage
@@ -693,18 +695,20 @@ def _page(context: Context, query: CheckpointQuery) -> tuple[list[Item], Checkpo
         is_all = query.after is None and query.before is None and not query.filter
         if not rows and is_all and query.thread_id is not None and query.checkpoint_ns is not None:
             session.checkpoints.get(query.thread_id, query.checkpoint_ns, query.checkpoint_id)
-        return rows, gather_rows(session, rows)
+        return rows, gather_rows(session, rows) if query.values else {}
 
-    def load(found: StoredCheckpoint, stored: Chunks) -> Item:
+    def load(found: StoredCheckpoint, stored: Mapping[Any, Chunks]) -> Item:
         try:
-            return _load(context, found, stored)
+            if not query.values:
+                return _load_without_values(context, found)
+            return _load(context, found, stored[found.thread.family])
         except (CorruptChunk, UnreadableValue) as error:
             return error
 
     items: list[Item] = []
     following: CheckpointQuery | None = None
     for rows, stored in _readings(context, read):
-        items = [load(found, stored[found.thread.family]) for found in rows]
+        items = [load(found, stored) for found in rows]
         following = _following(query, rows)
         if not any(isinstance(item, CorruptChunk) for item in items):
             break
@@ -783,22 +787,58 @@ def _load(
     thread_id, thread, row, writes, _ = found
     with at_place(thread_id, row.checkpoint_ns, row.checkpoint_id):
         codec = context.codec_of(thread)
-        body, manifest = open_checkpoint(codec, row)
-        metadata = metadata_of(row)
-        if row.run_id not in (None, inputs.run_id(metadata)):
-            raise CorruptChunk("the run of the checkpoint is not that which was written")
+        body, manifest, metadata = _opened(codec, row)
         values = {channel: codec.decode_entry(entry, stored) for channel, entry in manifest.items()}
         kept = settled(codec, writes)
         pending = [load_write(codec, write, stored) for write in sorted(kept, key=order_of)]
     versions = body.get("channel_versions", {})
     packed_bytes = len(row.content) + len(row.refs)
     context.memory.add_manifest(thread, place_of(row), manifest, versions, packed_bytes)
+    return _tuple_of(found, {**body, "channel_values": values}, metadata, pending)
+
+
+def _load_without_values(context: Context, found: StoredCheckpoint) -> CheckpointTuple:
+    """Return a checkpoint with `NOT_READ` for each value, but for what says which nodes are next.
+
+    That is in the row itself, unless it takes much, and no part of the state.
+    """
+    thread_id, thread, row, writes, _ = found
+    with at_place(thread_id, row.checkpoint_ns, row.checkpoint_id):
+        codec = context.codec_of(thread)
+        body, manifest, metadata = _opened(codec, row)
+        values = {
+            channel: codec.decode_entry(entry, {})
+            if says_next(channel) and not entry.refs
+            else NOT_READ
+            for channel, entry in manifest.items()
+        }
+        kept = sorted(settled(codec, writes), key=order_of)
+    pending: list[PendingWrite] = [(write.task_id, write.channel, NOT_READ) for write in kept]
+    return _tuple_of(found, {**body, "channel_values": values}, metadata, pending)
+
+
+def _opened(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], Manifest, Any]:
+    """Return the body, the manifest and the metadata of a checkpoint, verified."""
+    body, manifest = open_checkpoint(codec, row)
+    metadata = metadata_of(row)
+    if row.run_id not in (None, inputs.run_id(metadata)):
+        raise CorruptChunk("the run of the checkpoint is not that which was written")
+    return body, manifest, metadata
+
+
+def _tuple_of(
+    found: StoredCheckpoint,
+    checkpoint: dict[str, Any],
+    metadata: Any,
+    pending: list[PendingWrite],
+) -> CheckpointTuple:
+    row = found.row
     parent = row.parent_checkpoint_id
     return CheckpointTuple(
-        config=config_of(thread_id, row.checkpoint_ns, row.checkpoint_id),
-        checkpoint=cast(Checkpoint, {**body, "channel_values": values}),
+        config=config_of(found.thread_id, row.checkpoint_ns, row.checkpoint_id),
+        checkpoint=cast(Checkpoint, checkpoint),
         metadata=metadata,
-        parent_config=config_of(thread_id, row.checkpoint_ns, parent) if parent else None,
+        parent_config=config_of(found.thread_id, row.checkpoint_ns, parent) if parent else None,
         pending_writes=pending,
     )
 

@@ -34,24 +34,30 @@ class TimeTravel(BaseCheckpointSaver[Any]):
 
     # Looking back
 
-    def history(self, thread_id: str, *, limit: int | None = None) -> Iterator[CheckpointTuple]:
+    def history(
+        self, thread_id: str, *, limit: int | None = None, values: bool = True
+    ) -> Iterator[CheckpointTuple]:
         """Return the checkpoints of a thread's graph, oldest first, read in pages.
 
         Args:
             thread_id: The thread.
             limit: How many checkpoints to return at most.
+            values: Whether to read the values. Without, `NOT_READ` stands for each channel and each
+                write, and a page costs the same however large the state is.
 
         Raises:
             InvalidInput: An argument is of the wrong type; at once.
             ThreadNotFound: There is no such thread; on the first iteration.
         """
-        return self._pages_of(_oldest_first(thread_id), inputs.limit(limit))
+        query = _oldest_first(thread_id, inputs.flag(values, "values"))
+        return self._pages_of(query, inputs.limit(limit))
 
     def ahistory(
-        self, thread_id: str, *, limit: int | None = None
+        self, thread_id: str, *, limit: int | None = None, values: bool = True
     ) -> AsyncIterator[CheckpointTuple]:
         """Do what `history` does."""
-        return self._apages_of(_oldest_first(thread_id), inputs.limit(limit))
+        query = _oldest_first(thread_id, inputs.flag(values, "values"))
+        return self._apages_of(query, inputs.limit(limit))
 
     def at(self, thread_id: str, index: int) -> CheckpointTuple:
         """Return a checkpoint of a thread's graph by its position.
@@ -352,11 +358,18 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         return AsyncCheckpoints(self._runner, self._context, query, limit)
 
 
-def _oldest_first(thread_id: object) -> CheckpointQuery:
-    checked = inputs.identifier(thread_id, "thread_id")
-    rows = operations.PAGE_ROWS
+def _oldest_first(thread_id: object, values: bool = True) -> CheckpointQuery:
     return CheckpointQuery(
-        checked, "", None, None, None, None, rows, oldest_first=True, must_exist=True
+        inputs.identifier(thread_id, "thread_id"),
+        checkpoint_ns="",
+        checkpoint_id=None,
+        before=None,
+        filter=None,
+        after=None,
+        limit=operations.PAGE_ROWS,
+        oldest_first=True,
+        must_exist=True,
+        values=values,
     )
 
 

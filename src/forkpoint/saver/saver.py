@@ -175,6 +175,7 @@ class ForkpointSaver(TimeTravel):
         filter: dict[str, Any] | None = None,
         before: RunnableConfig | None = None,
         limit: int | None = None,
+        values: bool = True,
     ) -> Iterator[CheckpointTuple]:
         """Return checkpoints, newest first. They are read in pages, as the iterator goes on.
 
@@ -185,6 +186,7 @@ class ForkpointSaver(TimeTravel):
                 by containment; a key with dots in it is one key.
             before: Only checkpoints that are older than the one this config names.
             limit: How many checkpoints to return at most.
+            values: Whether to read the values; see `history`.
 
         Raises:
             InvalidInput: An argument is of the wrong type; at once, not on the first iteration.
@@ -192,7 +194,7 @@ class ForkpointSaver(TimeTravel):
                 The iterator goes on: the next item is the checkpoint after it.
             UnreadableValue: In the same way, for one with a value that cannot be restored.
         """
-        return self._pages_of(_query(config, filter, before), inputs.limit(limit))
+        return self._pages_of(_query(config, filter, before, values), inputs.limit(limit))
 
     def alist(
         self,
@@ -201,9 +203,10 @@ class ForkpointSaver(TimeTravel):
         filter: dict[str, Any] | None = None,
         before: RunnableConfig | None = None,
         limit: int | None = None,
+        values: bool = True,
     ) -> AsyncIterator[CheckpointTuple]:
         """Do what `list` does."""
-        return self._apages_of(_query(config, filter, before), inputs.limit(limit))
+        return self._apages_of(_query(config, filter, before, values), inputs.limit(limit))
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -414,13 +417,14 @@ async def _failing(error: ForkpointError) -> Any:
     raise error
 
 
-def _query(config: object, filter: object, before: object) -> CheckpointQuery:
+def _query(config: object, filter: object, before: object, values: object) -> CheckpointQuery:
     return CheckpointQuery(
         *inputs.listed(config),
         before=inputs.before(before),
         filter=inputs.metadata_filter(filter),
         after=None,
         limit=operations.PAGE_ROWS,
+        values=inputs.flag(values, "values"),
     )
 
 

@@ -30,6 +30,8 @@ class CheckpointQuery(NamedTuple):
     owner: str | None = None
     """Whose threads alone are listed; None for all."""
     with_hidden: bool = False
+    values: bool = True
+    """Whether values are read and decoded. The stores return the same rows either way."""
 
     @property
     def is_of_all_namespaces(self) -> bool:

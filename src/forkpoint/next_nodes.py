@@ -1,0 +1,92 @@
+"""Which nodes a graph runs after a checkpoint, as far as the checkpoint tells. Pure.
+
+LangGraph runs a node when one of its triggers, which are channels, has a value and a newer version
+than the node has seen. A checkpoint says which version of which channel each node has seen that
+ran already; the triggers of others are known by LangGraph's names for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from langgraph.checkpoint.base import CheckpointTuple
+
+from forkpoint.results import NOT_READ
+
+SENT = "__pregel_tasks"
+"""The channel of tasks that were made by `Send`."""
+
+_INPUT = "__start__"
+_BRANCH, _JOIN = "branch:to:", "join:"
+_NOT_NODES = ("__input__", "__interrupt__")
+
+
+def says_next(channel: str) -> bool:
+    """Return whether the value of a channel says which nodes run next."""
+    return channel.startswith((_BRANCH, _JOIN)) or channel == SENT
+
+
+def next_nodes(found: CheckpointTuple) -> tuple[str, ...]:
+    """Return the names of the nodes that run after a checkpoint, in alphabetical order.
+
+    It needs no graph, and a checkpoint of `history(values=False)` will do. Where that leaves out
+    which nodes tasks of `Send` are for, as it does if they take much, `__pregel_tasks` stands for
+    them. A graph that was built without `StateGraph` is known by what has run before: for the
+    first step of one, there is `__start__`.
+    """
+    checkpoint: Mapping[str, Any] = found.checkpoint
+    values, versions = checkpoint["channel_values"], checkpoint["channel_versions"]
+    seen = {
+        node: channels
+        for node, channels in checkpoint.get("versions_seen", {}).items()
+        if node not in _NOT_NODES
+    }
+    nodes = {
+        node
+        for node, channel in _triggers(values, seen)
+        if _is_ready(channel, values[channel])
+        and _is_newer(versions.get(channel), seen.get(node, {}).get(channel))
+    }
+    return tuple(sorted(nodes.union(_sent_to(values.get(SENT)))))
+
+
+def _triggers(
+    values: Mapping[str, Any], seen: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """Yield each node with each of its triggers that has a value."""
+    for node, channels in seen.items():
+        yield from ((node, channel) for channel in channels if channel in values)
+    for channel in values:
+        if channel.startswith(_BRANCH):
+            yield channel.removeprefix(_BRANCH), channel
+        elif channel.startswith(_JOIN):
+            yield channel.rpartition(":")[2], channel
+    if _INPUT in values and not any(_INPUT in channels for channels in seen.values()):
+        yield _INPUT, _INPUT
+
+
+def _is_ready(channel: str, value: Any) -> bool:
+    """Return whether all has happened that a trigger with a value waits for."""
+    if not channel.startswith((_BRANCH, _JOIN)):
+        return True
+    if isinstance(value, tuple) and len(value) == 2:  # of a deferred node
+        return value[1] is True
+    if channel.startswith(_BRANCH):
+        return True
+    awaited = channel.removeprefix(_JOIN).rpartition(":")[0]
+    # Each name is there once at most, and any of them may have a plus sign in it.
+    return isinstance(value, set) and len("+".join(map(str, value))) == len(awaited)
+
+
+def _is_newer(version: Any, seen: Any) -> bool:
+    if version is None or seen is None:
+        return seen is None
+    return bool(version > seen)
+
+
+def _sent_to(tasks: Any) -> Iterable[str]:
+    if tasks is NOT_READ:
+        return [SENT]
+    names = (getattr(task, "node", None) for task in tasks or ())
+    return [name if isinstance(name, str) else SENT for name in names]
