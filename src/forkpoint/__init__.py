@@ -57,7 +57,7 @@ from forkpoint.errors import (
     ThreadNotFound,
     UnreadableValue,
 )
-from forkpoint.next_nodes import next_nodes
+from forkpoint.outline import changed_channels, next_nodes
 from forkpoint.pictures.shown import FamilyTree, StateDiff
 from forkpoint.results import (
     NOT_READ,
@@ -122,6 +122,7 @@ __all__ = [
     "ThreadStats",
     "TypeCodec",
     "UnreadableValue",
+    "changed_channels",
     "next_nodes",
 ]
 

@@ -75,6 +75,9 @@ def public_api() -> str:
     lines: list[str] = []
     for name in sorted([*forkpoint.__all__, "MongoDBSaver"]):
         public = getattr(forkpoint, name)
+        if inspect.isfunction(public):
+            lines.append(f"{name}{signature_of(public)}")
+            continue
         if not inspect.isclass(public):
             lines.append(f"{name} = {public!r}")
             continue

@@ -36,9 +36,9 @@ from forkpoint.operations.fork import NextVersion
 from forkpoint.operations.gc import reachable, read_all
 from forkpoint.operations.operations import Context, at_place, place_of
 from forkpoint.operations.turns import Turns, Work, in_turns
+from forkpoint.outline import is_internal
 from forkpoint.previews import part_of, preview_after
 from forkpoint.runtime.steps import Steps
-from forkpoint.storage import plan as removal
 from forkpoint.storage.confined import taken
 from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.record_checksums import check_record, described_anew
@@ -494,7 +494,7 @@ def _carried(
 
 
 def _check_channels(new: NewRollover, versions: set[str], manifest: Manifest) -> None:
-    known = sorted(name for name in versions | set(manifest) if not removal.is_internal(name))
+    known = sorted(name for name in versions | set(manifest) if not is_internal(name))
     unknown = sorted({*new.channels, *new.values} - set(known))
     if unknown:
         raise InvalidInput(f"unknown channels {unknown}; there are {known}")

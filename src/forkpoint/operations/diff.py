@@ -33,10 +33,11 @@ from forkpoint.operations.operations import (
     existing_thread,
     place_of,
 )
+from forkpoint.outline import is_internal
 from forkpoint.pictures.shown import StateDiff
 from forkpoint.results import ChannelDiff
 from forkpoint.storage.interface import Session
-from forkpoint.storage.plan import is_internal, rebuilt_channels
+from forkpoint.storage.plan import rebuilt_channels
 from forkpoint.storage.row_checksums import metadata_of, open_checkpoint
 from forkpoint.storage.rows import StoredCheckpoint
 

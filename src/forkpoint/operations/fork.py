@@ -42,6 +42,7 @@ from forkpoint.operations.operations import (
     thread_config,
 )
 from forkpoint.operations.turns import Turns, Work, in_turns
+from forkpoint.outline import is_internal
 from forkpoint.pictures.shown import FamilyTree
 from forkpoint.previews import preview_after
 from forkpoint.results import FamilyNode, LineageEntry
@@ -272,7 +273,7 @@ def _with_values(
     unknown = new.values.keys() - manifest.keys() - versions.keys()
     if unknown:
         names = versions.keys() | manifest.keys()
-        known = sorted(name for name in names if not removal.is_internal(name))
+        known = sorted(name for name in names if not is_internal(name))
         raise InvalidInput(f"unknown channels in values: {sorted(unknown)}; there are {known}")
     metadata = metadata_of(row)
     counters = metadata.pop(removal.COUNTERS, None) or {}

@@ -41,10 +41,10 @@ from forkpoint.errors import (
 )
 from forkpoint.filters import stored_value_terms
 from forkpoint.inputs import Address, Origin
-from forkpoint.next_nodes import says_next
 from forkpoint.operations import resume as resuming
 from forkpoint.operations.cache import Described, KnownManifest, Memories, Memory
 from forkpoint.operations.run_metadata import merge_run, says
+from forkpoint.outline import says_next
 from forkpoint.previews import preview_of
 from forkpoint.results import NOT_READ
 from forkpoint.runtime.steps import Steps

@@ -222,8 +222,3 @@ def beyond(places: Collection[Place], kept: Kept, replays: Mapping[Place, str]) 
             before = (bisect_left(ids, bound) - 1 for bound in bounds)
             staying |= {(checkpoint_ns, ids[index]) for index in before if index >= 0}
     return set(places) - staying
-
-
-def is_internal(channel: str) -> bool:
-    """Return whether a channel tells LangGraph what to run next, and is no part of the state."""
-    return channel.startswith(("branch:", "join:", "__start__", "__pregel_"))

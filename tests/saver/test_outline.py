@@ -1,14 +1,14 @@
-"""Which nodes run next is known without the graph, and without reading values."""
+"""What runs next and what changed is known without the graph, and without reading values."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from checking import config, one_by_one
+from checking import one_by_one, put
 from graphs import MORE_SHAPES, SHAPES, THREAD, call
 from langchain_core.messages import HumanMessage
 
-from forkpoint import NOT_READ, SqliteSaver, next_nodes
+from forkpoint import NOT_READ, SqliteSaver, changed_channels, next_nodes
 
 CASES = [name for name in SHAPES if "durability" not in name] + ["deferred", "goto"]
 
@@ -47,5 +47,14 @@ async def test_tasks_that_were_sent_and_take_much_are_named_by_their_channel() -
 
 def test_a_checkpoint_of_no_graph_has_no_next_nodes() -> None:
     with SqliteSaver(":memory:") as saver:
-        saver.put(config(), {"id": "1", "channel_values": {"n": 1}}, {}, {})  # type: ignore[typeddict-item]
-        assert next_nodes(next(saver.history("thread", values=False))) == ()
+        put(saver, {"n": 1})
+        (found,) = saver.history("thread", values=False)
+        assert next_nodes(found) == changed_channels(found) == ()
+
+
+async def test_the_changed_channels_are_those_of_the_state() -> None:
+    shape = SHAPES["chat"]
+    with SqliteSaver(":memory:") as saver:
+        await call(shape.build(saver), "sync", shape.inputs[0], shape.options)
+        changed = [changed_channels(found) for found in saver.history("thread", values=False)]
+    assert changed == [(), ("document", "messages"), ("messages",)]

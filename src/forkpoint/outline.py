@@ -1,4 +1,4 @@
-"""Which nodes a graph runs after a checkpoint, as far as the checkpoint tells. Pure.
+"""What a checkpoint tells without its values: what runs next, and which channels changed. Pure.
 
 LangGraph runs a node when one of its triggers, which are channels, has a value and a newer version
 than the node has seen. A checkpoint says which version of which channel each node has seen that
@@ -20,6 +20,11 @@ SENT = "__pregel_tasks"
 _INPUT = "__start__"
 _BRANCH, _JOIN = "branch:to:", "join:"
 _NOT_NODES = ("__input__", "__interrupt__")
+
+
+def is_internal(channel: str) -> bool:
+    """Return whether a channel tells LangGraph what to run next, and is no part of the state."""
+    return channel.startswith(("branch:", "join:", _INPUT, "__pregel_"))
 
 
 def says_next(channel: str) -> bool:
@@ -49,6 +54,15 @@ def next_nodes(found: CheckpointTuple) -> tuple[str, ...]:
         and _is_newer(versions.get(channel), seen.get(node, {}).get(channel))
     }
     return tuple(sorted(nodes.union(_sent_to(values.get(SENT)))))
+
+
+def changed_channels(found: CheckpointTuple) -> tuple[str, ...]:
+    """Return the channels of the state that the step before a checkpoint updated, sorted.
+
+    It is what LangGraph notes in the checkpoint. Where it does not, there are none.
+    """
+    updated = found.checkpoint.get("updated_channels") or ()
+    return tuple(sorted(channel for channel in updated if not is_internal(channel)))
 
 
 def _triggers(
