@@ -93,7 +93,7 @@ def thread_terms(
 
     A term is the first 8 bytes, as a signed big-endian integer, of the BLAKE2b hash of the
     representation, in Python, of a tuple of whose threads are looked at (an owner, or None for
-    all), what of a thread, and its value; see `wanted_terms`.
+    all), what of a thread, and its value; see `search_terms`.
     """
     found: list[tuple[Any, ...]] = [("all",)]
     found += [("label", label)] if label is not None else []
@@ -139,21 +139,14 @@ def stored_value_terms(owner: str | None, preview: bytes) -> list[int] | None:
         return []
 
 
-def wanted_terms(
-    owner: str | None,
-    label: str | None = None,
-    tags: Iterable[str] = (),
-    metadata: Any = None,
-    source: str | None = None,
-    values: Any = None,
-) -> list[int]:
-    """Return the terms that a thread must have, one at least: that of all threads."""
-    found: list[tuple[Any, ...]] = [("label", label)] if label is not None else []
-    found += [("tag", tag) for tag in tags]
-    found += [("metadata", *leaf) for leaf in leaves(metadata or {}, ())]
-    found += [("value", *leaf) for leaf in leaves(values or {}, ())]
-    found += [("source", source)] if source is not None else []
-    return list(dict.fromkeys(_term(owner, *what) for what in found or [("all",)]))
+def search_terms(owner: str | None, parts: Iterable[tuple[Any, ...]] = ()) -> list[int]:
+    """Return the terms that a thread must have to match; at least that of all threads.
+
+    Args:
+        owner: Whose threads are searched; None for those of all owners.
+        parts: Pairs such as `("label", "mine")`, as `thread_terms` hashes them.
+    """
+    return list(dict.fromkeys(_term(owner, *part) for part in parts or [("all",)]))
 
 
 def _term(owner: str | None, *what: Any) -> int:

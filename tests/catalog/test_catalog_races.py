@@ -19,7 +19,8 @@ from servers import PATIENCE_SECONDS, Mongod
 from stores import MongoStore, SqliteStore, Store
 
 from forkpoint import Page, ThreadCatalog, ThreadExists, ThreadFilter, ThreadNotFound
-from forkpoint.catalog.search import cursor_of, selection_of
+from forkpoint.catalog.criteria import criteria_of, query_of
+from forkpoint.catalog.cursors import cursor_of
 from forkpoint.saver.saver import ForkpointSaver
 
 PROCESSES = 8
@@ -250,7 +251,8 @@ def test_a_walk_that_took_too_long_goes_on_with_what_there_is(
         with store.connection() as connection:
             connection.execute("UPDATE forkpoint_walks SET began_at = 0")
     else:  # what the server kept of that moment is gone
-        selection = selection_of(catalog._wanted(wanted), sort_by, True, 25)
+        criteria = criteria_of(wanted)
+        query = query_of(criteria, sort_by, True, 25)
         last = first.items[-1]
         place = getattr(last, sort_by)
         if sort_by.endswith("_at"):
@@ -258,8 +260,8 @@ def test_a_walk_that_took_too_long_goes_on_with_what_there_is(
         long_ago = [1, 1]
         cursor = cursor_of(
             saver._context.store_key,
-            selection._replace(after=(place, last.thread_id), walk=long_ago),
-            catalog._wanted(wanted),
+            query._replace(after=(place, last.thread_id), snapshot=long_ago),
+            criteria,
         )
     catalog.update(first.items[0].thread_id, metadata={"n": 1})
     catalog.count()

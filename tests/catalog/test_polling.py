@@ -12,7 +12,8 @@ from checking import Api, put, repeated
 from stores import Known, MongoStore, SqliteStore, Store
 
 from forkpoint import SqliteSaver, ThreadCatalog, ThreadFilter
-from forkpoint.catalog.search import Wanted, cursor_of, going_on, selection_of, shown_digests
+from forkpoint.catalog.criteria import query_of
+from forkpoint.catalog.cursors import cursor_of, id_digests, resume
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite import search as sqlite_catalog
 
@@ -197,11 +198,11 @@ def test_a_cursor_may_be_used_again(store: Store, saver: ForkpointSaver) -> None
 
 def test_the_longest_cursor_is_taken() -> None:
     ids = [f"{n:04}" + "\ud800" * 996 for n in range(1000)]
-    selection = selection_of(Wanted(), "updated_at", True, 1000)
-    place = selection._replace(after=(2**60, ids[0]), walk=2**60)
-    shown = shown_digests(ids)
-    cursor = cursor_of(b"key", place, Wanted(), shown)
-    assert going_on(b"key", selection, Wanted(), cursor) == (place, shown)
+    query = query_of({}, "updated_at", True, 1000)
+    rest = query._replace(after=(2**60, ids[0]), snapshot=2**60)
+    first_page = id_digests(ids)
+    cursor = cursor_of(b"key", rest, {}, first_page)
+    assert resume(b"key", query, {}, cursor) == (rest, first_page)
 
 
 @pytest.mark.slow

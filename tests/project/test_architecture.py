@@ -29,7 +29,13 @@ FILES = {
 WITHOUT_IO = [
     *(name for name in FILES if name.startswith(("encoding.", "pictures."))),
     *("filters", "json_text", "inputs", "previews", "results"),
-    *("storage.plan", "storage.record_checksums", "catalog.search", "operations.rollback_plan"),
+    *(
+        "storage.plan",
+        "storage.record_checksums",
+        "catalog.criteria",
+        "catalog.cursors",
+        "operations.rollback_plan",
+    ),
 ]
 
 

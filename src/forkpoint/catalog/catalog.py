@@ -14,10 +14,12 @@ from uuid import UUID
 from forkpoint import inputs
 from forkpoint.catalog import leases, retention
 from forkpoint.catalog import records as cataloguing
+from forkpoint.catalog import search as searching
 from forkpoint.catalog.archive import Archive, JsonLines
+from forkpoint.catalog.criteria import SORT_KEYS, Criteria, criteria_of
 from forkpoint.catalog.handover import hand_over
 from forkpoint.catalog.leases import Lease
-from forkpoint.catalog.records import Changes, NewRollover, Search
+from forkpoint.catalog.records import Changes, NewRollover
 from forkpoint.catalog.retention import (
     Progress,
     RetentionPolicy,
@@ -26,7 +28,7 @@ from forkpoint.catalog.retention import (
     Sweeper,
     Task,
 )
-from forkpoint.catalog.search import SORT_KEYS, Wanted
+from forkpoint.catalog.search import ThreadSearch
 from forkpoint.catalog.threads import (
     LeaseHolder,
     Page,
@@ -36,9 +38,8 @@ from forkpoint.catalog.threads import (
 )
 from forkpoint.encoding.codec import cipher_of
 from forkpoint.errors import InvalidInput
-from forkpoint.filters import folded
 from forkpoint.operations import remove as removing
-from forkpoint.results import STATUSES, OnExpiry, PurgeReport, Status
+from forkpoint.results import OnExpiry, PurgeReport
 from forkpoint.saver.saver import ForkpointSaver
 
 _LARGEST_PAGE = 1000
@@ -418,8 +419,8 @@ class ThreadCatalog:
         Raises:
             InvalidInput: An argument is of the wrong type, or the cursor is of another search.
         """
-        asked = self._search(filter, sort_by, descending, limit, cursor, offset)
-        return self._runner.run(cataloguing.search, self._context, asked)
+        request = self._search(filter, sort_by, descending, limit, cursor, offset)
+        return self._runner.run(searching.search, self._context, request)
 
     async def asearch(
         self,
@@ -432,8 +433,8 @@ class ThreadCatalog:
         offset: int = 0,
     ) -> Page[Thread]:
         """Do what `search` does."""
-        asked = self._search(filter, sort_by, descending, limit, cursor, offset)
-        return await self._runner.arun(cataloguing.search, self._context, asked)
+        request = self._search(filter, sort_by, descending, limit, cursor, offset)
+        return await self._runner.arun(searching.search, self._context, request)
 
     def walk(
         self,
@@ -443,16 +444,16 @@ class ThreadCatalog:
         descending: bool = True,
     ) -> Iterator[Thread]:
         """Return all threads that match, read in pages as the iterator goes on; see `search`."""
-        asked = self._search(filter, sort_by, descending, _WALKED, None)
-        return self._walk(asked)
+        request = self._search(filter, sort_by, descending, _WALKED, None)
+        return self._walk(request)
 
-    def _walk(self, asked: Search) -> Iterator[Thread]:
+    def _walk(self, request: ThreadSearch) -> Iterator[Thread]:
         while True:
-            page = self._runner.run(cataloguing.search, self._context, asked)
+            page = self._runner.run(searching.search, self._context, request)
             yield from page
             if page.next_cursor is None:
                 return
-            asked = asked._replace(cursor=page.next_cursor)
+            request = request._replace(cursor=page.next_cursor)
 
     def awalk(
         self,
@@ -462,25 +463,25 @@ class ThreadCatalog:
         descending: bool = True,
     ) -> AsyncIterator[Thread]:
         """Do what `walk` does."""
-        asked = self._search(filter, sort_by, descending, _WALKED, None)
-        return self._awalk(asked)
+        request = self._search(filter, sort_by, descending, _WALKED, None)
+        return self._awalk(request)
 
-    async def _awalk(self, asked: Search) -> AsyncIterator[Thread]:
+    async def _awalk(self, request: ThreadSearch) -> AsyncIterator[Thread]:
         while True:
-            page = await self._runner.arun(cataloguing.search, self._context, asked)
+            page = await self._runner.arun(searching.search, self._context, request)
             for thread in page:
                 yield thread
             if page.next_cursor is None:
                 return
-            asked = asked._replace(cursor=page.next_cursor)
+            request = request._replace(cursor=page.next_cursor)
 
     def count(self, filter: ThreadFilter | None = None) -> int:
         """Return how many threads match, and have not expired."""
-        return self._runner.run(cataloguing.count, self._context, self._wanted(filter))
+        return self._runner.run(searching.count, self._context, self._criteria(filter))
 
     async def acount(self, filter: ThreadFilter | None = None) -> int:
         """Do what `count` does."""
-        return await self._runner.arun(cataloguing.count, self._context, self._wanted(filter))
+        return await self._runner.arun(searching.count, self._context, self._criteria(filter))
 
     def _search(
         self,
@@ -490,7 +491,7 @@ class ThreadCatalog:
         limit: object,
         cursor: object,
         offset: object = 0,
-    ) -> Search:
+    ) -> ThreadSearch:
         left_out = inputs.count(offset, "offset", 0)
         if left_out and cursor is not None:
             raise InvalidInput("a search goes on at a cursor or at an offset, and not at both")
@@ -498,8 +499,8 @@ class ThreadCatalog:
             raise InvalidInput(
                 f"offset is {left_out}, and {_LARGEST_OFFSET} at most is allowed; go on by cursors"
             )
-        return Search(
-            self._wanted(filter),
+        return ThreadSearch(
+            self._criteria(filter),
             inputs.choice(sort_by, "sort_by", SORT_KEYS),
             inputs.flag(descending, "descending"),
             min(inputs.count(limit, "limit", 1), _LARGEST_PAGE),
@@ -507,19 +508,19 @@ class ThreadCatalog:
             left_out,
         )
 
-    def _wanted(self, filter: object) -> Wanted:
-        wanted = _checked(filter)
-        if wanted.values and cipher_of(self._saver.serde) is not None:
+    def _criteria(self, filter: object) -> Criteria:
+        criteria = criteria_of(filter)
+        if "values" in criteria and cipher_of(self._saver.serde) is not None:
             raise InvalidInput(
                 "values cannot be searched by where the serializer encrypts: nothing of them is "
                 "stored in the clear"
             )
         owner = self._context.owner
         if owner is None:
-            return wanted
-        if wanted.owner not in (None, owner):
-            return wanted._replace(owner=owner, ids=())  # theirs do not exist here
-        return wanted._replace(owner=owner)
+            return criteria
+        if criteria.get("owner", owner) != owner:
+            return {**criteria, "owner": owner, "ids": ()}  # other owners' threads do not exist
+        return {**criteria, "owner": owner}
 
     # Leases
 
@@ -710,19 +711,19 @@ class ThreadCatalog:
         is_dry = inputs.flag(dry_run, "dry_run")
         if on_progress is not None:
             inputs.callback(on_progress, "on_progress")
-        rules, wanted = _rules(policy), self._wanted(filter)
+        rules, criteria = _rules(policy), self._criteria(filter)
         if isinstance(archive, (str, os.PathLike)):
             path = inputs.path(archive, "archive")
             archive = None if is_dry else JsonLines(path, self._saver.serde)
         elif archive is not None:
             inputs.callback(archive, "archive")
-        return Task(rules, wanted, is_dry, archive, on_progress)
+        return Task(rules, criteria, is_dry, archive, on_progress)
 
     def _bulk(self, filter: object, dry_run: object) -> Task:
         is_dry = inputs.flag(dry_run, "dry_run")
-        if _checked(filter) == Wanted():
+        if not criteria_of(filter):
             raise InvalidInput("the filter is empty, and would delete all threads")
-        return Task(Rules(everything=True), self._wanted(filter), is_dry)
+        return Task(Rules(everything=True), self._criteria(filter), is_dry)
 
 
 def _create(context: Any, thread_id: str, said: Changes, may_exist: bool) -> Thread:
@@ -767,47 +768,6 @@ def _changes(
         if on_expiry is UNCHANGED
         else inputs.choice(on_expiry, "on_expiry", ("delete", "keep_latest")),
         frozenset(cleared),
-    )
-
-
-def _checked(filter: object) -> Wanted:
-    """Return a filter whose parts are of the right types."""
-    if filter is None:
-        return Wanted()
-    if not isinstance(filter, ThreadFilter):
-        raise InvalidInput(f"filter must be a ThreadFilter, not {type(filter).__name__}")
-    ids = None if filter.ids is None else inputs.ids(filter.ids)
-    source, part = filter.source_thread_id, filter.label_contains
-    return Wanted(
-        ids,
-        None if filter.label is None else inputs.identifier(filter.label, "label"),
-        inputs.tags(filter.tags, "tags", inputs.ASKED),
-        inputs.tags(filter.any_tags, "any_tags", inputs.ASKED),
-        inputs.metadata_filter(filter.metadata, "metadata") or {},
-        None if filter.owner is None else inputs.identifier(filter.owner, "owner"),
-        _statuses(filter.status),
-        _range(filter, "created"),
-        _range(filter, "updated"),
-        None if source is None else inputs.identifier(source, "source_thread_id"),
-        inputs.metadata_filter(filter.values, "values") or {},
-        None if part is None else folded(inputs.identifier(part, "label_contains")),
-    )
-
-
-def _statuses(value: object) -> tuple[Status, ...]:
-    if value is None:
-        return ()
-    given = inputs.tags([value] if isinstance(value, str) else value, "status")
-    if not given:
-        raise InvalidInput(f"status must be one of {list(STATUSES)} or some, and is empty")
-    chosen = {inputs.choice(status, "status", STATUSES) for status in given}
-    return tuple(status for status in STATUSES if status in chosen)
-
-
-def _range(filter: ThreadFilter, name: str) -> tuple[int | None, int | None]:
-    after, before = f"{name}_after", f"{name}_before"
-    return inputs.moment(getattr(filter, after), after), inputs.moment(
-        getattr(filter, before), before
     )
 
 

@@ -1,9 +1,9 @@
 """Reading threads page by page, so that each is met once, whatever is written meanwhile.
 
-Where a store does not keep the past by itself, a first page costs nothing but its reading: many are
-never followed by a second one. The cursor after it says which threads were on it. With the second
-page a walk begins: all is selected again, as of one moment, but for those threads. The last page
-ends the walk.
+A store that keeps no past by itself takes no snapshot for a first page, since most first pages are
+never followed by a second one. The cursor behind a first page names the threads on it. The second
+page takes a snapshot and selects everything again as of that moment, without the threads of the
+first page. The last page ends the snapshot.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from forkpoint.catalog.search import shown_digests
+from forkpoint.catalog.cursors import id_digests
 from forkpoint.errors import StorageFull
 from forkpoint.storage.interface import Session, Storage
 from forkpoint.storage.queries import NO_SNAPSHOT, ThreadQuery, ThreadRowPage
 from forkpoint.storage.rows import ThreadRow
 
 _T = TypeVar("_T")
-_PAGE_ROWS = 500
+PAGE_ROWS = 500
+"""How many threads are read at once where few of them match."""
 
 
-def indexed(storage: Storage, read: Callable[[Session, bool], _T]) -> _T:
-    """Return what is read with an index that is brought up to date for it, stored if there is room.
+def with_current_index(storage: Storage, read: Callable[[Session, bool], _T]) -> _T:
+    """Return what is read with a search index that is brought up to date first.
 
     Args:
         storage: The store.
-        read: Is called with a session, and whether what it writes is stored.
+        read: Takes a session, and whether what it writes is stored: not if the disk is full.
     """
     try:
         with storage.writing() as session:
@@ -42,100 +43,95 @@ class ThreadPages:
 
     Args:
         storage: The store.
-        selection: Where it goes on.
-        shown: The digests of threads that it leaves out: those of its first page, if need be.
-        with_heads: Whether to look at the newest checkpoints of the threads, too.
+        query: Where it goes on.
+        first_page: The digests of the threads that it leaves out: those of its first page.
+        with_heads: Whether to read the newest checkpoints of the threads, too.
 
     Attributes:
-        is_at_end: Whether the thread that came last is the last of all.
+        is_at_end: Whether the thread that was returned last is the last one of all.
     """
 
     def __init__(
         self,
         storage: Storage,
-        selection: ThreadQuery,
-        shown: set[bytes],
+        query: ThreadQuery,
+        first_page: set[bytes],
         *,
         with_heads: bool = False,
     ) -> None:
         self._storage = storage
-        self._selection = selection
-        self._shown = shown
+        self._query = query
+        self._first_page = first_page
         self._with_heads = with_heads
-        self._is_first = selection.after is None
-        self._begins_walk = bool(shown) and selection.walk is None
-        self._is_walk = bool(shown)
+        self._is_first = query.after is None
+        self._begins_snapshot = bool(first_page) and query.snapshot is None
+        self._has_snapshot = bool(first_page)
         self.is_at_end = False
 
     def rows(self) -> Iterator[tuple[ThreadRow, tuple[Any, str]]]:
         """Return threads with their places."""
-        met: set[bytes] = set()
+        returned: set[bytes] = set()
         while True:
-            selected = self._select()
-            last = len(selected.places) - 1
-            for position, (row, place) in enumerate(
-                zip(selected.rows, selected.places, strict=True)
-            ):
-                self.is_at_end = selected.is_last and position == last
-                digests = shown_digests([str(place[1])])
-                if row is not None and self._shown.isdisjoint(digests):
-                    met |= digests
+            page = self._read()
+            last = len(page.places) - 1
+            for position, (row, place) in enumerate(zip(page.rows, page.places, strict=True)):
+                self.is_at_end = page.is_last and position == last
+                digests = id_digests([str(place[1])])
+                if row is not None and self._first_page.isdisjoint(digests):
+                    returned |= digests
                     yield row, place
-            if selected.is_last:
-                self._end_walk()
+            if page.is_last:
+                self._end_snapshot()
                 return
-            if not selected.goes_on:
-                self._begins_walk, self._shown = True, met
-            # Where few of those that are read match, more are read at once.
-            limit = max(self._selection.limit, _PAGE_ROWS)
-            self._selection = self._selection._replace(after=selected.places[-1], limit=limit)
+            if not page.goes_on:
+                self._begins_snapshot, self._first_page = True, returned
+            # Where few of the threads match, more are read at once.
+            limit = max(self._query.limit, PAGE_ROWS)
+            self._query = self._query._replace(after=page.places[-1], limit=limit)
 
     def stop(self, place: tuple[Any, str], page: Sequence[str]) -> tuple[ThreadQuery, set[bytes]]:
-        """Return where the next page goes on, and which threads it leaves out.
+        """Return where the next page goes on, and the digests of the threads that it leaves out.
 
         Args:
-            place: That of the last thread of this page.
-            page: The ids of the threads on it.
+            place: The place of the last thread of this page.
+            page: The ids of the threads on this page.
         """
-        following = self._selection._replace(after=place)
-        if not (self._is_first and self._is_walk):
-            return following, self._shown
-        self._end_walk()
-        return following._replace(walk=None), shown_digests(page)
+        rest = self._query._replace(after=place)
+        if not (self._is_first and self._has_snapshot):
+            return rest, self._first_page
+        self._end_snapshot()
+        return rest._replace(snapshot=None), id_digests(page)
 
-    @property
-    def _is_first_page(self) -> bool:
-        return self._selection.after is None or self._begins_walk
-
-    def _select(self) -> ThreadRowPage:
-        if self._is_first_page or self._selection.walk == NO_SNAPSHOT:
-            selection, selected = indexed(self._storage, self._select_first)
+    def _read(self) -> ThreadRowPage:
+        """Read the next page from the store."""
+        is_first = self._query.after is None or self._begins_snapshot
+        if is_first or self._query.snapshot == NO_SNAPSHOT:
+            query, page = with_current_index(self._storage, self._read_first)
         else:
             with self._storage.reading() as session:
-                selection, selected = self._selection, self._page(session, self._selection)
-        self._begins_walk = False
-        self._is_walk |= not selected.goes_on
-        self._selection = selection._replace(walk=selected.walk)
-        return selected
+                query, page = self._query, self._page(session, self._query)
+        self._begins_snapshot = False
+        self._has_snapshot |= not page.goes_on
+        self._query = query._replace(snapshot=page.snapshot)
+        return page
 
-    def _select_first(self, session: Session, is_stored: bool) -> tuple[ThreadQuery, ThreadRowPage]:
-        """Select a page that is the first one of all or of a walk, or stands for itself."""
-        selection = self._selection
-        if self._begins_walk:
-            limit = selection.limit + len(self._shown)
-            selection = selection._replace(
-                after=None, walk=session.search.begin_snapshot(), limit=limit
-            )
-        selected = self._page(session, selection)
-        return selection, selected if is_stored else selected._replace(walk=NO_SNAPSHOT)
+    def _read_first(self, session: Session, is_stored: bool) -> tuple[ThreadQuery, ThreadRowPage]:
+        """Read the first page of a search or of a snapshot, or one that has no snapshot."""
+        query = self._query
+        if self._begins_snapshot:
+            limit = query.limit + len(self._first_page)
+            snapshot = session.search.begin_snapshot()
+            query = query._replace(after=None, snapshot=snapshot, limit=limit)
+        page = self._page(session, query)
+        return query, page if is_stored else page._replace(snapshot=NO_SNAPSHOT)
 
-    def _page(self, session: Session, selection: ThreadQuery) -> ThreadRowPage:
-        selected = session.search.page(selection)
+    def _page(self, session: Session, query: ThreadQuery) -> ThreadRowPage:
+        page = session.search.page(query)
         if not self._with_heads:
-            return selected
-        return selected._replace(rows=session.records.with_heads(selected.rows))
+            return page
+        return page._replace(rows=session.records.with_heads(page.rows))
 
-    def _end_walk(self) -> None:
-        if self._is_walk and self._selection.walk is not None:
+    def _end_snapshot(self) -> None:
+        if self._has_snapshot and self._query.snapshot is not None:
             with suppress(StorageFull), self._storage.writing() as session:
-                session.search.end_snapshot(self._selection.walk)  # else it ends by its age
+                session.search.end_snapshot(self._query.snapshot)  # otherwise it ends by its age

@@ -15,21 +15,17 @@ from typing import Any, NamedTuple
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 
-from forkpoint.catalog.heads import thread_of, threads_of, values_of
-from forkpoint.catalog.pages import ThreadPages, indexed
-from forkpoint.catalog.search import Wanted, cursor_of, going_on, is_exact, matches, selection_of
-from forkpoint.catalog.threads import Page, Thread, ThreadStats
+from forkpoint.catalog.heads import thread_of
+from forkpoint.catalog.threads import Thread, ThreadStats
 from forkpoint.clocks import time_of
 from forkpoint.encoding.codec import Chunks, Codec, Manifest, split_refs
 from forkpoint.encoding.hashing import Hashing, new_salt
 from forkpoint.errors import (
-    CorruptChunk,
     InvalidInput,
     StorageBusy,
     ThreadExists,
     ThreadNotFound,
 )
-from forkpoint.filters import contains
 from forkpoint.inputs import DESCRIPTION_BYTES, as_json
 from forkpoint.operations.copy import copy
 from forkpoint.operations.fork import NextVersion
@@ -60,7 +56,6 @@ from forkpoint.storage.rows import (
 )
 
 _ATTEMPTS = 20  # to change a record that others change at the same moment
-_PAGE_ROWS = 500
 _CHUNKS_MEASURED = 5000  # before others have their turn
 
 
@@ -307,95 +302,6 @@ def existing_record(session: Session, thread_id: str) -> ThreadRow:
     if row is None:
         raise ThreadNotFound(f"there is no thread {thread_id!r}")
     return row
-
-
-# Many threads
-
-
-class Search(NamedTuple):
-    """A search, checked."""
-
-    wanted: Wanted
-    sort_by: str
-    descending: bool
-    limit: int
-    cursor: str | None = None
-    offset: int = 0
-    """How many are left out before the first one. Then the page has no cursor."""
-    with_expired: bool = False
-    """Whether those are returned as well that are to be swept."""
-
-
-def search(context: Context, asked: Search) -> Page[Thread]:
-    """Return a page of threads."""
-    damaged: list[CorruptChunk] = []
-    rows, following = select(context, asked, damaged, with_heads=True)
-    return Page(threads_of(context, rows), following, damaged)
-
-
-def select(
-    context: Context,
-    asked: Search,
-    damaged: list[CorruptChunk] | None = None,
-    *,
-    with_heads: bool = False,
-) -> tuple[list[ThreadRow], str | None]:
-    """Return the records of a page, and the cursor of the next one.
-
-    Args:
-        context: The store.
-        asked: What to search for.
-        damaged: Takes why records are left out that are not what was written.
-        with_heads: Whether to look at the newest checkpoints of the threads, too.
-    """
-    hashing = context.codec.hashing
-    wanted, limit = asked.wanted, asked.limit
-    at_once = max(limit, min(limit + asked.offset, _PAGE_ROWS))
-    selection = selection_of(wanted, asked.sort_by, asked.descending, at_once)
-    shown: set[bytes] = set()
-    if asked.cursor is not None:
-        selection, shown = going_on(context.store_key, selection, wanted, asked.cursor)
-    with_heads = with_heads or bool(wanted.values)
-    pages = ThreadPages(context.storage, selection, shown, with_heads=with_heads)
-    found: list[ThreadRow] = []
-    seen: list[str] = []
-    left_out = 0
-    for row, place in pages.rows():
-        try:
-            check_record(hashing, row)
-        except CorruptChunk as error:
-            seen.append(row.thread_id)
-            if damaged is not None:
-                damaged.append(error)
-            continue
-        if not matches(row, wanted) or (row.is_expired and not asked.with_expired):
-            continue
-        if wanted.values and not contains(values_of(context, row), wanted.values):
-            continue
-        seen.append(row.thread_id)
-        if left_out < asked.offset:
-            left_out += 1
-            continue
-        found.append(row)
-        if len(found) == limit and not pages.is_at_end:
-            following, shown = pages.stop(place, seen)
-            if asked.offset:
-                return found, None
-            return found, cursor_of(context.store_key, following, wanted, shown)
-    return found, None
-
-
-def count(context: Context, wanted: Wanted) -> int:
-    """Return how many threads match."""
-    if is_exact(wanted):
-        selection = selection_of(wanted, "updated_at", True, _PAGE_ROWS)
-        return indexed(context.storage, lambda session, _: session.search.count(selection))
-    number, cursor = 0, None
-    while True:
-        rows, cursor = select(context, Search(wanted, "updated_at", True, _PAGE_ROWS, cursor))
-        number += len(rows)
-        if cursor is None:
-            return number
 
 
 # Going on elsewhere

@@ -21,10 +21,10 @@ from langgraph.checkpoint.base import CheckpointTuple
 
 from forkpoint.at_fork import renew_in_child
 from forkpoint.catalog.archive import Archive
+from forkpoint.catalog.criteria import Criteria, matches
 from forkpoint.catalog.heads import thread_of
 from forkpoint.catalog.leases import Lease
-from forkpoint.catalog.records import Search, select
-from forkpoint.catalog.search import Wanted, matches
+from forkpoint.catalog.search import ThreadSearch, all_rows
 from forkpoint.errors import ThreadBusy, ThreadNotFound
 from forkpoint.operations import operations
 from forkpoint.operations import remove as removing
@@ -147,7 +147,7 @@ class Task(NamedTuple):
     """What retention is to do."""
 
     rules: Rules
-    wanted: Wanted = Wanted()
+    criteria: Criteria = {}  # noqa: RUF012 - never changed
     dry_run: bool = False
     archive: Archive | None = None
     on_progress: Progress | None = None
@@ -211,16 +211,16 @@ class _Done:
 
 def _candidates(context: Context, task: Task) -> Iterator[list[ThreadRow]]:
     """Return batches of threads for which a rule may hold."""
-    rules, wanted = task.rules, task.wanted
+    rules, criteria = task.rules, task.criteria
     now = _now(context)
     if rules.everything:
-        yield from _found(context, wanted, "thread_id")
+        yield from _matching(context, criteria, "thread_id")
     if rules.max_age is not None:
-        made = _earlier(wanted.created, now - rules.max_age)
-        yield from _found(context, wanted._replace(created=made), "created_at")
+        made = _before(criteria, "created_before", now - rules.max_age)
+        yield from _matching(context, made, "created_at")
     if rules.max_idle is not None:
-        active = _earlier(wanted.updated, now - rules.max_idle)
-        yield from _found(context, wanted._replace(updated=active), "updated_at")
+        idle = _before(criteria, "updated_before", now - rules.max_idle)
+        yield from _matching(context, idle, "updated_at")
     if rules.expired:
         yield from _expired(context)
     if rules.trims_more_than is not None:
@@ -234,15 +234,8 @@ def _candidates(context: Context, task: Task) -> Iterator[list[ThreadRow]]:
             yield _intact(context, rows)
 
 
-def _found(context: Context, wanted: Wanted, sort_by: str) -> Iterator[list[ThreadRow]]:
-    cursor: str | None = None
-    while True:
-        rows, cursor = select(
-            context, Search(wanted, sort_by, False, _BATCH, cursor, with_expired=True)
-        )
-        yield rows
-        if cursor is None:
-            return
+def _matching(context: Context, criteria: Criteria, sort_by: str) -> Iterator[list[ThreadRow]]:
+    return all_rows(context, ThreadSearch(criteria, sort_by, False, _BATCH, with_expired=True))
 
 
 def _expired(context: Context) -> Iterator[list[ThreadRow]]:
@@ -263,9 +256,9 @@ def _intact(context: Context, rows: list[ThreadRow]) -> list[ThreadRow]:
     return [row for row in rows if is_intact(hashing, row)]
 
 
-def _earlier(bounds: tuple[int | None, int | None], than: int) -> tuple[int | None, int | None]:
-    low, high = bounds
-    return low, than if high is None else min(high, than)
+def _before(criteria: Criteria, field: str, time: int) -> Criteria:
+    """Return criteria that only threads match whose time is earlier than this, too."""
+    return {**criteria, field: min(time, criteria.get(field, time))}
 
 
 def _now(context: Context) -> int:
@@ -281,7 +274,7 @@ def _handle(
     going: list[ThreadRow] = []
     for row in batch:
         action = task.rules.action(row, now)
-        if action is None or not _is_wanted(row, task.wanted):
+        if action is None or not matches(row, task.criteria, with_times=True):
             continue
         if row.lease is not None:
             done.busy.append(row.thread_id)
@@ -297,20 +290,6 @@ def _handle(
             going.append(row)
     for start in range(0, len(going), _AT_ONCE):
         yield from _delete(context, going[start : start + _AT_ONCE], done)
-
-
-def _is_wanted(row: ThreadRow, wanted: Wanted) -> bool:
-    """Return whether a thread is one that is wanted, by its times, too."""
-    return (
-        matches(row, wanted)
-        and _is_within(row.created_at, wanted.created)
-        and _is_within(row.updated_at, wanted.updated)
-    )
-
-
-def _is_within(time: int, bounds: tuple[int | None, int | None]) -> bool:
-    low, high = bounds
-    return (low is None or time >= low) and (high is None or time < high)
 
 
 def _trim(context: Context, task: Task, row: ThreadRow, done: _Done) -> Steps[None]:

@@ -1,152 +1,115 @@
-"""What a search asks for, compared with a thread, and where it goes on. Pure."""
+"""Searching and counting threads, page by page."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-from collections.abc import Iterable, Sequence, Set
-from hashlib import blake2b
-from hmac import compare_digest
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from forkpoint import filters
-from forkpoint.errors import InvalidInput
-from forkpoint.storage.queries import ThreadQuery
+from forkpoint.catalog.criteria import Criteria, is_exact, matches, query_of
+from forkpoint.catalog.cursors import cursor_of, resume
+from forkpoint.catalog.heads import threads_of, values_of
+from forkpoint.catalog.pages import PAGE_ROWS, ThreadPages, with_current_index
+from forkpoint.catalog.threads import Page, Thread
+from forkpoint.errors import CorruptChunk
+from forkpoint.filters import contains
+from forkpoint.operations.operations import Context
+from forkpoint.storage.record_checksums import check_record
 from forkpoint.storage.rows import ThreadRow
 
-SORT_KEYS = ("updated_at", "state_updated_at", "created_at", "thread_id", "status")
-_MAC_BYTES = 16
-_PRINT_BYTES = 8
-_SHOWN_BYTES = 6  # of the digest of a thread's id that was on a first page
-_CURSOR_LENGTH = 24_576  # the longest parts are an id, and 1,000 digests of those of a first page
+
+class ThreadSearch(NamedTuple):
+    """A page of a search, with checked arguments."""
+
+    criteria: Criteria
+    sort_by: str
+    descending: bool
+    limit: int
+    cursor: str | None = None
+    offset: int = 0
+    """How many threads are left out before the first one. A page with an offset has no cursor."""
+    with_expired: bool = False
+    """Whether threads are returned as well that have expired and wait for a sweep."""
 
 
-class Wanted(NamedTuple):
-    """A filter on threads, checked, with times in microseconds since 1970."""
+class RowPage(NamedTuple):
+    """The records of a page of a search."""
 
-    ids: Sequence[str] | None = None
-    label: str | None = None
-    tags: Sequence[str] = ()
-    any_tags: Sequence[str] = ()
-    metadata: dict[str, Any] = {}  # noqa: RUF012 - never changed
-    owner: str | None = None
-    statuses: Sequence[str] = ()
-    created: tuple[int | None, int | None] = (None, None)
-    updated: tuple[int | None, int | None] = (None, None)
-    source: str | None = None
-    values: dict[str, Any] = {}  # noqa: RUF012 - never changed
-    label_contains: str | None = None
-    """Folded."""
+    rows: list[ThreadRow]
+    next_cursor: str | None
+    damaged: list[CorruptChunk]
+    """Why records are left out that are not what was written."""
 
 
-def selection_of(wanted: Wanted, sort_by: str, descending: bool, limit: int) -> ThreadQuery:
-    """Return what to ask the store for."""
-    return ThreadQuery(
-        wanted.owner,
-        wanted.ids,
-        filters.wanted_terms(
-            wanted.owner,
-            wanted.label,
-            wanted.tags,
-            wanted.metadata,
-            wanted.source,
-            wanted.values,
-        ),
-        [
-            term
-            for tag in wanted.any_tags
-            for term in filters.wanted_terms(wanted.owner, tags=[tag])
-        ],
-        wanted.statuses,
-        wanted.created,
-        wanted.updated,
-        sort_by,
-        descending,
-        label_contains=wanted.label_contains,
-        limit=limit,
-    )
+def search(context: Context, request: ThreadSearch) -> Page[Thread]:
+    """Return a page of threads."""
+    page = search_rows(context, request, with_heads=True)
+    return Page(threads_of(context, page.rows), page.next_cursor, page.damaged)
 
 
-def is_exact(wanted: Wanted) -> bool:
-    """Return whether the store finds those that match, and no others."""
-    asked = [part for part in (wanted.metadata, wanted.values) if part]
-    return all(filters.is_told_by_terms(part) for part in asked)
+def search_rows(context: Context, request: ThreadSearch, *, with_heads: bool = False) -> RowPage:
+    """Return the records of a page.
 
-
-def matches(row: ThreadRow, wanted: Wanted) -> bool:
-    """Return whether a thread is one that is wanted; its times are the store's to compare."""
-    described = row.described
-    return (
-        (wanted.ids is None or row.thread_id in wanted.ids)
-        and wanted.label in (None, described.label)
-        and (
-            wanted.label_contains is None
-            or wanted.label_contains in filters.folded(described.label or "")
-        )
-        and wanted.source in (None, row.source_thread_id)
-        and wanted.owner in (None, row.thread.owner)
-        and set(wanted.tags) <= set(described.tags)
-        and (not wanted.any_tags or not set(wanted.any_tags).isdisjoint(described.tags))
-        and (not wanted.statuses or row.status in wanted.statuses)
-        and (not wanted.metadata or filters.contains_json(described.metadata, wanted.metadata))
-    )
-
-
-# Cursors: JSON in base64, behind a MAC of it by the store's key. They come back from clients, so
-# what is in them counts only if the store itself wrote it. They are not secret.
-
-
-def cursor_of(
-    key: bytes, selection: ThreadQuery, wanted: Wanted, shown: Set[bytes] = frozenset()
-) -> str:
-    """Return a string that says where a search goes on, and which threads it leaves out."""
-    digests = base64.b64encode(b"".join(sorted(shown))).decode()
-    assert selection.after is not None
-    place = [*selection.after, selection.walk]
-    content = json.dumps([_print(selection, wanted), *place, digests]).encode()
-    return base64.urlsafe_b64encode(_mac(key, content) + content).decode().rstrip("=")
-
-
-def shown_digests(thread_ids: Iterable[str]) -> set[bytes]:
-    """Return by what it is seen later that threads were on a first page."""
-    ids = (thread_id.encode("utf-8", "surrogatepass") for thread_id in thread_ids)
-    return {blake2b(each, digest_size=_SHOWN_BYTES).digest() for each in ids}
-
-
-def going_on(
-    key: bytes, selection: ThreadQuery, wanted: Wanted, cursor: str
-) -> tuple[ThreadQuery, set[bytes]]:
-    """Return a selection that goes on where a cursor says, and the digests of what it leaves out.
-
-    Raises:
-        InvalidInput: The cursor is none, or one of another search or another store.
+    Args:
+        context: The store.
+        request: The search.
+        with_heads: Whether to read the newest checkpoints of the threads, too.
     """
-    if len(cursor) > _CURSOR_LENGTH:
-        raise InvalidInput(f"cursor is longer than any that a search returns: {len(cursor)}")
-    try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        decoded = base64.b64decode(padded, altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        decoded = b""
-    content = decoded[_MAC_BYTES:]
-    if not content or not compare_digest(decoded[:_MAC_BYTES], _mac(key, content)):
-        raise InvalidInput(f"cursor is none that a search has returned: {cursor!r:.80}")
-    print_, place, thread_id, walk, digests = json.loads(content)
-    if print_ != _print(selection, wanted):
-        raise InvalidInput(
-            "cursor is that of another search; pass it with the same filter, order and owner"
-        )
-    joined = base64.b64decode(digests)
-    starts = range(0, len(joined), _SHOWN_BYTES)
-    shown = {joined[start : start + _SHOWN_BYTES] for start in starts}
-    return selection._replace(after=(place, thread_id), walk=walk), shown
+    criteria, limit = request.criteria, request.limit
+    at_once = max(limit, min(limit + request.offset, PAGE_ROWS))
+    query = query_of(criteria, request.sort_by, request.descending, at_once)
+    first_page: set[bytes] = set()
+    if request.cursor is not None:
+        query, first_page = resume(context.store_key, query, criteria, request.cursor)
+    with_heads = with_heads or "values" in criteria
+    pages = ThreadPages(context.storage, query, first_page, with_heads=with_heads)
+    page = RowPage([], None, [])
+    passed: list[str] = []
+    skipped = 0
+    for row, place in pages.rows():
+        try:
+            check_record(context.codec.hashing, row)
+        except CorruptChunk as error:
+            passed.append(row.thread_id)
+            page.damaged.append(error)
+            continue
+        if not _is_match(context, row, request):
+            continue
+        passed.append(row.thread_id)
+        if skipped < request.offset:
+            skipped += 1
+            continue
+        page.rows.append(row)
+        if len(page.rows) == limit and not pages.is_at_end:
+            rest, first_page = pages.stop(place, passed)
+            if request.offset:
+                return page
+            cursor = cursor_of(context.store_key, rest, criteria, first_page)
+            return page._replace(next_cursor=cursor)
+    return page
 
 
-def _mac(key: bytes, content: bytes) -> bytes:
-    return blake2b(b"forkpoint cursor" + content, key=key, digest_size=_MAC_BYTES).digest()
+def _is_match(context: Context, row: ThreadRow, request: ThreadSearch) -> bool:
+    if not matches(row, request.criteria) or (row.is_expired and not request.with_expired):
+        return False
+    values = request.criteria.get("values")
+    return values is None or contains(values_of(context, row), values)
 
 
-def _print(selection: ThreadQuery, wanted: Wanted) -> str:
-    asked = json.dumps([wanted, selection.sort_by, selection.descending], sort_keys=True)
-    return blake2b(asked.encode(), digest_size=_PRINT_BYTES).hexdigest()
+def all_rows(context: Context, request: ThreadSearch) -> Iterator[list[ThreadRow]]:
+    """Return the records of all pages of a search."""
+    cursor: str | None = None
+    while True:
+        page = search_rows(context, request._replace(cursor=cursor))
+        yield page.rows
+        cursor = page.next_cursor
+        if cursor is None:
+            return
+
+
+def count(context: Context, criteria: Criteria) -> int:
+    """Return how many threads match and have not expired."""
+    if is_exact(criteria):
+        query = query_of(criteria, "updated_at", True, PAGE_ROWS)
+        return with_current_index(context.storage, lambda session, _: session.search.count(query))
+    request = ThreadSearch(criteria, "updated_at", True, PAGE_ROWS)
+    return sum(len(rows) for rows in all_rows(context, request))

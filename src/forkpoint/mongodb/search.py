@@ -28,9 +28,8 @@ from forkpoint.mongodb.commands import (
     record_of,
 )
 from forkpoint.mongodb.log import NO_LOG, MongoLogs
-from forkpoint.results import STATUSES
 from forkpoint.storage.interface import Stale
-from forkpoint.storage.queries import Batch, ThreadQuery, ThreadRowPage
+from forkpoint.storage.queries import Batch, Condition, ThreadQuery, ThreadRowPage
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import (
     Description,
@@ -219,7 +218,7 @@ class MongoCatalog(MongoLogs):
         limit = selection.limit + 1
         if is_listed and self._may_list:
             found, moment = self._records.find_at(
-                _moment(selection.walk), _wanted(selection), fields, sort, limit
+                _moment(selection.snapshot), _wanted(selection), fields, sort, limit
             )
         else:
             page: list[Document] = [{"$sort": sort}, {"$limit": limit}, {"$project": fields}]
@@ -526,23 +525,9 @@ def _wanted(selection: ThreadQuery) -> Document:
     if selection.any_terms:
         conditions.append({"terms": {"$in": list(selection.any_terms)}})
     # With all of them, an index that has the status before the time is in order, too.
-    conditions.append({"listed_status": {"$in": list(selection.statuses or STATUSES)}})
+    conditions.append({"listed_status": {"$in": list(selection.statuses)}})
     conditions.append(_LISTED)
-    if selection.label_contains is not None:
-        is_text = {"$eq": [{"$type": "$folded_label"}, "string"]}
-        label = {"$cond": [is_text, "$folded_label", ""]}
-        place = {"$indexOfBytes": [label, {"$literal": selection.label_contains}]}
-        conditions.append({"$expr": {"$gte": [place, 0]}})
-    if selection.ids is not None:
-        conditions.append({"thread_id": {"$in": list(selection.ids)}})
-    for field, (low, high) in (
-        ("created_at", selection.created),
-        ("listed_at", selection.updated),
-    ):
-        bounds = {"$gte": low, "$lt": high}
-        given = {sign: bound for sign, bound in bounds.items() if bound is not None}
-        if given:
-            conditions.append({field: given})
+    conditions += (_compared(each) for each in selection.conditions if each.field != "status")
     if selection.after is not None:
         field, beyond = _SORTED[selection.sort_by], "$lt" if selection.descending else "$gt"
         place, thread_id = selection.after
@@ -553,6 +538,21 @@ def _wanted(selection: ThreadQuery) -> Document:
             same = {field: place, "thread_id": {beyond: thread_id}}
             conditions.append({"$or": [{field: {beyond: place}}, same]})
     return {"$and": conditions}
+
+
+def _compared(condition: Condition) -> Document:
+    """Return the filter for a condition on the record."""
+    field, value = _SORTED.get(condition.field, condition.field), condition.value
+    if condition.operator == "in":
+        return {field: {"$in": list(value)}}
+    if condition.operator != "contains":
+        return {field: {_OPERATORS[condition.operator]: value}}
+    is_text = {"$eq": [{"$type": f"${field}"}, "string"]}
+    text = {"$cond": [is_text, f"${field}", ""]}
+    return {"$expr": {"$gte": [{"$indexOfBytes": [text, {"$literal": value}]}, 0]}}
+
+
+_OPERATORS = {">=": "$gte", "<": "$lt"}
 
 
 def _lease_row(record: Document) -> LeaseRow:

@@ -15,7 +15,6 @@ from typing import Any
 
 from forkpoint.encoding.hashing import Hashing, new_salt
 from forkpoint.filters import ALL_TERM, folded, packed, stored_value_terms, thread_terms, unpacked
-from forkpoint.results import STATUSES
 from forkpoint.sqlite.rows import (
     HEAD_OF,
     PLACES,
@@ -90,7 +89,7 @@ class SqliteCatalog(SqliteTombstones):
     # Searching
 
     def select(self, selection: ThreadQuery) -> ThreadRowPage:
-        walk = selection.walk
+        walk = selection.snapshot
         is_first = selection.after is None and walk is None
         if is_first or walk == NO_SNAPSHOT:
             self._list_anew()
@@ -99,13 +98,13 @@ class SqliteCatalog(SqliteTombstones):
             and self.one("SELECT 1 FROM forkpoint_walks WHERE number = ?", walk) is None
         ):
             walk = None  # what it is to see is not kept any more
-        found = self._places(selection._replace(walk=walk, limit=selection.limit + 1))
+        found = self._places(selection._replace(snapshot=walk, limit=selection.limit + 1))
         is_last = len(found) <= selection.limit
         places = found[: selection.limit]
         rows = self._records([thread_id for _, thread_id in places])
         goes_on = not is_first or selection.sort_by in ("created_at", "thread_id")
         return ThreadRowPage(
-            [rows.get(place[1]) for place in places], places, selection.walk, is_last, goes_on
+            [rows.get(place[1]) for place in places], places, selection.snapshot, is_last, goes_on
         )
 
     def begin_walk(self) -> int | None:
@@ -127,7 +126,7 @@ class SqliteCatalog(SqliteTombstones):
 
     def count(self, selection: ThreadQuery) -> int:
         self._list_anew()
-        counted = self._query(selection._replace(walk=None, after=None))
+        counted = self._query(selection._replace(snapshot=None, after=None))
         now = self.now()
         listed = self.one(
             f"SELECT count(*) FROM ({counted.unordered()}) WHERE thread_id NOT IN"
@@ -164,16 +163,12 @@ class SqliteCatalog(SqliteTombstones):
         """Return what is less for a term that fewer threads have: its page goes further back."""
         after = selection.after if is_by_time(selection) else None
         sample = _Query(
-            ThreadQuery(
-                selection.owner,
-                None,
-                [term],
-                (),
-                selection.statuses,
-                updated=selection.updated,
-                descending=selection.descending,
+            selection._replace(
+                terms=[term],
+                any_terms=(),
+                conditions=selection.conditions_on("status", "updated_at"),
+                sort_by="updated_at",
                 after=after,
-                walk=selection.walk,
                 limit=_SAMPLE,
             )
         )
@@ -618,10 +613,10 @@ class _Query:
         if driver is None and not selection.any_terms:
             driver = selection.terms[0]
         drivers = selection.any_terms if driver is None else (driver,)
-        for term, status in product(drivers, selection.statuses or STATUSES):
+        for term, status in product(drivers, selection.statuses):
             self.values += [term, status]
             conditions = ["t.term = ?", "t.status = ?", self._seen("t")]
-            conditions += self._range("t.listed_at", *selection.updated)
+            conditions += self._compare("t.listed_at", "updated_at")
             conditions += self._by_record()
             conditions += self._terms("t", but=term if driver is None else driver)
             order = ""
@@ -649,11 +644,11 @@ class _Query:
         else:
             table = "forkpoint_listing AS t INDEXED BY forkpoint_listing_status"
             conditions = [f"t.{OF_ALL}"]
-        statuses = selection.statuses or STATUSES
+        statuses = selection.statuses
         conditions.append(f"t.status IN ({marks(statuses)})")
         self.values += statuses
         conditions.append(self._seen("t"))
-        conditions += self._range("t.listed_at", *selection.updated)
+        conditions += self._compare("t.listed_at", "updated_at")
         conditions += self._by_record()
         place = _SORTED_ROWS[selection.sort_by]
         return self._rest(table, conditions, place, "t", is_page)
@@ -669,10 +664,8 @@ class _Query:
             )
             self.values.append(self._driver)
         conditions = ["t.deleted_at IS NULL", "NOT t.provisional"]
-        if selection.statuses:
-            conditions.append(f"t.listed_status IN ({marks(selection.statuses)})")
-            self.values += selection.statuses
-        conditions += self._range("t.listed_at", *selection.updated)
+        conditions += self._compare("t.listed_status", "status")
+        conditions += self._compare("t.listed_at", "updated_at")
         conditions += self._of_record("t")
         return self._rest(table, conditions, f"t.{selection.sort_by}", "listed", is_page)
 
@@ -680,9 +673,7 @@ class _Query:
         self, table: str, conditions: list[str], place: str, alias: str, is_page: bool
     ) -> str:
         selection = self._selection
-        if selection.ids is not None:
-            conditions.append("t.thread_id IN (SELECT value FROM json_each(?))")
-            self.values.append(json.dumps(list(selection.ids)))
+        conditions += self._compare("t.thread_id", "thread_id")
         conditions += self._terms(alias, but=self._driver)
         order = ""
         if is_page:
@@ -697,7 +688,7 @@ class _Query:
 
     def _seen(self, alias: str) -> str:
         """Return the condition that a row of the index is one that the walk sees."""
-        walk = self._selection.walk
+        walk = self._selection.snapshot
         if walk is None:
             return f"{alias}.gone IS NULL"
         self.values += [walk, walk]
@@ -738,18 +729,15 @@ class _Query:
         ]
 
     def _of_record(self, alias: str) -> list[str]:
-        conditions = self._range(f"{alias}.created_at", *self._selection.created)
-        if self._selection.label_contains is not None:
-            conditions.append(f"instr({alias}.folded_label, ?) > 0")
-            self.values.append(self._selection.label_contains)
-        return conditions
+        fields = {condition.field for condition in self._selection.conditions} - _INDEXED
+        return [sql for name in sorted(fields) for sql in self._compare(f"{alias}.{name}", name)]
 
-    def _range(self, column: str, low: int | None, high: int | None) -> list[str]:
+    def _compare(self, column: str, field: str) -> list[str]:
+        """Return the conditions on a field of the record, which stands in a column."""
         conditions = []
-        for bound, sign in ((low, ">="), (high, "<")):
-            if bound is not None:
-                conditions.append(f"{column} {sign} ?")
-                self.values.append(bound)
+        for _, operator, value in self._selection.conditions_on(field):
+            conditions.append(_COMPARED[operator].format(column))
+            self.values.append(json.dumps(list(value)) if operator == "in" else value)
         return conditions
 
     def _after(self, place: str) -> list[str]:
@@ -760,3 +748,10 @@ class _Query:
 
 
 _NOW = "o.gone IS NULL"
+_INDEXED = {"thread_id", "status", "updated_at"}  # fields that the search index has, too
+_COMPARED = {
+    "in": "{} IN (SELECT value FROM json_each(?))",
+    "contains": "instr({}, ?) > 0",
+    ">=": "{} >= ?",
+    "<": "{} < ?",
+}

@@ -15,7 +15,7 @@ from typing import Any
 
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.errors import ThreadExists
-from forkpoint.filters import wanted_terms
+from forkpoint.filters import search_terms
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import (
     Checkpoints,
@@ -274,24 +274,24 @@ class _ConfinedSearch(Search):
         self._search = search
         self._owner = owner
 
-    def page(self, selection: ThreadQuery) -> ThreadRowPage:
-        page = self._search.page(self._confined(selection))
+    def page(self, query: ThreadQuery) -> ThreadRowPage:
+        page = self._search.page(self._confined(query))
         rows = [row if row and row.thread.owner == self._owner else None for row in page.rows]
         return page._replace(rows=rows)
 
-    def count(self, selection: ThreadQuery) -> int:
-        return self._search.count(self._confined(selection))
+    def count(self, query: ThreadQuery) -> int:
+        return self._search.count(self._confined(query))
 
-    def _confined(self, selection: ThreadQuery) -> ThreadQuery:
-        if selection.owner == self._owner:
-            return selection  # all terms are of the owner's threads
-        return selection._replace(terms=[*selection.terms, *wanted_terms(self._owner)])
+    def _confined(self, query: ThreadQuery) -> ThreadQuery:
+        if query.owner == self._owner:
+            return query  # all its terms are those of the owner's threads
+        return query._replace(terms=[*query.terms, *search_terms(self._owner)])
 
     def begin_snapshot(self) -> Any:
         return self._search.begin_snapshot()
 
-    def end_snapshot(self, walk: Any) -> None:
-        self._search.end_snapshot(walk)
+    def end_snapshot(self, snapshot: Any) -> None:
+        self._search.end_snapshot(snapshot)
 
     def expired(
         self, after: tuple[int, Any] | None, limit: int, owner: str | None = None

@@ -269,41 +269,48 @@ class Search(ABC):
     """Pages of records, through an index."""
 
     @abstractmethod
-    def page(self, selection: ThreadQuery) -> ThreadRowPage:
+    def page(self, query: ThreadQuery) -> ThreadRowPage:
         """Return a page of threads.
 
-        The first page of a walk lists all threads as they are. The others have those that were
-        not on a page before, whatever changed since: each thread that stays is on one page.
+        The first page lists the threads as they are. Later pages with the same snapshot list the
+        others as they were at its moment: each thread that is not deleted is on exactly one page.
         """
 
     @abstractmethod
     def begin_snapshot(self) -> Any:
-        """Return what names this moment, so that pages can be selected as of it."""
+        """Return a name for the present moment, as of which the pages of one search are read.
+
+        A backend whose first page takes a snapshot by itself returns None.
+        """
 
     @abstractmethod
-    def end_snapshot(self, walk: Any) -> None:
-        """Keep no longer what only a walk sees, if it was begun."""
+    def end_snapshot(self, snapshot: Any) -> None:
+        """Release what the store keeps only for a snapshot, if there is such a snapshot."""
 
     @abstractmethod
-    def count(self, selection: ThreadQuery) -> int:
-        """Return how many threads there are to be selected."""
+    def count(self, query: ThreadQuery) -> int:
+        """Return how many threads match and have not expired; `after` and `limit` do not count."""
 
     @abstractmethod
     def expired(
         self, after: tuple[int, Any] | None, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
-        """Return threads whose time is up, in the order of when it was, and of their keys.
+        """Return threads whose time to live has passed, by the time at which it did, then by key.
 
-        Those that a sweep has trimmed since they were active last are left out.
+        Threads that a sweep has trimmed since they were last active are left out.
 
-        `after` is the place of the last one of the batch before: when its time was up, and its key.
+        Args:
+            after: The place of the last thread of the batch before: its time of expiry, and its
+                key. None for the first batch.
+            limit: How many threads at most.
+            owner: Whose threads; None for those of all owners.
         """
 
     @abstractmethod
     def larger_than(
         self, more_than: int, after: Any, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
-        """Return threads with more checkpoints than this, in the order of their keys."""
+        """Return threads with more than `more_than` checkpoints, in the order of their keys."""
 
 
 class Leases(ABC):

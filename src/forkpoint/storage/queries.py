@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+from forkpoint.results import STATUSES
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import CheckpointRow, StoredCheckpoint, ThreadRow, WriteRow
 
@@ -103,50 +104,86 @@ def in_order(query: CheckpointQuery, page: list[StoredCheckpoint]) -> list[Store
 
 
 NO_SNAPSHOT = 0
-"""The walk of a search that the disk has no room for: each page shows what there is by then."""
+"""The snapshot of a search for which the disk has no room: each page is read as of the present."""
+
+Operator = Literal["in", ">=", "<", "contains"]
+
+
+class Condition(NamedTuple):
+    """A comparison of one field of a thread's record with a value; each backend translates it."""
+
+    field: str
+    """The name of an attribute of `ThreadRow` or of `Description`."""
+    operator: Operator
+    value: Any
+    """For `in`, a sequence of the values that match; for `contains`, a part of a text."""
+
+    def holds(self, row: ThreadRow) -> bool:
+        """Return whether a thread's record matches."""
+        owner = row if hasattr(row, self.field) else row.described
+        stored = getattr(owner, self.field)
+        if self.operator == "in":
+            return stored in self.value
+        if self.operator == "contains":
+            return self.value in (stored or "")
+        return bool(stored >= self.value if self.operator == ">=" else stored < self.value)
 
 
 class ThreadQuery(NamedTuple):
     """Which threads to list, and in which order.
 
-    The rows found may be more than are asked for: what a term stands for is to be compared.
+    A backend may return more threads than match the terms: terms are hashes, and of lists they do
+    not tell the items apart. The caller compares the records.
     """
 
     owner: str | None
-    """Whose threads alone; None for all."""
-    ids: Sequence[str] | None
+    """Whose threads are listed; None for those of all owners."""
     terms: Sequence[int]
-    """All of which a thread must have."""
-    any_terms: Sequence[int]
-    """Of which a thread must have one, unless there are none."""
-    statuses: Sequence[str]
-    """Of which a thread must have one, unless there are none."""
-    created: tuple[int | None, int | None] = (None, None)
-    """The range of times, the first one included."""
-    updated: tuple[int | None, int | None] = (None, None)
+    """A thread must have all of these terms; there is at least one."""
+    any_terms: Sequence[int] = ()
+    """A thread must have at least one of these terms, unless there are none."""
+    conditions: Sequence[Condition] = ()
+    """A thread's record must match all of these."""
     sort_by: str = "updated_at"
     descending: bool = True
     after: tuple[Any, str] | None = None
-    """The place of the last one of the page before: what it is sorted by, and its thread id."""
-    label_contains: str | None = None
-    """What the folded label must contain; see `forkpoint.filters.folded`."""
-    walk: Any = None
-    """What names the moment at which a search began that is being read page by page."""
+    """The place of the last thread of the page before: the value it is sorted by, and its id."""
+    snapshot: Any = None
+    """Names the moment as of which all pages of this search are read; None for the present."""
     limit: int = 50
+
+    @property
+    def ids(self) -> Sequence[str] | None:
+        """The ids of which a thread must have one, or None for any id."""
+        return self._choices("thread_id")
+
+    @property
+    def statuses(self) -> Sequence[str]:
+        """The statuses of which a thread must have one."""
+        return self._choices("status") or STATUSES
+
+    def _choices(self, field: str) -> Sequence[str] | None:
+        choices = (each.value for each in self.conditions if each[:2] == (field, "in"))
+        return next(choices, None)
+
+    def conditions_on(self, *fields: str) -> list[Condition]:
+        """Return the conditions on some fields."""
+        return [condition for condition in self.conditions if condition.field in fields]
 
 
 class ThreadRowPage(NamedTuple):
     """A page of threads."""
 
     rows: Sequence[ThreadRow | None]
-    """None for one that was deleted meanwhile."""
+    """None for a thread that was deleted meanwhile."""
     places: Sequence[tuple[Any, str]]
-    """Of each row the place that it has in the walk, which may not be what it has by now."""
-    walk: Any
+    """The place of each row in the snapshot, which may differ from its place by now."""
+    snapshot: Any
     is_last: bool
     goes_on: bool = True
-    """Whether the page after it begins at its last place. Else, with `Session.begin_walk`, all
-    begins again, and what was on this page is left out."""
+    """Whether the next page begins after the last place of this one. Otherwise the next page
+    begins a snapshot with `Search.begin_snapshot`, reads it from its start, and leaves out the
+    threads of this page."""
 
 
 _T_co = TypeVar("_T_co", covariant=True)

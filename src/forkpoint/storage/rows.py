@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from forkpoint.encoding.codec import Chunks
 from forkpoint.encoding.hashing import FLAG_BITS, UNBOUND, Hashing
+from forkpoint.filters import folded
 from forkpoint.storage.plan import Place, Plan
 
 
@@ -229,6 +230,11 @@ class ThreadRow(NamedTuple):
     checksums: bytes = b""
     lineage: tuple[Any, ...] = ()
     """The edge, the parent's key as text, its checkpoint's id, and its id if that is stored."""
+
+    @property
+    def folded_label(self) -> str:
+        """The label as it is searched by a part of it; empty without a label."""
+        return folded(self.described.label or "")
 
 
 class Usage(NamedTuple):
