@@ -35,7 +35,6 @@ from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.outline import is_internal
 from forkpoint.previews import part_of, preview_after
 from forkpoint.runtime.steps import Steps
-from forkpoint.storage.confined import taken
 from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.record_checksums import check_record, described_anew
 from forkpoint.storage.row_checksums import (
@@ -54,6 +53,7 @@ from forkpoint.storage.rows import (
     Usage,
     WriteRow,
 )
+from forkpoint.storage.shared import thread_exists
 
 _ATTEMPTS = 20  # to change a record that others change at the same moment
 _CHUNKS_MEASURED = 5000  # before others have their turn
@@ -111,11 +111,11 @@ def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) 
         with context.storage.writing() as session:
             row = session.records.get(thread_id)
             if row is not None and not may_exist:
-                raise taken(thread_id)
+                raise thread_exists(thread_id)
             if row is None:
                 if not session.records.create(thread_id, context.owner, described, hashing):
                     if not may_exist:
-                        raise taken(thread_id)
+                        raise thread_exists(thread_id)
                     continue  # somebody made it just now, and may have deleted it by now
                 context.memory.threads.pop(thread_id)
                 row = session.records.get(thread_id)
@@ -129,7 +129,7 @@ def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) 
                 return thread_of(context, session, row)
     with context.storage.reading() as session:
         if session.threads.find(thread_id) is not None:
-            raise taken(thread_id)  # an owner is about to put its first checkpoint
+            raise thread_exists(thread_id)  # an owner is about to put its first checkpoint
     raise StorageBusy(f"thread {thread_id!r} is made and deleted again and again")
 
 

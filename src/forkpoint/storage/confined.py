@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from forkpoint.encoding.hashing import Hashing
-from forkpoint.errors import ThreadExists
 from forkpoint.filters import search_terms
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import (
@@ -42,6 +41,7 @@ from forkpoint.storage.rows import (
     Usage,
     WriteRow,
 )
+from forkpoint.storage.shared import thread_exists
 
 
 class ConfinedStorage(Storage):
@@ -87,7 +87,7 @@ class ConfinedStorage(Storage):
                 thread = session.threads.find(put.thread_id)
             is_known = put.expected is not None  # then it was given to somebody else
             if thread is not None and thread.owner != self._owner and not is_known:
-                raise taken(put.thread_id) from None
+                raise thread_exists(put.thread_id) from None
             raise
 
     def tidy(self) -> bool:
@@ -243,7 +243,7 @@ class _ConfinedRecords(Records):
             return True
         thread = self._threads.find(thread_id)
         if thread is not None and thread.owner != self._owner:
-            raise taken(thread_id)
+            raise thread_exists(thread_id)
         return False
 
     def describe(
@@ -302,8 +302,3 @@ class _ConfinedSearch(Search):
         self, more_than: int, after: Any, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
         return self._search.larger_than(more_than, after, limit, self._owner)
-
-
-def taken(thread_id: str) -> ThreadExists:
-    """Return the error that says that an id cannot be used, whoever uses it."""
-    return ThreadExists(f"there is a thread {thread_id!r} already")

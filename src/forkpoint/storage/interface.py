@@ -190,9 +190,12 @@ class Checkpoints(ABC):
         All of them, but for those that are put while they are read.
         """
 
-    @abstractmethod
     def since(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
-        """Return the checkpoints that can be seen from an id on, without refs and content."""
+        """Return the visible checkpoints of a long thread from an id on, without refs and content.
+
+        See `Removals.is_long`.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
@@ -373,7 +376,6 @@ class Copies(ABC):
             Stale: The other thread was deleted.
         """
 
-    @abstractmethod
     def begin(
         self,
         source: ThreadRef,
@@ -389,8 +391,8 @@ class Copies(ABC):
             ThreadExists: There is a thread of this id.
             Stale: The other thread was deleted.
         """
+        return None
 
-    @abstractmethod
     def copy_more(self, copying: Any) -> bool:
         """Copy some more, or show a copy that is complete, and return whether there is more to do.
 
@@ -399,10 +401,11 @@ class Copies(ABC):
             Stale: Something was removed from the other thread. Nothing was written.
             StorageBusy: The copy was taken for abandoned.
         """
+        raise NotImplementedError
 
-    @abstractmethod
     def abandon(self, copying: Any) -> None:
-        """Leave a copy to `clear`."""
+        """Leave a copy that is not complete to `Collections.clear`."""
+        raise NotImplementedError
 
     @abstractmethod
     def fork(self, graft: ForkRequest) -> None:
@@ -426,22 +429,24 @@ class Removals(ABC):
         Returns how many checkpoints and writes were removed.
         """
 
-    @abstractmethod
+    # A backend whose `remove` and `copy` keep others out for long says which threads are long. Then
+    # it has these as well, and `Copies.begin`, `copy_more`, `abandon` and `Checkpoints.since`.
+
     def is_long(self, thread: ThreadRef) -> bool:
-        """Return whether to remove from a thread in turns, by `extent` and `remove_part`.
+        """Return whether to remove from a thread, and to copy it, in turns.
 
-        Else it is for `remove` to do so, which may take long and keeps others out.
+        Others read and write between two turns.
         """
+        return False
 
-    @abstractmethod
     def extent(self, thread: ThreadRef) -> ChangeCount:
-        """Return what tells whether something has happened to a thread.
+        """Return what tells whether something has happened to a thread that is long.
 
         Raises:
             Stale: It is deleted.
         """
+        raise NotImplementedError
 
-    @abstractmethod
     def remove_batch(
         self, thread: ThreadRef, part: RemovalPart, check: Callable[[], None]
     ) -> RemovalResult:
@@ -452,6 +457,7 @@ class Removals(ABC):
         Raises:
             Stale: The thread is deleted.
         """
+        raise NotImplementedError
 
 
 class ChunkReads(ABC):
@@ -466,11 +472,13 @@ class ChunkReads(ABC):
         With `follow` it may return what they lead to as well.
         """
 
-    @abstractmethod
     def of_families(
         self, wanted: Mapping[Any, Collection[bytes]], *, follow: bool = True
     ) -> Mapping[Any, Mapping[bytes, Chunk]]:
-        """Return what `chunks` does, for several families at once."""
+        """Return what `get` does, for several families at once."""
+        return {
+            family: self.get(family, digests, follow=follow) for family, digests in wanted.items()
+        }
 
     @abstractmethod
     def total_bytes(self, family: Any, digests: Collection[bytes]) -> int:
@@ -518,9 +526,9 @@ class Collections(ABC):
     def digests(self, family: Any, after: Any = None) -> Batch[bytes]:
         """Return the digests of chunks of a family."""
 
-    @abstractmethod
     def chunks_at_once(self) -> int:
         """Return how many chunks are removed before others may have their turn."""
+        return CHUNKS_AT_ONCE
 
     @abstractmethod
     def delete_chunks(
@@ -583,21 +591,25 @@ class Session(ABC):
     def now(self) -> int:
         """Return the time of the database, in microseconds since 1970."""
 
-    @abstractmethod
     def is_spent(self) -> bool:
-        """Return whether a transaction has done so much that others should have their turn."""
+        """Return whether this transaction is to end soon, so that others have their turn.
+
+        Long work asks now and then, and goes on in another transaction.
+        """
+        return False
 
 
 class Storage(ABC):
     """A store of threads, checkpoints, writes and chunks."""
 
     @property
-    @abstractmethod
     def history(self) -> int:
         """A number that goes up when the store turns out to be another, or to have gone back.
 
-        What is remembered of a store is valid for one history.
+        What is remembered of a store is valid for one history. A store that no backup can replace
+        has one.
         """
+        return 0
 
     @abstractmethod
     def setup(self) -> None:
@@ -611,15 +623,15 @@ class Storage(ABC):
     def writing(self) -> AbstractContextManager[Session]:
         """Return a context in which to read and write, as one transaction if there are any."""
 
-    @abstractmethod
     def unstored(self) -> AbstractContextManager[Session]:
         """Return a context in which to read and write what is forgotten at its end.
 
-        It is for what a full disk has no room for, and takes none itself.
+        It is for what a full disk has no room for, and takes none itself: it is entered after
+        `writing` has raised `StorageFull`.
         """
+        raise NotImplementedError
 
-    @abstractmethod
-    def save_room(self) -> None:
+    def save_room(self) -> None:  # noqa: B027 - most stores have nothing to do here
         """Where the disk is nearly full, have the work that comes take little more of it."""
 
     @abstractmethod
@@ -636,9 +648,9 @@ class Storage(ABC):
             Rewound: It was prepared for another history.
         """
 
-    @abstractmethod
     def tidy(self) -> bool:
         """Give some free space back to the file system, and return whether there is more."""
+        return False
 
     @abstractmethod
     def close(self) -> None:

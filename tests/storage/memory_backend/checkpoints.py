@@ -1,0 +1,241 @@
+"""Checkpoints, writes, chunks and what is collected of them, in dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from forkpoint.clocks import StoreClock
+from forkpoint.encoding.codec import Chunk
+from forkpoint.filters import contains_json
+from forkpoint.storage import interface
+from forkpoint.storage.plan import Place
+from forkpoint.storage.queries import Batch, CheckpointQuery
+from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import (
+    CheckpointRow,
+    Counts,
+    Moment,
+    StoredCheckpoint,
+    ThreadRef,
+    Usage,
+    WriteRow,
+)
+from forkpoint.storage.shared import ancestors_of
+
+from .tables import Tables, Thread
+
+_ABANDONED_MICROSECONDS = 60_000_000
+
+
+class MemoryCheckpoints(interface.Checkpoints):
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def get(
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str | None,
+        owner: str | None = None,
+    ) -> StoredCheckpoint | None:
+        tables = self._tables
+        thread = tables.live(thread_id)
+        if thread is None or owner not in (None, thread.owner):
+            return None
+        named = checkpoint_id or tables.head(thread.key, checkpoint_ns) or ""
+        row = tables.checkpoint(thread.key, (checkpoint_ns, named))
+        if row is None or row.hidden:
+            return None
+        return self._stored(thread, row)._replace(metadata=thread.described.metadata)
+
+    def _stored(self, thread: Thread, row: CheckpointRow) -> StoredCheckpoint:
+        writes = self._tables.writes_at(thread.key, (row.checkpoint_ns, row.checkpoint_id))
+        return StoredCheckpoint(thread.thread_id, self._tables.ref(thread), row, writes)
+
+    def page(self, query: CheckpointQuery) -> list[StoredCheckpoint]:
+        def place(thread: Thread, row: CheckpointRow) -> list[Any]:
+            fields = {
+                "checkpoint_id": row.checkpoint_id,
+                "thread": thread.key,
+                "checkpoint_ns": row.checkpoint_ns,
+            }
+            return [fields[name] for name in query.order]
+
+        after = list(query.passed.values())
+        found = []
+        for thread in self._tables.threads.values():
+            if thread.deleted_at is not None or query.owner not in (None, thread.owner):
+                continue
+            if query.thread_id not in (None, thread.thread_id):
+                continue
+            for stored in self._tables.checkpoints_of(thread.key).values():
+                at = place(thread, stored.row)
+                is_passed = bool(after) and (at <= after if query.oldest_first else at >= after)
+                if not is_passed and _matches(query, stored.row):
+                    found.append((at, thread, stored.row))
+        found.sort(key=lambda entry: entry[0], reverse=not query.oldest_first)
+        page = found[query.offset : query.offset + query.limit]
+        return [self._stored(thread, row) for _, thread, row in page]
+
+    def all(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
+        return iter([stored.row for stored in self._tables.checkpoints_of(thread.key).values()])
+
+    def ancestors(
+        self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str
+    ) -> Iterator[CheckpointRow]:
+        def checkpoint(id_: str) -> CheckpointRow | None:
+            return self._tables.checkpoint(thread.key, (checkpoint_ns, id_))
+
+        return ancestors_of(checkpoint, checkpoint_id)
+
+    def channel_writes(
+        self,
+        thread: ThreadRef,
+        checkpoint_ns: str,
+        checkpoint_ids: Sequence[str],
+        channels: Sequence[str],
+    ) -> list[WriteRow]:
+        places = [(checkpoint_ns, id_) for id_ in checkpoint_ids]
+        return [row for row in self.writes(thread, places) if row.channel in channels]
+
+    def moment(self, thread: ThreadRef, checkpoint_id: str, before: str) -> Moment:
+        record = self._tables.threads[thread.key]
+        rows = self._tables.visible(thread.key)
+        is_head = not any(row[0] == "" and row.checkpoint_id > checkpoint_id for row in rows)
+        heads: dict[tuple[str, bool], CheckpointRow] = {}
+        for row in sorted(rows, key=lambda row: row.checkpoint_id):
+            if row.checkpoint_ns:
+                heads[row.checkpoint_ns, row.checkpoint_id < before] = row
+        return Moment(is_head, [*heads.values()], record.described, record.checksums, None)
+
+    def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
+        stored = self._tables.writes_of(thread.key).values()
+        return [each.row for each in stored if each.row[:2] in places]
+
+    def batch(
+        self, thread: ThreadRef, after: Any = None, *, with_content: bool
+    ) -> Batch[CheckpointRow]:
+        return Batch(self.all(thread), None)
+
+    def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
+        checkpoints = self._tables.checkpoints_of(thread.key)
+        return [place for place, stored in checkpoints.items() if stored.fence in fences]
+
+    def usage(self, thread: ThreadRef, after: Any = None) -> Batch[Usage]:
+        checkpoints = list(self.all(thread))
+        writes = [stored.row for stored in self._tables.writes_of(thread.key).values()]
+        size = sum(len(row.metadata) for row in checkpoints)
+        for row in (*checkpoints, *writes):
+            size += len(row.refs) + len(row.content) + len(row.checksum)
+        number = sum(not row.hidden for row in checkpoints)
+        runs = frozenset(row.run_id for row in checkpoints if row.run_id is not None)
+        return Batch([Usage(number, sum(row.idx > RECEIPT for row in writes), runs, size)], None)
+
+
+def _matches(query: CheckpointQuery, row: CheckpointRow) -> bool:
+    return (
+        (query.with_hidden or not row.hidden)
+        and query.checkpoint_ns in (None, row.checkpoint_ns)
+        and query.checkpoint_id in (None, row.checkpoint_id)
+        and (query.before is None or row.checkpoint_id < query.before)
+        and (not query.filter or contains_json(row.metadata, query.filter))
+    )
+
+
+class MemoryChunks(interface.ChunkReads):
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def get(
+        self, family: Any, digests: Collection[bytes], *, follow: bool = True
+    ) -> Mapping[bytes, Chunk]:
+        chunks = self._tables.chunks.get(family, {})
+        return {digest: chunks[digest][:2] for digest in digests if digest in chunks}
+
+    def total_bytes(self, family: Any, digests: Collection[bytes]) -> int:
+        chunks = self.get(family, digests).values()
+        return sum(len(refs) + len(content) for refs, content in chunks)
+
+
+class MemoryCollections(interface.Collections):
+    def __init__(self, tables: Tables, clock: StoreClock) -> None:
+        self._tables = tables
+        self._clock = clock
+
+    def pending(self) -> list[Any]:
+        long_ago = self._clock.now() - _ABANDONED_MICROSECONDS
+        return [family for family, at in self._tables.removed_at.items() if at < long_ago]
+
+    def clear(self, family: Any) -> bool:
+        return False  # a deletion leaves no rows
+
+    def begin(self, family: Any) -> int:
+        tables = self._tables
+        epoch = tables.epochs.get(family, 0) + 1
+        tables.epochs[family] = tables.collections[family] = epoch
+        return epoch
+
+    def is_undisturbed(self, family: Any, collection: int) -> bool:
+        return self._tables.epochs.get(family, 0) == collection
+
+    def is_overtaken(self, family: Any, collection: int) -> bool:
+        return self._tables.collections.get(family) != collection
+
+    def references(self, family: Any, after: Any = None) -> Batch[tuple[Any, bytes]]:
+        references: list[tuple[Any, bytes]] = []
+        for thread in self._tables.threads.values():
+            if thread.family == family:
+                key = thread.key
+                rows = [stored.row for stored in self._tables.checkpoints_of(key).values()]
+                for stored in self._tables.writes_of(key).values():
+                    rows += [each.row for each in (stored, stored.before) if each is not None]
+                references += ((key, row.refs) for row in rows)
+        return Batch(references, None)
+
+    def links(self, family: Any, after: Any = None) -> Batch[tuple[bytes, bytes]]:
+        chunks = self._tables.chunks.get(family, {})
+        return Batch([(digest, chunk[0]) for digest, chunk in chunks.items() if chunk[0]], None)
+
+    def digests(self, family: Any, after: Any = None) -> Batch[bytes]:
+        return Batch(list(self._tables.chunks.get(family, {})), None)
+
+    def delete_chunks(
+        self, family: Any, digests: Collection[bytes] | None, collection: int
+    ) -> Counts | None:
+        if not self.is_undisturbed(family, collection):
+            return None
+        chunks = self._tables.chunks.get(family, {})
+        old = [digest for digest, chunk in chunks.items() if chunk[2] != collection]
+        going = old[: self.chunks_at_once()] if digests is None else set(digests) & set(old)
+        removed = [chunks.pop(digest) for digest in going]
+        return Counts(len(removed), sum(len(refs) + len(content) for refs, content, _ in removed))
+
+    def end(self, family: Any, collection: int) -> bool:
+        if not self.is_undisturbed(family, collection):
+            return False
+        tables = self._tables
+        tables.removed_at.pop(family, None)
+        needed = tables.ancestors()
+        for thread in list(tables.threads.values()):
+            is_left = thread.deleted_at is not None and thread.key not in needed
+            if thread.family == family and is_left:
+                del tables.threads[thread.key]
+        return True
+
+
+class MemorySecrets(interface.Secrets):
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def store_key(self) -> bytes | None:
+        return self._tables.store_key
+
+    def add_store_key(self, key: bytes) -> None:
+        self._tables.store_key = self._tables.store_key or key
+
+    def all(self) -> list[bytes]:
+        return self._tables.secrets
+
+    def add(self, stored: bytes) -> None:
+        self._tables.secrets.append(stored)

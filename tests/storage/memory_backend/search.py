@@ -1,0 +1,151 @@
+"""Pages of threads, which are looked through one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from forkpoint.clocks import StoreClock
+from forkpoint.filters import folded, stored_value_terms, thread_terms
+from forkpoint.storage import interface
+from forkpoint.storage.plan import NULL_TASK_ID
+from forkpoint.storage.queries import NO_SNAPSHOT, ThreadQuery, ThreadRowPage
+from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import ThreadRow
+from forkpoint.storage.shared import is_expired
+
+from .tables import Tables, Thread
+from .threads import thread_row
+
+_SNAPSHOTS = 100
+
+
+class Entry(NamedTuple):
+    """A thread as searches find it."""
+
+    row: ThreadRow
+    terms: frozenset[int]
+
+    @property
+    def key(self) -> int:
+        return int(self.row.thread.key)
+
+    def place(self, sort_by: str) -> tuple[Any, str]:
+        return getattr(self.row, sort_by), self.row.thread_id
+
+    def matches(self, query: ThreadQuery) -> bool:
+        row = self.row
+        label = folded(row.described.label or "")
+        return (
+            (query.ids is None or row.thread_id in query.ids)
+            and self.terms.issuperset(query.terms)
+            and (not query.any_terms or not self.terms.isdisjoint(query.any_terms))
+            and (not query.statuses or row.status in query.statuses)
+            and _is_within(row.created_at, query.created)
+            and _is_within(row.updated_at, query.updated)
+            and (query.label_contains is None or query.label_contains in label)
+        )
+
+
+def _is_within(time: int, limits: tuple[int | None, int | None]) -> bool:
+    first, end = limits
+    return (first is None or time >= first) and (end is None or time < end)
+
+
+class MemorySearch(interface.Search):
+    def __init__(self, tables: Tables, clock: StoreClock) -> None:
+        self._tables = tables
+        self._clock = clock
+
+    def page(self, selection: ThreadQuery) -> ThreadRowPage:
+        is_first = selection.after is None and selection.walk in (None, NO_SNAPSHOT)
+        walk = selection.walk if isinstance(selection.walk, int) else NO_SNAPSHOT
+        entries = self._tables.snapshots.get(walk)
+        listed = entries.values() if entries is not None else self._entries()
+        found = [entry for entry in listed if entry.matches(selection)]
+        found.sort(key=lambda entry: entry.place(selection.sort_by), reverse=selection.descending)
+        if selection.after is not None:
+            found = [entry for entry in found if _is_beyond(entry, selection)]
+        page = found[: selection.limit]
+        goes_on = not is_first or selection.sort_by in ("created_at", "thread_id")
+        return ThreadRowPage(
+            [self._row(entry) for entry in page],
+            [entry.place(selection.sort_by) for entry in page],
+            selection.walk,
+            len(found) == len(page),
+            goes_on,
+        )
+
+    def _row(self, entry: Entry) -> ThreadRow | None:
+        """Return the record of a thread as it is by now."""
+        thread = self._tables.threads.get(entry.key)
+        if thread is None or thread.deleted_at is not None:
+            return None
+        if thread.owner != entry.row.thread.owner:
+            return None  # it was given to somebody else
+        return thread_row(self._tables, thread, self._clock.now())
+
+    def _entries(self) -> Iterable[Entry]:
+        now = self._clock.now()
+        return [self._entry(thread, now) for thread in self._tables.seen()]
+
+    def _entry(self, thread: Thread, now: int) -> Entry:
+        row = thread_row(self._tables, thread, now)
+        said = row.described
+        terms = thread_terms(
+            thread.owner, said.label, said.tags, said.metadata, row.source_thread_id
+        )
+        head = ("", self._tables.head(thread.key) or "", NULL_TASK_ID, RECEIPT)
+        receipt = self._tables.writes_of(thread.key).get(head)
+        preview = b"" if receipt is None else receipt.row.content
+        return Entry(row, frozenset([*terms, *(stored_value_terms(thread.owner, preview) or ())]))
+
+    def begin_snapshot(self) -> int:
+        snapshots = self._tables.snapshots
+        number = self._tables.number()
+        snapshots[number] = {entry.key: entry for entry in self._entries()}
+        for old in list(snapshots)[:-_SNAPSHOTS]:
+            del snapshots[old]
+        return number
+
+    def end_snapshot(self, walk: Any) -> None:
+        self._tables.snapshots.pop(walk, None)
+
+    def count(self, selection: ThreadQuery) -> int:
+        entries = (entry for entry in self._entries() if entry.matches(selection))
+        return sum(not entry.row.is_expired for entry in entries)
+
+    def expired(
+        self, after: tuple[int, Any] | None, limit: int, owner: str | None = None
+    ) -> list[ThreadRow]:
+        now = self._clock.now()
+        found: list[tuple[tuple[int, int], ThreadRow]] = []
+        for thread in self._seen_by(owner):
+            said, at = thread.described, thread.updated_at
+            is_over = is_expired(said, at, now, is_leased=False, is_deleting=False)
+            place = (at + (said.ttl or 0), thread.key)
+            if is_over and thread.swept_at != at and (after is None or place > after):
+                found.append((place, thread_row(self._tables, thread, now)))
+        found.sort(key=lambda each: each[0])
+        return [row for _, row in found[:limit]]
+
+    def larger_than(
+        self, more_than: int, after: Any, limit: int, owner: str | None = None
+    ) -> list[ThreadRow]:
+        now = self._clock.now()
+        keys = sorted(thread.key for thread in self._seen_by(owner))
+        rows = [
+            thread_row(self._tables, self._tables.threads[key], now)
+            for key in keys
+            if key > (after or 0)
+        ]
+        return [row for row in rows if row.checkpoint_count > more_than][:limit]
+
+    def _seen_by(self, owner: str | None) -> list[Thread]:
+        return [thread for thread in self._tables.seen() if owner in (None, thread.owner)]
+
+
+def _is_beyond(entry: Entry, query: ThreadQuery) -> bool:
+    assert query.after is not None
+    place, after = entry.place(query.sort_by), tuple(query.after)
+    return place < after if query.descending else place > after

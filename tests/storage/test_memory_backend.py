@@ -1,0 +1,24 @@
+"""A backend in dictionaries, written only against `forkpoint.storage`, makes a correct saver."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from memory_backend import MemorySaver
+
+FOLDER = Path(__file__).parent / "memory_backend"
+BELOW = ("runtime", "encoding", "storage", "saver", "at_fork", "clocks", "errors", "filters")
+
+
+def test_it_is_written_against_the_storage_interface_alone() -> None:
+    for path in FOLDER.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("forkpoint"):
+                names = [node.module] if "." in node.module else [a.name for a in node.names]
+                assert all(name.removeprefix("forkpoint.").startswith(BELOW) for name in names)
+
+
+def test_a_checkpoint_comes_back() -> None:
+    with MemorySaver() as saver:
+        assert saver.get_tuple({"configurable": {"thread_id": "nobody"}}) is None
