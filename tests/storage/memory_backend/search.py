@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from forkpoint.clocks import StoreClock
-from forkpoint.filters import folded, stored_value_terms, thread_terms
+from forkpoint.filters import stored_value_terms, thread_terms
 from forkpoint.storage import interface
 from forkpoint.storage.plan import NULL_TASK_ID
 from forkpoint.storage.queries import NO_SNAPSHOT, ThreadQuery, ThreadRowPage
@@ -34,22 +34,11 @@ class Entry(NamedTuple):
         return getattr(self.row, sort_by), self.row.thread_id
 
     def matches(self, query: ThreadQuery) -> bool:
-        row = self.row
-        label = folded(row.described.label or "")
         return (
-            (query.ids is None or row.thread_id in query.ids)
-            and self.terms.issuperset(query.terms)
+            self.terms.issuperset(query.terms)
             and (not query.any_terms or not self.terms.isdisjoint(query.any_terms))
-            and (not query.statuses or row.status in query.statuses)
-            and _is_within(row.created_at, query.created)
-            and _is_within(row.updated_at, query.updated)
-            and (query.label_contains is None or query.label_contains in label)
+            and all(condition.holds(self.row) for condition in query.conditions)
         )
-
-
-def _is_within(time: int, limits: tuple[int | None, int | None]) -> bool:
-    first, end = limits
-    return (first is None or time >= first) and (end is None or time < end)
 
 
 class MemorySearch(interface.Search):
@@ -57,21 +46,20 @@ class MemorySearch(interface.Search):
         self._tables = tables
         self._clock = clock
 
-    def page(self, selection: ThreadQuery) -> ThreadRowPage:
-        is_first = selection.after is None and selection.walk in (None, NO_SNAPSHOT)
-        walk = selection.walk if isinstance(selection.walk, int) else NO_SNAPSHOT
-        entries = self._tables.snapshots.get(walk)
+    def page(self, query: ThreadQuery) -> ThreadRowPage:
+        is_first = query.after is None and query.snapshot in (None, NO_SNAPSHOT)
+        entries = self._tables.snapshots.get(query.snapshot or NO_SNAPSHOT)
         listed = entries.values() if entries is not None else self._entries()
-        found = [entry for entry in listed if entry.matches(selection)]
-        found.sort(key=lambda entry: entry.place(selection.sort_by), reverse=selection.descending)
-        if selection.after is not None:
-            found = [entry for entry in found if _is_beyond(entry, selection)]
-        page = found[: selection.limit]
-        goes_on = not is_first or selection.sort_by in ("created_at", "thread_id")
+        found = [entry for entry in listed if entry.matches(query)]
+        found.sort(key=lambda entry: entry.place(query.sort_by), reverse=query.descending)
+        if query.after is not None:
+            found = [entry for entry in found if _is_beyond(entry, query)]
+        page = found[: query.limit]
+        goes_on = not is_first or query.sort_by in ("created_at", "thread_id")
         return ThreadRowPage(
             [self._row(entry) for entry in page],
-            [entry.place(selection.sort_by) for entry in page],
-            selection.walk,
+            [entry.place(query.sort_by) for entry in page],
+            query.snapshot,
             len(found) == len(page),
             goes_on,
         )
@@ -108,11 +96,11 @@ class MemorySearch(interface.Search):
             del snapshots[old]
         return number
 
-    def end_snapshot(self, walk: Any) -> None:
-        self._tables.snapshots.pop(walk, None)
+    def end_snapshot(self, snapshot: Any) -> None:
+        self._tables.snapshots.pop(snapshot, None)
 
-    def count(self, selection: ThreadQuery) -> int:
-        entries = (entry for entry in self._entries() if entry.matches(selection))
+    def count(self, query: ThreadQuery) -> int:
+        entries = (entry for entry in self._entries() if entry.matches(query))
         return sum(not entry.row.is_expired for entry in entries)
 
     def expired(

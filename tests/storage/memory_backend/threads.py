@@ -17,6 +17,7 @@ from forkpoint.storage.rows import (
     Description,
     FamilyMember,
     LeaseRow,
+    RecordTimes,
     ThreadRef,
     ThreadRow,
 )
@@ -198,8 +199,16 @@ class MemoryRecords(interface.Records):
         tables.update(thread.key, is_provisional=False, described=described, checksums=checksums)
         return True
 
-    def describe(self, seen: ThreadRow, described: Description, checksums: bytes) -> bool:
+    def describe(
+        self,
+        seen: ThreadRow,
+        described: Description,
+        checksums: bytes,
+        times: RecordTimes | None = None,
+    ) -> bool:
         self._change(seen, described=described, checksums=checksums)
+        if times is not None:
+            self._tables.update(seen.thread.key, **times._asdict())
         return True
 
     def _change(self, seen: ThreadRow, **fields: Any) -> None:
