@@ -26,7 +26,7 @@ from stores import MongoStore
 
 from forkpoint import CheckpointNotFound, StorageBusy, ThreadDeleted, ThreadNotFound
 from forkpoint.mongodb import locks as mongodb_locks
-from forkpoint.mongodb.commands import Outcome, Records
+from forkpoint.mongodb.commands import MongoCommands, Outcome
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.saver.saver import ForkpointSaver
 
@@ -251,15 +251,19 @@ class Clock:
         time.sleep(seconds)
 
 
-_whole = Records.bulk
+_whole = MongoCommands.bulk
 
 
 def _one_by_one(
-    records: Records, statements: Sequence[Any], *, once: bool = False, is_small: bool = False
+    commands: MongoCommands,
+    statements: Sequence[Any],
+    *,
+    once: bool = False,
+    is_small: bool = False,
 ) -> Outcome:
     hits, made = 0, set()
     for index, statement in enumerate(statements):
-        outcome = _whole(records, [statement], once=once, is_small=is_small)
+        outcome = _whole(commands, [statement], once=once, is_small=is_small)
         if outcome.is_lost:
             return outcome
         hits += outcome.hits
@@ -272,7 +276,7 @@ def _one_by_one(
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the statements of a bulk sent one by one, so that others can come in between."""
-    monkeypatch.setattr(Records, "bulk", _one_by_one)
+    monkeypatch.setattr(MongoCommands, "bulk", _one_by_one)
 
 
 @pytest.fixture
@@ -300,7 +304,7 @@ def points(
     has_log: bool = False,
 ) -> range:
     """Return after how many commands an operation may be stopped."""
-    key = work, has_log, Records.bulk
+    key = work, has_log, MongoCommands.bulk
     if key not in counted:
         start.restore()
         party.begin(work, has_log=has_log)

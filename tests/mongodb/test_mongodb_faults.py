@@ -16,7 +16,7 @@ from pymongo.errors import AutoReconnect
 from stores import MongoStore
 
 from forkpoint import ForkpointError, MongoDBSaver, ThreadCatalog
-from forkpoint.mongodb.commands import Outcome, Records
+from forkpoint.mongodb.commands import MongoCommands, Outcome
 
 APPLICATION = "forkpoint-faults"
 NEXT = "next"  # a thread that is written to after the fault
@@ -189,8 +189,10 @@ class Loss:
         self.sizes: list[int] = []
         """How many statements each bulk had that was sent since `begin`."""
         self._losses: Losses = {}
-        monkeypatch.setattr(Records, "_bulk", self._lossy(Records._bulk, _disconnect))
-        monkeypatch.setattr(Records, "insert_once", self._lossy(Records.insert_once, _lost))
+        monkeypatch.setattr(MongoCommands, "_bulk", self._lossy(MongoCommands._bulk, _disconnect))
+        monkeypatch.setattr(
+            MongoCommands, "insert_once", self._lossy(MongoCommands.insert_once, _lost)
+        )
 
     def begin(self, losses: Losses) -> None:
         """Lose some of the bulks that are sent from now on."""
@@ -200,13 +202,13 @@ class Loss:
     def _lossy(
         self, send: Callable[..., Outcome], lose: Callable[[], Outcome]
     ) -> Callable[..., Outcome]:
-        def send_or_lose(records: Records, sent: Sequence[Any], *how: bool) -> Outcome:
+        def send_or_lose(commands: MongoCommands, sent: Sequence[Any], *how: bool) -> Outcome:
             executed = self._losses.get(len(self.sizes))
             self.sizes.append(len(sent))
             if executed is None:
-                return send(records, sent, *how)
+                return send(commands, sent, *how)
             if executed:
-                send(records, sent[:executed], *how)
+                send(commands, sent[:executed], *how)
             return lose()
 
         return send_or_lose

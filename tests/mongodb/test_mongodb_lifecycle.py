@@ -202,7 +202,7 @@ async def test_the_database_of_the_connection_string_is_used(
     def database_of(saver: MongoDBSaver) -> str:
         with saver:
             saver.setup()
-            return str(saver._context.storage._records.database)  # type: ignore[attr-defined]
+            return str(saver._context.storage._commands.database)  # type: ignore[attr-defined]
 
     assert database_of(saver_of(named(store.name))) == store.name
     assert database_of(saver_of(named("another"), store.name)) == store.name
@@ -585,7 +585,7 @@ class TestUsers:
             saver.setup()
             await use_everything(Api(saver, world))
             await use_the_catalog(Api(ThreadCatalog(saver), world))
-            assert saver._context.storage._records.keeps_logs  # type: ignore[attr-defined]
+            assert saver._context.storage._commands.keeps_logs  # type: ignore[attr-defined]
             assert store.problems(store.saver()) == []
 
     @both_worlds

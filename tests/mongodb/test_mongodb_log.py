@@ -18,7 +18,7 @@ from stores import MongoStore
 from forkpoint import ThreadCatalog, ThreadDeleted
 from forkpoint.mongodb import log as mongodb_log
 from forkpoint.mongodb import put as mongodb_bulk
-from forkpoint.mongodb.commands import Outcome, Records
+from forkpoint.mongodb.commands import MongoCommands, Outcome
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.storage.rows import ThreadRef
 
@@ -300,7 +300,7 @@ def test_a_slot_that_is_free_again_is_not_taken(
     """An end outlasts the rows before it, and the thread."""
     head = puts(saver, range(3))
     session = session_of(saver)
-    assert session.tail(session.thread("thread")).slot == 6  # with receipts
+    assert session.logs.tail(session.threads.find("thread")).slot == 6  # with receipts
     other.delete_thread("thread")
     assert [entry["slot"] for entry in store.collection.find({"slot": {"$gt": 0}})] == [7]
     with pytest.raises(ThreadDeleted):
@@ -315,8 +315,8 @@ def test_who_knows_of_a_part_of_a_log_only_finds_out(
     found = other.get_tuple(config())
     assert found is not None
     session = session_of(other)
-    ref: ThreadRef = session.thread("thread")
-    session.remember_tail(ref, session.tail(ref)._replace(slot=2))
+    ref: ThreadRef = session.threads.find("thread")
+    session.logs.remember_tail(ref, session.logs.tail(ref)._replace(slot=2))
     puts(other, range(4, 6), head)
     puts(saver, range(6, 8), head)
     assert count(saver) == 8
@@ -328,12 +328,12 @@ def test_a_log_that_is_written_to_again_and_again_comes_to_its_end(
 ) -> None:
     """Its saver puts between when the server looks for the end and when it takes the next slot."""
     head = puts(saver, range(2))
-    merge = Records.merge
+    merge = MongoCommands.merge
     in_between = iter(range(2, 7))
 
-    def in_two_steps(records: Records, pipeline: Any) -> bool:
+    def in_two_steps(commands: MongoCommands, pipeline: Any) -> bool:
         if pipeline[-1]["$merge"]["whenNotMatched"] != "insert":
-            return merge(records, pipeline)
+            return merge(commands, pipeline)
         ends = list(store.collection.aggregate(pipeline[:-1]))
         for n in in_between:
             puts(saver, range(n, n + 1), head)
@@ -344,7 +344,7 @@ def test_a_log_that_is_written_to_again_and_again_comes_to_its_end(
             return False
         return True
 
-    monkeypatch.setattr(Records, "merge", in_two_steps)
+    monkeypatch.setattr(MongoCommands, "merge", in_two_steps)
     other.trim("thread", 6)
     assert list(in_between) == []
     assert numbers(saver) == [1, 2, 3, 4, 5, 6]
@@ -360,9 +360,9 @@ def test_a_log_is_left_for_another_one_after_a_while(
 ) -> None:
     head = puts(saver, range(2))
     session = session_of(saver)
-    ref = session.thread("thread")
-    tail = session.tail(ref)
-    session.remember_tail(ref, tail._replace(began=tail.began - mongodb_log.LOG_SECONDS))
+    ref = session.threads.find("thread")
+    tail = session.logs.tail(ref)
+    session.logs.remember_tail(ref, tail._replace(began=tail.began - mongodb_log.LOG_SECONDS))
     commands.clear()
     puts(saver, range(2, 4), head)
     assert commands.names == ["update", "insert"]
@@ -391,24 +391,24 @@ def test_an_answer_that_comes_too_late_is_not_believed(
     head = puts(saver, range(2))
     monkeypatch.setattr(mongodb_bulk, "LOG_SECONDS", 30)
     session = session_of(saver)
-    ref = session.thread("thread")
-    insert = Records.insert_once
+    ref = session.threads.find("thread")
+    insert = MongoCommands.insert_once
 
-    def late(records: Records, documents: Any) -> Outcome:
-        outcome = insert(records, documents)
+    def late(commands: MongoCommands, documents: Any) -> Outcome:
+        outcome = insert(commands, documents)
         monkeypatch.setattr(mongodb_bulk, "LOG_SECONDS", 0)
         return outcome
 
-    monkeypatch.setattr(Records, "insert_once", late)
+    monkeypatch.setattr(MongoCommands, "insert_once", late)
     again: list[ThreadRef] = []
-    end_log = mongodb_log.MongoLogs.end_log
+    end_log = mongodb_log.Logs.end_log
 
     def note(logs: Any, thread: ThreadRef) -> None:
         again.append(thread)
         monkeypatch.setattr(mongodb_bulk, "LOG_SECONDS", 30)
         end_log(logs, thread)
 
-    monkeypatch.setattr(mongodb_log.MongoLogs, "end_log", note)
+    monkeypatch.setattr(mongodb_log.Logs, "end_log", note)
     stored = put(saver, {"n": 2}, parent=head)
     assert set(again) == {ref}
     assert [id_of(found) for found in saver.list(config(), limit=1)] == [id_of(stored)]

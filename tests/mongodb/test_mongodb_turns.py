@@ -16,8 +16,9 @@ from stores import MongoStore
 
 from forkpoint import ThreadCatalog
 from forkpoint.catalog.leases import Lease, renew
-from forkpoint.mongodb.locks import MongoLocks
 from forkpoint.mongodb.saver import MongoDBSaver
+from forkpoint.mongodb.thread_rows import ThreadRows
+from forkpoint.mongodb.turns import Turns
 from forkpoint.operations import turns
 
 LENGTH = 12
@@ -34,7 +35,7 @@ class Ended(BaseException):
 @pytest.fixture
 def head(mongo_store: MongoStore, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The newest checkpoint of a thread that takes several turns."""
-    monkeypatch.setattr(MongoLocks, "turn_rows", 8)
+    monkeypatch.setattr(Turns, "turn_rows", 8)
     parent = None
     with mongo_store.saver() as saver:
         for n in range(LENGTH):
@@ -87,7 +88,7 @@ def test_who_waited_for_a_part_has_its_turn_before_the_next(
     with mongo_store.saver() as saver, mongo_store.saver() as other:
         other.get_tuple(config("long"))
         remove = MongoDBSaver.trim
-        doomed = MongoLocks.delete_rows
+        doomed = ThreadRows.delete_rows
         writer = threading.Thread(target=lambda: put(other, {"n": 1}, parent=head))
         parts = 0
         stored_at: list[int] = []
@@ -104,7 +105,7 @@ def test_who_waited_for_a_part_has_its_turn_before_the_next(
             return doomed(self, thread, which)
 
         monkeypatch.setattr(turns, "rest", lambda _: None)
-        monkeypatch.setattr(MongoLocks, "delete_rows", delete_rows)
+        monkeypatch.setattr(ThreadRows, "delete_rows", delete_rows)
         monkeypatch.setattr("forkpoint.mongodb.locks._GIVE_WAY_SECONDS", PATIENCE_SECONDS)
         remove(saver, "long", 2)
         writer.join(PATIENCE_SECONDS)

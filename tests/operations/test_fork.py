@@ -25,7 +25,7 @@ from forkpoint import (
     ThreadExists,
     ThreadNotFound,
 )
-from forkpoint.mongodb.new_threads import MongoSession
+from forkpoint.mongodb.chunks import MongoChunks
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite.checkpoints import SqliteSession
 
@@ -1190,10 +1190,10 @@ async def test_a_delta_channel_that_is_not_stored_is_said_to_be_rebuilt(api: Api
     assert not log.is_rebuilt
 
 
-@pytest.mark.parametrize("session", [SqliteSession, MongoSession])
+@pytest.mark.parametrize(("role", "method"), [(SqliteSession, "chunks"), (MongoChunks, "get")])
 @pytest.mark.parametrize("kind", ["list", "dict"])
 async def test_a_diff_reads_only_chunks_that_differ(
-    kind: str, session: Any, api: Api, store: Store, monkeypatch: pytest.MonkeyPatch
+    kind: str, role: Any, method: str, api: Api, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def values(count: int) -> Any:
         listed = messages(count)
@@ -1203,17 +1203,17 @@ async def test_a_diff_reads_only_chunks_that_differ(
     second = put(api.saver, values(1001), parent=first)
     assert store.count("chunks") > 200
     read: set[bytes] = set()
-    chunks = session.chunks
+    chunks = getattr(role, method)
 
     def recording(self: Any, family: Any, digests: Any, **options: Any) -> Any:
         found = chunks(self, family, digests, **options)
         read.update(found)
         return found
 
-    monkeypatch.setattr(session, "chunks", recording)
+    monkeypatch.setattr(role, method, recording)
     diff = (await api.diff(first, second))["value"]
     assert list(diff.added) == [message(1000) if kind == "list" else "m1000"]
     assert not [*diff.removed, *diff.changed]
-    is_own = isinstance(store, SqliteStore) == (session is SqliteSession)
+    is_own = isinstance(store, SqliteStore) == (role is SqliteSession)
     assert (0 < len(read) < 20) == is_own
     assert is_own or not read

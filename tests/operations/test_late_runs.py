@@ -339,7 +339,7 @@ def open_anew(saver: ForkpointSaver, store: Store) -> None:
     if isinstance(store, SqliteStore):
         Child(lambda: None).join()
     else:
-        saver._context.storage._records.identity.lose()  # type: ignore[attr-defined]
+        saver._context.storage._commands.identity.lose()  # type: ignore[attr-defined]
 
 
 def test_first_runs_at_the_same_time_are_no_late_ones(saver: ForkpointSaver, store: Store) -> None:

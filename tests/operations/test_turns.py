@@ -29,8 +29,8 @@ from test_removals import ALL_SHAPES, TELLING_SHAPES, Lab, newest, returned_to
 
 from forkpoint import RetentionPolicy, SqliteSaver, ThreadCatalog, ThreadExists, ThreadNotFound
 from forkpoint.catalog.leases import Lease, renew
-from forkpoint.mongodb import collecting as mongodb_collecting
-from forkpoint.mongodb.locks import MongoLocks
+from forkpoint.mongodb import gc as mongodb_gc
+from forkpoint.mongodb.turns import Turns
 from forkpoint.operations import rollback_plan as rolling_back
 from forkpoint.operations import turns
 from forkpoint.runtime import runner
@@ -96,8 +96,8 @@ def copied(new_store: Callable[[], Store]) -> Callable[[Store], Store]:
 def shorten(set_: Callable[[Any, str, int], None]) -> None:
     """Make turns short."""
     set_(Statements, "turn_rows", ROWS)
-    set_(MongoLocks, "turn_rows", ROWS)
-    set_(mongodb_collecting, "_READ_AT_ONCE", 1)
+    set_(Turns, "turn_rows", ROWS)
+    set_(mongodb_gc, "_READ_AT_ONCE", 1)
     set_(rolling_back, "PLACES_AT_ONCE", ROWS // 4)
     set_(sqlite_removing, "CHUNKS_AT_ONCE", ROWS)
 

@@ -29,7 +29,7 @@ from servers import wait_until
 from forkpoint import SqliteSaver
 from forkpoint.encoding.hashing import FLAG_BITS, Hashing, new_salt
 from forkpoint.filters import packed, thread_terms, unpacked
-from forkpoint.mongodb.search import new_record
+from forkpoint.mongodb.thread_documents import new_record
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.storage.rows import Description
 from forkpoint.storage.tombstones import Marks

@@ -1,4 +1,4 @@
-"""MongoDB: the collection, what its documents are named, and commands with typed errors.
+"""MongoDB: the collection, and commands with typed errors.
 
 Everything is in one collection, so that a put is one command. Each document has the field `family`,
 which is the shard key, and each command that may go to a router of shards names it.
@@ -10,13 +10,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import timezone
-from hashlib import sha256
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
-import ormsgpack
 from bson.errors import InvalidDocument
-from bson.objectid import ObjectId
 from bson.timestamp import Timestamp
 from pymongo import IndexModel, ReturnDocument
 from pymongo.collection import Collection
@@ -32,90 +29,15 @@ from pymongo.read_concern import ReadConcern
 
 from forkpoint.caches import CacheBudget
 from forkpoint.clocks import ServerClock
+from forkpoint.mongodb.documents import Document
 from forkpoint.mongodb.errors import UNAUTHORIZED, is_transient, typed
 from forkpoint.mongodb.identity import UUID_DIFFERS, Identity
 from forkpoint.mongodb.statements import Statement
 from forkpoint.runtime.workers import not_started
 from forkpoint.storage.interface import STORE_KEY_BYTES, HistoryChanged, Stale
-from forkpoint.storage.rows import ThreadRef
 from forkpoint.storage.tombstones import TOMBSTONE_MICROSECONDS, Marks
 
-Document = dict[str, Any]
 _T = TypeVar("_T")
-
-NOW = {"$multiply": [{"$toLong": "$$NOW"}, 1000]}
-"""The server's time, in microseconds since 1970."""
-
-DIGEST_BYTES = 32
-_ROW_HASH_BYTES = 16
-_FAMILY_BYTES = 12
-
-
-# Names. What belongs to a family begins with its 12 bytes, and the kinds differ in length, so that
-# the index of `_id` lists the chunks of a family, or its rows.
-
-
-def row_id(thread: ThreadRef, *place: str | int) -> bytes:
-    """Return the `_id` of a checkpoint (namespace, id) or a write (and task, idx)."""
-    digest = sha256(ormsgpack.packb([thread.key.binary, *place])).digest()
-    return bytes(thread.family.binary) + digest[:_ROW_HASH_BYTES]
-
-
-def chunk_id(family: ObjectId, digest: bytes) -> bytes:
-    """Return the `_id` of a chunk."""
-    return family.binary + digest
-
-
-def digest_of(chunk: bytes) -> bytes:
-    """Return the digest in the `_id` of a chunk."""
-    return chunk[_FAMILY_BYTES:]
-
-
-def family_of(chunk: bytes) -> bytes:
-    """Return the bytes of the family in the `_id` of a chunk."""
-    return chunk[:_FAMILY_BYTES]
-
-
-def rows_of(family: ObjectId) -> Document:
-    """Return a filter for the checkpoints and writes of a family."""
-    return _range(family, _ROW_HASH_BYTES)
-
-
-def chunks_of(family: ObjectId) -> Document:
-    """Return a filter for the chunks of a family."""
-    return _range(family, DIGEST_BYTES)
-
-
-def _range(family: ObjectId, length: int) -> Document:
-    return {
-        "_id": {"$gte": family.binary + bytes(length), "$lte": family.binary + b"\xff" * length},
-        "family": family,
-    }
-
-
-def chunk_size() -> Document:
-    """Return the expression for how many bytes a chunk takes."""
-    refs = {"$multiply": [DIGEST_BYTES, {"$size": {"$ifNull": ["$refs", []]}}]}
-    return {"$add": [{"$binarySize": "$content"}, refs]}
-
-
-def record_of(thread: ThreadRef) -> Document:
-    """Return a filter for the record of a thread."""
-    return {"_id": thread.key, "family": thread.family}
-
-
-def found_by(id_: bytes, family: ObjectId, *, is_sharded: bool) -> Document:
-    """Return a filter for a document that is to be stored, and says its family itself.
-
-    A server finds it fastest by nothing but its `_id`. A router has to know the shard.
-    """
-    return {"_id": id_, "family": family} if is_sharded else {"_id": id_}
-
-
-def bytes_of(document: Mapping[str, Any], field: str) -> bytes:
-    """Return a field, or nothing if it is damaged: then the checksum does not fit either."""
-    value = document.get(field)
-    return value if isinstance(value, bytes) else b""
 
 
 class Outcome(NamedTuple):
@@ -135,7 +57,7 @@ class Outcome(NamedTuple):
     """Whether it was a slot of a log that the failed one collided over."""
 
 
-class Records:
+class MongoCommands:
     """The collection. Commands are tried again while the server changes its primary.
 
     Every command may be sent twice without doing more than once.
@@ -179,9 +101,10 @@ class Records:
         """Return the digests under which the store knows a thread id."""
         return Marks(self.store_key, thread_id)
 
-    def name_id(self, thread_id: str) -> str:
-        """Return the `_id`, and family, of the document that says what a thread id means."""
-        return f"name:{self.marks(thread_id).of_id.hex()}"
+    def name_of(self, thread_id: str) -> Document:
+        """Return a filter for the document that says what a thread id means."""
+        name = f"name:{self.marks(thread_id).of_id.hex()}"
+        return {"_id": name, "family": name}
 
     @property
     def name(self) -> str:
@@ -586,7 +509,7 @@ _AT_ONCE = 1_000_000  # documents in one answer, as far as they fit into 16 MB; 
 _DUPLICATE_KEY = 11000
 _COLLIDED = {
     _DUPLICATE_KEY,
-    66,  # ImmutableField: what a statement expects is not so; see `mongodb_statements.expect`
+    66,  # ImmutableField: what a statement expects is not so; see `statements.expect`
 }
 _TOO_MUCH = {
     40099,  # $graphLookup reached its limit of 100 MB

@@ -1,4 +1,4 @@
-"""MongoDB: how a thread is copied, at once or in turns while others write.
+"""MongoDB: how a thread is copied, at once or in turns while others write, and how it is forked.
 
 A copy in turns is that of a moment, which the server keeps. What is removed from the source while
 it is made makes no difference to what is copied already. What is copied is compared with what the
@@ -15,11 +15,23 @@ from bson.objectid import ObjectId
 
 from forkpoint.encoding.hashing import Hashing, new_salt
 from forkpoint.errors import ForkpointError, StorageBusy, ThreadExists
-from forkpoint.mongodb.collecting import MongoCollecting
-from forkpoint.mongodb.commands import NOW, Document, in_batches, record_of, row_id
-from forkpoint.mongodb.documents import ROWS, place_in
-from forkpoint.mongodb.locks import locked_until
-from forkpoint.mongodb.search import (
+from forkpoint.filters import stored_value_terms
+from forkpoint.mongodb.commands import MongoCommands, in_batches
+from forkpoint.mongodb.documents import (
+    NOW,
+    Document,
+    checkpoint_document,
+    chunk_statement,
+    place_in,
+    record_of,
+    row_id,
+    rows_of,
+    write_document,
+)
+from forkpoint.mongodb.locks import Locks, locked_until
+from forkpoint.mongodb.new_threads import NewThreads, name_statement, show_statement
+from forkpoint.mongodb.statements import Statement, expect, update_one
+from forkpoint.mongodb.thread_documents import (
     LISTED_PLACE,
     checksums_of,
     fields_of,
@@ -27,10 +39,12 @@ from forkpoint.mongodb.search import (
     said_in,
     terms_of,
 )
-from forkpoint.mongodb.statements import Statement, update_one
-from forkpoint.mongodb.tombstones import dead_until_of
-from forkpoint.storage.interface import Stale
-from forkpoint.storage.rows import Description, ThreadRef
+from forkpoint.mongodb.turns import Turns
+from forkpoint.storage import interface
+from forkpoint.storage.interface import Stale, Threads
+from forkpoint.storage.plan import newest
+from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import CheckpointRow, Description, ForkRequest, ThreadRef, WriteRow
 
 ABANDONED_SECONDS = 60
 """After which time a copy is taken for abandoned whose process did nothing for it."""
@@ -72,8 +86,30 @@ class _Copying(NamedTuple):
         )
 
 
-class MongoCopying(MongoCollecting):
-    """The primitives of `Session` that copy threads, and how copies are shown."""
+class MongoCopies(interface.Copies):
+    """Makes threads of the rows of others.
+
+    Args:
+        commands: Those of the collection.
+        threads: Which threads ids mean.
+        locks: The locks of threads.
+        new_threads: How threads are made.
+        turns: What a turn has copied.
+    """
+
+    def __init__(
+        self,
+        commands: MongoCommands,
+        threads: Threads,
+        locks: Locks,
+        new_threads: NewThreads,
+        turns: Turns,
+    ) -> None:
+        self._commands = commands
+        self._threads = threads
+        self._locks = locks
+        self._new_threads = new_threads
+        self._turns = turns
 
     def copy(
         self,
@@ -82,52 +118,52 @@ class MongoCopying(MongoCollecting):
         hashing: Hashing,
         described: Description | None = None,
     ) -> None:
-        if self.thread(target_id) is not None:
+        if self._threads.find(target_id) is not None:
             raise ThreadExists(f"there is a thread {target_id!r} already")
-        with self.locked(source, {}) as guard:
-            old = self.deleted_before(target_id)
+        with self._locks.locked(source, {}) as guard:
+            old = self._new_threads.deleted_before(target_id)
             record = self._locked_record(source)
             made = _record_of_copy(
-                source, record, target_id, old, hashing, described, self._records.clock.now()
+                source, record, target_id, old, hashing, described, self._commands.clock.now()
             )
-            self._records.insert(made)
+            self._commands.insert(made)
             copying = _Copying(source, hashing, made, old, iter(()))
-            rows = self._records.latest(_rows_of(source))
+            rows = self._commands.latest(_rows_of(source))
             for batch in in_batches((row for row in rows if "content" in row), 1000):
-                self._records.bulk([guard, *map(copying.copied, batch)])
+                self._commands.bulk([guard, *map(copying.copied, batch)])
             try:
                 self._show(copying, guard, _COPIED_TOO_LONG)
             except ForkpointError:
-                self.discard(copying.target)
+                self._new_threads.discard(copying.target)
                 raise
 
-    def begin_copy(
+    def begin(
         self,
         source: ThreadRef,
         target_id: str,
         hashing: Hashing,
         described: Description | None = None,
     ) -> _Copying | None:
-        if self.thread(target_id) is not None:
+        if self._threads.find(target_id) is not None:
             raise ThreadExists(f"there is a thread {target_id!r} already")
-        old = self.deleted_before(target_id)
-        with self.locked(source, {}):  # so that the record says what there is at the moment
+        old = self._new_threads.deleted_before(target_id)
+        with self._locks.locked(source, {}):  # so that the record says what there is at the moment
             record = self._locked_record(source)
-            rows = self._records.open_moment(_rows_of(source), self.turn_rows)
+            rows = self._commands.open_moment(_rows_of(source), self._turns.turn_rows)
         if rows is None:
             return None
         made = _record_of_copy(
-            source, record, target_id, old, hashing, described, self._records.clock.now()
+            source, record, target_id, old, hashing, described, self._commands.clock.now()
         )
         now = datetime.fromtimestamp(made["removed_at"] / 1e6, timezone.utc)
         until = now + timedelta(seconds=ABANDONED_SECONDS)
         made["lock"] = {"by": made["building"], "until": until}
-        self._records.insert(made)
+        self._commands.insert(made)
         return _Copying(source, hashing, made, old, rows)
 
-    def copy_part(self, copying: Any) -> bool:
+    def copy_more(self, copying: Any) -> bool:
         assert isinstance(copying, _Copying)
-        rows = self._records.read_on(copying.rows, self.turn_rows)
+        rows = self._commands.read_on(copying.rows, self._turns.turn_rows)
         target, token = copying.target, copying.made["building"]
         guard = update_one(
             {**record_of(target), "building": token},
@@ -138,14 +174,76 @@ class MongoCopying(MongoCollecting):
             self._show(copying, guard, _TOO_LONG_AGO)
             return False
         stored = [row for row in rows if "content" in row]
-        outcome = self._records.bulk([guard, *map(copying.copied, stored)])
+        outcome = self._commands.bulk([guard, *map(copying.copied, stored)])
         if outcome.error is not None:
             raise outcome.error
         if outcome.failed is not None:
             raise StorageBusy(_TOO_LONG_AGO)
         self._check_same(copying.source, stored)
-        self.count_changed(len(rows))
+        self._turns.count_changed(len(rows))
         return True
+
+    def abandon(self, copying: Any) -> None:
+        assert isinstance(copying, _Copying)
+        building = {**record_of(copying.target), "building": copying.made["building"]}
+        self._commands.update(building, {"$set": {"lock": None}})
+
+    def fork(self, graft: ForkRequest) -> None:
+        source = graft.source
+        old = self._new_threads.deleted_before(graft.target_id)
+        target = ThreadRef(ObjectId(), source.family, source.epoch)
+        head = newest(row[:2] for row in graft.rows if not row.hidden)
+        receipts = (row for row in graft.writes if row.idx == RECEIPT and row[:2] == head)
+        preview = next((row.content for row in receipts), b"")
+        made = new_record(
+            graft.target_id,
+            source.epoch,
+            **record_of(target),
+            edge=graft.edge,
+            parent=source.key,
+            parent_checkpoint_id=graft.parent_checkpoint_id,
+            source=graft.source_id,
+            owner=graft.owner,
+            **fields_of(graft.described),
+            status=graft.status,
+            status_for=head[1] if head else "",
+            state_updated_at=1 if graft.rows else 0,
+            value_terms=stored_value_terms(graft.owner, preview),
+            checkpoint_count=sum(not row.hidden for row in graft.rows),
+            provisional=False,
+            dead_until=old["dead_until"] if old else None,
+            building=ObjectId(),
+            salt=graft.salt,
+        )
+        made["checksums"] = checksums_of(made, graft.hashing)
+        unchanged = expect(
+            {**record_of(source), "epoch": source.epoch, "deleted_at": None, "lock": None},
+            {"$set": {"kind": "thread"}},
+        )
+        statements = [
+            unchanged,
+            update_one(record_of(target), {"$setOnInsert": made}, upsert=True),
+            *(
+                chunk_statement(source, digest, *chunk, is_sharded=self._commands.is_sharded)
+                for digest, chunk in graft.chunks.items()
+            ),
+            *(_grafted(target, *checkpoint_document(target, row), row) for row in graft.rows),
+            *(_grafted(target, *write_document(target, row), row) for row in graft.writes),
+            unchanged,
+            name_statement(target, self._commands.name_of(graft.target_id), old),
+            show_statement(target, made["building"]),
+        ]
+        outcome = self._commands.bulk(statements)
+        if outcome.hits < len(statements) and not self._new_threads.is_shown(
+            {**record_of(target), **made}, old
+        ):
+            self._new_threads.discard(target)
+            if outcome.error is not None:
+                raise outcome.error
+            if outcome.failed == len(statements) - 2:
+                raise ThreadExists(f"there is a thread {graft.target_id!r} already")
+            self._locks.await_unlocked(source)
+            raise Stale
 
     def _check_same(self, source: ThreadRef, rows: Sequence[Document]) -> None:
         """Make sure that a thread still has what was copied of it.
@@ -154,26 +252,15 @@ class MongoCopying(MongoCollecting):
             Stale: It has not.
         """
         its = {"_id": {"$in": [row["_id"] for row in rows]}, "family": source.family}
-        found = self._records.latest({**its, "doomed": None}, {"checksum": 1})
+        found = self._commands.latest({**its, "doomed": None}, {"checksum": 1})
         there = {row["_id"]: row.get("checksum") for row in found}
         if any(there.get(row["_id"], _MISSING) != row.get("checksum") for row in rows):
             raise Stale
-        if not self._records.exists({**record_of(source), "deleted_at": None}):
+        if not self._commands.exists({**record_of(source), "deleted_at": None}):
             raise Stale
 
-    def abandon_copy(self, copying: Any) -> None:
-        assert isinstance(copying, _Copying)
-        building = {**record_of(copying.target), "building": copying.made["building"]}
-        self._records.update(building, {"$set": {"lock": None}})
-
-    def discard(self, unfinished: ThreadRef) -> None:
-        """Remove a copy that nobody has seen."""
-        rows = {"family": unfinished.family, "thread": unfinished.key, "kind": ROWS}
-        self._records.delete(rows)
-        self._records.delete(record_of(unfinished))
-
     def _locked_record(self, source: ThreadRef) -> Document:
-        (record,) = self._records.latest(record_of(source))
+        (record,) = self._commands.latest(record_of(source))
         if record["lock"] is None:  # it was lost, and whoever had it next is done
             raise StorageBusy(_COPIED_TOO_LONG)
         return record
@@ -183,90 +270,21 @@ class MongoCopying(MongoCollecting):
         target, made, old = copying.target, copying.made, copying.old
         end = [
             guard,
-            name_statement(target, self._records.name_id(made["thread_id"]), old),
+            name_statement(target, self._commands.name_of(made["thread_id"]), old),
             show_statement(target, made["building"]),
         ]
-        outcome = self._records.bulk(end)
-        if outcome.hits < len(end) and not self.is_shown(made, old):
+        outcome = self._commands.bulk(end)
+        if outcome.hits < len(end) and not self._new_threads.is_shown(made, old):
             if outcome.error is not None:
                 raise outcome.error
             if outcome.failed == 1:
                 raise ThreadExists(f"there is a thread {made['thread_id']!r} already")
             raise StorageBusy(too_late)
 
-    def deleted_before(self, thread_id: str) -> Document | None:
-        """Return what is left of the thread that an id meant before.
-
-        Raises:
-            ThreadExists: There is one.
-        """
-        name = self._records.name_id(thread_id)
-        named = self._records.latest({"_id": name, "family": name})
-        if not named:
-            return None
-        old = {"_id": named[0]["key"], "family": named[0]["home"]}
-        # If its record is missing, somebody is about to make it, or ended just before.
-        now = datetime.fromtimestamp(self._records.clock.now() / 1e6, timezone.utc)
-        expiry = now + timedelta(microseconds=2 * self._records.tombstone_ttl)
-        times = {"created_at": 0, "updated_at": 0, "deleted_at": 0, "expires": expiry}
-        record = {**old, **new_record("", ObjectId()), **times}
-        for of_living in ("unlisted", "terms"):
-            del record[of_living]
-        self._records.insert(record)
-        (record,) = self._records.latest(old)
-        if record["deleted_at"] is None:
-            raise ThreadExists(f"there is a thread {thread_id!r} already")
-        return {
-            **record,
-            "dead_until": dead_until_of(named[0], self._records.marks(thread_id), None),
-        }
-
-    def is_shown(self, made: Document, old: Document | None) -> bool:
-        """Return whether a copy can be seen although the command for it was not done in full.
-
-        If not, its id means again what it meant before.
-        """
-        target = ThreadRef(made["_id"], made["family"], made["epoch"])
-        name = self._records.name_id(made["thread_id"])
-        named = {"_id": name, "family": name, "key": target.key}
-        if not self._records.exists(named):
-            return False
-        # By a command whose answer was lost, and which may have ended in between.
-        self._records.bulk([show_statement(target, made["building"])])
-        if self._records.exists({**record_of(target), "building": None}):
-            return True
-        if old is None:
-            self._records.delete(named)
-        else:
-            self._records.update(named, {"$set": {"key": old["_id"], "home": old["family"]}})
-        return False
-
-
-def name_statement(target: ThreadRef, name: str, old: Document | None) -> Statement:
-    """Return the statement that gives an id to a copy that is ready to be shown."""
-    return update_one(
-        {"_id": name, "family": name, "key": old["_id"] if old else None},
-        {"$set": {"key": target.key, "home": target.family}, "$unset": {"expires": ""}},
-        upsert=True,
-    )
-
-
-def show_statement(target: ThreadRef, building: ObjectId) -> Statement:
-    """Return the statement that shows a copy, unless a collection took it for abandoned."""
-    stored = {"$cond": [{"$gt": ["$state_updated_at", 0]}, NOW, 0]}
-    times = {"created_at": NOW, "updated_at": NOW, "state_updated_at": stored}
-    return update_one(
-        {**record_of(target), "building": building},
-        [
-            {"$set": {**times, "unlisted": True, "lock": None}},
-            {"$unset": ["building", "removed_at"]},
-        ],
-    )
-
 
 def _rows_of(source: ThreadRef) -> Document:
     """Return a filter for what is copied of a thread."""
-    return {"family": source.family, "thread": source.key, "kind": ROWS, "doomed": None}
+    return {**rows_of(source), "doomed": None}
 
 
 def _record_of_copy(
@@ -307,3 +325,21 @@ def _record_of_copy(
     made["checksums"] = checksums_of(made, hashing)
     # So that it is found if nobody comes to its end.
     return {**made, "terms": terms_of(made), "removed_at": now}
+
+
+def _grafted(
+    target: ThreadRef, place: Document, said: Document, row: CheckpointRow | WriteRow
+) -> Statement:
+    """Return the statement that gives a row to a thread that nobody knows yet."""
+    at = [row.checkpoint_ns, row.checkpoint_id]
+    if isinstance(row, WriteRow):
+        id_ = row_id(target, *at, row.task_id, row.idx)
+        shown = {"visible": True}
+    else:
+        id_ = row_id(target, *at)
+        shown = {"hidden" if row.hidden else "visible": True}
+    return update_one(
+        {"_id": id_, "family": target.family},
+        {"$setOnInsert": {**place, **said, **shown}},
+        upsert=True,
+    )

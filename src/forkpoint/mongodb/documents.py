@@ -1,33 +1,123 @@
-"""MongoDB: the documents of checkpoints, writes, chunks and threads, and what is in them."""
+"""MongoDB: the documents of checkpoints, writes and chunks, their names, and what is in them.
+
+What belongs to a family has an `_id` that begins with its 12 bytes, and the kinds differ in length,
+so that the index of `_id` lists the chunks of a family, or its rows.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
+import ormsgpack
+from bson.codec_options import CodecOptions
 from bson.objectid import ObjectId
 
 from forkpoint.encoding.codec import split_refs
-from forkpoint.errors import damaged_row
+from forkpoint.errors import CorruptChunk, damaged_row
 from forkpoint.filters import terms
-from forkpoint.mongodb.commands import (
-    DIGEST_BYTES,
-    Document,
-    chunk_id,
-    digest_of,
-    found_by,
-)
 from forkpoint.mongodb.statements import Statement, update_one
 from forkpoint.storage.rows import (
     CheckpointRow,
-    FamilyMember,
     ThreadRef,
     WriteRow,
     binding_of,
     stored_binding,
 )
 
+Document = dict[str, Any]
+
+NOW = {"$multiply": [{"$toLong": "$$NOW"}, 1000]}
+"""The server's time, in microseconds since 1970."""
+
 ROWS = {"$in": ["checkpoint", "write"]}
 """Of which kind the documents of a thread are that go with it."""
+
+DIGEST_BYTES = 32
+_ROW_HASH_BYTES = 16
+_FAMILY_BYTES = 12
+
+
+class Stored(dict[str, Any]):
+    """A document that was read. A field that it must have, and has not, was removed by others."""
+
+    def __missing__(self, field: str) -> Any:
+        raise CorruptChunk(
+            f"a stored document is not what was written: the {self.get('kind', 'one')} "
+            f"{self.get('_id')!r} has no field {field!r}"
+        )
+
+
+STORED: CodecOptions[Any] = CodecOptions(document_class=Stored)
+"""How documents are decoded."""
+
+# Names and filters
+
+
+def record_of(thread: ThreadRef) -> Document:
+    """Return a filter for the record of a thread."""
+    return {"_id": thread.key, "family": thread.family}
+
+
+def rows_of(thread: ThreadRef, kind: Any = ROWS) -> Document:
+    """Return a filter for the checkpoints and writes of a thread, or those of one kind."""
+    return {"family": thread.family, "thread": thread.key, "kind": kind}
+
+
+def row_id(thread: ThreadRef, *place: str | int) -> bytes:
+    """Return the `_id` of a checkpoint (namespace, id) or a write (and task, idx)."""
+    digest = sha256(ormsgpack.packb([thread.key.binary, *place])).digest()
+    return bytes(thread.family.binary) + digest[:_ROW_HASH_BYTES]
+
+
+def chunk_id(family: ObjectId, digest: bytes) -> bytes:
+    """Return the `_id` of a chunk."""
+    return family.binary + digest
+
+
+def digest_of(chunk: bytes) -> bytes:
+    """Return the digest in the `_id` of a chunk."""
+    return chunk[_FAMILY_BYTES:]
+
+
+def family_of(chunk: bytes) -> bytes:
+    """Return the bytes of the family in the `_id` of a chunk."""
+    return chunk[:_FAMILY_BYTES]
+
+
+def family_rows(family: ObjectId) -> Document:
+    """Return a filter for the checkpoints and writes of a family."""
+    return _range(family, _ROW_HASH_BYTES)
+
+
+def chunks_of(family: ObjectId) -> Document:
+    """Return a filter for the chunks of a family."""
+    return _range(family, DIGEST_BYTES)
+
+
+def _range(family: ObjectId, length: int) -> Document:
+    return {
+        "_id": {"$gte": family.binary + bytes(length), "$lte": family.binary + b"\xff" * length},
+        "family": family,
+    }
+
+
+def found_by(id_: bytes, family: ObjectId, *, is_sharded: bool) -> Document:
+    """Return a filter for a document that is to be stored, and says its family itself.
+
+    A server finds it fastest by nothing but its `_id`. A router has to know the shard.
+    """
+    return {"_id": id_, "family": family} if is_sharded else {"_id": id_}
+
+
+def chunk_size() -> Document:
+    """Return the expression for how many bytes a chunk takes."""
+    refs = {"$multiply": [DIGEST_BYTES, {"$size": {"$ifNull": ["$refs", []]}}]}
+    return {"$add": [{"$binarySize": "$content"}, refs]}
+
+
+# Writing
 
 
 def checkpoint_document(thread: ThreadRef, row: CheckpointRow) -> tuple[Document, Document]:
@@ -77,6 +167,29 @@ def write_document(thread: ThreadRef, row: WriteRow) -> tuple[Document, Document
     return place, said
 
 
+def chunk_statement(
+    thread: ThreadRef, digest: bytes, refs: bytes, content: bytes, *, is_sharded: bool
+) -> Statement:
+    """Return the statement that stores a chunk, if it is not there."""
+    inserted: Document = {"family": thread.family, "content": content}
+    if refs:
+        inserted["refs"] = refs_of(thread.family, refs)
+    return update_one(
+        found_by(chunk_id(thread.family, digest), thread.family, is_sharded=is_sharded),
+        # The epoch protects it from a collection that goes on at this moment.
+        {"$setOnInsert": inserted, "$set": {"epoch": thread.epoch}},
+        upsert=True,
+    )
+
+
+def refs_of(family: ObjectId, refs: bytes) -> list[bytes]:
+    """Return the refs of a chunk as they are stored: each the `_id` of another."""
+    return [chunk_id(family, digest) for digest in split_refs(refs)]
+
+
+# Reading
+
+
 def checkpoint_row(found: Document) -> CheckpointRow:
     """Return a checkpoint as it was read, and unbound if its flags changed.
 
@@ -116,23 +229,6 @@ def place_in(row: Document) -> list[Any]:
     return [row.get(field) for field in fields]
 
 
-def thread_record(found: Document) -> FamilyMember:
-    forked = [*found["own"], *found["parents"]]
-    return FamilyMember(
-        found["_id"],
-        found["thread_id"],
-        found["edge"],
-        found["parent"],
-        found["parent_checkpoint_id"],
-        forked[0]["metadata"] if forked else None,
-        found["checkpoint_count"],
-        found["created_at"],
-        found["deleted_at"],
-        found.get("salt", b""),
-        found.get("checksums", b""),
-    )
-
-
 def refs_in(chunk: Document) -> bytes:
     """Return the refs of a chunk as they are hashed: without the family."""
     refs = chunk.get("refs")
@@ -144,21 +240,7 @@ def refs_in(chunk: Document) -> bytes:
     return b"".join(refs)  # damaged: nothing that the digest could match
 
 
-def refs_of(family: ObjectId, refs: bytes) -> list[bytes]:
-    """Return the refs of a chunk as they are stored: each the `_id` of another."""
-    return [chunk_id(family, digest) for digest in split_refs(refs)]
-
-
-def chunk_statement(
-    thread: ThreadRef, digest: bytes, refs: bytes, content: bytes, *, is_sharded: bool
-) -> Statement:
-    """Return the statement that stores a chunk, if it is not there."""
-    inserted: Document = {"family": thread.family, "content": content}
-    if refs:
-        inserted["refs"] = refs_of(thread.family, refs)
-    return update_one(
-        found_by(chunk_id(thread.family, digest), thread.family, is_sharded=is_sharded),
-        # The epoch protects it from a collection that goes on at this moment.
-        {"$setOnInsert": inserted, "$set": {"epoch": thread.epoch}},
-        upsert=True,
-    )
+def bytes_of(document: Mapping[str, Any], field: str) -> bytes:
+    """Return a field, or nothing if it is damaged: then the checksum does not fit either."""
+    value = document.get(field)
+    return value if isinstance(value, bytes) else b""

@@ -14,19 +14,20 @@ from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
 
 from forkpoint.errors import MissingFeature
-from forkpoint.mongodb.commands import Document, Records
+from forkpoint.mongodb.commands import MongoCommands
+from forkpoint.mongodb.documents import Document
 
 _NOTHING: Document = {"_id": "no such document", "family": "settings"}
 
 
-def check_features(records: Records, collection: Collection[Document]) -> None:
+def check_features(commands: MongoCommands, collection: Collection[Document]) -> None:
     """Try everything that a server may lack, on no document.
 
     Raises:
         MissingFeature: The server refuses something because it does not know it.
     """
     for feature, attempt in _attempts(collection).items():
-        records.retrying(partial(_try, feature, attempt))
+        commands.retrying(partial(_try, feature, attempt))
 
 
 def _try(feature: str, attempt: Callable[[], object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
-from forkpoint.mongodb.commands import Records
+from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.log import LOG_INDEX
 
 _INDEXES = [
@@ -98,16 +98,16 @@ _LOG_INDEX = IndexModel(
 )
 
 
-def indexes_of(records: Records) -> list[IndexModel]:
-    return [*_INDEXES, *([] if records.is_sharded else [_LOG_INDEX])]
+def indexes_of(commands: MongoCommands) -> list[IndexModel]:
+    return [*_INDEXES, *([] if commands.is_sharded else [_LOG_INDEX])]
 
 
-def complete(records: Records) -> None:
+def complete(commands: MongoCommands) -> None:
     """Create the indexes that are missing."""
-    indexes = indexes_of(records)
-    if records.lacks_indexes(indexes):
-        records.create_indexes(indexes)
-        records.look_for_index(LOG_INDEX, IN_NO_LOG)
+    indexes = indexes_of(commands)
+    if commands.lacks_indexes(indexes):
+        commands.create_indexes(indexes)
+        commands.look_for_index(LOG_INDEX, IN_NO_LOG)
 
 
 IN_NO_LOG = {"log": "none", "slot": {"$gt": 0}, "family": "settings"}

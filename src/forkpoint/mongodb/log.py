@@ -32,8 +32,10 @@ from bson.objectid import ObjectId
 
 from forkpoint.caches import Recent
 from forkpoint.errors import CorruptChunk, StorageBusy
-from forkpoint.mongodb.commands import Document, Records, in_batches, record_of
+from forkpoint.mongodb.commands import MongoCommands, in_batches
+from forkpoint.mongodb.documents import Document, record_of
 from forkpoint.mongodb.statements import Statement, update_one
+from forkpoint.mongodb.thread_documents import HAS_LOG, NO_LOG
 from forkpoint.storage.rows import PutRequest, ThreadRef
 
 LOG_INDEX = "forkpoint_log"
@@ -45,11 +47,6 @@ LOG_SECONDS = 1800
 _END_SECONDS = 4 * LOG_SECONDS
 _SAID = ("checkpoint_count", "updated_at", "state_updated_at", "status", "status_for")
 _T = TypeVar("_T")
-
-NO_LOG: Document = {"log": None}
-"""Of the record of a thread: that it is up to date."""
-
-HAS_LOG: Document = {"log": {"$gt": ObjectId("0" * 24)}}
 
 STATE = ("log", "fence", "lock", "dead_until", "provisional", "value_terms", *_SAID)
 """The fields of a record that tell how to go on with its thread."""
@@ -202,18 +199,18 @@ def end_of(thread: ThreadRef, tail: Tail) -> Statement:
     return update_one(found, [{"$replaceWith": end}], upsert=True)
 
 
-class MongoLogs:
+class Logs:
     """What is known of logs, and how they are ended."""
 
-    def __init__(self, records: Records) -> None:
-        self._records = records
+    def __init__(self, commands: MongoCommands) -> None:
+        self._commands = commands
         # Not within the budget of caches: what is looked at must be known until it is used.
         self._tails: Recent[ObjectId, Tail] = Recent(4096)
 
     @property
     def keeps_logs(self) -> bool:
         """Whether logs may be begun in this store."""
-        return self._records.keeps_logs
+        return self._commands.keeps_logs
 
     def tail(self, thread: ThreadRef) -> Tail | None:
         """Return the tail of a thread's log, as far as it is known."""
@@ -237,7 +234,7 @@ class MongoLogs:
         Its end comes after all that went into it, and lasts for longer than the log is used.
         """
         assert tail.log is not None
-        ends = self._records.latest({"_id": tail.log, "family": thread.family}, {"slot": 1})
+        ends = self._commands.latest({"_id": tail.log, "family": thread.family}, {"slot": 1})
         is_used = tail.is_younger_than(2 * LOG_SECONDS)
         return not is_used or any(end["slot"] > tail.slot for end in ends)
 
@@ -258,7 +255,7 @@ class MongoLogs:
             change: Changes a record that a filter finds, and returns something true if it did.
         """
         while not (done := change({**wanted, **NO_LOG})):
-            if not self._records.exists({**wanted, **HAS_LOG}):
+            if not self._commands.exists({**wanted, **HAS_LOG}):
                 break
             self.end_log(thread)
         return done
@@ -289,7 +286,7 @@ class MongoLogs:
         going_on = {"$match": {"$expr": {"$not": is_over}}}
         end = {"$replaceWith": {**_end("$family", "$log", slot, said), "expires": _EXPIRY}}
         merge = self._merge("keepExisting", "insert")
-        ended = self._records.merge([wanted, newest, going_on, end, merge])
+        ended = self._commands.merge([wanted, newest, going_on, end, merge])
 
         known = {"$project": {"family": 1, "log": 1, "said": said, "is_over": is_over}}
         log = {"log": {"$cond": ["$$new.is_over", None, "$log"]}}
@@ -297,22 +294,24 @@ class MongoLogs:
         changed = {"$mergeObjects": ["$$ROOT", "$$new.said", latest, log]}
         same = {"$eq": ["$log", "$$new.log"]}
         merge = self._merge([{"$replaceWith": {"$cond": [same, changed, "$$ROOT"]}}], "discard")
-        self._records.merge([wanted, newest, known, merge])
+        self._commands.merge([wanted, newest, known, merge])
         return ended
 
     def end_many_logs(self, which: Document) -> None:
         """Do so for many threads, in a fifth of the time, and leave alone what goes on."""
         behind = {**which, "kind": "thread", **HAS_LOG}
-        for records in in_batches(self._records.latest(behind, {"family": 1, "log": 1}), 1000):
+        for records in in_batches(self._commands.latest(behind, {"family": 1, "log": 1}), 1000):
             newest = self._newest_entries(records)
-            expires = datetime.fromtimestamp(self._records.now() / 1e6 + _END_SECONDS, timezone.utc)
+            expires = datetime.fromtimestamp(
+                self._commands.now() / 1e6 + _END_SECONDS, timezone.utc
+            )
             ends = [
                 {**_end(one["family"], one["log"], slot + 1, said), "expires": expires}
                 for one in records
                 for kind, slot, said in [newest.get(one["log"], _NO_ENTRY)]
                 if kind != "end"
             ]
-            going_on = {ends[index]["log"] for index in self._records.insert_free(ends)}
+            going_on = {ends[index]["log"] for index in self._commands.insert_free(ends)}
             statements = []
             for one in records:
                 said = dict(newest.get(one["log"], _NO_ENTRY)[2])
@@ -322,7 +321,7 @@ class MongoLogs:
                     self._tails.pop(one["_id"])
                 changed["$set"] = {**said, **over, "unlisted": True}
                 statements.append(update_one(one, changed))
-            self._records.bulk(statements)
+            self._commands.bulk(statements)
 
     def _newest_entries(self, records: Sequence[Document]) -> dict[ObjectId, Sequence[Any]]:
         """Return the kind of the newest document of each log, its slot, and what it says."""
@@ -333,7 +332,7 @@ class MongoLogs:
             "slot": {"$gt": 0},
         }
         first = {field: {"$first": f"${field}"} for field in fields}
-        found = self._records.aggregate(
+        found = self._commands.aggregate(
             [
                 {"$match": entries},
                 {"$sort": {"log": -1, "slot": -1}},
@@ -357,7 +356,7 @@ class MongoLogs:
         newest: list[Document] = [{"$sort": {"slot": -1}}, {"$limit": 1}, {"$project": _ENTRY}]
         return {
             "$lookup": {
-                "from": self._records.name,
+                "from": self._commands.name,
                 "localField": log,
                 "foreignField": "log",
                 "let": {"home": home},
@@ -367,7 +366,7 @@ class MongoLogs:
         }
 
     def _merge(self, matched: str | list[Document], not_matched: str) -> Document:
-        into: Any = {"into": self._records.name, "whenMatched": matched}
+        into: Any = {"into": self._commands.name, "whenMatched": matched}
         return {"$merge": {**into, "whenNotMatched": not_matched}}
 
 

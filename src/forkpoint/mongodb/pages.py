@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from forkpoint.filters import terms
-from forkpoint.mongodb.commands import Document
+from forkpoint.mongodb.documents import Document
 from forkpoint.storage.queries import CheckpointQuery
 
 

@@ -10,10 +10,14 @@ from bson.objectid import ObjectId
 from pymongo.common import MAX_BSON_SIZE
 
 from forkpoint.errors import ForkpointError, InvalidInput
-from forkpoint.mongodb.commands import Document, Records, record_of
-from forkpoint.mongodb.documents import checkpoint_document, write_document
+from forkpoint.mongodb.commands import MongoCommands
+from forkpoint.mongodb.documents import (
+    Document,
+    checkpoint_document,
+    record_of,
+    write_document,
+)
 from forkpoint.mongodb.log import LOG_SECONDS, Tail
-from forkpoint.mongodb.new_threads import MongoSession
 from forkpoint.mongodb.put_statements import (
     Beginning,
     Intent,
@@ -23,6 +27,7 @@ from forkpoint.mongodb.put_statements import (
     steps_of,
     steps_of_entries,
 )
+from forkpoint.mongodb.session import MongoSession
 from forkpoint.runtime.group_commit import Relay, Submission
 from forkpoint.storage.interface import HistoryChanged, Stale
 from forkpoint.storage.rows import CheckpointRow, PutRequest, ThreadRef
@@ -80,9 +85,11 @@ class Bulk(Submission):
         intent = self._intent
         if intent.creation is not None:
             thread_id = intent.put.thread_id
-            made = ahead.made.setdefault(thread_id, self._session.known(thread_id) or intent.thread)
+            made = ahead.made.setdefault(
+                thread_id, self._session.known.get(thread_id) or intent.thread
+            )
             if made == intent.thread:
-                self._session.made_after.put(made.key, intent.creation.deletions)
+                self._session.known.made_after.put(made.key, intent.creation.deletions)
             elif made.owner == intent.put.owner and self._is_of(made, intent.put):
                 if made.salt != intent.thread.salt:  # its rows are bound to another thread
                     self.fail(Stale())
@@ -90,25 +97,25 @@ class Bulk(Submission):
                 intent = intent._replace(thread=made, creation=None)
         self.sent = intent
         put, thread, *_ = intent
-        known = ahead.tails.get(thread.key) or self._session.tail(thread)
-        tail = intent.usable(known) if self._session.keeps_logs else None
-        self.own_tail = known if known is not None and known.began is not None else None
+        before = ahead.tails.get(thread.key) or self._session.logs.tail(thread)
+        tail = intent.usable(before) if self._session.logs.keeps_logs else None
+        self.own_tail = before if before is not None and before.began is not None else None
         self.entries = ()
         self._tail = None
         if tail is not None:
             beginning: Beginning | None = None
             if not tail.is_younger_than(LOG_SECONDS):
-                before, tail = tail, tail.begin()
+                end, tail = tail, tail.begin()
                 assert tail.log is not None
-                beginning = Beginning(before, tail.log)
+                beginning = Beginning(end, tail.log)
             rows, is_counted = entries_of(put, thread), intent.is_counted
             self.entries, self._tail = tail.follow(put, rows, is_counted=is_counted)
             self.steps = steps_of_entries(intent, self.entries, beginning)
-        elif self._session.keeps_logs and put.row is not None:
+        elif self._session.logs.keeps_logs and put.row is not None:
             self.collide("entry")  # what counts goes into a log: one has to look at the thread
         else:
             self.steps = steps_of(intent)
-            self._tail = intent.left(known) if self._session.keeps_logs else None
+            self._tail = intent.left(before) if self._session.logs.keeps_logs else None
         if self._tail is not None:
             ahead.tails[thread.key] = self._tail
 
@@ -116,7 +123,7 @@ class Bulk(Submission):
         """Return whether a put belongs to a thread that was made meanwhile, as far as is known."""
         if put.began is None:
             return True
-        deletions = self._session.made_after.get(made.key)
+        deletions = self._session.known.made_after.get(made.key)
         return deletions is not None and not is_deleted_since(put.began.deletion, deletions)
 
     @property
@@ -134,8 +141,8 @@ class Bulk(Submission):
         if self.entries and tail is not None and not tail.is_younger_than(2 * LOG_SECONDS):
             self.collide("entry")
             return
-        self._session.remember(self.sent.put.thread_id, self.sent.thread)
-        self._session.remember_tail(self.sent.thread, tail)
+        self._session.known.remember(self.sent.put.thread_id, self.sent.thread)
+        self._session.logs.remember_tail(self.sent.thread, tail)
         self.done = True
 
     def collide(self, role: Role) -> None:
@@ -145,7 +152,7 @@ class Bulk(Submission):
 
     def forget_tail(self) -> None:
         """Forget where the thread's log ends: it may have gone on."""
-        self._session.remember_tail(self.sent.thread, None)
+        self._session.logs.remember_tail(self.sent.thread, None)
 
     def interrupt(self) -> None:
         """Note that it may have been sent, or not, before somebody was interrupted."""
@@ -162,10 +169,10 @@ class Bulk(Submission):
         return super().is_settled and self.collided is None and not self.is_repeated
 
 
-def store(records: Records, batch: Sequence[Bulk]) -> None:
+def store(commands: MongoCommands, batch: Sequence[Bulk]) -> None:
     """Execute what is waiting as one bulk. Where one put fails, the next ones begin anew."""
     try:
-        _execute(records, batch)
+        _execute(commands, batch)
     except BaseException:  # an interrupt: nobody knows what was stored
         for bulk in batch:
             if not bulk.done:
@@ -173,12 +180,12 @@ def store(records: Records, batch: Sequence[Bulk]) -> None:
         raise
 
 
-def _execute(records: Records, batch: Sequence[Bulk]) -> None:
+def _execute(commands: MongoCommands, batch: Sequence[Bulk]) -> None:
     was_lost = any(bulk.is_interrupted for bulk in batch)
     while batch:
         ahead = Ahead({}, {})
         for bulk in batch:
-            if bulk.sent.put.history == records.history:
+            if bulk.sent.put.history == commands.history:
                 bulk.prepare(ahead)
             else:
                 bulk.fail(HistoryChanged())
@@ -192,14 +199,14 @@ def _execute(records: Records, batch: Sequence[Bulk]) -> None:
         is_small = is_small and sum(bulk.chunk_bytes for bulk in batch) < LARGE_CHUNKS
         try:
             if is_insert:
-                outcome = records.insert_once(entries)
+                outcome = commands.insert_once(entries)
             else:
-                outcome = records.bulk(statements, once=bool(entries), is_small=is_small)
-            if not records.is_kept(was_told=is_small):
-                _take_back(records, batch)
+                outcome = commands.bulk(statements, once=bool(entries), is_small=is_small)
+            if not commands.is_kept(was_told=is_small):
+                _take_back(commands, batch)
                 return
         except InvalidInput as error:  # nothing was stored; see `checked_size`
-            _execute_alone(records, batch, error)
+            _execute_alone(commands, batch, error)
             return
         except ForkpointError as error:
             for bulk in batch:
@@ -216,7 +223,7 @@ def _execute(records: Records, batch: Sequence[Bulk]) -> None:
             continue
         reached = len(statements) if outcome.failed is None else outcome.failed
         if outcome.hits != reached:  # a row was removed before it could be seen
-            _execute_alone(records, batch, Stale())
+            _execute_alone(commands, batch, Stale())
             return
         begin = 0
         while batch and reached >= begin + len(batch[0].steps):
@@ -235,38 +242,38 @@ def _execute(records: Records, batch: Sequence[Bulk]) -> None:
                 bulk.collide("row" if role == "entry" else role)
 
 
-def _take_back(records: Records, batch: Sequence[Bulk]) -> None:
+def _take_back(commands: MongoCommands, batch: Sequence[Bulk]) -> None:
     """Let all of a batch be put again: it was sent to a store that may be another one.
 
     What it stored there and does not belong there is removed. The rest is stored again.
     """
     for bulk in batch:
-        if bulk.entries and _is_astray(records, bulk.sent.thread, bulk.entries[0]):
+        if bulk.entries and _is_astray(commands, bulk.sent.thread, bulk.entries[0]):
             ids, log = [entry["_id"] for entry in bulk.entries], bulk.entries[0]["log"]
             family = bulk.sent.thread.family
-            records.delete({"_id": {"$in": ids}, "family": family, "log": log})
+            commands.delete({"_id": {"$in": ids}, "family": family, "log": log})
         bulk.fail(HistoryChanged())
-    records.identity.lose()
+    commands.identity.lose()
 
 
-def _is_astray(records: Records, thread: ThreadRef, entry: Document) -> bool:
+def _is_astray(commands: MongoCommands, thread: ThreadRef, entry: Document) -> bool:
     """Return whether an entry is not in its log, because the log, or the thread, went back."""
-    if not records.exists(record_of(thread)):
+    if not commands.exists(record_of(thread)):
         return True
     log = {"family": thread.family, "log": entry["log"]}
-    ends = records.latest({**log, "slot": {"$gt": 0}, "kind": "end"}, {"slot": 1})
+    ends = commands.latest({**log, "slot": {"$gt": 0}, "kind": "end"}, {"slot": 1})
     if ends:
         return bool(entry["slot"] > ends[0]["slot"])
-    return entry["slot"] > 1 and not records.exists({**log, "slot": entry["slot"] - 1})
+    return entry["slot"] > 1 and not commands.exists({**log, "slot": entry["slot"] - 1})
 
 
-def _execute_alone(records: Records, batch: Sequence[Bulk], error: Exception) -> None:
+def _execute_alone(commands: MongoCommands, batch: Sequence[Bulk], error: Exception) -> None:
     """Execute bulks one by one, to see which of them it is that fails."""
     if len(batch) == 1:
         batch[0].fail(error)
     else:
         for bulk in batch:
-            _execute(records, [bulk])
+            _execute(commands, [bulk])
 
 
 def checked_size(put: PutRequest) -> int:

@@ -32,17 +32,19 @@ from typing import Any, Literal, NamedTuple
 
 from bson.objectid import ObjectId
 
-from forkpoint.mongodb.commands import (
+from forkpoint.mongodb.documents import (
     NOW,
     Document,
+    checkpoint_document,
+    chunk_statement,
     found_by,
     record_of,
     row_id,
+    write_document,
 )
-from forkpoint.mongodb.documents import checkpoint_document, chunk_statement, write_document
 from forkpoint.mongodb.log import Tail, end_of, new_tail
-from forkpoint.mongodb.search import new_record
 from forkpoint.mongodb.statements import Statement, expect, insert_entry, replace_one, update_one
+from forkpoint.mongodb.thread_documents import new_record
 from forkpoint.storage.receipts import RECEIPT, is_receipt, replaces
 from forkpoint.storage.rows import PutRequest, ThreadRef
 
@@ -63,8 +65,8 @@ class Step(NamedTuple):
 class Creation(NamedTuple):
     """A thread that a put makes."""
 
-    name: str
-    """The `_id` of the document that says what the thread's id means."""
+    name: Document
+    """A filter for the document that says what the thread's id means."""
     old_key: ObjectId | None
     """What the thread's id meant before."""
     dead_until: str | None
@@ -282,7 +284,7 @@ def _before(fence: int) -> Document:
 def _creating(put: PutRequest, thread: ThreadRef, creation: Creation) -> list[Step]:
     name = creation.name
     named = update_one(
-        {"_id": name, "family": name, "key": creation.old_key, "deletion": creation.deletion},
+        {**name, "key": creation.old_key, "deletion": creation.deletion},
         {"$set": {"key": thread.key, "home": thread.family}, "$unset": {"expires": ""}},
         upsert=True,
     )

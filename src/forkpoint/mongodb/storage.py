@@ -26,25 +26,24 @@ from forkpoint.errors import (
     StorageUnauthorized,
     stale_lease,
 )
-from forkpoint.mongodb.commands import (
+from forkpoint.mongodb.commands import MongoCommands
+from forkpoint.mongodb.documents import (
+    ROWS,
+    STORED,
     Document,
-    Records,
     chunks_of,
     record_of,
     row_id,
 )
-from forkpoint.mongodb.documents import ROWS
 from forkpoint.mongodb.features import check_features
 from forkpoint.mongodb.indexes import IN_NO_LOG, complete, indexes_of
 from forkpoint.mongodb.log import LOG_INDEX, Tail
-from forkpoint.mongodb.new_threads import MongoSession
 from forkpoint.mongodb.put import Bulk, checked_size, store
 from forkpoint.mongodb.put_statements import Creation, Intent, record_made, row_ids
-from forkpoint.mongodb.stored import STORED
+from forkpoint.mongodb.session import MongoSession
 from forkpoint.mongodb.tombstones import dead_until_of, deletions_of, die_later
 from forkpoint.runtime.group_commit import Relay
 from forkpoint.runtime.steps import Steps
-from forkpoint.storage.chained import ChainedSession
 from forkpoint.storage.interface import SCHEMA_VERSION, HistoryChanged, Session, Stale, Storage
 from forkpoint.storage.rows import PutRequest, ThreadRef
 from forkpoint.storage.tombstones import is_deleted_since
@@ -80,7 +79,7 @@ class MongoStorage(Storage):
         self._owned = owned
         self._client: MongoClient[Document] | None = None
         self._session: MongoSession | None = None
-        self._records: Records | None = None
+        self._commands: MongoCommands | None = None
         self._process = 0
         self._closed = False
         self._history = 0
@@ -110,8 +109,8 @@ class MongoStorage(Storage):
 
     def reading(self) -> AbstractContextManager[Session]:
         session = self._open()
-        session.begin_turn()
-        return nullcontext(ChainedSession(session))
+        session.turns.begin()
+        return nullcontext(session)
 
     def writing(self) -> AbstractContextManager[Session]:
         return self.reading()
@@ -146,24 +145,24 @@ class MongoStorage(Storage):
                     self._client = self._connect()
                 self._session = None  # of the parent, in a forked child, or of another store
                 self._process = os.getpid()
-                records = self._prepare(self._client)
-                if self._records is not None:
+                commands = self._prepare(self._client)
+                if self._commands is not None:
                     with suppress(StorageReadOnly, StorageUnauthorized):
-                        complete(records)  # a backup may be restored without its indexes
+                        complete(commands)  # a backup may be restored without its indexes
                     # First: who has the new collection must find that the history is new.
                     self._history += 1
                     self._dead = Recent(4096)
-                records.history = self.history
-                self._records = records
-                self._session = MongoSession(records)
+                commands.history = self.history
+                self._commands = commands
+                self._session = MongoSession(commands)
             assert self._session is not None
             return self._session
 
     @property
     def _is_open(self) -> bool:
-        if self._session is None or self._records is None or self._process != os.getpid():
+        if self._session is None or self._commands is None or self._process != os.getpid():
             return False
-        return self._records.identity.may_be_kept
+        return self._commands.identity.may_be_kept
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -181,7 +180,7 @@ class MongoStorage(Storage):
         with suppress(RuntimeError):
             self._opening.release()
 
-    def _prepare(self, client: MongoClient[Document]) -> Records:
+    def _prepare(self, client: MongoClient[Document]) -> MongoCommands:
         """Return the collection, with its indexes, and with concerns that lose nothing."""
         patience = client.options.server_selection_timeout
         theirs = client.write_concern.document.get("wtimeout")
@@ -192,27 +191,27 @@ class MongoStorage(Storage):
             read_concern=ReadConcern("majority"),
             write_concern=WriteConcern("majority", wtimeout=theirs or int(1000 * patience), j=True),
         )
-        records = Records(collection, patience, self.budget)
-        records.tombstone_ttl = self._tombstone_ttl
+        commands = MongoCommands(collection, patience, self.budget)
+        commands.tombstone_ttl = self._tombstone_ttl
         settings = {"_id": "settings", "family": "settings"}
-        found = records.latest(settings)
-        records.look_at_cluster()
+        found = commands.latest(settings)
+        commands.look_at_cluster()
         if not found:
-            check_features(records, collection)
-            records.create_indexes(indexes_of(records))
-            records.insert({**settings, "schema_version": SCHEMA_VERSION})
-            found = records.latest(settings)
-        records.retrying(records.identity.look)
-        records.look_for_index(LOG_INDEX, IN_NO_LOG)
+            check_features(commands, collection)
+            commands.create_indexes(indexes_of(commands))
+            commands.insert({**settings, "schema_version": SCHEMA_VERSION})
+            found = commands.latest(settings)
+        commands.retrying(commands.identity.look)
+        commands.look_for_index(LOG_INDEX, IN_NO_LOG)
         version = found[0]["schema_version"]
         if version > SCHEMA_VERSION:
             raise SchemaVersionError(
                 f"the database has forkpoint's schema version {version}, and this forkpoint knows "
                 f"{SCHEMA_VERSION}; upgrade forkpoint"
             )
-        records.read_store_key()
-        records.clock.now()  # so that no put has to ask first
-        return records
+        commands.read_store_key()
+        commands.clock.now()  # so that no put has to ask first
+        return commands
 
     # Putting
 
@@ -228,9 +227,9 @@ class MongoStorage(Storage):
         if thread is None:
             key = ObjectId()
             thread = _new_thread(put, key, key)
-            creation = Creation(self._records_open().name_id(put.thread_id), None, None)
+            creation = Creation(self._records_open().name_of(put.thread_id), None, None)
         else:
-            tail = session.tail(thread)
+            tail = session.logs.tail(thread)
             dead_until = self._dead.get(thread.key) if tail is None else tail.dead_until
         intent = Intent(put, thread, creation, dead_until, self._records_open().is_sharded)
         is_unsure = False  # whether its checkpoint may have been counted before it was stored
@@ -248,27 +247,29 @@ class MongoStorage(Storage):
             intent, failed = bulk.sent, bulk.collided
             _, thread, creation, *_ = intent
             is_unsure = is_unsure or (
-                not session.keeps_logs and (intent.replace or bulk.is_repeated)
+                not session.logs.keeps_logs and (intent.replace or bulk.is_repeated)
             )
             if failed is None:
                 if creation is not None and creation.dead_until is not None:
                     self._dead.put(thread.key, creation.dead_until)
                 if put.row is not None and is_unsure:
-                    session.count_again(thread)
+                    session.locks.count_again(thread)
                 if put.row is not None:
-                    session.remember_newest(thread, put.checkpoint_ns, put.checkpoint_id)
-                session.remember_chunks(thread.family, put.chunks)
+                    session.checkpoints.remember_newest(
+                        thread, put.checkpoint_ns, put.checkpoint_id
+                    )
+                session.chunks.remember(thread.family, put.chunks)
                 return thread
             if failed in ("row", "once"):
                 is_counted = put.row is not None and self._is_visible(put, thread)
                 intent = intent._replace(replace=True, is_counted=is_counted)
                 if bulk.entries:
-                    session.end_log(thread)
+                    session.logs.end_log(thread)
             elif creation is None:
                 record = self._look_again(put, thread, bulk.own_tail)
                 is_newest = record["status_for"] < put.checkpoint_id
                 is_put = record["status_for"] == put.checkpoint_id
-                is_unsure = is_unsure or (is_put and not session.keeps_logs)
+                is_unsure = is_unsure or (is_put and not session.logs.keeps_logs)
                 intent = intent._replace(dead_until=record["dead_until"], is_newest=is_newest)
             else:
                 successor = self._succeed(put, thread, creation)
@@ -294,11 +295,11 @@ class MongoStorage(Storage):
         session = self._open()
         while True:
             try:
-                record = session.await_unlocked(thread)
+                record = session.locks.await_unlocked(thread)
             except Stale:
                 raise self._rewound() if put.expected == thread else Stale from None
             if own is not None and own.log != record["log"]:
-                if not session.has_gone_on(thread, own):
+                if not session.logs.has_gone_on(thread, own):
                     raise self._rewound()
                 own = None
             if record["deleted_at"] is not None:
@@ -306,18 +307,18 @@ class MongoStorage(Storage):
                 ids = {"$in": row_ids(put, thread)}
                 self._records_open().delete({"_id": ids, "family": thread.family})
             if record["deleted_at"] is not None or record["epoch"] != thread.epoch:
-                session.forget(put.thread_id)
+                session.known.forget(put.thread_id)
                 raise Stale
             if put.fence not in (None, record["fence"]):
                 raise StaleLease(stale_lease(put.thread_id))
             if record["dead_until"] is not None:
                 self._dead.put(thread.key, record["dead_until"])
             if record["log"] is None:
-                session.look_at_tail(thread, record, ())
+                session.logs.look_at_tail(thread, record, ())
                 return record
-            if session.owns_log(thread, record["log"]):
+            if session.logs.owns_log(thread, record["log"]):
                 return record
-            session.end_log(thread)
+            session.logs.end_log(thread)
 
     def _succeed(
         self, put: PutRequest, thread: ThreadRef, creation: Creation
@@ -327,14 +328,14 @@ class MongoStorage(Storage):
         Raises:
             Stale: There is another thread of this id.
         """
-        records = self._records_open()
-        name, marks = records.name_id(put.thread_id), records.marks(put.thread_id)
-        names = records.latest({"_id": name, "family": name})
+        commands = self._records_open()
+        name, marks = commands.name_of(put.thread_id), commands.marks(put.thread_id)
+        names = commands.latest(name)
         if not names:
             return thread, creation  # nothing was done by an attempt whose answer was lost
         (named,) = names
         old = _new_thread(put, named["key"], named["home"])
-        found = records.latest(record_of(old))
+        found = commands.latest(record_of(old))
         if found and found[0]["deleted_at"] is None:
             if old.key == thread.key:
                 return thread, None  # it was made by an attempt whose answer was lost
@@ -357,8 +358,8 @@ class MongoStorage(Storage):
         of_all = dead_until_of(named, marks, None)
         if thread is old:
             # Who else makes it gives it another salt: the rows of one of the two would not fit.
-            records.bulk([record_made(put, thread, of_all)])
-            if not records.exists({**record_of(thread), "epoch": thread.epoch}):
+            commands.bulk([record_made(put, thread, of_all)])
+            if not commands.exists({**record_of(thread), "epoch": thread.epoch}):
                 raise Stale
         return thread, Creation(name, old.key, of_all, deletion, deletions)
 
@@ -371,18 +372,18 @@ class MongoStorage(Storage):
         """
         if dead_until is None or put.began is not None or put.owner is None:
             return None if put.began is not None else dead_until
-        records = self._records_open()
-        name = records.name_id(put.thread_id)
-        named = records.latest({"_id": name, "family": name})
-        marks = records.marks(put.thread_id)
+        commands = self._records_open()
+        name = commands.name_of(put.thread_id)
+        named = commands.latest(name)
+        marks = commands.marks(put.thread_id)
         return dead_until_of(named[0], marks, put.owner) if named else None
 
     def _note_late(self, put: PutRequest) -> None:
         """Note that a checkpoint that came late was one of a deleted thread."""
-        records = self._records_open()
-        name = records.name_id(put.thread_id)
-        change = die_later(records.marks(put.thread_id), put.owner, put.checkpoint_id)
-        records.update({"_id": name, "family": name}, change)
+        commands = self._records_open()
+        name = commands.name_of(put.thread_id)
+        change = die_later(commands.marks(put.thread_id), put.owner, put.checkpoint_id)
+        commands.update(name, change)
 
     def _rewound(self) -> HistoryChanged:
         """Return what is raised where the store turns out to have gone back."""
@@ -408,24 +409,24 @@ class MongoStorage(Storage):
 
     def _remove_traces(self, put: PutRequest, thread: ThreadRef) -> None:
         """Remove writes that came before the late checkpoint they belong to, and expect more."""
-        records = self._records_open()
-        self._open().without_log(
-            thread, record_of(thread), lambda wanted: records.update(wanted, _die_later(put))
+        commands = self._records_open()
+        self._open().logs.without_log(
+            thread, record_of(thread), lambda wanted: commands.update(wanted, _die_later(put))
         )
         if self._exists(thread, put.checkpoint_ns, put.checkpoint_id):
             return
         rows = {"family": thread.family, "thread": thread.key}
         place = {"checkpoint_ns": put.checkpoint_ns, "checkpoint_id": put.checkpoint_id}
-        records.delete({**rows, **place, "kind": "write"})
-        if records.exists({**record_of(thread), "provisional": True}) and not records.exists(
+        commands.delete({**rows, **place, "kind": "write"})
+        if commands.exists({**record_of(thread), "provisional": True}) and not commands.exists(
             {**rows, "kind": ROWS}
         ):
-            self._open().bury(thread, as_late=True)
-            records.delete(chunks_of(thread.family))
+            self._open().threads.delete(thread, as_late=True)
+            commands.delete(chunks_of(thread.family))
 
-    def _records_open(self) -> Records:
-        assert self._records is not None
-        return self._records
+    def _records_open(self) -> MongoCommands:
+        assert self._commands is not None
+        return self._commands
 
     def _store(self, batch: Sequence[Bulk]) -> None:
         store(self._records_open(), batch)

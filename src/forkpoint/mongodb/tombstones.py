@@ -7,7 +7,7 @@ from typing import Any
 
 from bson.objectid import ObjectId
 
-from forkpoint.mongodb.commands import NOW, Document
+from forkpoint.mongodb.documents import NOW, Document
 from forkpoint.mongodb.statements import Statement, update_one
 from forkpoint.storage.tombstones import Marks
 
@@ -39,7 +39,7 @@ def _seen(named: Document, marks: Marks, owner: str | None) -> list[Any]:
 
 
 def entomb(
-    name: str,
+    name: Document,
     mark: bytes,
     dead_until: str | None,
     deletion: ObjectId,
@@ -50,7 +50,7 @@ def entomb(
     """Return the statement that notes a deletion, once if it is sent twice.
 
     Args:
-        name: The `_id` of the document of the name. It is made, if there is none.
+        name: A filter for the document of the name. It is made, if there is none.
         mark: Whose thread it was.
         dead_until: The highest id of its checkpoints, if there is one.
         deletion: What tells it from others.
@@ -76,7 +76,7 @@ def entomb(
     }
     if is_given:
         del fields["expires"]
-    return update_one({"_id": name, "family": name}, [{"$set": fields}], upsert=True)
+    return update_one(name, [{"$set": fields}], upsert=True)
 
 
 def needed_in(threads: Sequence[Document]) -> set[Any]:

@@ -8,23 +8,25 @@ from typing import Any, NamedTuple
 from bson.objectid import ObjectId
 
 from forkpoint.errors import damaged_row
-from forkpoint.mongodb.commands import (
+from forkpoint.mongodb.commands import MongoCommands, in_batches
+from forkpoint.mongodb.documents import (
     NOW,
     Document,
     chunk_id,
     chunk_size,
     chunks_of,
     digest_of,
-    in_batches,
+    family_rows,
     record_of,
-    rows_of,
+    refs_in,
 )
-from forkpoint.mongodb.documents import ROWS, refs_in
 from forkpoint.mongodb.locks import LOCK_SECONDS, NOT_EXPIRED
-from forkpoint.mongodb.log import HAS_LOG, NO_LOG
-from forkpoint.mongodb.removals import KINSHIP, MongoRemoving
-from forkpoint.mongodb.search import IDENTITY, thread_ref
+from forkpoint.mongodb.log import Logs
+from forkpoint.mongodb.thread_documents import HAS_LOG, IDENTITY, KINSHIP, NO_LOG, thread_ref
+from forkpoint.mongodb.thread_rows import ThreadRows
 from forkpoint.mongodb.tombstones import expiry_after, needed_in
+from forkpoint.mongodb.turns import Turns
+from forkpoint.storage import interface
 from forkpoint.storage.queries import Batch
 from forkpoint.storage.rows import Counts, ThreadRef
 
@@ -39,32 +41,45 @@ class _Place(NamedTuple):
     """The threads that were deleted when that began."""
 
 
-class MongoCollecting(MongoRemoving):
-    """The primitives of `forkpoint.storage.interface.Session` that collect."""
+class MongoCollections(interface.Collections):
+    """Finds and deletes what nothing refers to.
 
-    def uncollected(self) -> list[Any]:
+    Args:
+        commands: Those of the collection.
+        logs: The logs of threads, which a collection ends.
+        rows: The rows of threads.
+        turns: What a turn has read and deleted.
+    """
+
+    def __init__(self, commands: MongoCommands, logs: Logs, rows: ThreadRows, turns: Turns) -> None:
+        self._commands = commands
+        self._logs = logs
+        self._rows = rows
+        self._turns = turns
+
+    def pending(self) -> list[Any]:
         long_ago = {"$subtract": [NOW, 1_000_000 * LOCK_SECONDS]}
         removed = {"removed_at": {"$gt": 0}, "$expr": {"$lt": ["$removed_at", long_ago]}}
-        found = self._records.latest(removed, {"family": 1})
+        found = self._commands.latest(removed, {"family": 1})
         return list(dict.fromkeys(record["family"] for record in found))
 
     def clear(self, family: Any) -> bool:
         dead = {"family": family, "kind": "thread", "deleted_at": {"$ne": None}}
-        for record in self._records.latest({**dead, "removed_at": {"$gt": 0}}, IDENTITY):
+        for record in self._commands.latest({**dead, "removed_at": {"$gt": 0}}, IDENTITY):
             if not self._clear_rows(thread_ref(record)):
                 return True
         copies = {"family": family, "kind": "thread", "building": {"$exists": True}}
-        for unfinished in self._records.latest(copies):
+        for unfinished in self._commands.latest(copies):
             target = thread_ref(unfinished)
             if not self._is_abandoned(unfinished):
                 continue
             same = {**record_of(target), "building": unfinished["building"]}
             # Unless it was finished just now. Who makes it cannot show it any more.
-            if not self._records.update(same, {"$set": {"building": ObjectId(), "lock": None}}):
+            if not self._commands.update(same, {"$set": {"building": ObjectId(), "lock": None}}):
                 continue
             if not self._clear_rows(target):
                 return True
-            self._records.delete(record_of(target))
+            self._commands.delete(record_of(target))
         return False
 
     def _is_abandoned(self, unfinished: Document) -> bool:
@@ -72,43 +87,39 @@ class MongoCollecting(MongoRemoving):
         source = {"_id": unfinished["parent"], "family": unfinished["family"], "deleted_at": None}
         target = {"_id": unfinished["_id"], "family": unfinished["family"]}
         by = {**NOT_EXPIRED, "lock.by": unfinished["building"]}
-        return not any(self._records.exists({**record, **by}) for record in (source, target))
+        return not any(self._commands.exists({**record, **by}) for record in (source, target))
 
     def _clear_rows(self, thread: ThreadRef) -> bool:
         """Delete some rows of a thread that nobody sees, and return whether these were all."""
-        rows = {"family": thread.family, "thread": thread.key, "kind": ROWS}
-        found = self._records.latest(rows, {"_id": 1}, limit=self.turn_rows)
-        if found:
-            ids = [row["_id"] for row in found]
-            self._records.delete({"_id": {"$in": ids}, "family": thread.family})
-            self.count_changed(len(found))
-        return len(found) < self.turn_rows
+        number = self._rows.delete_some(thread, self._turns.turn_rows)
+        self._turns.count_changed(number)
+        return number < self._turns.turn_rows
 
     def is_overtaken(self, family: Any, collection: ObjectId) -> bool:
         return False  # those that meet begin anew, and the last of them collects for all
 
-    def begin_collection(self, family: Any) -> ObjectId:
+    def begin(self, family: Any) -> ObjectId:
         epoch = ObjectId()
         threads = {"family": family, "kind": "thread"}
         begun = {"$set": {"epoch": epoch}}
-        self._records.update_all({**threads, **NO_LOG}, begun)
+        self._commands.update_all({**threads, **NO_LOG}, begun)
         others = {**threads, "epoch": {"$ne": epoch}}
-        while self._records.exists({**others, **HAS_LOG}):
-            self.end_logs({"family": family})
-            self._records.update_all({**others, **NO_LOG}, begun)
+        while self._commands.exists({**others, **HAS_LOG}):
+            self._logs.end_logs({"family": family})
+            self._commands.update_all({**others, **NO_LOG}, begun)
         return epoch
 
     def is_undisturbed(self, family: Any, collection: ObjectId) -> bool:
         disturbed = {"family": family, "kind": "thread", "epoch": {"$ne": collection}}
-        return not self._records.exists(disturbed)
+        return not self._commands.exists(disturbed)
 
     def references(self, family: Any, after: Any = None) -> Batch[tuple[Any, bytes]]:
         deleted = {"family": family, "kind": "thread", "deleted_at": {"$ne": None}}
         if after is None:
-            dead = frozenset(one["_id"] for one in self._records.latest(deleted, {"_id": 1}))
+            dead = frozenset(one["_id"] for one in self._commands.latest(deleted, {"_id": 1}))
             after = _Place(b"", dead)
         fields = {"thread": 1, "refs": 1, "next.refs": 1, "before.refs": 1, "doomed": 1}
-        found, last = self._after(rows_of(family), after.row, fields)
+        found, last = self._after(family_rows(family), after.row, fields)
         items: list[tuple[Any, bytes]] = []
         doomed = []
         for row in found:
@@ -124,7 +135,7 @@ class MongoCollecting(MongoRemoving):
                     items.append((row["thread"], refs))
         for batch in in_batches(doomed):
             gone = [{"doomed": True}, {"thread": {"$in": list(after.dead)}}]
-            self._records.delete({"_id": {"$in": batch}, "family": family, "$or": gone})
+            self._commands.delete({"_id": {"$in": batch}, "family": family, "$or": gone})
         return Batch(items, None if last is None else after._replace(row=last))
 
     def links(self, family: Any, after: Any = None) -> Batch[tuple[bytes, bytes]]:
@@ -140,45 +151,45 @@ class MongoCollecting(MongoRemoving):
         self, wanted: Document, after: bytes | None, fields: dict[str, int]
     ) -> tuple[list[Document], bytes | None]:
         """Return documents in the order of their `_id`, and the last one's if there may be more."""
-        limit = _READ_AT_ONCE * self.turn_rows
+        limit = _READ_AT_ONCE * self._turns.turn_rows
         if after:
             wanted = {**wanted, "_id": {**wanted["_id"], "$gt": after}}
             del wanted["_id"]["$gte"]
-        found = self._records.latest(wanted, fields, sort=[("_id", 1)], limit=limit)
-        self.count_read(len(found))
+        found = self._commands.latest(wanted, fields, sort=[("_id", 1)], limit=limit)
+        self._turns.count_read(len(found))
         return found, found[-1]["_id"] if len(found) == limit else None
 
     def chunks_at_once(self) -> int:
-        return self.turn_rows
+        return self._turns.turn_rows
 
-    def drop_chunks(
+    def delete_chunks(
         self, family: Any, digests: Collection[bytes] | None, collection: ObjectId
     ) -> Counts | None:
         total = {"_id": "$epoch", "number": {"$sum": 1}, "size": {"$sum": chunk_size()}}
         if digests is None:
             rest = {**chunks_of(family), "epoch": {"$ne": collection}}
-            some = self._records.latest(rest, {"_id": 1}, limit=self.chunks_at_once())
+            some = self._commands.latest(rest, {"_id": 1}, limit=self.chunks_at_once())
             ids = [chunk["_id"] for chunk in some]
         else:
             ids = [chunk_id(family, digest) for digest in digests]
         chunks = {"_id": {"$in": ids}, "family": family}
         older = {**chunks, "epoch": {"$ne": collection}}
-        epochs = self._records.aggregate([{"$match": older}, {"$group": total}])
+        epochs = self._commands.aggregate([{"$match": older}, {"$group": total}])
         # If nobody was here since, these epochs are older than this collection. Later ones are not
         # among them: what is written from now on stays, also if another collection begins.
         if not self.is_undisturbed(family, collection):
             return None
         for batch in in_batches(epoch["_id"] for epoch in epochs):
-            self._records.delete({**chunks, "epoch": {"$in": batch}})
+            self._commands.delete({**chunks, "epoch": {"$in": batch}})
         number = sum(epoch["number"] for epoch in epochs)
-        self.count_changed(number)
+        self._turns.count_changed(number)
         return Counts(number, sum(epoch["size"] for epoch in epochs))
 
-    def end_collection(self, family: Any, collection: ObjectId) -> bool:
+    def end(self, family: Any, collection: ObjectId) -> bool:
         # But for those of which somebody removes at the moment, and for copies that are made.
         done = {"family": family, "kind": "thread", "epoch": collection, "removed_at": {"$gt": 0}}
-        self._records.update_all({**done, "building": None}, {"$unset": {"removed_at": ""}})
-        threads = self._records.latest({"family": family, "kind": "thread"}, KINSHIP)
+        self._commands.update_all({**done, "building": None}, {"$unset": {"removed_at": ""}})
+        threads = self._commands.latest({"family": family, "kind": "thread"}, KINSHIP)
         needed = needed_in(threads)
         useless = [
             one["_id"]
@@ -187,6 +198,6 @@ class MongoCollecting(MongoRemoving):
         ]
         for batch in in_batches(useless):
             wanted = {"_id": {"$in": batch}, "family": family, "removed_at": None}
-            forgotten = {"thread_id": "", "expires": expiry_after(2 * self._records.tombstone_ttl)}
-            self._records.update_all(wanted, [{"$set": forgotten}])
+            forgotten = {"thread_id": "", "expires": expiry_after(2 * self._commands.tombstone_ttl)}
+            self._commands.update_all(wanted, [{"$set": forgotten}])
         return True

@@ -1,0 +1,118 @@
+"""MongoDB: how chunks are read, with what they lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from bson.objectid import ObjectId
+
+from forkpoint.caches import ENTRY_BYTES, Cache
+from forkpoint.encoding.codec import Chunk, Chunks
+from forkpoint.mongodb.commands import MongoCommands, in_batches
+from forkpoint.mongodb.documents import (
+    Document,
+    chunk_id,
+    chunk_size,
+    digest_of,
+    family_of,
+    refs_in,
+    refs_of,
+)
+from forkpoint.storage import interface
+
+_REF_BYTES = 90  # what it takes to remember a ref
+_CHUNK = {"refs": 1, "content": 1}
+
+
+class MongoChunks(interface.ChunkReads):
+    """Reads chunks, and remembers what is below those that it has seen.
+
+    Args:
+        commands: Those of the collection.
+    """
+
+    def __init__(self, commands: MongoCommands) -> None:
+        self._commands = commands
+        self._trees: Cache[bytes, list[bytes]] = Cache(
+            commands.budget, lambda _, below: ENTRY_BYTES + _REF_BYTES * len(below)
+        )
+
+    def get(
+        self, family: Any, digests: Collection[bytes], *, follow: bool = True
+    ) -> Mapping[bytes, Chunk]:
+        return self.of_families({family: digests}, follow=follow)[family]
+
+    def of_families(
+        self, wanted: Mapping[Any, Collection[bytes]], *, follow: bool = True
+    ) -> dict[Any, dict[bytes, Chunk]]:
+        ids = [chunk_id(family, digest) for family in wanted for digest in wanted[family]]
+        families = {"$in": list(wanted)}
+        documents: list[Document] = []
+        is_all = True
+        if follow:
+            ids, is_all = self._expanded(ids)
+        if not is_all:
+            documents = self._closure(families, ids) or []
+        if not documents:  # too much for the server to follow, or the first one is missing
+            for batch in in_batches(ids):
+                documents += self._commands.find(
+                    {"_id": {"$in": batch}, "family": families}, _CHUNK
+                )
+        chunks: dict[bytes, dict[bytes, Chunk]] = {family.binary: {} for family in wanted}
+        for chunk in documents:
+            id_ = chunk["_id"]
+            chunks[family_of(id_)][digest_of(id_)] = refs_in(chunk), chunk["content"]
+        if not is_all:
+            for family in wanted:
+                self.remember(family, chunks[family.binary])
+        return {family: chunks[family.binary] for family in wanted}
+
+    def total_bytes(self, family: Any, digests: Collection[bytes]) -> int:
+        size = 0
+        for batch in in_batches(digests):
+            ids = [chunk_id(family, digest) for digest in batch]
+            total = {"$group": {"_id": None, "size": {"$sum": chunk_size()}}}
+            found = self._commands.aggregate(
+                [{"$match": {"_id": {"$in": ids}, "family": family}}, total]
+            )
+            size += found[0]["size"] if found else 0
+        return size
+
+    def remember(self, family: ObjectId, chunks: Chunks) -> None:
+        """Remember what is below chunks, so that they can be read without being followed."""
+        for digest, (refs, _) in chunks.items():
+            self._trees.put(chunk_id(family, digest), refs_of(family, refs))
+
+    def _expanded(self, ids: list[bytes]) -> tuple[list[bytes], bool]:
+        """Return chunks and what is known to be below them, and whether that is everything."""
+        found = dict.fromkeys(ids)
+        waiting = ids
+        is_all = True
+        while waiting:
+            below = [self._trees.get(id_) for id_ in waiting]
+            is_all = is_all and None not in below
+            waiting = [ref for refs in below for ref in refs or () if ref not in found]
+            found.update(dict.fromkeys(waiting))
+        return list(found), is_all
+
+    def _closure(self, families: Document, ids: list[bytes]) -> list[Document] | None:
+        """Return chunks and all that they lead to: trees of any height in one round trip."""
+        follow = {
+            "from": self._commands.name,
+            "startWith": {"$literal": ids},
+            "connectFromField": "refs",
+            "connectToField": "_id",
+            "restrictSearchWithMatch": {"family": families},
+            "as": "chunk",
+        }
+        return self._commands.aggregate_if_it_fits(
+            [
+                {"$match": {"_id": ids[0], "family": families}},
+                {"$project": {"_id": 1}},
+                {"$graphLookup": follow},
+                {"$unwind": "$chunk"},
+                {"$replaceWith": "$chunk"},
+                {"$project": _CHUNK},
+            ]
+        )

@@ -1,0 +1,36 @@
+"""MongoDB: which threads the ids meant that were read or written lately."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+from bson.objectid import ObjectId
+
+from forkpoint.caches import Cache, CacheBudget, Recent, size_of_text
+from forkpoint.storage.rows import ThreadRef
+
+
+class KnownThreads:
+    """Which threads ids meant when they were last looked at.
+
+    Args:
+        budget: What it may take to remember them.
+    """
+
+    def __init__(self, budget: CacheBudget) -> None:
+        self._threads: Cache[str, ThreadRef] = Cache(budget, size_of_text)
+        self.made_after: Recent[ObjectId, Set[Any]] = Recent(4096)
+        """The deletions of their ids before, of threads that were made here."""
+
+    def get(self, thread_id: str) -> ThreadRef | None:
+        """Return which thread an id meant when it was last looked at."""
+        return self._threads.get(thread_id)
+
+    def remember(self, thread_id: str, thread: ThreadRef) -> None:
+        """Remember which thread an id meant, so that it need not be looked for first."""
+        self._threads.put(thread_id, thread)
+
+    def forget(self, thread_id: str) -> None:
+        """Remember no longer which thread an id meant."""
+        self._threads.pop(thread_id)

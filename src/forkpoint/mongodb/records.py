@@ -1,0 +1,234 @@
+"""MongoDB: the records of threads: what the catalog shows of them, and who owns them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bson.objectid import ObjectId
+
+from forkpoint.encoding.hashing import Hashing, new_salt
+from forkpoint.errors import ThreadExists
+from forkpoint.filters import stored_value_terms, thread_terms
+from forkpoint.mongodb.commands import MongoCommands, in_batches
+from forkpoint.mongodb.documents import NOW, ROWS, Document, record_of, write_row
+from forkpoint.mongodb.log import Logs
+from forkpoint.mongodb.new_threads import NewThreads, name_statement, show_statement
+from forkpoint.mongodb.pipelines import join
+from forkpoint.mongodb.statements import update_one
+from forkpoint.mongodb.thread_documents import (
+    NO_LOG,
+    SEEN,
+    WITH_LEASE,
+    checksums_of,
+    fields_of,
+    new_record,
+    terms_of,
+    thread_row,
+)
+from forkpoint.mongodb.tombstones import entomb
+from forkpoint.storage import interface
+from forkpoint.storage.interface import Threads
+from forkpoint.storage.plan import HEAD_ROWS
+from forkpoint.storage.receipts import RECEIPT, WRITES
+from forkpoint.storage.rows import (
+    Description,
+    FamilyMember,
+    RecordTimes,
+    ThreadRef,
+    ThreadRow,
+    WriteRow,
+)
+
+_NOT_MADE_OF: Document = dict.fromkeys(("edge", "parent", "parent_checkpoint_id", "source"))
+_THREADS = 1000  # of which rows are read at once
+
+
+class MongoRecords(interface.Records):
+    """Reads and changes the records of threads.
+
+    Args:
+        commands: Those of the collection.
+        logs: The logs of threads.
+        threads: Which threads ids mean.
+        new_threads: How threads are made.
+    """
+
+    def __init__(
+        self, commands: MongoCommands, logs: Logs, threads: Threads, new_threads: NewThreads
+    ) -> None:
+        self._commands = commands
+        self._logs = logs
+        self._threads = threads
+        self._new_threads = new_threads
+
+    def get(self, thread_id: str) -> ThreadRow | None:
+        stages = [*self._logs.up_to_date(), WITH_LEASE]
+        found = self._commands.aggregate(
+            [
+                {"$match": self._commands.name_of(thread_id)},
+                join(self._commands, "record", ("key", "_id"), SEEN, stages),
+                {"$unwind": "$record"},
+                {"$replaceWith": "$record"},
+            ]
+        )
+        return thread_row(found[0]) if found else None
+
+    def with_heads(self, rows: Sequence[ThreadRow | None]) -> list[ThreadRow | None]:
+        # Where the record says that there is nothing to be seen, nothing is read.
+        looked_at = [row for row in rows if row is not None and row.shown_at]
+        at = {(row.thread.key, row.shown_at) for row in looked_at}
+        heads: dict[object, list[WriteRow]] = {}
+        for batch in in_batches(looked_at, _THREADS):
+            found = self._commands.find(
+                {
+                    "family": {"$in": list({row.thread.family for row in batch})},
+                    "thread": {"$in": [row.thread.key for row in batch]},
+                    "checkpoint_ns": "",
+                    "kind": "write",
+                    "checkpoint_id": {"$in": list({row.shown_at for row in batch})},
+                    "$or": [{"idx": {"$in": list(HEAD_ROWS)}}, {"idx": {"$lte": WRITES}}],
+                    "visible": True,
+                }
+            )
+            for write in found:
+                if (write["thread"], write["checkpoint_id"]) in at:
+                    heads.setdefault(write["thread"], []).append(write_row(write))
+        return [row and row._replace(head=heads.get(row.thread.key, ())) for row in rows]
+
+    def create(
+        self, thread_id: str, owner: str | None, described: Description, hashing: Hashing
+    ) -> bool:
+        try:
+            old = self._new_threads.deleted_before(thread_id)
+        except ThreadExists:
+            return self._adopt(thread_id, owner, described, hashing)
+        key = ObjectId()
+        target = ThreadRef(key, key, ObjectId())
+        made = new_record(
+            thread_id,
+            target.epoch,
+            **record_of(target),
+            owner=owner,
+            **fields_of(described),
+            provisional=False,
+            dead_until=old["dead_until"] if old else None,
+            building=ObjectId(),
+            salt=new_salt(),
+        )
+        made["checksums"] = checksums_of(made, hashing)
+        statements = [
+            update_one(record_of(target), {"$setOnInsert": made}, upsert=True),
+            name_statement(target, self._commands.name_of(thread_id), old),
+            show_statement(target, made["building"]),
+        ]
+        outcome = self._commands.bulk(statements)
+        if outcome.hits == len(statements) or self._new_threads.is_shown(made, old):
+            return True
+        self._new_threads.discard(target)
+        return False
+
+    def describe(
+        self,
+        seen: ThreadRow,
+        described: Description,
+        checksums: bytes,
+        times: RecordTimes | None = None,
+    ) -> bool:
+        fields = {**fields_of(described), "checksums": checksums}
+        terms = thread_terms(
+            seen.thread.owner,
+            described.label,
+            described.tags,
+            described.metadata,
+            seen.source_thread_id,
+        )
+        later = {"$max": [NOW, {"$add": ["$updated_at", 1]}, seen.updated_at + 1]}
+        active = {"updated_at": later} if times is None else times._asdict()
+        same = {
+            **record_of(seen.thread),
+            **SEEN,
+            **fields_of(seen.described),
+            "checksums": seen.checksums,
+        }
+        change: list[Document] = [
+            {"$set": {name: {"$literal": value} for name, value in fields.items()}},
+            {"$set": {"terms": {"$literal": terms}, **active, "unlisted": True}},
+            {"$unset": "listed_values"},
+        ]
+        if times is None:
+            return self._commands.update(same, change)
+        # What is in a log says when it was stored.
+        return self._logs.without_log(
+            seen.thread, same, lambda match: self._commands.update(match, change)
+        )
+
+    def hand_over(
+        self, seen: ThreadRow, described: Description, owner: str | None, checksums: bytes
+    ) -> bool:
+        self._logs.end_log(seen.thread)
+        if seen.thread.owner is not None:
+            self._entomb_for(seen)
+        whole = self.with_heads([seen])[0] or seen
+        preview = next((row.content for row in whole.head if row.idx == RECEIPT), b"")
+        fields: Document = {
+            **fields_of(described),
+            **_NOT_MADE_OF,
+            "checksums": checksums,
+            "owner": owner,
+            "epoch": ObjectId(),
+            "terms": _terms(owner, described),
+            "value_terms": stored_value_terms(owner, preview),
+        }
+        later = {"$max": [NOW, {"$add": ["$updated_at", 1]}, seen.updated_at + 1]}
+        wanted = {**record_of(seen.thread), **SEEN, **NO_LOG, "lock": None}
+        return self._commands.update(
+            {**wanted, "checksums": seen.checksums, "updated_at": seen.updated_at},
+            [
+                {"$set": {name: {"$literal": value} for name, value in fields.items()}},
+                {"$set": {"updated_at": later, "unlisted": True}},
+                {"$unset": "listed_values"},
+            ],
+        )
+
+    def detach(
+        self, parent: ThreadRef, kin: FamilyMember, row: ThreadRow | None, checksums: bytes
+    ) -> bool:
+        fields: Document = {**_NOT_MADE_OF, "checksums": checksums}
+        change: Document = {"$set": fields}
+        if row is not None:
+            fields |= {"terms": _terms(row.thread.owner, row.described), "unlisted": True}
+            change["$unset"] = {"listed_values": ""}
+        wanted: Document = {"_id": kin.key, "family": parent.family, "checksums": kin.checksums}
+        return self._commands.update(wanted, change)
+
+    def note_sweep(self, seen: ThreadRow) -> None:
+        self._commands.update(record_of(seen.thread), {"$set": {"swept_at": seen.updated_at}})
+
+    def _adopt(
+        self, thread_id: str, owner: str | None, described: Description, hashing: Hashing
+    ) -> bool:
+        """Describe a thread that has writes, but no checkpoint yet, if that is what an id means."""
+        thread = self._threads.find(thread_id)
+        if thread is None or thread.owner != owner:
+            return False
+        fields = {**fields_of(described), "owner": owner, "source": None}
+        identity = thread_id, owner, thread.salt
+        checksums = hashing.checksums(identity, described)
+        fields["checksums"] = checksums
+        made = {**fields, "terms": terms_of(fields), "provisional": False, "unlisted": True}
+        new = {**record_of(thread), "provisional": True, "deleted_at": None}
+        return self._commands.update(new, {"$set": made})
+
+    def _entomb_for(self, seen: ThreadRow) -> None:
+        """Let a thread be as if it had been deleted for the runs of its owner."""
+        rows = {"family": seen.thread.family, "thread": seen.thread.key, "kind": ROWS}
+        ids = [row["checkpoint_id"] for row in self._commands.latest(rows, {"checkpoint_id": 1})]
+        mark = self._commands.marks(seen.thread_id).of_owner(seen.thread.owner)
+        name = self._commands.name_of(seen.thread_id)
+        dead_until, ttl = max(ids, default=None), self._commands.tombstone_ttl
+        self._commands.bulk([entomb(name, mark, dead_until, ObjectId(), ttl, is_given=True)])
+
+
+def _terms(owner: str | None, described: Description) -> list[int]:
+    said = described.label, described.tags, described.metadata
+    return thread_terms(owner, *said, None)

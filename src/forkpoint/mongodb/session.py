@@ -1,0 +1,97 @@
+"""MongoDB: what can be done in a store, by role."""
+
+from __future__ import annotations
+
+from forkpoint.mongodb.checkpoints import MongoCheckpoints
+from forkpoint.mongodb.chunks import MongoChunks
+from forkpoint.mongodb.commands import MongoCommands
+from forkpoint.mongodb.copies import MongoCopies
+from forkpoint.mongodb.documents import Document
+from forkpoint.mongodb.gc import MongoCollections
+from forkpoint.mongodb.known_threads import KnownThreads
+from forkpoint.mongodb.leases import MongoLeases
+from forkpoint.mongodb.locks import Locks
+from forkpoint.mongodb.log import Logs
+from forkpoint.mongodb.new_threads import NewThreads
+from forkpoint.mongodb.records import MongoRecords
+from forkpoint.mongodb.removals import MongoRemovals
+from forkpoint.mongodb.search import MongoSearch
+from forkpoint.mongodb.thread_rows import ThreadRows
+from forkpoint.mongodb.threads import MongoThreads
+from forkpoint.mongodb.turns import Turns
+from forkpoint.storage import interface
+
+
+class MongoSession(interface.Session):
+    """The roles of a store, and what they share. Each call is atomic by itself.
+
+    Args:
+        commands: Those of the collection.
+
+    Attributes:
+        known: Which threads ids meant.
+        logs: The logs of threads.
+        locks: The locks of threads.
+        turns: What a turn has done.
+    """
+
+    threads: MongoThreads
+    checkpoints: MongoCheckpoints
+    chunks: MongoChunks
+
+    def __init__(self, commands: MongoCommands) -> None:
+        self._commands = commands
+        self.known = known = KnownThreads(commands.budget)
+        self.logs = logs = Logs(commands)
+        self.turns = turns = Turns()
+        self.chunks = MongoChunks(commands)
+        self.checkpoints = MongoCheckpoints(commands, logs, known, turns)
+        rows = ThreadRows(commands, self.checkpoints)
+        new_threads = NewThreads(commands)
+        self.locks = locks = Locks(commands, logs, rows)
+        self.threads = MongoThreads(commands, logs, known, locks, rows)
+        self.records = MongoRecords(commands, logs, self.threads, new_threads)
+        self.search = MongoSearch(commands, logs)
+        self.leases = MongoLeases(commands, logs)
+        self.copies = MongoCopies(commands, self.threads, locks, new_threads, turns)
+        self.removals = MongoRemovals(commands, logs, self.checkpoints, rows, locks, turns)
+        self.collections = MongoCollections(commands, logs, rows, turns)
+        self.secrets = MongoSecrets(commands)
+
+    def now(self) -> int:
+        return self._commands.now()
+
+    def is_spent(self) -> bool:
+        return self.turns.is_spent()
+
+
+class MongoSecrets(interface.Secrets):
+    """Keeps the keys of digests and MACs.
+
+    Args:
+        commands: Those of the collection.
+    """
+
+    def __init__(self, commands: MongoCommands) -> None:
+        self._commands = commands
+
+    def store_key(self) -> bytes | None:
+        return self._commands.store_key
+
+    def add_store_key(self, key: bytes) -> None:
+        pass  # it was made when the store was set up
+
+    def all(self) -> list[bytes]:
+        match = {"_id": {"$gte": "secret:", "$lt": "secret;"}, "family": "settings"}
+        secrets = self._commands.latest(match)
+        return [
+            secret["value"] for secret in sorted(secrets, key=lambda secret: str(secret["_id"]))
+        ]
+
+    def add(self, stored: bytes) -> None:
+        number = len(self.all()) + 1
+        self._commands.insert({"_id": f"secret:{number:04}", "family": "settings", "value": stored})
+
+
+def _id_of(secret: Document) -> str:
+    return str(secret["_id"])

@@ -1,0 +1,201 @@
+"""MongoDB: the document of a thread: how it is made, and the records that are read of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bson.objectid import ObjectId
+
+from forkpoint.encoding.hashing import IDENTITY_BYTES, Hashing
+from forkpoint.errors import CorruptChunk
+from forkpoint.filters import folded, thread_terms
+from forkpoint.mongodb.documents import NOW, Document, bytes_of
+from forkpoint.storage.rows import Description, FamilyMember, LeaseRow, ThreadRef, ThreadRow
+
+NO_LOG: Document = {"log": None}
+"""Of the document of a thread: that it is up to date."""
+
+HAS_LOG: Document = {"log": {"$gt": ObjectId("0" * 24)}}
+
+SEEN: Document = {"kind": "thread", "deleted_at": None, "provisional": False, "building": None}
+"""Of the document of a thread: that the catalog shows it."""
+
+IDENTITY = dict.fromkeys(("_id", "family", "epoch", "owner", "thread_id", "salt", "checksums"), 1)
+"""The fields of a record that a `ThreadRef` is made of."""
+
+KINSHIP = {"parent": 1, "deleted_at": 1, "thread_id": 1, "owner": 1, "expires": 1}
+"""The fields of records that tell how the threads of a family are related."""
+
+LISTED_PLACE = ("listed_at", "listed_status", "listed_state_at", "listed_values")
+"""What a record has once it is listed: what a search sorts by, and the terms of the state."""
+
+NOT_LEASED: Document = {"lease_holder": None, "lease_since": None, "lease_until": None}
+LEASED = {"$gt": ["$lease_until", NOW]}
+EXPIRED = {
+    "$and": [
+        {"$gt": ["$ttl", 0]},
+        {"$eq": ["$on_expiry", "delete"]},
+        {"$lte": [{"$add": ["$updated_at", "$ttl"]}, NOW]},
+        {"$not": [LEASED]},
+    ]
+}
+WITH_LEASE = {"$set": {"is_leased": LEASED, "is_expired": EXPIRED}}
+"""The stage that lets `thread_row` know the server's time."""
+
+
+def thread_ref(record: Document) -> ThreadRef:
+    """Return which thread a record is that of."""
+    return ThreadRef(
+        record["_id"],
+        record["family"],
+        record["epoch"],
+        record["owner"],
+        record["thread_id"],
+        bytes_of(record, "salt"),
+        bytes_of(record, "checksums")[:IDENTITY_BYTES],
+    )
+
+
+def named_ref(record: Document, thread_id: str | None) -> ThreadRef:
+    """Return which thread a record is that of, if it is that which an id means.
+
+    Raises:
+        CorruptChunk: It is another one: the document that says what the id means was changed.
+    """
+    thread = thread_ref(record)
+    if thread_id not in (None, thread.thread_id):
+        raise CorruptChunk(f"the record of thread {thread_id!r} is that of another thread")
+    return thread
+
+
+def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
+    """Return the record of a new thread, but for its name and its times."""
+    record = {
+        "kind": "thread",
+        "thread_id": thread_id,
+        "epoch": epoch,
+        "edge": None,
+        "parent": None,
+        "parent_checkpoint_id": None,
+        "source": None,
+        "owner": None,
+        "salt": b"",
+        "checksums": b"",
+        "label": None,
+        "folded_label": None,
+        "tags": [],
+        "metadata": "{}",
+        "fixed_keys": [],
+        "ttl": None,
+        "on_expiry": "delete",
+        "swept_at": None,
+        "status": "idle",
+        "status_for": "",
+        "state_updated_at": 0,
+        "value_terms": None,
+        "checkpoint_count": 0,
+        **NOT_LEASED,
+        "fence": 0,
+        "rollback_from": None,
+        "waiting": [],
+        "provisional": True,
+        "removals": 0,
+        "deleted_at": None,
+        "dead_until": None,
+        "lock": None,
+        **NO_LOG,
+        "unlisted": True,
+        **fields,
+    }
+    return {**record, "terms": terms_of(record)}
+
+
+def terms_of(record: Mapping[str, Any]) -> list[int]:
+    """Return what a thread is found by."""
+    return thread_terms(
+        record["owner"], record["label"], record["tags"], record["metadata"], record["source"]
+    )
+
+
+def fields_of(described: Description) -> Document:
+    """Return what a thread's record says of it that its runs do not change."""
+    lists = {"tags": list(described.tags), "fixed_keys": list(described.fixed_keys)}
+    label = None if described.label is None else folded(described.label)
+    return {**described._asdict(), **lists, "folded_label": label}
+
+
+def checksums_of(record: Mapping[str, Any], hashing: Hashing) -> bytes:
+    """Return the checksums that a record is to have."""
+    identity = (record["thread_id"], record["owner"], record["salt"])
+    return hashing.checksums(identity, said_in(record), lineage_of(record)[:-1], record["source"])
+
+
+def said_in(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what of a record the checksum of its description is of."""
+    return tuple(record[name] for name in Description._fields)
+
+
+def lineage_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a thread was made of."""
+    parent = record["parent"]
+    named = parent if parent is None else str(parent)
+    return record["edge"], named, record["parent_checkpoint_id"], record["source"]
+
+
+def thread_row(record: Document) -> ThreadRow:
+    is_leased = record["is_leased"]
+    is_shown = record["status"] != "idle" or record.get("value_terms") is not None
+    return ThreadRow(
+        thread_ref(record),
+        record["thread_id"],
+        Description(
+            record["label"],
+            _listed(record["tags"]),
+            record["metadata"],
+            record["ttl"],
+            _listed(record["fixed_keys"]),
+            record["on_expiry"],
+        ),
+        "busy" if is_leased else record["status"],
+        record["created_at"],
+        record["updated_at"],
+        record["source"],
+        record["parent_checkpoint_id"],
+        record["checkpoint_count"],
+        lease_row(record) if is_leased else None,
+        record["fence"],
+        record["is_expired"],
+        record["swept_at"] == record["updated_at"],
+        record["state_updated_at"],
+        record["status_for"] if is_shown else None,
+        checksums=bytes_of(record, "checksums"),
+        lineage=lineage_of(record),
+    )
+
+
+def lease_row(record: Document) -> LeaseRow:
+    names = ("lease_holder", "lease_since", "lease_until", "fence", "rollback_from")
+    return LeaseRow(*(record[name] for name in names))
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    """Return a list that is stored, and what no thread has if it was damaged."""
+    return tuple(value) if isinstance(value, list) else (f"damaged: {value!r:.80}",)
+
+
+def family_member(found: Document) -> FamilyMember:
+    forked = [*found["own"], *found["parents"]]
+    return FamilyMember(
+        found["_id"],
+        found["thread_id"],
+        found["edge"],
+        found["parent"],
+        found["parent_checkpoint_id"],
+        forked[0]["metadata"] if forked else None,
+        found["checkpoint_count"],
+        found["created_at"],
+        found["deleted_at"],
+        found.get("salt", b""),
+        found.get("checksums", b""),
+    )

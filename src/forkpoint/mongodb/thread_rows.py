@@ -1,0 +1,83 @@
+"""MongoDB: the rows of one thread, as they are counted and deleted."""
+
+from __future__ import annotations
+
+from forkpoint.filters import stored_value_terms
+from forkpoint.mongodb.commands import MongoCommands
+from forkpoint.mongodb.documents import Document, rows_of
+from forkpoint.storage import plan as removal
+from forkpoint.storage.interface import Checkpoints
+from forkpoint.storage.plan import Place
+from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import Counts, ThreadRef
+
+
+class ThreadRows:
+    """Counts and deletes rows, and tells what a thread's record is to say of them.
+
+    Args:
+        commands: Those of the collection.
+        checkpoints: Where writes are read.
+    """
+
+    def __init__(self, commands: MongoCommands, checkpoints: Checkpoints) -> None:
+        self._commands = commands
+        self._checkpoints = checkpoints
+
+    def counted(self, thread: ThreadRef) -> Document:
+        """Return what the record of a thread is to say of the checkpoints that there are."""
+        rows = rows_of(thread, "checkpoint")
+        shown = self._commands.count({**rows, "visible": True})
+        return {"checkpoint_count": shown, **self.status_now(thread)}
+
+    def status_now(self, thread: ThreadRef) -> Document:
+        """Return the fields for a thread's status: what its newest checkpoint waits for."""
+        head = self.head_of(thread)
+        writes = self._checkpoints.writes(thread, [head]) if head else []
+        status = removal.status_of({write.idx for write in writes})
+        preview = next((write.content for write in writes if write.idx == RECEIPT), b"")
+        return {
+            "status": status,
+            "status_for": head[1] if head else "",
+            "value_terms": stored_value_terms(thread.owner, preview),
+            "unlisted": True,
+        }
+
+    def head_of(self, thread: ThreadRef) -> Place | None:
+        """Return the newest checkpoint of a thread's own graph."""
+        rows = rows_of(thread, "checkpoint")
+        newest = self._commands.latest(
+            {**rows, "checkpoint_ns": "", "checkpoint_id": {"$gte": ""}, "visible": True},
+            {"checkpoint_id": 1},
+            sort=[("checkpoint_id", -1)],
+            limit=1,
+        )
+        return ("", newest[0]["checkpoint_id"]) if newest else None
+
+    def delete_rows(self, thread: ThreadRef, which: Document) -> Counts:
+        """Delete rows of a thread, and return how many checkpoints and writes there were."""
+        counts = self.count_rows(thread, which)
+        rows = {**rows_of(thread), **which}
+        self._commands.delete(rows)
+        return counts
+
+    def count_rows(self, thread: ThreadRef, which: Document) -> Counts:
+        """Return how many checkpoints and writes of a thread there are."""
+        rows = {**rows_of(thread), **which}
+        is_checkpoint, is_write = {"$eq": ["$kind", "checkpoint"]}, {"$gt": ["$idx", RECEIPT]}
+        total = {
+            "_id": None,
+            "checkpoints": {"$sum": {"$cond": [is_checkpoint, 1, 0]}},
+            "writes": {"$sum": {"$cond": [is_write, 1, 0]}},
+        }
+        counted = self._commands.aggregate_latest([{"$match": rows}, {"$group": total}])
+        return Counts(counted[0]["checkpoints"], counted[0]["writes"]) if counted else Counts(0, 0)
+
+    def delete_some(self, thread: ThreadRef, limit: int) -> int:
+        """Delete rows of a thread that nobody sees, and return how many: fewer than the limit if
+        these were all."""
+        documents = self._commands.latest(rows_of(thread), {"_id": 1}, limit=limit)
+        if documents:
+            ids = [row["_id"] for row in documents]
+            self._commands.delete({"_id": {"$in": ids}, "family": thread.family})
+        return len(documents)

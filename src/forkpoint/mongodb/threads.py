@@ -1,0 +1,264 @@
+"""MongoDB: which thread an id means, what it descends from, and its deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bson.objectid import ObjectId
+
+from forkpoint.errors import StorageBusy
+from forkpoint.mongodb.commands import MongoCommands, in_batches
+from forkpoint.mongodb.documents import NOW, ROWS, Document, record_of
+from forkpoint.mongodb.known_threads import KnownThreads
+from forkpoint.mongodb.locks import Locks
+from forkpoint.mongodb.log import STATE, Logs
+from forkpoint.mongodb.pipelines import named_record
+from forkpoint.mongodb.statements import Statement, update_one
+from forkpoint.mongodb.thread_documents import (
+    IDENTITY,
+    KINSHIP,
+    LISTED_PLACE,
+    family_member,
+    named_ref,
+    thread_ref,
+)
+from forkpoint.mongodb.thread_rows import ThreadRows
+from forkpoint.mongodb.tombstones import deletions_of, entomb, needed_in
+from forkpoint.storage import interface
+from forkpoint.storage.interface import Stale
+from forkpoint.storage.rows import Counts, FamilyMember, ThreadRef, ThreadRow
+
+_STATE = {**IDENTITY, **dict.fromkeys(STATE, 1)}
+
+
+class MongoThreads(interface.Threads):
+    """Finds threads, and marks them as deleted.
+
+    Args:
+        commands: Those of the collection.
+        logs: The logs of threads.
+        known: Which threads ids meant.
+        locks: The locks of threads.
+        rows: The rows of threads.
+    """
+
+    def __init__(
+        self,
+        commands: MongoCommands,
+        logs: Logs,
+        known: KnownThreads,
+        locks: Locks,
+        rows: ThreadRows,
+    ) -> None:
+        self._commands = commands
+        self._logs = logs
+        self._known = known
+        self._locks = locks
+        self._rows = rows
+
+    def find(self, thread_id: str) -> ThreadRef | None:
+        found = self._commands.aggregate(
+            [
+                *named_record(self._commands, thread_id),
+                {"$replaceWith": "$record"},
+                {"$project": _STATE},
+                self._logs.newest_entry("log", "$family"),
+            ]
+        )
+        if not found:
+            self._known.forget(thread_id)
+            return None
+        thread = named_ref(found[0], thread_id)
+        self._logs.look_at_tail(thread, found[0], found[0]["newest"])
+        self._known.remember(thread_id, thread)
+        return thread
+
+    def deletions(self, thread_id: str, owner: str | None = None) -> frozenset[ObjectId]:
+        name = self._commands.name_of(thread_id)
+        named = self._commands.find(name)
+        marks = self._commands.marks(thread_id)
+        return deletions_of(named[0], marks, owner) if named else frozenset()
+
+    def note_deletion(self, thread_id: str, owner: str | None = None) -> None:
+        marks = self._commands.marks(thread_id)
+        mark = marks.for_all if owner is None else marks.of_owner(owner)
+        name, ttl = self._commands.name_of(thread_id), self._commands.tombstone_ttl
+        self._commands.bulk([entomb(name, mark, None, ObjectId(), ttl)])
+
+    def forget_deletions(self) -> bool:
+        # Names that mean no thread are deleted by the server.
+        older = {"$lt": self._commands.clock.now() - self._commands.tombstone_ttl}
+        wanted = {"tombstones.made_at": {"$gt": 0, **older}}
+        change = {"$pull": {"tombstones": {"made_at": older}}}
+        self._commands.update_all(wanted, change)
+        return False
+
+    def find_deleted(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
+        name = self._commands.name_of(thread_id)
+        for named in self._commands.latest(name):
+            if not deletions_of(named, self._commands.marks(thread_id), owner):
+                continue
+            wanted = {"_id": named["key"], "family": named["home"], "deleted_at": {"$ne": None}}
+            for record in self._commands.latest({**wanted, "removed_at": {"$gt": 0}}, IDENTITY):
+                return thread_ref(record)
+        return None
+
+    def delete(
+        self,
+        thread: ThreadRef,
+        seen: ThreadRow | None = None,
+        *,
+        check: Callable[[], None] | None = None,
+        as_late: bool = False,
+    ) -> Counts:
+        same = {} if seen is None else {"updated_at": seen.updated_at, "fence": seen.fence}
+        newest = self._newest_id(thread, "")  # of most of them, before others have to wait
+        try:
+            with self._locks.locked(thread, {}, same=same) as guard:
+                if check is not None:
+                    check()
+                newest = max(newest, self._newest_id(thread, newest))
+                self._bury(thread, guard, seen, None if as_late else newest)
+        except Stale:
+            if seen is not None or check is not None:
+                raise
+            return Counts(0, 0)  # somebody else was faster
+        return self._rows.count_rows(thread, {})
+
+    def lineage(self, thread: ThreadRef) -> list[FamilyMember]:
+        follow = {
+            "from": self._commands.name,
+            "startWith": "$_id",
+            "connectFromField": "parent",
+            "connectToField": "_id",
+            "restrictSearchWithMatch": {"family": thread.family},
+            "as": "record",
+            "depthField": "height",
+        }
+        found = self._commands.aggregate(
+            [
+                {"$match": record_of(thread)},
+                {"$project": {"_id": 1}},
+                {"$graphLookup": follow},
+                {"$unwind": "$record"},
+                {"$replaceWith": "$record"},
+                {"$sort": {"height": 1}},
+                *self._logs.up_to_date(),
+                *self._forked_from(thread.family),
+            ]
+        )
+        return [family_member(record) for record in found]
+
+    def family(self, family: Any) -> list[FamilyMember]:
+        wanted = {"family": family, "kind": "thread", "building": None, "thread_id": {"$ne": ""}}
+        return [
+            family_member(record)
+            for record in self._commands.aggregate(
+                [{"$match": wanted}, *self._logs.up_to_date(), *self._forked_from(family)]
+            )
+        ]
+
+    def of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
+        keys: dict[ObjectId, ObjectId] = {}
+        for batch in in_batches(run_ids):
+            for group in self._commands.aggregate(
+                [
+                    {"$match": {"run_id": {"$in": batch}}},
+                    {"$group": {"_id": {"thread": "$thread", "family": "$family"}}},
+                ]
+            ):
+                keys[group["_id"]["thread"]] = group["_id"]["family"]
+        wanted = {
+            "_id": {"$in": list(keys)},
+            "family": {"$in": list(set(keys.values()))},
+            "deleted_at": None,
+        }
+        return [thread_ref(record) for record in self._commands.find(wanted, IDENTITY)]
+
+    def _forked_from(self, family: Any) -> list[Document]:
+        """Return the stages that find the metadata of the checkpoint a thread was forked from."""
+        stages: list[Document] = []
+        for name, key in (("own", "_id"), ("parents", "parent")):
+            wanted = {
+                "family": family,
+                "kind": "checkpoint",
+                "thread": {"$exists": True},  # the first thread has no parent to look for
+                "checkpoint_ns": "",
+                "$expr": {"$eq": ["$checkpoint_id", "$$forked"]},
+            }
+            stages.append(
+                {
+                    "$lookup": {
+                        "from": self._commands.name,
+                        "localField": key,
+                        "foreignField": "thread",
+                        "let": {"forked": "$parent_checkpoint_id"},
+                        "pipeline": [{"$match": wanted}, {"$project": {"metadata": 1}}],
+                        "as": name,
+                    }
+                }
+            )
+        return stages
+
+    def _newest_id(self, thread: ThreadRef, after: str) -> str:
+        """Return the highest checkpoint id of a thread's rows, or nothing if none is as high."""
+        rows: Document = {"thread": thread.key, "kind": ROWS, "checkpoint_id": {"$gt": after}}
+        newest = {"$group": {"_id": None, "newest": {"$max": "$checkpoint_id"}}}
+        # Those that are no text are damaged.
+        stages = [{"$match": {"family": thread.family, **rows}}, newest]
+        found = self._commands.aggregate_latest(stages)
+        return str(found[0]["newest"]) if found else ""
+
+    def _bury(
+        self, thread: ThreadRef, guard: Statement, seen: ThreadRow | None, newest: str | None
+    ) -> None:
+        """Mark a thread as deleted.
+
+        Args:
+            thread: The thread, which is locked.
+            guard: Ends the bulk if the lock is lost.
+            seen: What it must be as.
+            newest: The highest id of its checkpoints. None if it came late, and is no thread.
+        """
+        threads = self._commands.latest({"family": thread.family, "kind": "thread"}, KINSHIP)
+        (record,) = (one for one in threads if one["_id"] == thread.key)
+        others = [one for one in threads if one is not record]
+        said = {} if thread.key in needed_in(others) else {"thread_id": ""}
+        buried: Document = {
+            **said,
+            **dict.fromkeys(("owner", "source")),
+            "deleted_at": NOW,
+            "removed_at": NOW,
+            "dead_until": None,
+            "epoch": ObjectId(),
+            **dict.fromkeys(("lock", "label", "folded_label", "ttl", "swept_at", "lease_holder")),
+            **dict.fromkeys(("lease_since", "lease_until")),
+            "tags": [],
+            "metadata": "{}",
+            "fixed_keys": [],
+            "waiting": [],
+            "status": "idle",
+            "checkpoint_count": 0,
+            "state_updated_at": 0,
+            "value_terms": None,
+        }
+        unlisted = {"$unset": ["terms", "unlisted", "awaited", *LISTED_PLACE]}
+        statements: list[Statement] = [guard]
+        if newest is not None:
+            statements.append(self._entombed(record, newest or None))
+        statements.append(update_one(record_of(thread), [{"$set": buried}, unlisted]))
+        done = self._commands.bulk(statements)
+        dead = {**record_of(thread), "deleted_at": {"$ne": None}}
+        # Unless it was done by an attempt whose answer was lost.
+        if done.failed is not None and not (done.is_repeated and self._commands.exists(dead)):
+            if seen is not None:
+                raise Stale
+            raise StorageBusy("deleting took too long, and others have written since; try again")
+
+    def _entombed(self, record: Document, dead_until: str | None) -> Statement:
+        """Return the statement that notes the deletion of a thread with the name."""
+        marks = self._commands.marks(record["thread_id"])
+        name = self._commands.name_of(record["thread_id"])
+        mark, ttl = marks.of_owner(record["owner"]), self._commands.tombstone_ttl
+        return entomb(name, mark, dead_until, ObjectId(), ttl)
