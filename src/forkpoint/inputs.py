@@ -11,8 +11,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from langgraph.checkpoint.base import get_checkpoint_metadata
-
+from forkpoint import langgraph_rules
 from forkpoint.errors import InvalidInput
 from forkpoint.filters import leaves
 from forkpoint.json_text import DEPTH as DEPTH
@@ -208,13 +207,13 @@ def origin(config: object, named: Address) -> Origin:
 
 def _run(part: Mapping[str, Any]) -> object:
     """Return the object that LangGraph has one of for a run with all its subgraphs."""
-    return getattr(part.get("__pregel_runtime"), "control", None)
+    return langgraph_rules.run_of(part)
 
 
 def beginning_run(config: object, named: Address) -> object:
     """Return the run that begins with a look for its thread, or None if it is another look."""
     part = configurable(config)
-    if named.checkpoint_ns or "__pregel_task_id" in part:
+    if named.checkpoint_ns or langgraph_rules.is_of_task(part):
         return None  # a task, or a subgraph, of a run that has begun before
     return _run(part)
 
@@ -284,11 +283,10 @@ def counted_version(value: object) -> int:
     Raises:
         InvalidInput: It is none.
     """
-    number, _, _ = text(value, "the version of a channel").partition(".")
-    try:
-        return int(number)
-    except ValueError:
-        raise InvalidInput(f"no version of a channel begins like this: {shown(value)}") from None
+    number = langgraph_rules.version_number(text(value, "the version of a channel"))
+    if number is None:
+        raise InvalidInput(f"no version of a channel begins like this: {shown(value)}")
+    return number
 
 
 def _by_name(value: object, what: str) -> dict[str, Any]:
@@ -317,7 +315,7 @@ def checkpoint_metadata(config: Mapping[str, Any], value: object) -> Mapping[str
     As LangGraph has it, the scalar keys of the config's `metadata` and `configurable` are in it.
     """
     given = mapping({} if value is None else value, "metadata")
-    return reading("metadata", get_checkpoint_metadata, config, given)
+    return reading("metadata", langgraph_rules.get_checkpoint_metadata, config, given)
 
 
 def thread_metadata(config: Mapping[str, Any]) -> str:

@@ -12,24 +12,15 @@ from typing import Any
 
 from langgraph.checkpoint.base import CheckpointTuple
 
+from forkpoint.langgraph_rules import (
+    BRANCH_CHANNELS,
+    INPUT_CHANNEL,
+    JOIN_CHANNELS,
+    NOT_NODES,
+    SENT_TASKS,
+    is_internal,
+)
 from forkpoint.results import NOT_READ
-
-SENT = "__pregel_tasks"
-"""The channel of tasks that were made by `Send`."""
-
-_INPUT = "__start__"
-_BRANCH, _JOIN = "branch:to:", "join:"
-_NOT_NODES = ("__input__", "__interrupt__")
-
-
-def is_internal(channel: str) -> bool:
-    """Return whether a channel tells LangGraph what to run next, and is no part of the state."""
-    return channel.startswith(("branch:", "join:", _INPUT, "__pregel_"))
-
-
-def says_next(channel: str) -> bool:
-    """Return whether the value of a channel says which nodes run next."""
-    return channel.startswith((_BRANCH, _JOIN)) or channel == SENT
 
 
 def next_nodes(found: CheckpointTuple) -> tuple[str, ...]:
@@ -45,7 +36,7 @@ def next_nodes(found: CheckpointTuple) -> tuple[str, ...]:
     seen = {
         node: channels
         for node, channels in checkpoint.get("versions_seen", {}).items()
-        if node not in _NOT_NODES
+        if node not in NOT_NODES
     }
     nodes = {
         node
@@ -53,7 +44,7 @@ def next_nodes(found: CheckpointTuple) -> tuple[str, ...]:
         if _is_ready(channel, values[channel])
         and _is_newer(versions.get(channel), seen.get(node, {}).get(channel))
     }
-    return tuple(sorted(nodes.union(_sent_to(values.get(SENT)))))
+    return tuple(sorted(nodes.union(_sent_to(values.get(SENT_TASKS)))))
 
 
 def changed_channels(found: CheckpointTuple) -> tuple[str, ...]:
@@ -72,23 +63,23 @@ def _triggers(
     for node, channels in seen.items():
         yield from ((node, channel) for channel in channels if channel in values)
     for channel in values:
-        if channel.startswith(_BRANCH):
-            yield channel.removeprefix(_BRANCH), channel
-        elif channel.startswith(_JOIN):
+        if channel.startswith(BRANCH_CHANNELS):
+            yield channel.removeprefix(BRANCH_CHANNELS), channel
+        elif channel.startswith(JOIN_CHANNELS):
             yield channel.rpartition(":")[2], channel
-    if _INPUT in values and not any(_INPUT in channels for channels in seen.values()):
-        yield _INPUT, _INPUT
+    if INPUT_CHANNEL in values and not any(INPUT_CHANNEL in channels for channels in seen.values()):
+        yield INPUT_CHANNEL, INPUT_CHANNEL
 
 
 def _is_ready(channel: str, value: Any) -> bool:
     """Return whether all has happened that a trigger with a value waits for."""
-    if not channel.startswith((_BRANCH, _JOIN)):
+    if not channel.startswith((BRANCH_CHANNELS, JOIN_CHANNELS)):
         return True
     if isinstance(value, tuple) and len(value) == 2:  # of a deferred node
         return value[1] is True
-    if channel.startswith(_BRANCH):
+    if channel.startswith(BRANCH_CHANNELS):
         return True
-    awaited = channel.removeprefix(_JOIN).rpartition(":")[0]
+    awaited = channel.removeprefix(JOIN_CHANNELS).rpartition(":")[0]
     # Each name is there once at most, and any of them may have a plus sign in it.
     return isinstance(value, set) and len("+".join(map(str, value))) == len(awaited)
 
@@ -101,6 +92,6 @@ def _is_newer(version: Any, seen: Any) -> bool:
 
 def _sent_to(tasks: Any) -> Iterable[str]:
     if tasks is NOT_READ:
-        return [SENT]
+        return [SENT_TASKS]
     names = (getattr(task, "node", None) for task in tasks or ())
-    return [name if isinstance(name, str) else SENT for name in names]
+    return [name if isinstance(name, str) else SENT_TASKS for name in names]

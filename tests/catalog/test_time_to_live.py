@@ -14,7 +14,8 @@ from langgraph.checkpoint.base.id import uuid6
 from stores import Store
 
 from forkpoint import InvalidInput, RetentionPolicy, ThreadCatalog, ThreadExists, ThreadFilter
-from forkpoint.storage.plan import Kept, made_at
+from forkpoint.langgraph_rules import made_at
+from forkpoint.storage.plan import Kept
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)

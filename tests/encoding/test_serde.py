@@ -33,7 +33,7 @@ from stores import Store
 
 from forkpoint import NotStorable, SafeSerializer, StoredObject, UnreadableValue
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.storage.row_checksums import checkpoint_with_checksum
+from forkpoint.storage.row_checksums import with_checksum
 from forkpoint.storage.rows import CheckpointRow
 
 NOW = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=zoneinfo.ZoneInfo("UTC"))
@@ -206,7 +206,7 @@ def test_a_forged_row_does_nothing(
     packed = ormsgpack.packb([*codec._serde.dumps_typed({"id": "x"}), {"c": [0, kind, content]}])
     checkpoint_id = stored["configurable"]["checkpoint_id"]
     forged = CheckpointRow("", checkpoint_id, None, None, "{}", b"", codec.encrypt(packed))
-    checksum = checkpoint_with_checksum(codec, forged, packed).checksum
+    checksum = with_checksum(codec, forged, packed).checksum
     (row,) = store.rows("checkpoints")
     fields = {"content": forged.content, "checksum": checksum, "refs": b""}
     store.change("checkpoints", row.key, **fields, binding=store.binding(row, checksum))

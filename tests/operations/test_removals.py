@@ -19,8 +19,8 @@ from langgraph.types import Command, StateSnapshot
 from stores import Store
 
 from forkpoint import ThreadNotFound
+from forkpoint.langgraph_rules import NULL_TASK_ID
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.storage.plan import NULL_TASK_ID
 
 Place = tuple[str, str]
 """A namespace, and the id of a checkpoint in it."""

@@ -29,6 +29,7 @@ from test_removals import ALL_SHAPES, TELLING_SHAPES, Lab, newest, returned_to
 
 from forkpoint import RetentionPolicy, SqliteSaver, ThreadCatalog, ThreadExists, ThreadNotFound
 from forkpoint.catalog.leases import Lease, renew
+from forkpoint.langgraph_rules import COUNTERS
 from forkpoint.mongodb import gc as mongodb_gc
 from forkpoint.mongodb.turns import Turns
 from forkpoint.operations import rollback_plan as rolling_back
@@ -37,7 +38,6 @@ from forkpoint.runtime import runner
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite import removals as sqlite_removing
 from forkpoint.sqlite.statements import Statements
-from forkpoint.storage.plan import COUNTERS
 
 ROWS = 20
 

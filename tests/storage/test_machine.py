@@ -35,8 +35,8 @@ from langgraph.types import Command, interrupt
 from stores import Store
 
 from forkpoint import ThreadNotFound
+from forkpoint.langgraph_rules import COUNTERS, NULL_TASK_ID
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.storage.plan import COUNTERS, NULL_TASK_ID
 
 # The graphs
 

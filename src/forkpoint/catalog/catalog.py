@@ -40,7 +40,7 @@ from forkpoint.encoding.codec import cipher_of
 from forkpoint.errors import InvalidInput
 from forkpoint.operations import remove as removing
 from forkpoint.results import OnExpiry, PurgeReport
-from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.saver import ForkpointSaver, parts_of
 
 _LARGEST_PAGE = 1000
 _LARGEST_OFFSET = 10_000
@@ -77,8 +77,7 @@ class ThreadCatalog:
                 f"saver must be a SqliteSaver or a MongoDBSaver, not {type(saver).__name__}"
             )
         self._saver = saver if owner is None else saver.for_owner(owner)
-        self._runner = self._saver._runner
-        self._context = self._saver._context
+        self._context, self._runner = parts_of(self._saver)
 
     @property
     def saver(self) -> ForkpointSaver:

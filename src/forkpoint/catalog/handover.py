@@ -10,7 +10,7 @@ from __future__ import annotations
 from forkpoint.catalog.records import Changes, change
 from forkpoint.catalog.threads import Thread
 from forkpoint.encoding.hashing import Hashing
-from forkpoint.operations.operations import Context
+from forkpoint.operations.context import Context
 from forkpoint.storage.interface import Session
 from forkpoint.storage.record_checksums import check_kinship, check_record, described_anew
 from forkpoint.storage.rows import Description, ThreadRow

@@ -10,9 +10,10 @@ from forkpoint.catalog.threads import PendingInterrupt, Thread
 from forkpoint.clocks import time_of
 from forkpoint.encoding.codec import Chunk, Codec, split_refs
 from forkpoint.errors import CorruptChunk, EncryptionMismatch, UnreadableValue
-from forkpoint.operations.operations import Context, load_write, order_of
+from forkpoint.langgraph_rules import ERROR_IDX, INTERRUPT_IDX
+from forkpoint.operations.context import Context
+from forkpoint.operations.read import load_write, order_of
 from forkpoint.storage.interface import Session
-from forkpoint.storage.plan import ERROR_IDX, INTERRUPT_IDX
 from forkpoint.storage.receipts import WRITES
 from forkpoint.storage.record_checksums import check_record
 from forkpoint.storage.row_checksums import preview_in

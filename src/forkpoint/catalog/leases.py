@@ -37,7 +37,7 @@ from forkpoint.errors import (
     stale_lease,
 )
 from forkpoint.operations import remove as removing
-from forkpoint.operations.operations import Context
+from forkpoint.operations.context import Context
 from forkpoint.runtime.runner import Runner, completed
 from forkpoint.runtime.workers import start_thread
 from forkpoint.storage.interface import Stale

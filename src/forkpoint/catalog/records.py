@@ -1,20 +1,18 @@
 """The records of threads: what each operation of the catalog does.
 
 Each function that takes a `Context` first is one operation in one piece; see
-`forkpoint.operations.operations`. None of them decodes a checkpoint but `rollover`.
+`forkpoint.operations`. None of them decodes a checkpoint but `rollover`.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import empty_checkpoint
-from langgraph.checkpoint.base.id import uuid6
 
+from forkpoint import langgraph_rules
 from forkpoint.catalog.heads import thread_of
 from forkpoint.catalog.threads import Thread, ThreadStats
 from forkpoint.clocks import time_of
@@ -27,21 +25,24 @@ from forkpoint.errors import (
     ThreadNotFound,
 )
 from forkpoint.inputs import DESCRIPTION_BYTES, as_json
+from forkpoint.langgraph_rules import is_internal
+from forkpoint.operations.context import Context
 from forkpoint.operations.copy import copy
 from forkpoint.operations.fork import NextVersion
 from forkpoint.operations.gc import reachable, read_all
-from forkpoint.operations.operations import Context, at_place, place_of
+from forkpoint.operations.places import at_place, place_of
 from forkpoint.operations.turns import Turns, Work, in_turns
-from forkpoint.outline import is_internal
 from forkpoint.previews import part_of, preview_after
 from forkpoint.runtime.steps import Steps
-from forkpoint.storage.interface import Session, Stale
+from forkpoint.storage.interface import Session
 from forkpoint.storage.record_checksums import check_record, described_anew
+from forkpoint.storage.retry import attempts, busy, retry, retry_steps
 from forkpoint.storage.row_checksums import (
     checkpoint_receipt,
-    checkpoint_with_checksum,
     open_checkpoint,
     preview_in,
+    stored_chunks,
+    stored_row,
 )
 from forkpoint.storage.rows import (
     CheckpointRow,
@@ -55,7 +56,7 @@ from forkpoint.storage.rows import (
 )
 from forkpoint.storage.shared import thread_exists
 
-_ATTEMPTS = 20  # to change a record that others change at the same moment
+_PAGE_ROWS = 500
 _CHUNKS_MEASURED = 5000  # before others have their turn
 
 
@@ -106,8 +107,7 @@ def create(context: Context, thread_id: str, said: Changes, *, may_exist: bool) 
     """Make a thread, or return the one that there is."""
     hashing = context.prepare().hashing
     described = said.applied(Description(**context.expiry._asdict()))
-    for attempt in range(_ATTEMPTS):
-        _pause(attempt)
+    for _ in attempts():
         with context.storage.writing() as session:
             row = session.records.get(thread_id)
             if row is not None and not may_exist:
@@ -162,19 +162,13 @@ def change(
             else changed the record in between.
     """
     hashing = context.codec.hashing
-    for attempt in range(_ATTEMPTS):
-        _pause(attempt)
+    for _ in attempts():
         with context.storage.writing() as session:
             seen = existing_record(session, thread_id)
             check_record(hashing, seen)
             if store(session, seen, changes.applied(seen.described)):
                 return thread_of(context, session, existing_record(session, thread_id))
-    raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was updated")
-
-
-def _pause(attempt: int) -> None:
-    """Wait for others who do the same to the same thread: not at all at first."""
-    time.sleep(random.uniform(0, 0.002) * attempt)
+    raise busy(f"thread {thread_id!r} changed")
 
 
 def clone(
@@ -197,13 +191,11 @@ def clone(
         made = existing_record(turns.session, target_id)
         return thread_of(context, turns.session, made)
 
-    for attempt in range(_ATTEMPTS):
-        _pause(attempt)
-        try:
-            return (yield from in_turns(context.storage, work))
-        except Stale:
-            continue
-    raise StorageBusy(f"thread {source_id!r} changed {_ATTEMPTS} times while it was cloned")
+    return (
+        yield from retry_steps(
+            lambda: in_turns(context.storage, work), f"thread {source_id!r} changed"
+        )
+    )
 
 
 def _empty(
@@ -321,17 +313,15 @@ class NewRollover(NamedTuple):
 def rollover(context: Context, new: NewRollover) -> Thread:
     """Make a thread that begins with a part of another's state."""
     context.prepare()
-    for attempt in range(_ATTEMPTS):
-        _pause(attempt)
-        try:
-            with context.storage.writing() as session:
-                source = existing_record(session, new.source_id)
-                session.copies.fork(_successor(context, session, source, new))
-                context.memory.threads.pop(new.target_id)
-                return thread_of(context, session, existing_record(session, new.target_id))
-        except Stale:
-            continue
-    raise StorageBusy(f"thread {new.source_id!r} changed {_ATTEMPTS} times while it was read")
+
+    def attempt() -> Thread:
+        with context.storage.writing() as session:
+            source = existing_record(session, new.source_id)
+            session.copies.fork(_successor(context, session, source, new))
+            context.memory.threads.pop(new.target_id)
+            return thread_of(context, session, existing_record(session, new.target_id))
+
+    return retry(attempt, f"thread {new.source_id!r} changed")
 
 
 def _successor(
@@ -379,24 +369,15 @@ def _carried(
     inherited = {name: manifest[name] for name in new.channels if name not in new.values}
     made: dict[str, Any] = {
         **empty_checkpoint(),
-        "id": str(uuid6()),
+        "id": langgraph_rules.new_checkpoint_id(),
         "channel_values": {**dict.fromkeys(inherited), **new.values},
     }
     made["channel_versions"] = dict.fromkeys(made["channel_values"], new.next_version(None, None))
     made["updated_channels"] = None
     encoded, _ = codec.encode_checkpoint(made, inherited)
     metadata = as_json({"source": "update", "step": -1, "parents": {}}, "metadata")
-    row = CheckpointRow(
-        "",
-        made["id"],
-        None,
-        None,
-        metadata,
-        encoded.refs,
-        codec.encrypt(encoded.content),
-    )
-    row = checkpoint_with_checksum(codec, row, encoded.content)
-    return row, {digest: codec.encrypt_chunk(chunk) for digest, chunk in encoded.chunks.items()}
+    row = CheckpointRow("", made["id"], None, None, metadata, b"", b"")
+    return stored_row(codec, row, encoded), stored_chunks(codec, encoded.chunks)
 
 
 def _check_channels(new: NewRollover, versions: set[str], manifest: Manifest) -> None:

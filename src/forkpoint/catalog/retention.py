@@ -26,10 +26,10 @@ from forkpoint.catalog.heads import thread_of
 from forkpoint.catalog.leases import Lease
 from forkpoint.catalog.search import ThreadSearch, all_rows
 from forkpoint.errors import ThreadBusy, ThreadNotFound
-from forkpoint.operations import operations
+from forkpoint.operations import listing
 from forkpoint.operations import remove as removing
+from forkpoint.operations.context import Context
 from forkpoint.operations.gc import collect, uncollected
-from forkpoint.operations.operations import Context
 from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.runtime.runner import Runner
 from forkpoint.runtime.steps import Steps
@@ -387,12 +387,12 @@ def _archive(
 
 
 def _history(context: Context, thread_id: str) -> Iterator[CheckpointTuple]:
-    everything = CheckpointQuery(thread_id, None, None, None, None, None, operations.PAGE_ROWS)
+    everything = CheckpointQuery(thread_id, None, None, None, None, None, listing.PAGE_ROWS)
     # With those that are hidden: the state of others is rebuilt from them.
     following: CheckpointQuery | None = everything._replace(must_exist=True, with_hidden=True)
     while following is not None:
-        page, following = operations.page(context, following)
-        yield from map(operations.checkpoint_of, page)
+        items, following = listing.page(context, following)
+        yield from map(listing.checkpoint_of, items)
 
 
 class Sweeper:

@@ -12,7 +12,7 @@ from forkpoint.catalog.pages import PAGE_ROWS, ThreadPages, with_current_index
 from forkpoint.catalog.threads import Page, Thread
 from forkpoint.errors import CorruptChunk
 from forkpoint.filters import contains
-from forkpoint.operations.operations import Context
+from forkpoint.operations.context import Context
 from forkpoint.storage.record_checksums import check_record
 from forkpoint.storage.rows import ThreadRow
 

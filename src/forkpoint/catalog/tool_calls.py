@@ -15,18 +15,24 @@ from uuid import UUID, uuid5
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
-from langgraph.checkpoint.base.id import uuid6
-from langgraph.checkpoint.serde.types import INTERRUPT
 
-from forkpoint import inputs
+from forkpoint import inputs, langgraph_rules
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
-from forkpoint.operations import deltas, operations
-from forkpoint.operations.operations import Context, NewCheckpoint, NewWrites, config_of
+from forkpoint.operations import delta_channels
+from forkpoint.operations.context import Context
+from forkpoint.operations.places import config_of
+from forkpoint.operations.put import (
+    NewCheckpoint,
+    NewWrites,
+    capture_checkpoint,
+    capture_writes,
+    put_checkpoint,
+    put_writes,
+)
+from forkpoint.operations.read import get_tuple
 from forkpoint.runtime.steps import Steps
-from forkpoint.storage import plan as removal
 
 NextVersion = Callable[[Any, None], Any]
-_NEXT = ("branch:", "__pregel_tasks")  # what the channels begin with that say what is to run next
 _CONTENT = "This call was cancelled: its run ended before there was an answer."
 _LAST_PATH = "~~"  # comes after the paths of all tasks, in the order of which writes apply
 _TASK = UUID("7a3b7d0c-2f0e-4b2e-9d0c-6d2f7a6f1c55")  # of writes that are made here
@@ -39,8 +45,10 @@ def answer_tool_calls(
 
     A thread that waits for a person's answer is left alone: its calls go on with that.
     """
-    found = operations.get_tuple(context, inputs.address(config), config)
-    if found is None or any(channel == INTERRUPT for _, channel, _ in found.pending_writes or ()):
+    found = get_tuple(context, inputs.address(config), config)
+    if found is None or any(
+        channel == langgraph_rules.INTERRUPT for _, channel, _ in found.pending_writes or ()
+    ):
         return []
     stored = _stored_answers(found)
     rebuilt = _rebuilt_answers(context, found)
@@ -81,8 +89,10 @@ def _rebuilt_answers(context: Context, found: CheckpointTuple) -> dict[str, list
     """Return the answers that are missing in each `DeltaChannel`, with what its tasks wrote."""
     checkpoint = found.checkpoint
     versions, values = checkpoint["channel_versions"], checkpoint["channel_values"]
-    channels = sorted(removal.rebuilt_channels(found.metadata, versions, values))
-    histories = deltas.delta_channel_history(context, inputs.address(found.config), channels)
+    channels = sorted(langgraph_rules.rebuilt_channels(found.metadata, versions, values))
+    histories = delta_channels.delta_channel_history(
+        context, inputs.address(found.config), channels
+    )
     answers = {}
     for channel, history in histories.items():
         written = [*history["writes"], *(found.pending_writes or ())]
@@ -177,7 +187,7 @@ def _put_writes(
         task_id,
         _LAST_PATH,
     )
-    yield from operations.put_writes(context, operations.take_writes(context, new))
+    yield from put_writes(context, capture_writes(context, new))
 
 
 def _put(
@@ -191,10 +201,9 @@ def _put(
     """Store a checkpoint on top, with the answers, from which nothing is to run."""
     checkpoint = found.checkpoint
     versions = dict(checkpoint["channel_versions"])
-    metadata: dict[str, Any] = {**found.metadata, "source": "update"}
-    metadata["step"] = metadata.get("step", -1) + 1
+    metadata = langgraph_rules.update_metadata(found.metadata)
     metadata.pop("run_id", None)
-    counters = dict(metadata.pop(removal.COUNTERS, None) or {})
+    counters = dict(metadata.pop(langgraph_rules.COUNTERS, None) or {})
     values = dict(checkpoint["channel_values"])
     for channel, answers in stored.items():
         value = values[channel]
@@ -203,8 +212,8 @@ def _put(
             values[channel] = DeltaSnapshot(values[channel])
             counters.pop(channel, None)
     if counters:
-        metadata[removal.COUNTERS] = counters
-    ended = [channel for channel in values if channel.startswith(_NEXT)]
+        metadata[langgraph_rules.COUNTERS] = counters
+    ended = [channel for channel in values if langgraph_rules.starts_tasks(channel)]
     for channel in ended:
         del values[channel]
     changed = {
@@ -213,7 +222,7 @@ def _put(
     }
     made = {
         **checkpoint,
-        "id": str(uuid6()),
+        "id": langgraph_rules.new_checkpoint_id(),
         "ts": datetime.now(timezone.utc).isoformat(),
         "channel_values": values,
         "channel_versions": {**versions, **changed},
@@ -223,4 +232,4 @@ def _put(
     written = inputs.as_json(metadata, "metadata")
     origin = inputs.origin(config, address)
     new = NewCheckpoint(config, address, origin, made, written, None, changed)
-    yield from operations.put(context, operations.take(context, new))
+    yield from put_checkpoint(context, capture_checkpoint(context, new))

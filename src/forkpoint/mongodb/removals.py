@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from bson.objectid import ObjectId
 
 from forkpoint.errors import StorageBusy
+from forkpoint.langgraph_rules import NULL_TASK_ID
 from forkpoint.mongodb.checkpoints import within
 from forkpoint.mongodb.commands import MongoCommands, in_batches
 from forkpoint.mongodb.documents import NOW, ROWS, Document, record_of, rows_of
@@ -18,7 +19,7 @@ from forkpoint.mongodb.turns import Turns
 from forkpoint.storage import interface
 from forkpoint.storage import plan as removal
 from forkpoint.storage.interface import Checkpoints, Choose, Stale
-from forkpoint.storage.plan import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
+from forkpoint.storage.plan import DROPPED, KEPT, Place, Plan
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import (
     HIDDEN,

@@ -18,6 +18,7 @@ from forkpoint.mongodb.storage import MongoStorage
 from forkpoint.results import OnExpiry
 from forkpoint.runtime.runner import WorkerRunner
 from forkpoint.runtime.workers import workers_of
+from forkpoint.saver.arguments import expiry
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.storage.tombstones import TOMBSTONE_TTL
 from forkpoint.untrusted import shown
@@ -97,7 +98,12 @@ class MongoDBSaver(ForkpointSaver):
         storage = MongoStorage(connect, *names, owned=owned, budget=budget, tombstone_ttl=late)
         runner = WorkerRunner(workers_of(client, _limit(known)), storage)
         super().__init__(
-            storage, runner, serializer_of(serde, types), ttl, budget, on_expiry, preview
+            storage,
+            runner,
+            serializer_of(serde, types),
+            expiry=expiry(ttl, on_expiry),
+            budget=budget,
+            preview=preview,
         )
 
     @classmethod

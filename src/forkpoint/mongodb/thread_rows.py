@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from forkpoint.filters import stored_value_terms
+from forkpoint.langgraph_rules import status_of
 from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import Document, rows_of
-from forkpoint.storage import plan as removal
 from forkpoint.storage.interface import Checkpoints
 from forkpoint.storage.plan import Place
 from forkpoint.storage.receipts import RECEIPT
@@ -34,7 +34,7 @@ class ThreadRows:
         """Return the fields for a thread's status: what its newest checkpoint waits for."""
         head = self.head_of(thread)
         writes = self._checkpoints.writes(thread, [head]) if head else []
-        status = removal.status_of({write.idx for write in writes})
+        status = status_of({write.idx for write in writes})
         preview = next((write.content for write in writes if write.idx == RECEIPT), b"")
         return {
             "status": status,

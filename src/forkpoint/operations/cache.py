@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget, size_of_text
 from forkpoint.encoding.codec import Chunks, Manifest
+from forkpoint.storage.plan import Place
 from forkpoint.storage.rows import RunStart, ThreadRef
 
 _RUNS_BYTES = 4 * 1024 * 1024  # of their own: what they say, nothing else may say later
@@ -72,8 +73,12 @@ class Runs:
         # With the object, so that its id stays its own.
         self._beginnings.put((thread_id, id(run)), (run, beginning))
 
-    def forget(self, thread_id: str, run: object) -> None:
-        self._beginnings.pop((thread_id, id(run)))
+    def note(self, thread_id: str, run: object, start: RunStart | None) -> None:
+        """Remember what a thread id meant when a run began, or nothing if that is not known."""
+        if start is None:
+            self._beginnings.pop((thread_id, id(run)))
+        else:
+            self.begin(thread_id, run, start)
 
     def beginning(self, thread_id: str, run: object) -> RunStart | None:
         """Return what a run found; None if that is not known."""
@@ -130,15 +135,8 @@ class Memory:
         known = self._manifests.get((thread.key, *place))
         return known if known is not None and known.epoch == thread.epoch else None
 
-    def add_manifest(
-        self,
-        thread: ThreadRef,
-        place: tuple[str, str],
-        manifest: Manifest,
-        versions: Mapping[str, Any],
-        packed_bytes: int,
-    ) -> None:
-        known = KnownManifest(thread.epoch, manifest, versions, packed_bytes)
+    def add_manifest(self, thread: ThreadRef, place: Place, known: KnownManifest) -> None:
+        """Remember the manifest of a checkpoint."""
         self._manifests.put((thread.key, *place), known)
 
     def unknown(self, thread: ThreadRef | None, chunks: Chunks) -> Chunks:

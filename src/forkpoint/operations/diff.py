@@ -26,18 +26,13 @@ from forkpoint.encoding.codec import (
 from forkpoint.encoding.entries import Volume
 from forkpoint.errors import CheckpointNotFound
 from forkpoint.inputs import Address
-from forkpoint.operations.operations import (
-    Context,
-    at_place,
-    consistently,
-    existing_thread,
-    place_of,
-)
-from forkpoint.outline import is_internal
+from forkpoint.langgraph_rules import is_internal, rebuilt_channels
+from forkpoint.operations.context import Context
+from forkpoint.operations.places import at_place, existing_thread, place_of
+from forkpoint.operations.read import consistently
 from forkpoint.pictures.shown import StateDiff
 from forkpoint.results import ChannelDiff
 from forkpoint.storage.interface import Session
-from forkpoint.storage.plan import rebuilt_channels
 from forkpoint.storage.row_checksums import metadata_of, open_checkpoint
 from forkpoint.storage.rows import StoredCheckpoint
 

@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from forkpoint import langgraph_rules
 from forkpoint.encoding.codec import Chunk, Chunks, Entry, gather
 from forkpoint.errors import CorruptChunk
 from forkpoint.inputs import Address
-from forkpoint.operations.deltas import delta_channel_history
-from forkpoint.operations.operations import (
-    Context,
-    at_place,
-    config_of,
-    consistently,
-    existing_thread,
-    get_tuple,
-    place_of,
-)
+from forkpoint.operations.context import Context
+from forkpoint.operations.delta_channels import delta_channel_history
+from forkpoint.operations.places import at_place, config_of, existing_thread, place_of
+from forkpoint.operations.read import consistently, get_tuple
 from forkpoint.results import MessageOrigin
-from forkpoint.storage import plan as removal
 from forkpoint.storage.interface import Session
 from forkpoint.storage.row_checksums import metadata_of, open_checkpoint
 from forkpoint.storage.rows import CheckpointRow, ThreadRef
@@ -61,7 +55,7 @@ def _origin(
 ) -> MessageOrigin:
     before = first - 1
     # A checkpoint that holds the input of the next step holds the message already.
-    if before >= 0 and metadata_of(rows[before]).get("source") == "input":
+    if before >= 0 and langgraph_rules.is_input(metadata_of(rows[before])):
         before -= 1
     found = []
     for row in (rows[first], *rows[max(before, 0) : before + 1]):
@@ -114,7 +108,7 @@ class _Search:
             value = codec.decode_entry(entry, self._read(entry))
             return is_left(self._message_id, [value])
         metadata, versions = metadata_of(row), body.get("channel_versions", {})
-        if self._channel not in removal.rebuilt_channels(metadata, versions, manifest):
+        if self._channel not in langgraph_rules.rebuilt_channels(metadata, versions, manifest):
             return False
         address = Address(self._thread_id, "", row.checkpoint_id)
         history = delta_channel_history(self._context, address, [self._channel])[self._channel]
@@ -135,9 +129,6 @@ class _Search:
             return gather([entry.refs], chunks)
 
 
-_REMOVE_ALL = "__remove_all__"  # LangGraph's REMOVE_ALL_MESSAGES
-
-
 def is_left(message_id: str, values: Iterable[Any]) -> bool:
     """Return whether a message is left after values of a channel and writes to it, in order."""
     is_there = False
@@ -149,7 +140,10 @@ def is_left(message_id: str, values: Iterable[Any]) -> bool:
         for message in messages if isinstance(messages, (list, tuple)) else [messages]:
             fields = message if isinstance(message, Mapping) else getattr(message, "__dict__", {})
             if fields.get("type") == "remove":
-                is_there = is_there and fields.get("id") not in (message_id, _REMOVE_ALL)
+                is_there = is_there and fields.get("id") not in (
+                    message_id,
+                    langgraph_rules.REMOVE_ALL_MESSAGES,
+                )
             elif fields.get("id") == message_id:
                 is_there = True
     return is_there
@@ -158,6 +152,6 @@ def is_left(message_id: str, values: Iterable[Any]) -> bool:
 def _replacement(value: Any) -> Any:
     """Return what a snapshot or an `Overwrite` has, which replaces all before; None for others."""
     if isinstance(value, Mapping):
-        return value.get("__overwrite__")
+        return value.get(langgraph_rules.OVERWRITE)
     is_message = hasattr(value, "id")
     return None if is_message else getattr(value, "value", None)

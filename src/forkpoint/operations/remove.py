@@ -12,14 +12,9 @@ from functools import partial
 from langchain_core.runnables import RunnableConfig
 
 from forkpoint.errors import CorruptChunk, StaleLease, stale_lease
+from forkpoint.operations.context import Context
 from forkpoint.operations.gc import Collected, collect, uncollected
-from forkpoint.operations.operations import (
-    Context,
-    existing_thread,
-    place_of,
-    replays_before,
-    thread_config,
-)
+from forkpoint.operations.places import existing_thread, place_of, replay_bound, thread_config
 from forkpoint.operations.remove_in_turns import Choose, Removal, outlines, remove
 from forkpoint.operations.rollback_plan import Rollback
 from forkpoint.operations.turns import Rest, Turns, Work, in_turns
@@ -176,7 +171,7 @@ def is_longer(context: Context, thread_id: str, kept: removal.Kept) -> Steps[boo
 
 
 def _beyond(rows: Sequence[CheckpointRow], kept: removal.Kept) -> set[removal.Place]:
-    sources = {place_of(row): replays_before(row) for row in rows if row.checkpoint_ns == ""}
+    sources = {place_of(row): replay_bound(row) for row in rows if row.checkpoint_ns == ""}
     return removal.beyond({place_of(row) for row in rows}, kept, sources)
 
 

@@ -12,7 +12,9 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from forkpoint.operations.operations import Context, place_of
+from forkpoint import langgraph_rules
+from forkpoint.operations.context import Context
+from forkpoint.operations.places import place_of
 from forkpoint.operations.turns import Turns, Work
 from forkpoint.storage import plan as removal
 from forkpoint.storage.interface import Session, Stale
@@ -118,7 +120,7 @@ def _headers(
     context: Context, thread: ThreadRef, rows: Sequence[CheckpointRow]
 ) -> dict[removal.Place, removal.Header]:
     # Manifests matter only in threads that have channels to rebuild.
-    rebuilds = any(removal.COUNTERS in row.metadata for row in rows)
+    rebuilds = any(langgraph_rules.COUNTERS in row.metadata for row in rows)
     return {place_of(row): _header(context, thread, row, rebuilds=rebuilds) for row in rows}
 
 
@@ -132,7 +134,7 @@ def _header(
         body, manifest = open_checkpoint(context.codec_of(thread), row)
         versions = body.get("channel_versions", {})
         stored = frozenset(manifest)
-        rebuilt = removal.rebuilt_channels(metadata_of(row), versions, stored)
+        rebuilt = langgraph_rules.rebuilt_channels(metadata_of(row), versions, stored)
     return removal.Header((row.checkpoint_ns, parent) if parent else None, stored, rebuilt)
 
 
@@ -247,7 +249,7 @@ class _Removing:
 
 
 def _rebuilds(row: CheckpointRow) -> bool:
-    return removal.COUNTERS in row.metadata
+    return langgraph_rules.COUNTERS in row.metadata
 
 
 def outlines(turns: Turns, thread: ThreadRef) -> Work[tuple[list[CheckpointRow], bool]]:
@@ -287,11 +289,8 @@ def _outline(row: CheckpointRow, names: dict[str, str]) -> CheckpointRow:
 
 
 def _outlined(row: CheckpointRow) -> str:
-    is_update = row.checkpoint_ns == "" and metadata_of(row).get("source") in (
-        "update",
-        "fork",
-    )
+    is_update = row.checkpoint_ns == "" and langgraph_rules.is_update(metadata_of(row))
     return _UPDATE if is_update else "{}"
 
 
-_UPDATE = json.dumps({"source": "update"})
+_UPDATE = json.dumps(langgraph_rules.update_metadata({}))

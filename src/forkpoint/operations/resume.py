@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from langchain_core.runnables import RunnableConfig
 
+from forkpoint import langgraph_rules
 from forkpoint.errors import InvalidInput
 from forkpoint.inputs import Address
 from forkpoint.untrusted import shown
-
-_RESUMING = "__pregel_resuming"  # LangGraph's CONFIG_KEY_RESUMING
 
 
 def apply_input(address: Address, config: RunnableConfig) -> None:
@@ -27,7 +26,7 @@ def apply_input(address: Address, config: RunnableConfig) -> None:
             copy of the config, and goes on with the flag.
     """
     configurable = config.get("configurable") if type(config) is dict else None
-    if type(configurable) is not dict or configurable.get(_RESUMING) is not True:
+    if type(configurable) is not dict or not langgraph_rules.is_resuming(configurable):
         return  # whoever asks is not LangGraph, which resumes a run
     metadata = config.get("metadata")
     given = metadata.get("thread_id", "") if type(metadata) is dict else ""
@@ -37,4 +36,4 @@ def apply_input(address: Address, config: RunnableConfig) -> None:
             f"thread was forked or rolled back, and its subgraph {address.checkpoint_ns!r} goes "
             "on from the state of that moment"
         )
-    del configurable[_RESUMING]
+    langgraph_rules.stop_resuming(configurable)

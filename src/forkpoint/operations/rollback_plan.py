@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from forkpoint.errors import CheckpointNotFound
-from forkpoint.operations.operations import place_of, replays_before
+from forkpoint.langgraph_rules import is_stateful
+from forkpoint.operations.places import place_of, replay_bound
 from forkpoint.storage import plan as removal
 from forkpoint.storage.plan import Header, Place, Plan
 from forkpoint.storage.rows import CheckpointRow, RemovalPart
@@ -53,7 +54,7 @@ class Rollback:
         self._doomed = {place_of(row) for row in rows}
         if self._steps < len(ids):
             self.head = head = ids[-1 - self._steps]
-            (bound,) = (replays_before(row) for row in rows if place_of(row) == ("", head))
+            (bound,) = (replay_bound(row) for row in rows if place_of(row) == ("", head))
             self._doomed = {place_of(row) for row in rows if _is_later(row, head, bound)}
         return set(self._doomed)
 
@@ -121,7 +122,7 @@ def _ids(rows: Sequence[CheckpointRow]) -> list[str]:
 
 
 def _is_state(place: Place) -> bool:
-    return bool(place[0]) and removal.is_stateful(place[0])
+    return bool(place[0]) and is_stateful(place[0])
 
 
 def _is_later(row: CheckpointRow, head: str, bound: str) -> bool:
@@ -130,7 +131,7 @@ def _is_later(row: CheckpointRow, head: str, bound: str) -> bool:
     Args:
         row: The checkpoint.
         head: The id of the other.
-        bound: What `replays_before` returns of that.
+        bound: What `replay_bound` returns of that.
     """
     is_late_state = _is_state(place_of(row)) and row.checkpoint_id >= bound
     return row.checkpoint_id > head or is_late_state
@@ -160,7 +161,7 @@ def _parts(
     rows: Sequence[CheckpointRow], going: set[Place], heads: Sequence[str]
 ) -> dict[Place, int]:
     """Return in which part each checkpoint goes: the first after which it is too late to stay."""
-    bounds = {row.checkpoint_id: replays_before(row) for row in rows if row.checkpoint_ns == ""}
+    bounds = {row.checkpoint_id: replay_bound(row) for row in rows if row.checkpoint_ns == ""}
     lowest = accumulate((bounds.get(head, head) for head in heads), min)
     by_head, by_bound = list(reversed(heads)), list(reversed(list(lowest)))
     last = len(heads) - 1

@@ -25,8 +25,8 @@ def with_run(described: Description, run_metadata: str) -> Description:
     return described._replace(metadata=after)
 
 
-def says(metadata: str, run_metadata: str) -> bool:
-    """Return whether the metadata of a thread have all that a run says."""
+def has_run(metadata: str, run_metadata: str) -> bool:
+    """Return whether the metadata of a thread have all keys that a run adds."""
     if metadata == run_metadata:
         return True
     return with_run(Description(metadata=metadata), run_metadata).metadata == metadata

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
-from langgraph.checkpoint.base.id import uuid6
 
 from forkpoint import inputs
-from forkpoint.errors import CheckpointNotFound, InvalidInput
-from forkpoint.operations import diff as diffing
-from forkpoint.operations import find_message as finding
-from forkpoint.operations import fork as forking
-from forkpoint.operations import operations
-from forkpoint.operations import remove as removing
-from forkpoint.operations.fork import NewFork
-from forkpoint.operations.listing import AsyncCheckpoints, Checkpoints
-from forkpoint.operations.operations import Context
+from forkpoint.errors import CheckpointNotFound
+from forkpoint.operations import listing, remove
+from forkpoint.operations.context import Context
+from forkpoint.operations.diff import diff
+from forkpoint.operations.find_message import find_message
+from forkpoint.operations.fork import fork
+from forkpoint.operations.lineage import family, lineage
+from forkpoint.operations.listing import AsyncCheckpoints, CheckpointPage, Checkpoints
 from forkpoint.pictures.shown import FamilyTree, StateDiff
 from forkpoint.results import LineageEntry, MessageOrigin, PurgeReport
 from forkpoint.runtime.runner import Runner
-from forkpoint.storage.plan import Kept
+from forkpoint.saver import arguments
 from forkpoint.storage.queries import CheckpointQuery
 
 
@@ -49,15 +47,13 @@ class TimeTravel(BaseCheckpointSaver[Any]):
             InvalidInput: An argument is of the wrong type; at once.
             ThreadNotFound: There is no such thread; on the first iteration.
         """
-        query = _oldest_first(thread_id, inputs.flag(values, "values"))
-        return self._pages_of(query, inputs.limit(limit))
+        return self._pages_of(arguments.history_query(thread_id, values), inputs.limit(limit))
 
     def ahistory(
         self, thread_id: str, *, limit: int | None = None, values: bool = True
     ) -> AsyncIterator[CheckpointTuple]:
         """Do what `history` does."""
-        query = _oldest_first(thread_id, inputs.flag(values, "values"))
-        return self._apages_of(query, inputs.limit(limit))
+        return self._apages_of(arguments.history_query(thread_id, values), inputs.limit(limit))
 
     def at(self, thread_id: str, index: int) -> CheckpointTuple:
         """Return a checkpoint of a thread's graph by its position.
@@ -70,13 +66,13 @@ class TimeTravel(BaseCheckpointSaver[Any]):
             ThreadNotFound: There is no such thread.
             CheckpointNotFound: It has not as many checkpoints.
         """
-        query = _at(thread_id, index)
-        return _only(self._runner.run(operations.page, self._context, query), query)
+        query = arguments.at_query(thread_id, index)
+        return _only(self._runner.run(listing.page, self._context, query), query)
 
     async def aat(self, thread_id: str, index: int) -> CheckpointTuple:
         """Do what `at` does."""
-        query = _at(thread_id, index)
-        return _only(await self._runner.arun(operations.page, self._context, query), query)
+        query = arguments.at_query(thread_id, index)
+        return _only(await self._runner.arun(listing.page, self._context, query), query)
 
     def latest(self, metadata: Mapping[str, Any]) -> CheckpointTuple | None:
         """Return the newest checkpoint, of any thread, whose metadata contain this, or None.
@@ -84,13 +80,15 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         Args:
             metadata: As `list` takes it for its filter, such as `{"graph_id": "support"}`.
         """
-        found, _ = self._runner.run(operations.page, self._context, _latest(metadata))
-        return operations.checkpoint_of(found[0]) if found else None
+        page = self._runner.run(listing.page, self._context, arguments.latest_query(metadata))
+        return listing.checkpoint_of(page.items[0]) if page.items else None
 
     async def alatest(self, metadata: Mapping[str, Any]) -> CheckpointTuple | None:
         """Do what `latest` does."""
-        found, _ = await self._runner.arun(operations.page, self._context, _latest(metadata))
-        return operations.checkpoint_of(found[0]) if found else None
+        page = await self._runner.arun(
+            listing.page, self._context, arguments.latest_query(metadata)
+        )
+        return listing.checkpoint_of(page.items[0]) if page.items else None
 
     def find_message(
         self, thread_id: str, message_id: str, *, channel: str = "messages"
@@ -116,15 +114,15 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         Raises:
             ThreadNotFound: There is no such thread.
         """
-        checked = _message(thread_id, message_id, channel)
-        return self._runner.run(finding.find_message, self._context, *checked)
+        checked = arguments.message(thread_id, message_id, channel)
+        return self._runner.run(find_message, self._context, *checked)
 
     async def afind_message(
         self, thread_id: str, message_id: str, *, channel: str = "messages"
     ) -> MessageOrigin | None:
         """Do what `find_message` does."""
-        checked = _message(thread_id, message_id, channel)
-        return await self._runner.arun(finding.find_message, self._context, *checked)
+        checked = arguments.message(thread_id, message_id, channel)
+        return await self._runner.arun(find_message, self._context, *checked)
 
     def diff(self, a: str | RunnableConfig, b: str | RunnableConfig) -> StateDiff:
         """Return how the state differs between two checkpoints, of any threads.
@@ -139,12 +137,12 @@ class TimeTravel(BaseCheckpointSaver[Any]):
             ThreadNotFound: There is no such thread.
             CheckpointNotFound: There is no such checkpoint.
         """
-        return self._runner.run(diffing.diff, self._context, inputs.source(a), inputs.source(b))
+        return self._runner.run(diff, self._context, inputs.source(a), inputs.source(b))
 
     async def adiff(self, a: str | RunnableConfig, b: str | RunnableConfig) -> StateDiff:
         """Do what `diff` does."""
         first, second = inputs.source(a), inputs.source(b)
-        return await self._runner.arun(diffing.diff, self._context, first, second)
+        return await self._runner.arun(diff, self._context, first, second)
 
     # Forking
 
@@ -183,8 +181,10 @@ class TimeTravel(BaseCheckpointSaver[Any]):
             ThreadExists: There is a thread `new_thread_id` already.
             InvalidInput: `values` names an unknown channel, or an argument is of the wrong type.
         """
-        new = self._new_fork(source, new_thread_id, values, metadata, history)
-        return self._runner.run(forking.fork, self._context, new)
+        new = arguments.new_fork(
+            source, new_thread_id, values, metadata, history, self.get_next_version
+        )
+        return self._runner.run(fork, self._context, new)
 
     async def afork(
         self,
@@ -196,29 +196,10 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         history: str = "head",
     ) -> RunnableConfig:
         """Do what `fork` does."""
-        new = self._new_fork(source, new_thread_id, values, metadata, history)
-        return await self._runner.arun(forking.fork, self._context, new)
-
-    def _new_fork(
-        self,
-        source: object,
-        new_thread_id: object,
-        values: object,
-        metadata: object,
-        history: object,
-    ) -> NewFork:
-        choice = inputs.choice(history, "history", ("head", "path"))
-        target = str(uuid6()) if new_thread_id is None else new_thread_id
-        merged = inputs.named_values(metadata, "metadata")
-        inputs.as_json(merged, "metadata")
-        return NewFork(
-            inputs.source(source),
-            inputs.identifier(target, "new_thread_id"),
-            inputs.named_values(values, "values"),
-            merged,
-            choice == "path",
-            self.get_next_version,
+        new = arguments.new_fork(
+            source, new_thread_id, values, metadata, history, self.get_next_version
         )
+        return await self._runner.arun(fork, self._context, new)
 
     def lineage(self, thread_id: str) -> list[LineageEntry]:
         """Return where a thread came from: itself first, the root of its family last.
@@ -229,12 +210,12 @@ class TimeTravel(BaseCheckpointSaver[Any]):
             ThreadNotFound: There is no such thread.
         """
         checked = inputs.identifier(thread_id, "thread_id")
-        return self._runner.run(forking.lineage, self._context, checked)
+        return self._runner.run(lineage, self._context, checked)
 
     async def alineage(self, thread_id: str) -> list[LineageEntry]:
         """Do what `lineage` does."""
         checked = inputs.identifier(thread_id, "thread_id")
-        return await self._runner.arun(forking.lineage, self._context, checked)
+        return await self._runner.arun(lineage, self._context, checked)
 
     def family(self, thread_id: str) -> FamilyTree:
         """Return the tree of all threads that forks and clones join to one.
@@ -245,12 +226,12 @@ class TimeTravel(BaseCheckpointSaver[Any]):
             ThreadNotFound: There is no such thread.
         """
         checked = inputs.identifier(thread_id, "thread_id")
-        return self._runner.run(forking.family, self._context, checked)
+        return self._runner.run(family, self._context, checked)
 
     async def afamily(self, thread_id: str) -> FamilyTree:
         """Do what `family` does."""
         checked = inputs.identifier(thread_id, "thread_id")
-        return await self._runner.arun(forking.family, self._context, checked)
+        return await self._runner.arun(family, self._context, checked)
 
     # Removing
 
@@ -272,12 +253,12 @@ class TimeTravel(BaseCheckpointSaver[Any]):
             CheckpointNotFound: It has fewer checkpoints.
         """
         checked = inputs.identifier(thread_id, "thread_id"), inputs.count(steps, "steps", 1)
-        return self._runner.run(removing.rollback, self._context, *checked)
+        return self._runner.run(remove.rollback, self._context, *checked)
 
     async def arollback(self, thread_id: str, steps: int = 1) -> RunnableConfig | None:
         """Do what `rollback` does."""
         checked = inputs.identifier(thread_id, "thread_id"), inputs.count(steps, "steps", 1)
-        return await self._runner.arun(removing.rollback, self._context, *checked)
+        return await self._runner.arun(remove.rollback, self._context, *checked)
 
     def trim(self, thread_id: str, keep: int) -> PurgeReport:
         """Remove all checkpoints of a thread but the newest of each namespace.
@@ -292,13 +273,13 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         Raises:
             ThreadNotFound: There is no such thread.
         """
-        checked = inputs.identifier(thread_id, "thread_id"), _kept(keep)
-        return self._runner.run(removing.trim, self._context, *checked)
+        checked = inputs.identifier(thread_id, "thread_id"), arguments.kept(keep)
+        return self._runner.run(remove.trim, self._context, *checked)
 
     async def atrim(self, thread_id: str, keep: int) -> PurgeReport:
         """Do what `trim` does."""
-        checked = inputs.identifier(thread_id, "thread_id"), _kept(keep)
-        return await self._runner.arun(removing.trim, self._context, *checked)
+        checked = inputs.identifier(thread_id, "thread_id"), arguments.kept(keep)
+        return await self._runner.arun(remove.trim, self._context, *checked)
 
     def prune(
         self,
@@ -319,8 +300,8 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         Raises:
             InvalidInput: `strategy` is none of these, or does not go with `keep_last`.
         """
-        checked = _pruned(thread_ids, strategy, keep_last)
-        self._runner.run(removing.prune, self._context, *checked)
+        checked = arguments.prune(thread_ids, strategy, keep_last)
+        self._runner.run(remove.prune, self._context, *checked)
 
     async def aprune(
         self,
@@ -330,8 +311,8 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         keep_last: int | None = None,
     ) -> None:
         """Do what `prune` does."""
-        checked = _pruned(thread_ids, strategy, keep_last)
-        await self._runner.arun(removing.prune, self._context, *checked)
+        checked = arguments.prune(thread_ids, strategy, keep_last)
+        await self._runner.arun(remove.prune, self._context, *checked)
 
     def purge(self, thread_id: str) -> PurgeReport:
         """Remove a thread with its whole history. Its forks and clones stay as they are.
@@ -340,12 +321,12 @@ class TimeTravel(BaseCheckpointSaver[Any]):
             ThreadNotFound: There is no such thread.
         """
         checked = inputs.identifier(thread_id, "thread_id")
-        return self._runner.run(removing.purge, self._context, checked)
+        return self._runner.run(remove.purge, self._context, checked)
 
     async def apurge(self, thread_id: str) -> PurgeReport:
         """Do what `purge` does."""
         checked = inputs.identifier(thread_id, "thread_id")
-        return await self._runner.arun(removing.purge, self._context, checked)
+        return await self._runner.arun(remove.purge, self._context, checked)
 
     # Pages
 
@@ -358,62 +339,27 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         return AsyncCheckpoints(self._runner, self._context, query, limit)
 
 
-def _oldest_first(thread_id: object, values: bool = True) -> CheckpointQuery:
-    return CheckpointQuery(
-        inputs.identifier(thread_id, "thread_id"),
-        checkpoint_ns="",
-        checkpoint_id=None,
-        before=None,
-        filter=None,
-        after=None,
-        limit=operations.PAGE_ROWS,
-        oldest_first=True,
-        must_exist=True,
-        values=values,
-    )
+def _only(page: CheckpointPage, query: CheckpointQuery) -> CheckpointTuple:
+    """Return the only checkpoint of a page.
 
-
-def _at(thread_id: object, index: object) -> CheckpointQuery:
-    position = inputs.index(index)
-    offset = position if position >= 0 else -1 - position
-    return _oldest_first(thread_id)._replace(limit=1, offset=offset, oldest_first=position >= 0)
-
-
-def _only(
-    page: tuple[list[operations.Item], CheckpointQuery | None], query: CheckpointQuery
-) -> CheckpointTuple:
-    if not page[0]:
+    Raises:
+        CheckpointNotFound: The page is empty.
+    """
+    if not page.items:
         index = query.offset if query.oldest_first else -1 - query.offset
         raise CheckpointNotFound(
             f"index {index} is out of range: thread {query.thread_id!r} has not as many checkpoints"
         )
-    return operations.checkpoint_of(page[0][0])
+    return listing.checkpoint_of(page.items[0])
 
 
-def _message(thread_id: object, message_id: object, channel: object) -> tuple[str, str, str]:
-    return (
-        inputs.identifier(thread_id, "thread_id"),
-        inputs.identifier(message_id, "message_id"),
-        inputs.identifier(channel, "channel"),
-    )
+class SaverParts(NamedTuple):
+    """What a saver runs its operations with."""
+
+    context: Context
+    runner: Runner
 
 
-def _latest(metadata: object) -> CheckpointQuery:
-    wanted = inputs.metadata_filter({} if metadata is None else metadata)
-    return CheckpointQuery(None, None, None, None, wanted, None, 1)
-
-
-def _pruned(
-    thread_ids: object, strategy: object, keep_last: object
-) -> tuple[list[str], str, int | None]:
-    checked = inputs.identifiers(thread_ids, "thread_id")
-    choice = inputs.choice(strategy, "strategy", ("keep_latest", "delete", "delete_all"))
-    if keep_last is None:
-        return checked, choice, None
-    if choice != "keep_latest":
-        raise InvalidInput(f"keep_last goes with strategy 'keep_latest', not {choice!r}")
-    return checked, "keep_latest", inputs.count(keep_last, "keep_last", 1)
-
-
-def _kept(keep: object) -> Kept:
-    return Kept(inputs.count(keep, "keep", 1))
+def parts_of(saver: TimeTravel) -> SaverParts:
+    """Return what a saver runs its operations with, for those that are no methods of it."""
+    return SaverParts(saver._context, saver._runner)

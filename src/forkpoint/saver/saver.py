@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig
@@ -17,25 +15,32 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from forkpoint import inputs
+from forkpoint import inputs, langgraph_rules
 from forkpoint.caches import CacheBudget
 from forkpoint.encoding.serializer import SafeSerializer
 from forkpoint.errors import ForkpointError, InvalidInput
-from forkpoint.operations import deltas, operations
-from forkpoint.operations import fork as forking
-from forkpoint.operations import remove as removing
+from forkpoint.operations import remove
 from forkpoint.operations.cache import Memories
-from forkpoint.operations.operations import (
-    Context,
+from forkpoint.operations.context import Context
+from forkpoint.operations.copy import copy_thread
+from forkpoint.operations.delta_channels import delta_channel_history
+from forkpoint.operations.places import config_of
+from forkpoint.operations.put import (
+    CapturedCheckpoint,
+    CapturedWrites,
     NewCheckpoint,
-    NewWrites,
-    TakenCheckpoint,
-    TakenWrites,
+    announce,
+    capture_checkpoint,
+    capture_writes,
+    end_announcement,
+    put_checkpoint,
+    put_writes,
 )
+from forkpoint.operations.read import get_tuple
 from forkpoint.runtime.runner import Runner
+from forkpoint.saver import arguments
 from forkpoint.saver.history import TimeTravel
 from forkpoint.storage.interface import Storage
-from forkpoint.storage.queries import CheckpointQuery
 from forkpoint.storage.rows import Expiry
 
 if TYPE_CHECKING:
@@ -48,6 +53,14 @@ class ForkpointSaver(TimeTravel):
 
     Every method may be called from any thread and any event loop. Each method that does I/O has
     an async twin, prefixed with `a`, that takes the same arguments and does the same.
+
+    Args:
+        storage: The store.
+        runner: Runs operations in the sync and in the async world.
+        serde: The serializer of values; a `SafeSerializer` by default.
+        expiry: When threads expire that are made without an expiry of their own.
+        budget: How many bytes the caches may take.
+        preview: The channels whose values are shown with a thread's record.
     """
 
     def __init__(
@@ -55,15 +68,13 @@ class ForkpointSaver(TimeTravel):
         storage: Storage,
         runner: Runner,
         serde: SerializerProtocol | None,
-        ttl: timedelta | None = None,
+        *,
+        expiry: Expiry | None = None,
         budget: CacheBudget | None = None,
-        on_expiry: str = "delete",
         preview: Sequence[str] = (),
     ) -> None:
         super().__init__(serde=SafeSerializer() if serde is None else inputs.serializer(serde))
         self._runner = runner
-        checked = None if ttl is None else inputs.duration(ttl, "ttl")
-        expiry = Expiry(checked, inputs.choice(on_expiry, "on_expiry", ("delete", "keep_latest")))
         memories = Memories(budget or CacheBudget())
         channels = inputs.preview(preview)
         self._context = Context(storage, self.serde, memories, None, expiry, channels)
@@ -76,11 +87,11 @@ class ForkpointSaver(TimeTravel):
         Raises:
             SchemaVersionError: The store was written by a newer forkpoint.
         """
-        self._runner.run(operations.setup, self._context)
+        self._runner.run(self._context.setup)
 
     async def asetup(self) -> None:
         """Do what `setup` does."""
-        await self._runner.arun(operations.setup, self._context)
+        await self._runner.arun(self._context.setup)
 
     def close(self) -> None:
         """Close what the saver opened itself. A connection that was passed stays open."""
@@ -160,13 +171,13 @@ class ForkpointSaver(TimeTravel):
         """
         address = inputs.address(config)
         run = inputs.beginning_run(config, address)
-        return self._runner.run(operations.get_tuple, self._context, address, config, run)
+        return self._runner.run(get_tuple, self._context, address, config, run)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Do what `get_tuple` does."""
         address = inputs.address(config)
         run = inputs.beginning_run(config, address)
-        return await self._runner.arun(operations.get_tuple, self._context, address, config, run)
+        return await self._runner.arun(get_tuple, self._context, address, config, run)
 
     def list(
         self,
@@ -194,7 +205,9 @@ class ForkpointSaver(TimeTravel):
                 The iterator goes on: the next item is the checkpoint after it.
             UnreadableValue: In the same way, for one with a value that cannot be restored.
         """
-        return self._pages_of(_query(config, filter, before, values), inputs.limit(limit))
+        return self._pages_of(
+            arguments.list_query(config, filter, before, values), inputs.limit(limit)
+        )
 
     def alist(
         self,
@@ -206,7 +219,9 @@ class ForkpointSaver(TimeTravel):
         values: bool = True,
     ) -> AsyncIterator[CheckpointTuple]:
         """Do what `list` does."""
-        return self._apages_of(_query(config, filter, before, values), inputs.limit(limit))
+        return self._apages_of(
+            arguments.list_query(config, filter, before, values), inputs.limit(limit)
+        )
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -222,7 +237,7 @@ class ForkpointSaver(TimeTravel):
             what was stored then, if it ever was.
         """
         return self._runner.run(
-            deltas.delta_channel_history,  # type: ignore[arg-type]
+            delta_channel_history,  # type: ignore[arg-type]
             self._context,
             inputs.address(config),
             inputs.channels(channels),
@@ -233,7 +248,7 @@ class ForkpointSaver(TimeTravel):
     ) -> Mapping[str, DeltaChannelHistory]:
         """Do what `get_delta_channel_history` does."""
         return await self._runner.arun(
-            deltas.delta_channel_history,  # type: ignore[arg-type]
+            delta_channel_history,  # type: ignore[arg-type]
             self._context,
             inputs.address(config),
             inputs.channels(channels),
@@ -264,14 +279,13 @@ class ForkpointSaver(TimeTravel):
             InvalidInput: An argument is of the wrong type, or a value cannot be serialized.
             ThreadDeleted: The thread was deleted while the run was going on.
         """
-        taken = self._take(config, checkpoint, metadata, new_versions)
-        announced = self._context.memory.announced
+        capture = self._capture(config, checkpoint, metadata, new_versions)
         try:
-            announced.add(id(taken), *taken.new.place)
-            self._runner.run(operations.put, self._context, taken)
+            announce(self._context, capture)
+            self._runner.run(put_checkpoint, self._context, capture)
         finally:
-            announced.remove(id(taken))
-        return _config(taken.new)
+            end_announcement(self._context, capture)
+        return _config(capture.new)
 
     def aput(
         self,
@@ -282,22 +296,21 @@ class ForkpointSaver(TimeTravel):
     ) -> Coroutine[Any, Any, RunnableConfig]:
         """Do what `put` does, with the state at the call: what follows may change the values."""
         try:
-            taken = self._take(config, checkpoint, metadata, new_versions)
+            capture = self._capture(config, checkpoint, metadata, new_versions)
         except ForkpointError as error:
             return _failing(error)
-        return self._aput(taken)
+        return self._aput(capture)
 
-    async def _aput(self, taken: TakenCheckpoint) -> RunnableConfig:
-        announced = self._context.memory.announced
+    async def _aput(self, capture: CapturedCheckpoint) -> RunnableConfig:
         try:
-            announced.add(id(taken), *taken.new.place)
-            await self._runner.arun(operations.put, self._context, taken)
+            announce(self._context, capture)
+            await self._runner.arun(put_checkpoint, self._context, capture)
         finally:
-            announced.remove(id(taken))
-        return _config(taken.new)
+            end_announcement(self._context, capture)
+        return _config(capture.new)
 
-    def _take(self, *given: Any) -> TakenCheckpoint:
-        return operations.take(self._with_codec(), _new_checkpoint(*given))
+    def _capture(self, *new: Any) -> CapturedCheckpoint:
+        return capture_checkpoint(self._with_codec(), arguments.new_checkpoint(*new))
 
     def put_writes(
         self,
@@ -321,8 +334,8 @@ class ForkpointSaver(TimeTravel):
             InvalidInput: An argument is of the wrong type, or a value cannot be serialized.
             ThreadDeleted: The thread was deleted while the run was going on.
         """
-        taken = self._take_writes(config, writes, task_id, task_path)
-        self._runner.run(operations.put_writes, self._context, taken)
+        capture = self._capture_writes(config, writes, task_id, task_path)
+        self._runner.run(put_writes, self._context, capture)
 
     def aput_writes(
         self,
@@ -333,13 +346,13 @@ class ForkpointSaver(TimeTravel):
     ) -> Coroutine[Any, Any, None]:
         """Do what `put_writes` does, with the values at the call, as `aput` does."""
         try:
-            taken = self._take_writes(config, writes, task_id, task_path)
+            capture = self._capture_writes(config, writes, task_id, task_path)
         except ForkpointError as error:
             return _failing(error)
-        return self._runner.arun(operations.put_writes, self._context, taken)
+        return self._runner.arun(put_writes, self._context, capture)
 
-    def _take_writes(self, *given: Any) -> TakenWrites:
-        return operations.take_writes(self._with_codec(), _new_writes(*given))
+    def _capture_writes(self, *new: Any) -> CapturedWrites:
+        return capture_writes(self._with_codec(), arguments.new_writes(*new))
 
     def _with_codec(self) -> Context:
         """Return the context, ready to serialize.
@@ -349,7 +362,7 @@ class ForkpointSaver(TimeTravel):
         """
         context = self._context
         if not context.has_codec:
-            self._runner.run(operations.setup, context)
+            self._runner.run(context.setup)
         return context
 
     def get_next_version(self, current: Any, channel: None) -> Any:
@@ -362,20 +375,19 @@ class ForkpointSaver(TimeTravel):
             return 1
         if isinstance(current, (int, float)):
             return current + 1
-        count = inputs.counted_version(current) + 1
-        return f"{count:032}.{random.random():016}"
+        return langgraph_rules.text_version(inputs.counted_version(current) + 1)
 
     # Removing and copying
 
     def delete_thread(self, thread_id: str) -> None:
         """Remove a thread with all it stores. One that does not exist is no error."""
         thread_id = inputs.identifier(thread_id, "thread_id")
-        self._runner.run(removing.delete_thread, self._context, thread_id)
+        self._runner.run(remove.delete_thread, self._context, thread_id)
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Do what `delete_thread` does."""
         thread_id = inputs.identifier(thread_id, "thread_id")
-        await self._runner.arun(removing.delete_thread, self._context, thread_id)
+        await self._runner.arun(remove.delete_thread, self._context, thread_id)
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Remove the checkpoints that runs made, with their writes.
@@ -387,12 +399,12 @@ class ForkpointSaver(TimeTravel):
             run_ids: As the checkpoints' metadata have them under `run_id`.
         """
         checked = inputs.identifiers(run_ids, "run_id")
-        self._runner.run(removing.delete_for_runs, self._context, checked)
+        self._runner.run(remove.delete_for_runs, self._context, checked)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Do what `delete_for_runs` does."""
         checked = inputs.identifiers(run_ids, "run_id")
-        await self._runner.arun(removing.delete_for_runs, self._context, checked)
+        await self._runner.arun(remove.delete_for_runs, self._context, checked)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Make a new thread with all checkpoints and writes of another.
@@ -403,13 +415,13 @@ class ForkpointSaver(TimeTravel):
         """
         source = inputs.identifier(source_thread_id, "source_thread_id")
         target = inputs.identifier(target_thread_id, "target_thread_id")
-        self._runner.run(forking.copy_thread, self._context, source, target)
+        self._runner.run(copy_thread, self._context, source, target)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Do what `copy_thread` does."""
         source = inputs.identifier(source_thread_id, "source_thread_id")
         target = inputs.identifier(target_thread_id, "target_thread_id")
-        await self._runner.arun(forking.copy_thread, self._context, source, target)
+        await self._runner.arun(copy_thread, self._context, source, target)
 
 
 async def _failing(error: ForkpointError) -> Any:
@@ -417,48 +429,6 @@ async def _failing(error: ForkpointError) -> Any:
     raise error
 
 
-def _query(config: object, filter: object, before: object, values: object) -> CheckpointQuery:
-    return CheckpointQuery(
-        *inputs.listed(config),
-        before=inputs.before(before),
-        filter=inputs.metadata_filter(filter),
-        after=None,
-        limit=operations.PAGE_ROWS,
-        values=inputs.flag(values, "values"),
-    )
-
-
-def _new_checkpoint(
-    config: RunnableConfig, checkpoint: object, metadata: object, new_versions: object
-) -> NewCheckpoint:
-    address = inputs.address(config)
-    merged = inputs.checkpoint_metadata(config, metadata)
-    return NewCheckpoint(
-        config,
-        address,
-        inputs.origin(config, address),
-        inputs.checkpoint(checkpoint),
-        inputs.as_json(merged, "metadata"),
-        inputs.run_id(merged),
-        inputs.versions(new_versions),
-    )
-
-
-def _new_writes(
-    config: RunnableConfig, writes: object, task_id: object, task_path: object
-) -> NewWrites:
-    address = inputs.address(config)
-    return NewWrites(
-        config,
-        address,
-        inputs.origin(config, address),
-        inputs.place(address),
-        inputs.writes(writes),
-        inputs.identifier(task_id, "task_id"),
-        inputs.text(task_path, "task_path"),
-    )
-
-
 def _config(new: NewCheckpoint) -> RunnableConfig:
     thread_id, checkpoint_ns, _ = new.address
-    return operations.config_of(thread_id, checkpoint_ns, new.checkpoint["id"])
+    return config_of(thread_id, checkpoint_ns, new.checkpoint["id"])

@@ -6,12 +6,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import ormsgpack
-from langgraph.checkpoint.base import WRITES_IDX_MAP
-from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
 from forkpoint.encoding.codec import Chunk, Chunks
 from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.errors import StaleLease, ThreadExists, lost_checkpoint, stale_lease
+from forkpoint.langgraph_rules import ERROR_IDX, INTERRUPT_IDX, NULL_TASK_ID
 from forkpoint.sqlite.heads import SqliteHeads
 from forkpoint.sqlite.pages import page_statement
 from forkpoint.sqlite.removals import UNRECEIPT
@@ -33,7 +32,7 @@ from forkpoint.sqlite.rows import (
 )
 from forkpoint.sqlite.statements import batches, marks
 from forkpoint.storage.interface import Stale
-from forkpoint.storage.plan import NULL_TASK_ID, Place
+from forkpoint.storage.plan import Place
 from forkpoint.storage.queries import CheckpointQuery, in_order, span_of
 from forkpoint.storage.receipts import RECEIPT, replaces
 from forkpoint.storage.rows import (
@@ -68,7 +67,6 @@ _RECEIPT_OF = (
     f" AND w.checkpoint_id = coalesce(?, w.checkpoint_id) AND w.task_id = '{NULL_TASK_ID}'"
     f" AND w.idx = {RECEIPT} LIMIT 1"
 )
-_INTERRUPTED, _FAILED = WRITES_IDX_MAP[INTERRUPT], WRITES_IDX_MAP[ERROR]
 # A new checkpoint makes a thread idle, unless a task's interrupt or error came before it. Those of
 # a checkpoint that is not the newest do not count.
 _UPDATE_THREAD = (
@@ -76,9 +74,9 @@ _UPDATE_THREAD = (
     " updated_at = max(updated_at, ?2),"
     " state_updated_at = iif(?3 IS NULL, state_updated_at, max(updated_at, ?2)),"
     " status = CASE ?3 WHEN 'idle' THEN coalesce(("
-    f"SELECT CASE idx WHEN {_INTERRUPTED} THEN 'interrupted' ELSE 'error' END"
+    f"SELECT CASE idx WHEN {INTERRUPT_IDX} THEN 'interrupted' ELSE 'error' END"
     " FROM forkpoint_writes WHERE thread = key AND checkpoint_ns = ?4 AND checkpoint_id = ?5"
-    f" AND idx IN ({_INTERRUPTED}, {_FAILED}) ORDER BY idx LIMIT 1"
+    f" AND idx IN ({INTERRUPT_IDX}, {ERROR_IDX}) ORDER BY idx LIMIT 1"
     "), 'idle') ELSE iif(?3 IS NULL OR EXISTS (SELECT 1 FROM forkpoint_checkpoints"
     " WHERE thread = key AND checkpoint_ns = ?4 AND checkpoint_id > ?5 AND NOT hidden),"
     " status, ?3) END"

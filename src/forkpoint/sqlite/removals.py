@@ -10,15 +10,14 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import ormsgpack
-from langgraph.checkpoint.base import WRITES_IDX_MAP
-from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
 from forkpoint.encoding.hashing import UNBOUND
+from forkpoint.langgraph_rules import ERROR_IDX, INTERRUPT_IDX, NULL_TASK_ID
 from forkpoint.sqlite.rows import HEAD_OF, READ_CHECKPOINT, RESTORED, checkpoint_row
 from forkpoint.sqlite.statements import marks
 from forkpoint.sqlite.threads import SqliteThreads
 from forkpoint.storage.interface import CHUNKS_AT_ONCE, Choose, Stale
-from forkpoint.storage.plan import DROPPED, KEPT, NULL_TASK_ID, Place, Plan
+from forkpoint.storage.plan import DROPPED, KEPT, Place, Plan
 from forkpoint.storage.queries import Batch
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import (
@@ -35,13 +34,13 @@ from forkpoint.storage.rows import (
 ABANDONED_SECONDS = 60
 """After which time others take the work over that a process began, and did not end."""
 
-_INTERRUPTED, _FAILED = WRITES_IDX_MAP[INTERRUPT], WRITES_IDX_MAP[ERROR]
 # What the newest checkpoint waits for.
 _UPDATE_STATUS = (
     "UPDATE forkpoint_threads SET status = coalesce(("
-    f"SELECT CASE idx WHEN {_INTERRUPTED} THEN 'interrupted' ELSE 'error' END"
+    f"SELECT CASE idx WHEN {INTERRUPT_IDX} THEN 'interrupted' ELSE 'error' END"
     f" FROM forkpoint_writes WHERE thread = key AND checkpoint_ns = '' AND checkpoint_id ="
-    f" {HEAD_OF.format(thread='key')} AND idx IN ({_INTERRUPTED}, {_FAILED}) ORDER BY idx LIMIT 1"
+    f" {HEAD_OF.format(thread='key')} AND idx IN ({INTERRUPT_IDX}, {ERROR_IDX})"
+    " ORDER BY idx LIMIT 1"
     "), 'idle') WHERE key = ?"
 )
 _OUTLINE = (

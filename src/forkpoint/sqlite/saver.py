@@ -18,6 +18,7 @@ from forkpoint.errors import InvalidInput
 from forkpoint.results import OnExpiry
 from forkpoint.runtime.runner import WorkerRunner
 from forkpoint.runtime.workers import Workers
+from forkpoint.saver.arguments import expiry
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite.aiosqlite_runner import AiosqliteRunner
 from forkpoint.sqlite.connections import Connector, Opener, Passed
@@ -102,7 +103,12 @@ class SqliteSaver(ForkpointSaver):
             else WorkerRunner(Workers(_WORKERS), storage)
         )
         super().__init__(
-            storage, runner, serializer_of(serde, types), ttl, budget, on_expiry, preview
+            storage,
+            runner,
+            serializer_of(serde, types),
+            expiry=expiry(ttl, on_expiry),
+            budget=budget,
+            preview=preview,
         )
 
     @classmethod

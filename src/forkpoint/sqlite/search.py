@@ -15,6 +15,7 @@ from typing import Any
 
 from forkpoint.encoding.hashing import Hashing, new_salt
 from forkpoint.filters import ALL_TERM, folded, packed, stored_value_terms, thread_terms, unpacked
+from forkpoint.langgraph_rules import NULL_TASK_ID
 from forkpoint.sqlite.rows import (
     HEAD_OF,
     PLACES,
@@ -27,7 +28,6 @@ from forkpoint.sqlite.schema import EXPIRES, OF_ALL, UNLISTED
 from forkpoint.sqlite.statements import batches, marks
 from forkpoint.sqlite.tombstones import SqliteTombstones
 from forkpoint.storage.interface import Stale
-from forkpoint.storage.plan import NULL_TASK_ID
 from forkpoint.storage.queries import NO_SNAPSHOT, Batch, ThreadQuery, ThreadRowPage
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import (

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
-from uuid import UUID
+from typing import NamedTuple
 
-from langgraph.checkpoint.base import WRITES_IDX_MAP
-from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
-
+from forkpoint.langgraph_rules import (
+    ERROR_IDX,
+    INTERRUPT_IDX,
+    NULL_TASK_ID,
+    RESUME_IDX,
+    depth_of,
+    is_stateful,
+    made_at,
+)
 from forkpoint.storage.receipts import RECEIPT, receipt_of
-
-COUNTERS = "counters_since_delta_snapshot"
-"""Where LangGraph counts, in a checkpoint's metadata, the steps since a channel was stored."""
 
 Place = tuple[str, str]
 """A checkpoint within its thread: namespace and id."""
@@ -32,14 +34,6 @@ class Header(NamedTuple):
     """The channels that it stores."""
     rebuilt: Collection[str]
     """The channels that are rebuilt from its ancestors."""
-
-
-def rebuilt_channels(
-    metadata: Mapping[str, Any], versions: Mapping[str, Any], stored: Collection[str]
-) -> set[str]:
-    """Return the channels of a checkpoint that are rebuilt from its ancestors."""
-    counters = metadata.get(COUNTERS) or {}
-    return {channel for channel in counters if channel in versions and channel not in stored}
 
 
 class Plan(NamedTuple):
@@ -60,12 +54,6 @@ class Plan(NamedTuple):
         return bool(self.reopened) or self.withdrawn is not None
 
 
-NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"
-"""The task of writes that belong to a checkpoint itself: LangGraph's, for what a `Command` says."""
-
-INTERRUPT_IDX, RESUME_IDX = WRITES_IDX_MAP[INTERRUPT], WRITES_IDX_MAP[RESUME]
-ERROR_IDX = WRITES_IDX_MAP[ERROR]
-
 HEAD_ROWS = RECEIPT, INTERRUPT_IDX, ERROR_IDX
 """What of a thread's newest checkpoint its record is shown with, beside the receipts that tell
 which of its tasks are done."""
@@ -82,13 +70,6 @@ def reopens(task_id: str, idx: int) -> bool:
     answers. Finished work, failures and old answers go.
     """
     return idx in KEPT or (task_id == NULL_TASK_ID and idx not in DROPPED)
-
-
-def status_of(kinds: Collection[int]) -> str:
-    """Return the status of a thread whose newest checkpoint has writes of these `idx`."""
-    if INTERRUPT_IDX in kinds:
-        return "interrupted"
-    return "error" if ERROR_IDX in kinds else "idle"
 
 
 def newest(places: Iterable[Place]) -> Place | None:
@@ -143,8 +124,7 @@ def in_order(going: Collection[Place], headers: Mapping[Place, Header]) -> list[
 
     def key(place: Place) -> tuple[int, int, str]:
         checkpoint_ns, checkpoint_id = place
-        level = checkpoint_ns.count("|") + 1 if checkpoint_ns else 0
-        return -level, ages.get(place, 0), checkpoint_id
+        return -depth_of(checkpoint_ns), ages.get(place, 0), checkpoint_id
 
     return sorted(going, key=key, reverse=True)
 
@@ -155,14 +135,6 @@ def latest(places: Iterable[Place]) -> set[Place]:
     for checkpoint_ns, checkpoint_id in places:
         newest[checkpoint_ns] = max(checkpoint_id, newest.get(checkpoint_ns, ""))
     return set(newest.items())
-
-
-def is_stateful(checkpoint_ns: str) -> bool:
-    """Return whether a subgraph keeps its state from one call to the next.
-
-    LangGraph puts the task's id into the namespaces of those that do not.
-    """
-    return ":" not in checkpoint_ns
 
 
 class Kept(NamedTuple):
@@ -181,24 +153,6 @@ class Kept(NamedTuple):
         if since is None:
             return ids
         return [*(id_ for id_ in ids[:-1] if (made_at(id_) or since) >= since), *ids[-1:]]
-
-
-def made_at(checkpoint_id: str) -> int | None:
-    """Return when a checkpoint was made, in microseconds since 1970, if its id says so.
-
-    LangGraph's ids do: they are UUIDs of version 6 (RFC 9562, section 5.6).
-    """
-    try:
-        uuid = UUID(checkpoint_id)
-    except ValueError:
-        return None
-    if uuid.version != 6:
-        return None
-    ticks = uuid.int >> 80 << 12 | uuid.int >> 64 & 0xFFF
-    return (ticks - _TICKS_TO_1970) // 10
-
-
-_TICKS_TO_1970 = 0x01B21DD213814000  # of 100 nanoseconds, since 15 October 1582
 
 
 def beyond(places: Collection[Place], kept: Kept, replays: Mapping[Place, str]) -> set[Place]:

@@ -6,42 +6,52 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
-from forkpoint.encoding.codec import DIGEST_BYTES, Codec, Manifest
+from forkpoint.encoding.codec import DIGEST_BYTES, Chunks, Codec, Encoded, Manifest
 from forkpoint.errors import CorruptChunk
-from forkpoint.storage.plan import NULL_TASK_ID
+from forkpoint.langgraph_rules import NULL_TASK_ID
 from forkpoint.storage.receipts import NO_CHANNEL, RECEIPT, receipts_of, writes_of
 from forkpoint.storage.rows import CheckpointRow, WriteRow
 
+_Row = TypeVar("_Row", CheckpointRow, WriteRow)
 
-def checkpoint_with_checksum(codec: Codec, row: CheckpointRow, content: bytes) -> CheckpointRow:
-    """Return a checkpoint with its checksum, bound to a thread.
+
+def stored_row(codec: Codec, row: _Row, encoded: Encoded) -> _Row:
+    """Return a row with a value as it is stored: encrypted, with the checksum of the plain value.
+
+    Args:
+        codec: That of the thread, to which the row is bound.
+        row: The row, without the value.
+        encoded: The value. Its chunks are stored apart; see `stored_chunks`.
+    """
+    content = encoded.content
+    row = row._replace(refs=encoded.refs, content=codec.encrypt(content))
+    return with_checksum(codec, row, content)
+
+
+def stored_chunks(codec: Codec, chunks: Chunks) -> Chunks:
+    """Return chunks as they are stored: encrypted."""
+    return {digest: codec.encrypt_chunk(chunk) for digest, chunk in chunks.items()}
+
+
+def with_checksum(codec: Codec, row: _Row, content: bytes) -> _Row:
+    """Return a row with its checksum, bound to a thread.
 
     Args:
         codec: That of the thread.
-        row: The checkpoint.
+        row: The row.
         content: Its content, unencrypted.
     """
-    checksum = _checkpoint_checksum(codec, row, content)
+    checksum = _checksum(codec, row, content)
     return row._replace(checksum=checksum, binding=codec.binding(checksum))
 
 
-def _checkpoint_checksum(codec: Codec, row: CheckpointRow, content: bytes) -> bytes:
-    ns, checkpoint_id, parent, _, metadata, refs, *_ = row
-    return codec.checksum(ns, checkpoint_id, parent, metadata, refs, content)
-
-
-def write_with_checksum(codec: Codec, row: WriteRow, content: bytes) -> WriteRow:
-    """Return a write with its checksum, bound to a thread."""
-    checksum = _write_checksum(codec, row, content)
-    return row._replace(checksum=checksum, binding=codec.binding(checksum))
-
-
-def _write_checksum(codec: Codec, row: WriteRow, content: bytes) -> bytes:
+def _checksum(codec: Codec, row: CheckpointRow | WriteRow, content: bytes) -> bytes:
+    """Return the checksum of a row with this content, unencrypted."""
+    if isinstance(row, CheckpointRow):
+        ns, checkpoint_id, parent, _, metadata, refs, *_ = row
+        return codec.checksum(ns, checkpoint_id, parent, metadata, refs, content)
     fields: tuple[Any, ...] = row[:-3]
     return codec.checksum(*fields, content)
-
-
-_Row = TypeVar("_Row", CheckpointRow, WriteRow)
 
 
 def moved(rows: Iterable[_Row], source: Codec, target: Codec) -> list[_Row]:
@@ -77,7 +87,7 @@ def open_checkpoint(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], M
     """
     _check_refs(row.refs)
     content = codec.decrypt(row.content)
-    if _checkpoint_checksum(codec, row, content) != row.checksum:
+    if _checksum(codec, row, content) != row.checksum:
         raise CorruptChunk("the checkpoint is not what was written")
     _check_bound(codec, row)
     return codec.decode_manifest(content, row.refs)
@@ -91,7 +101,7 @@ def open_write(codec: Codec, row: WriteRow) -> bytes:
     """
     _check_refs(row.refs)
     content = codec.decrypt(row.content)
-    if _write_checksum(codec, row, content) != row.checksum:
+    if _checksum(codec, row, content) != row.checksum:
         raise CorruptChunk(f"a write to channel {row.channel!r} is not what was written")
     _check_bound(codec, row)
     return content
@@ -147,9 +157,7 @@ def checkpoint_receipt(codec: Codec, row: CheckpointRow, preview: str | None = N
     receipt = WriteRow(*place, NULL_TASK_ID, RECEIPT, "", NO_CHANNEL, b"", b"")
     if preview is None:
         return receipt
-    content = preview.encode()
-    receipt = receipt._replace(content=codec.encrypt(content))
-    return write_with_checksum(codec, receipt, content)
+    return stored_row(codec, receipt, Encoded(preview.encode(), b"", {}))
 
 
 def preview_in(codec: Codec, writes: Iterable[WriteRow], checkpoint_id: str) -> str | None:
@@ -173,7 +181,7 @@ def with_receipts(codec: Codec, writes: Sequence[WriteRow]) -> list[WriteRow]:
     for idx, content in receipts_of([(write.idx, write.channel) for write in writes]):
         place, path = writes[0][:3], writes[0].task_path
         receipt = WriteRow(*place, idx, path, NO_CHANNEL, b"", content)
-        rows.append(write_with_checksum(codec, receipt, content))
+        rows.append(with_checksum(codec, receipt, content))
     return rows
 
 
@@ -199,7 +207,7 @@ def settled(
         if row.idx >= RECEIPT:
             continue
         # The content of a receipt is not encrypted.
-        if _write_checksum(codec, row, row.content) != row.checksum:
+        if _checksum(codec, row, row.content) != row.checksum:
             raise CorruptChunk("a receipt of writes is not what was written")
         _check_bound(codec, row)
         for idx, channel in writes_of(row.idx, row.content):

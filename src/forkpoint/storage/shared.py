@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.errors import SchemaVersionError, ThreadExists
+from forkpoint.langgraph_rules import status_of
 from forkpoint.storage.interface import SCHEMA_VERSION
-from forkpoint.storage.plan import Place, status_of
+from forkpoint.storage.plan import Place
 from forkpoint.storage.rows import (
     CheckpointRow,
     Description,

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from forkpoint.clocks import StoreClock
 from forkpoint.filters import stored_value_terms, thread_terms
+from forkpoint.langgraph_rules import NULL_TASK_ID
 from forkpoint.storage import interface
-from forkpoint.storage.plan import NULL_TASK_ID
 from forkpoint.storage.queries import NO_SNAPSHOT, ThreadQuery, ThreadRowPage
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import ThreadRow

@@ -9,7 +9,8 @@ from typing import Any
 
 from forkpoint.encoding.codec import Chunks
 from forkpoint.encoding.hashing import IDENTITY_BYTES
-from forkpoint.storage.plan import NULL_TASK_ID, Place, status_of
+from forkpoint.langgraph_rules import NULL_TASK_ID, status_of
+from forkpoint.storage.plan import Place
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import CheckpointRow, Description, LeaseRow, ThreadRef, WriteRow
 

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 from forkpoint.encoding.codec import Chunks, Codec, Entry, gather
 from forkpoint.inputs import Address
-from forkpoint.operations.operations import Context, at_place, consistently, load_write, order_of
-from forkpoint.storage import plan as removal
+from forkpoint.langgraph_rules import rebuilt_channels
+from forkpoint.operations.context import Context
+from forkpoint.operations.places import at_place
+from forkpoint.operations.read import consistently, load_write, order_of
 from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.receipts import NO_CHANNEL
 from forkpoint.storage.row_checksums import check_end, metadata_of, open_checkpoint, settled
@@ -139,4 +141,4 @@ class _Walk:
         self, row: CheckpointRow, body: dict[str, Any], manifest: dict[str, Entry]
     ) -> set[str]:
         versions = body.get("channel_versions", {})
-        return removal.rebuilt_channels(metadata_of(row), versions, manifest)
+        return rebuilt_channels(metadata_of(row), versions, manifest)

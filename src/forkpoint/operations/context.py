@@ -1,0 +1,175 @@
+"""The store that operations work on, its keys, and what is remembered of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from forkpoint.caches import CacheBudget
+from forkpoint.encoding.codec import Codec, cipher_of, new_secret, open_secret
+from forkpoint.encoding.hashing import new_salt
+from forkpoint.operations.cache import Memories, Memory
+from forkpoint.storage.confined import ConfinedStorage
+from forkpoint.storage.interface import STORE_KEY_BYTES, Session, Storage
+from forkpoint.storage.rows import Expiry, ThreadRef
+
+
+class Context:
+    """What each operation takes first: a store, how values are encoded for it, and its caches.
+
+    Args:
+        storage: The store.
+        serde: The serializer of values.
+        memories: The caches; new ones by default.
+        owner: The only owner whose threads exist in this context; None for those of all.
+        expiry: When threads expire that are made without an expiry of their own.
+        preview: The channels whose values are shown with a thread's record.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        serde: SerializerProtocol,
+        memories: Memories | None = None,
+        owner: str | None = None,
+        expiry: Expiry | None = None,
+        preview: Sequence[str] = (),
+    ) -> None:
+        self.storage = storage
+        self.owner = owner
+        self.preview = preview
+        self.expiry = expiry or Expiry()
+        self._serde = serde
+        self._memories = memories or Memories(CacheBudget())
+        self._memory: Memory | None = None
+        self._present: Context | None = None
+        # Each by the store's history that it belongs to: there is one entry at most.
+        self._codecs: dict[int, Codec] = {}
+        self._store_keys: dict[int, bytes] = {}
+
+    def with_serde(self, serde: SerializerProtocol) -> Context:
+        """Return a context for the same store with another serializer."""
+        return Context(self.storage, serde, self._memories, self.owner, self.expiry, self.preview)
+
+    def of_owner(self, owner: str) -> Context:
+        """Return a context in which only the threads of one owner exist."""
+        storage, memories = ConfinedStorage(self.storage, owner), Memories(self._memories.budget)
+        return Context(storage, self._serde, memories, owner, self.expiry, self.preview)
+
+    def for_present_history(self) -> Context:
+        """Return a context whose memory is that of the store's present history for good.
+
+        If the store is replaced during an operation, what the operation has read or written is
+        remembered of the store before, and not of its successor.
+        """
+        present, memory = self._present, self.memory
+        if present is None or present._memory is not memory:
+            present = self.with_serde(self._serde)
+            present._codecs, present._store_keys = self._codecs, self._store_keys
+            present._memory = memory
+            self._present = present
+        return present
+
+    @property
+    def memory(self) -> Memory:
+        """What is remembered of the store."""
+        return self._memory or self._memories.of(self.storage.history)
+
+    @property
+    def cached_bytes(self) -> int:
+        """How many bytes the caches take, by their own account."""
+        return self._memories.budget.held_bytes
+
+    @property
+    def has_codec(self) -> bool:
+        """Whether `codec` can be had without reading the store."""
+        return self.storage.history in self._codecs or cipher_of(self._serde) is None
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the store. The key of an encrypting one may have to be read first."""
+        return self._codecs.get(self.storage.history) or self._load_codec()
+
+    def prepare(self) -> Codec:
+        """Return `codec`, and be sure that it can be had in a session that is opened afterwards.
+
+        An SQLite store has one session at a time: the codec's key cannot be read in another.
+        """
+        return self.codec
+
+    def _load_codec(self) -> Codec:
+        while True:
+            history = self.storage.history
+            secret, budget = self._secret(), self._memories.budget
+            same = (codec for codec in list(self._codecs.values()) if codec.secret == secret)
+            codec = next(same, None) or Codec(self._serde, secret, budget)
+            if self.storage.history == history:  # else the secret may be that of another store
+                self._codecs.clear()
+                self._codecs[history] = codec
+                return codec
+
+    def codec_of(self, thread: ThreadRef) -> Codec:
+        """Return the codec for what is stored of a thread.
+
+        Raises:
+            CorruptChunk: The thread's record has another id or owner than was written.
+        """
+        identity = thread.thread_id, thread.owner, thread.salt, thread.checksum
+        return self.codec.of_thread(*identity)
+
+    def codec_for_new(self, thread_id: str) -> Codec:
+        """Return the codec for a thread that is not known to exist, and may have to be made."""
+        salts = self.memory.salts
+        salt = salts.get(thread_id)
+        if salt is None:
+            salt = new_salt()
+            salts.put(thread_id, salt)
+        return self.codec.of_salt(salt)
+
+    @property
+    def store_key(self) -> bytes:
+        """Random bytes that belong to the store, with which it signs cursors and tombstones.
+
+        They are made if the store has none.
+        """
+        return self._store_keys.get(self.storage.history) or self._load_store_key()
+
+    def _load_store_key(self) -> bytes:
+        while True:
+            history = self.storage.history
+            with self.storage.reading() as session:
+                key = session.secrets.store_key()
+            if key is None:
+                with self.storage.writing() as session:
+                    session.secrets.add_store_key(os.urandom(STORE_KEY_BYTES))
+            elif self.storage.history == history:
+                self._store_keys.clear()
+                self._store_keys[history] = key
+                return key
+
+    def _secret(self) -> bytes | None:
+        """Return the store's key of digests for the serializer's cipher, made if need be."""
+        cipher = cipher_of(self._serde)
+        if cipher is None:
+            return None
+
+        def known(session: Session) -> bytes | None:
+            opened = (open_secret(cipher, stored) for stored in session.secrets.all())
+            return next((secret for secret in opened if secret is not None), None)
+
+        with self.storage.reading() as session:
+            secret = known(session)
+        while secret is None:
+            with self.storage.writing() as session:
+                if known(session) is None:  # another process may have been faster
+                    session.secrets.add(new_secret(cipher))
+                secret = known(session)
+        return secret
+
+    def setup(self) -> None:
+        """Make the store's tables, its key, and the secret of an encrypting serializer."""
+        self.storage.setup()
+        self._load_store_key()
+        self._load_codec()
