@@ -8,7 +8,10 @@ from pathlib import Path
 from memory_backend import MemorySaver
 
 FOLDER = Path(__file__).parent / "memory_backend"
-BELOW = ("runtime", "encoding", "storage", "saver", "at_fork", "clocks", "errors", "filters")
+BELOW = (
+    *("runtime", "encoding", "storage", "saver"),
+    *("at_fork", "clocks", "errors", "filters", "langgraph_rules"),
+)
 
 
 def test_it_is_written_against_the_storage_interface_alone() -> None:
