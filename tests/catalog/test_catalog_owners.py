@@ -264,36 +264,6 @@ async def test_what_is_for_all_threads_is_for_the_owners(
     assert store.problems(api.saver) == []
 
 
-async def test_an_owner_may_be_called_anything(api: Api, store: Store) -> None:
-    names = ["$ne", '{"$ne": ""}', "x' OR '1'='1", "None", "acme\n", "Acme", "acme "]
-    for name in names:
-        catalog = Api(ThreadCatalog(api.saver, owner=name), api.world)
-        await catalog.create(f"of {name}", tags=["a"])
-    for name in names:
-        catalog = Api(ThreadCatalog(api.saver, owner=name), api.world)
-        for wanted in (None, ThreadFilter(tags=["a"]), ThreadFilter(owner=name)):
-            page = await catalog.search(wanted)
-            assert [one.thread_id for one in page] == [f"of {name}"]
-            assert await catalog.count(wanted) == 1
-        page = await Api(ThreadCatalog(api.saver), api.world).search(ThreadFilter(owner=name))
-        assert [one.owner for one in page] == [name]
-    assert ThreadCatalog(api.saver).count(ThreadFilter(owner="nobody")) == 0
-
-
-async def test_a_cursor_goes_on_for_the_owner_that_has_it(api: Api) -> None:
-    mine, theirs = (ThreadCatalog(api.saver, owner=owner) for owner in ("acme", "other"))
-    for n in range(3):
-        mine.create(f"mine {n}")
-        theirs.create(f"theirs {n}")
-    cursor = mine.search(limit=1).next_cursor
-    for catalog in (theirs, ThreadCatalog(api.saver)):
-        with pytest.raises(InvalidInput, match="another search"):
-            await Api(catalog, api.world).search(cursor=cursor)
-    by_filter = ThreadCatalog(api.saver).search(ThreadFilter(owner="acme"), limit=1).next_cursor
-    page = await Api(mine, api.world).search(cursor=by_filter)
-    assert [one.thread_id for one in page] == ["mine 1", "mine 0"]
-
-
 async def test_a_confined_saver_stays_so_whatever_is_made_of_it(theirs: str, api: Api) -> None:
     confined = api.saver.for_owner("other")
     for saver in (confined, confined.for_owner("other"), confined.with_allowlist([("a", "b")])):

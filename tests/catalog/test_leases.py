@@ -36,7 +36,6 @@ from forkpoint import (
     ThreadCatalog,
     ThreadDeleted,
     ThreadFilter,
-    ThreadNotFound,
 )
 from forkpoint.catalog import leases
 from forkpoint.saver.saver import ForkpointSaver
@@ -73,48 +72,6 @@ def at(lease: Lease, **part: Any) -> Any:
     return {"configurable": {**lease.config["configurable"], "checkpoint_ns": "", **part}}
 
 
-async def test_a_thread_is_busy_while_its_lease_is_held(catalog: Api, api: Api) -> None:
-    put(api.saver, {"a": 1})
-    assert await catalog.lease("thread") is None
-    async with run(catalog) as lease:
-        holder = await catalog.lease("thread")
-        assert holder.holder == lease.holder
-        assert str(os.getpid()) in holder.holder
-        assert holder.since < holder.until
-        assert await catalog.is_busy("thread")
-        assert (await catalog.get("thread")).status == "busy"
-        assert await catalog.count(ThreadFilter(status="busy")) == 1
-        assert await catalog.count(ThreadFilter(status="idle")) == 0
-        await api.put(at(lease), checkpoint({"a": 2}), {}, {"a": 2})
-    assert not await catalog.is_busy("thread")
-    assert (await catalog.get("thread")).status == "idle"
-    assert await catalog.count(ThreadFilter(status="busy")) == 0
-    assert await catalog.count(ThreadFilter(status="idle")) == 1
-    assert (await catalog.get("thread")).checkpoint_count == 2
-
-
-async def test_a_thread_that_is_not_there_is_made(catalog: Api) -> None:
-    with pytest.raises(ThreadNotFound):
-        await catalog.lease("thread")
-    async with run(catalog):
-        assert (await catalog.get("thread")).checkpoint_count == 0
-    assert (await catalog.get("thread")).status == "idle"
-
-
-async def test_of_two_one_is_told_that_the_other_runs(catalog: Api) -> None:
-    async with run(catalog) as lease:
-        with pytest.raises(ThreadBusy, match=lease.holder):
-            async with run(catalog):
-                pass
-        with pytest.raises(ThreadBusy, match=lease.holder):
-            async with run(catalog, if_busy="wait", timeout=timedelta(milliseconds=60)):
-                pass
-        async with run(catalog, "other"):
-            pass
-    async with run(catalog):
-        pass
-
-
 async def test_one_waits_until_the_other_is_done(catalog: Api, store: Store) -> None:
     order: list[str] = []
     with store.saver() as own:
@@ -132,34 +89,6 @@ async def test_one_waits_until_the_other_is_done(catalog: Api, store: Store) -> 
             order.append("second")
         timer.join()
     assert order == ["first", "end", "second"]
-
-
-async def test_who_lost_the_lease_writes_nothing(catalog: Api, api: Api, store: Store) -> None:
-    async with run(catalog) as lost:
-        stored = await api.put(at(lost), checkpoint({"a": 1}), {}, {"a": 1})
-        parent = at(lost, **stored["configurable"])
-        async with run(catalog, if_busy="cancel") as lease:
-            before = content(store)
-            for put_ in (
-                api.put(parent, checkpoint({"a": "late " * 900}), {}, {"a": 2}),
-                api.put_writes(parent, [("a", 1)], "task"),
-                api.put_writes(parent, [("__error__", "late")], "task"),
-                api.put_writes(parent, [("a", "late " * 900)], "task"),
-            ):
-                with pytest.raises(StaleLease, match="'thread'"):
-                    await put_
-            assert content(store) == before
-            assert (await catalog.lease("thread")).holder == lease.holder
-            await api.put(at(lease), checkpoint({"a": 3}), {}, {"a": 3})
-        before = content(store)
-        with pytest.raises(StaleLease):
-            await api.put(parent, checkpoint({"a": 2}), {}, {"a": 2})
-    with pytest.raises(StaleLease):
-        await api.put(at(lease), checkpoint({"a": 2}), {}, {"a": 2})
-    assert content(store) == before
-    assert (await catalog.get("thread")).checkpoint_count == 2
-    put(api.saver, {"a": 4})  # a run that shows no lease is not stopped by one
-    assert store.problems(api.saver) == []
 
 
 class State(TypedDict):
@@ -259,23 +188,6 @@ async def test_it_is_renewed_as_long_as_the_block_runs(catalog: Api, often: None
         assert not lease.is_lost
 
 
-async def test_a_deleted_thread_knows_its_leases_no_more(catalog: Api, api: Api) -> None:
-    async with run(catalog) as old:
-        await api.put(at(old), checkpoint({"a": 1}), {}, {"a": 1})
-        await catalog.delete("thread")
-        for _ in range(2):
-            with pytest.raises(ThreadDeleted):
-                await api.put(at(old), checkpoint({"a": 2}), {}, {"a": 2})
-            with pytest.raises(ThreadDeleted):
-                await api.put_writes(at(old, checkpoint_id="x"), [("a", 1)], "task")
-            assert (await catalog.get("thread")) is None or _ == 1
-            async with run(catalog):  # another thread of this id
-                pass
-    assert (await catalog.get("thread")).checkpoint_count == 0
-    with pytest.raises(ThreadNotFound):
-        await catalog.lease("other")
-
-
 @pytest.mark.parametrize("durability", ["sync", "async"])
 @pytest.mark.parametrize("deleting", ["delete", "expire", "purge", "delete_thread"])
 @pytest.mark.in_turns
@@ -307,13 +219,6 @@ async def test_a_run_ends_whose_thread_is_deleted(
         await invoked(api, graph, {"configurable": {"thread_id": "thread"}}, durability)
     assert [store.count(kind) for kind in KINDS] == [0, 0, 0, 0]
     assert await catalog.count() == 0
-
-
-async def test_an_exception_ends_the_lease(catalog: Api) -> None:
-    with pytest.raises(KeyError):
-        async with run(catalog):
-            raise KeyError
-    assert not await catalog.is_busy("thread")
 
 
 @pytest.mark.parametrize("is_entering", [True, False], ids=["entering", "leaving"])
@@ -395,31 +300,6 @@ async def test_a_lease_is_of_the_thread_that_there_is_now(
         await api.put(at(lease), checkpoint({"a": 3}), {}, {"a": 3})
     assert (await catalog.get("thread")).checkpoint_count == 2
     assert store.problems(api.saver) == []
-
-
-async def test_after_its_block_a_lease_has_no_config(catalog: Api, api: Api) -> None:
-    async with run(catalog) as lease:
-        shown = at(lease)
-    with pytest.raises(StaleLease, match="'thread'"):
-        _ = lease.config
-    assert not lease.is_lost
-    with pytest.raises(StaleLease, match="'thread'"):
-        await api.put(shown, checkpoint({"a": 1}), {}, {"a": 1})
-    with pytest.raises(RuntimeError, match="once"):
-        async with entered(catalog, lease):
-            pass
-    assert not await catalog.is_busy("thread")
-
-
-async def test_who_was_refused_may_try_again(catalog: Api) -> None:
-    again = catalog.saver.run("thread")
-    async with run(catalog) as lease:
-        with pytest.raises(ThreadBusy):
-            async with entered(catalog, again):
-                pass
-        assert (await catalog.lease("thread")).holder == lease.holder
-    async with entered(catalog, again):
-        assert (await catalog.lease("thread")).holder == again.holder
 
 
 async def test_it_is_told_that_a_lease_is_lost(catalog: Api, often: None) -> None:

@@ -113,34 +113,6 @@ async def test_a_run_that_goes_on_is_refused_and_the_next_turn_begins_where_it_d
     assert store.problems(api.saver) == []
 
 
-async def test_only_what_the_run_stored_goes(api: Api, store: Store) -> None:
-    catalog = ThreadCatalog(api.saver)
-    head = put(api.saver, {"n": 1})
-    api.saver.put_writes(head, [("n", 2)], "before")
-    holder = await entered(catalog.run("thread"), api.world)
-    under: Any = {"configurable": {**head["configurable"], **holder.config["configurable"]}}
-    api.saver.put_writes(under, [("n", 3)], "of the run")
-    made = api.saver.put(under, checkpoint({"n": 4}), {}, {"n": 4})
-    catalog.clone("thread", "clone")
-    put(api.saver, {"n": 5}, parent=head)  # of somebody who shows no lease
-    cloned = rows(store)
-    other = await entered(catalog.run("thread", if_busy="rollback"), api.world)
-    assert [value_of(found)["n"] for found in api.saver.list(config())] == [5, 1]
-    (kept,) = api.saver.get_tuple(head).pending_writes  # type: ignore[misc, union-attr]
-    assert kept == ("before", "n", 2)
-    assert api.saver.get_tuple(config("thread", made["configurable"]["checkpoint_id"])) is None
-    for lease in (holder, other):
-        await left(lease, api.world)
-    assert len(list(api.saver.list(config("clone")))) == 2
-    of_clone = await entered(catalog.run("clone"), api.world)
-    another = await entered(catalog.run("clone", if_busy="rollback"), api.world)
-    assert len(list(api.saver.list(config("clone")))) == 2
-    for lease in (of_clone, another):
-        await left(lease, api.world)
-    assert cloned != rows(store)
-    assert store.problems(api.saver) == []
-
-
 @pytest.mark.parametrize(
     ("is_released", "if_busy"),
     [(True, "raise"), (True, "wait"), (False, "cancel"), (False, "rollback")],

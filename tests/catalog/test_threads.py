@@ -7,7 +7,7 @@ import dataclasses
 import random
 import threading
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -66,50 +66,6 @@ async def walked(catalog: Api, filter: ThreadFilter | None = None, **options: An
 # Records
 
 
-async def test_a_thread_is_described_and_found_again(catalog: Api) -> None:
-    before = datetime.now(timezone.utc) - timedelta(seconds=1)
-    made = await catalog.create(
-        "case", label="A case", tags={"b", "a"}, metadata={"n": 1, "in": {"k": [1]}}, ttl=DAY
-    )
-    assert (made.thread_id, made.label, made.tags) == ("case", "A case", ("a", "b"))
-    assert made.metadata == {"n": 1, "in": {"k": [1]}}
-    assert (made.owner, made.status, made.checkpoint_count) == (None, "idle", 0)
-    assert (made.source_thread_id, made.source_checkpoint_id) == (None, None)
-    assert before < made.created_at <= made.updated_at < before + timedelta(minutes=1)
-    assert made.expires_at == made.updated_at + DAY
-    assert await catalog.get("case") == made
-    assert await catalog.get("other") is None
-    with pytest.raises(ThreadExists, match="'case'"):
-        await catalog.create("case")
-    assert await catalog.create("case", label="x", if_exists="do_nothing") == made
-    assert await catalog.get_or_create("case", tags=["x"]) == made
-    assert (await catalog.get_or_create("new", tags=["x"])).tags == ("x",)
-
-
-async def test_an_id_is_made_that_sorts_by_time(catalog: Api) -> None:
-    ids = [(await catalog.create()).thread_id for _ in range(3)]
-    assert [one[14] for one in ids] == ["7", "7", "7"]
-    assert sorted(one[:13] for one in ids) == [one[:13] for one in ids]
-
-
-async def test_an_update_changes_what_it_is_given(catalog: Api) -> None:
-    made = await catalog.create("case", label="A", tags=["a"], metadata={"k": 1, "l": 1}, ttl=DAY)
-    after = await catalog.update("case", metadata={"k": {"new": 2}})
-    assert after == dataclasses.replace(
-        made,
-        metadata={"k": {"new": 2}, "l": 1},
-        updated_at=after.updated_at,
-        expires_at=after.updated_at + DAY,
-    )
-    assert after.updated_at > made.updated_at
-    cleared = await catalog.update("case", label=None, tags=[], ttl=None)
-    assert (cleared.label, cleared.tags, cleared.expires_at) == (None, (), None)
-    assert cleared.metadata == after.metadata
-    assert await walked(catalog, ThreadFilter(tags=["a"])) == []
-    with pytest.raises(ThreadNotFound, match="'other'"):
-        await catalog.update("other", label="x")
-
-
 async def test_threads_that_graphs_ran_on_are_in_it(catalog: Api, api: Api) -> None:
     graph = SHAPES["chat"].build(api.saver)
     graph.invoke(SHAPES["chat"].inputs[0], thread("ran", user_id="u1", n=1))
@@ -154,17 +110,6 @@ async def test_a_status_says_what_a_thread_waits_for(catalog: Api, api: Api, sto
     assert store.problems(api.saver) == []
 
 
-async def test_writes_without_a_checkpoint_are_no_thread_yet(catalog: Api, api: Api) -> None:
-    await api.put_writes(config("thread", "c"), [("a", 1)], "task")
-    assert await catalog.get("thread") is None
-    assert await catalog.count() == 0
-    made = await catalog.create("thread", label="now it is")
-    assert await catalog.get("thread") == made
-    put(api.saver, {"a": 1})
-    assert (await catalog.get("thread")).checkpoint_count == 1
-    assert (await catalog.get("thread")).label == "now it is"
-
-
 async def test_deleting_takes_everything_and_a_run_cannot_bring_it_back(
     catalog: Api, api: Api, store: Store
 ) -> None:
@@ -197,15 +142,6 @@ async def test_no_method_reads_a_checkpoint(catalog: Api, api: Api, store: Store
     assert (await catalog.stats("thread")).checkpoints == 1
     await catalog.delete("thread")
     await catalog.delete("clone")
-
-
-async def test_time_to_live_is_renewed_by_activity(catalog: Api, api: Api) -> None:
-    made = await catalog.create("thread", ttl=DAY)
-    put(api.saver, {"a": 1})
-    after_put = await catalog.get("thread")
-    assert after_put.expires_at > made.expires_at
-    updated = await catalog.update("thread", label="x")
-    assert updated.expires_at > after_put.expires_at
 
 
 # Searching, against a model
@@ -275,26 +211,6 @@ def test_a_search_finds_what_a_look_at_each_thread_finds(
         assert catalog.count(wanted) == len(expected)
 
 
-async def test_times_and_sources_are_searched(catalog: Api, api: Api) -> None:
-    put(api.saver, {"a": 1}, thread_id="first")
-    await api.fork("first", new_thread_id="fork")
-    await catalog.clone("first", "clone")
-    between = (await catalog.get("clone")).created_at
-    await catalog.create("last")
-
-    async def ids(**wanted: Any) -> set[str]:
-        return {one.thread_id for one in await walked(catalog, ThreadFilter(**wanted))}
-
-    assert await ids(source_thread_id="first") == {"fork", "clone"}
-    assert await ids(created_before=between) == {"first", "fork"}
-    assert await ids(created_after=between) == {"clone", "last"}
-    put(api.saver, {"a": 2}, thread_id="first")
-    assert await ids(updated_after=between) == {"first", "clone", "last"}
-    assert await ids(updated_before=between) == {"fork"}
-    for wanted in ({"created_after": between}, {"updated_before": between}):
-        assert await catalog.count(ThreadFilter(**wanted)) == len(await ids(**wanted))
-
-
 @pytest.mark.parametrize("sort_by", ["updated_at", "created_at", "thread_id", "status"])
 @pytest.mark.in_turns
 def test_a_walk_meets_each_thread_once_while_others_write(
@@ -353,30 +269,6 @@ def test_a_walk_meets_each_thread_once_while_others_write(
             writer.join()
     assert failures == []
     assert store.problems(saver) == []
-
-
-async def test_a_cursor_belongs_to_its_search(catalog: Api, api: Api) -> None:
-    for n in range(5):
-        await catalog.create(f"t{n}", tags=["a"])
-    page = await catalog.search(ThreadFilter(tags=["a"]), limit=2)
-    cursor = page.next_cursor
-    for wanted, options in (
-        (ThreadFilter(tags=["b"]), {}),
-        (None, {}),
-        (ThreadFilter(tags=["a"]), {"sort_by": "created_at"}),
-        (ThreadFilter(tags=["a"]), {"descending": False}),
-    ):
-        with pytest.raises(InvalidInput, match="another search"):
-            await catalog.search(wanted, cursor=cursor, **options)
-    other = Api(ThreadCatalog(api.saver, owner="acme"), api.world)
-    with pytest.raises(InvalidInput, match="another search"):
-        await other.search(ThreadFilter(tags=["a"]), cursor=cursor)
-    for forged in ("", "x", "é", cursor[:-2], "A" * 40, cursor + "AAAA"):
-        with pytest.raises(InvalidInput, match="cursor"):
-            await catalog.search(ThreadFilter(tags=["a"]), cursor=forged)
-    rest = await catalog.search(ThreadFilter(tags=["a"]), limit=3, cursor=cursor)
-    assert len(rest) == 3
-    assert rest.next_cursor is None
 
 
 # Clones and successors
@@ -470,25 +362,6 @@ async def test_a_successor_begins_with_a_part_of_the_state(
     with pytest.raises(InvalidInput, match="DeltaChannel"):
         await catalog.rollover("deltas", channels=["log"])
     assert store.problems(api.saver) == []
-
-
-async def test_stats_say_what_a_thread_takes_and_shares(catalog: Api, api: Api) -> None:
-    long = [{"id": str(n), "text": "text " * 40} for n in range(200)]
-    first = put(api.saver, {"long": long}, metadata={"run_id": "r1"})
-    put(api.saver, {"long": long, "n": 1}, parent=first, metadata={"run_id": "r2"})
-    await api.put_writes(first, [("a", 1), ("b", 2)], "task")
-    alone = await catalog.stats("thread")
-    assert (alone.checkpoints, alone.writes, alone.runs) == (2, 2, 2)
-    assert alone.bytes_stored > 20_000
-    assert alone.bytes_shared == 0
-    known = await catalog.get("thread")
-    assert (alone.first_activity, alone.last_activity) == (known.created_at, known.updated_at)
-    await catalog.clone("thread", "clone")
-    shared = await catalog.stats("thread")
-    assert shared.bytes_stored == alone.bytes_stored
-    assert 20_000 < shared.bytes_shared < shared.bytes_stored
-    with pytest.raises(ThreadNotFound):
-        await catalog.stats("other")
 
 
 # Bad input

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime, timezone
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from checking import Api, checkpoint, config, drawn, encrypted_serde, id_of, put, value_of
-from graphs import MORE_SHAPES, RAN, SHAPES
+from checking import Api, config, drawn, encrypted_serde, id_of, put, value_of
+from graphs import MORE_SHAPES, SHAPES
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.types import Command
@@ -89,209 +88,10 @@ def rows_of(store: Store, thread_id: str) -> Any:
 # Where a fork comes from
 
 
-async def test_a_fork_is_a_thread_of_one_checkpoint_and_goes_its_own_way(
-    api: Api, store: Store
-) -> None:
-    configs = fill(api.saver, 4)
-    source = everything(api.saver, "thread")
-
-    made = await api.fork(configs[1], new_thread_id="fork")
-    assert made == thread("fork")
-    (found,) = await api.list(made)
-    original = await api.get_tuple(configs[1])
-    assert found.config == config("fork", id_of(configs[1]))
-    assert found.checkpoint == original.checkpoint
-    assert found.metadata == original.metadata
-
-    await api.put(found.config, checkpoint({"n": 100}), {}, {"n": 100})
-    assert [value_of(one)["n"] for one in await history(api, "fork")] == [1, 100]
-    assert everything(api.saver, "thread") == source
-    await api.delete_thread("thread")
-    assert value_of(await api.at("fork", 0)) == value_of(original)
-    assert store.problems(api.saver) == []
-
-
-async def test_a_thread_id_is_forked_at_its_head_and_a_fork_is_given_an_id(api: Api) -> None:
-    configs = fill(api.saver, 3)
-    ids = set()
-    for source in ("thread", thread("thread"), config()):
-        made = await api.fork(source)
-        (found,) = await api.list(made)
-        assert id_of(found) == id_of(configs[-1])
-        ids.add(made["configurable"]["thread_id"])
-    assert len(ids) == 3
-
-
-async def test_lineage_says_where_each_thread_came_from(api: Api, store: Store) -> None:
-    configs = fill(api.saver, 4, thread_id="root")
-    await api.fork(configs[2], new_thread_id="fork")
-    await api.copy_thread("fork", "clone")
-    await api.fork("clone", new_thread_id="last")
-
-    entries = await api.lineage("last")
-    assert [entry.thread_id for entry in entries] == ["last", "clone", "fork", "root"]
-    assert [entry.edge for entry in entries] == ["fork", "clone", "fork", None]
-    assert [entry.parent_thread_id for entry in entries] == ["clone", "fork", "root", None]
-    forked = id_of(configs[2])
-    assert [entry.parent_checkpoint_id for entry in entries] == [forked, None, forked, None]
-    assert [entry.step for entry in entries] == [2, None, 2, None]
-    assert [entry.forked_from is not None for entry in entries] == [True, False, True, False]
-    assert [entry.checkpoint_count for entry in entries] == [1, 1, 1, 4]
-    assert all(entry.exists for entry in entries)
-    for entry in entries:
-        assert entry.created_at.tzinfo is timezone.utc
-        recorded = store.thread(entry.thread_id).created_at
-        assert abs(entry.created_at.timestamp() - recorded / 1e6) < 1e-3
-    assert await api.lineage("root") == entries[3:]
-    assert await api.lineage("fork") == entries[2:]
-
-
-async def test_when_a_forked_checkpoint_was_made_is_told_by_its_id(api: Api) -> None:
-    for name, id_ in (
-        ("told", "1eda8a58-ab15-6000-8000-000000000000"),
-        ("random", "1f100000-0000-4000-8000-000000000000"),
-        ("no UUID", "0007"),
-    ):
-        made = {**checkpoint({"n": 1}), "id": id_}
-        await api.put(config(name), made, {}, {"n": 1})
-        await api.fork(name, new_thread_id=f"fork of {name}")
-        entry = (await api.lineage(f"fork of {name}"))[0]
-        assert entry.parent_checkpoint_id == id_
-        assert entry.step is None
-        expected = datetime(2023, 2, 9, 18, 14, 6, 829977, tzinfo=timezone.utc)
-        assert entry.forked_from == (expected if name == "told" else None)
-
-
-async def test_a_purged_ancestor_stays_in_the_lineage_as_one_that_does_not_exist(
-    api: Api, store: Store
-) -> None:
-    configs = fill(api.saver, 3, thread_id="root")
-    await api.fork(configs[1], new_thread_id="child")
-    await api.purge("root")
-    made = await api.fork("child", new_thread_id="grandchild")
-    await api.copy_thread("child", "clone")
-
-    entries = await api.lineage("grandchild")
-    assert [(one.thread_id, one.exists) for one in entries] == [
-        ("grandchild", True),
-        ("child", True),
-        ("root", False),
-    ]
-    assert [one.parent_checkpoint_id for one in entries] == [id_of(configs[1])] * 2 + [None]
-    assert [one.step for one in entries] == [1, 1, None]
-    assert entries[-1].checkpoint_count == 0
-    assert (await api.lineage("clone"))[1:] == entries[1:]
-
-    put(api.saver, {"n": 1}, thread_id="root")  # a new thread under the old id
-    assert await api.lineage("grandchild") == entries
-    assert [one.exists for one in await api.lineage("root")] == [True]
-    assert [node.entry.thread_id for node in await api.family("root")] == ["root"]
-    assert len(list(await api.family("grandchild"))) == 4
-
-    put(api.saver, {"n": 2}, parent=(await api.at("grandchild", -1)).config, thread_id="grandchild")
-    await api.trim("child", 1)
-    await api.trim("grandchild", 1)
-    assert await api.get_tuple(config("grandchild", id_of(configs[1]))) is None
-    assert (await api.lineage("grandchild"))[0].step == 1  # its parent still has it
-    await api.purge("child")
-    assert [one.step for one in await api.lineage("grandchild")] == [None, None, None]
-    assert made == thread("grandchild")
-    assert store.problems(api.saver) == []
-
-
-async def test_a_family_is_a_tree_of_all_that_forks_and_clones_join(api: Api) -> None:
-    fill(api.saver, 2, thread_id="root")
-    put(api.saver, {"n": 1}, thread_id="stranger")
-    for source, target in (("root", "b"), ("root", "a"), ("b", "b1"), ("b", "b2"), ("b2", "b21")):
-        await api.fork(source, new_thread_id=target)
-
-    def shape(node: Any) -> Any:
-        return node.entry.thread_id, [shape(child) for child in node.children]
-
-    tree = await api.family("b2")
-    b = ("b", [("b1", []), ("b2", [("b21", [])])])
-    assert shape(tree.root) == ("root", [b, ("a", [])])
-    assert [node.entry.thread_id for node in tree] == ["root", "b", "b1", "b2", "b21", "a"]
-    assert [node.entry.thread_id for node in tree if node.is_current] == ["b2"]
-    entries = {node.entry.thread_id: node.entry for node in tree}
-    assert [entries[name] for name in ("b21", "b2", "b", "root")] == await api.lineage("b21")
-
-    for name in ("root", "b", "a", "b1"):
-        await api.purge(name)  # those that nothing came of are in no tree any more
-    tree = await api.family("b21")
-    assert shape(tree.root) == ("root", [("b", [("b2", [("b21", [])])])])
-    assert [node.entry.exists for node in tree] == [False, False, True, True]
-
-
 # Looking back
 
 
-async def test_a_history_is_oldest_first_and_that_of_the_graph_itself(api: Api) -> None:
-    configs = fill(api.saver, 45)
-    put(api.saver, {"n": 1}, ns="child")
-    found = await history(api, "thread")
-    assert [one.config for one in found] == configs
-    assert found == [one for one in everything(api.saver, "thread") if one.config in configs][::-1]
-    for limit in (0, 1, 20, 21, 44, 45, 100):
-        assert await history(api, "thread", limit=limit) == found[:limit]
-
-    assert [(await api.at("thread", n)).config for n in (0, 3, 44)] == [
-        configs[n] for n in (0, 3, 44)
-    ]
-    assert [(await api.at("thread", n)).config for n in (-1, -3, -45)] == [
-        configs[n] for n in (-1, -3, -45)
-    ]
-    for index in (45, -46, 10**9):
-        with pytest.raises(CheckpointNotFound, match=f"index {index} .* 'thread'"):
-            await api.at("thread", index)
-    for call in (history(api, "nobody"), api.at("nobody", 0)):
-        with pytest.raises(ThreadNotFound, match="'nobody'"):
-            await call
-
-
-async def test_the_latest_is_the_newest_of_any_thread_with_these_metadata(api: Api) -> None:
-    assert await api.latest({}) is None
-    for n in range(6):
-        metadata = {"graph_id": "support", "nested": {"n": n, "even": n % 2 == 0}}
-        put(api.saver, {"n": n}, thread_id=f"thread-{n % 2}", metadata=metadata)
-    put(api.saver, {"n": 6}, thread_id="other", metadata={"graph_id": "sales"})
-
-    async def latest(metadata: Mapping[str, Any]) -> Any:
-        found = await api.latest(metadata)
-        return found and value_of(found)["n"]
-
-    assert await latest({}) == 6
-    assert await latest({"graph_id": "support"}) == 5
-    assert await latest({"nested": {"even": True}}) == 4
-    assert await latest({"graph_id": "support", "nested": {"n": 0}}) == 0
-    assert await latest({"nested": {"n": 7}}) is None
-    await api.purge("thread-1")
-    assert await latest({"graph_id": "support"}) == 4
-
-
 # What a fork holds
-
-
-async def test_a_path_is_forked_with_all_ancestors_and_none_of_their_other_children(
-    api: Api, store: Store
-) -> None:
-    configs = fill(api.saver, 3)
-    abandoned = put(api.saver, {"n": 10}, parent=configs[0])
-    branch = put(api.saver, {"n": 11}, parent=configs[1])
-
-    await api.fork(branch, new_thread_id="path", history="path")
-    found = await history(api, "path")
-    path = [configs[0], configs[1], branch]
-    assert [id_of(one) for one in found] == [id_of(one) for one in path]
-    for one, origin in zip(found, path, strict=True):
-        original = await api.get_tuple(origin)
-        assert one.checkpoint == original.checkpoint
-        assert one.pending_writes == original.pending_writes
-        parent = original.parent_config
-        assert one.parent_config == (parent and config("path", id_of(parent)))
-    assert await api.get_tuple(config("path", id_of(abandoned))) is None
-    assert store.thread("path").checkpoint_count == 3
-    assert store.problems(api.saver) == []
 
 
 def test_a_path_has_the_states_that_it_had_although_what_they_are_rebuilt_from_is_hidden(
@@ -316,52 +116,6 @@ def test_a_path_has_the_states_that_it_had_although_what_they_are_rebuilt_from_i
     assert store.problems(saver) == []
 
 
-async def test_a_fork_has_the_metadata_of_its_thread_and_what_is_merged_into_them(
-    api: Api, store: Store
-) -> None:
-    first = {"configurable": {"thread_id": "thread", "checkpoint_ns": "", "user_id": "u1"}}
-    await api.put(first, checkpoint({"n": 1}), {}, {"n": 1})
-    await api.fork("thread", new_thread_id="fork", metadata={"tags": ["a"], "user_id": "u2"})
-    await api.fork("fork", new_thread_id="again", metadata={"n": 1})
-    assert store.thread("thread").metadata == '{"user_id":"u1"}'
-    assert store.thread("fork").metadata == '{"user_id":"u2","tags":["a"]}'
-    assert store.thread("again").metadata == '{"user_id":"u2","tags":["a"],"n":1}'
-
-
-async def test_a_fork_does_not_go_with_the_run_of_its_source(api: Api, store: Store) -> None:
-    configs = fill(api.saver, 3)
-    await api.fork(configs[1], new_thread_id="head")
-    await api.fork(configs[1], new_thread_id="path", history="path")
-    before = everything(api.saver, "path")
-    await api.delete_for_runs([f"run-{n}" for n in range(3)])
-    assert everything(api.saver, "path") == before
-    assert len(await history(api, "head")) == 1
-    with pytest.raises(ThreadNotFound):
-        await api.at("thread", 0)
-    assert store.problems(api.saver) == []
-
-
-@pytest.mark.parametrize(
-    ("channel", "status"), [("__interrupt__", "interrupted"), ("__error__", "error")]
-)
-async def test_the_status_of_a_fork_is_what_it_waits_for(
-    channel: str, status: str, api: Api, store: Store
-) -> None:
-    configs = fill(api.saver, 2)
-    for one in configs:
-        await api.put_writes(one, [(channel, "x")], "asking")
-    statuses = {}
-    for name, source, values in (
-        ("head", "thread", None),
-        ("older", configs[0], None),
-        ("with values", "thread", {"n": 7}),
-    ):
-        await api.fork(source, new_thread_id=name, values=values)
-        statuses[name] = store.thread(name).status
-    older = "interrupted" if status == "interrupted" else "idle"  # a failure is not taken along
-    assert statuses == {"head": status, "older": older, "with values": "idle"}
-
-
 async def test_a_fork_may_take_the_id_of_a_thread_that_was_deleted(api: Api, store: Store) -> None:
     """Although its checkpoints are older than those of which late writes are refused."""
     shape = MORE_SHAPES["stateful in stateless subgraphs"]
@@ -380,25 +134,6 @@ async def test_a_fork_may_take_the_id_of_a_thread_that_was_deleted(api: Api, sto
 
 
 # Values
-
-
-async def test_values_replace_those_of_a_checkpoint_in_a_new_one_on_top(
-    api: Api, store: Store
-) -> None:
-    configs = fill(api.saver, 3)
-    original = await api.get_tuple(configs[1])
-    await api.fork(configs[1], new_thread_id="fork", values={"n": "other", "messages": []})
-
-    below, top = await history(api, "fork")
-    assert below.checkpoint == original.checkpoint
-    assert top.parent_config == below.config
-    assert id_of(top) > id_of(below)
-    assert value_of(top) == {"n": "other", "messages": []}
-    assert top.checkpoint["channel_versions"]["n"] > below.checkpoint["channel_versions"]["n"]
-    assert top.checkpoint["versions_seen"] == below.checkpoint["versions_seen"]
-    assert top.metadata == {**below.metadata, "source": "update", "step": 2}
-    assert top.pending_writes == []
-    assert store.problems(api.saver) == []
 
 
 async def test_what_is_not_replaced_is_shared_and_of_a_long_list_most_is(
@@ -514,27 +249,6 @@ async def test_rolling_back_makes_the_head_what_it_was_then(api: Api, store: Sto
     assert store.problems(api.saver) == []
 
 
-async def test_after_rolling_back_a_question_is_answered_differently(
-    api: Api, store: Store
-) -> None:
-    shape = MORE_SHAPES["question"]
-    graph = shape.build(api.saver)
-    graph.invoke({"items": []}, thread("thread"))
-    asked = graph.get_state(thread("thread"))
-    assert graph.invoke(Command(resume="yes"), thread("thread"))["answers"] == ["yes"]
-    assert store.thread("thread").status == "idle"
-
-    await api.rollback("thread", 2)  # what came of the answer, and of the node after it
-    state = graph.get_state(thread("thread"))
-    assert (state.config, state.values, state.next) == (asked.config, asked.values, asked.next)
-    assert state.interrupts == asked.interrupts
-    assert store.thread("thread").status == "interrupted"
-    RAN.clear()
-    assert graph.invoke(Command(resume="no"), thread("thread"))["answers"] == ["no"]
-    assert [name for _, name in RAN] == ["ask", "after"]
-    assert store.problems(api.saver) == []
-
-
 async def test_rolling_back_takes_what_subgraphs_stored_since(api: Api, store: Store) -> None:
     shape = MORE_SHAPES["remembering"]
     graph = shape.build(api.saver)
@@ -602,21 +316,6 @@ async def test_reports_count_what_was_removed(api: Api, store: Store) -> None:
     assert before == (0, 0, 0, 0)
 
 
-async def test_trimming_keeps_the_newest_as_they_were(api: Api, store: Store) -> None:
-    configs = fill(api.saver, 6)
-    for n in range(4):
-        put(api.saver, {"n": n}, ns="child", metadata={"n": n})
-    before = everything(api.saver, "thread")
-    kept = [one for one in before if one.config in configs[-2:]]
-    kept_inside = [one for one in before if one.config["configurable"]["checkpoint_ns"]][:2]
-
-    report = await api.trim("thread", 2)
-    assert (report.checkpoints, report.writes) == (4 + 2, 4 * 2)
-    assert [one for one in everything(api.saver, "thread") if one in kept] == kept
-    assert [one for one in everything(api.saver, "thread") if one not in kept] == kept_inside
-    assert await history(api, "thread") == kept[::-1]
-
-
 async def test_trimming_a_delta_channel_keeps_its_state(api: Api, store: Store) -> None:
     graph = SHAPES["deltas"].build(api.saver)
     for given_ in SHAPES["deltas"].inputs:
@@ -633,27 +332,6 @@ async def test_trimming_a_delta_channel_keeps_its_state(api: Api, store: Store) 
     await api.purge("thread")
     assert graph.get_state(fork).values == states[-3].values
     assert stored(store) < before
-    assert store.problems(api.saver) == []
-
-
-async def test_a_run_of_a_purged_thread_cannot_bring_it_back(api: Api, store: Store) -> None:
-    head = fill(api.saver, 3)[-1]
-    await api.fork("thread", new_thread_id="fork")
-    await api.purge("thread")
-    late = (
-        lambda: api.put(head, checkpoint({"n": 1}), {}, {"n": 1}),
-        lambda: api.put_writes(head, [("c", 1)], "late"),
-    )
-    for call in late:
-        with pytest.raises(ThreadDeleted, match="'thread'"):
-            await call()
-    put(api.saver, {"n": "new"})
-    for call in late:
-        with pytest.raises(ThreadDeleted):
-            await call()
-    assert [value_of(one)["n"] for one in await history(api, "thread")] == ["new"]
-    forked = (await api.at("fork", -1)).config  # of the same id, and not deleted
-    await api.put(forked, checkpoint({"n": 1}), {}, {"n": 1})
     assert store.problems(api.saver) == []
 
 

@@ -6,8 +6,6 @@ import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 import forkpoint
 
 PACKAGE = Path(forkpoint.__file__).parent
@@ -19,13 +17,16 @@ LAYERS = [
     {"operations"},
     {"saver"},
     {"sqlite", "mongodb", "catalog"},
+    {"testing"},
     {"__init__"},
 ]
-UNKNOWN_TO_BACKENDS = {"operations", "catalog", "sqlite", "mongodb"}
+BACKENDS = {"sqlite", "mongodb"}
+UNKNOWN_TO_BACKENDS = {"operations", "catalog", *BACKENDS}
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
+TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 WITHOUT_IO = [
     *(name for name in FILES if name.startswith(("encoding.", "pictures."))),
     *("filters", "json_text", "inputs", "previews", "results"),
@@ -62,9 +63,8 @@ def is_ours(module: str) -> bool:
     return module.partition(".")[0] == "forkpoint"
 
 
-def imports_of(path: Path) -> set[str]:
+def imports_of(tree: ast.AST) -> set[str]:
     """Return the files of forkpoint that a file imports when it runs."""
-    tree = ast.parse(path.read_text())
     for_types = {
         inner
         for node in ast.walk(tree)
@@ -78,7 +78,7 @@ def imports_of(path: Path) -> set[str]:
     }
 
 
-IMPORTS = {name: imports_of(path) for name, path in FILES.items()}
+IMPORTS = {name: imports_of(tree) for name, tree in TREES.items()}
 
 
 def test_each_folder_has_its_layer() -> None:
@@ -87,14 +87,35 @@ def test_each_folder_has_its_layer() -> None:
     assert sum(map(len, LAYERS)) == len(folders)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_knows_its_own_folder_and_those_below(name: str) -> None:
-    folder = folder_of(name)
+def folders_known_to(folder: str) -> set[str]:
+    """Return the folders that the files of a folder may import."""
     height = next(height for height, layer in enumerate(LAYERS) if folder in layer)
-    known = set().union(*LAYERS[:height], {folder})
-    if folder in ("sqlite", "mongodb"):
-        known -= UNKNOWN_TO_BACKENDS - {folder}
-    assert {folder_of(imported) for imported in IMPORTS[name]} <= known
+    known = set().union(*LAYERS[:height])
+    if folder in BACKENDS:
+        known -= UNKNOWN_TO_BACKENDS
+    if folder == "testing":  # the contract is that of every backend
+        known -= BACKENDS
+    return known | {folder}
+
+
+def test_a_file_knows_its_own_folder_and_those_below() -> None:
+    known = {folder: folders_known_to(folder) for layer in LAYERS for folder in layer}
+    unknown = {
+        name: sorted(set(map(folder_of, imported)) - known[folder_of(name)])
+        for name, imported in IMPORTS.items()
+    }
+    assert {name: folders for name, folders in unknown.items() if folders} == {}
+
+
+def test_pytest_is_imported_by_the_contract_alone() -> None:
+    for name, tree in TREES.items():
+        names = {
+            part.name if isinstance(node, ast.Import) else node.module
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for part in node.names
+        }
+        assert "pytest" not in names or folder_of(name) == "testing", name
 
 
 def test_no_files_import_each_other() -> None:
@@ -102,26 +123,26 @@ def test_no_files_import_each_other() -> None:
 
 
 def test_a_folder_exports_and_does_nothing_else() -> None:
-    for name, path in FILES.items():
+    for name, tree in TREES.items():
         if name.endswith(".__init__"):
-            for node in ast.parse(path.read_text()).body:
+            for node in tree.body:
                 assert isinstance(node, ast.Expr | ast.ImportFrom | ast.Assign), name
 
 
 def test_no_file_of_ours_is_imported_within_a_function() -> None:
-    for name, path in FILES.items():
-        for function in ast.walk(ast.parse(path.read_text())):
+    for name, tree in TREES.items():
+        for function in ast.walk(tree):
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 imported = {one for node in ast.walk(function) for one in names_imported_by(node)}
                 assert not imported or (name, function.name) == ("__init__", "__getattr__"), name
 
 
-@pytest.mark.parametrize("name", WITHOUT_IO)
-def test_what_computes_only_does_no_io(name: str) -> None:
-    imported = {
-        part.name
-        for node in ast.walk(ast.parse(FILES[name].read_text()))
-        if isinstance(node, ast.Import)
-        for part in node.names
-    }
-    assert not imported & {"sqlite3", "asyncio", "socket", "aiosqlite"}
+def test_what_computes_only_does_no_io() -> None:
+    for name in WITHOUT_IO:
+        imported = {
+            part.name
+            for node in ast.walk(TREES[name])
+            if isinstance(node, ast.Import)
+            for part in node.names
+        }
+        assert not imported & {"sqlite3", "asyncio", "socket", "aiosqlite"}, name

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
 from memory_backend import MemorySaver
+
+from forkpoint.testing import SaverContract
 
 FOLDER = Path(__file__).parent / "memory_backend"
 BELOW = (
@@ -25,3 +28,8 @@ def test_it_is_written_against_the_storage_interface_alone() -> None:
 def test_a_checkpoint_comes_back() -> None:
     with MemorySaver() as saver:
         assert saver.get_tuple({"configurable": {"thread_id": "nobody"}}) is None
+
+
+@pytest.mark.in_turns
+class TestMemorySaver(SaverContract):
+    make_saver = MemorySaver

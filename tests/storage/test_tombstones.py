@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,73 +80,6 @@ async def stored(api: Api, at: Any) -> list[str]:
     await api.put_writes(config_, [("c", 1)], "task")
     found = await api.get_tuple(config_)
     return ["checkpoint"] + ["writes"] * (found.pending_writes == [("task", "c", 1)])
-
-
-async def test_what_an_owner_deletes_makes_no_writes_of_others_late(
-    api: Api, savers: tuple[Api, Api], store: Store
-) -> None:
-    acme, other = savers
-    await put_of(other, config(), {**checkpoint({"n": 1}), "id": LAST})
-    await other.delete_thread("thread")
-    assert await outcome(put_of(other, config(checkpoint_id=LAST), checkpoint({}))) is ThreadDeleted
-
-    first = await put_of(acme, config(), checkpoint({"n": 1}))
-    second = await put_of(acme, first, checkpoint({"n": 2}))
-    await acme.put_writes(second, [("c", 1)], "task")
-    # What the other one stores late meanwhile changes nothing either.
-    for at in (config(checkpoint_id=LAST), config(checkpoint_id=id_of(first))):
-        made = {**checkpoint({}), "id": LAST[:-1] + "e"}
-        assert await outcome(put_of(other, at, made)) is ThreadExists
-    third = await put_of(acme, second, checkpoint({"n": 3}))
-    assert id_of(await acme.get_tuple(config())) == id_of(third)
-    assert store.problems(api.saver) == []
-
-
-async def test_late_writes_are_refused_while_another_owner_has_the_id(
-    api: Api, savers: tuple[Api, Api], store: Store
-) -> None:
-    acme, other = savers
-    first = await put_of(acme, config(), checkpoint({"n": 1}))
-    await acme.delete_thread("thread")
-    theirs = await put_of(other, config(), checkpoint({"n": "theirs"}))
-    assert await outcome(put_of(acme, config(), checkpoint({}))) is ThreadExists
-    assert await outcome(put_of(acme, first, checkpoint({"n": 2}))) in (ThreadExists, ThreadDeleted)
-    assert await outcome(acme.put_writes(first, [("c", 2)], "t")) in (ThreadExists, ThreadDeleted)
-
-    await other.delete_thread("thread")
-    assert await outcome(put_of(acme, first, checkpoint({"n": 2}))) is ThreadDeleted
-    assert await outcome(put_of(other, theirs, checkpoint({"n": 2}))) is ThreadDeleted
-    again = await put_of(acme, config(), checkpoint({"n": "again"}))
-    assert id_of(await acme.get_tuple(config())) == id_of(again)
-    assert store.problems(api.saver) == []
-
-
-async def test_who_is_confined_to_nobody_knows_all_deletions(
-    api: Api, savers: tuple[Api, Api], store: Store
-) -> None:
-    acme, other = savers
-    first = await put_of(acme, config(), checkpoint({"n": 1}))
-    await acme.delete_thread("thread")
-    assert await outcome(put_of(api, first, checkpoint({"n": 2}))) is ThreadDeleted
-    await put_of(other, config(), checkpoint({"n": "theirs"}))
-    assert await outcome(put_of(api, first, checkpoint({"n": 2}))) is ThreadDeleted
-    assert len(await other.list(config())) == 1
-    assert store.problems(api.saver) == []
-
-
-@pytest.mark.parametrize("deletes", ["other", "acme", None])
-async def test_a_run_that_has_stored_nothing_ends_by_its_owners_deletions_only(
-    deletes: str | None, api: Api, savers: tuple[Api, Api], store: Store
-) -> None:
-    acme, _ = savers
-    run = SimpleNamespace(control=object())
-    at = {"configurable": {"thread_id": "thread", "checkpoint_ns": "", "__pregel_runtime": run}}
-    assert await acme.get_tuple(at) is None
-    deleter = api.saver if deletes is None else api.saver.for_owner(deletes)
-    deleter.delete_thread("thread")
-    made = await outcome(put_of(acme, at, checkpoint({"n": 1})))
-    assert (made is ThreadDeleted) == (deletes != "other")
-    assert store.problems(api.saver) == []
 
 
 SECRETS = {
