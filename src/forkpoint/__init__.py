@@ -2,6 +2,7 @@
 
 The folders, of which each knows only those below it:
 
+cli                the command `forkpoint`
 catalog            threads as people see them: search, leases, retention
 sqlite, mongodb    a backend each, with its saver; neither knows the other, or the catalog
 saver              what LangGraph and a user call

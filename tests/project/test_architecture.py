@@ -19,6 +19,8 @@ LAYERS = [
     {"sqlite", "mongodb", "catalog"},
     {"testing"},
     {"__init__"},
+    {"cli"},
+    {"__main__"},
 ]
 BACKENDS = {"sqlite", "mongodb"}
 UNKNOWN_TO_BACKENDS = {"operations", "catalog", *BACKENDS}
@@ -42,7 +44,7 @@ WITHOUT_IO = [
 
 def folder_of(name: str) -> str:
     """Return the folder of a file, by the file's name as `FILES` has it."""
-    if name == "__init__":
+    if name in ("__init__", "__main__"):
         return name
     return name.split(".")[0] if "." in name else TOP
 
@@ -72,7 +74,7 @@ def imports_of(tree: ast.AST) -> set[str]:
         for inner in ast.walk(node)
     }
     return {
-        name if name in FILES else f"{name}.__init__"
+        name if name in FILES else f"{name}.__init__".lstrip(".")
         for node in set(ast.walk(tree)) - for_types
         for name in names_imported_by(node)
     }

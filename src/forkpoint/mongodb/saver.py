@@ -8,13 +8,15 @@ from typing import Any
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from pymongo import AsyncMongoClient, MongoClient
+from pymongo.errors import PyMongoError
 
 from forkpoint import inputs
 from forkpoint.caches import CACHE_BYTES, CacheBudget
 from forkpoint.encoding.serializer import serializer_of
 from forkpoint.encoding.type_codecs import Alias, TypeCodec
 from forkpoint.errors import InvalidInput
-from forkpoint.mongodb.storage import MongoStorage
+from forkpoint.mongodb.errors import typed
+from forkpoint.mongodb.storage import SETTINGS, MongoStorage
 from forkpoint.results import OnExpiry
 from forkpoint.runtime.runner import WorkerRunner
 from forkpoint.runtime.workers import workers_of
@@ -151,6 +153,34 @@ class MongoDBSaver(ForkpointSaver):
             cache_bytes=cache_bytes,
             tombstone_ttl=tombstone_ttl,
         )
+
+    @staticmethod
+    def exists(
+        conn_string: str,
+        db_name: str | None = None,
+        *,
+        collection: str = COLLECTION,
+        **client_options: Any,
+    ) -> bool:
+        """Return whether a collection has checkpoints of forkpoint. Makes nothing.
+
+        Args:
+            conn_string: As in `from_conn_string`.
+            db_name: As above.
+            collection: As above.
+            client_options: As in `from_conn_string`.
+
+        Raises:
+            InvalidInput: No client can be made of this.
+            StorageError: The server cannot be asked.
+        """
+        with _OwnClient(conn_string, client_options).connect() as client:
+            name = _database_name(_default_database(client) if db_name is None else db_name)
+            try:
+                found = client[name][_collection(collection)].find_one({"_id": SETTINGS})
+            except PyMongoError as error:
+                raise typed(error) from error
+        return found is not None
 
 
 class _OwnClient:

@@ -48,6 +48,9 @@ from forkpoint.storage.interface import SCHEMA_VERSION, HistoryChanged, Session,
 from forkpoint.storage.rows import PutRequest, ThreadRef
 from forkpoint.storage.tombstones import is_deleted_since
 
+SETTINGS = "settings"
+"""The id of the document that says which version of the schema there is, and its family."""
+
 
 class MongoStorage(Storage):
     """A collection of a MongoDB database.
@@ -193,7 +196,7 @@ class MongoStorage(Storage):
         )
         commands = MongoCommands(collection, patience, self.budget)
         commands.tombstone_ttl = self._tombstone_ttl
-        settings = {"_id": "settings", "family": "settings"}
+        settings = {"_id": SETTINGS, "family": SETTINGS}
         found = commands.latest(settings)
         commands.look_at_cluster()
         if not found:

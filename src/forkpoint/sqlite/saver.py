@@ -22,7 +22,7 @@ from forkpoint.saver.arguments import expiry
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite.aiosqlite_runner import AiosqliteRunner
 from forkpoint.sqlite.connections import Connector, Opener, Passed
-from forkpoint.sqlite.setup import BUSY_TIMEOUT_SECONDS
+from forkpoint.sqlite.setup import BUSY_TIMEOUT_SECONDS, has_tables
 from forkpoint.sqlite.storage import SqliteStorage
 from forkpoint.storage.tombstones import TOMBSTONE_TTL
 from forkpoint.untrusted import shown
@@ -141,6 +141,16 @@ class SqliteSaver(ForkpointSaver):
             cache_bytes=cache_bytes,
             tombstone_ttl=tombstone_ttl,
         )
+
+    @staticmethod
+    def exists(path: str | os.PathLike[str]) -> bool:
+        """Return whether a file is a database that has checkpoints of forkpoint. Makes nothing.
+
+        Raises:
+            InvalidInput: The path can be none of a file.
+            StorageError: The file cannot be looked into.
+        """
+        return has_tables(inputs.path(path, "path"))
 
 
 def _durability(value: object) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
-from forkpoint.errors import SchemaVersionError
+from forkpoint.errors import InvalidInput, SchemaVersionError
 from forkpoint.filters import may_contain_json
-from forkpoint.sqlite.errors import is_locked
+from forkpoint.sqlite.errors import is_locked, typed_errors
 from forkpoint.sqlite.schema import SCHEMA
 from forkpoint.storage.interface import SCHEMA_VERSION
 
@@ -22,6 +25,22 @@ INCREMENTAL = 2
 
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
 _NAMES = frozenset(re.findall(r"CREATE .*?(forkpoint_\w+)", SCHEMA))  # of tables and indexes
+
+
+def has_tables(path: str) -> bool:
+    """Return whether a file is a database with the tables in it. Nothing is made or changed.
+
+    Raises:
+        StorageError: The file cannot be read.
+    """
+    if not os.path.isfile(path):
+        return False
+    try:
+        uri = Path(path).absolute().as_uri() + "?mode=ro"
+        with typed_errors(), closing(sqlite3.connect(uri, uri=True)) as connection:
+            return "forkpoint_threads" in _names(connection)
+    except InvalidInput:
+        return False  # it is no database
 
 
 def prepare(connection: sqlite3.Connection, durability: str) -> None:

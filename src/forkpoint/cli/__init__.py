@@ -1,0 +1,1 @@
+"""The command `forkpoint`: what a terminal offers of the public interface."""

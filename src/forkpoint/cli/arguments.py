@@ -1,0 +1,99 @@
+"""What is typed, made into what the public interface takes."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import typer
+from langchain_core.runnables import RunnableConfig
+
+from forkpoint.saver.saver import ForkpointSaver
+
+_UNITS = {
+    "w": timedelta(weeks=1),
+    "d": timedelta(days=1),
+    "h": timedelta(hours=1),
+    "m": timedelta(minutes=1),
+    "s": timedelta(seconds=1),
+}
+_DURATION = re.compile(r"(\d{1,9}[wdhms])+")
+_CHECKPOINT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_INDEX = re.compile(r"-?\d{1,9}")
+
+PLACE = "THREAD[@PLACE]"
+PLACE_HELP = (
+    "A thread, for its newest checkpoint; THREAD@INDEX, where 0 is the oldest and -1 the newest; "
+    "or THREAD@CHECKPOINT-ID. An id that itself ends like that is typed with an @ behind it."
+)
+
+
+def duration(text: str) -> timedelta:
+    """Return a length of time such as `30d`, `12h` or `1d12h`.
+
+    Raises:
+        BadParameter: It is none.
+    """
+    if not _DURATION.fullmatch(text):
+        raise typer.BadParameter(f"{text!r} is no length of time such as 30d, 12h or 1d12h")
+    try:
+        parts = re.findall(r"(\d+)([wdhms])", text)
+        return sum((int(count) * _UNITS[unit] for count, unit in parts), timedelta())
+    except OverflowError:
+        raise typer.BadParameter(f"{text!r} is too long") from None
+
+
+def moment(text: str) -> datetime:
+    """Return a time: ISO 8601, in UTC if it names no zone, or how long ago, such as `30d`.
+
+    Raises:
+        BadParameter: It is none.
+    """
+    if _DURATION.fullmatch(text):
+        return datetime.now(timezone.utc) - duration(text)
+    try:
+        parsed = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no time such as 2026-01-31T12:00, and no length of time such as 30d"
+        ) from None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)
+
+
+def pairs(given: list[str] | None) -> dict[str, Any]:
+    """Return what `KEY=VALUE` pairs say. A value is JSON, and what is no JSON is text.
+
+    Raises:
+        BadParameter: One has no `=`.
+    """
+    said = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{text!r} is not of the form KEY=VALUE")
+        try:
+            said[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            said[key] = value
+    return said
+
+
+def config_at(saver: ForkpointSaver, place: str) -> str | RunnableConfig:
+    """Return what a place in a thread means: the id of the thread, or the config of a checkpoint.
+
+    Raises:
+        ThreadNotFound: There is no such thread.
+        CheckpointNotFound: It has not as many checkpoints.
+    """
+    thread_id, at, rest = place.rpartition("@")
+    if at and not rest:
+        return thread_id
+    if at and _INDEX.fullmatch(rest):
+        return saver.at(thread_id, int(rest)).config
+    if at and _CHECKPOINT_ID.fullmatch(rest):
+        return {
+            "configurable": {"thread_id": thread_id, "checkpoint_ns": "", "checkpoint_id": rest}
+        }
+    return place

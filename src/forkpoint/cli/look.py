@@ -1,0 +1,398 @@
+"""Commands that only look: threads, show, history, state, diff, family, stats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import count
+from typing import Annotated, Any
+
+import typer
+from langgraph.checkpoint.base import CheckpointTuple
+
+from forkpoint.catalog.threads import LeaseHolder, Thread
+from forkpoint.cli.arguments import PLACE, PLACE_HELP, config_at
+from forkpoint.cli.groups import Selection
+from forkpoint.cli.json_values import json_value
+from forkpoint.cli.stores import OpenStore, opened
+from forkpoint.cli.terminal import (
+    FOUND,
+    JsonFlag,
+    columns,
+    emit,
+    emit_all,
+    fail,
+    fields,
+    in_bytes,
+    progress,
+    say,
+    say_lines,
+    table,
+)
+from forkpoint.langgraph_rules import is_internal
+from forkpoint.outline import changed_channels, next_nodes
+from forkpoint.pictures.family import time_said
+from forkpoint.pictures.text import counted, cut, printable, short
+from forkpoint.pictures.values import one_line
+
+ThreadId = Annotated[str, typer.Argument(metavar="THREAD", help="The id of the thread.")]
+
+_ELEMENTS = 20
+"""How many elements of a list or a dict are shown."""
+
+_LABEL = 40
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """Which part of a list of threads is shown, and in which order."""
+
+    sort: Annotated[
+        str,
+        typer.Option(
+            help="updated_at, state_updated_at, created_at, thread_id or status.", metavar="KEY"
+        ),
+    ] = "updated_at"
+    ascending: Annotated[
+        bool, typer.Option("--ascending", help="The oldest, or the first, comes first.")
+    ] = False
+    limit: Annotated[int, typer.Option(help="How many, 1,000 at most.")] = 50
+    cursor: Annotated[str | None, typer.Option(help="What the page before said to go on with.")] = (
+        None
+    )
+
+
+def threads(
+    ctx: typer.Context,
+    selection: Selection,
+    page: PageOptions,
+    counts: Annotated[bool, typer.Option("--count", help="Only say how many there are.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """List threads, the last active first."""
+    chosen = selection.filter()
+    with opened(ctx) as store:
+        if counts:
+            number = store.catalog.count(chosen)
+            emit({"count": number}) if as_json else say(str(number))
+            return
+        found = store.catalog.search(
+            chosen,
+            sort_by=page.sort,
+            descending=not page.ascending,
+            limit=page.limit,
+            cursor=page.cursor,
+        )
+        damaged = [str(error) for error in found.damaged]
+        if as_json:
+            emit({"threads": found.items, "next_cursor": found.next_cursor, "damaged": damaged})
+        else:
+            _show_threads(found.items)
+            if found.next_cursor:
+                say(f"more: --cursor {found.next_cursor}")
+        if damaged:
+            raise fail("\n".join(damaged), FOUND)
+
+
+def _show_threads(found: Sequence[Thread]) -> None:
+    has_owners = any(thread.owner for thread in found)
+    titles = ["THREAD", "STATUS", "UPDATED (UTC)", "CHECKPOINTS", "LABEL", "TAGS"]
+    table(
+        titles + ["OWNER"] * has_owners,
+        [
+            [
+                thread.thread_id,
+                thread.status,
+                time_said(thread.updated_at),
+                str(thread.checkpoint_count),
+                short(thread.label or "", _LABEL),
+                ", ".join(thread.tags),
+                *([thread.owner or ""] if has_owners else []),
+            ]
+            for thread in found
+        ],
+    )
+
+
+def show(ctx: typer.Context, thread: ThreadId, as_json: JsonFlag = False) -> None:
+    """Show the record of a thread, and who runs on it."""
+    with opened(ctx) as store:
+        found = store.catalog.get(thread)
+        if found is None:
+            raise fail(f"there is no thread {thread!r}")
+        lease = store.catalog.lease(thread)
+        if as_json:
+            emit({"thread": found, "lease": lease})
+        else:
+            fields(_of_thread(found, lease))
+
+
+def _of_thread(thread: Thread, lease: LeaseHolder | None) -> Iterator[tuple[str, str | None]]:
+    yield "thread", thread.thread_id
+    yield "label", thread.label
+    yield "status", thread.status
+    yield "owner", thread.owner
+    yield "tags", ", ".join(thread.tags)
+    yield "metadata", _as_text(thread.metadata)
+    yield "values", _as_text(thread.values)
+    yield "checkpoints", str(thread.checkpoint_count)
+    yield "created", _time(thread.created_at)
+    yield "updated", _time(thread.updated_at)
+    yield "expires", _time(thread.expires_at)
+    yield "on expiry", thread.on_expiry.replace("_", " ") if thread.expires_at else None
+    source = thread.source_checkpoint_id
+    yield (
+        "made from",
+        thread.source_thread_id
+        and (f"{thread.source_thread_id}{f' at {source}' if source else ''}"),
+    )
+    for interrupt in thread.interrupts:
+        yield "waits for", one_line(interrupt.value)
+    yield "error", thread.error
+    if lease is not None:
+        yield "run by", f"{lease.holder} until {_time(lease.until)}"
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else f"{time_said(moment)} UTC"
+
+
+def _as_text(value: Mapping[str, Any]) -> str | None:
+    return json.dumps(json_value(value), ensure_ascii=False) if value else None
+
+
+def check_exists(store: OpenStore, thread: str) -> None:
+    """Raise if there is no such thread, before anything is printed or asked.
+
+    Raises:
+        ThreadNotFound: There is none.
+    """
+    next(store.saver.history(thread, limit=1, values=False), None)
+
+
+def history(
+    ctx: typer.Context,
+    thread: ThreadId,
+    limit: Annotated[int | None, typer.Option(help="How many checkpoints at most.")] = None,
+    newest_first: Annotated[
+        bool, typer.Option("--newest-first", help="Begin with the newest, which has the index -1.")
+    ] = False,
+    values: Annotated[
+        bool, typer.Option("--values", help="Show the state of each, too, which has to be read.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the checkpoints of a thread, oldest first.
+
+    There is a line for each of the graph itself: the index, the id, the step, what made it, which
+    nodes run next, and which channels changed. No values are read, unless --values is given.
+    """
+    with opened(ctx) as store:
+        check_exists(store, thread)
+        if newest_first:
+            config: Any = {"configurable": {"thread_id": thread, "checkpoint_ns": ""}}
+            found = store.saver.list(config, limit=limit, values=values)
+            numbered = zip(count(-1, -1), found, strict=False)
+        else:
+            found = store.saver.history(thread, limit=limit, values=values)
+            numbered = zip(count(), found, strict=False)
+        if as_json:
+            emit_all(_checkpoint(item, index, values) for index, item in numbered)
+        else:
+            _show_history(numbered, values)
+
+
+def _show_history(numbered: Iterable[tuple[int, CheckpointTuple]], values: bool) -> None:
+    width, titles = columns(), ("INDEX", "CHECKPOINT", "STEP", "SOURCE", "NEXT", "CHANGED")
+    for number, (index, item) in enumerate(numbered):
+        if number == 0:
+            say(cut(_line(*titles), width))
+        metadata = item.metadata
+        step, source = metadata.get("step", ""), metadata.get("source", "")
+        following, changed = ", ".join(next_nodes(item)), ", ".join(changed_channels(item))
+        said = (str(index), item.checkpoint["id"], str(step), str(source), following, changed)
+        say(cut(_line(*map(printable, said)), width))
+        if values:
+            for line in _state_lines(_state_of(item)):
+                say(cut(f"       {line}", width))
+
+
+def _line(index: str, id: str, step: str, source: str, following: str, changed: str) -> str:
+    return f"{index:>5}  {id:<36}  {step:>4}  {source:<6}  {following:<16}  {changed}".rstrip()
+
+
+def _checkpoint(item: CheckpointTuple, index: int | None, values: bool) -> dict[str, Any]:
+    """Return what is said of a checkpoint as JSON."""
+    configurable = item.config["configurable"]
+    parent = item.parent_config
+    said = {
+        "thread_id": configurable["thread_id"],
+        "checkpoint_id": configurable["checkpoint_id"],
+        "parent_checkpoint_id": parent and parent["configurable"]["checkpoint_id"],
+        "created_at": item.checkpoint.get("ts"),
+        "step": item.metadata.get("step"),
+        "source": item.metadata.get("source"),
+        "next": next_nodes(item),
+        "changed": changed_channels(item),
+        "metadata": item.metadata,
+    }
+    if index is not None:
+        said = {"index": index, **said}
+    if values:
+        said["values"] = _state_of(item)
+        said["writes"] = [
+            {"task_id": task_id, "channel": channel, "value": value}
+            for task_id, channel, value in item.pending_writes or ()
+        ]
+    return said
+
+
+def _state_of(item: CheckpointTuple) -> dict[str, Any]:
+    values = item.checkpoint["channel_values"]
+    return {channel: values[channel] for channel in sorted(values) if not is_internal(channel)}
+
+
+def state(
+    ctx: typer.Context,
+    place: Annotated[str, typer.Argument(metavar=PLACE, help=PLACE_HELP)],
+    channel: Annotated[
+        list[str] | None, typer.Option(help="Show this channel, or these, whole.")
+    ] = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="The state of a subgraph: its checkpoint namespace.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the state at a checkpoint, channel by channel.
+
+    Objects whose classes are not there are shown by their fields. A DeltaChannel that the
+    checkpoint does not store is known to the graph only.
+    """
+    with opened(ctx) as store:
+        item = _item_at(store, place, namespace)
+        shown = _state_of(item)
+        missing = [name for name in channel or () if name not in shown]
+        if missing:
+            raise fail(f"there is no channel {missing[0]!r}; there are {sorted(shown)}")
+        if as_json:
+            said = _checkpoint(item, None, True)
+            said["values"] = {name: shown[name] for name in channel} if channel else shown
+            emit(said)
+        elif channel:
+            for name in channel:
+                text = json.dumps(json_value(shown[name]), indent=2, ensure_ascii=False)
+                say("\n".join(map(printable, text.splitlines())))
+        else:
+            _show_state(item, shown)
+
+
+def _item_at(store: OpenStore, place: str, namespace: str | None) -> CheckpointTuple:
+    config = config_at(store.saver, place)
+    if isinstance(config, str):
+        config = {"configurable": {"thread_id": config}}
+    if namespace is not None:
+        named = {"thread_id": config["configurable"]["thread_id"], "checkpoint_ns": namespace}
+        config = {"configurable": named}
+    item = store.saver.get_tuple(config)
+    if item is None:
+        inside = f" in the namespace {namespace!r}" if namespace else ""
+        raise fail(f"there is no checkpoint at {place!r}{inside}")
+    return item
+
+
+def _show_state(item: CheckpointTuple, shown: Mapping[str, Any]) -> None:
+    fields(
+        [
+            ("checkpoint", item.checkpoint["id"]),
+            ("step", str(item.metadata.get("step", ""))),
+            ("source", str(item.metadata.get("source", ""))),
+            ("made", item.checkpoint.get("ts")),
+            ("next", ", ".join(next_nodes(item))),
+        ]
+    )
+    for line in _state_lines(shown):
+        say(cut(line, columns()))
+    for _, channel, value in item.pending_writes or ():
+        if not is_internal(channel):
+            say(cut(f"write to {short(channel, _LABEL)}: {one_line(value)}", columns()))
+
+
+def _state_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """Return lines that show a state: of long lists and dicts the last elements."""
+    for channel, value in values.items():
+        name = short(channel, _LABEL)
+        if type(value) is not list or not value:
+            yield f"{name}: {one_line(value)}"
+            continue
+        yield f"{name}: {counted(len(value), 'element')}"
+        if len(value) > _ELEMENTS:
+            yield f"  … {len(value) - _ELEMENTS} before"
+        yield from (f"  {one_line(element)}" for element in value[-_ELEMENTS:])
+
+
+def diff(
+    ctx: typer.Context,
+    a: Annotated[str, typer.Argument(metavar=PLACE, help=PLACE_HELP)],
+    b: Annotated[str, typer.Argument(metavar=PLACE, help="The other one.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare the states at two checkpoints.
+
+    They may be of any threads. The exit code is 1 if the states differ.
+    """
+    with opened(ctx) as store:
+        found = store.saver.diff(config_at(store.saver, a), config_at(store.saver, b))
+        if as_json:
+            emit(found)
+        else:
+            say_lines(str(found))
+        if found:
+            raise typer.Exit(FOUND)
+
+
+def family(
+    ctx: typer.Context,
+    thread: ThreadId,
+    svg: Annotated[bool, typer.Option("--svg", help="Print a picture, an SVG document.")] = False,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the tree of forks and clones of a thread."""
+    if svg + mermaid + as_json > 1:
+        raise typer.BadParameter("only one of --svg, --mermaid and --json")
+    with opened(ctx) as store:
+        tree = store.saver.family(thread)
+        if as_json:
+            emit([{**json_value(node.entry), "is_current": node.is_current} for node in tree])
+        elif svg:
+            say(tree.svg())
+        elif mermaid:
+            say(tree.mermaid())
+        else:
+            say_lines(tree.text())
+
+
+def stats(ctx: typer.Context, thread: ThreadId, as_json: JsonFlag = False) -> None:
+    """Say how much a thread stores and shares."""
+    with opened(ctx) as store:
+        with progress("measuring"):
+            found = store.catalog.stats(thread)
+        if as_json:
+            emit(found)
+            return
+        fields(
+            [
+                ("checkpoints", str(found.checkpoints)),
+                ("writes", str(found.writes)),
+                ("runs", str(found.runs)),
+                ("stored", in_bytes(found.bytes_stored)),
+                ("shared", in_bytes(found.bytes_shared)),
+                ("first activity", _time(found.first_activity)),
+                ("last activity", _time(found.last_activity)),
+            ]
+        )
+
+
+COMMANDS = (threads, show, history, state, diff, family, stats)

@@ -1,0 +1,157 @@
+"""Which store a command is for, and how its errors end the command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import typer
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+
+import forkpoint
+from forkpoint.catalog.catalog import ThreadCatalog
+from forkpoint.cli.terminal import FOUND, INTERRUPTED, NOT_REACHABLE, WRONG_USE, fail
+from forkpoint.encoding.serializer import SafeSerializer
+from forkpoint.errors import (
+    CorruptChunk,
+    EncryptionMismatch,
+    ForkpointError,
+    InvalidInput,
+    NoWorkerThread,
+    SchemaVersionError,
+    StorageError,
+    UnreadableValue,
+)
+from forkpoint.saver.saver import ForkpointSaver
+
+KEY_VARIABLE = "LANGGRAPH_AES_KEY"
+"""The environment variable that LangGraph, too, takes the key of encrypted stores from."""
+
+_PATIENCE_MILLISECONDS = 10_000
+_MONGODB = ("mongodb://", "mongodb+srv://")
+_SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """What was said of the store, before the command."""
+
+    store: str | None
+    owner: str | None
+    is_encrypted: bool
+    collection: str | None
+
+
+class OpenStore(NamedTuple):
+    """A store, confined to an owner if one was named."""
+
+    saver: ForkpointSaver
+    catalog: ThreadCatalog
+
+
+@contextmanager
+def opened(ctx: typer.Context, *, may_make: bool = False) -> Iterator[OpenStore]:
+    """Open the store of a command, and end the command with the right code if it fails.
+
+    Args:
+        ctx: Has the `StoreOptions`.
+        may_make: Whether to make a store where there is none. Else that is an error: a path may
+            be mistyped.
+    """
+    options: StoreOptions = ctx.obj
+    with _ending():
+        saver = _saver(options, may_make)
+        try:
+            catalog = ThreadCatalog(saver, owner=options.owner)
+            yield OpenStore(catalog.saver, catalog)
+            sys.stdout.flush()
+        finally:
+            saver.close()
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Turn what a command raises into a line of text and an exit code."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Whoever reads has seen enough. Nothing may be written when the process ends, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except KeyboardInterrupt:
+        raise fail("interrupted", INTERRUPTED) from None
+    except EncryptionMismatch as error:
+        hint = f"; pass --encrypted, with the key in {KEY_VARIABLE}"
+        raise fail(f"{error}{hint}", NOT_REACHABLE) from None
+    except ForkpointError as error:
+        raise fail(str(error), _code_of(error)) from None
+
+
+def _code_of(error: ForkpointError) -> int:
+    if isinstance(error, CorruptChunk | UnreadableValue):
+        return FOUND
+    is_of_store = isinstance(error, StorageError | SchemaVersionError | NoWorkerThread)
+    return NOT_REACHABLE if is_of_store else WRONG_USE
+
+
+def _saver(options: StoreOptions, may_make: bool) -> ForkpointSaver:
+    store = options.store
+    if not store:
+        raise fail("which store? Pass --store STORE before the command, or set FORKPOINT_STORE")
+    serde = _serializer() if options.is_encrypted else None
+    if store.startswith(_MONGODB):
+        return _mongodb_saver(store, options.collection, serde, may_make)
+    if options.collection is not None:
+        raise fail("--collection is for stores in MongoDB")
+    path = store.removeprefix(_SQLITE)
+    if "://" in path or path.startswith("file:") or path == ":memory:":
+        raise fail(f"the store {store!r} is no path, sqlite:///path or mongodb://host/database")
+    if not may_make and not forkpoint.SqliteSaver.exists(path):
+        raise fail(f"there is no store at {path!r}; `migrate --create` makes one", NOT_REACHABLE)
+    return _made(lambda: forkpoint.SqliteSaver(path, serde=serde))
+
+
+def _mongodb_saver(
+    store: str, collection: str | None, serde: Any, may_make: bool
+) -> ForkpointSaver:
+    database = urlsplit(store).path.strip("/")
+    if not database:
+        raise fail("the connection string names no database: mongodb://host/DATABASE")
+    try:
+        saver_type = forkpoint.MongoDBSaver
+    except ImportError as error:
+        raise fail(str(error)) from None
+    given: dict[str, Any] = {} if collection is None else {"collection": collection}
+    if "serverselectiontimeoutms" not in store.lower():
+        given["serverSelectionTimeoutMS"] = _PATIENCE_MILLISECONDS
+    if not may_make and not saver_type.exists(store, database, **given):
+        raise fail(
+            f"there is no store in the database {database!r}; `migrate --create` makes one",
+            NOT_REACHABLE,
+        )
+    return saver_type.from_conn_string(store, database, serde=serde, **given)
+
+
+def _made(make: Any) -> ForkpointSaver:
+    try:
+        saver: ForkpointSaver = make()
+    except InvalidInput as error:  # a file that is no database
+        raise fail(str(error), NOT_REACHABLE) from None
+    return saver
+
+
+def _serializer() -> EncryptedSerializer:
+    key = os.environ.get(KEY_VARIABLE)
+    if not key:
+        raise fail(f"--encrypted needs the key in the environment variable {KEY_VARIABLE}")
+    try:
+        return EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=key.encode())
+    except ImportError as error:
+        raise fail(f"--encrypted needs pycryptodome: {error}") from None
+    except ValueError as error:
+        raise fail(f"{KEY_VARIABLE} is no key: {error}") from None

@@ -1,0 +1,211 @@
+"""The commands that look, on both backends: what they print for people and for machines."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+from command_line import Outcome, forkpoint
+from graphs import SHAPES
+from langchain_core.messages import HumanMessage
+from stores import Store
+
+from forkpoint import ThreadCatalog
+from forkpoint.saver.saver import ForkpointSaver
+
+EVIL = "evil\x1b[31m\nthread"
+
+
+def config(thread_id: str) -> Any:
+    return {"configurable": {"thread_id": thread_id, "user_id": "u1"}}
+
+
+def ask(graph: Any, thread_id: str, text: str) -> None:
+    graph.invoke({"messages": [HumanMessage(text, id=text)], "document": "d"}, config(thread_id))
+
+
+@pytest.fixture
+def ids(saver: ForkpointSaver) -> list[str]:
+    """The ids of the checkpoints of thread `case-7`. It has a fork, `case-7b`, and a tag."""
+    graph = SHAPES["chat"].build(saver)
+    ask(graph, "case-7", "Hello")
+    ask(graph, "case-7", "A refund, please")
+    fork = saver.fork(saver.at("case-7", 2).config, new_thread_id="case-7b")
+    ask(graph, fork["configurable"]["thread_id"], "An \x1b[2Jexchange")
+    ThreadCatalog(saver).update("case-7", label="A refund", tags=["support", "money"])
+    return [found.checkpoint["id"] for found in saver.history("case-7", values=False)]
+
+
+@pytest.fixture
+def run(store: Store) -> Any:
+    return functools.partial(forkpoint, store=store)
+
+
+def lines(outcome: Outcome) -> list[list[str]]:
+    assert outcome.code == 0, outcome
+    return [line.split() for line in outcome.out.splitlines()]
+
+
+def test_threads_are_listed_and_found(ids: list[str], saver: ForkpointSaver, run: Any) -> None:
+    ThreadCatalog(saver).create(EVIL, label="\x07bell")
+    listed = run("threads", "--sort", "thread_id", "--ascending").out.splitlines()
+    assert [line.split()[0] for line in listed] == [
+        *("THREAD", "case-7", "case-7b", "evil\\x1b[31m\\nthread")
+    ]
+    assert listed[1].split()[:2] == ["case-7", "idle"]
+    assert listed[1].endswith("6            A refund  money, support")
+    assert "\\x07bell" in listed[3]
+    assert lines(run("threads", "--tag", "support", "--metadata", "user_id=u1"))[1][0] == "case-7"
+    assert run("threads", "--count", "--source", "case-7").out == "1\n"
+    assert run("threads", "--count", "--status", "busy", "--json").json == {"count": 0}
+
+    first = run("threads", "--limit", "1", "--sort", "thread_id", "--json").json
+    assert [thread["thread_id"] for thread in first["threads"]] == [EVIL]
+    cursor = first["next_cursor"]
+    rest = run("threads", "--sort", "thread_id", "--cursor", cursor, "--json").json
+    assert [thread["thread_id"] for thread in rest["threads"]] == ["case-7b", "case-7"]
+    assert rest["threads"][1]["tags"] == ["money", "support"]
+    assert rest["threads"][1]["metadata"] == {"user_id": "u1"}
+    assert rest["next_cursor"] is None
+    assert rest["damaged"] == []
+    assert run("threads", "--limit", "1").out.splitlines()[-1].startswith("more: --cursor ")
+
+
+def test_a_thread_is_shown_with_who_runs_on_it(
+    ids: list[str], saver: ForkpointSaver, run: Any
+) -> None:
+    shown = dict(line.split(maxsplit=1) for line in run("show", "case-7").out.splitlines())
+    assert shown["thread"] == "case-7"
+    assert shown["metadata"] == '{"user_id": "u1"}'
+    assert shown["checkpoints"] == "6"
+    assert "run" not in shown
+    with ThreadCatalog(saver).run("case-7b"):
+        assert "run by" in run("show", "case-7b").out
+        said = run("show", "case-7b", "--json").json
+    assert said["lease"]["holder"]
+    assert said["thread"]["source_checkpoint_id"] == ids[2]
+    assert run("show", "nobody") == (2, "", "Error: there is no thread 'nobody'\n")
+
+
+def test_what_a_thread_waits_for_is_shown(saver: ForkpointSaver, run: Any) -> None:
+    SHAPES["interrupts"].build(saver).invoke({"items": []}, config("asking"))
+    assert "waits for" in run("show", "asking").out
+    assert run("threads", "--status", "interrupted", "--count").out == "1\n"
+
+
+def test_a_history_has_a_line_for_each_checkpoint(ids: list[str], run: Any) -> None:
+    assert lines(run("history", "case-7")) == [
+        ["INDEX", "CHECKPOINT", "STEP", "SOURCE", "NEXT", "CHANGED"],
+        ["0", ids[0], "-1", "input", "__start__"],
+        ["1", ids[1], "0", "loop", "answer", "document,", "messages"],
+        ["2", ids[2], "1", "loop", "messages"],
+        ["3", ids[3], "2", "input", "__start__"],
+        ["4", ids[4], "3", "loop", "answer", "document,", "messages"],
+        ["5", ids[5], "4", "loop", "messages"],
+    ]
+    newest = lines(run("history", "case-7", "--newest-first", "--limit", "2"))
+    assert [line[:2] for line in newest[1:]] == [["-1", ids[5]], ["-2", ids[4]]]
+    said = run("history", "case-7", "--limit", "2", "--json").json
+    assert [one["index"] for one in said] == [0, 1]
+    assert said[1]["next"] == ["answer"]
+    assert said[1]["changed"] == ["document", "messages"]
+    assert said[1]["parent_checkpoint_id"] == ids[0]
+    assert "values" not in said[1]
+    whole = run("history", "case-7", "--values", "--newest-first", "--json").json
+    assert [message["content"] for message in whole[0]["values"]["messages"]][2] == (
+        "A refund, please"
+    )
+    assert "  human: Hello" in run("history", "case-7", "--values").out
+    assert run("history", "nobody", "--newest-first").code == 2
+    assert run("history", "case-7", "--limit", "0", "--json").json == []
+
+
+def test_a_state_is_shown_at_any_checkpoint(ids: list[str], run: Any) -> None:
+    text = run("state", "case-7b").out
+    assert "messages: 4 elements\n  human: Hello\n" in text
+    assert "human: An \\x1b[2Jexchange" in text
+    assert "document: 'd'" in text
+    for place in ("case-7@2", f"case-7@{ids[2]}", "case-7@-4"):
+        said = run("state", place, "--json").json
+        assert said["checkpoint_id"] == ids[2]
+        assert [one["type"] for one in said["values"]["messages"]] == ["human", "ai"]
+    assert run("state", "case-7", "--channel", "document").out == '"d"\n'
+    assert run("state", "case-7", "--channel", "document", "--json").json["values"] == {
+        "document": "d"
+    }
+    assert run("state", "case-7@1").out.count("write to messages") == 1
+    assert run("state", "case-7", "--channel", "x").code == 2
+    assert run("state", "case-7@99").code == 2
+    assert run("state", "case-7", "--namespace", "nothing").code == 2
+
+
+def test_an_id_with_an_at_sign_is_one_unless_it_ends_like_a_place(
+    saver: ForkpointSaver, run: Any
+) -> None:
+    graph = SHAPES["chat"].build(saver)
+    for thread_id in ("bob@example.com", "bob@1"):
+        ask(graph, thread_id, thread_id)
+    for place, thread_id in (
+        ("bob@example.com", "bob@example.com"),
+        ("bob@example.com@0", "bob@example.com"),
+        ("bob@1@", "bob@1"),
+        ("bob@1@-1", "bob@1"),
+    ):
+        assert run("state", place, "--json").json["thread_id"] == thread_id
+    assert run("state", "bob@1").code == 2  # the second checkpoint of bob
+
+
+def test_states_are_compared(ids: list[str], run: Any) -> None:
+    differing = run("diff", "case-7", "case-7b")
+    assert differing.code == 1
+    assert "- human: A refund, please" in differing.out
+    assert "+ human: An \\x1b[2Jexchange" in differing.out
+    said = run("diff", "case-7", "case-7b", "--json")
+    assert said.code == 1
+    assert said.json["channels"]["document"]["status"] == "unchanged"
+    assert said.json["channels"]["messages"]["removed"][0]["content"] == "A refund, please"
+    same = run("diff", "case-7@2", f"case-7@{ids[2]}")
+    assert same == (0, "2 channels unchanged: document, messages\n", "")
+
+
+def test_a_family_is_drawn(ids: list[str], run: Any) -> None:
+    text = run("family", "case-7b").out.splitlines()
+    assert text[0] == "case-7  (6 checkpoints)"
+    assert text[1].startswith("└─ case-7b ← this thread  forked at step 1")
+    assert run("family", "case-7", "--svg").out.startswith("<svg")
+    assert run("family", "case-7", "--mermaid").out.startswith("flowchart")
+    said = run("family", "case-7", "--json").json
+    assert [(one["thread_id"], one["edge"], one["is_current"]) for one in said] == [
+        ("case-7", None, True),
+        ("case-7b", "fork", False),
+    ]
+    assert run("family", "case-7", "--svg", "--json").code == 2
+
+
+def test_what_a_thread_takes_is_said(ids: list[str], run: Any) -> None:
+    said = run("stats", "case-7", "--json").json
+    assert said["checkpoints"] == 6
+    assert said["bytes_shared"] <= said["bytes_stored"]
+    text = dict(line.rsplit(maxsplit=1) for line in run("stats", "case-7").out.splitlines()[:2])
+    assert text["checkpoints"] == "6"
+
+
+def test_an_owner_confines_every_command(saver: ForkpointSaver, run: Any) -> None:
+    for owner in ("acme", "other"):
+        ask(SHAPES["chat"].build(saver.for_owner(owner)), f"{owner}-1", "Hello")
+    assert lines(run("--owner", "acme", "threads"))[1][0] == "acme-1"
+    assert len(run("--owner", "acme", "threads").out.splitlines()) == 2
+    for command in (
+        *(["show", "other-1"], ["history", "other-1"], ["state", "other-1"]),
+        *(["diff", "acme-1", "other-1"], ["family", "other-1"], ["stats", "other-1"]),
+        *(["fork", "other-1"], ["clone", "other-1"], ["rollback", "other-1", "--yes"]),
+        *(["trim", "other-1", "--keep", "1", "--yes"], ["purge", "other-1", "--yes"]),
+    ):
+        assert run("--owner", "acme", *command).code == 2, command
+    assert run("--owner", "acme", "delete", "--id", "other-1", "--yes").out == "0 threads deleted\n"
+    assert run("--owner", "acme", "retain", "--max-checkpoints", "1", "--yes").out.splitlines() == [
+        "trimmed  acme-1",
+        "0 threads deleted, 1 trimmed",
+    ]
+    assert run("stats", "other-1", "--json").json["checkpoints"] == 3
