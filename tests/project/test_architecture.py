@@ -17,7 +17,7 @@ LAYERS = [
     {"operations"},
     {"saver"},
     {"sqlite", "mongodb", "catalog"},
-    {"testing"},
+    {"testing", "server"},
     {"__init__"},
     {"cli"},
     {"__main__"},

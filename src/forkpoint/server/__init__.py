@@ -1,0 +1,6 @@
+"""Threads over HTTP, as `langgraph_sdk` asks for them."""
+
+from forkpoint.server.access import ApiKeys
+from forkpoint.server.app import create_app
+
+__all__ = ["ApiKeys", "create_app"]

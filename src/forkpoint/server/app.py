@@ -1,0 +1,160 @@
+"""The ASGI application, to be served, or mounted in another one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from forkpoint.catalog.catalog import ThreadCatalog
+from forkpoint.errors import (
+    CheckpointNotFound,
+    ForkpointError,
+    InvalidInput,
+    NoWorkerThread,
+    StaleLease,
+    StorageBusy,
+    StorageUnavailable,
+    ThreadBusy,
+    ThreadDeleted,
+    ThreadExists,
+    ThreadNotFound,
+)
+from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.server import assistants, bodies, forks, run_routes, states, threads
+from forkpoint.server.access import Authenticate, BodyLimit, EscapedPaths, Guard
+from forkpoint.server.bodies import Json
+from forkpoint.server.requests import Graph, Server
+from forkpoint.server.runs import Runs
+
+STATUS_OF: list[tuple[type[ForkpointError], int]] = [
+    (ThreadNotFound, 404),
+    (CheckpointNotFound, 404),
+    (ThreadDeleted, 404),
+    (ThreadExists, 409),
+    (ThreadBusy, 409),
+    (StaleLease, 409),
+    (InvalidInput, 422),
+    (StorageBusy, 503),
+    (StorageUnavailable, 503),
+    (NoWorkerThread, 503),
+]
+_FAILURES = (400, 401, 403, 404, 409, 413, 422, 503)
+_EXPOSED = ["Content-Location", "Location", "X-Pagination-Total", "X-Pagination-Next"]
+
+
+def create_app(
+    saver_or_catalog: ForkpointSaver | ThreadCatalog,
+    graphs: Mapping[str, Graph] | None = None,
+    authenticate: Authenticate | None = None,
+    *,
+    origins: Collection[str] = (),
+    max_body_bytes: int = 16 * 1024 * 1024,
+) -> FastAPI:
+    """Return an application that serves threads as `langgraph_sdk` asks for them.
+
+    Without `authenticate` it answers requests of its own machine only.
+
+    Args:
+        saver_or_catalog: The threads. Of a catalog of one owner, those of that owner.
+        graphs: Compiled graphs by name. A thread's graph is the one that its `graph_id` in its
+            metadata names, or the only one. They run with the checkpointer that is served.
+        authenticate: Gets each request, and returns the identity of who sends it, or raises; may
+            be async. Each identity has threads of its own, and those of others do not exist for it.
+        origins: Pages of which origins (`https://chat.example.com`) may use it from a browser.
+        max_body_bytes: The largest body of a request; a larger one gets 413.
+
+    Raises:
+        InvalidInput: An argument is of the wrong type.
+    """
+    catalog = saver_or_catalog
+    if not isinstance(catalog, ThreadCatalog):
+        catalog = ThreadCatalog(catalog)
+    graphs = {} if graphs is None else graphs
+    _check_graphs(graphs)
+    runs = Runs()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await runs.close()
+
+    app = FastAPI(
+        title="forkpoint",
+        version=version("forkpoint"),
+        lifespan=lifespan,
+        docs_url=None,  # its page would load scripts of another host
+        redoc_url=None,
+        responses={status: {"model": bodies.ErrorReply} for status in _FAILURES},
+    )
+    app.state.forkpoint = Server(catalog, graphs, authenticate, runs)
+    for routes in (threads, states, run_routes, assistants, forks):
+        app.include_router(routes.router)
+    app.add_api_route("/ok", _ok, response_model=Json, tags=["server"])
+    app.add_api_route("/info", _info, response_model=Json, tags=["server"])
+    app.add_exception_handler(ForkpointError, _forkpoint_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(StarletteHTTPException, _http_error)
+    app.add_middleware(EscapedPaths)
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    app.add_middleware(Guard, is_open=authenticate is None, origins=origins)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
+        )
+    return app
+
+
+def _check_graphs(graphs: object) -> None:
+    if not isinstance(graphs, Mapping):
+        raise InvalidInput(f"graphs must be a mapping of names, not {type(graphs).__name__}")
+    for name, graph in graphs.items():
+        if not isinstance(name, str) or not hasattr(graph, "astream"):
+            raise InvalidInput(f"graphs[{name!r}] must be a compiled graph")
+
+
+async def _ok() -> Json:
+    """Say that the server is there."""
+    return {"ok": True}
+
+
+async def _info(request: Request) -> Json:
+    """Say what the server can do."""
+    has_graphs = bool(request.app.state.forkpoint.graphs)
+    flags = {"assistants": has_graphs, "crons": False, "langsmith": False}
+    return {"version": version("forkpoint"), "flags": flags}
+
+
+async def _forkpoint_error(_: Request, error: Exception) -> JSONResponse:
+    status = next((status for kind, status in STATUS_OF if isinstance(error, kind)), 500)
+    return _error(status, str(error))
+
+
+async def _invalid_request(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    reasons = [
+        f"{'.'.join(str(part) for part in reason['loc'])}: {reason['msg']}"
+        for reason in error.errors()
+    ]
+    return _error(422, "; ".join(reasons[:5]))
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, StarletteHTTPException | HTTPException)
+    return _error(error.status_code, str(error.detail), error.headers)
+
+
+def _error(status: int, detail: str, headers: Any = None) -> JSONResponse:
+    shown = detail.encode("utf-8", "replace").decode()
+    return JSONResponse({"detail": shown}, status, headers)

@@ -1,0 +1,128 @@
+"""The graphs that are served, as assistants: clients ask for them before anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+from uuid import UUID, uuid5
+
+from fastapi import APIRouter, HTTPException, Path, Query
+from pydantic import Field
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+from forkpoint.server.as_json import as_json
+from forkpoint.server.bodies import Body, Integer, Json
+from forkpoint.server.requests import Request, Server, StrictRoute
+
+router = APIRouter(route_class=StrictRoute, tags=["assistants"])
+_NAMESPACE = UUID("6ba7b821-9dad-11d1-80b4-00c04fd430c8")
+"""That of LangGraph Platform: an assistant's id is the same here and there."""
+
+
+class Assistant(NamedTuple):
+    """A graph that is served."""
+
+    assistant_id: str
+    graph_id: str
+
+
+class AssistantSearch(Body):
+    graph_id: str | None = None
+    name: str | None = None
+    metadata: Json | None = None
+    limit: Annotated[Integer, Field(ge=1, le=1000)] = 10
+    offset: Annotated[Integer, Field(ge=0)] = 0
+
+
+def assistants_of(server: Server) -> list[Assistant]:
+    """Return an assistant for each graph."""
+    return [Assistant(str(uuid5(_NAMESPACE, name)), name) for name in server.graphs]
+
+
+def find_assistant(server: Server, name: str) -> Assistant | None:
+    """Return the assistant of an id, or of a graph's name."""
+    return next((one for one in assistants_of(server) if name in one), None)
+
+
+@router.post("/assistants/search", response_model=list[Json])
+async def search(request: Request, body: AssistantSearch) -> list[Json]:
+    """Return the assistants that match."""
+    matching = _matching(request.server, body)
+    return [_shown(request.server, one) for one in matching[body.offset :][: body.limit]]
+
+
+@router.post("/assistants/count", response_model=int)
+async def count(request: Request, body: AssistantSearch) -> int:
+    """Return how many assistants match."""
+    return len(_matching(request.server, body))
+
+
+@router.get("/assistants/{assistant_id}", response_model=Json)
+async def get(request: Request, assistant_id: Annotated[str, Path()]) -> Json:
+    """Return an assistant."""
+    return _shown(request.server, _known(request.server, assistant_id))
+
+
+@router.get("/assistants/{assistant_id}/graph", response_model=Json)
+async def graph(
+    request: Request, assistant_id: Annotated[str, Path()], xray: Annotated[str, Query()] = "false"
+) -> Json:
+    """Return the nodes and edges of an assistant's graph."""
+    served = request.server.graphs[_known(request.server, assistant_id).graph_id]
+    depth = int(xray) if xray.isdigit() else xray == "true"
+    drawn: Json = (await served.aget_graph(xray=depth)).to_json()
+    return drawn
+
+
+@router.get("/assistants/{assistant_id}/schemas", response_model=Json)
+async def schemas(request: Request, assistant_id: Annotated[str, Path()]) -> Json:
+    """Return the schemas of what a graph takes, keeps and returns."""
+    assistant = _known(request.server, assistant_id)
+    served: Any = request.server.graphs[assistant.graph_id]
+    output = _schema(served.get_output_jsonschema)
+    return {
+        "graph_id": assistant.graph_id,
+        "input_schema": _schema(served.get_input_jsonschema),
+        "output_schema": output,
+        "state_schema": output,
+        "config_schema": _schema(served.get_config_jsonschema),
+        "context_schema": None,
+    }
+
+
+def _schema(make: Callable[[], Json]) -> Json | None:
+    """Return a schema, or None where Pydantic has none for the type, as the Platform does."""
+    try:
+        schema: Json = as_json(make())
+    except (PydanticUserError, PydanticSchemaGenerationError):
+        return None
+    return schema
+
+
+def _matching(server: Server, body: AssistantSearch) -> list[Assistant]:
+    if body.metadata:
+        return []
+    asked = {body.graph_id, body.name} - {None}
+    return [one for one in assistants_of(server) if asked <= {one.graph_id}]
+
+
+def _known(server: Server, name: str) -> Assistant:
+    assistant = find_assistant(server, name)
+    if assistant is None:
+        raise HTTPException(404, f"there is no assistant {name!r}")
+    return assistant
+
+
+def _shown(server: Server, assistant: Assistant) -> Json:
+    return {
+        "assistant_id": assistant.assistant_id,
+        "graph_id": assistant.graph_id,
+        "name": assistant.graph_id,
+        "description": None,
+        "config": {},
+        "context": {},
+        "metadata": {"created_by": "system"},
+        "version": 1,
+        "created_at": server.started_at,
+        "updated_at": server.started_at,
+    }

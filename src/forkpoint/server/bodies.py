@@ -1,0 +1,196 @@
+"""What requests say, and what is answered."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Strategy = Literal["delete", "keep_latest"]
+Status = Literal["idle", "busy", "interrupted", "error"]
+SortBy = Literal["thread_id", "status", "created_at", "updated_at", "state_updated_at"]
+ThreadField = Literal[
+    "thread_id",
+    "created_at",
+    "updated_at",
+    "state_updated_at",
+    "metadata",
+    "config",
+    "status",
+    "values",
+    "interrupts",
+]
+Json = dict[str, Any]
+Identifier = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+def _whole(value: Any) -> Any:
+    """Return 1 for 1.0: to JSON they are one number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_whole)]
+Minutes = Annotated[float, Field(gt=0, le=1e8)]
+
+
+class Body(BaseModel):
+    """A request's body. What it has beside these fields is ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class TimeToLive(Body):
+    """How long after its last activity a thread expires."""
+
+    ttl: Minutes
+    strategy: Strategy = "delete"
+
+    @property
+    def duration(self) -> timedelta:
+        return timedelta(minutes=self.ttl)
+
+
+class Command(Body):
+    """What a run goes on with: an answer, an update of the state, where to go."""
+
+    resume: Any = None
+    update: Any = None
+    goto: Any = None
+
+
+class SuperstepUpdate(Body):
+    values: Any = None
+    command: Command | None = None
+    as_node: str | None = None
+
+
+class Superstep(Body):
+    updates: list[SuperstepUpdate]
+
+
+class NewThread(Body):
+    thread_id: Identifier | None = None
+    metadata: Json | None = None
+    if_exists: Literal["raise", "do_nothing"] | None = None
+    ttl: TimeToLive | Minutes | None = None
+    supersteps: Annotated[list[Superstep], Field(max_length=1000)] | None = None
+
+
+class ThreadChange(Body):
+    metadata: Json | None = None
+    ttl: TimeToLive | Minutes | None = None
+
+
+class ThreadCount(Body):
+    metadata: Json | None = None
+    values: Json | None = None
+    status: Status | None = None
+
+
+class ThreadSearch(ThreadCount):
+    ids: Annotated[list[str], Field(max_length=10_000)] | None = None
+    limit: Annotated[Integer, Field(ge=1, le=1000)] = 10
+    offset: Annotated[Integer, Field(ge=0)] = 0
+    sort_by: SortBy | None = None
+    sort_order: Literal["asc", "desc"] | None = None
+    select: list[ThreadField] | None = None
+    extract: Annotated[dict[str, str], Field(max_length=10)] | None = None
+
+
+class ThreadPruning(Body):
+    thread_ids: Annotated[list[Identifier], Field(max_length=10_000)]
+    strategy: Strategy | None = None
+
+
+class CheckpointPlace(Body):
+    """Which checkpoint: of a thread, by its namespace and id."""
+
+    thread_id: str | None = None
+    checkpoint_ns: str | None = None
+    checkpoint_id: str | None = None
+    checkpoint_map: dict[str, str] | None = None
+
+
+class StateRequest(Body):
+    checkpoint: CheckpointPlace
+    subgraphs: bool = False
+    select: list[str] | None = None
+
+
+class StateUpdate(Body):
+    values: Any = None
+    checkpoint: CheckpointPlace | None = None
+    checkpoint_id: str | None = None
+    as_node: str | None = None
+
+
+class HistoryRequest(Body):
+    limit: Annotated[Integer, Field(ge=1, le=1000)] = 1
+    before: str | Json | None = None
+    metadata: Json | None = None
+    checkpoint: CheckpointPlace | None = None
+    select: list[str] | None = None
+
+
+class NewRun(Body):
+    assistant_id: str
+    input: Any = None
+    command: Command | None = None
+    config: Json | None = None
+    context: Json | None = None
+    metadata: Json | None = None
+    checkpoint: CheckpointPlace | None = None
+    checkpoint_id: str | None = None
+    stream_mode: str | list[str] | None = None
+    stream_subgraphs: bool = False
+    stream_resumable: bool = False
+    interrupt_before: Literal["*"] | list[str] | None = None
+    interrupt_after: Literal["*"] | list[str] | None = None
+    multitask_strategy: Literal["reject", "enqueue", "interrupt", "rollback"] | None = None
+    if_not_exists: Literal["create", "reject"] | None = None
+    on_disconnect: Literal["cancel", "continue"] | None = None
+    on_completion: Literal["delete", "keep"] | None = None
+    durability: Literal["sync", "async", "exit"] | None = None
+
+
+class ThreadReply(BaseModel):
+    """A thread. With `select`, a search has the chosen fields only."""
+
+    thread_id: str
+    created_at: str
+    updated_at: str
+    metadata: Json
+    status: Status
+    state_updated_at: str | None = None
+    config: Json = {}
+    values: Any = None
+    interrupts: dict[str, list[Any]] = {}
+    error: Json | None = None
+    ttl: Json | None = None
+    extracted: Json | None = None
+
+
+class StateReply(BaseModel):
+    """A state of a thread, at one checkpoint."""
+
+    values: Any
+    next: list[str]
+    tasks: list[Json]
+    metadata: Json | None
+    created_at: str | None
+    checkpoint: Json | None
+    parent_checkpoint: Json | None
+    interrupts: list[Any]
+    checkpoint_id: str | None = None
+    parent_checkpoint_id: str | None = None
+
+
+class PruneReply(BaseModel):
+    pruned_count: int
+
+
+class ErrorReply(BaseModel):
+    """Why a request was not done."""
+
+    detail: str

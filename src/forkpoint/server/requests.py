@@ -1,0 +1,140 @@
+"""What each request has: the threads that it may reach, the graphs, and the server's runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote
+
+import orjson
+from fastapi import Depends, HTTPException, Path
+from fastapi.routing import APIRoute
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from forkpoint.catalog.catalog import ThreadCatalog
+from forkpoint.catalog.threads import Thread
+from forkpoint.errors import ThreadNotFound
+from forkpoint.server.access import Authenticate, identity_of
+
+if TYPE_CHECKING:
+    from forkpoint.server.runs import Runs
+
+Graph = Any
+"""A compiled graph of LangGraph."""
+
+
+class Server:
+    """What all requests share.
+
+    Args:
+        catalog: The threads that are served.
+        graphs: The compiled graphs, by name.
+        authenticate: Who sends a request.
+        runs: The runs of this process.
+    """
+
+    def __init__(
+        self,
+        catalog: ThreadCatalog,
+        graphs: Mapping[str, Graph],
+        authenticate: Authenticate | None,
+        runs: Runs,
+    ) -> None:
+        self.catalog = catalog
+        self.graphs = dict(graphs)
+        self.runs = runs
+        self.started_at = datetime.now(timezone.utc).isoformat()
+        self._authenticate = authenticate
+        self._confined = functools.lru_cache(maxsize=256)(
+            lambda owner: ThreadCatalog(catalog.saver, owner=owner)
+        )
+
+    async def identity(self, request: HttpRequest) -> str | None:
+        """Return who sends a request, or None where all may do all.
+
+        Raises:
+            HTTPException: 401 or 403.
+        """
+        if self._authenticate is None:
+            return None
+        return await identity_of(self._authenticate, request)
+
+    def catalog_of(self, owner: str | None) -> ThreadCatalog:
+        """Return the threads that an owner may reach."""
+        if owner is None:
+            return self.catalog
+        return self._confined(owner)
+
+
+class RequestScope:
+    """One request: the threads that its sender may reach, and nothing of anybody else."""
+
+    def __init__(self, server: Server, owner: str | None, http: HttpRequest) -> None:
+        self.server = server
+        self.owner = owner
+        self.catalog = server.catalog_of(owner)
+        self.http = http
+
+    async def thread(self, thread_id: str) -> Thread:
+        """Return a thread.
+
+        Raises:
+            ThreadNotFound: There is none of this id.
+        """
+        thread = await self.catalog.aget(thread_id)
+        if thread is None:
+            raise ThreadNotFound(f"there is no thread {thread_id!r}")
+        return thread
+
+    def graph_named(self, name: object) -> Graph:
+        """Return the graph of a name; without one, the only graph there is.
+
+        Raises:
+            HTTPException: 400: There is no such graph.
+        """
+        graph = self.find_graph(name)
+        if graph is None:
+            which = "that is named" if name is None else f"{name!r}"
+            raise HTTPException(400, f"no graph {which} is served")
+        return graph
+
+    def find_graph(self, name: object) -> Graph | None:
+        """Return the graph of a name, over the threads of this request, or None."""
+        graphs = self.server.graphs
+        if name is None and len(graphs) == 1:
+            name = next(iter(graphs))
+        graph = graphs.get(name) if isinstance(name, str) else None
+        return graph and graph.copy({"checkpointer": self.catalog.saver})
+
+
+class StrictRoute(APIRoute):
+    """A route whose bodies are JSON and nothing else: no `NaN`, no half of a character."""
+
+    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: HttpRequest) -> Response:
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return handle_strictly
+
+
+class _StrictRequest(HttpRequest):
+    async def json(self) -> Any:
+        return orjson.loads(await self.body())
+
+
+async def _scope_of(http: HttpRequest) -> RequestScope:
+    server: Server = http.app.state.forkpoint
+    return RequestScope(server, await server.identity(http), http)
+
+
+def _unescaped(thread_id: Annotated[str, Path(max_length=8192)]) -> str:
+    return unquote(thread_id, errors="surrogatepass")
+
+
+Request = Annotated[RequestScope, Depends(_scope_of)]
+ThreadId = Annotated[str, Depends(_unescaped)]

@@ -1,0 +1,213 @@
+"""Runs by HTTP: streamed, waited for, joined and cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any
+from urllib.parse import quote
+from uuid import uuid4
+
+from fastapi import APIRouter, Header, HTTPException, Path, Query, Response
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from forkpoint.server import bodies
+from forkpoint.server.assistants import find_assistant
+from forkpoint.server.bodies import Json
+from forkpoint.server.requests import Request, StrictRoute, ThreadId
+from forkpoint.server.runs import MODES, Run
+
+router = APIRouter(route_class=StrictRoute, tags=["runs"])
+RunId = Annotated[str, Path()]
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+_HEARTBEAT_SECONDS = 5
+
+
+@router.post("/threads/{thread_id}/runs/stream", responses=_STREAM, response_class=Response)
+async def stream(request: Request, thread_id: ThreadId, body: bodies.NewRun) -> Response:
+    """Run a graph on a thread, and send what it streams as it comes."""
+    return _streamed(await _started(request, thread_id, body))
+
+
+@router.post("/runs/stream", responses=_STREAM, response_class=Response)
+async def stream_without_thread(request: Request, body: bodies.NewRun) -> Response:
+    """Run a graph on a thread of its own, which is deleted afterwards unless told otherwise."""
+    run = await _started_on_new_thread(request, body)
+    return _streamed(run, is_temporary=body.on_completion != "keep")
+
+
+@router.post("/threads/{thread_id}/runs/wait", response_model=None)
+async def wait(
+    request: Request, thread_id: ThreadId, body: bodies.NewRun, response: Response
+) -> Any:
+    """Run a graph on a thread, and return its last state."""
+    run = await _started(request, thread_id, body)
+    response.headers.update(_headers_of(run, "join"))
+    return await run.join()
+
+
+@router.post("/runs/wait", response_model=None)
+async def wait_without_thread(request: Request, body: bodies.NewRun) -> Any:
+    """Run a graph on a thread of its own, and return its last state."""
+    run = await _started_on_new_thread(request, body)
+    values = await run.join()
+    if body.on_completion != "keep":
+        await run.delete_thread()
+    return values
+
+
+@router.post("/threads/{thread_id}/runs", response_model=Json)
+async def create(
+    request: Request, thread_id: ThreadId, body: bodies.NewRun, response: Response
+) -> Json:
+    """Begin a run on a thread. It is known to this process, and goes with it."""
+    run = await _started(request, thread_id, body)
+    response.headers["Content-Location"] = _headers_of(run, "join")["Content-Location"]
+    return run.shown()
+
+
+@router.get("/threads/{thread_id}/runs", response_model=list[Json])
+async def list_runs(
+    request: Request,
+    thread_id: ThreadId,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 10,
+    offset: Annotated[int, Query(ge=0)] = 0,
+    status: Annotated[str | None, Query()] = None,
+) -> list[Json]:
+    """Return the runs on a thread that this process knows, newest first."""
+    await request.thread(thread_id)
+    runs = request.server.runs.of_thread(request, thread_id)
+    shown = [run.shown() for run in runs if status is None or run.status == status]
+    return shown[offset:][:limit]
+
+
+@router.get("/threads/{thread_id}/runs/{run_id}", response_model=Json)
+async def get(request: Request, thread_id: ThreadId, run_id: RunId) -> Json:
+    """Return a run that this process knows."""
+    return _known(request, thread_id, run_id).shown()
+
+
+@router.get("/threads/{thread_id}/runs/{run_id}/join", response_model=None)
+async def join(request: Request, thread_id: ThreadId, run_id: RunId) -> Any:
+    """Wait for a run's end, and return its last state."""
+    return await _known(request, thread_id, run_id).join()
+
+
+@router.get("/threads/{thread_id}/runs/{run_id}/stream", responses=_STREAM, response_class=Response)
+async def join_stream(
+    request: Request,
+    thread_id: ThreadId,
+    run_id: RunId,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Send what a run streams, from the beginning or from after an event."""
+    after = int(last_event_id) if (last_event_id or "").isdecimal() else 0  # type: ignore[arg-type]
+    return _streamed(_known(request, thread_id, run_id), after=after)
+
+
+@router.get("/threads/{thread_id}/stream", responses=_STREAM, response_class=Response)
+async def join_thread(request: Request, thread_id: ThreadId) -> Response:
+    """Send what the runs on a thread stream, those that begin later included. It does not end."""
+    await request.thread(thread_id)
+
+    async def events() -> AsyncIterator[ServerSentEvent]:
+        async for run in request.server.runs.follow(request, thread_id):
+            async for _, name, data in run.events():
+                yield ServerSentEvent(data, event=name)
+
+    return _sent(events(), {})
+
+
+@router.post("/threads/{thread_id}/runs/{run_id}/cancel", response_model=Json)
+async def cancel(
+    request: Request,
+    thread_id: ThreadId,
+    run_id: RunId,
+    wait: Annotated[bool, Query()] = False,
+    action: Annotated[str, Query(pattern="^(interrupt|rollback)$")] = "interrupt",
+) -> Json:
+    """Cancel a run. With `rollback`, all that it stored is removed."""
+    run = request.server.runs.find(request, thread_id, run_id)
+    if run is None or run.is_over or run.task is None:
+        raise HTTPException(404, "No runs found to cancel.")
+    if action == "rollback":
+        async with request.catalog.run(thread_id, if_busy="rollback"):
+            run.task.cancel()
+    else:
+        run.task.cancel()
+    if wait:
+        await run.join()
+    return {}
+
+
+@router.delete("/threads/{thread_id}/runs/{run_id}", status_code=204, response_class=Response)
+async def delete(request: Request, thread_id: ThreadId, run_id: RunId) -> None:
+    """Remove the checkpoints that a run made."""
+    await request.thread(thread_id)
+    run = request.server.runs.find(request, thread_id, run_id)
+    if run is not None and not run.is_over:
+        raise HTTPException(409, "the run is going on: cancel it first")
+    await request.catalog.saver.adelete_for_runs([run_id])
+
+
+async def _started(request: Request, thread_id: str, body: bodies.NewRun) -> Run:
+    assistant = find_assistant(request.server, body.assistant_id)
+    if assistant is None:
+        raise HTTPException(422, f"there is no assistant {body.assistant_id!r}")
+    unknown = sorted({*_modes(body)} - MODES)
+    if unknown:
+        raise HTTPException(422, f"stream_mode: there is no {unknown[0]!r}")
+    if body.if_not_exists == "create":
+        await request.catalog.acreate(thread_id, if_exists="do_nothing")
+    else:
+        await request.thread(thread_id)
+    run = Run(request, thread_id, assistant, body)
+    await request.server.runs.start(run)
+    return run
+
+
+async def _started_on_new_thread(request: Request, body: bodies.NewRun) -> Run:
+    if body.command is not None or body.checkpoint is not None or body.checkpoint_id is not None:
+        raise HTTPException(422, "a run without a thread has no checkpoint to go on from")
+    new = body.model_copy(update={"if_not_exists": "create"})
+    return await _started(request, str(uuid4()), new)
+
+
+def _modes(body: bodies.NewRun) -> list[str]:
+    modes = body.stream_mode or []
+    return [modes] if isinstance(modes, str) else modes
+
+
+def _known(request: Request, thread_id: str, run_id: str) -> Run:
+    run = request.server.runs.find(request, thread_id, run_id)
+    if run is None:
+        raise HTTPException(404, f"there is no run {run_id!r} in this process")
+    return run
+
+
+def _streamed(run: Run, *, after: int = 0, is_temporary: bool = False) -> Response:
+    async def events() -> AsyncIterator[ServerSentEvent]:
+        try:
+            async for number, name, data in run.events(after):
+                yield ServerSentEvent(data, event=name, id=str(number))
+        finally:
+            if run.body.on_disconnect == "cancel" and not run.is_over and run.task is not None:
+                run.task.cancel()
+        if is_temporary:
+            await run.delete_thread()
+
+    place = {"Content-Location": _place_of(run)}
+    return _sent(events(), place if is_temporary else _headers_of(run, "stream"))
+
+
+def _sent(events: AsyncIterator[ServerSentEvent], headers: Mapping[str, str]) -> Response:
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers}
+    return EventSourceResponse(events, headers=headers, ping=_HEARTBEAT_SECONDS)
+
+
+def _headers_of(run: Run, ending: str) -> dict[str, str]:
+    """Return the headers by which clients know a run, and come back to it."""
+    return {"Content-Location": _place_of(run), "Location": f"{_place_of(run)}/{ending}"}
+
+
+def _place_of(run: Run) -> str:
+    return f"/threads/{quote(run.thread_id, safe='')}/runs/{run.run_id}"

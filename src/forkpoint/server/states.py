@@ -1,0 +1,340 @@
+"""States of threads by HTTP: by the graph where one is served, else as they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Path, Query
+from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
+from langgraph.errors import InvalidUpdateError
+from langgraph.types import Command, Send, StateSnapshot
+from langgraph.types import StateUpdate as Update
+
+from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.server import bodies
+from forkpoint.server.as_json import as_json
+from forkpoint.server.bodies import Json
+from forkpoint.server.requests import Graph, Request, StrictRoute, ThreadId
+
+router = APIRouter(route_class=StrictRoute, tags=["states"])
+Subgraphs = Annotated[bool, Query()]
+Select = Annotated[list[str] | None, Query()]
+_CONFIG_KEYS = ("thread_id", "checkpoint_ns", "checkpoint_id", "checkpoint_map")
+
+
+@router.get("/threads/{thread_id}/state", response_model=bodies.StateReply | Json)
+async def get_state(
+    request: Request, thread_id: ThreadId, subgraphs: Subgraphs = False, select: Select = None
+) -> Json:
+    """Return the newest state of a thread."""
+    state = await _state(request, thread_id, bodies.CheckpointPlace(), subgraphs)
+    return _selected(state, select)
+
+
+@router.get("/threads/{thread_id}/state/{checkpoint_id}", response_model=bodies.StateReply | Json)
+async def get_state_at(
+    request: Request,
+    thread_id: ThreadId,
+    checkpoint_id: Annotated[str, Path()],
+    subgraphs: Subgraphs = False,
+    select: Select = None,
+) -> Json:
+    """Return the state of a thread at a checkpoint."""
+    place = bodies.CheckpointPlace(checkpoint_id=checkpoint_id)
+    return _selected(await _state(request, thread_id, place, subgraphs), select)
+
+
+@router.post("/threads/{thread_id}/state/checkpoint", response_model=bodies.StateReply | Json)
+async def get_state_of(request: Request, thread_id: ThreadId, body: bodies.StateRequest) -> Json:
+    """Return the state of a thread, or of a subgraph, at a checkpoint."""
+    state = await _state(request, thread_id, body.checkpoint, body.subgraphs)
+    return _selected(state, body.select)
+
+
+@router.post("/threads/{thread_id}/state", response_model=Json)
+async def update_state(request: Request, thread_id: ThreadId, body: bodies.StateUpdate) -> Json:
+    """Write a state as a node of the graph would. Refused while a run is going on."""
+    graph = await graph_of(request, thread_id)
+    if graph is None:
+        raise HTTPException(400, "a state is updated by its graph, and none is served for it")
+    place = body.checkpoint or bodies.CheckpointPlace()
+    place = place.model_copy(update={"checkpoint_id": body.checkpoint_id or place.checkpoint_id})
+    async with request.catalog.run(thread_id) as lease:
+        config = config_at(thread_id, place, lease.config["configurable"])
+        try:
+            written = await graph.aupdate_state(config, body.values, body.as_node)
+        except (InvalidUpdateError, ValueError, KeyError) as error:
+            raise HTTPException(400, str(error)) from error
+    checkpoint = _place_of(written)
+    return {
+        "checkpoint": checkpoint,
+        "configurable": checkpoint,
+        "checkpoint_id": checkpoint and checkpoint["checkpoint_id"],
+    }
+
+
+@router.post("/threads/{thread_id}/history", response_model=list[bodies.StateReply | Json])
+async def history(request: Request, thread_id: ThreadId, body: bodies.HistoryRequest) -> list[Json]:
+    """Return states of a thread, newest first."""
+    return await _history(request, thread_id, body)
+
+
+@router.get("/threads/{thread_id}/history", response_model=list[bodies.StateReply | Json])
+async def get_history(
+    request: Request,
+    thread_id: ThreadId,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 1,
+    before: Annotated[str | None, Query()] = None,
+    select: Select = None,
+) -> list[Json]:
+    """Return states of a thread, newest first."""
+    body = bodies.HistoryRequest(limit=limit, before=before, select=select)
+    return await _history(request, thread_id, body)
+
+
+async def graph_of(request: Request, thread_id: str) -> Graph | None:
+    """Return the graph of a thread: that which its metadata name, or the only one.
+
+    Raises:
+        ThreadNotFound: There is no such thread.
+    """
+    thread = await request.thread(thread_id)
+    return request.find_graph(thread.metadata.get("graph_id"))
+
+
+async def read_values(saver: ForkpointSaver, thread_id: str) -> Json | None:
+    """Return the newest state of a thread as it is stored, or None before there is one."""
+    stored = await saver.aget_tuple(config_at(thread_id, bodies.CheckpointPlace()))
+    return None if stored is None else _values_of(stored)
+
+
+async def update_in_supersteps(
+    request: Request, graph: Graph, thread_id: str, supersteps: Iterable[bodies.Superstep]
+) -> None:
+    """Write the states that some supersteps of a graph would have made."""
+    updates: Any = [
+        [
+            Update(command_of(one.command) if one.command else one.values, one.as_node)  # type: ignore[arg-type]
+            for one in step.updates
+        ]
+        for step in supersteps
+    ]
+    config = config_at(thread_id, bodies.CheckpointPlace())
+    try:
+        await graph.abulk_update_state(config, updates)
+    except (InvalidUpdateError, ValueError, KeyError) as error:
+        raise HTTPException(400, str(error)) from error
+
+
+def command_of(command: bodies.Command) -> Command[Any]:
+    """Return a command as LangGraph has it."""
+    goto = command.goto if isinstance(command.goto, list) else [command.goto]
+    steps = [
+        Send(step["node"], step.get("input")) if isinstance(step, dict) and "node" in step else step
+        for step in goto
+        if step is not None
+    ]
+    if not all(isinstance(step, str | Send) for step in steps):
+        raise HTTPException(422, "command.goto: names of nodes, or {node, input}")
+    return Command(resume=command.resume, update=command.update, goto=steps)
+
+
+def config_at(
+    thread_id: str, place: bodies.CheckpointPlace, configurable: Mapping[str, Any] | None = None
+) -> Any:
+    """Return the config of a checkpoint of a thread, whatever thread the place names."""
+    keys = {
+        "checkpoint_ns": place.checkpoint_ns,
+        "checkpoint_id": place.checkpoint_id,
+        "checkpoint_map": place.checkpoint_map,
+    }
+    given = {name: value for name, value in keys.items() if value is not None}
+    return {"configurable": {**(configurable or {}), **given, "thread_id": thread_id}}
+
+
+async def _state(
+    request: Request, thread_id: str, place: bodies.CheckpointPlace, subgraphs: bool
+) -> Json:
+    graph = await graph_of(request, thread_id)
+    config = config_at(thread_id, place)
+    if graph is not None:
+        try:
+            snapshot = await graph.aget_state(config, subgraphs=subgraphs)
+        except ValueError as error:  # a subgraph that the graph does not have
+            raise HTTPException(404, str(error)) from error
+        return shown_snapshot(snapshot)
+    stored = await request.catalog.saver.aget_tuple(
+        {"configurable": {"checkpoint_ns": "", **config["configurable"]}}
+    )
+    if stored is None:
+        return _shown({}, _place_of(config) if place.checkpoint_id else None)
+    return shown_stored(stored)
+
+
+async def _history(request: Request, thread_id: str, body: bodies.HistoryRequest) -> list[Json]:
+    graph = await graph_of(request, thread_id)
+    place = body.checkpoint or bodies.CheckpointPlace()
+    config = config_at(thread_id, place)
+    before = _before(thread_id, body.before)
+    options: Json = {"filter": body.metadata or None, "before": before, "limit": body.limit}
+    if graph is not None:
+        states = graph.aget_state_history(config, **options)
+        return [_selected(shown_snapshot(state), body.select) async for state in states]
+    config["configurable"].setdefault("checkpoint_ns", "")
+    tuples = request.catalog.saver.alist(config, **options)
+    return [_selected(shown_stored(stored), body.select) async for stored in tuples]
+
+
+def _selected(state: Json, select: Sequence[str] | None) -> Json:
+    """Return the fields of a state that are asked for; `values.<name>` is one channel.
+
+    Raises:
+        HTTPException: 422: There is no such field.
+    """
+    if not select:
+        return state
+    chosen: Json = {}
+    for name in select:
+        field, _, channel = name.partition(".")
+        if field not in bodies.StateReply.model_fields or (channel and field != "values"):
+            raise HTTPException(422, f"select: a state has no field {name!r}")
+        if not channel:
+            chosen[field] = state[field]
+        elif isinstance(state["values"], dict) and channel in state["values"]:
+            chosen.setdefault("values", {})[channel] = state["values"][channel]
+    return chosen
+
+
+def _before(thread_id: str, before: str | Json | None) -> Any:
+    """Return the config of the checkpoint before which a history ends, however it is given."""
+    if before is None:
+        return None
+    place: Json = {"checkpoint_id": before} if isinstance(before, str) else before
+    if isinstance(place.get("configurable"), dict):
+        place = place["configurable"]
+    checkpoint_id = place.get("checkpoint_id")
+    if not isinstance(checkpoint_id, str) or not checkpoint_id:
+        raise HTTPException(422, "before: an id of a checkpoint, a checkpoint, or a config")
+    return config_at(thread_id, bodies.CheckpointPlace(checkpoint_id=checkpoint_id))
+
+
+def shown_snapshot(snapshot: StateSnapshot) -> Json:
+    """Return a state that a graph has read as clients expect it."""
+    return {
+        **_shown(
+            as_json(snapshot.values),
+            _place_of(snapshot.config) if snapshot.created_at else _asked(snapshot.config),
+            metadata=as_json(snapshot.metadata),
+            created_at=snapshot.created_at,
+            parent=_place_of(snapshot.parent_config),
+        ),
+        "next": list(snapshot.next),
+        "tasks": [_shown_task(task) for task in snapshot.tasks],
+        "interrupts": as_json(list(snapshot.interrupts)),
+    }
+
+
+def _shown_task(task: Any) -> Json:
+    state = task.state
+    nested = shown_snapshot(state) if isinstance(state, StateSnapshot) else None
+    checkpoint = None
+    if isinstance(state, Mapping):
+        checkpoint = _place_of(state)
+    return {
+        "id": task.id,
+        "name": task.name,
+        "path": as_json(list(task.path)),
+        "error": None if task.error is None else as_json(task.error),
+        "interrupts": as_json(list(task.interrupts)),
+        "checkpoint": checkpoint,
+        "state": nested,
+        "result": as_json(task.result),
+    }
+
+
+def shown_stored(stored: CheckpointTuple) -> Json:
+    """Return a state as it is stored. What runs next only the graph knows."""
+    interrupts: list[Any] = []
+    tasks: dict[str, Json] = {}
+    for task_id, channel, value in stored.pending_writes or []:
+        if channel not in (INTERRUPT, ERROR):
+            continue
+        task = tasks.setdefault(task_id, _unnamed_task(task_id))
+        if channel == ERROR:
+            task["error"] = as_json(value)
+        else:
+            values = value if isinstance(value, list | tuple) else [value]
+            task["interrupts"] = as_json(list(values))
+            interrupts += task["interrupts"]
+    return {
+        **_shown(
+            _values_of(stored),
+            _place_of(stored.config),
+            metadata=as_json(dict(stored.metadata)),
+            created_at=stored.checkpoint["ts"],
+            parent=_place_of(stored.parent_config),
+        ),
+        "tasks": list(tasks.values()),
+        "interrupts": interrupts,
+    }
+
+
+def _unnamed_task(task_id: str) -> Json:
+    return {
+        "id": task_id,
+        "name": "",
+        "path": [],
+        "error": None,
+        "interrupts": [],
+        "checkpoint": None,
+        "state": None,
+        "result": None,
+    }
+
+
+def _shown(
+    values: Any,
+    checkpoint: Json | None,
+    *,
+    metadata: Any = None,
+    created_at: str | None = None,
+    parent: Json | None = None,
+) -> Json:
+    nothing: Sequence[Any] = []
+    return {
+        "values": values,
+        "next": nothing,
+        "tasks": nothing,
+        "metadata": metadata,
+        "created_at": created_at,
+        "checkpoint": checkpoint,
+        "parent_checkpoint": parent,
+        "interrupts": nothing,
+        "checkpoint_id": checkpoint and checkpoint.get("checkpoint_id"),
+        "parent_checkpoint_id": parent and parent.get("checkpoint_id"),
+    }
+
+
+def _place_of(config: Mapping[str, Any] | None) -> Json | None:
+    if config is None:
+        return None
+    configurable = config.get("configurable", {})
+    place = {name: configurable.get(name) for name in _CONFIG_KEYS if name in configurable}
+    return {"checkpoint_ns": "", "checkpoint_id": None, **place}
+
+
+def _asked(config: Mapping[str, Any]) -> Json | None:
+    """Return the place of a checkpoint that is not there, if it was asked for by its id."""
+    place = _place_of(config)
+    return place if place and place["checkpoint_id"] else None
+
+
+def _values_of(stored: CheckpointTuple) -> Json:
+    values = stored.checkpoint["channel_values"]
+    return {
+        name: as_json(value)
+        for name, value in values.items()
+        if not name.startswith(("__", "branch:to:"))
+    }

@@ -1,0 +1,285 @@
+"""Threads by HTTP: made, found, changed, copied, removed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+from uuid import uuid4
+
+from fastapi import APIRouter, Header, HTTPException, Query, Response
+
+from forkpoint.catalog.threads import Thread, ThreadFilter
+from forkpoint.errors import ThreadNotFound
+from forkpoint.server import bodies
+from forkpoint.server.as_json import as_json, contains
+from forkpoint.server.bodies import Json
+from forkpoint.server.requests import Request, StrictRoute, ThreadId
+from forkpoint.server.states import read_values, update_in_supersteps
+
+router = APIRouter(route_class=StrictRoute, tags=["threads"])
+_ROWS_AT_ONCE = 100
+_ALIAS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PATH = re.compile(r"(values|metadata|config|interrupts)((?:\.[^.\[\]]+|\[-?\d{1,9}\])*)")
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(-?\d+)\]")
+
+
+@router.post("/threads", response_model=bodies.ThreadReply, response_model_exclude_unset=True)
+async def create(request: Request, body: bodies.NewThread) -> Json:
+    """Make a thread."""
+    thread_id = body.thread_id or str(uuid4())
+    catalog = request.catalog
+    must_be_new = body.if_exists != "do_nothing"
+    existed = not must_be_new and await catalog.aget(thread_id) is not None
+    graph = None
+    if body.supersteps:
+        graph = request.graph_named((body.metadata or {}).get("graph_id"))
+    thread = await catalog.acreate(
+        thread_id,
+        metadata=body.metadata,
+        if_exists="raise" if must_be_new else "do_nothing",
+        **_time_to_live(body.ttl),
+    )
+    if graph is not None and body.supersteps and not existed:
+        try:
+            await update_in_supersteps(request, graph, thread_id, body.supersteps)
+        except BaseException:
+            await catalog.adelete(thread_id)
+            raise
+        thread = await request.thread(thread_id)
+    return await shown_thread(request, thread)
+
+
+@router.post("/threads/search", response_model=list[Json])
+async def search(request: Request, response: Response, body: bodies.ThreadSearch) -> list[Json]:
+    """Return a page of the threads that match, newest first unless told otherwise."""
+    extract = {alias: _extraction(alias, path) for alias, path in (body.extract or {}).items()}
+    threads, has_more = await _page(request, body)
+    total = body.offset + len(threads) + has_more
+    response.headers["X-Pagination-Total"] = str(total)
+    if has_more:
+        response.headers["X-Pagination-Next"] = str(body.offset + len(threads))
+    needs_values = not body.select or "values" in body.select
+    needs_values |= any(root == "values" for root, _ in extract.values())
+    rows = []
+    for thread in threads:
+        row = await shown_thread(request, thread, with_values=needs_values)
+        chosen: Json = {name: row.get(name) for name in body.select} if body.select else row
+        if extract:
+            chosen["extracted"] = {
+                alias: _at_path(row.get(root), steps) for alias, (root, steps) in extract.items()
+            }
+        rows.append(chosen)
+    return rows
+
+
+@router.post("/threads/count", response_model=int)
+async def count(request: Request, body: bodies.ThreadCount) -> int:
+    """Return how many threads match."""
+    if not body.values:
+        return await request.catalog.acount(_filter(body))
+    return len([thread async for thread in _with_values(request, body)])
+
+
+@router.post("/threads/prune", response_model=bodies.PruneReply)
+async def prune(request: Request, body: bodies.ThreadPruning) -> Json:
+    """Delete threads, or all but their newest checkpoints. Unknown ids are left out."""
+    pruned = 0
+    for thread_id in dict.fromkeys(body.thread_ids):
+        try:
+            if body.strategy == "keep_latest":
+                await request.catalog.saver.atrim(thread_id, 1)
+            else:
+                await request.thread(thread_id)
+                await request.catalog.adelete(thread_id)
+        except ThreadNotFound:
+            continue
+        pruned += 1
+    return {"pruned_count": pruned}
+
+
+@router.get(
+    "/threads/{thread_id}", response_model=bodies.ThreadReply, response_model_exclude_unset=True
+)
+async def get(
+    request: Request, thread_id: ThreadId, include: Annotated[str | None, Query()] = None
+) -> Json:
+    """Return a thread, with its state. `include=ttl` adds when it expires."""
+    thread = await request.thread(thread_id)
+    shown = await shown_thread(request, thread)
+    if "ttl" in (include or "").split(",") and thread.expires_at is not None:
+        last = thread.updated_at
+        shown["ttl"] = {
+            "strategy": thread.on_expiry,
+            "ttl_minutes": (thread.expires_at - last).total_seconds() / 60,
+            "expires_at": thread.expires_at.isoformat(),
+        }
+    return shown
+
+
+@router.patch(
+    "/threads/{thread_id}",
+    response_model=bodies.ThreadReply,
+    response_model_exclude_unset=True,
+    responses={204: {"description": "Done; asked for with `Prefer: return=minimal`"}},
+)
+async def update(
+    request: Request,
+    thread_id: ThreadId,
+    body: bodies.ThreadChange,
+    prefer: Annotated[str | None, Header()] = None,
+) -> Any:
+    """Merge metadata into those of a thread, and set its time to live."""
+    thread = await request.catalog.aupdate(
+        thread_id, metadata=body.metadata or {}, **_time_to_live(body.ttl)
+    )
+    if prefer is not None and "return=minimal" in prefer:
+        return Response(status_code=204)
+    return await shown_thread(request, thread)
+
+
+@router.delete("/threads/{thread_id}", status_code=204, response_class=Response)
+async def delete(request: Request, thread_id: ThreadId) -> None:
+    """Delete a thread with all its checkpoints."""
+    await request.thread(thread_id)
+    request.server.runs.cancel_thread(thread_id)
+    await request.catalog.adelete(thread_id)
+
+
+@router.post(
+    "/threads/{thread_id}/copy",
+    response_model=bodies.ThreadReply,
+    response_model_exclude_unset=True,
+)
+async def copy(request: Request, thread_id: ThreadId) -> Json:
+    """Make a thread like another, with its checkpoints. No content is copied."""
+    clone = await request.catalog.aclone(thread_id, str(uuid4()))
+    return await shown_thread(request, clone)
+
+
+async def shown_thread(request: Request, thread: Thread, *, with_values: bool = True) -> Json:
+    """Return a thread as clients expect it."""
+    interrupts: dict[str, list[Any]] = {}
+    for pending in thread.interrupts:
+        shown = {"id": pending.id, "value": as_json(pending.value)}
+        interrupts.setdefault(pending.task_id, []).append(shown)
+    values = None
+    if with_values and thread.checkpoint_count:
+        values = await read_values(request.catalog.saver, thread.thread_id)
+    reply: Json = {
+        "thread_id": as_json(thread.thread_id),
+        "created_at": thread.created_at.isoformat(),
+        "updated_at": thread.updated_at.isoformat(),
+        "state_updated_at": _iso(thread.state_updated_at or thread.created_at),
+        "metadata": as_json(thread.metadata),
+        "config": {},
+        "status": thread.status,
+        "values": values,
+        "interrupts": interrupts,
+    }
+    if thread.error is not None:
+        kind = re.match(r"\w+(?=\()", thread.error)
+        reply["error"] = {"error": kind[0] if kind else "Error", "message": as_json(thread.error)}
+    return reply
+
+
+def _iso(time: datetime) -> str:
+    return time.isoformat()
+
+
+def _time_to_live(ttl: bodies.TimeToLive | float | None) -> Json:
+    if ttl is None:
+        return {}
+    if isinstance(ttl, bodies.TimeToLive):
+        return {"ttl": ttl.duration, "on_expiry": ttl.strategy}
+    return {"ttl": timedelta(minutes=ttl)}
+
+
+def _filter(body: bodies.ThreadCount) -> ThreadFilter:
+    ids = body.ids if isinstance(body, bodies.ThreadSearch) else None
+    return ThreadFilter(ids=ids, metadata=body.metadata or {}, status=body.status)
+
+
+async def _page(request: Request, body: bodies.ThreadSearch) -> tuple[Sequence[Thread], bool]:
+    """Return a page of threads, and whether there are more after it."""
+    if body.values:
+        return await _page_with_values(request, body)
+    order = {"sort_by": body.sort_by or "updated_at", "descending": body.sort_order != "asc"}
+    limit = min(body.limit + 1, 1000)
+    found = await request.catalog.asearch(
+        _filter(body),
+        limit=limit,
+        offset=body.offset,
+        **order,  # type: ignore[arg-type]
+    )
+    threads = list(found)
+    has_more = len(threads) > body.limit
+    if not has_more and len(threads) == body.limit:  # which is the largest page there is
+        more = await request.catalog.asearch(
+            _filter(body),
+            limit=1,
+            offset=body.offset + limit,
+            **order,  # type: ignore[arg-type]
+        )
+        has_more = bool(more.items)
+    return threads[: body.limit], has_more
+
+
+async def _page_with_values(
+    request: Request, body: bodies.ThreadSearch
+) -> tuple[Sequence[Thread], bool]:
+    threads: list[Thread] = []
+    passed = 0
+    async for thread in _with_values(request, body):
+        passed += 1
+        if passed > body.offset:
+            if len(threads) == body.limit:
+                return threads, True
+            threads.append(thread)
+    return threads, False
+
+
+async def _with_values(request: Request, body: bodies.ThreadCount) -> AsyncIterator[Thread]:
+    """Read the states of the threads that match otherwise, and return those that match."""
+    order: Json = {}
+    if isinstance(body, bodies.ThreadSearch):
+        order = {"sort_by": body.sort_by or "updated_at", "descending": body.sort_order != "asc"}
+    cursor: str | None = None
+    while True:
+        page = await request.catalog.asearch(
+            _filter(body), limit=_ROWS_AT_ONCE, cursor=cursor, **order
+        )
+        for thread in page:
+            values = await read_values(request.catalog.saver, thread.thread_id)
+            if contains(values, body.values):
+                yield thread
+        cursor = page.next_cursor
+        if cursor is None:
+            return
+
+
+def _extraction(alias: str, path: str) -> tuple[str, list[str | int]]:
+    """Return the field that a path begins at, and the keys and indices that lead on.
+
+    Raises:
+        HTTPException: 422: The alias or the path is not of the right form.
+    """
+    if not _ALIAS.fullmatch(alias) or alias in bodies.ThreadReply.model_fields:
+        raise HTTPException(422, f"extract: {alias!r} is no name of its own")
+    parsed = _PATH.fullmatch(path)
+    if parsed is None:
+        raise HTTPException(422, f"extract: {path!r} is no path like values.key[-1].key")
+    steps = [key or int(index) for key, index in _STEP.findall(parsed[2])]
+    return parsed[1], steps
+
+
+def _at_path(value: Any, steps: Sequence[str | int]) -> Any:
+    for step in steps:
+        if isinstance(step, str):
+            value = value.get(step) if isinstance(value, Mapping) else None
+        elif isinstance(value, list) and -len(value) <= step < len(value):
+            value = value[step]
+        else:
+            return None
+    return value

@@ -1,0 +1,233 @@
+"""Runs as a chat page needs them: streamed, resumed, made again, cancelled, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from langgraph_sdk import get_client
+from langgraph_sdk.errors import (
+    APIStatusError,
+    ConflictError,
+    NotFoundError,
+    UnprocessableEntityError,
+)
+from served import Client, Gates, chat, said, serving
+from servers import PATIENCE_SECONDS
+
+from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.server import create_app
+
+
+async def entered(gates: Gates) -> None:
+    """Wait until a run is in the middle of its node."""
+    assert await asyncio.to_thread(gates.entered.acquire, timeout=PATIENCE_SECONDS)
+
+
+def names(parts: Any) -> list[str]:
+    return [part.event for part in parts]
+
+
+async def test_a_run_streams_in_several_ways_at_once(client: Client) -> None:
+    await client.threads.create(thread_id="t")
+    parts = await client.runs.stream(
+        "t", "chat", input=said("you"), stream_mode=["values", "messages", "updates", "tasks"]
+    )
+    assert parts[0].event == "metadata"
+    assert parts[0].data["attempt"] == 1
+    kinds = names(parts)
+    assert kinds.index("messages/metadata") < kinds.index("messages/partial")
+    texts = [part.data[0]["content"] for part in parts if part.event == "messages/partial"]
+    assert texts[-1] == "Hello you"
+    assert all(text == "Hello you"[: len(text)] for text in texts)
+    assert next(p.data for p in parts if p.event == "updates")["answer"]["turns"] == 1
+    last = [part.data for part in parts if part.event == "values"][-1]
+    assert last["messages"][-1]["content"] == "Hello you"
+    assert kinds.count("tasks") == 2
+    assert last == (await client.threads.get("t"))["values"]
+
+
+async def test_tokens_come_as_pairs_where_these_are_asked_for(client: Client) -> None:
+    await client.threads.create(thread_id="t")
+    parts = await client.runs.stream(
+        "t", "chat", input=said("you"), stream_mode=["messages-tuple", "custom", "debug"]
+    )
+    pairs = [part.data for part in parts if part.event == "messages"]
+    assert "".join(message["content"] for message, _ in pairs) == "Hello you"
+    assert {metadata["langgraph_node"] for _, metadata in pairs} == {"answer"}
+    assert "values" not in names(parts)
+
+
+async def test_a_conversation_with_an_interrupt_goes_on_after_a_restart(
+    saver: ForkpointSaver, world: str
+) -> None:
+    with serving(create_app(saver, {"chat": chat()})) as address:
+        client = Client(address, world)
+        parts = await client.runs.stream(
+            "t", "chat", input=said("ask"), if_not_exists="create", stream_mode="values"
+        )
+        assert parts[-1].data["__interrupt__"][0]["value"] == {"question": "sure?"}
+    with serving(create_app(saver, {"chat": chat()})) as address:
+        client = Client(address, world)
+        parts = await client.runs.stream("t", "chat", command={"resume": "no"})
+        assert parts[-1].data["messages"][-1]["content"] == "You said no."
+        states = await client.threads.get_history("t")
+        asked = next(state for state in states if state["next"] == ["__start__"])
+        again = await client.runs.wait(
+            "t", "chat", input=said("you"), checkpoint=asked["checkpoint"]
+        )
+        assert [message["content"] for message in again["messages"]] == ["you", "Hello you"]
+
+
+async def test_a_failed_run_says_what_failed(client: Client) -> None:
+    await client.threads.create(thread_id="t")
+    parts = await client.runs.stream("t", "chat", input=said("fail"))
+    assert (parts[-1].event, parts[-1].data) == (
+        "error",
+        {"error": "ValueError", "message": "broken"},
+    )
+    assert (await client.runs.list("t"))[0]["status"] == "error"
+
+
+@pytest.mark.parametrize("bad", [{"assistant_id": "nobody"}, {"stream_mode": "nothing"}])
+async def test_a_run_that_cannot_begin_stores_nothing(bad: Any, client: Client) -> None:
+    given: Any = {"assistant_id": "chat", "input": said("you"), "if_not_exists": "create", **bad}
+    with pytest.raises((UnprocessableEntityError, APIStatusError)):
+        await client.runs.stream("t", **given)
+    assert await client.threads.count() == 0
+
+
+async def test_a_run_needs_its_thread(client: Client) -> None:
+    with pytest.raises((NotFoundError, httpx.HTTPStatusError)):
+        await client.runs.wait("nobody", "chat", input=said("you"))
+    assert (await client.runs.wait(None, "chat", input=said("you")))["turns"] == 1
+    parts = await client.runs.stream(None, "chat", input=said("you"))
+    assert parts[-1].data["turns"] == 1
+    assert await client.threads.count() == 0
+
+
+@pytest.fixture
+def busy(address: str) -> Any:
+    return get_client(url=address)
+
+
+async def begin(client: Any, text: str, **options: Any) -> Any:
+    await client.threads.create(thread_id="t", if_exists="do_nothing")
+    return await client.runs.create("t", "chat", input=said(text), **options)
+
+
+async def test_a_second_run_is_rejected_or_waits(busy: Any, gates: Gates) -> None:
+    first = await begin(busy, "wait")
+    await entered(gates)
+    with pytest.raises(ConflictError):
+        await begin(busy, "you", multitask_strategy="reject")
+    with pytest.raises(ConflictError):
+        await busy.threads.update_state("t", {"turns": 1})
+    second = await begin(busy, "you", multitask_strategy="enqueue")
+    assert (await busy.threads.get("t"))["status"] == "busy"
+    assert (await busy.runs.get("t", second["run_id"]))["status"] == "pending"
+    gates.left.release()
+    assert (await busy.runs.join("t", first["run_id"]))["turns"] == 1
+    assert (await busy.runs.join("t", second["run_id"]))["turns"] == 2
+
+
+@pytest.mark.parametrize(("strategy", "left"), [("interrupt", 3), ("rollback", 2)])
+async def test_a_second_run_ends_the_first(
+    strategy: Any, left: int, busy: Any, gates: Gates
+) -> None:
+    first = await begin(busy, "wait")
+    await entered(gates)
+    second = await begin(busy, "you", multitask_strategy=strategy)
+    values = await busy.runs.join("t", second["run_id"])
+    assert len(values["messages"]) == left
+    assert "__error__" in await busy.runs.join("t", first["run_id"])
+    assert (await busy.runs.get("t", first["run_id"]))["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(("action", "left"), [("interrupt", 1), ("rollback", 0)])
+async def test_a_run_is_cancelled(action: Any, left: int, busy: Any, gates: Gates) -> None:
+    run = await begin(busy, "wait")
+    await entered(gates)
+    await busy.runs.cancel("t", run["run_id"], wait=True, action=action)
+    assert (await busy.runs.get("t", run["run_id"]))["status"] == "interrupted"
+    values = (await busy.threads.get("t"))["values"] or {"messages": []}
+    assert len(values["messages"]) == left
+    with pytest.raises(NotFoundError):
+        await busy.runs.cancel("t", run["run_id"])
+    await busy.runs.delete("t", run["run_id"])
+    assert (await begin(busy, "you", multitask_strategy="reject"))["status"] in (
+        "pending",
+        "running",
+    )
+
+
+async def test_a_client_that_goes_does_not_harm_the_run(
+    address: str, busy: Any, gates: Gates
+) -> None:
+    await busy.threads.create(thread_id="t")
+    async with (
+        httpx.AsyncClient(base_url=address) as raw,
+        raw.stream(
+            "POST",
+            "/threads/t/runs/stream",
+            json={"assistant_id": "chat", "input": said("wait"), "stream_mode": ["values"]},
+        ) as answer,
+    ):
+        place = answer.headers["Content-Location"]
+        assert answer.headers["Location"] == f"{place}/stream"
+        await entered(gates)
+    gates.left.release()
+    run_id = place.rpartition("/")[2]
+    assert (await busy.runs.join("t", run_id))["turns"] == 1
+    parts = [part async for part in busy.runs.join_stream("t", run_id)]
+    assert names(parts) == ["metadata", "values", "values"]
+    later = [part async for part in busy.runs.join_stream("t", run_id, last_event_id="2")]
+    assert later == parts[2:]
+
+
+async def test_a_client_may_ask_that_its_run_ends_with_it(
+    address: str, busy: Any, gates: Gates
+) -> None:
+    await busy.threads.create(thread_id="t")
+    given = {"assistant_id": "chat", "input": said("wait"), "on_disconnect": "cancel"}
+    async with (
+        httpx.AsyncClient(base_url=address) as raw,
+        raw.stream("POST", "/threads/t/runs/stream", json=given) as answer,
+    ):
+        run_id = answer.headers["Content-Location"].rpartition("/")[2]
+        await entered(gates)
+    ended = await busy.runs.join("t", run_id)
+    assert ended == {"__error__": {"error": "UserInterrupt", "message": "the run was cancelled"}}
+
+
+async def test_who_joins_a_thread_sees_its_later_runs(busy: Any, gates: Gates) -> None:
+    await busy.threads.create(thread_id="t")
+    stream = await busy.threads.join_stream("t")
+    following = asyncio.create_task(anext(stream))
+    run = await begin(busy, "you")
+    part = await following
+    assert (part.event, part.data["run_id"]) == ("metadata", run["run_id"])
+    await stream.aclose()
+
+
+async def test_a_deleted_thread_ends_its_run(busy: Any, gates: Gates) -> None:
+    run = await begin(busy, "wait")
+    await entered(gates)
+    await busy.threads.delete("t")
+    assert await busy.threads.count() == 0
+    assert run["run_id"]
+
+
+async def test_assistants_are_the_graphs(client: Client) -> None:
+    assistant = (await client.assistants.search())[0]
+    assert assistant["graph_id"] == assistant["name"] == "chat"
+    assert await client.assistants.get(assistant["assistant_id"]) == assistant
+    drawn = await client.assistants.get_graph(assistant["assistant_id"])
+    assert {node["id"] for node in drawn["nodes"]} == {"__start__", "answer", "__end__"}
+    assert (await client.assistants.get_schemas("chat"))["graph_id"] == "chat"
+    assert await client.assistants.search(graph_id="other") == []
+    assert await client.assistants.count() == 1
+    with pytest.raises(NotFoundError):
+        await client.assistants.get("nobody")
