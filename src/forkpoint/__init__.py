@@ -18,9 +18,11 @@ The files beside them are known to all: errors, results, the gate for what comes
 
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.catalog.catalog import UNCHANGED, ThreadCatalog
+from forkpoint.catalog.arguments import UNCHANGED
+from forkpoint.catalog.catalog import ThreadCatalog
 from forkpoint.catalog.leases import Lease
-from forkpoint.catalog.retention import RetentionPolicy, RetentionResult, Sweeper
+from forkpoint.catalog.retention import RetentionPolicy, RetentionResult
+from forkpoint.catalog.sweeper import Sweeper
 from forkpoint.catalog.threads import (
     LeaseHolder,
     Page,

@@ -156,24 +156,24 @@ def _refuse_constant(name: str) -> None:
 
 
 LEASE = "__forkpoint_lease"
-"""The key of `configurable` under which a run shows its lease. LangGraph passes it on to each put,
-and keeps it out of metadata, for it begins with two underscores."""
+"""The key of `configurable` under which a run passes its lease token. LangGraph passes it on to
+each put, and keeps it out of metadata, because it begins with two underscores."""
 
 
-class Shown(NamedTuple):
-    """A lease that a run shows: the key of its thread, as a string, and its fence."""
+class LeaseToken(NamedTuple):
+    """What a run proves its lease with: the key of its thread, as a string, and its fence."""
 
     key: str
     fence: int
 
 
-def _lease(value: object) -> Shown | None:
+def _lease(value: object) -> LeaseToken | None:
     if value is None:
         return None
     key, _, fence = text(value, LEASE).rpartition(":")
     if not key or not (fence.isascii() and fence.isdigit()) or len(fence) > _FENCE_DIGITS:
         raise InvalidInput(f"{LEASE} must be what a lease's config has, not {shown(value)}")
-    return Shown(key, int(fence))
+    return LeaseToken(key, int(fence))
 
 
 class Origin(NamedTuple):
@@ -182,7 +182,7 @@ class Origin(NamedTuple):
     ancestry: Sequence[tuple[str, str]]
     """The checkpoints, as (namespace, id), that it comes after: in its own namespace, and in those
     of the graphs around it."""
-    lease: Shown | None
+    lease: LeaseToken | None
     run: object = None
     """What tells the run from others of the process, if LangGraph says so."""
 
@@ -218,8 +218,8 @@ def beginning_run(config: object, named: Address) -> object:
     return _run(part)
 
 
-def shown_lease(key: object, fence: int) -> str:
-    """Return what `origin` reads."""
+def lease_token(key: object, fence: int) -> str:
+    """Return a lease token as text, which `origin` reads."""
     return f"{key}:{fence}"
 
 

@@ -42,7 +42,7 @@ from forkpoint import (
     ThreadFilter,
     ThreadNotFound,
 )
-from forkpoint.catalog import retention
+from forkpoint.catalog import retention_pass
 from forkpoint.catalog.archive import JsonLines
 from forkpoint.catalog.retention import Rules
 from forkpoint.saver.saver import ForkpointSaver
@@ -147,7 +147,7 @@ async def test_a_filter_by_time_is_for_every_rule(catalog: Api, api: Api, store:
 async def test_those_that_stay_are_in_nobodys_way(
     catalog: Api, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_BATCH", 5)
+    monkeypatch.setattr(retention_pass, "_BATCH", 5)
     number = 40
     for n in range(number):
         await catalog.create(f"t{n:02}", tags=["keep"] if n % 8 else [], ttl=HOUR)

@@ -55,8 +55,8 @@ def test_a_thread_is_written_to_and_its_lease_renewed_between_two_parts_of_work_
         rows = len(mongo_store.stored("checkpoints"))
 
         def write(lease: Lease) -> None:
-            assert lease._held is not None
-            assert renew(other._context, lease._held, 60_000_000)
+            assert lease._grant is not None
+            assert renew(other._context, lease._grant, 60_000_000)
             other.put_writes(head, [("c", len(stored))], f"task {len(stored)}")
             stored.append(id_of(put(other, {"n": len(stored)}, parent=head, thread_id="long")))
 

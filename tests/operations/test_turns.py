@@ -184,8 +184,8 @@ def test_others_read_write_and_renew_leases_between_two_turns(
         put(saver, {"n": 2}, parent=other, thread_id="other")
         found = saver.get_tuple(config("other"))
         assert found is not None
-        assert lease._held is not None
-        seen.extend((value_of(found)["n"], renew(saver._context, lease._held, 1_000_000)))
+        assert lease._grant is not None
+        seen.extend((value_of(found)["n"], renew(saver._context, lease._grant, 1_000_000)))
 
     with ThreadCatalog(saver).run("other") as lease:
 

@@ -1,8 +1,10 @@
-"""Threads as people see them."""
+"""The catalog: threads as people see them."""
 
-from forkpoint.catalog.catalog import UNCHANGED, ThreadCatalog
+from forkpoint.catalog.arguments import UNCHANGED
+from forkpoint.catalog.catalog import ThreadCatalog
 from forkpoint.catalog.leases import Lease
-from forkpoint.catalog.retention import RetentionPolicy, RetentionResult, Sweeper
+from forkpoint.catalog.retention import RetentionPolicy, RetentionResult
+from forkpoint.catalog.sweeper import Sweeper
 from forkpoint.catalog.threads import LeaseHolder, Page, Thread, ThreadFilter, ThreadStats
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from forkpoint.catalog.catalog import UNCHANGED
+from forkpoint.catalog.arguments import UNCHANGED
 from forkpoint.cli.arguments import PLACE, PLACE_HELP, config_at, pairs
 from forkpoint.cli.groups import Selection
 from forkpoint.cli.look import ThreadId, check_exists

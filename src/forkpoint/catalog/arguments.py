@@ -1,0 +1,138 @@
+"""The arguments of the catalog's methods: checked before anything is read or written."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from forkpoint import inputs
+from forkpoint.catalog.archive import Archive, JsonLines
+from forkpoint.catalog.criteria import SORT_KEYS, Criteria
+from forkpoint.catalog.records import Changes
+from forkpoint.catalog.retention import RetentionPolicy, Rules
+from forkpoint.catalog.search import ThreadSearch
+from forkpoint.errors import InvalidInput
+
+_LARGEST_PAGE = 1000
+_LARGEST_OFFSET = 10_000
+
+
+class _Unchanged(Enum):
+    """The type of `UNCHANGED`."""
+
+    UNCHANGED = "what it was"
+
+
+UNCHANGED = _Unchanged.UNCHANGED
+"""The default of the arguments of an update or a clone: the thread keeps what it has."""
+
+
+def new_id(value: object, name: str) -> str:
+    """Return the id of a new thread: a UUID of version 7 for None."""
+    return str(uuid7()) if value is None else inputs.identifier(value, name)
+
+
+def changes_of(
+    label: object, tags: object, metadata: object, ttl: object, on_expiry: object
+) -> Changes:
+    """Return the changes of a thread's description; `UNCHANGED` changes nothing.
+
+    Raises:
+        InvalidInput: An argument is of the wrong type.
+    """
+    cleared = {name for name, value in (("label", label), ("ttl", ttl)) if value is None}
+    return Changes(
+        None if label is None or label is UNCHANGED else inputs.identifier(label, "label"),
+        None if tags is UNCHANGED else inputs.tags(tags, "tags"),
+        inputs.described_metadata(metadata),
+        None if ttl is None or ttl is UNCHANGED else inputs.duration(ttl, "ttl"),
+        None
+        if on_expiry is UNCHANGED
+        else inputs.choice(on_expiry, "on_expiry", ("delete", "keep_latest")),
+        frozenset(cleared),
+    )
+
+
+def search_of(
+    criteria: Criteria,
+    sort_by: object,
+    descending: object,
+    limit: object,
+    cursor: object = None,
+    offset: object = 0,
+) -> ThreadSearch:
+    """Return a search.
+
+    Raises:
+        InvalidInput: An argument is of the wrong type, or there are a cursor and an offset.
+    """
+    skipped = inputs.count(offset, "offset", 0)
+    if skipped and cursor is not None:
+        raise InvalidInput("a search goes on at a cursor or at an offset, and not at both")
+    if skipped > _LARGEST_OFFSET:
+        raise InvalidInput(
+            f"offset is {skipped}, and {_LARGEST_OFFSET} at most is allowed; go on by cursors"
+        )
+    return ThreadSearch(
+        criteria,
+        inputs.choice(sort_by, "sort_by", SORT_KEYS),
+        inputs.flag(descending, "descending"),
+        min(inputs.count(limit, "limit", 1), _LARGEST_PAGE),
+        None if cursor is None else inputs.text(cursor, "cursor"),
+        skipped,
+    )
+
+
+def rules_of(policy: object) -> Rules:
+    """Return the rules of a policy.
+
+    Raises:
+        InvalidInput: It is no policy, has no rule, or a value is of the wrong type.
+    """
+    if not isinstance(policy, RetentionPolicy):
+        raise InvalidInput(f"policy must be a RetentionPolicy, not {type(policy).__name__}")
+    most = policy.max_checkpoints_per_thread
+    rules = Rules(
+        _duration(policy.max_age, "max_age"),
+        _duration(policy.max_idle, "max_idle"),
+        None if most is None else inputs.count(most, "max_checkpoints_per_thread", 1),
+        inputs.flag(policy.expired, "expired"),
+        frozenset(inputs.tags(policy.keep_tags, "keep_tags")),
+        max_checkpoint_age=_duration(policy.max_checkpoint_age, "max_checkpoint_age"),
+    )
+    if rules._replace(keep_tags=frozenset()) == Rules():
+        raise InvalidInput("the policy has no rule; give it max_age, max_idle, or another")
+    return rules
+
+
+def _duration(value: object, name: str) -> int | None:
+    return None if value is None else inputs.duration(value, name)
+
+
+def archive_of(value: Any, serde: SerializerProtocol, *, dry_run: bool) -> Archive | None:
+    """Return the callback that archives threads, which a path stands for, too.
+
+    Raises:
+        InvalidInput: It is no path of an archive, and cannot be called.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        path = inputs.path(value, "archive")
+        return None if dry_run else JsonLines(path, serde)
+    if value is not None:
+        inputs.callback(value, "archive")
+    callback: Archive | None = value
+    return callback
+
+
+def uuid7() -> UUID:
+    """Return a UUID of version 7, which begins with the time (RFC 9562, section 5.7)."""
+    milliseconds = time.time_ns() // 1_000_000
+    random = secrets.randbits(74)
+    high, low = random >> 62, random & (1 << 62) - 1
+    return UUID(int=milliseconds << 80 | 7 << 76 | high << 64 | 2 << 62 | low)

@@ -1,0 +1,301 @@
+"""One pass of retention over the threads: finding those that a rule is for, and removing them.
+
+Each thread is looked at once more at the moment at which it is removed. Threads are deleted one by
+one, each as a whole: a process that ends in the middle leaves the rest for the next pass, and of
+several passes at once each thread is deleted by one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from langgraph.checkpoint.base import CheckpointTuple
+
+from forkpoint.catalog.archive import Archive
+from forkpoint.catalog.criteria import Criteria, matches
+from forkpoint.catalog.heads import thread_of
+from forkpoint.catalog.leases import Lease, LeaseRequest
+from forkpoint.catalog.retention import Progress, RetentionResult, Rules
+from forkpoint.catalog.search import ThreadSearch, all_rows
+from forkpoint.catalog.threads import Thread
+from forkpoint.errors import ThreadBusy, ThreadNotFound
+from forkpoint.operations import listing, remove
+from forkpoint.operations.context import Context
+from forkpoint.operations.gc import collect, uncollected
+from forkpoint.operations.turns import Turns, Work, in_turns
+from forkpoint.runtime.runner import Runner
+from forkpoint.runtime.steps import Steps
+from forkpoint.storage.interface import Stale
+from forkpoint.storage.plan import Kept
+from forkpoint.storage.queries import CheckpointQuery
+from forkpoint.storage.record_checksums import is_intact
+from forkpoint.storage.rows import ThreadRow
+
+_BATCH = 100
+_DELETED_AT_ONCE = 20  # threads in one transaction
+_LEASE = 10_000_000  # microseconds; it is renewed
+
+
+class RetentionTask(NamedTuple):
+    """The checked arguments of retention."""
+
+    rules: Rules
+    criteria: Criteria = {}  # noqa: RUF012 - never changed
+    dry_run: bool = False
+    archive: Archive | None = None
+    on_progress: Progress | None = None
+
+
+def apply_retention(
+    context: Context, runner: Runner, task: RetentionTask
+) -> Steps[RetentionResult]:
+    """Delete and trim the threads that a policy does not keep."""
+    return (yield from _Pass(context, runner, task).run())
+
+
+def bulk_delete(context: Context, runner: Runner, task: RetentionTask) -> Steps[int]:
+    """Delete the threads that a filter matches, and return how many."""
+    result = yield from apply_retention(context, runner, task)
+    return len(result.deleted)
+
+
+class _Pass:
+    """One pass over the threads, and what it did so far."""
+
+    def __init__(self, context: Context, runner: Runner, task: RetentionTask) -> None:
+        self._context = context
+        self._storage = context.storage
+        self._runner = runner
+        self._task = task
+        self._deleted: list[str] = []
+        self._trimmed: list[str] = []
+        self._busy: list[str] = []
+        self._failed: dict[str, Exception] = {}
+
+    def run(self) -> Steps[RetentionResult]:
+        """Do all of it."""
+        if not self._task.dry_run:
+            yield from in_turns(self._storage, _finish_removals)
+        seen: set[Any] = set()
+        for batch in self._candidates():
+            rows = [row for row in batch if row.thread.key not in seen]
+            for waiting in self._handle(rows):
+                self._report_progress()  # a thread may take long
+                yield waiting
+            seen.update(row.thread.key for row in batch)
+            self._report_progress()
+        if not self._task.dry_run:
+            yield from remove.finish(self._context, (), None)
+        return self._result()
+
+    def _result(self) -> RetentionResult:
+        return RetentionResult(
+            tuple(self._deleted),
+            tuple(self._trimmed),
+            tuple(self._busy),
+            dict(self._failed),
+            self._task.dry_run,
+        )
+
+    def _report_progress(self) -> None:
+        if self._task.on_progress is not None:
+            self._task.on_progress(self._result())
+
+    # Finding
+
+    def _candidates(self) -> Iterator[list[ThreadRow]]:
+        """Return batches of threads that a rule may be for."""
+        rules = self._task.rules
+        now = self._now()
+        if rules.everything:
+            yield from self._matching("thread_id")
+        if rules.max_age is not None:
+            yield from self._matching("created_at", "created_before", now - rules.max_age)
+        if rules.max_idle is not None:
+            yield from self._matching("updated_at", "updated_before", now - rules.max_idle)
+        if rules.expired:
+            yield from self._expired()
+        if rules.trims_more_than is not None:
+            yield from self._larger_than(rules.trims_more_than)
+
+    def _matching(
+        self, sort_by: str, bound: str | None = None, before: int = 0
+    ) -> Iterator[list[ThreadRow]]:
+        """Return the threads that match the filter, and whose time is before a bound."""
+        criteria = self._task.criteria
+        if bound is not None:
+            criteria = {**criteria, bound: min(before, criteria.get(bound, before))}
+        search = ThreadSearch(criteria, sort_by, False, _BATCH, with_expired=True)
+        return all_rows(self._context, search)
+
+    def _expired(self) -> Iterator[list[ThreadRow]]:
+        after: tuple[int, Any] | None = None
+        while True:
+            with self._storage.reading() as session:
+                rows = session.search.expired(after, _BATCH)
+            yield self._intact(rows)
+            if len(rows) < _BATCH:
+                return
+            last = rows[-1]
+            after = last.updated_at + (last.described.ttl or 0), last.thread.key
+
+    def _larger_than(self, checkpoints: int) -> Iterator[list[ThreadRow]]:
+        after: Any = None
+        while True:
+            with self._storage.reading() as session:
+                rows = session.search.larger_than(checkpoints, after, _BATCH)
+            if not rows:
+                return
+            after = rows[-1].thread.key
+            yield self._intact(rows)
+
+    def _intact(self, rows: list[ThreadRow]) -> list[ThreadRow]:
+        """Return the threads whose records are as they were written: no others are removed."""
+        hashing = self._context.codec.hashing
+        return [row for row in rows if is_intact(hashing, row)]
+
+    def _now(self) -> int:
+        with self._storage.reading() as session:
+            return session.now()
+
+    # Removing
+
+    def _handle(self, rows: Sequence[ThreadRow]) -> Steps[None]:
+        """Do with threads what the rules say, unless somebody runs on them."""
+        task, now = self._task, self._now()
+        doomed: list[ThreadRow] = []
+        for row in rows:
+            action = task.rules.action(row, now)
+            if action is None or not matches(row, task.criteria, with_times=True):
+                continue
+            if row.lease is not None:
+                self._busy.append(row.thread_id)
+            elif action == "trim":
+                yield from self._trim(row)
+            elif action == "keep_latest":
+                yield from self._keep_latest(row)
+            elif task.dry_run:
+                self._deleted.append(row.thread_id)
+            elif task.archive is not None:
+                yield from self._archive(row, task.archive)
+            else:
+                doomed.append(row)
+        for start in range(0, len(doomed), _DELETED_AT_ONCE):
+            yield from self._delete(doomed[start : start + _DELETED_AT_ONCE])
+
+    def _trim(self, row: ThreadRow) -> Steps[None]:
+        """Trim a thread, unless no namespace of it is too long: only all together may be."""
+        kept = self._task.rules.kept(self._now())
+        try:
+            if not (yield from remove.is_longer(self._context, row.thread_id, kept)):
+                return
+            if not self._task.dry_run:
+                yield from remove.trim(self._context, row.thread_id, kept)
+        except ThreadNotFound:
+            return  # somebody else deleted it
+        self._trimmed.append(row.thread_id)
+
+    def _keep_latest(self, row: ThreadRow) -> Steps[None]:
+        """Trim an expired thread, unless something happened to it since it was read."""
+        kept = Kept(1)
+        try:
+            is_longer = yield from remove.is_longer(self._context, row.thread_id, kept)
+            if is_longer and not self._task.dry_run:
+                yield from remove.trim(self._context, row.thread_id, kept, seen=row)
+        except ThreadNotFound:
+            return  # somebody else deleted it
+        except Stale:
+            with self._storage.reading() as session:
+                self._note_if_busy(session.records.get(row.thread_id))
+            return
+        if is_longer:
+            self._trimmed.append(row.thread_id)
+        if not self._task.dry_run:
+            with self._storage.writing() as session:
+                session.records.note_sweep(row)
+
+    def _note_if_busy(self, row: ThreadRow | None) -> None:
+        if row is not None and row.lease is not None:
+            self._busy.append(row.thread_id)
+
+    def _delete(self, rows: Sequence[ThreadRow]) -> Steps[None]:
+        """Delete threads, but those to which something happened since they were read.
+
+        The chunks of a family are collected once, for all of its threads that are deleted.
+        """
+        families: dict[Any, list[ThreadRow]] = {}
+        for row in rows:
+            families.setdefault(row.thread.family, []).append(row)
+        deleted: list[str] = []
+
+        def work(turns: Turns) -> Work[str | None]:
+            missing: str | None = None
+            for family, threads in families.items():
+                for row in threads:
+                    try:
+                        turns.session.threads.delete(row.thread, row)
+                        deleted.append(row.thread_id)
+                    except Stale:
+                        self._note_if_busy(turns.session.records.get(row.thread_id))
+                    yield
+                missing = (yield from collect(turns, family)).missing or missing
+            return missing
+
+        missing = yield from in_turns(self._storage, work)
+        self._deleted += deleted
+        for thread_id in deleted:
+            self._context.memory.threads.pop(thread_id)
+        if missing is not None:
+            raise uncollected(missing, "what was to go")
+
+    def _archive(self, row: ThreadRow, archive: Archive) -> Steps[None]:
+        """Archive a thread and delete it, while nobody else runs on it, or does the same."""
+        request = LeaseRequest(row.thread_id, "raise", _LEASE, must_exist=True)
+        try:
+            with Lease(self._context, self._runner, request):
+                with self._storage.reading() as session:
+                    current = session.records.get(row.thread_id)
+                    if current is None or _version(current) != _version(row):
+                        return
+                    thread = thread_of(self._context, session, current)
+                if self._is_archived(thread, archive):
+                    yield from self._delete([current])
+        except ThreadBusy:
+            self._busy.append(row.thread_id)
+        except ThreadNotFound:
+            pass  # somebody else deleted it
+
+    def _is_archived(self, thread: Thread, archive: Archive) -> bool:
+        """Archive a thread, and return whether that worked."""
+        try:
+            outcome = archive(thread, _checkpoints_of(self._context, thread.thread_id))
+            if inspect.isawaitable(outcome):
+                raise TypeError("the archive callback must not be async: nobody awaits it")
+        except Exception as error:  # noqa: BLE001 - it is reported, and the thread stays
+            self._failed[thread.thread_id] = error
+            return False
+        return True
+
+
+def _finish_removals(turns: Turns) -> Work[None]:
+    """Finish the removals of processes that ended in the middle, and forget old ones."""
+    while turns.session.threads.forget_deletions():
+        yield
+    for family in turns.session.collections.pending():
+        yield from collect(turns, family)
+
+
+def _version(row: ThreadRow) -> tuple[Any, int]:
+    return row.thread.key, row.updated_at
+
+
+def _checkpoints_of(context: Context, thread_id: str) -> Iterator[CheckpointTuple]:
+    """Return all checkpoints of a thread, newest first."""
+    everything = CheckpointQuery(thread_id, None, None, None, None, None, listing.PAGE_ROWS)
+    # Hidden checkpoints, too: the state of others is rebuilt from them.
+    following: CheckpointQuery | None = everything._replace(must_exist=True, with_hidden=True)
+    while following is not None:
+        items, following = listing.page(context, following)
+        yield from map(listing.checkpoint_of, items)
