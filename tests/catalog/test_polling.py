@@ -15,7 +15,7 @@ from forkpoint import SqliteSaver, ThreadCatalog, ThreadFilter
 from forkpoint.catalog.criteria import query_of
 from forkpoint.catalog.cursors import cursor_of, id_digests, resume
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.sqlite import search as sqlite_catalog
+from forkpoint.sqlite import search_index
 
 LISTED = ThreadFilter(metadata={"list": [1]})  # which the store's index cannot tell alone
 SORTS = [
@@ -122,7 +122,7 @@ def test_a_search_in_which_a_list_is_looked_for_leaves_nothing_behind(
 def test_searches_that_are_read_no_further_keep_a_bounded_past(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_catalog, "WALKS", 5)
+    monkeypatch.setattr(search_index, "MOST_SNAPSHOTS", 5)
     with SqliteSaver(str(path)) as saver:
         catalog = filled(saver, 3)
         store = SqliteStore(path)

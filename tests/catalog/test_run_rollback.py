@@ -152,7 +152,7 @@ async def test_a_rollback_that_failed_is_done_by_the_next_run(
 
 
 def test_a_long_run_is_rolled_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Statements, "turn_rows", 10)
+    monkeypatch.setattr(Statements, "default_turn_rows", 10)
     store = SqliteStore(path)
     with store.saver() as saver:
         catalog = ThreadCatalog(saver)

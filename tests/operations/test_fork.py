@@ -26,7 +26,7 @@ from forkpoint import (
 )
 from forkpoint.mongodb.chunks import MongoChunks
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.sqlite.checkpoints import SqliteSession
+from forkpoint.sqlite.chunks import SqliteChunkReads
 
 
 def thread(thread_id: str) -> Any:
@@ -868,7 +868,7 @@ async def test_a_delta_channel_that_is_not_stored_is_said_to_be_rebuilt(api: Api
     assert not log.is_rebuilt
 
 
-@pytest.mark.parametrize(("role", "method"), [(SqliteSession, "chunks"), (MongoChunks, "get")])
+@pytest.mark.parametrize(("role", "method"), [(SqliteChunkReads, "get"), (MongoChunks, "get")])
 @pytest.mark.parametrize("kind", ["list", "dict"])
 async def test_a_diff_reads_only_chunks_that_differ(
     kind: str, role: Any, method: str, api: Api, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -892,6 +892,6 @@ async def test_a_diff_reads_only_chunks_that_differ(
     diff = (await api.diff(first, second))["value"]
     assert list(diff.added) == [message(1000) if kind == "list" else "m1000"]
     assert not [*diff.removed, *diff.changed]
-    is_own = isinstance(store, SqliteStore) == (role is SqliteSession)
+    is_own = isinstance(store, SqliteStore) == (role is SqliteChunkReads)
     assert (0 < len(read) < 20) == is_own
     assert is_own or not read

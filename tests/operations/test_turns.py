@@ -36,7 +36,7 @@ from forkpoint.operations import rollback_plan as rolling_back
 from forkpoint.operations import turns
 from forkpoint.runtime import runner
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.sqlite import removals as sqlite_removing
+from forkpoint.sqlite import chunks as sqlite_chunks
 from forkpoint.sqlite.statements import Statements
 
 ROWS = 20
@@ -95,11 +95,11 @@ def copied(new_store: Callable[[], Store]) -> Callable[[Store], Store]:
 
 def shorten(set_: Callable[[Any, str, int], None]) -> None:
     """Make turns short."""
-    set_(Statements, "turn_rows", ROWS)
+    set_(Statements, "default_turn_rows", ROWS)
     set_(Turns, "turn_rows", ROWS)
     set_(mongodb_gc, "_READ_AT_ONCE", 1)
     set_(rolling_back, "PLACES_AT_ONCE", ROWS // 4)
-    set_(sqlite_removing, "CHUNKS_AT_ONCE", ROWS)
+    set_(sqlite_chunks, "CHUNKS_AT_ONCE", ROWS)
 
 
 @pytest.fixture
@@ -528,7 +528,7 @@ def test_what_stays_says_the_same_after_each_turn(
 ) -> None:
     """Rebuilt channels and the states of subgraphs included, whatever is not removed yet."""
     lab = Lab(ALL_SHAPES[shape], saver)
-    monkeypatch.setattr(Statements, "turn_rows", rows)
+    monkeypatch.setattr(Statements, "default_turn_rows", rows)
     at_rest(lambda _: lab.check("thread", lab.places("thread")))
     saver.trim("thread", 2)
     staying = newest(lab.before, 2)

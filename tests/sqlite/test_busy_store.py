@@ -96,7 +96,7 @@ async def fill(saver: SqliteSaver) -> Any:
 def waiting_puts(saver: SqliteSaver) -> int:
     """Return how many puts have found the store locked, and wait."""
     storage: Any = saver._context.storage
-    return sum(pending.patience is not None for pending in list(storage._commits._queue))
+    return sum(pending.patience is not None for pending in list(storage._puts._commits._queue))
 
 
 def is_waiting(saver: SqliteSaver, count: int) -> Callable[[], bool]:

@@ -45,9 +45,7 @@ from forkpoint.storage.interface import Stale, Threads
 from forkpoint.storage.plan import newest
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import CheckpointRow, Description, ForkRequest, ThreadRef, WriteRow
-
-ABANDONED_SECONDS = 60
-"""After which time a copy is taken for abandoned whose process did nothing for it."""
+from forkpoint.storage.shared import ABANDONED_SECONDS
 
 _COPIED_TOO_LONG = "copying took too long, and others have written since; try again"
 _TOO_LONG_AGO = "copying took too long, and was taken for abandoned; try again"

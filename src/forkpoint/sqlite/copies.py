@@ -1,8 +1,8 @@
-"""SQLite: how a thread is copied, at once or in turns while others write.
+"""SQLite: threads that are made of others: clones, at once or in turns, and forks.
 
 A copy in turns is that of a moment: it takes the rows whose ids are below those of two empty rows
-that it inserts when it begins. No id is given twice while these are there. Until it is complete,
-its record looks like that of a deleted thread, of which something is left.
+that it inserts when it begins. No id is given twice while these exist. Until it is complete, its
+record looks like that of a deleted thread of which rows are left.
 """
 
 from __future__ import annotations
@@ -12,15 +12,29 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from forkpoint.encoding.hashing import Hashing, new_salt
-from forkpoint.errors import StorageBusy, ThreadExists
+from forkpoint.errors import StorageBusy
+from forkpoint.sqlite.chunks import put_chunks
 from forkpoint.sqlite.errors import noting
-from forkpoint.sqlite.removals import ABANDONED_SECONDS, SqliteRemoving
-from forkpoint.sqlite.rows import CHECKPOINT, DESCRIPTION, PLACES, REBOUND, WRITE, description
-from forkpoint.sqlite.statements import marks
-from forkpoint.storage.interface import Stale
-from forkpoint.storage.rows import Description, ThreadRef
+from forkpoint.sqlite.rows import (
+    CHECKPOINT,
+    DESCRIPTION,
+    INSERT_CHECKPOINT,
+    INSERT_WRITES,
+    PLACES,
+    REBOUND,
+    WRITE,
+    checkpoint_values,
+    description,
+    write_values,
+)
+from forkpoint.sqlite.statements import Statements, marks
+from forkpoint.sqlite.thread_table import ThreadTable
+from forkpoint.sqlite.tombstones import Tombstones
+from forkpoint.storage.interface import Copies, Stale
+from forkpoint.storage.rows import Description, ForkRequest, ThreadRef
+from forkpoint.storage.shared import ABANDONED_SECONDS
 
-# What a clone has of its source, beside what is said of it.
+# What a clone takes from its source's record, beside the description.
 _COPIED_RECORD = "owner, status, state_updated_at, checkpoint_count"
 # The copies do not belong to the runs that made the originals: deleting those leaves them.
 _COLUMNS = {
@@ -40,10 +54,10 @@ _EMPTY_ROWS = {
 }
 
 
-class _Copy(NamedTuple):
+class _Record(NamedTuple):
     """The record of a copy."""
 
-    key: int | None
+    key: int
     salt: bytes
 
 
@@ -54,7 +68,7 @@ class _Copying(NamedTuple):
     hashing: Hashing
     removals: int
     """How often something had been removed from the source when it began."""
-    copy: _Copy
+    record: _Record
     target_id: str
     bounds: dict[str, int | None]
     """The ids of the empty rows, by table."""
@@ -62,8 +76,13 @@ class _Copying(NamedTuple):
     """Up to where each table is copied; None where that is done."""
 
 
-class SqliteCopying(SqliteRemoving):
-    """The primitives of `forkpoint.storage.interface.Session` that copy threads."""
+class SqliteCopies(Copies):
+    """The role `Copies`."""
+
+    def __init__(self, sql: Statements, table: ThreadTable, tombstones: Tombstones) -> None:
+        self._sql = sql
+        self._table = table
+        self._tombstones = tombstones
 
     def copy(
         self,
@@ -72,127 +91,123 @@ class SqliteCopying(SqliteRemoving):
         hashing: Hashing,
         described: Description | None = None,
     ) -> None:
-        self._check_free(target_id)
-        copy = self._add_copy(source, target_id, target_id, hashing, described)
-        self._bind_to(hashing, source, copy)
-        for table, (columns, copied) in _COLUMNS.items():
-            self.run(
+        self._table.check_free(target_id)
+        record = self._add_record(source, target_id, target_id, hashing, described)
+        self._bind_to(hashing, source, record)
+        for table, (columns, values) in _COLUMNS.items():
+            self._sql.run(
                 f"INSERT INTO forkpoint_{table} (thread, {columns}, binding)"
-                f" SELECT ?, {copied}, {REBOUND} FROM forkpoint_{table} WHERE thread = ?",
-                copy.key,
+                f" SELECT ?, {values}, {REBOUND} FROM forkpoint_{table} WHERE thread = ?",
+                record.key,
                 source.key,
             )
-        self._show(copy.key, target_id)
+        self._show(record.key, target_id)
 
-    def _bind_to(self, hashing: Hashing, source: ThreadRef, copy: _Copy) -> None:
+    def _bind_to(self, hashing: Hashing, source: ThreadRef, record: _Record) -> None:
         """Let the rows of a thread that are copied from now on be bound to the copy."""
-        rebound = partial(hashing.rebound, source.salt, copy.salt)
-        self.create_function("forkpoint_rebound", 2, noting(rebound))
+        rebound = partial(hashing.rebound, source.salt, record.salt)
+        self._sql.create_function("forkpoint_rebound", 2, noting(rebound))
 
-    def begin_copy(
+    def begin(
         self,
         source: ThreadRef,
         target_id: str,
         hashing: Hashing,
         described: Description | None = None,
     ) -> _Copying:
-        self._check_free(target_id)
-        removals = self.extent(source).removals
+        self._table.check_free(target_id)
+        removals = self._table.change_count(source).removals
         # Under a name of its own: what the target's id means does not change yet.
         name = f"{target_id}\0{uuid4()}"
-        copy = self._add_copy(source, name, target_id, hashing, described)
+        record = self._add_record(source, name, target_id, hashing, described)
         bounds = {
-            table: self.run(empty, copy.key).lastrowid for table, empty in _EMPTY_ROWS.items()
+            table: self._sql.run(insert, record.key).lastrowid
+            for table, insert in _EMPTY_ROWS.items()
         }
         places: dict[str, tuple[Any, ...] | None] = {
             table: first for table, (_, first) in PLACES.items()
         }
-        return _Copying(source, hashing, removals, copy, target_id, bounds, places)
+        return _Copying(source, hashing, removals, record, target_id, bounds, places)
 
-    def copy_part(self, copying: Any) -> bool:
+    def copy_more(self, copying: Any) -> bool:
         assert isinstance(copying, _Copying)
-        if self.extent(copying.source).removals != copying.removals:
+        if self._table.change_count(copying.source).removals != copying.removals:
             raise Stale
-        if not self.run(
+        if not self._sql.run(
             "UPDATE forkpoint_threads SET building = ? WHERE key = ? AND building > 0",
             self._abandoned_at(),
-            copying.copy.key,
+            copying.record.key,
         ).rowcount:
             raise StorageBusy("copying took too long, and was taken for abandoned; try again")
         for table, place in copying.places.items():
             if place is not None:
                 copying.places[table] = self._copy_rows(copying, table, place)
                 return True
-        self._check_free(copying.target_id)
+        self._table.check_free(copying.target_id)
         for table, bound in copying.bounds.items():
-            self.run(f"DELETE FROM forkpoint_{table} WHERE id = ?", bound)
-        self._show(copying.copy.key, copying.target_id)
+            self._sql.run(f"DELETE FROM forkpoint_{table} WHERE id = ?", bound)
+        self._show(copying.record.key, copying.target_id)
         return False
 
-    def _abandoned_at(self) -> int:
-        """Return from when on a copy is taken for abandoned."""
-        return self.now() + 1_000_000 * ABANDONED_SECONDS
-
-    def abandon_copy(self, copying: Any) -> None:
+    def abandon(self, copying: Any) -> None:
         assert isinstance(copying, _Copying)
-        self.abandon(copying.source.family, "key = ?", copying.copy.key)
+        self._table.abandon_copies(copying.source.family, "key = ?", copying.record.key)
+
+    def _abandoned_at(self) -> int:
+        """Return when a copy that is being worked on now is taken for abandoned."""
+        return self._sql.now() + 1_000_000 * ABANDONED_SECONDS
 
     def _copy_rows(
         self, copying: _Copying, table: str, place: tuple[Any, ...]
     ) -> tuple[Any, ...] | None:
-        """Copy rows that come after a place, and return up to where, or None if it was the end."""
-        self._bind_to(copying.hashing, copying.source, copying.copy)
-        columns, copied = _COLUMNS[table]
+        """Copy rows that come after a place, and return up to where, or None at the end."""
+        self._bind_to(copying.hashing, copying.source, copying.record)
+        columns, values = _COLUMNS[table]
         order, _ = PLACES[table]
         at_place = marks(place)
         of_source = f"FROM forkpoint_{table} WHERE thread = ? AND ({order}) > ({at_place})"
-        at = (copying.source.key, *place)
-        last = self.one(
+        begin = (copying.source.key, *place)
+        last = self._sql.row(
             f"SELECT {order} {of_source} ORDER BY {order} LIMIT 1 OFFSET ?",
-            *at,
-            self.turn_rows - 1,
+            *begin,
+            self._sql.turn_rows - 1,
         )
         until, end = ("", ()) if last is None else (f"AND ({order}) <= ({at_place})", last)
-        self.run(
+        self._sql.run(
             f"INSERT INTO forkpoint_{table} (thread, {columns}, binding)"
-            f" SELECT ?, {copied}, {REBOUND} {of_source} {until} AND id < ?",
-            copying.copy.key,
-            *at,
+            f" SELECT ?, {values}, {REBOUND} {of_source} {until} AND id < ?",
+            copying.record.key,
+            *begin,
             *end,
             copying.bounds[table],
         )
         return last
 
-    def _check_free(self, target_id: str) -> None:
-        if self.thread(target_id) is not None:
-            raise ThreadExists(f"there is a thread {target_id!r} already")
-
-    def _add_copy(
+    def _add_record(
         self,
         source: ThreadRef,
         name: str,
         target_id: str,
         hashing: Hashing,
         described: Description | None,
-    ) -> _Copy:
-        """Make the record of a copy, under a name of its own until it is shown."""
-        record = self.one(
+    ) -> _Record:
+        """Insert the record of a copy, hidden and under a name of its own until it is shown."""
+        row = self._sql.row(
             f"SELECT owner, checksums, {DESCRIPTION} FROM forkpoint_threads WHERE key = ?",
             source.key,
         )
-        assert record is not None
-        owner, copied, *said = record
+        assert row is not None
+        owner, source_checksums, *source_description = row
         if described is None:
-            described = description(said)
-            hashing.check_description(source.thread_id, source.salt, copied, None, described)
+            described = description(source_description)
+            hashing.check_description(
+                source.thread_id, source.salt, source_checksums, None, described
+            )
         salt = new_salt(source.salt)
-        checksums = hashing.checksums(
-            (target_id, owner, salt),
-            described,
-            ("clone", str(source.key), None),
-        )
-        now = self.now()
-        key = self.run(
+        lineage = ("clone", str(source.key), None)
+        checksums = hashing.checksums((target_id, owner, salt), described, lineage)
+        now = self._sql.now()
+        key = self._sql.run(
             "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent, salt,"
             " created_at, updated_at, deleted_at, removed_at, provisional, building,"
             f" {_COPIED_RECORD})"
@@ -204,19 +219,54 @@ class SqliteCopying(SqliteRemoving):
             self._abandoned_at(),
             source.key,
         ).lastrowid
-        self._describe(key, described, checksums)
-        return _Copy(key, salt)
+        assert key is not None
+        self._table.describe(key, described, checksums)
+        return _Record(key, salt)
 
-    def _show(self, key: int | None, target_id: str) -> None:
-        """Let a copy be seen that is complete."""
-        now = self.now()
-        self.run(
+    def _show(self, key: int, target_id: str) -> None:
+        """Make a complete copy visible."""
+        now = self._sql.now()
+        self._sql.run(
             "UPDATE forkpoint_threads SET thread_id = ?, dead_until = ?, created_at = ?,"
             " updated_at = ?, state_updated_at = iif(state_updated_at = 0, 0, ?),"
             " deleted_at = NULL, removed_at = NULL, provisional = 0,"
             " building = NULL WHERE key = ?",
             target_id,
-            self.dead_until(target_id),
+            self._tombstones.watermark(target_id),
             *[now] * 3,
             key,
         )
+
+    def fork(self, graft: ForkRequest) -> None:
+        self._table.check_free(graft.target_id)
+        source, now = graft.source, self._sql.now()
+        checksums = graft.hashing.checksums(
+            (graft.target_id, graft.owner, graft.salt),
+            graft.described,
+            (graft.edge, str(source.key), graft.parent_checkpoint_id),
+        )
+        key = self._sql.run(
+            "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent,"
+            " parent_checkpoint_id, owner, salt, status, checkpoint_count, created_at,"
+            " updated_at, state_updated_at, dead_until)"
+            " SELECT ?, family, epoch, ?, key, ?, ?, ?, ?, ?, ?, ?, ?, ?"
+            " FROM forkpoint_threads WHERE key = ?",
+            graft.target_id,
+            graft.edge,
+            graft.parent_checkpoint_id,
+            graft.owner,
+            graft.salt,
+            graft.status,
+            sum(not row.hidden for row in graft.rows),
+            now,
+            now,
+            now if graft.rows else 0,
+            self._tombstones.watermark(graft.target_id),
+            source.key,
+        ).lastrowid
+        assert key is not None
+        self._table.describe(key, graft.described, checksums)
+        put_chunks(self._sql, source, graft.chunks)
+        rows = [checkpoint_values(key, row) for row in graft.rows]
+        self._sql.run_each(INSERT_CHECKPOINT, rows)
+        self._sql.insert(INSERT_WRITES, [write_values(key, write) for write in graft.writes])

@@ -1,13 +1,40 @@
-"""SQLite: the statement that reads a page of checkpoints, in the order of an index."""
+"""SQLite: reading in parts, each of which goes through an index from where the last one ended."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from forkpoint.sqlite.rows import THREAD_OF
-from forkpoint.sqlite.statements import marks
-from forkpoint.storage.queries import CheckpointQuery
+from forkpoint.sqlite.rows import PLACES, THREAD_OF
+from forkpoint.sqlite.statements import Statements, marks
+from forkpoint.storage.queries import Batch, CheckpointQuery
+
+
+def rows_after(
+    sql: Statements, table: str, columns: str, thread: int, after: tuple[Any, ...] | None
+) -> Batch[tuple[Any, ...]]:
+    """Read rows of a thread, in the order of their places.
+
+    Args:
+        sql: The statements.
+        table: The table.
+        columns: What to read of it.
+        thread: The key of the thread.
+        after: The place of the last row of the part before; None for the first part.
+    """
+    order, first = PLACES[table]
+    place = first if after is None else after
+    width = len(place)
+    rows = sql.rows(
+        f"SELECT {columns}, {order} FROM forkpoint_{table} WHERE thread = ?"
+        f" AND ({order}) > ({marks(place)}) ORDER BY {order} LIMIT ?",
+        thread,
+        *place,
+        sql.turn_rows,
+    )
+    sql.count_read(len(rows))
+    following = rows[-1][-width:] if len(rows) == sql.turn_rows else None
+    return Batch([row[:-width] for row in rows], following)
 
 
 def page_statement(

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.errors import damaged_row
+from forkpoint.langgraph_rules import ERROR_IDX, INTERRUPT_IDX, NULL_TASK_ID
+from forkpoint.sqlite.statements import marks
+from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import (
     CheckpointRow,
     Description,
@@ -29,7 +32,7 @@ READ_CHECKPOINT = f"{CHECKPOINT}, binding"
 READ_WRITE = f"{WRITE}, binding"
 """What a `write_row` is made of."""
 REBOUND = "forkpoint_rebound(checksum, binding)"
-"""The binding of a copy of a row, by a function of `SqliteCopying`."""
+"""The binding of a copy of a row, by a function of `SqliteCopies`."""
 _THREAD = (
     "{0}key, {0}family, {0}epoch, {0}owner, {0}thread_id, {0}salt,"
     f" substr({{0}}checksums, 1, {IDENTITY_BYTES})"
@@ -41,11 +44,28 @@ THREAD_OF = _THREAD.format("t.")
 THREAD_COLUMNS = len(ThreadRef._fields)
 DESCRIPTION = "label, tags, metadata, ttl, fixed_keys, on_expiry"
 """What a `description` is made of."""
-HEAD_OF = (
+NEWEST_CHECKPOINT = (
     "(SELECT max(checkpoint_id) FROM forkpoint_checkpoints"
     " WHERE thread = {thread} AND checkpoint_ns = '' AND NOT hidden)"
 )
-"""The newest checkpoint of a thread's own graph."""
+"""The id of the newest checkpoint of a thread's own graph."""
+STATUS_AFTER = (
+    f"coalesce((SELECT CASE idx WHEN {INTERRUPT_IDX} THEN 'interrupted' ELSE 'error' END"
+    " FROM forkpoint_writes WHERE thread = key AND checkpoint_ns = {checkpoint_ns}"
+    f" AND checkpoint_id = {{checkpoint_id}} AND idx IN ({INTERRUPT_IDX}, {ERROR_IDX})"
+    " ORDER BY idx LIMIT 1), 'idle')"
+)
+"""The status of a thread whose newest checkpoint is this one, by the writes after it."""
+AT_PLACE = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+INSERT_CHECKPOINT = (
+    f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {CHECKPOINT}, binding, fence)"
+    f" VALUES ({marks(range(13))})"
+)
+INSERT_WRITES = f"INSERT OR IGNORE INTO forkpoint_writes (thread, {WRITE}, binding, fence) VALUES "
+# The receipt of a checkpoint that is hidden, or was replaced: nothing is to miss it.
+DELETE_RECEIPT = (
+    f"DELETE FROM forkpoint_writes {AT_PLACE} AND task_id = '{NULL_TASK_ID}' AND idx = {RECEIPT}"
+)
 
 
 class Places(NamedTuple):

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from forkpoint.errors import InvalidInput, SchemaVersionError
+from forkpoint.errors import InvalidInput
 from forkpoint.filters import may_contain_json
 from forkpoint.sqlite.errors import is_locked, typed_errors
 from forkpoint.sqlite.schema import SCHEMA
 from forkpoint.storage.interface import SCHEMA_VERSION
+from forkpoint.storage.shared import check_schema_version
 
 BUSY_TIMEOUT_SECONDS = 60.0
 """How long to wait for another process's write transaction."""
@@ -73,11 +74,7 @@ def _check_version(connection: sqlite3.Connection) -> None:
     version = _scalar(
         connection, "SELECT value FROM forkpoint_settings WHERE name = 'schema_version'"
     )
-    if version is not None and version > SCHEMA_VERSION:
-        raise SchemaVersionError(
-            f"the database has forkpoint's schema version {version}, and this forkpoint knows "
-            f"{SCHEMA_VERSION}; upgrade forkpoint"
-        )
+    check_schema_version(version)
 
 
 def _create(connection: sqlite3.Connection) -> None:

@@ -6,26 +6,24 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from forkpoint.at_fork import close_at_fork, renew_in_child
-from forkpoint.errors import ForkpointError, SaverClosed, StaleLease, StorageBusy, StorageError
-from forkpoint.runtime.group_commit import GroupCommit, Pending
+from forkpoint.errors import SaverClosed, StorageBusy, StorageError
 from forkpoint.runtime.steps import Locked, Steps
-from forkpoint.sqlite.checkpoints import SqliteSession
 from forkpoint.sqlite.connections import Connector
 from forkpoint.sqlite.errors import typed_errors
 from forkpoint.sqlite.full_disk import (
     ROWS_ON_FULL_DISK,
-    Reserve,
     check_room,
     is_full,
     restart_log,
     unlimited,
 )
+from forkpoint.sqlite.put_queue import PutQueue
 from forkpoint.sqlite.setup import INCREMENTAL, pragma, prepare
 from forkpoint.sqlite.transactions import Transaction, Transactions
-from forkpoint.storage.interface import HistoryChanged, Session, Stale, Storage
+from forkpoint.storage.interface import Session, Storage
 from forkpoint.storage.rows import PutRequest, ThreadRef
 
 
@@ -60,11 +58,13 @@ class SqliteStorage(Storage):
         self._closed = False
         self._is_forking = False
         self._transactions = Transactions(
-            self._open, self._is_prepared, owned=connector.is_owned, timeout=busy_timeout
+            self._open,
+            self._is_prepared,
+            owned=connector.is_owned,
+            timeout=busy_timeout,
+            tombstone_ttl=tombstone_ttl,
         )
-        self._transactions.tombstone_ttl = tombstone_ttl
-        self._reserve = Reserve()
-        self._commits = GroupCommit(self._transactions, self._put_all)
+        self._puts = PutQueue(self._transactions, connector, lambda: self._history)
         connector.disconnect = self._is_disconnected
         renew_in_child(self)
         close_at_fork(self)
@@ -120,33 +120,7 @@ class SqliteStorage(Storage):
             self._transactions.let_go()
 
     def put(self, put: PutRequest) -> Steps[ThreadRef | None]:
-        pending = _Put(put, self, self._commits)
-        yield pending
-        pending.check()
-        return pending.written
-
-    def _put_all(self, batch: Sequence[_Put]) -> None:
-        """Put what is waiting in one transaction, so that many share the cost of one commit."""
-        transactions = self._transactions
-        session = transactions.begin(is_write=True)
-        try:
-            with typed_errors():
-                self._reserve.check(self._connector.path)
-                for pending in batch:
-                    pending.store(session)
-                transactions.commit()
-                if not self._connector.is_current():  # it was written to a file that is gone
-                    for pending in batch:
-                        pending.error = HistoryChanged()
-        except ForkpointError as error:
-            transactions.roll_back()
-            if len(batch) > 1:  # one of them may be what failed
-                for pending in batch:
-                    self._put_all([pending])
-                return
-            batch[0].error = error
-        for pending in batch:
-            pending.done = True
+        return self._puts.put(put)
 
     def tidy(self) -> bool:
         # What another saver uses, or a busy database keeps, is given back after the next deletion.
@@ -185,7 +159,7 @@ class SqliteStorage(Storage):
     def _become_child(self) -> None:
         self._is_forking = False
         self._transactions.renew()
-        self._commits.renew()
+        self._puts.renew()
 
     # The connection. The caller holds the lock.
 
@@ -271,24 +245,6 @@ class SqliteStorage(Storage):
 
 _inherited: list[sqlite3.Connection] = []
 """Connections of the parent, in a process that was forked without Python's knowledge."""
-
-
-class _Put(Pending):
-    """A `PutRequest` on its way into the database, and the thread that it was written to."""
-
-    def __init__(self, put: PutRequest, storage: SqliteStorage, commits: GroupCommit[_Put]) -> None:
-        super().__init__(commits)
-        self._put = put
-        self._storage = storage
-        self.written: ThreadRef | None = None
-
-    def store(self, session: SqliteSession) -> None:
-        try:
-            if self._put.history != self._storage.history:
-                raise HistoryChanged
-            self.written, self.error = session.put(self._put), None
-        except (Stale, StaleLease) as stale:  # raised before anything is written
-            self.error = stale
 
 
 _TIDY_PAGES = 64  # free pages, of 4 KB as a rule, that are worth giving back

@@ -1,27 +1,68 @@
-"""SQLite: which thread an id means, deleting it, and what tells later that it was deleted."""
+"""SQLite: which thread an id means, what it descends from, and its deletion."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
+from typing import Any
 
 from forkpoint.sqlite.rows import THREAD
-from forkpoint.sqlite.search import SqliteCatalog
-from forkpoint.storage.interface import Stale
-from forkpoint.storage.receipts import RECEIPT
-from forkpoint.storage.rows import Counts, Description, FamilyMember, ThreadRef, ThreadRow
+from forkpoint.sqlite.search_index import SearchIndex
+from forkpoint.sqlite.statements import BATCH, Statements, marks
+from forkpoint.sqlite.thread_table import ThreadTable
+from forkpoint.sqlite.tombstones import Tombstones
+from forkpoint.storage.interface import Stale, Threads
+from forkpoint.storage.rows import Counts, FamilyMember, ThreadRef, ThreadRow
+from forkpoint.storage.shared import batches
+
+_FORK_METADATA = (
+    "(SELECT c.metadata FROM forkpoint_checkpoints AS c WHERE c.thread = {thread}"
+    " AND c.checkpoint_ns = '' AND c.checkpoint_id = t.parent_checkpoint_id)"
+)
+# What a `FamilyMember` is made of.
+_MEMBER = (
+    "t.key, t.thread_id, t.edge, t.parent, t.parent_checkpoint_id,"
+    f" coalesce({_FORK_METADATA.format(thread='t.key')},"
+    f" {_FORK_METADATA.format(thread='t.parent')}),"
+    " t.checkpoint_count, t.created_at, t.deleted_at, t.salt, t.checksums"
+    " FROM forkpoint_threads AS t"
+)
+_MARK_AS_DELETED = (
+    "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = NULL, owner = NULL,"
+    " label = NULL, folded_label = NULL,"
+    " tags = '[]', metadata = '{}', fixed_keys = '[]', waiting = '[]',"
+    " status = 'idle', checkpoint_count = 0, state_updated_at = 0, ttl = NULL,"
+    " on_expiry = 'delete', swept_at = NULL, rollback_from = NULL, lease_holder = NULL,"
+    " lease_since = NULL, lease_until = NULL WHERE key = ?"
+)
 
 
-class SqliteThreads(SqliteCatalog):
-    """The primitives of `Session` that find threads by id, and delete them."""
+class SqliteThreads(Threads):
+    """The role `Threads`."""
 
-    def thread(self, thread_id: str) -> ThreadRef | None:
-        row = self.one(
-            f"SELECT {THREAD} FROM forkpoint_threads WHERE thread_id = ? AND deleted_at IS NULL",
-            thread_id,
-        )
-        return ThreadRef(*row) if row else None
+    def __init__(
+        self, sql: Statements, table: ThreadTable, tombstones: Tombstones, index: SearchIndex
+    ) -> None:
+        self._sql = sql
+        self._table = table
+        self._tombstones = tombstones
+        self._index = index
 
-    def bury(
+    def find(self, thread_id: str) -> ThreadRef | None:
+        return self._table.find(thread_id)
+
+    def deletions(self, thread_id: str, owner: str | None = None) -> Set[Any]:
+        return self._tombstones.deletions(thread_id, owner)
+
+    def note_deletion(self, thread_id: str, owner: str | None = None) -> None:
+        self._tombstones.add_unknown(thread_id, owner)
+
+    def forget_deletions(self) -> bool:
+        return self._tombstones.forget_old()
+
+    def find_deleted(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
+        return self._tombstones.deleted_thread(thread_id, owner)
+
+    def delete(
         self,
         thread: ThreadRef,
         seen: ThreadRow | None = None,
@@ -30,7 +71,7 @@ class SqliteThreads(SqliteCatalog):
     ) -> Counts:
         if check is not None:
             check()
-        if seen is not None and not self.one(
+        if seen is not None and not self._sql.row(
             "SELECT 1 FROM forkpoint_threads"
             " WHERE key = ? AND updated_at = ? AND fence = ? AND deleted_at IS NULL",
             thread.key,
@@ -38,98 +79,44 @@ class SqliteThreads(SqliteCatalog):
             seen.fence,
         ):
             raise Stale
-        self._unlist(thread.key)
-        self.forget_walks(thread.key)
-        latest = self.one(
-            "SELECT key, thread_id, owner, (SELECT max(id) FROM ("
-            " SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints WHERE thread = key"
-            " UNION ALL SELECT max(checkpoint_id) FROM forkpoint_writes WHERE thread = key))"
-            " FROM forkpoint_threads WHERE key = ? AND deleted_at IS NULL",
+        self._index.remove(thread.key)
+        self._index.forget_past(thread.key)
+        row = self._sql.row(
+            "SELECT thread_id, owner FROM forkpoint_threads WHERE key = ? AND deleted_at IS NULL",
             thread.key,
         )
-        if latest is not None:
-            self.entomb(*latest)
-        self.run(
-            "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = NULL, owner = NULL,"
-            " label = NULL, folded_label = NULL,"
-            " tags = '[]', metadata = '{}', fixed_keys = '[]', waiting = '[]',"
-            " status = 'idle', checkpoint_count = 0, state_updated_at = 0, ttl = NULL,"
-            " on_expiry = 'delete', swept_at = NULL, rollback_from = NULL, lease_holder = NULL,"
-            " lease_since = NULL, lease_until = NULL WHERE key = ?",
-            self.now(),
+        if row is not None:
+            thread_id, owner = row
+            watermark = self._table.highest_checkpoint_id(thread.key)
+            self._tombstones.add(thread.key, thread_id, owner, watermark)
+        self._sql.run(_MARK_AS_DELETED, self._sql.now(), thread.key)
+        self._table.forget_ids(thread.family)
+        self._table.note_removal(thread)
+        return self._table.count_rows(thread)
+
+    def lineage(self, thread: ThreadRef) -> list[FamilyMember]:
+        rows = self._sql.rows(
+            "WITH RECURSIVE line (key, height) AS (VALUES (?, 0) UNION ALL"
+            " SELECT t.parent, height + 1 FROM line JOIN forkpoint_threads AS t USING (key)"
+            # A parent is older: so damage cannot make this endless.
+            f" WHERE t.parent < t.key) SELECT {_MEMBER} JOIN line ON line.key = t.key"
+            " ORDER BY height",
             thread.key,
         )
-        self.forget_ids(thread.family)
-        self.note_removal(thread)
-        return Counts(*self.count_rows(thread))
+        return [FamilyMember(*row) for row in rows]
 
-    def give(
-        self, seen: ThreadRow, described: Description, owner: str | None, checksums: bytes
-    ) -> bool:
-        key, before = seen.thread.key, seen.thread.owner
-        self._unlist(key)
-        self.forget_walks(key)
-        self._describe(key, described, checksums)
-        if before is not None:
-            self.entomb(key, seen.thread_id, before, self._newest_id(key))
-        self.run(
-            "UPDATE forkpoint_threads SET owner = ?, edge = NULL, parent = NULL,"
-            " parent_checkpoint_id = NULL, removals = removals + 1, epoch ="
-            " (SELECT max(epoch) + 1 FROM forkpoint_threads WHERE family = ?),"
-            " updated_at = max(updated_at + 1, ?) WHERE key = ?",
-            owner,
-            seen.thread.family,
-            self.now(),
-            key,
-        )
-        self.forget_ids(seen.thread.family)
-        self._list_some(key)
-        return True
+    def family(self, family: Any) -> list[FamilyMember]:
+        rows = self._sql.rows(f"SELECT {_MEMBER} WHERE t.family = ? AND t.thread_id != ''", family)
+        return [FamilyMember(*row) for row in rows]
 
-    def detach(
-        self, parent: ThreadRef, kin: FamilyMember, row: ThreadRow | None, checksums: bytes
-    ) -> bool:
-        self._unlist(kin.key)
-        self.run(
-            "UPDATE forkpoint_threads SET edge = NULL, parent = NULL, parent_checkpoint_id = NULL,"
-            " checksums = ? WHERE key = ?",
-            checksums,
-            kin.key,
-        )
-        return True
-
-    def _newest_id(self, key: int) -> str | None:
-        """Return the highest id of a checkpoint that a thread has, or has writes for."""
-        row = self.one(
-            "SELECT max(id) FROM (SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints"
-            " WHERE thread = ? UNION ALL"
-            " SELECT max(checkpoint_id) FROM forkpoint_writes WHERE thread = ?)",
-            key,
-            key,
-        )
-        return row[0] if row else None
-
-    def note_removal(self, thread: ThreadRef) -> None:
-        """Let everybody know that something was removed, and its chunks are to be collected.
-
-        The thread gets an epoch that the family never had. So a collection sees that something was
-        removed since it began, and a write that relies on what was removed is refused.
-        """
-        self.run(
-            "UPDATE forkpoint_threads SET removals = removals + 1, removed_at = ?, epoch ="
-            " (SELECT max(epoch) + 1 FROM forkpoint_threads WHERE family = ?) WHERE key = ?",
-            self.now(),
-            thread.family,
-            thread.key,
-        )
-
-    def count_rows(self, thread: ThreadRef) -> tuple[int, int]:
-        """Return how many checkpoints and writes a thread has."""
-        counts = self.one(
-            "SELECT (SELECT count(*) FROM forkpoint_checkpoints WHERE thread = ?),"
-            f" (SELECT count(*) FROM forkpoint_writes WHERE thread = ? AND idx > {RECEIPT})",
-            thread.key,
-            thread.key,
-        )
-        assert counts is not None
-        return counts[0], counts[1]
+    def of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
+        threads: dict[Any, ThreadRef] = {}
+        for batch in batches(run_ids, BATCH):
+            for row in self._sql.rows(
+                f"SELECT {THREAD} FROM forkpoint_threads"
+                " WHERE deleted_at IS NULL AND key IN (SELECT thread FROM forkpoint_checkpoints"
+                f" WHERE run_id IS NOT NULL AND run_id IN ({marks(batch)}))",
+                *batch,
+            ):
+                threads[row[0]] = ThreadRef(*row)
+        return list(threads.values())

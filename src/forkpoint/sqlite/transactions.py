@@ -19,10 +19,8 @@ from collections.abc import Callable
 from forkpoint.clocks import StoreClock
 from forkpoint.errors import InvalidInput, StorageBusy
 from forkpoint.runtime.steps import Locked, Patience, Retry, running
-from forkpoint.sqlite.checkpoints import SqliteSession
 from forkpoint.sqlite.errors import busy, is_locked, typed
-from forkpoint.storage.chained import ChainedSession
-from forkpoint.storage.tombstones import TOMBSTONE_MICROSECONDS
+from forkpoint.sqlite.session import SqliteSession
 
 
 class Transactions:
@@ -34,6 +32,7 @@ class Transactions:
         owned: Whether nobody else uses the connection.
         timeout: For how many seconds a call waits for a lock that somebody else holds. By default
             that is the busy timeout of the connection.
+        tombstone_ttl: For how many microseconds it is known that a thread was deleted.
     """
 
     def __init__(
@@ -43,6 +42,7 @@ class Transactions:
         *,
         owned: bool,
         timeout: float | None,
+        tombstone_ttl: int,
     ) -> None:
         self._opened = opened
         self._is_prepared = is_prepared
@@ -50,7 +50,7 @@ class Transactions:
         self._timeout = timeout
         self._patience = timeout if owned and timeout is not None else 0.0  # see `Statements`
         self._clock = StoreClock()
-        self.tombstone_ttl = TOMBSTONE_MICROSECONDS
+        self._tombstone_ttl = tombstone_ttl
         self.turn_rows: int | None = None
         """How much long work does in a transaction, if it is less than usual."""
         self.renew()
@@ -60,6 +60,7 @@ class Transactions:
         self._lock = threading.RLock()  # it knows its thread, so that no other can release it
         self._thread: int | None = None  # which one is in a transaction
         self._connection: sqlite3.Connection | None = None
+        self._session: SqliteSession | None = None
         self._milliseconds = 0  # its busy timeout, between our statements
 
     @property
@@ -135,18 +136,17 @@ class Transactions:
             while not self._is_prepared(connection):  # somebody changed the tables
                 connection.execute("ROLLBACK")
                 connection = self._begin(is_write)
-            session = SqliteSession(connection, self._patience, self._clock)
+            session = self._session
+            assert session is not None
+            session.statements.begin_transaction(self.turn_rows)
             if self._clock.is_to_learn(is_write=is_write):
-                session.keep_time(is_write=is_write)
+                session.statements.keep_time(is_write=is_write)
         except sqlite3.Error as error:
             if self._thread is not None:
                 self.roll_back()
             if is_locked(error):
                 raise Locked(busy(error), self.timeout) from error
             raise typed(error) from error
-        session.tombstone_ttl = self.tombstone_ttl
-        if self.turn_rows is not None:
-            session.turn_rows = self.turn_rows
         return session
 
     def _begin(self, is_write: bool) -> sqlite3.Connection:
@@ -177,6 +177,7 @@ class Transactions:
             cursor.row_factory = None  # the connection may have one
             (self._milliseconds,) = cursor.execute("PRAGMA busy_timeout").fetchone()
         self._connection = connection
+        self._session = SqliteSession(connection, self._patience, self._clock, self._tombstone_ttl)
 
     def _end_leftover(self, connection: sqlite3.Connection) -> None:
         if not self._owned:
@@ -199,15 +200,16 @@ class Transactions:
 
     def commit(self) -> None:
         """Commit what this thread has begun."""
-        connection = self._connection
+        connection, session = self._connection, self._session
         assert connection is not None
+        assert session is not None
         try:
             connection.execute("COMMIT")
         except sqlite3.OperationalError as error:
             if not is_locked(error):
                 raise
             # Without WAL, a commit waits for those who read.
-            SqliteSession(connection, self._patience, self._clock).run("COMMIT")
+            session.statements.run("COMMIT")
         self._thread = None
 
     def roll_back(self) -> None:
@@ -239,12 +241,12 @@ class Transaction:
         self._is_write = is_write
         self._is_kept = is_kept
 
-    def __enter__(self) -> ChainedSession:
+    def __enter__(self) -> SqliteSession:
         patience: Patience | None = None
         while True:
             try:
                 self._transactions.acquire()
-                return ChainedSession(self._transactions.begin(is_write=self._is_write))
+                return self._transactions.begin(is_write=self._is_write)
             except Locked as locked:
                 self._transactions.let_go()
                 patience = patience or Patience()

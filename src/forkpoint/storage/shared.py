@@ -27,6 +27,9 @@ from forkpoint.storage.rows import (
 )
 from forkpoint.storage.tombstones import is_deleted_since
 
+ABANDONED_SECONDS = 60
+"""After this time others take over the work that a process began, and did not end."""
+
 _T = TypeVar("_T")
 
 

@@ -1,0 +1,95 @@
+"""SQLite: who may run on a thread, and who waits for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from forkpoint.sqlite.statements import Statements
+from forkpoint.storage.interface import Leases, Stale
+from forkpoint.storage.rows import LeaseRow, ThreadRef
+from forkpoint.storage.shared import granted
+
+
+class SqliteLeases(Leases):
+    """The role `Leases`."""
+
+    def __init__(self, sql: Statements) -> None:
+        self._sql = sql
+
+    def acquire(
+        self,
+        thread: ThreadRef,
+        holder: str,
+        ttl: int,
+        *,
+        take_over: bool,
+        waits: bool,
+        rolls_back: bool = False,
+    ) -> LeaseRow | None:
+        self._sql.keep_time(is_write=True)  # another process may know of a later time
+        row = self._sql.row(
+            "SELECT lease_holder, lease_since, lease_until, fence, rollback_from, waiting"
+            " FROM forkpoint_threads WHERE key = ? AND deleted_at IS NULL",
+            thread.key,
+        )
+        if row is None:
+            raise Stale
+        *last, waiting = row
+        now, last_lease, queue = self._sql.now(), LeaseRow(*last), dict(json.loads(waiting))
+        lease, new_queue = granted(
+            last_lease._replace(holder=holder, since=now, until=now + ttl),
+            None if last_lease.until is None else last_lease,
+            queue,
+            take_over=take_over,
+            waits=waits,
+            rolls_back=rolls_back,
+        )
+        if lease is not None:
+            self._sql.run(
+                "UPDATE forkpoint_threads SET lease_holder = ?, lease_since = ?, lease_until = ?,"
+                " fence = ?, rollback_from = ? WHERE key = ?",
+                *lease,
+                thread.key,
+            )
+        if new_queue != queue:
+            self._set_queue(thread, new_queue)
+        return lease
+
+    def leave_queue(self, thread: ThreadRef, holder: str) -> None:
+        row = self._sql.row("SELECT waiting FROM forkpoint_threads WHERE key = ?", thread.key)
+        queue = dict(json.loads(row[0])) if row else {}
+        if queue.pop(holder, None) is not None:
+            self._set_queue(thread, queue)
+
+    def _set_queue(self, thread: ThreadRef, queue: Mapping[str, int]) -> None:
+        self._sql.run(
+            "UPDATE forkpoint_threads SET waiting = ? WHERE key = ?",
+            json.dumps(list(queue.items())),
+            thread.key,
+        )
+
+    def renew(self, thread: ThreadRef, fence: int, ttl: int) -> bool:
+        renewed = self._sql.run(
+            "UPDATE forkpoint_threads SET lease_until = max(lease_until, ?) WHERE key = ?"
+            " AND fence = ? AND lease_until IS NOT NULL AND deleted_at IS NULL",
+            self._sql.now() + ttl,
+            thread.key,
+            fence,
+        )
+        return renewed.rowcount == 1
+
+    def release(self, thread: ThreadRef, fence: int) -> None:
+        self._sql.run(
+            "UPDATE forkpoint_threads SET lease_holder = NULL, lease_since = NULL,"
+            " lease_until = NULL, fence = fence + 1 WHERE key = ? AND fence = ?",
+            thread.key,
+            fence,
+        )
+
+    def end_rollback(self, thread: ThreadRef, fence: int) -> None:
+        self._sql.run(
+            "UPDATE forkpoint_threads SET rollback_from = NULL WHERE key = ? AND fence = ?",
+            thread.key,
+            fence,
+        )

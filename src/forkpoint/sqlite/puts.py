@@ -1,0 +1,246 @@
+"""SQLite: how a checkpoint or writes are stored within a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ormsgpack
+
+from forkpoint.encoding.hashing import IDENTITY_BYTES
+from forkpoint.errors import StaleLease, stale_lease
+from forkpoint.sqlite.chunks import put_chunks
+from forkpoint.sqlite.rows import (
+    AT_PLACE,
+    DELETE_RECEIPT,
+    INSERT_CHECKPOINT,
+    INSERT_WRITES,
+    RESTORED,
+    STATUS_AFTER,
+    THREAD,
+    THREAD_COLUMNS,
+    WRITE,
+    checkpoint_values,
+    write_values,
+)
+from forkpoint.sqlite.statements import Statements
+from forkpoint.sqlite.thread_table import ThreadTable
+from forkpoint.sqlite.tombstones import Tombstones
+from forkpoint.storage.interface import Stale
+from forkpoint.storage.receipts import RECEIPT, replaces
+from forkpoint.storage.rows import PutRequest, ThreadRef
+from forkpoint.storage.shared import Admission, admission
+
+# A new checkpoint makes a thread idle, unless a task's interrupt or error came before it. Those of
+# a checkpoint that is not the newest do not count.
+_UPDATE_THREAD = (
+    "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count + ?1,"
+    " updated_at = max(updated_at, ?2),"
+    " state_updated_at = iif(?3 IS NULL, state_updated_at, max(updated_at, ?2)),"
+    f" status = CASE ?3 WHEN 'idle' THEN"
+    f" {STATUS_AFTER.format(checkpoint_ns='?4', checkpoint_id='?5')}"
+    " ELSE iif(?3 IS NULL OR EXISTS (SELECT 1 FROM forkpoint_checkpoints"
+    " WHERE thread = key AND checkpoint_ns = ?4 AND checkpoint_id > ?5 AND NOT hidden),"
+    " status, ?3) END"
+    " WHERE provisional <= ?6 AND key = ?7 AND epoch = ?8 AND deleted_at IS NULL"
+    " AND dead_until IS ?9 AND fence = coalesce(?10, fence)"
+)
+_SAME_THREAD = (
+    "SELECT 1 FROM forkpoint_threads"
+    " WHERE key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
+    " AND fence = coalesce(?, fence)"
+)
+_REPLACE_CHECKPOINT = (
+    "UPDATE forkpoint_checkpoints SET parent_checkpoint_id = ?, run_id = ?,"
+    " metadata = ?, refs = ?, content = ?, checksum = ?, hidden = ?, restarts = ?, binding = ?,"
+    f" fence = ? {AT_PLACE}"
+)
+# A task's writes are stored once; its error, interrupt and resume replace each other.
+_REPLACE_WRITES = INSERT_WRITES.replace("IGNORE", "REPLACE")
+_REPLACE_WRITES_OF_RUN = (
+    f"INSERT OR REPLACE INTO forkpoint_writes (thread, {WRITE}, binding, fence, before,"
+    " before_refs) VALUES "
+)
+_AT_WRITE = f"{AT_PLACE} AND task_id = ? AND idx = ?"
+_REPLACED_WRITE = f"SELECT before, before_refs, {RESTORED} FROM forkpoint_writes {_AT_WRITE}"
+_REPLACED_REFS = f"SELECT refs FROM forkpoint_writes {_AT_WRITE}"
+
+
+class Puts:
+    """Stores checkpoints and writes."""
+
+    def __init__(self, sql: Statements, table: ThreadTable, tombstones: Tombstones) -> None:
+        self._sql = sql
+        self._table = table
+        self._tombstones = tombstones
+
+    def store(self, put: PutRequest) -> ThreadRef | None:
+        """Store a checkpoint or writes, as `Storage.put` describes it."""
+        thread = put.expected
+        now = self._sql.now()
+        if thread is None or not self._update_thread(thread, put, now, None):
+            thread = self._admit(put, now)
+            if thread is None:
+                return None
+        if put.chunks:
+            put_chunks(self._sql, thread, put.chunks)
+        if put.row is not None:
+            values = checkpoint_values(thread.key, put.row, put.fence)
+            if not self._sql.run(INSERT_CHECKPOINT, *values).rowcount:
+                self._replace_checkpoint(thread, values)
+        once: list[tuple[Any, ...]] = []
+        replacing: list[tuple[Any, ...]] = []
+        for write in put.writes:
+            rows = replacing if replaces(write.idx) else once
+            rows.append(write_values(thread.key, write, put.fence))
+        self._sql.insert(INSERT_WRITES, once)
+        if replacing:
+            self._replace_writes(thread, replacing)
+        return thread
+
+    def _replace_checkpoint(self, thread: ThreadRef, values: tuple[Any, ...]) -> None:
+        place = values[:3]
+        self._sql.run(_REPLACE_CHECKPOINT, *values[3:], *place)
+        self._sql.run(DELETE_RECEIPT, *place)  # which may show another state
+        self._table.count_checkpoints(thread.key)
+        self._table.note_removal(thread)
+
+    def _replace_writes(self, thread: ThreadRef, rows: Sequence[tuple[Any, ...]]) -> None:
+        replaced = [self._sql.row(_REPLACED_REFS, *row[:5]) for row in rows if row[4] > RECEIPT]
+        if any(row and row[0] for row in replaced):
+            self._table.note_removal(thread)
+        elif any(replaced):
+            self._sql.run(
+                "UPDATE forkpoint_threads SET removals = removals + 1 WHERE key = ?", thread.key
+            )
+        if rows[0][-1] is None:
+            self._sql.insert(_REPLACE_WRITES, rows)
+        else:
+            self._sql.insert(_REPLACE_WRITES_OF_RUN, [(*row, *self._before(row)) for row in rows])
+
+    def _before(self, row: tuple[Any, ...]) -> tuple[bytes | None, bytes | None]:
+        """Return what stood in a write's place before the run that puts it, to be restored."""
+        replaced = self._sql.row(_REPLACED_WRITE, *row[:5])
+        if replaced is None:
+            return None, None
+        before, before_refs, *fields = replaced
+        if fields[-1] == row[-1]:  # the run's own
+            return before, before_refs
+        return ormsgpack.packb(fields), fields[2]
+
+    # The thread's record
+
+    def _update_thread(
+        self, thread: ThreadRef, put: PutRequest, now: int, watermark: str | None
+    ) -> bool:
+        """Update the record of a thread, if it still is as it is known to be."""
+        if put.row is None and put.status is None:  # nothing in it changes
+            known = (thread.key, thread.epoch, watermark, put.fence)
+            return bool(self._sql.row(_SAME_THREAD, *known))
+        updated = self._sql.run(
+            _UPDATE_THREAD,
+            put.row is not None,
+            now,
+            put.status,
+            put.checkpoint_ns,
+            put.checkpoint_id,
+            put.row is None,
+            thread.key,
+            thread.epoch,
+            watermark,
+            put.fence,
+        )
+        return updated.rowcount == 1
+
+    def _admit(self, put: PutRequest, now: int) -> ThreadRef | None:
+        """Return the thread to write to, a new one if need be, or None if the put is too late."""
+        row = self._sql.row(
+            f"SELECT {THREAD}, dead_until, fence FROM forkpoint_threads"
+            " WHERE thread_id = ? AND deleted_at IS NULL",
+            put.thread_id,
+        )
+        thread = ThreadRef(*row[:THREAD_COLUMNS]) if row else None
+        if thread != put.expected:
+            raise Stale
+        if row and put.fence not in (None, row[-1]):
+            raise StaleLease(stale_lease(put.thread_id))
+        watermark = row[-2] if row else self._tombstones.watermark(put.thread_id)
+        decision = admission(
+            put,
+            exists=thread is not None,
+            deletions=lambda: self._tombstones.deletions(put.thread_id, put.owner),
+            watermark=self._visible_watermark(put, watermark),
+            is_stored=lambda place: self._exists(thread, *place),
+        )
+        if decision is Admission.REFUSE_AND_CLEAN:
+            self._remove_traces(put, thread)
+        if decision is not Admission.STORE:
+            return None
+        if thread is None:
+            thread = self._add_thread(put, watermark, now)
+        if put.row is not None:
+            self._sql.run("UPDATE forkpoint_threads SET provisional = 0 WHERE key = ?", thread.key)
+        self._update_thread(thread, put, now, watermark)
+        return thread
+
+    def _visible_watermark(self, put: PutRequest, watermark: str | None) -> str | None:
+        """Return the watermark that counts for a put: that of its owner's deletions, if any does.
+
+        Args:
+            put: The put.
+            watermark: That of the deletions of all owners.
+        """
+        if watermark is None or put.owner is None or put.began is not None:
+            return watermark
+        return self._tombstones.watermark(put.thread_id, put.owner)
+
+    def _exists(self, thread: ThreadRef | None, checkpoint_ns: str, checkpoint_id: str) -> bool:
+        return thread is not None and bool(
+            self._sql.row(
+                f"SELECT 1 FROM forkpoint_checkpoints {AT_PLACE}",
+                thread.key,
+                checkpoint_ns,
+                checkpoint_id,
+            )
+        )
+
+    def _add_thread(self, put: PutRequest, watermark: str | None, now: int) -> ThreadRef:
+        key = self._table.add_first(
+            thread_id=put.thread_id,
+            owner=put.owner,
+            salt=put.salt,
+            checksums=put.checksums,
+            metadata=put.metadata,
+            ttl=put.expiry.ttl,
+            on_expiry=put.expiry.on_expiry,
+            created_at=now,
+            updated_at=now,
+            provisional=1,
+            dead_until=watermark,
+        )
+        identity = put.checksums[:IDENTITY_BYTES]
+        return ThreadRef(key, key, 0, put.owner, put.thread_id, put.salt, identity)
+
+    def _remove_traces(self, put: PutRequest, thread: ThreadRef | None) -> None:
+        """Remove writes that came before the late checkpoint they belong to, and refuse more."""
+        self._tombstones.raise_watermark(put.thread_id, put.owner, put.checkpoint_id)
+        if thread is None:
+            return
+        self._sql.run(
+            "UPDATE forkpoint_threads SET dead_until = max(dead_until, ?) WHERE key = ?",
+            put.checkpoint_id,
+            thread.key,
+        )
+        place = (put.checkpoint_ns, put.checkpoint_id)
+        if self._exists(thread, *place):
+            return
+        self._sql.run(f"DELETE FROM forkpoint_writes {AT_PLACE}", thread.key, *place)
+        self._table.note_removal(thread)
+        removed = self._sql.run(
+            "DELETE FROM forkpoint_threads WHERE key = ? AND provisional"
+            " AND NOT EXISTS (SELECT 1 FROM forkpoint_writes WHERE thread = ?)",
+            thread.key,
+            thread.key,
+        ).rowcount
+        if removed:
+            self._sql.run("DELETE FROM forkpoint_chunks WHERE family = ?", thread.family)

@@ -1,0 +1,33 @@
+"""SQLite: the keys that the store keeps in its settings."""
+
+from __future__ import annotations
+
+from forkpoint.sqlite.statements import Statements
+from forkpoint.storage.interface import Secrets
+
+
+class SqliteSecrets(Secrets):
+    """The role `Secrets`."""
+
+    def __init__(self, sql: Statements) -> None:
+        self._sql = sql
+
+    def store_key(self) -> bytes | None:
+        row = self._sql.row("SELECT value FROM forkpoint_settings WHERE name = 'store_key'")
+        return bytes(row[0]) if row else None
+
+    def add_store_key(self, key: bytes) -> None:
+        self._sql.run(
+            "INSERT OR IGNORE INTO forkpoint_settings (name, value) VALUES ('store_key', ?)", key
+        )
+
+    def all(self) -> list[bytes]:
+        rows = self._sql.rows("SELECT value FROM forkpoint_settings WHERE name LIKE 'secret:%'")
+        return [value for (value,) in rows]
+
+    def add(self, stored: bytes) -> None:
+        self._sql.run(
+            "INSERT INTO forkpoint_settings (name, value) VALUES (?, ?)",
+            f"secret:{len(self.all()) + 1}",
+            stored,
+        )

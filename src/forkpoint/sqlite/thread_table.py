@@ -1,0 +1,166 @@
+"""SQLite: the statements on the table of threads that several roles need."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from forkpoint.filters import folded
+from forkpoint.sqlite.rows import THREAD
+from forkpoint.sqlite.statements import Statements, marks
+from forkpoint.storage.interface import Stale
+from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import ChangeCount, Counts, Description, ThreadRef
+from forkpoint.storage.shared import thread_exists
+
+NEXT_EPOCH = "(SELECT max(epoch) + 1 FROM forkpoint_threads WHERE family = ?)"
+"""An epoch that a family never had."""
+
+# The ancestors of the threads of a family that exist, or are being copied.
+_ANCESTORS = (
+    "WITH RECURSIVE ancestors (key) AS (SELECT parent FROM forkpoint_threads WHERE family = :family"
+    " AND parent IS NOT NULL AND (deleted_at IS NULL OR building > 0)"
+    " UNION SELECT t.parent FROM ancestors JOIN forkpoint_threads AS t USING (key)"
+    " WHERE t.parent IS NOT NULL)"
+)
+_IS_USELESS = (
+    "family = :family AND deleted_at IS NOT NULL AND building IS NULL"
+    " AND key NOT IN (SELECT key FROM ancestors)"
+)
+
+
+class ThreadTable:
+    """The table of threads."""
+
+    def __init__(self, sql: Statements) -> None:
+        self._sql = sql
+
+    def find(self, thread_id: str) -> ThreadRef | None:
+        """Return the thread of an id that is not deleted."""
+        row = self._sql.row(
+            f"SELECT {THREAD} FROM forkpoint_threads WHERE thread_id = ? AND deleted_at IS NULL",
+            thread_id,
+        )
+        return ThreadRef(*row) if row else None
+
+    def check_free(self, thread_id: str) -> None:
+        """Refuse an id that a thread has.
+
+        Raises:
+            ThreadExists: There is a thread of this id.
+        """
+        if self.find(thread_id) is not None:
+            raise thread_exists(thread_id)
+
+    def add_first(self, **columns: Any) -> int:
+        """Insert the first thread of a new family, and return its key."""
+        key = self._sql.run(
+            f"INSERT INTO forkpoint_threads (family, {', '.join(columns)})"
+            f" VALUES (0, {marks(columns)})",
+            *columns.values(),
+        ).lastrowid
+        assert key is not None
+        self._sql.run("UPDATE forkpoint_threads SET family = key WHERE key = ?", key)
+        return key
+
+    def describe(self, key: int, described: Description, checksums: bytes) -> None:
+        """Set what a thread's record says that its runs do not change."""
+        self._sql.run(
+            "UPDATE forkpoint_threads SET label = ?, folded_label = ?, tags = ?, metadata = ?,"
+            " ttl = ?, fixed_keys = ?, on_expiry = ?, checksums = ? WHERE key = ?",
+            described.label,
+            None if described.label is None else folded(described.label),
+            json.dumps(list(described.tags)),
+            described.metadata,
+            described.ttl,
+            json.dumps(list(described.fixed_keys)),
+            described.on_expiry,
+            checksums,
+            key,
+        )
+
+    def highest_checkpoint_id(self, key: int) -> str | None:
+        """Return the highest id of a checkpoint that a thread has, or has writes for."""
+        row = self._sql.row(
+            "SELECT max(id) FROM (SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints"
+            " WHERE thread = ? UNION ALL"
+            " SELECT max(checkpoint_id) FROM forkpoint_writes WHERE thread = ?)",
+            key,
+            key,
+        )
+        return row[0] if row else None
+
+    def count_rows(self, thread: ThreadRef) -> Counts:
+        """Return how many checkpoints and writes a thread has."""
+        counts = self._sql.row(
+            "SELECT (SELECT count(*) FROM forkpoint_checkpoints WHERE thread = ?),"
+            f" (SELECT count(*) FROM forkpoint_writes WHERE thread = ? AND idx > {RECEIPT})",
+            thread.key,
+            thread.key,
+        )
+        assert counts is not None
+        return Counts(*counts)
+
+    def count_checkpoints(self, key: int) -> None:
+        """Set the number of a thread's visible checkpoints in its record."""
+        self._sql.run(
+            "UPDATE forkpoint_threads SET checkpoint_count = (SELECT count(*) FROM"
+            " forkpoint_checkpoints WHERE thread = ? AND NOT hidden) WHERE key = ?",
+            key,
+            key,
+        )
+
+    def change_count(self, thread: ThreadRef) -> ChangeCount:
+        """Return what tells whether something has happened to a thread.
+
+        Raises:
+            Stale: It is deleted.
+        """
+        row = self._sql.row(
+            "SELECT checkpoint_count, removals FROM forkpoint_threads"
+            " WHERE key = ? AND deleted_at IS NULL",
+            thread.key,
+        )
+        if row is None:
+            raise Stale
+        return ChangeCount(*row)
+
+    def note_removal(self, thread: ThreadRef) -> None:
+        """Note that something was removed from a thread, and its chunks are to be collected.
+
+        The thread gets an epoch that the family never had. So a collection sees that something was
+        removed since it began, and a write that relies on what was removed is refused.
+        """
+        self._sql.run(
+            "UPDATE forkpoint_threads SET removals = removals + 1, removed_at = ?,"
+            f" epoch = {NEXT_EPOCH} WHERE key = ?",
+            self._sql.now(),
+            thread.family,
+            thread.key,
+        )
+
+    def abandon_copies(self, family: Any, condition: str, value: Any) -> None:
+        """Give incomplete copies up: their rows are to be removed, as those of a deleted thread."""
+        self._sql.run(
+            f"UPDATE forkpoint_threads SET building = 0, epoch = {NEXT_EPOCH}"
+            f" WHERE family = ? AND removed_at IS NOT NULL AND building > 0 AND {condition}",
+            family,
+            family,
+            value,
+        )
+
+    def forget_ids(self, family: int) -> None:
+        """Blank the ids of deleted threads, except for ancestors of those that exist."""
+        self._sql.run(
+            f"{_ANCESTORS} UPDATE forkpoint_threads SET thread_id = ''"
+            f" WHERE {_IS_USELESS} AND thread_id != ''",
+            family=family,
+        )
+
+    def forget_threads(self, family: int) -> None:
+        """Remove the records of deleted threads that are no ancestors of those that exist."""
+        self._sql.run(
+            f"{_ANCESTORS} DELETE FROM forkpoint_threads WHERE {_IS_USELESS}"
+            " AND removed_at IS NULL",
+            family=family,
+        )
