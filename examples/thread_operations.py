@@ -146,11 +146,11 @@ def tidy_up(desk: ThreadCatalog) -> None:
         lines = [json.loads(line) for line in archive.read_text().splitlines()]
     assert result.deleted == would.deleted
     for line in lines:
-        thread = line["thread"]
-        print(
-            f"{', '.join(thread['tags'])} of {thread['metadata'].get('user')}: "
-            f"{len(line['checkpoints'])} checkpoints archived"
-        )
+        if "thread" in line:
+            thread = line["thread"]
+            print(f"{', '.join(thread['tags'])} of {thread['metadata'].get('user')}: ", end="")
+        if "end" in line:
+            print(f"{line['end']['checkpoints']} checkpoints archived")
 
     trimmed = desk.apply_retention(RetentionPolicy(max_checkpoints_per_thread=1)).trimmed
     print(f"trimmed: {', '.join(sorted(trimmed))}")

@@ -127,6 +127,33 @@ class MissingFeature(StorageError, NotImplementedError):
     """The database server lacks something that forkpoint needs."""
 
 
+class SourceError(ForkpointError, ValueError):
+    """What threads are to be imported from cannot be read, or is not of the kind that was named."""
+
+
+class MissingLibrary(ForkpointError, ImportError):
+    """The call needs a library that is optional, and is not installed."""
+
+
+class DamagedArchive(ForkpointError, ValueError):
+    """A part of an archive is missing, or is not what was written.
+
+    Attributes:
+        line: The number of the line, from 1.
+        thread_id: The thread that it belongs to, if that is known.
+    """
+
+    def __init__(self, line: int, thread_id: str | None, reason: str) -> None:
+        of_thread = "" if thread_id is None else f" of thread {thread_id!r}"
+        super().__init__(f"line {line} of the archive{of_thread}: {reason}")
+        self.line = line
+        self.thread_id = thread_id
+        self.reason = reason
+
+    def __reduce__(self) -> Any:
+        return DamagedArchive, (self.line, self.thread_id, self.reason)
+
+
 def stale_lease(thread_id: str) -> str:
     """Return the message of a `StaleLease`."""
     return (

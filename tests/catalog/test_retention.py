@@ -43,10 +43,10 @@ from forkpoint import (
     ThreadNotFound,
 )
 from forkpoint.catalog import retention_pass
-from forkpoint.catalog.archive import JsonLines
 from forkpoint.catalog.retention import Rules
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.storage.rows import Description, ThreadRef, ThreadRow
+from forkpoint.transfer import restore_threads
 
 HOUR = timedelta(hours=1)
 HOURS = 3600 * 1_000_000
@@ -333,13 +333,19 @@ async def test_bulk_delete_deletes_what_matches(catalog: Api, api: Api, store: S
 # Archives
 
 
+def archived_in(path: Path) -> list[str]:
+    """Return the ids of the threads in an archive."""
+    lines = map(json.loads, path.read_text().splitlines())
+    return [line["thread"]["thread_id"] for line in lines if "thread" in line]
+
+
 @pytest.mark.parametrize("is_encrypted", [False, True])
 async def test_a_thread_is_in_the_archive_before_it_goes(
     is_encrypted: bool, store: Store, tmp_path: Path
 ) -> None:
     serde = encrypted_serde() if is_encrypted else SafeSerializer()
     path = tmp_path / "archive.jsonl"
-    path.write_text('{"thread": "an earlier one"}\n{"thread": "one that was not fin')
+    path.write_text('{"thread": {}, "sha256": "of an earlier one"}\n{"thread": {"not fin')
     with store.saver(serde=serde) as saver:
         catalog = ThreadCatalog(saver)
         messages = [HumanMessage(f"secret {n}", id=str(n)) for n in range(50)]
@@ -350,23 +356,17 @@ async def test_a_thread_is_in_the_archive_before_it_goes(
         expected = list(saver.list(config()))
         store.age("thread", updated_at=2 * HOURS)
         assert catalog.sweep(archive=path).deleted == ("thread",)
+        earlier, *lines = path.read_bytes().splitlines()
+        assert earlier == b'{"thread": {}, "sha256": "of an earlier one"}'
+        encoded = base64.b64encode(b"secret 2")[:-4]
+        assert (encoded in b"".join(lines)) is not is_encrypted
 
-    earlier, line = map(json.loads, path.read_text().splitlines())
-    assert earlier == {"thread": "an earlier one"}
-    assert line["thread"]["label"] == "L"
-    assert datetime.fromisoformat(line["thread"]["created_at"]).tzinfo is not None
+        report = restore_threads(saver, path)
 
-    def read(value: list[str]) -> Any:
-        assert ("+aes" in value[0]) == is_encrypted
-        return serde.loads_typed((value[0], base64.b64decode(value[1])))
-
-    for one, found in zip(line["checkpoints"], expected, strict=True):
-        assert one["config"] == found.config
-        assert one["parent_config"] == found.parent_config
-        assert one["metadata"] == found.metadata
-        assert read(one["checkpoint"]) == found.checkpoint
-        writes = [(w["task_id"], w["channel"], read(w["value"])) for w in one["writes"]]
-        assert writes == found.pending_writes
+        assert [damaged.line for damaged in report.damaged] == [1]
+        assert list(saver.list(config())) == expected
+        assert catalog.get("thread") is None  # its time is over all the same
+        assert catalog.sweep().deleted == ("thread",)
 
 
 async def test_a_trimmed_thread_is_restored_from_the_archive(
@@ -383,44 +383,28 @@ async def test_a_trimmed_thread_is_restored_from_the_archive(
     idle = RetentionPolicy(max_idle=HOUR)
     assert (await catalog.apply_retention(idle, archive=path)).deleted == ("thread",)
 
-    (line,) = map(json.loads, path.read_text().splitlines())
     with new_store().saver() as saver:
-        serde = saver.serde
-        for one in reversed(line["checkpoints"]):
-            parent = one["parent_config"] or config()
-            kind, encoded = one["checkpoint"]
-            made = serde.loads_typed((kind, base64.b64decode(encoded)))
-            stored = saver.put(parent, made, one["metadata"], made["channel_versions"])
-            for number, write in enumerate(one["writes"]):
-                kind, encoded = write["value"]
-                value = serde.loads_typed((kind, base64.b64decode(encoded)))
-                task_id = f"{number:03} {write['task_id']}"  # in their order
-                saver.put_writes(stored, [(write["channel"], value)], task_id)
+        assert restore_threads(saver, path).is_complete
         found = SHAPES["deltas"].build(saver).get_state(thread)
+        assert len(list(saver.history("thread"))) == 2
     assert (found.values, found.next) == (expected.values, expected.next)
 
 
-async def test_what_could_not_be_written_leaves_no_part_of_a_line(
+async def test_what_could_not_be_read_leaves_no_part_in_the_archive(
     catalog: Api, api: Api, store: Store, tmp_path: Path
 ) -> None:
-    class Failing(SafeSerializer):
-        def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
-            if "unwritable" in str(obj):  # which no id contains
-                raise OSError("no space left")
-            return super().dumps_typed(obj)
-
     path = tmp_path / "archive.jsonl"
-    archive = JsonLines(path, Failing())
     for name in ("a", "b", "c"):
-        put(api.saver, {"n": "unwritable" if name == "b" else "good"}, thread_id=name)
-        put(api.saver, {"n": 2}, thread_id=name)
+        put(api.saver, {"n": 1}, thread_id=name)
+        put(api.saver, {"n": name}, thread_id=name)
+    rows = [row for row in store.rows("checkpoints") if row.thread == store.thread("b").key]
+    store.change("checkpoints", rows[-1].key, content=b"\0damaged")
     store.be_old("updated_at")
     idle = RetentionPolicy(max_idle=HOUR)
-    result = await catalog.apply_retention(idle, archive=archive)
+    result = await catalog.apply_retention(idle, archive=path)
     assert set(result.deleted) == {"a", "c"}
     assert list(result.failed) == ["b"]
-    lines = [json.loads(line)["thread"]["thread_id"] for line in path.read_text().splitlines()]
-    assert sorted(lines) == ["a", "c"]
+    assert sorted(archived_in(path)) == ["a", "c"]
     assert ids(api.saver) == {"b"}
 
 
@@ -590,8 +574,7 @@ def test_of_several_that_sweep_one_handles_each_thread(
     for sweeper in sweepers:
         sweeper.join()
     expected = sorted(f"t{n}" for n in range(number))
-    archived = [json.loads(line)["thread"]["thread_id"] for line in path.read_text().splitlines()]
-    assert sorted(archived) == sorted(deleted) == expected
+    assert sorted(archived_in(path)) == sorted(deleted) == expected
     assert catalog.count() == 0
     assert store.problems(saver) == []
 
@@ -707,9 +690,7 @@ def test_retention_that_is_killed_is_done_by_the_next(
         (only,) = saver.history(f"t{n}")
         assert value_of(only) == {"n": -n}
     if path is not None:
-        lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
-        archived = {line["thread"]["thread_id"] for line in lines}
-        assert archived == {f"t{n}" for n in range(number)} - expected
+        assert set(archived_in(Path(path))) == {f"t{n}" for n in range(number)} - expected
     assert store.problems(saver) == []
 
 

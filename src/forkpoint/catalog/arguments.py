@@ -9,13 +9,11 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
-from langgraph.checkpoint.serde.base import SerializerProtocol
-
 from forkpoint import inputs
-from forkpoint.catalog.archive import Archive, JsonLines
+from forkpoint.archive.file import ArchiveFile
 from forkpoint.catalog.criteria import SORT_KEYS, Criteria
 from forkpoint.catalog.records import Changes
-from forkpoint.catalog.retention import RetentionPolicy, Rules
+from forkpoint.catalog.retention import Archive, RetentionPolicy, Rules
 from forkpoint.catalog.search import ThreadSearch
 from forkpoint.errors import InvalidInput
 
@@ -115,19 +113,19 @@ def _duration(value: object, name: str) -> int | None:
     return None if value is None else inputs.duration(value, name)
 
 
-def archive_of(value: Any, serde: SerializerProtocol, *, dry_run: bool) -> Archive | None:
-    """Return the callback that archives threads, which a path stands for, too.
+def archive_of(value: Any, *, dry_run: bool) -> Archive | ArchiveFile | None:
+    """Return the file that threads are archived to, or the callback that archives them.
 
     Raises:
         InvalidInput: It is no path of an archive, and cannot be called.
     """
     if isinstance(value, (str, os.PathLike)):
         path = inputs.path(value, "archive")
-        return None if dry_run else JsonLines(path, serde)
-    if value is not None:
+        return None if dry_run else ArchiveFile(path)
+    if value is not None and not isinstance(value, ArchiveFile):
         inputs.callback(value, "archive")
-    callback: Archive | None = value
-    return callback
+    archive: Archive | ArchiveFile | None = value
+    return archive
 
 
 def uuid7() -> UUID:

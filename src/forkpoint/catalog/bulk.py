@@ -8,10 +8,9 @@ from datetime import timedelta
 
 from forkpoint import inputs
 from forkpoint.catalog import search as searches
-from forkpoint.catalog.archive import Archive
 from forkpoint.catalog.arguments import archive_of, rules_of, search_of
 from forkpoint.catalog.criteria import Criteria, criteria_of
-from forkpoint.catalog.retention import Progress, RetentionPolicy, RetentionResult, Rules
+from forkpoint.catalog.retention import Archive, Progress, RetentionPolicy, RetentionResult, Rules
 from forkpoint.catalog.retention_pass import RetentionTask, apply_retention, bulk_delete
 from forkpoint.catalog.search import ThreadSearch
 from forkpoint.catalog.sweeper import Sweeper
@@ -159,9 +158,9 @@ class BulkCatalog:
             policy: The rules.
             filter: Which threads the rules are for; all by default.
             dry_run: Only report what would be done.
-            archive: The path of a file to which each thread is appended as a line of JSON before it
-                is deleted. Or a function that takes the thread and an iterator over its
-                checkpoints; the thread is deleted once it has returned.
+            archive: The path of a file to which each thread is appended before it is deleted, as
+                `forkpoint.transfer.archive_threads` does. Or a function that takes the thread and
+                an iterator over its checkpoints; the thread is deleted once it has returned.
             on_progress: A function that takes the result so far: after each batch, and from time to
                 time while a thread takes long.
 
@@ -172,7 +171,7 @@ class BulkCatalog:
             rules_of(policy),
             self._criteria(filter),
             inputs.flag(dry_run, "dry_run"),
-            archive_of(archive, self._saver.serde, dry_run=dry_run),
+            archive_of(archive, dry_run=dry_run),
             on_progress,
         )
         if on_progress is not None:
@@ -238,7 +237,6 @@ class BulkCatalog:
             The sweeper. It ends with its `stop`, or with its `with` or `async with` block.
         """
         seconds = inputs.duration(interval, "interval") / 1_000_000
-        serde = self._saver.serde
         task = RetentionTask(Rules(expired=True), self._criteria(None), False)
-        task = task._replace(archive=archive_of(archive, serde, dry_run=False))
+        task = task._replace(archive=archive_of(archive, dry_run=False))
         return Sweeper(lambda: self._operations.run(apply_retention, self._runner, task), seconds)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal, NamedTuple
 
+from langgraph.checkpoint.base import CheckpointTuple
+
+from forkpoint.catalog.threads import Thread
 from forkpoint.storage.plan import Kept
 from forkpoint.storage.rows import ThreadRow
 
 Action = Literal["delete", "trim", "keep_latest"]
+
+Archive = Callable[[Thread, Iterator[CheckpointTuple]], object]
+"""A function that takes a thread before it is deleted, and its checkpoints. If it raises, the
+thread stays."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import CheckpointTuple
 
-from forkpoint.catalog.archive import Archive
+from forkpoint.archive.file import ArchiveFile
+from forkpoint.archive.reading import ThreadChanged, read_thread
 from forkpoint.catalog.criteria import Criteria, matches
 from forkpoint.catalog.heads import thread_of
 from forkpoint.catalog.leases import Lease, LeaseRequest
-from forkpoint.catalog.retention import Progress, RetentionResult, Rules
+from forkpoint.catalog.retention import Archive, Progress, RetentionResult, Rules
 from forkpoint.catalog.search import ThreadSearch, all_rows
 from forkpoint.catalog.threads import Thread
 from forkpoint.errors import ThreadBusy, ThreadNotFound
@@ -44,7 +45,7 @@ class RetentionTask(NamedTuple):
     rules: Rules
     criteria: Criteria = {}  # noqa: RUF012 - never changed
     dry_run: bool = False
-    archive: Archive | None = None
+    archive: Archive | ArchiveFile | None = None
     on_progress: Progress | None = None
 
 
@@ -250,7 +251,7 @@ class _Pass:
         if missing is not None:
             raise uncollected(missing, "what was to go")
 
-    def _archive(self, row: ThreadRow, archive: Archive) -> Steps[None]:
+    def _archive(self, row: ThreadRow, archive: Archive | ArchiveFile) -> Steps[None]:
         """Archive a thread and delete it, while nobody else runs on it, or does the same."""
         request = LeaseRequest(row.thread_id, "raise", _LEASE, must_exist=True)
         try:
@@ -267,12 +268,18 @@ class _Pass:
         except ThreadNotFound:
             pass  # somebody else deleted it
 
-    def _is_archived(self, thread: Thread, archive: Archive) -> bool:
+    def _is_archived(self, thread: Thread, archive: Archive | ArchiveFile) -> bool:
         """Archive a thread, and return whether that worked."""
         try:
+            if isinstance(archive, ArchiveFile):
+                parts = read_thread(self._context, thread.thread_id)
+                archive.append(parts, self._context.codec.encrypt)
+                return True
             outcome = archive(thread, _checkpoints_of(self._context, thread.thread_id))
             if inspect.isawaitable(outcome):
                 raise TypeError("the archive callback must not be async: nobody awaits it")
+        except ThreadChanged:
+            return False  # somebody writes to it without a lease
         except Exception as error:  # noqa: BLE001 - it is reported, and the thread stays
             self._failed[thread.thread_id] = error
             return False

@@ -1,0 +1,1 @@
+"""Threads in parts, as they are archived, and the file of lines that has them."""

@@ -1,0 +1,291 @@
+"""The file that threads are archived to: some lines for each, one after the other.
+
+`docs/moving.md` describes what is in it, and `forkpoint.archive.lines` makes the lines.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import FileIO
+from typing import NamedTuple
+
+from forkpoint.archive.compression import (
+    compression_in,
+    compression_of,
+    decompressed,
+    end_of_streams,
+)
+from forkpoint.archive.lines import BEGIN, Encrypt, line_of
+from forkpoint.archive.parts import Part
+from forkpoint.errors import InvalidInput
+from forkpoint.runtime.open_files import Identity, identity, is_in_use
+
+if sys.platform != "win32":
+    import fcntl
+
+SQLITE_ENDINGS = ("-wal", "-shm", "-journal")
+"""What SQLite adds to the name of a database for the files beside it."""
+
+_ANY_LINE = b'{"'
+_READ_BYTES = 65536
+
+
+class _Known(NamedTuple):
+    """Up to where a file is known to be whole."""
+
+    file: Identity
+    end: int
+
+
+class ArchiveFile:
+    """Appends each thread to a file.
+
+    Several processes may append to one file: each waits until the others have finished a thread. A
+    thread may be in it twice, if it was not deleted then: because the process ended, or because
+    somebody went on with it.
+
+    Args:
+        path: The file. It is made if it is not there; a last line that was not finished is removed,
+            and so is the last thread, where it is compressed. It is if its name ends in `.gz` or
+            `.zst`. A file that does not begin as an archive does is left alone.
+
+    Raises:
+        InvalidInput: The path leads to something that is no archive, such as a database or what
+            belongs to one, or nothing can be written there.
+        MissingLibrary: There is nothing to compress it with.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.abspath(os.fsdecode(path))
+        self._compression = compression_of(self.path)
+        self._known: _Known | None = None
+        try:
+            _check_place(self.path)
+            if os.path.exists(self.path):
+                with open(self.path, "rb", buffering=0) as file:
+                    self._check_content(file)
+        except (OSError, ValueError) as error:  # such as a name that is too long, or has a NUL
+            if isinstance(error, InvalidInput):
+                raise
+            raise InvalidInput(f"the archive {self.path!r:.80} cannot be used: {error}") from error
+
+    def append(self, parts: Iterable[Part], encrypt: Encrypt, *, sync: bool = True) -> None:
+        """Append a thread, all of it or, if its parts cannot be had, nothing.
+
+        Args:
+            parts: The thread.
+            encrypt: Encrypts what somebody stored in it.
+            sync: Whether it is to be on the disk when this returns.
+        """
+        with _opened(self.path) as file:
+            end = self._end(file)
+            file.truncate(end)
+            file.seek(end)
+            try:
+                self._write(file, parts, encrypt)
+                if sync:
+                    os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(end)
+                raise
+            self._known = _Known(_identity_of(file), file.seek(0, os.SEEK_END))
+        if sync and end == 0:
+            _sync_name(self.path)
+
+    def sync(self) -> None:
+        """Return when all that was appended is on the disk."""
+        with _opened(self.path) as file:
+            os.fsync(file.fileno())
+        _sync_name(self.path)
+
+    def _write(self, file: FileIO, parts: Iterable[Part], encrypt: Encrypt) -> None:
+        lines = (line_of(part, encrypt) for part in parts)
+        if self._compression is None:
+            for line in lines:
+                _write(file, line)
+            return
+        with self._compression.writer(_Whole(file)) as compressing:
+            for line in lines:
+                compressing.write(line)
+
+    def _end(self, file: FileIO) -> int:
+        """Return up to where a file is whole, of which it is known to be an archive, or raise."""
+        size = file.seek(0, os.SEEK_END)
+        if self._known == _Known(_identity_of(file), size):
+            return size
+        self._check_content(file)
+        if self._compression is None:
+            return _end_of_lines(file)
+        return end_of_streams(file, self._compression)
+
+    def _check_content(self, file: FileIO) -> None:
+        """Raise unless a file is an archive, or empty.
+
+        Raises:
+            InvalidInput: It is something else, and stays as it is.
+        """
+        file.seek(0)
+        begin = file.read(_READ_BYTES)
+        if self._compression is None:
+            _check_begin(self.path, begin, BEGIN)
+            file.seek(_end_of_lines(file))
+            _check_begin(self.path, file.read(len(_ANY_LINE)), _ANY_LINE)
+        else:
+            _check_begin(self.path, begin, self._compression.magic)
+            plain = next(decompressed(file, self._compression), b"")
+            _check_begin(self.path, plain if isinstance(plain, bytes) else b"?", BEGIN)
+
+
+class _Whole(FileIO):
+    """A file whose writes are never partial; it is closed by somebody else."""
+
+    def __init__(self, file: FileIO) -> None:
+        super().__init__(file.fileno(), "ab", closefd=False)
+
+    def write(self, content: object) -> int:
+        whole = bytes(content)  # type: ignore[call-overload]
+        done = 0
+        while done < len(whole):
+            done += super().write(whole[done:])
+        return done
+
+
+class Line(NamedTuple):
+    """A line of an archive."""
+
+    number: int
+    """From 1."""
+    content: bytes
+    damage: str | None = None
+    """Why there is no content: the file is damaged there, and some lines may be missing."""
+
+
+def lines_in(path: str) -> Iterator[Line]:
+    """Yield the lines of an archive, compressed or not.
+
+    Raises:
+        InvalidInput: There is no such file, or it is a file of a store.
+        MissingLibrary: There is nothing to decompress it with.
+    """
+    resolved = os.path.realpath(path)
+    if is_in_use(resolved):
+        raise InvalidInput(f"the archive {path!r} is a file of a store")
+    try:
+        file = open(resolved, "rb", buffering=0)  # noqa: SIM115 - it is closed below
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"the archive {path!r:.80} cannot be read: {error}") from error
+    with file:
+        number = 1
+        left = b""
+        for content in _contents(file):
+            if isinstance(content, Exception):
+                yield Line(number, b"", f"the file is damaged there: {content}")
+                number, left = number + 1, b""
+                continue
+            *lines, last = content.split(b"\n")
+            if lines:
+                lines[0], left = left + lines[0], b""
+            left += last
+            for line in lines:
+                yield Line(number, line)
+                number += 1
+        if left:
+            yield Line(number, left)
+
+
+def _contents(file: FileIO) -> Iterator[bytes | Exception]:
+    compression = compression_in(file.read(4))
+    file.seek(0)
+    if compression is not None:
+        yield from decompressed(file, compression)
+        return
+    while content := file.read(_READ_BYTES):
+        yield content
+
+
+# Which files may be written to
+
+
+def _check_place(named: str) -> None:
+    """Raise unless an archive may be at a path, as far as that is known without opening a file.
+
+    To close a database, or what belongs to one, would drop the locks that this process has on it.
+
+    Raises:
+        InvalidInput: It may not.
+    """
+    path = os.path.realpath(named)
+    if is_in_use(path):
+        raise InvalidInput(f"the archive {named!r} is a file of the store itself")
+    for ending in SQLITE_ENDINGS:
+        if path.endswith(ending) and os.path.exists(path.removesuffix(ending)):
+            raise InvalidInput(f"the archive {named!r} has the name of a database's {ending} file")
+        if os.path.exists(path + ending):
+            raise InvalidInput(f"the archive {named!r} is a database: there is a {ending} file")
+    directory = os.path.dirname(path)
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise InvalidInput(f"the archive {named!r} is no regular file")
+    if not os.path.isdir(directory):
+        raise InvalidInput(f"the archive {named!r} cannot be made: there is no such directory")
+    is_writable = os.access(path, os.R_OK | os.W_OK)
+    if not is_writable and (os.path.exists(path) or not os.access(directory, os.W_OK | os.X_OK)):
+        raise InvalidInput(f"the archive {named!r} cannot be written to")
+
+
+def _check_begin(path: str, begin: bytes, right: bytes) -> None:
+    begin = begin[: len(right)]
+    if not right.startswith(begin):
+        raise InvalidInput(
+            f"the file {path!r} is no archive of threads: a line of it begins with {begin!r}; "
+            "choose another path"
+        )
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[FileIO]:
+    """Open a file, and keep other processes out of it, where the system can do that."""
+    while True:
+        _check_place(path)
+        with open(path, "a+b", buffering=0) as file:
+            if sys.platform != "win32":
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if identity(path) == _identity_of(file):
+                yield file
+                return
+            # It was moved or removed meanwhile: what is written must be found under its name.
+
+
+def _identity_of(file: FileIO) -> Identity:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino
+
+
+def _end_of_lines(file: FileIO) -> int:
+    """Return where the last line ends that was finished."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65536)
+        file.seek(start)
+        at = file.read(end - start).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+        end = start
+    return 0
+
+
+def _write(file: FileIO, content: bytes) -> None:
+    while content:
+        content = content[file.write(content) :]
+
+
+def _sync_name(path: str | os.PathLike[str]) -> None:
+    """Put on the disk that there is a file of this name, where the system can do that."""
+    if sys.platform != "win32":
+        directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

@@ -1,0 +1,196 @@
+"""Reading a thread of a store part by part, oldest checkpoint first.
+
+Nothing is decoded: the values are those that were stored, in plaintext. Each chunk is read once,
+and verified. Between two pages others may write. Whoever reads is told in the end if they did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from forkpoint.archive.parts import (
+    Ancestor,
+    CheckpointPart,
+    EndPart,
+    Numbering,
+    Part,
+    ThreadPart,
+    WritePart,
+)
+from forkpoint.encoding.codec import Chunk, Chunks, Codec, split_refs
+from forkpoint.encoding.entries import unpack_only_entry, unpacked, unpacked_manifest
+from forkpoint.errors import CorruptChunk, ThreadNotFound
+from forkpoint.operations.context import Context
+from forkpoint.operations.listing import PAGE_ROWS
+from forkpoint.operations.places import at_place, place_of
+from forkpoint.operations.read import order_of
+from forkpoint.storage.interface import Session, Stale
+from forkpoint.storage.queries import CheckpointQuery
+from forkpoint.storage.record_checksums import check_kinship, check_record
+from forkpoint.storage.row_checksums import open_checkpoint, open_write, preview_in, settled
+from forkpoint.storage.rows import ChangeCount, RecordTimes, StoredCheckpoint, ThreadRow, WriteRow
+
+
+class ThreadChanged(Stale):
+    """A thread was written to while it was read: it is to be read again."""
+
+
+class _State(NamedTuple):
+    """By what it is seen that nothing was written to a thread."""
+
+    extent: ChangeCount
+    updated_at: int
+
+
+class _Page(NamedTuple):
+    stored: Sequence[StoredCheckpoint]
+    chunks: Chunks
+    following: CheckpointQuery | None
+
+
+def read_thread(context: Context, thread_id: str, *, is_steady: bool = False) -> Iterator[Part]:
+    """Yield a thread part by part.
+
+    Args:
+        context: The store.
+        thread_id: The thread.
+        is_steady: Whether nobody writes to it meanwhile.
+
+    Raises:
+        ThreadNotFound: There is none.
+        ThreadChanged: Somebody wrote to it, before the last part.
+        CorruptChunk: What is stored is not what was written.
+    """
+    hashing = context.prepare().hashing
+    with context.storage.reading() as session:
+        row = session.records.get(thread_id)
+        if row is None:
+            raise ThreadNotFound(f"there is no thread {thread_id!r}")
+        check_record(hashing, row)
+        lineage = _lineage(context, session, row)
+        before = _state(session, row)
+    yield _thread_part(row, lineage)
+    checkpoints = writes = 0
+    numbering = Numbering()
+    newest: Sequence[StoredCheckpoint] = ()
+    query = CheckpointQuery(thread_id, None, None, None, None, None, PAGE_ROWS, oldest_first=True)
+    following: CheckpointQuery | None = query._replace(with_hidden=True)
+    while following is not None:
+        numbering.begin_checkpoint()
+        page = _read(context, following, row, numbering)
+        for stored in page.stored:
+            part = _checkpoint_part(context.codec_of(row.thread), stored, page.chunks, numbering)
+            yield from numbering.take()
+            yield part
+            checkpoints += 1
+            writes += len(part.writes)
+        following = page.following
+        newest = page.stored or newest
+    if not is_steady:
+        with context.storage.reading() as session:
+            now = session.records.get(thread_id)
+            if now is None or now.thread.key != row.thread.key or _state(session, now) != before:
+                raise ThreadChanged
+            places = [place_of(stored.row) for stored in newest]
+            # What a task writes to a checkpoint that was there before is not in the record.
+            if len(session.checkpoints.writes(row.thread, places)) != sum(
+                len(stored.writes) for stored in newest
+            ):
+                raise ThreadChanged
+    yield EndPart(checkpoints, writes)
+
+
+def _state(session: Session, row: ThreadRow) -> _State:
+    return _State(session.removals.extent(row.thread), row.updated_at)
+
+
+def _lineage(context: Context, session: Session, row: ThreadRow) -> list[Ancestor]:
+    line = session.threads.lineage(row.thread)
+    for member in line:
+        check_kinship(context.codec.hashing, member)
+    return [
+        Ancestor(
+            member.thread_id,
+            None if member.edge is None else str(member.edge),
+            member.parent_checkpoint_id,
+            member.created_at,
+        )
+        for member in line
+        if member.thread_id
+    ]
+
+
+def _thread_part(row: ThreadRow, lineage: Sequence[Ancestor]) -> ThreadPart:
+    return ThreadPart(
+        row.thread_id,
+        row.thread.owner,
+        row.described,
+        row.status,
+        RecordTimes(row.created_at, row.updated_at, row.state_updated_at),
+        lineage,
+        row.is_swept,
+    )
+
+
+def _read(context: Context, query: CheckpointQuery, row: ThreadRow, numbering: Numbering) -> _Page:
+    """Return a page of checkpoints, with those of their chunks that have no number yet."""
+    with context.storage.reading() as session:
+        stored = session.checkpoints.page(query)
+        if any(one.thread.key != row.thread.key for one in stored):
+            raise ThreadChanged
+        chunks: Chunks = {}
+        refs = (refs for one in stored for refs in (one.row.refs, *(w.refs for w in one.writes)))
+        wanted = {digest for joined in refs for digest in split_refs(joined)}
+        while wanted := {digest for digest in wanted if not numbering.knows(digest)}:
+            found = session.chunks.get(row.thread.family, wanted)
+            chunks.update(found)
+            below = {digest for refs, _ in found.values() for digest in split_refs(refs)}
+            wanted = below - chunks.keys()
+    if len(stored) < query.limit:
+        return _Page(stored, chunks, None)
+    last = stored[-1]
+    after = (last.row.checkpoint_id, last.thread.key, last.row.checkpoint_ns)
+    return _Page(stored, chunks, query._replace(after=after))
+
+
+def _checkpoint_part(
+    codec: Codec, stored: StoredCheckpoint, chunks: Chunks, numbering: Numbering
+) -> CheckpointPart:
+    row = stored.row
+
+    def chunk_of(digest: bytes) -> Chunk:
+        found = chunks.get(digest)
+        if found is None:
+            raise CorruptChunk(f"chunk {digest.hex()} is missing")
+        refs, content = found
+        chunk = refs, codec.decrypt(content) if content else b""
+        if codec.digest(chunk) != digest:
+            raise CorruptChunk(f"chunk {digest.hex()} is not what was written")
+        return chunk
+
+    with at_place(stored.thread_id, *place_of(row)):
+        _, manifest = open_checkpoint(codec, row)
+        kind, body, _ = unpacked_manifest(codec.decrypt(row.content))
+        channels = {name: numbering.value(entry, chunk_of) for name, entry in manifest.items()}
+        kept = sorted(settled(codec, stored.writes), key=order_of)
+        writes = [_write_part(codec, write, numbering, chunk_of) for write in kept]
+    return CheckpointPart(
+        row.checkpoint_ns,
+        row.checkpoint_id,
+        row.parent_checkpoint_id,
+        row.run_id,
+        row.metadata,
+        (kind, body),
+        channels,
+        writes,
+        row.hidden,
+        row.restarts,
+        preview_in(codec, stored.writes, row.checkpoint_id) if not row.checkpoint_ns else None,
+    )
+
+
+def _write_part(codec: Codec, write: WriteRow, numbering: Numbering, chunk_of: object) -> WritePart:
+    entry = unpack_only_entry(unpacked(open_write(codec, write), "a write"), write.refs)
+    value = numbering.value(entry, chunk_of)  # type: ignore[arg-type]
+    return WritePart(write.task_id, write.idx, write.task_path, write.channel, value)

@@ -1,0 +1,225 @@
+"""Importing: thread by thread from a source into a store, and comparing both afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+from forkpoint.archive.parts import CheckpointPart, ChunkPart, Part, ThreadPart
+from forkpoint.archive.reading import ThreadChanged, read_thread
+from forkpoint.errors import (
+    ForkpointError,
+    ThreadBusy,
+    ThreadExists,
+)
+from forkpoint.operations import remove as removing
+from forkpoint.operations.context import Context
+from forkpoint.runtime.runner import Runner
+from forkpoint.storage.plan import Place
+from forkpoint.transfer import target as arriving
+from forkpoint.transfer.comparing import differences
+from forkpoint.transfer.reports import Difference, OnProgress, TransferProgress, TransferReport
+from forkpoint.transfer.sources import Source
+from forkpoint.transfer.target import Arrival, ThreadWriter
+
+_ATTEMPTS = 5  # to read a thread of a source that somebody writes to
+_DIFFERENCES = 1000
+
+
+class Stopped(Exception):
+    """The call was cancelled."""
+
+
+class Done:
+    """What was done so far, and what is told of it.
+
+    Args:
+        total: How many threads there are, if that is known.
+        on_progress: Is told.
+        stop: Is set when nothing more is to be done.
+    """
+
+    def __init__(
+        self, total: int | None, on_progress: OnProgress | None, stop: threading.Event
+    ) -> None:
+        self.total = total
+        self.threads = self.unchanged = self.checkpoints = self.writes = self.verified = 0
+        self.read = 0
+        self.failed: dict[str, Exception] = {}
+        self.damaged: list[Any] = []
+        self.differences: list[Difference] = []
+        self._on_progress = on_progress
+        self._stop = stop
+
+    def note_checkpoint(self, thread_id: str, *, is_verifying: bool = False) -> None:
+        """Note that a checkpoint was read.
+
+        Raises:
+            Stopped: Nothing more is to be done.
+        """
+        self.read += 1
+        self.verified += is_verifying
+        self.show(thread_id, is_verifying=is_verifying)
+
+    def show(self, thread_id: str, *, is_verifying: bool = False) -> None:
+        """Tell how far it is."""
+        if self._stop.is_set():
+            raise Stopped
+        if self._on_progress is not None:
+            dealt_with = self.threads + self.unchanged + len(self.failed)
+            progress = (thread_id, dealt_with, self.total, self.read, is_verifying)
+            self._on_progress(TransferProgress(*progress))
+
+    def report(self) -> TransferReport:
+        return TransferReport(
+            self.threads,
+            self.unchanged,
+            self.checkpoints,
+            self.writes,
+            dict(self.failed),
+            tuple(self.damaged),
+            self.verified,
+            tuple(self.differences),
+        )
+
+
+class Target(NamedTuple):
+    """The store that threads are moved to."""
+
+    context: Context
+    runner: Runner
+
+
+def import_all(source: Source, target: Target, done: Done, *, verify: bool) -> TransferReport:
+    """Import the threads of a source. One that fails does not keep the others from it."""
+    for thread_id in source.thread_ids():
+        try:
+            _import(source, target, thread_id, done)
+            if verify:
+                _verify(source, target, thread_id, done)
+        except ForkpointError as error:
+            done.failed[thread_id] = error
+        done.show(thread_id)
+    return done.report()
+
+
+def _import(source: Source, target: Target, thread_id: str, done: Done) -> None:
+    for _ in range(_ATTEMPTS):
+        try:
+            written = _import_once(source, target, thread_id, done)
+        except ThreadChanged:
+            continue
+        if written:
+            done.threads += 1
+        else:
+            done.unchanged += 1
+        return
+    raise ThreadBusy(
+        f"thread {thread_id!r} of the source is written to all the time; import it again later"
+    )
+
+
+def _import_once(source: Source, target: Target, thread_id: str, done: Done) -> bool:
+    """Import a thread, and return whether anything was missing of it."""
+    context, runner = target
+    origin = f"{source.name}:{thread_id}"
+    arrival = runner.run(arriving.find, context, thread_id, origin)
+    places = source.places(thread_id)
+    strange = arrival.places - set(places) if arrival is not None else ()
+    if arrival is not None and strange:
+        if not arrival.is_incoming:
+            raise ThreadExists(
+                f"there is a thread {thread_id!r} already, with checkpoints that the source does "
+                "not have; import into another store, or delete it first"
+            )
+        runner.run(removing.delete_thread, context, thread_id)  # removed from the source meanwhile
+        arrival = None
+    needed = _needed(places, arrival)
+    parts = source.parts(thread_id, needed)
+    record = next(parts)
+    assert isinstance(record, ThreadPart)
+    if arrival is None:
+        parent = runner.run(arriving.parent_of, context, record, str)
+        arrival = runner.run(arriving.begin, context, record, thread_id, origin, parent)
+    written = store(target, arrival, parts, needed, done)
+    if not arrival.is_incoming and not written.number:
+        return False
+    runner.run(arriving.finish, context, arrival, record, written.hidden)
+    return True
+
+
+def _needed(places: list[Place], arrival: Arrival | None) -> set[Place] | None:
+    """Return which checkpoints are to be read; None for all.
+
+    To a thread that is complete only newer ones come, so that none comes back that was removed.
+    Those that were stored last may lack writes, since their process was killed, or since there were
+    none yet.
+    """
+    if arrival is None or not arrival.places:
+        return None
+    newest = max(checkpoint_id for _, checkpoint_id in arrival.places)
+    known = arrival.places
+    missing = {
+        place
+        for place in places
+        if place not in known and (arrival.is_incoming or place[1] > newest)
+    }
+    last = {ns: (ns, checkpoint_id) for ns, checkpoint_id in places if (ns, checkpoint_id) in known}
+    return missing | set(last.values())
+
+
+class Written(NamedTuple):
+    """What was written of a thread."""
+
+    number: int
+    """How many checkpoints and writes."""
+    hidden: set[Place]
+
+
+def store(
+    target: Target,
+    arrival: Arrival,
+    parts: Iterator[Part],
+    needed: Collection[Place] | None,
+    done: Done,
+) -> Written:
+    """Store the checkpoints of a thread, but for those that are there already."""
+    runner = target.runner
+    thread_id = arrival.thread.thread_id
+    writer = ThreadWriter(target.context, arrival.thread)
+    hidden: set[Place] = set()
+    number = 0
+    for part in parts:
+        if isinstance(part, ChunkPart):
+            writer.add(part)
+        if not isinstance(part, CheckpointPart):
+            continue
+        if part.hidden:
+            hidden.add(part.place)
+        if part.place in arrival.places:
+            if needed is not None and part.place in needed:
+                added = runner.run(writer.complete, part)
+                done.writes += added
+                number += added
+            else:
+                writer.skip(part)
+        elif needed is None or part.place in needed:
+            runner.run(writer.put, part)
+            done.checkpoints += 1
+            done.writes += len(part.writes)
+            number += 1
+        else:
+            writer.skip(part)
+        done.note_checkpoint(thread_id)
+    return Written(number, hidden)
+
+
+def _verify(source: Source, target: Target, thread_id: str, done: Done) -> None:
+    """Compare a thread of a source with what is stored of it, checkpoint by checkpoint."""
+    stored = read_thread(target.context, thread_id, is_steady=True)
+    for found in differences(thread_id, source.parts(thread_id), stored):
+        if found is None:
+            done.note_checkpoint(thread_id, is_verifying=True)
+        elif len(done.differences) < _DIFFERENCES:
+            done.differences.append(found)

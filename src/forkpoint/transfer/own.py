@@ -1,0 +1,92 @@
+"""The threads of a store of forkpoint's own as a source, with their records."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from datetime import datetime
+from typing import Any
+
+from forkpoint import inputs
+from forkpoint.archive.parts import Part
+from forkpoint.archive.reading import read_thread
+from forkpoint.catalog import search
+from forkpoint.catalog.catalog import ThreadCatalog
+from forkpoint.catalog.criteria import Criteria
+from forkpoint.catalog.search import ThreadSearch
+from forkpoint.catalog.threads import ThreadFilter
+from forkpoint.operations.context import Context
+from forkpoint.runtime.runner import Runner
+from forkpoint.storage.plan import Place
+from forkpoint.transfer.sources import Source, Wanted
+
+_PAGE = 200
+
+
+class OwnSource(Source):
+    """Threads of a store of forkpoint's own.
+
+    Args:
+        context: The store.
+        runner: How its operations run.
+        criteria: Which threads.
+        wanted: Which of these.
+    """
+
+    name = "forkpoint"
+
+    def __init__(
+        self, context: Context, runner: Runner, criteria: Criteria, wanted: Wanted | None = None
+    ) -> None:
+        self.context = context
+        self._runner = runner
+        self._criteria = criteria
+        self._wanted = wanted
+
+    def thread_ids(self) -> Iterator[str]:
+        # In the order in which they were made, those that have expired too.
+        request = ThreadSearch(self._criteria, "created_at", False, _PAGE, with_expired=True)
+        while True:
+            page = self._runner.run(search.search_rows, self.context, request)
+            for row in page.rows:
+                if self._wanted is None or self._wanted(row.thread_id):
+                    yield row.thread_id
+            if page.next_cursor is None:
+                return
+            request = request._replace(cursor=page.next_cursor)
+
+    def count(self) -> int | None:
+        if self._wanted is not None:
+            return None
+        return self._runner.run(search.count, self.context, self._criteria)
+
+    def places(self, thread_id: str) -> list[Place]:
+        places = self._runner.run(_places, self.context, thread_id)
+        return sorted(places, key=lambda place: (place[1], place[0]))
+
+    def parts(self, thread_id: str, wanted: Collection[Place] | None = None) -> Iterator[Part]:
+        return read_thread(self.context, thread_id)
+
+
+def _places(context: Context, thread_id: str) -> list[Place]:
+    places: list[Place] = []
+    after: Any = None
+    with context.storage.reading() as session:
+        thread = session.threads.find(thread_id)
+        while thread is not None:
+            batch = session.checkpoints.batch(thread, after, with_content=False)
+            places += [(row.checkpoint_ns, row.checkpoint_id) for row in batch.items]
+            after = batch.after
+            if after is None:
+                break
+    return places
+
+
+def filter_of(
+    catalog: ThreadCatalog, filter: ThreadFilter | None, since: datetime | None
+) -> Criteria:
+    """Return the criteria of a filter, for threads that were active then or later."""
+    criteria = catalog._criteria(filter)
+    if since is None:
+        return criteria
+    after = max(inputs.moment(since, "since") or 0, criteria.get("updated_after", 0))
+    return {**criteria, "updated_after": after}

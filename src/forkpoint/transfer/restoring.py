@@ -1,0 +1,229 @@
+"""Restoring: the threads of an archive, each after the one that it was made from.
+
+First the file is read to see which threads are in it. Then it is read once more, and again as long
+as there are threads that come before what they were made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from itertools import groupby
+from typing import NamedTuple
+
+from forkpoint.archive.file import Line, lines_in
+from forkpoint.archive.lines import BEGIN, line_of, part_of
+from forkpoint.archive.parts import CheckpointPart, ChunkPart, EndPart, Part, ThreadPart
+from forkpoint.errors import (
+    CorruptChunk,
+    DamagedArchive,
+    EncryptionMismatch,
+    ForkpointError,
+    ThreadExists,
+)
+from forkpoint.operations import remove as removing
+from forkpoint.storage.plan import Place
+from forkpoint.transfer import target as arriving
+from forkpoint.transfer.importing import Done, Target
+from forkpoint.transfer.reports import TransferReport
+from forkpoint.transfer.sources import Wanted
+from forkpoint.transfer.target import Arrival, ThreadWriter
+
+Rename = Callable[[str], str]
+"""Takes the id that a thread had, and returns that which it gets."""
+
+_END = b'{"end": '
+
+
+class _Section(NamedTuple):
+    """A thread in an archive."""
+
+    line: int
+    """The number of its first line."""
+    thread_id: str
+    created_at: int
+    parent: tuple[str, int] | None
+    """The id of the thread that it was made from, and when that was made."""
+    is_complete: bool
+
+
+def restore_all(
+    path: str, target: Target, wanted: Wanted | None, rename: Rename, done: Done
+) -> TransferReport:
+    """Restore the threads of an archive. One that fails does not keep the others from it."""
+    chosen: dict[str, _Section] = {}
+    for section in _survey(path, done):
+        if wanted is not None and not wanted(section.thread_id):
+            continue
+        before = chosen.get(section.thread_id)
+        if before is None or section.is_complete or not before.is_complete:
+            chosen[section.thread_id] = section
+    done.total = len(chosen)
+    made = {(section.thread_id, section.created_at) for section in chosen.values()}
+    waiting = {section.line: section for section in chosen.values()}
+    while waiting:
+        number = len(waiting)
+        for line, lines in _sections(path):
+            following = waiting.get(line)
+            if following is None or following.parent in made:
+                continue
+            _restore(target, following, lines, rename, done)
+            del waiting[line]
+            made.discard((following.thread_id, following.created_at))
+        if len(waiting) == number:  # none of them is the first one: their records are damaged
+            made.clear()
+    return done.report()
+
+
+def _sections(path: str) -> Iterator[tuple[int, Iterator[Line]]]:
+    """Yield the lines of each thread, with the number of the first one; 0 if there is none."""
+    first = 0
+
+    def section_of(line: Line) -> int:
+        nonlocal first
+        if line.content.startswith(BEGIN):
+            first = line.number
+        return first
+
+    return groupby(lines_in(path), section_of)
+
+
+def _survey(path: str, done: Done) -> Iterator[_Section]:
+    """Yield which threads are in an archive, and note what is in it of no thread."""
+    for number, lines in _sections(path):
+        last: Line | None = None
+        header: ThreadPart | None = None
+        stray: Line | None = None
+        for line in lines:
+            if line.number == number:
+                header = _header(line, done)
+            elif stray is None and (number == 0 or (last and last.content.startswith(_END))):
+                stray = line
+            last = line
+            if stray is not None:
+                continue
+        if stray is not None:
+            reason = (
+                stray.damage or "it belongs to no thread, as the line that begins it is damaged"
+            )
+            done.damaged.append(DamagedArchive(stray.number, None, reason))
+        if header is not None and last is not None:
+            line_age = header.lineage[1:2]
+            parent = (line_age[0].thread_id, line_age[0].created_at) if line_age else None
+            is_complete = stray is not None or last.content.startswith(_END)
+            created = header.times.created_at
+            yield _Section(number, header.thread_id, created, parent, is_complete)
+
+
+def _header(line: Line, done: Done) -> ThreadPart | None:
+    try:
+        part = part_of(line.content, bytes)
+        assert isinstance(part, ThreadPart)
+    except CorruptChunk as error:
+        done.damaged.append(DamagedArchive(line.number, None, f"{error}; its thread is left out"))
+        return None
+    return part
+
+
+def _restore(
+    target: Target, section: _Section, lines: Iterator[Line], rename: Rename, done: Done
+) -> None:
+    thread_id = section.thread_id
+    try:
+        _restore_thread(target, lines, rename, done)
+        done.threads += 1
+    except ForkpointError as error:
+        done.failed[thread_id] = error
+    done.show(thread_id)
+
+
+def _restore_thread(target: Target, lines: Iterator[Line], rename: Rename, done: Done) -> None:
+    context, runner = target
+    record = part_of(next(lines).content, bytes)
+    assert isinstance(record, ThreadPart)
+    thread_id = rename(record.thread_id)
+    origin = "archive:" + sha256(line_of(record, bytes)).hexdigest()[:32]
+    arrival = runner.run(arriving.find, context, thread_id, origin)
+    if arrival is not None and not arrival.is_incoming:
+        raise ThreadExists(
+            f"there is a thread {thread_id!r} already; rename the one in the archive, or delete "
+            "that one first"
+        )
+    if arrival is None:
+        parent = runner.run(arriving.parent_of, context, record, rename)
+        arrival = runner.run(arriving.begin, context, record, thread_id, origin, parent)
+    restoring = _Restoring(target, arrival, record.thread_id, done)
+    try:
+        for line in lines:
+            restoring.add(line)
+            if restoring.is_ended:
+                break
+    except EncryptionMismatch:
+        if not (arrival.places or restoring.checkpoints):
+            runner.run(removing.delete_thread, context, thread_id)
+        raise
+    restoring.check_end()
+    runner.run(arriving.finish, context, arrival, record, restoring.hidden)
+
+
+class _Restoring:
+    """A thread on its way from an archive into a store."""
+
+    def __init__(self, target: Target, arrival: Arrival, thread_id: str, done: Done) -> None:
+        self._target = target
+        self._arrival = arrival
+        self._thread_id = thread_id
+        self._done = done
+        self._writer = ThreadWriter(target.context, arrival.thread)
+        self._decrypt = target.context.codec.decrypt
+        self._last_line = 0
+        self.is_ended = False
+        self.checkpoints = self._damaged = 0
+        self.hidden: set[Place] = set()
+
+    def add(self, line: Line) -> None:
+        """Restore what a line says, or note that it is damaged."""
+        self._last_line = line.number
+        if line.damage is not None:
+            self._note_damage(line.damage)
+            return
+        try:
+            self._add(part_of(line.content, self._decrypt))
+        except EncryptionMismatch:
+            raise
+        except CorruptChunk as error:
+            self._note_damage(str(error))
+
+    def _note_damage(self, reason: str) -> None:
+        self._damaged += 1
+        self._done.damaged.append(DamagedArchive(self._last_line, self._thread_id, reason))
+
+    def _add(self, part: Part) -> None:
+        if isinstance(part, ChunkPart):
+            self._writer.add(part)
+        elif isinstance(part, CheckpointPart):
+            self._put(part)
+        elif isinstance(part, EndPart):
+            self.is_ended = True
+            missing = part.checkpoints - self.checkpoints
+            if missing and not self._damaged:
+                self._note_damage(f"{missing} lines of checkpoints are missing before it")
+
+    def _put(self, part: CheckpointPart) -> None:
+        runner, done = self._target.runner, self._done
+        if part.place in self._arrival.places:
+            done.writes += runner.run(self._writer.complete, part)
+        else:
+            runner.run(self._writer.put, part)
+            done.checkpoints += 1
+            done.writes += len(part.writes)
+        if part.hidden:
+            self.hidden.add(part.place)
+        self.checkpoints += 1
+        done.note_checkpoint(self._thread_id)
+
+    def check_end(self) -> None:
+        """Note if the end of the thread is missing."""
+        if not self.is_ended and not self._damaged:
+            self._last_line += 1
+            self._note_damage("the end of the thread is missing")

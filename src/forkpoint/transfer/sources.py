@@ -1,0 +1,230 @@
+"""What threads are imported from. Nothing here writes to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, get_args
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from forkpoint import inputs
+from forkpoint.archive.parts import (
+    CheckpointPart,
+    EndPart,
+    Numbering,
+    Part,
+    ThreadPart,
+    WritePart,
+)
+from forkpoint.encoding.codec import Codec
+from forkpoint.encoding.entries import unpack_only_entry, unpacked
+from forkpoint.errors import InvalidInput
+from forkpoint.json_text import as_json
+from forkpoint.langgraph_rules import COUNTERS, get_checkpoint_metadata, made_at, status_of
+from forkpoint.storage.plan import Place
+from forkpoint.storage.rows import Description, RecordTimes
+
+Kind = Literal["langgraph-sqlite", "langgraph-mongodb", "langgraph-postgres", "forkpoint", "saver"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""What threads can be imported from."""
+
+Wanted = Callable[[str], bool]
+"""Takes a thread id, and returns whether the thread is to be imported."""
+
+
+class Source(ABC):
+    """Threads to be imported."""
+
+    name: str
+    """What kind it is, which a thread that is not complete is marked with."""
+
+    @abstractmethod
+    def thread_ids(self) -> Iterator[str]:
+        """Yield the ids of all threads that are to be imported, each before what was made of it."""
+
+    @abstractmethod
+    def count(self) -> int | None:
+        """Return how many there are, unless that would take as long as reading them."""
+
+    @abstractmethod
+    def places(self, thread_id: str) -> list[Place]:
+        """Return the checkpoints of a thread, oldest first; none if there is no such thread."""
+
+    @abstractmethod
+    def parts(self, thread_id: str, wanted: Collection[Place] | None = None) -> Iterator[Part]:
+        """Yield a thread part by part.
+
+        Args:
+            thread_id: The thread.
+            wanted: The checkpoints that are needed; None for all. There may be more.
+        """
+
+    def close(self) -> object:
+        """Close what the source opened itself."""
+        return None
+
+
+class StoredWrite(NamedTuple):
+    """A write as another saver has it."""
+
+    task_id: str
+    idx: int
+    task_path: str
+    channel: str
+    value: Any
+
+
+class StoredState(NamedTuple):
+    """A checkpoint as another saver has it."""
+
+    checkpoint: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    parent_checkpoint_id: str | None
+    writes: Sequence[StoredWrite]
+
+
+class Reader(ABC):
+    """Reads what another saver has stored."""
+
+    @abstractmethod
+    def thread_ids(self) -> Iterator[str]:
+        """Yield the ids of all threads, in order."""
+
+    @abstractmethod
+    def places(self, thread_id: str) -> list[Place]:
+        """Return the namespaces and ids of a thread's checkpoints, in any order."""
+
+    @abstractmethod
+    def state(self, thread_id: str, place: Place) -> StoredState | None:
+        """Return a checkpoint with its writes, unless it was removed meanwhile."""
+
+    def close(self) -> object:
+        """Close what the reader opened itself."""
+        return None
+
+
+class ForeignSource(Source):
+    """The threads of another saver.
+
+    Args:
+        name: The kind.
+        reader: Reads them.
+        serde: The serializer that the values are to be written with, without encryption.
+        wanted: Which threads.
+        since: Those alone that were active then or later.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reader: Reader,
+        serde: SerializerProtocol,
+        wanted: Wanted | None,
+        since: datetime | None,
+    ) -> None:
+        self.name = name
+        self._reader = reader
+        self._codec = Codec(serde)
+        self._wanted = wanted
+        self._since = None if since is None else inputs.moment(since, "since")
+
+    def thread_ids(self) -> Iterator[str]:
+        for thread_id in self._reader.thread_ids():
+            if self._wanted is not None and not self._wanted(thread_id):
+                continue
+            if self._since is None or self._is_active(thread_id, self._since):
+                yield thread_id
+
+    def _is_active(self, thread_id: str, since: int) -> bool:
+        places = self.places(thread_id)
+        times = [made_at(checkpoint_id) for _, checkpoint_id in places[-1:]]
+        return any(time is None or time >= since for time in times)
+
+    def count(self) -> int | None:
+        if self._since is not None:
+            return None
+        return sum(self._wanted is None or self._wanted(id_) for id_ in self._reader.thread_ids())
+
+    def places(self, thread_id: str) -> list[Place]:
+        return sorted(self._reader.places(thread_id), key=lambda place: (place[1], place[0]))
+
+    def parts(self, thread_id: str, wanted: Collection[Place] | None = None) -> Iterator[Part]:
+        places = self.places(thread_id)
+        heads = [place for place in places if place[0] == ""]
+        head = self._reader.state(thread_id, heads[-1]) if heads else None
+        yield self._thread_part(thread_id, places, head)
+        checkpoints = writes = 0
+        numbering = Numbering()
+        for place in places:
+            if wanted is not None and place not in wanted:
+                continue
+            is_head = head is not None and place == heads[-1]
+            state = head if is_head else self._reader.state(thread_id, place)
+            if state is None:
+                continue
+            numbering.begin_checkpoint()
+            part = self._checkpoint_part(thread_id, place, state, numbering)
+            yield from numbering.take()
+            yield part
+            checkpoints += 1
+            writes += len(part.writes)
+        yield EndPart(checkpoints, writes)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _thread_part(
+        self, thread_id: str, places: Sequence[Place], head: StoredState | None
+    ) -> ThreadPart:
+        heads = [place for place in places if place[0] == ""]
+        created = made_at(places[0][1]) if places else None
+        updated = made_at(places[-1][1]) if places else None
+        times = RecordTimes(0, 0, 0)
+        if created and updated:
+            times = RecordTimes(created, updated, (made_at(heads[-1][1]) or 0) if heads else 0)
+        metadata = "{}" if head is None else _thread_metadata(head.metadata)
+        writes = () if head is None else head.writes
+        status = status_of({write.idx for write in writes})
+        return ThreadPart(thread_id, None, Description(metadata=metadata), status, times)
+
+    def _checkpoint_part(
+        self, thread_id: str, place: Place, state: StoredState, numbering: Numbering
+    ) -> CheckpointPart:
+        codec = self._codec
+        try:
+            metadata = as_json(state.metadata, "metadata")
+            body, channels = codec.serialize(state.checkpoint, ())
+            writes = []
+            values = {
+                name: numbering.value(entry, chunks.__getitem__)
+                for name, (entry, chunks) in channels.items()
+            }
+            for write in sorted(state.writes, key=lambda each: (each[2], each[0], each[1])):
+                encoded = codec.encode_write(write.channel, write.value)
+                entry = unpack_only_entry(unpacked(encoded.content, "a write"), encoded.refs)
+                value = numbering.value(entry, encoded.chunks.__getitem__)
+                writes.append(WritePart(*write[:4], value))
+        except InvalidInput as error:
+            where = f"thread {thread_id!r}, checkpoint {place[1]!r} of namespace {place[0]!r}"
+            raise InvalidInput(f"{where}: {error}") from error
+        return CheckpointPart(
+            *place,
+            state.parent_checkpoint_id,
+            inputs.run_id(state.metadata),
+            metadata,
+            body,
+            values,
+            writes,
+        )
+
+
+def _thread_metadata(metadata: Mapping[str, Any]) -> str:
+    """Return what the record of a thread says of the run that made a checkpoint, as JSON."""
+    given = {name: value for name, value in metadata.items() if name not in _OF_CHECKPOINTS}
+    return as_json(get_checkpoint_metadata({"metadata": given}, {}), "metadata")
+
+
+_OF_CHECKPOINTS = frozenset({"source", "step", "parents", "writes", "score", "run_id", COUNTERS})
+"""Metadata that LangGraph gives to checkpoints, and not to runs."""

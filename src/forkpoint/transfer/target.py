@@ -1,0 +1,425 @@
+"""The thread that is moved to, written part by part.
+
+While it is not complete, its metadata have a mark, which says what it comes from. So who goes on
+with it knows it again, after the process that began was killed. Each checkpoint is stored together
+with its writes, in the order in which they were made. In the end the record says what it is to say.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import ormsgpack  # a dependency of langgraph-checkpoint
+
+from forkpoint.archive.parts import (
+    Ancestor,
+    CheckpointPart,
+    ChunkPart,
+    ThreadPart,
+    ValuePart,
+    WritePart,
+)
+from forkpoint.encoding.codec import Chunks, split_refs
+from forkpoint.encoding.entries import Entry, pack_entry
+from forkpoint.encoding.hashing import new_salt
+from forkpoint.errors import CorruptChunk, StorageBusy, ThreadDeleted, ThreadExists
+from forkpoint.filters import stored_value_terms
+from forkpoint.langgraph_rules import status_of
+from forkpoint.operations.context import Context
+from forkpoint.operations.turns import Turns, Work, in_turns
+from forkpoint.runtime.steps import Steps
+from forkpoint.storage.interface import Session, Stale
+from forkpoint.storage.plan import Place, Plan
+from forkpoint.storage.record_checksums import check_record, described_anew
+from forkpoint.storage.row_checksums import (
+    checkpoint_receipt,
+    with_checksum,
+    with_receipts,
+)
+from forkpoint.storage.rows import (
+    CheckpointRow,
+    Description,
+    ForkRequest,
+    PutRequest,
+    RunStart,
+    ThreadRef,
+    ThreadRow,
+    WriteRow,
+)
+
+MARK = "__forkpoint_incoming"
+"""The key in the metadata of a thread that is not complete. Nobody else may use such keys."""
+
+_ATTEMPTS = 20  # to write to a thread that others change at the same moment
+
+
+class Arrival(NamedTuple):
+    """A thread that is to be written to."""
+
+    thread: ThreadRef
+    is_incoming: bool
+    """Whether it is not complete."""
+    places: frozenset[Place] = frozenset()
+    """The checkpoints that it has, hidden ones too."""
+
+
+# Opening
+
+
+def find(context: Context, thread_id: str, origin: str) -> Arrival | None:
+    """Return a thread that is there already.
+
+    Args:
+        context: The store.
+        thread_id: The thread.
+        origin: What names the thread that it comes from.
+
+    Raises:
+        ThreadExists: It is being moved here from elsewhere.
+    """
+    hashing = context.prepare().hashing
+    with context.storage.reading() as session:
+        row = session.records.get(thread_id)
+        if row is None:
+            return None
+        check_record(hashing, row)
+        mark = json.loads(row.described.metadata).get(MARK)
+        if mark not in (None, origin):
+            raise ThreadExists(
+                f"thread {thread_id!r} is not complete, and comes from elsewhere; delete it, or "
+                "finish that first"
+            )
+        places: set[Place] = set()
+        after: Any = None
+        while True:
+            batch = session.checkpoints.batch(row.thread, after, with_content=False)
+            places.update((row.checkpoint_ns, row.checkpoint_id) for row in batch.items)
+            after = batch.after
+            if after is None:
+                return Arrival(row.thread, mark is not None, frozenset(places))
+
+
+def begin(
+    context: Context, part: ThreadPart, thread_id: str, origin: str, parent: ThreadRow | None
+) -> Arrival:
+    """Make a thread that is not complete.
+
+    Args:
+        context: The store.
+        part: The thread that it comes from.
+        thread_id: Its id.
+        origin: What names the thread that it comes from.
+        parent: The record of the thread that it was made from, if that is there.
+
+    Raises:
+        ThreadExists: There is a thread of this id.
+    """
+    hashing = context.prepare().hashing
+    owner = part.owner if context.owner is None else context.owner
+    described = Description(metadata=json.dumps({MARK: origin}, separators=(",", ":")))
+    for attempt in range(_ATTEMPTS):
+        time.sleep(0.001 * attempt)
+        with context.storage.writing() as session:
+            try:
+                if parent is None:
+                    if not session.records.create(thread_id, owner, described, hashing):
+                        raise ThreadExists(f"there is a thread {thread_id!r} already")
+                else:
+                    request = _empty_fork(context, part.lineage[0], thread_id, parent)
+                    request = request._replace(owner=owner, described=described)
+                    session.copies.fork(request)
+            except Stale:
+                continue
+            context.memory.threads.pop(thread_id)
+            row = session.records.get(thread_id)
+            if row is not None:
+                return Arrival(row.thread, is_incoming=True)
+    raise StorageBusy(f"thread {thread_id!r} could not be made: others change its family")
+
+
+def _empty_fork(context: Context, made: Ancestor, thread_id: str, parent: ThreadRow) -> ForkRequest:
+    return ForkRequest(
+        parent.thread,
+        parent.thread_id,
+        thread_id,
+        made.parent_checkpoint_id,
+        None,
+        Description(),
+        "idle",
+        [],
+        [],
+        {},
+        context.codec.hashing,
+        new_salt(parent.thread.salt),
+        edge=made.edge or "fork",
+    )
+
+
+def parent_of(
+    context: Context, part: ThreadPart, renamed: Callable[[str], str]
+) -> ThreadRow | None:
+    """Return the record of the thread that another was made from, if the store has that."""
+    if len(part.lineage) < 2 or part.lineage[0].edge is None:
+        return None
+    known = part.lineage[1]
+    hashing = context.prepare().hashing
+    with context.storage.reading() as session:
+        row = session.records.get(renamed(known.thread_id))
+        if row is None or row.created_at != known.created_at:
+            return None  # another thread has its id
+        check_record(hashing, row)
+        return row
+
+
+# Writing
+
+
+class ThreadWriter:
+    """Writes checkpoints to a thread.
+
+    Args:
+        context: The store.
+        thread: The thread.
+    """
+
+    def __init__(self, context: Context, thread: ThreadRef) -> None:
+        self._context = context
+        self._thread = thread
+        self._codec = context.codec_of(thread)
+        self._digests: dict[int, bytes] = {}
+        self._oldest = 0
+        # Those that no checkpoint has referred to yet.
+        self._waiting: Chunks = {}
+
+    def add(self, part: ChunkPart) -> None:
+        """Take chunks, to be stored with the first checkpoint that refers to them.
+
+        One that refers to a chunk which is missing is left out.
+        """
+        if part.oldest > self._oldest:
+            self._oldest = part.oldest
+            self._digests = {n: digest for n, digest in self._digests.items() if n >= part.oldest}
+            self._waiting.clear()
+        for number, (numbers, content) in enumerate(part.chunks, part.first):
+            if all(below in self._digests for below in numbers):
+                chunk = b"".join(self._digests[below] for below in numbers), content
+                digest = self._codec.digest(chunk)
+                self._digests[number] = digest
+                self._waiting[digest] = chunk
+
+    def skip(self, part: CheckpointPart) -> None:
+        """Leave a checkpoint as it is, which is there already, and so are its chunks."""
+        for value in _values_of(part):
+            known = (self._digests.get(number) for number in value.chunks)
+            self._take([digest for digest in known if digest is not None])
+
+    def put(self, part: CheckpointPart) -> Steps[None]:
+        """Store a checkpoint with its writes.
+
+        Raises:
+            CorruptChunk: It refers to a chunk that is missing.
+            ThreadDeleted: Somebody deleted the thread meanwhile.
+        """
+        row = self._row(part)
+        writes = self._write_rows(part, part.writes)
+        receipt = checkpoint_receipt(self._codec, row, part.preview)
+        kinds = {write.idx for write in part.writes}
+        request = self._request(part, [row.refs, *(write.refs for write in writes)])._replace(
+            row=row,
+            writes=[*writes, receipt],
+            status=status_of(kinds) if part.checkpoint_ns == "" else None,
+        )
+        if part.preview is not None:
+            terms = stored_value_terms(self._thread.owner, receipt.content)
+            request = request._replace(value_terms=terms)
+        yield from self._store(request)
+
+    def complete(self, part: CheckpointPart) -> Steps[int]:
+        """Store those writes of a checkpoint that are missing, and return how many."""
+        with self._context.storage.reading() as session:
+            stored = session.checkpoints.writes(self._thread, [part.place])
+        there = {(write.task_id, write.idx) for write in stored}
+        missing = [write for write in part.writes if (write.task_id, write.idx) not in there]
+        tasks = {write.task_id for write in missing}
+        number = len(missing)
+        # Of a task all at once: so its receipts are of all.
+        missing = [write for write in part.writes if write.task_id in tasks]
+        writes = self._write_rows(part, missing)
+        if writes:
+            kinds = {write.idx for write in part.writes}
+            status = status_of(kinds) if part.checkpoint_ns == "" else "idle"
+            request = self._request(part, [write.refs for write in writes])
+            yield from self._store(
+                request._replace(writes=writes, status=None if status == "idle" else status)
+            )
+        self.skip(part)
+        return number
+
+    def _row(self, part: CheckpointPart) -> CheckpointRow:
+        kind, body = part.body
+        entries = {name: self._entry(value) for name, value in part.channels.items()}
+        content = ormsgpack.packb(
+            [kind, body, {name: pack_entry(entry) for name, entry in entries.items()}]
+        )
+        row = CheckpointRow(
+            *part.place,
+            part.parent_checkpoint_id,
+            part.run_id,
+            part.metadata,
+            b"".join(entry.refs for entry in entries.values()),
+            self._codec.encrypt(content),
+            restarts=part.restarts,
+        )
+        return with_checksum(self._codec, row, content)
+
+    def _write_rows(self, part: CheckpointPart, writes: Iterable[WritePart]) -> list[WriteRow]:
+        tasks: dict[str, list[WriteRow]] = {}
+        for write in writes:
+            entry = self._entry(write.value)
+            content = ormsgpack.packb(pack_entry(entry))
+            encrypted = self._codec.encrypt(content)
+            task_id, idx, task_path, channel, _ = write
+            place = part.checkpoint_ns, part.checkpoint_id, task_id, idx
+            row = WriteRow(*place, task_path, channel, entry.refs, encrypted)
+            row = with_checksum(self._codec, row, content)
+            tasks.setdefault(write.task_id, []).append(row)
+        return [row for rows in tasks.values() for row in with_receipts(self._codec, rows)]
+
+    def _entry(self, value: ValuePart) -> Entry:
+        missing = [number for number in value.chunks if number not in self._digests]
+        if missing:
+            raise CorruptChunk(f"it refers to chunk {missing[0]}, which is missing or damaged")
+        refs = b"".join(self._digests[number] for number in value.chunks)
+        return Entry(value.kind, value.type, value.content, refs, value.height)
+
+    def _request(self, part: CheckpointPart, refs: Iterable[bytes]) -> PutRequest:
+        digests = [digest for joined in refs for digest in split_refs(joined)]
+        chunks = self._take(digests)
+        return PutRequest(
+            self._thread.thread_id,
+            self._thread,
+            "{}",
+            (part.place,),
+            *part.place,
+            {digest: self._codec.encrypt_chunk(chunk) for digest, chunk in chunks.items()},
+            began=RunStart(self._thread.key, None),
+            history=self._context.memory.history,
+            owner=self._thread.owner,
+        )
+
+    def _take(self, digests: Sequence[bytes]) -> Chunks:
+        """Return the chunks that some lead to, and that are not stored yet. Then they are."""
+        taken: Chunks = {}
+        waiting = list(digests)
+        while waiting:
+            digest = waiting.pop()
+            chunk = self._waiting.pop(digest, None)
+            if chunk is not None:
+                taken[digest] = chunk
+                waiting += split_refs(chunk[0])
+        return taken
+
+    def _store(self, request: PutRequest) -> Steps[None]:
+        storage, thread_id = self._context.storage, request.thread_id
+        for attempt in range(_ATTEMPTS):
+            try:
+                written = yield from storage.put(request._replace(expected=self._thread))
+            except Stale:
+                self._look_again(request)
+                time.sleep(0.001 * attempt)
+                continue
+            if written is None:
+                raise _deleted(thread_id)
+            self._thread = written
+            return
+        raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was written to")
+
+    def _look_again(self, request: PutRequest) -> None:
+        """Look at a thread that is not as it was known, and at the chunks that are counted on.
+
+        Raises:
+            ThreadDeleted: It was deleted.
+            StorageBusy: Some were removed.
+        """
+        with self._context.storage.reading() as session:
+            found = session.threads.find(request.thread_id)
+            if found is None or found.key != self._thread.key:
+                raise _deleted(request.thread_id)
+            self._thread = found
+            rows = [row for row in (request.row, *request.writes) if row is not None]
+            joined = [row.refs for row in rows] + [refs for refs, _ in request.chunks.values()]
+            wanted = {digest for refs in joined for digest in split_refs(refs)}
+            seen: set[bytes] = set()
+            while wanted := wanted - request.chunks.keys() - seen:
+                stored = session.chunks.get(found.family, wanted)
+                if not wanted <= stored.keys():
+                    raise StorageBusy(
+                        f"checkpoints were removed from thread {request.thread_id!r} before it was "
+                        "complete; do it again"
+                    )
+                seen |= stored.keys()
+                wanted = {ref for refs, _ in stored.values() for ref in split_refs(refs)}
+
+
+def _values_of(part: CheckpointPart) -> Iterable[ValuePart]:
+    yield from part.channels.values()
+    for write in part.writes:
+        yield write.value
+
+
+def _deleted(thread_id: str) -> ThreadDeleted:
+    return ThreadDeleted(f"thread {thread_id!r} was deleted before it was complete")
+
+
+# Finishing
+
+
+def finish(
+    context: Context, arrival: Arrival, part: ThreadPart, hidden: Collection[Place]
+) -> Steps[None]:
+    """Let a thread be as the one that it comes from.
+
+    Args:
+        context: The store.
+        arrival: The thread.
+        part: What its record is to say.
+        hidden: The checkpoints that are to be hidden.
+    """
+    thread_id = arrival.thread.thread_id
+    if hidden:
+        yield from in_turns(context.storage, lambda turns: _hide(turns, arrival.thread, hidden))
+    for attempt in range(_ATTEMPTS):
+        time.sleep(0.001 * attempt)
+        with context.storage.writing() as session:
+            if _describe(context, session, arrival, part):
+                context.memory.forget(thread_id)
+                return
+    raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was finished")
+
+
+def _hide(turns: Turns, thread: ThreadRef, hidden: Collection[Place]) -> Work[None]:
+    def plan(rows: Sequence[CheckpointRow]) -> Plan:
+        seen = {(row.checkpoint_ns, row.checkpoint_id) for row in rows if not row.hidden}
+        return Plan(set(), seen & set(hidden))
+
+    turns.session.removals.remove(thread, plan)
+    yield
+
+
+def _describe(context: Context, session: Session, arrival: Arrival, part: ThreadPart) -> bool:
+    hashing = context.codec.hashing
+    row = session.records.get(arrival.thread.thread_id)
+    if row is None or row.thread.key != arrival.thread.key:
+        raise _deleted(arrival.thread.thread_id)
+    check_record(hashing, row)
+    described = part.described if arrival.is_incoming else row.described
+    times = part.times if part.times.created_at else None
+    checksums = described_anew(hashing, row, described)
+    if not session.records.describe(row, described, checksums, times):
+        return False
+    if part.is_swept:
+        session.records.note_sweep(row._replace(updated_at=part.times.updated_at))
+    return True
