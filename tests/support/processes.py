@@ -22,6 +22,7 @@ IMPORTED = [
     "motor.motor_asyncio",
     "numpy",
     "pytest",
+    "forkpoint.cli.app",
     "forkpoint.mongodb.saver",
     "graphs",
     "stores",

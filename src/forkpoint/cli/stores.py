@@ -83,7 +83,7 @@ def _ending() -> Iterator[None]:
         # Whoever reads has seen enough. Nothing may be written when the process ends, either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # the latter, while a question is asked
         raise fail("interrupted", INTERRUPTED) from None
     except EncryptionMismatch as error:
         hint = f"; pass --encrypted, with the key in {KEY_VARIABLE}"
@@ -150,8 +150,10 @@ def _serializer() -> EncryptedSerializer:
     if not key:
         raise fail(f"--encrypted needs the key in the environment variable {KEY_VARIABLE}")
     try:
-        return EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=key.encode())
+        serde = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=key.encode())
+        serde.dumps_typed(None)  # a key of the wrong length is refused only now
     except ImportError as error:
         raise fail(f"--encrypted needs pycryptodome: {error}") from None
     except ValueError as error:
         raise fail(f"{KEY_VARIABLE} is no key: {error}") from None
+    return serde

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -76,7 +77,8 @@ def emit_all(values: Iterable[Any]) -> None:
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under titles. On a terminal the first column is whole, and others may be cut."""
     console = Console(highlight=False, width=columns(), emoji=False, markup=False)
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    header_style = "" if os.environ.get("NO_COLOR") else "bold"
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=header_style)
     for number, title in enumerate(titles):
         is_first = number == 0
         shown.add_column(title, overflow="fold" if is_first else "ellipsis", no_wrap=not is_first)

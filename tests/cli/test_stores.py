@@ -1,0 +1,160 @@
+"""Which store a command is for, and what is said if it cannot be used."""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checking import encrypted_serde, put
+from command_line import forkpoint, location
+from processes import run_program
+from stores import MongoStore, Store
+
+from forkpoint import SqliteSaver
+from forkpoint.saver.saver import ForkpointSaver
+
+KEY = "0123456789abcdef"
+
+
+def test_a_store_is_named_in_each_way(store: Store, saver: ForkpointSaver) -> None:
+    put(saver, {"n": 1})
+    place = location(store)
+    names = [place] if isinstance(store, MongoStore) else [place, f"sqlite:///{place}"]
+    for name in names:
+        assert forkpoint("threads", "--count", store=name).out == "1\n"
+        assert forkpoint("threads", "--count", FORKPOINT_STORE=name).out == "1\n"
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    missing = tmp_path / "mistyped.db"
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE mine (n)")
+    connection.close()
+    text = tmp_path / "text"
+    text.write_text("no database " * 1000)
+    before = other.read_bytes()
+    for path in (missing, other, text, tmp_path, tmp_path / "no" / "directory.db"):
+        outcome = forkpoint("threads", store=str(path))
+        assert outcome.code == 3, path
+        assert outcome.err.startswith("Error: there is no store at ")
+    assert not missing.exists()
+    assert other.read_bytes() == before
+    assert forkpoint("migrate", "--create", store=str(text)).code == 3
+
+
+def test_what_names_no_store_is_wrong_use() -> None:
+    for name in (None, "", ":memory:", "postgresql://host/db", "mongodb://localhost/", "file:x"):
+        outcome = forkpoint("threads", store=name)
+        assert outcome.code == 2, name
+        assert outcome.err.startswith("Error: ")
+    assert forkpoint("--collection", "x", "threads", store="x.db").code == 2
+    assert forkpoint("no-command", store="x.db").code == 2
+    assert forkpoint("threads", "--limit", "many", store="x.db").code == 2
+
+
+def test_a_server_that_is_not_there_has_its_own_code() -> None:
+    uri = "mongodb://user:secret@127.0.0.1:1/db?serverSelectionTimeoutMS=1"
+    outcome = forkpoint("threads", store=uri)
+    assert outcome.code == 3
+    assert "no MongoDB primary can be reached" in outcome.err
+    assert "secret" not in outcome.err
+
+
+def test_a_collection_has_a_name(mongo_store: MongoStore) -> None:
+    run = functools.partial(forkpoint, "--collection", "mine", store=mongo_store)
+    assert run("threads").code == 3
+    assert run("migrate", "--create").code == 0
+    assert run("threads", "--count").out == "0\n"
+
+
+def test_an_encrypted_store_needs_its_key(store: Store) -> None:
+    with store.saver(serde=encrypted_serde(KEY.encode())) as saver:
+        put(saver, {"text": "text"})
+    run = functools.partial(forkpoint, store=store)
+    said = run("--encrypted", "state", "thread", "--json", LANGGRAPH_AES_KEY=KEY)
+    assert said.json["values"] == {"text": "text"}
+    without = run("state", "thread")
+    assert without.code == 3
+    assert "--encrypted" in without.err
+    assert run("--encrypted", "state", "thread", LANGGRAPH_AES_KEY="").code == 2
+    assert run("--encrypted", "state", "thread", LANGGRAPH_AES_KEY="short").code == 2
+
+
+def test_damage_has_its_own_code(store: Store, saver: ForkpointSaver) -> None:
+    put(saver, {"text": "text " * 3000})
+    (chunk,) = store.rows("chunks")
+    taken = store.take("chunks", chunk.key)
+    outcome = forkpoint("state", "thread", store=store)
+    assert outcome.code == 1
+    assert "thread 'thread'" in outcome.err
+    assert forkpoint("history", "thread", store=store).code == 0  # it reads no value
+    store.give_back("chunks", taken)
+
+
+PROGRAM = """
+import sys
+from dataclasses import dataclass
+from langgraph.checkpoint.base import empty_checkpoint
+from forkpoint import SqliteSaver
+
+@dataclass
+class Order:
+    number: int
+    paid: bool
+
+with SqliteSaver(sys.argv[1]) as saver:
+    config = {"configurable": {"thread_id": "thread", "checkpoint_ns": ""}}
+    values = {"order": Order(7, True), "orders": [Order(8, False)]}
+    checkpoint = {**empty_checkpoint(), "channel_values": values}
+    saver.put(config, checkpoint, {}, dict.fromkeys(values, 1))
+"""
+
+
+def test_objects_of_an_application_that_is_not_there_are_shown(path: Path, tmp_path: Path) -> None:
+    program = tmp_path / "application.py"
+    program.write_text(PROGRAM)
+    assert run_program(program, path, directory=tmp_path).returncode == 0
+    text = forkpoint("state", "thread", store=str(path)).out
+    assert "order: <stored __main__.Order: number=7, paid=True>" in text
+    said = forkpoint("state", "thread", "--json", store=str(path)).json["values"]
+    assert said["order"] == {"type": "__main__.Order", "fields": {"number": 7, "paid": True}}
+    forked = forkpoint("fork", "thread", "--as", "fork", store=str(path))
+    assert forked.out == "fork\n"
+    assert forkpoint("diff", "thread", "fork", store=str(path)).code == 0
+
+
+@dataclass
+class Odd:
+    values: Any
+
+
+def test_a_value_that_is_no_json_is_shown_as_text(path: Path) -> None:
+    odd = Odd({(1, 2): {3}, "nan": float("nan"), "bytes": b"\x00\x01", "text": "\x1b\ud800"})
+    with SqliteSaver(path) as saver:
+        put(saver, {"odd": odd, "deep": deep(150)})
+    said = forkpoint("state", "thread", "--json", store=str(path)).json["values"]
+    assert said["odd"] == {
+        "values": {"(1, 2)": [3], "nan": "nan", "bytes": "AAE=", "text": "\x1b\ud800"}
+    }
+    text = forkpoint("state", "thread", "--channel", "odd", store=str(path)).out
+    assert text.replace("\n", "").isprintable()
+
+
+def deep(levels: int) -> Any:
+    return [deep(levels - 1)] if levels else []
+
+
+@pytest.mark.parametrize("shell", ["bash", pytest.param("zsh", marks=pytest.mark.slow)])
+def test_a_shell_completes_commands(shell: str) -> None:
+    asked = {
+        "_FORKPOINT_COMPLETE": f"complete_{shell}",
+        "_TYPER_COMPLETE_ARGS": "forkpoint hi",
+        "COMP_WORDS": "forkpoint hi",
+        "COMP_CWORD": "1",
+    }
+    assert "history" in forkpoint(**asked).out

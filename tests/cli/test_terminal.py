@@ -1,0 +1,179 @@
+"""The command as a process: on a terminal, in a pipe, and stopped by signals."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import runpy
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import IO
+
+import pytest
+from checking import counts_of, put
+from processes import environment, fork_server
+
+from forkpoint import SqliteSaver
+
+COLUMNS = 60
+ESCAPE = "\x1b"
+
+
+def _run(arguments: list[str], places: list[str], variables: dict[str, str]) -> None:
+    """Be the command, with its three streams at these places."""
+    os.setsid()  # so that the terminal sends its signals here
+    for number, place in enumerate(places):
+        os.dup2(os.open(place, os.O_RDWR if number == 0 else os.O_WRONLY), number)
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode)  # noqa: SIM115 - they stay open until the process ends
+        for number, mode in enumerate("rww")
+    )
+    os.environ.update(variables)
+    sys.argv = ["forkpoint", *arguments]
+    runpy.run_module("forkpoint", run_name="__main__")
+
+
+class Terminal:
+    """A terminal of 60 columns on which a command runs."""
+
+    def __init__(self) -> None:
+        self._master, self._slave = os.openpty()
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
+        self.place = os.ttyname(self._slave)
+        self.seen = ""
+
+    def read_until(self, text: str) -> None:
+        while text not in self.seen:
+            self.seen += os.read(self._master, 4096).decode()
+
+    def write(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def read_to_the_end(self, process: ForkServerProcess) -> str:
+        process.join()
+        os.write(self._slave, b"END")
+        self.read_until("END")
+        return self.seen.removesuffix("END")
+
+
+def start(*arguments: str, places: list[str], **variables: str) -> ForkServerProcess:
+    given = {"TERM": "xterm", "COLUMNS": "", "LINES": "", **variables}
+    process = fork_server().Process(target=_run, args=(list(arguments), places, given))
+    process.start()
+    return process
+
+
+def on_terminal(*arguments: str, **variables: str) -> tuple[Terminal, ForkServerProcess]:
+    terminal = Terminal()
+    return terminal, start(*arguments, places=[terminal.place] * 3, **variables)
+
+
+@contextmanager
+def piped(directory: Path, *arguments: str) -> Iterator[tuple[ForkServerProcess, IO[str], Path]]:
+    """Start a command that writes into a pipe, and yield it, the pipe, and its other output."""
+    pipe, errors = directory / "pipe", directory / "errors"
+    os.mkfifo(pipe)
+    errors.touch()
+    process = start(*arguments, places=[os.devnull, str(pipe), str(errors)])
+    with pipe.open() as reader:
+        yield process, reader, errors
+    process.join()
+
+
+@pytest.fixture
+def store(path: Path) -> Path:
+    with SqliteSaver(path, durability="normal") as saver:
+        for thread_id in ("a thread with a rather long id", "b"):
+            head = None
+            for n in range(3):
+                metadata = {"source": "loop", "step": n, "long": "x" * 30_000}
+                head = put(saver, {"n": n}, parent=head, thread_id=thread_id, metadata=metadata)
+    return path
+
+
+def test_a_narrow_terminal_is_kept_to_and_colors_are_left_out_if_asked(store: Path) -> None:
+    arguments = ["--store", str(store)]
+    terminal, process = on_terminal(*arguments, "history", "b")
+    lines = terminal.read_to_the_end(process).splitlines()
+    assert process.exitcode == 0
+    assert len(lines) == 4
+    assert max(map(len, lines)) == COLUMNS
+    assert lines[0].endswith("…")
+
+    terminal, process = on_terminal(*arguments, "threads")
+    colored = terminal.read_to_the_end(process)
+    terminal, process = on_terminal(*arguments, "threads", NO_COLOR="1")
+    plain = terminal.read_to_the_end(process)
+    assert ESCAPE in colored
+    assert ESCAPE not in plain
+    assert re.sub(r"\x1b\[\d*m", "", colored).split() == plain.split()
+    lines = plain.splitlines()
+    assert max(map(len, lines)) <= COLUMNS
+    ids = [re.split(r"  +", line)[0].strip() for line in lines[1:]]
+    assert " ".join(ids) == "b a thread with a rather long id"  # whole, on several lines
+
+
+def test_a_question_is_asked_on_a_terminal(store: Path) -> None:
+    arguments = ["--store", str(store), "purge", "b"]
+    for answer, code in (("n\n", 2), ("\x03", 130), ("y\n", 0)):
+        with SqliteSaver(store) as saver:
+            assert counts_of(saver)["b"] == 3
+        terminal, process = on_terminal(*arguments)
+        terminal.read_until("Remove thread 'b' with its whole history? [y/N]: ")
+        terminal.write(answer)
+        text = terminal.read_to_the_end(process)
+        assert process.exitcode == code, text
+    assert "removed 3 checkpoints" in text
+    with SqliteSaver(store) as saver:
+        assert counts_of(saver) == {"a thread with a rather long id": 3}
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(store: Path, tmp_path: Path) -> None:
+    arguments = ["--store", str(store), "history", "b", "--json"]
+    with piped(tmp_path, *arguments) as (process, reader, errors):
+        assert reader.readline() == "[\n"
+    assert process.exitcode == 0
+    assert errors.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_sweeps_go_on_until_a_signal_comes(
+    store: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    arguments = ["--store", str(store), "sweep", "--every", "1h", "--yes"]
+    with piped(tmp_path, *arguments) as (process, reader, errors):
+        assert reader.readline() == "0 threads deleted, 0 trimmed\n"
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        assert reader.read() == ""
+    assert process.exitcode == 0
+    assert errors.read_text() == ""
+
+
+def test_the_package_is_a_command(store: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "forkpoint", "threads", "--count"],
+        env={**environment(), "FORKPOINT_STORE": f"sqlite:///{store}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("2\n", "")
+
+
+def test_it_is_said_what_the_command_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("forkpoint.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit, match=r"pip install 'forkpoint\[cli\]'"):
+        runpy.run_module("forkpoint.__main__")
