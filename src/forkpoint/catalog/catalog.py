@@ -128,13 +128,12 @@ class ThreadCatalog(BulkCatalog):
             on_expiry: What `sweep` does then.
             owner: To whom it belongs from now on, or None for nobody. Its sources, forks and clones
                 stay with their owner, and the lineage between them and this thread is forgotten.
-                For its former owner, the thread is as if it had been deleted, even for runs that
-                are going on. A catalog that is confined to one owner cannot give threads away.
+                For its former owner it is as if it had been deleted, even for runs that go on.
 
         Raises:
             ThreadNotFound: There is no such thread.
-            InvalidInput: An argument is of the wrong type, or the catalog is confined to one owner
-                and `owner` is passed.
+            InvalidInput: An argument is of the wrong type, or `owner` is passed to a catalog that
+                is confined to one owner.
         """
         checked = inputs.identifier(thread_id, "thread_id")
         changes = changes_of(label, tags, metadata, ttl, on_expiry)
@@ -178,12 +177,8 @@ class ThreadCatalog(BulkCatalog):
             source_thread_id: The thread to clone, as it is at one moment, even while it is busy.
             new_thread_id: The id of the clone; a UUID of version 7 by default.
             checkpoints: Whether the clone has the checkpoints and writes of the source.
-            label: As in `update`: what is not passed is as in the source. So are `tags`,
-                `metadata`, `ttl` and `on_expiry`.
-            tags: See `label`.
-            metadata: See `label`.
-            ttl: See `label`.
-            on_expiry: See `label`.
+            label, tags, metadata, ttl, on_expiry: As in `update`. What is not passed is as in the
+                source.
 
         Raises:
             ThreadNotFound: There is no source.
@@ -221,11 +216,7 @@ class ThreadCatalog(BulkCatalog):
             channels: The channels whose values the new thread takes over from the old one's newest
                 state.
             values: Further values that the new thread begins with, by channel, such as a summary.
-            label: As in `clone`. So are `tags`, `metadata`, `ttl` and `on_expiry`.
-            tags: See `label`.
-            metadata: See `label`.
-            ttl: See `label`.
-            on_expiry: See `label`.
+            label, tags, metadata, ttl, on_expiry: As in `clone`.
 
         Raises:
             ThreadNotFound: There is no such thread.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from forkpoint import filters, inputs
 from forkpoint.catalog.threads import ThreadFilter
 from forkpoint.errors import InvalidInput
+from forkpoint.filters import contains_json
 from forkpoint.results import STATUSES, Status
 from forkpoint.storage.queries import Condition, Operator, ThreadQuery
 from forkpoint.storage.rows import ThreadRow
@@ -80,33 +81,26 @@ def record_field(check: Callable[[Any, str], Any], field: str, operator: Operato
 
 SEARCH_FIELDS: dict[str, SearchField] = {
     "ids": record_field(_given(lambda value, _: inputs.ids(value)), "thread_id", "in"),
-    "label": SearchField(
-        _name, lambda row, label: bool(row.described.label == label), term="label"
-    ),
+    "label": SearchField(_name, lambda row, label: row.described.label == label, term="label"),
     "label_contains": record_field(_given(_text_part), "folded_label", "contains"),
     "tags": SearchField(_tags, lambda row, tags: set(tags) <= set(row.described.tags), term="tag"),
     "any_tags": SearchField(
-        _tags,
-        lambda row, tags: not set(tags).isdisjoint(row.described.tags),
-        term="tag",
-        is_any=True,
+        _tags, lambda row, tags: not set(tags).isdisjoint(row.described.tags), None, "tag", True
     ),
     "metadata": SearchField(
-        _json,
-        lambda row, part: filters.contains_json(row.described.metadata, part),
-        term="metadata",
+        _json, lambda row, part: contains_json(row.described.metadata, part), term="metadata"
     ),
-    # The values stand in the newest checkpoint's receipt, which `select` reads and compares.
+    # The values stand in the newest checkpoint's receipt, which `search_rows` reads and compares.
     "values": SearchField(_json, lambda *_: True, term="value"),
     # The terms of a search are those of one owner's threads; see `query_of`.
-    "owner": SearchField(_name, lambda row, owner: bool(row.thread.owner == owner)),
+    "owner": SearchField(_name, lambda row, owner: row.thread.owner == owner),
     "status": record_field(_given(_statuses), "status", "in"),
     "created_after": record_field(inputs.moment, "created_at", ">="),
     "created_before": record_field(inputs.moment, "created_at", "<"),
     "updated_after": record_field(inputs.moment, "updated_at", ">="),
     "updated_before": record_field(inputs.moment, "updated_at", "<"),
     "source_thread_id": SearchField(
-        _name, lambda row, source: bool(row.source_thread_id == source), term="source"
+        _name, lambda row, source: row.source_thread_id == source, term="source"
     ),
 }
 """The fields of `ThreadFilter`, by name. Times are in microseconds since 1970."""

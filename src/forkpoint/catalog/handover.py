@@ -1,8 +1,8 @@
 """Giving a thread to another owner.
 
-All threads that forks and clones join have one owner, and see each other. So a thread that is given
-away leaves them: from then on neither knows that the thread was made from another, or another from
-it. What they store stays shared. For its owner before, the thread is as if it had been deleted.
+All threads of a family have one owner. So a thread that is given away forgets its parent, and its
+forks and clones forget it. The chunks that they store stay shared. For its former owner, the thread
+is as if it had been deleted.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ from forkpoint.storage.rows import Description, ThreadRow
 
 
 def hand_over(context: Context, thread_id: str, changes: Changes, owner: str | None) -> Thread:
-    """Let a thread be another owner's, and say something else of it."""
+    """Give a thread to another owner, and change its description.
+
+    Raises:
+        ThreadNotFound: There is no such thread.
+    """
     hashing = context.prepare().hashing
 
-    def give(session: Session, seen: ThreadRow, described: Description) -> bool:
-        checksums = described_anew(hashing, seen, described)
-        if owner == seen.thread.owner:
-            return session.records.describe(seen, described, checksums)
-        checksums = hashing.checksums((thread_id, owner, seen.thread.salt), described)
-        is_given = _detach_children(hashing, session, seen) and session.records.hand_over(
-            seen, described, owner, checksums
+    def give(session: Session, row: ThreadRow, described: Description) -> bool:
+        checksums = described_anew(hashing, row, described)
+        if owner == row.thread.owner:
+            return session.records.describe(row, described, checksums)
+        checksums = hashing.checksums((thread_id, owner, row.thread.salt), described)
+        is_given = _detach_children(hashing, session, row) and session.records.hand_over(
+            row, described, owner, checksums
         )
-        # Where there are no transactions, one may have been made meanwhile.
-        if not (is_given and _detach_children(hashing, session, seen)):
+        # Without transactions, somebody may have made a fork or a clone meanwhile.
+        if not (is_given and _detach_children(hashing, session, row)):
             return False
         context.memory.forget(thread_id)
         return True
@@ -38,7 +42,7 @@ def hand_over(context: Context, thread_id: str, changes: Changes, owner: str | N
 
 
 def _detach_children(hashing: Hashing, session: Session, parent: ThreadRow) -> bool:
-    """Let no thread be known as one made from another, unless one of them changes meanwhile."""
+    """Make a thread's forks and clones forget it; return False if one of them changed meanwhile."""
     for kin in session.threads.family(parent.thread.family):
         if kin.parent != parent.thread.key:
             continue

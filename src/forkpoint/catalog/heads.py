@@ -1,4 +1,4 @@
-"""What the catalog shows of a thread beside its record: what its newest checkpoint waits for."""
+"""Making `Thread`s of records: with interrupts, error and values of the newest checkpoint."""
 
 from __future__ import annotations
 
@@ -21,25 +21,28 @@ from forkpoint.storage.rows import ThreadRow, WriteRow
 from forkpoint.untrusted import shown
 
 INTERRUPTS = 100
-"""How many interrupts of a thread are shown."""
+"""The largest number of interrupts that a `Thread` has."""
 INTERRUPT_CHUNKS = 1
-"""In how many chunks an interrupt may be that is shown. A chunk takes 64 KiB at most."""
+"""The largest number of chunks of an interrupt that is read. A chunk takes 64 KiB at most."""
 ERROR_CHARACTERS = 1000
-"""How long the text of an error is shown."""
+"""The length at which the text of an error is cut."""
 
 
 def threads_of(context: Context, rows: Sequence[ThreadRow]) -> list[Thread]:
-    """Return threads as users see them, of records that were checked, and read with their heads."""
-    wanted = _wanted_chunks(rows)
-    if not wanted:
+    """Return threads from checked records that were read with their heads.
+
+    A head is the writes of a thread's newest checkpoint.
+    """
+    digests = _chunks_of(rows)
+    if not digests:
         return [_thread_of(context, row, {}) for row in rows]
     with context.storage.reading() as session:
-        stored = session.chunks.of_families(wanted, follow=False)
+        stored = session.chunks.of_families(digests, follow=False)
     return [_thread_of(context, row, stored.get(row.thread.family, {})) for row in rows]
 
 
 def thread_of(context: Context, session: Session, row: ThreadRow) -> Thread:
-    """Return a thread as users see it.
+    """Return a thread from its record.
 
     Raises:
         CorruptChunk: Its record is not what was written.
@@ -47,8 +50,8 @@ def thread_of(context: Context, session: Session, row: ThreadRow) -> Thread:
     check_record(context.codec.hashing, row)
     (whole,) = session.records.with_heads([row])
     assert whole is not None
-    wanted = _wanted_chunks([whole])
-    stored = session.chunks.of_families(wanted, follow=False) if wanted else {}
+    digests = _chunks_of([whole])
+    stored = session.chunks.of_families(digests, follow=False) if digests else {}
     return _thread_of(context, whole, stored.get(row.thread.family, {}))
 
 
@@ -56,7 +59,7 @@ def _thread_of(context: Context, row: ThreadRow, stored: Mapping[bytes, Chunk]) 
     described, codec = row.described, _codec_of(context, row)
     has_time = described.ttl is not None and not row.is_swept
     expires = time_of(row.updated_at + described.ttl) if has_time and described.ttl else None
-    waiting, failed = _shown_rows(row)
+    waiting, failed = _open_writes(row)
     errors = [_error(codec, write, stored) for write in failed[:1]]
     return Thread(
         row.thread_id,
@@ -73,14 +76,14 @@ def _thread_of(context: Context, row: ThreadRow, stored: Mapping[bytes, Chunk]) 
         row.checkpoint_count,
         described.on_expiry,  # type: ignore[arg-type]
         time_of(row.state_updated_at) if row.state_updated_at else None,
-        tuple(one for write in waiting for one in _interrupts(codec, write, stored)),
+        tuple(each for write in waiting for each in _interrupts(codec, write, stored)),
         errors[0] if errors else None,
         values_of(context, row),
     )
 
 
 def values_of(context: Context, row: ThreadRow) -> dict[str, Any]:
-    """Return what is shown of a thread's state."""
+    """Return the values of a thread's state that its record shows; see `Thread.values`."""
     newest = max((write.checkpoint_id for write in row.head), default="")
     preview = preview_in(_codec_of(context, row), row.head, newest)
     values: dict[str, Any] = {} if preview is None else json.loads(preview)
@@ -88,30 +91,30 @@ def values_of(context: Context, row: ThreadRow) -> dict[str, Any]:
 
 
 def _codec_of(context: Context, row: ThreadRow) -> Codec:
-    """Return what reads the values of a thread, or what reads none of it without the key."""
+    """Return the codec for a thread. Without its key, one that reads nothing of the thread."""
     try:
         return context.codec_of(row.thread)
     except EncryptionMismatch:
         return context.codec
 
 
-def _shown_rows(row: ThreadRow) -> tuple[list[WriteRow], list[WriteRow]]:
-    """Return the interrupts, and the errors, that are shown of a thread."""
-    done = {write.task_id for write in row.head if write.idx <= WRITES}
-    rows = sorted((write for write in row.head if write.task_id not in done), key=order_of)
+def _open_writes(row: ThreadRow) -> tuple[list[WriteRow], list[WriteRow]]:
+    """Return the interrupts and the errors of tasks that have not finished."""
+    finished = {write.task_id for write in row.head if write.idx <= WRITES}
+    rows = sorted((write for write in row.head if write.task_id not in finished), key=order_of)
     waiting = [write for write in rows if write.idx == INTERRUPT_IDX]
     return waiting[:INTERRUPTS], [write for write in rows if write.idx == ERROR_IDX]
 
 
-def _wanted_chunks(rows: Sequence[ThreadRow]) -> dict[Any, set[bytes]]:
-    """Return the digests of the chunks that are needed to show threads, by family."""
-    wanted: dict[Any, set[bytes]] = {}
+def _chunks_of(rows: Sequence[ThreadRow]) -> dict[Any, set[bytes]]:
+    """Return the digests of the chunks of interrupts and errors, by family."""
+    digests: dict[Any, set[bytes]] = {}
     for row in rows:
-        waiting, failed = _shown_rows(row)
+        waiting, failed = _open_writes(row)
         for write in [*waiting, *failed[:1]]:
             if _is_short(write) and write.refs:
-                wanted.setdefault(row.thread.family, set()).update(split_refs(write.refs))
-    return wanted
+                digests.setdefault(row.thread.family, set()).update(split_refs(write.refs))
+    return digests
 
 
 def _is_short(write: WriteRow) -> bool:
@@ -122,14 +125,15 @@ def _interrupts(
     codec: Codec, write: WriteRow, stored: Mapping[bytes, Chunk]
 ) -> list[PendingInterrupt]:
     value = _value(codec, write, stored)
-    given = value if isinstance(value, (list, tuple)) else [value]
+    interrupts = value if isinstance(value, (list, tuple)) else [value]
     return [
-        PendingInterrupt(write.task_id, _field(one, "id"), _field(one, "value")) for one in given
+        PendingInterrupt(write.task_id, _field(each, "id"), _field(each, "value"))
+        for each in interrupts
     ]
 
 
 def _field(value: Any, name: str) -> Any:
-    """Return a field of an object, or of one that is restored as a mapping of its fields."""
+    """Return a field of an object, which may be restored as a mapping of its fields."""
     return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
 
 
@@ -141,7 +145,7 @@ def _error(codec: Codec, write: WriteRow, stored: Mapping[bytes, Chunk]) -> str:
 
 
 def _value(codec: Codec, write: WriteRow, stored: Mapping[bytes, Chunk]) -> Any:
-    """Return what a task wrote, or None if it is too long or cannot be read: others can be."""
+    """Return what a task wrote, or None if that is too long or cannot be read."""
     refs = split_refs(write.refs)
     is_there = all(digest in stored and not stored[digest][0] for digest in refs)
     if not _is_short(write) or not is_there:

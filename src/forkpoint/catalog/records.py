@@ -15,12 +15,7 @@ from forkpoint.catalog.threads import Thread, ThreadStats
 from forkpoint.clocks import time_of
 from forkpoint.encoding.codec import split_refs
 from forkpoint.encoding.hashing import Hashing, new_salt
-from forkpoint.errors import (
-    InvalidInput,
-    StorageBusy,
-    ThreadExists,
-    ThreadNotFound,
-)
+from forkpoint.errors import InvalidInput, StorageBusy, ThreadExists, ThreadNotFound
 from forkpoint.inputs import DESCRIPTION_BYTES, as_json
 from forkpoint.operations.context import Context
 from forkpoint.operations.copy import copy
@@ -30,13 +25,7 @@ from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import Session
 from forkpoint.storage.record_checksums import check_record, described_anew
 from forkpoint.storage.retry import attempts, busy, retry_steps
-from forkpoint.storage.rows import (
-    Description,
-    ForkRequest,
-    ThreadRef,
-    ThreadRow,
-    Usage,
-)
+from forkpoint.storage.rows import Description, ForkRequest, ThreadRef, ThreadRow, Usage
 from forkpoint.storage.shared import thread_exists
 
 _CHUNKS_MEASURED = 5000  # at once, before others have their turn

@@ -30,13 +30,7 @@ from forkpoint.storage.row_checksums import (
     stored_chunks,
     stored_row,
 )
-from forkpoint.storage.rows import (
-    CheckpointRow,
-    ForkRequest,
-    StoredCheckpoint,
-    ThreadRow,
-    WriteRow,
-)
+from forkpoint.storage.rows import CheckpointRow, ForkRequest, StoredCheckpoint, ThreadRow, WriteRow
 
 
 class RolloverRequest(NamedTuple):

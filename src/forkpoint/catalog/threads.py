@@ -1,4 +1,4 @@
-"""What the catalog takes and returns: threads, filters on them, pages of them, their leases."""
+"""What the catalog takes and returns: threads, filters, pages, lease holders and statistics."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class PendingInterrupt:
-    """What a task of a thread waits for.
+    """An interrupt: a question that a task of a thread waits to be answered.
 
     Attributes:
         task_id: The task.
-        id: What an answer names it by, or None where the value is.
-        value: What the task asks. None where it takes more than 64 KiB, or cannot be read: then it
-            is to be had by the state of the thread.
+        id: The id of the interrupt, by which an answer names it. None where `value` is.
+        value: What the task asks. None if it takes more than 64 KiB or cannot be read; the state of
+            the thread has it.
     """
 
     task_id: str
@@ -35,31 +35,31 @@ class Thread:
 
     Attributes:
         thread_id: Its id.
-        label: A name for people.
-        tags: In alphabetical order.
-        metadata: What somebody said of it, and the scalar keys of the configs of its runs, of which
-            the last one counts. A key that somebody set stays as it is.
-        owner: Whose it is, or None.
-        status: `busy` while there is a lease, `interrupted` while a task waits for an answer,
-            `error` after a task failed, else `idle`.
-        created_at: When it was made.
-        updated_at: When a run stored something in it, or somebody said something of it, last.
-        expires_at: When it expires if nothing happens until then, or None: it has no time to live,
-            or a sweep has trimmed it since it was active last.
+        label: A name for people, or None.
+        tags: Its tags, in alphabetical order.
+        metadata: What `create` and `update` set, and the scalar keys of the configs of its runs.
+            Of several runs, the last one counts; a run changes no key that was set.
+        owner: To whom it belongs, or None.
+        status: `busy` while a run has its lease, `interrupted` while a task waits for an answer,
+            `error` after a task failed, otherwise `idle`.
+        created_at: When it was created.
+        updated_at: Its last activity: when a run last stored something, or its description changed.
+        expires_at: When it expires if it is not active until then. None without a time to live, or
+            if a sweep has trimmed it since its last activity.
         source_thread_id: The thread that it was forked, cloned or rolled over from, or None.
-        source_checkpoint_id: The checkpoint of it, or None where it was cloned.
+        source_checkpoint_id: The checkpoint of that thread, or None for a clone.
         checkpoint_count: How many checkpoints it has, those in subgraphs' namespaces included.
         on_expiry: What a sweep does when it has expired: `delete` it, or `keep_latest`, which
-            leaves the newest checkpoint of each namespace.
-        state_updated_at: When its newest checkpoint became that, or an interrupt or an error came
-            to it, last. None before the first one.
+            removes all checkpoints but the newest of each namespace.
+        state_updated_at: When it last got a newest checkpoint, or an interrupt or an error came to
+            that. None without a checkpoint.
         interrupts: What its newest checkpoint waits for, 100 at most.
-        values: What is shown of its newest state: of the channels that the saver's `preview` names,
-            those that the run's own saver chose. Plain JSON is as it is, if it takes 1,000 bytes
-            at most and has 64 parts at most; of a text there are the first 200 characters; of a
-            message, or of the last one of a list, there are `type` and `content`, its text. The
-            others are left out.
-        error: What the first task that failed after it raised, as text, 1,000 characters at most.
+        error: The text of the error of the first task that failed after the newest checkpoint, cut
+            at 1,000 characters; or None.
+        values: A preview of its newest state: the channels that the `preview` of its run's saver
+            names. Plain JSON of at most 1,000 bytes and 64 parts is shown as it is, a longer text
+            by its first 200 characters. A message, or the last message of a list, is shown by its
+            `type` and the text of its `content`. Other values are left out.
     """
 
     thread_id: str
@@ -83,24 +83,26 @@ class Thread:
 
 @dataclass(frozen=True)
 class ThreadFilter:
-    """Which threads are meant: those for which everything holds that is given.
+    """Which threads a search is for: those that match all fields that are set.
+
+    A new field is added as `forkpoint.catalog.criteria.SearchField` says.
 
     Attributes:
-        ids: One of these ids.
-        label: This label.
-        label_contains: A label that contains this text. Upper and lower case are the same, as
-            Unicode folds them, and so are the ways to write a letter with an accent.
-        tags: All of these tags.
-        any_tags: One of these tags.
-        metadata: These metadata contain it: exactly, and by type; see `saver.list`.
-        values: Their `Thread.values` contain it, in the same way.
-        owner: This owner.
-        status: This status, or one of these.
-        created_after: Made then or later. All times must be aware of their time zone.
-        created_before: Made before then.
-        updated_after: Active then or later.
-        updated_before: Not active since then.
-        source_thread_id: Made from this thread.
+        ids: The thread has one of these ids.
+        label: The thread has this label.
+        label_contains: The label contains this text. Upper and lower case do not matter, as Unicode
+            folds them, nor does the way in which a letter with an accent is written.
+        tags: The thread has all of these tags.
+        any_tags: The thread has at least one of these tags.
+        metadata: The metadata contain this: exactly, and by type; see `saver.list`.
+        values: The `Thread.values` contain this, in the same way.
+        owner: The thread belongs to this owner.
+        status: The thread has this status, or one of these.
+        created_after: The thread was created then or later. All times must have a time zone.
+        created_before: The thread was created before then.
+        updated_after: The last activity of the thread was then or later.
+        updated_before: The last activity of the thread was before then.
+        source_thread_id: The thread was forked, cloned or rolled over from this thread.
     """
 
     ids: Sequence[str] | None = None
@@ -121,12 +123,12 @@ class ThreadFilter:
 
 @dataclass(frozen=True)
 class Page(Generic[_T]):
-    """A part of what a search finds.
+    """A page of the results of a search.
 
     Attributes:
-        items: In order.
-        next_cursor: What to pass to get the part after it, or None if there is none.
-        damaged: Why threads are left out whose records are not what was written.
+        items: The results, in order.
+        next_cursor: The `cursor` with which to get the next page, or None on the last page.
+        damaged: An error for each thread that is left out because its record was damaged.
     """
 
     items: Sequence[_T]
@@ -142,11 +144,11 @@ class Page(Generic[_T]):
 
 @dataclass(frozen=True)
 class LeaseHolder:
-    """Who is running on a thread.
+    """Who has the lease of a thread. Its times are in UTC.
 
     Attributes:
         holder: The host, the process and a random part.
-        since: Since when.
+        since: When the lease began.
         until: When the lease ends, unless it is renewed.
     """
 
@@ -157,16 +159,16 @@ class LeaseHolder:
 
 @dataclass(frozen=True)
 class ThreadStats:
-    """What a thread takes.
+    """How much a thread stores. Its times are in UTC.
 
     Attributes:
-        checkpoints: How many checkpoints.
-        writes: How many writes of tasks.
-        runs: How many runs made checkpoints that are still there.
-        bytes_stored: The bytes of its rows, and of all chunks that they lead to.
-        bytes_shared: The bytes of those chunks that other threads of its family lead to as well.
-        first_activity: When it was made.
-        last_activity: When it was updated last.
+        checkpoints: The number of checkpoints.
+        writes: The number of writes of tasks.
+        runs: The number of runs that made the checkpoints.
+        bytes_stored: The bytes of its rows, and of all chunks that they use.
+        bytes_shared: The bytes of those chunks that other threads of its family use as well.
+        first_activity: When it was created.
+        last_activity: Its `updated_at`.
     """
 
     checkpoints: int
