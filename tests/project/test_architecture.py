@@ -32,7 +32,7 @@ FILES = {
 TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 WITHOUT_IO = [
     *(name for name in FILES if name.startswith(("encoding.", "pictures."))),
-    *("filters", "json_text", "inputs", "previews", "results"),
+    *("filters", "json_text", "inputs", "langgraph_rules", "previews", "results"),
     *(
         "storage.plan",
         "storage.record_checksums",
@@ -150,3 +150,71 @@ def test_what_computes_only_does_no_io() -> None:
             for part in node.names
         }
         assert not imported & {"sqlite3", "asyncio", "socket", "aiosqlite"}, name
+
+
+LONGEST_FILE = 450
+LONGEST_FUNCTION = 40
+"""Lines, without the docstring."""
+LONG_FILES = {
+    "catalog.catalog",
+    "encoding.codec",
+    "mongodb.checkpoints",
+    "mongodb.commands",
+    "mongodb.storage",
+    "sqlite.checkpoints",
+    "sqlite.search",
+    "storage.interface",
+}
+LONG_FUNCTIONS = {
+    "catalog.tool_calls._put",
+    "mongodb.checkpoints._look_up",
+    "mongodb.copies.fork",
+    "mongodb.leases.acquire",
+    "mongodb.put._execute",
+    "mongodb.removals._doom",
+    "mongodb.storage.put",
+    "operations.delta_channels.delta_channel_history",
+    "server.app.create_app",
+    "sqlite.search.lease",
+    "sqlite.threads.bury",
+}
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return how many lines a function has, without its docstring."""
+    lines = (function.end_lineno or 0) - function.lineno + 1
+    if ast.get_docstring(function) is None:
+        return lines
+    docstring = function.body[0]
+    return lines - ((docstring.end_lineno or 0) - docstring.lineno + 1)
+
+
+def test_no_file_is_long() -> None:
+    long = {name for name, path in FILES.items() if path.read_text().count("\n") > LONGEST_FILE}
+    assert long <= LONG_FILES
+
+
+def test_no_function_is_long() -> None:
+    long = {
+        f"{name}.{node.name}"
+        for name in FILES
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if lines_of(node) > LONGEST_FUNCTION
+    }
+    assert long <= LONG_FUNCTIONS
+
+
+ONLY_LANGGRAPHS = ("__pregel", "__start__", "__remove_all__", "__overwrite__", "branch:")
+
+
+def test_one_file_has_the_names_that_are_langgraphs() -> None:
+    for name in FILES:
+        if name == "langgraph_rules" or name.startswith("testing."):
+            continue  # what shows that a saver does what LangGraph asks of it says so itself
+        for node in ast.walk(TREES[name]):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not node.value.startswith(ONLY_LANGGRAPHS), name
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("langgraph."):
+                imported = {part.name for part in node.names}
+                assert not imported & {"WRITES_IDX_MAP", "ERROR", "INTERRUPT", "RESUME"}, name

@@ -99,13 +99,9 @@ class MongoDBSaver(ForkpointSaver):
         late = inputs.duration(tombstone_ttl, "tombstone_ttl")
         storage = MongoStorage(connect, *names, owned=owned, budget=budget, tombstone_ttl=late)
         runner = WorkerRunner(workers_of(client, _limit(known)), storage)
+        serializer, expires = serializer_of(serde, types), expiry(ttl, on_expiry)
         super().__init__(
-            storage,
-            runner,
-            serializer_of(serde, types),
-            expiry=expiry(ttl, on_expiry),
-            budget=budget,
-            preview=preview,
+            storage, runner, serializer, expiry=expires, budget=budget, preview=preview
         )
 
     @classmethod

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query
 from langgraph.checkpoint.base import CheckpointTuple
-from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 from langgraph.errors import InvalidUpdateError
 from langgraph.types import Command, Send, StateSnapshot
 from langgraph.types import StateUpdate as Update
 
+from forkpoint.langgraph_rules import BRANCH_CHANNELS, ERROR, INTERRUPT
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json
@@ -336,5 +336,5 @@ def _values_of(stored: CheckpointTuple) -> Json:
     return {
         name: as_json(value)
         for name, value in values.items()
-        if not name.startswith(("__", "branch:to:"))
+        if not name.startswith(("__", BRANCH_CHANNELS))
     }

@@ -102,13 +102,9 @@ class SqliteSaver(ForkpointSaver):
             if isinstance(database, aiosqlite.Connection)
             else WorkerRunner(Workers(_WORKERS), storage)
         )
+        serializer, expires = serializer_of(serde, types), expiry(ttl, on_expiry)
         super().__init__(
-            storage,
-            runner,
-            serializer_of(serde, types),
-            expiry=expiry(ttl, on_expiry),
-            budget=budget,
-            preview=preview,
+            storage, runner, serializer, expiry=expires, budget=budget, preview=preview
         )
 
     @classmethod
