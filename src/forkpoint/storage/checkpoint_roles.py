@@ -211,7 +211,7 @@ class Removals(ABC):
 
         The plan says which checkpoints are removed with their writes, which are hidden and lose
         their receipt, and where the work of tasks is undone; see `plan.Plan` and
-        `langgraph_rules.reopens`. Afterwards the record has the count and the status of what is
+        `plan.reopens`. Afterwards the record has the count and the status of what is
         left, and prepared writes are refused with `Stale`. Only reopening counts as activity.
 
         Atomic: between the call of `choose` and the end nobody writes to the thread. Nothing is

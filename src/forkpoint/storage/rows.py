@@ -12,47 +12,58 @@ from forkpoint.storage.plan import Place, Plan
 
 
 class ThreadRef(NamedTuple):
-    """Which thread an id means at the moment, and how often its family was collected.
+    """A thread, as a call has found it.
 
-    A write names the `ThreadRef` that it was prepared for, and is refused with `Stale` if it no
-    longer holds: then the thread was deleted or made, or chunks may be gone that it counts on.
+    Two of them are equal as long as the id means the same thread, in the same epoch. A write names
+    the `ThreadRef` that it was prepared for, and is refused with `Stale` if that of its id is
+    another by then: the thread was deleted or made, or chunks may be gone that the write needs.
     """
 
     key: Any
+    """What tells it from all threads that there ever were."""
     family: Any
+    """The key of the family's first thread. Threads of a family share chunks."""
     epoch: Any
+    """Which every removal and collection replaces; see `Collections`."""
     owner: str | None = None
     thread_id: str = ""
     salt: bytes = b""
-    """What is hashed with it fits no other thread; see `forkpoint.encoding.hashing`."""
+    """Random bytes. What is hashed with them fits no other thread; see `encoding.hashing`."""
     checksum: bytes = b""
-    """That of the id, the owner and the salt, unverified."""
+    """That of the id, the owner and the salt: the first bytes of the record's checksums."""
 
 
 class CheckpointRow(NamedTuple):
-    """A checkpoint as it is stored."""
+    """A checkpoint as it is stored. A backend keeps all fields, and looks into none of them."""
 
     checkpoint_ns: str
     checkpoint_id: str
     parent_checkpoint_id: str | None
     run_id: str | None
     metadata: str
+    """A JSON object, in ASCII."""
     refs: bytes
+    """The digests of the chunks that it leads to, joined."""
     content: bytes
     checksum: bytes = b""
-    """See `forkpoint.storage.row_checksums`."""
+    """See `storage.row_checksums`."""
     hidden: bool = False
+    """Whether it was removed, and stays because the state of another is rebuilt from it."""
     restarts: bool = False
     """Whether a resumed run that finds it as a subgraph's newest applies the subgraph's input.
 
     So it is in a fork of an older checkpoint, and after a rollback: the state is from before the
     step that runs again."""
     binding: int = UNBOUND
-    """What binds it to its thread; `UNBOUND` if the store finds that a flag was changed."""
+    """What binds it to its thread; `UNBOUND` if a flag was changed. See `stored_binding`."""
 
 
 class WriteRow(NamedTuple):
-    """A write as it is stored."""
+    """A write of a task, or a receipt, as it is stored.
+
+    The first four fields are its place in its thread. A run under a lease may replace a write: then
+    the backend keeps the one before and its fence beside it, for `Plan.withdrawn`.
+    """
 
     checkpoint_ns: str
     checkpoint_id: str
@@ -101,77 +112,82 @@ class StoredCheckpoint(NamedTuple):
 
 
 class RunStart(NamedTuple):
-    """What a thread id meant when a run began: how it is told whether it is deleted since."""
+    """What a thread id meant when a run began. It tells whether the thread was deleted since."""
 
     key: Any
     """The key of the thread; None if there was none."""
     deletion: Any
-    """What `Session.last_deletion` returned; None if it was not read."""
+    """The id's tombstones, as `Threads.deletions` returned them; None if they were not read."""
 
 
 class Expiry(NamedTuple):
-    """When a thread expires, and what a sweep does then."""
+    """When a thread expires, and what a sweep does with it."""
 
     ttl: int | None = None
-    """How long after its last activity, in microseconds, if ever."""
+    """How long after its last activity, in microseconds; None for never."""
     on_expiry: str = "delete"
-    """`delete`, or `keep_latest`: then it is trimmed, and is there all the time."""
+    """`delete`, or `keep_latest`: the thread is trimmed, and users see it all the time."""
 
 
 class PutRequest(NamedTuple):
-    """A checkpoint, or writes, to be stored with the chunks that they need."""
+    """A checkpoint, or writes of a task, to be stored with the chunks that they need."""
 
     thread_id: str
     expected: ThreadRef | None
+    """The thread that it was prepared for; None if it makes the thread."""
     metadata: str
-    """What the thread's metadata are, if this makes the thread."""
+    """The thread's metadata, if this makes the thread."""
     ancestry: Sequence[tuple[str, str]]
+    """The places of checkpoints that it comes after. None of them may be of a deleted thread."""
     checkpoint_ns: str
     checkpoint_id: str
     chunks: Chunks
+    """Those of its chunks that the store may lack."""
     row: CheckpointRow | None = None
+    """The checkpoint; None if it is writes only. One of the same place is replaced."""
     writes: Sequence[WriteRow] = ()
+    """The writes, and the receipts of what is put. A backend stores receipts last."""
     status: str | None = None
-    """The thread's status after this, if it changes. That of a checkpoint, `idle`, gives way to
-    that of its writes, should they have come before it."""
+    """The thread's status after this; None leaves it. See `shared.status_after`."""
     owner: str | None = None
-    """Whose the thread is, if this makes it."""
+    """The owner of the saver; of the thread, if this makes it."""
     fence: int | None = None
-    """The lease that the run holds, if it holds one."""
+    """The fence of the lease that the run holds; None if it shows none."""
     history: int = 0
     """The store's history that this was prepared for; see `Storage.history`."""
     began: RunStart | None = None
-    """Where it is known of the run. Else the ids of checkpoints tell what is late."""
+    """What the thread id meant when the run began, if that is known. If not, the ids of checkpoints
+    tell whether the run is one of a deleted thread."""
     is_announced: bool = False
-    """Whether the checkpoint that these writes belong to is on its way."""
+    """Whether the checkpoint that these writes belong to is about to be put."""
     expiry: Expiry = Expiry()
     """When the thread expires, if this makes it."""
     value_terms: Sequence[int] | None = None
-    """The terms of what is shown of the state of a checkpoint; None if nothing was chosen."""
+    """The search terms of the values that the record shows; None if it shows none."""
     salt: bytes = b""
     """The salt of the thread, if this makes it."""
     checksums: bytes = b""
-    """Those of the thread's record, if this makes it; see `forkpoint.encoding.hashing`."""
+    """Those of the thread's record, if this makes it; see `encoding.hashing`."""
     now: int = 0
-    """The time of the database, which a store sets whose statements cannot all ask for it."""
+    """The time of the store, for a backend whose statements cannot all ask for it."""
 
 
 class Moment(NamedTuple):
-    """What there was around a checkpoint of a graph, in the namespaces of its subgraphs."""
+    """What a fork of a checkpoint needs to know of the thread; see `Checkpoints.moment`."""
 
     is_head: bool
-    """Whether there is no newer checkpoint of the graph itself."""
+    """Whether the checkpoint is the newest of the graph itself, which has the namespace ""."""
     heads: Sequence[CheckpointRow]
-    """Of each subgraph's namespace the newest checkpoint, and the newest before a given one."""
+    """The newest visible checkpoint of each other namespace, and the newest before a given id."""
     described: Description
     checksums: bytes
     """Those of the thread's record."""
     source: str | None
-    """The id that the thread's parent had, if that is stored."""
+    """The id of the thread's parent, if the record has a field for it; see `ThreadRow.lineage`."""
 
 
 class Description(NamedTuple):
-    """What a thread's record says of it that its runs do not change."""
+    """What people and applications say of a thread."""
 
     label: str | None = None
     tags: Sequence[str] = ()
@@ -209,7 +225,7 @@ class ThreadRow(NamedTuple):
     thread_id: str
     described: Description
     status: str
-    """With `busy` in the place of what its runs left, while there is a lease."""
+    """`busy` while a run has the lease; else what its newest checkpoint waits for."""
     created_at: int
     updated_at: int
     source_thread_id: str | None
@@ -218,18 +234,20 @@ class ThreadRow(NamedTuple):
     lease: LeaseRow | None
     fence: int = 0
     is_expired: bool = False
-    """Whether its time to live has passed, it is to be deleted then, and no run has its lease."""
+    """Whether a sweep is to delete it; see `shared.is_expired`."""
     is_swept: bool = False
     """Whether a sweep has trimmed it since it was active last."""
     state_updated_at: int = 0
-    """0 before the first checkpoint of the thread's graph."""
+    """When its newest checkpoint changed or was asked something; 0 before the first one."""
     shown_at: str | None = None
-    """The checkpoint that `Session.with_heads` looks at, if the backend needs to know it."""
+    """The newest checkpoint, for a backend whose `Records.with_heads` needs it."""
     head: Sequence[WriteRow] = ()
-    """What `Session.with_heads` found."""
+    """The rows that `Records.with_heads` adds."""
     checksums: bytes = b""
+    """See `storage.record_checksums`."""
     lineage: tuple[Any, ...] = ()
-    """The edge, the parent's key as text, its checkpoint's id, and its id if that is stored."""
+    """The edge, the parent's key as text, the parent's checkpoint's id, and the parent's id. The
+    last one is None in a backend that looks it up in the parent's record."""
 
     @property
     def folded_label(self) -> str:
@@ -243,7 +261,7 @@ class Usage(NamedTuple):
     checkpoints: int
     writes: int
     runs: Set[str]
-    """The ids of those that made them."""
+    """The ids of the runs that made the checkpoints."""
     bytes: int
 
 
@@ -253,29 +271,38 @@ class ForkRequest(NamedTuple):
     source: ThreadRef
     source_id: str
     target_id: str
+    """The id of the new thread."""
     parent_checkpoint_id: str | None
+    """The checkpoint of the source that it is forked from."""
     owner: str | None
     described: Description
     status: str
     rows: Sequence[CheckpointRow]
+    """Its checkpoints, bound to the new thread."""
     writes: Sequence[WriteRow]
+    """Its writes and receipts, bound to the new thread."""
     chunks: Chunks
+    """The chunks that the family may lack."""
     hashing: Hashing
     salt: bytes
-    """That of the new thread, which its rows are bound to."""
+    """The salt of the new thread."""
     edge: str = "fork"
+    """`fork`, or `clone` for a thread that is like the source and has no checkpoints."""
 
 
 class FamilyMember(NamedTuple):
-    """What a family's tree is drawn from."""
+    """A thread among its relatives."""
 
     key: Any
     thread_id: str
     edge: str | None
+    """How it was made of its parent: by `fork` or by `clone`. None if it was not."""
     parent: Any
+    """The key of its parent."""
     parent_checkpoint_id: str | None
     fork_metadata: str | None
-    """The metadata of the checkpoint that it was forked from, as far as it is still there."""
+    """The metadata of the checkpoint that it was forked from: its own copy, or else that of its
+    parent; None if neither is stored any more."""
     checkpoint_count: int
     created_at: int
     deleted_at: int | None
@@ -284,34 +311,37 @@ class FamilyMember(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many checkpoints and writes were removed, or how many chunks and their bytes."""
+    """What was removed: checkpoints and writes, or chunks and bytes."""
 
     number: int
+    """How many checkpoints, or chunks."""
     more: int
+    """How many writes, or bytes."""
 
 
 class RemovalPart(NamedTuple):
-    """What is left to do of a removal."""
+    """What is left to do of a removal from a long thread."""
 
     going: list[Place]
-    """What is to be removed or hidden, in order."""
+    """The checkpoints that are to be removed or hidden, in order."""
     plan: Plan
 
 
 class ChangeCount(NamedTuple):
-    """By what it is seen whether something has happened to a thread."""
+    """Two numbers of a thread, one of which changes with whatever is done to its rows."""
 
     checkpoints: int
-    """How many can be seen."""
+    """How many visible checkpoints it has."""
     removals: int
-    """How often something was removed or replaced."""
+    """How often a checkpoint or a write of it was removed or replaced."""
 
 
 class RemovalResult(NamedTuple):
-    """What was done of a part of a removal."""
+    """How much of a part of a removal was done."""
 
     counts: Counts
+    """What was removed."""
     places: int
-    """How many of the checkpoints that were to go are dealt with."""
+    """How many of the checkpoints in `RemovalPart.going` are done, from its beginning."""
     extent: ChangeCount
-    """What the thread is then."""
+    """The numbers of the thread after it."""

@@ -17,7 +17,33 @@ register_assert_rewrite(
 )
 
 from forkpoint.testing.base import Contract  # noqa: E402 - after asserts are rewritten
+from forkpoint.testing.catalog import CatalogContract  # noqa: E402
+from forkpoint.testing.checkpoints import CheckpointContract  # noqa: E402
+from forkpoint.testing.chunks import ChunkContract  # noqa: E402
 from forkpoint.testing.contract import SaverContract  # noqa: E402
+from forkpoint.testing.deletions import DeletionContract  # noqa: E402
+from forkpoint.testing.deltas import DeltaContract  # noqa: E402
+from forkpoint.testing.forks import ForkContract  # noqa: E402
+from forkpoint.testing.graphs import GraphContract  # noqa: E402
 from forkpoint.testing.invariants import problems  # noqa: E402
+from forkpoint.testing.leases import LeaseContract  # noqa: E402
+from forkpoint.testing.listing import ListingContract  # noqa: E402
+from forkpoint.testing.owners import OwnerContract  # noqa: E402
+from forkpoint.testing.removals import RemovalContract  # noqa: E402
 
-__all__ = ["Contract", "SaverContract", "problems"]
+__all__ = [
+    "CatalogContract",
+    "CheckpointContract",
+    "ChunkContract",
+    "Contract",
+    "DeletionContract",
+    "DeltaContract",
+    "ForkContract",
+    "GraphContract",
+    "LeaseContract",
+    "ListingContract",
+    "OwnerContract",
+    "RemovalContract",
+    "SaverContract",
+    "problems",
+]

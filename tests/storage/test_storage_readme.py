@@ -1,0 +1,61 @@
+"""The page that says how to write a backend is true: its code runs, outside of this project."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from forkpoint import storage
+from forkpoint.storage import interface, plan, receipts, shared
+
+PAGE = Path(storage.__file__).parent / "README.md"
+BACKEND = Path(__file__).parent / "memory_backend"
+
+
+@pytest.mark.parametrize(
+    "tests", ["question or family or cursor", pytest.param("test", marks=pytest.mark.slow)]
+)
+def test_a_stranger_who_has_only_the_package_and_the_page_has_a_correct_saver(
+    tests: str, tmp_path: Path
+) -> None:
+    saver, suite = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    shutil.copytree(BACKEND, tmp_path / "memory_backend")
+    (tmp_path / "my_storage.py").write_text(
+        "from memory_backend import Database, MemoryStorage\n\n\n"
+        "class MyStorage(MemoryStorage):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(Database())\n"
+    )
+    (tmp_path / "my_saver.py").write_text(saver)
+    (tmp_path / "test_my_saver.py").write_text(suite)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-k", tests],
+        cwd=tmp_path,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert re.search(r"[1-9]\d* passed", run.stdout)
+    assert "failed" not in run.stdout
+    assert "skipped" not in run.stdout
+
+
+def test_what_the_page_names_is_there() -> None:
+    page = PAGE.read_text()
+    for module in (shared, receipts, plan):
+        for name in re.findall(rf"`{module.__name__.split('.')[-1]}\.(\w+)[`(]", page):
+            assert name == "py" or hasattr(module, name), name
+    roles = {name for name in interface.__all__ if inspect.isabstract(getattr(interface, name))}
+    assert roles == {name for name in roles if f"`{name}" in page}
+    for file in re.findall(r"`(\w+\.(?:py|md))`", page):
+        assert (PAGE.parent / file).exists(), file
