@@ -17,7 +17,7 @@ from uuid import UUID
 
 import pytest
 from checking import Api, config, id_of
-from graphs import MORE_SHAPES, RAN, SHAPES, Shape
+from graphs import MORE_SHAPES, RAN, SHAPES, Shape, error_text
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import EmptyInputError, InvalidUpdateError
@@ -161,7 +161,10 @@ def values_of(state: Any) -> Any:
 
 
 def tasks_of(state: Any) -> list[Any]:
-    return [(task.name, [one.value for one in task.interrupts], task.error) for task in state.tasks]
+    return [
+        (task.name, [one.value for one in task.interrupts], error_text(task.error))
+        for task in state.tasks
+    ]
 
 
 class Lab:

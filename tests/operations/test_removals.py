@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from checking import config, id_of
-from graphs import MORE_SHAPES, SHAPES, Shape
+from graphs import MORE_SHAPES, SHAPES, Shape, error_text
 from langgraph.checkpoint.serde.types import INTERRUPT, RESUME
 from langgraph.types import Command, StateSnapshot
 from stores import Store
@@ -58,10 +58,10 @@ def see(graph: Any, saver: ForkpointSaver, at: Any) -> Seen:
     below = [(task.name, task.state) for task in state.tasks if task.state is not None]
     return Seen(
         (found.checkpoint, found.metadata, found.parent_config and id_of(found.parent_config)),
-        found.pending_writes,
+        [(*place, error_text(value)) for *place, value in found.pending_writes or []],
         outlined(state),
         [(task.id, task.name, task.path, task.interrupts) for task in state.tasks],
-        [(task.error, task.result) for task in state.tasks],
+        [(error_text(task.error), task.result) for task in state.tasks],
         [(name, described(one)) for name, one in below],
         frozenset(place for _, one in below for place in places_in(one)),
     )
@@ -77,7 +77,7 @@ def described(state: StateSnapshot) -> Any:
         (
             one.id,
             one.name,
-            one.error,
+            error_text(one.error),
             one.interrupts,
             one.result,
             one.state and described(one.state),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from checking import checkpoint, config, put
-from graphs import SHAPES, THREAD, WORLDS, Shape, call
+from graphs import SHAPES, THREAD, WORLDS, Shape, call, error_text
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from stores import Store
@@ -36,10 +36,6 @@ def plain(value: Any) -> Any:
     return ("interrupt", value.value) if type(value).__name__ == "Interrupt" else value
 
 
-def _text(error: Any) -> Any:
-    return repr(error) if isinstance(error, BaseException) else error
-
-
 def described(snapshot: Any) -> Any:
     metadata = {key: value for key, value in snapshot.metadata.items() if key != "parents"}
     return {
@@ -49,7 +45,7 @@ def described(snapshot: Any) -> Any:
         "interrupts": plain(snapshot.interrupts),
         "tasks": [
             # An exception comes back as one, where LangGraph's own serializer makes it a text.
-            (one.name, one.path, _text(one.error), plain(one.interrupts), plain(one.result))
+            (one.name, one.path, error_text(one.error), plain(one.interrupts), plain(one.result))
             for one in snapshot.tasks
         ],
         "has parent": snapshot.parent_config is not None,

@@ -524,3 +524,8 @@ async def call(
         return await graph.ainvoke(given, at, **options)
     except (RuntimeError, EmptyInputError) as error:
         return repr(error)
+
+
+def error_text(error: Any) -> Any:
+    """Return what a task's error says: two exceptions that say the same are not equal."""
+    return repr(error) if isinstance(error, BaseException) else error
