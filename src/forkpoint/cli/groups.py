@@ -99,14 +99,19 @@ class Selection:
     updated_before: Annotated[
         str | None, _text("--updated-before", "Not active since.", "TIME")
     ] = None
-    source: Annotated[str | None, _text("--source", "Forked or cloned from this thread.", "ID")] = (
-        None
-    )
+    source_thread_id: Annotated[
+        str | None, _text("--source", "Forked or cloned from this thread.", "ID")
+    ] = None
 
     @property
     def is_empty(self) -> bool:
         """Whether it is all threads."""
         return not any(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    @property
+    def is_of_ids_only(self) -> bool:
+        """Whether nothing is given but ids, at most."""
+        return dataclasses.replace(self, ids=None).is_empty
 
     def filter(self) -> ThreadFilter:
         """Return it as the catalog takes it."""
@@ -123,6 +128,6 @@ class Selection:
             metadata=pairs(self.metadata),
             values=pairs(self.values),
             status=self.status or None,  # type: ignore[arg-type]  # the catalog checks it
-            source_thread_id=self.source,
+            source_thread_id=self.source_thread_id,
             **given,
         )

@@ -21,6 +21,7 @@ from forkpoint.cli.stores import opened
 from forkpoint.cli.terminal import (
     FOUND,
     JsonFlag,
+    Tell,
     YesFlag,
     complain,
     confirm,
@@ -194,7 +195,7 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _telling(tell: Callable[[str], None]) -> Callable[[RetentionResult], None]:
+def _telling(tell: Tell) -> Callable[[RetentionResult], None]:
     def progressed(done: RetentionResult) -> None:
         tell(f"{len(done.deleted)} deleted, {len(done.trimmed)} trimmed")
 

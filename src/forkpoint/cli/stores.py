@@ -24,6 +24,7 @@ from forkpoint.errors import (
     InvalidInput,
     NoWorkerThread,
     SchemaVersionError,
+    SourceError,
     StorageError,
     UnreadableValue,
 )
@@ -65,7 +66,7 @@ def opened(ctx: typer.Context, *, may_make: bool = False) -> Iterator[OpenStore]
     """
     options: StoreOptions = ctx.obj
     with _ending():
-        saver = _saver(options, may_make)
+        saver = saver_of(options, options.store, may_make=may_make)
         try:
             catalog = ThreadCatalog(saver, owner=options.owner)
             yield OpenStore(catalog.saver, catalog)
@@ -95,12 +96,16 @@ def _ending() -> Iterator[None]:
 def _code_of(error: ForkpointError) -> int:
     if isinstance(error, CorruptChunk | UnreadableValue):
         return FOUND
-    is_of_store = isinstance(error, StorageError | SchemaVersionError | NoWorkerThread)
-    return NOT_REACHABLE if is_of_store else WRONG_USE
+    kinds = (StorageError, SchemaVersionError, SourceError, NoWorkerThread)
+    return NOT_REACHABLE if isinstance(error, kinds) else WRONG_USE
 
 
-def _saver(options: StoreOptions, may_make: bool) -> ForkpointSaver:
-    store = options.store
+def saver_of(options: StoreOptions, store: str | None, *, may_make: bool = False) -> ForkpointSaver:
+    """Return a saver for what names a store, with the other options of the command.
+
+    Raises:
+        Exit: It names none, or there is none and it may not be made.
+    """
     if not store:
         raise fail("which store? Pass --store STORE before the command, or set FORKPOINT_STORE")
     serde = _serializer() if options.is_encrypted else None

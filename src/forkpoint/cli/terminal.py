@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
@@ -112,8 +112,14 @@ def confirm(question: str, yes: bool) -> None:
         raise fail("nothing was removed")
 
 
+class Tell(Protocol):
+    """Says how far something is: in words and, where that is known, by numbers."""
+
+    def __call__(self, text: str, done: int = 0, total: int | None = None) -> None: ...
+
+
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[str], None]]:
+def progress(what: str) -> Iterator[Tell]:
     """Show on a terminal that something goes on; what is yielded says how far it is."""
     console = Console(stderr=True, highlight=False)
     bars = Progress(
@@ -127,7 +133,12 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
     )
     with bars:
         task = bars.add_task(printable(what), total=None)
-        yield lambda text: bars.update(task, description=printable(f"{what}: {text}"))
+
+        def tell(text: str, done: int = 0, total: int | None = None) -> None:
+            description = printable(f"{what}: {text}")
+            bars.update(task, description=description, completed=done, total=total)
+
+        yield tell
 
 
 def in_bytes(count: int) -> str:
