@@ -156,17 +156,17 @@ class SqliteLooked(Looked):
     def _looked(self, statement: str) -> int:
         looked = rows = 0
 
-        def is_meant(gone: int | None) -> bool:
+        def is_current(valid_to: int | None) -> bool:
             nonlocal looked
             looked += 1
-            return gone is None
+            return valid_to is None
 
         if statement.startswith("DELETE"):
             return 0  # of what no search reads any more
-        counted = re.sub(r"(\w+\.)?\bgone IS NULL", r"is_meant(\1gone)", statement)
+        counted = re.sub(r"(\w+\.)?\bvalid_to IS NULL", r"is_current(\1valid_to)", statement)
         assert counted != statement
         with self._store.connection() as connection:
-            connection.create_function("is_meant", 1, is_meant)
+            connection.create_function("is_current", 1, is_current)
             plan, counted_plan = (
                 [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {one}")]
                 for one in (statement, counted)

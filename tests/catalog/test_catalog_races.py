@@ -249,7 +249,7 @@ def test_a_walk_that_took_too_long_goes_on_with_what_there_is(
         cursor = second.next_cursor
         first = Page([*first, *second])
         with store.connection() as connection:
-            connection.execute("UPDATE forkpoint_walks SET began_at = 0")
+            connection.execute("UPDATE forkpoint_snapshots SET began_at = 0")
     else:  # what the server kept of that moment is gone
         criteria = criteria_of(wanted)
         query = query_of(criteria, sort_by, True, 25)

@@ -24,7 +24,9 @@ def queue(store: Store) -> list[str]:
         return [waiter["by"] for waiter in record["waiting"]]
     assert isinstance(store, SqliteStore)
     with store.connection() as connection:
-        (row,) = connection.execute("SELECT waiting FROM forkpoint_threads WHERE thread_id = 't'")
+        (row,) = connection.execute(
+            "SELECT lease_queue FROM forkpoint_threads WHERE thread_id = 't'"
+        )
     return [holder for holder, _ in json.loads(row[0])]
 
 

@@ -301,7 +301,7 @@ class SqliteStore(Store):
         with self.connection() as connection:
             rows = connection.execute(
                 "SELECT key, thread_id, family, deleted_at IS NULL, provisional,"
-                " iif(building IS NULL, checkpoint_count, 0), status, metadata, created_at,"
+                " iif(copy_deadline IS NULL, checkpoint_count, 0), status, metadata, created_at,"
                 " updated_at, 1, removed_at IS NULL"
                 " FROM forkpoint_threads"
             )
@@ -398,7 +398,9 @@ class SqliteStore(Store):
     def outlast(self) -> None:
         with self.connection() as connection:
             connection.execute("UPDATE forkpoint_threads SET removed_at = 1 WHERE removed_at > 1")
-            connection.execute("UPDATE forkpoint_threads SET building = 1 WHERE building > 1")
+            connection.execute(
+                "UPDATE forkpoint_threads SET copy_deadline = 1 WHERE copy_deadline > 1"
+            )
 
     def await_end_of(self, process: int) -> None:
         pass  # whatever it did, it did itself
@@ -428,8 +430,8 @@ class SqliteStore(Store):
             (integrity,) = connection.execute("PRAGMA integrity_check").fetchone()
             found = [] if integrity == "ok" else [f"integrity_check: {integrity}"]
             rows = connection.execute(
-                "SELECT key, parent, deleted_at IS NULL OR building > 0, thread_id, owner,"
-                " removed_at IS NULL FROM forkpoint_threads WHERE coalesce(building, 1) > 0"
+                "SELECT key, parent, deleted_at IS NULL OR copy_deadline > 0, thread_id, owner,"
+                " removed_at IS NULL FROM forkpoint_threads WHERE coalesce(copy_deadline, 1) > 0"
             )
             found += _traces(rows.fetchall(), keeps_records=False)
             return found + self._listing_faults(connection)
@@ -455,7 +457,8 @@ class SqliteStore(Store):
                 found.append(f"{thread_id} is listed as what it is not, up to date: {now}")
             expected |= {(term, status, at, thread_id) for term in unpacked(terms + values)}
         rows = connection.execute(
-            "SELECT term, status, listed_at, thread_id FROM forkpoint_listing WHERE gone IS NULL"
+            "SELECT term, status, listed_at, thread_id FROM forkpoint_listing"
+            " WHERE valid_to IS NULL"
         ).fetchall()
         found += [f"listed twice: {row}" for row, number in Counter(rows).items() if number > 1]
         found += [f"listed, and not known to be: {row}" for row in set(rows) - expected]

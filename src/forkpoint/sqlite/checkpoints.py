@@ -98,11 +98,11 @@ class SqliteCheckpoints(Checkpoints):
         owner: str | None = None,
     ) -> StoredCheckpoint | None:
         if checkpoint_id is None:
-            row = self._sql.row(_NEWEST_WITH_THREAD, thread_id, owner, checkpoint_ns)
+            row = self._sql.row(_NEWEST_WITH_THREAD, (thread_id, owner, checkpoint_ns))
         else:
-            row = self._sql.row(_ONE_WITH_THREAD, thread_id, owner, checkpoint_ns, checkpoint_id)
+            row = self._sql.row(_ONE_WITH_THREAD, (thread_id, owner, checkpoint_ns, checkpoint_id))
         if row is None:
-            lost = self._sql.row(_RECEIPT_OF, thread_id, owner, checkpoint_ns, checkpoint_id)
+            lost = self._sql.row(_RECEIPT_OF, (thread_id, owner, checkpoint_ns, checkpoint_id))
             if lost is not None:
                 raise lost_checkpoint(thread_id, checkpoint_ns, lost[0])
             return None
@@ -110,7 +110,7 @@ class SqliteCheckpoints(Checkpoints):
         thread, checkpoint = ThreadRef(*fields), checkpoint_row(row[THREAD_COLUMNS + 1 :])
         id_ = checkpoint.checkpoint_id
         statement = _WRITES_FROM if checkpoint_id is None else _WRITES_AT
-        rows = self._sql.rows(statement, thread.key, checkpoint_ns, id_)
+        rows = self._sql.rows(statement, (thread.key, checkpoint_ns, id_))
         writes = [write_row(write) for write in rows]
         later = [write for write in writes if write.checkpoint_id != id_]
         if later:
@@ -131,7 +131,7 @@ class SqliteCheckpoints(Checkpoints):
             StoredCheckpoint(
                 row[4], ThreadRef(*row[:THREAD_COLUMNS]), checkpoint_row(row[THREAD_COLUMNS:]), []
             )
-            for row in self._sql.rows(sql, *values)
+            for row in self._sql.rows(sql, values)
         ]
         span = span_of(query, page)
         if span is None:
@@ -148,9 +148,9 @@ class SqliteCheckpoints(Checkpoints):
         """Return the writes of all checkpoints of a span, in the namespace of the first one."""
         at = (first.thread.key, first.row.checkpoint_ns, span.low)
         if span.high:
-            rows = self._sql.rows(f"{_WRITES_FROM} AND checkpoint_id <= ?", *at, span.high)
+            rows = self._sql.rows(f"{_WRITES_FROM} AND checkpoint_id <= ?", (*at, span.high))
         else:
-            rows = self._sql.rows(_WRITES_FROM, *at)
+            rows = self._sql.rows(_WRITES_FROM, at)
         return [write_row(row) for row in rows]
 
     def _add_writes(self, page: list[StoredCheckpoint]) -> None:
@@ -166,21 +166,21 @@ class SqliteCheckpoints(Checkpoints):
             f" (VALUES {', '.join(['(?, ?, ?)'] * len(by_place))})"
             f" SELECT w.thread, {columns} FROM places JOIN forkpoint_writes AS w"
             " USING (thread, checkpoint_ns, checkpoint_id)",
-            *(value for place in by_place for value in place),
+            [value for place in by_place for value in place],
         )
         for key, *row in rows:
             write = write_row(row)
             by_place[key, write.checkpoint_ns, write.checkpoint_id].writes.append(write)
 
     def all(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
-        for row in self._sql.run(f"{_CHECKPOINTS} WHERE thread = ?", thread.key):
+        for row in self._sql.run(f"{_CHECKPOINTS} WHERE thread = ?", (thread.key,)):
             yield checkpoint_row(row)
 
     def ancestors(
         self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str
     ) -> Iterator[CheckpointRow]:
         def stored(id_: str) -> CheckpointRow | None:
-            row = self._sql.row(f"{_CHECKPOINTS} {AT_PLACE}", thread.key, checkpoint_ns, id_)
+            row = self._sql.row(f"{_CHECKPOINTS} {AT_PLACE}", (thread.key, checkpoint_ns, id_))
             return None if row is None else checkpoint_row(row)
 
         return ancestors_of(stored, checkpoint_id)
@@ -197,10 +197,7 @@ class SqliteCheckpoints(Checkpoints):
             rows += self._sql.rows(
                 f"{_WRITES} WHERE thread = ? AND checkpoint_ns = ?"
                 f" AND checkpoint_id IN ({marks(batch)}) AND channel IN ({marks(channels)})",
-                thread.key,
-                checkpoint_ns,
-                *batch,
-                *channels,
+                (thread.key, checkpoint_ns, *batch, *channels),
             )
         return [write_row(row) for row in rows]
 
@@ -208,12 +205,11 @@ class SqliteCheckpoints(Checkpoints):
         newer = self._sql.row(
             "SELECT 1 FROM forkpoint_checkpoints WHERE thread = ? AND checkpoint_ns = ''"
             " AND checkpoint_id > ? AND NOT hidden",
-            thread.key,
-            checkpoint_id,
+            (thread.key, checkpoint_id),
         )
-        heads = self._sql.rows(_SUBGRAPH_HEADS, thread=thread.key, before=before)
+        heads = self._sql.rows(_SUBGRAPH_HEADS, {"thread": thread.key, "before": before})
         record = self._sql.row(
-            f"SELECT checksums, {DESCRIPTION} FROM forkpoint_threads WHERE key = ?", thread.key
+            f"SELECT checksums, {DESCRIPTION} FROM forkpoint_threads WHERE key = ?", (thread.key,)
         )
         assert record is not None
         checksums, *described = record
@@ -223,7 +219,7 @@ class SqliteCheckpoints(Checkpoints):
     def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
         writes: list[WriteRow] = []
         for place in places:
-            writes += [write_row(row) for row in self._sql.rows(_WRITES_AT, thread.key, *place)]
+            writes += [write_row(row) for row in self._sql.rows(_WRITES_AT, (thread.key, *place))]
         return writes
 
     def batch(
@@ -240,8 +236,7 @@ class SqliteCheckpoints(Checkpoints):
             rows += self._sql.rows(
                 f"SELECT {_OUTLINE} FROM forkpoint_checkpoints WHERE thread = ? AND {namespaces}"
                 " AND checkpoint_id >= ? AND NOT hidden",
-                thread.key,
-                checkpoint_id,
+                (thread.key, checkpoint_id),
             )
         return [_outline_row(row) for row in rows]
 
@@ -249,9 +244,7 @@ class SqliteCheckpoints(Checkpoints):
         return self._sql.rows(
             "SELECT checkpoint_ns, checkpoint_id FROM forkpoint_checkpoints"
             " WHERE thread = ? AND fence >= ? AND fence < ?",
-            thread.key,
-            fences.start,
-            fences.stop,
+            (thread.key, fences.start, fences.stop),
         )
 
     def usage(self, thread: ThreadRef, after: Any = None) -> Batch[Usage]:

@@ -50,8 +50,7 @@ class SqliteChunkReads(ChunkReads):
             rows = self._sql.rows(
                 "SELECT digest, refs, content FROM forkpoint_chunks"
                 f" WHERE family = ? AND digest IN ({marks(batch)})",
-                family,
-                *batch,
+                (family, *batch),
             )
             for digest, refs, content in rows:
                 chunks[digest] = (refs, content)
@@ -63,8 +62,7 @@ class SqliteChunkReads(ChunkReads):
             row = self._sql.row(
                 f"SELECT {_BYTES} FROM forkpoint_chunks"
                 f" WHERE family = ? AND digest IN ({marks(batch)})",
-                family,
-                *batch,
+                (family, *batch),
             )
             total += int(row[0]) if row else 0
         return total
@@ -81,38 +79,36 @@ class SqliteCollections(Collections):
         rows = self._sql.rows(
             "SELECT DISTINCT family FROM forkpoint_threads"
             " WHERE removed_at IS NOT NULL AND removed_at < ?",
-            self._sql.now() - 1_000_000 * ABANDONED_SECONDS,
+            (self._sql.now() - 1_000_000 * ABANDONED_SECONDS,),
         )
         return [family for (family,) in rows]
 
     def clear(self, family: Any) -> bool:
-        self._table.abandon_copies(family, "building < ?", self._sql.now())
+        self._table.abandon_copies(family, "copy_deadline < ?", self._sql.now())
         left = self._sql.turn_rows
         for (key,) in self._sql.rows(
             "SELECT key FROM forkpoint_threads WHERE family = ? AND removed_at IS NOT NULL"
-            " AND deleted_at IS NOT NULL AND coalesce(building, 0) = 0",
-            family,
+            " AND deleted_at IS NOT NULL AND coalesce(copy_deadline, 0) = 0",
+            (family,),
         ):
             for table in ("writes", "checkpoints"):
                 left -= self._sql.run(
                     f"DELETE FROM forkpoint_{table} WHERE id IN"
                     f" (SELECT id FROM forkpoint_{table} WHERE thread = ? LIMIT ?)",
-                    key,
-                    left,
+                    (key, left),
                 ).rowcount
                 if left == 0:
                     return True
         return False
 
     def begin(self, family: Any) -> int:
-        row = self._sql.row(f"SELECT {NEXT_EPOCH}", family)
+        row = self._sql.row(f"SELECT {NEXT_EPOCH}", (family,))
         epoch: int = row[0] or 0 if row else 0
-        self._sql.run("UPDATE forkpoint_threads SET epoch = ? WHERE family = ?", epoch, family)
+        self._sql.run("UPDATE forkpoint_threads SET epoch = ? WHERE family = ?", (epoch, family))
         self._sql.run(
             "UPDATE forkpoint_threads SET removed_at = ?"
             " WHERE family = ? AND removed_at IS NOT NULL",
-            self._sql.now(),
-            family,
+            (self._sql.now(), family),
         )
         return epoch
 
@@ -129,15 +125,14 @@ class SqliteCollections(Collections):
         epochs = self._sql.row(
             "SELECT (SELECT min(epoch) FROM forkpoint_threads WHERE family = ?),"
             " (SELECT max(epoch) FROM forkpoint_threads WHERE family = ?)",
-            family,
-            family,
+            (family, family),
         )
         assert epochs is not None
         return epochs[0], epochs[1]
 
     def references(self, family: Any, after: Any = None) -> Batch[tuple[Any, bytes]]:
         if after is None:
-            keys = self._sql.rows("SELECT key FROM forkpoint_threads WHERE family = ?", family)
+            keys = self._sql.rows("SELECT key FROM forkpoint_threads WHERE family = ?", (family,))
             after = [(key, table, None) for (key,) in keys for table in _REFS]
         items: list[tuple[Any, bytes]] = []
         while after and len(items) < self._sql.turn_rows:
@@ -160,9 +155,7 @@ class SqliteCollections(Collections):
         rows = self._sql.rows(
             f"SELECT {columns} FROM forkpoint_chunks WHERE family = ? AND digest > ?"
             " ORDER BY digest LIMIT ?",
-            family,
-            after or b"",
-            self._sql.turn_rows,
+            (family, after or b"", self._sql.turn_rows),
         )
         self._sql.count_read(len(rows))
         return Batch(rows, rows[-1][0] if len(rows) == self._sql.turn_rows else None)
@@ -178,18 +171,16 @@ class SqliteCollections(Collections):
         if digests is None:
             rows = self._sql.rows(
                 "SELECT digest FROM forkpoint_chunks WHERE family = ? AND epoch != ? LIMIT ?",
-                family,
-                collection,
-                self.chunks_at_once(),
+                (family, collection, self.chunks_at_once()),
             )
             digests = [digest for (digest,) in rows]
         condition = f"WHERE family = ? AND epoch != ? AND digest IN ({marks(digests)})"
         values = (family, collection, *digests)
         counts = self._sql.row(
-            f"SELECT count(*), {_BYTES} FROM forkpoint_chunks {condition}", *values
+            f"SELECT count(*), {_BYTES} FROM forkpoint_chunks {condition}", values
         )
         assert counts is not None
-        self._sql.run(f"DELETE FROM forkpoint_chunks {condition}", *values)
+        self._sql.run(f"DELETE FROM forkpoint_chunks {condition}", values)
         return Counts(counts[0], int(counts[1]))
 
     def end(self, family: Any, collection: int) -> bool:
@@ -197,13 +188,13 @@ class SqliteCollections(Collections):
             return False
         self._sql.run(
             "UPDATE forkpoint_threads SET removed_at = NULL"
-            " WHERE family = ? AND removed_at IS NOT NULL AND building IS NULL",
-            family,
+            " WHERE family = ? AND removed_at IS NOT NULL AND copy_deadline IS NULL",
+            (family,),
         )
         self._sql.run(  # copies that were never complete
             "DELETE FROM forkpoint_threads"
-            " WHERE family = ? AND removed_at IS NOT NULL AND building = 0",
-            family,
+            " WHERE family = ? AND removed_at IS NOT NULL AND copy_deadline = 0",
+            (family,),
         )
         self._table.forget_threads(family)
         return True

@@ -98,8 +98,7 @@ class SqliteCopies(Copies):
             self._sql.run(
                 f"INSERT INTO forkpoint_{table} (thread, {columns}, binding)"
                 f" SELECT ?, {values}, {REBOUND} FROM forkpoint_{table} WHERE thread = ?",
-                record.key,
-                source.key,
+                (record.key, source.key),
             )
         self._show(record.key, target_id)
 
@@ -121,7 +120,7 @@ class SqliteCopies(Copies):
         name = f"{target_id}\0{uuid4()}"
         record = self._add_record(source, name, target_id, hashing, described)
         bounds = {
-            table: self._sql.run(insert, record.key).lastrowid
+            table: self._sql.run(insert, (record.key,)).lastrowid
             for table, insert in _EMPTY_ROWS.items()
         }
         places: dict[str, tuple[Any, ...] | None] = {
@@ -134,9 +133,8 @@ class SqliteCopies(Copies):
         if self._table.change_count(copying.source).removals != copying.removals:
             raise Stale
         if not self._sql.run(
-            "UPDATE forkpoint_threads SET building = ? WHERE key = ? AND building > 0",
-            self._abandoned_at(),
-            copying.record.key,
+            "UPDATE forkpoint_threads SET copy_deadline = ? WHERE key = ? AND copy_deadline > 0",
+            (self._abandoned_at(), copying.record.key),
         ).rowcount:
             raise StorageBusy("copying took too long, and was taken for abandoned; try again")
         for table, place in copying.places.items():
@@ -145,7 +143,7 @@ class SqliteCopies(Copies):
                 return True
         self._table.check_free(copying.target_id)
         for table, bound in copying.bounds.items():
-            self._sql.run(f"DELETE FROM forkpoint_{table} WHERE id = ?", bound)
+            self._sql.run(f"DELETE FROM forkpoint_{table} WHERE id = ?", (bound,))
         self._show(copying.record.key, copying.target_id)
         return False
 
@@ -169,17 +167,13 @@ class SqliteCopies(Copies):
         begin = (copying.source.key, *place)
         last = self._sql.row(
             f"SELECT {order} {of_source} ORDER BY {order} LIMIT 1 OFFSET ?",
-            *begin,
-            self._sql.turn_rows - 1,
+            (*begin, self._sql.turn_rows - 1),
         )
         until, end = ("", ()) if last is None else (f"AND ({order}) <= ({at_place})", last)
         self._sql.run(
             f"INSERT INTO forkpoint_{table} (thread, {columns}, binding)"
             f" SELECT ?, {values}, {REBOUND} {of_source} {until} AND id < ?",
-            copying.record.key,
-            *begin,
-            *end,
-            copying.bounds[table],
+            (copying.record.key, *begin, *end, copying.bounds[table]),
         )
         return last
 
@@ -194,7 +188,7 @@ class SqliteCopies(Copies):
         """Insert the record of a copy, hidden and under a name of its own until it is shown."""
         row = self._sql.row(
             f"SELECT owner, checksums, {DESCRIPTION} FROM forkpoint_threads WHERE key = ?",
-            source.key,
+            (source.key,),
         )
         assert row is not None
         owner, source_checksums, *source_description = row
@@ -209,15 +203,11 @@ class SqliteCopies(Copies):
         now = self._sql.now()
         key = self._sql.run(
             "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent, salt,"
-            " created_at, updated_at, deleted_at, removed_at, provisional, building,"
+            " created_at, updated_at, deleted_at, removed_at, provisional, copy_deadline,"
             f" {_COPIED_RECORD})"
             " SELECT ?, family, epoch, 'clone', key, ?, ?, ?, ?, ?, 1, ?,"
             f" {_COPIED_RECORD} FROM forkpoint_threads WHERE key = ?",
-            name,
-            salt,
-            *[now] * 4,
-            self._abandoned_at(),
-            source.key,
+            (name, salt, *[now] * 4, self._abandoned_at(), source.key),
         ).lastrowid
         assert key is not None
         self._table.describe(key, described, checksums)
@@ -227,14 +217,11 @@ class SqliteCopies(Copies):
         """Make a complete copy visible."""
         now = self._sql.now()
         self._sql.run(
-            "UPDATE forkpoint_threads SET thread_id = ?, dead_until = ?, created_at = ?,"
+            "UPDATE forkpoint_threads SET thread_id = ?, watermark = ?, created_at = ?,"
             " updated_at = ?, state_updated_at = iif(state_updated_at = 0, 0, ?),"
             " deleted_at = NULL, removed_at = NULL, provisional = 0,"
-            " building = NULL WHERE key = ?",
-            target_id,
-            self._tombstones.watermark(target_id),
-            *[now] * 3,
-            key,
+            " copy_deadline = NULL WHERE key = ?",
+            (target_id, self._tombstones.watermark(target_id), *[now] * 3, key),
         )
 
     def fork(self, graft: ForkRequest) -> None:
@@ -248,21 +235,23 @@ class SqliteCopies(Copies):
         key = self._sql.run(
             "INSERT INTO forkpoint_threads (thread_id, family, epoch, edge, parent,"
             " parent_checkpoint_id, owner, salt, status, checkpoint_count, created_at,"
-            " updated_at, state_updated_at, dead_until)"
+            " updated_at, state_updated_at, watermark)"
             " SELECT ?, family, epoch, ?, key, ?, ?, ?, ?, ?, ?, ?, ?, ?"
             " FROM forkpoint_threads WHERE key = ?",
-            graft.target_id,
-            graft.edge,
-            graft.parent_checkpoint_id,
-            graft.owner,
-            graft.salt,
-            graft.status,
-            sum(not row.hidden for row in graft.rows),
-            now,
-            now,
-            now if graft.rows else 0,
-            self._tombstones.watermark(graft.target_id),
-            source.key,
+            (
+                graft.target_id,
+                graft.edge,
+                graft.parent_checkpoint_id,
+                graft.owner,
+                graft.salt,
+                graft.status,
+                sum(not row.hidden for row in graft.rows),
+                now,
+                now,
+                now if graft.rows else 0,
+                self._tombstones.watermark(graft.target_id),
+                source.key,
+            ),
         ).lastrowid
         assert key is not None
         self._table.describe(key, graft.described, checksums)

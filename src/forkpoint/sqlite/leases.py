@@ -29,14 +29,14 @@ class SqliteLeases(Leases):
     ) -> LeaseRow | None:
         self._sql.keep_time(is_write=True)  # another process may know of a later time
         row = self._sql.row(
-            "SELECT lease_holder, lease_since, lease_until, fence, rollback_from, waiting"
+            "SELECT lease_holder, lease_since, lease_until, fence, rollback_from, lease_queue"
             " FROM forkpoint_threads WHERE key = ? AND deleted_at IS NULL",
-            thread.key,
+            (thread.key,),
         )
         if row is None:
             raise Stale
-        *last, waiting = row
-        now, last_lease, queue = self._sql.now(), LeaseRow(*last), dict(json.loads(waiting))
+        *last, stored_queue = row
+        now, last_lease, queue = self._sql.now(), LeaseRow(*last), dict(json.loads(stored_queue))
         lease, new_queue = granted(
             last_lease._replace(holder=holder, since=now, until=now + ttl),
             None if last_lease.until is None else last_lease,
@@ -49,33 +49,31 @@ class SqliteLeases(Leases):
             self._sql.run(
                 "UPDATE forkpoint_threads SET lease_holder = ?, lease_since = ?, lease_until = ?,"
                 " fence = ?, rollback_from = ? WHERE key = ?",
-                *lease,
-                thread.key,
+                (*lease, thread.key),
             )
         if new_queue != queue:
             self._set_queue(thread, new_queue)
         return lease
 
     def leave_queue(self, thread: ThreadRef, holder: str) -> None:
-        row = self._sql.row("SELECT waiting FROM forkpoint_threads WHERE key = ?", thread.key)
+        row = self._sql.row(
+            "SELECT lease_queue FROM forkpoint_threads WHERE key = ?", (thread.key,)
+        )
         queue = dict(json.loads(row[0])) if row else {}
         if queue.pop(holder, None) is not None:
             self._set_queue(thread, queue)
 
     def _set_queue(self, thread: ThreadRef, queue: Mapping[str, int]) -> None:
         self._sql.run(
-            "UPDATE forkpoint_threads SET waiting = ? WHERE key = ?",
-            json.dumps(list(queue.items())),
-            thread.key,
+            "UPDATE forkpoint_threads SET lease_queue = ? WHERE key = ?",
+            (json.dumps(list(queue.items())), thread.key),
         )
 
     def renew(self, thread: ThreadRef, fence: int, ttl: int) -> bool:
         renewed = self._sql.run(
             "UPDATE forkpoint_threads SET lease_until = max(lease_until, ?) WHERE key = ?"
             " AND fence = ? AND lease_until IS NOT NULL AND deleted_at IS NULL",
-            self._sql.now() + ttl,
-            thread.key,
-            fence,
+            (self._sql.now() + ttl, thread.key, fence),
         )
         return renewed.rowcount == 1
 
@@ -83,13 +81,11 @@ class SqliteLeases(Leases):
         self._sql.run(
             "UPDATE forkpoint_threads SET lease_holder = NULL, lease_since = NULL,"
             " lease_until = NULL, fence = fence + 1 WHERE key = ? AND fence = ?",
-            thread.key,
-            fence,
+            (thread.key, fence),
         )
 
     def end_rollback(self, thread: ThreadRef, fence: int) -> None:
         self._sql.run(
             "UPDATE forkpoint_threads SET rollback_from = NULL WHERE key = ? AND fence = ?",
-            thread.key,
-            fence,
+            (thread.key, fence),
         )

@@ -28,9 +28,7 @@ def rows_after(
     rows = sql.rows(
         f"SELECT {columns}, {order} FROM forkpoint_{table} WHERE thread = ?"
         f" AND ({order}) > ({marks(place)}) ORDER BY {order} LIMIT ?",
-        thread,
-        *place,
-        sql.turn_rows,
+        (thread, *place, sql.turn_rows),
     )
     sql.count_read(len(rows))
     following = rows[-1][-width:] if len(rows) == sql.turn_rows else None

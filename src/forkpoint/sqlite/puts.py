@@ -43,11 +43,11 @@ _UPDATE_THREAD = (
     " WHERE thread = key AND checkpoint_ns = ?4 AND checkpoint_id > ?5 AND NOT hidden),"
     " status, ?3) END"
     " WHERE provisional <= ?6 AND key = ?7 AND epoch = ?8 AND deleted_at IS NULL"
-    " AND dead_until IS ?9 AND fence = coalesce(?10, fence)"
+    " AND watermark IS ?9 AND fence = coalesce(?10, fence)"
 )
 _SAME_THREAD = (
     "SELECT 1 FROM forkpoint_threads"
-    " WHERE key = ? AND epoch = ? AND deleted_at IS NULL AND dead_until IS ?"
+    " WHERE key = ? AND epoch = ? AND deleted_at IS NULL AND watermark IS ?"
     " AND fence = coalesce(?, fence)"
 )
 _REPLACE_CHECKPOINT = (
@@ -86,7 +86,7 @@ class Puts:
             put_chunks(self._sql, thread, put.chunks)
         if put.row is not None:
             values = checkpoint_values(thread.key, put.row, put.fence)
-            if not self._sql.run(INSERT_CHECKPOINT, *values).rowcount:
+            if not self._sql.run(INSERT_CHECKPOINT, values).rowcount:
                 self._replace_checkpoint(thread, values)
         once: list[tuple[Any, ...]] = []
         replacing: list[tuple[Any, ...]] = []
@@ -100,18 +100,18 @@ class Puts:
 
     def _replace_checkpoint(self, thread: ThreadRef, values: tuple[Any, ...]) -> None:
         place = values[:3]
-        self._sql.run(_REPLACE_CHECKPOINT, *values[3:], *place)
-        self._sql.run(DELETE_RECEIPT, *place)  # which may show another state
+        self._sql.run(_REPLACE_CHECKPOINT, (*values[3:], *place))
+        self._sql.run(DELETE_RECEIPT, place)  # which may show another state
         self._table.count_checkpoints(thread.key)
         self._table.note_removal(thread)
 
     def _replace_writes(self, thread: ThreadRef, rows: Sequence[tuple[Any, ...]]) -> None:
-        replaced = [self._sql.row(_REPLACED_REFS, *row[:5]) for row in rows if row[4] > RECEIPT]
+        replaced = [self._sql.row(_REPLACED_REFS, row[:5]) for row in rows if row[4] > RECEIPT]
         if any(row and row[0] for row in replaced):
             self._table.note_removal(thread)
         elif any(replaced):
             self._sql.run(
-                "UPDATE forkpoint_threads SET removals = removals + 1 WHERE key = ?", thread.key
+                "UPDATE forkpoint_threads SET removals = removals + 1 WHERE key = ?", (thread.key,)
             )
         if rows[0][-1] is None:
             self._sql.insert(_REPLACE_WRITES, rows)
@@ -120,7 +120,7 @@ class Puts:
 
     def _before(self, row: tuple[Any, ...]) -> tuple[bytes | None, bytes | None]:
         """Return what stood in a write's place before the run that puts it, to be restored."""
-        replaced = self._sql.row(_REPLACED_WRITE, *row[:5])
+        replaced = self._sql.row(_REPLACED_WRITE, row[:5])
         if replaced is None:
             return None, None
         before, before_refs, *fields = replaced
@@ -134,30 +134,20 @@ class Puts:
         self, thread: ThreadRef, put: PutRequest, now: int, watermark: str | None
     ) -> bool:
         """Update the record of a thread, if it still is as it is known to be."""
+        known = (thread.key, thread.epoch, watermark, put.fence)
         if put.row is None and put.status is None:  # nothing in it changes
-            known = (thread.key, thread.epoch, watermark, put.fence)
-            return bool(self._sql.row(_SAME_THREAD, *known))
-        updated = self._sql.run(
-            _UPDATE_THREAD,
-            put.row is not None,
-            now,
-            put.status,
-            put.checkpoint_ns,
-            put.checkpoint_id,
-            put.row is None,
-            thread.key,
-            thread.epoch,
-            watermark,
-            put.fence,
-        )
+            return bool(self._sql.row(_SAME_THREAD, known))
+        place = (put.checkpoint_ns, put.checkpoint_id)
+        change = (put.row is not None, now, put.status, *place, put.row is None)
+        updated = self._sql.run(_UPDATE_THREAD, (*change, *known))
         return updated.rowcount == 1
 
     def _admit(self, put: PutRequest, now: int) -> ThreadRef | None:
         """Return the thread to write to, a new one if need be, or None if the put is too late."""
         row = self._sql.row(
-            f"SELECT {THREAD}, dead_until, fence FROM forkpoint_threads"
+            f"SELECT {THREAD}, watermark, fence FROM forkpoint_threads"
             " WHERE thread_id = ? AND deleted_at IS NULL",
-            put.thread_id,
+            (put.thread_id,),
         )
         thread = ThreadRef(*row[:THREAD_COLUMNS]) if row else None
         if thread != put.expected:
@@ -179,7 +169,9 @@ class Puts:
         if thread is None:
             thread = self._add_thread(put, watermark, now)
         if put.row is not None:
-            self._sql.run("UPDATE forkpoint_threads SET provisional = 0 WHERE key = ?", thread.key)
+            self._sql.run(
+                "UPDATE forkpoint_threads SET provisional = 0 WHERE key = ?", (thread.key,)
+            )
         self._update_thread(thread, put, now, watermark)
         return thread
 
@@ -198,9 +190,7 @@ class Puts:
         return thread is not None and bool(
             self._sql.row(
                 f"SELECT 1 FROM forkpoint_checkpoints {AT_PLACE}",
-                thread.key,
-                checkpoint_ns,
-                checkpoint_id,
+                (thread.key, checkpoint_ns, checkpoint_id),
             )
         )
 
@@ -216,7 +206,7 @@ class Puts:
             created_at=now,
             updated_at=now,
             provisional=1,
-            dead_until=watermark,
+            watermark=watermark,
         )
         identity = put.checksums[:IDENTITY_BYTES]
         return ThreadRef(key, key, 0, put.owner, put.thread_id, put.salt, identity)
@@ -227,20 +217,18 @@ class Puts:
         if thread is None:
             return
         self._sql.run(
-            "UPDATE forkpoint_threads SET dead_until = max(dead_until, ?) WHERE key = ?",
-            put.checkpoint_id,
-            thread.key,
+            "UPDATE forkpoint_threads SET watermark = max(watermark, ?) WHERE key = ?",
+            (put.checkpoint_id, thread.key),
         )
         place = (put.checkpoint_ns, put.checkpoint_id)
         if self._exists(thread, *place):
             return
-        self._sql.run(f"DELETE FROM forkpoint_writes {AT_PLACE}", thread.key, *place)
+        self._sql.run(f"DELETE FROM forkpoint_writes {AT_PLACE}", (thread.key, *place))
         self._table.note_removal(thread)
         removed = self._sql.run(
             "DELETE FROM forkpoint_threads WHERE key = ? AND provisional"
             " AND NOT EXISTS (SELECT 1 FROM forkpoint_writes WHERE thread = ?)",
-            thread.key,
-            thread.key,
+            (thread.key, thread.key),
         ).rowcount
         if removed:
-            self._sql.run("DELETE FROM forkpoint_chunks WHERE family = ?", thread.family)
+            self._sql.run("DELETE FROM forkpoint_chunks WHERE family = ?", (thread.family,))

@@ -70,7 +70,7 @@ class SqliteRecords(Records):
         now = self._sql.now()
         records: dict[str, ThreadRow] = {}
         for batch in batches(thread_ids, BATCH):
-            for row in self._sql.rows(f"{RECORD} AND t.thread_id IN ({marks(batch)})", *batch):
+            for row in self._sql.rows(f"{RECORD} AND t.thread_id IN ({marks(batch)})", batch):
                 record = thread_row(row, now)
                 records[record.thread_id] = record
         return records
@@ -78,7 +78,7 @@ class SqliteRecords(Records):
     def with_heads(self, rows: Sequence[ThreadRow | None]) -> list[ThreadRow | None]:
         heads: dict[int, list[WriteRow]] = {}
         for batch in batches([row.thread.key for row in rows if row is not None], BATCH):
-            for key, *values in self._sql.rows(f"{_HEADS} ({marks(batch)})", *batch):
+            for key, *values in self._sql.rows(f"{_HEADS} ({marks(batch)})", batch):
                 heads.setdefault(key, []).append(write_row(values))
         return [row and row._replace(head=heads.get(row.thread.key, ())) for row in rows]
 
@@ -88,7 +88,7 @@ class SqliteRecords(Records):
         known = self._sql.row(
             "SELECT key, salt, provisional, owner FROM forkpoint_threads"
             " WHERE thread_id = ? AND deleted_at IS NULL",
-            thread_id,
+            (thread_id,),
         )
         if known is None:
             now, salt = self._sql.now(), new_salt()
@@ -98,13 +98,13 @@ class SqliteRecords(Records):
                 salt=salt,
                 created_at=now,
                 updated_at=now,
-                dead_until=self._tombstones.watermark(thread_id),
+                watermark=self._tombstones.watermark(thread_id),
             )
         else:
             key, salt, is_provisional, known_owner = known
             if not is_provisional or known_owner != owner:
                 return False
-            self._sql.run("UPDATE forkpoint_threads SET provisional = 0 WHERE key = ?", key)
+            self._sql.run("UPDATE forkpoint_threads SET provisional = 0 WHERE key = ?", (key,))
         checksums = hashing.checksums((thread_id, owner, salt), described)
         self._table.describe(key, described, checksums)
         self._index.update(key)
@@ -123,15 +123,13 @@ class SqliteRecords(Records):
         if times is None:
             self._sql.run(
                 "UPDATE forkpoint_threads SET updated_at = max(updated_at + 1, ?) WHERE key = ?",
-                self._sql.now(),
-                key,
+                (self._sql.now(), key),
             )
         else:
             self._sql.run(
                 "UPDATE forkpoint_threads SET created_at = ?, updated_at = ?, state_updated_at = ?"
                 " WHERE key = ?",
-                *times,
-                key,
+                (*times, key),
             )
         self._index.update(key)
         return True
@@ -150,10 +148,7 @@ class SqliteRecords(Records):
             "UPDATE forkpoint_threads SET owner = ?, edge = NULL, parent = NULL,"
             f" parent_checkpoint_id = NULL, removals = removals + 1, epoch = {NEXT_EPOCH},"
             " updated_at = max(updated_at + 1, ?) WHERE key = ?",
-            owner,
-            family,
-            self._sql.now(),
-            key,
+            (owner, family, self._sql.now(), key),
         )
         self._table.forget_ids(family)
         self._index.update(key)
@@ -166,16 +161,14 @@ class SqliteRecords(Records):
         self._sql.run(
             "UPDATE forkpoint_threads SET edge = NULL, parent = NULL, parent_checkpoint_id = NULL,"
             " checksums = ? WHERE key = ?",
-            checksums,
-            kin.key,
+            (checksums, kin.key),
         )
         return True
 
     def note_sweep(self, seen: ThreadRow) -> None:
         self._sql.run(
             "UPDATE forkpoint_threads SET swept_at = ? WHERE key = ?",
-            seen.updated_at,
-            seen.thread.key,
+            (seen.updated_at, seen.thread.key),
         )
 
 

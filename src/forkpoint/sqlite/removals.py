@@ -59,7 +59,7 @@ class SqliteRemovals(Removals):
     def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
         before = self._table.count_rows(thread)
         rows = self._sql.rows(
-            f"SELECT {READ_CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", thread.key
+            f"SELECT {READ_CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", (thread.key,)
         )
         plan = choose([checkpoint_row(row) for row in rows])
         newest = self._newest(thread)
@@ -84,8 +84,7 @@ class SqliteRemovals(Removals):
             (limit,)
             == self._sql.row(
                 f"SELECT count(*) FROM (SELECT 1 FROM forkpoint_{table} WHERE thread = ? LIMIT ?)",
-                thread.key,
-                limit,
+                (thread.key, limit),
             )
             for table in ("checkpoints", "writes")
         )
@@ -105,20 +104,19 @@ class SqliteRemovals(Removals):
                 break
             places += 1
             at = (thread.key, *place)
-            row = self._sql.row(f"SELECT hidden FROM forkpoint_checkpoints {AT_PLACE}", *at)
+            row = self._sql.row(f"SELECT hidden FROM forkpoint_checkpoints {AT_PLACE}", at)
             vanishing += row is not None and not row[0]
             if place in plan.hidden:
-                self._sql.run(_HIDE, *at)
-                self._sql.run(DELETE_RECEIPT, *at)
+                self._sql.run(_HIDE, at)
+                self._sql.run(DELETE_RECEIPT, at)
                 continue
             writes += self._delete_writes(AT_PLACE, *at)
             checkpoints += self._sql.run(
-                f"DELETE FROM forkpoint_checkpoints {AT_PLACE}", *at
+                f"DELETE FROM forkpoint_checkpoints {AT_PLACE}", at
             ).rowcount
         self._sql.run(
             "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count - ? WHERE key = ?",
-            vanishing,
-            thread.key,
+            (vanishing, thread.key),
         )
         writes += self._reopen(thread, plan)
         self._update_newest(thread, newest, is_reopened=plan.is_whole)
@@ -129,7 +127,7 @@ class SqliteRemovals(Removals):
         """Remove what was done after some checkpoints, and return how many writes that were."""
         number = 0
         for place in plan.restarted:
-            self._sql.run(_RESTART, thread.key, *place)
+            self._sql.run(_RESTART, (thread.key, *place))
         for place in plan.reopened:
             number += self._delete_writes(_WORK_AT, thread.key, *place)
         if plan.withdrawn is not None:
@@ -139,14 +137,13 @@ class SqliteRemovals(Removals):
         if plan.reopened:
             self._sql.run(
                 "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
-                self._sql.now(),
-                thread.key,
+                (self._sql.now(), thread.key),
             )
         return number
 
     def _newest(self, thread: ThreadRef) -> str | None:
         """Return the newest checkpoint of a thread's own graph."""
-        row = self._sql.row(f"SELECT {NEWEST_CHECKPOINT.format(thread='?')}", thread.key)
+        row = self._sql.row(f"SELECT {NEWEST_CHECKPOINT.format(thread='?')}", (thread.key,))
         return row[0] if row else None
 
     def _update_newest(self, thread: ThreadRef, before: str | None, *, is_reopened: bool) -> None:
@@ -157,22 +154,20 @@ class SqliteRemovals(Removals):
             before: The newest checkpoint before the removal.
             is_reopened: Whether it counts as another one even if it is the same.
         """
-        self._sql.run(_UPDATE_STATUS, thread.key)
+        self._sql.run(_UPDATE_STATUS, (thread.key,))
         if is_reopened or self._newest(thread) != before:
             self._index.remove(thread.key)
             self._sql.run(
                 "UPDATE forkpoint_threads SET state_updated_at = max(state_updated_at, ?)"
                 " WHERE key = ?",
-                self._sql.now(),
-                thread.key,
+                (self._sql.now(), thread.key),
             )
 
     def _restore_writes(self, thread: ThreadRef, *fences: int) -> None:
         """Let writes be what they were before the runs with these fences replaced them."""
         rows = self._sql.rows(
             f"SELECT before, id FROM forkpoint_writes {_UNDER_FENCES} AND before IS NOT NULL",
-            thread.key,
-            *fences,
+            (thread.key, *fences),
         )
         columns = RESTORED.split(", ")
         restored = [(_unpacked(before, len(columns)), id_) for before, id_ in rows]
@@ -185,9 +180,9 @@ class SqliteRemovals(Removals):
     def _delete_writes(self, condition: str, *values: Any) -> int:
         """Delete writes with their receipts, and return how many writes that were."""
         row = self._sql.row(
-            f"SELECT count(*) FROM forkpoint_writes {condition} AND idx > {RECEIPT}", *values
+            f"SELECT count(*) FROM forkpoint_writes {condition} AND idx > {RECEIPT}", values
         )
-        self._sql.run(f"DELETE FROM forkpoint_writes {condition}", *values)
+        self._sql.run(f"DELETE FROM forkpoint_writes {condition}", values)
         return row[0] if row else 0
 
 

@@ -54,13 +54,13 @@ CREATE TABLE IF NOT EXISTS forkpoint_threads (
     lease_until INTEGER,
     fence INTEGER NOT NULL DEFAULT 0,
     rollback_from INTEGER,
-    waiting TEXT NOT NULL DEFAULT '[]',
+    lease_queue TEXT NOT NULL DEFAULT '[]',
     provisional INTEGER NOT NULL DEFAULT 0,
     deleted_at INTEGER,
-    dead_until TEXT,
+    watermark TEXT,
     removals INTEGER NOT NULL DEFAULT 0,
     removed_at INTEGER,
-    building INTEGER,
+    copy_deadline INTEGER,
     terms BLOB,
     value_terms BLOB,
     listed_at INTEGER,
@@ -88,7 +88,7 @@ CREATE TABLE IF NOT EXISTS forkpoint_tombstones (
     id_mark BLOB NOT NULL,
     owner_mark BLOB NOT NULL,
     thread INTEGER,
-    dead_until TEXT,
+    watermark TEXT,
     made_at INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS forkpoint_tombstones_made ON forkpoint_tombstones (made_at);
@@ -100,17 +100,17 @@ CREATE TABLE IF NOT EXISTS forkpoint_listing (
     status TEXT NOT NULL,
     listed_at INTEGER NOT NULL,
     thread_id TEXT NOT NULL,
-    born INTEGER NOT NULL,
-    gone INTEGER,
+    valid_from INTEGER NOT NULL,
+    valid_to INTEGER,
     state_updated_at INTEGER,
-    PRIMARY KEY (term, status, listed_at, thread_id, born)
+    PRIMARY KEY (term, status, listed_at, thread_id, valid_from)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS forkpoint_listing_status
     ON forkpoint_listing (status, thread_id) WHERE {OF_ALL};
-CREATE INDEX IF NOT EXISTS forkpoint_listing_gone
-    ON forkpoint_listing (gone) WHERE gone IS NOT NULL;
+CREATE INDEX IF NOT EXISTS forkpoint_listing_past
+    ON forkpoint_listing (valid_to) WHERE valid_to IS NOT NULL;
 
-CREATE TABLE IF NOT EXISTS forkpoint_walks (
+CREATE TABLE IF NOT EXISTS forkpoint_snapshots (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     began_at INTEGER NOT NULL
 );

@@ -33,7 +33,7 @@ class SqliteSearch(Search):
         if snapshot is not None and not self._index.has_snapshot(snapshot):
             snapshot = None  # what it showed is not kept any more
         statement = self._statement(query._replace(snapshot=snapshot, limit=query.limit + 1))
-        places = self._sql.rows(statement.ordered(), *statement.values)
+        places = self._sql.rows(statement.ordered(), statement.values)
         is_last = len(places) <= query.limit
         places = places[: query.limit]
         rows = self._records.by_id([thread_id for _, thread_id in places])
@@ -54,16 +54,13 @@ class SqliteSearch(Search):
     def count(self, query: ThreadQuery) -> int:
         self._index.refresh()
         statement = self._statement(query._replace(snapshot=None, after=None))
-        now = self._sql.now()
         row = self._sql.row(
             f"SELECT count(*) FROM ({statement.unordered()}) WHERE thread_id NOT IN"
             f" (SELECT thread_id FROM forkpoint_threads WHERE {EXPIRES}"
-            " AND updated_at + ttl <= ? AND on_expiry = 'delete'"
+            " AND updated_at + ttl <= :now AND on_expiry = 'delete'"
             " AND deleted_at IS NULL AND NOT provisional"
-            " AND (lease_until IS NULL OR lease_until <= ?))",
-            *statement.values,
-            now,
-            now,
+            " AND (lease_until IS NULL OR lease_until <= :now))",
+            {**statement.values, "now": self._sql.now()},
         )
         assert row is not None
         return int(row[0])
@@ -77,11 +74,7 @@ class SqliteSearch(Search):
             " AND t.updated_at + t.ttl <= ?"
             " AND (t.updated_at + t.ttl, t.key) > (?, ?) AND (? IS NULL OR t.owner = ?)"
             " ORDER BY t.updated_at + t.ttl, t.key LIMIT ?",
-            now,
-            *(after or (0, 0)),
-            owner,
-            owner,
-            limit,
+            (now, *(after or (0, 0)), owner, owner, limit),
         )
         return [thread_row(row, now) for row in rows]
 
@@ -92,11 +85,7 @@ class SqliteSearch(Search):
         rows = self._sql.rows(
             f"{RECORD} AND t.checkpoint_count > ? AND t.key > ? AND (? IS NULL OR t.owner = ?)"
             " ORDER BY t.key LIMIT ?",
-            more_than,
-            after or 0,
-            owner,
-            owner,
-            limit,
+            (more_than, after or 0, owner, owner, limit),
         )
         return [thread_row(row, now) for row in rows]
 
@@ -126,12 +115,13 @@ class SqliteSearch(Search):
                 limit=_SAMPLE,
             )
         )
-        places = self._sql.rows(sample.ordered(), *sample.values)
+        places = self._sql.rows(sample.ordered(), sample.values)
         last = places[-1][0] if places else 0
         return len(places), last if query.descending else -last
 
     def _is_rare(self, term: int) -> bool:
         rows = self._sql.rows(
-            "SELECT 1 FROM forkpoint_listing WHERE term = ? AND gone IS NULL LIMIT ?", term, _FEW
+            "SELECT 1 FROM forkpoint_listing WHERE term = ? AND valid_to IS NULL LIMIT ?",
+            (term, _FEW),
         )
         return len(rows) < _FEW

@@ -26,7 +26,7 @@ MOST_SNAPSHOTS = 100
 _LISTED_AT_ONCE = 10_000
 _INSERT = (
     "INSERT OR REPLACE INTO forkpoint_listing"
-    " (term, status, listed_at, thread_id, born, state_updated_at) VALUES "
+    " (term, status, listed_at, thread_id, valid_from, state_updated_at) VALUES "
 )
 # What the receipt of a thread's newest checkpoint shows of the state.
 _PREVIEW = (
@@ -57,7 +57,7 @@ class SearchIndex:
         self._sql.run(
             "UPDATE forkpoint_threads SET lease_holder = NULL, lease_since = NULL,"
             " lease_until = NULL, fence = fence + 1 WHERE lease_until <= ?",
-            now,
+            (now,),
         )
         self._drop_snapshots("began_at < ?", now - SNAPSHOT_SECONDS * 1_000_000)
         while self._list("", _LISTED_AT_ONCE):
@@ -74,7 +74,7 @@ class SearchIndex:
             condition: A further condition.
             values: The values that it binds, and how many threads to list.
         """
-        threads = self._sql.rows(_UNLISTED_THREADS.format(condition), *values)
+        threads = self._sql.rows(_UNLISTED_THREADS.format(condition), values)
         valid_from = self._last_snapshot()
         rows: list[tuple[Any, ...]] = []
         changes: list[tuple[Any, ...]] = []
@@ -105,7 +105,7 @@ class SearchIndex:
         row = self._sql.row(
             "SELECT thread_id, listed_status, listed_at, terms, value_terms FROM forkpoint_threads"
             " WHERE key = ? AND listed_at IS NOT NULL",
-            key,
+            (key,),
         )
         if row is None:
             return
@@ -113,31 +113,30 @@ class SearchIndex:
         snapshot = self._last_snapshot()
         for batch in batches(unpacked(terms + value_terms), BATCH):
             of_thread = (
-                f"WHERE term IN ({marks(batch)}) AND gone IS NULL AND thread_id = ?"
+                f"WHERE term IN ({marks(batch)}) AND valid_to IS NULL AND thread_id = ?"
                 " AND status = ? AND listed_at = ?"
             )
             self._sql.run(
-                f"DELETE FROM forkpoint_listing {of_thread} AND born >= ?",
-                *batch,
-                *place,
-                snapshot,
+                f"DELETE FROM forkpoint_listing {of_thread} AND valid_from >= ?",
+                (*batch, *place, snapshot),
             )
             if snapshot:
                 self._sql.run(
-                    f"UPDATE forkpoint_listing SET gone = ? {of_thread}", snapshot, *batch, *place
+                    f"UPDATE forkpoint_listing SET valid_to = ? {of_thread}",
+                    (snapshot, *batch, *place),
                 )
         self._sql.run(
             "UPDATE forkpoint_threads SET terms = NULL, value_terms = NULL, listed_at = NULL,"
             " listed_status = NULL WHERE key = ?",
-            key,
+            (key,),
         )
 
     def forget_past(self, key: int) -> None:
         """Remove what only snapshots see of a thread: they show nothing of it any more."""
         self._sql.run(
-            "DELETE FROM forkpoint_listing WHERE gone IS NOT NULL AND thread_id ="
+            "DELETE FROM forkpoint_listing WHERE valid_to IS NOT NULL AND thread_id ="
             " (SELECT thread_id FROM forkpoint_threads WHERE key = ?)",
-            key,
+            (key,),
         )
 
     # Snapshots
@@ -146,7 +145,7 @@ class SearchIndex:
         """Keep what the index has now, and return the number of the snapshot."""
         self.refresh()
         number = self._sql.run(
-            "INSERT INTO forkpoint_walks (began_at) VALUES (?)", self._sql.now()
+            "INSERT INTO forkpoint_snapshots (began_at) VALUES (?)", (self._sql.now(),)
         ).lastrowid
         assert number is not None
         self._drop_snapshots("number <= ?", number - MOST_SNAPSHOTS)
@@ -158,17 +157,18 @@ class SearchIndex:
 
     def has_snapshot(self, number: int) -> bool:
         """Return whether a snapshot is still kept."""
-        return bool(self._sql.row("SELECT 1 FROM forkpoint_walks WHERE number = ?", number))
+        return bool(self._sql.row("SELECT 1 FROM forkpoint_snapshots WHERE number = ?", (number,)))
 
     def _drop_snapshots(self, condition: str, value: int) -> None:
-        if self._sql.run(f"DELETE FROM forkpoint_walks WHERE {condition}", value).rowcount:
+        if self._sql.run(f"DELETE FROM forkpoint_snapshots WHERE {condition}", (value,)).rowcount:
             self._sql.run(
-                "DELETE FROM forkpoint_listing WHERE gone IS NOT NULL AND NOT EXISTS"
-                " (SELECT 1 FROM forkpoint_walks WHERE number > born AND number <= gone)"
+                "DELETE FROM forkpoint_listing WHERE valid_to IS NOT NULL AND NOT EXISTS"
+                " (SELECT 1 FROM forkpoint_snapshots"
+                " WHERE number > valid_from AND number <= valid_to)"
             )
 
     def _last_snapshot(self) -> int:
-        row = self._sql.row("SELECT max(number) FROM forkpoint_walks")
+        row = self._sql.row("SELECT max(number) FROM forkpoint_snapshots")
         return row[0] or 0 if row else 0
 
 

@@ -18,7 +18,7 @@ class SqliteSecrets(Secrets):
 
     def add_store_key(self, key: bytes) -> None:
         self._sql.run(
-            "INSERT OR IGNORE INTO forkpoint_settings (name, value) VALUES ('store_key', ?)", key
+            "INSERT OR IGNORE INTO forkpoint_settings (name, value) VALUES ('store_key', ?)", (key,)
         )
 
     def all(self) -> list[bytes]:
@@ -28,6 +28,5 @@ class SqliteSecrets(Secrets):
     def add(self, stored: bytes) -> None:
         self._sql.run(
             "INSERT INTO forkpoint_settings (name, value) VALUES (?, ?)",
-            f"secret:{len(self.all()) + 1}",
-            stored,
+            (f"secret:{len(self.all()) + 1}", stored),
         )

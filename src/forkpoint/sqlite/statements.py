@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 from forkpoint.clocks import StoreClock
 from forkpoint.sqlite.errors import is_locked
@@ -18,6 +18,8 @@ _INSERTED_ROWS = 50  # by one statement
 _LONGEST_MILLISECONDS = 2**31 - 1  # of a busy timeout
 BATCH = 500
 """How many values are bound in one statement. SQLite's own limit was 999 once."""
+
+Values: TypeAlias = Sequence[Any] | Mapping[str, Any]
 
 
 class Statements:
@@ -73,33 +75,34 @@ class Statements:
         now = self._clock.now()
         if is_write and now > noted + _CLOCK_NOTED_AFTER:
             self.run(
-                "INSERT OR REPLACE INTO forkpoint_settings (name, value) VALUES ('clock', ?)", now
+                "INSERT OR REPLACE INTO forkpoint_settings (name, value) VALUES ('clock', ?)",
+                (now,),
             )
 
-    def run(self, sql: str, *values: Any, **named: Any) -> sqlite3.Cursor:
-        """Run a statement."""
+    def run(self, sql: str, values: Values = ()) -> sqlite3.Cursor:
+        """Run a statement with values for its question marks, or for its names."""
         cursor = self._connection.cursor()
         cursor.row_factory = None  # a connection that was passed may have one
         try:
-            return cursor.execute(sql, named or values)
+            return cursor.execute(sql, values)
         except sqlite3.OperationalError as error:
             if not (is_locked(error) and self._patience):
                 raise
         milliseconds = min(int(1000 * self._patience), _LONGEST_MILLISECONDS)
         self._connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
         try:
-            return cursor.execute(sql, named or values)
+            return cursor.execute(sql, values)
         finally:
             self._connection.execute("PRAGMA busy_timeout = 0")
 
-    def row(self, sql: str, *values: Any) -> tuple[Any, ...] | None:
+    def row(self, sql: str, values: Values = ()) -> tuple[Any, ...] | None:
         """Run a query, and return its first row."""
-        row: tuple[Any, ...] | None = self.run(sql, *values).fetchone()
+        row: tuple[Any, ...] | None = self.run(sql, values).fetchone()
         return row
 
-    def rows(self, sql: str, *values: Any, **named: Any) -> list[tuple[Any, ...]]:
+    def rows(self, sql: str, values: Values = ()) -> list[tuple[Any, ...]]:
         """Run a query, and return its rows."""
-        return self.run(sql, *values, **named).fetchall()
+        return self.run(sql, values).fetchall()
 
     def run_each(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement for each row of values."""
@@ -109,7 +112,7 @@ class Statements:
         """Insert rows by as few statements as possible: each releases the interpreter's lock."""
         for batch in batches(rows, _INSERTED_ROWS):
             sql = _insertion(statement, len(batch), len(batch[0]), end)
-            self.run(sql, *chain.from_iterable(batch))
+            self.run(sql, list(chain.from_iterable(batch)))
 
     def create_function(self, name: str, arguments: int, function: Callable[..., Any]) -> None:
         """Let statements call a function from now on."""

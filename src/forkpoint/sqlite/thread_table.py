@@ -19,12 +19,12 @@ NEXT_EPOCH = "(SELECT max(epoch) + 1 FROM forkpoint_threads WHERE family = ?)"
 # The ancestors of the threads of a family that exist, or are being copied.
 _ANCESTORS = (
     "WITH RECURSIVE ancestors (key) AS (SELECT parent FROM forkpoint_threads WHERE family = :family"
-    " AND parent IS NOT NULL AND (deleted_at IS NULL OR building > 0)"
+    " AND parent IS NOT NULL AND (deleted_at IS NULL OR copy_deadline > 0)"
     " UNION SELECT t.parent FROM ancestors JOIN forkpoint_threads AS t USING (key)"
     " WHERE t.parent IS NOT NULL)"
 )
 _IS_USELESS = (
-    "family = :family AND deleted_at IS NOT NULL AND building IS NULL"
+    "family = :family AND deleted_at IS NOT NULL AND copy_deadline IS NULL"
     " AND key NOT IN (SELECT key FROM ancestors)"
 )
 
@@ -39,7 +39,7 @@ class ThreadTable:
         """Return the thread of an id that is not deleted."""
         row = self._sql.row(
             f"SELECT {THREAD} FROM forkpoint_threads WHERE thread_id = ? AND deleted_at IS NULL",
-            thread_id,
+            (thread_id,),
         )
         return ThreadRef(*row) if row else None
 
@@ -57,10 +57,10 @@ class ThreadTable:
         key = self._sql.run(
             f"INSERT INTO forkpoint_threads (family, {', '.join(columns)})"
             f" VALUES (0, {marks(columns)})",
-            *columns.values(),
+            list(columns.values()),
         ).lastrowid
         assert key is not None
-        self._sql.run("UPDATE forkpoint_threads SET family = key WHERE key = ?", key)
+        self._sql.run("UPDATE forkpoint_threads SET family = key WHERE key = ?", (key,))
         return key
 
     def describe(self, key: int, described: Description, checksums: bytes) -> None:
@@ -68,15 +68,17 @@ class ThreadTable:
         self._sql.run(
             "UPDATE forkpoint_threads SET label = ?, folded_label = ?, tags = ?, metadata = ?,"
             " ttl = ?, fixed_keys = ?, on_expiry = ?, checksums = ? WHERE key = ?",
-            described.label,
-            None if described.label is None else folded(described.label),
-            json.dumps(list(described.tags)),
-            described.metadata,
-            described.ttl,
-            json.dumps(list(described.fixed_keys)),
-            described.on_expiry,
-            checksums,
-            key,
+            (
+                described.label,
+                None if described.label is None else folded(described.label),
+                json.dumps(list(described.tags)),
+                described.metadata,
+                described.ttl,
+                json.dumps(list(described.fixed_keys)),
+                described.on_expiry,
+                checksums,
+                key,
+            ),
         )
 
     def highest_checkpoint_id(self, key: int) -> str | None:
@@ -85,8 +87,7 @@ class ThreadTable:
             "SELECT max(id) FROM (SELECT max(checkpoint_id) AS id FROM forkpoint_checkpoints"
             " WHERE thread = ? UNION ALL"
             " SELECT max(checkpoint_id) FROM forkpoint_writes WHERE thread = ?)",
-            key,
-            key,
+            (key, key),
         )
         return row[0] if row else None
 
@@ -95,8 +96,7 @@ class ThreadTable:
         counts = self._sql.row(
             "SELECT (SELECT count(*) FROM forkpoint_checkpoints WHERE thread = ?),"
             f" (SELECT count(*) FROM forkpoint_writes WHERE thread = ? AND idx > {RECEIPT})",
-            thread.key,
-            thread.key,
+            (thread.key, thread.key),
         )
         assert counts is not None
         return Counts(*counts)
@@ -106,8 +106,7 @@ class ThreadTable:
         self._sql.run(
             "UPDATE forkpoint_threads SET checkpoint_count = (SELECT count(*) FROM"
             " forkpoint_checkpoints WHERE thread = ? AND NOT hidden) WHERE key = ?",
-            key,
-            key,
+            (key, key),
         )
 
     def change_count(self, thread: ThreadRef) -> ChangeCount:
@@ -119,7 +118,7 @@ class ThreadTable:
         row = self._sql.row(
             "SELECT checkpoint_count, removals FROM forkpoint_threads"
             " WHERE key = ? AND deleted_at IS NULL",
-            thread.key,
+            (thread.key,),
         )
         if row is None:
             raise Stale
@@ -134,19 +133,15 @@ class ThreadTable:
         self._sql.run(
             "UPDATE forkpoint_threads SET removals = removals + 1, removed_at = ?,"
             f" epoch = {NEXT_EPOCH} WHERE key = ?",
-            self._sql.now(),
-            thread.family,
-            thread.key,
+            (self._sql.now(), thread.family, thread.key),
         )
 
     def abandon_copies(self, family: Any, condition: str, value: Any) -> None:
         """Give incomplete copies up: their rows are to be removed, as those of a deleted thread."""
         self._sql.run(
-            f"UPDATE forkpoint_threads SET building = 0, epoch = {NEXT_EPOCH}"
-            f" WHERE family = ? AND removed_at IS NOT NULL AND building > 0 AND {condition}",
-            family,
-            family,
-            value,
+            f"UPDATE forkpoint_threads SET copy_deadline = 0, epoch = {NEXT_EPOCH}"
+            f" WHERE family = ? AND removed_at IS NOT NULL AND copy_deadline > 0 AND {condition}",
+            (family, family, value),
         )
 
     def forget_ids(self, family: int) -> None:
@@ -154,7 +149,7 @@ class ThreadTable:
         self._sql.run(
             f"{_ANCESTORS} UPDATE forkpoint_threads SET thread_id = ''"
             f" WHERE {_IS_USELESS} AND thread_id != ''",
-            family=family,
+            {"family": family},
         )
 
     def forget_threads(self, family: int) -> None:
@@ -162,5 +157,5 @@ class ThreadTable:
         self._sql.run(
             f"{_ANCESTORS} DELETE FROM forkpoint_threads WHERE {_IS_USELESS}"
             " AND removed_at IS NULL",
-            family=family,
+            {"family": family},
         )

@@ -27,9 +27,9 @@ _MEMBER = (
     " FROM forkpoint_threads AS t"
 )
 _MARK_AS_DELETED = (
-    "UPDATE forkpoint_threads SET deleted_at = ?, dead_until = NULL, owner = NULL,"
+    "UPDATE forkpoint_threads SET deleted_at = ?, watermark = NULL, owner = NULL,"
     " label = NULL, folded_label = NULL,"
-    " tags = '[]', metadata = '{}', fixed_keys = '[]', waiting = '[]',"
+    " tags = '[]', metadata = '{}', fixed_keys = '[]', lease_queue = '[]',"
     " status = 'idle', checkpoint_count = 0, state_updated_at = 0, ttl = NULL,"
     " on_expiry = 'delete', swept_at = NULL, rollback_from = NULL, lease_holder = NULL,"
     " lease_since = NULL, lease_until = NULL WHERE key = ?"
@@ -74,22 +74,20 @@ class SqliteThreads(Threads):
         if seen is not None and not self._sql.row(
             "SELECT 1 FROM forkpoint_threads"
             " WHERE key = ? AND updated_at = ? AND fence = ? AND deleted_at IS NULL",
-            thread.key,
-            seen.updated_at,
-            seen.fence,
+            (thread.key, seen.updated_at, seen.fence),
         ):
             raise Stale
         self._index.remove(thread.key)
         self._index.forget_past(thread.key)
         row = self._sql.row(
             "SELECT thread_id, owner FROM forkpoint_threads WHERE key = ? AND deleted_at IS NULL",
-            thread.key,
+            (thread.key,),
         )
         if row is not None:
             thread_id, owner = row
             watermark = self._table.highest_checkpoint_id(thread.key)
             self._tombstones.add(thread.key, thread_id, owner, watermark)
-        self._sql.run(_MARK_AS_DELETED, self._sql.now(), thread.key)
+        self._sql.run(_MARK_AS_DELETED, (self._sql.now(), thread.key))
         self._table.forget_ids(thread.family)
         self._table.note_removal(thread)
         return self._table.count_rows(thread)
@@ -101,12 +99,14 @@ class SqliteThreads(Threads):
             # A parent is older: so damage cannot make this endless.
             f" WHERE t.parent < t.key) SELECT {_MEMBER} JOIN line ON line.key = t.key"
             " ORDER BY height",
-            thread.key,
+            (thread.key,),
         )
         return [FamilyMember(*row) for row in rows]
 
     def family(self, family: Any) -> list[FamilyMember]:
-        rows = self._sql.rows(f"SELECT {_MEMBER} WHERE t.family = ? AND t.thread_id != ''", family)
+        rows = self._sql.rows(
+            f"SELECT {_MEMBER} WHERE t.family = ? AND t.thread_id != ''", (family,)
+        )
         return [FamilyMember(*row) for row in rows]
 
     def of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
@@ -116,7 +116,7 @@ class SqliteThreads(Threads):
                 f"SELECT {THREAD} FROM forkpoint_threads"
                 " WHERE deleted_at IS NULL AND key IN (SELECT thread FROM forkpoint_checkpoints"
                 f" WHERE run_id IS NOT NULL AND run_id IN ({marks(batch)}))",
-                *batch,
+                batch,
             ):
                 threads[row[0]] = ThreadRef(*row)
         return list(threads.values())

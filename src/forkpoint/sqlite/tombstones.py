@@ -48,8 +48,8 @@ class Tombstones:
             return []
         marks = Marks(bytes(secret[0]), thread_id)
         rows = self._sql.rows(
-            "SELECT key, dead_until, owner_mark FROM forkpoint_tombstones WHERE id_mark = ?",
-            marks.of_id,
+            "SELECT key, watermark, owner_mark FROM forkpoint_tombstones WHERE id_mark = ?",
+            (marks.of_id,),
         )
         visible = None if owner is None else marks.seen_by(owner)
         return [row[:2] for row in rows if visible is None or row[2] in visible]
@@ -61,7 +61,7 @@ class Tombstones:
                 f"SELECT {THREAD_OF} FROM forkpoint_threads AS t JOIN"
                 " forkpoint_tombstones AS d ON d.thread = t.key"
                 " WHERE d.key = ? AND t.deleted_at IS NOT NULL AND t.removed_at IS NOT NULL",
-                tombstone,
+                (tombstone,),
             )
             if row is not None:
                 return ThreadRef(*row)
@@ -96,17 +96,13 @@ class Tombstones:
         now = self._sql.now()
         self.forget_old()
         of_owner = "forkpoint_tombstones WHERE id_mark = ? AND owner_mark = ?"
-        before = self._sql.row(f"SELECT dead_until, thread FROM {of_owner}", marks.of_id, mark)
+        before = self._sql.row(f"SELECT watermark, thread FROM {of_owner}", (marks.of_id, mark))
         ids = [id_ for id_ in (watermark, before and before[0]) if id_ is not None]
-        self._sql.run(f"DELETE FROM {of_owner}", marks.of_id, mark)
+        self._sql.run(f"DELETE FROM {of_owner}", (marks.of_id, mark))
         self._sql.run(  # with a key that was never used before: it is another deletion
-            "INSERT INTO forkpoint_tombstones (id_mark, owner_mark, thread, dead_until, made_at)"
+            "INSERT INTO forkpoint_tombstones (id_mark, owner_mark, thread, watermark, made_at)"
             " VALUES (?, ?, ?, ?, ?)",
-            marks.of_id,
-            mark,
-            thread or (before and before[1]),
-            max(ids, default=None),
-            now,
+            (marks.of_id, mark, thread or (before and before[1]), max(ids, default=None), now),
         )
 
     def forget_old(self) -> bool:
@@ -114,8 +110,7 @@ class Tombstones:
         removed = self._sql.run(
             "DELETE FROM forkpoint_tombstones WHERE key IN"
             " (SELECT key FROM forkpoint_tombstones WHERE made_at < ? LIMIT ?)",
-            self._sql.now() - self._ttl,
-            self._sql.turn_rows,
+            (self._sql.now() - self._ttl, self._sql.turn_rows),
         )
         return removed.rowcount == self._sql.turn_rows
 
@@ -123,6 +118,6 @@ class Tombstones:
         """Note that a checkpoint turned out to be one of a deleted thread."""
         keys = self.deletions(thread_id, owner)
         self._sql.run_each(
-            "UPDATE forkpoint_tombstones SET dead_until = max(dead_until, ?) WHERE key = ?",
+            "UPDATE forkpoint_tombstones SET watermark = max(watermark, ?) WHERE key = ?",
             [(checkpoint_id, key) for key in keys],
         )
