@@ -161,8 +161,6 @@ LONG_FILES = {
     "mongodb.checkpoints",
     "mongodb.commands",
     "mongodb.storage",
-    "sqlite.checkpoints",
-    "sqlite.search",
     "storage.interface",
 }
 LONG_FUNCTIONS = {
@@ -175,8 +173,6 @@ LONG_FUNCTIONS = {
     "mongodb.storage.put",
     "operations.delta_channels.delta_channel_history",
     "server.app.create_app",
-    "sqlite.search.lease",
-    "sqlite.threads.bury",
 }
 
 
