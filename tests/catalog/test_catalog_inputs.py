@@ -13,12 +13,7 @@ from checking import Api, one_by_one, put
 from injection import FILTERS, METADATA, OPERATORS, words_of
 from stores import Store
 
-from forkpoint import InvalidInput, ThreadCatalog, ThreadFilter
-
-
-@pytest.fixture
-def catalog(api: Api) -> Api:
-    return Api(ThreadCatalog(api.saver), api.world)
+from forkpoint import InvalidInput, ThreadFilter
 
 
 class Name(str, enum.Enum):

@@ -7,11 +7,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from catalogs import content
 from checking import Api, checkpoint, config, id_of, one_by_one, put, value_of
 from graphs import MORE_SHAPES, SHAPES, call
 from langgraph.errors import EmptyInputError
 from langgraph.types import Command
-from stores import KINDS, Store
+from stores import Store
 
 from forkpoint import (
     ForkpointError,
@@ -28,12 +29,6 @@ SECRET = "the secret of acme"
 
 def thread(thread_id: str = "thread", **configurable: Any) -> Any:
     return {"configurable": {"thread_id": thread_id, **configurable}}
-
-
-def content(store: Store) -> Any:
-    return [sorted(map(repr, store.rows(kind))) for kind in KINDS[1:]], sorted(
-        map(repr, store.threads())
-    )
 
 
 @pytest.fixture

@@ -5,27 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import re
-import signal
 import threading
 import time
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypedDict
-from uuid import uuid4
 
 import aiosqlite
 import pytest
+from catalogs import at, stored_rows
 from checking import Api, checkpoint, config, one_by_one, put
 from gates import Gate
 from graphs import SHAPES
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command
-from processes import fork_server
 from servers import PATIENCE_SECONDS
-from stores import KINDS, MongoStore, Store
+from stores import KINDS, Store
 
 from forkpoint import (
     InvalidInput,
@@ -35,18 +32,11 @@ from forkpoint import (
     ThreadBusy,
     ThreadCatalog,
     ThreadDeleted,
-    ThreadFilter,
 )
 from forkpoint.catalog import leases
 from forkpoint.saver.saver import ForkpointSaver
 
-PATIENCE = timedelta(seconds=PATIENCE_SECONDS)
 SHORT = timedelta(milliseconds=400)  # of a lease that is to end by itself
-
-
-@pytest.fixture
-def catalog(api: Api) -> Api:
-    return Api(ThreadCatalog(api.saver), api.world)
 
 
 @contextlib.asynccontextmanager
@@ -62,14 +52,6 @@ async def entered(catalog: Api, lease: Lease) -> AsyncIterator[Lease]:
 
 def run(catalog: Api, thread_id: str = "thread", **options: Any) -> Any:
     return entered(catalog, catalog.saver.run(thread_id, **options))
-
-
-def content(store: Store) -> Any:
-    return [sorted(map(repr, store.rows(kind))) for kind in KINDS[1:]]
-
-
-def at(lease: Lease, **part: Any) -> Any:
-    return {"configurable": {**lease.config["configurable"], "checkpoint_ns": "", **part}}
 
 
 async def test_one_waits_until_the_other_is_done(catalog: Api, store: Store) -> None:
@@ -358,14 +340,14 @@ FORGED = [1, True, "", "x", ":", "1:", ":1", "1:-1", "1:٣", b"1:1", {}, f"1:{10
 @one_by_one("forged", [*FORGED, "1:" + "1" * 9999])
 async def test_what_is_no_lease_is_refused(forged: Any, api: Api, store: Store) -> None:
     put(api.saver, {"a": 1})
-    before = content(store)
+    before = stored_rows(store)
     one: Any = config(checkpoint_id="c")
     one["configurable"]["__forkpoint_lease"] = forged
     with pytest.raises(InvalidInput, match="lease"):
         await api.put(one, checkpoint({"a": 2}), {}, {"a": 2})
     with pytest.raises(InvalidInput, match="lease"):
         await api.put_writes(one, [("a", 1)], "task")
-    assert content(store) == before
+    assert stored_rows(store) == before
 
 
 def test_bad_input_is_refused_before_anything_is_made(saver: ForkpointSaver) -> None:
@@ -386,148 +368,3 @@ def test_bad_input_is_refused_before_anything_is_made(saver: ForkpointSaver) -> 
     with lease, pytest.raises(RuntimeError):
         lease.__enter__()
     assert catalog.count() == 1
-
-
-# Processes
-
-
-def take_turns(store: Store, path: Path, rounds: int) -> None:
-    """Note who holds the lease, and that nobody else does."""
-    with store.saver() as saver:
-        catalog = ThreadCatalog(saver)
-        for _ in range(rounds):
-            with catalog.run("thread", if_busy="wait") as lease:
-                mark = path.with_suffix(".held")
-                with mark.open("x"):  # it is an error if it exists
-                    pass
-                config_ = {**lease.config["configurable"], "checkpoint_ns": ""}
-                saver.put({"configurable": config_}, checkpoint({"n": 1}), {}, {"n": 1})
-                mark.unlink()
-
-
-def hold(store: Store, ready: Any, going_on: Any) -> None:
-    """Hold a lease, say so, and write when told to."""
-    with store.saver() as saver:
-        lease = ThreadCatalog(saver).run("thread", ttl=SHORT)
-        with lease:
-            ready.set()
-            going_on.wait()
-            with contextlib.suppress(StaleLease):
-                saver.put(at(lease), checkpoint({"late": 1}), {}, {"late": 1})
-                os._exit(1)
-            os._exit(7)
-
-
-@pytest.mark.parametrize(
-    "rounds", [20, pytest.param(1000, marks=pytest.mark.slow)], ids=["some", "many"]
-)
-def test_two_processes_never_hold_a_lease_at_once(
-    rounds: int, store: Store, saver: ForkpointSaver, tmp_path: Path
-) -> None:
-    rounds = rounds if rounds == 1000 else store.times(rounds)
-    processes = [
-        fork_server().Process(target=take_turns, args=(store, tmp_path / "lease", rounds // 2))
-        for _ in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    known = ThreadCatalog(saver).get("thread")
-    assert known is not None
-    assert known.checkpoint_count == rounds // 2 * 2
-    assert store.problems(saver) == []
-
-
-def held(store: Store) -> tuple[Any, Any]:
-    """Return a process that holds the lease, and what makes it go on."""
-    ready, going_on = fork_server().Event(), fork_server().Event()
-    process = fork_server().Process(target=hold, args=(store, ready, going_on))
-    process.start()
-    assert ready.wait(PATIENCE_SECONDS)
-    return process, going_on
-
-
-def test_the_lease_of_a_killed_process_ends_by_itself(store: Store, saver: ForkpointSaver) -> None:
-    catalog = ThreadCatalog(saver)
-    process, _ = held(store)
-    process.kill()
-    process.join()
-    with catalog.run("thread", if_busy="wait", timeout=PATIENCE) as lease:
-        put(saver, {"n": 1}, parent=at(lease))
-    known = catalog.get("thread")
-    assert known is not None
-    assert (known.status, known.checkpoint_count) == ("idle", 1)
-
-
-def test_a_paused_process_that_wakes_up_writes_nothing(store: Store, saver: ForkpointSaver) -> None:
-    catalog = ThreadCatalog(saver)
-    process, going_on = held(store)
-    os.kill(process.pid, signal.SIGSTOP)
-    with catalog.run("thread", if_busy="wait", timeout=PATIENCE) as lease:
-        put(saver, {"n": 1}, parent=at(lease))
-    before = content(store)
-    os.kill(process.pid, signal.SIGCONT)
-    going_on.set()
-    process.join()
-    assert process.exitcode == 7
-    assert content(store) == before
-
-
-def hold_by_another_clock(store: Store, hours: int, ready: Any, going_on: Any) -> None:
-    """Hold a long and a short lease in a process whose clock is wrong."""
-    clock, clock_ns = time.time, time.time_ns
-    time.time = lambda: clock() + hours * 3600
-    time.time_ns = lambda: clock_ns() + hours * 3600 * 10**9
-    leases._RENEWALS = 60_000
-    with store.saver() as saver, ThreadCatalog(saver).run("long"):
-        hold(store, ready, going_on)
-
-
-@pytest.mark.parametrize("hours", [-5, 5])
-def test_the_clocks_of_clients_do_not_matter(hours: int, mongo_server: Any) -> None:
-    store = MongoStore(mongo_server.uri, f"test-{uuid4().hex}")
-    ready, going_on = fork_server().Event(), fork_server().Event()
-    process = fork_server().Process(
-        target=hold_by_another_clock, args=(store, hours, ready, going_on)
-    )
-    process.start()
-    assert ready.wait(PATIENCE_SECONDS)
-    with store.saver() as saver:
-        catalog = ThreadCatalog(saver)
-        holder = catalog.lease("long")
-        assert holder is not None
-        while (now := catalog.lease("long")) is None or now.until <= holder.until:
-            time.sleep(0.02)  # it is renewed
-        assert abs(now.until - datetime.now(timezone.utc)) < timedelta(hours=1)
-        with pytest.raises(ThreadBusy), catalog.run("long"):
-            pass
-        process.kill()
-        process.join()
-        with catalog.run("thread", if_busy="wait", timeout=PATIENCE):
-            pass
-    store.close()
-
-
-def asked(store: Store, number: int) -> None:
-    with store.saver() as saver:
-        catalog = ThreadCatalog(saver)
-        for n in range(number):
-            catalog.get_or_create(f"t{n}", tags=["raced"])
-
-
-@pytest.mark.parametrize(
-    "number", [8, pytest.param(200, marks=pytest.mark.slow)], ids=["some", "many"]
-)
-def test_processes_that_race_make_each_thread_once(
-    number: int, store: Store, saver: ForkpointSaver
-) -> None:
-    processes = [fork_server().Process(target=asked, args=(store, number)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
-    assert ThreadCatalog(saver).count(ThreadFilter(tags=["raced"])) == number
-    assert len(store.threads()) == number

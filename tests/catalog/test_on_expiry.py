@@ -18,11 +18,6 @@ HOUR = timedelta(hours=1)
 TWO_HOURS = 2 * 3600 * 1_000_000
 
 
-@pytest.fixture
-def catalog(api: Api) -> Api:
-    return Api(ThreadCatalog(api.saver), api.world)
-
-
 async def expired(catalog: Api, store: Store, name: str, on_expiry: str = "keep_latest") -> None:
     """Make a thread of two checkpoints whose time is up."""
     await catalog.create(name, ttl=HOUR, on_expiry=on_expiry, tags=["t"])

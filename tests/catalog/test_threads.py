@@ -1,25 +1,20 @@
-"""The catalog of threads: what it knows of them, how it finds them, and who may reach them."""
+"""The catalog of threads: what it knows of them, clones and successors."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import random
 import threading
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from checking import Api, config, drawn, one_by_one, put, value_of
-from graphs import MORE_SHAPES, SHAPES
-from hypothesis import example
-from hypothesis import strategies as st
+from catalogs import content
+from checking import Api, config, one_by_one, put, value_of
+from graphs import SHAPES
 from langgraph.types import Command
 from stores import KINDS, Store
 
 from forkpoint import (
-    ForkpointError,
     InvalidInput,
     Thread,
     ThreadCatalog,
@@ -28,26 +23,13 @@ from forkpoint import (
     ThreadFilter,
     ThreadNotFound,
 )
-from forkpoint.filters import contains
 from forkpoint.saver.saver import ForkpointSaver
 
 DAY = timedelta(days=1)
 
 
-@pytest.fixture
-def catalog(api: Api) -> Api:
-    """A catalog whose sync methods or async twins a test calls."""
-    return Api(ThreadCatalog(api.saver), api.world)
-
-
 def thread(thread_id: str, **configurable: Any) -> Any:
     return {"configurable": {"thread_id": thread_id, **configurable}}
-
-
-def content(store: Store) -> Any:
-    return [sorted(map(repr, store.rows(kind))) for kind in KINDS[1:]], sorted(
-        map(repr, store.threads())
-    )
 
 
 async def walked(catalog: Api, filter: ThreadFilter | None = None, **options: Any) -> list[Thread]:
@@ -61,9 +43,6 @@ async def walked(catalog: Api, filter: ThreadFilter | None = None, **options: An
         if cursor is None:
             return found
         assert len(page) == options.get("limit", 50)
-
-
-# Records
 
 
 async def test_threads_that_graphs_ran_on_are_in_it(catalog: Api, api: Api) -> None:
@@ -142,136 +121,6 @@ async def test_no_method_reads_a_checkpoint(catalog: Api, api: Api, store: Store
     assert (await catalog.stats("thread")).checkpoints == 1
     await catalog.delete("thread")
     await catalog.delete("clone")
-
-
-# Searching, against a model
-
-WORDS = ["a", "b", "c", "$ne", "x' OR '1'='1", "é", "a.b"]
-VALUES = st.one_of(
-    st.sampled_from([None, True, False, 0, 1, 1.0, 1.5, "1", "", "a"]),
-    st.lists(st.sampled_from([1, True, "a", {"k": 1}, {"k": 1, "l": 2}]), max_size=2),
-    st.dictionaries(st.sampled_from(WORDS), st.sampled_from([1, True, "a", {}]), max_size=2),
-)
-METADATA = st.dictionaries(st.sampled_from(WORDS), VALUES, max_size=2)
-TAGS = st.sets(st.sampled_from(WORDS), max_size=3)
-THREADS = st.lists(
-    st.tuples(st.sampled_from([None, *WORDS[:3]]), TAGS, METADATA), min_size=1, max_size=8
-)
-FILTERS = st.builds(
-    ThreadFilter,
-    ids=st.none() | st.lists(st.sampled_from([f"t{n}" for n in range(8)]), max_size=4),
-    label=st.none() | st.sampled_from(WORDS[:3]),
-    tags=st.sets(st.sampled_from(WORDS), max_size=2),
-    any_tags=st.sets(st.sampled_from(WORDS), max_size=2),
-    metadata=METADATA,
-    status=st.none() | st.sampled_from(["idle", "busy", "error"]),
-)
-
-
-def is_wanted(thread: Thread, wanted: ThreadFilter) -> bool:
-    return (
-        (wanted.ids is None or thread.thread_id in wanted.ids)
-        and wanted.label in (None, thread.label)
-        and set(wanted.tags) <= set(thread.tags)
-        and (not wanted.any_tags or bool(set(wanted.any_tags) & set(thread.tags)))
-        and contains(thread.metadata, wanted.metadata)
-        and wanted.status in (None, thread.status)
-    )
-
-
-@drawn(5, 30, threads=THREADS, filters=st.lists(FILTERS, max_size=6), data=st.data())
-def test_a_search_finds_what_a_look_at_each_thread_finds(
-    threads: list[Any], filters: list[ThreadFilter], data: st.DataObject, saver: ForkpointSaver
-) -> None:
-    catalog = ThreadCatalog(saver)
-    for known in list(catalog.walk()):
-        catalog.delete(known.thread_id)
-    for n, (label, tags, metadata) in enumerate(threads):
-        catalog.create(f"t{n}", label=label, tags=tags, metadata=metadata)
-    everything = list(catalog.walk())
-    assert len(everything) == len(threads)
-    for wanted in (*filters, ThreadFilter()):
-        sort_by = data.draw(st.sampled_from(["updated_at", "created_at", "thread_id", "status"]))
-        descending = data.draw(st.booleans())
-        expected = sorted(
-            (one for one in everything if is_wanted(one, wanted)),
-            key=lambda one: (getattr(one, sort_by), one.thread_id),
-            reverse=descending,
-        )
-        found: list[Thread] = []
-        cursor = None
-        while True:
-            page = catalog.search(
-                wanted, sort_by=sort_by, descending=descending, limit=3, cursor=cursor
-            )
-            found += page
-            if (cursor := page.next_cursor) is None:
-                break
-        assert found == expected
-        assert catalog.count(wanted) == len(expected)
-
-
-@pytest.mark.parametrize("sort_by", ["updated_at", "created_at", "thread_id", "status"])
-@pytest.mark.in_turns
-def test_a_walk_meets_each_thread_once_while_others_write(
-    sort_by: str, saver: ForkpointSaver, store: Store
-) -> None:
-    catalog = ThreadCatalog(saver)
-    for n in range(60):
-        catalog.create(f"t{n:03}", tags=["kept"])
-    is_over = threading.Event()
-    failures: list[Exception] = []
-
-    def write(seed: int) -> None:
-        rng = random.Random(seed)
-        own = store.saver()
-        mine = ThreadCatalog(own)
-        try:
-            while not is_over.is_set():
-                thread_id = f"t{rng.randrange(60):03}"
-                match rng.randrange(5):
-                    case 0:
-                        mine.update(thread_id, metadata={"n": rng.random()})
-                    case 1:
-                        mine.search(limit=2)  # it brings the order up to date
-                    case 2:
-                        made = mine.create(tags=["other"])
-                        mine.delete(made.thread_id)
-                    case _:
-                        put(own, {"n": rng.random()}, thread_id=thread_id)
-        except Exception as error:  # noqa: BLE001 - it is raised below
-            failures.append(error)
-        finally:
-            own.close()
-
-    writers = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
-    for writer in writers:
-        writer.start()
-    try:
-        for descending in (True, False):
-            found: list[str] = []
-            cursor = None
-            while True:
-                page = catalog.search(
-                    ThreadFilter(tags=["kept"]),
-                    sort_by=sort_by,
-                    descending=descending,
-                    limit=10,
-                    cursor=cursor,
-                )
-                found += (one.thread_id for one in page)
-                if (cursor := page.next_cursor) is None:
-                    break
-            assert sorted(found) == [f"t{n:03}" for n in range(60)]
-    finally:
-        is_over.set()
-        for writer in writers:
-            writer.join()
-    assert failures == []
-    assert store.problems(saver) == []
-
-
-# Clones and successors
 
 
 async def test_a_clone_is_a_thread_of_its_own(catalog: Api, api: Api, store: Store) -> None:
@@ -364,9 +213,6 @@ async def test_a_successor_begins_with_a_part_of_the_state(
     assert store.problems(api.saver) == []
 
 
-# Bad input
-
-
 @pytest.fixture
 async def kept(catalog: Api, store: Store) -> Any:
     await catalog.create("kept", metadata={"k": "x" * 1000})
@@ -448,112 +294,6 @@ def test_a_catalog_needs_a_saver_and_an_owner_a_name(saver: ForkpointSaver) -> N
     assert ThreadCatalog(confined).saver is confined
     with pytest.raises(InvalidInput, match="acme"):
         ThreadCatalog(confined, owner="other")
-
-
-# Owners
-
-IDS = st.sampled_from(["theirs", "theirs-2", "new", "$ne", "theirs\x1f", "Theirs"]) | st.text(
-    st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8
-)
-
-
-@drawn(6, 40, thread_id=IDS, wanted=FILTERS, owner=st.none() | st.sampled_from(["acme", "other"]))
-@example(thread_id="secret", wanted=ThreadFilter(), owner=None)
-@example(thread_id="acme", wanted=ThreadFilter(), owner=None)
-def test_what_is_another_owners_does_not_exist(
-    thread_id: str, wanted: ThreadFilter, owner: str | None, saver: ForkpointSaver, store: Store
-) -> None:
-    for known in list(ThreadCatalog(saver).walk()):
-        saver.delete_thread(known.thread_id)
-    acme = ThreadCatalog(saver, owner="acme")
-    other = ThreadCatalog(saver, owner="other")
-    for name in ("theirs", "theirs-2"):
-        acme.create(name, label="a", tags=WORDS, metadata=dict.fromkeys(WORDS, 1))
-        put(acme.saver, {"secret": name}, thread_id=name, metadata={"run_id": "run"})
-    before = content(store)
-    seen = list(acme.walk())
-
-    wanted = dataclasses.replace(wanted, owner=owner)
-    assert len(other.search(wanted)) == other.count(wanted) == 0
-    assert other.bulk_delete(dataclasses.replace(wanted, tags=["a"])) == 0
-    assert other.get(thread_id) is None
-    for call in READS:
-        with pytest.raises(ForkpointError) as caught:
-            list(call(other, thread_id) or [])
-        assert not isinstance(caught.value, ThreadExists)
-        told = str(caught.value).replace(repr(thread_id), "")
-        assert "secret" not in told
-        assert "acme" not in told
-    assert other.saver.get_tuple(config(thread_id)) is None
-    assert list(other.saver.list(config(thread_id))) == list(other.saver.list(None)) == []
-    assert other.saver.latest({}) is None
-    other.saver.delete_thread(thread_id)
-    other.saver.delete_for_runs(["run"])
-    other.saver.prune([thread_id])
-    if thread_id in ("theirs", "theirs-2"):
-        for make in MAKES:
-            with pytest.raises(ThreadExists) as taken:
-                make(other, thread_id)
-            assert str(taken.value) == f"there is a thread {thread_id!r} already"
-    assert content(store) == before
-    assert list(acme.walk()) == seen
-
-
-READS: list[Callable[[ThreadCatalog, str], Any]] = [
-    lambda catalog, id_: catalog.update(id_, label="x"),
-    lambda catalog, id_: catalog.delete(id_),
-    lambda catalog, id_: catalog.clone(id_, "copied"),
-    lambda catalog, id_: catalog.rollover(id_, "copied"),
-    lambda catalog, id_: catalog.stats(id_),
-    lambda catalog, id_: catalog.lease(id_),
-    lambda catalog, id_: catalog.is_busy(id_),
-    lambda catalog, id_: catalog.saver.fork(id_),
-    lambda catalog, id_: catalog.saver.copy_thread(id_, "copied"),
-    lambda catalog, id_: catalog.saver.purge(id_),
-    lambda catalog, id_: catalog.saver.trim(id_, 1),
-    lambda catalog, id_: catalog.saver.rollback(id_),
-    lambda catalog, id_: catalog.saver.lineage(id_),
-    lambda catalog, id_: catalog.saver.family(id_),
-    lambda catalog, id_: catalog.saver.history(id_),
-    lambda catalog, id_: catalog.saver.at(id_, 0),
-    lambda catalog, id_: catalog.saver.diff(id_, id_),
-]
-MAKES: list[Callable[[ThreadCatalog, str], Any]] = [
-    lambda catalog, id_: catalog.create(id_),
-    lambda catalog, id_: catalog.create(id_, if_exists="do_nothing"),
-    lambda catalog, id_: catalog.get_or_create(id_),
-    lambda catalog, id_: put(catalog.saver, {"a": 1}, thread_id=id_),
-    lambda catalog, id_: catalog.saver.put_writes(config(id_, "c"), [("a", 1)], "task"),
-    lambda catalog, id_: catalog.run(id_).__enter__(),
-]
-
-
-async def test_what_an_owner_makes_is_the_owners(api: Api, store: Store) -> None:
-    saver = api.saver
-    confined = saver.for_owner("acme")
-    graph = SHAPES["chat"].build(confined)
-    graph.invoke(SHAPES["chat"].inputs[0], thread("chat"))
-    catalog = ThreadCatalog(saver, owner="acme")
-    catalog.clone("chat", "clone")
-    confined.fork("chat", new_thread_id="fork")
-    confined.copy_thread("chat", "copy")
-    catalog.rollover("chat", "next", channels=["messages"])
-    catalog.create("made")
-    with catalog.run("leased"):
-        pass
-    ids = {"chat", "clone", "fork", "copy", "next", "made", "leased"}
-    assert {one.thread_id for one in catalog.walk()} == ids
-    assert {one.owner for one in ThreadCatalog(saver).walk()} == {"acme"}
-    assert ThreadCatalog(saver).count(ThreadFilter(owner="acme")) == len(ids)
-    assert ThreadCatalog(saver).count(ThreadFilter(owner="other")) == 0
-
-    theirs = MORE_SHAPES["question"].build(saver.for_owner("other"))
-    assert theirs.get_state(thread("chat")).values == {}
-    assert list(theirs.get_state_history(thread("chat"))) == []
-    with pytest.raises(ThreadExists):
-        theirs.invoke(MORE_SHAPES["question"].inputs[0], thread("chat"))
-    assert len(graph.get_state(thread("chat")).values["messages"]) == 2
-    assert store.problems(saver) == []
 
 
 def test_threads_are_made_once_however_many_ask(store: Store, saver: ForkpointSaver) -> None:

@@ -1,0 +1,171 @@
+"""Retention that others disturb, or that is killed."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+from catalogs import HOUR, HOURS, archived_in, ids
+from checking import put, value_of
+from gates import Gate
+from processes import fork_server
+from servers import PATIENCE_SECONDS
+from stores import Store
+
+from forkpoint import (
+    RetentionPolicy,
+    ThreadCatalog,
+    ThreadDeleted,
+    ThreadFilter,
+    ThreadNotFound,
+)
+from forkpoint.saver.saver import ForkpointSaver
+
+
+@pytest.mark.on_each_backend
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("change", ["lease", "put", "update", "delete"])
+def test_what_changes_at_the_last_moment_is_deleted_as_a_whole_or_stays(
+    change: str, every: int, store: Store
+) -> None:
+    changes: dict[str, Callable[[ThreadCatalog], Any]] = {
+        "lease": lambda other: other.run("thread", if_busy="wait").__enter__(),
+        "put": lambda other: put(other.saver, {"n": 2}, parent=head),
+        "update": lambda other: other.update("thread", label="x"),
+        "delete": lambda other: other.delete("thread"),
+    }
+    gate = Gate()
+    with (
+        store.watched(gate.pass_through) as saver,
+        store.saver() as own,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        catalog, other = ThreadCatalog(saver), ThreadCatalog(own)
+        for stop_at in itertools.count(0, every):
+            head = put(own, {"n": 1, "text": "text " * 300})
+            gate.close(stop_at)
+            deleting = pool.submit(catalog.bulk_delete, ThreadFilter(ids=["thread"]))
+            is_reached = gate.wait(deleting)
+            if is_reached:
+                changing = pool.submit(changes[change], other)
+                wait([changing], 0.05)  # else it waits for the deletion to end
+            gate.open()
+            deleted = deleting.result()
+            if not is_reached:
+                break
+            error = changing.exception()
+            assert error is None or isinstance(error, (ThreadDeleted, ThreadNotFound))
+            kept = other.get("thread")
+            if change == "delete":
+                assert kept is None
+                assert deleted or error is None
+            elif change == "lease":
+                # It is that of the old thread, or that of another one after it.
+                assert error is None
+                assert kept is not None
+                assert kept.checkpoint_count == 1 - deleted
+                other.delete("thread")
+            elif deleted:  # after the change, if that came before all, or without it
+                assert kept is None
+            else:
+                assert error is None
+                assert kept is not None
+            assert store.problems(own) == []
+            own.delete_thread("thread")
+        assert stop_at > 3
+        assert deleted == 1
+
+
+def retain(store: Store, path: str | None, ready: Any) -> None:
+    with store.saver() as saver:
+        policy = RetentionPolicy(max_idle=HOUR, max_checkpoints_per_thread=1, keep_tags={"keep"})
+        ready.set()
+        ThreadCatalog(saver).apply_retention(policy, archive=path)
+
+
+@pytest.mark.parametrize("is_archived", [False, True])
+@pytest.mark.parametrize(
+    ("number", "kills"),
+    [(45, 2), pytest.param(10_000, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+)
+def test_retention_that_is_killed_is_done_by_the_next(
+    number: int, kills: int, is_archived: bool, store: Store, saver: ForkpointSaver, tmp_path: Path
+) -> None:
+    catalog = ThreadCatalog(saver)
+    long = ["text " * 300]
+    for n in range(number):
+        put(saver, {"n": n, "long": long}, thread_id=f"t{n}")
+        if n % 3 == 0:
+            store.age(f"t{n}", updated_at=2 * HOURS)
+        elif n % 3 == 1:
+            put(saver, {"n": -n}, thread_id=f"t{n}")
+        if n % 9 == 0:
+            catalog.update(f"t{n}", tags=["keep"])
+            store.age(f"t{n}", updated_at=2 * HOURS)
+    rng = random.Random(1)
+    path = str(tmp_path / "archive.jsonl") if is_archived else None
+    for _ in range(kills):
+        ready = fork_server().Event()
+        process = fork_server().Process(target=retain, args=(store, path, ready))
+        process.start()
+        assert ready.wait(PATIENCE_SECONDS)
+        time.sleep(rng.random() * number / 4000)
+        process.kill()
+        process.join()
+        store.await_end_of(process.pid)
+    store.outlast()
+    until = time.monotonic() + 300
+    while True:
+        result = catalog.apply_retention(
+            RetentionPolicy(max_idle=HOUR, max_checkpoints_per_thread=1, keep_tags={"keep"}),
+            archive=path,
+        )
+        if not result.busy or time.monotonic() > until:
+            break  # a killed one's leases last for a minute
+        time.sleep(1)
+
+    expected = {f"t{n}" for n in range(number) if n % 3 or n % 9 == 0}
+    assert ids(saver) == expected
+    for n in range(1, number, 3):
+        (only,) = saver.history(f"t{n}")
+        assert value_of(only) == {"n": -n}
+    if path is not None:
+        assert set(archived_in(Path(path))) == {f"t{n}" for n in range(number)} - expected
+    assert store.problems(saver) == []
+
+
+def delete_until_killed(store: Store, commands: int) -> None:
+    policy = RetentionPolicy(max_age=HOUR, max_checkpoints_per_thread=1)
+    ThreadCatalog(store.mortal(commands)).apply_retention(policy)
+
+
+@pytest.mark.parametrize("every", [19, pytest.param(1, marks=pytest.mark.slow)])
+def test_what_a_killed_one_left_is_finished_wherever_it_was(
+    every: int, store: Store, saver: ForkpointSaver
+) -> None:
+    catalog = ThreadCatalog(saver)
+    for commands in itertools.count(0, every):
+        for name in ("old", "long"):
+            put(saver, {"text": "old text " * 300}, thread_id=name)
+            put(saver, {"text": "text " * 300}, thread_id=name)
+        store.age("old", created_at=2 * HOURS)
+        process = fork_server().Process(target=delete_until_killed, args=(store, commands))
+        process.start()
+        process.join()
+        assert process.pid is not None
+        store.await_end_of(process.pid)
+        store.outlast()
+        catalog.apply_retention(RetentionPolicy(max_age=HOUR, max_checkpoints_per_thread=1))
+        assert ids(saver) == {"long"}
+        assert len(list(saver.history("long"))) == 1
+        assert store.problems(saver) == [], commands
+        saver.delete_thread("long")
+        if process.exitcode == 0:
+            break
+    assert commands > 10
