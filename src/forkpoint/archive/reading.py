@@ -28,7 +28,7 @@ from forkpoint.operations.read import order_of
 from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.queries import CheckpointQuery
 from forkpoint.storage.record_checksums import check_kinship, check_record
-from forkpoint.storage.row_checksums import open_checkpoint, open_write, preview_in, settled
+from forkpoint.storage.row_checksums import complete_writes, open_checkpoint, open_write, preview_in
 from forkpoint.storage.rows import ChangeCount, RecordTimes, StoredCheckpoint, ThreadRow, WriteRow
 
 
@@ -173,7 +173,7 @@ def _checkpoint_part(
         _, manifest = open_checkpoint(codec, row)
         kind, body, _ = unpacked_manifest(codec.decrypt(row.content))
         channels = {name: numbering.value(entry, chunk_of) for name, entry in manifest.items()}
-        kept = sorted(settled(codec, stored.writes), key=order_of)
+        kept = sorted(complete_writes(codec, stored.writes), key=order_of)
         writes = [_write_part(codec, write, numbering, chunk_of) for write in kept]
     return CheckpointPart(
         row.checkpoint_ns,

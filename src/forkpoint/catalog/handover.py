@@ -12,7 +12,11 @@ from forkpoint.catalog.threads import Thread
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.operations.context import Context
 from forkpoint.storage.interface import Session
-from forkpoint.storage.record_checksums import check_kinship, check_record, described_anew
+from forkpoint.storage.record_checksums import (
+    check_kinship,
+    check_record,
+    checksums_with_description,
+)
 from forkpoint.storage.rows import Description, ThreadRow
 
 
@@ -25,7 +29,7 @@ def hand_over(context: Context, thread_id: str, changes: Changes, owner: str | N
     hashing = context.prepare().hashing
 
     def give(session: Session, row: ThreadRow, described: Description) -> bool:
-        checksums = described_anew(hashing, row, described)
+        checksums = checksums_with_description(hashing, row, described)
         if owner == row.thread.owner:
             return session.records.describe(row, described, checksums)
         checksums = hashing.checksums((thread_id, owner, row.thread.salt), described)

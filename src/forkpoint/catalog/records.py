@@ -23,7 +23,7 @@ from forkpoint.operations.gc import reachable, read_all
 from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import Session
-from forkpoint.storage.record_checksums import check_record, described_anew
+from forkpoint.storage.record_checksums import check_record, checksums_with_description
 from forkpoint.storage.retry import attempts, busy, retry_steps
 from forkpoint.storage.rows import Description, ForkRequest, ThreadRef, ThreadRow, Usage
 from forkpoint.storage.shared import thread_exists
@@ -100,7 +100,7 @@ def create(context: Context, thread_id: str, changes: Changes, may_exist: bool) 
                 row = session.records.get(thread_id)
             elif row.is_expired:
                 check_record(hashing, row)
-                checksums = described_anew(hashing, row, row.described)
+                checksums = checksums_with_description(hashing, row, row.described)
                 if not session.records.describe(row, row.described, checksums):  # which is activity
                     continue
                 row = session.records.get(thread_id)
@@ -124,7 +124,7 @@ def update(context: Context, thread_id: str, changes: Changes) -> Thread:
         thread_id,
         changes,
         lambda session, row, described: session.records.describe(
-            row, described, described_anew(hashing, row, described)
+            row, described, checksums_with_description(hashing, row, described)
         ),
     )
 

@@ -13,7 +13,7 @@ from forkpoint.operations.places import at_place
 from forkpoint.operations.read import consistently, load_write, order_of
 from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.receipts import NO_CHANNEL
-from forkpoint.storage.row_checksums import check_end, metadata_of, open_checkpoint, settled
+from forkpoint.storage.row_checksums import check_end, complete_writes, metadata_of, open_checkpoint
 from forkpoint.storage.rows import CheckpointRow, StoredCheckpoint, WriteRow
 
 
@@ -59,7 +59,7 @@ def delta_channel_history(
             codec = context.codec_of(history.found.thread)
             with at_place(history.found.thread_id, row.checkpoint_ns, row.checkpoint_id):
                 check_end(walk.oldest, walk.unrooted)
-                for write in walk.since_seeds(settled(codec, history.writes, channels)):
+                for write in walk.since_seeds(complete_writes(codec, history.writes, channels)):
                     value = load_write(codec, write, history.stored)
                     loaded[write.channel]["writes"].append(value)
                 for channel, (_, entry) in walk.seeds.items():

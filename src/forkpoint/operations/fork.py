@@ -40,9 +40,9 @@ from forkpoint.storage.row_checksums import (
     check_end,
     checkpoint_receipt,
     metadata_of,
-    moved,
     open_checkpoint,
     preview_in,
+    rebind,
     stored_chunks,
     stored_row,
 )
@@ -131,8 +131,8 @@ def _fork(context: Context, session: Session, new: NewFork) -> None:
     writes = _writes(session, source, rows, ends)
     target = source.codec.root.of_salt(new_salt(thread.salt))
     with at_place(thread.thread_id, *place_of(row)):
-        target_rows = moved(rows.values(), source.codec, target)
-        target_writes = moved(writes, source.codec, target)
+        target_rows = rebind(rows.values(), source.codec, target)
+        target_writes = rebind(writes, source.codec, target)
     chunks: Chunks = {}
     if new.values:
         top, chunks = _with_values(target, source, new)

@@ -18,7 +18,12 @@ from forkpoint.operations.context import Context
 from forkpoint.operations.places import at_place, config_of, place_of
 from forkpoint.results import NOT_READ
 from forkpoint.storage.interface import Session, Stale
-from forkpoint.storage.row_checksums import metadata_of, open_checkpoint, open_write, settled
+from forkpoint.storage.row_checksums import (
+    complete_writes,
+    metadata_of,
+    open_checkpoint,
+    open_write,
+)
 from forkpoint.storage.rows import CheckpointRow, RunStart, StoredCheckpoint, WriteRow
 
 _Reading = TypeVar("_Reading")
@@ -170,7 +175,7 @@ def load_checkpoint(
         codec = context.codec_of(thread)
         body, manifest, metadata = _open(codec, row)
         values = {channel: codec.decode_entry(entry, chunks) for channel, entry in manifest.items()}
-        complete = settled(codec, writes)
+        complete = complete_writes(codec, writes)
         pending = [load_write(codec, write, chunks) for write in sorted(complete, key=order_of)]
     versions = body.get("channel_versions", {})
     packed_bytes = len(row.content) + len(row.refs)
@@ -194,7 +199,7 @@ def load_without_values(context: Context, stored: StoredCheckpoint) -> Checkpoin
             else NOT_READ
             for channel, entry in manifest.items()
         }
-        complete = sorted(settled(codec, writes), key=order_of)
+        complete = sorted(complete_writes(codec, writes), key=order_of)
     pending: list[PendingWrite] = [(write.task_id, write.channel, NOT_READ) for write in complete]
     return _tuple_of(stored, {**body, "channel_values": values}, metadata, pending)
 

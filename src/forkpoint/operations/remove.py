@@ -172,7 +172,7 @@ def is_longer(context: Context, thread_id: str, kept: removal.Kept) -> Steps[boo
 
 def _beyond(rows: Sequence[CheckpointRow], kept: removal.Kept) -> set[removal.Place]:
     sources = {place_of(row): replay_bound(row) for row in rows if row.checkpoint_ns == ""}
-    return removal.beyond({place_of(row) for row in rows}, kept, sources)
+    return removal.surplus({place_of(row) for row in rows}, kept, sources)
 
 
 def withdraw(context: Context, thread_id: str, lease: LeaseRow) -> Steps[None]:

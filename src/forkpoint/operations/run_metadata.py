@@ -10,7 +10,7 @@ import json
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.inputs import as_json
 from forkpoint.storage.interface import Storage
-from forkpoint.storage.record_checksums import check_record, described_anew
+from forkpoint.storage.record_checksums import check_record, checksums_with_description
 from forkpoint.storage.rows import Description, ThreadRef
 
 
@@ -52,6 +52,6 @@ def merge_run(storage: Storage, hashing: Hashing, thread: ThreadRef, run_metadat
                 check_record(hashing, row)
                 described = with_run(row.described, run_metadata)
                 if session.records.describe(
-                    row, described, described_anew(hashing, row, described)
+                    row, described, checksums_with_description(hashing, row, described)
                 ):
                     row = session.records.get(thread.thread_id)

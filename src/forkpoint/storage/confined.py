@@ -1,10 +1,10 @@
 """Confining a saver to the threads of one owner.
 
-Everything that is done to a thread begins with finding it, by its id or by what it contains. Here
-that finds the owner's threads only, so those of others cannot be reached. What is made is the
-owner's. Forks and clones belong to the owner of their source, and a thread that is given to another
-owner is known no longer as made of others, or they of it. So those that know each other have one
-owner; a family, which shares chunks, may have several.
+Each call that looks for a thread, by its id or by its content, finds those of the owner only. The
+other calls take a thread that was found before. So the threads of others cannot be reached. New
+threads belong to the owner. Forks and clones belong to the owner of their source. A thread that is
+given to another owner loses its edges to parent and children. So lineages have one owner, while a
+family, which shares chunks, may have several.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ class ConfinedStorage(Storage):
 
 
 class _ConfinedSession(Session):
-    """A session in which an owner's threads are found, and no others.
+    """A session in which there are an owner's threads, and no others.
 
-    The roles that are passed on as they are take what was found before, and no ids of threads.
+    Some roles are passed on as they are: their methods take threads that were found, and no ids.
     """
 
     def __init__(self, session: Session, owner: str) -> None:

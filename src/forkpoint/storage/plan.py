@@ -1,8 +1,8 @@
-"""Which checkpoints may go, so that what stays keeps its state. Pure.
+"""Which checkpoints may be removed, so that the others keep their state. Pure.
 
-A checkpoint's values are its own, but for those of a `DeltaChannel`: these are rebuilt from the
-writes of its ancestors, back to the nearest that stores the channel. Such ancestors stay in the
-store, hidden from view, for as long as a checkpoint needs them.
+A checkpoint stores its values, but for those of a `DeltaChannel`: these are rebuilt from the writes
+of its ancestors, back to the nearest one that stores the channel. Such ancestors stay in the store,
+hidden, for as long as a visible checkpoint needs them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ Place = tuple[str, str]
 
 
 class Header(NamedTuple):
-    """What decides about a checkpoint's removal."""
+    """What of a checkpoint decides whether it may be removed."""
 
     parent: Place | None
+    """Its parent."""
     stored: Collection[str]
     """The channels that it stores."""
     rebuilt: Collection[str]
@@ -37,37 +38,41 @@ class Header(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a removal does: some checkpoints are removed, some hidden, others begin again."""
+    """What a removal does to the checkpoints of a thread."""
 
     removed: set[Place]
+    """These are removed, with their writes."""
     hidden: set[Place]
+    """These are hidden, and lose their receipt. Their writes stay."""
     reopened: Collection[Place] = ()
-    """What their tasks did is dropped, so that the step after them runs again; see `reopens`."""
+    """The step after these runs again: the writes of its tasks are removed, unless `reopens`."""
     restarted: Collection[Place] = ()
-    """The states of subgraphs to which that step applies an input; see `CheckpointRow`."""
+    """These get the flag `CheckpointRow.restarts`."""
     withdrawn: range | None = None
-    """The fences of runs whose writes are removed, wherever they are."""
+    """The fences of runs that are rolled back. A write that one of them replaced is restored, and
+    all other writes with these fences are removed."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is to be done as a whole, since the thread goes on from another state."""
+        """Whether all of it is one transaction, as the thread goes on from another state then."""
         return bool(self.reopened) or self.withdrawn is not None
 
 
 HEAD_ROWS = RECEIPT, INTERRUPT_IDX, ERROR_IDX
-"""What of a thread's newest checkpoint its record is shown with, beside the receipts that tell
-which of its tasks are done."""
+"""The `idx` of the rows of a thread's newest checkpoint with which its record is shown, beside the
+receipts that tell which of its tasks are done."""
 
 KEPT = INTERRUPT_IDX, receipt_of(INTERRUPT_IDX)
 DROPPED = RESUME_IDX, receipt_of(RESUME_IDX)
-"""What stays of any task where a step is to run again, and what goes: writes and their receipts."""
+"""The `idx` of writes and receipts, of any task, that stay where a step is to run again, and of
+those that are removed."""
 
 
 def reopens(task_id: str, idx: int) -> bool:
     """Return whether a write stays where a step is to run again.
 
-    Questions stay, so that they can be answered differently, and what a `Command` said apart from
-    answers. Finished work, failures and old answers go.
+    Questions stay, so that they can be answered differently, and so do the writes of a `Command`,
+    but for answers. Finished work, failures and old answers are removed.
     """
     return idx in KEPT or (task_id == NULL_TASK_ID and idx not in DROPPED)
 
@@ -78,15 +83,15 @@ def newest(places: Iterable[Place]) -> Place | None:
 
 
 def plan(headers: Mapping[Place, Header], doomed: Iterable[Place]) -> Plan:
-    """Return what to do so that the doomed checkpoints are gone, and all others are as before.
+    """Return how to remove checkpoints so that all others keep their state.
 
     Args:
-        headers: All checkpoints of a thread. Those that are hidden already are doomed too.
-        doomed: Those that are to go.
+        headers: All checkpoints of a thread.
+        doomed: Those that are to be removed. Those that are hidden already are among them.
     """
-    going = set(doomed)
+    places = set(doomed)
     needed: set[tuple[Place, str]] = set()
-    for place in headers.keys() - going:
+    for place in headers.keys() - places:
         for channel in headers[place].rebuilt:
             ancestor = headers[place].parent
             while ancestor is not None and ancestor in headers:
@@ -96,21 +101,21 @@ def plan(headers: Mapping[Place, Header], doomed: Iterable[Place]) -> Plan:
                 if channel in headers[ancestor].stored:
                     break
                 ancestor = headers[ancestor].parent
-    hidden = {place for place, _ in needed} & going
-    return Plan(going - hidden, hidden)
+    hidden = {place for place, _ in needed} & places
+    return Plan(places - hidden, hidden)
 
 
-def in_order(going: Collection[Place], headers: Mapping[Place, Header]) -> list[Place]:
+def in_order(places: Collection[Place], headers: Mapping[Place, Header]) -> list[Place]:
     """Return checkpoints in an order in which they can be removed one by one.
 
     Those of the graph itself come before those of its subgraphs, and each before its ancestors.
 
     Args:
-        going: The checkpoints.
+        places: The checkpoints.
         headers: All checkpoints of the thread, if any has channels that are rebuilt.
     """
     ages: dict[Place, int] = {}
-    for place in going if headers else ():
+    for place in places if headers else ():
         path: list[Place] = []
         following: Place | None = place
         while following is not None and following not in ages and following in headers:
@@ -126,7 +131,7 @@ def in_order(going: Collection[Place], headers: Mapping[Place, Header]) -> list[
         checkpoint_ns, checkpoint_id = place
         return -depth_of(checkpoint_ns), ages.get(place, 0), checkpoint_id
 
-    return sorted(going, key=key, reverse=True)
+    return sorted(places, key=key, reverse=True)
 
 
 def latest(places: Iterable[Place]) -> set[Place]:
@@ -138,7 +143,7 @@ def latest(places: Iterable[Place]) -> set[Place]:
 
 
 class Kept(NamedTuple):
-    """Which checkpoints of each namespace stay: the newest, and others that keep to this."""
+    """Which checkpoints of each namespace stay: the newest one, and those within these limits."""
 
     newest: int | None = None
     """How many there are at most; None for any number."""
@@ -155,16 +160,17 @@ class Kept(NamedTuple):
         return [*(id_ for id_ in ids[:-1] if (made_at(id_) or since) >= since), *ids[-1:]]
 
 
-def beyond(places: Collection[Place], kept: Kept, replays: Mapping[Place, str]) -> set[Place]:
-    """Return all checkpoints but those that are to stay.
+def surplus(places: Collection[Place], kept: Kept, replays: Mapping[Place, str]) -> set[Place]:
+    """Return the checkpoints that are not to stay.
 
-    What a time travel to one of those that stay finds of the subgraphs that keep their state stays
-    as well.
+    A time travel to a checkpoint that stays finds the state that its subgraphs had then, if they
+    are of those that keep one from call to call: these checkpoints stay as well.
 
     Args:
         places: All checkpoints.
         kept: Which stay.
-        replays: For each checkpoint of the graph itself the id that it looks before.
+        replays: For each checkpoint of the graph itself the id before which a time travel to it
+            looks for the state of subgraphs.
     """
     namespaces: dict[str, list[str]] = {}
     for checkpoint_ns, checkpoint_id in sorted(places):

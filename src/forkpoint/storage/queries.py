@@ -57,7 +57,7 @@ class CheckpointQuery(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Which checkpoints of a namespace a page has, all of them: those between two ids."""
+    """The ids between which a page has all checkpoints of a namespace."""
 
     low: str
     high: str | None
@@ -66,14 +66,14 @@ class Span(NamedTuple):
     def lost(
         self, page: Sequence[StoredCheckpoint], writes: Iterable[WriteRow]
     ) -> list[StoredCheckpoint]:
-        """Return a row that cannot be read for each checkpoint that has nothing but its receipt.
+        """Return an unreadable row for each checkpoint of which only the receipt is stored.
 
         Args:
-            page: What was read.
-            writes: The writes and receipts after all checkpoints of the span.
+            page: The checkpoints that were read.
+            writes: The writes and receipts of all checkpoints of the span.
         """
-        there = {found.row.checkpoint_id for found in page} | {self.low, self.high}
-        ids = {row.checkpoint_id for row in writes if row.idx == RECEIPT} - there
+        stored_ids = {stored.row.checkpoint_id for stored in page} | {self.low, self.high}
+        ids = {row.checkpoint_id for row in writes if row.idx == RECEIPT} - stored_ids
         first = page[0]
         return [
             StoredCheckpoint(
@@ -87,7 +87,7 @@ class Span(NamedTuple):
 
 
 def span_of(query: CheckpointQuery, page: Sequence[StoredCheckpoint]) -> Span | None:
-    """Return the span of a page, if it has all of a thread's checkpoints in one."""
+    """Return the span of a page, if it is one of all checkpoints of a namespace, unfiltered."""
     of_namespace = query.thread_id is not None and query.checkpoint_ns is not None
     if not page or not of_namespace or query.checkpoint_id or query.filter or query.offset:
         return None
@@ -100,7 +100,7 @@ def span_of(query: CheckpointQuery, page: Sequence[StoredCheckpoint]) -> Span | 
 
 def in_order(query: CheckpointQuery, page: list[StoredCheckpoint]) -> list[StoredCheckpoint]:
     """Return the checkpoints of one namespace in the order of a page."""
-    return sorted(page, key=lambda one: one.row.checkpoint_id, reverse=not query.oldest_first)
+    return sorted(page, key=lambda stored: stored.row.checkpoint_id, reverse=not query.oldest_first)
 
 
 NO_SNAPSHOT = 0

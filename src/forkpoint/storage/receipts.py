@@ -1,8 +1,9 @@
-"""Receipts: which rows a put stored, in a row of its own, so that it is noticed if one is lost.
+"""Receipts: rows that say which other rows a put stored, so that a lost row is noticed.
 
-A receipt stands among the writes of its checkpoint, under an `idx` that no write has, and is stored
-after what it is for. So it is never there too early, also where there are no transactions, and it
-is copied, removed and read together with the writes. Nothing else is lost with a receipt.
+A receipt stands among the writes of its checkpoint, under an `idx` that no write has. It is copied,
+removed and read together with them. It is stored after the rows that it names, so that it never
+names a row that is not there yet, also where there are no transactions. A receipt that is lost
+itself is not missed.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from zlib import crc32
 import ormsgpack
 
 RECEIPT = -1000
-"""The `idx` of the receipt of a checkpoint. All those that are not above are of receipts."""
+"""The `idx` of the receipt of a checkpoint. All receipts have this `idx` or a lower one."""
 WRITES = -2000
-"""The highest `idx` of the receipts of what a task did: of its writes that replace nothing."""
+"""The highest `idx` of the receipts of those writes of a task that are stored once."""
 
 NO_CHANNEL = ""
 """The channel of a receipt."""

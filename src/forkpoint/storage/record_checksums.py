@@ -1,4 +1,4 @@
-"""What tells of a thread's record whether it is as it was written."""
+"""The checksums by which it is noticed that the record of a thread was changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LAST_MOMENT = 200_000_000_000_000_000  # in the year 8307; a `datetime` ends wi
 
 
 def check_record(hashing: Hashing, row: ThreadRow) -> None:
-    """Check a thread's record, as far as that can be done without the secret.
+    """Check the record of a thread. What only the secret can check is left out if there is none.
 
     Raises:
         CorruptChunk: It is not what was written.
@@ -26,7 +26,7 @@ def check_record(hashing: Hashing, row: ThreadRow) -> None:
 
 
 def _check_types(row: ThreadRow) -> None:
-    """Check that what no checksum covers, for it changes with each put, can be shown."""
+    """Check the fields that change with each put, and so have no checksum, by type and range."""
     numbers = (row.checkpoint_count, row.fence, row.created_at, row.updated_at)
     times = (*numbers[2:], row.state_updated_at)
     if not (
@@ -47,7 +47,7 @@ def is_intact(hashing: Hashing, row: ThreadRow) -> bool:
 
 
 def check_kinship(hashing: Hashing, record: FamilyMember) -> None:
-    """Check what a thread was made of, as far as that can be done without the secret.
+    """Check the edge and the parent of a thread, as `check_record` does.
 
     Raises:
         CorruptChunk: It is not what was written.
@@ -59,8 +59,13 @@ def check_kinship(hashing: Hashing, record: FamilyMember) -> None:
     hashing.check_lineage(record.thread_id, record.salt, record.checksums, *lineage)
 
 
-def described_anew(hashing: Hashing, seen: ThreadRow, described: Description) -> bytes:
-    """Return the checksums of a record, which was checked, if something else is said of it.
+def checksums_with_description(hashing: Hashing, seen: ThreadRow, described: Description) -> bytes:
+    """Return the checksums of a record with another description.
+
+    Args:
+        hashing: The hashes of the store.
+        seen: The record, which was checked.
+        described: The description.
 
     Raises:
         EncryptionMismatch: It was written with an encrypting serializer, and none is set.

@@ -1,4 +1,4 @@
-"""What tells of a stored row whether it is as it was written."""
+"""The checksums and receipts by which it is noticed that a stored row was changed or is lost."""
 
 from __future__ import annotations
 
@@ -54,11 +54,16 @@ def _checksum(codec: Codec, row: CheckpointRow | WriteRow, content: bytes) -> by
     return codec.checksum(*fields, content)
 
 
-def moved(rows: Iterable[_Row], source: Codec, target: Codec) -> list[_Row]:
-    """Return rows that were read of a thread, bound to another of its family.
+def rebind(rows: Iterable[_Row], source: Codec, target: Codec) -> list[_Row]:
+    """Return rows of a thread, bound to another thread of its family.
+
+    Args:
+        rows: The rows as they were read.
+        source: The codec of the thread.
+        target: The codec of the other thread.
 
     Raises:
-        CorruptChunk: One was not written in the thread that it was read of.
+        CorruptChunk: A row was not written in the thread that it was read of.
     """
     bound = []
     for row in rows:
@@ -135,14 +140,14 @@ def json_object(metadata: Any, checkpoint_id: str | None) -> dict[str, Any]:
 
 
 def check_end(oldest: CheckpointRow, rebuilt: Collection[str]) -> None:
-    """Check that a chain of ancestors ends where it may.
+    """Check that no ancestor is missing from which channels are rebuilt.
 
     Args:
-        oldest: The last one that the store has.
-        rebuilt: The channels that are to be rebuilt and are, at this one, from its ancestors.
+        oldest: The oldest ancestor that the store has.
+        rebuilt: The channels that are still to be rebuilt from ancestors of it.
 
     Raises:
-        CorruptChunk: They are rebuilt from an ancestor that is missing.
+        CorruptChunk: There are such channels, and its parent is missing.
     """
     if rebuilt and oldest.parent_checkpoint_id is not None:
         raise CorruptChunk(
@@ -152,7 +157,13 @@ def check_end(oldest: CheckpointRow, rebuilt: Collection[str]) -> None:
 
 
 def checkpoint_receipt(codec: Codec, row: CheckpointRow, preview: str | None = None) -> WriteRow:
-    """Return the receipt of a checkpoint. It says where it is, and what is shown of its state."""
+    """Return the receipt of a checkpoint.
+
+    Args:
+        codec: The codec of the thread.
+        row: The checkpoint.
+        preview: The values that are shown with the thread's record, if any, as JSON.
+    """
     place = row.checkpoint_ns, row.checkpoint_id
     receipt = WriteRow(*place, NULL_TASK_ID, RECEIPT, "", NO_CHANNEL, b"", b"")
     if preview is None:
@@ -161,9 +172,9 @@ def checkpoint_receipt(codec: Codec, row: CheckpointRow, preview: str | None = N
 
 
 def preview_in(codec: Codec, writes: Iterable[WriteRow], checkpoint_id: str) -> str | None:
-    """Return what the receipt of a checkpoint of a graph itself says is shown of its state.
+    """Return the preview in the receipt of a checkpoint of a graph itself.
 
-    None if it says nothing, or cannot be read: nothing depends on it.
+    None if there is none, or if it cannot be read: nothing else depends on it.
     """
     place = ("", checkpoint_id, NULL_TASK_ID, RECEIPT)
     for write in writes:
@@ -176,7 +187,7 @@ def preview_in(codec: Codec, writes: Iterable[WriteRow], checkpoint_id: str) -> 
 
 
 def with_receipts(codec: Codec, writes: Sequence[WriteRow]) -> list[WriteRow]:
-    """Return what is put of a task's writes: themselves, and then their receipts."""
+    """Return the writes that a task puts, and behind them their receipts."""
     rows = list(writes)
     for idx, content in receipts_of([(write.idx, write.channel) for write in writes]):
         place, path = writes[0][:3], writes[0].task_path
@@ -185,15 +196,15 @@ def with_receipts(codec: Codec, writes: Sequence[WriteRow]) -> list[WriteRow]:
     return rows
 
 
-def settled(
+def complete_writes(
     codec: Codec, rows: Sequence[WriteRow], channels: Collection[str] | None = None
 ) -> list[WriteRow]:
-    """Return those rows that are writes, once it is known that none is missing.
+    """Return the writes among rows, and check by their receipts that none is missing.
 
     Args:
-        codec: What hashes.
-        rows: All writes of some checkpoints, or all to some channels, and their receipts.
-        channels: The channels, unless it is all.
+        codec: The codec of the thread.
+        rows: The writes of some checkpoints, all or those to some channels, and their receipts.
+        channels: The channels; None for all.
 
     Raises:
         CorruptChunk: A write is missing, or a receipt is not what was written.

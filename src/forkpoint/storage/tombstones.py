@@ -57,10 +57,10 @@ class Marks:
 
 
 def is_deleted_since(before: Any, now: Set[Any]) -> bool:
-    """Return whether there is a deletion among those of an id that was not there before.
+    """Return whether a thread id was deleted since.
 
     Args:
-        before: What `Session.last_deletion` returned then, or None if that is not known.
-        now: What it returns now.
+        before: The tombstones that `Threads.deletions` returned then; None if not known.
+        now: The tombstones that it returns now.
     """
     return before is None or bool(now - before)

@@ -33,7 +33,7 @@ from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.plan import Place, Plan
-from forkpoint.storage.record_checksums import check_record, described_anew
+from forkpoint.storage.record_checksums import check_record, checksums_with_description
 from forkpoint.storage.row_checksums import (
     checkpoint_receipt,
     with_checksum,
@@ -417,7 +417,7 @@ def _describe(context: Context, session: Session, arrival: Arrival, part: Thread
     check_record(hashing, row)
     described = part.described if arrival.is_incoming else row.described
     times = part.times if part.times.created_at else None
-    checksums = described_anew(hashing, row, described)
+    checksums = checksums_with_description(hashing, row, described)
     if not session.records.describe(row, described, checksums, times):
         return False
     if part.is_swept:
