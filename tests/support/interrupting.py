@@ -20,6 +20,7 @@ CRITICAL = {
     "mongodb/put",
     "mongodb/storage",
     "runtime/runner",
+    "sqlite/put_queue",
     "sqlite/storage",
     "sqlite/transactions",
     "runtime/steps",

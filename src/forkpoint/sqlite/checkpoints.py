@@ -20,7 +20,7 @@ from forkpoint.sqlite.rows import (
     description,
     write_row,
 )
-from forkpoint.sqlite.statements import BATCH, Statements, marks
+from forkpoint.sqlite.statements import BATCH, Statements, placeholders
 from forkpoint.sqlite.thread_table import ThreadTable
 from forkpoint.storage.interface import Checkpoints
 from forkpoint.storage.plan import Place
@@ -196,7 +196,8 @@ class SqliteCheckpoints(Checkpoints):
         for batch in batches(checkpoint_ids, BATCH):
             rows += self._sql.rows(
                 f"{_WRITES} WHERE thread = ? AND checkpoint_ns = ?"
-                f" AND checkpoint_id IN ({marks(batch)}) AND channel IN ({marks(channels)})",
+                f" AND checkpoint_id IN ({placeholders(batch)})"
+                f" AND channel IN ({placeholders(channels)})",
                 (thread.key, checkpoint_ns, *batch, *channels),
             )
         return [write_row(row) for row in rows]

@@ -7,7 +7,7 @@ from typing import Any
 
 from forkpoint.encoding.codec import Chunk, Chunks
 from forkpoint.sqlite.pages import rows_after
-from forkpoint.sqlite.statements import BATCH, Statements, marks
+from forkpoint.sqlite.statements import BATCH, Statements, placeholders
 from forkpoint.sqlite.thread_table import NEXT_EPOCH, ThreadTable
 from forkpoint.storage.interface import CHUNKS_AT_ONCE, ChunkReads, Collections
 from forkpoint.storage.queries import Batch
@@ -49,7 +49,7 @@ class SqliteChunkReads(ChunkReads):
         for batch in batches(digests, BATCH):
             rows = self._sql.rows(
                 "SELECT digest, refs, content FROM forkpoint_chunks"
-                f" WHERE family = ? AND digest IN ({marks(batch)})",
+                f" WHERE family = ? AND digest IN ({placeholders(batch)})",
                 (family, *batch),
             )
             for digest, refs, content in rows:
@@ -61,7 +61,7 @@ class SqliteChunkReads(ChunkReads):
         for batch in batches(digests, BATCH):
             row = self._sql.row(
                 f"SELECT {_BYTES} FROM forkpoint_chunks"
-                f" WHERE family = ? AND digest IN ({marks(batch)})",
+                f" WHERE family = ? AND digest IN ({placeholders(batch)})",
                 (family, *batch),
             )
             total += int(row[0]) if row else 0
@@ -174,7 +174,7 @@ class SqliteCollections(Collections):
                 (family, collection, self.chunks_at_once()),
             )
             digests = [digest for (digest,) in rows]
-        condition = f"WHERE family = ? AND epoch != ? AND digest IN ({marks(digests)})"
+        condition = f"WHERE family = ? AND epoch != ? AND digest IN ({placeholders(digests)})"
         values = (family, collection, *digests)
         counts = self._sql.row(
             f"SELECT count(*), {_BYTES} FROM forkpoint_chunks {condition}", values

@@ -1,13 +1,12 @@
-"""SQLite: how a saver gets its connection, and whether it is still one to the file of that name."""
+"""SQLite: how a saver gets its connection, and whether that still is to the file of that name."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 from urllib.parse import parse_qs, unquote
 
 from forkpoint import inputs
@@ -31,52 +30,19 @@ from forkpoint.runtime.open_files import (
 from forkpoint.runtime.steps import Locked
 
 
-class Connector(Protocol):
-    """Where a connection comes from. The caller of each method keeps other threads away."""
-
-    is_owned: bool
-    """Whether nobody else uses the connection, and it is the saver's to close."""
-    may_be_inherited: bool
-    """Whether a forked child may go on with the connection: it is to no file."""
-
-    @property
-    def path(self) -> str | None:
-        """Where the file is, once that is known; None for a database in memory."""
-
-    disconnect: Callable[[], bool]
-    """Closes the connection, unless somebody uses it; see `DatabaseFile`."""
-
-    def connect(self) -> sqlite3.Connection:
-        """Return a connection.
-
-        Raises:
-            Locked: It cannot be opened at the moment.
-        """
-
-    def note_opened(self, connection: sqlite3.Connection) -> None:
-        """Remember which file a connection has open. It has been used by now."""
-
-    def is_current(self) -> bool:
-        """Return whether the connection is still one to the file that has the name.
-
-        Raises:
-            StorageReplaced: It is not, and cannot be opened again.
-        """
-
-    def close(self, connection: sqlite3.Connection) -> None:
-        """Close a connection that is owned.
-
-        Raises:
-            StorageBusy: Another process keeps it from being closed. It is still open.
-        """
-
-
 class Opener:
-    """Opens a file, or a database in memory, by its name.
+    """Opens a file, or a database in memory, by its name. The connection is the saver's own.
+
+    The caller of each method keeps other threads away.
 
     Args:
-        database: A path, `":memory:"` or a `file:` URI. What is relative is resolved here, once.
-        timeout: For how many seconds SQLite is to wait, while the database is being opened.
+        database: A path, `":memory:"` or a `file:` URI. A relative path is resolved here, once.
+        timeout: For how many seconds SQLite waits while the database is being opened.
+
+    Attributes:
+        is_owned: Whether nobody else uses the connection, and it is the saver's to close.
+        may_be_inherited: Whether a forked child may use the connection: it is to no file.
+        disconnect: Closes the connection, unless somebody uses it; see `DatabaseFile`.
 
     Raises:
         InvalidInput: This names no database.
@@ -95,9 +61,15 @@ class Opener:
 
     @property
     def path(self) -> str | None:
+        """The path of the file; None for a database in memory."""
         return None if self._file is None else self._file.path
 
     def connect(self) -> sqlite3.Connection:
+        """Return a connection.
+
+        Raises:
+            Locked: It cannot be opened at the moment.
+        """
         if self._file is None:
             return self._connect(self._name, is_uri=self._options is not None)
         path = self._file.path
@@ -113,7 +85,7 @@ class Opener:
         return self._connect(Path(path).as_uri() + self._options, is_uri=True)
 
     def _check_open(self, path: str, file: Identity) -> None:
-        """Refuse a file to which there is a connection that SQLite would take for one like ours."""
+        """Refuse a file that this process has open in a way that SQLite does not know of."""
         if inherited.has(file):
             raise StorageInherited(
                 f"a connection to {path} was open when this process was forked, and SQLite would "
@@ -122,8 +94,8 @@ class Opener:
             )
         for other in left_open(file):
             if not other.disconnect():
-                busy = StorageBusy(f"{path} was restored while another saver uses what was there")
-                raise Locked(busy, self._timeout)
+                message = f"{path} was restored while another saver uses what was there"
+                raise Locked(StorageBusy(message), self._timeout)
 
     def _connect(self, name: str, *, is_uri: bool) -> sqlite3.Connection:
         return sqlite3.connect(
@@ -135,13 +107,20 @@ class Opener:
         )
 
     def note_opened(self, connection: sqlite3.Connection) -> None:
+        """Remember which file a connection has open. The connection has been used by now."""
         if self._file is not None:
-            self._file.note_opened(_file_of(connection) or self._file.path)
+            self._file.note_opened(_path_of(connection) or self._file.path)
 
     def is_current(self) -> bool:
+        """Return whether the connection still is one to the file that has the name."""
         return self._file is None or self._file.is_in_place()
 
     def close(self, connection: sqlite3.Connection) -> None:
+        """Close the connection.
+
+        Raises:
+            StorageBusy: Another process keeps it from being closed. It is still open.
+        """
         file = self._file
         if file is None or file.is_in_place():
             connection.close()
@@ -155,7 +134,7 @@ class Opener:
             file.note_closed()
 
     def _check(self, path: str) -> None:
-        """Refuse what is no database, by SQLite's own judgement: nobody else may open the file."""
+        """Refuse a file that SQLite does not take for a database. Only SQLite may open it."""
         if os.path.isdir(path):
             raise InvalidInput(f"{path} is a directory; give the path of a file in it")
         if not os.path.isdir(os.path.dirname(path)):
@@ -164,7 +143,7 @@ class Opener:
             return
         if os.path.getsize(path) == 1:  # which SQLite takes for an empty one
             raise InvalidInput(f"{path} is no SQLite database")
-        with suppress(Locked):  # that is for the first use to wait for
+        with suppress(Locked):  # the first use waits for it
             self._check_content(path)
 
     def _check_content(self, path: str) -> None:
@@ -173,13 +152,13 @@ class Opener:
                 connection.execute("PRAGMA busy_timeout = 0")
                 connection.execute("SELECT 1 FROM sqlite_master").fetchone()
             except sqlite3.OperationalError:
-                pass  # locked, say: that is for the first use to find
+                pass  # locked, for example: the first use says so
             except sqlite3.DatabaseError as error:
                 raise InvalidInput(f"{path} is no SQLite database: {error}") from error
 
 
-class Passed:
-    """A connection that the caller opened, and closes."""
+class PassedConnection:
+    """A connection that the caller opened, and closes. The methods are those of `Opener`."""
 
     is_owned = False
     may_be_inherited = False
@@ -208,12 +187,17 @@ class Passed:
         return self._connection
 
     def note_opened(self, connection: sqlite3.Connection) -> None:
-        path = _file_of(connection)
+        path = _path_of(connection)
         if path and self._file is None and os.path.exists(path):
             self._file = DatabaseFile(path, self._is_closed)
             self._file.note_opened(path)
 
     def is_current(self) -> bool:
+        """Return True.
+
+        Raises:
+            StorageReplaced: The file is another by now, which only the caller can open.
+        """
         if self._file is not None and not self._file.is_in_place():
             _ = self._connection.in_transaction  # raises SQLite's own error if it is closed
             raise StorageReplaced(
@@ -233,11 +217,15 @@ class Passed:
         raise NotImplementedError("a connection that was passed is the caller's to close")
 
 
+Connector: TypeAlias = Opener | PassedConnection
+"""Where a connection comes from."""
+
+
 def _is_closed() -> bool:
     return True
 
 
-def _file_of(connection: sqlite3.Connection) -> str:
+def _path_of(connection: sqlite3.Connection) -> str:
     """Return the path of a connection's file as SQLite resolved it; empty for one in memory."""
     cursor = connection.cursor()
     cursor.row_factory = None  # a connection that was passed may have one
@@ -271,7 +259,7 @@ def _parsed(database: object) -> tuple[str, str | None, str | None]:
 
 
 def _path_of_uri(rest: str) -> str:
-    """Return the path in a `file:` URI, without what SQLite lets stand before it."""
+    """Return the path in a `file:` URI, without the host name that SQLite allows before it."""
     if rest.startswith("//"):
         authority, _, rest = rest[2:].partition("/")
         if authority not in ("", "localhost"):
@@ -285,8 +273,8 @@ def _path_of_uri(rest: str) -> str:
 def _close_without_log(connection: sqlite3.Connection) -> None:
     """Close a connection whose log was removed, and leave the file as it is.
 
-    SQLite would write what the log holds into the file, over what was restored there. It stops
-    where the connection is interrupted, before the first page.
+    SQLite would write the contents of the log into the file, over what was restored there. An
+    interrupted connection stops before the first page.
     """
     configure = getattr(connection, "setconfig", None)  # since Python 3.12
     if configure is not None:
@@ -296,9 +284,9 @@ def _close_without_log(connection: sqlite3.Connection) -> None:
 
 
 def _take_log_away(connection: sqlite3.Connection, file: DatabaseFile) -> None:
-    """Free a name from the log of the file that had it before.
+    """Remove the log of the file that had the name before.
 
-    SQLite would take it for that of the file that has the name now. What is in it goes into its
+    SQLite would take it for the log of the file that has the name now. Its contents go into its
     own file first, which may have another name.
     """
     connection.execute("PRAGMA busy_timeout = 0")
@@ -307,7 +295,7 @@ def _take_log_away(connection: sqlite3.Connection, file: DatabaseFile) -> None:
         raise StorageBusy(
             f"{file.path} was replaced while another process reads what was there before"
         )
-    # Other processes may be about to do the same. Each removes what it has open, and no other log.
+    # Other processes may be about to do the same. Each removes only the log that it has open.
     connection.execute("BEGIN IMMEDIATE")
     try:
         if file.has_log_in_place():

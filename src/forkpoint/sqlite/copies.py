@@ -14,7 +14,7 @@ from uuid import uuid4
 from forkpoint.encoding.hashing import Hashing, new_salt
 from forkpoint.errors import StorageBusy
 from forkpoint.sqlite.chunks import put_chunks
-from forkpoint.sqlite.errors import noting
+from forkpoint.sqlite.errors import callback_of
 from forkpoint.sqlite.rows import (
     CHECKPOINT,
     DESCRIPTION,
@@ -27,7 +27,7 @@ from forkpoint.sqlite.rows import (
     description,
     write_values,
 )
-from forkpoint.sqlite.statements import Statements, marks
+from forkpoint.sqlite.statements import Statements, placeholders
 from forkpoint.sqlite.thread_table import ThreadTable
 from forkpoint.sqlite.tombstones import Tombstones
 from forkpoint.storage.interface import Copies, Stale
@@ -61,7 +61,7 @@ class _Record(NamedTuple):
     salt: bytes
 
 
-class _Copying(NamedTuple):
+class _UnfinishedCopy(NamedTuple):
     """A copy that is not complete."""
 
     source: ThreadRef
@@ -105,7 +105,7 @@ class SqliteCopies(Copies):
     def _bind_to(self, hashing: Hashing, source: ThreadRef, record: _Record) -> None:
         """Let the rows of a thread that are copied from now on be bound to the copy."""
         rebound = partial(hashing.rebound, source.salt, record.salt)
-        self._sql.create_function("forkpoint_rebound", 2, noting(rebound))
+        self._sql.create_function("forkpoint_rebound", 2, callback_of(rebound))
 
     def begin(
         self,
@@ -113,7 +113,7 @@ class SqliteCopies(Copies):
         target_id: str,
         hashing: Hashing,
         described: Description | None = None,
-    ) -> _Copying:
+    ) -> _UnfinishedCopy:
         self._table.check_free(target_id)
         removals = self._table.change_count(source).removals
         # Under a name of its own: what the target's id means does not change yet.
@@ -126,10 +126,10 @@ class SqliteCopies(Copies):
         places: dict[str, tuple[Any, ...] | None] = {
             table: first for table, (_, first) in PLACES.items()
         }
-        return _Copying(source, hashing, removals, record, target_id, bounds, places)
+        return _UnfinishedCopy(source, hashing, removals, record, target_id, bounds, places)
 
     def copy_more(self, copying: Any) -> bool:
-        assert isinstance(copying, _Copying)
+        assert isinstance(copying, _UnfinishedCopy)
         if self._table.change_count(copying.source).removals != copying.removals:
             raise Stale
         if not self._sql.run(
@@ -148,7 +148,7 @@ class SqliteCopies(Copies):
         return False
 
     def abandon(self, copying: Any) -> None:
-        assert isinstance(copying, _Copying)
+        assert isinstance(copying, _UnfinishedCopy)
         self._table.abandon_copies(copying.source.family, "key = ?", copying.record.key)
 
     def _abandoned_at(self) -> int:
@@ -156,13 +156,13 @@ class SqliteCopies(Copies):
         return self._sql.now() + 1_000_000 * ABANDONED_SECONDS
 
     def _copy_rows(
-        self, copying: _Copying, table: str, place: tuple[Any, ...]
+        self, copying: _UnfinishedCopy, table: str, place: tuple[Any, ...]
     ) -> tuple[Any, ...] | None:
         """Copy rows that come after a place, and return up to where, or None at the end."""
         self._bind_to(copying.hashing, copying.source, copying.record)
         columns, values = _COLUMNS[table]
         order, _ = PLACES[table]
-        at_place = marks(place)
+        at_place = placeholders(place)
         of_source = f"FROM forkpoint_{table} WHERE thread = ? AND ({order}) > ({at_place})"
         begin = (copying.source.key, *place)
         last = self._sql.row(

@@ -28,7 +28,7 @@ class typed_errors:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, sqlite3.Error):
-            raise typed(error) from error
+            raise typed_error(error) from error
 
 
 def is_locked(error: sqlite3.Error) -> bool:
@@ -36,7 +36,7 @@ def is_locked(error: sqlite3.Error) -> bool:
     return "locked" in str(error)
 
 
-def busy(error: sqlite3.Error) -> StorageBusy:
+def busy_error(error: sqlite3.Error) -> StorageBusy:
     """Return the error of a call that waited for a lock for long enough."""
     return StorageBusy(f"{error}: another process or connection holds a transaction open")
 
@@ -49,7 +49,7 @@ _raised_inside = _RaisedInside()
 """What came as SQLite called a function of ours on this thread. SQLite makes one error of all."""
 
 
-def noting(function: Callable[..., _T]) -> Callable[..., _T]:
+def callback_of(function: Callable[..., _T]) -> Callable[..., _T]:
     """Return a function for SQLite to call. What it raises, an interrupt, `typed` raises again."""
 
     def call(*arguments: Any) -> _T:
@@ -62,7 +62,7 @@ def noting(function: Callable[..., _T]) -> Callable[..., _T]:
     return call
 
 
-def typed(error: sqlite3.Error) -> BaseException:
+def typed_error(error: sqlite3.Error) -> BaseException:
     """Return the `ForkpointError` for what SQLite reports, or the interrupt that it hides.
 
     By message: Python 3.10 does not give the error's code.
@@ -79,7 +79,7 @@ def typed(error: sqlite3.Error) -> BaseException:
     if "readonly" in message:
         return StorageReadOnly(f"the database is read-only: {message}")
     if is_locked(error):
-        return busy(error)
+        return busy_error(error)
     if "not a database" in message or "file is encrypted" in message:
         return InvalidInput(f"the file is no SQLite database: {message}")
     if "decode to UTF-8" in message:

@@ -21,7 +21,7 @@ _ROOM_BYTES = 64 * 1024  # SQLite needs 32 KB beside a database to open it
 
 
 @contextlib.contextmanager
-def unlimited(connection: sqlite3.Connection) -> Iterator[None]:
+def unlimited_pages(connection: sqlite3.Connection) -> Iterator[None]:
     """Let transactions of a connection take as many pages as they like, all of them in memory.
 
     They are not to be committed.

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from forkpoint.sqlite.rows import PLACES, THREAD_OF
-from forkpoint.sqlite.statements import Statements, marks
+from forkpoint.sqlite.statements import Statements, placeholders
 from forkpoint.storage.queries import Batch, CheckpointQuery
 
 
@@ -27,7 +27,7 @@ def rows_after(
     width = len(place)
     rows = sql.rows(
         f"SELECT {columns}, {order} FROM forkpoint_{table} WHERE thread = ?"
-        f" AND ({order}) > ({marks(place)}) ORDER BY {order} LIMIT ?",
+        f" AND ({order}) > ({placeholders(place)}) ORDER BY {order} LIMIT ?",
         (thread, *place, sql.turn_rows),
     )
     sql.count_read(len(rows))
@@ -103,7 +103,7 @@ def _conditions(query: CheckpointQuery, thread: int | None) -> tuple[list[str], 
     if passed := query.passed:
         columns = ", ".join(f"c.{name}" for name in passed)
         after = ">" if query.oldest_first else "<"
-        add(f"({columns}) {after} ({marks(passed)})", *passed.values())
+        add(f"({columns}) {after} ({placeholders(passed)})", *passed.values())
     if query.owner is not None:
         add("t.owner = ?", query.owner)
     if query.filter:

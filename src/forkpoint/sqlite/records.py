@@ -15,7 +15,7 @@ from forkpoint.sqlite.rows import (
     write_row,
 )
 from forkpoint.sqlite.search_index import SearchIndex
-from forkpoint.sqlite.statements import BATCH, Statements, marks
+from forkpoint.sqlite.statements import BATCH, Statements, placeholders
 from forkpoint.sqlite.thread_table import NEXT_EPOCH, ThreadTable
 from forkpoint.sqlite.tombstones import Tombstones
 from forkpoint.storage.interface import Records
@@ -70,7 +70,9 @@ class SqliteRecords(Records):
         now = self._sql.now()
         records: dict[str, ThreadRow] = {}
         for batch in batches(thread_ids, BATCH):
-            for row in self._sql.rows(f"{RECORD} AND t.thread_id IN ({marks(batch)})", batch):
+            for row in self._sql.rows(
+                f"{RECORD} AND t.thread_id IN ({placeholders(batch)})", batch
+            ):
                 record = thread_row(row, now)
                 records[record.thread_id] = record
         return records
@@ -78,7 +80,7 @@ class SqliteRecords(Records):
     def with_heads(self, rows: Sequence[ThreadRow | None]) -> list[ThreadRow | None]:
         heads: dict[int, list[WriteRow]] = {}
         for batch in batches([row.thread.key for row in rows if row is not None], BATCH):
-            for key, *values in self._sql.rows(f"{_HEADS} ({marks(batch)})", batch):
+            for key, *values in self._sql.rows(f"{_HEADS} ({placeholders(batch)})", batch):
                 heads.setdefault(key, []).append(write_row(values))
         return [row and row._replace(head=heads.get(row.thread.key, ())) for row in rows]
 

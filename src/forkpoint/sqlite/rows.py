@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.errors import damaged_row
 from forkpoint.langgraph_rules import ERROR_IDX, INTERRUPT_IDX, NULL_TASK_ID
-from forkpoint.sqlite.statements import marks
+from forkpoint.sqlite.statements import placeholders
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import (
     CheckpointRow,
@@ -59,7 +59,7 @@ STATUS_AFTER = (
 AT_PLACE = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 INSERT_CHECKPOINT = (
     f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {CHECKPOINT}, binding, fence)"
-    f" VALUES ({marks(range(13))})"
+    f" VALUES ({placeholders(range(13))})"
 )
 INSERT_WRITES = f"INSERT OR IGNORE INTO forkpoint_writes (thread, {WRITE}, binding, fence) VALUES "
 # The receipt of a checkpoint that is hidden, or was replaced: nothing is to miss it.

@@ -21,7 +21,7 @@ from forkpoint.runtime.workers import Workers
 from forkpoint.saver.arguments import expiry
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite.aiosqlite_runner import AiosqliteRunner
-from forkpoint.sqlite.connections import Connector, Opener, Passed
+from forkpoint.sqlite.connections import Connector, Opener, PassedConnection
 from forkpoint.sqlite.setup import BUSY_TIMEOUT_SECONDS, has_tables
 from forkpoint.sqlite.storage import SqliteStorage
 from forkpoint.storage.tombstones import TOMBSTONE_TTL
@@ -80,14 +80,14 @@ class SqliteSaver(ForkpointSaver):
         cache_bytes: int = CACHE_BYTES,
         tombstone_ttl: timedelta = TOMBSTONE_TTL,
     ) -> None:
-        durability = _durability(durability)
+        inputs.choice(durability, "durability", ("full", "normal"))
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
         timeout = None if busy_timeout is None else _seconds(busy_timeout)
         connector: Connector
         if isinstance(database, aiosqlite.Connection):
-            connector = Passed(_of_aiosqlite(database))
+            connector = PassedConnection(_of_aiosqlite(database))
         elif isinstance(database, sqlite3.Connection):
-            connector = Passed(database)
+            connector = PassedConnection(database)
         else:
             timeout = BUSY_TIMEOUT_SECONDS if timeout is None else timeout
             connector = Opener(database, timeout)
@@ -147,11 +147,6 @@ class SqliteSaver(ForkpointSaver):
             StorageError: The file cannot be looked into.
         """
         return has_tables(inputs.path(path, "path"))
-
-
-def _durability(value: object) -> str:
-    """Return a durability that the backends know."""
-    return inputs.choice(value, "durability", ("full", "normal"))
 
 
 def _seconds(busy_timeout: object) -> float:

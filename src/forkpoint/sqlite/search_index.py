@@ -14,7 +14,7 @@ from forkpoint.filters import ALL_TERM, packed, stored_value_terms, thread_terms
 from forkpoint.langgraph_rules import NULL_TASK_ID
 from forkpoint.sqlite.rows import NEWEST_CHECKPOINT, json_list
 from forkpoint.sqlite.schema import UNLISTED
-from forkpoint.sqlite.statements import BATCH, Statements, marks
+from forkpoint.sqlite.statements import BATCH, Statements, placeholders
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.shared import batches
 
@@ -113,7 +113,7 @@ class SearchIndex:
         snapshot = self._last_snapshot()
         for batch in batches(unpacked(terms + value_terms), BATCH):
             of_thread = (
-                f"WHERE term IN ({marks(batch)}) AND valid_to IS NULL AND thread_id = ?"
+                f"WHERE term IN ({placeholders(batch)}) AND valid_to IS NULL AND thread_id = ?"
                 " AND status = ? AND listed_at = ?"
             )
             self._sql.run(

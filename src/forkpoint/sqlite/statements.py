@@ -121,9 +121,9 @@ class Statements:
 
 @lru_cache
 def _insertion(statement: str, rows: int, columns: int, end: str) -> str:
-    return statement + ", ".join([f"({marks(range(columns))})"] * rows) + end
+    return statement + ", ".join([f"({placeholders(range(columns))})"] * rows) + end
 
 
-def marks(values: Collection[Any]) -> str:
+def placeholders(values: Collection[Any]) -> str:
     """Return a question mark for each value."""
     return ", ".join("?" * len(values))

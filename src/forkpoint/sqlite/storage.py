@@ -18,7 +18,7 @@ from forkpoint.sqlite.full_disk import (
     check_room,
     is_full,
     restart_log,
-    unlimited,
+    unlimited_pages,
 )
 from forkpoint.sqlite.put_queue import PutQueue
 from forkpoint.sqlite.setup import INCREMENTAL, pragma, prepare
@@ -60,7 +60,7 @@ class SqliteStorage(Storage):
         self._transactions = Transactions(
             self._open,
             self._is_prepared,
-            owned=connector.is_owned,
+            is_owned=connector.is_owned,
             timeout=busy_timeout,
             tombstone_ttl=tombstone_ttl,
         )
@@ -91,7 +91,7 @@ class SqliteStorage(Storage):
         with (
             self._locked(),
             typed_errors(),
-            unlimited(self._open()),
+            unlimited_pages(self._open()),
             transaction as session,
         ):
             yield session
@@ -103,7 +103,7 @@ class SqliteStorage(Storage):
         self._transactions.turn_rows = ROWS_ON_FULL_DISK
         with contextlib.suppress(Locked, StorageError), self._locked(), typed_errors():
             connection = self._open()
-            self._transactions.at_once(connection, lambda: restart_log(connection))
+            self._transactions.without_waiting(connection, lambda: restart_log(connection))
 
     def check_free(self) -> None:
         self._transactions.check_free()
@@ -132,7 +132,7 @@ class SqliteStorage(Storage):
             if free < _TIDY_PAGES:
                 return False
             with contextlib.suppress(sqlite3.OperationalError):
-                self._transactions.at_once(connection, lambda: _vacuum(connection))
+                self._transactions.without_waiting(connection, lambda: _vacuum(connection))
                 return 0 < pragma(connection, "freelist_count") < free
         return False
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from forkpoint.filters import folded
 from forkpoint.sqlite.rows import THREAD
-from forkpoint.sqlite.statements import Statements, marks
+from forkpoint.sqlite.statements import Statements, placeholders
 from forkpoint.storage.interface import Stale
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import ChangeCount, Counts, Description, ThreadRef
@@ -56,7 +56,7 @@ class ThreadTable:
         """Insert the first thread of a new family, and return its key."""
         key = self._sql.run(
             f"INSERT INTO forkpoint_threads (family, {', '.join(columns)})"
-            f" VALUES (0, {marks(columns)})",
+            f" VALUES (0, {placeholders(columns)})",
             list(columns.values()),
         ).lastrowid
         assert key is not None

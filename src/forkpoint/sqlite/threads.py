@@ -7,7 +7,7 @@ from typing import Any
 
 from forkpoint.sqlite.rows import THREAD
 from forkpoint.sqlite.search_index import SearchIndex
-from forkpoint.sqlite.statements import BATCH, Statements, marks
+from forkpoint.sqlite.statements import BATCH, Statements, placeholders
 from forkpoint.sqlite.thread_table import ThreadTable
 from forkpoint.sqlite.tombstones import Tombstones
 from forkpoint.storage.interface import Stale, Threads
@@ -115,7 +115,7 @@ class SqliteThreads(Threads):
             for row in self._sql.rows(
                 f"SELECT {THREAD} FROM forkpoint_threads"
                 " WHERE deleted_at IS NULL AND key IN (SELECT thread FROM forkpoint_checkpoints"
-                f" WHERE run_id IS NOT NULL AND run_id IN ({marks(batch)}))",
+                f" WHERE run_id IS NOT NULL AND run_id IN ({placeholders(batch)}))",
                 batch,
             ):
                 threads[row[0]] = ThreadRef(*row)

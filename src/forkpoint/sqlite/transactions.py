@@ -1,8 +1,8 @@
 """SQLite: the transactions of one connection, which an interrupt at any point leaves usable.
 
-All threads of a process share the connection, under a lock. What a transaction may leave behind if
-an exception comes at a bad moment, from a signal handler say, is the lock and the transaction.
-`Transactions.let_go` gives up both. It may be called at any time, and as often as one likes. A
+All threads of a process share the connection, under a lock. An exception at a bad moment, from a
+signal handler for example, may leave the lock held and the transaction open.
+`Transactions.let_go` ends both. It may be called at any time and any number of times. A
 transaction calls it at its end. An interrupt can come even there, so whoever runs operations calls
 it again after each exception (see `forkpoint.runtime.runner`).
 
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from forkpoint.clocks import StoreClock
 from forkpoint.errors import InvalidInput, StorageBusy
 from forkpoint.runtime.steps import Locked, Patience, Retry, running
-from forkpoint.sqlite.errors import busy, is_locked, typed
+from forkpoint.sqlite.errors import busy_error, is_locked, typed_error
 from forkpoint.sqlite.session import SqliteSession
 
 
@@ -27,9 +27,9 @@ class Transactions:
     """The transactions of one connection: one at a time, whichever thread they are of.
 
     Args:
-        opened: Returns the connection, ready for use. It is called with the lock held.
-        is_prepared: Returns whether it still is, seen from within a transaction.
-        owned: Whether nobody else uses the connection.
+        connect: Returns the connection, ready for use. It is called with the lock held.
+        is_prepared: Returns whether it still is ready, asked within a transaction.
+        is_owned: Whether nobody else uses the connection.
         timeout: For how many seconds a call waits for a lock that somebody else holds. By default
             that is the busy timeout of the connection.
         tombstone_ttl: For how many microseconds it is known that a thread was deleted.
@@ -37,28 +37,28 @@ class Transactions:
 
     def __init__(
         self,
-        opened: Callable[[], sqlite3.Connection],
+        connect: Callable[[], sqlite3.Connection],
         is_prepared: Callable[[sqlite3.Connection], bool],
         *,
-        owned: bool,
+        is_owned: bool,
         timeout: float | None,
         tombstone_ttl: int,
     ) -> None:
-        self._opened = opened
+        self._connect = connect
         self._is_prepared = is_prepared
-        self._owned = owned
+        self._is_owned = is_owned
         self._timeout = timeout
-        self._patience = timeout if owned and timeout is not None else 0.0  # see `Statements`
+        self._patience = timeout if is_owned and timeout is not None else 0.0  # see `Statements`
         self._clock = StoreClock()
         self._tombstone_ttl = tombstone_ttl
         self.turn_rows: int | None = None
-        """How much long work does in a transaction, if it is less than usual."""
+        """How many rows long work changes in a transaction, if not as many as usual."""
         self.renew()
 
     def renew(self) -> None:
         """In a forked child: another thread of the parent may have held the lock."""
         self._lock = threading.RLock()  # it knows its thread, so that no other can release it
-        self._thread: int | None = None  # which one is in a transaction
+        self._thread: int | None = None  # the one that is in a transaction
         self._connection: sqlite3.Connection | None = None
         self._session: SqliteSession | None = None
         self._milliseconds = 0  # its busy timeout, between our statements
@@ -103,7 +103,7 @@ class Transactions:
         """Refuse a call in the middle of another one of this thread.
 
         Raises:
-            StorageBusy: This is one, by a signal handler, say.
+            StorageBusy: This is such a call, from a signal handler for example.
         """
         if self._thread == threading.get_ident():
             raise StorageBusy(
@@ -112,7 +112,7 @@ class Transactions:
             )
 
     def let_go(self) -> None:
-        """Roll back what this thread has begun and not ended, and release the lock it holds."""
+        """Roll back the transaction of this thread, if it has one, and release its lock."""
         try:
             if self._thread == threading.get_ident():
                 self.roll_back()
@@ -129,7 +129,7 @@ class Transactions:
         """Begin a transaction.
 
         Raises:
-            Locked: Somebody else writes, or mends what a dead process left. Nothing was begun.
+            Locked: Another process writes, or repairs what a dead one left. Nothing was begun.
         """
         try:
             connection = self._begin(is_write)
@@ -145,12 +145,12 @@ class Transactions:
             if self._thread is not None:
                 self.roll_back()
             if is_locked(error):
-                raise Locked(busy(error), self.timeout) from error
-            raise typed(error) from error
+                raise Locked(busy_error(error), self.timeout) from error
+            raise typed_error(error) from error
         return session
 
     def _begin(self, is_write: bool) -> sqlite3.Connection:
-        connection = self._opened()
+        connection = self._connect()
         if connection is not self._connection:
             self._adopt(connection)
         if connection.in_transaction:
@@ -159,36 +159,36 @@ class Transactions:
         try:
             if not is_write:
                 connection.execute("BEGIN")
-            elif self._owned:
+            elif self._is_owned:
                 connection.execute("BEGIN IMMEDIATE")
             else:
-                self.at_once(connection, lambda: connection.execute("BEGIN IMMEDIATE"))
+                self.without_waiting(connection, lambda: connection.execute("BEGIN IMMEDIATE"))
         except sqlite3.Error:
-            self._thread = None  # what is open, if anything, is not ours
+            self._thread = None  # an open transaction, if there is one, is not ours
             raise
         return connection
 
     def _adopt(self, connection: sqlite3.Connection) -> None:
-        """Take over a connection: SQLite is not to wait, while the lock is held, for a writer."""
-        if self._owned:
+        """Begin to use a connection. SQLite must not wait for a writer while the lock is held."""
+        if self._is_owned:
             connection.execute("PRAGMA busy_timeout = 0")
         else:
             cursor = connection.cursor()
             cursor.row_factory = None  # the connection may have one
             (self._milliseconds,) = cursor.execute("PRAGMA busy_timeout").fetchone()
-        self._connection = connection
         self._session = SqliteSession(connection, self._patience, self._clock, self._tombstone_ttl)
+        self._connection = connection  # last: an interrupt before it has all of it done again
 
     def _end_leftover(self, connection: sqlite3.Connection) -> None:
-        if not self._owned:
+        if not self._is_owned:
             raise InvalidInput(
                 "the connection that was passed has an open transaction; commit it or roll it "
                 "back first"
             )
-        connection.execute("ROLLBACK")  # nobody else uses it, so an interrupt left it open
+        connection.execute("ROLLBACK")  # nobody else uses it: an interrupt left it open
 
-    def at_once(self, connection: sqlite3.Connection, action: Callable[[], object]) -> None:
-        """Do something on a connection without waiting for others."""
+    def without_waiting(self, connection: sqlite3.Connection, action: Callable[[], object]) -> None:
+        """Run an action on a connection, in which SQLite does not wait for others."""
         connection.execute("PRAGMA busy_timeout = 0")
         try:
             action()
@@ -199,7 +199,7 @@ class Transactions:
         connection.execute(f"PRAGMA busy_timeout = {self._milliseconds}")
 
     def commit(self) -> None:
-        """Commit what this thread has begun."""
+        """Commit the transaction of this thread."""
         connection, session = self._connection, self._session
         assert connection is not None
         assert session is not None
@@ -213,16 +213,16 @@ class Transactions:
         self._thread = None
 
     def roll_back(self) -> None:
-        """Roll back what this thread has begun, if it has not ended."""
+        """Roll back the transaction of this thread, if it has not ended."""
         connection = self._connection
         assert connection is not None
         try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            if not self._owned:
+            if not self._is_owned:
                 self._restore_timeout(connection)
         except sqlite3.Error as error:
-            raise typed(error) from error
+            raise typed_error(error) from error
         finally:
             self._thread = None
 
@@ -231,7 +231,7 @@ class Transaction:
     """A transaction, from its beginning to its commit, or to its rollback after an exception.
 
     Args:
-        transactions: Those of the connection.
+        transactions: The transactions of the connection.
         is_write: Whether it may write.
         is_kept: Whether what it writes is committed. If not, it is rolled back at the end.
     """
@@ -266,13 +266,14 @@ class Transaction:
         finally:
             self._transactions.let_go()
         if error is not None and isinstance(error, sqlite3.Error):
-            raise typed(error) from error
+            raise typed_error(error) from error
 
 
 def _wait_for_lock(locked: Locked, patience: Patience) -> None:
     """Wait a moment, or leave the operation if it can be run again later.
 
     Raises:
+        Retry: It can be run again.
         StorageBusy: It has waited for long enough.
     """
     if running.may_leave:
