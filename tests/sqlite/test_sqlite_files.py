@@ -475,7 +475,7 @@ def test_a_run_whose_thread_the_backup_does_not_have_goes_on_under_a_lease_no_mo
 
 # Tables that were dropped
 
-TABLES = ["settings", "threads", "checkpoints", "writes", "chunks", "listing", "walks"]
+TABLES = ["settings", "threads", "checkpoints", "writes", "chunks", "listing", "snapshots"]
 
 
 @pytest.mark.parametrize("dropped", [TABLES, *([table] for table in TABLES)], ids=lambda d: d[0])
