@@ -17,7 +17,8 @@ from stores import MongoStore
 
 from forkpoint import ThreadCatalog, ThreadDeleted
 from forkpoint.mongodb import log as mongodb_log
-from forkpoint.mongodb import put as mongodb_bulk
+from forkpoint.mongodb import put_batch as mongodb_put
+from forkpoint.mongodb import tail as mongodb_tail
 from forkpoint.mongodb.commands import MongoCommands, Outcome
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.storage.rows import ThreadRef
@@ -362,7 +363,7 @@ def test_a_log_is_left_for_another_one_after_a_while(
     session = session_of(saver)
     ref = session.threads.find("thread")
     tail = session.logs.tail(ref)
-    session.logs.remember_tail(ref, tail._replace(began=tail.began - mongodb_log.LOG_SECONDS))
+    session.logs.remember_tail(ref, tail._replace(began=tail.began - mongodb_tail.LOG_SECONDS))
     commands.clear()
     puts(saver, range(2, 4), head)
     assert commands.names == ["update", "insert"]
@@ -379,7 +380,7 @@ def test_an_end_lasts_longer_than_anybody_goes_on_with_its_log(
     ThreadCatalog(saver).count()
     (end,) = store.collection.find({"kind": "end"})
     left = end["expires"].replace(tzinfo=timezone.utc) - datetime.now(timezone.utc)
-    assert timedelta(seconds=3 * mongodb_log.LOG_SECONDS) < left
+    assert timedelta(seconds=3 * mongodb_tail.LOG_SECONDS) < left
     index = store.collection.index_information()["forkpoint_expires"]
     assert index["expireAfterSeconds"] == 0
 
@@ -389,14 +390,14 @@ def test_an_answer_that_comes_too_late_is_not_believed(
 ) -> None:
     """By then the end of the log may have expired."""
     head = puts(saver, range(2))
-    monkeypatch.setattr(mongodb_bulk, "LOG_SECONDS", 30)
+    monkeypatch.setattr(mongodb_put, "LOG_SECONDS", 30)
     session = session_of(saver)
     ref = session.threads.find("thread")
     insert = MongoCommands.insert_once
 
     def late(commands: MongoCommands, documents: Any) -> Outcome:
         outcome = insert(commands, documents)
-        monkeypatch.setattr(mongodb_bulk, "LOG_SECONDS", 0)
+        monkeypatch.setattr(mongodb_put, "LOG_SECONDS", 0)
         return outcome
 
     monkeypatch.setattr(MongoCommands, "insert_once", late)
@@ -405,7 +406,7 @@ def test_an_answer_that_comes_too_late_is_not_believed(
 
     def note(logs: Any, thread: ThreadRef) -> None:
         again.append(thread)
-        monkeypatch.setattr(mongodb_bulk, "LOG_SECONDS", 30)
+        monkeypatch.setattr(mongodb_put, "LOG_SECONDS", 30)
         end_log(logs, thread)
 
     monkeypatch.setattr(mongodb_log.Logs, "end_log", note)

@@ -158,19 +158,10 @@ LONGEST_FUNCTION = 40
 LONG_FILES = {
     "catalog.catalog",
     "encoding.codec",
-    "mongodb.checkpoints",
-    "mongodb.commands",
-    "mongodb.storage",
     "storage.interface",
 }
 LONG_FUNCTIONS = {
     "catalog.tool_calls._put",
-    "mongodb.checkpoints._look_up",
-    "mongodb.copies.fork",
-    "mongodb.leases.acquire",
-    "mongodb.put._execute",
-    "mongodb.removals._doom",
-    "mongodb.storage.put",
     "operations.delta_channels.delta_channel_history",
     "server.app.create_app",
 }

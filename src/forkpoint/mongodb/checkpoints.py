@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bson.objectid import ObjectId
-
-from forkpoint.caches import ENTRY_BYTES, Cache
-from forkpoint.errors import lost_checkpoint
-from forkpoint.filters import may_contain_json
-from forkpoint.mongodb.commands import MongoCommands, in_batches
+from forkpoint.filters import may_contain_json, terms
+from forkpoint.mongodb.commands import IN_ONE_COMMAND, MongoCommands
 from forkpoint.mongodb.documents import (
-    ROWS,
     Document,
     bytes_of,
     checkpoint_row,
@@ -20,14 +15,11 @@ from forkpoint.mongodb.documents import (
     rows_of,
     write_row,
 )
-from forkpoint.mongodb.known_threads import KnownThreads
-from forkpoint.mongodb.log import STATE, Logs
-from forkpoint.mongodb.pages import page_filters, page_order
+from forkpoint.mongodb.lookup import Lookup
 from forkpoint.mongodb.pipelines import LIVING, join, joined_rows, named_record
-from forkpoint.mongodb.thread_documents import IDENTITY, named_ref, said_in, thread_ref
+from forkpoint.mongodb.thread_documents import IDENTITY, described_in, named_ref
 from forkpoint.mongodb.turns import Turns
 from forkpoint.storage import interface
-from forkpoint.storage.interface import Stale
 from forkpoint.storage.plan import Place
 from forkpoint.storage.queries import Batch, CheckpointQuery, Span, in_order, span_of
 from forkpoint.storage.receipts import RECEIPT
@@ -40,15 +32,13 @@ from forkpoint.storage.rows import (
     Usage,
     WriteRow,
 )
+from forkpoint.storage.shared import ancestors_of, batches
 
 _NO_TERMS = {"terms": 0}
 _OUTLINE = {"terms": 0, "refs": 0, "content": 0, "checksum": 0, "record": 0}
 _THERE = {"$or": [{"visible": True}, {"hidden": True}]}
-_STATE = {**IDENTITY, **dict.fromkeys(STATE, 1)}
-_NEWEST: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
 _OF_RECORD = ("kind", "checksums", "source", *Description._fields)
 _ANCESTORS = 50  # read at once
-_SINCE = 1000  # rows after a checkpoint, at most, for which it counts as one of the newest
 
 
 class MongoCheckpoints(interface.Checkpoints):
@@ -56,25 +46,14 @@ class MongoCheckpoints(interface.Checkpoints):
 
     Args:
         commands: Those of the collection.
-        logs: The logs of threads.
-        known: Which threads ids meant.
+        lookup: Looks for a single checkpoint.
         turns: What a turn has read.
     """
 
-    def __init__(
-        self, commands: MongoCommands, logs: Logs, known: KnownThreads, turns: Turns
-    ) -> None:
+    def __init__(self, commands: MongoCommands, lookup: Lookup, turns: Turns) -> None:
         self._commands = commands
-        self._logs = logs
-        self._known = known
+        self._lookup = lookup
         self._turns = turns
-        self._newest: Cache[tuple[ObjectId, str], str] = Cache(
-            commands.budget, lambda place, newest: ENTRY_BYTES + len(place[1]) + len(newest)
-        )
-
-    def remember_newest(self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str) -> None:
-        """Remember a checkpoint that has hardly any after it, so that these need not be sorted."""
-        self._newest.put((thread.key, checkpoint_ns), checkpoint_id)
 
     def get(
         self,
@@ -83,112 +62,7 @@ class MongoCheckpoints(interface.Checkpoints):
         checkpoint_id: str | None,
         owner: str | None = None,
     ) -> StoredCheckpoint | None:
-        known = self._known.get(thread_id)
-        if known is not None and owner in (None, known.owner):
-            found = self._checkpoint_of(thread_id, known, checkpoint_ns, checkpoint_id)
-            if found is not None:
-                return found
-        missed: str | None = None
-        while True:
-            found, lost = self._look_up(thread_id, checkpoint_ns, checkpoint_id, owner)
-            if lost is None:
-                return found
-            if lost == missed:
-                raise lost_checkpoint(thread_id, checkpoint_ns, lost)
-            missed = lost  # somebody may have put it, or removed it, while this was read
-
-    def _look_up(
-        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, owner: str | None
-    ) -> tuple[StoredCheckpoint | None, str | None]:
-        """Return a checkpoint, and the id of one whose receipt alone is there, in its place."""
-        wanted = {"kind": "checkpoint", "checkpoint_ns": checkpoint_ns, "visible": True}
-        writes = {"kind": "write", "checkpoint_ns": checkpoint_ns, "visible": True}
-        if checkpoint_id is not None:
-            wanted["checkpoint_id"] = writes["checkpoint_id"] = checkpoint_id
-        row = {"path": "$row", "preserveNullAndEmptyArrays": True}
-        named = named_record(self._commands, thread_id, owner)
-        begin = [*named, joined_rows(self._commands, "row", wanted, _NEWEST), {"$unwind": row}]
-        fields = {**IDENTITY, "metadata": 1}
-        end = [
-            self._logs.newest_entry("record.log", "$home"),
-            join(
-                self._commands,
-                "still",
-                ("key", "_id"),
-                {"deleted_at": None},
-                [{"$project": _STATE}],
-            ),
-            {"$project": {"record": fields, "row": 1, "writes": 1, "newest": 1, "still": 1}},
-        ]
-        since = {"$ifNull": ["$row.checkpoint_id", ""]} if checkpoint_id is None else None
-        with_writes = joined_rows(self._commands, "writes", writes, [], since=since)
-        read = self._commands.aggregate_if_it_fits([*begin, with_writes, *end])
-        if read is None:  # more writes than fit into one document
-            read = self._commands.aggregate([*begin, *end])
-        if not read:
-            return None, None
-        one = read[0]
-        thread = named_ref(one["record"], thread_id)
-        if [thread_ref(record) for record in one["still"]] != [thread]:
-            raise Stale  # something was removed while this was read
-        row_id = one["row"]["checkpoint_id"] if "row" in one else None
-        lost = _receipt_without(row_id, one.get("writes", ()))
-        if row_id is None or lost is not None:
-            return None, lost
-        self._known.remember(thread_id, thread)
-        self._logs.look_at_tail(thread, one["still"][0], one["newest"])
-        if checkpoint_id is None:
-            self.remember_newest(thread, checkpoint_ns, row_id)
-        its: list[Document] | None = one.get("writes")
-        if its is not None:
-            its = [write for write in its if write["checkpoint_id"] == row_id]
-        found = self._found(thread_id, thread, one["row"], its)
-        return found._replace(metadata=one["record"]["metadata"]), None
-
-    def _checkpoint_of(
-        self, thread_id: str, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str | None
-    ) -> StoredCheckpoint | None:
-        """Return what `checkpoint` does, if the thread and its newest are about what is remembered.
-
-        With the thread's record, and the rows from there on, the server need not look for either.
-        """
-        since = checkpoint_id or self._newest.get((thread.key, checkpoint_ns))
-        if since is None:
-            return None
-        same = {"_id": thread.key, "epoch": thread.epoch, "deleted_at": None}
-        rows = {
-            "thread": thread.key,
-            "checkpoint_ns": checkpoint_ns,
-            "kind": ROWS,
-            "checkpoint_id": {"$gte": since} if checkpoint_id is None else checkpoint_id,
-            "visible": True,
-        }
-        read = self._commands.find_together({"family": thread.family, "$or": [same, rows]}, _SINCE)
-        kinds: dict[str, list[Document]] = {"thread": [], "checkpoint": [], "write": []}
-        for one in read:
-            kinds[one["kind"]].append(one)
-        if not kinds["thread"] or not kinds["checkpoint"]:
-            self._known.forget(thread_id)
-            return None
-        self._logs.look_at_tail(thread, kinds["thread"][0], read)
-        row = max(kinds["checkpoint"], key=lambda one: str(one["checkpoint_id"]))
-        if checkpoint_id is None:
-            self.remember_newest(thread, checkpoint_ns, row["checkpoint_id"])
-        if _receipt_without(row["checkpoint_id"], kinds["write"]) is not None:
-            return None  # it is to be seen whether it was put or removed just now
-        writes = [one for one in kinds["write"] if one["checkpoint_id"] == row["checkpoint_id"]]
-        found = self._found(thread_id, thread, row, writes)
-        return found._replace(metadata=kinds["thread"][0]["metadata"])
-
-    def _found(
-        self, thread_id: str, thread: ThreadRef, row: Document, writes: list[Document] | None
-    ) -> StoredCheckpoint:
-        found = StoredCheckpoint(thread_id, thread, checkpoint_row(row), [])
-        if writes is None:
-            self._add_writes([found])
-        else:
-            found.writes.extend(write_row(write) for write in writes)
-        return found
+        return self._lookup.get(thread_id, checkpoint_ns, checkpoint_id, owner)
 
     def page(self, query: CheckpointQuery) -> list[StoredCheckpoint]:
         asked = query
@@ -214,7 +88,7 @@ class MongoCheckpoints(interface.Checkpoints):
         return in_order(asked, page + lost) if lost else page
 
     def _page(self, query: CheckpointQuery) -> list[Document]:
-        order = page_order(query)
+        order = _page_order(query)
         fields = {"$project": {"record": IDENTITY, "row": 1}}
         if query.thread_id is not None:
             return self._commands.aggregate([*self._page_of_thread(query, order), fields])
@@ -224,7 +98,7 @@ class MongoCheckpoints(interface.Checkpoints):
         record = join(self._commands, "record", ("row.thread", "_id"), seen, family="$row.family")
         return self._commands.aggregate(
             [
-                {"$match": page_filters(query)[0]},
+                {"$match": _page_filters(query)[0]},
                 order,
                 *limit,  # here, for later stages read ahead
                 {"$project": {"row": "$$ROOT"}},
@@ -240,7 +114,7 @@ class MongoCheckpoints(interface.Checkpoints):
         most = [order, {"$limit": query.offset + query.limit}, {"$project": _NO_TERMS}]
         first, *others = (
             [*named, joined_rows(self._commands, "row", conditions, most), {"$unwind": "$row"}]
-            for conditions in page_filters(query)
+            for conditions in _page_filters(query)
         )
         stages: list[Document] = [*first]
         for other in others:
@@ -276,34 +150,30 @@ class MongoCheckpoints(interface.Checkpoints):
         return span.lost(page, map(write_row, rows)) if span is not None else []
 
     def all(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
-        shown = {"$or": [{"visible": True}, {"hidden": True}]}
-        wanted = {**rows_of(thread, "checkpoint"), **shown}
-        for found in self._commands.latest(wanted, _NO_TERMS):
-            yield checkpoint_row(found)
+        match = {**rows_of(thread, "checkpoint"), **_THERE}
+        return map(checkpoint_row, self._commands.latest(match, _NO_TERMS))
 
     def ancestors(
         self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str
     ) -> Iterator[CheckpointRow]:
         read: dict[str, Document] = {}
-        following: str | None = checkpoint_id
-        while following is not None:
-            if following not in read:
-                wanted = {
+
+        def checkpoint(id_: str) -> CheckpointRow | None:
+            nonlocal read
+            if id_ not in read:
+                match = {
                     **rows_of(thread, "checkpoint"),
                     "checkpoint_ns": checkpoint_ns,
-                    "checkpoint_id": {"$lte": following},
-                    "$or": [{"visible": True}, {"hidden": True}],
+                    "checkpoint_id": {"$lte": id_},
+                    **_THERE,
                 }
                 # Ancestors are older, as a rule, and not far.
-                rows = self._commands.find(
-                    wanted, _NO_TERMS, sort=[("checkpoint_id", -1)], limit=_ANCESTORS
-                )
+                newest = [("checkpoint_id", -1)]
+                rows = self._commands.find(match, _NO_TERMS, sort=newest, limit=_ANCESTORS)
                 read = {row["checkpoint_id"]: row for row in rows}
-                if following not in read:
-                    return
-            found = checkpoint_row(read[following])
-            yield found
-            following = found.parent_checkpoint_id
+            return checkpoint_row(read[id_]) if id_ in read else None
+
+        return ancestors_of(checkpoint, checkpoint_id)
 
     def channel_writes(
         self,
@@ -313,7 +183,7 @@ class MongoCheckpoints(interface.Checkpoints):
         channels: Sequence[str],
     ) -> list[WriteRow]:
         found = []
-        for batch in in_batches(checkpoint_ids):
+        for batch in batches(checkpoint_ids, IN_ONE_COMMAND):
             wanted = {
                 **rows_of(thread, "write"),
                 "checkpoint_ns": checkpoint_ns,
@@ -359,7 +229,7 @@ class MongoCheckpoints(interface.Checkpoints):
         return Moment(
             not any(one["kind"] == "newer" for one in found),
             [checkpoint_row(one) for one in found if one["kind"] == "checkpoint"],
-            Description._make(said_in(record)),
+            Description._make(described_in(record)),
             bytes_of(record, "checksums"),
             record["source"],
         )
@@ -367,7 +237,7 @@ class MongoCheckpoints(interface.Checkpoints):
     def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
         wanted = set(places)
         found = []
-        for batch in in_batches(wanted):
+        for batch in batches(wanted, IN_ONE_COMMAND):
             rows = {
                 **rows_of(thread, "write"),
                 "checkpoint_ns": {"$in": list({place[0] for place in batch})},
@@ -436,14 +306,6 @@ class MongoCheckpoints(interface.Checkpoints):
         )
 
 
-def _receipt_without(checkpoint_id: str | None, writes: Iterable[Document]) -> str | None:
-    """Return which checkpoint other than this has a receipt among the writes that were read."""
-    for write in writes:
-        if write.get("idx") == RECEIPT and write["checkpoint_id"] != checkpoint_id:
-            return str(write["checkpoint_id"])
-    return None
-
-
 def _outline_row(found: Document) -> CheckpointRow:
     """Return as much of a checkpoint as a choice may depend on."""
     return checkpoint_row({**found, **dict.fromkeys(("refs", "content", "checksum"), b"")})
@@ -452,3 +314,53 @@ def _outline_row(found: Document) -> CheckpointRow:
 def within(fences: range) -> Document:
     """Return the condition for a fence."""
     return {"$gte": fences.start, "$lt": fences.stop}
+
+
+# Pages: which rows one is of, in the order of an index
+
+
+def _page_filters(query: CheckpointQuery) -> list[Document]:
+    """Return a filter for each part of a listing that an index has in the right order.
+
+    A thread's checkpoints in all namespaces are in two indexes: those of the graph itself in that
+    of the places, and those of subgraphs in one of their own.
+    """
+    conditions = _conditions(query)
+    if not query.is_of_all_namespaces:
+        return [conditions]
+    return [{**conditions, "checkpoint_ns": namespace} for namespace in ("", {"$gt": ""})]
+
+
+def _page_order(query: CheckpointQuery) -> Document:
+    """Return the stage that puts the rows of a part, or of all parts, in order."""
+    return {"$sort": dict.fromkeys(query.order, 1 if query.oldest_first else -1)}
+
+
+def _conditions(query: CheckpointQuery) -> Document:
+    conditions: Document = {"kind": "checkpoint", "visible": True}
+    if query.with_hidden:
+        conditions = {"kind": "checkpoint", "content": {"$exists": True}, "doomed": None}
+    if query.checkpoint_ns is not None:
+        conditions["checkpoint_ns"] = query.checkpoint_ns
+    ids: Document = {"$gte": ""}  # any; without it, a partial index is not used
+    if query.checkpoint_id is not None:
+        ids["$eq"] = query.checkpoint_id
+    if query.before is not None:
+        ids["$lt"] = query.before
+    if passed := query.passed:
+        after = "$gt" if query.oldest_first else "$lt"
+        ids[f"{after}e"] = passed["checkpoint_id"]
+        conditions["$or"] = _after(passed, after)
+    conditions["checkpoint_id"] = ids
+    if query.filter and (asked := sorted(terms(query.filter))):
+        conditions["terms"] = {"$all": asked}
+    return conditions
+
+
+def _after(passed: dict[str, Any], after: str) -> list[Document]:
+    """Return the conditions, one of which holds for what comes after a place."""
+    fields = list(passed.items())
+    return [
+        {**dict(fields[:length]), field: {after: value}}
+        for length, (field, value) in enumerate(fields)
+    ]

@@ -9,7 +9,7 @@ from bson.objectid import ObjectId
 
 from forkpoint.caches import ENTRY_BYTES, Cache
 from forkpoint.encoding.codec import Chunk, Chunks
-from forkpoint.mongodb.commands import MongoCommands, in_batches
+from forkpoint.mongodb.commands import IN_ONE_COMMAND, MongoCommands
 from forkpoint.mongodb.documents import (
     Document,
     chunk_id,
@@ -20,6 +20,7 @@ from forkpoint.mongodb.documents import (
     refs_of,
 )
 from forkpoint.storage import interface
+from forkpoint.storage.shared import batches
 
 _REF_BYTES = 90  # what it takes to remember a ref
 _CHUNK = {"refs": 1, "content": 1}
@@ -55,7 +56,7 @@ class MongoChunks(interface.ChunkReads):
         if not is_all:
             documents = self._closure(families, ids) or []
         if not documents:  # too much for the server to follow, or the first one is missing
-            for batch in in_batches(ids):
+            for batch in batches(ids, IN_ONE_COMMAND):
                 documents += self._commands.find(
                     {"_id": {"$in": batch}, "family": families}, _CHUNK
                 )
@@ -70,7 +71,7 @@ class MongoChunks(interface.ChunkReads):
 
     def total_bytes(self, family: Any, digests: Collection[bytes]) -> int:
         size = 0
-        for batch in in_batches(digests):
+        for batch in batches(digests, IN_ONE_COMMAND):
             ids = [chunk_id(family, digest) for digest in batch]
             total = {"$group": {"_id": None, "size": {"$sum": chunk_size()}}}
             found = self._commands.aggregate(

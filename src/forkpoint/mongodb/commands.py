@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import timezone
-from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
 from bson.errors import InvalidDocument
-from bson.timestamp import Timestamp
 from pymongo import IndexModel, ReturnDocument
 from pymongo.collection import Collection
 from pymongo.errors import (
     BulkWriteError,
-    CursorNotFound,
     DuplicateKeyError,
     OperationFailure,
     PyMongoError,
@@ -32,10 +29,14 @@ from forkpoint.clocks import ServerClock
 from forkpoint.mongodb.documents import Document
 from forkpoint.mongodb.errors import UNAUTHORIZED, is_transient, typed
 from forkpoint.mongodb.identity import UUID_DIFFERS, Identity
+from forkpoint.mongodb.snapshots import Snapshots
 from forkpoint.mongodb.statements import Statement
 from forkpoint.runtime.workers import not_started
-from forkpoint.storage.interface import STORE_KEY_BYTES, HistoryChanged, Stale
+from forkpoint.storage.interface import STORE_KEY_BYTES, HistoryChanged
 from forkpoint.storage.tombstones import TOMBSTONE_MICROSECONDS, Marks
+
+IN_ONE_COMMAND = 10_000
+"""How many values fit into one command."""
 
 _T = TypeVar("_T")
 
@@ -84,8 +85,7 @@ class MongoCommands:
         """The history of the store that it is of; see `Storage.history`."""
         self._collection = collection
         self._latest = collection.with_options(read_concern=ReadConcern("local"))
-        self._keeps_moments = True
-        self._together = collection.with_options(read_concern=ReadConcern("snapshot"))
+        self.snapshots = Snapshots(collection, self.identity, self.retrying)
         self._patience_seconds = patience_seconds
         self.store_key = b""
         """The store's key, once it is read."""
@@ -152,25 +152,6 @@ class MongoCommands:
             lambda: found(wanted, fields, sort=sort, limit=limit, batch_size=_AT_ONCE).to_list()
         )
 
-    def find_together(self, wanted: Document, limit: int) -> list[Document]:
-        """Return documents that a majority has, all of the same moment.
-
-        There are none if the server does not keep it, or if they are more than the limit.
-        """
-        find = self._together.find
-
-        def together() -> list[Document]:
-            try:
-                return find(wanted, limit=limit + 1, batch_size=limit + 2).to_list()
-            except OperationFailure as error:
-                if error.code not in _NO_SNAPSHOT:
-                    raise
-                self._keeps_moments = error.code not in _NO_SNAPSHOTS
-                return []
-
-        found = self.retrying(together) if self._keeps_moments else []
-        return found if len(found) <= limit else []
-
     def latest(
         self,
         wanted: Document,
@@ -183,86 +164,6 @@ class MongoCommands:
         return self.retrying(
             lambda: found(wanted, fields, sort=sort, limit=limit, batch_size=_AT_ONCE).to_list()
         )
-
-    def open_moment(self, wanted: Document, batch: int) -> Iterator[Document] | None:
-        """Return documents as they are now, to be read with `read_on` while others write.
-
-        None if the server does not keep what was.
-        """
-        find = self._together.find
-
-        def begin() -> Iterator[Document] | None:
-            found = find(wanted, batch_size=batch)
-            try:
-                first = list(islice(found, 1))
-            except OperationFailure as error:
-                if error.code not in _NO_SNAPSHOT:
-                    raise
-                return None
-            return chain(first, found)
-
-        return self.retrying(begin)
-
-    def read_on(self, opened: Iterator[Document], number: int) -> list[Document]:
-        """Return the next documents of a moment.
-
-        Raises:
-            Stale: The server does not keep that moment any more.
-        """
-        try:
-            return list(islice(opened, number))
-        except PyMongoError as error:
-            code = error.code if isinstance(error, OperationFailure) else None
-            if isinstance(error, CursorNotFound) or code in _NO_SNAPSHOT or is_transient(error):
-                raise Stale from error
-            raise typed(error) from error
-
-    def find_at(
-        self,
-        moment: Timestamp | None,
-        wanted: Document,
-        fields: Mapping[str, int],
-        sort: Mapping[str, int],
-        limit: int,
-    ) -> tuple[list[Document], Timestamp | None]:
-        """Return documents as they were at a moment, the last one for None, and that moment.
-
-        It is None if the server does not keep it, and then they are as they are.
-        """
-        command = {
-            "find": self.name,
-            "filter": wanted,
-            "projection": fields,
-            "sort": sort,
-            "limit": limit,
-            "batchSize": limit,
-            "singleBatch": True,
-            **self.identity.named,
-        }
-        concern: Document = {"level": "snapshot"}
-        if moment is not None:
-            concern["atClusterTime"] = moment
-
-        def find() -> tuple[list[Document], Timestamp | None]:
-            try:
-                reply = self._cursor({**command, "readConcern": concern})
-                # A collection that is not there has no moments.
-                return reply["firstBatch"], reply.get("atClusterTime")
-            except OperationFailure as error:
-                if error.code not in _NO_SNAPSHOT:
-                    raise
-                majority = {"level": "majority"}
-                reply = self._cursor({**command, "readConcern": majority})
-                return reply["firstBatch"], None
-
-        return self.retrying(find)
-
-    def _cursor(self, command: Document) -> Document:
-        """Return the cursor that a command replies with."""
-        options = self._collection.codec_options
-        reply: Document = self._collection.database.command(command, codec_options=options)
-        cursor: Document = reply["cursor"]
-        return cursor
 
     def look_at_cluster(self) -> None:
         """Find out what kind of server it is that answered."""
@@ -518,15 +419,6 @@ _TOO_MUCH = {
     4568,  # $lookup's documents exceed the size of one
 }
 _NO_SUCH_INDEX = {2}  # BadValue: the hint does not correspond to an index
-_NO_SNAPSHOTS = {
-    72,  # InvalidOptions: a standalone server keeps no snapshots
-    123,  # NotAReplicaSet
-}
-_NO_SNAPSHOT = {
-    *_NO_SNAPSHOTS,
-    239,  # SnapshotTooOld
-    246,  # SnapshotUnavailable
-}
 
 
 def _confirmed(bulk: BulkWriteError) -> Document:
@@ -535,10 +427,3 @@ def _confirmed(bulk: BulkWriteError) -> Document:
     for concern in details["writeConcernErrors"]:
         raise WriteConcernError(concern["errmsg"], concern["code"], concern) from bulk
     return dict(details)
-
-
-def in_batches(values: Iterable[_T], size: int = 10_000) -> Iterable[list[_T]]:
-    """Return values in lists that fit into one command."""
-    listed = list(values)
-    for start in range(0, len(listed), size):
-        yield listed[start : start + size]

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from bson.objectid import ObjectId
 
 from forkpoint.encoding.hashing import Hashing, new_salt
-from forkpoint.errors import ForkpointError, StorageBusy, ThreadExists
+from forkpoint.errors import ForkpointError, StorageBusy
 from forkpoint.filters import stored_value_terms
-from forkpoint.mongodb.commands import MongoCommands, in_batches
+from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import (
     NOW,
     Document,
@@ -29,23 +29,23 @@ from forkpoint.mongodb.documents import (
     write_document,
 )
 from forkpoint.mongodb.locks import Locks, locked_until
-from forkpoint.mongodb.new_threads import NewThreads, name_statement, show_statement
+from forkpoint.mongodb.new_threads import NewThreads
 from forkpoint.mongodb.statements import Statement, expect, update_one
 from forkpoint.mongodb.thread_documents import (
     LISTED_PLACE,
+    NOT_LEASED,
     checksums_of,
+    described_in,
     fields_of,
-    new_record,
-    said_in,
     terms_of,
 )
 from forkpoint.mongodb.turns import Turns
 from forkpoint.storage import interface
-from forkpoint.storage.interface import Stale, Threads
+from forkpoint.storage.interface import Stale
 from forkpoint.storage.plan import newest
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import CheckpointRow, Description, ForkRequest, ThreadRef, WriteRow
-from forkpoint.storage.shared import ABANDONED_SECONDS
+from forkpoint.storage.shared import ABANDONED_SECONDS, batches
 
 _COPIED_TOO_LONG = "copying took too long, and others have written since; try again"
 _TOO_LONG_AGO = "copying took too long, and was taken for abandoned; try again"
@@ -89,7 +89,6 @@ class MongoCopies(interface.Copies):
 
     Args:
         commands: Those of the collection.
-        threads: Which threads ids mean.
         locks: The locks of threads.
         new_threads: How threads are made.
         turns: What a turn has copied.
@@ -98,13 +97,11 @@ class MongoCopies(interface.Copies):
     def __init__(
         self,
         commands: MongoCommands,
-        threads: Threads,
         locks: Locks,
         new_threads: NewThreads,
         turns: Turns,
     ) -> None:
         self._commands = commands
-        self._threads = threads
         self._locks = locks
         self._new_threads = new_threads
         self._turns = turns
@@ -116,23 +113,18 @@ class MongoCopies(interface.Copies):
         hashing: Hashing,
         described: Description | None = None,
     ) -> None:
-        if self._threads.find(target_id) is not None:
-            raise ThreadExists(f"there is a thread {target_id!r} already")
+        old = self._new_threads.deleted_before(target_id)
         with self._locks.locked(source, {}) as guard:
-            old = self._new_threads.deleted_before(target_id)
-            record = self._locked_record(source)
-            made = _record_of_copy(
-                source, record, target_id, old, hashing, described, self._commands.clock.now()
-            )
+            made = self._record(source, target_id, old, hashing, described)
             self._commands.insert(made)
             copying = _Copying(source, hashing, made, old, iter(()))
             rows = self._commands.latest(_rows_of(source))
-            for batch in in_batches((row for row in rows if "content" in row), 1000):
+            for batch in batches([row for row in rows if "content" in row], 1000):
                 self._commands.bulk([guard, *map(copying.copied, batch)])
             try:
                 self._show(copying, guard, _COPIED_TOO_LONG)
             except ForkpointError:
-                self._new_threads.discard(copying.target)
+                self._new_threads.discard(made)
                 raise
 
     def begin(
@@ -142,17 +134,12 @@ class MongoCopies(interface.Copies):
         hashing: Hashing,
         described: Description | None = None,
     ) -> _Copying | None:
-        if self._threads.find(target_id) is not None:
-            raise ThreadExists(f"there is a thread {target_id!r} already")
         old = self._new_threads.deleted_before(target_id)
         with self._locks.locked(source, {}):  # so that the record says what there is at the moment
-            record = self._locked_record(source)
-            rows = self._commands.open_moment(_rows_of(source), self._turns.turn_rows)
+            made = self._record(source, target_id, old, hashing, described)
+            rows = self._commands.snapshots.open(_rows_of(source), self._turns.turn_rows)
         if rows is None:
             return None
-        made = _record_of_copy(
-            source, record, target_id, old, hashing, described, self._commands.clock.now()
-        )
         now = datetime.fromtimestamp(made["removed_at"] / 1e6, timezone.utc)
         until = now + timedelta(seconds=ABANDONED_SECONDS)
         made["lock"] = {"by": made["building"], "until": until}
@@ -161,7 +148,7 @@ class MongoCopies(interface.Copies):
 
     def copy_more(self, copying: Any) -> bool:
         assert isinstance(copying, _Copying)
-        rows = self._commands.read_on(copying.rows, self._turns.turn_rows)
+        rows = self._commands.snapshots.read_on(copying.rows, self._turns.turn_rows)
         target, token = copying.target, copying.made["building"]
         guard = update_one(
             {**record_of(target), "building": token},
@@ -186,34 +173,12 @@ class MongoCopies(interface.Copies):
         building = {**record_of(copying.target), "building": copying.made["building"]}
         self._commands.update(building, {"$set": {"lock": None}})
 
-    def fork(self, graft: ForkRequest) -> None:
-        source = graft.source
-        old = self._new_threads.deleted_before(graft.target_id)
+    def fork(self, request: ForkRequest) -> None:
+        source = request.source
+        old = self._new_threads.deleted_before(request.target_id)
         target = ThreadRef(ObjectId(), source.family, source.epoch)
-        head = newest(row[:2] for row in graft.rows if not row.hidden)
-        receipts = (row for row in graft.writes if row.idx == RECEIPT and row[:2] == head)
-        preview = next((row.content for row in receipts), b"")
-        made = new_record(
-            graft.target_id,
-            source.epoch,
-            **record_of(target),
-            edge=graft.edge,
-            parent=source.key,
-            parent_checkpoint_id=graft.parent_checkpoint_id,
-            source=graft.source_id,
-            owner=graft.owner,
-            **fields_of(graft.described),
-            status=graft.status,
-            status_for=head[1] if head else "",
-            state_updated_at=1 if graft.rows else 0,
-            value_terms=stored_value_terms(graft.owner, preview),
-            checkpoint_count=sum(not row.hidden for row in graft.rows),
-            provisional=False,
-            dead_until=old["dead_until"] if old else None,
-            building=ObjectId(),
-            salt=graft.salt,
-        )
-        made["checksums"] = checksums_of(made, graft.hashing)
+        fields = _fields_of_fork(request)
+        made = self._new_threads.record(request.target_id, target, old, request.hashing, **fields)
         unchanged = expect(
             {**record_of(source), "epoch": source.epoch, "deleted_at": None, "lock": None},
             {"$set": {"kind": "thread"}},
@@ -221,27 +186,20 @@ class MongoCopies(interface.Copies):
         statements = [
             unchanged,
             update_one(record_of(target), {"$setOnInsert": made}, upsert=True),
-            *(
-                chunk_statement(source, digest, *chunk, is_sharded=self._commands.is_sharded)
-                for digest, chunk in graft.chunks.items()
-            ),
-            *(_grafted(target, *checkpoint_document(target, row), row) for row in graft.rows),
-            *(_grafted(target, *write_document(target, row), row) for row in graft.writes),
+            *(chunk_statement(source, digest, *chunk) for digest, chunk in request.chunks.items()),
+            *(_forked(target, *checkpoint_document(target, row), row) for row in request.rows),
+            *(_forked(target, *write_document(target, row), row) for row in request.writes),
             unchanged,
-            name_statement(target, self._commands.name_of(graft.target_id), old),
-            show_statement(target, made["building"]),
         ]
-        outcome = self._commands.bulk(statements)
-        if outcome.hits < len(statements) and not self._new_threads.is_shown(
-            {**record_of(target), **made}, old
-        ):
-            self._new_threads.discard(target)
-            if outcome.error is not None:
-                raise outcome.error
-            if outcome.failed == len(statements) - 2:
-                raise ThreadExists(f"there is a thread {graft.target_id!r} already")
-            self._locks.await_unlocked(source)
-            raise Stale
+        try:
+            if self._new_threads.show(made, old, statements):
+                return
+        except ForkpointError:
+            self._new_threads.discard(made)
+            raise
+        self._new_threads.discard(made)
+        self._locks.await_unlocked(source)
+        raise Stale
 
     def _check_same(self, source: ThreadRef, rows: Sequence[Document]) -> None:
         """Make sure that a thread still has what was copied of it.
@@ -257,27 +215,54 @@ class MongoCopies(interface.Copies):
         if not self._commands.exists({**record_of(source), "deleted_at": None}):
             raise Stale
 
-    def _locked_record(self, source: ThreadRef) -> Document:
+    def _show(self, copying: _Copying, guard: Statement, too_late: str) -> None:
+        """Let a copy be seen that is complete."""
+        if not self._new_threads.show(copying.made, copying.old, [guard]):
+            raise StorageBusy(too_late)
+
+    def _record(
+        self,
+        source: ThreadRef,
+        target_id: str,
+        old: Document | None,
+        hashing: Hashing,
+        described: Description | None,
+    ) -> Document:
+        """Return the record of a copy of a thread that is locked."""
         (record,) = self._commands.latest(record_of(source))
         if record["lock"] is None:  # it was lost, and whoever had it next is done
             raise StorageBusy(_COPIED_TOO_LONG)
-        return record
+        if described is None:
+            content = record["checksums"], record["source"], described_in(record)
+            hashing.check_description(source.thread_id, source.salt, *content)
+        made: Document = {
+            **record,
+            **_OF_COPY,
+            "_id": ObjectId(),
+            "thread_id": target_id,
+            "parent": record["_id"],
+            "source": record["thread_id"],
+            "dead_until": old["dead_until"] if old else None,
+            "building": record["lock"]["by"],
+            "salt": new_salt(source.salt),
+            **(fields_of(described) if described is not None else {}),
+        }
+        for of_source in ("unlisted", "awaited", *LISTED_PLACE):
+            made.pop(of_source, None)
+        made["checksums"] = checksums_of(made, hashing)
+        # So that it is found if nobody comes to its end.
+        made["removed_at"] = self._commands.clock.now()
+        return {**made, "terms": terms_of(made)}
 
-    def _show(self, copying: _Copying, guard: Statement, too_late: str) -> None:
-        """Let a copy be seen that is complete."""
-        target, made, old = copying.target, copying.made, copying.old
-        end = [
-            guard,
-            name_statement(target, self._commands.name_of(made["thread_id"]), old),
-            show_statement(target, made["building"]),
-        ]
-        outcome = self._commands.bulk(end)
-        if outcome.hits < len(end) and not self._new_threads.is_shown(made, old):
-            if outcome.error is not None:
-                raise outcome.error
-            if outcome.failed == 1:
-                raise ThreadExists(f"there is a thread {made['thread_id']!r} already")
-            raise StorageBusy(too_late)
+
+_OF_COPY: Document = {
+    "edge": "clone",
+    "waiting": [],
+    "fence": 0,
+    "removals": 0,
+    **NOT_LEASED,
+    **dict.fromkeys(("parent_checkpoint_id", "lock", "swept_at", "rollback_from")),
+}
 
 
 def _rows_of(source: ThreadRef) -> Document:
@@ -285,47 +270,28 @@ def _rows_of(source: ThreadRef) -> Document:
     return {**rows_of(source), "doomed": None}
 
 
-def _record_of_copy(
-    source: ThreadRef,
-    record: Document,
-    target_id: str,
-    old: Document | None,
-    hashing: Hashing,
-    described: Description | None,
-    now: int,
-) -> Document:
-    """Return the record of a copy that is not complete."""
-    made: Document = {
-        **record,
-        "_id": ObjectId(),
-        "thread_id": target_id,
-        "edge": "clone",
-        "parent": record["_id"],
-        "parent_checkpoint_id": None,
-        "lock": None,
-        "fence": 0,
-        "removals": 0,
-        "dead_until": old["dead_until"] if old else None,
-        "building": record["lock"]["by"],
-        **dict.fromkeys(("lease_holder", "lease_since", "lease_until")),
-        "waiting": [],
-        "swept_at": None,
-        "rollback_from": None,
-        "source": record["thread_id"],
-        **(fields_of(described) if described is not None else {}),
+def _fields_of_fork(request: ForkRequest) -> Document:
+    """Return what the record of a fork says."""
+    head = newest(row[:2] for row in request.rows if not row.hidden)
+    receipts = (row for row in request.writes if row.idx == RECEIPT and row[:2] == head)
+    preview = next((row.content for row in receipts), b"")
+    return {
+        **fields_of(request.described),
+        "edge": request.edge,
+        "parent": request.source.key,
+        "parent_checkpoint_id": request.parent_checkpoint_id,
+        "source": request.source_id,
+        "owner": request.owner,
+        "status": request.status,
+        "status_for": head[1] if head else "",
+        "state_updated_at": 1 if request.rows else 0,
+        "value_terms": stored_value_terms(request.owner, preview),
+        "checkpoint_count": sum(not row.hidden for row in request.rows),
+        "salt": request.salt,
     }
-    for of_source in ("unlisted", "awaited", *LISTED_PLACE):
-        made.pop(of_source, None)
-    if described is None:
-        said = record["checksums"], record["source"], said_in(record)
-        hashing.check_description(source.thread_id, source.salt, *said)
-    made["salt"] = new_salt(source.salt)
-    made["checksums"] = checksums_of(made, hashing)
-    # So that it is found if nobody comes to its end.
-    return {**made, "terms": terms_of(made), "removed_at": now}
 
 
-def _grafted(
+def _forked(
     target: ThreadRef, place: Document, said: Document, row: CheckpointRow | WriteRow
 ) -> Statement:
     """Return the statement that gives a row to a thread that nobody knows yet."""

@@ -103,14 +103,6 @@ def _range(family: ObjectId, length: int) -> Document:
     }
 
 
-def found_by(id_: bytes, family: ObjectId, *, is_sharded: bool) -> Document:
-    """Return a filter for a document that is to be stored, and says its family itself.
-
-    A server finds it fastest by nothing but its `_id`. A router has to know the shard.
-    """
-    return {"_id": id_, "family": family} if is_sharded else {"_id": id_}
-
-
 def chunk_size() -> Document:
     """Return the expression for how many bytes a chunk takes."""
     refs = {"$multiply": [DIGEST_BYTES, {"$size": {"$ifNull": ["$refs", []]}}]}
@@ -167,15 +159,13 @@ def write_document(thread: ThreadRef, row: WriteRow) -> tuple[Document, Document
     return place, said
 
 
-def chunk_statement(
-    thread: ThreadRef, digest: bytes, refs: bytes, content: bytes, *, is_sharded: bool
-) -> Statement:
+def chunk_statement(thread: ThreadRef, digest: bytes, refs: bytes, content: bytes) -> Statement:
     """Return the statement that stores a chunk, if it is not there."""
-    inserted: Document = {"family": thread.family, "content": content}
+    inserted: Document = {"content": content}
     if refs:
         inserted["refs"] = refs_of(thread.family, refs)
     return update_one(
-        found_by(chunk_id(thread.family, digest), thread.family, is_sharded=is_sharded),
+        {"_id": chunk_id(thread.family, digest), "family": thread.family},
         # The epoch protects it from a collection that goes on at this moment.
         {"$setOnInsert": inserted, "$set": {"epoch": thread.epoch}},
         upsert=True,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from bson.objectid import ObjectId
 
 from forkpoint.errors import damaged_row
-from forkpoint.mongodb.commands import MongoCommands, in_batches
+from forkpoint.mongodb.commands import IN_ONE_COMMAND, MongoCommands
 from forkpoint.mongodb.documents import (
     NOW,
     Document,
@@ -29,6 +29,7 @@ from forkpoint.mongodb.turns import Turns
 from forkpoint.storage import interface
 from forkpoint.storage.queries import Batch
 from forkpoint.storage.rows import Counts, ThreadRef
+from forkpoint.storage.shared import batches
 
 _READ_AT_ONCE = 10  # turns' rows, where nobody waits for what is read
 
@@ -133,7 +134,7 @@ class MongoCollections(interface.Collections):
                 refs = row[other].get("refs") if isinstance(row.get(other), dict) else None
                 if isinstance(refs, bytes):
                     items.append((row["thread"], refs))
-        for batch in in_batches(doomed):
+        for batch in batches(doomed, IN_ONE_COMMAND):
             gone = [{"doomed": True}, {"thread": {"$in": list(after.dead)}}]
             self._commands.delete({"_id": {"$in": batch}, "family": family, "$or": gone})
         return Batch(items, None if last is None else after._replace(row=last))
@@ -179,7 +180,7 @@ class MongoCollections(interface.Collections):
         # among them: what is written from now on stays, also if another collection begins.
         if not self.is_undisturbed(family, collection):
             return None
-        for batch in in_batches(epoch["_id"] for epoch in epochs):
+        for batch in batches([epoch["_id"] for epoch in epochs], IN_ONE_COMMAND):
             self._commands.delete({**chunks, "epoch": {"$in": batch}})
         number = sum(epoch["number"] for epoch in epochs)
         self._turns.count_changed(number)
@@ -196,7 +197,7 @@ class MongoCollections(interface.Collections):
             for one in threads
             if one["deleted_at"] is not None and one["_id"] not in needed and "expires" not in one
         ]
-        for batch in in_batches(useless):
+        for batch in batches(useless, IN_ONE_COMMAND):
             wanted = {"_id": {"$in": batch}, "family": family, "removed_at": None}
             forgotten = {"thread_id": "", "expires": expiry_after(2 * self._commands.tombstone_ttl)}
             self._commands.update_all(wanted, [{"$set": forgotten}])

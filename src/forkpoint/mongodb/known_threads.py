@@ -22,6 +22,7 @@ class KnownThreads:
         self._threads: Cache[str, ThreadRef] = Cache(budget, size_of_text)
         self.made_after: Recent[ObjectId, Set[Any]] = Recent(4096)
         """The deletions of their ids before, of threads that were made here."""
+        self._watermarks: Recent[ObjectId, str] = Recent(4096)
 
     def get(self, thread_id: str) -> ThreadRef | None:
         """Return which thread an id meant when it was last looked at."""
@@ -34,3 +35,11 @@ class KnownThreads:
     def forget(self, thread_id: str) -> None:
         """Remember no longer which thread an id meant."""
         self._threads.pop(thread_id)
+
+    def watermark(self, key: ObjectId) -> str | None:
+        """Return the tombstone watermark in the record of a thread, if it is known to have one."""
+        return self._watermarks.get(key)
+
+    def remember_watermark(self, key: ObjectId, watermark: str) -> None:
+        """Remember the tombstone watermark in the record of a thread."""
+        self._watermarks.put(key, watermark)

@@ -63,16 +63,7 @@ class MongoLeases(interface.Leases):
         )
         if leased is not None:
             return lease_row(leased)
-        last = {"by": name, "until": {"$add": [NOW, ttl]}}
-        kept = {"$cond": [{"$eq": ["$$this.by", name]}, last, "$$this"]}
-        queued = {
-            "$cond": [
-                {"$in": [name, _QUEUE_NAMES]},
-                {"$map": {"input": _QUEUE, "in": kept}},
-                {"$concatArrays": [_QUEUE, [last]]},
-            ]
-        }
-        queue = [{"$set": {"waiting": queued}}]
+        queue = _queue_with(name, ttl)
         if not (self._commands.update(living, queue) if waits else self._commands.exists(living)):
             raise Stale
         return None
@@ -104,3 +95,17 @@ class MongoLeases(interface.Leases):
 
 def _queue_without(name: Document) -> Document:
     return {"$filter": {"input": _QUEUE, "cond": {"$ne": ["$$this.by", name]}}}
+
+
+def _queue_with(name: Document, ttl: int) -> list[Document]:
+    """Return the change by which a holder waits in the queue, in its place if it has one."""
+    last = {"by": name, "until": {"$add": [NOW, ttl]}}
+    kept = {"$cond": [{"$eq": ["$$this.by", name]}, last, "$$this"]}
+    queued = {
+        "$cond": [
+            {"$in": [name, _QUEUE_NAMES]},
+            {"$map": {"input": _QUEUE, "in": kept}},
+            {"$concatArrays": [_QUEUE, [last]]},
+        ]
+    }
+    return [{"$set": {"waiting": queued}}]

@@ -16,8 +16,9 @@ from bson.objectid import ObjectId
 from forkpoint.errors import StorageBusy
 from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import Document, record_of
-from forkpoint.mongodb.log import Logs, check_state
+from forkpoint.mongodb.log import Logs
 from forkpoint.mongodb.statements import Statement, update_one
+from forkpoint.mongodb.tail import check_state
 from forkpoint.mongodb.thread_documents import HAS_LOG
 from forkpoint.mongodb.thread_rows import ThreadRows
 from forkpoint.storage.interface import Stale
@@ -77,26 +78,10 @@ class Locks:
         """
         token = ObjectId()
         lock = locked_until(token, LOCK_SECONDS)
-        free = {"$or": [{"lock": None}, {"lock.by": token}]}
-        expired = {"lock": {"$ne": None}, "$expr": _EXPIRED}
         living = {**record_of(thread), "deleted_at": None, **same}
-        locked = [{"$set": {**lock, **change}}]
-        give_up = time.monotonic() + 10 * LOCK_SECONDS
         if same and self._commands.exists({**record_of(thread), **HAS_LOG}):
             self._logs.end_log(thread)  # else the record does not say what it would
-        while not self._logs.without_log(
-            thread, {**living, **free}, lambda wanted: self._commands.update(wanted, locked)
-        ):
-            if self._commands.update({**living, **expired}, locked):
-                self._rows.delete_rows(thread, {"doomed": True})  # what the one before left
-                count = True
-                break
-            if not (found := self._commands.latest(living)):
-                raise Stale
-            check_state(found[0])
-            if time.monotonic() > give_up:
-                raise StorageBusy("other processes keep removing from the same thread")
-            time.sleep(_LOCK_PAUSE_SECONDS)
+        count = self._take(thread, living, token, {**lock, **change}) or count
         try:
             yield update_one({**living, "lock.by": token}, [{"$set": lock}], upsert=True)
         except Stale:  # before anything was done
@@ -107,6 +92,26 @@ class Locks:
         finally:
             unlocked: Document = {"lock": None, **(self._rows.counted(thread) if count else {})}
             self._commands.update({**record_of(thread), "lock.by": token}, {"$set": unlocked})
+
+    def _take(self, thread: ThreadRef, living: Document, token: ObjectId, change: Document) -> bool:
+        """Take the lock of a thread, and return whether it was that of one who did not end."""
+        free = {**living, "$or": [{"lock": None}, {"lock.by": token}]}
+        expired = {**living, "lock": {"$ne": None}, "$expr": _EXPIRED}
+        stages = [{"$set": change}]
+        give_up = time.monotonic() + 10 * LOCK_SECONDS
+        while not self._logs.without_log(
+            thread, free, lambda match: self._commands.update(match, stages)
+        ):
+            if self._commands.update(expired, stages):
+                self._rows.delete_rows(thread, {"doomed": True})  # what the one before left
+                return True
+            if not (records := self._commands.latest(living)):
+                raise Stale
+            check_state(records[0])
+            if time.monotonic() > give_up:
+                raise StorageBusy("other processes keep removing from the same thread")
+            time.sleep(_LOCK_PAUSE_SECONDS)
+        return False
 
     def count_again(self, thread: ThreadRef) -> None:
         """Set right how many checkpoints a thread's record says that there are."""

@@ -22,181 +22,38 @@ sharded by a hash of the family.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
-from itertools import count
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from bson.objectid import ObjectId
 
 from forkpoint.caches import Recent
-from forkpoint.errors import CorruptChunk, StorageBusy
-from forkpoint.mongodb.commands import MongoCommands, in_batches
+from forkpoint.errors import StorageBusy
+from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import Document, record_of
-from forkpoint.mongodb.statements import Statement, update_one
+from forkpoint.mongodb.statements import update_one
+from forkpoint.mongodb.tail import (
+    END_SECONDS,
+    EXPIRY,
+    LOG_SECONDS,
+    Tail,
+    latest_time,
+    log_end,
+    tail_of,
+)
 from forkpoint.mongodb.thread_documents import HAS_LOG, NO_LOG
-from forkpoint.storage.rows import PutRequest, ThreadRef
+from forkpoint.storage.rows import ThreadRef
+from forkpoint.storage.shared import batches
 
 LOG_INDEX = "forkpoint_log"
 """The name of the index by which each slot is taken once."""
 
-LOG_SECONDS = 1800
-"""For how long a saver begins puts by a log; it believes what it is told for twice as long."""
-
-_END_SECONDS = 4 * LOG_SECONDS
-_SAID = ("checkpoint_count", "updated_at", "state_updated_at", "status", "status_for")
 _T = TypeVar("_T")
 
-STATE = ("log", "fence", "lock", "dead_until", "provisional", "value_terms", *_SAID)
-"""The fields of a record that tell how to go on with its thread."""
-
+_NO_ENTRY: Sequence[Any] = (None, 0, {})
 _ENTRY = dict.fromkeys(("kind", "log", "slot", "record"), 1)
 _ATTEMPTS = 100  # to end a log that its saver goes on with: each comes in between by chance only
-
-
-class Tail(NamedTuple):
-    """Where a thread's log ends, and what its record would say there.
-
-    It is that of a log of one's own, or what was read of somebody else's, or of a record that has
-    none. From those one may go on by a log of one's own.
-    """
-
-    epoch: ObjectId
-    fence: int
-    dead_until: str | None
-    log: ObjectId | None
-    slot: int
-    said: Document
-    began: float | None = None
-    """When one's own log began, by `time.monotonic`."""
-    is_provisional: bool = False
-    """Whether the thread has no checkpoint yet: then only a checkpoint begins a log."""
-
-    def holds(self, put: PutRequest, thread: ThreadRef, dead_until: str | None) -> bool:
-        """Return whether a put was prepared for what this was read of."""
-        is_same = self.epoch == thread.epoch and self.dead_until == dead_until
-        return is_same and put.fence in (None, self.fence)
-
-    def is_younger_than(self, seconds: float) -> bool:
-        """Return whether it is that of one's own log, and of which age."""
-        return self.began is not None and time.monotonic() - self.began < seconds
-
-    def goes_on_after(self, other: Tail) -> bool:
-        """Return whether both are of the same log, and the other one says nothing that is new."""
-        return self.log is not None and self.log == other.log and self.slot >= other.slot
-
-    def is_newest(self, put: PutRequest) -> bool:
-        """Return whether nothing newer than what is put decided about the thread's status."""
-        if put.row is not None:
-            return bool(self.said["status_for"] < put.checkpoint_id)
-        return bool(self.said["status_for"] <= put.checkpoint_id)
-
-    def after(self, put: PutRequest, *, is_counted: bool = False) -> Document:
-        """Return what the record would say after a put.
-
-        Args:
-            put: The put.
-            is_counted: Whether its checkpoint replaces one that is counted already.
-        """
-        said = dict(self.said)
-        is_head = put.status is not None and said["status_for"] <= put.checkpoint_id
-        if put.row is not None and is_head:
-            if put.value_terms is not None:
-                said["value_terms"] = list(put.value_terms)
-            elif "value_terms" in said:
-                said["value_terms"] = None
-        changes_status = put.status is not None and self.is_newest(put)
-        if changes_status:
-            said |= {"status": put.status, "status_for": put.checkpoint_id}
-        if put.row is not None and not is_counted:
-            said["checkpoint_count"] += 1
-        if put.row is not None or changes_status:
-            said["updated_at"] = max(said["updated_at"], put.now)
-        if changes_status:
-            said["state_updated_at"] = said["updated_at"]
-        return said
-
-    def with_status(self, put: PutRequest) -> Tail:
-        """Return the tail after writes that change the record itself."""
-        return self._replace(said=self.after(put))
-
-    def begin(self) -> Tail:
-        """Return the tail of a log of one's own that goes on from here, and is empty yet."""
-        return self._replace(log=ObjectId(), slot=0, began=time.monotonic(), is_provisional=False)
-
-    def follow(
-        self, put: PutRequest, documents: Sequence[Document], *, is_counted: bool
-    ) -> tuple[list[Document], Tail]:
-        """Return documents as the next ones in the log, and the log's tail then."""
-        said = self.after(put, is_counted=is_counted)
-        placed = [
-            {**document, "log": self.log, "slot": slot, "record": said}
-            for document, slot in zip(documents, count(self.slot + 1))
-        ]
-        return placed, self._replace(slot=self.slot + len(placed), said=said)
-
-
-def new_tail(epoch: ObjectId, dead_until: str | None) -> Tail:
-    """Return the tail of a thread that is about to be made."""
-    times = {"updated_at": 0, "state_updated_at": 0}
-    said = {"checkpoint_count": 0, **times, "status": "idle", "status_for": ""}
-    return Tail(epoch, 0, dead_until, None, 0, said, is_provisional=True)
-
-
-def check_state(record: Document) -> None:
-    """Check that a record says of the thread's state what can be gone on with.
-
-    Raises:
-        CorruptChunk: A field is of another type.
-    """
-    state = tuple(record[field] for field in ("checkpoint_count", "updated_at", "fence"))
-    if not (
-        all(isinstance(number, int) for number in state)
-        and isinstance(record["status_for"], str)
-        and isinstance(record["dead_until"], (str, type(None)))
-        and isinstance(record["lock"], (dict, type(None)))
-        and isinstance(record["log"], (ObjectId, type(None)))
-    ):
-        raise CorruptChunk(f"the record of thread {record['_id']} is not what was written")
-
-
-def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
-    """Return the tail of a thread whose log ends with one of these rows, if one may go on there.
-
-    If it ends with another one, whoever takes the slot after it collides.
-    """
-    check_state(record)
-    if record["lock"] is not None:
-        return None
-    log, slot = record["log"], 0
-    said = {name: record[name] for name in _SAID}
-    if record.get("value_terms") is not None:  # else each row of the log would say so
-        said["value_terms"] = record["value_terms"]
-    if log is not None:
-        for row in rows:
-            if row.get("log") == log and row.get("slot", 0) > slot:
-                if row["kind"] == "end":
-                    return None
-                slot, said = row["slot"], row["record"]
-    return Tail(
-        record["epoch"],
-        record["fence"],
-        record["dead_until"],
-        log,
-        slot,
-        said,
-        is_provisional=record["provisional"],
-    )
-
-
-def end_of(thread: ThreadRef, tail: Tail) -> Statement:
-    """Return the statement that ends a log, and collides if it goes on, or has ended, elsewhere."""
-    assert tail.log is not None
-    slot = tail.slot + 1
-    end = {**_end(thread.family, tail.log, slot, {"$literal": tail.said}), "expires": _EXPIRY}
-    found = {"_id": tail.log, "family": thread.family, "slot": slot}
-    return update_one(found, [{"$replaceWith": end}], upsert=True)
 
 
 class Logs:
@@ -284,13 +141,13 @@ class Logs:
         said = {"$ifNull": [{"$first": "$newest.record"}, {}]}
         slot = {"$add": [{"$ifNull": [{"$first": "$newest.slot"}, 0]}, 1]}
         going_on = {"$match": {"$expr": {"$not": is_over}}}
-        end = {"$replaceWith": {**_end("$family", "$log", slot, said), "expires": _EXPIRY}}
+        end = {"$replaceWith": {**log_end("$family", "$log", slot, said), "expires": EXPIRY}}
         merge = self._merge("keepExisting", "insert")
         ended = self._commands.merge([wanted, newest, going_on, end, merge])
 
         known = {"$project": {"family": 1, "log": 1, "said": said, "is_over": is_over}}
         log = {"log": {"$cond": ["$$new.is_over", None, "$log"]}}
-        latest = _latest("$$new.said.updated_at")
+        latest = latest_time("$$new.said.updated_at")
         changed = {"$mergeObjects": ["$$ROOT", "$$new.said", latest, log]}
         same = {"$eq": ["$log", "$$new.log"]}
         merge = self._merge([{"$replaceWith": {"$cond": [same, changed, "$$ROOT"]}}], "discard")
@@ -300,13 +157,11 @@ class Logs:
     def end_many_logs(self, which: Document) -> None:
         """Do so for many threads, in a fifth of the time, and leave alone what goes on."""
         behind = {**which, "kind": "thread", **HAS_LOG}
-        for records in in_batches(self._commands.latest(behind, {"family": 1, "log": 1}), 1000):
+        for records in batches(self._commands.latest(behind, {"family": 1, "log": 1}), 1000):
             newest = self._newest_entries(records)
-            expires = datetime.fromtimestamp(
-                self._commands.now() / 1e6 + _END_SECONDS, timezone.utc
-            )
+            expires = datetime.fromtimestamp(self._commands.now() / 1e6 + END_SECONDS, timezone.utc)
             ends = [
-                {**_end(one["family"], one["log"], slot + 1, said), "expires": expires}
+                {**log_end(one["family"], one["log"], slot + 1, said), "expires": expires}
                 for one in records
                 for kind, slot, said in [newest.get(one["log"], _NO_ENTRY)]
                 if kind != "end"
@@ -346,7 +201,7 @@ class Logs:
         said, at = {"$first": "$newest.record"}, {"$first": "$newest.record.updated_at"}
         return [
             self.newest_entry("log", "$family"),
-            {"$replaceWith": {"$mergeObjects": ["$$ROOT", said, _latest(at)]}},
+            {"$replaceWith": {"$mergeObjects": ["$$ROOT", said, latest_time(at)]}},
             {"$unset": "newest"},
         ]
 
@@ -368,18 +223,3 @@ class Logs:
     def _merge(self, matched: str | list[Document], not_matched: str) -> Document:
         into: Any = {"into": self._commands.name, "whenMatched": matched}
         return {"$merge": {**into, "whenNotMatched": not_matched}}
-
-
-_EXPIRY = {"$add": ["$$NOW", 1000 * _END_SECONDS]}
-_NO_ENTRY: Sequence[Any] = (None, 0, {})
-
-
-def _end(family: Any, log: Any, slot: Any, said: Any) -> Document:
-    """Return the end of a log, or the expression for it."""
-    place = {"_id": log, "family": family, "kind": "end", "log": log, "slot": slot}
-    return {**place, "record": said}
-
-
-def _latest(at: Any) -> Document:
-    """Return the time of a record that may have changed since it was written to at another."""
-    return {"updated_at": {"$max": ["$updated_at", at]}}

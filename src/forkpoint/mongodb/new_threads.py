@@ -10,21 +10,24 @@ A thread that is made is not seen before it is *shown*: its id means it, and its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 from bson.objectid import ObjectId
 
-from forkpoint.errors import ThreadExists
+from forkpoint.encoding.hashing import Hashing
 from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import NOW, Document, record_of, rows_of
 from forkpoint.mongodb.statements import Statement, update_one
-from forkpoint.mongodb.thread_documents import new_record
-from forkpoint.mongodb.tombstones import dead_until_of
+from forkpoint.mongodb.thread_documents import checksums_of, new_record
+from forkpoint.mongodb.tombstones import watermark_of
 from forkpoint.storage.rows import ThreadRef
+from forkpoint.storage.shared import thread_exists
 
 
 class NewThreads:
-    """Gives an id to a thread that is complete.
+    """Makes the records of threads, and gives them their ids.
 
     Args:
         commands: Those of the collection.
@@ -33,17 +36,71 @@ class NewThreads:
     def __init__(self, commands: MongoCommands) -> None:
         self._commands = commands
 
+    def record(
+        self,
+        thread_id: str,
+        target: ThreadRef,
+        old: Document | None,
+        hashing: Hashing,
+        **fields: Any,
+    ) -> Document:
+        """Return the record of a thread that nobody sees yet.
+
+        Args:
+            thread_id: Its id.
+            target: Its key, family and epoch.
+            old: What `deleted_before` returned.
+            hashing: What its checksums are made by.
+            fields: What else it says.
+        """
+        made = new_record(
+            thread_id,
+            target.epoch,
+            **record_of(target),
+            provisional=False,
+            dead_until=old["dead_until"] if old else None,
+            building=ObjectId(),
+            **fields,
+        )
+        return {**made, "checksums": checksums_of(made, hashing)}
+
+    def show(self, made: Document, old: Document | None, before: Sequence[Statement]) -> bool:
+        """Let a thread be seen, and return whether it is.
+
+        Args:
+            made: Its record.
+            old: What `deleted_before` returned.
+            before: What is to be done first, each with an effect, or the thread is not shown.
+
+        Raises:
+            ThreadExists: There is a thread of its id by now.
+        """
+        target, name = _ref_of(made), self._commands.name_of(made["thread_id"])
+        means = update_one(
+            {**name, "key": old["_id"] if old else None},
+            {"$set": {"key": target.key, "home": target.family}, "$unset": {"expires": ""}},
+            upsert=True,
+        )
+        statements = [*before, means, _show_statement(made)]
+        outcome = self._commands.bulk(statements)
+        if outcome.hits == len(statements) or self._is_shown(made, old):
+            return True
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.failed == len(before):
+            raise thread_exists(made["thread_id"])
+        return False
+
     def deleted_before(self, thread_id: str) -> Document | None:
         """Return what is left of the thread that an id meant before.
 
         Raises:
             ThreadExists: There is one.
         """
-        name = self._commands.name_of(thread_id)
-        named = self._commands.latest(name)
-        if not named:
+        names = self._commands.latest(self._commands.name_of(thread_id))
+        if not names:
             return None
-        old = {"_id": named[0]["key"], "family": named[0]["home"]}
+        old = {"_id": names[0]["key"], "family": names[0]["home"]}
         # If its record is missing, somebody is about to make it, or ended just before.
         now = datetime.fromtimestamp(self._commands.clock.now() / 1e6, timezone.utc)
         expiry = now + timedelta(microseconds=2 * self._commands.tombstone_ttl)
@@ -54,24 +111,27 @@ class NewThreads:
         self._commands.insert(record)
         (record,) = self._commands.latest(old)
         if record["deleted_at"] is None:
-            raise ThreadExists(f"there is a thread {thread_id!r} already")
-        return {
-            **record,
-            "dead_until": dead_until_of(named[0], self._commands.marks(thread_id), None),
-        }
+            raise thread_exists(thread_id)
+        watermark = watermark_of(names[0], self._commands.marks(thread_id), None)
+        return {**record, "dead_until": watermark}
 
-    def is_shown(self, made: Document, old: Document | None) -> bool:
-        """Return whether a copy can be seen although the command for it was not done in full.
+    def discard(self, unfinished: Document) -> None:
+        """Remove a thread that nobody has seen, by its record."""
+        target = _ref_of(unfinished)
+        self._commands.delete(rows_of(target))
+        self._commands.delete(record_of(target))
+
+    def _is_shown(self, made: Document, old: Document | None) -> bool:
+        """Return whether a thread can be seen although the command for it was not done in full.
 
         If not, its id means again what it meant before.
         """
-        target = ThreadRef(made["_id"], made["family"], made["epoch"])
-        name = self._commands.name_of(made["thread_id"])
-        named = {**name, "key": target.key}
+        target = _ref_of(made)
+        named = {**self._commands.name_of(made["thread_id"]), "key": target.key}
         if not self._commands.exists(named):
             return False
         # By a command whose answer was lost, and which may have ended in between.
-        self._commands.bulk([show_statement(target, made["building"])])
+        self._commands.bulk([_show_statement(made)])
         if self._commands.exists({**record_of(target), "building": None}):
             return True
         if old is None:
@@ -80,28 +140,17 @@ class NewThreads:
             self._commands.update(named, {"$set": {"key": old["_id"], "home": old["family"]}})
         return False
 
-    def discard(self, unfinished: ThreadRef) -> None:
-        """Remove a copy that nobody has seen."""
-        rows = rows_of(unfinished)
-        self._commands.delete(rows)
-        self._commands.delete(record_of(unfinished))
+
+def _ref_of(made: Document) -> ThreadRef:
+    return ThreadRef(made["_id"], made["family"], made["epoch"])
 
 
-def name_statement(target: ThreadRef, name: Document, old: Document | None) -> Statement:
-    """Return the statement that gives an id to a copy that is ready to be shown."""
-    return update_one(
-        {**name, "key": old["_id"] if old else None},
-        {"$set": {"key": target.key, "home": target.family}, "$unset": {"expires": ""}},
-        upsert=True,
-    )
-
-
-def show_statement(target: ThreadRef, building: ObjectId) -> Statement:
-    """Return the statement that shows a copy, unless a collection took it for abandoned."""
+def _show_statement(made: Document) -> Statement:
+    """Return the statement that shows a thread, unless a collection took it for abandoned."""
     stored = {"$cond": [{"$gt": ["$state_updated_at", 0]}, NOW, 0]}
     times = {"created_at": NOW, "updated_at": NOW, "state_updated_at": stored}
     return update_one(
-        {**record_of(target), "building": building},
+        {**record_of(_ref_of(made)), "building": made["building"]},
         [
             {"$set": {**times, "unlisted": True, "lock": None}},
             {"$unset": ["building", "removed_at"]},

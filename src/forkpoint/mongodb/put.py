@@ -1,306 +1,280 @@
-"""MongoDB: a put on its way into the collection, in a bulk that it may share with others."""
+"""MongoDB: a put, from the request to the row that is stored.
+
+A put is prepared for what is known of its thread, and sent with others in one bulk. Where the
+thread turns out to be another, or to have changed, it is looked at, and the put is prepared again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
-import bson
 from bson.objectid import ObjectId
-from pymongo.common import MAX_BSON_SIZE
 
-from forkpoint.errors import ForkpointError, InvalidInput
-from forkpoint.mongodb.commands import MongoCommands
-from forkpoint.mongodb.documents import (
-    Document,
-    checkpoint_document,
-    record_of,
-    write_document,
-)
-from forkpoint.mongodb.log import LOG_SECONDS, Tail
-from forkpoint.mongodb.put_statements import (
-    Beginning,
-    Intent,
-    Role,
-    Step,
-    entries_of,
-    steps_of,
-    steps_of_entries,
-)
+from forkpoint.encoding.hashing import IDENTITY_BYTES
+from forkpoint.errors import StaleLease, StorageBusy, stale_lease
+from forkpoint.mongodb.documents import ROWS, Document, chunks_of, record_of, row_id, rows_of
+from forkpoint.mongodb.put_batch import Attempt, checked_size
+from forkpoint.mongodb.put_statements import Creation, Preparation, creation_of_record, row_ids
 from forkpoint.mongodb.session import MongoSession
-from forkpoint.runtime.group_commit import Relay, Submission
+from forkpoint.mongodb.tail import Tail
+from forkpoint.mongodb.tombstones import deletions_of, raise_watermark, watermark_of
+from forkpoint.runtime.group_commit import Relay
+from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import HistoryChanged, Stale
-from forkpoint.storage.rows import CheckpointRow, PutRequest, ThreadRef
-from forkpoint.storage.tombstones import is_deleted_since
+from forkpoint.storage.retry import attempts
+from forkpoint.storage.rows import PutRequest, ThreadRef
+from forkpoint.storage.shared import Admission, admission, is_late
 
-LARGE = 1_000_000
-"""Characters or bytes; less cannot exceed a document."""
-
-LARGE_CHUNKS = 8_000_000
-"""Bytes of chunks; less, with rows that are not large, cannot exceed a command."""
+_ATTEMPTS = 100  # others put to the thread, too
 
 
-class Ahead(NamedTuple):
-    """What there will be after the puts that go before, in the same bulk."""
-
-    made: dict[str, ThreadRef]
-    tails: dict[ObjectId, Tail]
-
-
-class Bulk(Submission):
-    """A put on its way into the collection. What it looks like is decided when it is sent.
-
-    Then all puts to the thread that the saver sent before are done, or go before in the same bulk.
+class Put:
+    """A checkpoint, or writes, on the way into the collection.
 
     Args:
-        relay: What it is to be stored by.
-        session: What is known of threads and their logs.
-        intent: What is to be put.
-        size: About how many bytes its rows take.
-    """
-
-    def __init__(
-        self, relay: Relay[Bulk], session: MongoSession, intent: Intent, size: int
-    ) -> None:
-        super().__init__(relay, is_patient=intent.put.row is None, key=intent.put.thread_id)
-        self.sent = intent
-        self.size = size
-        self.chunk_bytes = sum(len(content) for _, content in intent.put.chunks.values())
-        self.steps: Sequence[Step] = ()
-        self.entries: Sequence[Document] = ()
-        """What of it goes into the thread's log, if it does."""
-        self.collided: Role | None = None
-        self.is_repeated = False
-        self.is_interrupted = False
-        """Whether it may have been sent before, by somebody who was interrupted then."""
-        self._intent = intent
-        self._session = session
-        self._tail: Tail | None = None
-        self.own_tail: Tail | None = None
-        """The end of one's own log that it was to go after."""
-
-    def prepare(self, ahead: Ahead) -> None:
-        """Make the statements, and note what there will be after them."""
-        self.collided = self.error = None  # of somebody who was interrupted as he noted it
-        intent = self._intent
-        if intent.creation is not None:
-            thread_id = intent.put.thread_id
-            made = ahead.made.setdefault(
-                thread_id, self._session.known.get(thread_id) or intent.thread
-            )
-            if made == intent.thread:
-                self._session.known.made_after.put(made.key, intent.creation.deletions)
-            elif made.owner == intent.put.owner and self._is_of(made, intent.put):
-                if made.salt != intent.thread.salt:  # its rows are bound to another thread
-                    self.fail(Stale())
-                    return
-                intent = intent._replace(thread=made, creation=None)
-        self.sent = intent
-        put, thread, *_ = intent
-        before = ahead.tails.get(thread.key) or self._session.logs.tail(thread)
-        tail = intent.usable(before) if self._session.logs.keeps_logs else None
-        self.own_tail = before if before is not None and before.began is not None else None
-        self.entries = ()
-        self._tail = None
-        if tail is not None:
-            beginning: Beginning | None = None
-            if not tail.is_younger_than(LOG_SECONDS):
-                end, tail = tail, tail.begin()
-                assert tail.log is not None
-                beginning = Beginning(end, tail.log)
-            rows, is_counted = entries_of(put, thread), intent.is_counted
-            self.entries, self._tail = tail.follow(put, rows, is_counted=is_counted)
-            self.steps = steps_of_entries(intent, self.entries, beginning)
-        elif self._session.logs.keeps_logs and put.row is not None:
-            self.collide("entry")  # what counts goes into a log: one has to look at the thread
-        else:
-            self.steps = steps_of(intent)
-            self._tail = intent.left(before) if self._session.logs.keeps_logs else None
-        if self._tail is not None:
-            ahead.tails[thread.key] = self._tail
-
-    def _is_of(self, made: ThreadRef, put: PutRequest) -> bool:
-        """Return whether a put belongs to a thread that was made meanwhile, as far as is known."""
-        if put.began is None:
-            return True
-        deletions = self._session.known.made_after.get(made.key)
-        return deletions is not None and not is_deleted_since(put.began.deletion, deletions)
-
-    @property
-    def is_insert(self) -> bool:
-        """Whether it is enough to insert its entries."""
-        return all(step.role == "entry" for step in self.steps)
-
-    def succeed(self, made: Sequence[bool]) -> None:
-        """Note that it is stored, and which of its statements made a document."""
-        tail = self._tail
-        for step, is_new in zip(self.steps, made, strict=True):
-            if step.role in ("once", "entry") and not is_new:
-                self.collide("once")
-                return
-        if self.entries and tail is not None and not tail.is_younger_than(2 * LOG_SECONDS):
-            self.collide("entry")
-            return
-        self._session.known.remember(self.sent.put.thread_id, self.sent.thread)
-        self._session.logs.remember_tail(self.sent.thread, tail)
-        self.done = True
-
-    def collide(self, role: Role) -> None:
-        """Note which of its statements collided with a document that exists, or may have."""
-        self.collided = role
-        self.fail(None)
-
-    def forget_tail(self) -> None:
-        """Forget where the thread's log ends: it may have gone on."""
-        self._session.logs.remember_tail(self.sent.thread, None)
-
-    def interrupt(self) -> None:
-        """Note that it may have been sent, or not, before somebody was interrupted."""
-        self.forget_tail()
-        self.is_interrupted = True
-
-    def fail(self, error: Exception | None) -> None:
-        self.forget_tail()
-        self.error = error
-        self.done = True
-
-    @property
-    def is_settled(self) -> bool:
-        return super().is_settled and self.collided is None and not self.is_repeated
-
-
-def store(commands: MongoCommands, batch: Sequence[Bulk]) -> None:
-    """Execute what is waiting as one bulk. Where one put fails, the next ones begin anew."""
-    try:
-        _execute(commands, batch)
-    except BaseException:  # an interrupt: nobody knows what was stored
-        for bulk in batch:
-            if not bulk.done:
-                bulk.interrupt()
-        raise
-
-
-def _execute(commands: MongoCommands, batch: Sequence[Bulk]) -> None:
-    was_lost = any(bulk.is_interrupted for bulk in batch)
-    while batch:
-        ahead = Ahead({}, {})
-        for bulk in batch:
-            if bulk.sent.put.history == commands.history:
-                bulk.prepare(ahead)
-            else:
-                bulk.fail(HistoryChanged())
-        batch = [bulk for bulk in batch if not bulk.done]
-        if not batch:
-            return
-        statements = [step.statement for bulk in batch for step in bulk.steps]
-        entries = [document for bulk in batch for document in bulk.entries]
-        is_small = sum(bulk.size for bulk in batch) < LARGE
-        is_insert = is_small and all(bulk.is_insert for bulk in batch)
-        is_small = is_small and sum(bulk.chunk_bytes for bulk in batch) < LARGE_CHUNKS
-        try:
-            if is_insert:
-                outcome = commands.insert_once(entries)
-            else:
-                outcome = commands.bulk(statements, once=bool(entries), is_small=is_small)
-            if not commands.is_kept(was_told=is_small):
-                _take_back(commands, batch)
-                return
-        except InvalidInput as error:  # nothing was stored; see `checked_size`
-            _execute_alone(commands, batch, error)
-            return
-        except ForkpointError as error:
-            for bulk in batch:
-                bulk.fail(error)
-            return
-        was_lost = was_lost or outcome.is_lost
-        for bulk in batch:
-            bulk.is_repeated = was_lost or outcome.is_repeated
-        if outcome.is_lost:
-            for bulk in batch:
-                if bulk.entries:
-                    bulk.collide("entry")
-            batch = [bulk for bulk in batch if not bulk.entries]
-            continue
-        reached = len(statements) if outcome.failed is None else outcome.failed
-        if outcome.hits != reached:  # a row was removed before it could be seen
-            _execute_alone(commands, batch, Stale())
-            return
-        begin = 0
-        while batch and reached >= begin + len(batch[0].steps):
-            bulk, *batch = batch
-            end = begin + len(bulk.steps)
-            bulk.succeed(made=[index in outcome.made for index in range(begin, end)])
-            begin = end
-        if batch:
-            bulk, *batch = batch
-            role = bulk.steps[reached - begin].role
-            if outcome.error is not None:
-                bulk.fail(outcome.error)
-            elif outcome.is_taken:
-                bulk.collide("entry")
-            else:
-                bulk.collide("row" if role == "entry" else role)
-
-
-def _take_back(commands: MongoCommands, batch: Sequence[Bulk]) -> None:
-    """Let all of a batch be put again: it was sent to a store that may be another one.
-
-    What it stored there and does not belong there is removed. The rest is stored again.
-    """
-    for bulk in batch:
-        if bulk.entries and _is_astray(commands, bulk.sent.thread, bulk.entries[0]):
-            ids, log = [entry["_id"] for entry in bulk.entries], bulk.entries[0]["log"]
-            family = bulk.sent.thread.family
-            commands.delete({"_id": {"$in": ids}, "family": family, "log": log})
-        bulk.fail(HistoryChanged())
-    commands.identity.lose()
-
-
-def _is_astray(commands: MongoCommands, thread: ThreadRef, entry: Document) -> bool:
-    """Return whether an entry is not in its log, because the log, or the thread, went back."""
-    if not commands.exists(record_of(thread)):
-        return True
-    log = {"family": thread.family, "log": entry["log"]}
-    ends = commands.latest({**log, "slot": {"$gt": 0}, "kind": "end"}, {"slot": 1})
-    if ends:
-        return bool(entry["slot"] > ends[0]["slot"])
-    return entry["slot"] > 1 and not commands.exists({**log, "slot": entry["slot"] - 1})
-
-
-def _execute_alone(commands: MongoCommands, batch: Sequence[Bulk], error: Exception) -> None:
-    """Execute bulks one by one, to see which of them it is that fails."""
-    if len(batch) == 1:
-        batch[0].fail(error)
-    else:
-        for bulk in batch:
-            _execute(commands, [bulk])
-
-
-def checked_size(put: PutRequest) -> int:
-    """Return about how large the rows of a put are, and refuse one that no document can hold.
+        session: What can be done in the store, and what is known of it.
+        relay: What sends puts that are waiting at the same time as one bulk.
+        request: What is to be stored.
 
     Raises:
-        InvalidInput: There is one.
+        InvalidInput: No document can hold a row of it.
     """
-    total = 0
-    for row in (put.row, *put.writes):
-        if row is None:
-            continue
-        rough = sum(len(field) for field in row if isinstance(field, _SIZED))
-        total += rough
-        if rough < LARGE:
-            continue
-        thread = put.expected or ThreadRef(ObjectId(), ObjectId(), ObjectId())
-        document = checkpoint_document if isinstance(row, CheckpointRow) else write_document
-        place, said = document(thread, row)  # type: ignore[arg-type]
-        size = len(bson.encode({**place, "next": said}))
-        if size > MAX_BSON_SIZE - _ENVELOPE:
-            raise InvalidInput(
-                f"MongoDB cannot hold this as one document of {size} bytes; values may be of any "
-                "size, but metadata, names and the number of channels may not"
-            )
-    return total
+
+    def __init__(self, session: MongoSession, relay: Relay[Attempt], request: PutRequest) -> None:
+        self._commands = commands = session.commands
+        self._session = session
+        self._relay = relay
+        self._request = request
+        self._size = checked_size(request)
+        self._is_unsure = False
+        """Whether its checkpoint may have been counted before it was stored."""
+        thread, watermark, creation = request.expected, None, None
+        if thread is None:
+            key = ObjectId()
+            thread = _new_thread(request, key, key)
+            creation = Creation(commands.name_of(request.thread_id), None, None)
+        else:
+            tail = session.logs.tail(thread)
+            known = session.known.watermark(thread.key)
+            watermark = known if tail is None else tail.watermark
+        self._prepared = Preparation(request, thread, creation, watermark)
+
+    def steps(self) -> Steps[ThreadRef | None]:
+        """Return when it is stored, with its thread; None if it belongs to a deleted thread.
+
+        Raises:
+            Stale: The thread is not the expected one.
+            HistoryChanged: It was prepared for another history.
+            StaleLease: The run does not hold the lease any more.
+            StorageBusy: Others changed the thread again and again.
+        """
+        for _ in attempts(_ATTEMPTS):
+            if self._comes_late():
+                self._remove_traces()
+                return None
+            attempt = Attempt(self._relay, self._session, self._prepared, self._size)
+            yield attempt
+            attempt.check()
+            self._prepared = attempt.prepared
+            self._note_doubts(attempt)
+            if attempt.collision is None:
+                self._remember()
+                return self._prepared.thread
+            if attempt.collision == "row":
+                self._prepare_repetition(attempt)
+            elif self._prepared.creation is None:
+                self._prepare_for_record(self._look_again(attempt.own_tail))
+            elif not self._prepare_successor(self._prepared.creation):
+                return None
+        raise StorageBusy(f"thread {self._request.thread_id!r} changed {_ATTEMPTS} times in a row")
+
+    def _note_doubts(self, attempt: Attempt) -> None:
+        """Note whether the checkpoint may be counted twice. A log counts what is in it once."""
+        is_doubtful = attempt.prepared.is_repeated or attempt.is_repeated
+        if is_doubtful and not self._session.logs.keeps_logs:
+            self._is_unsure = True
+
+    def _remember(self) -> None:
+        """Remember what is known of the thread once this is stored."""
+        request, thread, creation, *_ = self._prepared
+        session = self._session
+        if creation is not None and creation.watermark is not None:
+            session.known.remember_watermark(thread.key, creation.watermark)
+        if request.row is not None:
+            if self._is_unsure:
+                session.locks.count_again(thread)
+            place = request.checkpoint_ns, request.checkpoint_id
+            session.lookup.remember_newest(thread, *place)
+        session.chunks.remember(thread.family, request.chunks)
+
+    # Preparing it again
+
+    def _prepare_repetition(self, attempt: Attempt) -> None:
+        """Prepare it for a checkpoint that is in its place, or for writes of its task."""
+        thread = self._prepared.thread
+        is_counted = self._request.row is not None and self._is_visible(thread)
+        self._prepared = self._prepared._replace(is_repeated=True, is_counted=is_counted)
+        if attempt.entries:
+            self._session.logs.end_log(thread)
+
+    def _prepare_for_record(self, record: Document) -> None:
+        """Prepare it for what the record of its thread says."""
+        checkpoint_id = self._request.checkpoint_id
+        if record["status_for"] == checkpoint_id and not self._session.logs.keeps_logs:
+            self._is_unsure = True
+        self._prepared = self._prepared._replace(
+            watermark=record["dead_until"], is_newest=record["status_for"] < checkpoint_id
+        )
+
+    def _look_again(self, own_tail: Tail | None) -> Document:
+        """Return the record of the thread, once nobody locks it any more.
+
+        Args:
+            own_tail: Where one's own log was to be gone on with, if it was.
+
+        Raises:
+            HistoryChanged: The thread is not there any more, or its log did not end as logs do.
+            Stale: The thread is not what it was.
+            StaleLease: The run does not hold the lease any more.
+        """
+        request, thread, logs = self._request, self._prepared.thread, self._session.logs
+        while True:
+            try:
+                record = self._session.locks.await_unlocked(thread)
+            except Stale:
+                raise self._rewound() if request.expected == thread else Stale from None
+            if own_tail is not None and own_tail.log != record["log"]:
+                if not logs.has_gone_on(thread, own_tail):
+                    raise self._rewound()
+                own_tail = None
+            self._check_unchanged(record)
+            if record["dead_until"] is not None:
+                self._session.known.remember_watermark(thread.key, record["dead_until"])
+            if record["log"] is None:
+                logs.look_at_tail(thread, record, ())
+                return record
+            if logs.owns_log(thread, record["log"]):
+                return record
+            logs.end_log(thread)
+
+    def _check_unchanged(self, record: Document) -> None:
+        """Raise an error if the record is not that of the thread for which this was prepared."""
+        request, thread = self._request, self._prepared.thread
+        if record["deleted_at"] is not None:
+            # A row may have arrived after the others were removed.
+            ids = {"$in": row_ids(request, thread)}
+            self._commands.delete({"_id": ids, "family": thread.family})
+        if record["deleted_at"] is not None or record["epoch"] != thread.epoch:
+            self._session.known.forget(request.thread_id)
+            raise Stale
+        if request.fence not in (None, record["fence"]):
+            raise StaleLease(stale_lease(request.thread_id))
+
+    def _rewound(self) -> HistoryChanged:
+        """Return what is raised where the store turns out to have gone back."""
+        self._commands.identity.lose()
+        return HistoryChanged()
+
+    def _prepare_successor(self, creation: Creation) -> bool:
+        """Prepare it to make a thread of an id that was used before; False if it comes late.
+
+        Raises:
+            Stale: There is another thread of this id.
+        """
+        request, thread, commands = self._request, self._prepared.thread, self._commands
+        names = commands.latest(commands.name_of(request.thread_id))
+        if not names:
+            return True  # nothing was done by an attempt whose answer was lost
+        (named,) = names
+        old = _new_thread(request, named["key"], named["home"])
+        records = commands.latest(record_of(old))
+        if records and records[0]["deleted_at"] is None:
+            if old.key != thread.key:
+                raise Stale
+            # It was made by an attempt whose answer was lost.
+            self._prepared = self._prepared._replace(creation=None)
+            return True
+        if not self._is_admitted(named):
+            return False
+        watermark = watermark_of(named, commands.marks(request.thread_id), None)
+        if records:
+            key = ObjectId()
+            thread = _new_thread(request, key, key)
+        else:
+            thread = old  # who was to make it ended in between, or there never was one
+            # Who else makes it gives it another salt: the rows of one of the two would not fit.
+            commands.bulk([creation_of_record(request, thread, watermark)])
+            if not commands.exists({**record_of(thread), "epoch": thread.epoch}):
+                raise Stale
+        deletions = deletions_of(named, commands.marks(request.thread_id), request.owner)
+        creation = Creation(creation.name, old.key, watermark, named.get("deletion"), deletions)
+        self._prepared = self._prepared._replace(thread=thread, creation=creation)
+        return True
+
+    # Late puts: those of runs that began before their thread was deleted
+
+    def _is_admitted(self, named: Document) -> bool:
+        """Return whether this is to be stored where its thread's id means no thread any more.
+
+        Args:
+            named: The document that says what the id meant.
+        """
+        request, commands = self._request, self._commands
+        marks = commands.marks(request.thread_id)
+        verdict = admission(
+            request,
+            exists=False,
+            deletions=lambda: deletions_of(named, marks, request.owner),
+            watermark=watermark_of(named, marks, request.owner),
+            is_stored=lambda _: False,
+        )
+        if verdict is Admission.REFUSE_AND_CLEAN:
+            change = raise_watermark(marks, request.owner, request.checkpoint_id)
+            commands.update(commands.name_of(request.thread_id), change)
+        return verdict is Admission.STORE
+
+    def _comes_late(self) -> bool:
+        """Return whether this belongs to a run of a thread that was deleted before this one."""
+        request, thread, watermark = self._request, self._prepared.thread, self._prepared.watermark
+        if watermark is None or request.began is not None:
+            return False
+        if request.owner is not None:  # the thread's record says it of all owners
+            names = self._commands.latest(self._commands.name_of(request.thread_id))
+            marks = self._commands.marks(request.thread_id)
+            watermark = watermark_of(names[0], marks, request.owner) if names else None
+        return watermark is not None and is_late(
+            request, watermark, lambda place: self._is_stored(thread, *place)
+        )
+
+    def _remove_traces(self) -> None:
+        """Remove writes that came before the late checkpoint they belong to, and expect more."""
+        request, thread, commands = self._request, self._prepared.thread, self._commands
+        watermark = {"$max": ["$dead_until", {"$literal": request.checkpoint_id}]}
+        change = [{"$set": {"dead_until": watermark}}]
+        self._session.logs.without_log(
+            thread, record_of(thread), lambda match: commands.update(match, change)
+        )
+        place = {"checkpoint_ns": request.checkpoint_ns, "checkpoint_id": request.checkpoint_id}
+        if self._is_stored(thread, *place.values()):
+            return
+        commands.delete({**rows_of(thread, "write"), **place})
+        is_provisional = commands.exists({**record_of(thread), "provisional": True})
+        if is_provisional and not commands.exists(rows_of(thread, ROWS)):
+            self._session.threads.delete_late(thread)
+            commands.delete(chunks_of(thread.family))
+
+    # Looking for rows
+
+    def _is_stored(self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str) -> bool:
+        id_ = row_id(thread, checkpoint_ns, checkpoint_id)
+        match = {"_id": id_, "family": thread.family, "content": {"$exists": True}}
+        return self._commands.exists(match)
+
+    def _is_visible(self, thread: ThreadRef) -> bool:
+        """Return whether there is a checkpoint in the place of this one, which is counted then."""
+        id_ = row_id(thread, self._request.checkpoint_ns, self._request.checkpoint_id)
+        return self._commands.exists({"_id": id_, "family": thread.family, "visible": True})
 
 
-_SIZED = (str, bytes)
-_ENVELOPE = 10_000  # bytes of a document apart from what it says
+def _new_thread(request: PutRequest, key: ObjectId, family: ObjectId) -> ThreadRef:
+    """Return the thread that a put makes."""
+    identity = request.owner, request.thread_id, request.salt, request.checksums[:IDENTITY_BYTES]
+    return ThreadRef(key, family, ObjectId(), *identity)

@@ -1,23 +1,18 @@
 """MongoDB: the statements of a put, in the order that makes it one.
 
-Into a log (see `forkpoint.mongodb.log`) go the rows, each of them visible at once: none of them
-arrives after something happened that the put does not know of. Where there are chunks, these come
-before, and before them the *guard*, so that none is written for nothing. Where the log is to begin,
-the *check* comes first, which names it in the thread's record. So a record and its checkpoints
+1. Where the thread is made, its name and its record come first. Else, where anything would be
+   written for nothing, the *guard* ends the bulk if the thread is not as it is known to be.
+2. Chunks.
+3. The rows, in one of two ways.
+
+Into a log (see `forkpoint.mongodb.log`) go rows that are visible at once: none of them arrives
+after something happened that the put does not know of. Where the log is to begin, the *check*
+comes before the chunks, and names the log in the thread's record. So a record and its checkpoints
 agree wherever a bulk stops.
 
-This is so for what does not count, or where there are no logs, if no row refers to chunks:
-
-1. The *check* ends the bulk if the thread is not as it is known to be, and keeps its record up.
-2. Rows; and where there are many, another check, which finds out if they came too late.
-
-Where one does:
-
-1. The *guard* ends the bulk if the thread is not as it is known to be.
-2. Chunks.
-3. Rows. What one that refers to chunks says is under `next`, and not visible yet.
-4. The *check* ends the bulk if the thread changed since the guard, and keeps its record up.
-5. What is under `next` becomes visible.
+What does not count, and everything where there are no logs, is stored without one. What such a row
+says is under `next`, and not visible yet. Then the *check* ends the bulk if the thread changed
+since the guard, and keeps its record up. Then what is under `next` becomes visible.
 
 A collection first changes the epoch of all threads, and then reads all rows. If the check passed
 before, the rows are there to be read. If it comes later, it fails, and nothing became visible.
@@ -37,26 +32,21 @@ from forkpoint.mongodb.documents import (
     Document,
     checkpoint_document,
     chunk_statement,
-    found_by,
     record_of,
     row_id,
     write_document,
 )
-from forkpoint.mongodb.log import Tail, end_of, new_tail
 from forkpoint.mongodb.statements import Statement, expect, insert_entry, replace_one, update_one
+from forkpoint.mongodb.tail import Tail, end_of, new_tail
 from forkpoint.mongodb.thread_documents import new_record
 from forkpoint.storage.receipts import RECEIPT, is_receipt, replaces
 from forkpoint.storage.rows import PutRequest, ThreadRef
 
-Role = Literal["name", "end", "guard", "chunk", "entry", "row", "once", "check", "show"]
+Role = Literal["name", "end", "guard", "chunk", "entry", "row", "check", "show"]
 
 
 class Step(NamedTuple):
-    """A statement, and what it means if it collides with a document that exists.
-
-    A row that is stored `once` does not collide. It leaves a document that exists as it is, which
-    may be one that was never to be seen: then the put is repeated, so as to `replace` that.
-    """
+    """A statement, and what it is for: that says what it means if it collides with a document."""
 
     role: Role
     statement: Statement
@@ -69,205 +59,207 @@ class Creation(NamedTuple):
     """A filter for the document that says what the thread's id means."""
     old_key: ObjectId | None
     """What the thread's id meant before."""
-    dead_until: str | None
+    watermark: str | None
+    """The highest checkpoint id of deleted threads of this id."""
     deletion: ObjectId | None = None
     """The last deletion of the id."""
     deletions: Set[Any] = frozenset()
-    """Those that count for the run; see `forkpoint.storage.interface.Session.last_deletion`."""
+    """Those that count for the run; see `forkpoint.storage.interface.Threads.deletions`."""
 
 
 class Beginning(NamedTuple):
-    """A log that a put begins: what it goes on from, which must be as it is said, and its id."""
+    """A log that a put begins: the tail that it goes on from, as the thread must be, and its id."""
 
     before: Tail
     log: ObjectId
 
 
-class Intent(NamedTuple):
-    """What is to be put, and how.
+class Preparation(NamedTuple):
+    """What is to be put, and what the put takes for granted of its thread.
 
     Args:
-        put: What is to be stored.
+        request: What is to be stored.
         thread: The thread that it is prepared for, or that it makes.
         creation: How it makes the thread, if it does.
-        dead_until: What the thread's record says of the deleted ones before it.
-        is_sharded: Whether each statement has to name the family.
-        replace: Whether there may be a checkpoint in its place, or pending writes of its task.
-        is_newest: Whether the thread's status is that of an older checkpoint, as a rule it is.
+        watermark: The tombstone watermark that the thread's record has.
+        is_repeated: Whether there may be a checkpoint in its place, or pending writes of its task.
+        is_newest: Whether no newer checkpoint has set the thread's status, as is usual.
         is_counted: Whether the checkpoint in its place is counted already, if there is one.
     """
 
-    put: PutRequest
+    request: PutRequest
     thread: ThreadRef
     creation: Creation | None
-    dead_until: str | None
-    is_sharded: bool
-    replace: bool = False
+    watermark: str | None
+    is_repeated: bool = False
     is_newest: bool = True
     is_counted: bool = False
 
-    def usable(self, known: Tail | None) -> Tail | None:
+    def log_tail(self, known: Tail | None) -> Tail | None:
         """Return the tail from which to go on in the thread's log, or to begin one, if it may be.
 
         Args:
-            known: What is known of it.
+            known: The tail of the thread, as far as it is known.
         """
-        is_checkpoint = self.put.row is not None
-        if self.replace and not is_checkpoint:
+        is_checkpoint = self.request.row is not None
+        if self.is_repeated and not is_checkpoint:
             return None
         if self.creation is not None:
-            made = new_tail(self.thread.epoch, self.creation.dead_until)
+            made = new_tail(self.thread.epoch, self.creation.watermark)
             return made if is_checkpoint else None
-        if known is None or not known.holds(self.put, self.thread, self.dead_until):
+        if known is None or not known.holds(self.request, self.thread, self.watermark):
             return None
         return known if is_checkpoint or not known.is_provisional else None
 
-    def left(self, known: Tail | None) -> Tail | None:
+    def tail_without_log(self, known: Tail | None) -> Tail | None:
         """Return the tail after writes to a thread that has no checkpoint yet, if it is known."""
         if self.creation is not None:
-            return new_tail(self.thread.epoch, self.creation.dead_until).with_status(self.put)
-        if known is None or not known.is_provisional or self.replace:
+            made = new_tail(self.thread.epoch, self.creation.watermark)
+            return made.with_status(self.request)
+        if known is None or not known.is_provisional or self.is_repeated:
             return None
-        if not known.holds(self.put, self.thread, self.dead_until):
+        if not known.holds(self.request, self.thread, self.watermark):
             return None
-        return known.with_status(self.put)
+        return known.with_status(self.request)
 
 
-def steps_of(intent: Intent) -> list[Step]:
+def steps_without_log(prepared: Preparation) -> list[Step]:
     """Return the statements of a put that does not go into a log."""
-    put, thread, creation, dead_until, is_sharded, replace, is_newest, _ = intent
-    begin: list[Step] = []
-    if creation is not None:
-        dead_until = creation.dead_until
-        begin = _creating(put, thread, creation)
-    check = Step("check", _check(put, thread, dead_until, replace, is_newest))
-    # Then the check makes sure that there is no such checkpoint yet.
-    is_new = put.status is not None and is_newest and not replace
-    rows, shown = _rows(put, thread, replace, is_new, is_sharded)
-    rows = [*_noting_replacement(intent), *rows]
-    if not shown and not put.chunks:
-        # Many rows take so long that the thread may be deleted on the way.
-        again = [Step("check", _touch(put, thread, dead_until))] if len(rows) > _FEW else []
-        return [*begin, check, *rows, *again]
-    if creation is None:
-        begin.append(Step("guard", _touch(put, thread, dead_until)))
-    return [*begin, *_chunks(put, thread, is_sharded), *rows, check, *shown]
+    if prepared.creation is not None:
+        begin = _creation_steps(prepared)
+        prepared = prepared._replace(watermark=prepared.creation.watermark)
+    else:
+        begin = [Step("guard", _guard(prepared))]
+    rows, shown = _pending_rows(prepared)
+    check = Step("check", _check(prepared))
+    return [*begin, *_chunks(prepared), *_replacement(prepared), *rows, check, *shown]
 
 
-_FEW = 10
-
-
-def entries_of(put: PutRequest, thread: ThreadRef) -> list[Document]:
-    """Return the rows of a put, as they go into a log."""
-    return [
-        {"_id": id_, **place, **said, "visible": True}
-        for id_, place, said in _documents(put, thread)
-    ]
-
-
-def row_ids(put: PutRequest, thread: ThreadRef) -> list[bytes]:
-    """Return the `_id` of each row of a put."""
-    return [id_ for id_, _, _ in _documents(put, thread)]
-
-
-def _documents(put: PutRequest, thread: ThreadRef) -> Iterator[tuple[bytes, Document, Document]]:
-    """Yield the `_id` of each row of a put, where it is, and what it says there."""
-    under: Document = {} if put.fence is None else {"fence": put.fence}
-    if put.row is not None:
-        id_ = row_id(thread, put.row.checkpoint_ns, put.row.checkpoint_id)
-        place, said = checkpoint_document(thread, put.row)
-        yield id_, place, {**said, **under}
-    for write in put.writes:
-        id_ = row_id(thread, write.checkpoint_ns, write.checkpoint_id, write.task_id, write.idx)
-        place, said = write_document(thread, write)
-        yield id_, place, {**said, **under}
-
-
-def steps_of_entries(
-    intent: Intent, entries: Sequence[Document], beginning: Beginning | None = None
+def steps_with_log(
+    prepared: Preparation, entries: Sequence[Document], beginning: Beginning | None = None
 ) -> list[Step]:
     """Return the statements of a put into a log, with those that begin the log if it is to begin.
 
     An entry leaves a document of its `_id` as it is, but for a checkpoint that is put again, and
     for what replaces what a task wrote.
     """
-    put, thread, creation, dead_until, *_ = intent
-    steps = []
+    steps = [*_chunks(prepared), *_replacement(prepared)]
     for entry in entries:
-        place: Document = {"_id": entry["_id"]}
+        match: Document = {"_id": entry["_id"]}
         idx = entry.get("idx", 0)
-        if intent.replace:
-            if not intent.is_counted and not is_receipt(idx):
-                place["visible"] = {"$ne": True}
-            steps.append(Step("row", replace_one(place, entry, upsert=True)))
+        if prepared.is_repeated:
+            if not prepared.is_counted and not is_receipt(idx):
+                match["visible"] = {"$ne": True}
+            steps.append(Step("row", replace_one(match, entry, upsert=True)))
         elif replaces(idx):
-            steps.append(Step("row", _replacing(put, place, entry)))
+            steps.append(Step("row", _replacement_of_write(prepared.request, match, entry)))
         else:
             steps.append(Step("entry", insert_entry(entry)))
-    steps = [*_chunks(put, thread, is_sharded=False), *_noting_replacement(intent), *steps]
     if beginning is None:
-        touch = [Step("guard", _touch(put, thread, dead_until, entries[0]["log"]))]
-        return [*(touch if put.chunks else ()), *steps]
+        guard = [Step("guard", _guard(prepared, entries[0]["log"]))]
+        return [*(guard if prepared.request.chunks else ()), *steps]
     begin: list[Step] = []
-    if creation is not None:
-        begin = _creating(put, thread, creation)
+    if prepared.creation is not None:
+        begin = _creation_steps(prepared)
     elif beginning.before.log is not None:
-        begin = [Step("end", end_of(thread, beginning.before))]
-    return [*begin, Step("check", _begin(put, thread, beginning)), *steps]
+        begin = [Step("end", end_of(prepared.thread, beginning.before))]
+    return [*begin, Step("check", _log_beginning(prepared, beginning)), *steps]
 
 
-def _noting_replacement(intent: Intent) -> list[Step]:
-    """Return the statement by which a removal in turns notices that a checkpoint is another now."""
-    if intent.put.row is None or not intent.replace:
-        return []
-    return [Step("guard", update_one(record_of(intent.thread), {"$inc": {"removals": 1}}))]
-
-
-def _chunks(put: PutRequest, thread: ThreadRef, is_sharded: bool) -> list[Step]:
+def entries_of(request: PutRequest, thread: ThreadRef) -> list[Document]:
+    """Return the rows of a put, as they go into a log."""
     return [
-        Step("chunk", chunk_statement(thread, digest, *chunk, is_sharded=is_sharded))
-        for digest, chunk in put.chunks.items()
+        {"_id": id_, **place, **content, "visible": True}
+        for id_, place, content in _documents(request, thread)
     ]
 
 
-def _rows(
-    put: PutRequest, thread: ThreadRef, replace: bool, is_new: bool, is_sharded: bool
-) -> tuple[list[Step], list[Step]]:
-    """Return the statements that store the rows of a put, and those that make them visible."""
+def row_ids(request: PutRequest, thread: ThreadRef) -> list[bytes]:
+    """Return the `_id` of each row of a put."""
+    return [id_ for id_, _, _ in _documents(request, thread)]
+
+
+def creation_of_record(request: PutRequest, thread: ThreadRef, watermark: str | None) -> Statement:
+    """Return the statement that makes the record of a thread, unless there is one."""
+    record = new_record(
+        request.thread_id,
+        thread.epoch,
+        owner=request.owner,
+        metadata=request.metadata,
+        **request.expiry._asdict(),
+        salt=request.salt,
+        checksums=request.checksums,
+        dead_until=watermark,
+    )
+    times = {"created_at": NOW, "updated_at": NOW}
+    made = {"$mergeObjects": ["$$ROOT", {"$literal": record}, times]}
+    change = [{"$replaceWith": {"$cond": [_is_missing("kind"), made, "$$ROOT"]}}]
+    return update_one(record_of(thread), change, upsert=True)
+
+
+# Rows
+
+
+def _documents(
+    request: PutRequest, thread: ThreadRef
+) -> Iterator[tuple[bytes, Document, Document]]:
+    """Yield the `_id` of each row of a put, its place, and its content."""
+    under: Document = {} if request.fence is None else {"fence": request.fence}
+    if request.row is not None:
+        id_ = row_id(thread, request.row.checkpoint_ns, request.row.checkpoint_id)
+        place, content = checkpoint_document(thread, request.row)
+        yield id_, place, {**content, **under}
+    for write in request.writes:
+        id_ = row_id(thread, write.checkpoint_ns, write.checkpoint_id, write.task_id, write.idx)
+        place, content = write_document(thread, write)
+        yield id_, place, {**content, **under}
+
+
+def _pending_rows(prepared: Preparation) -> tuple[list[Step], list[Step]]:
+    """Return the statements that store rows to be seen later, and those that make them visible."""
+    request, thread = prepared.request, prepared.thread
     rows: list[Step] = []
     shown: list[Step] = []
-    is_late = bool(put.chunks) or any(row.refs for row in (put.row, *put.writes) if row)
-    for id_, place, said in _documents(put, thread):
+    for id_, place, content in _documents(request, thread):
+        match: Document = {"_id": id_, "family": thread.family}
         is_write = place["kind"] == "write"
-        once = is_write and not replaces(place["idx"])  # which it does with what the task wrote
-        if replace and place.get("idx") == RECEIPT:
-            once = False  # it may show another state
-        wanted = {} if is_write or replace or is_new else {"content": {"$exists": False}}
-        found = found_by(id_, thread.family, is_sharded=is_sharded or bool(wanted)) | wanted
-        document = {**place, **said, "visible": True}
-        # A receipt is not there before what it is for.
-        if said["refs"] or (is_late and is_receipt(place.get("idx", 0))):
-            rows.append(Step("row", update_one(found, {"$set": {**place, "next": said}}, True)))
-            keeps = put.fence if is_write and not once else None
-            shown.append(Step("show", _show(id_, thread, once=once, keeps=keeps)))
-        elif once and replace:
-            found["family"] = thread.family
-            rows.append(Step("row", update_one(found, _unless_there(document), True)))
-        elif once:
-            rows.append(Step("once", update_one(found, {"$setOnInsert": document}, True)))
-        elif is_write:
-            rows.append(Step("row", _replacing(put, found, {"_id": id_, **document})))
-        else:
-            rows.append(Step("row", replace_one(found, document, True)))
+        if not is_write and not prepared.is_repeated:
+            match["content"] = {"$exists": False}
+        rows.append(Step("row", update_one(match, {"$set": {**place, "next": content}}, True)))
+        stays = is_write and not replaces(place["idx"])
+        if prepared.is_repeated and place.get("idx") == RECEIPT:
+            stays = False  # it may show another state
+        keeps = request.fence if is_write and not stays else None
+        shown.append(Step("show", _show(id_, thread, stays=stays, keeps=keeps)))
     return rows, shown
 
 
-def _replacing(put: PutRequest, found: Document, document: Document) -> Statement:
+def _show(id_: bytes, thread: ThreadRef, *, stays: bool, keeps: int | None) -> Statement:
+    """Return the statement that makes visible what is under `next`.
+
+    Args:
+        id_: Of the row.
+        thread: The thread.
+        stays: Whether a row that is there already stays as it is.
+        keeps: The fence of a run for which that is kept which was there before.
+    """
+    parts: list[Any] = ["$$ROOT", "$next", {"visible": True}]
+    shown: Any = {"$mergeObjects": parts if keeps is None else [*parts, _before(keeps)]}
+    if stays:
+        shown = {"$cond": [_is_missing("content"), shown, "$$ROOT"]}
+    removed = ["next"] if stays else ["next", "hidden", "restarts"]
+    return update_one(
+        {"_id": id_, "family": thread.family, "next": {"$exists": True}},
+        [{"$replaceWith": shown}, {"$unset": removed}],
+    )
+
+
+def _replacement_of_write(request: PutRequest, match: Document, entry: Document) -> Statement:
     """Return the statement that replaces a write, and keeps what was before the run if it must."""
-    if put.fence is None:
-        return replace_one(found, {k: v for k, v in document.items() if k != "_id"}, upsert=True)
-    made = {"$mergeObjects": [{"$literal": document}, _before(put.fence)]}
-    targeted = {**found, "family": document["family"]}
+    if request.fence is None:
+        return replace_one(match, {k: v for k, v in entry.items() if k != "_id"}, upsert=True)
+    made = {"$mergeObjects": [{"$literal": entry}, _before(request.fence)]}
+    targeted = {**match, "family": entry["family"]}
     return update_one(targeted, [{"$replaceWith": made}], upsert=True)
 
 
@@ -276,134 +268,94 @@ _RESTORED = ("task_path", "channel", "refs", "content", "checksum", "binding", "
 
 def _before(fence: int) -> Document:
     """Return, as `before`, what a write was before the run that has a fence, if it was anything."""
-    replaced = {name: f"${name}" for name in _RESTORED}
-    before = {"$cond": [{"$eq": ["$fence", fence]}, "$before", replaced]}
+    old = {name: f"${name}" for name in _RESTORED}
+    before = {"$cond": [{"$eq": ["$fence", fence]}, "$before", old]}
     return {"$cond": [_is_missing("content"), {}, {"before": before}]}
 
 
-def _creating(put: PutRequest, thread: ThreadRef, creation: Creation) -> list[Step]:
-    name = creation.name
-    named = update_one(
-        {**name, "key": creation.old_key, "deletion": creation.deletion},
-        {"$set": {"key": thread.key, "home": thread.family}, "$unset": {"expires": ""}},
-        upsert=True,
-    )
+def _replacement(prepared: Preparation) -> list[Step]:
+    """Return the statement by which a removal in turns notices that a checkpoint is another now."""
+    if prepared.request.row is None or not prepared.is_repeated:
+        return []
+    return [Step("guard", update_one(record_of(prepared.thread), {"$inc": {"removals": 1}}))]
+
+
+def _chunks(prepared: Preparation) -> list[Step]:
     return [
-        Step("name", named),
-        Step("guard", record_made(put, thread, creation.dead_until)),
-    ]
-
-
-def record_made(put: PutRequest, thread: ThreadRef, dead_until: str | None) -> Statement:
-    """Return the statement that makes the record of a thread, unless there is one."""
-    record = new_record(
-        put.thread_id,
-        thread.epoch,
-        owner=put.owner,
-        metadata=put.metadata,
-        **put.expiry._asdict(),
-        salt=put.salt,
-        checksums=put.checksums,
-        dead_until=dead_until,
-    )
-    times = {"created_at": NOW, "updated_at": NOW}
-    return update_one(record_of(thread), _unless_there(record, times, "kind"), upsert=True)
-
-
-def _same(
-    put: PutRequest, thread: ThreadRef, dead_until: str | None, log: ObjectId | None = None
-) -> Document:
-    lease = {} if put.fence is None else {"fence": put.fence}
-    return {
-        **lease,
-        **record_of(thread),
-        "epoch": thread.epoch,
-        "deleted_at": None,
-        "lock": None,
-        "dead_until": dead_until,
-        "log": log,
-    }
-
-
-def _touch(
-    put: PutRequest, thread: ThreadRef, dead_until: str | None, log: ObjectId | None = None
-) -> Statement:
-    """Return a statement that changes nothing, and collides if the thread is another by now."""
-    same = _same(put, thread, dead_until, log)
-    return expect(same, {"$set": {"kind": "thread"}})
-
-
-def _begin(put: PutRequest, thread: ThreadRef, beginning: Beginning) -> Statement:
-    """Return the check that begins a log, and brings the record up to where it begins."""
-    before, log = beginning
-    wanted = _same(put, thread, before.dead_until, before.log)
-    if before.log is None:
-        seen = {name: before.said[name] for name in ("checkpoint_count", "status", "status_for")}
-        wanted |= seen
-    said = dict(before.said)
-    changes: Document = {"$max": {"updated_at": said.pop("updated_at")}}
-    changes["$set"] = {**said, "log": log, "unlisted": True, "provisional": False}
-    return expect(wanted, changes)
-
-
-def _check(
-    put: PutRequest, thread: ThreadRef, dead_until: str | None, replace: bool, is_newest: bool
-) -> Statement:
-    if put.row is None and (put.status is None or not is_newest):
-        return _touch(put, thread, dead_until)
-    wanted = _same(put, thread, dead_until)
-    changes: Document = {
-        "$max": {"updated_at": put.now},
-        "$set": {"unlisted": True},
-    }
-    if put.row is not None:
-        changes["$inc"] = {"checkpoint_count": 0 if replace else 1}
-        changes["$set"]["provisional"] = False
-    if put.status is not None and is_newest:
-        # A new checkpoint makes a thread idle, unless a task's interrupt or error came before it.
-        wanted["status_for"] = {"$lt" if put.row is not None else "$lte": put.checkpoint_id}
-        changes["$max"]["state_updated_at"] = put.now
-        changes["$set"] |= {"status": put.status, "status_for": put.checkpoint_id}
-        if put.row is not None:
-            terms = put.value_terms
-            changes["$set"]["value_terms"] = None if terms is None else list(terms)
-    return expect(wanted, changes)
-
-
-def _show(id_: bytes, thread: ThreadRef, *, once: bool, keeps: int | None = None) -> Statement:
-    """Return the statement that makes visible what is under `next`.
-
-    Args:
-        id_: Of the row.
-        thread: The thread.
-        once: Whether what is there stays.
-        keeps: The fence of a run for which that is kept which was there before.
-    """
-    parts: list[Any] = ["$$ROOT", "$next", {"visible": True}]
-    shown: Any = {"$mergeObjects": parts if keeps is None else [*parts, _before(keeps)]}
-    if once:
-        shown = {"$cond": [_is_missing("content"), shown, "$$ROOT"]}
-    replaced = ["next"] if once else ["next", "hidden", "restarts"]
-    return update_one(
-        {"_id": id_, "family": thread.family, "next": {"$exists": True}},
-        [{"$replaceWith": shown}, {"$unset": replaced}],
-    )
-
-
-def _unless_there(
-    document: Document, computed: Document | None = None, field: str = "content"
-) -> list[Document]:
-    """Return the change that makes a document, and leaves one that has the field as it is."""
-    made = [{"$literal": {**document, **({} if computed else {"visible": True})}}]
-    made += [computed] if computed else []
-    return [
-        {
-            "$replaceWith": {
-                "$cond": [_is_missing(field), {"$mergeObjects": ["$$ROOT", *made]}, "$$ROOT"]
-            }
-        }
+        Step("chunk", chunk_statement(prepared.thread, digest, *chunk))
+        for digest, chunk in prepared.request.chunks.items()
     ]
 
 
 def _is_missing(field: str) -> Document:
     return {"$eq": [{"$type": f"${field}"}, "missing"]}
+
+
+# The record of the thread
+
+
+def _creation_steps(prepared: Preparation) -> list[Step]:
+    creation, thread = prepared.creation, prepared.thread
+    assert creation is not None
+    named = update_one(
+        {**creation.name, "key": creation.old_key, "deletion": creation.deletion},
+        {"$set": {"key": thread.key, "home": thread.family}, "$unset": {"expires": ""}},
+        upsert=True,
+    )
+    record = creation_of_record(prepared.request, thread, creation.watermark)
+    return [Step("name", named), Step("guard", record)]
+
+
+def _same(prepared: Preparation, log: ObjectId | None) -> Document:
+    """Return a filter for the record of the thread, if it is as the put takes for granted."""
+    fence = prepared.request.fence
+    return {
+        **({} if fence is None else {"fence": fence}),
+        **record_of(prepared.thread),
+        "epoch": prepared.thread.epoch,
+        "deleted_at": None,
+        "lock": None,
+        "dead_until": prepared.watermark,
+        "log": log,
+    }
+
+
+def _guard(prepared: Preparation, log: ObjectId | None = None) -> Statement:
+    """Return a statement that changes nothing, and collides if the thread is another by now."""
+    return expect(_same(prepared, log), {"$set": {"kind": "thread"}})
+
+
+def _log_beginning(prepared: Preparation, beginning: Beginning) -> Statement:
+    """Return the check that begins a log, and brings the record up to where it begins."""
+    before, log = beginning
+    match = _same(prepared._replace(watermark=before.watermark), before.log)
+    if before.log is None:
+        match |= {
+            name: before.record[name] for name in ("checkpoint_count", "status", "status_for")
+        }
+    record = dict(before.record)
+    changes: Document = {"$max": {"updated_at": record.pop("updated_at")}}
+    changes["$set"] = {**record, "log": log, "unlisted": True, "provisional": False}
+    return expect(match, changes)
+
+
+def _check(prepared: Preparation) -> Statement:
+    """Return the check of a put without a log, which keeps the record up."""
+    request, is_newest = prepared.request, prepared.is_newest
+    if request.row is None and (request.status is None or not is_newest):
+        return _guard(prepared)
+    match = _same(prepared, None)
+    changes: Document = {"$max": {"updated_at": request.now}, "$set": {"unlisted": True}}
+    if request.row is not None:
+        changes["$inc"] = {"checkpoint_count": 0 if prepared.is_repeated else 1}
+        changes["$set"]["provisional"] = False
+    if request.status is not None and is_newest:
+        # A new checkpoint makes a thread idle, unless a task's interrupt or error came before it.
+        sign = "$lt" if request.row is not None else "$lte"
+        match["status_for"] = {sign: request.checkpoint_id}
+        changes["$max"]["state_updated_at"] = request.now
+        changes["$set"] |= {"status": request.status, "status_for": request.checkpoint_id}
+        if request.row is not None:
+            terms = request.value_terms
+            changes["$set"]["value_terms"] = None if terms is None else list(terms)
+    return expect(match, changes)

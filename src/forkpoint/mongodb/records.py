@@ -9,19 +9,17 @@ from bson.objectid import ObjectId
 from forkpoint.encoding.hashing import Hashing, new_salt
 from forkpoint.errors import ThreadExists
 from forkpoint.filters import stored_value_terms, thread_terms
-from forkpoint.mongodb.commands import MongoCommands, in_batches
+from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import NOW, ROWS, Document, record_of, write_row
 from forkpoint.mongodb.log import Logs
-from forkpoint.mongodb.new_threads import NewThreads, name_statement, show_statement
+from forkpoint.mongodb.new_threads import NewThreads
 from forkpoint.mongodb.pipelines import join
 from forkpoint.mongodb.statements import update_one
 from forkpoint.mongodb.thread_documents import (
     NO_LOG,
     SEEN,
     WITH_LEASE,
-    checksums_of,
     fields_of,
-    new_record,
     terms_of,
     thread_row,
 )
@@ -38,6 +36,7 @@ from forkpoint.storage.rows import (
     ThreadRow,
     WriteRow,
 )
+from forkpoint.storage.shared import batches
 
 _NOT_MADE_OF: Document = dict.fromkeys(("edge", "parent", "parent_checkpoint_id", "source"))
 _THREADS = 1000  # of which rows are read at once
@@ -78,7 +77,7 @@ class MongoRecords(interface.Records):
         looked_at = [row for row in rows if row is not None and row.shown_at]
         at = {(row.thread.key, row.shown_at) for row in looked_at}
         heads: dict[object, list[WriteRow]] = {}
-        for batch in in_batches(looked_at, _THREADS):
+        for batch in batches(looked_at, _THREADS):
             found = self._commands.find(
                 {
                     "family": {"$in": list({row.thread.family for row in batch})},
@@ -103,28 +102,16 @@ class MongoRecords(interface.Records):
         except ThreadExists:
             return self._adopt(thread_id, owner, described, hashing)
         key = ObjectId()
+        fields = {"owner": owner, **fields_of(described), "salt": new_salt()}
         target = ThreadRef(key, key, ObjectId())
-        made = new_record(
-            thread_id,
-            target.epoch,
-            **record_of(target),
-            owner=owner,
-            **fields_of(described),
-            provisional=False,
-            dead_until=old["dead_until"] if old else None,
-            building=ObjectId(),
-            salt=new_salt(),
-        )
-        made["checksums"] = checksums_of(made, hashing)
-        statements = [
-            update_one(record_of(target), {"$setOnInsert": made}, upsert=True),
-            name_statement(target, self._commands.name_of(thread_id), old),
-            show_statement(target, made["building"]),
-        ]
-        outcome = self._commands.bulk(statements)
-        if outcome.hits == len(statements) or self._new_threads.is_shown(made, old):
-            return True
-        self._new_threads.discard(target)
+        made = self._new_threads.record(thread_id, target, old, hashing, **fields)
+        insertion = update_one(record_of(target), {"$setOnInsert": made}, upsert=True)
+        try:
+            if self._new_threads.show(made, old, [insertion]):
+                return True
+        except ThreadExists:
+            pass  # somebody else has made one meanwhile
+        self._new_threads.discard(made)
         return False
 
     def describe(

@@ -9,7 +9,7 @@ from bson.objectid import ObjectId
 from forkpoint.errors import StorageBusy
 from forkpoint.langgraph_rules import NULL_TASK_ID
 from forkpoint.mongodb.checkpoints import within
-from forkpoint.mongodb.commands import MongoCommands, in_batches
+from forkpoint.mongodb.commands import IN_ONE_COMMAND, MongoCommands
 from forkpoint.mongodb.documents import NOW, ROWS, Document, record_of, rows_of
 from forkpoint.mongodb.locks import Locks
 from forkpoint.mongodb.log import Logs
@@ -30,6 +30,7 @@ from forkpoint.storage.rows import (
     RemovalResult,
     ThreadRef,
 )
+from forkpoint.storage.shared import batches
 
 _PLACES_PER_TURN = 4  # for each checkpoint there are some writes and receipts
 _STUB = dict.fromkeys(("checkpoint_ns", "checkpoint_id", "kind", "visible"), 1)
@@ -138,48 +139,20 @@ class MongoRemovals(interface.Removals):
         # Not counted again: where there are no logs, a checkpoint that the record counts already
         # may be about to arrive. Nor taken off twice, if the bulk is sent again.
         epoch = ObjectId()
-        left = {
-            "$subtract": ["$checkpoint_count", {"$cond": [{"$eq": ["$epoch", epoch]}, 0, gone]}]
-        }
-        touched: Document = {
-            "checkpoint_count": left,
+        again = {"$cond": [{"$eq": ["$epoch", epoch]}, 0, gone]}
+        changes: Document = {
+            "checkpoint_count": {"$subtract": ["$checkpoint_count", again]},
             "epoch": epoch,
             "unlisted": True,
             "removed_at": NOW,
             "removals": {"$cond": [{"$isNumber": "$removals"}, {"$add": ["$removals", 1]}, 1]},
         }
         if plan.reopened:
-            touched["updated_at"] = {"$max": ["$updated_at", NOW]}
+            changes["updated_at"] = {"$max": ["$updated_at", NOW]}
         if is_moved:
-            touched["state_updated_at"] = {"$max": ["$state_updated_at", NOW]}
-        statements: list[Statement] = [guard, update_one(record_of(thread), [{"$set": touched}])]
-        # Once each: the binding goes up with the flag.
-        # Receipts first: else somebody might miss what they are for.
-        receipts: Document = {"kind": "write", "idx": {"$lte": RECEIPT}}
-        doom = {"$set": {"doomed": True}, "$unset": {"visible": 1, "hidden": 1}}
-        done: Document = {
-            "kind": "write",
-            "idx": {"$nin": KEPT},
-            "$or": [{"task_id": {"$ne": NULL_TASK_ID}}, {"idx": {"$in": DROPPED}}],
-        }
-        statements += _of_places(thread, plan.removed, receipts, doom)
-        statements += _of_places(thread, plan.hidden, {**receipts, "idx": RECEIPT}, doom)
-        statements += _of_places(thread, plan.reopened, {"$and": [receipts, done]}, doom)
-        hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}, "$inc": {"binding": HIDDEN}}
-        shown = {"kind": "checkpoint", "hidden": None}
-        statements += _of_places(thread, plan.hidden, shown, hide)
-        restart = {"$set": {"restarts": True}, "$inc": {"binding": RESTARTS}}
-        others = {"kind": "checkpoint", "restarts": None}
-        statements += _of_places(thread, plan.restarted, others, restart)
-        statements += _of_places(thread, plan.removed, {"kind": ROWS}, doom)
-        statements += _of_places(thread, plan.reopened, done, doom)
-        if plan.withdrawn is not None:
-            writes = rows_of(thread, "write")
-            under = {**writes, "fence": within(plan.withdrawn)}
-            statements.append(update_many({**under, **_IS_WHOLE}, _RESTORE))
-            for which in ({**under, "idx": receipts["idx"]}, under):
-                statements.append(update_many(which, doom))
-        outcome = self._commands.bulk(statements)
+            changes["state_updated_at"] = {"$max": ["$state_updated_at", NOW]}
+        record = update_one(record_of(thread), [{"$set": changes}])
+        outcome = self._commands.bulk([guard, record, *_changes_of_rows(thread, plan)])
         if outcome.error is not None:
             raise outcome.error
         if outcome.failed is not None:
@@ -205,6 +178,36 @@ class MongoRemovals(interface.Removals):
         return len(going), going
 
 
+def _changes_of_rows(thread: ThreadRef, plan: Plan) -> Iterator[Statement]:
+    """Return the statements that take rows out of sight, and hide or restart others.
+
+    Each once: the binding goes up with the flag. Receipts first: else somebody might miss what they
+    are for.
+    """
+    receipts: Document = {"kind": "write", "idx": {"$lte": RECEIPT}}
+    doom = {"$set": {"doomed": True}, "$unset": {"visible": 1, "hidden": 1}}
+    done: Document = {
+        "kind": "write",
+        "idx": {"$nin": KEPT},
+        "$or": [{"task_id": {"$ne": NULL_TASK_ID}}, {"idx": {"$in": DROPPED}}],
+    }
+    yield from _of_places(thread, plan.removed, receipts, doom)
+    yield from _of_places(thread, plan.hidden, {**receipts, "idx": RECEIPT}, doom)
+    yield from _of_places(thread, plan.reopened, {"$and": [receipts, done]}, doom)
+    hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}, "$inc": {"binding": HIDDEN}}
+    yield from _of_places(thread, plan.hidden, {"kind": "checkpoint", "hidden": None}, hide)
+    restart = {"$set": {"restarts": True}, "$inc": {"binding": RESTARTS}}
+    others = {"kind": "checkpoint", "restarts": None}
+    yield from _of_places(thread, plan.restarted, others, restart)
+    yield from _of_places(thread, plan.removed, {"kind": ROWS}, doom)
+    yield from _of_places(thread, plan.reopened, done, doom)
+    if plan.withdrawn is not None:
+        under = {**rows_of(thread, "write"), "fence": within(plan.withdrawn)}
+        yield update_many({**under, **_IS_WHOLE}, _RESTORE)
+        yield update_many({**under, "idx": receipts["idx"]}, doom)
+        yield update_many(under, doom)
+
+
 def _of_places(
     thread: ThreadRef, places: Collection[Place], which: Document, change: Document
 ) -> Iterator[Statement]:
@@ -219,7 +222,7 @@ def _wanted_of(thread: ThreadRef, places: Collection[Place]) -> Iterator[Documen
     for checkpoint_ns, checkpoint_id in places:
         ids.setdefault(checkpoint_ns, []).append(checkpoint_id)
     for checkpoint_ns, its in ids.items():
-        for batch in in_batches(its):
+        for batch in batches(its, IN_ONE_COMMAND):
             yield {
                 "family": thread.family,
                 "thread": thread.key,

@@ -79,7 +79,7 @@ class MongoSearch(interface.Search):
         fields = {"thread_id": 1, "family": 1, field: 1}
         limit = query.limit + 1
         if is_listed and self._may_list:
-            found, moment = self._commands.find_at(
+            found, moment = self._commands.snapshots.find_at(
                 _moment(query.snapshot), _wanted(query), fields, sort, limit
             )
         else:

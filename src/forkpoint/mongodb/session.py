@@ -12,6 +12,7 @@ from forkpoint.mongodb.known_threads import KnownThreads
 from forkpoint.mongodb.leases import MongoLeases
 from forkpoint.mongodb.locks import Locks
 from forkpoint.mongodb.log import Logs
+from forkpoint.mongodb.lookup import Lookup
 from forkpoint.mongodb.new_threads import NewThreads
 from forkpoint.mongodb.records import MongoRecords
 from forkpoint.mongodb.removals import MongoRemovals
@@ -29,8 +30,10 @@ class MongoSession(interface.Session):
         commands: Those of the collection.
 
     Attributes:
+        commands: Those of the collection.
         known: Which threads ids meant.
         logs: The logs of threads.
+        lookup: Looks for single checkpoints.
         locks: The locks of threads.
         turns: What a turn has done.
     """
@@ -40,12 +43,13 @@ class MongoSession(interface.Session):
     chunks: MongoChunks
 
     def __init__(self, commands: MongoCommands) -> None:
-        self._commands = commands
+        self.commands = commands
         self.known = known = KnownThreads(commands.budget)
         self.logs = logs = Logs(commands)
         self.turns = turns = Turns()
         self.chunks = MongoChunks(commands)
-        self.checkpoints = MongoCheckpoints(commands, logs, known, turns)
+        self.lookup = Lookup(commands, logs, known)
+        self.checkpoints = MongoCheckpoints(commands, self.lookup, turns)
         rows = ThreadRows(commands, self.checkpoints)
         new_threads = NewThreads(commands)
         self.locks = locks = Locks(commands, logs, rows)
@@ -53,13 +57,13 @@ class MongoSession(interface.Session):
         self.records = MongoRecords(commands, logs, self.threads, new_threads)
         self.search = MongoSearch(commands, logs)
         self.leases = MongoLeases(commands, logs)
-        self.copies = MongoCopies(commands, self.threads, locks, new_threads, turns)
+        self.copies = MongoCopies(commands, locks, new_threads, turns)
         self.removals = MongoRemovals(commands, logs, self.checkpoints, rows, locks, turns)
         self.collections = MongoCollections(commands, logs, rows, turns)
         self.secrets = MongoSecrets(commands)
 
     def now(self) -> int:
-        return self._commands.now()
+        return self.commands.now()
 
     def is_spent(self) -> bool:
         return self.turns.is_spent()

@@ -18,7 +18,6 @@ class Statement(NamedTuple):
     upsert: bool = False
     is_of_many: bool = False
     is_replacement: bool = False
-    hint: str | None = None
 
     @property
     def document(self) -> dict[str, Any]:
@@ -28,17 +27,15 @@ class Statement(NamedTuple):
             document["upsert"] = True
         if self.is_of_many:
             document["multi"] = True
-        if self.hint is not None:
-            document["hint"] = self.hint
         return document
 
     @property
     def operation(self) -> ReplaceOne[Any] | UpdateOne | UpdateMany:
         """It as a part of the driver's bulks."""
         if self.is_replacement:
-            return ReplaceOne(self.wanted, self.change, upsert=self.upsert, hint=self.hint)
+            return ReplaceOne(self.wanted, self.change, upsert=self.upsert)
         kind = UpdateMany if self.is_of_many else UpdateOne
-        return kind(self.wanted, self.change, upsert=self.upsert, hint=self.hint)
+        return kind(self.wanted, self.change, upsert=self.upsert)
 
 
 def update_one(wanted: Mapping[str, Any], change: _Change, upsert: bool = False) -> Statement:
@@ -56,7 +53,7 @@ def replace_one(wanted: Mapping[str, Any], document: Mapping[str, Any], upsert: 
 def insert_entry(entry: Mapping[str, Any]) -> Statement:
     """Return the insertion of an entry of a log, which collides with any document of its `_id`."""
     place = {name: entry[name] for name in ("_id", "family", "log", "slot")}
-    return Statement(place, {"$setOnInsert": entry}, upsert=True, hint="_id_")
+    return Statement(place, {"$setOnInsert": entry}, upsert=True)
 
 
 def expect(wanted: Mapping[str, Any], change: Mapping[str, Any]) -> Statement:

@@ -111,6 +111,24 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
     return {**record, "terms": terms_of(record)}
 
 
+def deleted_record(thread_id: str) -> Document:
+    """Return what the record of a thread says once it is deleted, as an expression.
+
+    Args:
+        thread_id: Its id, if it is to be known; else empty.
+    """
+    empty = new_record(thread_id, ObjectId())
+    times = {"deleted_at": NOW, "removed_at": NOW}
+    return {**{name: empty[name] for name in _FORGOTTEN}, **times}
+
+
+_FORGOTTEN = (
+    *("thread_id", "epoch", "owner", "source", "dead_until", "lock", "swept_at", "ttl"),
+    *("label", "folded_label", "tags", "metadata", "fixed_keys", "value_terms"),
+    *("status", "checkpoint_count", "state_updated_at", "waiting", *NOT_LEASED),
+)
+
+
 def terms_of(record: Mapping[str, Any]) -> list[int]:
     """Return what a thread is found by."""
     return thread_terms(
@@ -128,10 +146,12 @@ def fields_of(described: Description) -> Document:
 def checksums_of(record: Mapping[str, Any], hashing: Hashing) -> bytes:
     """Return the checksums that a record is to have."""
     identity = (record["thread_id"], record["owner"], record["salt"])
-    return hashing.checksums(identity, said_in(record), lineage_of(record)[:-1], record["source"])
+    return hashing.checksums(
+        identity, described_in(record), lineage_of(record)[:-1], record["source"]
+    )
 
 
-def said_in(record: Mapping[str, Any]) -> tuple[Any, ...]:
+def described_in(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what of a record the checksum of its description is of."""
     return tuple(record[name] for name in Description._fields)
 

@@ -8,17 +8,19 @@ from typing import Any
 from bson.objectid import ObjectId
 
 from forkpoint.errors import StorageBusy
-from forkpoint.mongodb.commands import MongoCommands, in_batches
-from forkpoint.mongodb.documents import NOW, ROWS, Document, record_of
+from forkpoint.mongodb.commands import IN_ONE_COMMAND, MongoCommands
+from forkpoint.mongodb.documents import ROWS, Document, record_of
 from forkpoint.mongodb.known_threads import KnownThreads
 from forkpoint.mongodb.locks import Locks
-from forkpoint.mongodb.log import STATE, Logs
+from forkpoint.mongodb.log import Logs
 from forkpoint.mongodb.pipelines import named_record
 from forkpoint.mongodb.statements import Statement, update_one
+from forkpoint.mongodb.tail import STATE
 from forkpoint.mongodb.thread_documents import (
     IDENTITY,
     KINSHIP,
     LISTED_PLACE,
+    deleted_record,
     family_member,
     named_ref,
     thread_ref,
@@ -28,6 +30,7 @@ from forkpoint.mongodb.tombstones import deletions_of, entomb, needed_in
 from forkpoint.storage import interface
 from forkpoint.storage.interface import Stale
 from forkpoint.storage.rows import Counts, FamilyMember, ThreadRef, ThreadRow
+from forkpoint.storage.shared import batches
 
 _STATE = {**IDENTITY, **dict.fromkeys(STATE, 1)}
 
@@ -110,7 +113,20 @@ class MongoThreads(interface.Threads):
         seen: ThreadRow | None = None,
         *,
         check: Callable[[], None] | None = None,
-        as_late: bool = False,
+    ) -> Counts:
+        return self._delete(thread, seen, check, is_late=False)
+
+    def delete_late(self, thread: ThreadRef) -> None:
+        """Mark a thread as deleted that has nothing but late writes, without a tombstone for it."""
+        self._delete(thread, None, None, is_late=True)
+
+    def _delete(
+        self,
+        thread: ThreadRef,
+        seen: ThreadRow | None,
+        check: Callable[[], None] | None,
+        *,
+        is_late: bool,
     ) -> Counts:
         same = {} if seen is None else {"updated_at": seen.updated_at, "fence": seen.fence}
         newest = self._newest_id(thread, "")  # of most of them, before others have to wait
@@ -119,7 +135,7 @@ class MongoThreads(interface.Threads):
                 if check is not None:
                     check()
                 newest = max(newest, self._newest_id(thread, newest))
-                self._bury(thread, guard, seen, None if as_late else newest)
+                self._mark_deleted(thread, guard, seen, None if is_late else newest)
         except Stale:
             if seen is not None or check is not None:
                 raise
@@ -161,7 +177,7 @@ class MongoThreads(interface.Threads):
 
     def of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
         keys: dict[ObjectId, ObjectId] = {}
-        for batch in in_batches(run_ids):
+        for batch in batches(run_ids, IN_ONE_COMMAND):
             for group in self._commands.aggregate(
                 [
                     {"$match": {"run_id": {"$in": batch}}},
@@ -210,7 +226,7 @@ class MongoThreads(interface.Threads):
         found = self._commands.aggregate_latest(stages)
         return str(found[0]["newest"]) if found else ""
 
-    def _bury(
+    def _mark_deleted(
         self, thread: ThreadRef, guard: Statement, seen: ThreadRow | None, newest: str | None
     ) -> None:
         """Mark a thread as deleted.
@@ -222,32 +238,14 @@ class MongoThreads(interface.Threads):
             newest: The highest id of its checkpoints. None if it came late, and is no thread.
         """
         threads = self._commands.latest({"family": thread.family, "kind": "thread"}, KINSHIP)
-        (record,) = (one for one in threads if one["_id"] == thread.key)
-        others = [one for one in threads if one is not record]
-        said = {} if thread.key in needed_in(others) else {"thread_id": ""}
-        buried: Document = {
-            **said,
-            **dict.fromkeys(("owner", "source")),
-            "deleted_at": NOW,
-            "removed_at": NOW,
-            "dead_until": None,
-            "epoch": ObjectId(),
-            **dict.fromkeys(("lock", "label", "folded_label", "ttl", "swept_at", "lease_holder")),
-            **dict.fromkeys(("lease_since", "lease_until")),
-            "tags": [],
-            "metadata": "{}",
-            "fixed_keys": [],
-            "waiting": [],
-            "status": "idle",
-            "checkpoint_count": 0,
-            "state_updated_at": 0,
-            "value_terms": None,
-        }
+        (record,) = (other for other in threads if other["_id"] == thread.key)
+        is_needed = thread.key in needed_in([other for other in threads if other is not record])
+        deleted = deleted_record(record["thread_id"] if is_needed else "")
         unlisted = {"$unset": ["terms", "unlisted", "awaited", *LISTED_PLACE]}
         statements: list[Statement] = [guard]
         if newest is not None:
             statements.append(self._entombed(record, newest or None))
-        statements.append(update_one(record_of(thread), [{"$set": buried}, unlisted]))
+        statements.append(update_one(record_of(thread), [{"$set": deleted}, unlisted]))
         done = self._commands.bulk(statements)
         dead = {**record_of(thread), "deleted_at": {"$ne": None}}
         # Unless it was done by an attempt whose answer was lost.

@@ -26,7 +26,7 @@ def deletions_of(named: Document, marks: Marks, owner: str | None) -> frozenset[
     return frozenset(one["deletion"] for one in _seen(named, marks, owner))
 
 
-def dead_until_of(named: Document, marks: Marks, owner: str | None) -> str | None:
+def watermark_of(named: Document, marks: Marks, owner: str | None) -> str | None:
     """Return the highest checkpoint id that is known to be of a deleted thread of an id."""
     ids = (one["dead_until"] for one in _seen(named, marks, owner))
     return max((one for one in ids if one is not None), default=None)
@@ -91,7 +91,7 @@ def needed_in(threads: Sequence[Document]) -> set[Any]:
     return needed
 
 
-def die_later(marks: Marks, owner: str | None, checkpoint_id: str) -> list[Document]:
+def raise_watermark(marks: Marks, owner: str | None, checkpoint_id: str) -> list[Document]:
     """Return how to note that a checkpoint was found to be of a deleted thread."""
     later = {"dead_until": {"$max": ["$$one.dead_until", {"$literal": checkpoint_id}]}}
     raised: Document = {"$mergeObjects": ["$$one", later]}

@@ -196,20 +196,17 @@ class Submission(Waiting):
 
     Args:
         relay: What stores it.
-        is_patient: Whether it had better wait a moment for another one that is not.
-        key: What it is about. No two batches with the same key are in flight.
+        may_wait: Whether it had better wait a moment for another one that may not.
     """
 
-    def __init__(self, relay: Relay[Any], *, is_patient: bool, key: object = None) -> None:
+    def __init__(self, relay: Relay[Any], *, may_wait: bool = False) -> None:
         super().__init__()
-        self.is_patient = is_patient
-        self.key = self if key is None else key
-        self.began = 0.0  # when it began to lead, if it did
+        self.may_wait = may_wait
         self.batch: Sequence[Any] = ()
         """What it has stored, or is storing, as a leader."""
         self._relay = relay
-        self._turn = threading.Lock()
-        self._turn.acquire()
+        self._wake_up = threading.Lock()
+        self._wake_up.acquire()
 
     def wait(self) -> None:
         self._relay.put(self)
@@ -226,16 +223,17 @@ class Submission(Waiting):
         """Whether its caller has nothing more to do than to return."""
         return self.error is None
 
-    def sleep(self, seconds: float) -> bool:
-        """Return after `wake`, or False after some time."""
-        return self._turn.acquire(timeout=seconds)
+    def sleep(self, seconds: float = -1) -> None:
+        """Return after `wake`, or after some time if given."""
+        self._wake_up.acquire(timeout=seconds)
 
     def wake(self) -> None:
+        """Have its caller look whether it is stored, or leads."""
         if self.caller is not None:
             self.caller.wake(self)
         else:
             with contextlib.suppress(RuntimeError):  # it is awake
-                self._turn.release()
+                self._wake_up.release()
 
 
 _S = TypeVar("_S", bound=Submission)
@@ -244,38 +242,24 @@ _S = TypeVar("_S", bound=Submission)
 class Relay(Generic[_S]):
     """A queue of what is to be stored. One of those in it, the leader, stores all that has come.
 
-    While it does so, the next leader may be appointed, up to as many as may be in flight: while
-    the store is busy with one batch, the next is prepared. The followers are woken when they are
-    stored: they need not wait for the batch after theirs, as they would for a lock.
+    One batch is in flight at a time. The others, the followers, are woken when they are stored:
+    they need not wait for the batch after theirs, as they would for a lock.
 
     Args:
-        store: Stores a batch, and marks each of it as done. It is called by several threads.
-        in_flight: How many batches are in flight at once, while they are small.
-        moment: For how many seconds the patient wait for one that is not.
-        patience: After how many seconds nobody waits for the batches before: those may be large,
-            or the way to the store long.
+        store: Stores a batch, and marks each of it as done.
+        moment: For how many seconds those that may wait do so for one that may not.
     """
 
-    def __init__(
-        self,
-        store: Callable[[Sequence[_S]], None],
-        *,
-        in_flight: int,
-        moment: float,
-        patience: float,
-    ) -> None:
+    def __init__(self, store: Callable[[Sequence[_S]], None], *, moment: float = 0) -> None:
         self._store = store
-        self._in_flight = in_flight
         self._moment = moment
-        self._patience = patience
         self.renew()
 
     def renew(self) -> None:
         """In a forked child: the other threads are gone."""
         self._lock = threading.RLock()  # it knows its thread, so that no other can release it
         self._queue: deque[_S] = deque()
-        self._leader: _S | None = None  # in the queue, about to begin
-        self._batches: dict[_S, Sequence[_S]] = {}  # in flight, by who leads them
+        self._leader: _S | None = None  # in the queue, or storing its batch
 
     # For a caller that waits
 
@@ -284,10 +268,11 @@ class Relay(Generic[_S]):
         try:
             self._join(submission)
             while not submission.done:
-                has_waited = self._leader is not submission and not submission.sleep(self._patience)
-                if self._leader is submission and submission.is_patient:
+                if self._leader is not submission:
+                    submission.sleep()
+                if self._leader is submission and submission.may_wait:
                     submission.sleep(self._moment)
-                if self._begins(submission, has_waited):
+                if self._begins(submission):
                     self._store(submission.batch)
             for stored in self._leave(submission):
                 stored.wake()
@@ -309,9 +294,9 @@ class Relay(Generic[_S]):
             What this thread is to go on with. The others are woken: threads that wait, and callers
             that may take long.
         """
-        if self._leader is submission and submission.is_patient:
+        if self._leader is submission and submission.may_wait:
             time.sleep(self._moment)
-        if not self._begins(submission, has_waited=False):
+        if not self._begins(submission):
             return []
         try:
             self._store(submission.batch)
@@ -327,79 +312,48 @@ class Relay(Generic[_S]):
         return mine
 
     def _join(self, submission: _S) -> None:
+        """Enter the queue, as the leader if there is none, or one that waits for such as this."""
         with self._lock:
             self._queue.append(submission)
             leader = self._leader
-            is_next = leader is None or (leader.is_patient and not submission.is_patient)
-            if is_next and submission.key not in self._busy():
-                self._appoint(submission)
+            if leader is None or (
+                leader.may_wait and not submission.may_wait and leader in self._queue
+            ):
+                self._leader = submission
 
-    def _appoint(self, submission: _S) -> None:
-        # Only who is in a hurry needs a second batch, and only if the store is not busy with many.
-        is_busy = sum(map(len, self._batches.values())) > _MANY
-        limit = 1 if submission.is_patient or is_busy else self._in_flight
-        long_ago = time.monotonic() - self._patience
-        if len(self._batches) < limit or any(one.began < long_ago for one in self._batches):
-            self._leader = submission
-
-    def _begins(self, submission: _S, has_waited: bool) -> bool:
+    def _begins(self, submission: _S) -> bool:
         """Return whether it is for this one to store all that are in the queue."""
         with self._lock:
-            busy = self._busy()
-            is_leader = self._leader is submission
-            if not is_leader and not (has_waited and submission in self._queue):
+            if self._leader is not submission or submission not in self._queue:
                 return False
-            if submission.key in busy:
-                return False
-            self._leader = None
-            submission.began = time.monotonic()
-            batch = [other for other in self._queue if other.key not in busy]
-            submission.batch = self._batches[submission] = batch
-            self._queue = deque(other for other in self._queue if other.key in busy)
+            submission.batch = list(self._queue)
+            self._queue.clear()
             return True
-
-    def _busy(self) -> set[object]:
-        """Return the keys of those that are in flight."""
-        return {one.key for batch in self._batches.values() for one in batch}
 
     def _let_go(self, submission: _S) -> None:
         """Leave after an exception, which may have come at any point."""
         with contextlib.suppress(RuntimeError):  # this thread does not hold it
             self._lock.release()
-        for stored in self._leave(submission, is_interrupted=True):
+        for stored in self._leave(submission):
             stored.wake()
+        if (leader := self._leader) is not None:  # it may have been appointed and not woken
+            leader.wake()
 
-    def _leave(self, submission: _S, *, is_interrupted: bool = False) -> Sequence[_S]:
+    def _leave(self, submission: _S) -> Sequence[_S]:
         """Let another one lead, and return those that were stored."""
         with self._lock:
-            if submission in self._batches:
-                self._take_back(submission)
+            if self._leader is submission:
+                self._queue.extendleft(reversed(self._missing(submission)))
             if not submission.done and submission in self._queue:
                 self._queue.remove(submission)
             if self._leader is submission:
-                self._leader = None
-            busy = self._busy()
-            ready = [other for other in self._queue if other.key not in busy]
-            is_new = self._leader is None and bool(ready)
-            if is_new:
-                urgent = (other for other in ready if not other.is_patient)
-                self._appoint(next(urgent, ready[0]))
-            if self._leader is not None and (is_new or is_interrupted):
-                self._leader.wake()
+                urgent = (other for other in self._queue if not other.may_wait)
+                self._leader = next(urgent, self._queue[0] if self._queue else None)
+                if self._leader is not None:
+                    self._leader.wake()
             return [other for other in submission.batch if other.done]
 
-    def _take_back(self, submission: _S) -> None:
-        """Put what a leader has not stored into the queue again, and end its batch.
-
-        While that is in flight, nobody else takes those of its keys.
-        """
-        missing = [
-            other
-            for other in submission.batch
-            if not other.done and other is not submission and other not in self._queue
-        ]
-        self._queue.extendleft(reversed(missing))
-        del self._batches[submission]
-
-
-_MANY = 8  # in flight: a store that is busy with more gains nothing by another batch
+    def _missing(self, leader: _S) -> Sequence[_S]:
+        """Return those of a leader's batch that are not stored, and not in the queue again."""
+        others = [other for other in leader.batch if other is not leader and not other.done]
+        return [other for other in others if other not in self._queue]

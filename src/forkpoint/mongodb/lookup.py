@@ -1,0 +1,181 @@
+"""MongoDB: how a single checkpoint is looked for, with its writes.
+
+It takes one round trip, and its chunks another. Where the thread is known, and a checkpoint that is
+about the newest, both are read by one query; else a pipeline begins at the thread's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bson.objectid import ObjectId
+
+from forkpoint.caches import ENTRY_BYTES, Cache
+from forkpoint.errors import lost_checkpoint
+from forkpoint.mongodb.commands import MongoCommands
+from forkpoint.mongodb.documents import ROWS, Document, checkpoint_row, rows_of, write_row
+from forkpoint.mongodb.known_threads import KnownThreads
+from forkpoint.mongodb.log import Logs
+from forkpoint.mongodb.pipelines import join, joined_rows, named_record
+from forkpoint.mongodb.tail import STATE
+from forkpoint.mongodb.thread_documents import IDENTITY, named_ref, thread_ref
+from forkpoint.storage.interface import Stale
+from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.rows import StoredCheckpoint, ThreadRef
+
+_STATE = {**IDENTITY, **dict.fromkeys(STATE, 1)}
+_NEWEST: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
+_SINCE = 1000  # rows after a checkpoint, at most, for which it counts as one of the newest
+
+
+class Lookup:
+    """Looks for checkpoints, and remembers which are the newest.
+
+    Args:
+        commands: Those of the collection.
+        logs: The logs of threads.
+        known: Which threads ids meant.
+    """
+
+    def __init__(self, commands: MongoCommands, logs: Logs, known: KnownThreads) -> None:
+        self._commands = commands
+        self._logs = logs
+        self._known = known
+        self._newest: Cache[tuple[ObjectId, str], str] = Cache(
+            commands.budget, lambda place, newest: ENTRY_BYTES + len(place[1]) + len(newest)
+        )
+
+    def remember_newest(self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str) -> None:
+        """Remember a checkpoint that has hardly any after it, so that these need not be sorted."""
+        self._newest.put((thread.key, checkpoint_ns), checkpoint_id)
+
+    def get(
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str | None,
+        owner: str | None = None,
+    ) -> StoredCheckpoint | None:
+        known = self._known.get(thread_id)
+        if known is not None and owner in (None, known.owner):
+            found = self._from_known(thread_id, known, checkpoint_ns, checkpoint_id)
+            if found is not None:
+                return found
+        missed: str | None = None
+        while True:
+            found, lost = self._look_up(thread_id, checkpoint_ns, checkpoint_id, owner)
+            if lost is None:
+                return found
+            if lost == missed:
+                raise lost_checkpoint(thread_id, checkpoint_ns, lost)
+            missed = lost  # somebody may have put it, or removed it, while this was read
+
+    def _look_up(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, owner: str | None
+    ) -> tuple[StoredCheckpoint | None, str | None]:
+        """Return a checkpoint, and the id of one whose receipt alone is there, in its place."""
+        document = self._read_whole(thread_id, checkpoint_ns, checkpoint_id, owner)
+        if document is None:
+            return None, None
+        thread = named_ref(document["record"], thread_id)
+        if [thread_ref(record) for record in document["still"]] != [thread]:
+            raise Stale  # something was removed while this was read
+        row_id = document["row"]["checkpoint_id"] if "row" in document else None
+        lost = _receipt_without(row_id, document.get("writes", ()))
+        if row_id is None or lost is not None:
+            return None, lost
+        self._known.remember(thread_id, thread)
+        self._logs.look_at_tail(thread, document["still"][0], document["newest"])
+        if checkpoint_id is None:
+            self.remember_newest(thread, checkpoint_ns, row_id)
+        its: list[Document] | None = document.get("writes")
+        if its is not None:
+            its = [write for write in its if write["checkpoint_id"] == row_id]
+        found = self._checkpoint(thread_id, thread, document["row"], its)
+        return found._replace(metadata=document["record"]["metadata"]), None
+
+    def _read_whole(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, owner: str | None
+    ) -> Document | None:
+        """Return a checkpoint's row, its writes, and the thread's record before and after that.
+
+        Without the writes, if these are more than fit into one document.
+        """
+        commands = self._commands
+        match = {"kind": "checkpoint", "checkpoint_ns": checkpoint_ns, "visible": True}
+        writes = {**match, "kind": "write"}
+        if checkpoint_id is not None:
+            match["checkpoint_id"] = writes["checkpoint_id"] = checkpoint_id
+        begin = [
+            *named_record(commands, thread_id, owner),
+            joined_rows(commands, "row", match, _NEWEST),
+            {"$unwind": {"path": "$row", "preserveNullAndEmptyArrays": True}},
+        ]
+        state: list[Document] = [{"$project": _STATE}]
+        fields = {"record": {**IDENTITY, "metadata": 1}}
+        end = [
+            self._logs.newest_entry("record.log", "$home"),
+            join(commands, "still", ("key", "_id"), {"deleted_at": None}, state),
+            {"$project": {**fields, "row": 1, "writes": 1, "newest": 1, "still": 1}},
+        ]
+        since = {"$ifNull": ["$row.checkpoint_id", ""]} if checkpoint_id is None else None
+        with_writes = joined_rows(commands, "writes", writes, [], since=since)
+        documents = commands.aggregate_if_it_fits([*begin, with_writes, *end])
+        if documents is None:
+            documents = commands.aggregate([*begin, *end])
+        return documents[0] if documents else None
+
+    def _from_known(
+        self, thread_id: str, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str | None
+    ) -> StoredCheckpoint | None:
+        """Return what `checkpoint` does, if the thread and its newest are about what is remembered.
+
+        With the thread's record, and the rows from there on, the server need not look for either.
+        """
+        since = checkpoint_id or self._newest.get((thread.key, checkpoint_ns))
+        if since is None:
+            return None
+        same = {"_id": thread.key, "epoch": thread.epoch, "deleted_at": None}
+        rows = {
+            "thread": thread.key,
+            "checkpoint_ns": checkpoint_ns,
+            "kind": ROWS,
+            "checkpoint_id": {"$gte": since} if checkpoint_id is None else checkpoint_id,
+            "visible": True,
+        }
+        read = self._commands.snapshots.find_together(
+            {"family": thread.family, "$or": [same, rows]}, _SINCE
+        )
+        kinds: dict[str, list[Document]] = {"thread": [], "checkpoint": [], "write": []}
+        for one in read:
+            kinds[one["kind"]].append(one)
+        if not kinds["thread"] or not kinds["checkpoint"]:
+            self._known.forget(thread_id)
+            return None
+        self._logs.look_at_tail(thread, kinds["thread"][0], read)
+        row = max(kinds["checkpoint"], key=lambda one: str(one["checkpoint_id"]))
+        if checkpoint_id is None:
+            self.remember_newest(thread, checkpoint_ns, row["checkpoint_id"])
+        if _receipt_without(row["checkpoint_id"], kinds["write"]) is not None:
+            return None  # it is to be seen whether it was put or removed just now
+        writes = [one for one in kinds["write"] if one["checkpoint_id"] == row["checkpoint_id"]]
+        found = self._checkpoint(thread_id, thread, row, writes)
+        return found._replace(metadata=kinds["thread"][0]["metadata"])
+
+    def _checkpoint(
+        self, thread_id: str, thread: ThreadRef, row: Document, writes: list[Document] | None
+    ) -> StoredCheckpoint:
+        if writes is None:
+            place = {name: row[name] for name in ("checkpoint_ns", "checkpoint_id")}
+            match = {**rows_of(thread, "write"), **place, "visible": True}
+            writes = self._commands.find(match)
+        its = [write_row(write) for write in writes]
+        return StoredCheckpoint(thread_id, thread, checkpoint_row(row), its)
+
+
+def _receipt_without(checkpoint_id: str | None, writes: Iterable[Document]) -> str | None:
+    """Return which checkpoint other than this has a receipt among the writes that were read."""
+    for write in writes:
+        if write.get("idx") == RECEIPT and write["checkpoint_id"] != checkpoint_id:
+            return str(write["checkpoint_id"])
+    return None
