@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
+from stores import Store
 
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.testing import SaverContract
+from forkpoint.testing import DamageContract, SaverContract, SharedStoreContract
 
 
-class TestContract(SaverContract):
+class TestContract(SaverContract, SharedStoreContract, DamageContract):
     @pytest.fixture
     def saver(self, saver: ForkpointSaver) -> ForkpointSaver:
         return saver
+
+    @pytest.fixture
+    def peer(self, store: Store) -> Iterator[ForkpointSaver]:
+        with store.saver() as peer:
+            yield peer
+
+    @pytest.fixture
+    def rewrite(self, store: Store) -> Callable[[str, Callable[[bytes], bytes]], None]:
+        def rewrite(kind: str, change: Callable[[bytes], bytes]) -> None:
+            for row in store.rows(kind):
+                if row.content:
+                    store.change(kind, row.key, content=change(row.content))
+
+        return rewrite

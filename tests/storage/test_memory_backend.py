@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from memory_backend import MemorySaver
+from memory_backend import Database, MemorySaver
 
-from forkpoint.testing import SaverContract
+from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.testing import DamageContract, SaverContract, SharedStoreContract
 
 FOLDER = Path(__file__).parent / "memory_backend"
 BELOW = (
@@ -31,5 +33,21 @@ def test_a_checkpoint_comes_back() -> None:
 
 
 @pytest.mark.in_turns
-class TestMemorySaver(SaverContract):
-    make_saver = MemorySaver
+class TestMemorySaver(SaverContract, SharedStoreContract, DamageContract):
+    @pytest.fixture
+    def database(self) -> Database:
+        return Database()
+
+    @pytest.fixture
+    def saver(self, database: Database) -> Iterator[ForkpointSaver]:
+        with MemorySaver(database) as saver:
+            yield saver
+
+    @pytest.fixture
+    def peer(self, database: Database) -> Iterator[ForkpointSaver]:
+        with MemorySaver(database) as peer:
+            yield peer
+
+    @pytest.fixture
+    def rewrite(self, database: Database) -> Callable[[str, Callable[[bytes], bytes]], None]:
+        return database.rewrite

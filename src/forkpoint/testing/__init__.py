@@ -6,6 +6,7 @@ register_assert_rewrite(
     "forkpoint.testing.catalog",
     "forkpoint.testing.checkpoints",
     "forkpoint.testing.chunks",
+    "forkpoint.testing.damage",
     "forkpoint.testing.deletions",
     "forkpoint.testing.deltas",
     "forkpoint.testing.forks",
@@ -14,6 +15,7 @@ register_assert_rewrite(
     "forkpoint.testing.listing",
     "forkpoint.testing.owners",
     "forkpoint.testing.removals",
+    "forkpoint.testing.shared_store",
 )
 
 from forkpoint.testing.base import Contract  # noqa: E402 - after asserts are rewritten
@@ -21,6 +23,7 @@ from forkpoint.testing.catalog import CatalogContract  # noqa: E402
 from forkpoint.testing.checkpoints import CheckpointContract  # noqa: E402
 from forkpoint.testing.chunks import ChunkContract  # noqa: E402
 from forkpoint.testing.contract import SaverContract  # noqa: E402
+from forkpoint.testing.damage import DamageContract  # noqa: E402
 from forkpoint.testing.deletions import DeletionContract  # noqa: E402
 from forkpoint.testing.deltas import DeltaContract  # noqa: E402
 from forkpoint.testing.forks import ForkContract  # noqa: E402
@@ -30,12 +33,14 @@ from forkpoint.testing.leases import LeaseContract  # noqa: E402
 from forkpoint.testing.listing import ListingContract  # noqa: E402
 from forkpoint.testing.owners import OwnerContract  # noqa: E402
 from forkpoint.testing.removals import RemovalContract  # noqa: E402
+from forkpoint.testing.shared_store import SharedStoreContract  # noqa: E402
 
 __all__ = [
     "CatalogContract",
     "CheckpointContract",
     "ChunkContract",
     "Contract",
+    "DamageContract",
     "DeletionContract",
     "DeltaContract",
     "ForkContract",
@@ -45,5 +50,6 @@ __all__ = [
     "OwnerContract",
     "RemovalContract",
     "SaverContract",
+    "SharedStoreContract",
     "problems",
 ]
