@@ -3,9 +3,11 @@
 The folders, of which each knows only those below it:
 
 cli                the command `forkpoint`
+transfer           threads from other savers, into archives and back
 catalog            threads as people see them: search, leases, retention
 sqlite, mongodb    a backend each, with its saver; neither knows the other, or the catalog
 saver              what LangGraph and a user call
+archive            threads in parts, and the file that they are archived to
 operations         the one logic of each call, without a backend
 storage            what a backend must do, and what all backends share
 encoding           values to chunks, and back
@@ -37,14 +39,17 @@ from forkpoint.encoding.type_codecs import TypeCodec
 from forkpoint.errors import (
     CheckpointNotFound,
     CorruptChunk,
+    DamagedArchive,
     EncryptionMismatch,
     ForkpointError,
     InvalidInput,
     MissingFeature,
+    MissingLibrary,
     NotStorable,
     NoWorkerThread,
     SaverClosed,
     SchemaVersionError,
+    SourceError,
     StaleLease,
     StorageBusy,
     StorageError,
@@ -82,6 +87,7 @@ __all__ = [
     "ChannelDiff",
     "CheckpointNotFound",
     "CorruptChunk",
+    "DamagedArchive",
     "EncryptionMismatch",
     "FamilyNode",
     "FamilyTree",
@@ -92,6 +98,7 @@ __all__ = [
     "LineageEntry",
     "MessageOrigin",
     "MissingFeature",
+    "MissingLibrary",
     "NoWorkerThread",
     "NotStorable",
     "Page",
@@ -102,6 +109,7 @@ __all__ = [
     "SafeSerializer",
     "SaverClosed",
     "SchemaVersionError",
+    "SourceError",
     "SqliteSaver",
     "StaleLease",
     "StateDiff",

@@ -10,14 +10,15 @@ import socket
 import subprocess
 import sys
 import zoneinfo
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Any
 
 import ormsgpack
 import pytest
 from checking import config, drawn, encrypted_serde, put
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from stores import Store
 from value_types import PARIS, VALUES, Base, Derived, Level, Order, Phase, Point, Price, is_same
 
@@ -430,3 +431,14 @@ def test_zones_go_on_to_change_their_clocks() -> None:
 
     restored = SERDE.loads_typed(SERDE.dumps_typed(before))
     assert (restored + datetime.timedelta(days=1)).utcoffset() == datetime.timedelta(hours=1)
+
+
+@pytest.mark.parametrize("module", ["numpy", "numpy.ma", "pandas"])
+def test_a_library_that_another_thread_imports_at_the_moment_is_in_nobodys_way(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module is known before it has anything in it."""
+    monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    serde = SafeSerializer()
+    message = HumanMessage("text", id="1", additional_kwargs={"path": PurePosixPath("a")})
+    assert serde.loads_typed(serde.dumps_typed([message])) == [message]

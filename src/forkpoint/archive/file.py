@@ -66,7 +66,7 @@ class ArchiveFile:
             _check_place(self.path)
             if os.path.exists(self.path):
                 with open(self.path, "rb", buffering=0) as file:
-                    self._check_content(file)
+                    self._end(file)
         except (OSError, ValueError) as error:  # such as a name that is too long, or has a NUL
             if isinstance(error, InvalidInput):
                 raise

@@ -29,24 +29,29 @@ ARRAY = 39
 
 def describer_of(kind: type) -> Callable[[Any], Described] | None:
     """Return how values of a type are stored, if it is one of NumPy's or pandas's."""
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        masked = sys.modules.get("numpy.ma")
-        if masked is not None and kind is masked.MaskedArray:
-            return _describe_masked
-        if kind is numpy.ndarray:
-            return lambda value: (ARRAY, ["ndarray", *_array(value)])
-        if issubclass(kind, numpy.generic):
-            return _describe_scalar
-    pandas = sys.modules.get("pandas")
-    if pandas is not None:
-        if kind is pandas.Timestamp:
-            return _describe_timestamp
-        if kind is pandas.Timedelta:
-            return lambda value: (ARRAY, ["timedelta", value._value, value.unit])
-        if kind is type(pandas.NaT):
-            return lambda _: (ARRAY, ["nat"])
+    if kind is _member("numpy.ma", "MaskedArray"):
+        return _describe_masked
+    if kind is _member("numpy", "ndarray"):
+        return lambda value: (ARRAY, ["ndarray", *_array(value)])
+    scalar = _member("numpy", "generic")
+    if scalar is not None and issubclass(kind, scalar):
+        return _describe_scalar
+    if kind is _member("pandas", "Timestamp"):
+        return _describe_timestamp
+    if kind is _member("pandas", "Timedelta"):
+        return lambda value: (ARRAY, ["timedelta", value._value, value.unit])
+    no_time = _member("pandas", "NaT")
+    if no_time is not None and kind is type(no_time):
+        return lambda _: (ARRAY, ["nat"])
     return None
+
+
+def _member(module: str, name: str) -> Any:
+    """Return what a module defines, or None.
+
+    It may be there in part only, while another thread imports it. Then no value is of its types.
+    """
+    return getattr(sys.modules.get(module), name, None)
 
 
 def _array(value: Any) -> list[Any]:

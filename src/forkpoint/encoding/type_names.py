@@ -101,7 +101,8 @@ def find_nested(named: TypeName) -> type | None:
         return None
     nested: set[type] = set()
     seen: set[type] = set()
-    waiting = [value for value in vars(sys.modules[module]).values() if isinstance(value, type)]
+    members = list(vars(sys.modules[module]).values())  # it may be imported at the moment
+    waiting = [value for value in members if isinstance(value, type)]
     while waiting:
         outer = waiting.pop()
         if outer.__module__ != module or outer in seen:

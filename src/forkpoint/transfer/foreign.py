@@ -264,7 +264,7 @@ class PostgresReader(Reader):
         self._failure = psycopg.Error
         with self._typed("the database cannot be reached"):
             self._connection = psycopg.connect(uri, autocommit=True)
-            self._connection.read_only = True
+            self._connection.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
         try:
             tables = "checkpoints", "checkpoint_blobs", "checkpoint_writes"
             if any(self._run("SELECT to_regclass(%s)", table)[0][0] is None for table in tables):

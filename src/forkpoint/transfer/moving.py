@@ -312,6 +312,8 @@ def _target(saver: ForkpointSaver) -> Target:
 def _wanted(threads: Any) -> Wanted | None:
     if threads is None or callable(threads):
         return threads  # type: ignore[no-any-return]
+    if isinstance(threads, (str, bytes)) or not isinstance(threads, Collection):
+        raise InvalidInput(f"threads must be a collection of ids, not {type(threads).__name__}")
     ids = set(inputs.identifiers(list(threads), "thread_id"))
     return lambda thread_id: thread_id in ids
 

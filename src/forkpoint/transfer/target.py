@@ -33,6 +33,7 @@ from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.plan import Place, Plan
+from forkpoint.storage.receipts import is_receipt, replaces
 from forkpoint.storage.record_checksums import check_record, checksums_with_description
 from forkpoint.storage.row_checksums import (
     checkpoint_receipt,
@@ -238,17 +239,24 @@ class ThreadWriter:
         yield from self._store(request)
 
     def complete(self, part: CheckpointPart) -> Steps[int]:
-        """Store those writes of a checkpoint that are missing, and return how many."""
+        """Store those writes of a checkpoint that are missing, and return how many.
+
+        An error, an interrupt or an answer replaces the one before.
+        """
         with self._context.storage.reading() as session:
             stored = session.checkpoints.writes(self._thread, [part.place])
-        there = {(write.task_id, write.idx) for write in stored}
-        missing = [write for write in part.writes if (write.task_id, write.idx) not in there]
-        tasks = {write.task_id for write in missing}
-        number = len(missing)
-        # Of a task all at once: so its receipts are of all.
-        missing = [write for write in part.writes if write.task_id in tasks]
-        writes = self._write_rows(part, missing)
-        if writes:
+        there = {(row.task_id, row.idx): row.checksum for row in stored}
+        tasks: set[str] = set()
+        number = 0
+        for row in self._write_rows(part, part.writes):
+            known = there.get((row.task_id, row.idx))
+            if known is None or (replaces(row.idx) and known != row.checksum):
+                tasks.add(row.task_id)
+                number += not is_receipt(row.idx)
+        if tasks:
+            # Of a task all at once: so its receipts are of all.
+            missing = [write for write in part.writes if write.task_id in tasks]
+            writes = self._write_rows(part, missing)
             kinds = {write.idx for write in part.writes}
             status = status_of(kinds) if part.checkpoint_ns == "" else "idle"
             request = self._request(part, [write.refs for write in writes])
