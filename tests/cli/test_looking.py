@@ -189,6 +189,12 @@ def test_what_a_thread_takes_is_said(ids: list[str], run: Any) -> None:
     assert said["bytes_shared"] <= said["bytes_stored"]
     text = dict(line.rsplit(maxsplit=1) for line in run("stats", "case-7").out.splitlines()[:2])
     assert text["checkpoints"] == "6"
+    whole = run("stats", "--json").json
+    assert (whole["threads"], whole["checkpoints"]) == (2, 10)
+    assert whole["bytes_unshared"] >= whole["bytes_stored"] >= said["bytes_stored"]
+    assert run("stats", "--tag", "support", "--json").json["checkpoints"] == 6
+    assert "saved by sharing  " in run("stats").out
+    assert run("stats", "case-7", "--tag", "support").code == 2
 
 
 def test_an_owner_confines_every_command(saver: ForkpointSaver, run: Any) -> None:

@@ -5,7 +5,14 @@ from forkpoint.catalog.catalog import ThreadCatalog
 from forkpoint.catalog.leases import Lease
 from forkpoint.catalog.retention import RetentionPolicy, RetentionResult
 from forkpoint.catalog.sweeper import Sweeper
-from forkpoint.catalog.threads import LeaseHolder, Page, Thread, ThreadFilter, ThreadStats
+from forkpoint.catalog.threads import (
+    LeaseHolder,
+    Page,
+    StoreStats,
+    Thread,
+    ThreadFilter,
+    ThreadStats,
+)
 
 __all__ = [
     "UNCHANGED",
@@ -14,6 +21,7 @@ __all__ = [
     "Page",
     "RetentionPolicy",
     "RetentionResult",
+    "StoreStats",
     "Sweeper",
     "Thread",
     "ThreadCatalog",

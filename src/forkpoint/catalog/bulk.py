@@ -13,8 +13,9 @@ from forkpoint.catalog.criteria import Criteria, criteria_of
 from forkpoint.catalog.retention import Archive, Progress, RetentionPolicy, RetentionResult, Rules
 from forkpoint.catalog.retention_pass import RetentionTask, apply_retention, bulk_delete
 from forkpoint.catalog.search import ThreadSearch
+from forkpoint.catalog.stats import StatsProgress, store_stats
 from forkpoint.catalog.sweeper import Sweeper
-from forkpoint.catalog.threads import Page, Thread, ThreadFilter
+from forkpoint.catalog.threads import Page, StoreStats, Thread, ThreadFilter
 from forkpoint.catalog.twins import Operations, async_twin
 from forkpoint.encoding.codec import cipher_of
 from forkpoint.errors import InvalidInput
@@ -123,6 +124,28 @@ class BulkCatalog:
         return self._operations.run(searches.count, self._criteria(filter))
 
     acount = async_twin(count)
+
+    def store_stats(
+        self,
+        filter: ThreadFilter | None = None,
+        *,
+        on_progress: StatsProgress | None = None,
+    ) -> StoreStats:
+        """Return how much threads store together, and what that would be if they shared nothing.
+
+        Threads that have expired are counted too. It takes time: all references are read.
+
+        Args:
+            filter: Which threads; all by default.
+            on_progress: A function that takes what was measured so far. The async twin calls it on
+                another thread of the process.
+        """
+        if on_progress is not None:
+            inputs.callback(on_progress, "on_progress")
+        progress = on_progress or (lambda _: None)
+        return self._operations.run(store_stats, self._criteria(filter), progress)
+
+    astore_stats = async_twin(store_stats)
 
     def _criteria(self, filter: object) -> Criteria:
         criteria = criteria_of(filter)

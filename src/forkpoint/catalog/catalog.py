@@ -13,6 +13,7 @@ from forkpoint.catalog.bulk import BulkCatalog
 from forkpoint.catalog.handover import hand_over
 from forkpoint.catalog.leases import Lease, LeaseRequest
 from forkpoint.catalog.rollover import RolloverRequest, rollover
+from forkpoint.catalog.stats import stats as thread_stats
 from forkpoint.catalog.threads import LeaseHolder, Thread, ThreadStats
 from forkpoint.catalog.twins import async_twin
 from forkpoint.errors import InvalidInput
@@ -242,7 +243,7 @@ class ThreadCatalog(BulkCatalog):
         Raises:
             ThreadNotFound: There is no such thread.
         """
-        return self._operations.run(records.stats, inputs.identifier(thread_id, "thread_id"))
+        return self._operations.run(thread_stats, inputs.identifier(thread_id, "thread_id"))
 
     astats = async_twin(stats)
 

@@ -7,28 +7,23 @@ None of them decodes a checkpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from forkpoint.catalog.heads import thread_of
-from forkpoint.catalog.threads import Thread, ThreadStats
-from forkpoint.clocks import time_of
-from forkpoint.encoding.codec import split_refs
+from forkpoint.catalog.threads import Thread
 from forkpoint.encoding.hashing import Hashing, new_salt
 from forkpoint.errors import InvalidInput, StorageBusy, ThreadExists, ThreadNotFound
 from forkpoint.inputs import DESCRIPTION_BYTES, as_json
 from forkpoint.operations.context import Context
 from forkpoint.operations.copy import copy
-from forkpoint.operations.gc import reachable, read_all
 from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import Session
 from forkpoint.storage.record_checksums import check_record, checksums_with_description
 from forkpoint.storage.retry import attempts, busy, retry_steps
-from forkpoint.storage.rows import Description, ForkRequest, ThreadRef, ThreadRow, Usage
+from forkpoint.storage.rows import Description, ForkRequest, ThreadRow
 from forkpoint.storage.shared import thread_exists
-
-_CHUNKS_MEASURED = 5000  # at once, before others have their turn
 
 
 class Changes(NamedTuple):
@@ -195,72 +190,6 @@ def _without_checkpoints(
         new_salt(source.thread.salt),
         edge="clone",
     )
-
-
-def stats(context: Context, thread_id: str) -> Steps[ThreadStats]:
-    """Return how much a thread stores.
-
-    Nobody who writes waits for it: what others store meanwhile may be counted or not.
-    """
-
-    hashing = context.prepare().hashing
-
-    def work(turns: Turns) -> Work[ThreadStats]:
-        row = existing_record(turns.session, thread_id)
-        check_record(hashing, row)
-        thread = row.thread
-        usage: list[Usage] = []
-        yield from read_all(
-            turns, lambda after: turns.session.checkpoints.usage(thread, after), usage.extend
-        )
-        chunks, shared = yield from _chunks_of(turns, thread)
-        chunk_bytes = yield from _size_of(turns, thread, chunks)
-        shared_bytes = yield from _size_of(turns, thread, shared)
-        return ThreadStats(
-            sum(part.checkpoints for part in usage),
-            sum(part.writes for part in usage),
-            len(frozenset().union(*(part.runs for part in usage))),
-            sum(part.bytes for part in usage) + chunk_bytes,
-            shared_bytes,
-            time_of(row.created_at),
-            time_of(row.updated_at),
-        )
-
-    return (yield from in_turns(context.storage, work, only_reads=True))
-
-
-def _chunks_of(turns: Turns, thread: ThreadRef) -> Work[tuple[set[bytes], set[bytes]]]:
-    """Return the chunks that a thread uses, and those of them that others of its family use."""
-    family = thread.family
-    own: set[bytes] = set()
-    others: set[bytes] = set()
-    links: dict[bytes, bytes] = {}
-
-    def add_roots(part: Iterable[tuple[Any, bytes]]) -> None:
-        for key, refs in part:
-            (own if key == thread.key else others).update(split_refs(refs))
-
-    yield from read_all(
-        turns, lambda after: turns.session.collections.references(family, after), add_roots
-    )
-    yield from read_all(
-        turns, lambda after: turns.session.collections.links(family, after), links.update
-    )
-    used = yield from turns.apart(lambda: reachable(own, links))
-    used_by_others = yield from turns.apart(lambda: reachable(others, links))
-    return used, used & used_by_others
-
-
-def _size_of(turns: Turns, thread: ThreadRef, digests: Collection[bytes]) -> Work[int]:
-    """Return how many bytes chunks take in the store."""
-    listed = list(digests)
-    size = 0
-    for start in range(0, len(listed), _CHUNKS_MEASURED):
-        size += turns.session.chunks.total_bytes(
-            thread.family, listed[start : start + _CHUNKS_MEASURED]
-        )
-        yield
-    return size
 
 
 def existing_record(session: Session, thread_id: str) -> ThreadRow:

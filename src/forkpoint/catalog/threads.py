@@ -178,3 +178,23 @@ class ThreadStats:
     bytes_shared: int
     first_activity: datetime
     last_activity: datetime
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """How much threads store together.
+
+    Attributes:
+        threads: The number of threads.
+        checkpoints: The number of their checkpoints.
+        writes: The number of writes of tasks.
+        bytes_stored: The bytes of their rows, and of all chunks that they use, each counted once.
+        bytes_unshared: What that would be if nothing was shared: if each checkpoint and each write
+            had its own copy of every chunk that it uses.
+    """
+
+    threads: int = 0
+    checkpoints: int = 0
+    writes: int = 0
+    bytes_stored: int = 0
+    bytes_unshared: int = 0

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from langgraph.checkpoint.base import CheckpointTuple
 
-from forkpoint.catalog.threads import LeaseHolder, Thread
+from forkpoint.catalog.threads import LeaseHolder, StoreStats, Thread, ThreadFilter, ThreadStats
 from forkpoint.cli.arguments import PLACE, PLACE_HELP, config_at
 from forkpoint.cli.groups import Selection
 from forkpoint.cli.json_values import json_value
@@ -20,6 +20,7 @@ from forkpoint.cli.stores import OpenStore, opened
 from forkpoint.cli.terminal import (
     FOUND,
     JsonFlag,
+    Tell,
     columns,
     emit,
     emit_all,
@@ -374,25 +375,68 @@ def family(
             say_lines(tree.text())
 
 
-def stats(ctx: typer.Context, thread: ThreadId, as_json: JsonFlag = False) -> None:
-    """Say how much a thread stores and shares."""
-    with opened(ctx) as store:
-        with progress("measuring"):
-            found = store.catalog.stats(thread)
-        if as_json:
-            emit(found)
-            return
-        fields(
-            [
-                ("checkpoints", str(found.checkpoints)),
-                ("writes", str(found.writes)),
-                ("runs", str(found.runs)),
-                ("stored", in_bytes(found.bytes_stored)),
-                ("shared", in_bytes(found.bytes_shared)),
-                ("first activity", _time(found.first_activity)),
-                ("last activity", _time(found.last_activity)),
-            ]
-        )
+def stats(
+    ctx: typer.Context,
+    selection: Selection,
+    thread: Annotated[
+        str | None, typer.Argument(metavar="[THREAD]", help="The id of a thread; else all count.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say how much is stored, and what sharing saves.
+
+    Of a thread, or of the store, or of those of its threads that match: how much its rows and
+    chunks take, and how much they would if each checkpoint had its own copy of what it refers to.
+    """
+    if thread is not None and not selection.is_empty:
+        raise typer.BadParameter("either a thread or a filter")
+    chosen = selection.filter()
+    with opened(ctx) as store, progress("measuring") as tell:
+        if thread is None:
+            _show_store_stats(_store_stats(store, chosen, tell), as_json)
+        else:
+            _show_thread_stats(store.catalog.stats(thread), as_json)
+
+
+def _store_stats(store: OpenStore, chosen: ThreadFilter, tell: Tell) -> StoreStats:
+    total = store.catalog.count(chosen)
+    return store.catalog.store_stats(
+        chosen,
+        on_progress=lambda far: tell(counted(far.threads, "thread"), far.threads, total),
+    )
+
+
+def _show_store_stats(found: StoreStats, as_json: bool) -> None:
+    if as_json:
+        emit(found)
+        return
+    saved = found.bytes_unshared - found.bytes_stored
+    fields(
+        [
+            ("threads", str(found.threads)),
+            ("checkpoints", str(found.checkpoints)),
+            ("writes", str(found.writes)),
+            ("stored", in_bytes(found.bytes_stored)),
+            ("saved by sharing", f"{in_bytes(saved)} of {in_bytes(found.bytes_unshared)}"),
+        ]
+    )
+
+
+def _show_thread_stats(found: ThreadStats, as_json: bool) -> None:
+    if as_json:
+        emit(found)
+        return
+    fields(
+        [
+            ("checkpoints", str(found.checkpoints)),
+            ("writes", str(found.writes)),
+            ("runs", str(found.runs)),
+            ("stored", in_bytes(found.bytes_stored)),
+            ("shared with others", in_bytes(found.bytes_shared)),
+            ("first activity", _time(found.first_activity)),
+            ("last activity", _time(found.last_activity)),
+        ]
+    )
 
 
 COMMANDS = (threads, show, history, state, diff, family, stats)

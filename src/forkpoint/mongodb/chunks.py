@@ -69,16 +69,14 @@ class MongoChunks(interface.ChunkReads):
                 self.remember(family, chunks[family.binary])
         return {family: chunks[family.binary] for family in wanted}
 
-    def total_bytes(self, family: Any, digests: Collection[bytes]) -> int:
-        size = 0
+    def sizes(self, family: Any, digests: Collection[bytes]) -> Mapping[bytes, int]:
+        sizes: dict[bytes, int] = {}
         for batch in batches(digests, IN_ONE_COMMAND):
             ids = [chunk_id(family, digest) for digest in batch]
-            total = {"$group": {"_id": None, "size": {"$sum": chunk_size()}}}
-            found = self._commands.aggregate(
-                [{"$match": {"_id": {"$in": ids}, "family": family}}, total]
-            )
-            size += found[0]["size"] if found else 0
-        return size
+            match = {"$match": {"_id": {"$in": ids}, "family": family}}
+            found = self._commands.aggregate([match, {"$project": {"size": chunk_size()}}])
+            sizes.update((digest_of(chunk["_id"]), chunk["size"]) for chunk in found)
+        return sizes
 
     def remember(self, family: ObjectId, chunks: Chunks) -> None:
         """Remember what is below chunks, so that they can be read without being followed."""

@@ -20,7 +20,7 @@ _KEEP = (
     " ON CONFLICT (family, digest) DO UPDATE SET epoch = excluded.epoch"
     " WHERE epoch != excluded.epoch"
 )
-_BYTES = "total(length(refs) + length(content))"
+_SIZE = "length(refs) + length(content)"
 _REFS = {
     "checkpoints": "refs",
     "writes": "CAST(refs || coalesce(before_refs, x'') AS BLOB)",
@@ -56,16 +56,16 @@ class SqliteChunkReads(ChunkReads):
                 chunks[digest] = (refs, content)
         return chunks
 
-    def total_bytes(self, family: Any, digests: Collection[bytes]) -> int:
-        total = 0
+    def sizes(self, family: Any, digests: Collection[bytes]) -> Mapping[bytes, int]:
+        sizes: dict[bytes, int] = {}
         for batch in batches(digests, BATCH):
-            row = self._sql.row(
-                f"SELECT {_BYTES} FROM forkpoint_chunks"
+            rows = self._sql.rows(
+                f"SELECT digest, {_SIZE} FROM forkpoint_chunks"
                 f" WHERE family = ? AND digest IN ({placeholders(batch)})",
                 (family, *batch),
             )
-            total += int(row[0]) if row else 0
-        return total
+            sizes.update(rows)
+        return sizes
 
 
 class SqliteCollections(Collections):
@@ -177,7 +177,7 @@ class SqliteCollections(Collections):
         condition = f"WHERE family = ? AND epoch != ? AND digest IN ({placeholders(digests)})"
         values = (family, collection, *digests)
         counts = self._sql.row(
-            f"SELECT count(*), {_BYTES} FROM forkpoint_chunks {condition}", values
+            f"SELECT count(*), total({_SIZE}) FROM forkpoint_chunks {condition}", values
         )
         assert counts is not None
         self._sql.run(f"DELETE FROM forkpoint_chunks {condition}", values)

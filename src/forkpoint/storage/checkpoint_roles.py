@@ -276,8 +276,8 @@ class ChunkReads(ABC):
         return {family: self.get(family, named, follow=follow) for family, named in digests.items()}
 
     @abstractmethod
-    def total_bytes(self, family: Any, digests: Collection[bytes]) -> int:
-        """Return how many bytes the refs and the content of some chunks take."""
+    def sizes(self, family: Any, digests: Collection[bytes]) -> Mapping[bytes, int]:
+        """Return how many bytes the refs and the content take of those chunks that there are."""
 
 
 class Collections(ABC):

@@ -153,9 +153,9 @@ class MemoryChunks(interface.ChunkReads):
         chunks = self._tables.chunks.get(family, {})
         return {digest: chunks[digest][:2] for digest in digests if digest in chunks}
 
-    def total_bytes(self, family: Any, digests: Collection[bytes]) -> int:
-        chunks = self.get(family, digests).values()
-        return sum(len(refs) + len(content) for refs, content in chunks)
+    def sizes(self, family: Any, digests: Collection[bytes]) -> Mapping[bytes, int]:
+        chunks = self.get(family, digests).items()
+        return {digest: len(refs) + len(content) for digest, (refs, content) in chunks}
 
 
 class MemoryCollections(interface.Collections):
