@@ -14,8 +14,9 @@ encoding           values to chunks, and back
 pictures           what is drawn for people
 runtime            how an operation runs in the sync and in the async world
 
-The files beside them are known to all: errors, results, the gate for what comes from outside
-(inputs, options, json_text, untrusted), filters, clocks, caches.
+The files beside them are known to all: errors, results, the rules that are LangGraph's
+(langgraph_rules), checks of what callers pass (inputs, options, json_text, untrusted), filters,
+clocks, caches.
 """
 
 from typing import TYPE_CHECKING, Any

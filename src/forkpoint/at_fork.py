@@ -1,9 +1,9 @@
-"""What happens to locks and connections when the process is forked.
+"""Locks and connections when the process is forked.
 
-A child has one thread, and a copy of everything else: of a lock that another thread held, which
-nobody will release, and of a connection, which the child must not use. So connections are closed
-before a fork, when nobody uses them, and both processes open them again when they need them. Locks
-are renewed in the child.
+A child has one thread and a copy of everything else: of locks that other threads held, which nobody
+will release, and of connections, which it must not use. So connections are closed before a fork,
+once nobody uses them, and both processes open them again when they need them. Locks are made anew
+in the child.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any, Generic, Protocol, TypeVar
 
 
 class Renewed(Protocol):
-    """Something that holds locks, or what other threads were about to do."""
+    """An object with locks, or with work that other threads were about to do."""
 
     def _become_child(self) -> None:
         """Become usable in a forked child. No other thread runs there."""
 
 
 class Closed(Protocol):
-    """Something that has a connection open."""
+    """An object that has a connection open."""
 
     def before_fork(self) -> None:
         """Wait until nobody uses the connection, keep others from it, and close it."""

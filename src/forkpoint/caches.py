@@ -1,7 +1,7 @@
-"""What is remembered to be spared reading or making it again, within so many bytes in all.
+"""Caches that together take a bounded number of bytes.
 
-There is no lock, which an interrupt might leave locked, and a fork might take along. Each step is
-one of a dict: what happens between two steps costs an entry or two at most.
+They have no lock, which an interrupt or a process fork might leave locked. They change a dict by
+single operations: what another thread does between two of them may lose an entry, and no more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CACHE_BYTES = 64 * 1024 * 1024
 """What the caches of a saver may take, by default."""
 
 ENTRY_BYTES = 400
-"""What an entry takes of key, place in a dict and a few small values, without longer texts."""
+"""How many bytes an entry takes for its key, its place in a dict and a few small values."""
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -24,11 +24,12 @@ _V = TypeVar("_V")
 class CacheBudget:
     """How many bytes some caches may take in all.
 
-    They have two generations. When the newer ones of all caches take half of the bytes, they become
-    the older ones, and what was in those, and was not used since, is forgotten.
+    Each cache has two generations of entries. When the newer generations of all caches take half of
+    the bytes, they become the older ones. What was in the older ones, and was not used since, is
+    forgotten.
 
     Args:
-        limit: The bytes. With few, only what was put last is remembered.
+        limit: The bytes. If they are few, only what was put last is remembered.
     """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
@@ -63,10 +64,10 @@ class CacheBudget:
 
 
 class Cache(Generic[_K, _V]):
-    """A mapping that forgets what was not used for long.
+    """A mapping that forgets the entries that were not used for long.
 
     Args:
-        budget: What it may take, together with others.
+        budget: How many bytes it may take, together with other caches.
         size_of: How many bytes an entry takes. It is asked again when the entry moves or goes.
     """
 
@@ -114,22 +115,20 @@ class Cache(Generic[_K, _V]):
 
 
 def size_of_text(key: str, value: object) -> int:
-    """Return what an entry takes whose only part of some length is its key."""
+    """Return how many bytes an entry takes that is small but for its key."""
     return ENTRY_BYTES + len(key)
 
 
 def size_of_entry(key: object, value: object) -> int:
-    """Return what an entry takes that has no part of some length."""
+    """Return how many bytes a small entry takes."""
     return ENTRY_BYTES
 
 
 class Recent(Generic[_K, _V]):
-    """A mapping that forgets the entries that were put longest ago.
-
-    It is for what is small, and has its size whatever it says.
+    """A mapping of small entries that forgets those that were put longest ago.
 
     Args:
-        limit: How many entries it has at most. It forgets half of them at once.
+        limit: How many entries it has at most. It forgets half of them at a time.
     """
 
     def __init__(self, limit: int) -> None:

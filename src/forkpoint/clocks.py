@@ -1,4 +1,4 @@
-"""Times that a host's clock does not stop or turn back when it is set, or wrong for a while."""
+"""The time of a store, which never goes backwards, even if the clock of a host is set back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ASKS_AFTER = 600_000_000  # microseconds
 
 
 def _elapsed() -> int:
-    """Return microseconds of a clock that nobody sets."""
+    """Return the microseconds of a clock that cannot be set."""
     boot = getattr(time, "CLOCK_BOOTTIME", None)  # it does not stop while a machine sleeps
     nanoseconds = time.monotonic_ns() if boot is None else time.clock_gettime_ns(boot)
     return nanoseconds // 1000
@@ -27,10 +27,9 @@ def time_of(microseconds: int) -> datetime:
 class StoreClock:
     """The time of a store that has no clock of its own, in microseconds since 1970.
 
-    It is that of the host, but never earlier than it was, as far as that is known: a process notes
-    the time in the store every ten seconds in which it writes, and looks at what was noted. Where
-    the host's clock is behind, because it was set back, or was ahead before, the time of the store
-    goes on a little slower than usual, until the other one has caught up.
+    It is the time of the host, unless that is behind a time that the store is known to have had: a
+    process that writes notes the time in the store every ten seconds, and reads what others noted.
+    While the host's clock is behind, the time of the store runs at nine tenths of its speed.
     """
 
     def __init__(self) -> None:
@@ -49,15 +48,15 @@ class StoreClock:
         return host
 
     def learn(self, stored: int) -> None:
-        """Take a time for past that the store has had."""
+        """Note a time that the store has had: from now on the time is later."""
         if stored > self.now():
             self._since = (stored, _elapsed())
 
     def is_to_learn(self, *, is_write: bool) -> bool:
-        """Return, now and then, whether to look which time the store has had.
+        """Return whether the caller is to read the time that is noted in the store: now and then.
 
         Args:
-            is_write: Whether a later one can be noted.
+            is_write: Whether the caller can note a later time.
         """
         elapsed = _elapsed()
         if elapsed < self._learns_at[is_write]:
@@ -67,10 +66,10 @@ class StoreClock:
 
 
 class ServerClock:
-    """The time of a server, in microseconds since 1970, without asking it each time.
+    """The time of a server, in microseconds since 1970, which is asked for every ten minutes.
 
     Args:
-        ask: Asks it.
+        ask: Asks the server for its time.
     """
 
     def __init__(self, ask: Callable[[], int]) -> None:

@@ -1,8 +1,9 @@
-"""The only gate for identifiers, configs, filters and limits from outside.
+"""Checks of what callers pass: ids, configs, checkpoints, writes, metadata and filters.
 
-Everything here either returns a value of the right type or raises `InvalidInput`, and touches no
-storage. The part for options (numbers, times, choices) is in `forkpoint.options`, and how objects
-are read that may refuse it, in `forkpoint.untrusted`.
+Each function returns a value of the right type, or raises `InvalidInput`. None of them reads the
+store: what depends on it, such as whether a thread has a channel, the operations check. Options
+(numbers, times, choices) are checked in `forkpoint.options`. How to read objects that may raise
+anything when they are read is in `forkpoint.untrusted`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from forkpoint.filters import leaves
 from forkpoint.json_text import DEPTH as DEPTH
 from forkpoint.json_text import METADATA_BYTES as METADATA_BYTES
 from forkpoint.json_text import as_json as as_json
-from forkpoint.json_text import decoded, shallow
+from forkpoint.json_text import from_json, shallow
 from forkpoint.options import callback as callback
 from forkpoint.options import choice as choice
 from forkpoint.options import count as count
@@ -33,11 +34,11 @@ from forkpoint.previews import PREVIEW_CHANNELS
 from forkpoint.untrusted import characters, items, mapping, reading, shown
 
 DESCRIPTION_BYTES = 64 * 1024
-"""How long the metadata of a thread may be as JSON; threads are found by all that they contain."""
+"""How many bytes the metadata of a thread may take as JSON. All of them are indexed."""
 TAGS = 1000
 """How many tags a thread may have."""
-ASKED = 100
-"""How many tags, and how many scalars of metadata, a filter may ask for."""
+FILTER_VALUES = 100
+"""How many tags a filter may name, and how many scalars its metadata may have."""
 IDS = 10_000
 """How many ids a filter may name."""
 
@@ -47,7 +48,7 @@ _FENCE_DIGITS = 18  # what every database counts to
 
 
 class Address(NamedTuple):
-    """What a config names. `checkpoint_id` is None where the config names no checkpoint."""
+    """The thread, the namespace and, if it names one, the checkpoint of a config."""
 
     thread_id: str
     checkpoint_ns: str
@@ -55,7 +56,7 @@ class Address(NamedTuple):
 
 
 def identifier(value: object, what: str) -> str:
-    """Return a name that is fit to be stored and looked up: a non-empty string without NUL."""
+    """Return a string that can name something in a database: not empty, and without NUL."""
     checked = text(value, what)
     if not checked:
         raise InvalidInput(f"{what} is empty")
@@ -87,7 +88,7 @@ def configurable(config: object) -> Mapping[str, Any]:
 
 
 def address(config: object) -> Address:
-    """Return the thread, the namespace and the checkpoint that a config names."""
+    """Return what a config names."""
     return _address(configurable(config))
 
 
@@ -101,15 +102,15 @@ def _address(part: Mapping[str, Any]) -> Address:
     )
 
 
-def place(named: Address) -> tuple[str, str]:
-    """Return the namespace and the checkpoint, which must be named."""
-    if named.checkpoint_id is None:
+def place(address: Address) -> tuple[str, str]:
+    """Return the namespace and the checkpoint of an address, which must have one."""
+    if address.checkpoint_id is None:
         raise InvalidInput('config["configurable"] has no "checkpoint_id"')
-    return named.checkpoint_ns, named.checkpoint_id
+    return address.checkpoint_ns, address.checkpoint_id
 
 
 def source(value: object) -> Address:
-    """Return what a thread id, or the config of a checkpoint, names in the graph itself."""
+    """Return the address of a thread id, or of a config that names no namespace of a subgraph."""
     if isinstance(value, str):
         return Address(identifier(value, "thread_id"), "", None)
     named = address(value)
@@ -122,7 +123,7 @@ def source(value: object) -> Address:
 
 
 def named_values(value: object, what: str) -> Mapping[str, Any]:
-    """Return a mapping of names to anything, empty for None."""
+    """Return a mapping whose keys are names; an empty one for None."""
     return _by_name({} if value is None else value, what)
 
 
@@ -136,13 +137,13 @@ def tags(value: object, what: str, at_most: int = TAGS) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
-def described_metadata(value: object) -> dict[str, Any]:
-    """Return what is to be said of a thread, in the types that JSON knows."""
-    given = named_values(value, "metadata")
-    for key in given:
+def thread_description(value: object) -> dict[str, Any]:
+    """Return the metadata that a caller gives a thread, in the types that JSON has."""
+    raw = named_values(value, "metadata")
+    for key in raw:
         if key.startswith("__"):
             raise InvalidInput(f"metadata key {key!r:.80} is reserved: it begins with __")
-    encoded = as_json(given, "metadata")
+    encoded = as_json(raw, "metadata")
     if len(encoded) > DESCRIPTION_BYTES:
         raise InvalidInput(
             f"metadata takes {len(encoded)} bytes as JSON, and {DESCRIPTION_BYTES} at most are "
@@ -177,45 +178,41 @@ def _lease(value: object) -> LeaseToken | None:
 
 
 class Origin(NamedTuple):
-    """What a write comes from."""
+    """Where a write comes from."""
 
     ancestry: Sequence[tuple[str, str]]
-    """The checkpoints, as (namespace, id), that it comes after: in its own namespace, and in those
-    of the graphs around it."""
+    """The checkpoints, as (namespace, id), that it builds on: its parent, and those of the graphs
+    around its own."""
     lease: LeaseToken | None
     run: object = None
-    """What tells the run from others of the process, if LangGraph says so."""
+    """An object that belongs to one run of this process, if LangGraph passes one."""
 
 
 _MAP = 'config["configurable"]["checkpoint_map"]'
 
 
-def origin(config: object, named: Address) -> Origin:
-    """Return what a config says of where a write comes from."""
+def origin(config: object, address: Address) -> Origin:
+    """Return where a write with this config comes from."""
     part = configurable(config)
     around = part.get("checkpoint_map")
-    found: dict[str, str] = {}
+    ancestry: dict[str, str] = {}
     if around is not None:
-        found = {
+        ancestry = {
             text(namespace, f"a key of {_MAP}"): text(checkpoint_id, f"a value of {_MAP}")
             for namespace, checkpoint_id in mapping(around, _MAP).items()
         }
-    if named.checkpoint_id is not None:
-        found[named.checkpoint_ns] = named.checkpoint_id
-    return Origin(list(found.items()), _lease(part.get(LEASE)), _run(part))
+    if address.checkpoint_id is not None:
+        ancestry[address.checkpoint_ns] = address.checkpoint_id
+    lease = _lease(part.get(LEASE))
+    return Origin(list(ancestry.items()), lease, langgraph_rules.run_of(part))
 
 
-def _run(part: Mapping[str, Any]) -> object:
-    """Return the object that LangGraph has one of for a run with all its subgraphs."""
-    return langgraph_rules.run_of(part)
-
-
-def beginning_run(config: object, named: Address) -> object:
-    """Return the run that begins with a look for its thread, or None if it is another look."""
+def beginning_run(config: object, address: Address) -> object:
+    """Return the run that begins with this look for its thread; None for any other look."""
     part = configurable(config)
-    if named.checkpoint_ns or langgraph_rules.is_of_task(part):
+    if address.checkpoint_ns or langgraph_rules.is_of_task(part):
         return None  # a task, or a subgraph, of a run that has begun before
-    return _run(part)
+    return langgraph_rules.run_of(part)
 
 
 def lease_token(key: object, fence: int) -> str:
@@ -223,43 +220,43 @@ def lease_token(key: object, fence: int) -> str:
     return f"{key}:{fence}"
 
 
-def listed(config: object | None) -> tuple[str | None, str | None, str | None]:
-    """Return the thread, the namespace and the checkpoint to list; None where any will do."""
+def list_scope(config: object | None) -> tuple[str | None, str | None, str | None]:
+    """Return the thread, the namespace and the checkpoint to list; None for all of a kind."""
     if config is None:
         return None, None, None
     thread_id, checkpoint_ns, checkpoint_id = address(config)
-    given = configurable(config).get("checkpoint_ns") is not None
-    return thread_id, checkpoint_ns if given else None, checkpoint_id
+    has_namespace = configurable(config).get("checkpoint_ns") is not None
+    return thread_id, checkpoint_ns if has_namespace else None, checkpoint_id
 
 
 def before(config: object | None) -> str | None:
-    """Return the id of the checkpoint that a listing ends before."""
+    """Return the id of a checkpoint: only older ones are listed."""
     if config is None:
         return None
     return _checkpoint_id(configurable(config))
 
 
 def metadata_filter(value: object, what: str = "filter") -> dict[str, Any] | None:
-    """Return a filter on metadata, in the types that JSON knows."""
+    """Return a filter on metadata, in the types that JSON has; None for none."""
     if value is None:
         return None
-    given = mapping(value, what)
-    for key in given:
+    filter = mapping(value, what)
+    for key in filter:
         if not isinstance(key, str):
             raise InvalidInput(f"a key of {what} must be a string, not {shown(key)}")
-    asked = shallow(decoded(as_json(given, what), what), what)
-    if sum(1 for _ in leaves(asked)) > ASKED:
-        raise InvalidInput(f"{what} asks for more than {ASKED} values")
-    return asked
+    plain = shallow(from_json(as_json(filter, what), what), what)
+    if sum(1 for _ in leaves(plain)) > FILTER_VALUES:
+        raise InvalidInput(f"{what} asks for more than {FILTER_VALUES} values")
+    return plain
 
 
 def checkpoint(value: object) -> Mapping[str, Any]:
-    """Return a checkpoint that has what it needs to be stored."""
-    given = mapping(value, "checkpoint")
-    checked = {**given, "id": identifier(given.get("id"), "checkpoint['id']"), "channel_values": {}}
+    """Return a checkpoint, with its id, its values and its versions checked."""
+    raw = mapping(value, "checkpoint")
+    checked = {**raw, "id": identifier(raw.get("id"), "checkpoint['id']"), "channel_values": {}}
     for name in ("channel_values", "channel_versions"):
-        if name in given:
-            checked[name] = _by_name(given[name], f"checkpoint[{name!r}]")
+        if name in raw:
+            checked[name] = _by_name(raw[name], f"checkpoint[{name!r}]")
     versions = checked.get("channel_versions", {})
     if set(map(type, versions.values())) <= _VERSIONS:
         return checked  # as nearly all are
@@ -277,11 +274,11 @@ def versions(value: object) -> Mapping[str, Any]:
     return _by_name({} if value is None else value, "new_versions")
 
 
-def counted_version(value: object) -> int:
-    """Return the number that a version begins with which is a string.
+def version_number(value: object) -> int:
+    """Return the number that the version of a channel begins with.
 
     Raises:
-        InvalidInput: It is none.
+        InvalidInput: The version is no string, or begins with no number.
     """
     number = langgraph_rules.version_number(text(value, "the version of a channel"))
     if number is None:
@@ -291,15 +288,15 @@ def counted_version(value: object) -> int:
 
 def _by_name(value: object, what: str) -> dict[str, Any]:
     """Return a mapping whose keys are names."""
-    given = mapping(value, what)
-    if set(map(type, given)) <= _STR and (names := "".join(given)).isascii() and "\0" not in names:
-        return dict(given)  # as nearly all are
+    raw = mapping(value, what)
+    if set(map(type, raw)) <= _STR and (names := "".join(raw)).isascii() and "\0" not in names:
+        return dict(raw)  # as nearly all are
     key = f"a key of {what}"
-    return {text(name, key): inner for name, inner in given.items()}
+    return {text(name, key): inner for name, inner in raw.items()}
 
 
 def run_id(metadata: Mapping[str, Any]) -> str | None:
-    """Return the run that a checkpoint's metadata name, if it is one that can be looked for."""
+    """Return the run that a checkpoint's metadata name; None if they name none by a string."""
     value = metadata.get("run_id")
     if value is None:
         return None
@@ -310,18 +307,18 @@ def run_id(metadata: Mapping[str, Any]) -> str | None:
 
 
 def checkpoint_metadata(config: Mapping[str, Any], value: object) -> Mapping[str, Any]:
-    """Return a checkpoint's metadata.
+    """Return the metadata of a checkpoint.
 
-    As LangGraph has it, the scalar keys of the config's `metadata` and `configurable` are in it.
+    They contain the scalar keys of the config's `metadata` and `configurable`, as LangGraph has it.
     """
-    given = mapping({} if value is None else value, "metadata")
-    return reading("metadata", langgraph_rules.get_checkpoint_metadata, config, given)
+    own = mapping({} if value is None else value, "metadata")
+    return reading("metadata", langgraph_rules.get_checkpoint_metadata, config, own)
 
 
 def thread_metadata(config: Mapping[str, Any]) -> str:
     """Return the metadata that a thread starts with, as JSON: the scalar keys of the config."""
-    said = checkpoint_metadata(config, {})
-    return as_json(said, "metadata") if said else "{}"
+    metadata = checkpoint_metadata(config, {})
+    return as_json(metadata, "metadata") if metadata else "{}"
 
 
 def writes(value: object) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""JSON as metadata and filters have it: bounded in its length and its depth. Pure."""
+"""JSON of metadata and filters, of bounded length and depth. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forkpoint.errors import InvalidInput
 from forkpoint.untrusted import shown
 
 METADATA_BYTES = 4 * 1024 * 1024
-"""How long metadata may be as JSON: a quarter of what fits into a document of MongoDB."""
+"""How many bytes metadata may take as JSON: a quarter of what fits into a MongoDB document."""
 DEPTH = 100
 """How many levels deep metadata, and filters on them, may be nested."""
 
@@ -18,13 +18,21 @@ _ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 
 
 def as_json(value: Mapping[str, Any], what: str) -> str:
-    """Return a mapping as JSON. ASCII, so that lone surrogates come back as they were."""
+    """Return a mapping as JSON, in ASCII, so that lone surrogates come back as they were.
+
+    Args:
+        value: The mapping.
+        what: What errors call it.
+
+    Raises:
+        InvalidInput: It is no JSON, or is too long or nested too deep.
+    """
     try:
         encoded = _ENCODER.encode(dict(value))
     except Exception as error:
         raise InvalidInput(f"{what} cannot be written as JSON: {shown(error)}") from error
     if encoded.count("{") + encoded.count("[") >= DEPTH:
-        shallow(decoded(encoded, what), what)
+        shallow(from_json(encoded, what), what)
     if len(encoded) > METADATA_BYTES:
         raise InvalidInput(
             f"{what} takes {len(encoded)} bytes as JSON, and {METADATA_BYTES} at most are stored; "
@@ -33,7 +41,8 @@ def as_json(value: Mapping[str, Any], what: str) -> str:
     return encoded
 
 
-def decoded(encoded: str, what: str) -> Any:
+def from_json(encoded: str, what: str) -> Any:
+    """Return the value of a JSON text; see `as_json`."""
     try:
         return json.loads(encoded)
     except RecursionError:
@@ -41,14 +50,14 @@ def decoded(encoded: str, what: str) -> Any:
 
 
 def shallow(value: dict[str, Any], what: str) -> dict[str, Any]:
-    """Return a JSON value that is not nested deeper than a comparison can follow."""
+    """Return a JSON value, unless it is nested more than `DEPTH` levels deep."""
     level: list[Any] = [value]
     for _ in range(DEPTH):
         level = [
             inner
-            for one in level
-            if isinstance(one, (dict, list))
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
     if level:
         raise InvalidInput(f"{what} is nested more than {DEPTH} levels deep")

@@ -1,4 +1,7 @@
-"""The part of the gate that is for options: choices, numbers, times, paths and callbacks."""
+"""Checks of options that callers pass: choices, numbers, times, paths and callbacks.
+
+Each function returns a value of the right type, or raises `InvalidInput`, as in `forkpoint.inputs`.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from forkpoint.clocks import EPOCH
 from forkpoint.errors import InvalidInput
 from forkpoint.untrusted import characters, integer, reading, shown
 
-_LARGEST = 2**31 - 1  # what every database counts with, and more than any has
+_LARGEST = 2**31 - 1  # fits into a column of every database
 _MICROSECOND = timedelta(microseconds=1)
 _LONGEST = 2**53  # microseconds: 285 years
 
 
 def choice(value: object, what: str, options: Sequence[str]) -> str:
-    """Return one of some words."""
+    """Return a string that is one of the options."""
     if isinstance(value, str) and (plain := characters(value)) in options:
         return plain
     raise InvalidInput(f"{what} must be one of {list(options)}, not {shown(value)}")
@@ -32,7 +35,7 @@ def flag(value: object, what: str) -> bool:
 
 
 def callback(value: object, what: str) -> None:
-    """Check that something can be called from another thread."""
+    """Check that a value can be called, and is not async: another thread calls it."""
     if not callable(value):
         raise InvalidInput(f"{what} cannot be called: {shown(value)}")
     if inspect.iscoroutinefunction(value):
@@ -40,7 +43,7 @@ def callback(value: object, what: str) -> None:
 
 
 def path(value: str | os.PathLike[str], what: str) -> str:
-    """Return the path of a file, as the system can have one."""
+    """Return the path of a file as a string that the operating system accepts."""
     return reading(what, _path, value, what)
 
 
@@ -52,7 +55,7 @@ def _path(value: str | os.PathLike[str], what: str) -> str:
 
 
 def count(value: object, what: str, at_least: int) -> int:
-    """Return an integer that is not too small."""
+    """Return an integer of at least `at_least`. Huge ones become the largest that is stored."""
     number = integer(value)
     if number is None:
         raise InvalidInput(f"{what} must be an integer, not {shown(value)}")
@@ -90,7 +93,7 @@ def size(value: object, what: str) -> int:
 
 
 def serializer(value: object) -> Any:
-    """Return what turns values into bytes and back, in one of the ways that LangGraph knows."""
+    """Return a serializer: an object with the methods of one of LangGraph's two protocols."""
     for names in (("dumps_typed", "loads_typed"), ("dumps", "loads")):
         if all(callable(reading("serde", getattr, value, name, None)) for name in names):
             return value

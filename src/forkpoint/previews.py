@@ -1,8 +1,8 @@
-"""What a thread's record shows of its state: chosen channels, as JSON of a bounded size. Pure.
+"""Previews: what a thread's record shows of its state, as JSON of a bounded size. Pure.
 
-A value is shown as it is if it is plain JSON and short. A longer text is shown by its beginning,
-and a message, or the last one of a list of messages, by its type and its text. All else is left
-out: it is in the checkpoint.
+A preview has the values of chosen channels: a short JSON value as it is, the beginning of a longer
+text, and the type and the text of a message, or of the last one of a list. Any other value is left
+out.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from langchain_core.messages import BaseMessage
 PREVIEW_CHANNELS = 16
 """How many channels may be chosen."""
 PREVIEW_CHARACTERS = 200
-"""How long a text is shown."""
+"""How many characters of a text are shown."""
 PREVIEW_BYTES = 1000
-"""How long another value may be as JSON."""
+"""How many bytes any other value may take as JSON."""
 PREVIEW_PARTS = 64
 """How many values there may be within a value, itself included."""
 
@@ -28,18 +28,24 @@ _CUT = "…"
 
 
 def preview_of(values: Mapping[str, Any], channels: Sequence[str]) -> str:
-    """Return what is shown of a state, as the JSON of a mapping."""
+    """Return the preview of a state, as the JSON of a mapping from channel to value."""
     shown = {channel: _shown(values[channel]) for channel in channels if channel in values}
-    kept = {channel: value for channel, value in shown.items() if value is not _LEFT_OUT}
-    return json.dumps(kept, separators=(",", ":"))
+    preview = {channel: value for channel, value in shown.items() if value is not _LEFT_OUT}
+    return json.dumps(preview, separators=(",", ":"))
 
 
 def preview_after(
     before: str | None, values: Mapping[str, Any], channels: Sequence[str]
 ) -> str | None:
-    """Return what is shown of a state in which some channels have other values than before.
+    """Return the preview of a state in which some channels have new values.
 
-    None if nothing was shown, and nothing is chosen.
+    Args:
+        before: The preview before; None if there is none.
+        values: The new values by channel.
+        channels: The channels that previews show.
+
+    Returns:
+        The preview; None if there was none, and no channels are chosen.
     """
     if before is None and not channels:
         return None
@@ -49,7 +55,7 @@ def preview_after(
 
 
 def part_of(preview: str | None, channels: Sequence[str]) -> str | None:
-    """Return what a preview shows of some channels."""
+    """Return the part of a preview that shows some channels."""
     if preview is None:
         return None
     shown = json.loads(preview)
@@ -80,7 +86,7 @@ def _text(content: Any) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether JSON gives a value back as it is, and there is not much in it."""
+    """Return whether a value is a small one that JSON gives back as it is."""
     waiting, parts = [value], 0
     while waiting:
         part = waiting.pop()

@@ -1,7 +1,7 @@
-"""Reading objects that somebody else made, and that may refuse to be read or printed.
+"""Reading objects of callers, which may raise anything when they are read or printed.
 
-What they raise becomes `InvalidInput`. The base class's own methods read a subclass of a built-in
-type: what the subclass makes of itself does not count.
+What they raise becomes `InvalidInput`. A subclass of a built-in type is read by the methods of the
+built-in type, whatever the subclass overrides.
 """
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ def mapping(value: object, what: str) -> Mapping[Any, Any]:
 
 
 def items(value: Collection[Any], what: str) -> list[Any]:
-    """Return what is in a collection."""
+    """Return the items of a collection as a list."""
     return value if type(value) is list else reading(what, list, value)
 
 
 def integer(value: object) -> int | None:
-    """Return an integer, or None for everything else, and for truth values."""
+    """Return an integer; None for any other value, `True` and `False` included."""
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if type(value) is int else int.__int__(value)
 
 
 def characters(value: str) -> str:
-    """Return the characters of a string.
+    """Return a string of type `str` with the same characters.
 
-    A subclass may compare and print as it likes, as an enum does, and a driver may know better what
-    to make of it than a string, as that of MongoDB does of `bson.Code`.
+    A subclass may compare and print differently, as an enum does, and a driver may store it as
+    something else than a string, as MongoDB's does with `bson.Code`.
     """
     return value if type(value) is str else str.__str__(value)

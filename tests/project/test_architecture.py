@@ -162,7 +162,6 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS = {
     "catalog.tool_calls._put",
-    "operations.delta_channels.delta_channel_history",
     "server.app.create_app",
 }
 

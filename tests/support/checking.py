@@ -17,7 +17,7 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from forkpoint import SafeSerializer
-from forkpoint.operations.gc import Collected, collect
+from forkpoint.operations.gc import CollectionResult, collect
 from forkpoint.operations.turns import in_turns
 from forkpoint.runtime.steps import finish
 from forkpoint.saver.saver import ForkpointSaver
@@ -63,7 +63,7 @@ def put(
     return saver.put(after, made, dict(metadata or {}), made["channel_versions"])
 
 
-def collected(saver: ForkpointSaver, family: Any) -> Collected:
+def collected(saver: ForkpointSaver, family: Any) -> CollectionResult:
     """Collect the chunks of a family."""
     storage = saver._context.storage
     return finish(in_turns(storage, lambda turns: collect(turns, family)))

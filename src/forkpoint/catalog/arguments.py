@@ -48,7 +48,7 @@ def changes_of(
     return Changes(
         None if label is None or label is UNCHANGED else inputs.identifier(label, "label"),
         None if tags is UNCHANGED else inputs.tags(tags, "tags"),
-        inputs.described_metadata(metadata),
+        inputs.thread_description(metadata),
         None if ttl is None or ttl is UNCHANGED else inputs.duration(ttl, "ttl"),
         None
         if on_expiry is UNCHANGED

@@ -53,7 +53,7 @@ _name = _given(inputs.identifier)
 
 
 def _tags(value: object, name: str) -> Sequence[str] | None:
-    return inputs.tags(value, name, inputs.ASKED) or None
+    return inputs.tags(value, name, inputs.FILTER_VALUES) or None
 
 
 def _json(value: object, name: str) -> dict[str, Any] | None:

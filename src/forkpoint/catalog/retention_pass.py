@@ -24,7 +24,7 @@ from forkpoint.catalog.threads import Thread
 from forkpoint.errors import ThreadBusy, ThreadNotFound
 from forkpoint.operations import listing, remove
 from forkpoint.operations.context import Context
-from forkpoint.operations.gc import collect, uncollected
+from forkpoint.operations.gc import collect, incomplete_collection
 from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.runtime.runner import Runner
 from forkpoint.runtime.steps import Steps
@@ -190,7 +190,7 @@ class _Pass:
         """Trim a thread, unless no namespace of it is too long: only all together may be."""
         kept = self._task.rules.kept(self._now())
         try:
-            if not (yield from remove.is_longer(self._context, row.thread_id, kept)):
+            if not (yield from remove.would_trim(self._context, row.thread_id, kept)):
                 return
             if not self._task.dry_run:
                 yield from remove.trim(self._context, row.thread_id, kept)
@@ -202,7 +202,7 @@ class _Pass:
         """Trim an expired thread, unless something happened to it since it was read."""
         kept = Kept(1)
         try:
-            is_longer = yield from remove.is_longer(self._context, row.thread_id, kept)
+            is_longer = yield from remove.would_trim(self._context, row.thread_id, kept)
             if is_longer and not self._task.dry_run:
                 yield from remove.trim(self._context, row.thread_id, kept, seen=row)
         except ThreadNotFound:
@@ -249,7 +249,7 @@ class _Pass:
         for thread_id in deleted:
             self._context.memory.threads.pop(thread_id)
         if missing is not None:
-            raise uncollected(missing, "what was to go")
+            raise incomplete_collection(missing, "what was to go")
 
     def _archive(self, row: ThreadRow, archive: Archive | ArchiveFile) -> Steps[None]:
         """Archive a thread and delete it, while nobody else runs on it, or does the same."""

@@ -1,7 +1,7 @@
-"""What a process remembers of a store, to be spared reading it again before each write.
+"""What a process remembers of a store, so that a write need not read it first.
 
-Nothing here is trusted for long: every write names the thread, the epoch and the store's history
-that it was prepared for, and is refused if they no longer hold.
+What is remembered may be out of date. So every write names the thread, the epoch and the history of
+the store that it was prepared for, and the store refuses it if they no longer hold.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from forkpoint.encoding.codec import Chunks, Manifest
 from forkpoint.storage.plan import Place
 from forkpoint.storage.rows import RunStart, ThreadRef
 
-_RUNS_BYTES = 4 * 1024 * 1024  # of their own: what they say, nothing else may say later
+_RUNS_BYTES = 4 * 1024 * 1024  # of their own: what they hold cannot be read again
 _RECENT_DIGESTS = 8192  # in each family
 _CHANNEL_BYTES = 400  # what a channel takes in a manifest and its versions, beside what is packed
 _DIGEST_BYTES = 140  # what a digest takes in a set
 
 
 class KnownManifest(NamedTuple):
+    """The manifest of a checkpoint, and the epoch at which the store had all chunks of it."""
+
     epoch: int
     manifest: Manifest
     versions: Mapping[str, Any]
     packed_bytes: int
-    """What it takes as it is stored, with its refs."""
+    """How many bytes it takes as it is stored, with its refs."""
 
 
 class _KnownChunks(NamedTuple):
@@ -34,10 +36,11 @@ class _KnownChunks(NamedTuple):
 
 
 class Announced:
-    """The checkpoints that are on their way into the store.
+    """The checkpoints that this process is about to put.
 
-    Where a thread was deleted, they tell whether writes belong to a new run of which nothing is
-    stored yet. Nobody waits for them: should such a checkpoint be refused, its writes go with it.
+    Where a thread was deleted, writes of a task belong to a new run if their checkpoint is among
+    these, and else are late. No write waits for its checkpoint: if that is refused, the writes that
+    were stored for it are removed.
     """
 
     def __init__(self) -> None:
@@ -48,18 +51,20 @@ class Announced:
         self._places[ticket] = (thread_id, checkpoint_id)
 
     def remove(self, ticket: int) -> None:
+        """End an announcement, if there is one."""
         self._places.pop(ticket, None)
 
     def has(self, thread_id: str, checkpoint_id: str) -> bool:
+        """Return whether a checkpoint is announced."""
         return (thread_id, checkpoint_id) in list(self._places.values())
 
 
 class Runs:
     """What thread ids meant when the runs of this process began.
 
-    A run looks for its thread before it does anything else, and LangGraph passes the same object
-    to that look and to all that the run and its subgraphs store. So what is deleted, or made, in
-    between is told from what was there before, whatever the ids of the checkpoints are.
+    A run first looks for its thread. LangGraph passes one object, the run, to that look and to
+    everything that the run and its subgraphs store. So it is known whether a thread was deleted, or
+    made, since a run of it began.
     """
 
     def __init__(self) -> None:
@@ -69,7 +74,7 @@ class Runs:
         )
 
     def begin(self, thread_id: str, run: object, beginning: RunStart) -> None:
-        """Remember what a run that begins found, or that it made the thread itself."""
+        """Remember what a thread id means as a run begins, or which thread the run has made."""
         # With the object, so that its id stays its own.
         self._beginnings.put((thread_id, id(run)), (run, beginning))
 
@@ -81,16 +86,16 @@ class Runs:
             self.begin(thread_id, run, start)
 
     def beginning(self, thread_id: str, run: object) -> RunStart | None:
-        """Return what a run found; None if that is not known."""
+        """Return what a thread id meant when a run began; None if that is not known."""
         known = None if run is None else self._beginnings.get((thread_id, id(run)))
         return None if known is None else known[1]
 
 
 class Described(NamedTuple):
-    """What the record of a thread says: its metadata, as JSON."""
+    """The metadata of a thread's record, as JSON, and where this process knows them from."""
 
     run: object
-    """The run that had it say so; None if it was read."""
+    """The run that merged its metadata into them; None if they were read."""
     metadata: str
 
 
@@ -98,10 +103,10 @@ class Memory:
     """Threads, manifests and chunks that were read or written lately.
 
     Args:
-        history: The store's history that they are of.
-        announced: What is on its way into the store, whichever that is.
-        runs: What runs found, in whichever history they began: what is gone then is deleted.
-        budget: What all this may take, together with others, but for what runs found.
+        history: The history of the store that they belong to.
+        announced: The checkpoints that are about to be put. They belong to no history.
+        runs: What thread ids meant when runs began, in whichever history that was.
+        budget: How many bytes all but `runs` may take, together with other caches.
     """
 
     def __init__(self, history: int, announced: Announced, runs: Runs, budget: CacheBudget) -> None:
@@ -110,13 +115,13 @@ class Memory:
         self.runs = runs
         self.threads: Cache[str, ThreadRef] = Cache(budget, size_of_text)
         self.missing: Cache[str, bool] = Cache(budget, size_of_text)
-        """Threads that were looked for in vain: what is written next may make them."""
+        """The ids that meant no thread when they were looked for. The next write may make one."""
         self.salts: Cache[str, bytes] = Cache(budget, size_of_text)
-        """The salts of threads that this process is about to make, whichever put is the first."""
+        """The salts of threads that this process is about to make: one for all puts of an id."""
         self.described: Cache[Any, Described] = Cache(
             budget, lambda _, described: ENTRY_BYTES + len(described.metadata)
         )
-        """What the records of threads said last, by the key of a thread."""
+        """The metadata of threads, by the key of a thread."""
         self._manifests: Cache[tuple[Any, str, str], KnownManifest]
         self._manifests = Cache(budget, _size_of_manifest)
         self._chunks: Cache[Any, _KnownChunks] = Cache(
@@ -125,7 +130,7 @@ class Memory:
         self._budget = budget
 
     def forget(self, thread_id: str) -> None:
-        """Remember no longer what an id meant."""
+        """Forget which thread an id means."""
         self.threads.pop(thread_id)
         self.missing.pop(thread_id)
         self.salts.pop(thread_id)
@@ -164,10 +169,10 @@ def _size_of_manifest(place: tuple[Any, str, str], known: KnownManifest) -> int:
 
 
 class Memories:
-    """What is remembered of a store: but for what runs found, for its present history only.
+    """The memory of a store's present history.
 
     Args:
-        budget: What it may take.
+        budget: How many bytes it may take.
     """
 
     def __init__(self, budget: CacheBudget) -> None:

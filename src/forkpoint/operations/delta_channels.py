@@ -20,95 +20,108 @@ from forkpoint.storage.rows import CheckpointRow, StoredCheckpoint, WriteRow
 def delta_channel_history(
     context: Context, address: Address, channels: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Return what rebuilds each channel: the writes to it since it was last stored, and that.
+    """Return what rebuilds each channel: the writes to it since it was last stored, and that value.
 
-    The writes come in the order in which a run applied them, oldest first.
+    The writes are in the order in which a run applied them, oldest first.
+
+    Args:
+        context: The store.
+        address: The checkpoint, or the thread and the namespace of which the newest is meant.
+        channels: The names of the channels.
 
     Raises:
-        CorruptChunk: Something that it is rebuilt from is missing, or not what was written.
+        CorruptChunk: Something that a channel is rebuilt from is missing, or not what was written.
     """
     if not channels:
         return {}
     context.prepare()
-
-    def read(session: Session) -> _History | None:
-        found = session.checkpoints.get(*address)
-        if found is None:
-            return None
-        codec = context.codec_of(found.thread)
-        thread, checkpoint_ns = found.thread, found.row.checkpoint_ns
-        walk = _Walk(codec, found, channels)
-        ancestors = session.checkpoints.ancestors(thread, checkpoint_ns, found.row.checkpoint_id)
-        next(ancestors, None)  # its own writes are for its child
-        walk.follow(ancestors)
-        with_receipts = [*channels, NO_CHANNEL]
-        writes = session.checkpoints.channel_writes(
-            thread, checkpoint_ns, list(walk.path), with_receipts
-        )
-        refs = [entry.refs for _, entry in walk.seeds.values()]
-        refs += [row.refs for row in walk.since_seeds(writes)]
-        stored = gather(refs, lambda digests: session.chunks.get(thread.family, digests))
-        if session.threads.find(found.thread_id) != thread:
-            raise Stale  # some of the path may have been removed on the way
-        return _History(found, walk, writes, stored)
-
-    def load(history: _History | None) -> dict[str, dict[str, Any]]:
-        loaded: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
-        if history is not None:
-            row, walk = history.found.row, history.walk
-            codec = context.codec_of(history.found.thread)
-            with at_place(history.found.thread_id, row.checkpoint_ns, row.checkpoint_id):
-                check_end(walk.oldest, walk.unrooted)
-                for write in walk.since_seeds(complete_writes(codec, history.writes, channels)):
-                    value = load_write(codec, write, history.stored)
-                    loaded[write.channel]["writes"].append(value)
-                for channel, (_, entry) in walk.seeds.items():
-                    loaded[channel]["seed"] = codec.decode_entry(entry, history.stored)
-        return loaded
-
-    return consistently(context, read, load)
+    return consistently(
+        context,
+        lambda session: _read(context, session, address, channels),
+        lambda history: _load(context, history, channels),
+    )
 
 
 class _History(NamedTuple):
     """What the channels of a checkpoint are rebuilt from."""
 
-    found: StoredCheckpoint
-    walk: _Walk
+    checkpoint: StoredCheckpoint
+    path: _Path
     writes: list[WriteRow]
-    """Those of all ancestors of the walk, and their receipts."""
-    stored: Chunks
+    """Those of all ancestors on the path, and their receipts."""
+    chunks: Chunks
 
 
-class _Walk:
-    """A walk from a checkpoint along its ancestors, to the stored values of channels.
+def _read(
+    context: Context, session: Session, address: Address, channels: Sequence[str]
+) -> _History | None:
+    checkpoint = session.checkpoints.get(*address)
+    if checkpoint is None:
+        return None
+    thread, row = checkpoint.thread, checkpoint.row
+    path = _Path(context.codec_of(thread), checkpoint, channels)
+    ancestors = session.checkpoints.ancestors(thread, row.checkpoint_ns, row.checkpoint_id)
+    next(ancestors, None)  # its own writes are for its child
+    path.follow(ancestors)
+    writes = session.checkpoints.channel_writes(
+        thread, row.checkpoint_ns, list(path.distances), [*channels, NO_CHANNEL]
+    )
+    refs = [entry.refs for _, entry in path.seeds.values()]
+    refs += [write.refs for write in path.since_seeds(writes)]
+    chunks = gather(refs, lambda digests: session.chunks.get(thread.family, digests))
+    if session.threads.find(checkpoint.thread_id) != thread:
+        raise Stale  # some of the path may have been removed meanwhile
+    return _History(checkpoint, path, writes, chunks)
+
+
+def _load(
+    context: Context, history: _History | None, channels: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    loaded: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
+    if history is None:
+        return loaded
+    checkpoint, path = history.checkpoint, history.path
+    row, codec = checkpoint.row, context.codec_of(checkpoint.thread)
+    with at_place(checkpoint.thread_id, row.checkpoint_ns, row.checkpoint_id):
+        check_end(path.oldest, path.unrooted)
+        for write in path.since_seeds(complete_writes(codec, history.writes, channels)):
+            value = load_write(codec, write, history.chunks)
+            loaded[write.channel]["writes"].append(value)
+        for channel, (_, entry) in path.seeds.items():
+            loaded[channel]["seed"] = codec.decode_entry(entry, history.chunks)
+    return loaded
+
+
+class _Path:
+    """The ancestors of a checkpoint, back to those that store the values of channels.
 
     Attributes:
-        path: How far each ancestor is, by its id.
-        seeds: Where each channel is stored: how far, and as what.
-        oldest: The last checkpoint of the walk.
+        distances: How many steps back each ancestor is, by its id; 0 for the parent.
+        seeds: For each channel the distance of the ancestor that stores it, and its entry there.
+        oldest: The last checkpoint of the path.
     """
 
-    def __init__(self, codec: Codec, found: StoredCheckpoint, channels: Sequence[str]) -> None:
-        self.path: dict[str, int] = {}
+    def __init__(self, codec: Codec, checkpoint: StoredCheckpoint, channels: Sequence[str]) -> None:
+        self.distances: dict[str, int] = {}
         self.seeds: dict[str, tuple[int, Entry]] = {}
-        self.oldest = found.row
+        self.oldest = checkpoint.row
         self._codec = codec
-        self._thread_id = found.thread_id
+        self._thread_id = checkpoint.thread_id
         self._channels = channels
-        body, manifest = self._open(found.row)
-        self._needed = self._rebuilt(found.row, body, manifest) & set(channels)
+        body, manifest = self._open(checkpoint.row)
+        self._needed = self._rebuilt(checkpoint.row, body, manifest) & set(channels)
         self._last = body, manifest
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Walk) and vars(self) == vars(other)
+        return isinstance(other, _Path) and vars(self) == vars(other)
 
     def follow(self, ancestors: Iterable[CheckpointRow]) -> None:
-        """Walk, until all channels are found, or there are no more ancestors."""
+        """Take in ancestors until each channel is stored in one, or there are no more."""
         for distance, row in enumerate(ancestors):
-            if row.checkpoint_id in self.path:
+            if row.checkpoint_id in self.distances:
                 self._needed.clear()
                 break  # one that was put as its own ancestor
-            self.path[row.checkpoint_id] = distance
+            self.distances[row.checkpoint_id] = distance
             self.oldest = row
             self._last = _, manifest = self._open(row)
             for channel in self._channels:
@@ -119,19 +132,19 @@ class _Walk:
 
     def since_seeds(self, writes: Iterable[WriteRow]) -> list[WriteRow]:
         """Return those writes that came after the stored values, in order."""
-        path, seeds = self.path, self.seeds
+        distances, seeds = self.distances, self.seeds
         since = [
             row
             for row in writes
-            if row.channel not in seeds or path[row.checkpoint_id] <= seeds[row.channel][0]
+            if row.channel not in seeds or distances[row.checkpoint_id] <= seeds[row.channel][0]
         ]
-        return sorted(since, key=lambda row: (-path[row.checkpoint_id], *order_of(row)))
+        return sorted(since, key=lambda row: (-distances[row.checkpoint_id], *order_of(row)))
 
     @property
     def unrooted(self) -> set[str]:
-        """The channels whose stored value must be further back than the walk went."""
-        left = self._needed - self.seeds.keys()
-        return left and left & self._rebuilt(self.oldest, *self._last)
+        """The channels whose stored value must be further back than the path goes."""
+        missing = self._needed - self.seeds.keys()
+        return missing and missing & self._rebuilt(self.oldest, *self._last)
 
     def _open(self, row: CheckpointRow) -> tuple[dict[str, Any], dict[str, Entry]]:
         with at_place(self._thread_id, row.checkpoint_ns, row.checkpoint_id):

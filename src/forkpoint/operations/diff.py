@@ -41,78 +41,95 @@ class _Side(NamedTuple):
     """One of two states."""
 
     codec: Codec
-    found: StoredCheckpoint
+    checkpoint: StoredCheckpoint
     versions: Mapping[str, Any]
     manifest: Manifest
     rebuilt: set[str]
+    """The channels whose values are rebuilt from ancestors."""
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """The thread, the namespace and the id of the checkpoint."""
+        return self.checkpoint.thread_id, *place_of(self.checkpoint.row)
 
 
 class _Part(NamedTuple):
-    """What of a value the other side does not have: some leaves, or the value as a whole."""
+    """What the other side lacks of a value: some leaves of its tree, or the value as a whole."""
 
     entry: Entry
     leaves: list[bytes] | None
+    """None for the value as a whole."""
+
+    @property
+    def refs(self) -> bytes:
+        """The digests of the chunks to read."""
+        return self.entry.refs if self.leaves is None else b"".join(self.leaves)
 
 
 _Pair = tuple[_Part, _Part]
 
 
+class _Reading(NamedTuple):
+    """What is read of two states."""
+
+    before: _Side
+    after: _Side
+    pairs: dict[str, _Pair]
+    """The channels that both sides store, and whose entries differ."""
+    chunks: Chunks
+
+
 def diff(context: Context, first: Address, second: Address) -> StateDiff:
-    """Return how the state differs between two checkpoints, of any threads."""
+    """Return how the state differs between two checkpoints, of any threads.
+
+    Raises:
+        ThreadNotFound: There is no such thread.
+        CheckpointNotFound: There is no such checkpoint.
+    """
     context.prepare()
+    return consistently(context, lambda session: _read(context, session, first, second), _compare)
 
-    def read(session: Session) -> tuple[_Side, _Side, dict[str, _Pair], Chunks]:
-        sides = _side(context, session, first), _side(context, session, second)
-        pairs: dict[str, _Pair] = {}
-        stored: Chunks = {}
-        for channel in _names(*sides):
-            before, after = (side.manifest.get(channel) for side in sides)
-            if before is not None and after is not None and _plain(before) != _plain(after):
-                pairs[channel] = _parts(session, sides, (before, after), stored)
-        for position, side in enumerate(sides):
-            refs = [pair[position] for pair in pairs.values()]
-            wanted = [
-                part.entry.refs if part.leaves is None else b"".join(part.leaves) for part in refs
-            ]
-            other = sides[1 - position]
-            wanted += [
-                entry.refs
-                for channel, entry in side.manifest.items()
-                if channel not in other.manifest
-            ]
-            family = side.found.thread.family
-            stored |= gather(wanted, partial(session.chunks.get, family))
-        return *sides, pairs, stored
 
-    def load(read: tuple[_Side, _Side, dict[str, _Pair], Chunks]) -> StateDiff:
-        before, after, pairs, stored = read
-        with at_place(after.found.thread_id, *place_of(after.found.row)):
-            return StateDiff(
-                {
-                    channel: _channel(channel, before, after, pairs.get(channel), stored)
-                    for channel in _names(before, after)
-                }
-            )
+def _read(context: Context, session: Session, first: Address, second: Address) -> _Reading:
+    sides = _side(context, session, first), _side(context, session, second)
+    pairs: dict[str, _Pair] = {}
+    chunks: Chunks = {}
+    for channel in _names(*sides):
+        before, after = (side.manifest.get(channel) for side in sides)
+        if before is not None and after is not None and _plain(before) != _plain(after):
+            pairs[channel] = _parts(session, sides, (before, after), chunks)
+    for position, side in enumerate(sides):
+        other = sides[1 - position]
+        refs = [pair[position].refs for pair in pairs.values()]
+        refs += [entry.refs for name, entry in side.manifest.items() if name not in other.manifest]
+        chunks |= gather(refs, partial(session.chunks.get, side.checkpoint.thread.family))
+    return _Reading(*sides, pairs, chunks)
 
-    return consistently(context, read, load)
+
+def _compare(reading: _Reading) -> StateDiff:
+    before, after, pairs, chunks = reading
+    with at_place(*after.place):
+        return StateDiff(
+            {
+                channel: _channel(channel, before, after, pairs.get(channel), chunks)
+                for channel in _names(before, after)
+            }
+        )
 
 
 def _side(context: Context, session: Session, address: Address) -> _Side:
-    found = session.checkpoints.get(*address)
-    if found is None:
+    checkpoint = session.checkpoints.get(*address)
+    if checkpoint is None:
         existing_thread(session, address.thread_id)
         raise CheckpointNotFound(
             f"thread {address.thread_id!r} has no checkpoint {address.checkpoint_id!r}"
         )
-    with at_place(found.thread_id, *place_of(found.row)):
-        codec = context.codec_of(found.thread)
-        body, manifest = open_checkpoint(codec, found.row)
+    with at_place(checkpoint.thread_id, *place_of(checkpoint.row)):
+        codec = context.codec_of(checkpoint.thread)
+        body, manifest = open_checkpoint(codec, checkpoint.row)
     versions = body.get("channel_versions", {})
-    return _Side(codec, found, versions, manifest, _rebuilt(found, versions, manifest))
-
-
-def _rebuilt(found: StoredCheckpoint, versions: Mapping[str, Any], manifest: Manifest) -> set[str]:
-    return rebuilt_channels(metadata_of(found.row), versions, manifest)
+    rebuilt = rebuilt_channels(metadata_of(checkpoint.row), versions, manifest)
+    return _Side(codec, checkpoint, versions, manifest, rebuilt)
 
 
 def _names(before: _Side, after: _Side) -> list[str]:
@@ -129,7 +146,7 @@ def _parts(
     session: Session,
     sides: tuple[_Side, _Side],
     entries: tuple[Entry, Entry],
-    stored: Chunks,
+    chunks: Chunks,
 ) -> _Pair:
     """Return what each of two values has that the other does not, but for runs that both have."""
     kinds = {entry.kind & ~SNAPSHOT for entry in entries}
@@ -144,10 +161,10 @@ def _parts(
         for position, side in enumerate(sides):
             if heights[position] == height:
                 nodes = levels[position]
-                family = side.found.thread.family
-                stored |= session.chunks.get(family, set(nodes), follow=False)
-                with at_place(side.found.thread_id, *place_of(side.found.row)):
-                    levels[position] = side.codec.next_level(nodes, stored, volumes[position])
+                family = side.checkpoint.thread.family
+                chunks |= session.chunks.get(family, set(nodes), follow=False)
+                with at_place(*side.place):
+                    levels[position] = side.codec.next_level(nodes, chunks, volumes[position])
                 heights[position] -= 1
     first, second = _without_common(*levels)
     return _Part(entries[0], first), _Part(entries[1], second)
@@ -174,19 +191,19 @@ def _channel(
     before: _Side,
     after: _Side,
     pair: _Pair | None,
-    stored: Chunks,
+    chunks: Chunks,
 ) -> ChannelDiff:
     if channel in before.rebuilt or channel in after.rebuilt:
         is_same = before.versions.get(channel) == after.versions.get(channel)
         return ChannelDiff("unchanged" if is_same else "changed", is_rebuilt=True)
     if channel not in before.manifest:
-        return ChannelDiff("added", after=_whole(after, channel, stored))
+        return ChannelDiff("added", after=_whole(after, channel, chunks))
     if channel not in after.manifest:
-        return ChannelDiff("removed", before=_whole(before, channel, stored))
+        return ChannelDiff("removed", before=_whole(before, channel, chunks))
     if pair is None:
         return ChannelDiff("unchanged")
     old, new = (
-        _decoded(side.codec, part, stored) for side, part in zip((before, after), pair, strict=True)
+        _decoded(side.codec, part, chunks) for side, part in zip((before, after), pair, strict=True)
     )
     if type(old) is list and type(new) is list:
         return _lists(before.codec, old, new)
@@ -197,45 +214,52 @@ def _channel(
     return ChannelDiff("changed", before=old, after=new)
 
 
-def _whole(side: _Side, channel: str, stored: Chunks) -> Any:
-    return _decoded(side.codec, _Part(side.manifest[channel], None), stored)
+def _whole(side: _Side, channel: str, chunks: Chunks) -> Any:
+    return _decoded(side.codec, _Part(side.manifest[channel], None), chunks)
 
 
-def _decoded(codec: Codec, part: _Part, stored: Chunks) -> Any:
+def _decoded(codec: Codec, part: _Part, chunks: Chunks) -> Any:
     if part.leaves is not None:
-        return codec.decode_leaves(part.entry.kind & ~SNAPSHOT, part.leaves, stored)
-    value = codec.decode_entry(part.entry, stored)
+        return codec.decode_leaves(part.entry.kind & ~SNAPSHOT, part.leaves, chunks)
+    value = codec.decode_entry(part.entry, chunks)
     return value.value if part.entry.kind & SNAPSHOT else value
 
 
 def _lists(codec: Codec, old: list[Any], new: list[Any]) -> ChannelDiff:
     """Compare what two lists that differ do not have in common."""
-    known = {codec.fingerprint(element): element for element in (*old, *new)}
-    before, after = ([codec.fingerprint(element) for element in one] for one in (old, new))
+    elements = {codec.fingerprint(element): element for element in (*old, *new)}
+    before, after = ([codec.fingerprint(element) for element in part] for part in (old, new))
     # Where nothing is left of either, it is whole runs that are in another order.
     is_changed = before != after or not before
-    gone, come = ([known[one] for one in rest] for rest in _without_common(before, after))
-    first, last = _versions(gone), _versions(come)
+    removed, added = (
+        [elements[fingerprint] for fingerprint in rest] for rest in _without_common(before, after)
+    )
+    first, last = _positions(removed), _positions(added)
     both = [id_ for id_ in first if id_ in last]
-    old_ones, new_ones = {first[id_] for id_ in both}, {last[id_] for id_ in both}
+    old_versions, new_versions = {first[id_] for id_ in both}, {last[id_] for id_ in both}
     return ChannelDiff(
         "changed" if is_changed else "unchanged",
-        added=tuple(one for position, one in enumerate(come) if position not in new_ones),
-        removed=tuple(one for position, one in enumerate(gone) if position not in old_ones),
-        changed={id_: (gone[first[id_]], come[last[id_]]) for id_ in both},
+        added=_except(added, new_versions),
+        removed=_except(removed, old_versions),
+        changed={id_: (removed[first[id_]], added[last[id_]]) for id_ in both},
     )
 
 
-def _versions(elements: list[Any]) -> dict[str, int]:
-    """Return where the elements are that have an id: of those with the same, the last."""
-    found = ((_identity(element), position) for position, element in enumerate(elements))
-    return {id_: position for id_, position in found if id_ is not None}
+def _except(elements: list[Any], positions: set[int]) -> tuple[Any, ...]:
+    """Return elements without those at some positions."""
+    return tuple(element for position, element in enumerate(elements) if position not in positions)
 
 
-def _identity(element: Any) -> str | None:
-    """Return what says that two elements of lists are versions of one, as messages have it."""
-    found = element.get("id") if isinstance(element, dict) else getattr(element, "id", None)
-    return found if isinstance(found, str) else None
+def _positions(elements: list[Any]) -> dict[str, int]:
+    """Return the position of each element that has an id; of those with the same id, the last."""
+    ids = ((_id_of(element), position) for position, element in enumerate(elements))
+    return {id_: position for id_, position in ids if id_ is not None}
+
+
+def _id_of(element: Any) -> str | None:
+    """Return the id of an element, such as a message: elements of one id are versions of one."""
+    id_ = element.get("id") if isinstance(element, dict) else getattr(element, "id", None)
+    return id_ if isinstance(id_, str) else None
 
 
 def _dicts(codec: Codec, old: dict[Any, Any], new: dict[Any, Any]) -> ChannelDiff:

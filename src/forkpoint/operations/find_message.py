@@ -1,9 +1,11 @@
-"""Finding the checkpoint in which a message came, without reading all of a long thread."""
+"""Finding the checkpoint in which a message first appears, by a binary search."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from langgraph.checkpoint.base import CheckpointTuple
 
 from forkpoint import langgraph_rules
 from forkpoint.encoding.codec import Chunk, Chunks, Entry, gather
@@ -29,7 +31,17 @@ class _Path(NamedTuple):
 def find_message(
     context: Context, thread_id: str, message_id: str, channel: str
 ) -> MessageOrigin | None:
-    """Return where a message came into the state of a thread, or None if it is in none."""
+    """Return where a message came into the state of a thread; None if no checkpoint has it.
+
+    Args:
+        context: The store.
+        thread_id: The thread.
+        message_id: The `id` of the message.
+        channel: The channel whose value is the list of messages.
+
+    Raises:
+        ThreadNotFound: There is no such thread.
+    """
 
     def read(session: Session) -> _Path:
         thread = existing_thread(session, thread_id)
@@ -57,18 +69,22 @@ def _origin(
     # A checkpoint that holds the input of the next step holds the message already.
     if before >= 0 and langgraph_rules.is_input(metadata_of(rows[before])):
         before -= 1
-    found = []
-    for row in (rows[first], *rows[max(before, 0) : before + 1]):
-        address = Address(thread_id, "", row.checkpoint_id)
-        one = get_tuple(context, address, config_of(thread_id, "", row.checkpoint_id))
-        if one is None:
-            raise CorruptChunk(f"checkpoint {row.checkpoint_id!r} was removed meanwhile")
-        found.append(one)
-    return MessageOrigin(found[0], found[1] if before >= 0 else None)
+    return MessageOrigin(
+        _checkpoint(context, thread_id, rows[first].checkpoint_id),
+        _checkpoint(context, thread_id, rows[before].checkpoint_id) if before >= 0 else None,
+    )
+
+
+def _checkpoint(context: Context, thread_id: str, checkpoint_id: str) -> CheckpointTuple:
+    address = Address(thread_id, "", checkpoint_id)
+    checkpoint = get_tuple(context, address, config_of(thread_id, "", checkpoint_id))
+    if checkpoint is None:
+        raise CorruptChunk(f"checkpoint {checkpoint_id!r} was removed meanwhile")
+    return checkpoint
 
 
 class _Search:
-    """Looks for a message in the states of a path. Each state is read once, each chunk too."""
+    """A search for a message in the states of a path. It reads each state and each chunk once."""
 
     def __init__(
         self, context: Context, thread_id: str, path: _Path, message_id: str, channel: str
@@ -82,7 +98,7 @@ class _Search:
         self._chunks: Chunks = {}
 
     def first(self) -> int | None:
-        """Return a state that has the message, while the one before it does not."""
+        """Return the number of a state that has the message, where the one before it does not."""
         low, high = -1, len(self._path.rows) - 1
         while high >= 0 and not self._has(high):  # it was removed, or never was
             high -= 1
@@ -116,7 +132,7 @@ class _Search:
         return is_left(self._message_id, [history.get("seed"), *writes])
 
     def _read(self, entry: Entry) -> Chunks:
-        """Return what an entry leads to. What another checkpoint shares is not read again."""
+        """Return the chunks that an entry refers to. Those of another state are not read again."""
         family = self._path.thread.family
         with self._context.storage.reading() as session:
 
@@ -124,33 +140,35 @@ class _Search:
                 missing = [digest for digest in digests if digest not in self._chunks]
                 if missing:
                     self._chunks |= session.chunks.get(family, missing, follow=False)
-                return {one: self._chunks[one] for one in digests if one in self._chunks}
+                return {
+                    digest: self._chunks[digest] for digest in digests if digest in self._chunks
+                }
 
             return gather([entry.refs], chunks)
 
 
 def is_left(message_id: str, values: Iterable[Any]) -> bool:
-    """Return whether a message is left after values of a channel and writes to it, in order."""
-    is_there = False
+    """Return whether a channel has a message after these values and writes, applied in order."""
+    is_present = False
     for value in values:
         replaced = _replacement(value)
         if replaced is not None:
-            is_there = False
+            is_present = False
         messages = value if replaced is None else replaced
         for message in messages if isinstance(messages, (list, tuple)) else [messages]:
             fields = message if isinstance(message, Mapping) else getattr(message, "__dict__", {})
             if fields.get("type") == "remove":
-                is_there = is_there and fields.get("id") not in (
+                is_present = is_present and fields.get("id") not in (
                     message_id,
                     langgraph_rules.REMOVE_ALL_MESSAGES,
                 )
             elif fields.get("id") == message_id:
-                is_there = True
-    return is_there
+                is_present = True
+    return is_present
 
 
 def _replacement(value: Any) -> Any:
-    """Return what a snapshot or an `Overwrite` has, which replaces all before; None for others."""
+    """Return the value of a snapshot or an `Overwrite`, which replaces what was; else None."""
     if isinstance(value, Mapping):
         return value.get(langgraph_rules.OVERWRITE)
     is_message = hasattr(value, "id")

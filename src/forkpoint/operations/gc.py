@@ -1,10 +1,14 @@
 """Collecting chunks that nothing refers to any more.
 
-It takes several turns, and others write in between. So the order of steps matters. First what is
-left of deleted threads is removed. Then all writers of the family are told, by a new epoch. A
-checkpoint that was stored before that is seen here. One that is stored later was prepared later,
-so the chunks that it counts on were written since, and stay, or belong to a checkpoint that is seen
-here too, unless that was removed meanwhile: then all begins again.
+A collection takes several turns, and others write in between. So the order of steps matters:
+
+1. Remove what is left of deleted threads.
+2. Raise the epoch of the family. Writes that were prepared under the old one are refused.
+3. Read what checkpoints and writes refer to. All that were stored under the old epoch are seen.
+4. Remove the chunks that nothing refers to, but none written since step 2. A checkpoint that is
+   stored later refers to chunks that were written since, or that a checkpoint seen in step 3 has.
+
+If checkpoints were removed meanwhile, the last may not hold, and all begins again.
 """
 
 from __future__ import annotations
@@ -24,20 +28,20 @@ _ATTEMPTS = 8  # while others remove in the same family
 _T = TypeVar("_T")
 
 
-class Collected(NamedTuple):
+class CollectionResult(NamedTuple):
     """What a collection removed."""
 
     chunks: int = 0
     bytes: int = 0
     missing: str | None = None
-    """The digest of a chunk that is missing. Then nothing was collected, for what it led to cannot
-    be told from what is not needed."""
+    """The digest of a chunk that is missing from the store, if any is. Then nothing was collected:
+    it is not known which chunks the missing one refers to."""
 
 
-def collect(turns: Turns, family: Any) -> Work[Collected]:
-    """Remove the chunks of a family that no checkpoint and no write leads to.
+def collect(turns: Turns, family: Any) -> Work[CollectionResult]:
+    """Remove the chunks of a family that no checkpoint and no write refers to, however indirectly.
 
-    It may stop wherever it yields, and be done again, by anybody.
+    It may be stopped wherever it yields: the next collection does the rest.
     """
     number = size = 0
     for _ in range(_ATTEMPTS):
@@ -51,22 +55,23 @@ def collect(turns: Turns, family: Any) -> Work[Collected]:
         yield
         if unused.missing is not None:
             if turns.session.collections.is_undisturbed(family, collection):
-                return Collected(number, size, unused.missing)
+                return CollectionResult(number, size, unused.missing)
             continue
-        dropped, is_done = yield from _drop(turns, family, unused, collection)
-        number += dropped.number
-        size += dropped.more
+        removed, is_done = yield from _drop(turns, family, unused, collection)
+        number += removed.number
+        size += removed.more
         if is_done or turns.session.collections.is_overtaken(family, collection):
             break  # another collection finds what this one leaves
-    return Collected(number, size)
+    return CollectionResult(number, size)
 
 
 class _Unused(NamedTuple):
-    """The chunks that nothing leads to."""
+    """The chunks of a family that nothing refers to."""
 
     digests: Sequence[bytes] | None = None
-    """None if they are all of the family."""
+    """None if nothing refers to any chunk."""
     missing: str | None = None
+    """The digest of a chunk that something refers to, and that is missing."""
 
     def batches(self, size: int) -> Iterable[Sequence[bytes] | None]:
         if self.digests is None:
@@ -76,16 +81,16 @@ class _Unused(NamedTuple):
 
 
 def _drop(turns: Turns, family: Any, unused: _Unused, collection: Any) -> Work[tuple[Counts, bool]]:
-    """Remove chunks, and return what was removed, and whether nobody disturbed that."""
+    """Remove chunks, and return what was removed, and whether the collection is complete."""
     number = size = 0
     at_once = turns.session.collections.chunks_at_once()
     for batch in unused.batches(at_once):
-        dropped = turns.session.collections.delete_chunks(family, batch, collection)
-        if dropped is None:
+        removed = turns.session.collections.delete_chunks(family, batch, collection)
+        if removed is None:
             return Counts(number, size), False
-        number += dropped.number
-        size += dropped.more
-        if batch is None and dropped.number < at_once:
+        number += removed.number
+        size += removed.more
+        if batch is None and removed.number < at_once:
             break
         yield
     return Counts(number, size), turns.session.collections.end(family, collection)
@@ -95,23 +100,23 @@ def _unused(turns: Turns, family: Any) -> Work[_Unused]:
     live = yield from _live(turns, family)
     if not live:
         return _Unused()
-    dead: list[bytes] = []
+    unused: list[bytes] = []
 
     def compare(part: Iterable[bytes]) -> None:
         for digest in part:
             if digest in live:
                 live.remove(digest)
             else:
-                dead.append(digest)
+                unused.append(digest)
 
     yield from read_all(
         turns, lambda after: turns.session.collections.digests(family, after), compare
     )
-    return _Unused(dead, min(live).hex() if live else None)
+    return _Unused(unused, min(live).hex() if live else None)
 
 
 def _live(turns: Turns, family: Any) -> Work[set[bytes]]:
-    """Return the chunks that checkpoints and writes lead to, before it is seen which there are."""
+    """Return the digests that checkpoints and writes refer to, whether or not the chunks exist."""
     roots: set[bytes] = set()
 
     def add_roots(part: Iterable[tuple[Any, bytes]]) -> None:
@@ -132,7 +137,13 @@ def _live(turns: Turns, family: Any) -> Work[set[bytes]]:
 def read_all(
     turns: Turns, read: Callable[[Any], Batch[_T]], use: Callable[[Iterable[_T]], object]
 ) -> Work[None]:
-    """Use all that is to be read, part by part."""
+    """Read batch after batch, and pass each to a function.
+
+    Args:
+        turns: The transactions to read in.
+        read: Returns the batch after a position; after None, the first.
+        use: Is given the items of each batch.
+    """
     after: Any = None
     while True:
         part = read(after)
@@ -144,7 +155,12 @@ def read_all(
 
 
 def reachable(roots: Iterable[bytes], links: dict[bytes, bytes]) -> set[bytes]:
-    """Return the digests that these lead to, themselves included."""
+    """Return some digests, and those that their chunks refer to, however indirectly.
+
+    Args:
+        roots: The digests to start from.
+        links: The refs of each chunk that has any.
+    """
     live: set[bytes] = set()
     waiting = list(roots)
     while waiting:
@@ -155,8 +171,8 @@ def reachable(roots: Iterable[bytes], links: dict[bytes, bytes]) -> set[bytes]:
     return live
 
 
-def uncollected(missing: str, what: str) -> CorruptChunk:
-    """Return the error that says that a removal was done, and a collection was not."""
+def incomplete_collection(missing: str, what: str) -> CorruptChunk:
+    """Return the error of a removal that was done, while its chunks could not be collected."""
     return CorruptChunk(
         f"{what} was removed, but unused chunks were not collected: chunk {missing}, which another "
         "checkpoint of the family needs, is missing from the store"

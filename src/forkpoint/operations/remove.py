@@ -1,7 +1,7 @@
-"""Removing: threads, the checkpoints of runs, the newest, the oldest. What stays keeps its state.
+"""Removing threads and checkpoints: by thread, by run, from the newest or from the oldest.
 
-Each function that takes a `Context` first is one operation. Those that remove much do so in turns;
-see `forkpoint.operations.turns`.
+The checkpoints that stay keep their state. Each function that takes a `Context` first is one
+operation. One that removes much does so in several transactions; see `forkpoint.operations.turns`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from langchain_core.runnables import RunnableConfig
 
 from forkpoint.errors import CorruptChunk, StaleLease, stale_lease
 from forkpoint.operations.context import Context
-from forkpoint.operations.gc import Collected, collect, uncollected
+from forkpoint.operations.gc import CollectionResult, collect, incomplete_collection
 from forkpoint.operations.places import existing_thread, place_of, replay_bound, thread_config
 from forkpoint.operations.remove_in_turns import Choose, Removal, outlines, remove
 from forkpoint.operations.rollback_plan import Rollback
 from forkpoint.operations.turns import Rest, Turns, Work, in_turns
 from forkpoint.results import PurgeReport
 from forkpoint.runtime.steps import Steps
-from forkpoint.storage import plan as removal
 from forkpoint.storage.interface import Stale
+from forkpoint.storage.plan import Kept, Place, latest, surplus
 from forkpoint.storage.rows import CheckpointRow, Counts, LeaseRow, ThreadRow
 
 
@@ -48,10 +48,10 @@ def delete_thread(context: Context, thread_id: str) -> Steps[None]:
 
 def delete_for_runs(context: Context, run_ids: Sequence[str]) -> Steps[None]:
     """Remove the checkpoints that runs made, and their writes."""
-    doomed_runs = set(run_ids)
+    run_set = set(run_ids)
 
-    def made_by_runs(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
-        return {place_of(row) for row in rows if row.run_id in doomed_runs}
+    def made_by_runs(rows: Sequence[CheckpointRow]) -> set[Place]:
+        return {place_of(row) for row in rows if row.run_id in run_set}
 
     def work(turns: Turns) -> Work[str | None]:
         missing = None
@@ -75,12 +75,10 @@ def prune(
         for thread_id in thread_ids:
             yield from delete_thread(context, thread_id)
         return
-    choose = (
-        _all_but_latest if keep_last is None else partial(_beyond, kept=removal.Kept(keep_last))
-    )
+    choose = _all_but_latest if keep_last is None else partial(_not_kept, kept=Kept(keep_last))
     for thread_id in thread_ids:
-        removal_ = partial(_prune, context, thread_id, choose)
-        missing = yield from in_turns(context.storage, removal_)
+        removal = partial(_prune, context, thread_id, choose)
+        missing = yield from in_turns(context.storage, removal)
         yield from finish(context, [thread_id], missing)
 
 
@@ -93,28 +91,38 @@ def _prune(context: Context, thread_id: str, choose: Choose, turns: Turns) -> Wo
     return (yield from collect(turns, thread.family)).missing
 
 
-def _all_but_latest(rows: Sequence[CheckpointRow]) -> set[removal.Place]:
+def _all_but_latest(rows: Sequence[CheckpointRow]) -> set[Place]:
     places = {place_of(row) for row in rows}
-    return places - removal.latest(places)
+    return places - latest(places)
 
 
 def finish(context: Context, thread_ids: Sequence[str], missing: str | None) -> Steps[None]:
-    """Forget threads, give free space back, and raise if chunks could not be collected."""
+    """Forget threads, give free space back, and raise if chunks could not be collected.
+
+    Args:
+        context: The store.
+        thread_ids: The threads that something was removed from.
+        missing: See `CollectionResult`.
+
+    Raises:
+        CorruptChunk: A chunk is missing. What was to be removed is.
+    """
     for thread_id in thread_ids:
         context.memory.threads.pop(thread_id)
     while context.storage.tidy():
         yield Rest(0)
     if missing is not None:
-        raise uncollected(missing, "what was to go")
-
-
-# Under names of their own
+        raise incomplete_collection(missing, "what was to go")
 
 
 def purge(context: Context, thread_id: str) -> Steps[PurgeReport]:
-    """Remove a thread with its whole history."""
+    """Remove a thread with its whole history, and return what was removed.
 
-    def work(turns: Turns) -> Work[tuple[Counts, Collected]]:
+    Raises:
+        ThreadNotFound: There is no such thread.
+    """
+
+    def work(turns: Turns) -> Work[tuple[Counts, CollectionResult]]:
         thread = existing_thread(turns.session, thread_id)
         counts = turns.session.threads.delete(thread)
         yield
@@ -124,22 +132,29 @@ def purge(context: Context, thread_id: str) -> Steps[PurgeReport]:
 
 
 def trim(
-    context: Context, thread_id: str, kept: removal.Kept, seen: ThreadRow | None = None
+    context: Context, thread_id: str, kept: Kept, seen: ThreadRow | None = None
 ) -> Steps[PurgeReport]:
     """Remove all checkpoints of a thread but those that are to stay.
 
+    Args:
+        context: The store.
+        thread_id: The thread.
+        kept: Which checkpoints stay.
+        seen: The record by which it was decided to trim the thread, if it was by one.
+
     Raises:
+        ThreadNotFound: There is no such thread.
         Stale: The thread was active, leased or deleted since it was seen. Nothing was done.
     """
 
-    def work(turns: Turns) -> Work[tuple[Counts, Collected]]:
+    def work(turns: Turns) -> Work[tuple[Counts, CollectionResult]]:
         thread = existing_thread(turns.session, thread_id)
         if seen is not None:
             now = turns.session.records.get(thread_id)
             if now is None or _state_of(now) != _state_of(seen):
                 raise Stale
         counts = yield from remove(
-            context, turns, thread, Removal(lambda rows: _beyond(rows, kept))
+            context, turns, thread, Removal(lambda rows: _not_kept(rows, kept))
         )
         yield
         return counts, (yield from collect(turns, thread.family))
@@ -148,41 +163,46 @@ def trim(
 
 
 def _state_of(row: ThreadRow) -> tuple[object, ...]:
-    """Return what is another once something has happened to a thread."""
+    """Return what changes whenever a thread is active, leased or deleted."""
     return row.thread.key, row.updated_at, row.fence, row.lease is None
 
 
 def _reported(
-    context: Context, thread_id: str, work: Callable[[Turns], Work[tuple[Counts, Collected]]]
+    context: Context, thread_id: str, work: Callable[[Turns], Work[tuple[Counts, CollectionResult]]]
 ) -> Steps[PurgeReport]:
     counts, collected = yield from in_turns(context.storage, work)
     yield from finish(context, [thread_id], collected.missing)
     return PurgeReport(counts.number, counts.more, collected.chunks, collected.bytes)
 
 
-def is_longer(context: Context, thread_id: str, kept: removal.Kept) -> Steps[bool]:
+def would_trim(context: Context, thread_id: str, kept: Kept) -> Steps[bool]:
     """Return whether `trim` would remove anything from a thread."""
 
     def work(turns: Turns) -> Work[bool]:
         rows, _ = yield from outlines(turns, existing_thread(turns.session, thread_id))
-        return bool(_beyond([row for row in rows if not row.hidden], kept))
+        return bool(_not_kept([row for row in rows if not row.hidden], kept))
 
     return (yield from in_turns(context.storage, work, only_reads=True))
 
 
-def _beyond(rows: Sequence[CheckpointRow], kept: removal.Kept) -> set[removal.Place]:
+def _not_kept(rows: Sequence[CheckpointRow], kept: Kept) -> set[Place]:
     sources = {place_of(row): replay_bound(row) for row in rows if row.checkpoint_ns == ""}
-    return removal.surplus({place_of(row) for row in rows}, kept, sources)
+    return surplus({place_of(row) for row in rows}, kept, sources)
 
 
 def withdraw(context: Context, thread_id: str, lease: LeaseRow) -> Steps[None]:
-    """Remove what runs stored whose lease was taken over to roll them back.
+    """Remove what runs have stored whose lease was taken over in order to roll them back.
 
-    Their checkpoints go, and their writes at those that stay. So the thread goes on where it did
-    before. A run stored everything under its own fence, and can store nothing more.
+    Their checkpoints are removed, and their writes after checkpoints that stay. So the thread goes
+    on from where it was before them. Each row names the fence of the run that stored it.
+
+    Args:
+        context: The store.
+        thread_id: The thread.
+        lease: The lease that took over theirs: they can store nothing any more.
 
     Raises:
-        StaleLease: The lease is another's by now.
+        StaleLease: The lease has ended, or another run has taken it over.
     """
 
     def work(turns: Turns) -> Work[str | None]:
@@ -194,12 +214,12 @@ def withdraw(context: Context, thread_id: str, lease: LeaseRow) -> Steps[None]:
             raise CorruptChunk(f"the record of thread {thread_id!r} is not what was written")
         fences = range(lease.rollback_from, lease.fence)
         places = set(session.checkpoints.stored_under(row.thread, fences))
-        removal_ = Removal(
+        removal = Removal(
             lambda rows: {place_of(each) for each in rows} & places,
             lambda plan, _: plan._replace(withdrawn=fences),
             may_empty=True,
         )
-        yield from remove(context, turns, row.thread, removal_)
+        yield from remove(context, turns, row.thread, removal)
         turns.session.leases.end_rollback(row.thread, lease.fence)
         yield
         return (yield from collect(turns, row.thread.family)).missing
@@ -209,16 +229,23 @@ def withdraw(context: Context, thread_id: str, lease: LeaseRow) -> Steps[None]:
 
 
 def rollback(context: Context, thread_id: str, steps: int) -> Steps[RunnableConfig | None]:
-    """Remove the newest checkpoints of a thread, and reopen the one before."""
-    rollback = Rollback(thread_id, steps)
+    """Remove the newest checkpoints of a thread, and reopen the one before.
+
+    Returns the config of the thread; None if no checkpoint is left.
+
+    Raises:
+        ThreadNotFound: There is no such thread.
+        CheckpointNotFound: It has fewer checkpoints.
+    """
+    plan = Rollback(thread_id, steps)
 
     def work(turns: Turns) -> Work[str | None]:
         thread = existing_thread(turns.session, thread_id)
-        removal_ = Removal(rollback.choose, rollback.begin_again, divide=rollback.divide)
-        yield from remove(context, turns, thread, removal_)
+        removal = Removal(plan.choose, plan.begin_again, divide=plan.divide)
+        yield from remove(context, turns, thread, removal)
         yield
         return (yield from collect(turns, thread.family)).missing
 
     missing = yield from in_turns(context.storage, work)
     yield from finish(context, [thread_id], missing)
-    return None if rollback.head is None else thread_config(thread_id)
+    return None if plan.head is None else thread_config(thread_id)

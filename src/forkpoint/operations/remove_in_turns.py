@@ -1,9 +1,13 @@
-"""Removing many checkpoints of a thread in turns, each of which leaves a thread like any other.
+"""Removing many checkpoints of a thread, in turns.
 
-First the thread is read, part by part, and it is planned what is to go. Then that is removed, some
-at a time: each checkpoint before those that its own state is rebuilt from, and those of the graph
-before those of its subgraphs, whose state they may have to return to. Before each part it is seen
-what has happened since the thread was read. If it was more than new checkpoints, all begins again.
+A turn is one transaction of several; see `forkpoint.operations.turns`. After each, the thread is
+complete: its checkpoints can be read, and it can run on.
+
+1. Read the thread, batch by batch, and plan what to remove.
+2. Remove it, batch by batch: each checkpoint before those that its state is rebuilt from, and those
+   of a graph before those of its subgraphs, to whose state they may have to return.
+3. Before each batch, see what has happened since step 1. New checkpoints are all right; after
+   anything else, begin again.
 """
 
 from __future__ import annotations
@@ -16,46 +20,47 @@ from forkpoint import langgraph_rules
 from forkpoint.operations.context import Context
 from forkpoint.operations.places import place_of
 from forkpoint.operations.turns import Turns, Work
-from forkpoint.storage import plan as removal
 from forkpoint.storage.interface import Session, Stale
+from forkpoint.storage.plan import Header, Place, Plan, in_order
+from forkpoint.storage.plan import plan as plan_removal
 from forkpoint.storage.row_checksums import metadata_of, open_checkpoint
 from forkpoint.storage.rows import ChangeCount, CheckpointRow, Counts, RemovalPart, ThreadRef
 
 _ATTEMPTS = 3  # before a thread in which others remove at the same time is removed from as a whole
 _NEWEST = 200  # ids by which checkpoints that are new are told from those that were read
 
-Headers = Mapping[removal.Place, removal.Header]
-Choose = Callable[[Sequence[CheckpointRow]], set[removal.Place]]
-BeginAgain = Callable[[removal.Plan, Sequence[CheckpointRow]], removal.Plan]
-Divide = Callable[[removal.Plan, Sequence[CheckpointRow], Headers], list[RemovalPart]]
+Headers = Mapping[Place, Header]
+Choose = Callable[[Sequence[CheckpointRow]], set[Place]]
+BeginAgain = Callable[[Plan, Sequence[CheckpointRow]], Plan]
+Divide = Callable[[Plan, Sequence[CheckpointRow], Headers], list[RemovalPart]]
 
 
 class Removal(NamedTuple):
-    """What is to be removed of a thread."""
+    """What is to be removed from a thread."""
 
     choose: Choose
-    """Which of those that can be seen."""
+    """Returns which of the checkpoints that are not hidden are to be removed."""
     begin_again: BeginAgain | None = None
-    """What else is to be done, together with all of that."""
+    """Adds to the plan which of the checkpoints that stay begin again; see `Plan`."""
     may_empty: bool = False
-    """Whether the thread stays if none is left."""
+    """Whether the thread stays if no checkpoint is left. Else it is deleted."""
     divide: Divide | None = None
-    """The parts of it, if each is to be done as a whole."""
+    """Returns the parts of the plan, if each is to be done in one transaction."""
 
 
 class _Changed(Stale):
-    """The thread is not what it was when it was planned what is to go. Nothing was done."""
+    """The thread has changed since the removal was planned. Nothing was done."""
 
 
-def remove(context: Context, turns: Turns, thread: ThreadRef, wanted: Removal) -> Work[Counts]:
-    """Remove those checkpoints of a thread that are chosen out of all that can be seen.
+def remove(context: Context, turns: Turns, thread: ThreadRef, removal: Removal) -> Work[Counts]:
+    """Remove checkpoints of a thread, and return how many checkpoints and writes were removed.
 
-    If none is left, the thread is deleted, so that nothing late brings it back.
+    If no checkpoint is left, the thread is deleted, so that no late write brings it back.
     """
     number = more = 0
     is_complete = False
     for _ in range(_ATTEMPTS if turns.session.removals.is_long(thread) else 0):
-        removing = _Removing(context, turns, thread, wanted)
+        removing = _Removing(context, turns, thread, removal)
         try:
             yield from removing.run()
             is_complete = True
@@ -68,18 +73,20 @@ def remove(context: Context, turns: Turns, thread: ThreadRef, wanted: Removal) -
         more += removing.more
         if is_complete:
             return Counts(number, more)
-    counts = _remove_whole(context, turns.session, thread, wanted)
+    counts = _remove_whole(context, turns.session, thread, removal)
     return Counts(number + counts.number, more + counts.more)
 
 
-def _remove_whole(context: Context, session: Session, thread: ThreadRef, wanted: Removal) -> Counts:
+def _remove_whole(
+    context: Context, session: Session, thread: ThreadRef, removal: Removal
+) -> Counts:
     is_emptied = False
 
-    def plan(rows: Sequence[CheckpointRow]) -> removal.Plan:
+    def plan(rows: Sequence[CheckpointRow]) -> Plan:
         nonlocal is_emptied
-        planned = _plan(rows, lambda: _headers(context, thread, rows), wanted)
+        planned = _plan(rows, lambda: _headers(context, thread, rows), removal)
         is_emptied = planned is None
-        return planned or removal.Plan(set(), set())
+        return planned or Plan(set(), set())
 
     def check() -> None:
         plan(list(session.checkpoints.all(thread)))
@@ -101,32 +108,30 @@ def _remove_whole(context: Context, session: Session, thread: ThreadRef, wanted:
 def _plan(
     rows: Sequence[CheckpointRow],
     headers: Callable[[], Headers],
-    wanted: Removal,
-) -> removal.Plan | None:
-    """Return what is to be done, or None if that leaves nothing to be seen."""
+    removal: Removal,
+) -> Plan | None:
+    """Return the plan of a removal; None if it leaves no checkpoint that is not hidden."""
     seen = [row for row in rows if not row.hidden]
-    doomed = wanted.choose(seen)
-    if seen and not wanted.may_empty and all(place_of(row) in doomed for row in seen):
+    chosen = removal.choose(seen)
+    if seen and not removal.may_empty and all(place_of(row) in chosen for row in seen):
         return None
-    doomed |= {place_of(row) for row in rows if row.hidden}
-    planned = removal.plan(headers(), doomed)
-    if wanted.begin_again is None:
+    chosen |= {place_of(row) for row in rows if row.hidden}
+    planned = plan_removal(headers(), chosen)
+    if removal.begin_again is None:
         return planned
-    staying = [row for row in seen if place_of(row) not in doomed]
-    return wanted.begin_again(planned, staying)
+    staying = [row for row in seen if place_of(row) not in chosen]
+    return removal.begin_again(planned, staying)
 
 
 def _headers(
     context: Context, thread: ThreadRef, rows: Sequence[CheckpointRow]
-) -> dict[removal.Place, removal.Header]:
+) -> dict[Place, Header]:
     # Manifests matter only in threads that have channels to rebuild.
     rebuilds = any(langgraph_rules.COUNTERS in row.metadata for row in rows)
     return {place_of(row): _header(context, thread, row, rebuilds=rebuilds) for row in rows}
 
 
-def _header(
-    context: Context, thread: ThreadRef, row: CheckpointRow, *, rebuilds: bool
-) -> removal.Header:
+def _header(context: Context, thread: ThreadRef, row: CheckpointRow, *, rebuilds: bool) -> Header:
     parent = row.parent_checkpoint_id
     stored: Collection[str] = ()
     rebuilt: Collection[str] = ()
@@ -135,22 +140,22 @@ def _header(
         versions = body.get("channel_versions", {})
         stored = frozenset(manifest)
         rebuilt = langgraph_rules.rebuilt_channels(metadata_of(row), versions, stored)
-    return removal.Header((row.checkpoint_ns, parent) if parent else None, stored, rebuilt)
+    return Header((row.checkpoint_ns, parent) if parent else None, stored, rebuilt)
 
 
 class _Removing:
-    """A removal from a long thread."""
+    """A removal from a long thread, in turns."""
 
-    def __init__(self, context: Context, turns: Turns, thread: ThreadRef, wanted: Removal) -> None:
+    def __init__(self, context: Context, turns: Turns, thread: ThreadRef, removal: Removal) -> None:
         self._context = context
         self._turns = turns
         self._thread = thread
-        self._wanted = wanted
+        self._removal = removal
         self.number = self.more = 0
-        """How many checkpoints and writes were removed."""
+        """How many checkpoints and writes it has removed so far."""
         self._extent = ChangeCount(0, 0)
         self._bound = ""
-        self._known: set[removal.Place] = set()
+        self._known: set[Place] = set()
 
     def run(self) -> Work[None]:
         """Remove all that is to go.
@@ -179,12 +184,12 @@ class _Removing:
 
     def _planned(self, rows: Sequence[CheckpointRow], headers: Headers) -> list[RemovalPart] | None:
         self._note_newest(rows)
-        plan = _plan(rows, lambda: headers, self._wanted)
+        plan = _plan(rows, lambda: headers, self._removal)
         if plan is None:
             return None
-        if self._wanted.divide is not None:
-            return self._wanted.divide(plan, rows, headers)
-        return [RemovalPart(removal.in_order(plan.removed | plan.hidden, headers), plan)]
+        if self._removal.divide is not None:
+            return self._removal.divide(plan, rows, headers)
+        return [RemovalPart(in_order(plan.removed | plan.hidden, headers), plan)]
 
     def _execute(self, parts: Sequence[RemovalPart]) -> Work[None]:
         going = {place for part in parts for place in part.going}
@@ -202,8 +207,8 @@ class _Removing:
                 if part.plan.is_whole:
                     break
 
-    def _read_headers(self) -> Work[dict[removal.Place, removal.Header]]:
-        headers: dict[removal.Place, removal.Header] = {}
+    def _read_headers(self) -> Work[dict[Place, Header]]:
+        headers: dict[Place, Header] = {}
         after: object = None
         while True:
             part = self._turns.session.checkpoints.batch(self._thread, after, with_content=True)
@@ -221,11 +226,11 @@ class _Removing:
         self._bound = ids[-_NEWEST] if len(ids) >= _NEWEST else ""
         self._known = {place for place in places if place[1] >= self._bound}
 
-    def _check(self, going: Collection[removal.Place]) -> None:
-        """Make sure that the plan is still right.
+    def _check(self, going: Collection[Place]) -> None:
+        """Check that the plan still holds.
 
         Raises:
-            _Changed: It is not.
+            _Changed: It does not.
             Stale: The thread is deleted.
         """
         session, before = self._turns.session, self._extent
@@ -255,7 +260,7 @@ def _rebuilds(row: CheckpointRow) -> bool:
 def outlines(turns: Turns, thread: ThreadRef) -> Work[tuple[list[CheckpointRow], bool]]:
     """Return the checkpoints of a thread, with as little of each as is needed to choose.
 
-    And whether any has channels that are rebuilt from its ancestors.
+    Also returns whether any of them has channels that are rebuilt from its ancestors.
     """
     names: dict[str, str] = {}
     rows: list[CheckpointRow] = []
@@ -273,7 +278,7 @@ def outlines(turns: Turns, thread: ThreadRef) -> Work[tuple[list[CheckpointRow],
 
 
 def _outline(row: CheckpointRow, names: dict[str, str]) -> CheckpointRow:
-    """Return what a choice may depend on, with each string once."""
+    """Return what a choice may depend on. Equal strings are one object, to save memory."""
     parent, run_id = (name and names.setdefault(name, name) for name in row[2:4])
     return CheckpointRow(
         names.setdefault(row.checkpoint_ns, row.checkpoint_ns),

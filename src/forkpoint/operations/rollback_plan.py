@@ -1,6 +1,7 @@
-"""Rolling a thread back: what goes, and in which parts, each of which is a rollback itself. Pure.
+"""Planning a rollback: which checkpoints it removes, and in which parts. Pure.
 
-So wherever a long rollback stops, the thread is as it was some steps before.
+Each part is a rollback itself. So a thread whose rollback was interrupted is as it was some steps
+before.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from itertools import accumulate
 from forkpoint.errors import CheckpointNotFound
 from forkpoint.langgraph_rules import is_stateful
 from forkpoint.operations.places import place_of, replay_bound
-from forkpoint.storage import plan as removal
-from forkpoint.storage.plan import Header, Place, Plan
+from forkpoint.storage.plan import Header, Place, Plan, in_order, latest
 from forkpoint.storage.rows import CheckpointRow, RemovalPart
 
 PLACES_AT_ONCE = 250
-"""How many checkpoints a part removes, and those of the step that it ends in."""
+"""How many checkpoints a part removes, beside the rest of the step that it ends in."""
 
 
 class Rollback:
@@ -60,24 +60,24 @@ class Rollback:
 
     def begin_again(self, plan: Plan, staying: Sequence[CheckpointRow]) -> Plan:
         """Return a plan by which the newest checkpoint that stays is to run again."""
-        latest = removal.latest(place_of(row) for row in staying if row.checkpoint_ns)
-        return self._reopening(plan, self.head, {one for one in latest if _is_state(one)})
+        heads = latest(place_of(row) for row in staying if row.checkpoint_ns)
+        return self._reopening(plan, self.head, {place for place in heads if _is_state(place)})
 
     def divide(
         self, plan: Plan, rows: Sequence[CheckpointRow], headers: Mapping[Place, Header]
     ) -> list[RemovalPart]:
         """Return the parts of a rollback of all that a plan removes or hides."""
         going = plan.removed | plan.hidden
-        in_order = removal.in_order(going, headers)
+        ordered = in_order(going, headers)
         if self.head is None:
-            return [RemovalPart(in_order, plan)]
+            return [RemovalPart(ordered, plan)]
         heads = _heads(rows, going, self.head)
         parts = _parts(rows, going, heads)
         if not _is_safe(parts, headers):
             heads = heads[-1:]
             parts = dict.fromkeys(parts, 0)
         divided: list[list[Place]] = [[] for _ in heads]
-        for place in in_order:
+        for place in ordered:
             divided[parts[place]].append(place)
         states = _States(rows, parts)
         return [

@@ -1,4 +1,4 @@
-"""What the runs of a thread say of it: the scalar keys of their configs are in its metadata.
+"""The metadata of a thread that come from its runs: the scalar keys of their configs.
 
 A key that somebody set, with `create`, `update`, `clone` or `fork`, stays as they set it.
 """
@@ -15,10 +15,10 @@ from forkpoint.storage.rows import Description, ThreadRef
 
 
 def with_run(described: Description, run_metadata: str) -> Description:
-    """Return what the record of a thread says after a run with these metadata, a JSON object."""
-    said = json.loads(run_metadata)
+    """Return the description of a thread after a run with these metadata, a JSON object."""
+    run = json.loads(run_metadata)
     before = json.loads(described.metadata)
-    new = {key: said[key] for key in said.keys() - set(described.fixed_keys)}
+    new = {key: run[key] for key in run.keys() - set(described.fixed_keys)}
     after = as_json(before | new, "metadata")
     if after == as_json(before, "metadata"):  # as JSON, for `1` is not `True`
         return described
@@ -26,22 +26,28 @@ def with_run(described: Description, run_metadata: str) -> Description:
 
 
 def has_run(metadata: str, run_metadata: str) -> bool:
-    """Return whether the metadata of a thread have all keys that a run adds."""
+    """Return whether the metadata of a thread contain those of a run already."""
     if metadata == run_metadata:
         return True
     return with_run(Description(metadata=metadata), run_metadata).metadata == metadata
 
 
 def merge_run(storage: Storage, hashing: Hashing, thread: ThreadRef, run_metadata: str) -> str:
-    """Let the record of a thread say what a run says, if it does not yet, and return what it says.
+    """Merge the metadata of a run into those of its thread, and return the result.
 
     Nothing is written where nothing is new.
+
+    Args:
+        storage: The store.
+        hashing: What the record's checksums are computed with.
+        thread: The thread.
+        run_metadata: The metadata of the run, as JSON.
     """
     with storage.reading() as session:
         row = session.records.get(thread.thread_id)
     while True:
         if row is None or row.thread.key != thread.key:
-            return run_metadata  # it was deleted meanwhile
+            return run_metadata  # the thread was deleted meanwhile
         check_record(hashing, row)
         described = with_run(row.described, run_metadata)
         if described == row.described:
@@ -51,7 +57,6 @@ def merge_run(storage: Storage, hashing: Hashing, thread: ThreadRef, run_metadat
             if row is not None and row.thread.key == thread.key:
                 check_record(hashing, row)
                 described = with_run(row.described, run_metadata)
-                if session.records.describe(
-                    row, described, checksums_with_description(hashing, row, described)
-                ):
+                checksums = checksums_with_description(hashing, row, described)
+                if session.records.describe(row, described, checksums):
                     row = session.records.get(thread.thread_id)

@@ -1,8 +1,8 @@
-"""Long work in turns: between two of its transactions others read, write and renew their leases.
+"""Long work in turns: several transactions, between which others read and write.
 
-Such work is a generator. It yields wherever it may be stopped: there every invariant holds, and
-what is left to do can be seen in the store. Where a transaction has done enough by then, it is
-committed, and another one begins. What is short is one transaction, as it ever was.
+Such work is a generator, which yields wherever it may be stopped: every invariant holds there, and
+the store shows what is left to do. Where it yields and its transaction has done enough, this is
+committed, and the next turn begins with a new one. Short work is one transaction.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from forkpoint.runtime.steps import Caller, Patience, Retry, Steps, Waiting, run
 from forkpoint.storage.interface import Session, Storage
 
 _T = TypeVar("_T")
-# Of the time of a transaction. A process that waits to write looks for its chance now and then;
-# who reads keeps only the threads of this process waiting.
+# Shares of the time that a transaction took. A process that waits to write tries now and then;
+# reading keeps only the other threads of this process waiting.
 _REST, _REST_AFTER_READING = 0.5, 0.1
 _LONGEST_REST_SECONDS = 0.05
 
 Work = Generator[None, None, _T]
-"""What is done in turns, and what it returns in the end."""
+"""Work that is done in turns, and what it returns at its end."""
 
 
 class Rest(Waiting):
-    """A time between two turns, in which others may have the store and the thread.
+    """A pause between two turns, in which others may use the store and the worker thread.
 
     Args:
         seconds: How long it is.
-        has_begun: Whether something was done, so that the work has to be done to its end.
+        has_begun: Whether a turn was committed: then the work has to be finished.
     """
 
     def __init__(self, seconds: float, *, has_begun: bool = True) -> None:
@@ -62,13 +62,12 @@ class Rest(Waiting):
 
 
 class Turns:
-    """What work knows of its turn.
+    """The turn that some work is in.
 
     Attributes:
-        session: The store, until the work yields.
-        only_reads: Whether what comes next only reads. Then writers of other processes need not
-            wait.
-        is_over: Whether to end the turn when the work yields, whatever it has done by then.
+        session: The session of the turn. After each yield it may be another one.
+        only_reads: Whether the next turns only read. Then writers of other processes need not wait.
+        is_over: Set it to end the turn at the next yield.
     """
 
     session: Session
@@ -81,7 +80,7 @@ class Turns:
         self._outcome: Any = None
 
     def apart(self, compute: Callable[[], _T]) -> Work[_T]:
-        """Return what a function returns that may take long, and needs no transaction."""
+        """Call a function that may take long between two turns, and return what it returns."""
         if not self._has_rested:
             return compute()  # there is little, so far
         self._apart = compute
@@ -90,7 +89,7 @@ class Turns:
         return cast("_T", self._outcome)
 
     def rest(self) -> None:
-        """Do what takes long, at the end of a turn."""
+        """Do what `apart` was given, after the end of a turn."""
         self._has_rested = True
         if self._apart is not None:
             compute, self._apart = self._apart, None
@@ -100,7 +99,13 @@ class Turns:
 def in_turns(
     storage: Storage, work: Callable[[Turns], Work[_T]], *, only_reads: bool = False
 ) -> Steps[_T]:
-    """Do work, which may only read, and return what it returns."""
+    """Do work in turns, and return what it returns.
+
+    Args:
+        storage: The store.
+        work: Makes the generator.
+        only_reads: Whether it only reads.
+    """
     storage.save_room()
     turns = Turns(only_reads=only_reads)
     steps = work(turns)
@@ -126,7 +131,7 @@ def in_turns(
 
 
 def _turn(storage: Storage, turns: Turns, steps: Work[_T]) -> _Outcome[_T] | None:
-    """Work until there was enough for a transaction, or return what the work returns."""
+    """Do one turn. Return what the work returns, or None if it has not ended."""
     is_reading = turns.only_reads
     running.may_leave = True
     try:

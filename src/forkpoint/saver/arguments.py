@@ -68,7 +68,7 @@ def new_writes(
 def list_query(config: object, filter: object, before: object, values: object) -> CheckpointQuery:
     """Return the query of `list`."""
     return CheckpointQuery(
-        *inputs.listed(config),
+        *inputs.list_scope(config),
         before=inputs.before(before),
         filter=inputs.metadata_filter(filter),
         after=None,

@@ -375,7 +375,7 @@ class ForkpointSaver(TimeTravel):
             return 1
         if isinstance(current, (int, float)):
             return current + 1
-        return langgraph_rules.text_version(inputs.counted_version(current) + 1)
+        return langgraph_rules.text_version(inputs.version_number(current) + 1)
 
     # Removing and copying
 
