@@ -52,15 +52,19 @@ def open_store(
     return forkpoint.SqliteSaver(path, serde=serde, **options)
 
 
-def store_of_environment() -> ForkpointSaver:
+def store_of_environment(store: str | None = None) -> ForkpointSaver:
     """Return a saver for the store that the environment names.
 
     `FORKPOINT_STORE` is the store. With `LANGGRAPH_AES_KEY`, it is encrypted with that key.
 
+    Args:
+        store: The store, whatever the environment names.
+
     Raises:
-        InvalidInput: There is no such variable, or the key is none.
+        InvalidInput: No store is named, or the key is none.
     """
-    store = os.environ.get(STORE_VARIABLE)
+    if store is None:
+        store = os.environ.get(STORE_VARIABLE)
     if not store:
         raise InvalidInput(f"which store? Set the environment variable {STORE_VARIABLE}")
     return open_store(store, serde=serializer_of_environment())
