@@ -11,7 +11,14 @@ from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.testing import DamageContract, SaverContract, SharedStoreContract
 
 
-class TestContract(SaverContract, SharedStoreContract, DamageContract):
+class TestContract(SaverContract):
+    @pytest.fixture
+    def saver(self, saver: ForkpointSaver) -> ForkpointSaver:
+        return saver
+
+
+@pytest.mark.in_turns
+class TestSharedStore(SharedStoreContract, DamageContract):
     @pytest.fixture
     def saver(self, saver: ForkpointSaver) -> ForkpointSaver:
         return saver

@@ -21,7 +21,7 @@ from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import HistoryChanged, Stale
 from forkpoint.storage.retry import attempts
 from forkpoint.storage.rows import PutRequest, ThreadRef
-from forkpoint.storage.shared import Admission, admission, is_late
+from forkpoint.storage.shared import Admission, admission
 
 _ATTEMPTS = 100  # others put to the thread, too
 
@@ -223,7 +223,8 @@ class Put:
             request,
             exists=False,
             deletions=lambda: deletions_of(named, marks, request.owner),
-            watermark=watermark_of(named, marks, request.owner),
+            watermark=watermark_of(named, marks, None),
+            own_watermark=lambda: watermark_of(named, marks, request.owner),
             is_stored=lambda _: False,
         )
         if verdict is Admission.REFUSE_AND_CLEAN:
@@ -233,16 +234,22 @@ class Put:
 
     def _comes_late(self) -> bool:
         """Return whether this belongs to a run of a thread that was deleted before this one."""
-        request, thread, watermark = self._request, self._prepared.thread, self._prepared.watermark
-        if watermark is None or request.began is not None:
-            return False
-        if request.owner is not None:  # the thread's record says it of all owners
+        request, thread = self._request, self._prepared.thread
+
+        def own_watermark() -> str | None:
             names = self._commands.latest(self._commands.name_of(request.thread_id))
             marks = self._commands.marks(request.thread_id)
-            watermark = watermark_of(names[0], marks, request.owner) if names else None
-        return watermark is not None and is_late(
-            request, watermark, lambda place: self._is_stored(thread, *place)
+            return watermark_of(names[0], marks, request.owner) if names else None
+
+        verdict = admission(
+            request,
+            exists=True,
+            deletions=frozenset,
+            watermark=self._prepared.watermark,
+            own_watermark=own_watermark,
+            is_stored=lambda place: self._is_stored(thread, *place),
         )
+        return verdict is Admission.REFUSE_AND_CLEAN
 
     def _remove_traces(self) -> None:
         """Remove writes that came before the late checkpoint they belong to, and expect more."""

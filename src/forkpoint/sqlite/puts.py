@@ -159,7 +159,8 @@ class Puts:
             put,
             exists=thread is not None,
             deletions=lambda: self._tombstones.deletions(put.thread_id, put.owner),
-            watermark=self._visible_watermark(put, watermark),
+            watermark=watermark,
+            own_watermark=lambda: self._tombstones.watermark(put.thread_id, put.owner),
             is_stored=lambda place: self._exists(thread, *place),
         )
         if decision is Admission.REFUSE_AND_CLEAN:
@@ -174,17 +175,6 @@ class Puts:
             )
         self._update_thread(thread, put, now, watermark)
         return thread
-
-    def _visible_watermark(self, put: PutRequest, watermark: str | None) -> str | None:
-        """Return the watermark that counts for a put: that of its owner's deletions, if any does.
-
-        Args:
-            put: The put.
-            watermark: That of the deletions of all owners.
-        """
-        if watermark is None or put.owner is None or put.began is not None:
-            return watermark
-        return self._tombstones.watermark(put.thread_id, put.owner)
 
     def _exists(self, thread: ThreadRef | None, checkpoint_ns: str, checkpoint_id: str) -> bool:
         return thread is not None and bool(

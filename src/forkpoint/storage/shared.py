@@ -78,6 +78,7 @@ def admission(
     exists: bool,
     deletions: Callable[[], Set[Any]],
     watermark: str | None,
+    own_watermark: Callable[[], str | None],
     is_stored: Callable[[Place], bool],
 ) -> Admission:
     """Return whether a put is to be stored, or comes from a run whose thread was deleted.
@@ -86,24 +87,27 @@ def admission(
         put: The put, for a thread that is the expected one.
         exists: Whether there is a thread of its id.
         deletions: Returns what `Threads.deletions` does for the id and the owner of the put.
-        watermark: The highest checkpoint id that is known to be of a deleted thread of this id, as
-            far as the owner of the put may know; None if there is none. For a thread that exists,
-            only deletions before it was made count.
+        watermark: The highest checkpoint id in the tombstones of the id, whoever's they are; None
+            if there is none. Of a thread that exists, that when it was made: its record has it.
+        own_watermark: Returns the highest one in the tombstones that the owner of the put may know.
+            What others have deleted is not told.
         is_stored: Returns whether the thread has a checkpoint in this place.
     """
     if put.began is not None:  # it is known what the id meant when the run began
         is_deleted = not exists and is_deleted_since(put.began.deletion, deletions())
         return Admission.REFUSE if is_deleted else Admission.STORE
+    if watermark is not None and put.owner is not None:
+        watermark = own_watermark()
     if watermark is None:
         return Admission.STORE
-    if is_late(put, watermark, is_stored if exists else None):
+    if _is_late(put, watermark, is_stored if exists else None):
         return Admission.REFUSE_AND_CLEAN
     # Where a thread was deleted, the next one begins with a checkpoint.
     begins = exists or put.row is not None or put.is_announced
     return Admission.STORE if begins else Admission.REFUSE
 
 
-def is_late(put: PutRequest, watermark: str, is_stored: Callable[[Place], bool] | None) -> bool:
+def _is_late(put: PutRequest, watermark: str, is_stored: Callable[[Place], bool] | None) -> bool:
     """Return whether a put comes after a checkpoint that went with its thread.
 
     Args:

@@ -65,7 +65,7 @@ class ListingContract(Contract):
         found = api.list(config())
         assert [id_of(one) for one in found] == ids[::-1]
         assert [one.checkpoint["channel_values"]["n"] for one in found] == list(range(53))[::-1]
-        for limit in (0, 1, 19, 20, 21, 40, 53, 99):
+        for limit in (0, 1, 20, 21, 53, 99):
             assert [id_of(one) for one in api.list(config(), limit=limit)] == ids[::-1][:limit]
         before = config(checkpoint_id=ids[30])
         assert [id_of(one) for one in api.list(config(), before=before)] == ids[:30][::-1]

@@ -21,11 +21,9 @@ from forkpoint.storage.rows import (
     Usage,
     WriteRow,
 )
-from forkpoint.storage.shared import ancestors_of
+from forkpoint.storage.shared import ABANDONED_SECONDS, ancestors_of
 
 from .tables import Tables, Thread
-
-_ABANDONED_MICROSECONDS = 60_000_000
 
 
 class MemoryCheckpoints(interface.Checkpoints):
@@ -164,7 +162,7 @@ class MemoryCollections(interface.Collections):
         self._clock = clock
 
     def pending(self) -> list[Any]:
-        long_ago = self._clock.now() - _ABANDONED_MICROSECONDS
+        long_ago = self._clock.now() - 1_000_000 * ABANDONED_SECONDS
         return [family for family, at in self._tables.removed_at.items() if at < long_ago]
 
     def clear(self, family: Any) -> bool:

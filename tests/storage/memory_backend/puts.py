@@ -61,14 +61,13 @@ def put(tables: Tables, clock: StoreClock, put: PutRequest) -> ThreadRef | None:
 
 def _admission(tables: Tables, put: PutRequest, thread: Thread | None) -> Admission:
     watermark = tables.watermark(put.thread_id) if thread is None else thread.watermark
-    if watermark is not None and put.owner is not None:
-        watermark = tables.watermark(put.thread_id, put.owner)  # of others' it is not told
     key = 0 if thread is None else thread.key
     return admission(
         put,
         exists=thread is not None,
         deletions=lambda: {one.number for one in tables.tombstones_of(put.thread_id, put.owner)},
         watermark=watermark,
+        own_watermark=lambda: tables.watermark(put.thread_id, put.owner),
         is_stored=lambda place: tables.checkpoint(key, place) is not None,
     )
 
