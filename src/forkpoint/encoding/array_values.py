@@ -8,11 +8,13 @@ name       what follows
 ndarray    the type of the elements (a text, or for a structured one the list that describes it),
            the shape, the order (`C` or `F`), whether it can be written to, and the bytes; of
            objects the list of them
-masked     two such arrays, the data and the mask, and what stands for a masked element
+masked     such an array of the data; one of the mask, or nil for none; what stands for a masked
+           element; and whether the mask is hard
 scalar     the type, and the bytes
 timestamp  pandas: the number of units since 1970 in UTC, the unit, the time zone, and the fold
 timedelta  pandas: the number of units, and the unit
-nat        pandas: nothing
+nothing    NumPy's masked element: nothing
+nat, na    pandas: nothing
 =========  ========================================================================================
 """
 
@@ -40,10 +42,19 @@ def describer_of(kind: type) -> Callable[[Any], Described] | None:
         return _describe_timestamp
     if kind is _member("pandas", "Timedelta"):
         return lambda value: (ARRAY, ["timedelta", value._value, value.unit])
-    no_time = _member("pandas", "NaT")
-    if no_time is not None and kind is type(no_time):
-        return lambda _: (ARRAY, ["nat"])
+    for name, (module, member) in _SINGLE_VALUES.items():
+        value = _member(module, member)
+        if value is not None and kind is type(value):
+            return lambda _, name=name: (ARRAY, [name])  # type: ignore[misc]
     return None
+
+
+# Types with one value each, by their names in the store.
+_SINGLE_VALUES = {
+    "nothing": ("numpy.ma", "masked"),
+    "nat": ("pandas", "NaT"),
+    "na": ("pandas", "NA"),
+}
 
 
 def _member(module: str, name: str) -> Any:
@@ -55,8 +66,7 @@ def _member(module: str, name: str) -> Any:
 
 
 def _array(value: Any) -> list[Any]:
-    if value.dtype.metadata:
-        raise CannotStore("has a dtype with metadata")
+    dtype = _dtype(value.dtype)
     order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
     if value.dtype.hasobject:
         if value.dtype.names:
@@ -64,28 +74,61 @@ def _array(value: Any) -> list[Any]:
         content: Any = value.ravel(order=order).tolist()
     else:
         content = value.tobytes(order=order)
-    return [_dtype(value.dtype), list(value.shape), order, bool(value.flags.writeable), content]
+    return [dtype, list(value.shape), order, bool(value.flags.writeable), content]
 
 
 def _dtype(dtype: Any) -> Any:
-    if dtype.names is None:
-        return dtype.str
-    if dtype.subdtype is not None or dtype.isalignedstruct:
-        raise CannotStore("has an aligned dtype")
-    return [list(field) for field in dtype.descr]
+    """Return a type of elements as it is stored.
+
+    Raises:
+        CannotStore: It would not come back as it is: its fields have gaps, say.
+    """
+    if dtype.metadata:
+        raise CannotStore("has a dtype with metadata")
+    stored = dtype.str if dtype.names is None else _as_lists(dtype.descr)
+    try:
+        is_same = _load_dtype(stored) == dtype and not dtype.isalignedstruct
+    except (TypeError, ValueError):
+        is_same = False
+    if not is_same:
+        raise CannotStore(f"has the dtype {dtype}")
+    return stored
+
+
+def _as_lists(part: Any) -> Any:
+    return list(map(_as_lists, part)) if type(part) in (list, tuple) else part
+
+
+def _load_dtype(stored: Any) -> Any:
+    import numpy
+
+    if isinstance(stored, str):
+        if len(stored) > _DTYPE_LETTERS:
+            raise ValueError("its dtype is not of the form that is written")
+        return numpy.dtype(stored)
+    return numpy.dtype([_field(*only(field, list)) for field in only(stored, list)])
+
+
+_DTYPE_LETTERS = 32
+
+
+def _field(name: Any, kind: Any, shape: Any = ()) -> Any:
+    """Return a field of a structured type as NumPy describes it."""
+    name = tuple(name) if isinstance(name, list) else name  # with a title
+    return name, kind if isinstance(kind, str) else _load_dtype(kind), tuple(shape)
 
 
 def _describe_masked(value: Any) -> Described:
     import numpy
 
-    mask = numpy.ma.getmaskarray(value)
-    return ARRAY, ["masked", _array(value.data), _array(mask), value.fill_value]
+    mask = None if value.mask is numpy.ma.nomask else _array(numpy.ma.getmaskarray(value))
+    return ARRAY, ["masked", _array(value.data), mask, value.fill_value, bool(value.hardmask)]
 
 
 def _describe_scalar(value: Any) -> Described:
-    if value.dtype.hasobject or value.dtype.names:
-        raise CannotStore("is a record")
-    return ARRAY, ["scalar", value.dtype.str, value.tobytes()]
+    if value.dtype.hasobject:
+        raise CannotStore("has fields that are objects")
+    return ARRAY, ["scalar", _dtype(value.dtype), value.tobytes()]
 
 
 def _describe_timestamp(value: Any) -> Described:
@@ -96,15 +139,18 @@ def _describe_timestamp(value: Any) -> Described:
 def restore(content: Any) -> Any:
     """Return the value that was stored as this."""
     name, *rest = only(content, list)
+    if name in _SINGLE_VALUES:
+        value = _member(*_SINGLE_VALUES[name])
+        if value is None:
+            raise ValueError("its module is not imported")
+        return value
     return _RESTORERS[name](*rest)
 
 
 def _restore_array(dtype: Any, shape: Any, order: Any, writeable: Any, content: Any) -> Any:
     import numpy
 
-    kind = numpy.dtype(
-        dtype if isinstance(dtype, str) else [tuple(field) for field in only(dtype, list)]
-    )
+    kind = _load_dtype(dtype)
     sizes = [only(size, int) for size in only(shape, list)]
     if kind.hasobject:
         flat = numpy.empty(len(only(content, list)), dtype=object)
@@ -117,21 +163,24 @@ def _restore_array(dtype: Any, shape: Any, order: Any, writeable: Any, content: 
     return value
 
 
-def _restore_masked(data: Any, mask: Any, fill_value: Any) -> Any:
+def _restore_masked(data: Any, mask: Any, fill_value: Any, is_hard: Any) -> Any:
     import numpy
 
     return numpy.ma.MaskedArray(
-        _restore_array(*data), mask=_restore_array(*mask), fill_value=fill_value
+        _restore_array(*data),
+        mask=numpy.ma.nomask if mask is None else _restore_array(*mask),
+        fill_value=fill_value,
+        hard_mask=bool(is_hard),
     )
 
 
 def _restore_scalar(dtype: Any, content: Any) -> Any:
     import numpy
 
-    kind = numpy.dtype(only(dtype, str))
+    kind = _load_dtype(dtype)
     if kind.hasobject or kind.itemsize != len(only(content, bytes)):
         raise ValueError("its bytes are not those of its type")
-    return numpy.frombuffer(content, dtype=kind)[0] if kind.itemsize else kind.type()
+    return numpy.frombuffer(bytearray(content), dtype=kind)[0] if kind.itemsize else kind.type()
 
 
 def _restore_timestamp(value: Any, unit: Any, zone: Any, fold: Any) -> Any:
@@ -142,10 +191,6 @@ def _restore_timestamp(value: Any, unit: Any, zone: Any, fold: Any) -> Any:
 def _restore_timedelta(value: Any, unit: Any) -> Any:
     pandas = _pandas()
     return pandas.Timedelta(only(value, int), unit=unit).as_unit(unit)
-
-
-def _restore_nat() -> Any:
-    return _pandas().NaT
 
 
 def _pandas() -> Any:
@@ -159,5 +204,4 @@ _RESTORERS: dict[str, Callable[..., Any]] = {
     "scalar": _restore_scalar,
     "timestamp": _restore_timestamp,
     "timedelta": _restore_timedelta,
-    "nat": _restore_nat,
 }

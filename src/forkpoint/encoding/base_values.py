@@ -15,7 +15,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from forkpoint.encoding.builtin_values import from_pairs, only, pairs
+from forkpoint.encoding.builtin_values import from_pairs, only, only_int, pairs
 
 
 class Base(NamedTuple):
@@ -74,6 +74,23 @@ def _plain_datetime(value: datetime.datetime) -> datetime.datetime:
     return datetime.datetime(*each, fold=value.fold)
 
 
+def _plain_time(value: datetime.time) -> datetime.time:
+    each = [getattr(datetime.time, name).__get__(value) for name in _DATETIME[3:]]
+    return datetime.time(*each, fold=value.fold)
+
+
+def _make_time(kind: Any, content: Any) -> Any:
+    plain = only(content, datetime.time)
+    each = [getattr(plain, name) for name in _DATETIME[3:]]
+    return datetime.time.__new__(kind, *each, fold=plain.fold)
+
+
+def _make_bytearray(kind: Any, content: Any) -> Any:
+    made = bytearray.__new__(kind)
+    bytearray.extend(made, only(content, bytes))
+    return made
+
+
 _DATETIME = ("year", "month", "day", "hour", "minute", "second", "microsecond", "tzinfo")
 
 BASES: dict[str, Base] = {
@@ -114,6 +131,7 @@ BASES: dict[str, Base] = {
         lambda value: datetime.date(value.year, value.month, value.day),
         lambda kind, content: datetime.date.__new__(kind, content.year, content.month, content.day),
     ),
+    "time": Base(datetime.time, _plain_time, _make_time),
     "timedelta": Base(
         datetime.timedelta,
         lambda value: datetime.timedelta(value.days, value.seconds, value.microseconds),
@@ -121,6 +139,12 @@ BASES: dict[str, Base] = {
             kind, content.days, content.seconds, content.microseconds
         ),
     ),
+    "complex": Base(
+        complex,
+        lambda value: complex(value.real, value.imag),
+        lambda kind, content: complex.__new__(kind, only(content, complex)),
+    ),
+    "bytearray": Base(bytearray, lambda value: bytes(memoryview(value)), _make_bytearray),
     "decimal": Base(
         decimal.Decimal,
         decimal.Decimal.__str__,
@@ -129,12 +153,12 @@ BASES: dict[str, Base] = {
     "fraction": Base(
         fractions.Fraction,
         lambda value: [value.numerator, value.denominator],
-        lambda kind, content: fractions.Fraction.__new__(kind, *content),
+        lambda kind, content: fractions.Fraction.__new__(kind, *map(only_int, content)),
     ),
     "zoneinfo": Base(
         zoneinfo.ZoneInfo,
         lambda value: value.key,
-        lambda kind, content: zoneinfo.ZoneInfo.no_cache.__func__(kind, only(content, str)),  # type: ignore[attr-defined]
+        lambda kind, content: zoneinfo.ZoneInfo.__new__(kind, only(content, str)),
     ),
     "uuid": Base(
         uuid.UUID,
@@ -159,4 +183,5 @@ def _plain_defaultdict(value: Any) -> Any:
 
 
 def base_of(kind: type) -> tuple[str, Base] | None:
+    """Return the type of Python's own that a type derives from, with its name here."""
     return next(((name, base) for name, base in BASES.items() if issubclass(kind, base.kind)), None)

@@ -21,6 +21,7 @@ import array
 import datetime
 import decimal
 import fractions
+import gc
 import ipaddress
 import pathlib
 import re
@@ -33,6 +34,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, TypeVar
 
 import ormsgpack  # a dependency of langgraph-checkpoint
+import pydantic_core
 
 VALUE, TUPLE, SET, FROZENSET, ITEMS, INT, TEXT = range(32, 39)
 
@@ -69,6 +71,11 @@ def only(content: Any, kind: type[_V]) -> _V:
     return content
 
 
+def only_int(content: Any) -> int:
+    """Return what was read if it is an integer."""
+    return only(content, int)
+
+
 class _Value(NamedTuple):
     """How values of a type are stored under a name of its own."""
 
@@ -78,34 +85,43 @@ class _Value(NamedTuple):
 
 
 _BUFFERS = frozenset({bytearray, memoryview})
+_BYTES = _BUFFERS | {bytes}
 _CONTAINERS = frozenset({list, dict})
 
 
 def may_hold_bytes(packed: bytes) -> bool:
     """Return whether there may be bytes in what was packed, by its marks for them."""
-    return b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed
+    return 0xC4 in packed or 0xC5 in packed or 0xC6 in packed
 
 
 def holds_buffer(value: Any) -> bool:
     """Return whether lists and dicts hold what packs as if it were `bytes`."""
-    waiting = [value]
-    while waiting:
-        each = waiting.pop()
-        if type(each) in _BUFFERS:
+    return _holds(value, _BUFFERS)
+
+
+def holds_bytes(value: Any) -> bool:
+    """Return whether lists and dicts hold bytes of any type."""
+    return _holds(value, _BYTES)
+
+
+def _holds(value: Any, kinds: frozenset[type]) -> bool:
+    level = [value]
+    while True:
+        present = set(map(type, level))
+        if not present.isdisjoint(kinds):
             return True
-        inner = each.values() if type(each) is dict else each if type(each) is list else ()
-        kinds = set(map(type, inner))
-        if not kinds.isdisjoint(_BUFFERS):
-            return True
-        if not kinds.isdisjoint(_CONTAINERS):
-            waiting += [one for one in inner if type(one) in _CONTAINERS]
-    return False
+        if present.isdisjoint(_CONTAINERS):
+            return False
+        # All that is in them at once: one by one, it takes longer than to pack them.
+        level = gc.get_referents(*[each for each in level if type(each) in _CONTAINERS])
 
 
 # Dates and times
 
 
 def _dump_time(value: datetime.datetime | datetime.time) -> Any:
+    if value.tzinfo is None and not value.fold:
+        return [value.isoformat(), 0, None]
     return [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, value.tzinfo]
 
 
@@ -230,7 +246,7 @@ def _dump_fraction(value: fractions.Fraction) -> Any:
 
 def _load_fraction(content: Any) -> fractions.Fraction:
     numerator, denominator = content
-    return fractions.Fraction(numerator, denominator)
+    return fractions.Fraction(only_int(numerator), only_int(denominator))  # no text: `1e999999999`
 
 
 def _load_complex(content: Any) -> complex:
@@ -286,11 +302,15 @@ def _dump_memoryview(value: memoryview) -> Any:
 
 
 def _dump_pattern(value: re.Pattern[Any]) -> Any:
+    if value.flags & re.DEBUG:
+        raise CannotStore("prints what it is made of")
     return [value.pattern, int(value.flags)]
 
 
 def _load_pattern(content: Any) -> re.Pattern[Any]:
     pattern, flags = content
+    if only_int(flags) & re.DEBUG:
+        raise ValueError("it prints")
     return re.compile(pattern, flags)
 
 
@@ -308,7 +328,7 @@ def _dump_namespace(value: types.SimpleNamespace) -> Any:
 
 def _load_namespace(content: Any) -> types.SimpleNamespace:
     namespace = types.SimpleNamespace()
-    vars(namespace).update(content)
+    vars(namespace).update(only(content, dict))
     return namespace
 
 
@@ -343,6 +363,8 @@ _VALUES: dict[str, _Value] = {
         types.MappingProxyType, lambda value: dict(value), types.MappingProxyType
     ),
     "namespace": _Value(types.SimpleNamespace, _dump_namespace, _load_namespace),
+    "url": _Value(pydantic_core.Url, str, pydantic_core.Url),
+    "multihosturl": _Value(pydantic_core.MultiHostUrl, str, pydantic_core.MultiHostUrl),
     **{
         kind.__name__.lower(): _Value(kind, str, kind)
         for kind in (

@@ -103,3 +103,17 @@ def map_header(length: int) -> bytes:
     if length < 1 << 16:
         return pack(">BH", 0xDE, length)
     return pack(">BI", 0xDF, length)
+
+
+def extension_header(code: int, length: int) -> bytes:
+    """Return the header of a MessagePack extension, to be followed by so many bytes.
+
+    Source: the MessagePack specification, "ext format family".
+    """
+    if length in (1, 2, 4, 8, 16):
+        return pack("BB", 0xD3 + length.bit_length(), code)
+    if length < 1 << 8:
+        return pack("BBB", 0xC7, length, code)
+    if length < 1 << 16:
+        return pack(">BHB", 0xC8, length, code)
+    return pack(">BIB", 0xC9, length, code)

@@ -19,7 +19,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget, size_of_entry
 from forkpoint.encoding import chunking
-from forkpoint.encoding.builtin_values import PLAIN_ONLY, holds_buffer, may_hold_bytes
+from forkpoint.encoding.builtin_values import PLAIN_ONLY
 from forkpoint.encoding.entries import (
     DICT as DICT,
 )
@@ -189,6 +189,12 @@ class Codec:
             self._serde, JsonPlusSerializer
         )
 
+        self._pack_element: Callable[[Any], bytes | None] = self._pack_in_list
+        self._pack_message: Callable[[Any], bytes | None] = self._pack_in_list
+        if isinstance(self._serde, SafeSerializer) and self._splits:
+            self._pack_element = self._serde.pack_element
+            self._pack_message = self._serde.pack_message
+
     # Of one thread
 
     def of_salt(self, salt: bytes) -> Codec:
@@ -332,7 +338,7 @@ class Codec:
                     kind, whole = self._serde.dumps_typed(value)
                     if kind != _MSGPACK or len(whole) <= inline:
                         return self._encode_opaque(kind, whole, chunks, inline)
-                elements = self._pack_all(value)
+                elements = self._pack_all(value, whole)
                 if elements is not None and elements.is_all_of(whole):
                     return self._cut(elements, chunks, inline, depth)
         if whole is not None:
@@ -349,13 +355,13 @@ class Codec:
         if isinstance(value, dict):
             return len(value) > _FEW and {str}.issuperset(map(type, list(value.values())))
         return len(value) > _FEW and (
-            self._memo.knows(type(value[-1])) or {str}.issuperset(map(type, value.copy()))
+            self._memo.knows[type(value[-1])] or {str}.issuperset(map(type, value.copy()))
         )
 
-    def _pack_all(self, value: list[Any] | dict[Any, Any]) -> _Elements | None:
+    def _pack_all(self, value: list[Any] | dict[Any, Any], whole: bytes | None) -> _Elements | None:
         if isinstance(value, list):
             values = value.copy()
-            packed = self._pack_elements(values)
+            packed = self._pack_elements(values, whole)
             return None if packed is None else _Elements(LIST, packed, values, None)
         items = list(value.items())
         packed = self._pack_items(items)
@@ -363,7 +369,7 @@ class Codec:
             return None
         return _Elements(DICT, packed, [element for _, element in items], [key for key, _ in items])
 
-    def _pack_elements(self, values: list[Any]) -> list[bytes] | None:
+    def _pack_elements(self, values: list[Any], whole: bytes | None) -> list[bytes] | None:
         """Serialize the elements of a list one by one.
 
         Returns None if one of them needs something other than MessagePack.
@@ -371,18 +377,21 @@ class Codec:
         if _PLAIN_TYPES.issuperset(map(type, values)):
             with suppress(ormsgpack.MsgpackEncodeError):  # something in one of them is not so plain
                 packed = [ormsgpack.packb(value, option=PLAIN_ONLY) for value in values]
-                if not (may_hold_bytes(b"".join(packed)) and holds_buffer(values)):
+                # Without a whole, these are strings; else a `bytearray` shows by that.
+                if whole is None or _Elements(LIST, packed, values, None).is_all_of(whole):
                     return packed
         memo, pack = self._memo, self._pack_element
+        pack_message = self._pack_message
         packed = []
         for value in values:
-            content = memo.packed(value, pack) if memo.knows(type(value)) else pack(value)
+            is_known = memo.knows[type(value)]
+            content = memo.packed(value, pack_message) if is_known else pack(value)
             if content is None:
                 return None
             packed.append(content)
         return packed
 
-    def _pack_element(self, value: Any) -> bytes | None:
+    def _pack_in_list(self, value: Any) -> bytes | None:
         kind, single = self._serde.dumps_typed([value])
         return single[1:] if kind == _MSGPACK else None  # without the header of the list
 
@@ -403,14 +412,16 @@ class Codec:
         size = sum(map(len, packed))
         if size <= inline:
             return Entry(INLINE, _MSGPACK, header(len(packed)) + b"".join(packed), b"", 0)
-        nested = [
-            index
-            for index, element in enumerate(packed)
-            if len(element) > NEST_BYTES
-            and (type(values[index]) in (list, dict) or len(element) > chunking.PIECE_BYTES)
-        ]
+        nested: list[int] = []
+        if max(map(len, packed)) > NEST_BYTES:
+            nested = [
+                index
+                for index, element in enumerate(packed)
+                if len(element) > NEST_BYTES
+                and (type(values[index]) in (list, dict) or len(element) > chunking.PIECE_BYTES)
+            ]
         if kind == LIST and not nested:
-            return self._tree(kind, "", self._cut_again(packed, chunks), chunks, size)
+            return self._tree(kind, "", self._cut_again(packed, size, chunks), chunks, size)
         leaves: list[bytes] = []
         done = 0
         for index in [*nested, len(packed)]:
@@ -438,7 +449,7 @@ class Codec:
         content = ormsgpack.packb([packed_key, pack_entry(entry)])
         return self._add((entry.refs, content), chunks)
 
-    def _cut_again(self, packed: list[bytes], chunks: Chunks) -> list[bytes]:
+    def _cut_again(self, packed: list[bytes], size: int, chunks: Chunks) -> list[bytes]:
         """Cut the elements of a list into runs.
 
         Often they are those of the time before and some more. Then all runs but the last are the
@@ -454,7 +465,6 @@ class Codec:
             leaves.append(self._add(chunk, chunks))
             runs.append(chunk)
             start = run.start
-        size = sum(map(len, packed))
         cut = _CutList(packed, leaves, runs, start, size)
         self._lists.put((self._in_family.secret, packed[0]), cut)
         return leaves

@@ -20,10 +20,19 @@ import ormsgpack
 from langchain_core.messages import BaseMessage
 
 from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget
-from forkpoint.encoding.builtin_values import PLAIN_ONLY, holds_buffer, may_hold_bytes
-from forkpoint.encoding.object_values import set_extra, set_fields, set_given, set_private
+from forkpoint.encoding.builtin_values import PLAIN_ONLY, holds_buffer, holds_bytes, may_hold_bytes
+from forkpoint.encoding.pydantic_values import set_extra, set_fields, set_given, set_private
 
 _MESSAGE_BYTES = 150  # what a message of a run takes beside its fields
+
+
+class _Classes(dict[type, bool]):
+    def __missing__(self, kind: type) -> bool:
+        known = issubclass(kind, BaseMessage) and kind.__module__.startswith(
+            "langchain_core.messages."
+        )
+        self[kind] = known
+        return known
 
 
 class _Run(NamedTuple):
@@ -42,41 +51,34 @@ class MessageMemo:
     """
 
     def __init__(self, budget: CacheBudget) -> None:
-        self._packed: Cache[tuple[type, bytes, frozenset[str]], bytes] = Cache(
+        self._packed: Cache[tuple[type, bytes], bytes] = Cache(
             budget, lambda key, content: ENTRY_BYTES + len(key[1]) + len(content)
         )
         self._runs: Cache[bytes, _Run] = Cache(
             budget,
             lambda _, run: ENTRY_BYTES + _MESSAGE_BYTES * len(run.classes) + len(run.fields),
         )
-        self._classes: dict[type, bool] = {}
-
-    def knows(self, kind: type) -> bool:
-        """Return whether values of a class are remembered: of LangChain's own messages they are."""
-        known = self._classes.get(kind)
-        if known is None:
-            known = issubclass(kind, BaseMessage) and kind.__module__.startswith(
-                "langchain_core.messages."
-            )
-            self._classes[kind] = known
-        return known
+        self.knows = _Classes()
+        """Whether values of a class are remembered: of LangChain's own messages they are."""
 
     def packed(self, message: BaseMessage, pack: Callable[[Any], bytes | None]) -> bytes | None:
         """Return how a message serializes, by `pack` if it is not remembered."""
+        given = message.__pydantic_fields_set__  # in any order: another one is another fingerprint
         try:
             fields = ormsgpack.packb(
-                [message.__dict__, message.__pydantic_extra__], option=PLAIN_ONLY
+                [message.__dict__, message.__pydantic_extra__, *given], option=PLAIN_ONLY
             )
         except ormsgpack.MsgpackEncodeError:  # some field is no plain value
             return pack(message)
-        if may_hold_bytes(fields) and holds_buffer(message.__dict__):
-            return pack(message)
-        key = (type(message), fields, frozenset(message.__pydantic_fields_set__))
+        key = (type(message), fields)
         content = self._packed.get(key)
-        if content is None:
-            content = pack(message)
-            if content is not None:
-                self._packed.put(key, content)
+        if content is not None:
+            return content
+        if may_hold_bytes(fields) and holds_bytes([message.__dict__, message.__pydantic_extra__]):
+            return pack(message)  # a `bytearray` has the same fingerprint as `bytes`
+        content = pack(message)
+        if content is not None:
+            self._packed.put(key, content)
         return content
 
     def restored(self, digest: bytes) -> list[BaseMessage] | None:
@@ -99,7 +101,7 @@ class MessageMemo:
     def remember_run(self, digest: bytes, messages: Sequence[Any]) -> None:
         """Remember the messages of a run, if they are all plain."""
         if not all(
-            self.knows(type(message))
+            self.knows[type(message)]
             and message.__pydantic_private__ is None
             and message.__pydantic_extra__ == {}
             for message in messages

@@ -6,7 +6,8 @@ its type (see `forkpoint.encoding.type_names`), and what its kind says.
 ===========  ======================================================================================
 kind         content
 ===========  ======================================================================================
-enum         the name of the member, or of a flag with several the array of their names
+enum         the name of the member; of a flag that is none, the array of the names of its members
+             and an integer with the bits that none of them has
 namedtuple   the elements; and the map of further attributes
 dataclass    the map of its attributes: fields, and whatever else it has
 attrs        the same
@@ -18,28 +19,56 @@ subclass     the name of the built-in type that it derives from, a value of that
              attributes
 exception    its arguments; and the map of its attributes. What of these cannot be stored is there
              as the text that represents it
+validation   of Pydantic's `ValidationError`: the title, the errors, how the input was given, and
+             whether inputs are hidden
 ===========  ======================================================================================
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, Flag
-from functools import cached_property, reduce
+from functools import lru_cache, partial, reduce
 from operator import or_
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
-from pydantic import BaseModel
+import pydantic.networks
+from pydantic_core import ValidationError
 
-from forkpoint.encoding.base_values import BASES, base_of
+from forkpoint.encoding import pydantic_values
+from forkpoint.encoding.attributes import (
+    TYPES_MAX,
+    Attributes,
+    attributes_of,
+    bare,
+    has_slot,
+    set_attributes,
+)
+from forkpoint.encoding.base_values import BASES, Base, base_of
 from forkpoint.encoding.builtin_values import CannotStore, only
+from forkpoint.encoding.exception_values import (
+    dump_exception,
+    dump_validation_error,
+    load_exception,
+    load_validation_error,
+    show_exception,
+    show_validation_error,
+)
+from forkpoint.encoding.pydantic_values import (
+    dump_pydantic,
+    dump_pydantic1,
+    is_pydantic,
+    is_pydantic1,
+    load_pydantic,
+    load_pydantic1,
+    show_pydantic,
+    show_pydantic1,
+)
 from forkpoint.encoding.type_names import as_list, name_of
 
 OBJECT = 40
-
-Attributes = dict[str, Any]
 
 
 class Kind(NamedTuple):
@@ -58,70 +87,6 @@ class Kind(NamedTuple):
     shown: Callable[[list[Any]], tuple[Attributes, Any]]
 
 
-def attributes_of(value: object) -> Attributes:
-    """Return the attributes of an object, those in slots as well, and no cached properties."""
-    kind = type(value)
-    found: Attributes = {}
-    for each in reversed(kind.__mro__):
-        slots = vars(each).get("__slots__", ())
-        for name in [slots] if isinstance(slots, str) else slots:
-            if name in ("__dict__", "__weakref__"):
-                continue
-            plain = f"_{each.__name__.lstrip('_')}{name}" if _is_private(name) else name
-            try:
-                found[plain] = vars(each)[plain].__get__(value)
-            except AttributeError:
-                continue  # it was never set
-    own = getattr(value, "__dict__", None)
-    return {**found, **_without_cached(kind, own)} if own else found
-
-
-def _is_private(name: str) -> bool:
-    return name.startswith("__") and not name.endswith("__")
-
-
-def _without_cached(kind: type, own: Attributes) -> Attributes:
-    """Return attributes without those that can be computed again, and typing's own."""
-    cached = _cached.get(kind)
-    if cached is None:
-        members = {
-            name: each for base in reversed(kind.__mro__) for name, each in vars(base).items()
-        }
-        cached = {name for name, each in members.items() if isinstance(each, cached_property)}
-        cached.add("__orig_class__")
-        _cached[kind] = cached
-    if cached.isdisjoint(own):
-        return own
-    return {name: each for name, each in own.items() if name not in cached}
-
-
-_cached: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
-
-
-def set_attributes(value: Any, attributes: Any) -> Any:
-    """Give an object its attributes, as no `__setattr__` of its class would."""
-    own = getattr(value, "__dict__", None)
-    slots = {
-        name for each in type(value).__mro__ for name in vars(each) if _is_slot(vars(each)[name])
-    }
-    for name, each in only(attributes, dict).items():
-        if name in slots:
-            object.__setattr__(value, name, each)
-        elif own is not None:
-            own[only(name, str)] = each
-        else:
-            raise ValueError(f"it has no attribute {name!r} any more")
-    return value
-
-
-def _is_slot(member: Any) -> bool:
-    return type(member).__name__ == "member_descriptor"
-
-
-def _bare(kind: type) -> Any:
-    return object.__new__(kind)
-
-
 # Enums
 
 
@@ -136,19 +101,29 @@ def _dump_enum(value: Enum) -> list[Any]:
         for name, member in type(value).__members__.items()
         if member._value_ and member._value_ & value._value_ == member._value_
     }
-    if reduce(or_, parts.values(), 0) != value._value_:
-        raise CannotStore("has bits that no member has")
-    return [list(parts)]
+    return [list(parts), value._value_ & ~reduce(or_, parts.values(), 0)]
 
 
 def _load_enum(kind: Any, content: list[Any]) -> Any:
-    (names,) = content
     members = kind._member_map_
-    if isinstance(names, str):
-        return members[names]
-    if not names:
-        return kind(0)
-    return reduce(or_, (members[name] for name in only(names, list)))
+    if isinstance(content[0], str):
+        return members[content[0]]
+    names, rest = content
+    bits = [members[name]._value_ for name in only(names, list)]
+    return _flag(kind, reduce(or_, bits, only(rest, int)))
+
+
+def _flag(kind: Any, value: int) -> Any:
+    """Return the flag of these bits, as Python's own classes make it."""
+    known = kind._value2member_map_.get(value)
+    if known is not None:
+        return known
+    make = next(
+        vars(each)["_missing_"]
+        for each in kind.__mro__
+        if each.__module__ == "enum" and "_missing_" in vars(each)
+    )
+    return make.__get__(None, kind)(value)
 
 
 def _show_enum(content: list[Any]) -> tuple[Attributes, Any]:
@@ -168,10 +143,19 @@ def _dump_namedtuple(value: Any) -> list[Any]:
 
 def _load_namedtuple(kind: Any, content: list[Any]) -> Any:
     elements, attributes = content
-    own = {name: each for name, each in only(attributes, dict).items() if name != "_fields"}
+    own = dict(only(attributes, dict))
+    names = own.pop("_fields")
+    if list(kind._fields) != names:  # the class was changed since
+        elements = _elements_by_name(kind, dict(zip(names, elements, strict=True)))
     if len(only(elements, list)) != len(kind._fields):
         raise ValueError(f"it has {len(elements)} elements")
     return set_attributes(tuple.__new__(kind, elements), own)
+
+
+def _elements_by_name(kind: Any, stored: Attributes) -> list[Any]:
+    if not stored.keys() <= set(kind._fields):
+        raise ValueError("it has elements of other names")
+    return [stored[name] if name in stored else kind._field_defaults[name] for name in kind._fields]
 
 
 def _show_namedtuple(content: list[Any]) -> tuple[Attributes, Any]:
@@ -187,116 +171,42 @@ def _is_attrs(kind: type) -> bool:
 
 
 def _dump_attributes(value: Any) -> list[Any]:
-    return [attributes_of(value)]
+    attributes = attributes_of(value)
+    if _CACHED_HASH in attributes:  # that of this process
+        attributes = {**attributes, _CACHED_HASH: None}
+    return [attributes]
+
+
+_CACHED_HASH = "_attrs_cached_hash"
 
 
 def _load_attributes(kind: Any, content: list[Any]) -> Any:
     (attributes,) = content
-    value = set_attributes(_bare(kind), attributes)
-    for name, default in _defaults(kind):
-        if not hasattr(value, name):
-            object.__setattr__(value, name, default())
-    return value
+    value = set_attributes(bare(kind), attributes)
+    missing = {
+        name: default() for name, default in _defaults(kind, value) if name not in attributes
+    }
+    return set_attributes(value, missing) if missing else value
 
 
-def _defaults(kind: type) -> Iterable[tuple[str, Callable[[], Any]]]:
+def _defaults(kind: type, value: Any) -> Iterable[tuple[str, Callable[[], Any]]]:
     """Yield the fields that have defaults: an object that was stored before a field was made."""
     if dataclasses.is_dataclass(kind):
         for field in dataclasses.fields(kind):
-            if field.default is not dataclasses.MISSING:
-                yield field.name, lambda field=field: field.default  # type: ignore[misc]
-            elif field.default_factory is not dataclasses.MISSING:
+            if field.default_factory is not dataclasses.MISSING:
                 yield field.name, field.default_factory
+            elif field.default is not dataclasses.MISSING and has_slot(kind, field.name):
+                # Elsewhere the class has the default as an attribute.
+                yield field.name, lambda field=field: field.default  # type: ignore[misc]
+    for field in vars(kind).get("__attrs_attrs__", ()):
+        default = field.default
+        if hasattr(default, "takes_self"):
+            yield field.name, partial(default.factory, *([value] if default.takes_self else []))
+        elif default is not sys.modules["attr"].NOTHING:
+            yield field.name, lambda default=default: default  # type: ignore[misc]
 
 
 def _show_attributes(content: list[Any]) -> tuple[Attributes, Any]:
-    return content[0], None
-
-
-# Pydantic, told by what its metaclasses leave on a model
-
-
-def _is_pydantic(kind: type) -> bool:
-    return "__pydantic_validator__" in vars(kind) and hasattr(kind, "model_fields")
-
-
-def _dump_pydantic(value: Any) -> list[Any]:
-    fields = _without_cached(type(value), value.__dict__)
-    extra = value.__pydantic_extra__
-    bits = _bits([*fields, *(extra or ())], value.__pydantic_fields_set__)
-    return [fields, bits, extra, value.__pydantic_private__]
-
-
-def _bits(names: Iterable[str], given: Collection[str]) -> int:
-    bits = 0
-    for at, name in enumerate(names):
-        if name in given:
-            bits |= 1 << at
-    return bits
-
-
-def _named(names: Iterable[str], bits: int) -> set[str]:
-    return {name for at, name in enumerate(names) if bits >> at & 1}
-
-
-def _load_pydantic(kind: Any, content: list[Any]) -> Any:
-    fields, bits, extra, private = content
-    given = _named([*only(fields, dict), *(extra or ())], only(bits, int))
-    for name, field in kind.model_fields.items():
-        if name not in fields and not field.is_required():
-            fields[name] = field.get_default(call_default_factory=True)
-    value = _bare(kind)
-    set_fields(value, fields)
-    set_given(value, given)
-    set_extra(value, extra)
-    set_private(value, private)
-    return value
-
-
-# What Pydantic assigns to copy a model, each slot without looking for its name: a subclass may hide
-# them behind attributes of its own.
-set_fields, set_given, set_extra, set_private = (
-    vars(BaseModel)[slot].__set__
-    for slot in (
-        "__dict__",
-        "__pydantic_fields_set__",
-        "__pydantic_extra__",
-        "__pydantic_private__",
-    )
-)
-
-
-def _show_pydantic(content: list[Any]) -> tuple[Attributes, Any]:
-    fields, _, extra, _ = content
-    return {**fields, **(extra or {})}, None
-
-
-def _is_pydantic1(kind: type) -> bool:
-    return hasattr(kind, "__fields__") and hasattr(kind, "__private_attributes__")
-
-
-def _dump_pydantic1(value: Any) -> list[Any]:
-    fields = value.__dict__
-    bits = _bits(fields, value.__fields_set__)
-    names = type(value).__private_attributes__
-    return [fields, bits, {name: getattr(value, name) for name in names if hasattr(value, name)}]
-
-
-def _load_pydantic1(kind: Any, content: list[Any]) -> Any:
-    fields, bits, private = content
-    given = _named(only(fields, dict), only(bits, int))
-    for name, field in kind.__fields__.items():
-        if name not in fields and not field.required:
-            fields[name] = field.get_default()
-    value = _bare(kind)
-    object.__setattr__(value, "__dict__", fields)
-    object.__setattr__(value, "__fields_set__", given)
-    for name, each in only(private, dict).items():
-        object.__setattr__(value, name, each)
-    return value
-
-
-def _show_pydantic1(content: list[Any]) -> tuple[Attributes, Any]:
     return content[0], None
 
 
@@ -308,24 +218,37 @@ _PLAIN = {
     ("langgraph.store.base", "SearchItem"),
     ("pydantic.types", "SecretStr"),
     ("pydantic.types", "SecretBytes"),
+    ("pydantic.types", "Secret"),
+    ("pydantic.networks", "NameEmail"),
     ("pydantic.v1.types", "SecretStr"),
     ("pydantic.v1.types", "SecretBytes"),
 }
+# What Pydantic's URLs derive from, in versions where they are classes.
+_URLS = tuple(
+    kind
+    for name, kind in vars(pydantic.networks).items()
+    if name in ("_BaseUrl", "_BaseMultiHostUrl")
+)
 
 
 def _is_plain(kind: type) -> bool:
-    return (kind.__module__, kind.__name__) in _PLAIN
+    return (kind.__module__, kind.__name__) in _PLAIN or issubclass(kind, _URLS)
 
 
 # What derives from a type of Python's own
 
 
 def _dump_subclass(value: Any) -> list[Any]:
-    found = base_of(type(value))
-    assert found is not None
-    name, base = found
+    name, base = _known_base(type(value))
     own = attributes_of(value) if name not in ("uuid", "path", "zoneinfo", "fraction") else {}
     return [name, base.dump(value), own]
+
+
+def _known_base(kind: type) -> tuple[str, Base]:
+    known = base_of(kind)
+    if known is None:  # never, of a kind that fits
+        raise CannotStore("derives from no type of Python's own")
+    return known
 
 
 def _load_subclass(kind: Any, content: list[Any]) -> Any:
@@ -341,59 +264,41 @@ def _show_subclass(content: list[Any]) -> tuple[Attributes, Any]:
     return attributes, value
 
 
-# Exceptions: LangGraph stores those of its tasks
-
-
-def _dump_exception(value: BaseException) -> list[Any]:
-    # Python's own type knows what it was made of, which `args` does not always say.
-    _, arguments, *state = _own_exception(type(value)).__reduce__(value)
-    attributes = dict(vars(value))
-    for each in state:
-        attributes |= each or {}
-    return [list(arguments), attributes]
-
-
-def _own_exception(kind: type) -> Any:
-    return next(each for each in kind.__mro__ if each.__module__ == "builtins")
-
-
-def _load_exception(kind: Any, content: list[Any]) -> Any:
-    arguments, attributes = content
-    own = _own_exception(kind)
-    made = own.__new__(kind, *only(arguments, list))
-    own.__init__(made, *arguments)
-    return set_attributes(made, attributes)
-
-
-def _show_exception(content: list[Any]) -> tuple[Attributes, Any]:
-    arguments, attributes = content
-    return {"args": arguments, **attributes}, None
-
-
 def changed(kind: str, content: list[Any], change: Callable[[Any], Any]) -> list[Any]:
-    """Return the content of an object whose fields a function has changed."""
-    before, *rest = content
-    after = change(dict(only(before, dict)))
-    if kind in ("pydantic", "pydantic1"):
-        given = _named(before, rest[0]) | (after.keys() - before.keys())
-        rest[0] = _bits(after, given)
-    return [after, *rest]
+    """Return the content of an object whose fields a function has changed.
+
+    Raises:
+        ValueError: Objects of this kind have no fields.
+    """
+    if kind == "namedtuple":
+        elements, attributes = content
+        after = change(dict(zip(attributes["_fields"], elements, strict=True)))
+        return [list(after.values()), {**attributes, "_fields": list(after)}]
+    if kind in ("enum", "exception", "validation", "subclass"):
+        raise ValueError(f"its alias has a function for its fields, and a stored {kind} has none")
+    return pydantic_values.changed(kind, content, change)
 
 
 KINDS: Mapping[str, Kind] = {
     "enum": Kind(lambda kind: issubclass(kind, Enum), _dump_enum, _load_enum, _show_enum),
+    "validation": Kind(
+        lambda kind: kind is ValidationError,
+        dump_validation_error,
+        load_validation_error,
+        show_validation_error,
+    ),
     "exception": Kind(
         lambda kind: issubclass(kind, BaseException),
-        _dump_exception,
-        _load_exception,
-        _show_exception,
+        dump_exception,
+        load_exception,
+        show_exception,
     ),
     "namedtuple": Kind(_is_namedtuple, _dump_namedtuple, _load_namedtuple, _show_namedtuple),
     "subclass": Kind(
         lambda kind: base_of(kind) is not None, _dump_subclass, _load_subclass, _show_subclass
     ),
-    "pydantic": Kind(_is_pydantic, _dump_pydantic, _load_pydantic, _show_pydantic),
-    "pydantic1": Kind(_is_pydantic1, _dump_pydantic1, _load_pydantic1, _show_pydantic1),
+    "pydantic": Kind(is_pydantic, dump_pydantic, load_pydantic, show_pydantic),
+    "pydantic1": Kind(is_pydantic1, dump_pydantic1, load_pydantic1, show_pydantic1),
     "dataclass": Kind(
         dataclasses.is_dataclass, _dump_attributes, _load_attributes, _show_attributes
     ),
@@ -406,6 +311,30 @@ KINDS: Mapping[str, Kind] = {
 def kind_of(kind: type) -> str | None:
     """Return the kind of a type's objects, or None if they are not known to hold data only."""
     return next((name for name, each in KINDS.items() if each.fits(kind)), None)
+
+
+@lru_cache(TYPES_MAX)
+def fits(name: str, kind: type) -> bool:
+    """Return whether a type is of the kind of this name."""
+    return KINDS[name].fits(kind)
+
+
+def check_restorable(name: str, value: Any) -> None:
+    """Refuse a value, the first of its type, that could not be restored: types of C may forbid it.
+
+    Raises:
+        CannotStore: It could not.
+    """
+    kind = type(value)
+    if hasattr(kind, "__del__"):  # another object would end what this one stands for
+        return
+    content = [dict(part) if type(part) is dict else part for part in KINDS[name].dump(value)]
+    try:
+        restored = KINDS[name].load(kind, content)
+    except Exception as error:
+        raise CannotStore(f"could not be restored: {error}") from error
+    if type(restored) is not kind:
+        raise CannotStore(f"would be restored as a {type(restored).__name__}")
 
 
 def describer_of(name: str, kind: type) -> Callable[[Any], tuple[int, list[Any]]]:

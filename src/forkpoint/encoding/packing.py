@@ -14,7 +14,6 @@ from forkpoint.encoding.builtin_values import (
     CannotStore,
     Described,
     holds_buffer,
-    may_hold_bytes,
 )
 from forkpoint.encoding.langgraph_values import DELTA_SNAPSHOT, DeltaSnapshot
 from forkpoint.encoding.stored_object import StoredObject, stored_as
@@ -29,6 +28,21 @@ _PIECEWISE = PLAIN_ONLY | ormsgpack.OPT_NON_STR_KEYS
 _KEYS = frozenset({str, int, float, bool, bytes, type(None)})  # that a map can hold
 _KNOWN_TYPES = 4096
 _DEEPEST = 250  # so deep does MessagePack's library go
+_LEVELS_OF_EXCEPTIONS = 4  # within what they hold, texts stand for what cannot be stored
+
+
+class _Thread(threading.local):
+    """What each thread that packs keeps.
+
+    Attributes:
+        depth: In how many extensions it is.
+        interrupt: What was raised within ormsgpack and is no `Exception`.
+        exceptions: The ids of the exceptions that it is in.
+    """
+
+    depth = 0
+    interrupt: BaseException | None = None
+    exceptions: frozenset[int] = frozenset()
 
 
 class Packer:
@@ -43,7 +57,7 @@ class Packer:
         self._codecs = tuple(codecs)
         self._allows = allows
         self._describers = self._describers_of_values()
-        self._failure = threading.local()
+        self._thread = _Thread()
 
     def _describers_of_values(self) -> dict[type, Callable[[Any], Described]]:
         custom = {codec.type: _custom(codec) for codec in self._codecs}
@@ -58,24 +72,44 @@ class Packer:
         try:
             packed = ormsgpack.packb(value, default=self._extension, option=PLAIN_ONLY)
         except TypeError:  # a key that is no string, say; or something that cannot be stored
-            interrupt: BaseException | None = self._failure.__dict__.pop("interrupt", None)
+            interrupt = self._thread.interrupt
             if interrupt is not None:
+                self._thread.interrupt = None
                 raise interrupt from None
             return self._pack_piecewise(value, "", 0)
-        if may_hold_bytes(packed) and holds_buffer(value):
-            return self._pack_piecewise(value, "", 0)
+        if (0xC4 in packed or 0xC5 in packed or 0xC6 in packed) and holds_buffer(value):
+            return self._pack_piecewise(value, "", 0)  # it may hold bytes, by the marks for them
         return packed
 
-    def _extension(self, value: Any) -> Any:
+    def pack_object(self, value: Any) -> bytes:
+        """Return an object as `pack` does, in fewer steps."""
         try:
+            code, content = self._describe(value)
+        except Exception:  # noqa: BLE001 - `pack` says where
+            return self.pack(value)
+        if code != object_values.OBJECT:
+            return self.pack(value)
+        packed = self.pack(content)
+        return chunking.extension_header(code, len(packed)) + packed
+
+    def _extension(self, value: Any) -> Any:
+        depth = self._thread.depth
+        try:
+            self._thread.depth = depth + 1
+            if depth > _DEEPEST:
+                raise CannotStore(f"is nested more than {_DEEPEST} levels deep")
             if type(value) is tuple:  # as `_describe` says, without the detour
                 return ormsgpack.Ext(builtin_values.TUPLE, self.pack(list(value)))
+            if isinstance(value, BaseException):
+                return self._tree(value, "", 0)
             code, content = self._describe(value)
             return _extension(code, content, self.pack)
         except BaseException as error:
             if not isinstance(error, Exception):  # ormsgpack would replace it
-                self._failure.interrupt = error
+                self._thread.interrupt = error
             raise
+        finally:
+            self._thread.depth = depth
 
     def _describe(self, value: Any) -> Described:
         kind = type(value)
@@ -83,10 +117,11 @@ class Packer:
         if describer is None:
             if len(self._describers) > _KNOWN_TYPES:  # some programs make types by the request
                 self._describers = self._describers_of_values()
-            describer = self._describers[kind] = self._describer_of(kind)
+            describer = self._describers[kind] = self._describer_of(value)
         return describer(value)
 
-    def _describer_of(self, kind: type) -> Callable[[Any], Described]:
+    def _describer_of(self, value: Any) -> Callable[[Any], Described]:
+        kind = type(value)
         if kind is DeltaSnapshot:
             return lambda value: (DELTA_SNAPSHOT, value.value)
         describer = array_values.describer_of(kind)
@@ -95,32 +130,16 @@ class Packer:
         name = object_values.kind_of(kind) or ("slots" if self._allows(kind) else None)
         if name is None:
             raise CannotStore("is not known to hold nothing but data")
-        describer = object_values.describer_of(name, kind)
-        if name == "exception":
-            return lambda value: self._storable(*describer(value))
-        return describer
-
-    def _storable(self, code: int, content: list[Any]) -> Described:
-        """Return what is stored of an exception, whatever it holds."""
-        kind, name, arguments, attributes = content
-        arguments = [self._or_text(argument) for argument in arguments]
-        attributes = {key: self._or_text(each) for key, each in attributes.items()}
-        return code, [kind, name, arguments, attributes]
-
-    def _or_text(self, value: Any) -> Any:
-        """Return a value, or the text that represents it if it cannot be stored."""
-        try:
-            self.pack(value)
-        except NotStorable:
-            try:
-                return repr(value)
-            except Exception as error:  # noqa: BLE001 - whatever its class does
-                return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
-        return value
+        if not isinstance(value, BaseException):  # those are stored in any case
+            object_values.check_restorable(name, value)
+        return object_values.describer_of(name, kind)
 
     def _pack_piecewise(self, value: Any, path: str, depth: int) -> bytes:
-        tree = self._tree(value, path, depth)
-        return ormsgpack.packb(tree, option=_PIECEWISE)
+        try:
+            tree = self._tree(value, path, depth)
+            return ormsgpack.packb(tree, option=_PIECEWISE)
+        except RecursionError:
+            raise _refused(path[:80], value, "is nested too deep") from None
 
     def _tree(self, value: Any, path: str, depth: int) -> Any:
         """Return a value that packs as this one, made of what MessagePack has."""
@@ -144,9 +163,45 @@ class Packer:
             raise
         except Exception as error:
             raise _refused(path, value, f"could not be read: {error}") from error
+        if isinstance(value, BaseException) and code == object_values.OBJECT:
+            return self._exception(value, content, depth)
         return _extension(
             code, content, lambda part: self._pack_part(code, part, content, path, depth + 1)
         )
+
+    def _exception(self, value: BaseException, content: list[Any], depth: int) -> Any:
+        """Return an exception as it is stored, whatever it holds."""
+        outer = self._thread.exceptions
+        if id(value) in outer:  # it holds itself
+            return self._text_of(value)
+        try:
+            self._thread.exceptions = outer | {id(value)}
+            kind, name, *parts = content
+            trees = [self._tree_or_text(part, depth + 1, _LEVELS_OF_EXCEPTIONS) for part in parts]
+        finally:
+            self._thread.exceptions = outer
+        packed = ormsgpack.packb([kind, name, *trees], option=_PIECEWISE)
+        return ormsgpack.Ext(object_values.OBJECT, packed)
+
+    def _tree_or_text(self, value: Any, depth: int, levels: int) -> Any:
+        """Return the tree of a value, with texts in the place of what cannot be stored."""
+        try:
+            return self._tree(value, "", depth)
+        except (NotStorable, RecursionError):
+            if levels and type(value) is list:
+                return [self._tree_or_text(each, depth, levels - 1) for each in value]
+            if levels and type(value) is dict and all(type(key) is str for key in value):
+                return {
+                    key: self._tree_or_text(each, depth, levels - 1) for key, each in value.items()
+                }
+            return self._text_of(value)
+
+    def _text_of(self, value: Any) -> Any:
+        try:
+            text = "".join(repr(value))
+        except Exception as error:  # noqa: BLE001 - whatever its class does
+            text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+        return self._tree(text, "", 0)
 
     def _pack_part(self, code: int, part: Any, whole: Any, path: str, depth: int) -> bytes:
         if part is not whole or type(part) is not list:  # an element of a set

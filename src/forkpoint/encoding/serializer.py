@@ -52,6 +52,13 @@ _IMPORTABLE = re.compile(
     r"|pathlib\._local"
 )
 
+_TYPES_MAX = 1000  # beside the framework's: of rows that are forged, each could name another
+
+_DEEPEST = 400  # more than is written
+_LARGE = 64 * 1024  # bytes of an object, from which on it counts how often it is held
+_HELD_BYTES = 512 * 1024 * 1024
+_HELD_TIMES = 64
+
 _log = logging.getLogger("forkpoint")
 
 AllowedType = tuple[str, ...] | type
@@ -78,6 +85,20 @@ def serializer_of(
 def strict_mode() -> bool:
     """Return whether LangGraph's strict mode is set in the environment."""
     return os.getenv("LANGGRAPH_STRICT_MSGPACK", "false").lower() in ("1", "true", "yes")
+
+
+class _Thread(threading.local):
+    """What each thread that restores keeps.
+
+    Attributes:
+        depth: In how many extensions it is.
+        held: How many bytes of these are held.
+        error: What was raised within ormsgpack, which replaces it.
+    """
+
+    depth = 0
+    held = 0
+    error: BaseException | None = None
 
 
 class SafeSerializer(JsonPlusSerializer):
@@ -115,9 +136,10 @@ class SafeSerializer(JsonPlusSerializer):
             else:
                 self._aliases.update(entry)
         self._packer = Packer(self._codecs.values(), self._allows)
-        self._resolved: dict[TypeName, type] = {}
+        self._framework: dict[TypeName, type] = {}
+        self._permitted: dict[TypeName, type] = {}
         self._warned: set[str] = set()
-        self._failure = threading.local()
+        self._thread = _Thread()
 
     def with_msgpack_allowlist(self, extra_allowlist: Iterable[AllowedType]) -> SafeSerializer:
         """Return a serializer that restores these types too."""
@@ -152,6 +174,18 @@ class SafeSerializer(JsonPlusSerializer):
             return type(obj).__name__, bytes(obj)
         return "msgpack", self._packer.pack(obj)
 
+    def pack_element(self, value: Any) -> bytes:
+        """Return an element of a list as MessagePack has it.
+
+        Raises:
+            NotStorable: Something in it cannot be stored.
+        """
+        return self._packer.pack(value)
+
+    def pack_message(self, message: Any) -> bytes:
+        """Return a message as `pack_element` does, in fewer steps."""
+        return self._packer.pack_object(message)
+
     # Reading
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
@@ -171,21 +205,42 @@ class SafeSerializer(JsonPlusSerializer):
             return super().loads_typed(data)
         except ValueError as error:
             # ormsgpack replaces what its hook raises by a ValueError of its own.
-            failure: BaseException = self._failure.__dict__.pop("error", error)
+            failure = self._thread.error or error
+            self._thread.error = None
             if isinstance(failure, ForkpointError) or not isinstance(failure, Exception):
                 raise failure from failure.__cause__
             if _is_interrupt(failure):
                 raise KeyboardInterrupt from None
-            raise UnreadableValue(f"a stored value is not MessagePack: {error}") from error
+            raise UnreadableValue(f"a stored value is not MessagePack: {failure}") from failure
 
     def _restore(self, code: int, content: bytes) -> Any:
+        thread = self._thread
+        depth = thread.depth
         try:
+            thread.depth = depth + 1
             if code in builtin_values.RAW:
                 return builtin_values.RESTORERS[code](content)
+            if depth > _DEEPEST:
+                raise UnreadableValue(f"a stored value is nested more than {_DEEPEST} levels deep")
+            if len(content) > _LARGE:
+                return self._restore_large(code, content)
             return self._build(code, self._unpack(content), content)
         except BaseException as error:
-            self._failure.__dict__.setdefault("error", error)
+            thread.error = thread.error or error
             raise
+        finally:
+            thread.depth = depth
+
+    def _restore_large(self, code: int, content: bytes) -> Any:
+        """Restore an object that is held in memory once more for each object that it stands in."""
+        held = self._thread.held
+        try:
+            self._thread.held = held + len(content)
+            if held + len(content) > max(_HELD_BYTES, _HELD_TIMES * len(content)):
+                raise UnreadableValue("a stored value is too large for how deep it is nested")
+            return self._build(code, self._unpack(content), content)
+        finally:
+            self._thread.held = held
 
     def _unpack(self, content: bytes) -> Any:
         return ormsgpack.unpackb(content, ext_hook=self._restore, option=ormsgpack.OPT_NON_STR_KEYS)
@@ -204,21 +259,22 @@ class SafeSerializer(JsonPlusSerializer):
             return langgraph_values.restore(code, fields, self._resolve)
         except UnreadableValue as error:
             reason: Exception = error
+        except (RecursionError, MemoryError) as error:  # which may not be so the next time
+            raise UnreadableValue(f"a stored value is too deep or too large: {error}") from error
         except Exception as error:  # noqa: BLE001 - what is stored may be anything
             reason = error
         return self._stand_in(code, fields, content, reason)
 
     def _object(self, fields: Any) -> Any:
         kind, name, *content = fields
-        if not type_names.is_name(name):
-            raise UnreadableValue("a stored object does not name its type")
-        name = type_names.frozen(name)
-        alias = self._aliases.get(name[:2])
-        if isinstance(alias, tuple):
-            alias, change = alias
-            content = object_values.changed(kind, content, change)
-        target = alias or self._resolved.get(name) or self._target(name)
-        if not (object_values.KINDS[kind].fits(target) or self._allows(target)):
+        name = type_names.read(name)
+        target = self._framework.get(name)
+        if target is None:
+            target = self._class(name)
+            alias = self._aliases.get(name[:2])
+            if isinstance(alias, tuple):
+                content = object_values.changed(kind, content, alias[1])
+        if not (object_values.fits(kind, target) or self._allows(target)):
             raise UnreadableValue(f"{type_names.text(name)} is stored as a {kind}, and is none now")
         return object_values.KINDS[kind].load(target, content)
 
@@ -256,46 +312,69 @@ class SafeSerializer(JsonPlusSerializer):
         return StoredObject(name, attributes, value, code, content)
 
     def _resolve(self, module: str, name: str) -> type:
-        alias = self._aliases.get((module, name))
-        if alias is not None:
-            return alias[0] if isinstance(alias, tuple) else alias  # type: ignore[no-any-return]
-        known = self._resolved.get((module, name))
-        return known or self._target((module, name))
+        target = self._framework.get((module, name))
+        return target or self._class((module, name))
 
-    def _target(self, name: TypeName) -> type:
+    def _class(self, name: TypeName) -> type:
         """Return the type that a row names, if it may be restored.
 
         Raises:
             UnreadableValue: It may not, or it is not known here.
         """
+        permitted = self._permitted.get(name)
+        if permitted is None:
+            return self._target(name)
+        # A class may be made again under its name: a notebook's, say.
+        is_current = name in self._aliases or type_names.find(name) is permitted
+        return permitted if is_current else self._target(name)
+
+    def _target(self, name: TypeName) -> type:
         module, qualified = name[:2]
         is_allowed = self._allows_name(module, qualified)
         is_importable = _IMPORTABLE.fullmatch(module) is not None
-        if is_allowed or is_importable:
-            try:
-                importlib.import_module(module)
-            except ImportError as error:
-                raise UnreadableValue(f"{module} cannot be imported: {error}") from error
-        found = type_names.find(name) or type_names.find_nested(name)
+        kind = self._known(name)
         how = f"saver.with_allowlist([({module!r}, {qualified!r})])"
-        if found is None:
+        if kind is None:
             raise UnreadableValue(
                 f"{type_names.text(name)} is stored, and this process has neither stored one nor "
                 f"imported a module {module} with it; import it first, or allow it with {how}"
             )
-        if not is_allowed and object_values.kind_of(found) is None and not _is_value(found):
+        is_allowed = is_allowed or name[:2] in self._aliases
+        if not is_allowed and object_values.kind_of(kind) is None and not _is_value(kind):
             raise UnreadableValue(
                 f"{type_names.text(name)} is stored, and is not known to hold nothing but data; "
                 f"if it may be called, allow it with {how}"
             )
         is_own = is_importable or module.startswith("pydantic")
-        if self._strict and not (is_own or is_allowed or _is_value(found)):
+        if self._strict and not (is_own or is_allowed or _is_value(kind)):
             raise UnreadableValue(
                 f"{type_names.text(name)} is stored, and strict mode (LANGGRAPH_STRICT_MSGPACK) "
                 f"does not allow it; allow it with {how}"
             )
-        self._resolved[name] = found
-        return found
+        is_ever = is_importable and name[:2] not in self._aliases
+        (self._framework if is_ever else self._permitted)[name] = kind
+        return kind
+
+    def _known(self, name: TypeName) -> type | None:
+        """Return the type that a name means here, aliases considered."""
+        if len(name) == 2:
+            return self._known_class(name)
+        if len(self._permitted) > _TYPES_MAX:
+            return None  # made by rows: Pydantic makes a class of each
+        return type_names.generic(name, self._known_class)
+
+    def _known_class(self, name: TypeName) -> type | None:
+        alias = self._aliases.get(name)
+        if alias is not None:
+            kind: type = alias[0] if isinstance(alias, tuple) else alias
+            return kind
+        module, qualified = name
+        if self._allows_name(module, qualified) or _IMPORTABLE.fullmatch(module):
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise UnreadableValue(f"{module} cannot be imported: {error}") from error
+        return type_names.find(name) or type_names.find_nested(name)
 
 
 def _is_value(kind: type) -> bool:
@@ -308,7 +387,7 @@ def _shown(code: int, fields: Any) -> tuple[str, Mapping[str, Any], Any] | None:
         if code == object_values.OBJECT:
             kind, name, *content = fields
             attributes, value = object_values.KINDS[kind].shown(content)
-            return type_names.text(type_names.frozen(name)), dict(attributes), value
+            return type_names.text(type_names.read(name)), dict(attributes), value
         if code == CUSTOM:
             name, value = fields
             return str(name), {}, value
@@ -320,7 +399,7 @@ def _shown(code: int, fields: Any) -> tuple[str, Mapping[str, Any], Any] | None:
             attributes = fields[2] if isinstance(fields[2], dict) else {}
             if all(isinstance(key, str) for key in attributes):
                 return f"{fields[0]}.{fields[1]}", attributes, fields[2]
-    except (ValueError, TypeError, KeyError, IndexError):
+    except (ValueError, TypeError, KeyError, IndexError, UnreadableValue):
         return None
     return None
 
@@ -336,6 +415,7 @@ def _is_interrupt(failure: Exception) -> bool:
 
 def _name(entry: AllowedType) -> tuple[str, str]:
     if isinstance(entry, type):
+        type_names.name_of(entry)  # wherever it was made, it is known now
         return entry.__module__, entry.__qualname__
     if not isinstance(entry, tuple) or not entry or not all(type(part) is str for part in entry):
         raise InvalidInput(

@@ -1,21 +1,34 @@
 """How a stored value names its type, and how the type is found again. Nothing is imported.
 
 A name is a list: the module, the qualified name, and for a generic of Pydantic the names of its
-arguments as a third item.
+arguments as a third item. What is no class is named in the same way: `["typing", "Union", [...]]`,
+`["builtins", "list", [...]]` for `list[...]`, and `["literal", "str:a"]`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import or_
 from typing import Any
 from weakref import WeakValueDictionary
+
+from forkpoint.errors import UnreadableValue
 
 TypeName = tuple[Any, ...]
 """`(module, qualified name)`, or with the names of a generic's arguments behind it."""
 
+_ARGUMENTS_MAX = 32
+_DEPTH_MAX = 16
+
 _seen: WeakValueDictionary[TypeName, type] = WeakValueDictionary()
 """The types that this process has stored values of, wherever they were made."""
+
+
+# The names of types
 
 
 def name_of(kind: type) -> TypeName:
@@ -28,10 +41,53 @@ def name_of(kind: type) -> TypeName:
 def _name_of(kind: type) -> TypeName:
     generic = vars(kind).get("__pydantic_generic_metadata__")
     if generic and generic["origin"] is not None:
-        arguments = tuple(generic["args"])
-        if all(isinstance(argument, type) for argument in arguments):
-            return (*_name_of(generic["origin"]), tuple(map(_name_of, arguments)))
+        arguments = tuple(map(_argument_name, generic["args"]))
+        if None not in arguments:
+            return (*_name_of(generic["origin"]), arguments)
     return kind.__module__, kind.__qualname__
+
+
+def _argument_name(argument: Any) -> TypeName | None:
+    """Return the name of a generic's argument, or None if it has none: a type variable, say."""
+    if type(argument) in _FORMS:
+        names = tuple(map(_argument_name, argument.__args__))
+        origin = _FORMS[type(argument)](argument)
+        return None if origin is None or None in names else (*origin, names)
+    if typing.get_origin(argument) is typing.Literal:
+        values = tuple(map(_literal_name, argument.__args__))
+        return None if None in values else ("typing", "Literal", values)
+    if argument is ...:
+        return _ELLIPSIS
+    return _name_of(argument) if isinstance(argument, type) else None
+
+
+_ELLIPSIS = ("builtins", "Ellipsis")
+_NONE = ("builtins", "NoneType")
+
+
+def _origin_of_typing(argument: Any) -> TypeName | None:
+    """Return the name of what is in `typing`: `List`, `Union`."""
+    name = "Union" if argument.__origin__ is typing.Union else getattr(argument, "_name", None)
+    return ("typing", name) if name in _TYPING else None
+
+
+_TYPING = ("Union", "List", "Dict", "Set", "FrozenSet", "Tuple", "Sequence", "Mapping", "Iterable")
+
+_FORMS: dict[type, Callable[[Any], TypeName | None]] = {
+    types.GenericAlias: lambda argument: _name_of(argument.__origin__),
+    types.UnionType: lambda _: ("types", "UnionType"),
+    type(list[int] | None): lambda _: ("types", "UnionType"),
+    type(typing.List[int]): _origin_of_typing,  # noqa: UP006
+    type(typing.Union[int, str]): _origin_of_typing,  # noqa: UP007
+}
+
+
+def _literal_name(value: Any) -> TypeName | None:
+    kind = type(value).__name__
+    return ("literal", f"{kind}:{value}") if type(value) in _LITERALS.values() else None
+
+
+_LITERALS: dict[str, type] = {"str": str, "int": int, "bool": bool}
 
 
 def as_list(name: TypeName) -> list[Any]:
@@ -40,22 +96,43 @@ def as_list(name: TypeName) -> list[Any]:
     return [module, qualified, *([as_list(each) for each in inner] for inner in arguments)]
 
 
-def is_name(value: Any) -> bool:
+def _is_name(value: Any, depth: int = 0) -> bool:
     """Return whether this has the shape of a name."""
     return (
         isinstance(value, (list, tuple))
         and 2 <= len(value) <= 3
         and all(isinstance(part, str) for part in value[:2])
-        and (
-            len(value) == 2 or (isinstance(value[2], (list, tuple)) and all(map(is_name, value[2])))
-        )
+        and (len(value) == 2 or _are_names(value[2], depth + 1))
     )
 
 
-def frozen(name: Any) -> TypeName:
-    """Return a name that was read as one that can be a key."""
+def _are_names(value: Any, depth: int) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) <= _ARGUMENTS_MAX
+        and depth <= _DEPTH_MAX
+        and all(_is_name(each, depth) for each in value)
+    )
+
+
+def read(stored: Any) -> TypeName:
+    """Return a name that was read, as one that can be a key.
+
+    Raises:
+        UnreadableValue: It has not the shape of a name.
+    """
+    if type(stored) is list and len(stored) == 2:
+        module, qualified = stored
+        if type(module) is str and type(qualified) is str:
+            return module, qualified
+    if not _is_name(stored):
+        raise UnreadableValue("a stored object does not name its type")
+    return _frozen(stored)
+
+
+def _frozen(name: Any) -> TypeName:
     module, qualified, *arguments = name
-    return (module, qualified, *(tuple(map(frozen, each)) for each in arguments))
+    return (module, qualified, *(tuple(map(_frozen, each)) for each in arguments))
 
 
 def text(name: TypeName) -> str:
@@ -65,24 +142,68 @@ def text(name: TypeName) -> str:
     return f"{module}.{qualified}[{inner}]" if arguments else f"{module}.{qualified}"
 
 
+# The types of names
+
+
 def find(name: TypeName) -> type | None:
     """Return the type that a name means in this process, if it is known here."""
     known = _seen.get(name)
     if known is not None:
         return known
-    module, qualified, *arguments = name
-    found: Any = sys.modules.get(module)
+    if len(name) == 2:
+        return _find_class(*name)
+    return generic(name, find)
+
+
+def _find_class(module: str, qualified: str) -> type | None:
+    kind: Any = sys.modules.get(module)
     for part in qualified.split("."):
-        found = None if found is None else _member(found, part)
-    if not isinstance(found, type):
+        kind = None if kind is None else _member(kind, part)
+    return kind if isinstance(kind, type) else None
+
+
+def generic(name: TypeName, class_of: Callable[[TypeName], type | None]) -> type | None:
+    """Return the generic of Pydantic that a name with arguments means.
+
+    Args:
+        name: The name.
+        class_of: Returns the class of a name without arguments, or None.
+    """
+    origin = class_of(name[:2])
+    if origin is None or "__pydantic_generic_metadata__" not in vars(origin):
         return None
-    if not arguments:
-        return found
-    kinds = [find(argument) for argument in arguments[0]]
-    if None in kinds or "__pydantic_generic_metadata__" not in vars(found):
+    arguments = tuple(_argument(each, class_of) for each in name[2])
+    if None in arguments:
         return None
-    generic: type = found[tuple(kinds)]  # type: ignore[index] # Pydantic makes each once
-    return generic
+    made: type = origin[arguments]  # type: ignore[index] # Pydantic makes each once
+    return made
+
+
+def _argument(name: TypeName, class_of: Callable[[TypeName], type | None]) -> Any:
+    """Return the argument of a generic that has this name, or None if it is not known."""
+    if name in (_NONE, _ELLIPSIS):
+        return type(None) if name == _NONE else ...
+    if len(name) == 2:
+        return class_of(name)
+    module, qualified, inner = name
+    if (module, qualified) == ("typing", "Literal"):
+        return typing.Literal[tuple(_literal(*each) for each in inner)]
+    arguments = tuple(_argument(each, class_of) for each in inner)
+    if None in arguments:
+        return None
+    if (module, qualified) == ("types", "UnionType"):
+        return reduce(or_, arguments)
+    if module == "typing":
+        return getattr(typing, qualified)[arguments] if qualified in _TYPING else None
+    origin = class_of((module, qualified))
+    if origin is None or "__pydantic_generic_metadata__" in vars(origin):
+        return generic(name, class_of)
+    return types.GenericAlias(origin, arguments)
+
+
+def _literal(_: str, text: str, *rest: Any) -> Any:
+    kind, _, value = text.partition(":")
+    return value == "True" if kind == "bool" else _LITERALS[kind](value)
 
 
 def _member(of: Any, name: str) -> Any:
