@@ -6,21 +6,45 @@ import collections
 import dataclasses
 import datetime
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
+import uuid
 import zoneinfo
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
+import attrs
+import numpy
 import ormsgpack
+import pydantic
 import pytest
-from checking import config, drawn, encrypted_serde, put
+from checking import config, drawn, encrypted_serde, put, value_of
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from stores import Store
-from value_types import PARIS, VALUES, Base, Derived, Level, Order, Phase, Point, Price, is_same
+from value_types import (
+    PARIS,
+    VALUES,
+    Base,
+    Box,
+    Derived,
+    Holder,
+    Label,
+    Level,
+    Old,
+    Order,
+    Part,
+    Phase,
+    Point,
+    Price,
+    is_same,
+)
 
 from forkpoint import (
     InvalidInput,
@@ -84,6 +108,7 @@ HASHABLE = st.recursive(
     lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3),
     max_leaves=5,
 )
+LONGS = st.integers(-(2**63), 2**63 - 1)
 ANY = st.recursive(
     SCALARS | HASHABLE,
     lambda inner: (
@@ -94,6 +119,12 @@ ANY = st.recursive(
         | st.sets(HASHABLE, max_size=3)
         | st.lists(inner, max_size=3).map(lambda each: collections.deque(each, maxlen=5))
         | st.builds(Point, st.integers(), inner)
+        | st.builds(Part, st.integers(), st.lists(st.text(max_size=3), max_size=2))
+        | st.builds(lambda x, y: Holder(base=Derived(x=x, y=y)), st.integers(), st.integers())
+        | st.builds(lambda content: Box(content=content), inner)
+        | st.builds(lambda text: Old(name=text), st.text(max_size=3))
+        | st.builds(lambda numbers: numpy.array(numbers, "i8"), st.lists(LONGS, max_size=3))
+        | st.builds(ValueError, st.text(max_size=3), st.tuples(st.integers()))
         | st.builds(lambda parts: Price(1.0, parts=parts), st.lists(inner, max_size=2))
         | st.builds(
             lambda text, extra: AIMessage(text, additional_kwargs={"k": extra}), st.text(), inner
@@ -110,6 +141,29 @@ def test_any_value_comes_back_as_it_was(value: Any) -> None:
         restored = SERDE.loads_typed(stored)
         assert is_same(restored, saved)
         assert SERDE.dumps_typed(restored) == stored
+
+
+@pytest.fixture
+def any_saver(store: Store, request: pytest.FixtureRequest) -> Any:
+    """A saver whose parameter says whether it encrypts."""
+    serde = EncryptedSerializer.from_pycryptodome_aes(key=b"k" * 16) if request.param else None
+    with store.saver(serde=serde) as saver:
+        yield saver
+
+
+@pytest.mark.in_turns
+@pytest.mark.parametrize("any_saver", [False, True], ids=["plain", "encrypted"], indirect=True)
+@drawn(5, 10_000, st.lists(ANY, min_size=1, max_size=4))
+def test_any_value_comes_back_from_a_store(any_saver: ForkpointSaver, values: list[Any]) -> None:
+    thread_id = str(uuid.uuid4())
+    channels = {f"c{at}": value for at, value in enumerate([*values, values])}
+    head = put(any_saver, channels, thread_id=thread_id)
+    any_saver.put_writes(head, list(channels.items()), "task")
+
+    found = any_saver.get_tuple(config(thread_id))
+    assert found is not None
+    assert is_same(value_of(found), channels)
+    assert is_same({channel: value for _, channel, value in found.pending_writes or ()}, channels)
 
 
 def test_a_restored_class_runs_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +201,52 @@ def test_a_field_that_is_new_has_its_default(monkeypatch: pytest.MonkeyPatch) ->
     assert SERDE.loads_typed(stored) == new(1, [1], "c")
 
 
+def test_a_class_that_is_made_again_is_the_one_that_is_read() -> None:
+    """In a notebook, say, whose cell runs twice."""
+
+    def made() -> Any:
+        class Row(pydantic.BaseModel):
+            a: int
+
+        return Row
+
+    old, new = made(), made()
+    stored = SERDE.dumps_typed(old(a=1))
+    assert type(SERDE.loads_typed(stored)) is old
+    SERDE.dumps_typed(new(a=1))
+    assert type(SERDE.loads_typed(stored)) is new
+
+
+def test_new_fields_of_any_kind_of_class_have_their_defaults() -> None:
+    def versions(*new: str) -> list[Any]:
+        options = {name: attrs.field(default=5) for name in new}
+        return [
+            collections.namedtuple("Named", ["a", *new], defaults=[5] * len(new)),
+            dataclasses.make_dataclass(
+                "Slots", ["a", *[(name, int, 5) for name in new]], slots=True
+            ),
+            attrs.make_class("Attrs", {"a": attrs.field(), **options}),
+        ]
+
+    for old, new in zip(versions(), versions("b"), strict=True):
+        stored = SERDE.dumps_typed(old(1))
+        SERDE.dumps_typed(new(1))
+        assert is_same(SERDE.loads_typed(stored), new(1, 5)), old
+
+
+def test_a_hash_that_was_kept_is_not_stored() -> None:
+    """It would be that of another process."""
+    label = Label("t")
+    hash(label)
+
+    (restored,) = SERDE.loads_typed(SERDE.dumps_typed([label]))
+    assert vars(Label)["_attrs_cached_hash"].__get__(restored) is None
+    assert hash(restored) == hash(label)
+
+
 # What cannot be stored
+
+GAPS = {"names": ["a"], "formats": ["i4"], "offsets": [4], "itemsize": 16}
 
 
 @pytest.mark.parametrize(
@@ -164,6 +263,8 @@ def test_a_field_that_is_new_has_its_default(monkeypatch: pytest.MonkeyPatch) ->
         (collections.defaultdict(lambda: 1), "", "default_factory"),
         ([Point(1, {2: object})], "[0][1][2]", "builtins.type"),
         ({"s": {1, (3, print)}}, "['s']{...}[1]", "builtin_function"),
+        ([time.gmtime(0)], "[0]", "time.struct_time could not be restored"),
+        ([numpy.zeros(1, GAPS)], "[0]", "has the dtype"),
     ],
 )
 def test_what_cannot_be_stored_is_refused_by_its_path(
@@ -202,12 +303,17 @@ def test_the_path_is_that_of_the_whole_value(saver_of_a_file: ForkpointSaver) ->
         put(saver_of_a_file, {"messages": messages})
 
 
-def test_what_holds_itself_is_refused() -> None:
+@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: (inner,)])
+def test_what_is_nested_too_deep_is_refused(wrap: Any) -> None:
     endless: list[Any] = []
     endless.append(endless)
+    deep: Any = 1
+    for _ in range(300):
+        deep = wrap(deep)
 
-    with pytest.raises(NotStorable, match="nested more than"):
-        SERDE.dumps_typed(endless)
+    for value in (endless, deep):
+        with pytest.raises(NotStorable, match="nested"):
+            SERDE.dumps_typed(value)
 
 
 def test_an_exception_is_stored_whatever_it_holds() -> None:
@@ -219,6 +325,15 @@ def test_an_exception_is_stored_whatever_it_holds() -> None:
     assert restored.args[0] == "text"
     assert restored.args[2] == repr(socket.socket)
     assert restored.note == repr(print)
+
+
+def test_an_exception_may_hold_itself() -> None:
+    error = ValueError(1)
+    error.args = (error, [error, {"e": KeyError(print)}])
+
+    first, (second, third) = SERDE.loads_typed(SERDE.dumps_typed(error)).args
+    assert first == second == repr(error)
+    assert third["e"].args == (repr(print),)
 
 
 # What is not known
@@ -348,6 +463,26 @@ def test_an_alias_is_what_a_stored_name_means_now(alias: Any, expected: Any) -> 
     assert is_same(serde.loads_typed((kind, content)), [expected])
 
 
+def test_an_alias_counts_within_generics_and_for_named_tuples() -> None:
+    kind, content = SERDE.dumps_typed([Box[Base](content=Base(x=1)), Point(1, 2)])
+    content = content.replace(b"value_types", b"value_typez")
+    serde = SafeSerializer(
+        types=[
+            {("value_typez", "Box"): Box, ("value_typez", "Base"): Base},
+            {("value_typez", "Point"): (Point, lambda fields: {**fields, "y": 5})},
+        ]
+    )
+    assert is_same(serde.loads_typed((kind, content)), [Box[Base](content=Base(x=1)), Point(1, 5)])
+
+
+def test_an_enum_has_no_fields_for_an_alias_to_change() -> None:
+    kind, content = SERDE.dumps_typed([Phase.FIRST])
+    content = content.replace(b"value_types", b"value_typez")
+    serde = SafeSerializer(types=[{("value_typez", "Phase"): (Phase, dict)}])
+
+    assert type(serde.loads_typed((kind, content))[0]) is StoredObject
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -372,6 +507,17 @@ def test_what_is_said_of_types_is_checked(options: Any) -> None:
         SafeSerializer().with_msgpack_allowlist([5])  # type: ignore[list-item]
 
 
+def test_what_is_encrypted_is_what_the_default_serializer_writes(tmp_path: Path) -> None:
+    obvious = EncryptedSerializer.from_pycryptodome_aes(key=b"k" * 16)
+    chosen = EncryptedSerializer.from_pycryptodome_aes(JsonPlusSerializer(), key=b"k" * 16)
+    for serde, types, expected in ((obvious, [MONEY], [(1,), Money(5)]), (chosen, [], [[1], 5])):
+        with SqliteSaver(tmp_path / "x.db", serde=serde, types=types) as saver:
+            put(saver, {"c": [(1,), expected[1]]})
+            assert value_of(saver.get_tuple(config()))["c"] == expected
+    with pytest.raises(InvalidInput, match="types"):
+        SqliteSaver(tmp_path / "x.db", serde=chosen, types=[MONEY])
+
+
 def test_types_belong_to_the_default_serializer(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="types"):
         SqliteSaver(tmp_path / "x.db", serde=SafeSerializer(), types=[MONEY])
@@ -382,6 +528,14 @@ def test_types_belong_to_the_default_serializer(tmp_path: Path) -> None:
 
 def forged(code: int, content: Any) -> tuple[str, bytes]:
     return "msgpack", ormsgpack.packb(ormsgpack.Ext(code, ormsgpack.packb(content)))
+
+
+def nested_name(depth: int) -> list[Any]:
+    """Return the name of a generic within generics."""
+    name: list[Any] = ["builtins", "int"]
+    for _ in range(depth):
+        name = ["value_types", "Box", [name]]
+    return name
 
 
 NETWORK = ormsgpack.Ext(32, ormsgpack.packb(["ipv4network", "0.0.0.0/0"]))
@@ -402,6 +556,28 @@ FORGED = {
     "attributes": (40, ["dataclass", ["value_types", "Price"], [1]]),
     "array": (39, ["ndarray", "O", [10**9], "C", True, [1]]),
     "array size": (39, ["ndarray", "i8", [10**9], "C", True, b""]),
+    "fraction": (32, ["fraction", ["1e999999999", 1]]),
+    "printing pattern": (32, ["pattern", ["a" * 100, int(re.DEBUG)]]),
+    "namespace": (32, ["namespace", [["a", 1]]]),
+    "long dtype": (39, ["ndarray", "i4," * 10**5, [0], "C", True, b""]),
+    "fields of objects": (39, ["ndarray", [["a", "O"]], [1], "C", True, b"12345678"]),
+    "nested dtype": (39, ["ndarray", [["a", [["b", [["c", 5]]]]]], [1], "C", True, b""]),
+    "bits": (40, ["pydantic", ["value_types", "Base"], {"x": 1}, 2**63, None, None]),
+    "private": (40, ["pydantic", ["value_types", "Base"], {"x": 1}, 1, None, [1]]),
+    "wide generic": (
+        40,
+        ["pydantic", ["value_types", "Box", [["builtins", "int"]] * 99], {}, 0, None, None],
+    ),
+    "deep generic": (40, ["pydantic", nested_name(20), {"content": 1}, 0, None, None]),
+    "function of typing": (
+        40,
+        ["pydantic", ["value_types", "Box", [["typing", "cast", []]]], {}, 0, None, None],
+    ),
+    "flag": (40, ["enum", ["value_types", "Right"], ["READ"], 2**60]),
+    "validation": (
+        40,
+        ["validation", ["value_types", "Base"], ["t", [{"type": "x"}], "python", 0]],
+    ),
     "generic": (40, ["pydantic", ["value_types", "Box", [["os", "system"]]], {}, 0, None, None]),
 }
 
@@ -418,12 +594,38 @@ def test_what_is_forged_does_nothing_and_takes_nothing(name: str) -> None:
 
 
 def test_a_depth_that_nobody_writes_is_an_error() -> None:
+    """Even where Python would go on until its memory ends."""
     content = b"\xc0"
     for _ in range(20_000):
         content = ormsgpack.packb(ormsgpack.Ext(33, b"\x91" + content))
 
-    with pytest.raises(UnreadableValue):
-        SERDE.loads_typed(("msgpack", content))
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(10**6)
+    try:
+        with pytest.raises(UnreadableValue, match="deep"):
+            SERDE.loads_typed(("msgpack", content))
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_what_would_be_held_many_times_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each object that another stands in is held in memory beside it."""
+    monkeypatch.setattr("forkpoint.encoding.serializer._HELD_BYTES", 10**6)
+    value: Any = "x" * 10**5
+    for _ in range(100):
+        value = (value,)
+
+    with pytest.raises(UnreadableValue, match="too large"):
+        SERDE.loads_typed(SERDE.dumps_typed(value))
+
+
+def test_rows_have_so_many_classes_made_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forkpoint.encoding.serializer._TYPES_MAX", -1)
+
+    name = ["value_types", "Box", [["value_types", "Level"]]]
+    packed = ormsgpack.packb(["pydantic", name, {"content": 1}, 1, None, None])
+    restored = SERDE.loads_typed(("msgpack", ormsgpack.packb(ormsgpack.Ext(40, packed))))
+    assert isinstance(restored, StoredObject)
 
 
 def test_zones_go_on_to_change_their_clocks() -> None:

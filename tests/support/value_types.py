@@ -16,8 +16,9 @@ import types
 import uuid
 import zoneinfo
 from functools import cached_property
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Optional, TypeVar
 
+import attrs
 import numpy
 import pydantic
 import pydantic.v1
@@ -27,6 +28,7 @@ from langgraph.store.base import Item
 from langgraph.types import Command, Interrupt, Overwrite, Send
 
 PARIS = zoneinfo.ZoneInfo("Europe/Paris")
+T = TypeVar("T")
 NOW = datetime.datetime(2024, 5, 6, 7, 8, 9, 10, tzinfo=datetime.timezone.utc)
 
 
@@ -54,6 +56,21 @@ class Right(enum.Flag):
     READ = 1
     WRITE = 2
     RUN = 4
+
+
+class Mode(enum.IntFlag):
+    READ = 1
+    WRITE = 2
+
+
+class Planet(enum.Enum):
+    """Whose members are made of a tuple, and have attributes."""
+
+    EARTH = (5.9, 6.3)
+
+    def __init__(self, mass: float, radius: float) -> None:
+        self.mass = mass
+        self.radius = radius
 
 
 class Level(enum.IntEnum):
@@ -98,6 +115,29 @@ class Keyed(Slotted):
     names: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair(Generic[T]):
+    first: T
+    second: T
+
+
+@attrs.define
+class Part:
+    size: int
+    names: list[str] = attrs.field(factory=list)
+
+
+@attrs.frozen(cache_hash=True)
+class Label:
+    _text: str
+    size: int = attrs.field(default=1, converter=lambda size: size * 2)
+
+
+@attrs.define
+class NotFound(Exception):
+    code: int
+
+
 class Base(pydantic.BaseModel):
     x: int
 
@@ -134,9 +174,6 @@ class Holder(pydantic.BaseModel):
     messages: list[Any] = []
 
 
-T = TypeVar("T")
-
-
 class Box(pydantic.BaseModel, Generic[T]):
     content: T
 
@@ -148,6 +185,16 @@ class Names(pydantic.RootModel[list[Any]]):
 @pydantic.dataclasses.dataclass
 class Checked:
     n: int = pydantic.Field(alias="N")
+
+
+class Later(pydantic.BaseModel):
+    x: int
+    y: int = pydantic.Field(default_factory=lambda fields: fields["x"] + 1)
+
+
+class Links(pydantic.BaseModel):
+    page: pydantic.HttpUrl
+    database: pydantic.PostgresDsn
 
 
 class Old(pydantic.v1.BaseModel):
@@ -164,6 +211,22 @@ class Text(str):
 
 
 class Rows(list):  # type: ignore[type-arg]
+    pass
+
+
+class Zone(zoneinfo.ZoneInfo):
+    pass
+
+
+class Clock(datetime.time):
+    pass
+
+
+class Wave(complex):
+    pass
+
+
+class Buffer(bytearray):
     pass
 
 
@@ -188,6 +251,14 @@ def _private() -> Aliased:
     return value
 
 
+def _invalid() -> pydantic.ValidationError:
+    try:
+        Later(x="no")  # type: ignore[arg-type]
+    except pydantic.ValidationError as error:
+        return error
+    raise AssertionError
+
+
 def _text() -> Price:
     value = Price(1.5)
     assert value.doubled == 300
@@ -204,7 +275,8 @@ VALUES: dict[str, Any] = {
     "bytes": [b"a", bytearray(b"b"), memoryview(b"c"), {"k": [bytearray(b"d")]}],
     "nested enums": [Order.Status.OPEN, {Ticket.Status.OPEN: Order.Status.OPEN}],
     "enums of one name": [Phase.FIRST, Phase.SECOND, Doc.Phase.FIRST],
-    "flags": [Right.READ, Right.READ | Right.RUN, Right(0)],
+    "flags": [Right.READ, Right.READ | Right.RUN, Right(0), Mode(9), Mode(0)],
+    "members of tuples": Planet.EARTH,
     "functional enum": Bound.B,
     "named tuple": Point(1, (2,)),
     "dataclass": _text(),
@@ -217,11 +289,25 @@ VALUES: dict[str, Any] = {
     ),
     "artifact": ToolMessage("x", tool_call_id="c", artifact=({1}, (2,)), id="3"),
     "generics": [Box[int](content=1), Box[Derived](content=Derived(x=1, y=2)), Box(content=(1,))],
+    "generics of more than classes": [
+        Box[list[int]](content=[1]),
+        Box[int | None](content=None),
+        Box[Optional[int]](content=1),  # noqa: UP045
+        Box[dict[str, Derived]](content={}),
+        Box[tuple[int, ...]](content=(1,)),
+        Box[Literal["a", 1]](content="a"),
+        Box[Box[int]](content=Box[int](content=1)),
+    ],
+    "generic dataclass": Pair[int](first=1, second=(2,)),  # type: ignore[arg-type]
+    "attrs": [Part(1, ["a"]), Label("t", 2)],
+    "defaults of other fields": Later(x=1),
+    "links": Links(page="http://a.b/c", database="postgres://u@h/d"),  # type: ignore[arg-type]
     "root model": Names([1, (2,)]),
     "created model": Made(n=1),
     "pydantic dataclass": Checked(N=1),
     "pydantic 1": Old(name="n"),
     "subclasses": [_attributed(), Text("t"), Rows([1, (2,)])],
+    "more subclasses": [Zone("Europe/Paris"), Clock(1, 2, fold=1), Wave(1, 2), Buffer(b"x")],
     "zones": [PARIS, datetime.datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=PARIS), NOW],
     "times": [
         datetime.date(2024, 2, 29),
@@ -258,11 +344,20 @@ VALUES: dict[str, Any] = {
         numpy.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")]),
         numpy.array(["2024-01-01"], dtype="M8[D]"),
         numpy.array([1, (2,), None], dtype=object),
+        numpy.array([((1, 2.5), "x")], dtype=[("a", [("b", "i4"), ("c", "f8")]), ("d", "U2")]),
         numpy.ma.array([1, 2], mask=[False, True]),
+        numpy.ma.array([1, 2], mask=[False, True], fill_value=7, hard_mask=True),
+        numpy.ma.masked,
         numpy.zeros((0, 3)),
         numpy.array(3),
     ],
-    "numpy scalars": [numpy.float64(1.5), numpy.int64(3), numpy.bool_(True)],
+    "numpy scalars": [
+        numpy.float64(1.5),
+        numpy.int64(3),
+        numpy.bool_(True),
+        numpy.datetime64("2024-01-01T00:00:00.123456789"),
+        numpy.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")])[0],
+    ],
     "framework": [
         HumanMessage("hi", id="1", additional_kwargs={"a": (1,)}),
         Document("text", metadata={"a": (1,)}),
@@ -273,7 +368,16 @@ VALUES: dict[str, Any] = {
         Item(value={"a": (1,)}, key="k", namespace=("n",), created_at=NOW, updated_at=NOW),
         pydantic.SecretStr("secret"),
     ],
-    "exceptions": [ValueError("a", (1,)), Refused("f", "r"), KeyError(1), OSError(2, "no", "f")],
+    "exceptions": [
+        ValueError("a", (1,)),
+        Refused("f", "r"),
+        KeyError(1),
+        OSError(2, "no", "f"),
+        ImportError("no", name="n", path="p"),
+        NotFound(404),
+        UnicodeDecodeError("utf-8", b"x", 0, 1, "why"),
+    ],
+    "invalid input": _invalid(),
 }
 
 
@@ -298,6 +402,8 @@ def is_same(one: Any, other: Any) -> bool:
         )
     if isinstance(one, (set, frozenset)):
         return {*map(_typed, one)} == {*map(_typed, other)}
+    if isinstance(one, numpy.ma.MaskedArray) and one.hardmask != other.hardmask:
+        return False
     if isinstance(one, numpy.ndarray):
         return (
             one.dtype == other.dtype

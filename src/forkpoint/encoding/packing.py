@@ -76,9 +76,11 @@ class Packer:
             if interrupt is not None:
                 self._thread.interrupt = None
                 raise interrupt from None
-            return self._pack_piecewise(value, "", 0)
+            return self._pack_piecewise(value, "", self._thread.depth)
         if (0xC4 in packed or 0xC5 in packed or 0xC6 in packed) and holds_buffer(value):
-            return self._pack_piecewise(value, "", 0)  # it may hold bytes, by the marks for them
+            return self._pack_piecewise(
+                value, "", self._thread.depth
+            )  # it may hold bytes, by the marks for them
         return packed
 
     def pack_object(self, value: Any) -> bytes:

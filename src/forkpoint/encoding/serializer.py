@@ -28,6 +28,7 @@ from typing import Any
 
 import ormsgpack  # a dependency of langgraph-checkpoint
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from forkpoint import untrusted
@@ -64,16 +65,31 @@ _log = logging.getLogger("forkpoint")
 AllowedType = tuple[str, ...] | type
 
 
+# What an EncryptedSerializer has inside where nobody said what.
+_LANGGRAPH_DEFAULTS = [
+    default
+    for function in (EncryptedSerializer.__init__, EncryptedSerializer.from_pycryptodome_aes)
+    for default in function.__defaults__ or ()
+]
+
+
 def serializer_of(
     serde: SerializerProtocol | None, types: Iterable[TypeCodec | Alias]
 ) -> SerializerProtocol:
     """Return the serializer of a saver that was given these.
 
+    An `EncryptedSerializer` that was given no other serializer encrypts what the default one
+    writes, for LangGraph's own would lose types.
+
     Raises:
-        InvalidInput: It was given both.
+        InvalidInput: It was given a serializer of its own, and types.
     """
     if serde is None:
         return SafeSerializer(types=types)
+    if type(serde) is EncryptedSerializer and any(
+        serde.serde is default for default in _LANGGRAPH_DEFAULTS
+    ):
+        return EncryptedSerializer(serde.cipher, SafeSerializer(types=types))
     if types:
         raise InvalidInput(
             "types= belongs to the default serializer; pass serde=SafeSerializer(types=...), or "
