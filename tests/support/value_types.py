@@ -419,11 +419,10 @@ def is_same(one: Any, other: Any) -> bool:
         return bool(one == other)
     if dataclasses.is_dataclass(one) or hasattr(type(one), "model_fields"):
         fields = dataclasses.fields(one) if dataclasses.is_dataclass(one) else ()
-        return (
-            bool(one == other)
-            and all(is_same(getattr(one, f.name), getattr(other, f.name)) for f in fields)
-            and _has_same_attributes(one, other)
-        )
+        names = [field.name for field in fields]
+        return all(
+            is_same(getattr(one, name), getattr(other, name)) for name in names
+        ) and _has_same_attributes(one, other)
     return bool(one == other) and repr(one) == repr(other)
 
 
@@ -444,5 +443,5 @@ def _has_same_attributes(one: Any, other: Any) -> bool:
     return (
         own.keys() == others.keys()
         and all(is_same(own[name], others[name]) for name in own)
-        and all(getattr(one, name, None) == getattr(other, name, None) for name in hidden)
+        and all(is_same(getattr(one, name, None), getattr(other, name, None)) for name in hidden)
     )

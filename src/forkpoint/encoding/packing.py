@@ -78,9 +78,8 @@ class Packer:
                 raise interrupt from None
             return self._pack_piecewise(value, "", self._thread.depth)
         if (0xC4 in packed or 0xC5 in packed or 0xC6 in packed) and holds_buffer(value):
-            return self._pack_piecewise(
-                value, "", self._thread.depth
-            )  # it may hold bytes, by the marks for them
+            # By its marks it may hold bytes, and it does.
+            return self._pack_piecewise(value, "", self._thread.depth)
         return packed
 
     def pack_object(self, value: Any) -> bytes:
