@@ -16,6 +16,7 @@ from commands import Commands
 from stores import Known, MongoStore, SqliteStore, Store
 
 from forkpoint import ThreadCatalog, ThreadFilter
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 
 PAGE = 50
@@ -144,7 +145,7 @@ class SqliteLooked(Looked):
 
     def __init__(self, store: SqliteStore, saver: ForkpointSaver) -> None:
         self._store = store
-        self._connection: sqlite3.Connection = saver._context.storage._connection  # type: ignore[attr-defined]
+        self._connection: sqlite3.Connection = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
 
     def work(self, call: Callable[[], Any]) -> int:
         sent: list[str] = []
@@ -286,7 +287,7 @@ def test_few_matches_are_sorted_and_not_searched_among_all_threads(
                 thread.thread_id for thread in expected[:PAGE]
             ]
     if isinstance(store, SqliteStore):
-        connection: Any = saver._context.storage._connection  # type: ignore[attr-defined]
+        connection: Any = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
         steps = 0
 
         def count() -> None:
@@ -357,7 +358,7 @@ def test_a_call_takes_as_many_statements_whatever_there_is(
     CURSORS[:] = [first, second]
     call, statements, expected = CALLS[name]
     sent: list[str] = []
-    connection: Any = getattr(saver._context.storage, "_connection", None)
+    connection: Any = getattr(parts_of(saver).context.storage, "_connection", None)
     if connection is not None:
         connection.set_trace_callback(sent.append)
     commands.clear()
@@ -386,7 +387,7 @@ def test_what_a_graph_puts_changes_no_index_that_searches_use(
     listed = place_in_index(store)
     if isinstance(store, SqliteStore):
         changed: list[str] = []
-        connection: Any = saver._context.storage._connection  # type: ignore[attr-defined]
+        connection: Any = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
         connection.set_trace_callback(changed.append)
         for n in range(5):
             head = saver.put(head, checkpoint({"n": n}), {}, {"n": n})

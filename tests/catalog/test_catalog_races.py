@@ -21,6 +21,7 @@ from stores import MongoStore, SqliteStore, Store
 from forkpoint import Page, ThreadCatalog, ThreadExists, ThreadFilter, ThreadNotFound
 from forkpoint.catalog.criteria import criteria_of, query_of
 from forkpoint.catalog.cursors import cursor_of
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 
 PROCESSES = 8
@@ -261,7 +262,7 @@ def test_a_walk_whose_snapshot_expired_follows_the_present_order(
             place = round(place.timestamp() * 1_000_000)
         long_ago = [1, 1]
         cursor = cursor_of(
-            saver._context.store_key,
+            parts_of(saver).context.store_key,
             query._replace(after=(place, last.thread_id), snapshot=long_ago),
             criteria,
         )

@@ -12,6 +12,7 @@ from servers import wait_until
 from stores import MongoStore, SqliteStore, Store
 
 from forkpoint import ThreadBusy, ThreadCatalog
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 
 COUNT = 5
@@ -104,11 +105,13 @@ def test_a_waiter_that_died_holds_up_others_for_its_time_to_live_at_most(
 ) -> None:
     catalog = ThreadCatalog(saver)
     with catalog.run("t"):
-        thread = saver._context.storage.reading
+        thread = parts_of(saver).context.storage.reading
         with thread() as session:
             record = session.records.get("t")
         assert record is not None
-        with saver._context.storage.writing() as session:  # as a process that is killed then
+        with parts_of(
+            saver
+        ).context.storage.writing() as session:  # as a process that is killed then
             waits = {"take_over": False, "waits": True}
             assert session.leases.acquire(record.thread, "dead", 1, **waits) is None
         assert queue(store) == ["dead"]

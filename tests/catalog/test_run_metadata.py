@@ -11,6 +11,7 @@ from langgraph.graph import START, StateGraph
 from stores import Store
 
 from forkpoint import ThreadCatalog, ThreadFilter
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 
 
@@ -140,7 +141,7 @@ async def test_only_what_is_new_is_looked_at(
     saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = 0
-    with saver._context.storage.reading() as session:
+    with parts_of(saver).context.storage.reading() as session:
         kind = type(session.records)
     record = kind.get
 

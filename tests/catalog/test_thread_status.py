@@ -12,6 +12,7 @@ from langgraph.types import Command
 from stores import Store
 
 from forkpoint import Thread, ThreadCatalog, ThreadFilter
+from forkpoint.saver import parts_of
 
 Operation = Callable[[Api], Awaitable[Any]]
 
@@ -185,7 +186,7 @@ async def test_a_lease_that_is_renewed_after_its_time_is_searched_as_held(
     catalog = ThreadCatalog(api.saver)
     catalog.create("thread")
     busy = ThreadFilter(status="busy")
-    storage: Any = api.saver._context.storage
+    storage: Any = parts_of(api.saver).context.storage
     with storage.writing() as session:
         held = session.records.get("thread").thread
         lease = session.leases.acquire(held, "holder", 1, take_over=False, waits=False)

@@ -18,6 +18,7 @@ from stores import Store
 from forkpoint import InvalidInput, SqliteSaver
 from forkpoint.caches import Cache, CacheBudget
 from forkpoint.mongodb.saver import MongoDBSaver
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 
 LIMIT = 1024 * 1024
@@ -69,7 +70,7 @@ def test_what_is_used_again_and_again_stays() -> None:
 
 
 def held_bytes(saver: ForkpointSaver) -> int:
-    return saver._context._memories.budget.held_bytes
+    return parts_of(saver).context.cached_bytes
 
 
 WIDE: dict[str, Callable[[int], Any]] = {

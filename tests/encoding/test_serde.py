@@ -32,6 +32,7 @@ from state_types import Colour, Counted, Customer, Line, Old, Order, Outer, Plai
 from stores import Store
 
 from forkpoint import NotStorable, SafeSerializer, StoredObject, UnreadableValue
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.storage.row_checksums import with_checksum
 from forkpoint.storage.rows import CheckpointRow
@@ -202,7 +203,7 @@ def test_a_forged_row_does_nothing(
 ) -> None:
     """Even by one who knows the format well enough to forge digests and checksums too."""
     kind, content = ATTACKS[attack]
-    codec = saver._context.codec
+    codec = parts_of(saver).context.codec
     packed = ormsgpack.packb([*codec._serde.dumps_typed({"id": "x"}), {"c": [0, kind, content]}])
     checkpoint_id = stored["configurable"]["checkpoint_id"]
     forged = CheckpointRow("", checkpoint_id, None, None, "{}", b"", codec.encrypt(packed))

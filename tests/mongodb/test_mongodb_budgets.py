@@ -19,6 +19,7 @@ from stores import MongoStore
 
 from forkpoint.mongodb import saver as mongodb
 from forkpoint.mongodb.saver import MongoDBSaver
+from forkpoint.saver import parts_of
 
 
 @functools.cache
@@ -279,7 +280,7 @@ async def test_puts_that_wait_at_the_same_time_share_a_bulk(
     """All but the first; but those that no worker was free for may be alone."""
     heads = [put(saver, {"n": 0}, thread_id=f"thread-{n}") for n in range(count)]
     commands.clear()
-    relay = saver._context.storage._relay  # type: ignore[attr-defined]
+    relay = parts_of(saver).context.storage._relay  # type: ignore[attr-defined]
     waiting = min(count, mongodb._WORKERS)
     gate = threading.Event()
     store = relay._store

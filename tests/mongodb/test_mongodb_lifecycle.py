@@ -35,6 +35,7 @@ from forkpoint import (
     ThreadCatalog,
     ThreadFilter,
 )
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 
 Call = Callable[[Api], Awaitable[Any]]
@@ -202,7 +203,7 @@ async def test_the_database_of_the_connection_string_is_used(
     def database_of(saver: MongoDBSaver) -> str:
         with saver:
             saver.setup()
-            return str(saver._context.storage._commands.database)  # type: ignore[attr-defined]
+            return str(parts_of(saver).context.storage._commands.database)  # type: ignore[attr-defined]
 
     assert database_of(saver_of(named(store.name))) == store.name
     assert database_of(saver_of(named("another"), store.name)) == store.name
@@ -585,7 +586,7 @@ class TestUsers:
             saver.setup()
             await use_everything(Api(saver, world))
             await use_the_catalog(Api(ThreadCatalog(saver), world))
-            assert saver._context.storage._commands.keeps_logs  # type: ignore[attr-defined]
+            assert parts_of(saver).context.storage._commands.keeps_logs  # type: ignore[attr-defined]
             assert store.problems(store.saver()) == []
 
     @both_worlds
@@ -612,7 +613,7 @@ class TestUsers:
         self, guarded_server: ReplicaSet, as_user: Callable[[list[Any]], ForkpointSaver]
     ) -> None:
         with as_user(["readAnyDatabase"]) as saver:
-            saver._context.storage._db_name = f"test-{uuid4().hex}"  # type: ignore[attr-defined]
+            parts_of(saver).context.storage._db_name = f"test-{uuid4().hex}"  # type: ignore[attr-defined]
             with pytest.raises(StorageReadOnly, match="readWrite"):
                 saver.setup()
 

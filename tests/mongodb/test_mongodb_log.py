@@ -21,6 +21,7 @@ from forkpoint.mongodb import put_batch as mongodb_put
 from forkpoint.mongodb import tail as mongodb_tail
 from forkpoint.mongodb.commands import MongoCommands, Outcome
 from forkpoint.mongodb.saver import MongoDBSaver
+from forkpoint.saver import parts_of
 from forkpoint.storage.rows import ThreadRef
 
 
@@ -61,7 +62,7 @@ def count(saver: MongoDBSaver) -> int:
 
 def session_of(saver: MongoDBSaver) -> Any:
     """Return what a saver knows of threads and their logs."""
-    return saver._context.storage._open()  # type: ignore[attr-defined]
+    return parts_of(saver).context.storage._open()  # type: ignore[attr-defined]
 
 
 # By one saver

@@ -20,6 +20,7 @@ from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.mongodb.thread_rows import ThreadRows
 from forkpoint.mongodb.turns import Turns
 from forkpoint.operations import turns
+from forkpoint.saver import parts_of
 
 LENGTH = 12
 WORK: dict[str, Callable[[Any], object]] = {
@@ -56,7 +57,7 @@ def test_a_thread_is_written_to_and_its_lease_renewed_between_two_parts_of_work_
 
         def write(lease: Lease) -> None:
             assert lease._grant is not None
-            assert renew(other._context, lease._grant, 60_000_000)
+            assert renew(parts_of(other).context, lease._grant, 60_000_000)
             other.put_writes(head, [("c", len(stored))], f"task {len(stored)}")
             stored.append(id_of(put(other, {"n": len(stored)}, parent=head, thread_id="long")))
 

@@ -22,6 +22,7 @@ from servers import PATIENCE_SECONDS
 from stores import SqliteStore, Store
 
 from forkpoint import MongoDBSaver, SqliteSaver, ThreadDeleted
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 
 LIMIT = PATIENCE_SECONDS
@@ -339,7 +340,7 @@ def open_anew(saver: ForkpointSaver, store: Store) -> None:
     if isinstance(store, SqliteStore):
         Child(lambda: None).join()
     else:
-        saver._context.storage._commands.identity.lose()  # type: ignore[attr-defined]
+        parts_of(saver).context.storage._commands.identity.lose()  # type: ignore[attr-defined]
 
 
 def test_first_runs_at_the_same_time_are_no_late_ones(saver: ForkpointSaver, store: Store) -> None:

@@ -35,6 +35,7 @@ from forkpoint.mongodb.turns import Turns
 from forkpoint.operations import rollback_plan as rolling_back
 from forkpoint.operations import turns
 from forkpoint.runtime import runner
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite import chunks as sqlite_chunks
 from forkpoint.sqlite.statements import Statements
@@ -185,7 +186,7 @@ def test_others_read_write_and_renew_leases_between_two_turns(
         found = saver.get_tuple(config("other"))
         assert found is not None
         assert lease._grant is not None
-        seen.extend((value_of(found)["n"], renew(saver._context, lease._grant, 1_000_000)))
+        seen.extend((value_of(found)["n"], renew(parts_of(saver).context, lease._grant, 1_000_000)))
 
     with ThreadCatalog(saver).run("other") as lease:
 
@@ -270,7 +271,7 @@ def test_a_transaction_changes_a_bounded_number_of_rows(
 ) -> None:
     saver = SqliteSaver(path)
     fill(saver)
-    connection: sqlite3.Connection = saver._context.storage._connection  # type: ignore[attr-defined]
+    connection: sqlite3.Connection = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
     changes = [connection.total_changes]
 
     def trace(statement: str) -> None:

@@ -22,6 +22,7 @@ from forkpoint import NoWorkerThread, SqliteSaver, ThreadCatalog
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.runtime.runner import WorkerRunner
 from forkpoint.runtime.workers import Workers
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 
 LIMIT_SECONDS = 60
@@ -61,7 +62,7 @@ async def together(number: int) -> Callable[[], Any]:
 
 async def rest(saver: ForkpointSaver) -> None:
     """Return when the threads of a saver have told what they did, and wait for more."""
-    threads: Any = saver._runner._workers  # type: ignore[attr-defined]
+    threads: Any = parts_of(saver).runner._workers  # type: ignore[attr-defined]
     free = lambda: len(threads._free) == len(threads._threads)  # noqa: E731
     await asyncio.to_thread(wait_until, free, "all threads to be free")
 

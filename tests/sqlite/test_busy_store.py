@@ -21,6 +21,7 @@ from servers import PATIENCE_SECONDS, wait_until
 
 from forkpoint import InvalidInput, SqliteSaver, StorageBusy, ThreadCatalog
 from forkpoint.runtime import steps
+from forkpoint.saver import parts_of
 
 LIMIT = PATIENCE_SECONDS
 COUNT = 20
@@ -95,7 +96,7 @@ async def fill(saver: SqliteSaver) -> Any:
 
 def waiting_puts(saver: SqliteSaver) -> int:
     """Return how many puts have found the store locked, and wait."""
-    storage: Any = saver._context.storage
+    storage: Any = parts_of(saver).context.storage
     return sum(pending.patience is not None for pending in list(storage._puts._commits._queue))
 
 
@@ -271,7 +272,7 @@ def test_ctrl_c_while_a_call_waits_leaves_a_saver_that_works(
 def test_a_put_behind_a_call_that_takes_long_gives_up_unless_it_is_being_stored(path: Path) -> None:
     with SqliteSaver(path, busy_timeout=0.05) as saver, ThreadPoolExecutor(2) as executor:
         put(saver, {"n": 0})
-        with saver._context.storage.reading():  # it holds the connection
+        with parts_of(saver).context.storage.reading():  # it holds the connection
             with pytest.raises(StorageBusy, match="other calls of this process"):
                 executor.submit(put, saver, {"n": 1}, thread_id="new").result(LIMIT)
             with pytest.raises(StorageBusy, match="other calls of this process"):
@@ -290,7 +291,7 @@ def test_a_connection_that_is_passed_keeps_its_own_busy_timeout(path: Path, writ
     with pytest.raises(StorageBusy):
         put(saver, {"n": 1})
     assert connection.execute("PRAGMA busy_timeout").fetchone() == (250,)
-    assert saver._context.storage._transactions.timeout == 0.25  # type: ignore[attr-defined]
+    assert parts_of(saver).context.storage._transactions.timeout == 0.25  # type: ignore[attr-defined]
     writer.end()
     put(saver, {"n": 1})
     assert connection.execute("PRAGMA busy_timeout").fetchone() == (250,)
@@ -325,7 +326,7 @@ def test_a_call_in_the_middle_of_another_one_is_refused_and_breaks_nothing(path:
     """As a signal handler makes it, or a callback of SQLite."""
     with SqliteSaver(path) as saver:
         put(saver, {"n": 0})
-        connection: Any = saver._context.storage._connection  # type: ignore[attr-defined]
+        connection: Any = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
         errors: list[BaseException] = []
 
         def call(_: str) -> None:

@@ -26,6 +26,7 @@ from forkpoint import (
     ThreadCatalog,
     ThreadExists,
 )
+from forkpoint.saver import parts_of
 
 
 @pytest.mark.parametrize("kind", ["path", "string", "memory", "uri", "connection"])
@@ -307,7 +308,7 @@ def test_the_file_shrinks_when_much_is_deleted(path: Path) -> None:
 def test_an_operation_that_fails_commits_nothing(path: Path) -> None:
     saver = SqliteSaver(path)
     put(saver, {"n": 1})
-    storage = saver._context.storage
+    storage = parts_of(saver).context.storage
 
     def fail_in_between() -> None:
         with storage.writing() as session:

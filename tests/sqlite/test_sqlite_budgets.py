@@ -17,6 +17,7 @@ from stores import SqliteStore
 
 from forkpoint import SqliteSaver
 from forkpoint.runtime.workers import Workers
+from forkpoint.saver import parts_of
 
 
 def message(n: int) -> HumanMessage:
@@ -32,7 +33,7 @@ def store(path: Path) -> SqliteStore:
 def statements(saver: SqliteSaver) -> Iterator[list[str]]:
     saver.setup()
     seen: list[str] = []
-    connection = saver._context.storage._connection  # type: ignore[attr-defined]
+    connection = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
     connection.set_trace_callback(seen.append)
     yield seen
     connection.set_trace_callback(None)

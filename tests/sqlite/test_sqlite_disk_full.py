@@ -18,6 +18,7 @@ from servers import wait_until
 from stores import SqliteStore
 
 from forkpoint import SqliteSaver, StorageFull, ThreadCatalog, ThreadFilter
+from forkpoint.saver import parts_of
 
 MESSAGES = [HumanMessage(f"{n} " * 200, id=str(n)) for n in range(80)]
 
@@ -92,7 +93,7 @@ def test_one_write_of_a_group_that_does_not_fit_does_not_take_the_others_along(
         except StorageFull as error:
             errors.append(error)
 
-    storage: Any = saver._context.storage
+    storage: Any = parts_of(saver).context.storage
     threads = [threading.Thread(target=attempt, args=(name,)) for name in names]
     with storage._transactions._lock:  # until all of them wait for one commit
         for thread in threads:
@@ -136,7 +137,7 @@ def test_what_the_index_has_no_room_for_is_searched_and_counted(
         catalog = ThreadCatalog(saver)
         for n in range(150):
             put(saver, {"n": n}, thread_id=f"{n}", metadata={"parity": n % 2})
-        connection: Any = saver._context.storage._connection
+        connection: Any = parts_of(saver).context.storage._connection
         fill(connection, saver)
         settings = ["PRAGMA max_page_count", "PRAGMA cache_spill"]
         before = [connection.execute(setting).fetchone() for setting in settings]

@@ -20,6 +20,7 @@ from forkpoint import SafeSerializer
 from forkpoint.operations.gc import CollectionResult, collect
 from forkpoint.operations.turns import in_turns
 from forkpoint.runtime.steps import finish
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 
 _T = TypeVar("_T")
@@ -65,7 +66,7 @@ def put(
 
 def collected(saver: ForkpointSaver, family: Any) -> CollectionResult:
     """Collect the chunks of a family."""
-    storage = saver._context.storage
+    storage = parts_of(saver).context.storage
     return finish(in_turns(storage, lambda turns: collect(turns, family)))
 
 

@@ -30,6 +30,7 @@ from forkpoint import SqliteSaver
 from forkpoint.encoding.hashing import FLAG_BITS, Hashing, new_salt
 from forkpoint.filters import packed, thread_terms, unpacked
 from forkpoint.mongodb.thread_documents import new_record
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.storage.rows import Description
 from forkpoint.storage.tombstones import Marks
@@ -286,7 +287,7 @@ class SqliteStore(Store):
     def watched(self, before: Callable[[str], None]) -> SqliteSaver:
         saver = self.saver()
         saver.setup()
-        connection: sqlite3.Connection = saver._context.storage._connection  # type: ignore[attr-defined]
+        connection: sqlite3.Connection = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
         connection.set_trace_callback(before)
         return saver
 

@@ -33,6 +33,7 @@ from forkpoint.archive.file import ArchiveFile, lines_in
 from forkpoint.archive.parts import ChunkPart, Numbering
 from forkpoint.archive.reading import read_thread
 from forkpoint.encoding.entries import Entry
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.transfer import (
     TransferProgress,
@@ -97,7 +98,7 @@ async def test_what_is_archived_is_restored(
 
 def writes_of(saver: ForkpointSaver, thread_id: str) -> list[Any]:
     places = [("", id_of(found)) for found in tuples(saver, thread_id)]
-    with saver._context.storage.reading() as session:
+    with parts_of(saver).context.storage.reading() as session:
         thread = session.threads.find(thread_id)
         assert thread is not None
         return session.checkpoints.writes(thread, places)
@@ -338,7 +339,7 @@ def test_a_compressed_thread_that_was_not_finished_is_replaced(
 
 def test_chunks_are_in_an_archive_once_and_many_are_forgotten(second: SqliteSaver) -> None:
     messages(second, "thread", 6)
-    parts = list(read_thread(second._context, "thread"))
+    parts = list(read_thread(parts_of(second).context, "thread"))
     contents = [chunk for part in parts if isinstance(part, ChunkPart) for chunk in part.chunks]
     assert len({content for _, content in contents}) == len(contents) > 6
 

@@ -31,6 +31,7 @@ from forkpoint import (
     ThreadFilter,
     UnreadableValue,
 )
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.transfer import (
     KINDS,
@@ -167,7 +168,7 @@ def test_paths_and_numbers_of_writes_come_along(second: SqliteSaver, tmp_path: P
         theirs.put_writes(made, [("a", 1), ("__interrupt__", "?"), ("b", 2)], "second", "~path, 1")
         theirs.put_writes(made, [("c", 3)], "first", "~path, 2")
         assert import_threads(source, second, kind="langgraph-sqlite").writes == 4
-    with second._context.storage.reading() as session:
+    with parts_of(second).context.storage.reading() as session:
         thread = session.threads.find("thread")
         assert thread is not None
         rows = session.checkpoints.writes(thread, [("", id_of(made))])

@@ -1,8 +1,12 @@
-"""Puts that are waiting at the same time share the cost of one commit, in one of two ways.
+"""Group commits: what several threads put at the same time is stored with one commit.
 
-An interrupt of one that stores for others loses none of them: what is not done stays in the queue,
-or comes back to it. Each method can be left at any point, and `let_go` or `_leave` be called after
-it as often as one likes.
+The thread that stores a batch is its leader; the threads whose puts are in the batch follow it.
+In a `GroupCommit`, which SQLite uses, the leader holds a lock of the store, and the others wait for
+that lock. In a `Relay`, which MongoDB uses, it wakes the others.
+
+An interrupt of a leader loses no put: what is not stored stays in the queue, or is returned to it.
+An exception may leave each method at any point; `let_go` and `_leave` clean up afterwards, and may
+be called any number of times.
 """
 
 from __future__ import annotations
@@ -19,30 +23,37 @@ from forkpoint.runtime.steps import Caller, Locked, Patience, Waiting
 
 
 class Turn(Protocol):
-    """A lock that an exception at any point leaves usable."""
+    """The lock of a store. An exception at any point leaves it usable."""
 
     def acquire(self, timeout: float | None = None) -> None:
-        """Wait for it, or raise a `StorageBusy` after some time."""
+        """Wait for the lock.
+
+        Args:
+            timeout: For how many seconds; None for as long as the store's own timeout.
+
+        Raises:
+            StorageBusy: The time is over.
+        """
         ...
 
     def let_go(self) -> None:
-        """Release it, if this thread holds it, and undo what was begun under it."""
+        """Release the lock, if this thread holds it, and roll back what was begun under it."""
         ...
 
 
 class Pending(Waiting):
-    """Something that a `GroupCommit` is to store.
+    """A put that waits for a `GroupCommit` to store it.
 
     Args:
-        commits: What stores it.
+        commits: The group commit.
     """
 
     is_queued = False
     is_taken = False
-    """Whether it is in a batch, or was: that one may be about to be stored."""
+    """Whether it is, or was, in a batch: it may be stored at any moment."""
     is_withdrawn = False
     patience: Patience | None = None
-    """Once it waits for the store."""
+    """How long it still waits for a locked store; None before it has met one."""
 
     def __init__(self, commits: GroupCommit[Any]) -> None:
         super().__init__()
@@ -60,7 +71,7 @@ class Pending(Waiting):
         if pause is None:
             return [self]
         assert self.caller is not None
-        # Many take turns: each attempt is one for all of them.
+        # Many wait, and each attempt stores all of them: each makes fewer.
         self.caller.wake_later(self, pause * self._commits.turns)
         return ()
 
@@ -75,15 +86,15 @@ _P = TypeVar("_P", bound=Pending)
 
 
 class GroupCommit(Generic[_P]):
-    """A queue of what is to be stored. Whoever holds the lock stores all that has come by then.
+    """A queue of puts. The thread that gets the lock leads: it stores all that are in the queue.
 
-    Nothing leaves the queue before it is done. So a leader may be interrupted at any point: the
-    next one who gets the lock stores what is left.
+    A put leaves the queue when it is stored, and not before. So a leader may be interrupted at any
+    point: the next one stores what is left.
 
     Args:
         turn: The lock.
-        store: Stores a batch, and marks each of it as done. It is called with the lock held, and
-            raises `Locked`, before it stores anything, if another process holds the store.
+        store: Stores a batch, and marks each put of it as done. It is called with the lock held. If
+            another process has locked the store, it raises `Locked` and has stored nothing.
     """
 
     def __init__(self, turn: Turn, store: Callable[[Sequence[_P]], None]) -> None:
@@ -92,16 +103,16 @@ class GroupCommit(Generic[_P]):
         self.renew()
 
     def renew(self) -> None:
-        """In a forked child: the other threads are gone."""
+        """Empty the queue, in a forked child: the threads that waited are not in it."""
         self._queue: deque[_P] = deque()
 
     @property
     def turns(self) -> int:
-        """How many attempts there are for each of those that wait, if each makes one."""
+        """How many groups the waiting puts make, one of which attempts to store at a time."""
         return 1 + len(self._queue) // _AT_ONCE
 
     def put(self, pending: _P) -> None:
-        """Return when it is stored, or could not be."""
+        """Return when a put is stored, or has failed."""
         try:
             while (pause := self.attempt(pending)) is not None:
                 time.sleep(pause)
@@ -111,10 +122,10 @@ class GroupCommit(Generic[_P]):
             raise
 
     def attempt(self, pending: _P) -> float | None:
-        """Store all that is waiting, unless somebody has, or the store is locked.
+        """Store all puts of the queue, unless another leader has, or the store is locked.
 
         Returns:
-            None if it is done, or how many seconds to wait before the next attempt.
+            None if the put is done, or how many seconds to wait before the next attempt.
         """
         pause = None
         try:
@@ -135,7 +146,7 @@ class GroupCommit(Generic[_P]):
         return pause
 
     def withdraw(self, pending: _P) -> bool:
-        """Have it not stored, and return whether that was still possible."""
+        """Take a put out of the queue, and return whether it was not stored yet."""
         try:
             self._turn.acquire(threading.TIMEOUT_MAX)
             self._remove(pending)
@@ -144,25 +155,27 @@ class GroupCommit(Generic[_P]):
         return not pending.done
 
     def _acquire(self, pending: _P) -> None:
-        """Wait for the lock; what is not in a batch is given up after some time."""
+        """Wait for the lock; after the store's timeout, fail a put that is in no batch."""
         try:
             self._turn.acquire()
         except StorageBusy as error:
-            pending.is_withdrawn = True  # first: who puts it into a batch looks at that afterwards
-            if pending.is_taken:  # it is being stored, or was not
+            pending.is_withdrawn = (
+                True  # first: a leader sets `is_taken`, and looks at this afterwards
+            )
+            if pending.is_taken:  # a leader may be storing it
                 self._turn.acquire(threading.TIMEOUT_MAX)
             if not pending.done:
                 self._fail(pending, error)
 
     def _lead(self) -> None:
-        taken = self._queue.copy()
+        queue = self._queue.copy()
         batch = []
-        for pending in taken:
+        for pending in queue:
             pending.is_taken = True
             if not pending.is_withdrawn and not pending.done:
                 batch.append(pending)
         self._store(batch)
-        for pending in taken:
+        for pending in queue:
             self._remove(pending)
             if pending.patience is not None and pending.caller is not None:
                 pending.caller.wake(pending)  # it might sleep for longer
@@ -188,22 +201,22 @@ class GroupCommit(Generic[_P]):
             pass  # it is not there any more
 
 
-_AT_ONCE = 8  # of those that wait for a locked store: more attempts than that help nobody
+_AT_ONCE = 8  # puts that wait for a locked store with attempts of their own
 
 
 class Submission(Waiting):
-    """Something that waits for a `Relay` to store it.
+    """A put that waits for a `Relay` to store it.
 
     Args:
-        relay: What stores it.
-        may_wait: Whether it had better wait a moment for another one that may not.
+        relay: The relay.
+        may_wait: Whether, as the leader, it waits a moment for a put that does not.
     """
 
     def __init__(self, relay: Relay[Any], *, may_wait: bool = False) -> None:
         super().__init__()
         self.may_wait = may_wait
         self.batch: Sequence[Any] = ()
-        """What it has stored, or is storing, as a leader."""
+        """The puts that it leads."""
         self._relay = relay
         self._wake_up = threading.Lock()
         self._wake_up.acquire()
@@ -220,15 +233,15 @@ class Submission(Waiting):
 
     @property
     def is_settled(self) -> bool:
-        """Whether its caller has nothing more to do than to return."""
+        """Whether its operation goes on without waiting again."""
         return self.error is None
 
     def sleep(self, seconds: float = -1) -> None:
-        """Return after `wake`, or after some time if given."""
+        """Wait for `wake`, but not longer than this; by default for as long as it takes."""
         self._wake_up.acquire(timeout=seconds)
 
     def wake(self) -> None:
-        """Have its caller look whether it is stored, or leads."""
+        """Let the thread, or the suspended operation, that waits for it go on."""
         if self.caller is not None:
             self.caller.wake(self)
         else:
@@ -240,14 +253,14 @@ _S = TypeVar("_S", bound=Submission)
 
 
 class Relay(Generic[_S]):
-    """A queue of what is to be stored. One of those in it, the leader, stores all that has come.
+    """A queue of puts. One put of it, the leader, stores all that are in the queue.
 
-    One batch is in flight at a time. The others, the followers, are woken when they are stored:
-    they need not wait for the batch after theirs, as they would for a lock.
+    One batch is in flight at a time. Its followers are woken as soon as they are stored. If they
+    waited for a lock instead, they would get it only after leaders of later batches.
 
     Args:
-        store: Stores a batch, and marks each of it as done.
-        moment: For how many seconds those that may wait do so for one that may not.
+        store: Stores a batch, and marks each put of it as done.
+        moment: For how many seconds a leader that may wait does so.
     """
 
     def __init__(self, store: Callable[[Sequence[_S]], None], *, moment: float = 0) -> None:
@@ -256,15 +269,15 @@ class Relay(Generic[_S]):
         self.renew()
 
     def renew(self) -> None:
-        """In a forked child: the other threads are gone."""
+        """Empty the queue, in a forked child: the threads that waited are not in it."""
         self._lock = threading.RLock()  # it knows its thread, so that no other can release it
         self._queue: deque[_S] = deque()
         self._leader: _S | None = None  # in the queue, or storing its batch
 
-    # For a caller that waits
+    # For a thread that waits
 
     def put(self, submission: _S) -> None:
-        """Return when it is stored, or could not be."""
+        """Return when a put is stored, or has failed."""
         try:
             self._join(submission)
             while not submission.done:
@@ -280,19 +293,19 @@ class Relay(Generic[_S]):
             self._let_go(submission)
             raise
 
-    # For a caller that does something else in the meantime
+    # For an operation that is suspended meanwhile
 
     def submit(self, submission: _S) -> Sequence[_S]:
-        """Have it stored, and return what this thread is to go on with."""
+        """Add a put to the queue, and return which puts' operations this thread is to resume."""
         self._join(submission)
         return self.lead(submission)
 
     def lead(self, submission: _S) -> Sequence[_S]:
-        """Store all that is waiting, if that is for this one to do.
+        """Store all puts of the queue, if this one is their leader.
 
         Returns:
-            What this thread is to go on with. The others are woken: threads that wait, and callers
-            that may take long.
+            The puts whose operations this thread is to resume. All other threads and operations are
+            woken.
         """
         if self._leader is submission and submission.may_wait:
             time.sleep(self._moment)
@@ -303,16 +316,16 @@ class Relay(Generic[_S]):
         except BaseException:
             self._let_go(submission)
             raise
-        mine = []
+        resumable = []
         for stored in self._leave(submission):
             if stored.caller is not None and stored.is_settled:
-                mine.append(stored)
+                resumable.append(stored)
             else:
                 stored.wake()
-        return mine
+        return resumable
 
     def _join(self, submission: _S) -> None:
-        """Enter the queue, as the leader if there is none, or one that waits for such as this."""
+        """Add a put to the queue. It leads if there is no leader, or one that waits for it."""
         with self._lock:
             self._queue.append(submission)
             leader = self._leader
@@ -322,7 +335,7 @@ class Relay(Generic[_S]):
                 self._leader = submission
 
     def _begins(self, submission: _S) -> bool:
-        """Return whether it is for this one to store all that are in the queue."""
+        """Make a batch of the queue, and return True, if this put is its leader."""
         with self._lock:
             if self._leader is not submission or submission not in self._queue:
                 return False
@@ -331,7 +344,7 @@ class Relay(Generic[_S]):
             return True
 
     def _let_go(self, submission: _S) -> None:
-        """Leave after an exception, which may have come at any point."""
+        """Leave the relay after an exception, which may have come at any point."""
         with contextlib.suppress(RuntimeError):  # this thread does not hold it
             self._lock.release()
         for stored in self._leave(submission):
@@ -340,7 +353,7 @@ class Relay(Generic[_S]):
             leader.wake()
 
     def _leave(self, submission: _S) -> Sequence[_S]:
-        """Let another one lead, and return those that were stored."""
+        """Appoint the next leader, and return the puts of this one's batch that are done."""
         with self._lock:
             if self._leader is submission:
                 self._queue.extendleft(reversed(self._missing(submission)))
@@ -354,6 +367,6 @@ class Relay(Generic[_S]):
             return [other for other in submission.batch if other.done]
 
     def _missing(self, leader: _S) -> Sequence[_S]:
-        """Return those of a leader's batch that are not stored, and not in the queue again."""
+        """Return the followers of a leader that are neither stored nor in the queue again."""
         others = [other for other in leader.batch if other is not leader and not other.done]
         return [other for other in others if other not in self._queue]

@@ -1,10 +1,9 @@
-"""Which files the databases of this process have open.
+"""The files that the databases of this process have open.
 
-The locks of POSIX belong to a process and a file: whoever closes any descriptor of a file drops
-all locks that the process has on it. SQLite knows that, and keeps account of its connections. So
-nothing but SQLite may open a file that a connection of this process may have open. And that
-account is copied by a fork, though the locks are not: a child must not open a file that a
-connection was open to at the fork.
+A POSIX lock belongs to a process and a file: closing any descriptor of the file releases all locks
+that the process has on it. SQLite allows for that with a table of its own connections. So no other
+code may open a file that a connection of this process may have open. A process fork copies that
+table without the locks: a child must not open a file that was open to a connection at the fork.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from forkpoint.at_fork import Living
 
 Identity = tuple[int, int]
-"""Which file something is, whatever its names are: its device and its number there."""
+"""A file, whatever its names are: its device and its inode number."""
 
 
 def identity(path: str | os.PathLike[str]) -> Identity | None:
-    """Return which file a path leads to, or None if there is none."""
+    """Return the file that a path leads to; None if there is none."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -41,9 +40,9 @@ class DatabaseFile:
         self.path = path
         self.disconnect = disconnect
         self.resolved, self.log_path, self.index_path = path, f"{path}-wal", f"{path}-shm"
-        """The name by which SQLite calls it, when it is open, and those of what is beside it."""
+        """The name by which SQLite has the file open, and the names of its log and index."""
         self.opened: Identity | None = None
-        """Which file it is, while it is open."""
+        """The file, while it is open."""
         self._log: Identity | None = None
         _in_use.add(self)
 
@@ -57,11 +56,11 @@ class DatabaseFile:
         self.opened = self._log = None
 
     def is_in_place(self) -> bool:
-        """Return whether the path still leads to the file that is open, and so does its log's.
+        """Return whether the paths of the file and its log still lead to those that are open.
 
         SQLite keeps the log as long as a connection is open.
         """
-        # In full, for it is asked before and after each transaction.
+        # Without calls of the methods below: this runs before and after each transaction.
         if self.opened is not None and identity(self.path) != self.opened:
             return False
         return self._log is None or identity(self.log_path) == self._log
@@ -70,7 +69,7 @@ class DatabaseFile:
         return self.opened is None or identity(self.path) == self.opened
 
     def has_log_in_place(self) -> bool:
-        """Return whether the log that is open is still there under its name."""
+        """Return whether the path of the log still leads to the log that is open."""
         return self._log is not None and identity(self.log_path) == self._log
 
     def names(self) -> Sequence[str]:
@@ -82,9 +81,10 @@ _in_use: Living[DatabaseFile] = Living()
 
 
 def name_in_use(file: Identity) -> str | None:
-    """Return the name by which SQLite has a file open in this process.
+    """Return the name by which SQLite has a file open in this process; None if it has not.
 
-    The log of a database has its name after that of the database: two names would be two logs.
+    A file must not be opened by two names: the log is named after the database, and two names would
+    make two logs.
     """
     return next(
         (
@@ -97,10 +97,10 @@ def name_in_use(file: Identity) -> str | None:
 
 
 def left_open(file: Identity) -> Iterator[DatabaseFile]:
-    """Yield the files that are open under a name, or with a log, that was taken from them.
+    """Yield the databases that have a file open, while its path, or its log's, leads elsewhere.
 
-    SQLite has one index of the log for all connections to a file. So none of them may be left when
-    the file is opened with another log.
+    All connections to a file share one index of its log. So these have to be closed before the file
+    is opened with another log.
     """
     for database in _in_use.members():
         if database.opened == file and not database.is_in_place():

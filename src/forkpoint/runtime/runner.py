@@ -1,8 +1,8 @@
-"""How an operation runs for a sync caller and for an async one: in one hop to another thread.
+"""Running operations for sync callers, in their own thread, and for async ones, in workers.
 
-An operation is an ordinary function that blocks, or a generator that yields whatever is to be
-stored before it goes on (see `forkpoint.runtime.steps`). Of an async one, no thread waits for a
-store that another process has locked: it runs again after a pause.
+An operation is an ordinary function that blocks, or a generator that yields what it waits for; see
+`forkpoint.runtime.steps`. An async operation that meets a locked store blocks no worker: it runs
+again after a pause.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Runner(Protocol):
     """Runs operations."""
 
     def close(self) -> object:
-        """Let the threads end that it has, as far as nobody else uses them."""
+        """Let its threads end, unless other runners use them."""
         ...
 
     @overload
@@ -64,7 +64,12 @@ class Runner(Protocol):
 async def completed(
     running: Awaitable[_T], when_cancelled: Callable[[], object] | None = None
 ) -> _T:
-    """Return what something returns. If the call is cancelled, it is waited for nevertheless."""
+    """Return the result of an awaitable, which ends even if the call is cancelled.
+
+    Args:
+        running: The awaitable.
+        when_cancelled: Called at once if the call is cancelled.
+    """
     task = asyncio.ensure_future(running)
     try:
         return await asyncio.shield(task)
@@ -75,14 +80,14 @@ async def completed(
             try:
                 await asyncio.wait([task])
             except asyncio.CancelledError:
-                continue  # it is on its way out already
+                continue  # the call is cancelled already
         if not task.cancelled():
-            task.exception()  # seen: the caller is not there any more to be told
+            task.exception()  # so that asyncio does not report it: nobody awaits it any more
         raise
 
 
 def finished(operation: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """Run an operation, until it has an end if it is one that stops, and return what it returns."""
+    """Run an operation in this thread, and return what it returns."""
     while True:
         try:
             outcome = operation(*args)
@@ -92,39 +97,40 @@ def finished(operation: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 
 class Guard(Protocol):
-    """What an operation may hold of a store while it runs."""
+    """The locks of a store, as a runner knows them."""
 
     def check_free(self) -> None:
-        """Raise if this thread holds something, and so is in the middle of an operation."""
+        """Raise if this thread holds a lock: it is within another operation."""
         ...
 
     def let_go(self) -> None:
-        """Give up what this thread holds, if it was interrupted as it was about to do so."""
+        """Release what this thread holds, after an exception that may have kept it from that."""
         ...
 
 
 class WorkerRunner:
-    """Runs sync operations where they are called, and async ones on worker threads.
+    """Runs sync operations in the caller's thread, and async ones in worker threads.
 
-    The threads serve any number of event loops, and outlive those that close early. While what an
-    operation waits for is stored by another thread, its own does something else.
+    The workers serve any number of event loops. While an operation waits for a put that another
+    thread stores, its worker runs other operations.
 
     Args:
-        workers: The threads, which it uses until it is closed, or gone.
-        guard: What is checked before each sync operation, and given up after an exception.
+        workers: The threads.
+        guard: The locks of the store: checked before each sync operation, and released after an
+            exception.
     """
 
     def __init__(self, workers: Workers, guard: Guard | None = None) -> None:
         self._workers = workers
         self._guard = guard
         self.close = weakref.finalize(self, workers.leave)
-        """Lets the threads end, unless others use them. Later calls begin new ones."""
+        """Lets the threads end, unless other runners use them. A later call starts new ones."""
         workers.join()
         self._become_child()
         renew_in_child(self)
 
     def _become_child(self) -> None:
-        """In a forked child: the calls of the parent's loops are not answered here."""
+        """Forget the event loops of the parent, in a forked child."""
         self._inboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Inbox]
         self._inboxes = weakref.WeakKeyDictionary()
 
@@ -154,9 +160,9 @@ def _let_go(guard: Guard) -> None:
         return
 
 
-def _go_on(stored: Iterable[Waiting]) -> None:
-    """Go on with the operations that waited for this to be stored, as far as nobody else does."""
-    ready = deque(stored)
+def _resume_all(done: Iterable[Waiting]) -> None:
+    """Resume the operations that waited for these, unless another thread does."""
+    ready = deque(done)
     while ready:
         waiting = ready.popleft()
         if waiting.caller is not None and waiting.claim.take():
@@ -164,14 +170,14 @@ def _go_on(stored: Iterable[Waiting]) -> None:
 
 
 class _Inbox:
-    """What an event loop is to do for worker threads. It is woken once for all that has come."""
+    """The jobs of worker threads for an event loop, which is woken once for all that have come."""
 
     def __init__(self) -> None:
         self._jobs: deque[Job] = deque()
         self._is_announced = False
 
     def send(self, loop: asyncio.AbstractEventLoop, job: Job) -> None:
-        """Have a loop call a function, unless it is closed: then nobody waits any more."""
+        """Have a loop call a function. If the loop is closed, nobody waits for it any more."""
         self._jobs.append(job)
         if self._is_announced:
             return
@@ -186,17 +192,17 @@ class _Inbox:
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            self._is_announced = False  # first: what comes from now on announces itself
+            self._is_announced = False  # first: a job that comes from now on wakes the loop again
             while self._jobs:
                 self._jobs[0]()
                 self._jobs.popleft()
-        except BaseException:  # an interrupt of the loop, which may run again
+        except BaseException:  # an interrupt; the loop may run again
             loop.call_soon(self._open, loop)
             raise
 
 
 class _Call:
-    """An operation that an event loop waits for while workers run it."""
+    """A call in an event loop of an operation that workers run."""
 
     def __init__(
         self,
@@ -215,7 +221,7 @@ class _Call:
         self._finished: asyncio.Future[None] | None = None
         self._is_finished = False
         self._is_cancelled = False
-        self._claim = Claim()  # whoever takes it decides: run it, or withdraw it
+        self._claim = Claim()  # taken by the worker that runs it, or by the cancellation
         self._patience: Patience | None = None  # once it waits for a locked store
 
     # On worker threads
@@ -223,7 +229,7 @@ class _Call:
     def run(self) -> None:
         """Run the operation, unless it was withdrawn."""
         if self._claim.take():
-            _go_on(self.step())
+            _resume_all(self.step())
 
     def wake(self, waiting: Waiting) -> None:
         self._submit(partial(self._resume, waiting))
@@ -232,7 +238,7 @@ class _Call:
         self._put_later(partial(self._resume, waiting), seconds)
 
     def _submit(self, job: Job) -> None:
-        """Go on with an operation, which must end now that it has begun."""
+        """Have a worker do a job. The operation has begun, so the job must be done sometime."""
         try:
             self._workers.submit(job)
         except NoWorkerThread:
@@ -246,11 +252,11 @@ class _Call:
             if self._is_cancelled and waiting.withdraw() and waiting.claim.take():
                 self._withdraw()
                 return
-            stored = waiting.resume()
+            done = waiting.resume()
         except BaseException as error:  # noqa: BLE001 - as below
             self._deliver(None, error)
         else:
-            _go_on(stored)
+            _resume_all(done)
 
     def step(self) -> Sequence[Waiting]:
         try:
@@ -286,10 +292,10 @@ class _Call:
         if self._is_cancelled:
             self._withdraw()
         else:
-            _go_on(self.step())
+            _resume_all(self.step())
 
     def _withdraw(self) -> None:
-        """End an operation that was cancelled while it waited, and has written nothing."""
+        """End an operation that was cancelled while it waited, before it has written anything."""
         if self._steps is not None:
             self._steps.close()
         self._deliver(None, None)
@@ -318,7 +324,7 @@ class _Call:
             try:
                 await self._finished
             except asyncio.CancelledError:
-                continue  # it is on its way out already
+                continue  # the call is cancelled already
 
     def _finish(self, value: Any, failure: BaseException | None) -> None:
         self._is_finished = True
@@ -332,4 +338,4 @@ class _Call:
             self._result.set_exception(failure)
 
 
-_UNTIL_A_THREAD_SECONDS = 0.05  # after which it is tried again to start one
+_UNTIL_A_THREAD_SECONDS = 0.05  # before the next attempt to start a thread

@@ -1,4 +1,4 @@
-"""Operations that stop wherever they have to wait, and what they wait for."""
+"""Operations as generators: they yield what they wait for, and block no thread meanwhile."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class Caller(Protocol):
     """A suspended operation that blocks no thread."""
 
     def step(self) -> Sequence[Waiting]:
-        """Run up to where it waits again, and return what this thread is to go on with."""
+        """Resume the operation until it waits again. Return what this thread is to resume next."""
         ...
 
     def wake(self, waiting: Waiting) -> None:
-        """Have some thread resume what it waits for, soon."""
+        """Have a worker thread call `waiting.resume`."""
         ...
 
     def wake_later(self, waiting: Waiting, seconds: float) -> None:
-        """Have some thread resume what it waits for, after some time."""
+        """Have a worker thread call `waiting.resume` after some seconds."""
         ...
 
 
@@ -41,50 +41,50 @@ class Claim:
 
 
 class Waiting:
-    """Something on its way into the store, and whether it arrived."""
+    """Something that an operation waits for, such as a put that is to be stored."""
 
     done = False
     error: Exception | None = None
     caller: Caller | None = None
-    """The operation that waits for it, if no thread does."""
+    """The suspended operation that waits for it; None if a thread does."""
 
     def __init__(self) -> None:
         self.claim = Claim()
-        """Of the thread that goes on with the caller."""
+        """Taken by the thread that resumes the caller."""
 
     def check(self) -> None:
-        """Raise what went wrong, if anything did."""
+        """Raise the error, if it has failed."""
         if self.error is not None:
             raise self.error
 
     def wait(self) -> None:
-        """Return when it is stored, or could not be."""
+        """Block until it is done, or has failed."""
         raise NotImplementedError
 
     def submit(self, caller: Caller) -> Sequence[Waiting]:
-        """Have it stored, and return what this thread is to go on with."""
+        """Begin it for a suspended operation, and return what this thread is to resume next."""
         raise NotImplementedError
 
     def resume(self) -> Sequence[Waiting]:
-        """Go on storing it, after `Caller.wake`, and return what this thread is to go on with."""
+        """Go on with it after `Caller.wake`, and return what this thread is to resume next."""
         raise NotImplementedError
 
     def attempt(self) -> float | None:
-        """Try to store it, and return for how long to wait before the next attempt, if not done."""
+        """Try to do it. Return None, or how many seconds to wait before the next attempt."""
         self.wait()
         return None
 
     def withdraw(self) -> bool:
-        """Have it not stored, and return whether that was still possible."""
+        """Cancel it, and return whether it was not done yet."""
         return False
 
 
 Steps = Generator[Waiting, None, _T]
-"""An operation that stops wherever something is to be stored, and goes on when that is done."""
+"""An operation that yields whatever it waits for, and is resumed when that is done."""
 
 
 def finish(steps: Steps[_T]) -> _T:
-    """Return what an operation returns, and wait wherever it does."""
+    """Run an operation to its end in this thread, which blocks wherever it waits."""
     while True:
         try:
             waiting = next(steps)
@@ -100,8 +100,8 @@ class Locked(Exception):
     """Another process, or another connection, has the store's write lock.
 
     Attributes:
-        error: What to raise when the call has waited for long enough.
-        timeout: How many seconds that is.
+        error: What to raise when the call has waited too long.
+        timeout: After how many seconds that is.
     """
 
     def __init__(self, error: Exception, timeout: float) -> None:
@@ -111,10 +111,10 @@ class Locked(Exception):
 
 
 class Retry(BaseException):
-    """Leaves an operation that needs a locked store and has written nothing: it runs again later.
+    """Ends an operation that met a locked store and has written nothing: it runs again later.
 
-    So the thread that ran it can serve others meanwhile. No `Exception`: nothing on the way takes
-    it for a failure.
+    Meanwhile its thread can run others. It is no `Exception`, so that no handler of errors on the
+    way catches it.
     """
 
     def __init__(self, locked: Locked) -> None:
@@ -123,7 +123,7 @@ class Retry(BaseException):
 
 
 class Again(Exception):
-    """Leaves an operation that looked at a store which is another one by now: it runs again."""
+    """Ends an operation whose store was replaced meanwhile: it runs again from its start."""
 
 
 class _Running(threading.local):
@@ -131,14 +131,17 @@ class _Running(threading.local):
 
 
 running = _Running()
-"""Of the operation that this thread runs: whether `Retry` may leave it."""
+"""Whether `Retry` may end the operation that this thread runs."""
 
 
 def begin(operation: Callable[..., _T], args: tuple[Any, ...]) -> _T:
-    """Return what an operation returns, or begins with, for a caller that can run it again.
+    """Call an operation, for a caller that can call it again later.
+
+    Returns:
+        What the operation returns: for a generator, its steps.
 
     Raises:
-        Retry: It needs a locked store, and has written nothing.
+        Retry: The store is locked, and nothing was written.
     """
     running.may_leave = True
     try:

@@ -1,4 +1,4 @@
-"""Threads on which async operations run: started as they are needed, shared by savers."""
+"""The worker threads that run async operations: started when needed, shared by savers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def start_thread(thread: threading.Thread) -> None:
 
 
 def not_started(error: RuntimeError) -> NoWorkerThread:
-    """Return the typed error for a thread that cannot be started, or raise what else it is."""
+    """Return the typed error of a thread that cannot be started; raise any other error again."""
     if "new thread" not in str(error):
         raise error
     return NoWorkerThread(
@@ -38,11 +38,11 @@ def not_started(error: RuntimeError) -> NoWorkerThread:
 
 
 class Workers:
-    """Threads that take jobs from one queue. Each is started when no other is free.
+    """Threads that take jobs from one queue. One is started when none is free.
 
-    They take their work from a `SimpleQueue`: a hop costs a third of what it costs through a
-    `concurrent.futures` executor. They do not keep the process from ending. They have no lock,
-    which an interrupt might leave locked, or a fork take along. What is counted is what is there.
+    The queue is a `SimpleQueue`: a job costs a third of what it costs with an executor of
+    `concurrent.futures`. The threads are daemons: they do not keep the process from ending. There
+    is no lock, which an interrupt or a process fork might leave locked.
 
     Args:
         limit: How many there are at most.
@@ -55,25 +55,25 @@ class Workers:
         renew_in_child(self)
 
     def _become_child(self) -> None:
-        """In a forked child: threads end where forks begin."""
+        """Forget the threads, in a forked child: they do not run there."""
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._threads: dict[threading.Thread, None] = {}
         self._free: dict[threading.Thread, None] = {}
-        """Those that wait for a job, or are about to."""
+        """The threads that wait for a job, or are about to."""
 
     def join(self) -> None:
-        """Let the threads stay for one more that uses them."""
+        """Count one more user of the threads."""
         self._members.append(None)
 
     def leave(self) -> None:
-        """Let the threads end when they have nothing to do, once all that joined have left."""
+        """Count one user less. After the last, each thread ends when there are no more jobs."""
         with suppress(IndexError):  # interrupted before it joined
             self._members.pop()
         if not self._members and self._threads:
             self._jobs.put(None)  # one ends, and tells the next
 
     def submit(self, job: Job) -> None:
-        """Have a thread do something. Also when all have left: a call may be on its way then.
+        """Have a thread do a job, even after all users have left: a call may be going on.
 
         Raises:
             NoWorkerThread: There is no thread, and none can be started.
@@ -138,7 +138,12 @@ _shared: dict[int, tuple[weakref.ref[Any], Workers]] = {}
 
 
 def workers_of(client: object, limit: int) -> Workers:
-    """Return the threads that all who use the same client share, whatever it is equal to."""
+    """Return the threads that all users of the same client object share.
+
+    Args:
+        client: The client. It is compared by identity.
+        limit: How many threads there are at most.
+    """
     number = id(client)
     reference = weakref.ref(client, lambda _: _shared.pop(number, None))
     return _shared.setdefault(number, (reference, Workers(limit)))[1]

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from forkpoint.encoding.codec import split_refs
 from forkpoint.filters import search_terms
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.storage.interface import Session
 from forkpoint.storage.queries import Batch, ThreadQuery
@@ -26,7 +27,7 @@ def problems(saver: ForkpointSaver) -> list[str]:
     - The record of a thread says how many checkpoints it has.
     - Each checkpoint can be read.
     """
-    storage = saver._context.storage
+    storage = parts_of(saver).context.storage
     with storage.writing() as session:
         rows = _threads(session)
     found: list[str] = []
@@ -44,7 +45,7 @@ def problems(saver: ForkpointSaver) -> list[str]:
 
 def chunks_of(saver: ForkpointSaver, thread_id: str) -> set[bytes]:
     """Return the digests of the chunks that a thread shares with its family."""
-    with saver._context.storage.reading() as session:
+    with parts_of(saver).context.storage.reading() as session:
         thread = session.threads.find(thread_id)
         if thread is None:
             return set()
