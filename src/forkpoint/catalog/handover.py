@@ -28,13 +28,13 @@ def hand_over(context: Context, thread_id: str, changes: Changes, owner: str | N
     """
     hashing = context.prepare().hashing
 
-    def give(session: Session, row: ThreadRow, described: Description) -> bool:
-        checksums = checksums_with_description(hashing, row, described)
+    def give(session: Session, row: ThreadRow, description: Description) -> bool:
+        checksums = checksums_with_description(hashing, row, description)
         if owner == row.thread.owner:
-            return session.records.describe(row, described, checksums)
-        checksums = hashing.checksums((thread_id, owner, row.thread.salt), described)
+            return session.records.describe(row, description, checksums)
+        checksums = hashing.checksums((thread_id, owner, row.thread.salt), description)
         is_given = _detach_children(hashing, session, row) and session.records.hand_over(
-            row, described, owner, checksums
+            row, description, owner, checksums
         )
         # Without transactions, somebody may have made a fork or a clone meanwhile.
         if not (is_given and _detach_children(hashing, session, row)):
@@ -52,11 +52,11 @@ def _detach_children(hashing: Hashing, session: Session, parent: ThreadRow) -> b
             continue
         check_kinship(hashing, kin)
         child = session.records.get(kin.thread_id) if kin.deleted_at is None else None
-        described = None
+        description = None
         if child is not None:
             check_record(hashing, child)
-            described = child.described
-        checksums = hashing.without_lineage(kin.checksums, kin.salt, described)
+            description = child.described
+        checksums = hashing.without_lineage(kin.checksums, kin.salt, description)
         if not session.records.detach(parent.thread, kin, child, checksums):
             return False
     return True

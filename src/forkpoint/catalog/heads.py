@@ -56,16 +56,16 @@ def thread_of(context: Context, session: Session, row: ThreadRow) -> Thread:
 
 
 def _thread_of(context: Context, row: ThreadRow, stored: Mapping[bytes, Chunk]) -> Thread:
-    described, codec = row.described, _codec_of(context, row)
-    has_time = described.ttl is not None and not row.is_swept
-    expires = time_of(row.updated_at + described.ttl) if has_time and described.ttl else None
+    description, codec = row.described, _codec_of(context, row)
+    has_time = description.ttl is not None and not row.is_swept
+    expires = time_of(row.updated_at + description.ttl) if has_time and description.ttl else None
     waiting, failed = _open_writes(row)
     errors = [_error(codec, write, stored) for write in failed[:1]]
     return Thread(
         row.thread_id,
-        described.label,
-        tuple(described.tags),
-        json.loads(described.metadata),
+        description.label,
+        tuple(description.tags),
+        json.loads(description.metadata),
         row.thread.owner,
         row.status,  # type: ignore[arg-type]
         time_of(row.created_at),
@@ -74,7 +74,7 @@ def _thread_of(context: Context, row: ThreadRow, stored: Mapping[bytes, Chunk]) 
         row.source_thread_id,
         row.source_checkpoint_id,
         row.checkpoint_count,
-        described.on_expiry,  # type: ignore[arg-type]
+        description.on_expiry,  # type: ignore[arg-type]
         time_of(row.state_updated_at) if row.state_updated_at else None,
         tuple(each for write in waiting for each in _interrupts(codec, write, stored)),
         errors[0] if errors else None,

@@ -80,14 +80,14 @@ def create(context: Context, thread_id: str, changes: Changes, may_exist: bool) 
         ThreadExists: There is such a thread, or another owner has one.
     """
     hashing = context.prepare().hashing
-    described = changes.applied(Description(**context.expiry._asdict()))
+    description = changes.applied(Description(**context.expiry._asdict()))
     for _ in attempts():
         with context.storage.writing() as session:
             row = session.records.get(thread_id)
             if row is not None and not may_exist:
                 raise thread_exists(thread_id)
             if row is None:
-                if not session.records.create(thread_id, context.owner, described, hashing):
+                if not session.records.create(thread_id, context.owner, description, hashing):
                     if not may_exist:
                         raise thread_exists(thread_id)
                     continue  # somebody made it meanwhile, and may have deleted it by now
@@ -118,8 +118,8 @@ def update(context: Context, thread_id: str, changes: Changes) -> Thread:
         context,
         thread_id,
         changes,
-        lambda session, row, described: session.records.describe(
-            row, described, checksums_with_description(hashing, row, described)
+        lambda session, row, description: session.records.describe(
+            row, description, checksums_with_description(hashing, row, description)
         ),
     )
 
@@ -160,11 +160,11 @@ def clone(
     def work(turns: Turns) -> Work[Thread]:
         source = existing_record(turns.session, source_id)
         check_record(hashing, source)
-        described = changes.applied(source.described)
+        description = changes.applied(source.described)
         if checkpoints:
-            yield from copy(turns, hashing, source.thread, target_id, described)
+            yield from copy(turns, hashing, source.thread, target_id, description)
         else:
-            turns.session.copies.fork(_without_checkpoints(hashing, source, target_id, described))
+            turns.session.copies.fork(_without_checkpoints(hashing, source, target_id, description))
         context.memory.threads.pop(target_id)
         return thread_of(context, turns.session, existing_record(turns.session, target_id))
 
@@ -173,7 +173,7 @@ def clone(
 
 
 def _without_checkpoints(
-    hashing: Hashing, source: ThreadRow, target_id: str, described: Description
+    hashing: Hashing, source: ThreadRow, target_id: str, description: Description
 ) -> ForkRequest:
     return ForkRequest(
         source.thread,
@@ -181,7 +181,7 @@ def _without_checkpoints(
         target_id,
         None,
         source.thread.owner,
-        described,
+        description,
         "idle",
         [],
         [],

@@ -79,13 +79,13 @@ class _Pass:
         """Do all of it."""
         if not self._task.dry_run:
             yield from in_turns(self._storage, _finish_removals)
-        seen: set[Any] = set()
+        handled_keys: set[Any] = set()
         for batch in self._candidates():
-            rows = [row for row in batch if row.thread.key not in seen]
+            rows = [row for row in batch if row.thread.key not in handled_keys]
             for waiting in self._handle(rows):
                 self._report_progress()  # a thread may take long
                 yield waiting
-            seen.update(row.thread.key for row in batch)
+            handled_keys.update(row.thread.key for row in batch)
             self._report_progress()
         if not self._task.dry_run:
             yield from remove.finish(self._context, (), None)

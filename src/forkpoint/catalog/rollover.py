@@ -83,14 +83,14 @@ def _successor(
         before = preview_in(codec, head.writes, head.row.checkpoint_id)
         preview = preview_after(part_of(before, request.channels), request.values, context.preview)
         receipts.append(checkpoint_receipt(target, row, preview))
-    described = request.changes.applied(source.described)
+    description = request.changes.applied(source.described)
     return ForkRequest(
         source.thread,
         request.source_id,
         request.target_id,
         head.row.checkpoint_id if head is not None else None,
         source.thread.owner,
-        described,
+        description,
         "idle",
         rows,
         receipts,
