@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 SERVER = "mongodb://localhost:27017/?replicaSet=rs0"
 
@@ -56,7 +57,7 @@ def test_the_commands_name_what_is_there() -> None:
     assert "grep -m1 'python -m pytest' README.md" in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [README, CONTRIBUTING, *PAGES], ids=lambda page: page.stem)
 def test_every_file_that_is_linked_exists(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)[)#]", page.read_text()):
         assert (page.parent / target).exists(), target
