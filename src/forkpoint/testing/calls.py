@@ -96,14 +96,14 @@ def config(thread_id: str = "thread", checkpoint_id: str | None = None, ns: str 
     return {"configurable": part}
 
 
-def id_of(found: Any) -> str:
+def id_of(result: Any) -> str:
     """Return the id of a checkpoint that was read, or that a config names."""
-    return str(getattr(found, "config", found)["configurable"]["checkpoint_id"])
+    return str(getattr(result, "config", result)["configurable"]["checkpoint_id"])
 
 
-def value_of(found: Any) -> Any:
+def value_of(result: Any) -> Any:
     """Return the channel values of a checkpoint that was read."""
-    return found.checkpoint["channel_values"]
+    return result.checkpoint["channel_values"]
 
 
 def checkpoint(values: Mapping[str, Any], versions: Mapping[str, Any] | None = None) -> Any:

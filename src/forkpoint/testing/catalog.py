@@ -18,14 +18,14 @@ DAY = timedelta(days=1)
 
 def walked(catalog: Api, filter: ThreadFilter | None = None, **options: Any) -> list[Thread]:
     """Return all threads that are found, page by page."""
-    found: list[Thread] = []
+    result: list[Thread] = []
     cursor = None
     while True:
         page = catalog.search(filter, cursor=cursor, **options)
-        found += page
+        result += page
         cursor = page.next_cursor
         if cursor is None:
-            return found
+            return result
         assert len(page) == options.get("limit", 50)
 
 
@@ -57,8 +57,8 @@ class CatalogContract(Contract):
 
     def test_an_id_is_made_that_sorts_by_time(self, catalog: Api) -> None:
         ids = [catalog.create().thread_id for _ in range(3)]
-        assert [one[14] for one in ids] == ["7", "7", "7"]
-        assert sorted(one[:13] for one in ids) == [one[:13] for one in ids]
+        assert [item[14] for item in ids] == ["7", "7", "7"]
+        assert sorted(item[:13] for item in ids) == [item[:13] for item in ids]
 
     def test_an_update_changes_what_it_is_given(self, catalog: Api) -> None:
         made = catalog.create("case", label="A", tags=["a"], metadata={"k": 1, "l": 1}, ttl=DAY)
@@ -102,8 +102,8 @@ class CatalogContract(Contract):
         between = catalog.get("clone").created_at
         catalog.create("last")
 
-        def ids(**wanted: Any) -> set[str]:
-            return {one.thread_id for one in walked(catalog, ThreadFilter(**wanted))}
+        def ids(**criteria: Any) -> set[str]:
+            return {item.thread_id for item in walked(catalog, ThreadFilter(**criteria))}
 
         assert ids(source_thread_id="first") == {"fork", "clone"}
         assert ids(created_before=between) == {"first", "fork"}
@@ -111,22 +111,22 @@ class CatalogContract(Contract):
         put(api.saver, {"a": 2}, thread_id="first")
         assert ids(updated_after=between) == {"first", "clone", "last"}
         assert ids(updated_before=between) == {"fork"}
-        for wanted in ({"created_after": between}, {"updated_before": between}):
-            assert catalog.count(ThreadFilter(**wanted)) == len(ids(**wanted))
+        for criteria in ({"created_after": between}, {"updated_before": between}):
+            assert catalog.count(ThreadFilter(**criteria)) == len(ids(**criteria))
 
     def test_a_cursor_belongs_to_its_search(self, catalog: Api, api: Api) -> None:
         for n in range(5):
             catalog.create(f"t{n}", tags=["a"])
         page = catalog.search(ThreadFilter(tags=["a"]), limit=2)
         cursor = page.next_cursor
-        for wanted, options in (
+        for criteria, options in (
             (ThreadFilter(tags=["b"]), {}),
             (None, {}),
             (ThreadFilter(tags=["a"]), {"sort_by": "created_at"}),
             (ThreadFilter(tags=["a"]), {"descending": False}),
         ):
             with pytest.raises(InvalidInput, match="another search"):
-                catalog.search(wanted, cursor=cursor, **options)
+                catalog.search(criteria, cursor=cursor, **options)
         other = api.catalog("acme")
         with pytest.raises(InvalidInput, match="another search"):
             other.search(ThreadFilter(tags=["a"]), cursor=cursor)

@@ -20,13 +20,13 @@ class CheckpointContract(Contract):
         made["updated_channels"] = ["messages"]
 
         stored = api.put(config(), made, {"source": "loop", "step": 1}, {"messages": 1})
-        found = api.get_tuple(config())
+        result = api.get_tuple(config())
 
-        assert found.checkpoint == made
-        assert found.metadata == {"source": "loop", "step": 1}
-        assert found.config == stored == config(checkpoint_id=made["id"])
-        assert found.parent_config is None
-        assert found.pending_writes == []
+        assert result.checkpoint == made
+        assert result.metadata == {"source": "loop", "step": 1}
+        assert result.config == stored == config(checkpoint_id=made["id"])
+        assert result.parent_config is None
+        assert result.pending_writes == []
 
     def test_the_newest_checkpoint_of_the_namespace_is_found_without_an_id(self, api: Api) -> None:
         first = put(api.saver, {"n": 1})
@@ -58,8 +58,8 @@ class CheckpointContract(Contract):
         second = checkpoint({"document": Unserializable(), "n": 2}, {"document": 1, "n": 2})
         api.put(after_first, second, {}, {"n": 2})  # not looked at, for it has not changed
 
-        found = api.get_tuple(config())
-        assert found.checkpoint["channel_values"] == {"document": document, "n": 2}
+        result = api.get_tuple(config())
+        assert result.checkpoint["channel_values"] == {"document": document, "n": 2}
 
     def test_values_count_as_given_where_new_versions_are_empty(self, api: Api) -> None:
         first = api.put(config(), checkpoint({"n": 1}), {}, {"n": 1})
@@ -96,7 +96,7 @@ class CheckpointContract(Contract):
         third = api.put(second, checkpoint(values), {}, dict.fromkeys(values, 3))
 
         old, new, newest = [
-            api.get_tuple(one).checkpoint["channel_values"] for one in (first, second, third)
+            api.get_tuple(item).checkpoint["channel_values"] for item in (first, second, third)
         ]
         assert old["messages"][50].content == "message 50 " * 40
         assert old["messages"][70].additional_kwargs == {}
@@ -123,8 +123,8 @@ class CheckpointContract(Contract):
         api.put(config(), made, {"step": 1}, {"n": 1})
         api.put(config(), {**made, "channel_values": {"n": 2}}, {"step": 2}, {"n": 2})
 
-        (found,) = api.list(config())
-        assert (found.checkpoint["channel_values"], found.metadata["step"]) == ({"n": 2}, 2)
+        (result,) = api.list(config())
+        assert (result.checkpoint["channel_values"], result.metadata["step"]) == ({"n": 2}, 2)
 
     def test_writes_are_stored_once_and_special_ones_replaced(self, api: Api) -> None:
         stored = put(api.saver, {"n": 1})

@@ -64,7 +64,7 @@ class DeletionContract(Contract):
         for call in late:
             with pytest.raises(ThreadDeleted):
                 call()
-        assert [value_of(one)["n"] for one in api.history("thread")] == ["new"]
+        assert [value_of(item)["n"] for item in api.history("thread")] == ["new"]
         forked = api.at("fork", -1).config  # of the same id, and not deleted
         api.put(forked, checkpoint({"n": 1}), {}, {"n": 1})
         assert problems(api.saver) == []

@@ -33,14 +33,14 @@ class ForkContract(Contract):
 
         made = api.fork(configs[1], new_thread_id="fork")
         assert made == thread("fork")
-        (found,) = api.list(made)
+        (result,) = api.list(made)
         original = api.get_tuple(configs[1])
-        assert found.config == config("fork", id_of(configs[1]))
-        assert found.checkpoint == original.checkpoint
-        assert found.metadata == original.metadata
+        assert result.config == config("fork", id_of(configs[1]))
+        assert result.checkpoint == original.checkpoint
+        assert result.metadata == original.metadata
 
-        api.put(found.config, checkpoint({"n": 100}), {}, {"n": 100})
-        assert [value_of(one)["n"] for one in api.history("fork")] == [1, 100]
+        api.put(result.config, checkpoint({"n": 100}), {}, {"n": 100})
+        assert [value_of(item)["n"] for item in api.history("fork")] == [1, 100]
         assert everything(api.saver, "thread") == source
         api.delete_thread("thread")
         assert value_of(api.at("fork", 0)) == value_of(original)
@@ -51,8 +51,8 @@ class ForkContract(Contract):
         ids = set()
         for source in ("thread", thread("thread"), config()):
             made = api.fork(source)
-            (found,) = api.list(made)
-            assert id_of(found) == id_of(configs[-1])
+            (result,) = api.list(made)
+            assert id_of(result) == id_of(configs[-1])
             ids.add(made["configurable"]["thread_id"])
         assert len(ids) == 3
 
@@ -102,19 +102,19 @@ class ForkContract(Contract):
         api.copy_thread("child", "clone")
 
         entries = api.lineage("grandchild")
-        assert [(one.thread_id, one.exists) for one in entries] == [
+        assert [(item.thread_id, item.exists) for item in entries] == [
             ("grandchild", True),
             ("child", True),
             ("root", False),
         ]
-        assert [one.parent_checkpoint_id for one in entries] == [id_of(configs[1])] * 2 + [None]
-        assert [one.step for one in entries] == [1, 1, None]
+        assert [item.parent_checkpoint_id for item in entries] == [id_of(configs[1])] * 2 + [None]
+        assert [item.step for item in entries] == [1, 1, None]
         assert entries[-1].checkpoint_count == 0
         assert api.lineage("clone")[1:] == entries[1:]
 
         put(api.saver, {"n": 1}, thread_id="root")  # a new thread under the old id
         assert api.lineage("grandchild") == entries
-        assert [one.exists for one in api.lineage("root")] == [True]
+        assert [item.exists for item in api.lineage("root")] == [True]
         assert [node.entry.thread_id for node in api.family("root")] == ["root"]
         assert len(list(api.family("grandchild"))) == 4
 
@@ -124,7 +124,7 @@ class ForkContract(Contract):
         assert api.get_tuple(config("grandchild", id_of(configs[1]))) is None
         assert api.lineage("grandchild")[0].step == 1  # its parent still has it
         api.purge("child")
-        assert [one.step for one in api.lineage("grandchild")] == [None, None, None]
+        assert [item.step for item in api.lineage("grandchild")] == [None, None, None]
         assert made == thread("grandchild")
         assert problems(api.saver) == []
 
@@ -160,13 +160,14 @@ class ForkContract(Contract):
     def test_a_history_is_oldest_first_and_that_of_the_graph_itself(self, api: Api) -> None:
         configs = fill(api.saver, 25)
         put(api.saver, {"n": 1}, ns="child")
-        found = api.history("thread")
-        assert [one.config for one in found] == configs
+        result = api.history("thread")
+        assert [item.config for item in result] == configs
         assert (
-            found == [one for one in everything(api.saver, "thread") if one.config in configs][::-1]
+            result
+            == [item for item in everything(api.saver, "thread") if item.config in configs][::-1]
         )
         for limit in (0, 1, 20, 21, 100):
-            assert api.history("thread", limit=limit) == found[:limit]
+            assert api.history("thread", limit=limit) == result[:limit]
 
         assert [api.at("thread", n).config for n in (0, 3, 24)] == [configs[n] for n in (0, 3, 24)]
         assert [api.at("thread", n).config for n in (-1, -3, -25)] == [
@@ -188,8 +189,8 @@ class ForkContract(Contract):
         put(api.saver, {"n": 6}, thread_id="other", metadata={"graph_id": "sales"})
 
         def latest(metadata: Mapping[str, Any]) -> Any:
-            found = api.latest(metadata)
-            return found and value_of(found)["n"]
+            result = api.latest(metadata)
+            return result and value_of(result)["n"]
 
         assert latest({}) == 6
         assert latest({"graph_id": "support"}) == 5
@@ -207,15 +208,15 @@ class ForkContract(Contract):
         branch = put(api.saver, {"n": 11}, parent=configs[1])
 
         api.fork(branch, new_thread_id="path", history="path")
-        found = api.history("path")
+        result = api.history("path")
         path = [configs[0], configs[1], branch]
-        assert [id_of(one) for one in found] == [id_of(one) for one in path]
-        for one, origin in zip(found, path, strict=True):
+        assert [id_of(item) for item in result] == [id_of(item) for item in path]
+        for item, origin in zip(result, path, strict=True):
             original = api.get_tuple(origin)
-            assert one.checkpoint == original.checkpoint
-            assert one.pending_writes == original.pending_writes
+            assert item.checkpoint == original.checkpoint
+            assert item.pending_writes == original.pending_writes
             parent = original.parent_config
-            assert one.parent_config == (parent and config("path", id_of(parent)))
+            assert item.parent_config == (parent and config("path", id_of(parent)))
         assert api.get_tuple(config("path", id_of(abandoned))) is None
         assert api.catalog().get("path").checkpoint_count == 3
         assert problems(api.saver) == []
@@ -251,8 +252,8 @@ class ForkContract(Contract):
         self, channel: str, status: str, api: Api
     ) -> None:
         configs = fill(api.saver, 2)
-        for one in configs:
-            api.put_writes(one, [(channel, "x")], "asking")
+        for item in configs:
+            api.put_writes(item, [(channel, "x")], "asking")
         statuses = {}
         for name, source, values in (
             ("head", "thread", None),

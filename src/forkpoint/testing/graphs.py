@@ -75,13 +75,13 @@ class GraphContract(Contract):
             api.of(graph).invoke({"items": [f"turn {n}"]}, thread("thread"))
             api.of(graph).invoke(Command(resume=f"answer {n}"), thread("thread"))
         assert graph.get_state(thread("thread")).values["answers"] == ["answer 0", "answer 1"]
-        states = [graph.get_state(found.config).values for found in api.history("thread")]
+        states = [graph.get_state(result.config).values for result in api.history("thread")]
         api.copy_thread("thread", "copy")
         api.trim("thread", 3)
-        kept = [graph.get_state(found.config).values for found in api.history("thread")]
+        kept = [graph.get_state(result.config).values for result in api.history("thread")]
         assert kept == states[-3:]
         api.delete_thread("thread")
         assert everything(api.saver, "thread") == []
-        copied = [graph.get_state(found.config).values for found in api.history("copy")]
+        copied = [graph.get_state(result.config).values for result in api.history("copy")]
         assert copied == states
         assert problems(api.saver) == []

@@ -30,17 +30,17 @@ def problems(saver: ForkpointSaver) -> list[str]:
     storage = parts_of(saver).context.storage
     with storage.writing() as session:
         rows = _threads(session)
-    found: list[str] = []
+    result: list[str] = []
     with storage.reading() as session:
         for row in rows:
-            found += _wrong_count(session, row)
+            result += _wrong_count(session, row)
         for family in dict.fromkeys(row.thread.family for row in rows):
-            found += _wrong_chunks(session, family)
+            result += _wrong_chunks(session, family)
     for row in rows:
         readable = list(saver.list({"configurable": {"thread_id": row.thread_id}}))
         if len(readable) != row.checkpoint_count:
-            found.append(f"of thread {row.thread_id!r} {len(readable)} checkpoints can be read")
-    return found
+            result.append(f"of thread {row.thread_id!r} {len(readable)} checkpoints can be read")
+    return result
 
 
 def chunks_of(saver: ForkpointSaver, thread_id: str) -> set[bytes]:
@@ -72,12 +72,12 @@ def _wrong_chunks(session: Session, family: Any) -> list[str]:
     references = list(_all(lambda after: session.collections.references(family, after)))
     links = dict(_all(lambda after: session.collections.links(family, after)))
     stored = set(_all(lambda after: session.collections.digests(family, after)))
-    found = [f"a row of the deleted thread {key!r} is left" for key, _ in references]
-    found = [text for text, (key, _) in zip(found, references, strict=True) if key not in live]
+    result = [f"a row of the deleted thread {key!r} is left" for key, _ in references]
+    result = [text for text, (key, _) in zip(result, references, strict=True) if key not in live]
     needed = _reachable((refs for _, refs in references), links)
-    found += [f"chunk {digest.hex()} is missing" for digest in needed - stored]
-    found += [f"chunk {digest.hex()} is left, and nothing needs it" for digest in stored - needed]
-    return found
+    result += [f"chunk {digest.hex()} is missing" for digest in needed - stored]
+    result += [f"chunk {digest.hex()} is left, and nothing needs it" for digest in stored - needed]
+    return result
 
 
 def _reachable(roots: Iterable[bytes], links: dict[bytes, bytes]) -> set[bytes]:

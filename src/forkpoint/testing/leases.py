@@ -125,7 +125,7 @@ class LeaseContract(Contract):
                     with pytest.raises(StaleLease, match="'thread'"):
                         call()
                 api.put(at(lease), checkpoint({"a": 3}), {}, {"a": 3})
-        assert [value_of(found)["a"] for found in api.list(config())] == [3, 1]
+        assert [value_of(result)["a"] for result in api.list(config())] == [3, 1]
         assert api.get_tuple(stored).pending_writes == []
         assert problems(api.saver) == []
 

@@ -62,18 +62,18 @@ class ListingContract(Contract):
             parent = put(api.saver, {"n": step}, parent=parent, metadata={"step": step})
             ids.append(id_of(parent))
 
-        found = api.list(config())
-        assert [id_of(one) for one in found] == ids[::-1]
-        assert [one.checkpoint["channel_values"]["n"] for one in found] == list(range(53))[::-1]
+        result = api.list(config())
+        assert [id_of(item) for item in result] == ids[::-1]
+        assert [item.checkpoint["channel_values"]["n"] for item in result] == list(range(53))[::-1]
         for limit in (0, 1, 20, 21, 53, 99):
-            assert [id_of(one) for one in api.list(config(), limit=limit)] == ids[::-1][:limit]
+            assert [id_of(item) for item in api.list(config(), limit=limit)] == ids[::-1][:limit]
         before = config(checkpoint_id=ids[30])
-        assert [id_of(one) for one in api.list(config(), before=before)] == ids[:30][::-1]
-        assert [id_of(one) for one in api.list(config(), before=before, limit=25)] == (
+        assert [id_of(item) for item in api.list(config(), before=before)] == ids[:30][::-1]
+        assert [id_of(item) for item in api.list(config(), before=before, limit=25)] == (
             ids[5:30][::-1]
         )
-        (one,) = api.list(config(checkpoint_id=ids[7]))
-        assert id_of(one) == ids[7]
+        (item,) = api.list(config(checkpoint_id=ids[7]))
+        assert id_of(item) == ids[7]
 
     def test_listing_without_a_config_covers_all_threads_and_namespaces(self, api: Api) -> None:
         stored = [
@@ -82,21 +82,26 @@ class ListingContract(Contract):
         ]
         everything = api.list(None)
 
-        assert [id_of(one) for one in everything] == [id_of(one) for one in reversed(stored)]
+        assert [id_of(item) for item in everything] == [id_of(item) for item in reversed(stored)]
         one_thread = api.list({"configurable": {"thread_id": "thread-1"}})
         assert len(one_thread) == 15
-        assert {one.config["configurable"]["checkpoint_ns"] for one in one_thread} == {"", "child"}
+        assert {item.config["configurable"]["checkpoint_ns"] for item in one_thread} == {
+            "",
+            "child",
+        }
 
     def test_equal_ids_in_several_threads_are_all_listed(self, api: Api) -> None:
         made = checkpoint({"n": 1})
         for n in range(45):
             api.put(config(f"thread-{n:02}"), made, {}, {"n": 1})
 
-        found = api.list(None)
-        assert len({one.config["configurable"]["thread_id"] for one in found}) == len(found) == 45
+        result = api.list(None)
+        assert (
+            len({item.config["configurable"]["thread_id"] for item in result}) == len(result) == 45
+        )
 
     def test_filters_are_exact_and_typed(self, api: Api) -> None:
         stored = [id_of(put(api.saver, {}, metadata=metadata)) for metadata in METADATA]
         for metadata, matches in FILTERS:
-            found = [stored.index(id_of(one)) for one in api.list(config(), filter=metadata)]
-            assert sorted(found) == matches, metadata
+            result = [stored.index(id_of(item)) for item in api.list(config(), filter=metadata)]
+            assert sorted(result) == matches, metadata

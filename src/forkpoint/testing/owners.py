@@ -25,12 +25,12 @@ class OwnerContract(Contract):
             catalog.create(f"of {name}", tags=["a"])
         for name in names:
             catalog = api.catalog(name)
-            for wanted in (None, ThreadFilter(tags=["a"]), ThreadFilter(owner=name)):
-                page = catalog.search(wanted)
-                assert [one.thread_id for one in page] == [f"of {name}"]
-                assert catalog.count(wanted) == 1
+            for criteria in (None, ThreadFilter(tags=["a"]), ThreadFilter(owner=name)):
+                page = catalog.search(criteria)
+                assert [item.thread_id for item in page] == [f"of {name}"]
+                assert catalog.count(criteria) == 1
             page = api.catalog().search(ThreadFilter(owner=name))
-            assert [one.owner for one in page] == [name]
+            assert [item.owner for item in page] == [name]
         assert ThreadCatalog(api.saver).count(ThreadFilter(owner="nobody")) == 0
 
     def test_a_cursor_goes_on_for_the_owner_that_has_it(self, api: Api) -> None:
@@ -44,7 +44,7 @@ class OwnerContract(Contract):
                 api.of(catalog).search(cursor=cursor)
         by_filter = ThreadCatalog(api.saver).search(ThreadFilter(owner="acme"), limit=1).next_cursor
         page = api.of(mine).search(cursor=by_filter)
-        assert [one.thread_id for one in page] == ["mine 1", "mine 0"]
+        assert [item.thread_id for item in page] == ["mine 1", "mine 0"]
 
     def test_threads_of_others_do_not_exist(self, api: Api) -> None:
         theirs = fill(api.saver.for_owner("acme"), 3)
@@ -79,11 +79,11 @@ class OwnerContract(Contract):
         api.catalog().update("thread", owner="other", label="given")
         assert acme.get_tuple(config()) is None
         assert value_of(other.get_tuple(config()))["n"] == 1
-        assert [one.thread_id for one in api.catalog("other").search()] == ["thread"]
+        assert [item.thread_id for item in api.catalog("other").search()] == ["thread"]
         assert [entry.thread_id for entry in acme.lineage("fork")] == ["fork"]
         with pytest.raises(ThreadExists):
             acme.put(head, checkpoint({"n": 2}), {}, {"n": 2})
         put(other.saver, {"n": 3}, parent=head)
         acme.purge("fork")
-        assert [value_of(one)["n"] for one in other.history("thread")] == [0, 1, 3]
+        assert [value_of(item)["n"] for item in other.history("thread")] == [0, 1, 3]
         assert problems(api.saver) == []

@@ -44,7 +44,7 @@ class RemovalContract(Contract):
         api.delete_for_runs(["one", "three"])
 
         left = api.list(None)
-        assert [one.metadata["run_id"] for one in left] == ["two", "two"]
+        assert [item.metadata["run_id"] for item in left] == ["two", "two"]
 
     def test_deleting_a_run_leaves_the_copies_that_were_made_of_it(self, api: Api) -> None:
         put(api.saver, {"n": 1}, thread_id="source", metadata={"run_id": "run"})
@@ -62,7 +62,7 @@ class RemovalContract(Contract):
 
         api.prune(["a"], strategy=strategy)
 
-        assert [one.config["configurable"]["thread_id"] for one in api.list(None)] == ["b"]
+        assert [item.config["configurable"]["thread_id"] for item in api.list(None)] == ["b"]
 
     def test_pruning_keeps_the_newest_checkpoint_of_each_namespace(self, api: Api) -> None:
         kept = []
@@ -75,10 +75,10 @@ class RemovalContract(Contract):
 
         api.prune(["thread"], strategy="keep_latest")
 
-        found = api.list({"configurable": {"thread_id": "thread"}})
-        assert sorted(map(id_of, found)) == sorted(kept)
-        assert [one.pending_writes for one in found] == [[("task", "c", 4)]] * 2
-        assert found[0].checkpoint["channel_values"] == {"n": 4, "text": "x" * 5000}
+        result = api.list({"configurable": {"thread_id": "thread"}})
+        assert sorted(map(id_of, result)) == sorted(kept)
+        assert [item.pending_writes for item in result] == [[("task", "c", 4)]] * 2
+        assert result[0].checkpoint["channel_values"] == {"n": 4, "text": "x" * 5000}
 
     @pytest.mark.parametrize("keep_last", [1, 2, 9])
     def test_pruning_keeps_as_many_of_each_namespace_as_are_asked_for(
@@ -92,11 +92,11 @@ class RemovalContract(Contract):
         api.prune(["thread", "nobody"], keep_last=keep_last)
         for ns in ("", "child"):
             asked = config("thread", ns=ns)
-            kept = [one.checkpoint["channel_values"]["n"] for one in api.list(asked)]
+            kept = [item.checkpoint["channel_values"]["n"] for item in api.list(asked)]
             assert kept == [3, 2, 1, 0][:keep_last]
         api.trim("copy", keep_last)
-        pruned = [id_of(one) for one in api.list(config("thread"))]
-        trimmed = [id_of(one) for one in api.list(config("copy"))]
+        pruned = [id_of(item) for item in api.list(config("thread"))]
+        trimmed = [id_of(item) for item in api.list(config("copy"))]
         assert pruned == trimmed
         assert problems(api.saver) == []
 
@@ -126,8 +126,8 @@ class RemovalContract(Contract):
         api.delete_thread("thread")
         after = api.list({"configurable": {"thread_id": "copy"}})
 
-        def content(found: list[Any]) -> list[Any]:
-            return [(one.checkpoint, one.metadata, one.pending_writes) for one in found]
+        def content(result: list[Any]) -> list[Any]:
+            return [(item.checkpoint, item.metadata, item.pending_writes) for item in result]
 
         assert content(before) == content(copied) == content(after)
 
@@ -160,11 +160,11 @@ class RemovalContract(Contract):
         for n in range(4):
             put(api.saver, {"n": n}, ns="child", metadata={"n": n})
         before = everything(api.saver, "thread")
-        kept = [one for one in before if one.config in configs[-2:]]
-        kept_inside = [one for one in before if one.config["configurable"]["checkpoint_ns"]][:2]
+        kept = [item for item in before if item.config in configs[-2:]]
+        kept_inside = [item for item in before if item.config["configurable"]["checkpoint_ns"]][:2]
 
         report = api.trim("thread", 2)
         assert (report.checkpoints, report.writes) == (4 + 2, 4 * 2)
-        assert [one for one in everything(api.saver, "thread") if one in kept] == kept
-        assert [one for one in everything(api.saver, "thread") if one not in kept] == kept_inside
+        assert [item for item in everything(api.saver, "thread") if item in kept] == kept
+        assert [item for item in everything(api.saver, "thread") if item not in kept] == kept_inside
         assert api.history("thread") == kept[::-1]

@@ -40,7 +40,7 @@ class SharedStoreContract(Contract):
         first = put(peer, {"long": LONG, "n": 1})
         second = put(api.saver, {"long": LONG, "n": 2}, parent=first)
         put(peer, {"long": [*LONG, LONG[0]], "n": 3}, parent=second)
-        assert [value_of(found)["n"] for found in api.history("thread")] == [1, 2, 3]
+        assert [value_of(result)["n"] for result in api.history("thread")] == [1, 2, 3]
         assert problems(api.saver) == []
 
     def test_chunks_that_another_has_collected_are_stored_again(
@@ -64,7 +64,7 @@ class SharedStoreContract(Contract):
             with pytest.raises(ThreadDeleted):
                 api.put_writes(head, [("n", 9)], "late")
             put(peer, {"n": "new"})
-        assert {value_of(found)["n"] for found in api.list(config())} == {"new"}
+        assert {value_of(result)["n"] for result in api.list(config())} == {"new"}
         assert problems(api.saver) == []
 
     def test_a_thread_is_made_once(self, api: Api, peer: ForkpointSaver) -> None:
@@ -105,7 +105,7 @@ class SharedStoreContract(Contract):
         for thread in storing:
             thread.join()
         assert failures == []
-        listed = [value_of(found)["of"] for found in api.list(config())]
+        listed = [value_of(result)["of"] for result in api.list(config())]
         assert sorted(listed) == sorted("abcd" * 10)
         assert api.catalog().get("thread").checkpoint_count == 40
         assert problems(api.saver) == []

@@ -61,7 +61,7 @@ class MemoryCheckpoints(interface.Checkpoints):
             return [fields[name] for name in query.order]
 
         after = list(query.passed.values())
-        found = []
+        result = []
         for thread in self._tables.threads.values():
             if thread.deleted_at is not None or query.owner not in (None, thread.owner):
                 continue
@@ -71,9 +71,9 @@ class MemoryCheckpoints(interface.Checkpoints):
                 at = place(thread, stored.row)
                 is_passed = bool(after) and (at <= after if query.oldest_first else at >= after)
                 if not is_passed and _matches(query, stored.row):
-                    found.append((at, thread, stored.row))
-        found.sort(key=lambda entry: entry[0], reverse=not query.oldest_first)
-        page = found[query.offset : query.offset + query.limit]
+                    result.append((at, thread, stored.row))
+        result.sort(key=lambda entry: entry[0], reverse=not query.oldest_first)
+        page = result[query.offset : query.offset + query.limit]
         return [self._stored(thread, row) for _, thread, row in page]
 
     def all(self, thread: ThreadRef) -> Iterator[CheckpointRow]:

@@ -65,7 +65,7 @@ def _admission(tables: Tables, put: PutRequest, thread: Thread | None) -> Admiss
     return admission(
         put,
         exists=thread is not None,
-        deletions=lambda: {one.number for one in tables.tombstones_of(put.thread_id, put.owner)},
+        deletions=lambda: {item.number for item in tables.tombstones_of(put.thread_id, put.owner)},
         watermark=watermark,
         own_watermark=lambda: tables.watermark(put.thread_id, put.owner),
         is_stored=lambda place: tables.checkpoint(key, place) is not None,

@@ -50,17 +50,17 @@ class MemorySearch(interface.Search):
         is_first = query.after is None and query.snapshot in (None, NO_SNAPSHOT)
         entries = self._tables.snapshots.get(query.snapshot or NO_SNAPSHOT)
         listed = entries.values() if entries is not None else self._entries()
-        found = [entry for entry in listed if entry.matches(query)]
-        found.sort(key=lambda entry: entry.place(query.sort_by), reverse=query.descending)
+        result = [entry for entry in listed if entry.matches(query)]
+        result.sort(key=lambda entry: entry.place(query.sort_by), reverse=query.descending)
         if query.after is not None:
-            found = [entry for entry in found if _is_beyond(entry, query)]
-        page = found[: query.limit]
+            result = [entry for entry in result if _is_beyond(entry, query)]
+        page = result[: query.limit]
         goes_on = not is_first or query.sort_by in ("created_at", "thread_id")
         return ThreadRowPage(
             [self._row(entry) for entry in page],
             [entry.place(query.sort_by) for entry in page],
             query.snapshot,
-            len(found) == len(page),
+            len(result) == len(page),
             goes_on,
         )
 
@@ -107,15 +107,15 @@ class MemorySearch(interface.Search):
         self, after: tuple[int, Any] | None, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
         now = self._clock.now()
-        found: list[tuple[tuple[int, int], ThreadRow]] = []
+        result: list[tuple[tuple[int, int], ThreadRow]] = []
         for thread in self._seen_by(owner):
             said, at = thread.described, thread.updated_at
             is_over = is_expired(said, at, now, is_leased=False, is_deleting=False)
             place = (at + (said.ttl or 0), thread.key)
             if is_over and thread.swept_at != at and (after is None or place > after):
-                found.append((place, thread_row(self._tables, thread, now)))
-        found.sort(key=lambda each: each[0])
-        return [row for _, row in found[:limit]]
+                result.append((place, thread_row(self._tables, thread, now)))
+        result.sort(key=lambda each: each[0])
+        return [row for _, row in result[:limit]]
 
     def larger_than(
         self, more_than: int, after: Any, limit: int, owner: str | None = None

@@ -110,8 +110,8 @@ class Tables:
 
     def live(self, thread_id: str) -> Thread | None:
         """Return the thread that an id means."""
-        there = (one for one in self.threads.values() if one.thread_id == thread_id)
-        return next((one for one in there if one.deleted_at is None), None)
+        there = (item for item in self.threads.values() if item.thread_id == thread_id)
+        return next((item for item in there if item.deleted_at is None), None)
 
     def seen(self) -> Iterator[Thread]:
         """Return the threads that the catalog shows."""
@@ -204,7 +204,7 @@ class Tables:
 
     def watermark(self, thread_id: str, owner: str | None = None) -> str | None:
         """Return the highest checkpoint id that is known to be of a deleted thread of an id."""
-        ids = [one.watermark for one in self.tombstones_of(thread_id, owner)]
+        ids = [item.watermark for item in self.tombstones_of(thread_id, owner)]
         return max((id_ for id_ in ids if id_ is not None), default=None)
 
     def entomb(

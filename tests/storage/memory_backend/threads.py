@@ -37,7 +37,7 @@ class MemoryThreads(interface.Threads):
         return None if thread is None else self._tables.ref(thread)
 
     def deletions(self, thread_id: str, owner: str | None = None) -> Set[Any]:
-        return frozenset(one.number for one in self._tables.tombstones_of(thread_id, owner))
+        return frozenset(item.number for item in self._tables.tombstones_of(thread_id, owner))
 
     def note_deletion(self, thread_id: str, owner: str | None = None) -> None:
         mark = (thread_id, ALL) if owner is None else (thread_id, OWNED, owner)
