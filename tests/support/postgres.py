@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from servers import HOST, PATIENCE_SECONDS, _bound_socket, wait_until
 
 _DEBIAN = "/usr/lib/postgresql/*/bin"  # which is not on the PATH
@@ -19,7 +20,7 @@ _USER = "postgres"
 def executables() -> Path:
     """Return where `initdb` and `postgres` are."""
     on_path = shutil.which("initdb")
-    places = [Path(on_path).parent] if on_path else sorted(Path("/").glob(_DEBIAN[1:]))
+    places = [Path(on_path).resolve().parent] if on_path else sorted(Path("/").glob(_DEBIAN[1:]))
     if not places:
         raise FileNotFoundError(
             "the tests of Postgres need a server: install Debian's package postgresql, or put "
@@ -71,8 +72,17 @@ class Postgres:
                 start_new_session=True,
                 **user,
             )
-        ready = [self._executables / "pg_isready", "-q", "-h", HOST, "-p", str(self.port)]
-        wait_until(lambda: subprocess.run(ready).returncode == 0, "Postgres to take connections")
+        wait_until(self._answers, "Postgres to take connections")
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RuntimeError(f"Postgres ended at once:\n{(self._directory / 'log').read_text()}")
+        try:
+            psycopg.connect(self.uri(), connect_timeout=10).close()
+        except psycopg.OperationalError:
+            return False
+        return True
 
     def close(self) -> None:
         if self._process is not None:

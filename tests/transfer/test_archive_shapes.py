@@ -19,11 +19,7 @@ from forkpoint.transfer import archive_threads, restore_threads
 
 ALL_SHAPES = {**SHAPES, **MORE_SHAPES}
 DIRECTIONS = ["sqlite to mongodb", "mongodb to sqlite"]
-QUICK = {
-    ("interrupts", "sqlite to mongodb"),
-    ("deltas", "mongodb to sqlite"),
-    ("stateful subgraphs", "mongodb to sqlite"),
-}
+QUICK = {("interrupts", "sqlite to mongodb"), ("deltas", "mongodb to sqlite")}
 CASES = [
     pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
     for case in product(ALL_SHAPES, DIRECTIONS)

@@ -231,10 +231,8 @@ def test_of_a_class_that_is_not_known_the_bytes_are_restored(path: Path, tmp_pat
         assert value_of(tuples(other)[0]) == expected
 
 
-@pytest.mark.in_turns
-def test_a_damaged_line_is_named_and_skipped(
-    saver: ForkpointSaver, second: SqliteSaver, tmp_path: Path
-) -> None:
+def test_a_damaged_line_is_named_and_skipped(second: SqliteSaver, tmp_path: Path) -> None:
+    saver = SqliteSaver(tmp_path / "source.db")
     whole, path = tmp_path / "whole", tmp_path / "archive"
     for name in ("a", "b"):
         messages(saver, name, 4)

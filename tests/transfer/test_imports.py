@@ -92,12 +92,15 @@ def told(saver: Any, thread_id: str = "thread") -> list[Any]:
         writes: dict[str, list[Any]] = {}
         for task_id, channel, value in each.pending_writes:
             writes.setdefault(task_id, []).append((channel, plain(value)))
+        checkpoint = plain(each.checkpoint)
+        if "counters_since_delta_snapshot" in each.metadata:  # then versions become numbers
+            del checkpoint["channel_versions"], checkpoint["versions_seen"]
         found.append(
             (
                 each.config["configurable"].get("checkpoint_ns", ""),
                 id_of(each),
                 each.parent_config and id_of(each.parent_config),
-                plain(each.checkpoint),
+                checkpoint,
                 plain(dict(each.metadata)),
                 {task: sorted(of_task, key=repr) for task, of_task in writes.items()},
             )

@@ -22,7 +22,13 @@ from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import unpack_only_entry, unpacked
 from forkpoint.errors import InvalidInput
 from forkpoint.json_text import as_json
-from forkpoint.langgraph_rules import COUNTERS, get_checkpoint_metadata, made_at, status_of
+from forkpoint.langgraph_rules import (
+    COUNTERS,
+    get_checkpoint_metadata,
+    made_at,
+    status_of,
+    version_number,
+)
 from forkpoint.storage.plan import Place
 from forkpoint.storage.rows import Description, RecordTimes
 
@@ -195,7 +201,7 @@ class ForeignSource(Source):
         codec = self._codec
         try:
             metadata = as_json(state.metadata, "metadata")
-            body, channels = codec.serialize(state.checkpoint, ())
+            body, channels = codec.serialize(_comparable(state), ())
             writes = []
             values = {
                 name: numbering.value(entry, chunks.__getitem__)
@@ -218,6 +224,32 @@ class ForeignSource(Source):
             values,
             writes,
         )
+
+
+def _comparable(state: StoredState) -> Mapping[str, Any]:
+    """Return a checkpoint whose graph can go on with versions of channels that forkpoint counts.
+
+    For a `DeltaChannel` that was never written to, LangGraph asks the saver for a first version,
+    and compares that with the others, which the official savers have as strings.
+    """
+    checkpoint = state.checkpoint
+    if COUNTERS not in state.metadata:
+        return checkpoint
+    seen = checkpoint.get("versions_seen") or {}
+    return {
+        **checkpoint,
+        "channel_versions": _numbers(checkpoint.get("channel_versions") or {}),
+        "versions_seen": {node: _numbers(versions) for node, versions in seen.items()},
+    }
+
+
+def _numbers(versions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return versions as numbers, where they are strings that count."""
+    numbers = {}
+    for name, version in versions.items():
+        number = version_number(version) if isinstance(version, str) else None
+        numbers[name] = version if number is None else number
+    return numbers
 
 
 def _thread_metadata(metadata: Mapping[str, Any]) -> str:
