@@ -6,13 +6,16 @@ A golden database is made once, by `python tests/sqlite/test_sqlite_format.py`, 
 from __future__ import annotations
 
 import datetime
+import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import value_types
 from checking import config
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -22,6 +25,7 @@ from stores import SqliteStore
 from forkpoint import SafeSerializer, SqliteSaver
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 from forkpoint.storage.interface import SCHEMA_VERSION
+from forkpoint.transfer import restore_threads
 
 GOLDEN = Path(__file__).parent / "golden"
 VALUES: dict[str, Any] = {
@@ -36,6 +40,8 @@ VALUES: dict[str, Any] = {
     "small": {"when": datetime.datetime(2024, 5, 6, 7, 8, 9), "none": None, "set": {1, 2}},
     "snapshot": DeltaSnapshot([f"log {n} " * 20 for n in range(50)]),
 }
+OBJECTS: dict[str, Any] = {**value_types.VALUES, "list": list(value_types.VALUES.values()) * 3}
+"""Of classes of every kind that an application may have."""
 WRITES: list[tuple[str, Any]] = [("c", "small"), ("d", VALUES["messages"]), ("__error__", "no")]
 METADATA: Any = {"source": "loop", "step": 1, "user.id": "u1", "text": "ü \ud800"}
 
@@ -61,6 +67,11 @@ def body(checkpoint_id: str) -> Any:
     }
 
 
+def objects_body() -> Any:
+    versions = dict.fromkeys(OBJECTS, 1)
+    return {**body("1"), "channel_versions": versions, "channel_values": OBJECTS}
+
+
 def make(version: int, encrypted: bool) -> None:
     path = GOLDEN / name(version, encrypted)
     with SqliteSaver(path, serde=serializer(encrypted)) as saver:
@@ -70,8 +81,83 @@ def make(version: int, encrypted: bool) -> None:
         saver.put_writes(first, WRITES, "task", "~path")
         saver.put(first, {**body("2"), "channel_values": {"small": 1}}, METADATA, {"small": 2})
         saver.copy_thread("thread", "copy")
+        objects = saver.put(config("objects"), objects_body(), METADATA, {})
+        saver.put_writes(objects, list(OBJECTS.items()), "task")
         saver.put(config("deleted"), {**body("1"), "channel_values": {"n": 1}}, METADATA, {})
         saver.delete_thread("deleted")
+
+
+def check_objects(saver: SqliteSaver, thread_id: str) -> None:
+    """Check that the objects come back as they were put, from the state and from the writes."""
+    found = saver.get_tuple(config(thread_id))
+    assert found is not None
+    written = {channel: value for _, channel, value in found.pending_writes or ()}
+    for name, value in OBJECTS.items():
+        assert value_types.is_same(found.checkpoint["channel_values"][name], value), name
+        assert value_types.is_same(written[name], value), name
+
+
+STRANGER = """
+import sys
+from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from forkpoint import SqliteSaver, StoredObject
+from forkpoint.transfer import archive_threads
+path, is_encrypted, archive = sys.argv[1], sys.argv[2] == "True", sys.argv[3]
+key = b"golden-key-01234"
+serde = EncryptedSerializer.from_pycryptodome_aes(key=key) if is_encrypted else None
+with SqliteSaver(path, serde=serde) as saver:
+    ids = {each.config["configurable"]["thread_id"] for each in saver.list(None)}
+    for thread_id in sorted(ids):
+        for found in saver.history(thread_id):
+            values = found.checkpoint["channel_values"]
+        last = saver.get_tuple({"configurable": {"thread_id": thread_id}})
+        config = saver.fork(thread_id, new_thread_id=f"fork of {thread_id}")
+        saver.copy_thread(thread_id, f"copy of {thread_id}")
+        assert not saver.diff(thread_id, f"copy of {thread_id}")
+        again = {**last.checkpoint, "id": empty_checkpoint()["id"]}
+        versions = again["channel_versions"]
+        written = [(channel, value) for _, channel, value in last.pending_writes or ()]
+        thread = {"configurable": {"thread_id": f"put of {thread_id}", "checkpoint_ns": ""}}
+        saver.put_writes(saver.put(thread, again, {}, versions), written, "task")
+        assert not saver.diff(thread_id, f"put of {thread_id}")
+        str(saver.diff("objects", thread_id))
+        saver.trim(f"copy of {thread_id}", 1)
+    objects = saver.get_tuple({"configurable": {"thread_id": "objects"}})
+    values = objects.checkpoint["channel_values"]
+    assert isinstance(values["dataclass"], StoredObject) and values["dataclass"]["amount"] == 150.0
+    assert values["functional enum"].value == "B"
+    assert values["root model"].type_name == "value_types.Names"
+    archive_threads(saver, archive)
+    assert not {"value_types", "attrs", "pandas"} & sys.modules.keys()
+"""
+
+
+@pytest.mark.parametrize(
+    "encrypted", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "encrypted"]
+)
+def test_a_process_without_the_classes_does_all_that_they_are_not_needed_for(
+    encrypted: bool, tmp_path: Path
+) -> None:
+    """It reads, diffs, forks, copies, puts, trims and archives; the application reads the same."""
+    path, archive = tmp_path / "golden.db", tmp_path / "archive"
+    shutil.copy(GOLDEN / name(SCHEMA_VERSION, encrypted), path)
+    tests = str(Path(value_types.__file__).parent)
+    known = [each for each in sys.path if each != tests and not each.startswith(tests)]
+    subprocess.run(
+        [sys.executable, "-c", STRANGER, str(path), str(encrypted), str(archive)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, known))},
+        cwd=tmp_path,
+    )
+    with SqliteSaver(path, serde=serializer(encrypted)) as saver:
+        for how in ("", "fork of ", "copy of ", "put of "):
+            check_objects(saver, f"{how}objects")
+        assert SqliteStore(path).problems(saver) == []
+    with SqliteSaver(tmp_path / "restored.db", serde=serializer(encrypted)) as saver:
+        assert restore_threads(saver, archive).failed == {}
+        for how in ("", "fork of ", "copy of ", "put of "):
+            check_objects(saver, f"{how}objects")
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
@@ -93,8 +179,9 @@ def test_a_golden_database_is_read_and_written(
             newest = saver.get_tuple(config(thread_id))
             assert newest is not None
             assert newest.parent_config == config(thread_id, "1")
+        check_objects(saver, "objects")
         assert saver.get_tuple(config("deleted")) is None
-        assert len(list(saver.list(None, filter={"user.id": "u1"}))) == 4
+        assert len(list(saver.list(None, filter={"user.id": "u1"}))) == 5
         assert SqliteStore(path).problems(saver) == []
         saver.put(newest.config, {**body("3"), "channel_values": VALUES}, METADATA, {"small": 3})
         saver.delete_thread("thread")
