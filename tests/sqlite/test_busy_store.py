@@ -130,7 +130,7 @@ async def reads(saver: SqliteSaver) -> None:
     for _ in range(8):  # more than there are workers
         assert await saver.aget_tuple(config()) is not None
     assert await asyncio.to_thread(saver.get_tuple, config()) is not None
-    assert len([found async for found in saver.alist(config())]) == 1
+    assert len([entry async for entry in saver.alist(config())]) == 1
     assert await asyncio.to_thread(lambda: len(list(saver.list(config())))) == 1
 
 
@@ -150,7 +150,7 @@ async def test_each_put_is_refused_after_its_own_time_and_reads_do_not_wait(
         errors = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), LIMIT)
         assert {type(error) for error in errors} == {StorageBusy}
         writer.end()
-        assert len([found async for found in saver.alist(None)]) == 1
+        assert len([entry async for entry in saver.alist(None)]) == 1
         await asyncio.wait_for(saver.aput(config("more"), checkpoint({"n": 1}), {}, {}), LIMIT)
 
 
@@ -172,7 +172,7 @@ async def test_all_that_waits_is_stored_when_the_store_is_free(
 
         writer.end()
         await asyncio.wait_for(asyncio.gather(*calls, *others), LIMIT)
-        assert len([found async for found in saver.alist(None)]) == 2 + 2 * COUNT
+        assert len([entry async for entry in saver.alist(None)]) == 2 + 2 * COUNT
 
 
 async def test_other_writes_are_refused_after_their_own_time_too(
@@ -192,7 +192,7 @@ async def test_other_writes_are_refused_after_their_own_time_too(
             refused = list((await asyncio.wait(tasks, timeout=0.1))[0])
         assert {type(task.exception()) for task in refused} == {StorageBusy}
         writer.end()
-        assert len([found async for found in saver.alist(None)]) == 1
+        assert len([entry async for entry in saver.alist(None)]) == 1
 
 
 async def test_a_call_that_waits_can_be_cancelled_and_stores_nothing(
@@ -212,7 +212,7 @@ async def test_a_call_that_waits_can_be_cancelled_and_stores_nothing(
 
         writer.end()
         await saver.aput(config("more"), checkpoint({"n": 1}), {}, {"n": 1})
-        assert len([found async for found in saver.alist(None)]) == 2
+        assert len([entry async for entry in saver.alist(None)]) == 2
 
 
 WAITING: dict[str, Callable[[SqliteSaver], Any]] = {

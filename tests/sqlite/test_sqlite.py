@@ -45,7 +45,7 @@ async def test_every_kind_of_database_serves_both_worlds(kind: str, path: Path) 
         assert value_of(saver.get_tuple(config())) == {"n": 2}
         assert value_of(await saver.aget_tuple(config())) == {"n": 2}
         seen = await asyncio.gather(*(asyncio.to_thread(saver.get_tuple, config()) for _ in "123"))
-        assert [value_of(found) for found in seen] == [{"n": 2}] * 3
+        assert [value_of(entry) for entry in seen] == [{"n": 2}] * 3
     assert connection.execute("SELECT 1").fetchone() == (1,)  # what was passed stays open
     connection.close()
 
@@ -111,7 +111,7 @@ async def test_an_aiosqlite_connection_serves_both_worlds(where: str, path: Path
         saver.put(first, checkpoint({"n": 2}), {}, {"n": 1})  # sync, on the loop's own thread
         assert value_of(await saver.aget_tuple(config())) == {"n": 2}
         assert value_of(await asyncio.to_thread(saver.get_tuple, config())) == {"n": 2}
-        assert [value_of(found) async for found in saver.alist(config())] == [{"n": 2}, {"n": 1}]
+        assert [value_of(entry) async for entry in saver.alist(config())] == [{"n": 2}, {"n": 1}]
         await saver.aclose()
         async with connection.execute("SELECT 1") as cursor:
             assert tuple(await cursor.fetchone() or ()) == (1,)
@@ -233,9 +233,9 @@ def test_a_read_only_database_can_be_read_and_not_written(path: Path, how: str) 
     connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
     saver = SqliteSaver(uri if how == "uri" else connection)
 
-    found = saver.get_tuple(config())
-    assert found is not None
-    assert found.pending_writes == [("task", "c", 1)]
+    entry = saver.get_tuple(config())
+    assert entry is not None
+    assert entry.pending_writes == [("task", "c", 1)]
     assert len(list(saver.list(None))) == 1
     writes: list[Callable[[], Any]] = [
         lambda: put(saver, {"n": 2}),

@@ -37,7 +37,9 @@ def copy(saver: SqliteSaver, _: Any) -> None:
 
 
 @pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("operation", [write, put_writes, copy], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "operation", [write, put_writes, copy], ids=lambda operation: operation.__name__
+)
 def test_at_every_page_count_a_write_that_does_not_fit_leaves_no_trace(
     tmp_path: Path, operation: Callable[[SqliteSaver, Any], None], every: int
 ) -> None:
@@ -58,10 +60,10 @@ def test_at_every_page_count_a_write_that_does_not_fit_leaves_no_trace(
             failures += 1
             if operation is not copy:  # which is forty operations, of which some had room
                 assert len(list(saver.list(None))) == before
-                found = saver.get_tuple(config())
-                assert found is not None
-                assert found.checkpoint["channel_values"] == {"messages": MESSAGES[:20]}
-                assert found.pending_writes == [("task", "c", "y" * 3000)]
+                entry = saver.get_tuple(config())
+                assert entry is not None
+                assert entry.checkpoint["channel_values"] == {"messages": MESSAGES[:20]}
+                assert entry.pending_writes == [("task", "c", "y" * 3000)]
             assert SqliteStore(path).problems(saver) == []
             saver.delete_thread("thread")
             assert saver.get_tuple(config()) is None
@@ -104,9 +106,9 @@ def test_one_write_of_a_group_that_does_not_fit_does_not_take_the_others_along(
 
     assert len(errors) == 1
     stored = {
-        found.config["configurable"]["thread_id"]
-        for found in saver.list(None)
-        if found.checkpoint["channel_values"] == {"text": "x"}
+        entry.config["configurable"]["thread_id"]
+        for entry in saver.list(None)
+        if entry.checkpoint["channel_values"] == {"text": "x"}
     }
     assert stored == set(names[1:])
     assert SqliteStore(path).problems(saver) == []
@@ -145,13 +147,13 @@ def test_what_the_index_has_no_room_for_is_searched_and_counted(
 
         assert catalog.count() == 151
         for order in ("updated_at", "thread_id"):
-            found: list[str] = []
+            thread_ids: list[str] = []
             cursor = None
-            while (cursor is not None or not found) and len(found) < 1000:
+            while (cursor is not None or not thread_ids) and len(thread_ids) < 1000:
                 page = catalog.search(sort_by=order, limit=60, cursor=cursor)
-                found += [thread.thread_id for thread in page]
+                thread_ids += [thread.thread_id for thread in page]
                 cursor = page.next_cursor
-            assert sorted(found) == sorted({*(f"{n}" for n in range(150)), *last})
+            assert sorted(thread_ids) == sorted({*(f"{n}" for n in range(150)), *last})
         assert len(list(catalog.search(ThreadFilter(ids=["7", "8"])))) == 2
         assert catalog.count(ThreadFilter(metadata={"none": 1})) == 0
 

@@ -314,11 +314,11 @@ def test_puts_to_a_restored_store_are_there_and_whole(
 
     with SqliteSaver(path, serde=serde) as reader:
         for thread_id, n in {"old": 3, "new": 2, "newer": 1}.items():
-            found = reader.get_tuple(config(thread_id))
-            assert value_of(found) == {"n": n, "text": big}, thread_id
-        found = reader.get_tuple(new)
-        assert found is not None
-        assert [value for _, _, value in found.pending_writes or []] == [big]
+            entry = reader.get_tuple(config(thread_id))
+            assert value_of(entry) == {"n": n, "text": big}, thread_id
+        entry = reader.get_tuple(new)
+        assert entry is not None
+        assert [value for _, _, value in entry.pending_writes or []] == [big]
         assert len(list(reader.list(config("old")))) == 2  # that of the backup, and the new one
         if restore is not restore_with_others or not is_encrypted:
             assert SqliteStore(path).problems(reader) == []
@@ -492,9 +492,9 @@ def test_tables_that_were_dropped_are_made_again(
         if with_setup:
             saver.setup()
         put_many(saver, "after", 2)
-        found = list(saver.list(config("after")))
-        assert [value_of(one)["n"] for one in found] == [1, 0]
-        assert all(value_of(one)["text"].startswith("after-") for one in found)
+        values = [value_of(entry) for entry in saver.list(config("after"))]
+        assert [value["n"] for value in values] == [1, 0]
+        assert all(value["text"].startswith("after-") for value in values)
         ThreadCatalog(saver).search()
 
 

@@ -169,11 +169,11 @@ def test_a_golden_database_is_read_and_written(
     shutil.copy(GOLDEN / name(version, encrypted), path)
     with SqliteSaver(path, serde=serializer(encrypted)) as saver:
         for thread_id in ("thread", "copy"):
-            found = saver.get_tuple(config(thread_id, "1"))
-            assert found is not None
-            assert found.checkpoint == {**body("1"), "channel_values": VALUES}
-            assert found.metadata == METADATA
-            assert sorted(found.pending_writes or []) == sorted(
+            entry = saver.get_tuple(config(thread_id, "1"))
+            assert entry is not None
+            assert entry.checkpoint == {**body("1"), "channel_values": VALUES}
+            assert entry.metadata == METADATA
+            assert sorted(entry.pending_writes or []) == sorted(
                 [("task", channel, value) for channel, value in WRITES]
             )
             newest = saver.get_tuple(config(thread_id))

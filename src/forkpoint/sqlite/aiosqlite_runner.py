@@ -1,4 +1,4 @@
-"""How operations run over a connection of aiosqlite: on its thread, and never for long."""
+"""SQLite: how operations run on the thread of an aiosqlite connection, never for long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import aiosqlite
 from forkpoint.at_fork import renew_in_child
 from forkpoint.errors import NoWorkerThread, SaverClosed
 from forkpoint.runtime.runner import completed, finished
-from forkpoint.runtime.steps import Patience, Retry, Steps, Waiting, begin
+from forkpoint.runtime.steps import Again, Patience, Retry, Steps, Waiting, begin
 from forkpoint.runtime.workers import start_thread
 
 _T = TypeVar("_T")
@@ -24,8 +24,8 @@ _T = TypeVar("_T")
 class AiosqliteRunner:
     """Runs everything on the thread of an `aiosqlite.Connection`, to which SQLite may bind it.
 
-    An operation leaves the thread while it waits for a locked store, and between its turns, for
-    others to run there.
+    An operation leaves the thread to others while it waits for a locked store, and between its
+    turns.
     """
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
@@ -41,7 +41,7 @@ class AiosqliteRunner:
         self._starting = threading.Lock()
 
     def close(self) -> None:
-        """Do nothing: the connection's thread ends with the connection."""
+        """Do nothing: the thread ends with the connection."""
 
     def run(self, operation: Callable[..., Any], *args: Any) -> Any:
         if threading.get_ident() == self._thread:
@@ -49,11 +49,11 @@ class AiosqliteRunner:
         self._check_process()
         # In a loop on another thread: the caller's thread may be running one.
         loop = self._own_loop()
-        running_ = asyncio.run_coroutine_threadsafe(self.arun(operation, *args), loop)
+        future = asyncio.run_coroutine_threadsafe(self.arun(operation, *args), loop)
         try:
-            return running_.result()
+            return future.result()
         except BaseException:
-            running_.cancel()  # it may wait for the store; an interrupted call need not
+            future.cancel()  # it may wait for the store; an interrupted call need not
             raise
 
     async def arun(self, operation: Callable[..., Any], *args: Any) -> Any:
@@ -92,7 +92,7 @@ class AiosqliteRunner:
             self._thread = None
 
     def _own_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop for sync calls. It ends with the runner."""
+        """Return the event loop that runs sync calls. It ends with the runner."""
         with self._starting:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
@@ -117,11 +117,11 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class _Attempts:
-    """An operation that is suspended where it would wait for a locked store.
+    """An operation, run in several attempts: it is suspended where it would block the thread.
 
     Attributes:
-        outcome: What it returned.
-        attempts: How many there were.
+        outcome: What the operation returned.
+        attempts: How many attempts were made.
     """
 
     def __init__(self, operation: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -135,7 +135,7 @@ class _Attempts:
         self._is_cancelled = False
 
     def cancel(self) -> None:
-        """Have the next attempt end it, if what it waits for can still be taken back."""
+        """End the operation at the next attempt, if what it waits for can still be withdrawn."""
         self._is_cancelled = True
 
     def attempt(self) -> float | None:
@@ -143,25 +143,28 @@ class _Attempts:
         self.attempts += 1
         if self._is_cancelled and self._is_withdrawn():
             return None
+        try:
+            return self._go_on()
+        except Retry as retry:
+            pause = self._patience.pause(retry.locked.timeout)
+            if pause is None:
+                raise retry.locked.error from None
+            return pause
+        except Again:
+            self._steps = self._waiting = None
+            return 0.0
+
+    def _go_on(self) -> float | None:
         if self._steps is None:
-            try:
-                outcome = begin(self._operation, self._args)
-            except Retry as retry:
-                pause = self._patience.pause(retry.locked.timeout)
-                if pause is None:
-                    raise retry.locked.error from None
-                return pause
+            outcome = begin(self._operation, self._args)
             if not isinstance(outcome, GeneratorType):
                 self.outcome = outcome
                 return None
             self._steps = outcome
-        return self._go_on(self._steps)
-
-    def _go_on(self, steps: Steps[Any]) -> float | None:
         while True:
             if self._waiting is None:
                 try:
-                    self._waiting = next(steps)
+                    self._waiting = next(self._steps)
                 except StopIteration as end:
                     self.outcome = end.value
                     return None

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from forkpoint.encoding.codec import Chunk, Chunks
-from forkpoint.sqlite.pages import rows_after
+from forkpoint.sqlite.rows import rows_after
 from forkpoint.sqlite.statements import BATCH, Statements, placeholders
 from forkpoint.sqlite.thread_table import NEXT_EPOCH, ThreadTable
 from forkpoint.storage.interface import CHUNKS_AT_ONCE, ChunkReads, Collections

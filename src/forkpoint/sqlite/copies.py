@@ -216,12 +216,12 @@ class SqliteCopies(Copies):
     def _show(self, key: int, target_id: str) -> None:
         """Make a complete copy visible."""
         now = self._sql.now()
-        self._sql.run(
-            "UPDATE forkpoint_threads SET thread_id = ?, watermark = ?, created_at = ?,"
-            " updated_at = ?, state_updated_at = iif(state_updated_at = 0, 0, ?),"
-            " deleted_at = NULL, removed_at = NULL, provisional = 0,"
-            " copy_deadline = NULL WHERE key = ?",
-            (target_id, self._tombstones.watermark(target_id), *[now] * 3, key),
+        self._table.update(
+            key,
+            "thread_id = ?, watermark = ?, created_at = ?, updated_at = ?,"
+            " state_updated_at = iif(state_updated_at = 0, 0, ?), deleted_at = NULL,"
+            " removed_at = NULL, provisional = 0, copy_deadline = NULL",
+            *(target_id, self._tombstones.watermark(target_id), now, now, now),
         )
 
     def fork(self, graft: ForkRequest) -> None:

@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 
 class typed_errors:
-    """Turn what SQLite raises into a `ForkpointError`."""
+    """A context in which SQLite's errors become `ForkpointError`s."""
 
     def __enter__(self) -> None:
         pass
@@ -37,38 +37,40 @@ def is_locked(error: sqlite3.Error) -> bool:
 
 
 def busy_error(error: sqlite3.Error) -> StorageBusy:
-    """Return the error of a call that waited for a lock for long enough."""
+    """Return the error of a call that has waited for a lock for as long as it may."""
     return StorageBusy(f"{error}: another process or connection holds a transaction open")
 
 
-class _RaisedInside(threading.local):
+class _CallbackError(threading.local):
     error: BaseException | None = None
 
 
-_raised_inside = _RaisedInside()
-"""What came as SQLite called a function of ours on this thread. SQLite makes one error of all."""
+_callback_error = _CallbackError()
+"""What a function of ours raised last when SQLite called it on this thread.
+
+SQLite reports the same error whatever it was."""
 
 
 def callback_of(function: Callable[..., _T]) -> Callable[..., _T]:
-    """Return a function for SQLite to call. What it raises, an interrupt, `typed` raises again."""
+    """Return a function for SQLite to call. `typed_error` returns what it raises: an interrupt."""
 
     def call(*arguments: Any) -> _T:
         try:
             return function(*arguments)
         except BaseException as error:
-            _raised_inside.error = error
+            _callback_error.error = error
             raise
 
     return call
 
 
 def typed_error(error: sqlite3.Error) -> BaseException:
-    """Return the `ForkpointError` for what SQLite reports, or the interrupt that it hides.
+    """Return the `ForkpointError` for an error of SQLite, or the interrupt that it hides.
 
-    By message: Python 3.10 does not give the error's code.
+    It goes by the message: Python 3.10 does not give the error's code.
     """
     message = str(error)
-    inside, _raised_inside.error = _raised_inside.error, None
+    inside, _callback_error.error = _callback_error.error, None
     if "user-defined function" in message:  # ours raises nothing by itself
         return inside or KeyboardInterrupt()
     if "is full" in message:

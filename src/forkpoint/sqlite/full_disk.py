@@ -1,4 +1,4 @@
-"""SQLite on a full disk: what can be done without room, and what room can be made."""
+"""SQLite on a full disk: what works without free space, and how some is made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from forkpoint.errors import StorageFull
 
 ROWS_ON_FULL_DISK = 20
-"""How many rows are removed in a transaction, each of which is overwritten through the log."""
+"""How many rows a transaction removes: each of them is overwritten by way of the log."""
 
 RESERVED_BYTES = 16 * 2**20
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -22,9 +22,9 @@ _ROOM_BYTES = 64 * 1024  # SQLite needs 32 KB beside a database to open it
 
 @contextlib.contextmanager
 def unlimited_pages(connection: sqlite3.Connection) -> Iterator[None]:
-    """Let transactions of a connection take as many pages as they like, all of them in memory.
+    """A context in which the transactions of a connection may take any number of pages, in memory.
 
-    They are not to be committed.
+    They must not be committed.
     """
     cursor = connection.cursor()
     cursor.row_factory = None  # a connection that was passed may have one
@@ -42,55 +42,59 @@ def unlimited_pages(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def restart_log(connection: sqlite3.Connection) -> None:
-    """Write all of the log into the database, and let the next transaction begin at its start.
+    """Copy the whole log into the database, so that the next transaction writes from its start.
 
-    The log keeps its length: that is room for what comes.
+    The log keeps its length, which is space for what comes.
     """
     connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 
 
 def is_full(path: str | None) -> bool:
-    """Return whether the disk of a database has no more room than the reserve."""
+    """Return whether the disk of a database has no more free space than the reserve."""
     if path is None:
         return False
     try:
         return shutil.disk_usage(os.path.dirname(path)).free < RESERVED_BYTES
-    except OSError:  # whoever opens the database says what is wrong
+    except OSError:  # opening the database reports what is wrong
         return False
 
 
 class Reserve:
-    """The last of a disk, which no checkpoint is put into: deleting needs room before it makes any.
+    """Space on a disk that puts leave free, because a deletion takes space before it frees any.
 
-    To delete is to write to the log first. The log is begun anew once all of it is in the database,
-    which grows by what was put since: so it takes as much as a log, and once more.
+    A deletion first writes to the log. The log starts over only when all of it is in the database,
+    and that grows by what the log has: so it takes the space of the log once more.
     """
 
     def __init__(self) -> None:
-        self._looks_next = 0.0
+        self._next_look = 0.0
 
     def check(self, path: str | None) -> None:
-        """Look now and then at the disk that a database is on.
+        """Check now and then that the disk of a database has more free space than the reserve.
 
         Raises:
-            StorageFull: It has no more room than the reserve.
+            StorageFull: It has not.
         """
         now = time.monotonic()
-        if now < self._looks_next:
+        if now < self._next_look:
             return
         if is_full(path):
             raise StorageFull(
                 f"the disk of {path} is full but for {RESERVED_BYTES // 2**20} MB, which are kept "
                 "for deleting; nothing was written. Delete threads, or free some space"
             )
-        self._looks_next = now + _SECONDS_BETWEEN_LOOKS
+        self._next_look = now + _SECONDS_BETWEEN_LOOKS
 
 
-def check_room(path: str | None, error: sqlite3.Error) -> None:
-    """Say of an error as a database was opened whether it is for lack of room.
+def check_disk(path: str | None, error: sqlite3.Error) -> None:
+    """Check that a database could not be opened for another reason than a full disk.
+
+    Args:
+        path: The path of the database.
+        error: The error that SQLite raised.
 
     Raises:
-        StorageFull: It is.
+        StorageFull: The disk is full.
     """
     if path is None or "I/O error" not in str(error):
         return

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from forkpoint.sqlite.rows import END_LEASE
 from forkpoint.sqlite.statements import Statements
+from forkpoint.sqlite.thread_table import ThreadTable
 from forkpoint.storage.interface import Leases, Stale
 from forkpoint.storage.rows import LeaseRow, ThreadRef
 from forkpoint.storage.shared import granted
@@ -14,8 +16,9 @@ from forkpoint.storage.shared import granted
 class SqliteLeases(Leases):
     """The role `Leases`."""
 
-    def __init__(self, sql: Statements) -> None:
+    def __init__(self, sql: Statements, table: ThreadTable) -> None:
         self._sql = sql
+        self._table = table
 
     def acquire(
         self,
@@ -46,11 +49,8 @@ class SqliteLeases(Leases):
             rolls_back=rolls_back,
         )
         if lease is not None:
-            self._sql.run(
-                "UPDATE forkpoint_threads SET lease_holder = ?, lease_since = ?, lease_until = ?,"
-                " fence = ?, rollback_from = ? WHERE key = ?",
-                (*lease, thread.key),
-            )
+            columns = "lease_holder = ?, lease_since = ?, lease_until = ?, fence = ?"
+            self._table.update(thread.key, f"{columns}, rollback_from = ?", *lease)
         if new_queue != queue:
             self._set_queue(thread, new_queue)
         return lease
@@ -64,10 +64,7 @@ class SqliteLeases(Leases):
             self._set_queue(thread, queue)
 
     def _set_queue(self, thread: ThreadRef, queue: Mapping[str, int]) -> None:
-        self._sql.run(
-            "UPDATE forkpoint_threads SET lease_queue = ? WHERE key = ?",
-            (json.dumps(list(queue.items())), thread.key),
-        )
+        self._table.update(thread.key, "lease_queue = ?", json.dumps(list(queue.items())))
 
     def renew(self, thread: ThreadRef, fence: int, ttl: int) -> bool:
         renewed = self._sql.run(
@@ -78,14 +75,7 @@ class SqliteLeases(Leases):
         return renewed.rowcount == 1
 
     def release(self, thread: ThreadRef, fence: int) -> None:
-        self._sql.run(
-            "UPDATE forkpoint_threads SET lease_holder = NULL, lease_since = NULL,"
-            " lease_until = NULL, fence = fence + 1 WHERE key = ? AND fence = ?",
-            (thread.key, fence),
-        )
+        self._table.update(thread.key, END_LEASE, fence=fence)
 
     def end_rollback(self, thread: ThreadRef, fence: int) -> None:
-        self._sql.run(
-            "UPDATE forkpoint_threads SET rollback_from = NULL WHERE key = ? AND fence = ?",
-            (thread.key, fence),
-        )
+        self._table.update(thread.key, "rollback_from = NULL", fence=fence)

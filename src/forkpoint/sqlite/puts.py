@@ -110,9 +110,7 @@ class Puts:
         if any(row and row[0] for row in replaced):
             self._table.note_removal(thread)
         elif any(replaced):
-            self._sql.run(
-                "UPDATE forkpoint_threads SET removals = removals + 1 WHERE key = ?", (thread.key,)
-            )
+            self._table.update(thread.key, "removals = removals + 1")
         if rows[0][-1] is None:
             self._sql.insert(_REPLACE_WRITES, rows)
         else:
@@ -170,9 +168,7 @@ class Puts:
         if thread is None:
             thread = self._add_thread(put, watermark, now)
         if put.row is not None:
-            self._sql.run(
-                "UPDATE forkpoint_threads SET provisional = 0 WHERE key = ?", (thread.key,)
-            )
+            self._table.update(thread.key, "provisional = 0")
         self._update_thread(thread, put, now, watermark)
         return thread
 
@@ -206,10 +202,7 @@ class Puts:
         self._tombstones.raise_watermark(put.thread_id, put.owner, put.checkpoint_id)
         if thread is None:
             return
-        self._sql.run(
-            "UPDATE forkpoint_threads SET watermark = max(watermark, ?) WHERE key = ?",
-            (put.checkpoint_id, thread.key),
-        )
+        self._table.update(thread.key, "watermark = max(watermark, ?)", put.checkpoint_id)
         place = (put.checkpoint_ns, put.checkpoint_id)
         if self._exists(thread, *place):
             return

@@ -49,6 +49,7 @@ _HEADS = (
     f" AND w.checkpoint_id = {NEWEST_CHECKPOINT.format(thread='t.key')}"
     f" WHERE (w.idx IN {HEAD_ROWS} OR w.idx <= {WRITES}) AND t.key IN "
 )
+_NO_PARENT = "edge = NULL, parent = NULL, parent_checkpoint_id = NULL"
 
 
 class SqliteRecords(Records):
@@ -106,7 +107,7 @@ class SqliteRecords(Records):
             key, salt, is_provisional, known_owner = known
             if not is_provisional or known_owner != owner:
                 return False
-            self._sql.run("UPDATE forkpoint_threads SET provisional = 0 WHERE key = ?", (key,))
+            self._table.update(key, "provisional = 0")
         checksums = hashing.checksums((thread_id, owner, salt), described)
         self._table.describe(key, described, checksums)
         self._index.update(key)
@@ -123,16 +124,10 @@ class SqliteRecords(Records):
         self._index.remove(key)
         self._table.describe(key, described, checksums)
         if times is None:
-            self._sql.run(
-                "UPDATE forkpoint_threads SET updated_at = max(updated_at + 1, ?) WHERE key = ?",
-                (self._sql.now(), key),
-            )
+            self._table.update(key, "updated_at = max(updated_at + 1, ?)", self._sql.now())
         else:
-            self._sql.run(
-                "UPDATE forkpoint_threads SET created_at = ?, updated_at = ?, state_updated_at = ?"
-                " WHERE key = ?",
-                (*times, key),
-            )
+            changes = "created_at = ?, updated_at = ?, state_updated_at = ?"
+            self._table.update(key, changes, *times)
         self._index.update(key)
         return True
 
@@ -146,11 +141,11 @@ class SqliteRecords(Records):
         if seen.thread.owner is not None:
             watermark = self._table.highest_checkpoint_id(key)
             self._tombstones.add(key, seen.thread_id, seen.thread.owner, watermark)
-        self._sql.run(
-            "UPDATE forkpoint_threads SET owner = ?, edge = NULL, parent = NULL,"
-            f" parent_checkpoint_id = NULL, removals = removals + 1, epoch = {NEXT_EPOCH},"
-            " updated_at = max(updated_at + 1, ?) WHERE key = ?",
-            (owner, family, self._sql.now(), key),
+        self._table.update(
+            key,
+            f"{_NO_PARENT}, owner = ?, removals = removals + 1, epoch = {NEXT_EPOCH},"
+            " updated_at = max(updated_at + 1, ?)",
+            *(owner, family, self._sql.now()),
         )
         self._table.forget_ids(family)
         self._index.update(key)
@@ -160,18 +155,11 @@ class SqliteRecords(Records):
         self, parent: ThreadRef, kin: FamilyMember, row: ThreadRow | None, checksums: bytes
     ) -> bool:
         self._index.remove(kin.key)
-        self._sql.run(
-            "UPDATE forkpoint_threads SET edge = NULL, parent = NULL, parent_checkpoint_id = NULL,"
-            " checksums = ? WHERE key = ?",
-            (checksums, kin.key),
-        )
+        self._table.update(kin.key, f"{_NO_PARENT}, checksums = ?", checksums)
         return True
 
     def note_sweep(self, seen: ThreadRow) -> None:
-        self._sql.run(
-            "UPDATE forkpoint_threads SET swept_at = ? WHERE key = ?",
-            (seen.updated_at, seen.thread.key),
-        )
+        self._table.update(seen.thread.key, "swept_at = ?", seen.updated_at)
 
 
 def thread_row(row: Sequence[Any], now: int) -> ThreadRow:

@@ -33,10 +33,8 @@ from forkpoint.storage.rows import (
     ThreadRef,
 )
 
-_UPDATE_STATUS = (
-    "UPDATE forkpoint_threads SET status = "
-    + STATUS_AFTER.format(checkpoint_ns="''", checkpoint_id=NEWEST_CHECKPOINT.format(thread="key"))
-    + " WHERE key = ?"
+_STATUS = STATUS_AFTER.format(
+    checkpoint_ns="''", checkpoint_id=NEWEST_CHECKPOINT.format(thread="key")
 )
 _HIDE, _RESTART = (
     f"UPDATE forkpoint_checkpoints SET {flag} = 1, binding = binding + {value} {AT_PLACE}"
@@ -114,10 +112,7 @@ class SqliteRemovals(Removals):
             checkpoints += self._sql.run(
                 f"DELETE FROM forkpoint_checkpoints {AT_PLACE}", at
             ).rowcount
-        self._sql.run(
-            "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count - ? WHERE key = ?",
-            (vanishing, thread.key),
-        )
+        self._table.update(thread.key, "checkpoint_count = checkpoint_count - ?", vanishing)
         writes += self._reopen(thread, plan)
         self._update_newest(thread, newest, is_reopened=plan.is_whole)
         self._table.note_removal(thread)
@@ -135,10 +130,8 @@ class SqliteRemovals(Removals):
             self._restore_writes(thread, *fences)
             number += self._delete_writes(_UNDER_FENCES, thread.key, *fences)
         if plan.reopened:
-            self._sql.run(
-                "UPDATE forkpoint_threads SET updated_at = max(updated_at, ?) WHERE key = ?",
-                (self._sql.now(), thread.key),
-            )
+            now = self._sql.now()
+            self._table.update(thread.key, "updated_at = max(updated_at, ?)", now)
         return number
 
     def _newest(self, thread: ThreadRef) -> str | None:
@@ -154,14 +147,11 @@ class SqliteRemovals(Removals):
             before: The newest checkpoint before the removal.
             is_reopened: Whether it counts as another one even if it is the same.
         """
-        self._sql.run(_UPDATE_STATUS, (thread.key,))
+        self._table.update(thread.key, f"status = {_STATUS}")
         if is_reopened or self._newest(thread) != before:
             self._index.remove(thread.key)
-            self._sql.run(
-                "UPDATE forkpoint_threads SET state_updated_at = max(state_updated_at, ?)"
-                " WHERE key = ?",
-                (self._sql.now(), thread.key),
-            )
+            now = self._sql.now()
+            self._table.update(thread.key, "state_updated_at = max(state_updated_at, ?)", now)
 
     def _restore_writes(self, thread: ThreadRef, *fences: int) -> None:
         """Let writes be what they were before the runs with these fences replaced them."""

@@ -1,4 +1,4 @@
-"""SQLite: the columns of threads, checkpoints and writes, and what they are made of."""
+"""SQLite: the columns of threads, checkpoints and writes, and the records made of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.errors import damaged_row
 from forkpoint.langgraph_rules import ERROR_IDX, INTERRUPT_IDX, NULL_TASK_ID
-from forkpoint.sqlite.statements import placeholders
+from forkpoint.sqlite.statements import Statements, placeholders
+from forkpoint.storage.queries import Batch
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import (
     CheckpointRow,
@@ -26,11 +27,11 @@ CHECKPOINT = (
 )
 WRITE = "checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, refs, content, checksum"
 RESTORED = "task_path, channel, refs, content, checksum, binding, fence"
-"""What of a write is kept, packed, as what was before one that a run replaced it with."""
+"""The columns of a write that are kept, packed, when a run replaces it under a lease."""
 READ_CHECKPOINT = f"{CHECKPOINT}, binding"
-"""What a `checkpoint_row` is made of."""
+"""The columns that `checkpoint_row` takes."""
 READ_WRITE = f"{WRITE}, binding"
-"""What a `write_row` is made of."""
+"""The columns that `write_row` takes."""
 REBOUND = "forkpoint_rebound(checksum, binding)"
 """The binding of a copy of a row, by a function of `SqliteCopies`."""
 _THREAD = (
@@ -38,12 +39,12 @@ _THREAD = (
     f" substr({{0}}checksums, 1, {IDENTITY_BYTES})"
 )
 THREAD = _THREAD.format("")
-"""What a `ThreadRef` is made of."""
+"""The columns of a `ThreadRef`."""
 THREAD_OF = _THREAD.format("t.")
-"""The same of a table that is called `t`."""
+"""The same columns of a table that is called `t`."""
 THREAD_COLUMNS = len(ThreadRef._fields)
 DESCRIPTION = "label, tags, metadata, ttl, fixed_keys, on_expiry"
-"""What a `description` is made of."""
+"""The columns that `description` takes, and a `Description` has."""
 NEWEST_CHECKPOINT = (
     "(SELECT max(checkpoint_id) FROM forkpoint_checkpoints"
     " WHERE thread = {thread} AND checkpoint_ns = '' AND NOT hidden)"
@@ -56,6 +57,7 @@ STATUS_AFTER = (
     " ORDER BY idx LIMIT 1), 'idle')"
 )
 """The status of a thread whose newest checkpoint is this one, by the writes after it."""
+END_LEASE = "lease_holder = NULL, lease_since = NULL, lease_until = NULL, fence = fence + 1"
 AT_PLACE = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 INSERT_CHECKPOINT = (
     f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {CHECKPOINT}, binding, fence)"
@@ -69,18 +71,43 @@ DELETE_RECEIPT = (
 
 
 class Places(NamedTuple):
-    """The places of rows of a thread, which are in order in an index."""
+    """The columns by which an index has the rows of a thread in order."""
 
     columns: str
     first: tuple[Any, ...]
-    """What is before all of them."""
+    """A place before all rows."""
 
 
 PLACES = {
     "checkpoints": Places("checkpoint_ns, checkpoint_id", ("", "")),
     "writes": Places("checkpoint_ns, checkpoint_id, task_id, idx", ("", "", "", -(1 << 62))),
 }
-"""Those of each table."""
+"""The places of each table."""
+
+
+def rows_after(
+    sql: Statements, table: str, columns: str, thread: int, after: tuple[Any, ...] | None
+) -> Batch[tuple[Any, ...]]:
+    """Read rows of a thread, in the order of their places.
+
+    Args:
+        sql: The statements.
+        table: The table.
+        columns: What to read of it.
+        thread: The key of the thread.
+        after: The place of the last row of the part before; None for the first part.
+    """
+    order, first = PLACES[table]
+    place = first if after is None else after
+    width = len(place)
+    rows = sql.rows(
+        f"SELECT {columns}, {order} FROM forkpoint_{table} WHERE thread = ?"
+        f" AND ({order}) > ({placeholders(place)}) ORDER BY {order} LIMIT ?",
+        (thread, *place, sql.turn_rows),
+    )
+    sql.count_read(len(rows))
+    following = rows[-1][-width:] if len(rows) == sql.turn_rows else None
+    return Batch([row[:-width] for row in rows], following)
 
 
 _NONE = type(None)
@@ -93,20 +120,20 @@ _WRITE_TYPES = (str, str, str, int, str, str, bytes, bytes, bytes)
 
 
 def checkpoint_values(thread: int, row: CheckpointRow, fence: int | None = None) -> tuple[Any, ...]:
-    """Return what is stored of a checkpoint: the thread, `CHECKPOINT`, the binding, the fence."""
+    """Return the values of a checkpoint: thread, the columns `CHECKPOINT`, binding, fence."""
     return thread, *row[:-1], stored_binding(row), fence
 
 
 def write_values(thread: int, row: WriteRow, fence: int | None = None) -> tuple[Any, ...]:
-    """Return what is stored of a write: the thread, `WRITE`, the binding and the fence."""
+    """Return the values of a write: thread, the columns `WRITE`, binding, fence."""
     return thread, *row[:-1], stored_binding(row), fence
 
 
 def checkpoint_row(values: Sequence[Any]) -> CheckpointRow:
-    """Return a checkpoint as it was read, and unbound if its flags changed.
+    """Return a checkpoint that was read; without a binding if its flags were changed.
 
     Raises:
-        CorruptChunk: A field is of another type.
+        CorruptChunk: A field is not of the type that was written.
     """
     *fields, binding = values
     if tuple(map(type, fields)) not in _CHECKPOINT_TYPES:
@@ -117,7 +144,7 @@ def checkpoint_row(values: Sequence[Any]) -> CheckpointRow:
 
 
 def write_row(values: Sequence[Any]) -> WriteRow:
-    """Return a write as it was read, as `checkpoint_row` does."""
+    """Return a write that was read, as `checkpoint_row` does."""
     *fields, binding = values
     if tuple(map(type, fields)) != _WRITE_TYPES:
         raise damaged_row("write", fields[1])
@@ -125,13 +152,13 @@ def write_row(values: Sequence[Any]) -> WriteRow:
 
 
 def description(values: Sequence[Any]) -> Description:
-    """Return what is said of a thread."""
+    """Return the description of a thread, given the columns `DESCRIPTION`."""
     label, tags, metadata, ttl, fixed_keys, on_expiry = values
     return Description(label, json_list(tags), metadata, ttl, json_list(fixed_keys), on_expiry)
 
 
 def json_list(packed: Any) -> tuple[str, ...]:
-    """Return a list that is stored as JSON, and what no thread has if it was damaged."""
+    """Return a list that is stored as JSON; if it was damaged, one that no thread has."""
     try:
         return tuple(json.loads(packed))
     except (TypeError, ValueError, RecursionError):

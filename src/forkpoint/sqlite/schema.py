@@ -1,23 +1,23 @@
-"""SQLite: the tables and indexes; see `format.md` of `forkpoint.storage` for what is in them."""
+"""SQLite: the tables and indexes. `format.md` of `forkpoint.storage` says what is in them."""
 
 from __future__ import annotations
 
 from forkpoint.filters import ALL_TERM
 
 LIVING = "deleted_at IS NULL AND NOT provisional"
-"""Which threads can be seen."""
+"""Matches the threads that are visible."""
 
 UNLISTED = (
     f"{LIVING} AND (listed_at IS NOT updated_at OR listed_status IS NOT"
     " CASE WHEN lease_until IS NULL THEN status ELSE 'busy' END)"
 )
-"""Which threads the search index does not know as they are."""
+"""Matches the threads whose rows in the search index are not up to date."""
 
 EXPIRES = "ttl IS NOT NULL AND swept_at IS NOT updated_at"
-"""Which threads expire, if nothing happens: those that were not trimmed since they were active."""
+"""Matches the threads that expire unless they are used: those not trimmed since the last use."""
 
 OF_ALL = f"term = {ALL_TERM}"
-"""Which rows of the search index there is one of for each thread."""
+"""Matches exactly one row of the search index per thread."""
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS forkpoint_settings (

@@ -12,7 +12,7 @@ from typing import Any
 
 from forkpoint.filters import ALL_TERM, packed, stored_value_terms, thread_terms, unpacked
 from forkpoint.langgraph_rules import NULL_TASK_ID
-from forkpoint.sqlite.rows import NEWEST_CHECKPOINT, json_list
+from forkpoint.sqlite.rows import END_LEASE, NEWEST_CHECKPOINT, json_list
 from forkpoint.sqlite.schema import UNLISTED
 from forkpoint.sqlite.statements import BATCH, Statements, placeholders
 from forkpoint.storage.receipts import RECEIPT
@@ -54,11 +54,7 @@ class SearchIndex:
         """Bring the index up to date, end leases whose time is over, and drop old snapshots."""
         self._sql.keep_time(is_write=True)
         now = self._sql.now()
-        self._sql.run(
-            "UPDATE forkpoint_threads SET lease_holder = NULL, lease_since = NULL,"
-            " lease_until = NULL, fence = fence + 1 WHERE lease_until <= ?",
-            (now,),
-        )
+        self._sql.run(f"UPDATE forkpoint_threads SET {END_LEASE} WHERE lease_until <= ?", (now,))
         self._drop_snapshots("began_at < ?", now - SNAPSHOT_SECONDS * 1_000_000)
         while self._list("", _LISTED_AT_ONCE):
             pass

@@ -48,7 +48,7 @@ class SqliteSession(Session):
         self.checkpoints = SqliteCheckpoints(sql, table)
         self.records = records
         self.search = SqliteSearch(sql, index, records)
-        self.leases = SqliteLeases(sql)
+        self.leases = SqliteLeases(sql, table)
         self.copies = SqliteCopies(sql, table, tombstones)
         self.removals = SqliteRemovals(sql, table, index)
         self.chunks = SqliteChunkReads(sql)

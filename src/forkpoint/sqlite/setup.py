@@ -1,4 +1,4 @@
-"""SQLite: making the tables that are missing, and setting what holds for a connection."""
+"""SQLite: making the tables that are missing, and the settings of a connection."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def has_tables(path: str) -> bool:
 
 
 def prepare(connection: sqlite3.Connection, durability: str) -> None:
-    """Make the tables and indexes that are missing, and set what holds for a connection.
+    """Make the tables and indexes that are missing, and set the options of a connection.
 
     Raises:
         SchemaVersionError: They were made by a newer forkpoint.
@@ -97,7 +97,7 @@ def _create(connection: sqlite3.Connection) -> None:
 
 
 def _skip_keys(connection: sqlite3.Connection) -> None:
-    """Keep new threads from the rows of those whose table somebody dropped."""
+    """Give no new thread the key of one whose record is lost, but whose rows are not."""
     connection.execute(
         "INSERT INTO sqlite_sequence (name, seq) SELECT 'forkpoint_threads', max(key) FROM ("
         "SELECT max(thread) AS key FROM forkpoint_checkpoints"
@@ -107,7 +107,7 @@ def _skip_keys(connection: sqlite3.Connection) -> None:
 
 
 def pragma(connection: sqlite3.Connection, name: str) -> int:
-    """Return what a setting of SQLite is, as a number."""
+    """Return the value of one of SQLite's settings, a number."""
     return _scalar(connection, f"PRAGMA {name}") or 0
 
 
@@ -122,8 +122,8 @@ def _plain_cursor(connection: sqlite3.Connection) -> sqlite3.Cursor:
     return cursor
 
 
-def _contains(stored: str, wanted: str) -> bool:
-    return may_contain_json(stored, json.loads(wanted))
+def _contains(stored: str, part: str) -> bool:
+    return may_contain_json(stored, json.loads(part))
 
 
 def _retry_while_locked(action: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""SQLite: the connection of a saver, which all its threads share, and what is stored over it."""
+"""SQLite: the store of a saver, over one connection that all its threads share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forkpoint.sqlite.connections import Connector
 from forkpoint.sqlite.errors import typed_errors
 from forkpoint.sqlite.full_disk import (
     ROWS_ON_FULL_DISK,
-    check_room,
+    check_disk,
     is_full,
     restart_log,
     unlimited_pages,
@@ -36,7 +36,7 @@ class SqliteStorage(Storage):
         connector: Where the connection comes from.
         durability: `"full"` or `"normal"`; see `SqliteSaver`.
         busy_timeout: For how many seconds a call waits for others who write.
-        tombstone_ttl: For how many microseconds a deletion is known.
+        tombstone_ttl: For how many microseconds it is known that a thread was deleted.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SqliteStorage(Storage):
         self._durability = durability
         self._connection: sqlite3.Connection | None = None
         self._schema: int | None = None
-        """SQLite's version of the schema, since the tables were there."""
+        """SQLite's version of the schema when the tables were made or checked last."""
         self._was_prepared = False
         self._process = 0
         self._closed = False
@@ -123,13 +123,13 @@ class SqliteStorage(Storage):
         return self._puts.put(put)
 
     def tidy(self) -> bool:
-        # What another saver uses, or a busy database keeps, is given back after the next deletion.
+        # The space that a busy database keeps now is given back after the next deletion.
         with contextlib.suppress(Locked), self._locked(), typed_errors():
             connection = self._open()
             if pragma(connection, "auto_vacuum") != INCREMENTAL:
                 return False
             free = pragma(connection, "freelist_count")
-            if free < _TIDY_PAGES:
+            if free < _FEWEST_FREE_PAGES:
                 return False
             with contextlib.suppress(sqlite3.OperationalError):
                 self._transactions.without_waiting(connection, lambda: _vacuum(connection))
@@ -145,7 +145,7 @@ class SqliteStorage(Storage):
 
     def before_fork(self) -> None:
         if self._transactions.is_held_here:
-            return  # a signal handler forks: the child is told that it inherits a connection
+            return  # a signal handler forks: the child gets an error that says so
         self._transactions.acquire(threading.TIMEOUT_MAX)
         self._is_forking = True
         if not self._connector.may_be_inherited:
@@ -183,13 +183,13 @@ class SqliteStorage(Storage):
         try:
             self._prepare(connection)
         except sqlite3.OperationalError as error:
-            check_room(self._connector.path, error)
+            check_disk(self._connector.path, error)
             raise
         self._connector.note_opened(connection)
         return connection
 
     def _is_disconnected(self) -> bool:
-        """Close the connection, which the file has been taken from, unless somebody uses it."""
+        """Close the connection to a file that lost its name, unless the connection is in use."""
         if self._transactions.is_held_here:
             return False
         try:
@@ -211,7 +211,7 @@ class SqliteStorage(Storage):
         if connection is None:
             return
         if self._process != os.getpid() and not self._connector.may_be_inherited:
-            # To close what a forked child inherits would harm the parent, and so would to drop it.
+            # A child that closed or dropped the connection of its parent would harm the parent.
             _inherited.append(connection)
             return
         if not self._connector.is_owned:
@@ -228,14 +228,13 @@ class SqliteStorage(Storage):
         prepare(connection, self._durability)
         self._schema = pragma(connection, "schema_version")
         if self._was_prepared:
-            self._history += 1  # whatever was there before, what is there now may be another
+            self._history += 1  # the database may be another one by now
         self._was_prepared = True
 
     def _is_prepared(self, connection: sqlite3.Connection) -> bool:
-        """Return whether the tables are those that were prepared.
+        """Return whether the tables still are those that were prepared.
 
-        They are not where one was dropped, or a backup restored: SQLite counts that as a change of
-        the schema.
+        SQLite's version of the schema is another one if a table was dropped or a backup restored.
         """
         if pragma(connection, "schema_version") == self._schema:
             return True
@@ -247,11 +246,11 @@ _inherited: list[sqlite3.Connection] = []
 """Connections of the parent, in a process that was forked without Python's knowledge."""
 
 
-_TIDY_PAGES = 64  # free pages, of 4 KB as a rule, that are worth giving back
-_TIDIED_PAGES = 1024  # at once, while all others wait
+_FEWEST_FREE_PAGES = 64  # that are worth giving back; most databases have pages of 4 KB
+_PAGES_AT_ONCE = 1024  # that are given back while all others wait
 
 
 def _vacuum(connection: sqlite3.Connection) -> None:
     # As a script: `execute` would stop after the first page.
-    connection.executescript(f"PRAGMA incremental_vacuum({_TIDIED_PAGES})")
+    connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from forkpoint.filters import folded
-from forkpoint.sqlite.rows import THREAD
+from forkpoint.sqlite.rows import DESCRIPTION, THREAD
 from forkpoint.sqlite.statements import Statements, placeholders
 from forkpoint.storage.interface import Stale
 from forkpoint.storage.receipts import RECEIPT
@@ -60,25 +60,25 @@ class ThreadTable:
             list(columns.values()),
         ).lastrowid
         assert key is not None
-        self._sql.run("UPDATE forkpoint_threads SET family = key WHERE key = ?", (key,))
+        self.update(key, "family = key")
         return key
+
+    def update(self, key: int, changes: str, *values: Any, fence: int | None = None) -> None:
+        """Change the record of a thread, only under a fence if one is given."""
+        self._sql.run(
+            f"UPDATE forkpoint_threads SET {changes} WHERE key = ? AND fence = coalesce(?, fence)",
+            (*values, key, fence),
+        )
 
     def describe(self, key: int, described: Description, checksums: bytes) -> None:
         """Set what a thread's record says that its runs do not change."""
-        self._sql.run(
-            "UPDATE forkpoint_threads SET label = ?, folded_label = ?, tags = ?, metadata = ?,"
-            " ttl = ?, fixed_keys = ?, on_expiry = ?, checksums = ? WHERE key = ?",
-            (
-                described.label,
-                None if described.label is None else folded(described.label),
-                json.dumps(list(described.tags)),
-                described.metadata,
-                described.ttl,
-                json.dumps(list(described.fixed_keys)),
-                described.on_expiry,
-                checksums,
-                key,
-            ),
+        label, tags, metadata, ttl, fixed_keys, on_expiry = described
+        changes = ", ".join(f"{column} = ?" for column in DESCRIPTION.split(", "))
+        self.update(
+            key,
+            f"{changes}, folded_label = ?, checksums = ?",
+            *(label, json.dumps(list(tags)), metadata, ttl, json.dumps(list(fixed_keys))),
+            *(on_expiry, None if label is None else folded(label), checksums),
         )
 
     def highest_checkpoint_id(self, key: int) -> str | None:
@@ -103,10 +103,10 @@ class ThreadTable:
 
     def count_checkpoints(self, key: int) -> None:
         """Set the number of a thread's visible checkpoints in its record."""
-        self._sql.run(
-            "UPDATE forkpoint_threads SET checkpoint_count = (SELECT count(*) FROM"
-            " forkpoint_checkpoints WHERE thread = ? AND NOT hidden) WHERE key = ?",
-            (key, key),
+        self.update(
+            key,
+            "checkpoint_count ="
+            " (SELECT count(*) FROM forkpoint_checkpoints WHERE thread = key AND NOT hidden)",
         )
 
     def change_count(self, thread: ThreadRef) -> ChangeCount:
@@ -130,11 +130,8 @@ class ThreadTable:
         The thread gets an epoch that the family never had. So a collection sees that something was
         removed since it began, and a write that relies on what was removed is refused.
         """
-        self._sql.run(
-            "UPDATE forkpoint_threads SET removals = removals + 1, removed_at = ?,"
-            f" epoch = {NEXT_EPOCH} WHERE key = ?",
-            (self._sql.now(), thread.family, thread.key),
-        )
+        changes = f"removals = removals + 1, removed_at = ?, epoch = {NEXT_EPOCH}"
+        self.update(thread.key, changes, self._sql.now(), thread.family)
 
     def abandon_copies(self, family: Any, condition: str, value: Any) -> None:
         """Give incomplete copies up: their rows are to be removed, as those of a deleted thread."""

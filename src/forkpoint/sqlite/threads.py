@@ -26,13 +26,13 @@ _MEMBER = (
     " t.checkpoint_count, t.created_at, t.deleted_at, t.salt, t.checksums"
     " FROM forkpoint_threads AS t"
 )
-_MARK_AS_DELETED = (
-    "UPDATE forkpoint_threads SET deleted_at = ?, watermark = NULL, owner = NULL,"
+_BLANK_RECORD = (
+    "deleted_at = ?, watermark = NULL, owner = NULL,"
     " label = NULL, folded_label = NULL,"
     " tags = '[]', metadata = '{}', fixed_keys = '[]', lease_queue = '[]',"
     " status = 'idle', checkpoint_count = 0, state_updated_at = 0, ttl = NULL,"
     " on_expiry = 'delete', swept_at = NULL, rollback_from = NULL, lease_holder = NULL,"
-    " lease_since = NULL, lease_until = NULL WHERE key = ?"
+    " lease_since = NULL, lease_until = NULL"
 )
 
 
@@ -87,7 +87,7 @@ class SqliteThreads(Threads):
             thread_id, owner = row
             watermark = self._table.highest_checkpoint_id(thread.key)
             self._tombstones.add(thread.key, thread_id, owner, watermark)
-        self._sql.run(_MARK_AS_DELETED, (self._sql.now(), thread.key))
+        self._table.update(thread.key, _BLANK_RECORD, self._sql.now())
         self._table.forget_ids(thread.family)
         self._table.note_removal(thread)
         return self._table.count_rows(thread)
