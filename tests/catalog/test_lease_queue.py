@@ -22,7 +22,7 @@ def queue(store: Store) -> list[str]:
     """Return the holders that wait, as they are stored."""
     if isinstance(store, MongoStore):
         record = store.collection.find_one({"kind": "thread", "thread_id": "t"})
-        return [waiter["by"] for waiter in record["waiting"]]
+        return [waiter["by"] for waiter in record["lease_queue"]]
     assert isinstance(store, SqliteStore)
     with store.connection() as connection:
         (row,) = connection.execute(

@@ -17,7 +17,7 @@ from forkpoint.mongodb.documents import (
 )
 from forkpoint.mongodb.lookup import Lookup
 from forkpoint.mongodb.pipelines import LIVING, join, joined_rows, named_record
-from forkpoint.mongodb.thread_documents import IDENTITY, described_in, named_ref
+from forkpoint.mongodb.thread_documents import IDENTITY, description_in, named_ref
 from forkpoint.mongodb.turns import Turns
 from forkpoint.storage import interface
 from forkpoint.storage.plan import Place
@@ -36,7 +36,7 @@ from forkpoint.storage.shared import ancestors_of, batches
 
 _NO_TERMS = {"terms": 0}
 _OUTLINE = {"terms": 0, "refs": 0, "content": 0, "checksum": 0, "record": 0}
-_THERE = {"$or": [{"visible": True}, {"hidden": True}]}
+_STORED = {"$or": [{"visible": True}, {"hidden": True}]}
 _OF_RECORD = ("kind", "checksums", "source", *Description._fields)
 _ANCESTORS = 50  # read at once
 
@@ -65,27 +65,27 @@ class MongoCheckpoints(interface.Checkpoints):
         return self._lookup.get(thread_id, checkpoint_ns, checkpoint_id, owner)
 
     def page(self, query: CheckpointQuery) -> list[StoredCheckpoint]:
-        asked = query
-        found: list[StoredCheckpoint] = []
-        while len(found) < query.limit:
+        first_query = query
+        checkpoints: list[StoredCheckpoint] = []
+        while len(checkpoints) < query.limit:
             rows = self._page(query)
-            for one in rows:
-                if "record" not in one:
+            for document in rows:
+                if "record" not in document:
                     continue  # its thread is being deleted, made as a copy, or somebody else's
-                if query.filter and not may_contain_json(one["row"]["metadata"], query.filter):
+                if query.filter and not may_contain_json(document["row"]["metadata"], query.filter):
                     continue  # two values had the same term
-                thread = named_ref(one["record"], query.thread_id)
-                row = checkpoint_row(one["row"])
-                found.append(StoredCheckpoint(thread.thread_id, thread, row, []))
+                thread = named_ref(document["record"], query.thread_id)
+                row = checkpoint_row(document["row"])
+                checkpoints.append(StoredCheckpoint(thread.thread_id, thread, row, []))
             if len(rows) < query.limit:
                 break
             last = rows[-1]["row"]
             place = (last["checkpoint_id"], last["thread"], last["checkpoint_ns"])
             query = query._replace(after=place, offset=0)
-        page = found[: query.limit]
-        span = span_of(asked, page)
+        page = checkpoints[: query.limit]
+        span = span_of(first_query, page)
         lost = self._add_writes(page, span)
-        return in_order(asked, page + lost) if lost else page
+        return in_order(first_query, page + lost) if lost else page
 
     def _page(self, query: CheckpointQuery) -> list[Document]:
         order = _page_order(query)
@@ -126,18 +126,21 @@ class MongoCheckpoints(interface.Checkpoints):
     def _add_writes(
         self, page: list[StoredCheckpoint], span: Span | None = None
     ) -> list[StoredCheckpoint]:
-        """Add the writes of checkpoints, and return those of a span that are lost."""
-        places = {(f.thread.key, f.row.checkpoint_ns, f.row.checkpoint_id): f for f in page}
+        """Add their writes to checkpoints, and return the lost checkpoints of a span."""
+        places = {
+            (stored.thread.key, stored.row.checkpoint_ns, stored.row.checkpoint_id): stored
+            for stored in page
+        }
         if not places:
             return []
-        ids: Document = {"$in": list({found.row.checkpoint_id for found in page})}
+        ids: Document = {"$in": list({stored.row.checkpoint_id for stored in page})}
         if span is not None:
             ids = {"$gte": span.low, **({"$lte": span.high} if span.high is not None else {})}
         rows = self._commands.find(
             {
-                "family": {"$in": list({found.thread.family for found in page})},
-                "thread": {"$in": list({found.thread.key for found in page})},
-                "checkpoint_ns": {"$in": list({found.row.checkpoint_ns for found in page})},
+                "family": {"$in": list({stored.thread.family for stored in page})},
+                "thread": {"$in": list({stored.thread.key for stored in page})},
+                "checkpoint_ns": {"$in": list({stored.row.checkpoint_ns for stored in page})},
                 "kind": "write",
                 "checkpoint_id": ids,
                 "visible": True,
@@ -150,7 +153,7 @@ class MongoCheckpoints(interface.Checkpoints):
         return span.lost(page, map(write_row, rows)) if span is not None else []
 
     def all(self, thread: ThreadRef) -> Iterator[CheckpointRow]:
-        match = {**rows_of(thread, "checkpoint"), **_THERE}
+        match = {**rows_of(thread, "checkpoint"), **_STORED}
         return map(checkpoint_row, self._commands.latest(match, _NO_TERMS))
 
     def ancestors(
@@ -165,7 +168,7 @@ class MongoCheckpoints(interface.Checkpoints):
                     **rows_of(thread, "checkpoint"),
                     "checkpoint_ns": checkpoint_ns,
                     "checkpoint_id": {"$lte": id_},
-                    **_THERE,
+                    **_STORED,
                 }
                 # Ancestors are older, as a rule, and not far.
                 newest = [("checkpoint_id", -1)]
@@ -182,17 +185,17 @@ class MongoCheckpoints(interface.Checkpoints):
         checkpoint_ids: Sequence[str],
         channels: Sequence[str],
     ) -> list[WriteRow]:
-        found = []
+        rows = []
         for batch in batches(checkpoint_ids, IN_ONE_COMMAND):
-            wanted = {
+            match = {
                 **rows_of(thread, "write"),
                 "checkpoint_ns": checkpoint_ns,
                 "checkpoint_id": {"$in": batch},
                 "channel": {"$in": list(channels)},
                 "visible": True,
             }
-            found += self._commands.find(wanted)
-        return [write_row(row) for row in found]
+            rows += self._commands.find(match)
+        return [write_row(row) for row in rows]
 
     def moment(self, thread: ThreadRef, checkpoint_id: str, before: str) -> Moment:
         rows = rows_of(thread, "checkpoint")
@@ -217,7 +220,7 @@ class MongoCheckpoints(interface.Checkpoints):
             {"$project": {"kind": "newer"}},
         ]
         together = {"coll": self._commands.name}
-        found = self._commands.aggregate(
+        documents = self._commands.aggregate(
             [
                 {"$match": record_of(thread)},
                 {"$project": dict.fromkeys(_OF_RECORD, 1)},
@@ -225,94 +228,94 @@ class MongoCheckpoints(interface.Checkpoints):
                 {"$unionWith": {**together, "pipeline": heads}},
             ]
         )
-        (record,) = [one for one in found if one["kind"] == "thread"]
+        (record,) = [row for row in documents if row["kind"] == "thread"]
         return Moment(
-            not any(one["kind"] == "newer" for one in found),
-            [checkpoint_row(one) for one in found if one["kind"] == "checkpoint"],
-            Description._make(described_in(record)),
+            not any(row["kind"] == "newer" for row in documents),
+            [checkpoint_row(row) for row in documents if row["kind"] == "checkpoint"],
+            Description._make(description_in(record)),
             bytes_of(record, "checksums"),
             record["source"],
         )
 
     def writes(self, thread: ThreadRef, places: Sequence[Place]) -> list[WriteRow]:
-        wanted = set(places)
-        found = []
-        for batch in batches(wanted, IN_ONE_COMMAND):
-            rows = {
+        chosen = set(places)
+        rows = []
+        for batch in batches(chosen, IN_ONE_COMMAND):
+            match = {
                 **rows_of(thread, "write"),
                 "checkpoint_ns": {"$in": list({place[0] for place in batch})},
                 "checkpoint_id": {"$in": list({place[1] for place in batch})},
                 "visible": True,
             }
-            found += [write_row(row) for row in self._commands.find(rows)]
-        return [row for row in found if (row.checkpoint_ns, row.checkpoint_id) in wanted]
+            rows += [write_row(row) for row in self._commands.find(match)]
+        return [row for row in rows if (row.checkpoint_ns, row.checkpoint_id) in chosen]
 
     def batch(
         self, thread: ThreadRef, after: Any = None, *, with_content: bool
     ) -> Batch[CheckpointRow]:
-        rows = {**rows_of(thread, "checkpoint"), **_THERE}
+        rows = {**rows_of(thread, "checkpoint"), **_STORED}
         namespaces: list[Document] = [{}]
         if after is not None:
             checkpoint_ns, checkpoint_id = after
             rest = {"checkpoint_ns": checkpoint_ns, "checkpoint_id": {"$lt": checkpoint_id}}
             namespaces = [rest, {"checkpoint_ns": {"$gt": checkpoint_ns}}]
-        found: list[Document] = []
+        documents: list[Document] = []
         for namespace in namespaces:  # each is read in the order of the index
-            found += self._commands.latest(
+            documents += self._commands.latest(
                 {**rows, **namespace},
                 {"terms": 0} if with_content else _OUTLINE,
                 sort=[("checkpoint_ns", 1), ("checkpoint_id", -1)],
-                limit=max(1, self._turns.turn_rows - len(found)),
+                limit=max(1, self._turns.turn_rows - len(documents)),
             )
-            if len(found) >= self._turns.turn_rows:
+            if len(documents) >= self._turns.turn_rows:
                 break
-        self._turns.count_read(len(found))
-        last = found[-1] if len(found) >= self._turns.turn_rows else None
+        self._turns.count_read(len(documents))
+        last = documents[-1] if len(documents) >= self._turns.turn_rows else None
         following = None if last is None else (last["checkpoint_ns"], last["checkpoint_id"])
         made = checkpoint_row if with_content else _outline_row
-        return Batch(list(map(made, found)), following)
+        return Batch(list(map(made, documents)), following)
 
     def since(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
         rows: Document = rows_of(thread, "checkpoint")
         rows |= {"checkpoint_id": {"$gte": checkpoint_id}, "visible": True}
-        found: list[Document] = []
+        documents: list[Document] = []
         for namespace in ("", {"$gt": ""}):  # each has an index
-            found += self._commands.latest({**rows, "checkpoint_ns": namespace}, _OUTLINE)
-        return list(map(_outline_row, found))
+            documents += self._commands.latest({**rows, "checkpoint_ns": namespace}, _OUTLINE)
+        return list(map(_outline_row, documents))
 
     def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
         rows = rows_of(thread, "checkpoint")
-        found = self._commands.latest({**rows, "fence": within(fences)})
-        return [(row["checkpoint_ns"], row["checkpoint_id"]) for row in found]
+        documents = self._commands.latest({**rows, "fence": fence_range(fences)})
+        return [(row["checkpoint_ns"], row["checkpoint_id"]) for row in documents]
 
     def usage(self, thread: ThreadRef, after: Any = None) -> Batch[Usage]:
         rows = {"family": thread.family, "thread": thread.key}
         number = {"$sum": {"$cond": [{"$gt": ["$idx", RECEIPT]}, 1, 0]}}
         seen = {"$and": [{"$eq": ["$kind", "checkpoint"]}, {"$eq": ["$visible", True]}]}
-        total = {
+        sums = {
             "_id": None,
             "checkpoints": {"$sum": {"$cond": [seen, 1, 0]}},
             "writes": number,
             "runs": {"$addToSet": "$run_id"},
             "bytes": {"$sum": {"$bsonSize": "$$ROOT"}},
         }
-        found = self._commands.aggregate([{"$match": rows}, {"$group": total}])
+        documents = self._commands.aggregate([{"$match": rows}, {"$group": sums}])
         return Batch(
             [
-                Usage(one["checkpoints"], one["writes"], frozenset(one["runs"]), one["bytes"])
-                for one in found
+                Usage(sums["checkpoints"], sums["writes"], frozenset(sums["runs"]), sums["bytes"])
+                for sums in documents
             ],
             None,
         )
 
 
-def _outline_row(found: Document) -> CheckpointRow:
-    """Return as much of a checkpoint as a choice may depend on."""
-    return checkpoint_row({**found, **dict.fromkeys(("refs", "content", "checksum"), b"")})
+def _outline_row(document: Document) -> CheckpointRow:
+    """Return a checkpoint without its values: as much as is needed to choose what to remove."""
+    return checkpoint_row({**document, **dict.fromkeys(("refs", "content", "checksum"), b"")})
 
 
-def within(fences: range) -> Document:
-    """Return the condition for a fence."""
+def fence_range(fences: range) -> Document:
+    """Return the condition that a fence is in a range."""
     return {"$gte": fences.start, "$lt": fences.stop}
 
 
@@ -320,7 +323,7 @@ def within(fences: range) -> Document:
 
 
 def _page_filters(query: CheckpointQuery) -> list[Document]:
-    """Return a filter for each part of a listing that an index has in the right order.
+    """Return the filters of a listing, one for each index that has a part of it in order.
 
     A thread's checkpoints in all namespaces are in two indexes: those of the graph itself in that
     of the places, and those of subgraphs in one of their own.
@@ -332,7 +335,7 @@ def _page_filters(query: CheckpointQuery) -> list[Document]:
 
 
 def _page_order(query: CheckpointQuery) -> Document:
-    """Return the stage that puts the rows of a part, or of all parts, in order."""
+    """Return the stage that sorts the rows of a listing."""
     return {"$sort": dict.fromkeys(query.order, 1 if query.oldest_first else -1)}
 
 
@@ -352,13 +355,13 @@ def _conditions(query: CheckpointQuery) -> Document:
         ids[f"{after}e"] = passed["checkpoint_id"]
         conditions["$or"] = _after(passed, after)
     conditions["checkpoint_id"] = ids
-    if query.filter and (asked := sorted(terms(query.filter))):
-        conditions["terms"] = {"$all": asked}
+    if query.filter and (terms_of_filter := sorted(terms(query.filter))):
+        conditions["terms"] = {"$all": terms_of_filter}
     return conditions
 
 
 def _after(passed: dict[str, Any], after: str) -> list[Document]:
-    """Return the conditions, one of which holds for what comes after a place."""
+    """Return conditions of which exactly one holds for each row after a place."""
     fields = list(passed.items())
     return [
         {**dict(fields[:length]), field: {after: value}}

@@ -27,7 +27,7 @@ _CHUNK = {"refs": 1, "content": 1}
 
 
 class MongoChunks(interface.ChunkReads):
-    """Reads chunks, and remembers what is below those that it has seen.
+    """Reads chunks, and remembers to which others they refer.
 
     Args:
         commands: Those of the collection.
@@ -45,10 +45,10 @@ class MongoChunks(interface.ChunkReads):
         return self.of_families({family: digests}, follow=follow)[family]
 
     def of_families(
-        self, wanted: Mapping[Any, Collection[bytes]], *, follow: bool = True
+        self, digests: Mapping[Any, Collection[bytes]], *, follow: bool = True
     ) -> dict[Any, dict[bytes, Chunk]]:
-        ids = [chunk_id(family, digest) for family in wanted for digest in wanted[family]]
-        families = {"$in": list(wanted)}
+        ids = [chunk_id(family, digest) for family in digests for digest in digests[family]]
+        families = {"$in": list(digests)}
         documents: list[Document] = []
         is_all = True
         if follow:
@@ -60,43 +60,43 @@ class MongoChunks(interface.ChunkReads):
                 documents += self._commands.find(
                     {"_id": {"$in": batch}, "family": families}, _CHUNK
                 )
-        chunks: dict[bytes, dict[bytes, Chunk]] = {family.binary: {} for family in wanted}
+        chunks: dict[bytes, dict[bytes, Chunk]] = {family.binary: {} for family in digests}
         for chunk in documents:
             id_ = chunk["_id"]
             chunks[family_of(id_)][digest_of(id_)] = refs_in(chunk), chunk["content"]
         if not is_all:
-            for family in wanted:
+            for family in digests:
                 self.remember(family, chunks[family.binary])
-        return {family: chunks[family.binary] for family in wanted}
+        return {family: chunks[family.binary] for family in digests}
 
     def sizes(self, family: Any, digests: Collection[bytes]) -> Mapping[bytes, int]:
         sizes: dict[bytes, int] = {}
         for batch in batches(digests, IN_ONE_COMMAND):
             ids = [chunk_id(family, digest) for digest in batch]
             match = {"$match": {"_id": {"$in": ids}, "family": family}}
-            found = self._commands.aggregate([match, {"$project": {"size": chunk_size()}}])
-            sizes.update((digest_of(chunk["_id"]), chunk["size"]) for chunk in found)
+            chunks = self._commands.aggregate([match, {"$project": {"size": chunk_size()}}])
+            sizes.update((digest_of(chunk["_id"]), chunk["size"]) for chunk in chunks)
         return sizes
 
     def remember(self, family: ObjectId, chunks: Chunks) -> None:
-        """Remember what is below chunks, so that they can be read without being followed."""
+        """Remember to which others chunks refer, so that all can be read by one query."""
         for digest, (refs, _) in chunks.items():
             self._trees.put(chunk_id(family, digest), refs_of(family, refs))
 
     def _expanded(self, ids: list[bytes]) -> tuple[list[bytes], bool]:
-        """Return chunks and what is known to be below them, and whether that is everything."""
-        found = dict.fromkeys(ids)
+        """Return ids with those that they are known to lead to, and whether these are all."""
+        ids_below = dict.fromkeys(ids)
         waiting = ids
         is_all = True
         while waiting:
             below = [self._trees.get(id_) for id_ in waiting]
             is_all = is_all and None not in below
-            waiting = [ref for refs in below for ref in refs or () if ref not in found]
-            found.update(dict.fromkeys(waiting))
-        return list(found), is_all
+            waiting = [ref for refs in below for ref in refs or () if ref not in ids_below]
+            ids_below.update(dict.fromkeys(waiting))
+        return list(ids_below), is_all
 
     def _closure(self, families: Document, ids: list[bytes]) -> list[Document] | None:
-        """Return chunks and all that they lead to: trees of any height in one round trip."""
+        """Return chunks with all that they lead to, in one round trip at any height."""
         follow = {
             "from": self._commands.name,
             "startWith": {"$literal": ids},

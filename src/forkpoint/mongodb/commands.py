@@ -27,7 +27,7 @@ from pymongo.read_concern import ReadConcern
 from forkpoint.caches import CacheBudget
 from forkpoint.clocks import ServerClock
 from forkpoint.mongodb.documents import Document
-from forkpoint.mongodb.errors import UNAUTHORIZED, is_transient, typed
+from forkpoint.mongodb.errors import UNAUTHORIZED, is_transient, typed_error
 from forkpoint.mongodb.identity import UUID_DIFFERS, Identity
 from forkpoint.mongodb.snapshots import Snapshots
 from forkpoint.mongodb.statements import Statement
@@ -42,7 +42,7 @@ _T = TypeVar("_T")
 
 
 class Outcome(NamedTuple):
-    """What became of a bulk: how many statements hit a document, and the one that failed."""
+    """The result of a bulk: how many statements matched a document, and which one failed."""
 
     hits: int
     made: Set[int]
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 
 
 class MongoCommands:
-    """The collection. Commands are tried again while the server changes its primary.
+    """Commands on the collection, which are repeated while the server changes its primary.
 
     Every command may be sent twice without doing more than once.
 
@@ -118,13 +118,15 @@ class MongoCommands:
         return self.retrying(lambda: self._aggregate(self._collection, pipeline))
 
     def aggregate_latest(self, pipeline: Sequence[Document]) -> list[Document]:
-        """Return what `aggregate` does, of what the primary has at the moment."""
+        """Return what `aggregate` does, of the newest data that the primary has."""
         return self.retrying(lambda: self._aggregate(self._latest, pipeline))
 
     def _aggregate(
         self, collection: Collection[Document], pipeline: Sequence[Document]
     ) -> list[Document]:
-        return collection.aggregate(pipeline, batchSize=_AT_ONCE, **self.identity.named).to_list()
+        return collection.aggregate(
+            pipeline, batchSize=_AT_ONCE, **self.identity.uuid_option
+        ).to_list()
 
     def aggregate_if_it_fits(self, pipeline: Sequence[Document]) -> list[Document] | None:
         """Return what `aggregate` does, or None if it is more than the server can hold."""
@@ -141,28 +143,28 @@ class MongoCommands:
 
     def find(
         self,
-        wanted: Document,
+        match: Document,
         fields: Mapping[str, int] | None = None,
         sort: Sequence[tuple[str, int]] | None = None,
         limit: int = 0,
     ) -> list[Document]:
-        """Return documents that a majority has, so that no failover takes them back."""
-        found = self._collection.find
+        """Return documents of a majority, which no failover undoes."""
+        find = self._collection.find
         return self.retrying(
-            lambda: found(wanted, fields, sort=sort, limit=limit, batch_size=_AT_ONCE).to_list()
+            lambda: find(match, fields, sort=sort, limit=limit, batch_size=_AT_ONCE).to_list()
         )
 
     def latest(
         self,
-        wanted: Document,
+        match: Document,
         fields: Mapping[str, int] | None = None,
         sort: Sequence[tuple[str, int]] | None = None,
         limit: int = 0,
     ) -> list[Document]:
-        """Return documents as the primary has them at the moment."""
-        found = self._latest.find
+        """Return the newest documents that the primary has, which a failover may undo."""
+        find = self._latest.find
         return self.retrying(
-            lambda: found(wanted, fields, sort=sort, limit=limit, batch_size=_AT_ONCE).to_list()
+            lambda: find(match, fields, sort=sort, limit=limit, batch_size=_AT_ONCE).to_list()
         )
 
     def look_at_cluster(self) -> None:
@@ -175,7 +177,7 @@ class MongoCommands:
         self.retrying(lambda: self._collection.create_indexes(indexes))
 
     def lacks_indexes(self, indexes: Iterable[IndexModel]) -> bool:
-        """Return whether one of these indexes is not there, as far as the user may look."""
+        """Return whether an index is missing, as far as the user has the right to know."""
 
         def names() -> Set[str]:
             try:
@@ -188,7 +190,7 @@ class MongoCommands:
         known = self.retrying(names)
         return any(index.document["name"] not in known for index in indexes)
 
-    def look_for_index(self, name: str, wanted: Document) -> None:
+    def look_for_index(self, name: str, match: Document) -> None:
         """Find out if there is the index that logs need: it may have been lost by a restore.
 
         By its use, for which a user needs no more rights than to read.
@@ -197,7 +199,7 @@ class MongoCommands:
 
         def is_there() -> bool:
             try:
-                find(wanted, hint=name, limit=1).to_list()
+                find(match, hint=name, limit=1).to_list()
             except OperationFailure as error:
                 if error.code not in _NO_SUCH_INDEX:
                     raise
@@ -206,38 +208,38 @@ class MongoCommands:
 
         self.keeps_logs = not self.is_sharded and self.retrying(is_there)
 
-    def find_and_update(self, wanted: Document, change: Sequence[Document]) -> Document | None:
-        """Change a document, and return it as it is then, or None if there is none."""
+    def find_and_update(self, match: Document, change: Sequence[Document]) -> Document | None:
+        """Change a document, and return its new version, or None if no document matches."""
         update = self._collection.find_one_and_update
-        return self.retrying(lambda: update(wanted, change, return_document=ReturnDocument.AFTER))
+        return self.retrying(lambda: update(match, change, return_document=ReturnDocument.AFTER))
 
-    def distinct(self, field: str, wanted: Document) -> list[Any]:
-        """Return the values of a field, by a command that the stable API of servers has."""
+    def distinct(self, field: str, match: Document) -> list[Any]:
+        """Return the distinct values of a field, by a command of MongoDB's Stable API."""
         group: Document = {"$group": {"_id": f"${field}"}}
-        return [one["_id"] for one in self.aggregate([{"$match": wanted}, group])]
+        return [group["_id"] for group in self.aggregate([{"$match": match}, group])]
 
     def now(self) -> int:
         """Return the server's time, in microseconds since 1970."""
         hello = self.retrying(lambda: self._collection.database.command("hello"))
         return int(hello["localTime"].replace(tzinfo=timezone.utc).timestamp() * 1_000_000)
 
-    def exists(self, wanted: Document) -> bool:
-        """Return whether the primary has such a document at the moment."""
-        return self.retrying(lambda: self._latest.find_one(wanted, {"_id": 1}) is not None)
+    def exists(self, match: Document) -> bool:
+        """Return whether the primary has a document that matches."""
+        return self.retrying(lambda: self._latest.find_one(match, {"_id": 1}) is not None)
 
-    def count(self, wanted: Document) -> int:
-        return self.retrying(lambda: self._latest.count_documents(wanted))
+    def count(self, match: Document) -> int:
+        return self.retrying(lambda: self._latest.count_documents(match))
 
-    def update(self, wanted: Document, change: Document | Sequence[Document]) -> bool:
-        """Change a document, and return whether there is one."""
+    def update(self, match: Document, change: Document | Sequence[Document]) -> bool:
+        """Change a document, and return whether one matches."""
         update = self._collection.update_one
-        return self.retrying(lambda: update(wanted, change).matched_count == 1)
+        return self.retrying(lambda: update(match, change).matched_count == 1)
 
-    def update_all(self, wanted: Document, change: Document | Sequence[Document]) -> None:
-        self.retrying(lambda: self._collection.update_many(wanted, change))
+    def update_all(self, match: Document, change: Document | Sequence[Document]) -> None:
+        self.retrying(lambda: self._collection.update_many(match, change))
 
-    def delete(self, wanted: Document) -> None:
-        self.retrying(lambda: self._collection.delete_many(wanted))
+    def delete(self, match: Document) -> None:
+        self.retrying(lambda: self._collection.delete_many(match))
 
     def insert(self, document: Document) -> bool:
         """Insert a document, and return whether there was none of its `_id`."""
@@ -246,7 +248,7 @@ class MongoCommands:
         except DuplicateKeyError:
             return False
         except PyMongoError as error:
-            raise typed(error) from error
+            raise typed_error(error) from error
         return True
 
     def insert_once(self, documents: Sequence[Document]) -> Outcome:
@@ -267,7 +269,9 @@ class MongoCommands:
     def _command(self, command: Document) -> Document:
         """Send a command of 16 MB at most, which the server refuses if the store is another one."""
         command["writeConcern"] = self._collection.write_concern.document
-        reply: Document = self._collection.database.command({**command, **self.identity.named})
+        reply: Document = self._collection.database.command(
+            {**command, **self.identity.uuid_option}
+        )
         if "writeConcernError" in reply:
             unsure = reply["writeConcernError"]
             raise WriteConcernError(unsure["errmsg"], unsure["code"], unsure)
@@ -279,10 +283,10 @@ class MongoCommands:
         except (PyMongoError, InvalidDocument) as error:
             if is_transient(error):
                 return Outcome(0, set(), is_lost=True)
-            raise typed(error) from error
+            raise typed_error(error) from error
 
     def insert_free(self, documents: Sequence[Document]) -> Set[int]:
-        """Insert documents, but for those that collide with others, and return which do."""
+        """Insert the documents that collide with no other, and return the indexes of the rest."""
         if not documents:
             return frozenset()
         insert = self._collection.insert_many
@@ -291,7 +295,7 @@ class MongoCommands:
             try:
                 insert(documents, ordered=False)
             except BulkWriteError as bulk:
-                errors = _confirmed(bulk)["writeErrors"]
+                errors = _confirmed_details(bulk)["writeErrors"]
                 for error in errors:
                     if error["code"] != _DUPLICATE_KEY:
                         raise OperationFailure(error["errmsg"], error["code"], error) from bulk
@@ -348,9 +352,9 @@ class MongoCommands:
                 return self._failed(reply["writeErrors"][0], reply["n"], indexes)
             return Outcome(reply["n"], indexes)
         try:
-            result = self._collection.bulk_write([one.operation for one in statements])
+            result = self._collection.bulk_write([statement.operation for statement in statements])
         except BulkWriteError as bulk:
-            details = _confirmed(bulk)
+            details = _confirmed_details(bulk)
             hits = details["nMatched"] + details["nUpserted"]
             made: Set[int] = {upserted["index"] for upserted in details["upserted"]}
             return self._failed(details["writeErrors"][0], hits, made)
@@ -358,7 +362,7 @@ class MongoCommands:
         return Outcome(result.matched_count + len(made), made)
 
     def _failed(self, failed: Document, hits: int, made: Set[int]) -> Outcome:
-        """Return the outcome if one of the statements failed as the server reports.
+        """Return the outcome of a bulk of which the server reports that a statement failed.
 
         Raises:
             OperationFailure: It may help to try again.
@@ -371,20 +375,20 @@ class MongoCommands:
         error = OperationFailure(failed["errmsg"], failed["code"], failed)
         if is_transient(error):
             raise error
-        return Outcome(hits, made, failed["index"], typed(error))
+        return Outcome(hits, made, failed["index"], typed_error(error))
 
-    def is_kept(self, *, was_told: bool) -> bool:
-        """Return whether the store is still the one that was looked at.
+    def is_same_store(self, *, was_named: bool) -> bool:
+        """Return whether the store is still the same, and no restored or other one.
 
         Args:
             was_told: Whether the command before named the store, so that there is no need to ask.
         """
-        if not was_told:
+        if not was_named:
             self.retrying(self.identity.ask)
-        return self.identity.is_kept
+        return self.identity.is_same_store
 
     def retrying(self, command: Callable[[], _T]) -> _T:
-        """Return what a command returns, tried again while that may help.
+        """Call a command until it succeeds, for as long as its error is transient.
 
         Raises:
             Rewound: It names the store, which is another one by now.
@@ -399,7 +403,7 @@ class MongoCommands:
                     self.identity.lose()
                     raise HistoryChanged from error
                 if not is_transient(error) or time.monotonic() + pause > until:
-                    raise typed(error) from error
+                    raise typed_error(error) from error
             except RuntimeError as error:  # the driver has threads that watch the servers
                 raise not_started(error) from error
             time.sleep(pause)
@@ -421,8 +425,8 @@ _TOO_MUCH = {
 _NO_SUCH_INDEX = {2}  # BadValue: the hint does not correspond to an index
 
 
-def _confirmed(bulk: BulkWriteError) -> Document:
-    """Return what became of a bulk, if a majority confirmed what was written."""
+def _confirmed_details(bulk: BulkWriteError) -> Document:
+    """Return the details of a bulk's result, if a majority confirmed what was written."""
     details: Any = bulk.details
     for concern in details["writeConcernErrors"]:
         raise WriteConcernError(concern["errmsg"], concern["code"], concern) from bulk

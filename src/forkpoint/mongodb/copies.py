@@ -35,7 +35,7 @@ from forkpoint.mongodb.thread_documents import (
     LISTED_PLACE,
     NOT_LEASED,
     checksums_of,
-    described_in,
+    description_in,
     fields_of,
     terms_of,
 )
@@ -54,7 +54,7 @@ _TOO_LONG_AGO = "copying took too long, and was taken for abandoned; try again"
 _MISSING = object()
 
 
-class _Copying(NamedTuple):
+class _UnfinishedCopy(NamedTuple):
     """A copy that is not complete."""
 
     source: ThreadRef
@@ -70,7 +70,7 @@ class _Copying(NamedTuple):
     def target(self) -> ThreadRef:
         return ThreadRef(self.made["_id"], self.made["family"], self.made["epoch"])
 
-    def copied(self, row: Document) -> Statement:
+    def copy_of(self, row: Document) -> Statement:
         """Return the statement that writes a copy of a row of the source."""
         # The copies do not belong to the runs that made the originals: deleting those leaves them.
         left_out = ("_id", "run_id", "next", "log", "slot", "record", "fence", "before")
@@ -85,7 +85,7 @@ class _Copying(NamedTuple):
 
 
 class MongoCopies(interface.Copies):
-    """Makes threads of the rows of others.
+    """Makes clones and forks of threads.
 
     Args:
         commands: Those of the collection.
@@ -117,10 +117,10 @@ class MongoCopies(interface.Copies):
         with self._locks.locked(source, {}) as guard:
             made = self._record(source, target_id, old, hashing, described)
             self._commands.insert(made)
-            copying = _Copying(source, hashing, made, old, iter(()))
+            copying = _UnfinishedCopy(source, hashing, made, old, iter(()))
             rows = self._commands.latest(_rows_of(source))
             for batch in batches([row for row in rows if "content" in row], 1000):
-                self._commands.bulk([guard, *map(copying.copied, batch)])
+                self._commands.bulk([guard, *map(copying.copy_of, batch)])
             try:
                 self._show(copying, guard, _COPIED_TOO_LONG)
             except ForkpointError:
@@ -133,7 +133,7 @@ class MongoCopies(interface.Copies):
         target_id: str,
         hashing: Hashing,
         described: Description | None = None,
-    ) -> _Copying | None:
+    ) -> _UnfinishedCopy | None:
         old = self._new_threads.deleted_before(target_id)
         with self._locks.locked(source, {}):  # so that the record says what there is at the moment
             made = self._record(source, target_id, old, hashing, described)
@@ -144,10 +144,10 @@ class MongoCopies(interface.Copies):
         until = now + timedelta(seconds=ABANDONED_SECONDS)
         made["lock"] = {"by": made["building"], "until": until}
         self._commands.insert(made)
-        return _Copying(source, hashing, made, old, rows)
+        return _UnfinishedCopy(source, hashing, made, old, rows)
 
     def copy_more(self, copying: Any) -> bool:
-        assert isinstance(copying, _Copying)
+        assert isinstance(copying, _UnfinishedCopy)
         rows = self._commands.snapshots.read_on(copying.rows, self._turns.turn_rows)
         target, token = copying.target, copying.made["building"]
         guard = update_one(
@@ -159,7 +159,7 @@ class MongoCopies(interface.Copies):
             self._show(copying, guard, _TOO_LONG_AGO)
             return False
         stored = [row for row in rows if "content" in row]
-        outcome = self._commands.bulk([guard, *map(copying.copied, stored)])
+        outcome = self._commands.bulk([guard, *map(copying.copy_of, stored)])
         if outcome.error is not None:
             raise outcome.error
         if outcome.failed is not None:
@@ -169,7 +169,7 @@ class MongoCopies(interface.Copies):
         return True
 
     def abandon(self, copying: Any) -> None:
-        assert isinstance(copying, _Copying)
+        assert isinstance(copying, _UnfinishedCopy)
         building = {**record_of(copying.target), "building": copying.made["building"]}
         self._commands.update(building, {"$set": {"lock": None}})
 
@@ -202,21 +202,21 @@ class MongoCopies(interface.Copies):
         raise Stale
 
     def _check_same(self, source: ThreadRef, rows: Sequence[Document]) -> None:
-        """Make sure that a thread still has what was copied of it.
+        """Check that a thread still has the rows that were copied.
 
         Raises:
             Stale: It has not.
         """
-        its = {"_id": {"$in": [row["_id"] for row in rows]}, "family": source.family}
-        found = self._commands.latest({**its, "doomed": None}, {"checksum": 1})
-        there = {row["_id"]: row.get("checksum") for row in found}
+        match = {"_id": {"$in": [row["_id"] for row in rows]}, "family": source.family}
+        documents = self._commands.latest({**match, "doomed": None}, {"checksum": 1})
+        there = {row["_id"]: row.get("checksum") for row in documents}
         if any(there.get(row["_id"], _MISSING) != row.get("checksum") for row in rows):
             raise Stale
         if not self._commands.exists({**record_of(source), "deleted_at": None}):
             raise Stale
 
-    def _show(self, copying: _Copying, guard: Statement, too_late: str) -> None:
-        """Let a copy be seen that is complete."""
+    def _show(self, copying: _UnfinishedCopy, guard: Statement, too_late: str) -> None:
+        """Make a complete copy visible."""
         if not self._new_threads.show(copying.made, copying.old, [guard]):
             raise StorageBusy(too_late)
 
@@ -228,12 +228,12 @@ class MongoCopies(interface.Copies):
         hashing: Hashing,
         described: Description | None,
     ) -> Document:
-        """Return the record of a copy of a thread that is locked."""
+        """Return the record of a copy, made of that of its source, which is locked."""
         (record,) = self._commands.latest(record_of(source))
         if record["lock"] is None:  # it was lost, and whoever had it next is done
             raise StorageBusy(_COPIED_TOO_LONG)
         if described is None:
-            content = record["checksums"], record["source"], described_in(record)
+            content = record["checksums"], record["source"], description_in(record)
             hashing.check_description(source.thread_id, source.salt, *content)
         made: Document = {
             **record,
@@ -242,7 +242,7 @@ class MongoCopies(interface.Copies):
             "thread_id": target_id,
             "parent": record["_id"],
             "source": record["thread_id"],
-            "dead_until": old["dead_until"] if old else None,
+            "watermark": old["watermark"] if old else None,
             "building": record["lock"]["by"],
             "salt": new_salt(source.salt),
             **(fields_of(described) if described is not None else {}),
@@ -257,7 +257,7 @@ class MongoCopies(interface.Copies):
 
 _OF_COPY: Document = {
     "edge": "clone",
-    "waiting": [],
+    "lease_queue": [],
     "fence": 0,
     "removals": 0,
     **NOT_LEASED,
@@ -266,12 +266,12 @@ _OF_COPY: Document = {
 
 
 def _rows_of(source: ThreadRef) -> Document:
-    """Return a filter for what is copied of a thread."""
+    """Return a filter for the rows that are copied of a thread."""
     return {**rows_of(source), "doomed": None}
 
 
 def _fields_of_fork(request: ForkRequest) -> Document:
-    """Return what the record of a fork says."""
+    """Return the fields of the record of a fork."""
     head = newest(row[:2] for row in request.rows if not row.hidden)
     receipts = (row for row in request.writes if row.idx == RECEIPT and row[:2] == head)
     preview = next((row.content for row in receipts), b"")
@@ -292,9 +292,9 @@ def _fields_of_fork(request: ForkRequest) -> Document:
 
 
 def _forked(
-    target: ThreadRef, place: Document, said: Document, row: CheckpointRow | WriteRow
+    target: ThreadRef, place: Document, content: Document, row: CheckpointRow | WriteRow
 ) -> Statement:
-    """Return the statement that gives a row to a thread that nobody knows yet."""
+    """Return the statement that inserts a row of a fork that is not visible yet."""
     at = [row.checkpoint_ns, row.checkpoint_id]
     if isinstance(row, WriteRow):
         id_ = row_id(target, *at, row.task_id, row.idx)
@@ -304,6 +304,6 @@ def _forked(
         shown = {"hidden" if row.hidden else "visible": True}
     return update_one(
         {"_id": id_, "family": target.family},
-        {"$setOnInsert": {**place, **said, **shown}},
+        {"$setOnInsert": {**place, **content, **shown}},
         upsert=True,
     )

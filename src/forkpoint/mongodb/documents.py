@@ -40,11 +40,11 @@ _FAMILY_BYTES = 12
 
 
 class Stored(dict[str, Any]):
-    """A document that was read. A field that it must have, and has not, was removed by others."""
+    """A document that was read. A missing field is an error: somebody has damaged the document."""
 
     def __missing__(self, field: str) -> Any:
         raise CorruptChunk(
-            f"a stored document is not what was written: the {self.get('kind', 'one')} "
+            f"a stored document is not what was written: the {self.get('kind', 'document')} "
             f"{self.get('_id')!r} has no field {field!r}"
         )
 
@@ -113,7 +113,7 @@ def chunk_size() -> Document:
 
 
 def checkpoint_document(thread: ThreadRef, row: CheckpointRow) -> tuple[Document, Document]:
-    """Return where a checkpoint is, and what it says there."""
+    """Return the fields that tell the place of a checkpoint, and those with its content."""
     place = {
         "family": thread.family,
         "kind": "checkpoint",
@@ -121,7 +121,7 @@ def checkpoint_document(thread: ThreadRef, row: CheckpointRow) -> tuple[Document
         "checkpoint_ns": row.checkpoint_ns,
         "checkpoint_id": row.checkpoint_id,
     }
-    said: Document = {
+    content: Document = {
         "parent_checkpoint_id": row.parent_checkpoint_id,
         "metadata": row.metadata,
         "terms": sorted(terms(row.metadata)),
@@ -131,14 +131,14 @@ def checkpoint_document(thread: ThreadRef, row: CheckpointRow) -> tuple[Document
         "binding": stored_binding(row),
     }
     if row.run_id is not None:
-        said["run_id"] = row.run_id
+        content["run_id"] = row.run_id
     if row.restarts:
-        said["restarts"] = True
-    return place, said
+        content["restarts"] = True
+    return place, content
 
 
 def write_document(thread: ThreadRef, row: WriteRow) -> tuple[Document, Document]:
-    """Return where a write is, and what it says there."""
+    """Return the fields that tell the place of a write, and those with its content."""
     place = {
         "family": thread.family,
         "kind": "write",
@@ -148,7 +148,7 @@ def write_document(thread: ThreadRef, row: WriteRow) -> tuple[Document, Document
         "task_id": row.task_id,
         "idx": row.idx,
     }
-    said = {
+    content = {
         "task_path": row.task_path,
         "channel": row.channel,
         "refs": row.refs,
@@ -156,7 +156,7 @@ def write_document(thread: ThreadRef, row: WriteRow) -> tuple[Document, Document
         "checksum": row.checksum,
         "binding": stored_binding(row),
     }
-    return place, said
+    return place, content
 
 
 def chunk_statement(thread: ThreadRef, digest: bytes, refs: bytes, content: bytes) -> Statement:
@@ -180,26 +180,26 @@ def refs_of(family: ObjectId, refs: bytes) -> list[bytes]:
 # Reading
 
 
-def checkpoint_row(found: Document) -> CheckpointRow:
+def checkpoint_row(document: Document) -> CheckpointRow:
     """Return a checkpoint as it was read, and unbound if its flags changed.
 
     Raises:
         CorruptChunk: A field is of another type.
     """
-    fields = [found.get(field) for field in CheckpointRow._fields[:-3]]
+    fields = [document.get(field) for field in CheckpointRow._fields[:-3]]
     if tuple(map(type, fields)) not in _CHECKPOINT_TYPES:
         raise damaged_row("checkpoint", fields[1])
-    hidden, restarts = (found.get(field, False) for field in ("hidden", "restarts"))
-    bound = binding_of(found.get("binding"), hidden=hidden, restarts=restarts)
+    hidden, restarts = (document.get(field, False) for field in ("hidden", "restarts"))
+    bound = binding_of(document.get("binding"), hidden=hidden, restarts=restarts)
     return CheckpointRow._make([*fields, hidden is True, restarts is True, bound])
 
 
-def write_row(found: Document) -> WriteRow:
+def write_row(document: Document) -> WriteRow:
     """Return a write as it was read, as `checkpoint_row` does."""
-    fields = [found.get(field) for field in WriteRow._fields[:-1]]
+    fields = [document.get(field) for field in WriteRow._fields[:-1]]
     if tuple(map(type, fields)) != _WRITE_TYPES:
         raise damaged_row("write", fields[1])
-    return WriteRow._make([*fields, binding_of(found.get("binding"))])
+    return WriteRow._make([*fields, binding_of(document.get("binding"))])
 
 
 _NONE = type(None)
@@ -212,7 +212,7 @@ _WRITE_TYPES = (str, str, str, int, str, str, bytes, bytes, bytes)
 
 
 def place_in(row: Document) -> list[Any]:
-    """Return what tells a checkpoint or a write apart from the others of its thread."""
+    """Return the values that identify a checkpoint or a write within its thread."""
     fields = ["checkpoint_ns", "checkpoint_id"]
     if row.get("kind") == "write":
         fields += ["task_id", "idx"]
@@ -231,6 +231,6 @@ def refs_in(chunk: Document) -> bytes:
 
 
 def bytes_of(document: Mapping[str, Any], field: str) -> bytes:
-    """Return a field, or nothing if it is damaged: then the checksum does not fit either."""
+    """Return the bytes of a field; empty if it is damaged, which no checksum fits."""
     value = document.get(field)
     return value if isinstance(value, bytes) else b""

@@ -60,7 +60,7 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, AutoReconnect)
 
 
-def typed(error: Exception) -> ForkpointError:
+def typed_error(error: Exception) -> ForkpointError:
     """Return the `ForkpointError` for what the driver or the server reports."""
     message = str(error)
     if isinstance(error, ServerSelectionTimeoutError):

@@ -24,7 +24,7 @@ from forkpoint.mongodb.locks import LOCK_SECONDS, NOT_EXPIRED
 from forkpoint.mongodb.log import Logs
 from forkpoint.mongodb.thread_documents import HAS_LOG, IDENTITY, KINSHIP, NO_LOG, thread_ref
 from forkpoint.mongodb.thread_rows import ThreadRows
-from forkpoint.mongodb.tombstones import expiry_after, needed_in
+from forkpoint.mongodb.tombstones import ancestors_of_living, expiry_after
 from forkpoint.mongodb.turns import Turns
 from forkpoint.storage import interface
 from forkpoint.storage.queries import Batch
@@ -35,11 +35,11 @@ _READ_AT_ONCE = 10  # turns' rows, where nobody waits for what is read
 
 
 class _Place(NamedTuple):
-    """Up to where the rows of a family are read."""
+    """Up to which place the rows of a family are read."""
 
     row: bytes
     dead: frozenset[ObjectId]
-    """The threads that were deleted when that began."""
+    """The threads that were already deleted when the reading began."""
 
 
 class MongoCollections(interface.Collections):
@@ -61,8 +61,8 @@ class MongoCollections(interface.Collections):
     def pending(self) -> list[Any]:
         long_ago = {"$subtract": [NOW, 1_000_000 * LOCK_SECONDS]}
         removed = {"removed_at": {"$gt": 0}, "$expr": {"$lt": ["$removed_at", long_ago]}}
-        found = self._commands.latest(removed, {"family": 1})
-        return list(dict.fromkeys(record["family"] for record in found))
+        documents = self._commands.latest(removed, {"family": 1})
+        return list(dict.fromkeys(record["family"] for record in documents))
 
     def clear(self, family: Any) -> bool:
         dead = {"family": family, "kind": "thread", "deleted_at": {"$ne": None}}
@@ -84,20 +84,20 @@ class MongoCollections(interface.Collections):
         return False
 
     def _is_abandoned(self, unfinished: Document) -> bool:
-        """Return whether nobody makes a copy any more."""
+        """Return whether the process that made a copy has stopped."""
         source = {"_id": unfinished["parent"], "family": unfinished["family"], "deleted_at": None}
         target = {"_id": unfinished["_id"], "family": unfinished["family"]}
         by = {**NOT_EXPIRED, "lock.by": unfinished["building"]}
         return not any(self._commands.exists({**record, **by}) for record in (source, target))
 
     def _clear_rows(self, thread: ThreadRef) -> bool:
-        """Delete some rows of a thread that nobody sees, and return whether these were all."""
+        """Delete some rows of an invisible thread, and return whether these were all."""
         number = self._rows.delete_some(thread, self._turns.turn_rows)
         self._turns.count_changed(number)
         return number < self._turns.turn_rows
 
     def is_overtaken(self, family: Any, collection: ObjectId) -> bool:
-        return False  # those that meet begin anew, and the last of them collects for all
+        return False  # collections at the same time disturb each other, and each begins again
 
     def begin(self, family: Any) -> ObjectId:
         epoch = ObjectId()
@@ -117,13 +117,13 @@ class MongoCollections(interface.Collections):
     def references(self, family: Any, after: Any = None) -> Batch[tuple[Any, bytes]]:
         deleted = {"family": family, "kind": "thread", "deleted_at": {"$ne": None}}
         if after is None:
-            dead = frozenset(one["_id"] for one in self._commands.latest(deleted, {"_id": 1}))
+            dead = frozenset(record["_id"] for record in self._commands.latest(deleted, {"_id": 1}))
             after = _Place(b"", dead)
         fields = {"thread": 1, "refs": 1, "next.refs": 1, "before.refs": 1, "doomed": 1}
-        found, last = self._after(family_rows(family), after.row, fields)
+        documents, last = self._documents_after(family_rows(family), after.row, fields)
         items: list[tuple[Any, bytes]] = []
         doomed = []
-        for row in found:
+        for row in documents:
             if not isinstance(row["thread"], ObjectId):
                 raise damaged_row(row.get("kind", "row"), row["_id"])
             if row["thread"] in after.dead or "doomed" in row:
@@ -140,25 +140,25 @@ class MongoCollections(interface.Collections):
         return Batch(items, None if last is None else after._replace(row=last))
 
     def links(self, family: Any, after: Any = None) -> Batch[tuple[bytes, bytes]]:
-        wanted = {**chunks_of(family), "refs": {"$exists": True}}
-        found, last = self._after(wanted, after, {"refs": 1})
-        return Batch([(digest_of(chunk["_id"]), refs_in(chunk)) for chunk in found], last)
+        match = {**chunks_of(family), "refs": {"$exists": True}}
+        documents, last = self._documents_after(match, after, {"refs": 1})
+        return Batch([(digest_of(chunk["_id"]), refs_in(chunk)) for chunk in documents], last)
 
     def digests(self, family: Any, after: Any = None) -> Batch[bytes]:
-        found, last = self._after(chunks_of(family), after, {"_id": 1})
-        return Batch([digest_of(chunk["_id"]) for chunk in found], last)
+        documents, last = self._documents_after(chunks_of(family), after, {"_id": 1})
+        return Batch([digest_of(chunk["_id"]) for chunk in documents], last)
 
-    def _after(
-        self, wanted: Document, after: bytes | None, fields: dict[str, int]
+    def _documents_after(
+        self, match: Document, after: bytes | None, fields: dict[str, int]
     ) -> tuple[list[Document], bytes | None]:
-        """Return documents in the order of their `_id`, and the last one's if there may be more."""
+        """Return documents in the order of `_id`, and the last `_id` if there may be more."""
         limit = _READ_AT_ONCE * self._turns.turn_rows
         if after:
-            wanted = {**wanted, "_id": {**wanted["_id"], "$gt": after}}
-            del wanted["_id"]["$gte"]
-        found = self._commands.latest(wanted, fields, sort=[("_id", 1)], limit=limit)
-        self._turns.count_read(len(found))
-        return found, found[-1]["_id"] if len(found) == limit else None
+            match = {**match, "_id": {**match["_id"], "$gt": after}}
+            del match["_id"]["$gte"]
+        documents = self._commands.latest(match, fields, sort=[("_id", 1)], limit=limit)
+        self._turns.count_read(len(documents))
+        return documents, documents[-1]["_id"] if len(documents) == limit else None
 
     def chunks_at_once(self) -> int:
         return self._turns.turn_rows
@@ -191,14 +191,16 @@ class MongoCollections(interface.Collections):
         done = {"family": family, "kind": "thread", "epoch": collection, "removed_at": {"$gt": 0}}
         self._commands.update_all({**done, "building": None}, {"$unset": {"removed_at": ""}})
         threads = self._commands.latest({"family": family, "kind": "thread"}, KINSHIP)
-        needed = needed_in(threads)
+        needed = ancestors_of_living(threads)
         useless = [
-            one["_id"]
-            for one in threads
-            if one["deleted_at"] is not None and one["_id"] not in needed and "expires" not in one
+            record["_id"]
+            for record in threads
+            if record["deleted_at"] is not None
+            and record["_id"] not in needed
+            and "expires" not in record
         ]
         for batch in batches(useless, IN_ONE_COMMAND):
-            wanted = {"_id": {"$in": batch}, "family": family, "removed_at": None}
+            match = {"_id": {"$in": batch}, "family": family, "removed_at": None}
             forgotten = {"thread_id": "", "expires": expiry_after(2 * self._commands.tombstone_ttl)}
-            self._commands.update_all(wanted, [{"$set": forgotten}])
+            self._commands.update_all(match, [{"$set": forgotten}])
         return True

@@ -39,7 +39,7 @@ _REFUSED = {
 
 
 class Identity:
-    """The store that a collection was when it was looked at.
+    """Tells whether a collection is the same as when `look` was called.
 
     Args:
         collection: The collection.
@@ -49,7 +49,7 @@ class Identity:
         self._collection = collection
         self._is_lost = False
         self._process: ObjectId | None = None
-        self.named: Mapping[str, Any] = {}
+        self.uuid_option: Mapping[str, Any] = {}
         """What a command says to be refused if it is another one, where the server compares it."""
 
     def look(self) -> None:
@@ -71,7 +71,7 @@ class Identity:
         except (ValueError, KeyError):  # it was dropped again, or is no collection of its own
             self._is_lost = True
         else:
-            self.named = {"collectionUUID": uuid}
+            self.uuid_option = {"collectionUUID": uuid}
 
     def ask(self) -> None:
         """Ask the server whether it is the same collection, where it can tell.
@@ -79,9 +79,9 @@ class Identity:
         Raises:
             PyMongoError: The server cannot be asked.
         """
-        if self.named:
+        if self.uuid_option:
             try:
-                self._ask(self.named["collectionUUID"])
+                self._ask(self.uuid_option["collectionUUID"])
             except OperationFailure as error:
                 if error.code != UUID_DIFFERS:
                     raise
@@ -95,24 +95,24 @@ class Identity:
         self._collection.database.command({**command, **local, "collectionUUID": uuid})
 
     def lose(self) -> None:
-        """Remember that it turned out to be another one."""
+        """Note that the store turned out to be another one."""
         self._is_lost = True
 
     @property
-    def may_be_kept(self) -> bool:
-        """Whether nothing is known that speaks against it."""
+    def may_be_same(self) -> bool:
+        """Whether the store is the same as far as is known, without asking the server."""
         if self._is_lost:
             return False
         process = self._present_process()
         return process is None or process == self._process
 
     @property
-    def is_kept(self) -> bool:
-        """Whether a command that was answered just now was answered by it."""
+    def is_same_store(self) -> bool:
+        """Whether the last command was answered by the same store."""
         return not self._is_lost and self._present_process() == self._process
 
     def _present_process(self) -> ObjectId | None:
-        """Return what names the server's process that is written to, as far as it has one."""
+        """Return the id of the primary's process; None if it is not known."""
         topology = self._collection.database.client.topology_description
         if topology.topology_type_name in ("Sharded", "LoadBalanced"):
             return None

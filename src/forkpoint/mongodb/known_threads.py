@@ -12,7 +12,7 @@ from forkpoint.storage.rows import ThreadRef
 
 
 class KnownThreads:
-    """Which threads ids meant when they were last looked at.
+    """Remembers which thread an id meant, and what else is known of threads.
 
     Args:
         budget: What it may take to remember them.
@@ -29,11 +29,11 @@ class KnownThreads:
         return self._threads.get(thread_id)
 
     def remember(self, thread_id: str, thread: ThreadRef) -> None:
-        """Remember which thread an id meant, so that it need not be looked for first."""
+        """Remember which thread an id means."""
         self._threads.put(thread_id, thread)
 
     def forget(self, thread_id: str) -> None:
-        """Remember no longer which thread an id meant."""
+        """Forget which thread an id meant."""
         self._threads.pop(thread_id)
 
     def watermark(self, key: ObjectId) -> str | None:

@@ -12,13 +12,13 @@ from forkpoint.storage.rows import LeaseRow, ThreadRef
 
 # Who waits for a lease, the first one first, without those who have not asked again in time.
 _QUEUE = {
-    "$filter": {"input": {"$ifNull": ["$waiting", []]}, "cond": {"$gt": ["$$this.until", NOW]}}
+    "$filter": {"input": {"$ifNull": ["$lease_queue", []]}, "cond": {"$gt": ["$$this.until", NOW]}}
 }
 _QUEUE_NAMES = {"$map": {"input": _QUEUE, "in": "$$this.by"}}
 
 
 class MongoLeases(interface.Leases):
-    """Gives out leases, each by one change of a thread's document.
+    """Grants leases, each by one change of a thread's record.
 
     Args:
         commands: Those of the collection.
@@ -41,16 +41,16 @@ class MongoLeases(interface.Leases):
     ) -> LeaseRow | None:
         living = {**record_of(thread), "deleted_at": None}
         name = {"$literal": holder}
-        theirs = {"$eq": ["$lease_holder", name]}  # by a command sent twice
+        is_held = {"$eq": ["$lease_holder", name]}  # by a command sent twice
         is_next = {"$in": [{"$ifNull": [{"$first": _QUEUE_NAMES}, name]}, [name]]}
         is_free = {"$and": [{"$not": [LEASED]}, is_next if waits else True]}
-        free = [{"$expr": theirs}, {"$expr": is_free}]
+        free = [{"$expr": is_held}, {"$expr": is_free}]
         change: Document = {
-            "fence": {"$cond": [theirs, "$fence", {"$add": ["$fence", 1]}]},
+            "fence": {"$cond": [is_held, "$fence", {"$add": ["$fence", 1]}]},
             "lease_since": NOW,
             "lease_until": {"$add": [NOW, ttl]},
             "lease_holder": name,
-            "waiting": _queue_without(name),
+            "lease_queue": _queue_without(name),
             "unlisted": True,
         }
         if rolls_back:
@@ -59,7 +59,7 @@ class MongoLeases(interface.Leases):
         leased = self._logs.without_log(
             thread,
             living if take_over else {**living, "$or": free},
-            lambda wanted: self._commands.find_and_update(wanted, [{"$set": change}]),
+            lambda match: self._commands.find_and_update(match, [{"$set": change}]),
         )
         if leased is not None:
             return lease_row(leased)
@@ -69,7 +69,7 @@ class MongoLeases(interface.Leases):
         return None
 
     def leave_queue(self, thread: ThreadRef, holder: str) -> None:
-        change = [{"$set": {"waiting": _queue_without({"$literal": holder})}}]
+        change = [{"$set": {"lease_queue": _queue_without({"$literal": holder})}}]
         self._commands.update({**record_of(thread), "deleted_at": None}, change)
 
     def end_rollback(self, thread: ThreadRef, fence: int) -> None:
@@ -89,7 +89,7 @@ class MongoLeases(interface.Leases):
         self._logs.without_log(
             thread,
             {**record_of(thread), "deleted_at": None, "fence": fence},
-            lambda wanted: self._commands.update(wanted, {"$set": ended}),
+            lambda match: self._commands.update(match, {"$set": ended}),
         )
 
 
@@ -98,7 +98,7 @@ def _queue_without(name: Document) -> Document:
 
 
 def _queue_with(name: Document, ttl: int) -> list[Document]:
-    """Return the change by which a holder waits in the queue, in its place if it has one."""
+    """Return the change that puts a holder into the queue, or keeps its place there."""
     last = {"by": name, "until": {"$add": [NOW, ttl]}}
     kept = {"$cond": [{"$eq": ["$$this.by", name]}, last, "$$this"]}
     queued = {
@@ -108,4 +108,4 @@ def _queue_with(name: Document, ttl: int) -> list[Document]:
             {"$concatArrays": [_QUEUE, [last]]},
         ]
     }
-    return [{"$set": {"waiting": queued}}]
+    return [{"$set": {"lease_queue": queued}}]

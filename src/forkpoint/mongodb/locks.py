@@ -35,7 +35,7 @@ NOT_EXPIRED: Document = {"lock.by": {"$exists": True}, "$nor": [{"$expr": _EXPIR
 
 
 def locked_until(token: ObjectId, seconds: float) -> Document:
-    """Return the fields of a record by which somebody locks a thread for some time from now on."""
+    """Return the fields that lock a thread for some seconds from now on."""
     return {"lock": {"by": token, "until": {"$add": ["$$NOW", int(1000 * seconds)]}}}
 
 
@@ -62,7 +62,7 @@ class Locks:
         same: Document = {},  # noqa: B006 - never changed
         count: bool = False,
     ) -> Iterator[Statement]:
-        """Keep others from writing to a thread, and from removing of it.
+        """Lock a thread: nobody else writes to it, or removes from it.
 
         Yields a statement that ends a bulk if the lock is lost, and else keeps it for longer.
 
@@ -90,11 +90,11 @@ class Locks:
             count = True  # it may be done in part
             raise
         finally:
-            unlocked: Document = {"lock": None, **(self._rows.counted(thread) if count else {})}
+            unlocked: Document = {"lock": None, **(self._rows.counts_now(thread) if count else {})}
             self._commands.update({**record_of(thread), "lock.by": token}, {"$set": unlocked})
 
     def _take(self, thread: ThreadRef, living: Document, token: ObjectId, change: Document) -> bool:
-        """Take the lock of a thread, and return whether it was that of one who did not end."""
+        """Take a lock, and return whether it was taken from a process that has stopped."""
         free = {**living, "$or": [{"lock": None}, {"lock.by": token}]}
         expired = {**living, "lock": {"$ne": None}, "$expr": _EXPIRED}
         stages = [{"$set": change}]
@@ -114,21 +114,21 @@ class Locks:
         return False
 
     def count_again(self, thread: ThreadRef) -> None:
-        """Set right how many checkpoints a thread's record says that there are."""
+        """Count the checkpoints of a thread again, and correct its record."""
         with suppress(Stale), self.locked(thread, {}, count=True):
             pass
 
     def await_unlocked(self, thread: ThreadRef) -> Document:
-        """Return the record of a thread, once nobody locks it any more.
+        """Wait until nobody locks a thread, and return its record.
 
         Raises:
             Stale: There is none: who was to make it failed.
         """
         while True:
-            found = self._commands.latest(record_of(thread))
-            if not found:
+            records = self._commands.latest(record_of(thread))
+            if not records:
                 raise Stale
-            (record,) = found
+            (record,) = records
             check_state(record)
             if record["lock"] is None:
                 return record
@@ -142,7 +142,7 @@ class Locks:
             time.sleep(_LOCK_PAUSE_SECONDS)
 
     def give_way(self, thread: ThreadRef) -> None:
-        """Let those write to a thread who waited while it was locked."""
+        """Wait until somebody has written to a thread who waited for its lock, if anybody did."""
         until = time.monotonic() + _GIVE_WAY_SECONDS
         waited: Any = self._commands.latest({**record_of(thread), "awaited": True})
         seen = ("log", "lock", "epoch", "checkpoint_count", "updated_at", "status")

@@ -22,7 +22,7 @@ sharded by a hash of the family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
@@ -51,13 +51,18 @@ LOG_INDEX = "forkpoint_log"
 
 _T = TypeVar("_T")
 
-_NO_ENTRY: Sequence[Any] = (None, 0, {})
+_NO_ENTRY: Document = {"kind": None, "slot": 0, "record": {}}
+_LOGS_AT_ONCE = 1000
 _ENTRY = dict.fromkeys(("kind", "log", "slot", "record"), 1)
 _ATTEMPTS = 100  # to end a log that its saver goes on with: each comes in between by chance only
 
 
 class Logs:
-    """What is known of logs, and how they are ended."""
+    """Remembers the tails of logs, and ends logs.
+
+    Args:
+        commands: Those of the collection.
+    """
 
     def __init__(self, commands: MongoCommands) -> None:
         self._commands = commands
@@ -70,7 +75,7 @@ class Logs:
         return self._commands.keeps_logs
 
     def tail(self, thread: ThreadRef) -> Tail | None:
-        """Return the tail of a thread's log, as far as it is known."""
+        """Return where a thread's log ends, if that is known."""
         return self._tails.get(thread.key)
 
     def remember_tail(self, thread: ThreadRef, tail: Tail | None) -> None:
@@ -81,12 +86,12 @@ class Logs:
             self._tails.put(thread.key, tail)
 
     def owns_log(self, thread: ThreadRef, log: ObjectId) -> bool:
-        """Return whether a thread's log is one's own, as far as it is known."""
+        """Return whether this saver began a thread's log, as far as it is known."""
         known = self._tails.get(thread.key)
         return known is not None and known.began is not None and known.log == log
 
     def has_gone_on(self, thread: ThreadRef, tail: Tail) -> bool:
-        """Return whether one's own log, which the record does not name any more, ended properly.
+        """Return whether a log of this saver ended as logs do, and was not lost with the store.
 
         Its end comes after all that went into it, and lasts for longer than the log is used.
         """
@@ -96,29 +101,29 @@ class Logs:
         return not is_used or any(end["slot"] > tail.slot for end in ends)
 
     def look_at_tail(self, thread: ThreadRef, record: Document, rows: Iterable[Document]) -> None:
-        """Remember where a thread's log ends, unless it is known to go on after these rows."""
+        """Remember where a thread's log ends, unless later documents of it are known."""
         known, tail = self._tails.get(thread.key), tail_of(record, rows)
         if known is None or tail is None or not known.goes_on_after(tail):
             self.remember_tail(thread, tail)
 
     def without_log(
-        self, thread: ThreadRef, wanted: Document, change: Callable[[Document], _T]
+        self, thread: ThreadRef, match: Document, change: Callable[[Document], _T]
     ) -> _T:
-        """Return what a change of a thread's record returns, once it has no log any more.
+        """Change the record of a thread, after ending its log if it has one.
 
         Args:
             thread: The thread.
-            wanted: What the record must say.
-            change: Changes a record that a filter finds, and returns something true if it did.
+            match: What the record must say.
+            change: Changes a record that a filter matches, and returns something true if it did.
         """
-        while not (done := change({**wanted, **NO_LOG})):
-            if not self._commands.exists({**wanted, **HAS_LOG}):
+        while not (result := change({**match, **NO_LOG})):
+            if not self._commands.exists({**match, **HAS_LOG}):
                 break
             self.end_log(thread)
-        return done
+        return result
 
     def end_log(self, thread: ThreadRef) -> None:
-        """Bring a thread's record up to date, and let nobody go on with its log, if it has one.
+        """End the log of a thread, if it has one, and bring its record up to date.
 
         Raises:
             StorageBusy: Somebody went on with it again and again.
@@ -130,78 +135,64 @@ class Logs:
         raise StorageBusy("a thread was written to again and again while its log was to be ended")
 
     def end_logs(self, which: Document) -> bool:
-        """Do so for some threads, and return whether it could be done for all.
+        """End the logs of some threads, and return whether all have ended.
 
         The records of the others are brought up to date only. The server does it by itself, so that
         there is hardly any time for others to come in between, however far it is.
         """
-        wanted = {"$match": {**which, "kind": "thread", **HAS_LOG}}
+        match = {"$match": {**which, "kind": "thread", **HAS_LOG}}
         newest = self.newest_entry("log", "$family")
         is_over = {"$eq": [{"$first": "$newest.kind"}, "end"]}
-        said = {"$ifNull": [{"$first": "$newest.record"}, {}]}
+        record = {"$ifNull": [{"$first": "$newest.record"}, {}]}
         slot = {"$add": [{"$ifNull": [{"$first": "$newest.slot"}, 0]}, 1]}
-        going_on = {"$match": {"$expr": {"$not": is_over}}}
-        end = {"$replaceWith": {**log_end("$family", "$log", slot, said), "expires": EXPIRY}}
+        goes_on = {"$match": {"$expr": {"$not": is_over}}}
+        end = {"$replaceWith": {**log_end("$family", "$log", slot, record), "expires": EXPIRY}}
         merge = self._merge("keepExisting", "insert")
-        ended = self._commands.merge([wanted, newest, going_on, end, merge])
+        is_ended = self._commands.merge([match, newest, goes_on, end, merge])
 
-        known = {"$project": {"family": 1, "log": 1, "said": said, "is_over": is_over}}
+        state = {"$project": {"family": 1, "log": 1, "record": record, "is_over": is_over}}
         log = {"log": {"$cond": ["$$new.is_over", None, "$log"]}}
-        latest = latest_time("$$new.said.updated_at")
-        changed = {"$mergeObjects": ["$$ROOT", "$$new.said", latest, log]}
+        time = latest_time("$$new.record.updated_at")
+        changed = {"$mergeObjects": ["$$ROOT", "$$new.record", time, log]}
         same = {"$eq": ["$log", "$$new.log"]}
         merge = self._merge([{"$replaceWith": {"$cond": [same, changed, "$$ROOT"]}}], "discard")
-        self._commands.merge([wanted, newest, known, merge])
-        return ended
+        self._commands.merge([match, newest, state, merge])
+        return is_ended
 
     def end_many_logs(self, which: Document) -> None:
-        """Do so for many threads, in a fifth of the time, and leave alone what goes on."""
-        behind = {**which, "kind": "thread", **HAS_LOG}
-        for records in batches(self._commands.latest(behind, {"family": 1, "log": 1}), 1000):
-            newest = self._newest_entries(records)
-            expires = datetime.fromtimestamp(self._commands.now() / 1e6 + END_SECONDS, timezone.utc)
+        """End the logs of many threads, faster, but not those that are written to meanwhile."""
+        stages = [
+            {"$match": {**which, "kind": "thread", **HAS_LOG}},
+            self.newest_entry("log", "$family"),
+            {"$project": {"family": 1, "log": 1, "newest": {"$first": "$newest"}}},
+        ]
+        for records in batches(self._commands.aggregate_latest(stages), _LOGS_AT_ONCE):
+            over = self._commands.clock.now() / 1e6 + END_SECONDS
+            expiry = {"expires": datetime.fromtimestamp(over, timezone.utc)}
+            entries = [record.pop("newest", _NO_ENTRY) for record in records]
             ends = [
-                {**log_end(one["family"], one["log"], slot + 1, said), "expires": expires}
-                for one in records
-                for kind, slot, said in [newest.get(one["log"], _NO_ENTRY)]
-                if kind != "end"
+                {**log_end(at["family"], at["log"], entry["slot"] + 1, entry["record"]), **expiry}
+                for at, entry in zip(records, entries, strict=True)
+                if entry["kind"] != "end"
             ]
             going_on = {ends[index]["log"] for index in self._commands.insert_free(ends)}
             statements = []
-            for one in records:
-                said = dict(newest.get(one["log"], _NO_ENTRY)[2])
-                changed: Document = {"$max": {"updated_at": said.pop("updated_at", 0)}}
-                over = {} if one["log"] in going_on else NO_LOG
-                if over:
-                    self._tails.pop(one["_id"])
-                changed["$set"] = {**said, **over, "unlisted": True}
-                statements.append(update_one(one, changed))
+            for at, entry in zip(records, entries, strict=True):
+                fields = dict(entry["record"])
+                changes: Document = {"$max": {"updated_at": fields.pop("updated_at", 0)}}
+                if at["log"] not in going_on:
+                    fields |= NO_LOG
+                    self._tails.pop(at["_id"])
+                changes["$set"] = {**fields, "unlisted": True}
+                statements.append(update_one(at, changes))
             self._commands.bulk(statements)
 
-    def _newest_entries(self, records: Sequence[Document]) -> dict[ObjectId, Sequence[Any]]:
-        """Return the kind of the newest document of each log, its slot, and what it says."""
-        fields = ("kind", "slot", "record")
-        entries = {
-            "family": {"$in": list({record["family"] for record in records})},
-            "log": {"$in": [record["log"] for record in records]},
-            "slot": {"$gt": 0},
-        }
-        first = {field: {"$first": f"${field}"} for field in fields}
-        found = self._commands.aggregate(
-            [
-                {"$match": entries},
-                {"$sort": {"log": -1, "slot": -1}},
-                {"$group": {"_id": "$log", **first}},
-            ]
-        )
-        return {one["_id"]: [one[field] for field in fields] for one in found}
-
     def up_to_date(self) -> list[Document]:
-        """Return the stages that let records say what they would if there were no logs."""
-        said, at = {"$first": "$newest.record"}, {"$first": "$newest.record.updated_at"}
+        """Return the stages that merge the newest document of its log into each record."""
+        record, at = {"$first": "$newest.record"}, {"$first": "$newest.record.updated_at"}
         return [
             self.newest_entry("log", "$family"),
-            {"$replaceWith": {"$mergeObjects": ["$$ROOT", said, latest_time(at)]}},
+            {"$replaceWith": {"$mergeObjects": ["$$ROOT", record, latest_time(at)]}},
             {"$unset": "newest"},
         ]
 

@@ -46,7 +46,7 @@ class Lookup:
         )
 
     def remember_newest(self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str) -> None:
-        """Remember a checkpoint that has hardly any after it, so that these need not be sorted."""
+        """Remember a checkpoint that is the newest, or about the newest, of its namespace."""
         self._newest.put((thread.key, checkpoint_ns), checkpoint_id)
 
     def get(
@@ -58,14 +58,14 @@ class Lookup:
     ) -> StoredCheckpoint | None:
         known = self._known.get(thread_id)
         if known is not None and owner in (None, known.owner):
-            found = self._from_known(thread_id, known, checkpoint_ns, checkpoint_id)
-            if found is not None:
-                return found
+            checkpoint = self._from_known(thread_id, known, checkpoint_ns, checkpoint_id)
+            if checkpoint is not None:
+                return checkpoint
         missed: str | None = None
         while True:
-            found, lost = self._look_up(thread_id, checkpoint_ns, checkpoint_id, owner)
+            checkpoint, lost = self._look_up(thread_id, checkpoint_ns, checkpoint_id, owner)
             if lost is None:
-                return found
+                return checkpoint
             if lost == missed:
                 raise lost_checkpoint(thread_id, checkpoint_ns, lost)
             missed = lost  # somebody may have put it, or removed it, while this was read
@@ -73,7 +73,7 @@ class Lookup:
     def _look_up(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, owner: str | None
     ) -> tuple[StoredCheckpoint | None, str | None]:
-        """Return a checkpoint, and the id of one whose receipt alone is there, in its place."""
+        """Return a checkpoint; if only its receipt is stored, its id instead."""
         document = self._read_whole(thread_id, checkpoint_ns, checkpoint_id, owner)
         if document is None:
             return None, None
@@ -88,16 +88,16 @@ class Lookup:
         self._logs.look_at_tail(thread, document["still"][0], document["newest"])
         if checkpoint_id is None:
             self.remember_newest(thread, checkpoint_ns, row_id)
-        its: list[Document] | None = document.get("writes")
-        if its is not None:
-            its = [write for write in its if write["checkpoint_id"] == row_id]
-        found = self._checkpoint(thread_id, thread, document["row"], its)
-        return found._replace(metadata=document["record"]["metadata"]), None
+        writes: list[Document] | None = document.get("writes")
+        if writes is not None:
+            writes = [write for write in writes if write["checkpoint_id"] == row_id]
+        checkpoint = self._checkpoint(thread_id, thread, document["row"], writes)
+        return checkpoint._replace(metadata=document["record"]["metadata"]), None
 
     def _read_whole(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, owner: str | None
     ) -> Document | None:
-        """Return a checkpoint's row, its writes, and the thread's record before and after that.
+        """Return a checkpoint, its writes, and the thread's record before and after these.
 
         Without the writes, if these are more than fit into one document.
         """
@@ -128,7 +128,7 @@ class Lookup:
     def _from_known(
         self, thread_id: str, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str | None
     ) -> StoredCheckpoint | None:
-        """Return what `checkpoint` does, if the thread and its newest are about what is remembered.
+        """Return what `get` does, by what is known of the thread; None if that does not suffice.
 
         With the thread's record, and the rows from there on, the server need not look for either.
         """
@@ -147,20 +147,24 @@ class Lookup:
             {"family": thread.family, "$or": [same, rows]}, _SINCE
         )
         kinds: dict[str, list[Document]] = {"thread": [], "checkpoint": [], "write": []}
-        for one in read:
-            kinds[one["kind"]].append(one)
+        for document in read:
+            kinds[document["kind"]].append(document)
         if not kinds["thread"] or not kinds["checkpoint"]:
             self._known.forget(thread_id)
             return None
         self._logs.look_at_tail(thread, kinds["thread"][0], read)
-        row = max(kinds["checkpoint"], key=lambda one: str(one["checkpoint_id"]))
+        row = max(kinds["checkpoint"], key=lambda document: str(document["checkpoint_id"]))
         if checkpoint_id is None:
             self.remember_newest(thread, checkpoint_ns, row["checkpoint_id"])
         if _receipt_without(row["checkpoint_id"], kinds["write"]) is not None:
             return None  # it is to be seen whether it was put or removed just now
-        writes = [one for one in kinds["write"] if one["checkpoint_id"] == row["checkpoint_id"]]
-        found = self._checkpoint(thread_id, thread, row, writes)
-        return found._replace(metadata=kinds["thread"][0]["metadata"])
+        writes = [
+            document
+            for document in kinds["write"]
+            if document["checkpoint_id"] == row["checkpoint_id"]
+        ]
+        checkpoint = self._checkpoint(thread_id, thread, row, writes)
+        return checkpoint._replace(metadata=kinds["thread"][0]["metadata"])
 
     def _checkpoint(
         self, thread_id: str, thread: ThreadRef, row: Document, writes: list[Document] | None
@@ -169,12 +173,12 @@ class Lookup:
             place = {name: row[name] for name in ("checkpoint_ns", "checkpoint_id")}
             match = {**rows_of(thread, "write"), **place, "visible": True}
             writes = self._commands.find(match)
-        its = [write_row(write) for write in writes]
-        return StoredCheckpoint(thread_id, thread, checkpoint_row(row), its)
+        rows = [write_row(write) for write in writes]
+        return StoredCheckpoint(thread_id, thread, checkpoint_row(row), rows)
 
 
 def _receipt_without(checkpoint_id: str | None, writes: Iterable[Document]) -> str | None:
-    """Return which checkpoint other than this has a receipt among the writes that were read."""
+    """Return the id of a checkpoint other than this that has a receipt among some writes."""
     for write in writes:
         if write.get("idx") == RECEIPT and write["checkpoint_id"] != checkpoint_id:
             return str(write["checkpoint_id"])

@@ -44,7 +44,7 @@ class NewThreads:
         hashing: Hashing,
         **fields: Any,
     ) -> Document:
-        """Return the record of a thread that nobody sees yet.
+        """Return the record of a thread that is not visible yet.
 
         Args:
             thread_id: Its id.
@@ -58,14 +58,14 @@ class NewThreads:
             target.epoch,
             **record_of(target),
             provisional=False,
-            dead_until=old["dead_until"] if old else None,
+            watermark=old["watermark"] if old else None,
             building=ObjectId(),
             **fields,
         )
         return {**made, "checksums": checksums_of(made, hashing)}
 
     def show(self, made: Document, old: Document | None, before: Sequence[Statement]) -> bool:
-        """Let a thread be seen, and return whether it is.
+        """Make a thread visible, and return whether it is.
 
         Args:
             made: Its record.
@@ -97,10 +97,10 @@ class NewThreads:
         Raises:
             ThreadExists: There is one.
         """
-        names = self._commands.latest(self._commands.name_of(thread_id))
-        if not names:
+        name_documents = self._commands.latest(self._commands.name_of(thread_id))
+        if not name_documents:
             return None
-        old = {"_id": names[0]["key"], "family": names[0]["home"]}
+        old = {"_id": name_documents[0]["key"], "family": name_documents[0]["home"]}
         # If its record is missing, somebody is about to make it, or ended just before.
         now = datetime.fromtimestamp(self._commands.clock.now() / 1e6, timezone.utc)
         expiry = now + timedelta(microseconds=2 * self._commands.tombstone_ttl)
@@ -112,32 +112,32 @@ class NewThreads:
         (record,) = self._commands.latest(old)
         if record["deleted_at"] is None:
             raise thread_exists(thread_id)
-        watermark = watermark_of(names[0], self._commands.marks(thread_id), None)
-        return {**record, "dead_until": watermark}
+        watermark = watermark_of(name_documents[0], self._commands.marks(thread_id), None)
+        return {**record, "watermark": watermark}
 
     def discard(self, unfinished: Document) -> None:
-        """Remove a thread that nobody has seen, by its record."""
+        """Remove a thread that never became visible."""
         target = _ref_of(unfinished)
         self._commands.delete(rows_of(target))
         self._commands.delete(record_of(target))
 
     def _is_shown(self, made: Document, old: Document | None) -> bool:
-        """Return whether a thread can be seen although the command for it was not done in full.
+        """Return whether a thread is visible although the command for it seemed to fail.
 
         If not, its id means again what it meant before.
         """
         target = _ref_of(made)
-        named = {**self._commands.name_of(made["thread_id"]), "key": target.key}
-        if not self._commands.exists(named):
+        means = {**self._commands.name_of(made["thread_id"]), "key": target.key}
+        if not self._commands.exists(means):
             return False
         # By a command whose answer was lost, and which may have ended in between.
         self._commands.bulk([_show_statement(made)])
         if self._commands.exists({**record_of(target), "building": None}):
             return True
         if old is None:
-            self._commands.delete(named)
+            self._commands.delete(means)
         else:
-            self._commands.update(named, {"$set": {"key": old["_id"], "home": old["family"]}})
+            self._commands.update(means, {"$set": {"key": old["_id"], "home": old["family"]}})
         return False
 
 
@@ -146,7 +146,7 @@ def _ref_of(made: Document) -> ThreadRef:
 
 
 def _show_statement(made: Document) -> Statement:
-    """Return the statement that shows a thread, unless a collection took it for abandoned."""
+    """Return the statement that makes a thread visible, unless it was taken for abandoned."""
     stored = {"$cond": [{"$gt": ["$state_updated_at", 0]}, NOW, 0]}
     times = {"created_at": NOW, "updated_at": NOW, "state_updated_at": stored}
     return update_one(

@@ -15,7 +15,13 @@ LIVING = {"deleted_at": None, "building": None}
 def named_record(
     commands: MongoCommands, thread_id: str, owner: str | None = None
 ) -> list[Document]:
-    """Return the stages that find the record of a thread that is not deleted, and is theirs."""
+    """Return the stages that find the record of a thread by its id.
+
+    Args:
+        commands: Those of the collection.
+        thread_id: The id of a thread. If it is deleted, there is no record.
+        owner: Whose thread it must be; None for anybody's.
+    """
     visible = LIVING if owner is None else {**LIVING, "owner": owner}
     return [
         {"$match": commands.name_of(thread_id)},

@@ -27,7 +27,7 @@ _ATTEMPTS = 100  # others put to the thread, too
 
 
 class Put:
-    """A checkpoint, or writes, on the way into the collection.
+    """One checkpoint, or the writes of one task, on the way into the collection.
 
     Args:
         session: What can be done in the store, and what is known of it.
@@ -55,10 +55,10 @@ class Put:
             tail = session.logs.tail(thread)
             known = session.known.watermark(thread.key)
             watermark = known if tail is None else tail.watermark
-        self._prepared = Preparation(request, thread, creation, watermark)
+        self._preparation = Preparation(request, thread, creation, watermark)
 
     def steps(self) -> Steps[ThreadRef | None]:
-        """Return when it is stored, with its thread; None if it belongs to a deleted thread.
+        """Store it, and return its thread; None if it belongs to a deleted thread.
 
         Raises:
             Stale: The thread is not the expected one.
@@ -70,31 +70,31 @@ class Put:
             if self._comes_late():
                 self._remove_traces()
                 return None
-            attempt = Attempt(self._relay, self._session, self._prepared, self._size)
+            attempt = Attempt(self._relay, self._session, self._preparation, self._size)
             yield attempt
             attempt.check()
-            self._prepared = attempt.prepared
+            self._preparation = attempt.preparation
             self._note_doubts(attempt)
             if attempt.collision is None:
                 self._remember()
-                return self._prepared.thread
+                return self._preparation.thread
             if attempt.collision == "row":
                 self._prepare_repetition(attempt)
-            elif self._prepared.creation is None:
+            elif self._preparation.creation is None:
                 self._prepare_for_record(self._look_again(attempt.own_tail))
-            elif not self._prepare_successor(self._prepared.creation):
+            elif not self._prepare_successor(self._preparation.creation):
                 return None
         raise StorageBusy(f"thread {self._request.thread_id!r} changed {_ATTEMPTS} times in a row")
 
     def _note_doubts(self, attempt: Attempt) -> None:
-        """Note whether the checkpoint may be counted twice. A log counts what is in it once."""
-        is_doubtful = attempt.prepared.is_repeated or attempt.is_repeated
+        """Note whether the checkpoint may have been counted twice, which cannot be in a log."""
+        is_doubtful = attempt.preparation.is_repeated or attempt.is_repeated
         if is_doubtful and not self._session.logs.keeps_logs:
             self._is_unsure = True
 
     def _remember(self) -> None:
-        """Remember what is known of the thread once this is stored."""
-        request, thread, creation, *_ = self._prepared
+        """Remember what is known of the thread now that this is stored."""
+        request, thread, creation, *_ = self._preparation
         session = self._session
         if creation is not None and creation.watermark is not None:
             session.known.remember_watermark(thread.key, creation.watermark)
@@ -108,24 +108,24 @@ class Put:
     # Preparing it again
 
     def _prepare_repetition(self, attempt: Attempt) -> None:
-        """Prepare it for a checkpoint that is in its place, or for writes of its task."""
-        thread = self._prepared.thread
+        """Prepare to replace a checkpoint, or to add to writes of the same task."""
+        thread = self._preparation.thread
         is_counted = self._request.row is not None and self._is_visible(thread)
-        self._prepared = self._prepared._replace(is_repeated=True, is_counted=is_counted)
+        self._preparation = self._preparation._replace(is_repeated=True, is_counted=is_counted)
         if attempt.entries:
             self._session.logs.end_log(thread)
 
     def _prepare_for_record(self, record: Document) -> None:
-        """Prepare it for what the record of its thread says."""
+        """Prepare for the thread as its record now is."""
         checkpoint_id = self._request.checkpoint_id
         if record["status_for"] == checkpoint_id and not self._session.logs.keeps_logs:
             self._is_unsure = True
-        self._prepared = self._prepared._replace(
-            watermark=record["dead_until"], is_newest=record["status_for"] < checkpoint_id
+        self._preparation = self._preparation._replace(
+            watermark=record["watermark"], is_newest=record["status_for"] < checkpoint_id
         )
 
     def _look_again(self, own_tail: Tail | None) -> Document:
-        """Return the record of the thread, once nobody locks it any more.
+        """Wait until nobody locks the thread and it has no other log, and return its record.
 
         Args:
             own_tail: Where one's own log was to be gone on with, if it was.
@@ -135,7 +135,7 @@ class Put:
             Stale: The thread is not what it was.
             StaleLease: The run does not hold the lease any more.
         """
-        request, thread, logs = self._request, self._prepared.thread, self._session.logs
+        request, thread, logs = self._request, self._preparation.thread, self._session.logs
         while True:
             try:
                 record = self._session.locks.await_unlocked(thread)
@@ -146,8 +146,8 @@ class Put:
                     raise self._rewound()
                 own_tail = None
             self._check_unchanged(record)
-            if record["dead_until"] is not None:
-                self._session.known.remember_watermark(thread.key, record["dead_until"])
+            if record["watermark"] is not None:
+                self._session.known.remember_watermark(thread.key, record["watermark"])
             if record["log"] is None:
                 logs.look_at_tail(thread, record, ())
                 return record
@@ -157,7 +157,7 @@ class Put:
 
     def _check_unchanged(self, record: Document) -> None:
         """Raise an error if the record is not that of the thread for which this was prepared."""
-        request, thread = self._request, self._prepared.thread
+        request, thread = self._request, self._preparation.thread
         if record["deleted_at"] is not None:
             # A row may have arrived after the others were removed.
             ids = {"$in": row_ids(request, thread)}
@@ -169,32 +169,33 @@ class Put:
             raise StaleLease(stale_lease(request.thread_id))
 
     def _rewound(self) -> HistoryChanged:
-        """Return what is raised where the store turns out to have gone back."""
+        """Return the error for a store that turns out to be an older state of itself."""
         self._commands.identity.lose()
         return HistoryChanged()
 
     def _prepare_successor(self, creation: Creation) -> bool:
-        """Prepare it to make a thread of an id that was used before; False if it comes late.
+        """Prepare to make a thread of an id that was used before; return False if this is late.
 
         Raises:
             Stale: There is another thread of this id.
         """
-        request, thread, commands = self._request, self._prepared.thread, self._commands
+        request, thread, commands = self._request, self._preparation.thread, self._commands
         names = commands.latest(commands.name_of(request.thread_id))
         if not names:
             return True  # nothing was done by an attempt whose answer was lost
-        (named,) = names
-        old = _new_thread(request, named["key"], named["home"])
+        (name,) = names
+        old = _new_thread(request, name["key"], name["home"])
         records = commands.latest(record_of(old))
         if records and records[0]["deleted_at"] is None:
             if old.key != thread.key:
                 raise Stale
             # It was made by an attempt whose answer was lost.
-            self._prepared = self._prepared._replace(creation=None)
+            self._preparation = self._preparation._replace(creation=None)
             return True
-        if not self._is_admitted(named):
+        if not self._is_admitted(name):
             return False
-        watermark = watermark_of(named, commands.marks(request.thread_id), None)
+        marks = commands.marks(request.thread_id)
+        watermark = watermark_of(name, marks, None)
         if records:
             key = ObjectId()
             thread = _new_thread(request, key, key)
@@ -204,15 +205,15 @@ class Put:
             commands.bulk([creation_of_record(request, thread, watermark)])
             if not commands.exists({**record_of(thread), "epoch": thread.epoch}):
                 raise Stale
-        deletions = deletions_of(named, commands.marks(request.thread_id), request.owner)
-        creation = Creation(creation.name, old.key, watermark, named.get("deletion"), deletions)
-        self._prepared = self._prepared._replace(thread=thread, creation=creation)
+        deletions = deletions_of(name, commands.marks(request.thread_id), request.owner)
+        creation = Creation(creation.name, old.key, watermark, name.get("deletion"), deletions)
+        self._preparation = self._preparation._replace(thread=thread, creation=creation)
         return True
 
     # Late puts: those of runs that began before their thread was deleted
 
-    def _is_admitted(self, named: Document) -> bool:
-        """Return whether this is to be stored where its thread's id means no thread any more.
+    def _is_admitted(self, name: Document) -> bool:
+        """Return whether this may make a thread of an id whose thread was deleted.
 
         Args:
             named: The document that says what the id meant.
@@ -222,9 +223,9 @@ class Put:
         verdict = admission(
             request,
             exists=False,
-            deletions=lambda: deletions_of(named, marks, request.owner),
-            watermark=watermark_of(named, marks, None),
-            own_watermark=lambda: watermark_of(named, marks, request.owner),
+            deletions=lambda: deletions_of(name, marks, request.owner),
+            watermark=watermark_of(name, marks, None),
+            own_watermark=lambda: watermark_of(name, marks, request.owner),
             is_stored=lambda _: False,
         )
         if verdict is Admission.REFUSE_AND_CLEAN:
@@ -233,8 +234,8 @@ class Put:
         return verdict is Admission.STORE
 
     def _comes_late(self) -> bool:
-        """Return whether this belongs to a run of a thread that was deleted before this one."""
-        request, thread = self._request, self._prepared.thread
+        """Return whether this belongs to a run of an earlier, deleted thread of the id."""
+        request, thread = self._request, self._preparation.thread
 
         def own_watermark() -> str | None:
             names = self._commands.latest(self._commands.name_of(request.thread_id))
@@ -245,17 +246,17 @@ class Put:
             request,
             exists=True,
             deletions=frozenset,
-            watermark=self._prepared.watermark,
+            watermark=self._preparation.watermark,
             own_watermark=own_watermark,
             is_stored=lambda place: self._is_stored(thread, *place),
         )
         return verdict is Admission.REFUSE_AND_CLEAN
 
     def _remove_traces(self) -> None:
-        """Remove writes that came before the late checkpoint they belong to, and expect more."""
-        request, thread, commands = self._request, self._prepared.thread, self._commands
-        watermark = {"$max": ["$dead_until", {"$literal": request.checkpoint_id}]}
-        change = [{"$set": {"dead_until": watermark}}]
+        """Remove writes that came before this late checkpoint, and refuse those that follow."""
+        request, thread, commands = self._request, self._preparation.thread, self._commands
+        watermark = {"$max": ["$watermark", {"$literal": request.checkpoint_id}]}
+        change = [{"$set": {"watermark": watermark}}]
         self._session.logs.without_log(
             thread, record_of(thread), lambda match: commands.update(match, change)
         )
@@ -276,7 +277,7 @@ class Put:
         return self._commands.exists(match)
 
     def _is_visible(self, thread: ThreadRef) -> bool:
-        """Return whether there is a checkpoint in the place of this one, which is counted then."""
+        """Return whether there is a visible checkpoint in the place of this one."""
         id_ = row_id(thread, self._request.checkpoint_ns, self._request.checkpoint_id)
         return self._commands.exists({"_id": id_, "family": thread.family, "visible": True})
 

@@ -41,7 +41,7 @@ LARGE_CHUNKS = 8_000_000
 
 
 class Before(NamedTuple):
-    """What there will be after the puts that go before, in the same bulk."""
+    """The state that the earlier puts of the same bulk will leave."""
 
     made: dict[str, ThreadRef]
     tails: dict[ObjectId, Tail]
@@ -61,26 +61,26 @@ class Attempt(Submission):
     Attributes:
         prepared: What is put, with the thread that an earlier put of the bulk has made, if so.
         entries: What of it goes into the thread's log, if it does.
-        own_tail: The end of one's own log that it was to go after.
+        own_tail: Where the saver's own log ended before, if it has one.
         collision: Which of its statements collided with a document that exists, or may have.
         is_repeated: Whether a command before may have stored some of it.
         was_interrupted: Whether it may have been sent before, by somebody who was interrupted.
     """
 
     def __init__(
-        self, relay: Relay[Attempt], session: MongoSession, prepared: Preparation, size: int
+        self, relay: Relay[Attempt], session: MongoSession, preparation: Preparation, size: int
     ) -> None:
-        super().__init__(relay, may_wait=prepared.request.row is None)
-        self.prepared = prepared
+        super().__init__(relay, may_wait=preparation.request.row is None)
+        self.preparation = preparation
         self.size = size
-        self.chunk_bytes = sum(len(content) for _, content in prepared.request.chunks.values())
+        self.chunk_bytes = sum(len(content) for _, content in preparation.request.chunks.values())
         self.steps: Sequence[Step] = ()
         self.entries: Sequence[Document] = ()
         self.own_tail: Tail | None = None
         self.collision: Role | None = None
         self.is_repeated = False
         self.was_interrupted = False
-        self._original = prepared
+        self._original = preparation
         self._session = session
         self._tail: Tail | None = None
 
@@ -94,16 +94,16 @@ class Attempt(Submission):
         return super().is_settled and self.collision is None and not self.is_repeated
 
     def prepare(self, before: Before) -> None:
-        """Make the statements, and note what there will be after them."""
+        """Make the statements, and add the state after them to `before`."""
         self.collision = self.error = None  # of somebody who was interrupted as he noted it
-        prepared = self._with_thread_of(before)
-        if prepared is None:
+        preparation = self._with_thread_of(before)
+        if preparation is None:
             return
-        self.prepared = prepared
-        request, thread, *_ = prepared
+        self.preparation = preparation
+        request, thread, *_ = preparation
         logs = self._session.logs
         known = before.tails.get(thread.key) or logs.tail(thread)
-        tail = prepared.log_tail(known) if logs.keeps_logs else None
+        tail = preparation.log_tail(known) if logs.keeps_logs else None
         self.own_tail = known if known is not None and known.began is not None else None
         self.entries, self._tail = (), None
         if tail is not None:
@@ -111,14 +111,14 @@ class Attempt(Submission):
         elif logs.keeps_logs and request.row is not None:
             self.collide("entry")  # what counts goes into a log: one has to look at the thread
         else:
-            self.steps = steps_without_log(prepared)
-            self._tail = prepared.tail_without_log(known) if logs.keeps_logs else None
+            self.steps = steps_without_log(preparation)
+            self._tail = preparation.tail_without_log(known) if logs.keeps_logs else None
         if self._tail is not None:
             before.tails[thread.key] = self._tail
 
     def _go_on(self, tail: Tail) -> None:
-        """Make the statements that go on with a log, or begin one."""
-        request, thread, *_, is_counted = self.prepared
+        """Make the statements of a put into a log, which is begun if it is too old or not ours."""
+        request, thread, *_, is_counted = self.preparation
         beginning: Beginning | None = None
         if not tail.is_younger_than(LOG_SECONDS):
             old, tail = tail, tail.begin()
@@ -126,17 +126,17 @@ class Attempt(Submission):
             beginning = Beginning(old, tail.log)
         rows = entries_of(request, thread)
         self.entries, self._tail = tail.follow(request, rows, is_counted=is_counted)
-        self.steps = steps_with_log(self.prepared, self.entries, beginning)
+        self.steps = steps_with_log(self.preparation, self.entries, beginning)
 
     def _with_thread_of(self, before: Before) -> Preparation | None:
-        """Return what is to be put, for the thread that others have made of its id meanwhile.
+        """Return the preparation, for the thread of its id that another put makes, if one does.
 
         None if it cannot be put to that thread.
         """
-        prepared = self._original
-        request, thread, creation, *_ = prepared
+        preparation = self._original
+        request, thread, creation, *_ = preparation
         if creation is None:
-            return prepared
+            return preparation
         known = self._session.known
         made = before.made.setdefault(request.thread_id, known.get(request.thread_id) or thread)
         if made == thread:
@@ -145,8 +145,8 @@ class Attempt(Submission):
             if made.salt != thread.salt:  # its rows are bound to another thread
                 self.fail(Stale())
                 return None
-            return prepared._replace(thread=made, creation=None)
-        return prepared
+            return preparation._replace(thread=made, creation=None)
+        return preparation
 
     def _is_of(self, made: ThreadRef, request: PutRequest) -> bool:
         """Return whether a put belongs to a thread that was made meanwhile, as far as is known."""
@@ -165,17 +165,17 @@ class Attempt(Submission):
         if self.entries and tail is not None and not tail.is_younger_than(2 * LOG_SECONDS):
             self.collide("entry")
             return
-        self._session.known.remember(self.prepared.request.thread_id, self.prepared.thread)
-        self._session.logs.remember_tail(self.prepared.thread, tail)
+        self._session.known.remember(self.preparation.request.thread_id, self.preparation.thread)
+        self._session.logs.remember_tail(self.preparation.thread, tail)
         self.done = True
 
     def collide(self, role: Role) -> None:
-        """Note which of its statements collided with a document that exists, or may have."""
+        """Note that a statement collided with a document, or may have, and which."""
         self.collision = role
         self.fail(None)
 
     def interrupt(self) -> None:
-        """Note that it may have been sent, or not, before somebody was interrupted."""
+        """Note that the thread that sent it was interrupted: it is unknown whether it is stored."""
         self._forget_tail()
         self.was_interrupted = True
 
@@ -187,21 +187,21 @@ class Attempt(Submission):
 
     def _forget_tail(self) -> None:
         """Forget where the thread's log ends: it may have gone on."""
-        self._session.logs.remember_tail(self.prepared.thread, None)
+        self._session.logs.remember_tail(self.preparation.thread, None)
 
 
 def send(commands: MongoCommands, batch: Sequence[Attempt]) -> None:
-    """Send what is waiting as one bulk. Where one put fails, the next ones begin anew."""
+    """Send a batch as one bulk. If a put fails, those after it are sent again without it."""
     try:
         was_lost = any(attempt.was_interrupted for attempt in batch)
-        while batch := _prepared(commands, batch):
-            outcome = _executed(commands, batch)
+        while batch := _prepare(commands, batch):
+            outcome = _execute(commands, batch)
             if outcome is None:
                 return
             was_lost = was_lost or outcome.is_lost
             for attempt in batch:
                 attempt.is_repeated = was_lost or outcome.is_repeated
-            batch = _after(commands, batch, outcome)
+            batch = _note_outcome(commands, batch, outcome)
     except BaseException:  # an interrupt: nobody knows what was stored
         for attempt in batch:
             if not attempt.done:
@@ -209,19 +209,19 @@ def send(commands: MongoCommands, batch: Sequence[Attempt]) -> None:
         raise
 
 
-def _prepared(commands: MongoCommands, batch: Sequence[Attempt]) -> Sequence[Attempt]:
-    """Return those of a batch that are to be sent, with their statements."""
+def _prepare(commands: MongoCommands, batch: Sequence[Attempt]) -> Sequence[Attempt]:
+    """Make the statements of a batch, and return the attempts that are to be sent."""
     before = Before({}, {})
     for attempt in batch:
-        if attempt.prepared.request.history == commands.history:
+        if attempt.preparation.request.history == commands.history:
             attempt.prepare(before)
         else:
             attempt.fail(HistoryChanged())
     return [attempt for attempt in batch if not attempt.done]
 
 
-def _executed(commands: MongoCommands, batch: Sequence[Attempt]) -> Outcome | None:
-    """Return what became of a bulk, or None if all of it is done with."""
+def _execute(commands: MongoCommands, batch: Sequence[Attempt]) -> Outcome | None:
+    """Execute a bulk, and return its outcome; None if all its attempts are done."""
     entries = [document for attempt in batch for document in attempt.entries]
     is_small = sum(attempt.size for attempt in batch) < LARGE
     is_insert = is_small and all(attempt.is_insert for attempt in batch)
@@ -232,7 +232,7 @@ def _executed(commands: MongoCommands, batch: Sequence[Attempt]) -> Outcome | No
         else:
             statements = [step.statement for attempt in batch for step in attempt.steps]
             outcome = commands.bulk(statements, once=bool(entries), is_small=is_small)
-        if commands.is_kept(was_told=is_small):
+        if commands.is_same_store(was_named=is_small):
             return outcome
         _take_back(commands, batch)
     except InvalidInput as error:  # nothing was stored; see `checked_size`
@@ -243,10 +243,10 @@ def _executed(commands: MongoCommands, batch: Sequence[Attempt]) -> Outcome | No
     return None
 
 
-def _after(
+def _note_outcome(
     commands: MongoCommands, batch: Sequence[Attempt], outcome: Outcome
 ) -> Sequence[Attempt]:
-    """Note what became of a batch, and return what of it is to be sent again."""
+    """Note the outcome of a batch, and return the attempts that are to be sent again."""
     if outcome.is_lost:
         for attempt in batch:
             if attempt.entries:
@@ -279,12 +279,12 @@ def _note_failure(attempt: Attempt, role: Role, outcome: Outcome) -> None:
 
 
 def _take_back(commands: MongoCommands, batch: Sequence[Attempt]) -> None:
-    """Let all of a batch be put again: it was sent to a store that may be another one.
+    """Fail a batch that was sent to a store that may be another one, so that it is put again.
 
     What it stored there and does not belong there is removed. The rest is stored again.
     """
     for attempt in batch:
-        thread = attempt.prepared.thread
+        thread = attempt.preparation.thread
         if attempt.entries and _is_astray(commands, thread, attempt.entries[0]):
             ids, log = [entry["_id"] for entry in attempt.entries], attempt.entries[0]["log"]
             commands.delete({"_id": {"$in": ids}, "family": thread.family, "log": log})
@@ -293,7 +293,7 @@ def _take_back(commands: MongoCommands, batch: Sequence[Attempt]) -> None:
 
 
 def _is_astray(commands: MongoCommands, thread: ThreadRef, entry: Document) -> bool:
-    """Return whether an entry is not in its log, because the log, or the thread, went back."""
+    """Return whether the store lost the log, or the thread, that an entry belongs to."""
     if not commands.exists(record_of(thread)):
         return True
     log = {"family": thread.family, "log": entry["log"]}
@@ -304,7 +304,7 @@ def _is_astray(commands: MongoCommands, thread: ThreadRef, entry: Document) -> b
 
 
 def _send_alone(commands: MongoCommands, batch: Sequence[Attempt], error: Exception) -> None:
-    """Send puts one by one, to see which of them it is that fails."""
+    """Send the attempts of a batch one by one, since one of them fails."""
     if len(batch) == 1:
         batch[0].fail(error)
     else:

@@ -68,14 +68,14 @@ class Creation(NamedTuple):
 
 
 class Beginning(NamedTuple):
-    """A log that a put begins: the tail that it goes on from, as the thread must be, and its id."""
+    """A log that a put begins: the tail that it continues, and the new log's id."""
 
     before: Tail
     log: ObjectId
 
 
 class Preparation(NamedTuple):
-    """What is to be put, and what the put takes for granted of its thread.
+    """What is to be put, and the state of its thread that the put relies on.
 
     Args:
         request: What is to be stored.
@@ -96,7 +96,7 @@ class Preparation(NamedTuple):
     is_counted: bool = False
 
     def log_tail(self, known: Tail | None) -> Tail | None:
-        """Return the tail from which to go on in the thread's log, or to begin one, if it may be.
+        """Return the tail after which this goes into a log; None if it must not go into one.
 
         Args:
             known: The tail of the thread, as far as it is known.
@@ -123,51 +123,51 @@ class Preparation(NamedTuple):
         return known.with_status(self.request)
 
 
-def steps_without_log(prepared: Preparation) -> list[Step]:
+def steps_without_log(preparation: Preparation) -> list[Step]:
     """Return the statements of a put that does not go into a log."""
-    if prepared.creation is not None:
-        begin = _creation_steps(prepared)
-        prepared = prepared._replace(watermark=prepared.creation.watermark)
+    if preparation.creation is not None:
+        begin = _creation_steps(preparation)
+        preparation = preparation._replace(watermark=preparation.creation.watermark)
     else:
-        begin = [Step("guard", _guard(prepared))]
-    rows, shown = _pending_rows(prepared)
-    check = Step("check", _check(prepared))
-    return [*begin, *_chunks(prepared), *_replacement(prepared), *rows, check, *shown]
+        begin = [Step("guard", _guard(preparation))]
+    rows, shown = _pending_rows(preparation)
+    check = Step("check", _check(preparation))
+    return [*begin, *_chunks(preparation), *_replacement(preparation), *rows, check, *shown]
 
 
 def steps_with_log(
-    prepared: Preparation, entries: Sequence[Document], beginning: Beginning | None = None
+    preparation: Preparation, entries: Sequence[Document], beginning: Beginning | None = None
 ) -> list[Step]:
     """Return the statements of a put into a log, with those that begin the log if it is to begin.
 
     An entry leaves a document of its `_id` as it is, but for a checkpoint that is put again, and
     for what replaces what a task wrote.
     """
-    steps = [*_chunks(prepared), *_replacement(prepared)]
+    steps = [*_chunks(preparation), *_replacement(preparation)]
     for entry in entries:
         match: Document = {"_id": entry["_id"]}
         idx = entry.get("idx", 0)
-        if prepared.is_repeated:
-            if not prepared.is_counted and not is_receipt(idx):
+        if preparation.is_repeated:
+            if not preparation.is_counted and not is_receipt(idx):
                 match["visible"] = {"$ne": True}
             steps.append(Step("row", replace_one(match, entry, upsert=True)))
         elif replaces(idx):
-            steps.append(Step("row", _replacement_of_write(prepared.request, match, entry)))
+            steps.append(Step("row", _replacement_of_write(preparation.request, match, entry)))
         else:
             steps.append(Step("entry", insert_entry(entry)))
     if beginning is None:
-        guard = [Step("guard", _guard(prepared, entries[0]["log"]))]
-        return [*(guard if prepared.request.chunks else ()), *steps]
+        guard = [Step("guard", _guard(preparation, entries[0]["log"]))]
+        return [*(guard if preparation.request.chunks else ()), *steps]
     begin: list[Step] = []
-    if prepared.creation is not None:
-        begin = _creation_steps(prepared)
+    if preparation.creation is not None:
+        begin = _creation_steps(preparation)
     elif beginning.before.log is not None:
-        begin = [Step("end", end_of(prepared.thread, beginning.before))]
-    return [*begin, Step("check", _log_beginning(prepared, beginning)), *steps]
+        begin = [Step("end", end_of(preparation.thread, beginning.before))]
+    return [*begin, Step("check", _log_beginning(preparation, beginning)), *steps]
 
 
 def entries_of(request: PutRequest, thread: ThreadRef) -> list[Document]:
-    """Return the rows of a put, as they go into a log."""
+    """Return the rows of a put as documents of a log, without their slots."""
     return [
         {"_id": id_, **place, **content, "visible": True}
         for id_, place, content in _documents(request, thread)
@@ -189,7 +189,7 @@ def creation_of_record(request: PutRequest, thread: ThreadRef, watermark: str | 
         **request.expiry._asdict(),
         salt=request.salt,
         checksums=request.checksums,
-        dead_until=watermark,
+        watermark=watermark,
     )
     times = {"created_at": NOW, "updated_at": NOW}
     made = {"$mergeObjects": ["$$ROOT", {"$literal": record}, times]}
@@ -215,19 +215,19 @@ def _documents(
         yield id_, place, {**content, **under}
 
 
-def _pending_rows(prepared: Preparation) -> tuple[list[Step], list[Step]]:
-    """Return the statements that store rows to be seen later, and those that make them visible."""
-    request, thread = prepared.request, prepared.thread
+def _pending_rows(preparation: Preparation) -> tuple[list[Step], list[Step]]:
+    """Return the statements that store invisible rows, and those that make them visible."""
+    request, thread = preparation.request, preparation.thread
     rows: list[Step] = []
     shown: list[Step] = []
     for id_, place, content in _documents(request, thread):
         match: Document = {"_id": id_, "family": thread.family}
         is_write = place["kind"] == "write"
-        if not is_write and not prepared.is_repeated:
+        if not is_write and not preparation.is_repeated:
             match["content"] = {"$exists": False}
         rows.append(Step("row", update_one(match, {"$set": {**place, "next": content}}, True)))
         stays = is_write and not replaces(place["idx"])
-        if prepared.is_repeated and place.get("idx") == RECEIPT:
+        if preparation.is_repeated and place.get("idx") == RECEIPT:
             stays = False  # it may show another state
         keeps = request.fence if is_write and not stays else None
         shown.append(Step("show", _show(id_, thread, stays=stays, keeps=keeps)))
@@ -255,7 +255,7 @@ def _show(id_: bytes, thread: ThreadRef, *, stays: bool, keeps: int | None) -> S
 
 
 def _replacement_of_write(request: PutRequest, match: Document, entry: Document) -> Statement:
-    """Return the statement that replaces a write, and keeps what was before the run if it must."""
+    """Return the statement that replaces a write, and keeps the write of before the run."""
     if request.fence is None:
         return replace_one(match, {k: v for k, v in entry.items() if k != "_id"}, upsert=True)
     made = {"$mergeObjects": [{"$literal": entry}, _before(request.fence)]}
@@ -267,23 +267,23 @@ _RESTORED = ("task_path", "channel", "refs", "content", "checksum", "binding", "
 
 
 def _before(fence: int) -> Document:
-    """Return, as `before`, what a write was before the run that has a fence, if it was anything."""
+    """Return the field `before`: the write as it was before the run with a fence, if any."""
     old = {name: f"${name}" for name in _RESTORED}
     before = {"$cond": [{"$eq": ["$fence", fence]}, "$before", old]}
     return {"$cond": [_is_missing("content"), {}, {"before": before}]}
 
 
-def _replacement(prepared: Preparation) -> list[Step]:
-    """Return the statement by which a removal in turns notices that a checkpoint is another now."""
-    if prepared.request.row is None or not prepared.is_repeated:
+def _replacement(preparation: Preparation) -> list[Step]:
+    """Return the statement that tells removals that a checkpoint is replaced, if one is."""
+    if preparation.request.row is None or not preparation.is_repeated:
         return []
-    return [Step("guard", update_one(record_of(prepared.thread), {"$inc": {"removals": 1}}))]
+    return [Step("guard", update_one(record_of(preparation.thread), {"$inc": {"removals": 1}}))]
 
 
-def _chunks(prepared: Preparation) -> list[Step]:
+def _chunks(preparation: Preparation) -> list[Step]:
     return [
-        Step("chunk", chunk_statement(prepared.thread, digest, *chunk))
-        for digest, chunk in prepared.request.chunks.items()
+        Step("chunk", chunk_statement(preparation.thread, digest, *chunk))
+        for digest, chunk in preparation.request.chunks.items()
     ]
 
 
@@ -294,41 +294,41 @@ def _is_missing(field: str) -> Document:
 # The record of the thread
 
 
-def _creation_steps(prepared: Preparation) -> list[Step]:
-    creation, thread = prepared.creation, prepared.thread
+def _creation_steps(preparation: Preparation) -> list[Step]:
+    creation, thread = preparation.creation, preparation.thread
     assert creation is not None
     named = update_one(
         {**creation.name, "key": creation.old_key, "deletion": creation.deletion},
         {"$set": {"key": thread.key, "home": thread.family}, "$unset": {"expires": ""}},
         upsert=True,
     )
-    record = creation_of_record(prepared.request, thread, creation.watermark)
+    record = creation_of_record(preparation.request, thread, creation.watermark)
     return [Step("name", named), Step("guard", record)]
 
 
-def _same(prepared: Preparation, log: ObjectId | None) -> Document:
-    """Return a filter for the record of the thread, if it is as the put takes for granted."""
-    fence = prepared.request.fence
+def _same(preparation: Preparation, log: ObjectId | None) -> Document:
+    """Return a filter for the record of the thread in the state that the put relies on."""
+    fence = preparation.request.fence
     return {
         **({} if fence is None else {"fence": fence}),
-        **record_of(prepared.thread),
-        "epoch": prepared.thread.epoch,
+        **record_of(preparation.thread),
+        "epoch": preparation.thread.epoch,
         "deleted_at": None,
         "lock": None,
-        "dead_until": prepared.watermark,
+        "watermark": preparation.watermark,
         "log": log,
     }
 
 
-def _guard(prepared: Preparation, log: ObjectId | None = None) -> Statement:
-    """Return a statement that changes nothing, and collides if the thread is another by now."""
-    return expect(_same(prepared, log), {"$set": {"kind": "thread"}})
+def _guard(preparation: Preparation, log: ObjectId | None = None) -> Statement:
+    """Return a statement that changes nothing, and collides if the thread has changed."""
+    return expect(_same(preparation, log), {"$set": {"kind": "thread"}})
 
 
-def _log_beginning(prepared: Preparation, beginning: Beginning) -> Statement:
-    """Return the check that begins a log, and brings the record up to where it begins."""
+def _log_beginning(preparation: Preparation, beginning: Beginning) -> Statement:
+    """Return the check that names a new log in the record, and brings the record up to date."""
     before, log = beginning
-    match = _same(prepared._replace(watermark=before.watermark), before.log)
+    match = _same(preparation._replace(watermark=before.watermark), before.log)
     if before.log is None:
         match |= {
             name: before.record[name] for name in ("checkpoint_count", "status", "status_for")
@@ -339,15 +339,15 @@ def _log_beginning(prepared: Preparation, beginning: Beginning) -> Statement:
     return expect(match, changes)
 
 
-def _check(prepared: Preparation) -> Statement:
-    """Return the check of a put without a log, which keeps the record up."""
-    request, is_newest = prepared.request, prepared.is_newest
+def _check(preparation: Preparation) -> Statement:
+    """Return the check of a put without a log, which also updates the record."""
+    request, is_newest = preparation.request, preparation.is_newest
     if request.row is None and (request.status is None or not is_newest):
-        return _guard(prepared)
-    match = _same(prepared, None)
+        return _guard(preparation)
+    match = _same(preparation, None)
     changes: Document = {"$max": {"updated_at": request.now}, "$set": {"unlisted": True}}
     if request.row is not None:
-        changes["$inc"] = {"checkpoint_count": 0 if prepared.is_repeated else 1}
+        changes["$inc"] = {"checkpoint_count": 0 if preparation.is_repeated else 1}
         changes["$set"]["provisional"] = False
     if request.status is not None and is_newest:
         # A new checkpoint makes a thread idle, unless a task's interrupt or error came before it.

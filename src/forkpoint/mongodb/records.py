@@ -17,13 +17,13 @@ from forkpoint.mongodb.pipelines import join
 from forkpoint.mongodb.statements import update_one
 from forkpoint.mongodb.thread_documents import (
     NO_LOG,
-    SEEN,
+    VISIBLE,
     WITH_LEASE,
     fields_of,
     terms_of,
     thread_row,
 )
-from forkpoint.mongodb.tombstones import entomb
+from forkpoint.mongodb.tombstones import tombstone_statement
 from forkpoint.storage import interface
 from forkpoint.storage.interface import Threads
 from forkpoint.storage.plan import HEAD_ROWS
@@ -62,15 +62,15 @@ class MongoRecords(interface.Records):
 
     def get(self, thread_id: str) -> ThreadRow | None:
         stages = [*self._logs.up_to_date(), WITH_LEASE]
-        found = self._commands.aggregate(
+        records = self._commands.aggregate(
             [
                 {"$match": self._commands.name_of(thread_id)},
-                join(self._commands, "record", ("key", "_id"), SEEN, stages),
+                join(self._commands, "record", ("key", "_id"), VISIBLE, stages),
                 {"$unwind": "$record"},
                 {"$replaceWith": "$record"},
             ]
         )
-        return thread_row(found[0]) if found else None
+        return thread_row(records[0]) if records else None
 
     def with_heads(self, rows: Sequence[ThreadRow | None]) -> list[ThreadRow | None]:
         # Where the record says that there is nothing to be seen, nothing is read.
@@ -78,7 +78,7 @@ class MongoRecords(interface.Records):
         at = {(row.thread.key, row.shown_at) for row in looked_at}
         heads: dict[object, list[WriteRow]] = {}
         for batch in batches(looked_at, _THREADS):
-            found = self._commands.find(
+            writes = self._commands.find(
                 {
                     "family": {"$in": list({row.thread.family for row in batch})},
                     "thread": {"$in": [row.thread.key for row in batch]},
@@ -89,7 +89,7 @@ class MongoRecords(interface.Records):
                     "visible": True,
                 }
             )
-            for write in found:
+            for write in writes:
                 if (write["thread"], write["checkpoint_id"]) in at:
                     heads.setdefault(write["thread"], []).append(write_row(write))
         return [row and row._replace(head=heads.get(row.thread.key, ())) for row in rows]
@@ -133,7 +133,7 @@ class MongoRecords(interface.Records):
         active = {"updated_at": later} if times is None else times._asdict()
         same = {
             **record_of(seen.thread),
-            **SEEN,
+            **VISIBLE,
             **fields_of(seen.described),
             "checksums": seen.checksums,
         }
@@ -154,7 +154,7 @@ class MongoRecords(interface.Records):
     ) -> bool:
         self._logs.end_log(seen.thread)
         if seen.thread.owner is not None:
-            self._entomb_for(seen)
+            self._add_tombstone(seen)
         whole = self.with_heads([seen])[0] or seen
         preview = next((row.content for row in whole.head if row.idx == RECEIPT), b"")
         fields: Document = {
@@ -167,9 +167,9 @@ class MongoRecords(interface.Records):
             "value_terms": stored_value_terms(owner, preview),
         }
         later = {"$max": [NOW, {"$add": ["$updated_at", 1]}, seen.updated_at + 1]}
-        wanted = {**record_of(seen.thread), **SEEN, **NO_LOG, "lock": None}
+        match = {**record_of(seen.thread), **VISIBLE, **NO_LOG, "lock": None}
         return self._commands.update(
-            {**wanted, "checksums": seen.checksums, "updated_at": seen.updated_at},
+            {**match, "checksums": seen.checksums, "updated_at": seen.updated_at},
             [
                 {"$set": {name: {"$literal": value} for name, value in fields.items()}},
                 {"$set": {"updated_at": later, "unlisted": True}},
@@ -185,8 +185,8 @@ class MongoRecords(interface.Records):
         if row is not None:
             fields |= {"terms": _terms(row.thread.owner, row.described), "unlisted": True}
             change["$unset"] = {"listed_values": ""}
-        wanted: Document = {"_id": kin.key, "family": parent.family, "checksums": kin.checksums}
-        return self._commands.update(wanted, change)
+        match: Document = {"_id": kin.key, "family": parent.family, "checksums": kin.checksums}
+        return self._commands.update(match, change)
 
     def note_sweep(self, seen: ThreadRow) -> None:
         self._commands.update(record_of(seen.thread), {"$set": {"swept_at": seen.updated_at}})
@@ -194,7 +194,7 @@ class MongoRecords(interface.Records):
     def _adopt(
         self, thread_id: str, owner: str | None, described: Description, hashing: Hashing
     ) -> bool:
-        """Describe a thread that has writes, but no checkpoint yet, if that is what an id means."""
+        """Describe the thread of an id that has writes, but no checkpoint yet."""
         thread = self._threads.find(thread_id)
         if thread is None or thread.owner != owner:
             return False
@@ -206,16 +206,18 @@ class MongoRecords(interface.Records):
         new = {**record_of(thread), "provisional": True, "deleted_at": None}
         return self._commands.update(new, {"$set": made})
 
-    def _entomb_for(self, seen: ThreadRow) -> None:
-        """Let a thread be as if it had been deleted for the runs of its owner."""
+    def _add_tombstone(self, seen: ThreadRow) -> None:
+        """Add a tombstone, so that runs of the owner before are refused as after a deletion."""
         rows = {"family": seen.thread.family, "thread": seen.thread.key, "kind": ROWS}
         ids = [row["checkpoint_id"] for row in self._commands.latest(rows, {"checkpoint_id": 1})]
         mark = self._commands.marks(seen.thread_id).of_owner(seen.thread.owner)
         name = self._commands.name_of(seen.thread_id)
-        dead_until, ttl = max(ids, default=None), self._commands.tombstone_ttl
-        self._commands.bulk([entomb(name, mark, dead_until, ObjectId(), ttl, is_given=True)])
+        watermark, ttl = max(ids, default=None), self._commands.tombstone_ttl
+        self._commands.bulk(
+            [tombstone_statement(name, mark, watermark, ObjectId(), ttl, is_given=True)]
+        )
 
 
 def _terms(owner: str | None, described: Description) -> list[int]:
-    said = described.label, described.tags, described.metadata
-    return thread_terms(owner, *said, None)
+    fields = described.label, described.tags, described.metadata
+    return thread_terms(owner, *fields, None)

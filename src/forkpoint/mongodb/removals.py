@@ -8,7 +8,7 @@ from bson.objectid import ObjectId
 
 from forkpoint.errors import StorageBusy
 from forkpoint.langgraph_rules import NULL_TASK_ID
-from forkpoint.mongodb.checkpoints import within
+from forkpoint.mongodb.checkpoints import fence_range
 from forkpoint.mongodb.commands import IN_ONE_COMMAND, MongoCommands
 from forkpoint.mongodb.documents import NOW, ROWS, Document, record_of, rows_of
 from forkpoint.mongodb.locks import Locks
@@ -87,12 +87,12 @@ class MongoRemovals(interface.Removals):
     def extent(self, thread: ThreadRef) -> ChangeCount:
         living = {**record_of(thread), "deleted_at": None}
         fields = {"checkpoint_count": 1, "removals": 1}
-        found = self._commands.aggregate(
+        documents = self._commands.aggregate(
             [{"$match": living}, *self._logs.up_to_date(), {"$project": fields}]
         )
-        if not found:
+        if not documents:
             raise Stale
-        return ChangeCount(found[0]["checkpoint_count"], found[0]["removals"])
+        return ChangeCount(documents[0]["checkpoint_count"], documents[0]["removals"])
 
     def remove_batch(
         self, thread: ThreadRef, part: RemovalPart, check: Callable[[], None]
@@ -100,7 +100,7 @@ class MongoRemovals(interface.Removals):
         self._locks.give_way(thread)
         with self._locks.locked(thread, {"epoch": ObjectId()}) as guard:
             check()
-            places, going = self._first_of(thread, part)
+            places, going = self._next_part(thread, part)
             plan = part.plan._replace(
                 removed=part.plan.removed & going.keys(), hidden=part.plan.hidden & going.keys()
             )
@@ -127,7 +127,7 @@ class MongoRemovals(interface.Removals):
     def _doom(
         self, thread: ThreadRef, plan: Plan, gone: int, guard: Statement, *, is_moved: bool
     ) -> None:
-        """Take out of sight what is to be removed or hidden.
+        """Make the rows invisible that are to be removed or hidden.
 
         Args:
             thread: The thread, which is locked.
@@ -158,15 +158,15 @@ class MongoRemovals(interface.Removals):
         if outcome.failed is not None:
             raise StorageBusy("removing took too long, and others have written since; try again")
 
-    def _first_of(
+    def _next_part(
         self, thread: ThreadRef, part: RemovalPart
     ) -> tuple[int, Mapping[Place, Sequence[Document]]]:
-        """Return how many checkpoints are the next part of a removal, and the rows of each."""
+        """Return the number of checkpoints in the next part of a removal, and their rows."""
         is_whole = part.plan.is_whole
         most = len(part.going) if is_whole else max(1, self._turns.turn_rows // _PLACES_PER_TURN)
         rows: dict[Place, list[Document]] = {place: [] for place in part.going[:most]}
-        for wanted in _wanted_of(thread, rows):
-            for row in self._commands.latest({**wanted, "kind": ROWS}, _STUB):
+        for match in _filters_of(thread, rows):
+            for row in self._commands.latest({**match, "kind": ROWS}, _STUB):
                 rows[row["checkpoint_ns"], row["checkpoint_id"]].append(row)
         number = 0
         going: dict[Place, Sequence[Document]] = {}
@@ -179,7 +179,7 @@ class MongoRemovals(interface.Removals):
 
 
 def _changes_of_rows(thread: ThreadRef, plan: Plan) -> Iterator[Statement]:
-    """Return the statements that take rows out of sight, and hide or restart others.
+    """Return the statements that make rows invisible, hide checkpoints, or restart them.
 
     Each once: the binding goes up with the flag. Receipts first: else somebody might miss what they
     are for.
@@ -191,32 +191,32 @@ def _changes_of_rows(thread: ThreadRef, plan: Plan) -> Iterator[Statement]:
         "idx": {"$nin": KEPT},
         "$or": [{"task_id": {"$ne": NULL_TASK_ID}}, {"idx": {"$in": DROPPED}}],
     }
-    yield from _of_places(thread, plan.removed, receipts, doom)
-    yield from _of_places(thread, plan.hidden, {**receipts, "idx": RECEIPT}, doom)
-    yield from _of_places(thread, plan.reopened, {"$and": [receipts, done]}, doom)
+    yield from _changes_at(thread, plan.removed, receipts, doom)
+    yield from _changes_at(thread, plan.hidden, {**receipts, "idx": RECEIPT}, doom)
+    yield from _changes_at(thread, plan.reopened, {"$and": [receipts, done]}, doom)
     hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}, "$inc": {"binding": HIDDEN}}
-    yield from _of_places(thread, plan.hidden, {"kind": "checkpoint", "hidden": None}, hide)
+    yield from _changes_at(thread, plan.hidden, {"kind": "checkpoint", "hidden": None}, hide)
     restart = {"$set": {"restarts": True}, "$inc": {"binding": RESTARTS}}
     others = {"kind": "checkpoint", "restarts": None}
-    yield from _of_places(thread, plan.restarted, others, restart)
-    yield from _of_places(thread, plan.removed, {"kind": ROWS}, doom)
-    yield from _of_places(thread, plan.reopened, done, doom)
+    yield from _changes_at(thread, plan.restarted, others, restart)
+    yield from _changes_at(thread, plan.removed, {"kind": ROWS}, doom)
+    yield from _changes_at(thread, plan.reopened, done, doom)
     if plan.withdrawn is not None:
-        under = {**rows_of(thread, "write"), "fence": within(plan.withdrawn)}
+        under = {**rows_of(thread, "write"), "fence": fence_range(plan.withdrawn)}
         yield update_many({**under, **_IS_WHOLE}, _RESTORE)
         yield update_many({**under, "idx": receipts["idx"]}, doom)
         yield update_many(under, doom)
 
 
-def _of_places(
+def _changes_at(
     thread: ThreadRef, places: Collection[Place], which: Document, change: Document
 ) -> Iterator[Statement]:
     """Return the statements that change the rows of some checkpoints."""
-    for wanted in _wanted_of(thread, places):
-        yield update_many({**wanted, **which}, change)
+    for match in _filters_of(thread, places):
+        yield update_many({**match, **which}, change)
 
 
-def _wanted_of(thread: ThreadRef, places: Collection[Place]) -> Iterator[Document]:
+def _filters_of(thread: ThreadRef, places: Collection[Place]) -> Iterator[Document]:
     """Return filters for the rows of some checkpoints."""
     ids: dict[str, list[str]] = {}
     for checkpoint_ns, checkpoint_id in places:

@@ -15,7 +15,7 @@ from forkpoint.caches import CACHE_BYTES, CacheBudget
 from forkpoint.encoding.serializer import serializer_of
 from forkpoint.encoding.type_codecs import Alias, TypeCodec
 from forkpoint.errors import InvalidInput
-from forkpoint.mongodb.errors import typed
+from forkpoint.mongodb.errors import typed_error
 from forkpoint.mongodb.storage import SETTINGS, MongoStorage
 from forkpoint.results import OnExpiry
 from forkpoint.runtime.runner import WorkerRunner
@@ -173,10 +173,10 @@ class MongoDBSaver(ForkpointSaver):
         with _OwnClient(conn_string, client_options).connect() as client:
             name = _database_name(_default_database(client) if db_name is None else db_name)
             try:
-                found = client[name][_collection(collection)].find_one({"_id": SETTINGS})
+                settings = client[name][_collection(collection)].find_one({"_id": SETTINGS})
             except PyMongoError as error:
-                raise typed(error) from error
-        return found is not None
+                raise typed_error(error) from error
+        return settings is not None
 
 
 class _OwnClient:

@@ -130,14 +130,14 @@ _UNKNOWN = {
 def _attempts(collection: Collection[Document]) -> Mapping[str, Callable[[], object]]:
     name = collection.name
     same = {"$match": {"$expr": {"$eq": ["$family", "$$home"]}}}
-    lookup: Document = {"from": name, "localField": "key", "foreignField": "_id", "as": "found"}
+    lookup: Document = {"from": name, "localField": "key", "foreignField": "_id", "as": "documents"}
     graph: Document = {
         "from": name,
         "startWith": "$refs",
         "connectFromField": "refs",
         "connectToField": "_id",
         "restrictSearchWithMatch": {"family": "settings"},
-        "as": "found",
+        "as": "documents",
     }
 
     def aggregate(*stages: Any) -> Callable[[], object]:

@@ -24,7 +24,7 @@ from forkpoint.mongodb.thread_documents import (
     LEASED,
     NO_LOG,
     NOT_LEASED,
-    SEEN,
+    VISIBLE,
     WITH_LEASE,
     thread_row,
 )
@@ -59,7 +59,7 @@ _SORTED = {
 
 
 class MongoSearch(interface.Search):
-    """Searches threads, and brings the index that it searches up to date.
+    """Searches threads, and first brings the index up to date.
 
     Args:
         commands: Those of the collection.
@@ -69,28 +69,28 @@ class MongoSearch(interface.Search):
     def __init__(self, commands: MongoCommands, logs: Logs) -> None:
         self._commands = commands
         self._logs = logs
-        self._may_list = True  # until the server says that the user may not write
+        self._may_write = True  # until the server says that the user may not write
 
     def page(self, query: ThreadQuery) -> ThreadRowPage:
-        is_listed = query.after is not None or self._list_if_allowed()
+        is_updated = query.after is not None or self._update_index_if_allowed()
         field = _SORTED[query.sort_by]
         direction = -1 if query.descending else 1
         sort = {field: direction, "thread_id": direction}
         fields = {"thread_id": 1, "family": 1, field: 1}
         limit = query.limit + 1
-        if is_listed and self._may_list:
-            found, moment = self._commands.snapshots.find_at(
-                _moment(query.snapshot), _wanted(query), fields, sort, limit
+        if is_updated and self._may_write:
+            documents, moment = self._commands.snapshots.find_at(
+                _timestamp(query.snapshot), _filter_of(query), fields, sort, limit
             )
         else:
             page: list[Document] = [{"$sort": sort}, {"$limit": limit}, {"$project": fields}]
-            found, moment = self._commands.aggregate([*self._as_they_are(query), *page]), None
-        is_last = len(found) <= query.limit
-        found = found[: query.limit]
-        rows = self._rows_of(found)
+            documents, moment = self._commands.aggregate([*self._without_index(query), *page]), None
+        is_last = len(documents) <= query.limit
+        documents = documents[: query.limit]
+        rows = self._rows_of(documents)
         return ThreadRowPage(
-            [rows.get(one["_id"]) for one in found],
-            [(one[field], one["thread_id"]) for one in found],
+            [rows.get(document["_id"]) for document in documents],
+            [(document[field], document["thread_id"]) for document in documents],
             None if moment is None else [moment.time, moment.inc],
             is_last,
         )
@@ -102,43 +102,48 @@ class MongoSearch(interface.Search):
         """Do nothing: see `begin_snapshot`."""
 
     def count(self, query: ThreadQuery) -> int:
-        if self._list_if_allowed():
-            return self._commands.count(_wanted(query)) - self._count_expired(query)
+        if self._update_index_if_allowed():
+            return self._commands.count(_filter_of(query)) - self._count_expired(query)
         alive = {"$match": {"$nor": [{"$expr": EXPIRED}]}}
-        found = [*self._as_they_are(query), alive, {"$count": "threads"}]
-        counted = self._commands.aggregate(found)
-        return int(counted[0]["threads"]) if counted else 0
+        stages = [*self._without_index(query), alive, {"$count": "threads"}]
+        counts = self._commands.aggregate(stages)
+        return int(counts[0]["threads"]) if counts else 0
 
     def expired(
         self, after: tuple[int, Any] | None, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
-        self._end_unlisted()
+        self._end_logs_of_changed()
         now = self._commands.now()
-        found: list[Document] = []
+        records: list[Document] = []
         oldest: list[Document] = [{"$sort": {"updated_at": 1, "_id": 1}}, {"$limit": limit}]
         for ttl in self._commands.distinct("ttl", {"ttl": {"$gt": 0}}):
-            over: Document = {"ttl": ttl, "updated_at": {"$lte": now - ttl}, **SEEN, **_of(owner)}
+            over: Document = {
+                "ttl": ttl,
+                "updated_at": {"$lte": now - ttl},
+                **VISIBLE,
+                **_owned_by(owner),
+            }
             over["$expr"] = {"$ne": ["$swept_at", "$updated_at"]}
             if after is not None:
                 since, key = after[0] - ttl, after[1]
                 over["updated_at"]["$gte"] = since
                 over["$or"] = [{"updated_at": {"$gt": since}}, {"_id": {"$gt": key}}]
-            found += self._read([{"$match": over}, *oldest])
-        found.sort(key=lambda record: (record["updated_at"] + record["ttl"], record["_id"]))
-        return [thread_row(record) for record in found[:limit]]
+            records += self._read([{"$match": over}, *oldest])
+        records.sort(key=lambda record: (record["updated_at"] + record["ttl"], record["_id"]))
+        return [thread_row(record) for record in records[:limit]]
 
     def larger_than(
         self, more_than: int, after: Any, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
-        self._end_unlisted()
-        wanted: Document = {"checkpoint_count": {"$gt": more_than}, **SEEN, **_of(owner)}
+        self._end_logs_of_changed()
+        match: Document = {"checkpoint_count": {"$gt": more_than}, **VISIBLE, **_owned_by(owner)}
         # Only threads have such names.
-        wanted["_id"] = {"$gt": after or ObjectId("0" * 24)}
-        found = self._read([{"$match": wanted}, {"$sort": {"_id": 1}}, {"$limit": limit}])
-        return [thread_row(record) for record in found]
+        match["_id"] = {"$gt": after or ObjectId("0" * 24)}
+        records = self._read([{"$match": match}, {"$sort": {"_id": 1}}, {"$limit": limit}])
+        return [thread_row(record) for record in records]
 
     def _count_expired(self, query: ThreadQuery) -> int:
-        """Return how many of those that are listed have expired."""
+        """Return how many of the threads that match have expired."""
         ttls = self._commands.distinct("ttl", {"ttl": {"$gt": 0}})
         now = self._commands.now() if ttls else 0
         over: list[Document] = [
@@ -150,85 +155,87 @@ class MongoSearch(interface.Search):
             }
             for ttl in ttls
         ]
-        listed = _wanted(query)["$and"]
+        listed = _filter_of(query)["$and"]
         return sum(self._commands.count({"$and": [*listed, each]}) for each in over)
 
-    def _rows_of(self, found: Sequence[Document]) -> dict[Any, ThreadRow]:
-        if not found:
+    def _rows_of(self, documents: Sequence[Document]) -> dict[Any, ThreadRow]:
+        if not documents:
             return {}
-        wanted = {
-            "_id": {"$in": [one["_id"] for one in found]},
-            "family": {"$in": list({one["family"] for one in found})},
-            **SEEN,
+        match = {
+            "_id": {"$in": [document["_id"] for document in documents]},
+            "family": {"$in": list({document["family"] for document in documents})},
+            **VISIBLE,
         }
-        return {one["_id"]: thread_row(one) for one in self._read([{"$match": wanted}])}
+        return {
+            document["_id"]: thread_row(document) for document in self._read([{"$match": match}])
+        }
 
     def _read(self, stages: list[Document]) -> list[Document]:
         return self._commands.aggregate([*stages, *self._logs.up_to_date(), WITH_LEASE])
 
-    def _list_if_allowed(self) -> bool:
-        """Let searches find threads by what they are, if that can be written; return whether."""
-        if self._may_list:
+    def _update_index_if_allowed(self) -> bool:
+        """Bring the index up to date, and return whether the user may do so."""
+        if self._may_write:
             try:
-                self._list_anew()
+                self._update_index()
             except (StorageReadOnly, StorageUnauthorized):
-                self._may_list = False
+                self._may_write = False
             except StorageFull:
                 return False
-        return self._may_list
+        return self._may_write
 
-    def _as_they_are(self, query: ThreadQuery) -> list[Document]:
-        """Return the stages that find threads for a user who may not bring the index up to date.
+    def _without_index(self, query: ThreadQuery) -> list[Document]:
+        """Return the stages that find threads where the index cannot be brought up to date.
 
         Those that changed since it was, and those whose lease may be over, are looked at one by
         one; the others are found through the index.
         """
-        wanted = _wanted(query)
+        match = _filter_of(query)
         listed = {"unlisted": {"$ne": True}, "listed_status": {"$ne": "busy"}}
         busy = {"$and": [{"terms": ALL_TERM}, {"listed_status": "busy"}, _LISTED]}
         now: list[Document] = [
             *self._logs.up_to_date(),
             {"$set": {**_PLACE, "listed_status": _STATUS_NOW}},
-            {"$match": wanted},
+            {"$match": match},
         ]
         changed: list[Document] = [
-            {"$match": {"unlisted": True, **SEEN}},
-            {"$match": {**busy, "unlisted": {"$ne": True}, **SEEN}},
+            {"$match": {"unlisted": True, **VISIBLE}},
+            {"$match": {**busy, "unlisted": {"$ne": True}, **VISIBLE}},
         ]
         unions = [
             {"$unionWith": {"coll": self._commands.name, "pipeline": [match, *now]}}
             for match in changed
         ]
-        return [{"$match": {**wanted, **listed}}, *unions]
+        return [{"$match": {**match, **listed}}, *unions]
 
-    def _list_anew(self) -> None:
-        """Let searches find threads by what they are at the moment."""
-        self._end_unlisted()
+    def _update_index(self) -> None:
+        """Bring the index up to date."""
+        self._end_logs_of_changed()
         still = {"$cond": [{"$eq": ["$log", None]}, "$$REMOVE", True]}
         listed: list[Document] = [
             {"$set": {**_PLACE, "listed_status": _STATUS_NOW, "unlisted": still}}
         ]
-        self._commands.update_all({"unlisted": True, **SEEN}, listed)
+        self._commands.update_all({"unlisted": True, **VISIBLE}, listed)
         ended: list[Document] = [
             {"$set": {**NOT_LEASED, "fence": {"$add": ["$fence", 1]}, "listed_status": "$status"}}
         ]
         busy = {"terms": ALL_TERM, "listed_status": "busy", **_LISTED, **NO_LOG}
         self._commands.update_all({**busy, "$nor": [{"$expr": LEASED}]}, ended)
 
-    def _end_unlisted(self) -> None:
-        """Bring up to date what searches are to look at."""
+    def _end_logs_of_changed(self) -> None:
+        """End the logs of all threads that changed since the index was brought up to date."""
         self._logs.end_many_logs({"unlisted": True})
 
 
-def _of(owner: str | None) -> Document:
+def _owned_by(owner: str | None) -> Document:
     return {} if owner is None else {"owner": owner}
 
 
-def _moment(snapshot: Any) -> Timestamp | None:
+def _timestamp(snapshot: Any) -> Timestamp | None:
     return None if snapshot is None else Timestamp(*snapshot)
 
 
-def _wanted(query: ThreadQuery) -> Document:
+def _filter_of(query: ThreadQuery) -> Document:
     """Return the filter that selects threads."""
     conditions: list[Document] = [{"terms": term} for term in query.terms]
     if query.any_terms:

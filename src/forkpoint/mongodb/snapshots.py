@@ -12,7 +12,7 @@ from pymongo.errors import CursorNotFound, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from forkpoint.mongodb.documents import Document
-from forkpoint.mongodb.errors import is_transient, typed
+from forkpoint.mongodb.errors import is_transient, typed_error
 from forkpoint.mongodb.identity import Identity
 from forkpoint.storage.interface import Stale
 
@@ -24,7 +24,7 @@ class _Retrying(Protocol):
 
 
 class Snapshots:
-    """Reads documents that are all of the same moment.
+    """Reads documents as they all were at one moment.
 
     Args:
         collection: With the concerns that it is to be read and written with.
@@ -44,7 +44,7 @@ class Snapshots:
         self._together = collection.with_options(read_concern=ReadConcern("snapshot"))
         self._keeps_moments = True
 
-    def find_together(self, wanted: Document, limit: int) -> list[Document]:
+    def find_together(self, match: Document, limit: int) -> list[Document]:
         """Return documents that a majority has, all of the same moment.
 
         There are none if the server does not keep it, or if they are more than the limit.
@@ -53,37 +53,37 @@ class Snapshots:
 
         def together() -> list[Document]:
             try:
-                return find(wanted, limit=limit + 1, batch_size=limit + 2).to_list()
+                return find(match, limit=limit + 1, batch_size=limit + 2).to_list()
             except OperationFailure as error:
                 if error.code not in _NO_SNAPSHOT:
                     raise
                 self._keeps_moments = error.code not in _NO_SNAPSHOTS
                 return []
 
-        found = self._retrying(together) if self._keeps_moments else []
-        return found if len(found) <= limit else []
+        documents = self._retrying(together) if self._keeps_moments else []
+        return documents if len(documents) <= limit else []
 
-    def open(self, wanted: Document, batch: int) -> Iterator[Document] | None:
-        """Return documents as they are now, to be read with `read_on` while others write.
+    def open(self, match: Document, batch: int) -> Iterator[Document] | None:
+        """Return a cursor over documents as they are now, for `read_on`.
 
         None if the server does not keep what was.
         """
         find = self._together.find
 
         def begin() -> Iterator[Document] | None:
-            found = find(wanted, batch_size=batch)
+            cursor = find(match, batch_size=batch)
             try:
-                first = list(islice(found, 1))
+                first = list(islice(cursor, 1))
             except OperationFailure as error:
                 if error.code not in _NO_SNAPSHOT:
                     raise
                 return None
-            return chain(first, found)
+            return chain(first, cursor)
 
         return self._retrying(begin)
 
     def read_on(self, opened: Iterator[Document], number: int) -> list[Document]:
-        """Return the next documents of a moment.
+        """Return the next documents of a cursor.
 
         Raises:
             Stale: The server does not keep that moment any more.
@@ -94,29 +94,29 @@ class Snapshots:
             code = error.code if isinstance(error, OperationFailure) else None
             if isinstance(error, CursorNotFound) or code in _NO_SNAPSHOT or is_transient(error):
                 raise Stale from error
-            raise typed(error) from error
+            raise typed_error(error) from error
 
     def find_at(
         self,
         moment: Timestamp | None,
-        wanted: Document,
+        match: Document,
         fields: Mapping[str, int],
         sort: Mapping[str, int],
         limit: int,
     ) -> tuple[list[Document], Timestamp | None]:
-        """Return documents as they were at a moment, the last one for None, and that moment.
+        """Return documents as they were at a moment, or are now, and that moment.
 
         It is None if the server does not keep it, and then they are as they are.
         """
         command = {
             "find": self._collection.name,
-            "filter": wanted,
+            "filter": match,
             "projection": fields,
             "sort": sort,
             "limit": limit,
             "batchSize": limit,
             "singleBatch": True,
-            **self._identity.named,
+            **self._identity.uuid_option,
         }
         concern: Document = {"level": "snapshot"}
         if moment is not None:

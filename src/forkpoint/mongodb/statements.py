@@ -13,7 +13,7 @@ _Change = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 class Statement(NamedTuple):
     """A change of the documents that a filter finds."""
 
-    wanted: Mapping[str, Any]
+    match: Mapping[str, Any]
     change: Any
     upsert: bool = False
     is_of_many: bool = False
@@ -21,8 +21,8 @@ class Statement(NamedTuple):
 
     @property
     def document(self) -> dict[str, Any]:
-        """It as a part of the command `update`."""
-        document: dict[str, Any] = {"q": self.wanted, "u": self.change}
+        """The statement as a part of the command `update`."""
+        document: dict[str, Any] = {"q": self.match, "u": self.change}
         if self.upsert:
             document["upsert"] = True
         if self.is_of_many:
@@ -31,23 +31,23 @@ class Statement(NamedTuple):
 
     @property
     def operation(self) -> ReplaceOne[Any] | UpdateOne | UpdateMany:
-        """It as a part of the driver's bulks."""
+        """The statement as a part of the driver's bulks."""
         if self.is_replacement:
-            return ReplaceOne(self.wanted, self.change, upsert=self.upsert)
+            return ReplaceOne(self.match, self.change, upsert=self.upsert)
         kind = UpdateMany if self.is_of_many else UpdateOne
-        return kind(self.wanted, self.change, upsert=self.upsert)
+        return kind(self.match, self.change, upsert=self.upsert)
 
 
-def update_one(wanted: Mapping[str, Any], change: _Change, upsert: bool = False) -> Statement:
-    return Statement(wanted, change, upsert)
+def update_one(match: Mapping[str, Any], change: _Change, upsert: bool = False) -> Statement:
+    return Statement(match, change, upsert)
 
 
-def update_many(wanted: Mapping[str, Any], change: _Change) -> Statement:
-    return Statement(wanted, change, is_of_many=True)
+def update_many(match: Mapping[str, Any], change: _Change) -> Statement:
+    return Statement(match, change, is_of_many=True)
 
 
-def replace_one(wanted: Mapping[str, Any], document: Mapping[str, Any], upsert: bool) -> Statement:
-    return Statement(wanted, document, upsert, is_replacement=True)
+def replace_one(match: Mapping[str, Any], document: Mapping[str, Any], upsert: bool) -> Statement:
+    return Statement(match, document, upsert, is_replacement=True)
 
 
 def insert_entry(entry: Mapping[str, Any]) -> Statement:
@@ -56,11 +56,11 @@ def insert_entry(entry: Mapping[str, Any]) -> Statement:
     return Statement(place, {"$setOnInsert": entry}, upsert=True)
 
 
-def expect(wanted: Mapping[str, Any], change: Mapping[str, Any]) -> Statement:
-    """Return the change of a document that must be as the filter says, and ends the bulk if not.
+def expect(match: Mapping[str, Any], change: Mapping[str, Any]) -> Statement:
+    """Return the change of a document that must match the filter; else the bulk ends.
 
     A server does not insert a document under another `_id` than that of the filter: so it fails
     where there is none, and where there is one that is different. Only of many documents, of which
     there is one, the driver does not ask the server to be able to repeat the statement.
     """
-    return Statement(wanted, {**change, "$setOnInsert": {"_id": 0}}, True, is_of_many=True)
+    return Statement(match, {**change, "$setOnInsert": {"_id": 0}}, True, is_of_many=True)

@@ -89,7 +89,7 @@ class MongoStorage(Storage):
 
     def setup(self) -> None:
         session = self._open()
-        if not session.commands.is_kept(was_told=False):
+        if not session.commands.is_same_store(was_named=False):
             session = self._open()
         complete(session.commands)
 
@@ -147,7 +147,7 @@ class MongoStorage(Storage):
     def _is_open(self) -> bool:
         if self._session is None or self._commands is None or self._process != os.getpid():
             return False
-        return self._commands.identity.may_be_kept
+        return self._commands.identity.may_be_same
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -179,16 +179,16 @@ class MongoStorage(Storage):
         commands = MongoCommands(collection, patience, self.budget)
         commands.tombstone_ttl = self._tombstone_ttl
         settings = {"_id": SETTINGS, "family": SETTINGS}
-        found = commands.latest(settings)
+        documents = commands.latest(settings)
         commands.look_at_cluster()
-        if not found:
+        if not documents:
             check_features(commands, collection)
             commands.create_indexes(indexes_of(commands))
             commands.insert({**settings, "schema_version": SCHEMA_VERSION})
-            found = commands.latest(settings)
+            documents = commands.latest(settings)
         commands.retrying(commands.identity.look)
         commands.look_for_index(LOG_INDEX, IN_NO_LOG)
-        check_schema_version(found[0]["schema_version"])
+        check_schema_version(documents[0]["schema_version"])
         commands.read_store_key()
         commands.clock.now()  # so that no put has to ask first
         return commands

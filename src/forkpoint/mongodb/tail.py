@@ -26,12 +26,12 @@ EXPIRY = {"$add": ["$$NOW", 1000 * END_SECONDS]}
 _IN_LOG = ("checkpoint_count", "updated_at", "state_updated_at", "status", "status_for")
 """The fields of a record that the documents of a log say."""
 
-STATE = ("log", "fence", "lock", "dead_until", "provisional", "value_terms", *_IN_LOG)
+STATE = ("log", "fence", "lock", "watermark", "provisional", "value_terms", *_IN_LOG)
 """The fields of a record that tell how to go on with its thread."""
 
 
 class Tail(NamedTuple):
-    """Where a thread's log ends, and what its record would say there.
+    """Where a thread's log ends, and the state of its record there.
 
     It is that of a log of one's own, or what was read of somebody else's, or of a record that has
     none. From those one may go on by a log of one's own.
@@ -51,26 +51,26 @@ class Tail(NamedTuple):
     """Whether the thread has no checkpoint yet: then only a checkpoint begins a log."""
 
     def holds(self, request: PutRequest, thread: ThreadRef, watermark: str | None) -> bool:
-        """Return whether a put was prepared for what this was read of."""
+        """Return whether a put was prepared for the state that this tail was read in."""
         is_same = self.epoch == thread.epoch and self.watermark == watermark
         return is_same and request.fence in (None, self.fence)
 
     def is_younger_than(self, seconds: float) -> bool:
-        """Return whether it is that of one's own log, and of which age."""
+        """Return whether it is the tail of a log that this saver began less than so long ago."""
         return self.began is not None and time.monotonic() - self.began < seconds
 
     def goes_on_after(self, other: Tail) -> bool:
-        """Return whether both are of the same log, and the other one says nothing that is new."""
+        """Return whether both are of the same log, and the other one is not later."""
         return self.log is not None and self.log == other.log and self.slot >= other.slot
 
     def is_newest(self, request: PutRequest) -> bool:
-        """Return whether nothing newer than what is put decided about the thread's status."""
+        """Return whether no newer checkpoint has set the thread's status."""
         if request.row is not None:
             return bool(self.record["status_for"] < request.checkpoint_id)
         return bool(self.record["status_for"] <= request.checkpoint_id)
 
     def after(self, request: PutRequest, *, is_counted: bool = False) -> Document:
-        """Return what the record would say after a request.
+        """Return the state of the record after a put.
 
         Args:
             request: The request.
@@ -99,13 +99,13 @@ class Tail(NamedTuple):
         return self._replace(record=self.after(request))
 
     def begin(self) -> Tail:
-        """Return the tail of a log of one's own that goes on from here, and is empty yet."""
+        """Return the tail of a new, empty log of this saver that continues this one."""
         return self._replace(log=ObjectId(), slot=0, began=time.monotonic(), is_provisional=False)
 
     def follow(
         self, request: PutRequest, documents: Sequence[Document], *, is_counted: bool
     ) -> tuple[list[Document], Tail]:
-        """Return documents as the next ones in the log, and the log's tail then."""
+        """Return documents with the next slots of the log, and the tail after them."""
         record = self.after(request, is_counted=is_counted)
         placed = [
             {**document, "log": self.log, "slot": slot, "record": record}
@@ -122,7 +122,7 @@ def new_tail(epoch: ObjectId, watermark: str | None) -> Tail:
 
 
 def check_state(record: Document) -> None:
-    """Check that a record says of the thread's state what can be gone on with.
+    """Check the types of the fields of a record that puts depend on.
 
     Raises:
         CorruptChunk: A field is of another type.
@@ -131,7 +131,7 @@ def check_state(record: Document) -> None:
     if not (
         all(isinstance(number, int) for number in state)
         and isinstance(record["status_for"], str)
-        and isinstance(record["dead_until"], (str, type(None)))
+        and isinstance(record["watermark"], (str, type(None)))
         and isinstance(record["lock"], (dict, type(None)))
         and isinstance(record["log"], (ObjectId, type(None)))
     ):
@@ -139,7 +139,7 @@ def check_state(record: Document) -> None:
 
 
 def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
-    """Return the tail of a thread whose log ends with one of these rows, if one may go on there.
+    """Return the tail of a thread whose log ends with one of these rows; None if it has ended.
 
     If it ends with another one, whoever takes the slot after it collides.
     """
@@ -159,7 +159,7 @@ def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
     return Tail(
         record["epoch"],
         record["fence"],
-        record["dead_until"],
+        record["watermark"],
         log,
         slot,
         latest,
@@ -168,7 +168,7 @@ def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
 
 
 def end_of(thread: ThreadRef, tail: Tail) -> Statement:
-    """Return the statement that ends a log, and collides if it goes on, or has ended, elsewhere."""
+    """Return the statement that ends a log; it collides if somebody else wrote to the log."""
     assert tail.log is not None
     slot = tail.slot + 1
     end = {**log_end(thread.family, tail.log, slot, {"$literal": tail.record}), "expires": EXPIRY}
@@ -177,11 +177,11 @@ def end_of(thread: ThreadRef, tail: Tail) -> Statement:
 
 
 def log_end(family: Any, log: Any, slot: Any, record: Any) -> Document:
-    """Return the end of a log, or the expression for it."""
+    """Return the document that ends a log, or the expression for it."""
     place = {"_id": log, "family": family, "kind": "end", "log": log, "slot": slot}
     return {**place, "record": record}
 
 
 def latest_time(at: Any) -> Document:
-    """Return the time of a record that may have changed since it was written to at another."""
+    """Return the field `updated_at`: that of the record, or of its log if that is later."""
     return {"updated_at": {"$max": ["$updated_at", at]}}

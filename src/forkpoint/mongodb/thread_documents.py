@@ -18,7 +18,7 @@ NO_LOG: Document = {"log": None}
 
 HAS_LOG: Document = {"log": {"$gt": ObjectId("0" * 24)}}
 
-SEEN: Document = {"kind": "thread", "deleted_at": None, "provisional": False, "building": None}
+VISIBLE: Document = {"kind": "thread", "deleted_at": None, "provisional": False, "building": None}
 """Of the document of a thread: that the catalog shows it."""
 
 IDENTITY = dict.fromkeys(("_id", "family", "epoch", "owner", "thread_id", "salt", "checksums"), 1)
@@ -45,7 +45,7 @@ WITH_LEASE = {"$set": {"is_leased": LEASED, "is_expired": EXPIRED}}
 
 
 def thread_ref(record: Document) -> ThreadRef:
-    """Return which thread a record is that of."""
+    """Return the thread of a record."""
     return ThreadRef(
         record["_id"],
         record["family"],
@@ -58,7 +58,7 @@ def thread_ref(record: Document) -> ThreadRef:
 
 
 def named_ref(record: Document, thread_id: str | None) -> ThreadRef:
-    """Return which thread a record is that of, if it is that which an id means.
+    """Return the thread of a record, which must have this id.
 
     Raises:
         CorruptChunk: It is another one: the document that says what the id means was changed.
@@ -70,7 +70,7 @@ def named_ref(record: Document, thread_id: str | None) -> ThreadRef:
 
 
 def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
-    """Return the record of a new thread, but for its name and its times."""
+    """Return the record of a new thread, without `_id`, family and times."""
     record = {
         "kind": "thread",
         "thread_id": thread_id,
@@ -98,11 +98,11 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
         **NOT_LEASED,
         "fence": 0,
         "rollback_from": None,
-        "waiting": [],
+        "lease_queue": [],
         "provisional": True,
         "removals": 0,
         "deleted_at": None,
-        "dead_until": None,
+        "watermark": None,
         "lock": None,
         **NO_LOG,
         "unlisted": True,
@@ -112,7 +112,7 @@ def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
 
 
 def deleted_record(thread_id: str) -> Document:
-    """Return what the record of a thread says once it is deleted, as an expression.
+    """Return the fields of a record once its thread is deleted, as an expression.
 
     Args:
         thread_id: Its id, if it is to be known; else empty.
@@ -123,21 +123,21 @@ def deleted_record(thread_id: str) -> Document:
 
 
 _FORGOTTEN = (
-    *("thread_id", "epoch", "owner", "source", "dead_until", "lock", "swept_at", "ttl"),
+    *("thread_id", "epoch", "owner", "source", "watermark", "lock", "swept_at", "ttl"),
     *("label", "folded_label", "tags", "metadata", "fixed_keys", "value_terms"),
-    *("status", "checkpoint_count", "state_updated_at", "waiting", *NOT_LEASED),
+    *("status", "checkpoint_count", "state_updated_at", "lease_queue", *NOT_LEASED),
 )
 
 
 def terms_of(record: Mapping[str, Any]) -> list[int]:
-    """Return what a thread is found by."""
+    """Return the terms by which searches find a thread."""
     return thread_terms(
         record["owner"], record["label"], record["tags"], record["metadata"], record["source"]
     )
 
 
 def fields_of(described: Description) -> Document:
-    """Return what a thread's record says of it that its runs do not change."""
+    """Return the fields of a record for a description."""
     lists = {"tags": list(described.tags), "fixed_keys": list(described.fixed_keys)}
     label = None if described.label is None else folded(described.label)
     return {**described._asdict(), **lists, "folded_label": label}
@@ -147,17 +147,17 @@ def checksums_of(record: Mapping[str, Any], hashing: Hashing) -> bytes:
     """Return the checksums that a record is to have."""
     identity = (record["thread_id"], record["owner"], record["salt"])
     return hashing.checksums(
-        identity, described_in(record), lineage_of(record)[:-1], record["source"]
+        identity, description_in(record), lineage_of(record)[:-1], record["source"]
     )
 
 
-def described_in(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what of a record the checksum of its description is of."""
+def description_in(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the description in a record, as its checksum was computed."""
     return tuple(record[name] for name in Description._fields)
 
 
 def lineage_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what a thread was made of."""
+    """Return the edge, the parent's key as text, its checkpoint, and its id."""
     parent = record["parent"]
     named = parent if parent is None else str(parent)
     return record["edge"], named, record["parent_checkpoint_id"], record["source"]
@@ -171,10 +171,10 @@ def thread_row(record: Document) -> ThreadRow:
         record["thread_id"],
         Description(
             record["label"],
-            _listed(record["tags"]),
+            _list_of(record["tags"]),
             record["metadata"],
             record["ttl"],
-            _listed(record["fixed_keys"]),
+            _list_of(record["fixed_keys"]),
             record["on_expiry"],
         ),
         "busy" if is_leased else record["status"],
@@ -199,23 +199,23 @@ def lease_row(record: Document) -> LeaseRow:
     return LeaseRow(*(record[name] for name in names))
 
 
-def _listed(value: Any) -> tuple[str, ...]:
-    """Return a list that is stored, and what no thread has if it was damaged."""
+def _list_of(value: Any) -> tuple[str, ...]:
+    """Return a stored list; if it is damaged, a value that no thread has."""
     return tuple(value) if isinstance(value, list) else (f"damaged: {value!r:.80}",)
 
 
-def family_member(found: Document) -> FamilyMember:
-    forked = [*found["own"], *found["parents"]]
+def family_member(record: Document) -> FamilyMember:
+    checkpoints = [*record["own"], *record["parents"]]
     return FamilyMember(
-        found["_id"],
-        found["thread_id"],
-        found["edge"],
-        found["parent"],
-        found["parent_checkpoint_id"],
-        forked[0]["metadata"] if forked else None,
-        found["checkpoint_count"],
-        found["created_at"],
-        found["deleted_at"],
-        found.get("salt", b""),
-        found.get("checksums", b""),
+        record["_id"],
+        record["thread_id"],
+        record["edge"],
+        record["parent"],
+        record["parent_checkpoint_id"],
+        checkpoints[0]["metadata"] if checkpoints else None,
+        record["checkpoint_count"],
+        record["created_at"],
+        record["deleted_at"],
+        record.get("salt", b""),
+        record.get("checksums", b""),
     )

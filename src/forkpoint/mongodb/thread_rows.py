@@ -13,7 +13,7 @@ from forkpoint.storage.rows import Counts, ThreadRef
 
 
 class ThreadRows:
-    """Counts and deletes rows, and tells what a thread's record is to say of them.
+    """Counts and deletes rows, and computes the fields of the record that depend on them.
 
     Args:
         commands: Those of the collection.
@@ -24,14 +24,14 @@ class ThreadRows:
         self._commands = commands
         self._checkpoints = checkpoints
 
-    def counted(self, thread: ThreadRef) -> Document:
-        """Return what the record of a thread is to say of the checkpoints that there are."""
+    def counts_now(self, thread: ThreadRef) -> Document:
+        """Return the fields of the record for the number of checkpoints and the status."""
         rows = rows_of(thread, "checkpoint")
         shown = self._commands.count({**rows, "visible": True})
         return {"checkpoint_count": shown, **self.status_now(thread)}
 
     def status_now(self, thread: ThreadRef) -> Document:
-        """Return the fields for a thread's status: what its newest checkpoint waits for."""
+        """Return the fields of the record for the status, computed from the newest checkpoint."""
         head = self.head_of(thread)
         writes = self._checkpoints.writes(thread, [head]) if head else []
         status = status_of({write.idx for write in writes})
@@ -70,8 +70,8 @@ class ThreadRows:
             "checkpoints": {"$sum": {"$cond": [is_checkpoint, 1, 0]}},
             "writes": {"$sum": {"$cond": [is_write, 1, 0]}},
         }
-        counted = self._commands.aggregate_latest([{"$match": rows}, {"$group": total}])
-        return Counts(counted[0]["checkpoints"], counted[0]["writes"]) if counted else Counts(0, 0)
+        sums = self._commands.aggregate_latest([{"$match": rows}, {"$group": total}])
+        return Counts(sums[0]["checkpoints"], sums[0]["writes"]) if sums else Counts(0, 0)
 
     def delete_some(self, thread: ThreadRef, limit: int) -> int:
         """Delete rows of a thread that nobody sees, and return how many: fewer than the limit if

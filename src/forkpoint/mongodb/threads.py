@@ -26,7 +26,7 @@ from forkpoint.mongodb.thread_documents import (
     thread_ref,
 )
 from forkpoint.mongodb.thread_rows import ThreadRows
-from forkpoint.mongodb.tombstones import deletions_of, entomb, needed_in
+from forkpoint.mongodb.tombstones import ancestors_of_living, deletions_of, tombstone_statement
 from forkpoint.storage import interface
 from forkpoint.storage.interface import Stale
 from forkpoint.storage.rows import Counts, FamilyMember, ThreadRef, ThreadRow
@@ -61,7 +61,7 @@ class MongoThreads(interface.Threads):
         self._rows = rows
 
     def find(self, thread_id: str) -> ThreadRef | None:
-        found = self._commands.aggregate(
+        records = self._commands.aggregate(
             [
                 *named_record(self._commands, thread_id),
                 {"$replaceWith": "$record"},
@@ -69,41 +69,39 @@ class MongoThreads(interface.Threads):
                 self._logs.newest_entry("log", "$family"),
             ]
         )
-        if not found:
+        if not records:
             self._known.forget(thread_id)
             return None
-        thread = named_ref(found[0], thread_id)
-        self._logs.look_at_tail(thread, found[0], found[0]["newest"])
+        thread = named_ref(records[0], thread_id)
+        self._logs.look_at_tail(thread, records[0], records[0]["newest"])
         self._known.remember(thread_id, thread)
         return thread
 
     def deletions(self, thread_id: str, owner: str | None = None) -> frozenset[ObjectId]:
-        name = self._commands.name_of(thread_id)
-        named = self._commands.find(name)
+        names = self._commands.find(self._commands.name_of(thread_id))
         marks = self._commands.marks(thread_id)
-        return deletions_of(named[0], marks, owner) if named else frozenset()
+        return deletions_of(names[0], marks, owner) if names else frozenset()
 
     def note_deletion(self, thread_id: str, owner: str | None = None) -> None:
         marks = self._commands.marks(thread_id)
         mark = marks.for_all if owner is None else marks.of_owner(owner)
         name, ttl = self._commands.name_of(thread_id), self._commands.tombstone_ttl
-        self._commands.bulk([entomb(name, mark, None, ObjectId(), ttl)])
+        self._commands.bulk([tombstone_statement(name, mark, None, ObjectId(), ttl)])
 
     def forget_deletions(self) -> bool:
         # Names that mean no thread are deleted by the server.
         older = {"$lt": self._commands.clock.now() - self._commands.tombstone_ttl}
-        wanted = {"tombstones.made_at": {"$gt": 0, **older}}
+        match = {"tombstones.made_at": {"$gt": 0, **older}}
         change = {"$pull": {"tombstones": {"made_at": older}}}
-        self._commands.update_all(wanted, change)
+        self._commands.update_all(match, change)
         return False
 
     def find_deleted(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
-        name = self._commands.name_of(thread_id)
-        for named in self._commands.latest(name):
-            if not deletions_of(named, self._commands.marks(thread_id), owner):
+        for name in self._commands.latest(self._commands.name_of(thread_id)):
+            if not deletions_of(name, self._commands.marks(thread_id), owner):
                 continue
-            wanted = {"_id": named["key"], "family": named["home"], "deleted_at": {"$ne": None}}
-            for record in self._commands.latest({**wanted, "removed_at": {"$gt": 0}}, IDENTITY):
+            match = {"_id": name["key"], "family": name["home"], "deleted_at": {"$ne": None}}
+            for record in self._commands.latest({**match, "removed_at": {"$gt": 0}}, IDENTITY):
                 return thread_ref(record)
         return None
 
@@ -117,7 +115,7 @@ class MongoThreads(interface.Threads):
         return self._delete(thread, seen, check, is_late=False)
 
     def delete_late(self, thread: ThreadRef) -> None:
-        """Mark a thread as deleted that has nothing but late writes, without a tombstone for it."""
+        """Mark a thread as deleted that has nothing but late writes, without a tombstone."""
         self._delete(thread, None, None, is_late=True)
 
     def _delete(
@@ -152,7 +150,7 @@ class MongoThreads(interface.Threads):
             "as": "record",
             "depthField": "height",
         }
-        found = self._commands.aggregate(
+        records = self._commands.aggregate(
             [
                 {"$match": record_of(thread)},
                 {"$project": {"_id": 1}},
@@ -164,14 +162,14 @@ class MongoThreads(interface.Threads):
                 *self._forked_from(thread.family),
             ]
         )
-        return [family_member(record) for record in found]
+        return [family_member(record) for record in records]
 
     def family(self, family: Any) -> list[FamilyMember]:
-        wanted = {"family": family, "kind": "thread", "building": None, "thread_id": {"$ne": ""}}
+        match = {"family": family, "kind": "thread", "building": None, "thread_id": {"$ne": ""}}
         return [
             family_member(record)
             for record in self._commands.aggregate(
-                [{"$match": wanted}, *self._logs.up_to_date(), *self._forked_from(family)]
+                [{"$match": match}, *self._logs.up_to_date(), *self._forked_from(family)]
             )
         ]
 
@@ -185,18 +183,18 @@ class MongoThreads(interface.Threads):
                 ]
             ):
                 keys[group["_id"]["thread"]] = group["_id"]["family"]
-        wanted = {
+        match = {
             "_id": {"$in": list(keys)},
             "family": {"$in": list(set(keys.values()))},
             "deleted_at": None,
         }
-        return [thread_ref(record) for record in self._commands.find(wanted, IDENTITY)]
+        return [thread_ref(record) for record in self._commands.find(match, IDENTITY)]
 
     def _forked_from(self, family: Any) -> list[Document]:
         """Return the stages that find the metadata of the checkpoint a thread was forked from."""
         stages: list[Document] = []
         for name, key in (("own", "_id"), ("parents", "parent")):
-            wanted = {
+            match = {
                 "family": family,
                 "kind": "checkpoint",
                 "thread": {"$exists": True},  # the first thread has no parent to look for
@@ -210,7 +208,7 @@ class MongoThreads(interface.Threads):
                         "localField": key,
                         "foreignField": "thread",
                         "let": {"forked": "$parent_checkpoint_id"},
-                        "pipeline": [{"$match": wanted}, {"$project": {"metadata": 1}}],
+                        "pipeline": [{"$match": match}, {"$project": {"metadata": 1}}],
                         "as": name,
                     }
                 }
@@ -218,13 +216,13 @@ class MongoThreads(interface.Threads):
         return stages
 
     def _newest_id(self, thread: ThreadRef, after: str) -> str:
-        """Return the highest checkpoint id of a thread's rows, or nothing if none is as high."""
+        """Return the highest checkpoint id of a thread that is above another; empty if none is."""
         rows: Document = {"thread": thread.key, "kind": ROWS, "checkpoint_id": {"$gt": after}}
         newest = {"$group": {"_id": None, "newest": {"$max": "$checkpoint_id"}}}
         # Those that are no text are damaged.
         stages = [{"$match": {"family": thread.family, **rows}}, newest]
-        found = self._commands.aggregate_latest(stages)
-        return str(found[0]["newest"]) if found else ""
+        groups = self._commands.aggregate_latest(stages)
+        return str(groups[0]["newest"]) if groups else ""
 
     def _mark_deleted(
         self, thread: ThreadRef, guard: Statement, seen: ThreadRow | None, newest: str | None
@@ -239,12 +237,14 @@ class MongoThreads(interface.Threads):
         """
         threads = self._commands.latest({"family": thread.family, "kind": "thread"}, KINSHIP)
         (record,) = (other for other in threads if other["_id"] == thread.key)
-        is_needed = thread.key in needed_in([other for other in threads if other is not record])
+        is_needed = thread.key in ancestors_of_living(
+            [other for other in threads if other is not record]
+        )
         deleted = deleted_record(record["thread_id"] if is_needed else "")
         unlisted = {"$unset": ["terms", "unlisted", "awaited", *LISTED_PLACE]}
         statements: list[Statement] = [guard]
         if newest is not None:
-            statements.append(self._entombed(record, newest or None))
+            statements.append(self._tombstone_of(record, newest or None))
         statements.append(update_one(record_of(thread), [{"$set": deleted}, unlisted]))
         done = self._commands.bulk(statements)
         dead = {**record_of(thread), "deleted_at": {"$ne": None}}
@@ -254,9 +254,9 @@ class MongoThreads(interface.Threads):
                 raise Stale
             raise StorageBusy("deleting took too long, and others have written since; try again")
 
-    def _entombed(self, record: Document, dead_until: str | None) -> Statement:
-        """Return the statement that notes the deletion of a thread with the name."""
+    def _tombstone_of(self, record: Document, watermark: str | None) -> Statement:
+        """Return the statement that adds the tombstone of a thread."""
         marks = self._commands.marks(record["thread_id"])
         name = self._commands.name_of(record["thread_id"])
         mark, ttl = marks.of_owner(record["owner"]), self._commands.tombstone_ttl
-        return entomb(name, mark, dead_until, ObjectId(), ttl)
+        return tombstone_statement(name, mark, watermark, ObjectId(), ttl)

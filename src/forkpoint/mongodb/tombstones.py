@@ -13,7 +13,7 @@ from forkpoint.storage.tombstones import Marks
 
 
 def expiry_after(microseconds: int) -> Document:
-    """Return the expression for when the server is to delete something.
+    """Return the expression for when the server is to delete a document.
 
     A name that means no thread any more goes as its tombstones do. What is left of a deleted thread
     goes in twice the time: not before the name that may tell of it.
@@ -21,50 +21,50 @@ def expiry_after(microseconds: int) -> Document:
     return {"$add": ["$$NOW", microseconds // 1000]}
 
 
-def deletions_of(named: Document, marks: Marks, owner: str | None) -> frozenset[ObjectId]:
-    """Return what tells the deletions of an id from those before; those that an owner may know."""
-    return frozenset(one["deletion"] for one in _seen(named, marks, owner))
+def deletions_of(name: Document, marks: Marks, owner: str | None) -> frozenset[ObjectId]:
+    """Return the ids of the deletions of a thread id, as far as an owner may know them."""
+    return frozenset(tombstone["deletion"] for tombstone in _visible(name, marks, owner))
 
 
-def watermark_of(named: Document, marks: Marks, owner: str | None) -> str | None:
+def watermark_of(name: Document, marks: Marks, owner: str | None) -> str | None:
     """Return the highest checkpoint id that is known to be of a deleted thread of an id."""
-    ids = (one["dead_until"] for one in _seen(named, marks, owner))
-    return max((one for one in ids if one is not None), default=None)
+    ids = (tombstone["watermark"] for tombstone in _visible(name, marks, owner))
+    return max((tombstone for tombstone in ids if tombstone is not None), default=None)
 
 
-def _seen(named: Document, marks: Marks, owner: str | None) -> list[Any]:
+def _visible(name: Document, marks: Marks, owner: str | None) -> list[Any]:
     seen = None if owner is None else marks.seen_by(owner)
-    tombstones: list[Any] = named.get("tombstones", [])
-    return [one for one in tombstones if seen is None or one["mark"] in seen]
+    tombstones: list[Any] = name.get("tombstones", [])
+    return [tombstone for tombstone in tombstones if seen is None or tombstone["mark"] in seen]
 
 
-def entomb(
+def tombstone_statement(
     name: Document,
     mark: bytes,
-    dead_until: str | None,
+    watermark: str | None,
     deletion: ObjectId,
     ttl: int,
     *,
     is_given: bool = False,
 ) -> Statement:
-    """Return the statement that notes a deletion, once if it is sent twice.
+    """Return the statement that adds a tombstone. Sent twice, it adds one.
 
     Args:
         name: A filter for the document of the name. It is made, if there is none.
         mark: Whose thread it was.
-        dead_until: The highest id of its checkpoints, if there is one.
+        watermark: The highest id of its checkpoints, if there is one.
         deletion: What tells it from others.
         ttl: For how many microseconds deletions are known.
         is_given: Whether the thread is there, and another owner's.
     """
     there = {"$ifNull": ["$tombstones", []]}
-    same = {"$eq": ["$$one.mark", mark]}
-    of_mark = {"$filter": {"input": there, "as": "one", "cond": same}}
+    same = {"$eq": ["$$this.mark", mark]}
+    of_mark = {"$filter": {"input": there, "cond": same}}
     oldest = {"$subtract": [NOW, ttl]}
-    stays = {"$and": [{"$not": same}, {"$gt": ["$$one.made_at", oldest]}]}
-    others = {"$filter": {"input": there, "as": "one", "cond": stays}}
-    latest = {"$max": [{"$max": "$$before.dead_until"}, {"$literal": dead_until}]}
-    made = {"mark": mark, "deletion": deletion, "dead_until": latest, "made_at": NOW}
+    stays = {"$and": [{"$not": same}, {"$gt": ["$$this.made_at", oldest]}]}
+    others = {"$filter": {"input": there, "cond": stays}}
+    latest = {"$max": [{"$max": "$$before.watermark"}, {"$literal": watermark}]}
+    made = {"mark": mark, "deletion": deletion, "watermark": latest, "made_at": NOW}
     changed = {"$let": {"vars": {"before": of_mark}, "in": {"$concatArrays": [others, [made]]}}}
     unused = ObjectId()  # no record has it: it is as if somebody had ended before making it
     fields = {
@@ -79,12 +79,12 @@ def entomb(
     return update_one(name, [{"$set": fields}], upsert=True)
 
 
-def needed_in(threads: Sequence[Document]) -> set[Any]:
-    """Return the keys of the ancestors of the threads of a family that are there."""
-    parents = {one["_id"]: one["parent"] for one in threads}
+def ancestors_of_living(threads: Sequence[Document]) -> set[Any]:
+    """Return the keys of the ancestors of all threads of a family that are not deleted."""
+    parents = {record["_id"]: record["parent"] for record in threads}
     needed: set[Any] = set()
-    for one in threads:
-        parent = one["parent"] if one["deleted_at"] is None else None
+    for record in threads:
+        parent = record["parent"] if record["deleted_at"] is None else None
         while parent is not None and parent not in needed:
             needed.add(parent)
             parent = parents.get(parent)
@@ -92,11 +92,11 @@ def needed_in(threads: Sequence[Document]) -> set[Any]:
 
 
 def raise_watermark(marks: Marks, owner: str | None, checkpoint_id: str) -> list[Document]:
-    """Return how to note that a checkpoint was found to be of a deleted thread."""
-    later = {"dead_until": {"$max": ["$$one.dead_until", {"$literal": checkpoint_id}]}}
-    raised: Document = {"$mergeObjects": ["$$one", later]}
+    """Return the change that raises the watermark to a checkpoint of a deleted thread."""
+    later = {"watermark": {"$max": ["$$this.watermark", {"$literal": checkpoint_id}]}}
+    raised: Document = {"$mergeObjects": ["$$this", later]}
     if owner is not None:
-        counts = {"$in": ["$$one.mark", sorted(marks.seen_by(owner))]}
-        raised = {"$cond": [counts, raised, "$$one"]}
+        counts = {"$in": ["$$this.mark", sorted(marks.seen_by(owner))]}
+        raised = {"$cond": [counts, raised, "$$this"]}
     there = {"$ifNull": ["$tombstones", []]}
-    return [{"$set": {"tombstones": {"$map": {"input": there, "as": "one", "in": raised}}}}]
+    return [{"$set": {"tombstones": {"$map": {"input": there, "in": raised}}}}]

@@ -6,7 +6,7 @@ import threading
 
 
 class Turns(threading.local):
-    """What each thread of the process has done in its turn.
+    """Counts how much each thread of this process has done in its turn.
 
     Attributes:
         turn_rows: How many rows long work changes, or a quarter of those it reads, in a turn.
@@ -16,19 +16,19 @@ class Turns(threading.local):
     _rows = 0
 
     def begin(self) -> None:
-        """Note that what this thread does next is in another turn."""
+        """Begin another turn."""
         self._rows = 0
 
     def is_spent(self) -> bool:
-        """Return whether it is others' turn."""
+        """Return whether the turn has done so much that others should have theirs."""
         return self._rows >= self.turn_rows
 
     def count_changed(self, rows: int) -> None:
-        """Let rows that were changed count for what a turn has done."""
+        """Count rows that were changed."""
         self._rows += rows
 
     def count_read(self, rows: int) -> None:
-        """Let rows that were read count for what a turn has done."""
+        """Count rows that were read."""
         self._rows += rows // _READ_PER_CHANGE
 
 
