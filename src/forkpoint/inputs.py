@@ -229,11 +229,18 @@ def list_scope(config: object | None) -> tuple[str | None, str | None, str | Non
     return thread_id, checkpoint_ns if has_namespace else None, checkpoint_id
 
 
-def before(config: object | None) -> str | None:
-    """Return the id of a checkpoint: only older ones are listed."""
-    if config is None:
+def before(value: object | None) -> str | None:
+    """Return the id of a checkpoint: only older ones are listed.
+
+    LangGraph's server passes on what its clients send: a config, a checkpoint, or its id.
+    """
+    if value is None:
         return None
-    return _checkpoint_id(configurable(config))
+    if isinstance(value, str):
+        return _checkpoint_id({"checkpoint_id": value})
+    part = mapping(value, "before")
+    is_checkpoint = "configurable" not in part and "checkpoint_id" in part
+    return _checkpoint_id(part if is_checkpoint else configurable(value))
 
 
 def metadata_filter(value: object, what: str = "filter") -> dict[str, Any] | None:

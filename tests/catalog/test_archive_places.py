@@ -131,7 +131,7 @@ def test_an_archive_is_not_the_database_or_what_belongs_to_it(
     passed.close()
 
 
-def test_an_archive_is_nothing_that_was_none(
+def test_a_file_that_is_no_archive_is_refused(
     saver: ForkpointSaver, store: Store, tmp_path: Path
 ) -> None:
     put(saver, {"n": 1})

@@ -57,23 +57,25 @@ def many(count: int) -> list[Known]:
     return threads
 
 
-def is_wanted(one: Known, wanted: ThreadFilter) -> bool:
-    tags = set(one.tags)
-    statuses = [wanted.status] if isinstance(wanted.status, str) else wanted.status
-    after = wanted.updated_after
+def matches(thread: Known, thread_filter: ThreadFilter) -> bool:
+    tags = set(thread.tags)
+    statuses = (
+        [thread_filter.status] if isinstance(thread_filter.status, str) else thread_filter.status
+    )
+    after = thread_filter.updated_after
     return (
-        wanted.owner in (None, one.owner)
-        and wanted.label in (None, one.label)
-        and set(wanted.tags) <= tags
-        and (not wanted.any_tags or bool(tags & set(wanted.any_tags)))
-        and (statuses is None or one.status in statuses)
+        thread_filter.owner in (None, thread.owner)
+        and thread_filter.label in (None, thread.label)
+        and set(thread_filter.tags) <= tags
+        and (not thread_filter.any_tags or bool(tags & set(thread_filter.any_tags)))
+        and (statuses is None or thread.status in statuses)
         and all(
-            one.metadata[key].items() >= value.items()
+            thread.metadata[key].items() >= value.items()
             if isinstance(value, dict)
-            else one.metadata[key] == value
-            for key, value in wanted.metadata.items()
+            else thread.metadata[key] == value
+            for key, value in thread_filter.metadata.items()
         )
-        and (after is None or one.updated_at >= after.timestamp() * 1_000_000)
+        and (after is None or thread.updated_at >= after.timestamp() * 1_000_000)
     )
 
 
@@ -152,7 +154,9 @@ class SqliteLooked(Looked):
             call()
         finally:
             self._connection.set_trace_callback(None)
-        return sum(self._looked(one) for one in sent if "FROM forkpoint_listing" in one)
+        return sum(
+            self._looked(statement) for statement in sent if "FROM forkpoint_listing" in statement
+        )
 
     def _looked(self, statement: str) -> int:
         looked = rows = 0
@@ -169,8 +173,8 @@ class SqliteLooked(Looked):
         with self._store.connection() as connection:
             connection.create_function("is_current", 1, is_current)
             plan, counted_plan = (
-                [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {one}")]
-                for one in (statement, counted)
+                [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {each}")]
+                for each in (statement, counted)
             )
             rows = len(connection.execute(counted).fetchall())
         assert plan == counted_plan
@@ -191,15 +195,15 @@ class MongoLooked(Looked):
     def work(self, call: Callable[[], Any]) -> int:
         self._commands.clear()
         call()
-        found = [sent.command for sent in self._commands.sent if sent.command_name == "find"]
-        searches = [find for find in found if "sort" in find]  # not what asks if there is a log
+        finds = [sent.command for sent in self._commands.sent if sent.command_name == "find"]
+        searches = [find for find in finds if "sort" in find]  # not what asks if there is a log
         assert searches
         return sum(self._looked(search) for search in searches)
 
     def _looked(self, search: Any) -> int:
-        said = ("find", "filter", "projection", "sort", "limit", "batchSize", "singleBatch")
+        options = ("find", "filter", "projection", "sort", "limit", "batchSize", "singleBatch")
         explained = self._store.collection.database.command(
-            "explain", {name: search[name] for name in said}, verbosity="executionStats"
+            "explain", {name: search[name] for name in options}, verbosity="executionStats"
         )
         stages = list(_stages(explained["executionStats"]["executionStages"]))
         assert {"SORT", "COLLSCAN"}.isdisjoint(stage["stage"] for stage in stages)
@@ -242,40 +246,46 @@ def test_a_page_is_found_by_looking_at_little_more_than_it(
     threads = many(count)
     store.add_threads(threads)
     assert catalog.count() == count
-    newest_first = sorted(threads, key=lambda one: (one.updated_at, one.thread_id), reverse=True)
+    newest_first = sorted(
+        threads, key=lambda thread: (thread.updated_at, thread.thread_id), reverse=True
+    )
     figures = {}
-    for name, wanted in FILTERS.items():
-        matching = [one.thread_id for one in newest_first if is_wanted(one, wanted)]
-        first = catalog.search(wanted, limit=PAGE)
-        assert [one.thread_id for one in first] == matching[:PAGE]
-        work = looked.work(lambda wanted=wanted: catalog.search(wanted, limit=PAGE))
+    for name, thread_filter in FILTERS.items():
+        matching = [thread.thread_id for thread in newest_first if matches(thread, thread_filter)]
+        first = catalog.search(thread_filter, limit=PAGE)
+        assert [thread.thread_id for thread in first] == matching[:PAGE]
+        work = looked.work(
+            lambda thread_filter=thread_filter: catalog.search(thread_filter, limit=PAGE)
+        )
         figures[name] = len(first), work
         assert work <= WORK * max(len(first), FEW), (name, figures[name])
-        assert catalog.count(wanted) == len(matching)
+        assert catalog.count(thread_filter) == len(matching)
         if first.next_cursor is not None:
-            second = catalog.search(wanted, limit=PAGE, cursor=first.next_cursor)
-            assert [one.thread_id for one in second] == matching[PAGE : 2 * PAGE]
+            second = catalog.search(thread_filter, limit=PAGE, cursor=first.next_cursor)
+            assert [thread.thread_id for thread in second] == matching[PAGE : 2 * PAGE]
     print(f"looked at, of {count}, for pages of:", figures)
     assert store.problems() == []
 
 
 @pytest.mark.parametrize("sort_by", ["created_at", "thread_id", "status"])
-def test_in_another_order_few_threads_are_not_looked_for_among_all(
+def test_few_matches_are_sorted_and_not_searched_among_all_threads(
     sort_by: str, store: Store, saver: ForkpointSaver
 ) -> None:
     catalog = ThreadCatalog(saver)
     threads = many(2000)
     store.add_threads(threads)
     for name in ("all", "owner, frequent tag, status", "rare tag", "rare metadata", "any tag"):
-        wanted = FILTERS[name]
+        thread_filter = FILTERS[name]
         for descending in (True, False):
             expected = sorted(
-                (one for one in threads if is_wanted(one, wanted)),
-                key=lambda one: (getattr(one, sort_by), one.thread_id),
+                (thread for thread in threads if matches(thread, thread_filter)),
+                key=lambda thread: (getattr(thread, sort_by), thread.thread_id),
                 reverse=descending,
             )
-            page = catalog.search(wanted, sort_by=sort_by, descending=descending, limit=PAGE)
-            assert [one.thread_id for one in page] == [one.thread_id for one in expected[:PAGE]]
+            page = catalog.search(thread_filter, sort_by=sort_by, descending=descending, limit=PAGE)
+            assert [thread.thread_id for thread in page] == [
+                thread.thread_id for thread in expected[:PAGE]
+            ]
     if isinstance(store, SqliteStore):
         connection: Any = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
         steps = 0
@@ -394,7 +404,9 @@ def test_what_a_graph_puts_changes_no_index_that_searches_use(
             saver.put_writes(head, [("c", n)], "task")
         assert commands.names == ["insert"] * 10  # into the thread's log
         of_index = ("listed_at", "listed_status")
-        assert not any(name in str(one["u"]) for one in commands.statements() for name in of_index)
+        assert not any(
+            name in str(statement["u"]) for statement in commands.statements() for name in of_index
+        )
     assert place_in_index(store) == listed
     assert saver.get_tuple(config()) is not None
     assert store.problems(saver) == []

@@ -26,10 +26,10 @@ class Name(str, enum.Enum):
     RAISE = "raise"
 
 
-async def ids(catalog: Api, wanted: ThreadFilter, **options: Any) -> list[str]:
-    page = await catalog.search(wanted, **options)
-    assert await catalog.count(wanted) == len(page)
-    return sorted(one.thread_id for one in page)
+async def ids(catalog: Api, thread_filter: ThreadFilter, **options: Any) -> list[str]:
+    page = await catalog.search(thread_filter, **options)
+    assert await catalog.count(thread_filter) == len(page)
+    return sorted(thread.thread_id for thread in page)
 
 
 async def test_whatever_a_thread_is_called_it_is_found_by_that_alone(
@@ -37,20 +37,20 @@ async def test_whatever_a_thread_is_called_it_is_found_by_that_alone(
 ) -> None:
     words = words_of(store)
     for word in words:
-        made = await catalog.create(word, label=word, tags=[word], metadata={word: word})
-        assert (made.thread_id, made.label, made.tags) == (word, word, (word,))
-        assert made.metadata == {word: word}
+        thread = await catalog.create(word, label=word, tags=[word], metadata={word: word})
+        assert (thread.thread_id, thread.label, thread.tags) == (word, word, (word,))
+        assert thread.metadata == {word: word}
     await catalog.create("bystander", label="x", tags=["x"], metadata={"x": "x"})
     orders = itertools.cycle(["updated_at", "created_at", "thread_id", "status"])
     for word in words:
-        for wanted in (
+        for thread_filter in (
             ThreadFilter(ids=[word]),
             ThreadFilter(label=word),
             ThreadFilter(tags=[word]),
             ThreadFilter(any_tags=[word]),
             ThreadFilter(metadata={word: word}),
         ):
-            assert await ids(catalog, wanted, sort_by=next(orders)) == [word]
+            assert await ids(catalog, thread_filter, sort_by=next(orders)) == [word]
         assert await ids(catalog, ThreadFilter(metadata={word: word + "x"})) == []
         clone = await catalog.clone(word, word + "2", checkpoints=False)
         assert clone.source_thread_id == word
@@ -66,23 +66,23 @@ async def test_whatever_a_thread_is_called_it_is_found_by_that_alone(
 async def test_a_filter_on_metadata_has_no_operators_and_no_paths(catalog: Api) -> None:
     for n, metadata in enumerate(METADATA):
         await catalog.create(str(n), metadata={"in": metadata})
-    for wanted, expected in FILTERS:
-        found = await ids(catalog, ThreadFilter(metadata={"in": wanted}))
-        assert sorted(map(int, found)) == expected, wanted
+    for part, expected in FILTERS:
+        thread_ids = await ids(catalog, ThreadFilter(metadata={"in": part}))
+        assert sorted(map(int, thread_ids)) == expected, part
 
 
 async def test_a_name_that_is_more_than_a_string_is_its_value(catalog: Api) -> None:
-    made = await catalog.create(
+    thread = await catalog.create(
         Name.THREAD,
         label=Name.TAG,
         tags=[Name.TAG],
         metadata={Name.TAG: Name.TAG},
         if_exists=Name.RAISE,
     )
-    assert (made.thread_id, made.label, made.tags) == ("thread", "a", ("a",))
-    assert {type(one) for one in (made.thread_id, made.label, *made.tags)} == {str}
-    assert made.metadata == {"a": "a"}
-    wanted = ThreadFilter(
+    assert (thread.thread_id, thread.label, thread.tags) == ("thread", "a", ("a",))
+    assert {type(text) for text in (thread.thread_id, thread.label, *thread.tags)} == {str}
+    assert thread.metadata == {"a": "a"}
+    thread_filter = ThreadFilter(
         ids=[Name.THREAD],
         label=Name.TAG,
         tags=[Name.TAG],
@@ -90,8 +90,8 @@ async def test_a_name_that_is_more_than_a_string_is_its_value(catalog: Api) -> N
         metadata={Name.TAG: Name.TAG},
         status=Name.STATUS,  # type: ignore[arg-type]
     )
-    assert (await catalog.search(wanted, sort_by=Name.KEY)).items == [made]
-    assert (await catalog.get(Name.THREAD)) == made
+    assert (await catalog.search(thread_filter, sort_by=Name.KEY)).items == [thread]
+    assert (await catalog.get(Name.THREAD)) == thread
 
 
 def nested(depth: int, kind: type) -> Any:
@@ -121,7 +121,7 @@ NO_JSON: dict[str, Any] = {
 @one_by_one("name", NO_JSON)
 async def test_metadata_that_are_no_json_are_refused(name: str, catalog: Api) -> None:
     metadata = NO_JSON[name]
-    made = await catalog.get_or_create("thread", metadata={"k": nested(98, list)})
+    thread = await catalog.get_or_create("thread", metadata={"k": nested(98, list)})
     for call in (
         catalog.create("new", metadata=metadata),
         catalog.get_or_create("new", metadata=metadata),
@@ -131,7 +131,7 @@ async def test_metadata_that_are_no_json_are_refused(name: str, catalog: Api) ->
     ):
         with pytest.raises(InvalidInput, match="metadata"):
             await call
-    assert (await catalog.search()).items == [made]
+    assert (await catalog.search()).items == [thread]
     if name not in ("NaN", "Infinity"):  # a run may bring them
         with pytest.raises(InvalidInput, match="metadata"):
             await catalog.search(ThreadFilter(metadata=metadata))
@@ -145,21 +145,21 @@ async def test_what_a_run_brings_that_is_no_json_is_counted_as_it_is_found(
     api.saver.put_writes({"configurable": {**named, "checkpoint_id": "c"}}, [("n", 1)], "task")
     await api.delete_thread("thread")
     put(api.saver, {"n": 1}, parent={"configurable": {**named, "share": math.nan}})
-    (found,) = await catalog.search()
-    assert math.isnan(found.metadata["share"])
-    for wanted in ({"share": math.nan}, {"share": 1}):
-        assert await ids(catalog, ThreadFilter(metadata=wanted)) == []
+    (thread,) = await catalog.search()
+    assert math.isnan(thread.metadata["share"])
+    for part in ({"share": math.nan}, {"share": 1}):
+        assert await ids(catalog, ThreadFilter(metadata=part)) == []
     await catalog.update("thread", metadata={"k": 1})
     assert await ids(catalog, ThreadFilter(metadata={"k": 1})) == ["thread"]
 
 
 async def test_what_is_no_name_is_refused_wherever_a_name_is_due(catalog: Api) -> None:
-    made = await catalog.create("thread", tags=["a"], metadata={"k": 1})
+    thread = await catalog.create("thread", tags=["a"], metadata={"k": 1})
     for bad in OPERATORS:
         for name, call in calls_with(bad, catalog):
             with pytest.raises(InvalidInput, match=name):
                 await call
-    assert (await catalog.search()).items == [made]
+    assert (await catalog.search()).items == [thread]
 
 
 def calls_with(bad: Any, catalog: Api) -> list[tuple[str, Any]]:
@@ -201,8 +201,8 @@ def calls_with(bad: Any, catalog: Api) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("limit", [2**31, 2**63, 2**70])
 async def test_a_number_may_be_larger_than_any_database_knows(limit: int, catalog: Api) -> None:
-    made = await catalog.create("thread", metadata={"n": limit}, ttl=timedelta.max)
-    assert (await catalog.search(limit=limit)).items == [made]
+    thread = await catalog.create("thread", metadata={"n": limit}, ttl=timedelta.max)
+    assert (await catalog.search(limit=limit)).items == [thread]
     assert await ids(catalog, ThreadFilter(metadata={"n": limit})) == ["thread"]
     far = datetime.max.replace(tzinfo=timezone(timedelta(hours=-14)))
     long_ago = datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))

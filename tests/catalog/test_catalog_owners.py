@@ -42,10 +42,10 @@ async def theirs(api: Api, store: Store) -> str:
     return id_of(graph.get_state(thread()))
 
 
-async def outcome(made: Any) -> Any:
+async def outcome(awaitable: Any) -> Any:
     """Return what a call returned, or the error that it raised, as text."""
     try:
-        return repr(await made)
+        return repr(await awaitable)
     except ForkpointError as error:
         return f"{type(error).__name__}: {error}"
 
@@ -66,12 +66,12 @@ async def test_a_graph_that_is_given_the_id_of_another_owners_thread(
     assert (await graph.aget_state(at)).tasks == ()
     assert list(graph.get_state_history(at)) == []
     for given in ({"items": []}, Command(resume="an answer"), None):
-        with pytest.raises((ThreadExists, EmptyInputError)) as caught:
+        with pytest.raises((ThreadExists, EmptyInputError)) as error:
             await invoked(graph, api.world, given, at)
-        assert SECRET not in str(caught.value)
-    with pytest.raises(ThreadExists) as taken:
+        assert SECRET not in str(error.value)
+    with pytest.raises(ThreadExists) as error:
         graph.update_state(at, {"items": ["mine"]}, as_node="before")
-    assert str(taken.value) == "there is a thread 'thread' already"
+    assert str(error.value) == "there is a thread 'thread' already"
     assert content(store) == before
     went_on = await call(
         MORE_SHAPES["question"].build(api.saver.for_owner("acme")),
@@ -114,7 +114,7 @@ CALLS: dict[str, Callable[[Api, str, str], Any]] = {
 
 
 @one_by_one("name", CALLS)
-async def test_a_call_says_of_another_owners_thread_what_it_says_of_none(
+async def test_a_call_answers_for_another_owners_thread_as_for_a_missing_one(
     name: str, theirs: str, api: Api, store: Store
 ) -> None:
     confined = Api(api.saver.for_owner("other"), api.world)
@@ -140,16 +140,16 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.in_turns
-async def test_damage_of_another_owners_thread_is_not_told(
+async def test_damage_of_another_owners_thread_is_not_reported(
     damage: str, theirs: str, api: Api, store: Store
 ) -> None:
     confined = Api(api.saver.for_owner("other"), api.world)
     for row in store.rows("checkpoints"):
         DAMAGES[damage](store, row.key)
     put(confined.saver, {"n": 1}, thread_id="mine")
-    for name, made in CALLS.items():
+    for name, ask in CALLS.items():
         given, none = [
-            (await outcome(made(confined, thread_id, theirs))).replace(repr(thread_id), "?")
+            (await outcome(ask(confined, thread_id, theirs))).replace(repr(thread_id), "?")
             for thread_id in ("thread", "absent")
         ]
         assert given == none, name
@@ -183,8 +183,8 @@ async def test_an_id_that_somebody_has_is_taken(
     catalog = Api(ThreadCatalog(confined.saver), api.world)
     put(confined.saver, {"n": 1}, thread_id="mine")
     before = content(store)
-    said = await outcome(TAKEN[name](confined, catalog))
-    assert said == "ThreadExists: there is a thread 'thread' already"
+    answer = await outcome(TAKEN[name](confined, catalog))
+    assert answer == "ThreadExists: there is a thread 'thread' already"
     assert content(store) == before
 
 
@@ -203,8 +203,8 @@ async def test_writes_that_wait_for_their_checkpoint_are_their_owners(
     with pytest.raises(ThreadExists):
         await other.put(config(), checkpoint({"n": 1}), {}, {"n": 1})
     assert content(store) == before
-    made = await Api(ThreadCatalog(acme.saver), api.world).create("thread", label="mine")
-    assert (made.owner, made.label) == ("acme", "mine")
+    thread = await Api(ThreadCatalog(acme.saver), api.world).create("thread", label="mine")
+    assert (thread.owner, thread.label) == ("acme", "mine")
     assert store.problems(api.saver) == []
 
 
@@ -219,17 +219,17 @@ async def test_what_a_saver_remembers_of_a_thread_is_not_the_next_owners(
     await other.put(config(), checkpoint({"n": 1}), {}, {"n": 1})
     assert await acme.get_tuple(config()) is None
     assert await acme.get_tuple(head) is None
-    with pytest.raises(ForkpointError) as caught:
+    with pytest.raises(ForkpointError) as error:
         await acme.put(head, checkpoint({"long": long}), {}, {"n": 1})
-    assert "other" not in str(caught.value)
+    assert "other" not in str(error.value)
     with pytest.raises(ForkpointError):
         await acme.put_writes(head, [("n", 1)], "task")
     assert value_of(await other.get_tuple(config())) == {"n": 1}
-    assert [one.thread_id for one in ThreadCatalog(api.saver).walk()] == ["thread"]
+    assert [thread.thread_id for thread in ThreadCatalog(api.saver).walk()] == ["thread"]
     assert store.problems(api.saver) == []
 
 
-async def test_what_is_for_all_threads_is_for_the_owners(
+async def test_operations_on_all_threads_are_confined_to_the_owner(
     theirs: str, api: Api, store: Store
 ) -> None:
     catalog = Api(ThreadCatalog(api.saver, owner="other"), api.world)
@@ -246,8 +246,8 @@ async def test_what_is_for_all_threads_is_for_the_owners(
     ]
     for policy in policies:
         done = await catalog.apply_retention(policy, dry_run=True)
-        found = {*done.deleted, *done.trimmed, *done.busy}
-        assert found <= {f"mine {n}" for n in range(3)}
+        thread_ids = {*done.deleted, *done.trimmed, *done.busy}
+        assert thread_ids <= {f"mine {n}" for n in range(3)}
     assert await catalog.bulk_delete(ThreadFilter(tags=["a"]), dry_run=True) == 3
     assert await catalog.bulk_delete(ThreadFilter(owner="acme")) == 0
     assert set((await catalog.sweep()).deleted) == {f"mine {n}" for n in range(3)}

@@ -88,10 +88,10 @@ def test_a_thread_that_many_processes_ask_for_is_made_once(
     store: Store, saver: ForkpointSaver, rounds: int
 ) -> None:
     got = race(store, get_or_create, rounds)
-    known = {one.thread_id: one for one in ThreadCatalog(saver).walk()}
-    assert known.keys() == {f"t{n}" for n in range(rounds)}
+    threads_by_id = {thread.thread_id: thread for thread in ThreadCatalog(saver).walk()}
+    assert threads_by_id.keys() == {f"t{n}" for n in range(rounds)}
     for threads in got.values():
-        assert threads == [known[f"t{n}"] for n in range(rounds)]
+        assert threads == [threads_by_id[f"t{n}"] for n in range(rounds)]
     assert ThreadCatalog(saver).count() == store.count("threads") == rounds
     assert store.problems(saver) == []
 
@@ -102,21 +102,21 @@ def test_of_many_processes_that_make_a_thread_one_does(
     rounds = max(rounds // 8, 1)
     got = race(store, create, rounds)
     for n in range(rounds):
-        (made,) = [threads[n] for threads in got.values() if threads[n] is not None]
-        assert ThreadCatalog(saver).get(f"t{n}") == made
+        (new_thread,) = [threads[n] for threads in got.values() if threads[n] is not None]
+        assert ThreadCatalog(saver).get(f"t{n}") == new_thread
     assert store.problems(saver) == []
 
 
-def test_what_many_processes_say_of_a_thread_is_all_kept(
+def test_updates_by_many_processes_are_all_kept(
     store: Store, saver: ForkpointSaver, rounds: int
 ) -> None:
     rounds = max(rounds // 8, 1)
     ThreadCatalog(saver).create("t")
     race(store, update, rounds)
-    found = ThreadCatalog(saver).get("t")
-    assert found is not None
+    thread = ThreadCatalog(saver).get("t")
+    assert thread is not None
     keys = {f"{process}-{n}" for process in range(PROCESSES) for n in range(rounds)}
-    assert found.metadata.keys() == keys
+    assert thread.metadata.keys() == keys
     assert store.problems(saver) == []
 
 
@@ -125,8 +125,8 @@ def test_threads_that_are_made_and_deleted_all_the_time_leave_nothing(
 ) -> None:
     race(store, delete, max(rounds // 8, 1))
     catalog = ThreadCatalog(saver)
-    for one in list(catalog.walk()):
-        catalog.delete(one.thread_id)
+    for thread in list(catalog.walk()):
+        catalog.delete(thread.thread_id)
     assert catalog.count() == store.count("threads") == 0
     assert store.problems(saver) == []
 
@@ -167,14 +167,14 @@ def writers(store: Store) -> Iterator[None]:
             failures.append(error)
 
     running = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
-    for one in running:
-        one.start()
+    for writer in running:
+        writer.start()
     try:
         yield
     finally:
         is_over.set()
-        for one in running:
-            one.join()
+        for writer in running:
+            writer.join()
     assert failures == []
 
 
@@ -187,8 +187,8 @@ def change(rng: random.Random, catalog: ThreadCatalog, graph: Any, thread_id: st
         case 2:
             catalog.search(limit=2)  # it lists what changed
         case 3:
-            made = catalog.create(tags=["kept", "tag 0"], metadata={"kept": {}})
-            catalog.delete(made.thread_id)
+            new_thread = catalog.create(tags=["kept", "tag 0"], metadata={"kept": {}})
+            catalog.delete(new_thread.thread_id)
         case 4:
             with contextlib.suppress(Exception):  # two runs of a thread, which no lease keeps apart
                 graph.invoke({"items": [1]}, {"configurable": {"thread_id": thread_id}})
@@ -196,11 +196,11 @@ def change(rng: random.Random, catalog: ThreadCatalog, graph: Any, thread_id: st
             put(catalog.saver, {"n": rng.random()}, thread_id=thread_id)
 
 
-def walk(catalog: ThreadCatalog, wanted: ThreadFilter, **options: Any) -> Iterator[str]:
+def walk(catalog: ThreadCatalog, thread_filter: ThreadFilter, **options: Any) -> Iterator[str]:
     cursor = None
     while True:
-        page = catalog.search(wanted, cursor=cursor, **options)
-        yield from (one.thread_id for one in page)
+        page = catalog.search(thread_filter, cursor=cursor, **options)
+        yield from (thread.thread_id for thread in page)
         if (cursor := page.next_cursor) is None:
             return
 
@@ -221,38 +221,40 @@ def walks() -> Iterator[Any]:
         yield pytest.param(WAYS[way], sort_by, marks=marks, id=f"{way}-{sort_by}")
 
 
-@pytest.mark.parametrize(("wanted", "sort_by"), list(walks()))
+@pytest.mark.parametrize(("thread_filter", "sort_by"), list(walks()))
 def test_a_walk_meets_each_thread_once_however_it_is_found(
-    wanted: ThreadFilter, sort_by: str, saver: ForkpointSaver, store: Store
+    thread_filter: ThreadFilter, sort_by: str, saver: ForkpointSaver, store: Store
 ) -> None:
     catalog = fill(saver)
     with writers(store):
         for descending in (True, False):
-            found = list(walk(catalog, wanted, sort_by=sort_by, descending=descending, limit=7))
-            met = [one for one in found if one in KEPT]
-            assert sorted(met) == KEPT
-            assert len(found) == len(set(found))
+            thread_ids = list(
+                walk(catalog, thread_filter, sort_by=sort_by, descending=descending, limit=7)
+            )
+            kept_ids = [thread_id for thread_id in thread_ids if thread_id in KEPT]
+            assert sorted(kept_ids) == KEPT
+            assert len(thread_ids) == len(set(thread_ids))
     assert store.problems(saver) == []
 
 
 @pytest.mark.parametrize("sort_by", ["updated_at", "status", "created_at", "thread_id"])
-def test_a_walk_that_took_too_long_goes_on_with_what_there_is(
+def test_a_walk_whose_snapshot_expired_follows_the_present_order(
     sort_by: str, saver: ForkpointSaver, store: Store
 ) -> None:
     catalog = fill(saver)
-    wanted = ThreadFilter(tags=["kept"])
-    first = catalog.search(wanted, sort_by=sort_by, limit=25)
+    thread_filter = ThreadFilter(tags=["kept"])
+    first = catalog.search(thread_filter, sort_by=sort_by, limit=25)
     assert first.next_cursor is not None
     cursor = first.next_cursor
     if isinstance(store, SqliteStore):
-        second = catalog.search(wanted, sort_by=sort_by, limit=3, cursor=cursor)
+        second = catalog.search(thread_filter, sort_by=sort_by, limit=3, cursor=cursor)
         assert second.next_cursor is not None
         cursor = second.next_cursor
         first = Page([*first, *second])
         with store.connection() as connection:
             connection.execute("UPDATE forkpoint_snapshots SET began_at = 0")
     else:  # what the server kept of that moment is gone
-        criteria = criteria_of(wanted)
+        criteria = criteria_of(thread_filter)
         query = query_of(criteria, sort_by, True, 25)
         last = first.items[-1]
         place = getattr(last, sort_by)
@@ -266,9 +268,9 @@ def test_a_walk_that_took_too_long_goes_on_with_what_there_is(
         )
     catalog.update(first.items[0].thread_id, metadata={"n": 1})
     catalog.count()
-    rest = catalog.search(wanted, sort_by=sort_by, limit=1000, cursor=cursor)
-    found = [one.thread_id for one in (*first, *rest)]
-    assert sorted(found) == KEPT
+    rest = catalog.search(thread_filter, sort_by=sort_by, limit=1000, cursor=cursor)
+    thread_ids = [thread.thread_id for thread in (*first, *rest)]
+    assert sorted(thread_ids) == KEPT
     assert store.problems(saver) == []
 
 
@@ -287,16 +289,16 @@ def standalone_store(standalone_server: Mongod) -> Iterator[MongoStore]:
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("status", "created_at")),
     ],
 )
-def test_a_server_that_keeps_no_moments_is_walked_as_it_is(
+def test_a_walk_without_snapshots_follows_the_present_order(
     sort_by: str, standalone_store: MongoStore
 ) -> None:
     with standalone_store.saver() as saver:
         catalog = fill(saver)
-        found = walk(catalog, ThreadFilter(tags=["kept"]), sort_by=sort_by, limit=7)
-        met = [next(found) for _ in range(10)]
-        catalog.update(met[0], metadata={"n": 1})
+        thread_ids = walk(catalog, ThreadFilter(tags=["kept"]), sort_by=sort_by, limit=7)
+        kept_ids = [next(thread_ids) for _ in range(10)]
+        catalog.update(kept_ids[0], metadata={"n": 1})
         catalog.create()
-        assert sorted([*met, *found]) == KEPT
+        assert sorted([*kept_ids, *thread_ids]) == KEPT
         assert standalone_store.problems(saver) == []
 
 
@@ -349,7 +351,7 @@ def test_a_template_is_cloned_a_thousand_times_and_outlived(
     assert store.count("chunks") == chunks
     cloned = ThreadFilter(source_thread_id="template", tags=["clone"], metadata={"plan": "pro"})
     assert catalog.count(cloned) == 1000
-    assert len({one.thread_id for one in catalog.walk(cloned)}) == 1000
+    assert len({thread.thread_id for thread in catalog.walk(cloned)}) == 1000
     catalog.delete("template")
     assert store.count("chunks") == chunks
     assert store.problems(saver) == []

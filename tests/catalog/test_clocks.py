@@ -84,16 +84,16 @@ def test_time_to_live_and_idleness_are_by_the_time_of_the_store(
     before = catalog.get("thread")
     in_another_process(store, shift, "put")
 
-    there, made = catalog.get("thread"), catalog.get("made there")
+    there, there_thread = catalog.get("thread"), catalog.get("made there")
     assert there is not None
     assert before is not None
     assert there.updated_at >= before.updated_at  # it never goes back
-    assert made is not None
+    assert there_thread is not None
     assert catalog.count() == 2
     assert catalog.sweep().deleted == ()  # by a day back, it would seem to be long ago
     if shift < timedelta(0):
         assert is_soon(there.updated_at)
-        assert is_soon(made.created_at)
+        assert is_soon(there_thread.created_at)
     now = catalog.get("thread")
     put(saver, {"n": 3}, thread_id="thread")
     assert catalog.get("thread").updated_at >= now.updated_at
@@ -112,15 +112,15 @@ def test_a_clock_that_is_set_back_does_not_hold_up_the_time_of_a_store(
     monkeypatch.setattr(time, "time_ns", lambda: int(host[0] * 1e9))
     monkeypatch.setattr("forkpoint.clocks._elapsed", lambda: int(elapsed[0] * 1e6))
     clock = StoreClock()
-    seen = [clock.now()]
+    times = [clock.now()]
 
     def passes(seconds: float, *, set_by: float = 0) -> float:
         """Let time pass, and set the host's clock; return how far the store's is ahead of it."""
         elapsed[0] += seconds
         host[0] += seconds + set_by
-        seen.append(clock.now())
-        assert seen[-1] >= seen[-2]
-        return seen[-1] / 1e6 - host[0]
+        times.append(clock.now())
+        assert times[-1] >= times[-2]
+        return times[-1] / 1e6 - host[0]
 
     assert passes(10) == 0
     assert passes(0, set_by=-86_400) == 86_400
@@ -140,31 +140,31 @@ def test_a_clock_that_is_set_back_does_not_hold_up_the_time_of_a_store(
 def test_the_time_of_a_server_is_asked_for_once_in_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    elapsed, asked = [0], []
+    elapsed, questions = [0], []
     monkeypatch.setattr("forkpoint.clocks._elapsed", lambda: elapsed[0])
 
     def ask() -> int:
-        asked.append(1)
+        questions.append(1)
         return 5_000_000 + elapsed[0]
 
     clock = ServerClock(ask)
     for _ in range(1200):
         assert clock.now() == 5_000_000 + elapsed[0]
         elapsed[0] += 1_000_000
-    assert len(asked) == 2
+    assert len(questions) == 2
 
 
 def test_a_store_that_is_opened_anew_knows_its_time(path: Path) -> None:
     catalog: Callable[[SqliteSaver], ThreadCatalog] = ThreadCatalog
     with SqliteSaver(path) as saver:
-        made = catalog(saver).create("a")
+        there_thread = catalog(saver).create("a")
     clock_ns = time.time_ns
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "time_ns", lambda: clock_ns() - int(DAY.total_seconds() * 10**9))
         with SqliteSaver(path) as saver:
             again = catalog(saver).create("b", ttl=TTL)
             # As of when the time was noted last.
-            assert again.created_at >= made.created_at - timedelta(seconds=10)
+            assert again.created_at >= there_thread.created_at - timedelta(seconds=10)
             assert catalog(saver).count() == 2
     with SqliteSaver(path) as saver:
         assert catalog(saver).sweep().deleted == ()

@@ -65,9 +65,9 @@ def test_a_new_search_field_takes_two_places(
             put(saver, {"n": n}, thread_id=thread_id)
 
     def ids(**fields: Any) -> list[str]:
-        asked = WiderFilter(**fields)
-        threads = [thread.thread_id for thread in catalog.walk(asked, sort_by=sort_by)]
-        assert catalog.count(asked) == len(threads)
+        wider_filter = WiderFilter(**fields)
+        threads = [thread.thread_id for thread in catalog.walk(wider_filter, sort_by=sort_by)]
+        assert catalog.count(wider_filter) == len(threads)
         return sorted(threads)
 
     assert ids(checkpoints_from=2) == ["t2", "t3"]

@@ -147,12 +147,12 @@ class Owners(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 2**32), holds=st.booleans())
     def we_hold_a_lease(self, number: int, holds: bool) -> None:
-        said = []
+        answers = []
         for caller in self.ours:
-            said.append(self.hold(caller, number) if holds else self.let_go(caller))
-            if said[0] is not None and self.is_taken(said[0]):
+            answers.append(self.hold(caller, number) if holds else self.let_go(caller))
+            if answers[0] is not None and self.is_taken(answers[0]):
                 return
-        assert said[0] == said[1] == said[2]
+        assert answers[0] == answers[1] == answers[2]
 
     def hold(self, caller: Caller, number: int) -> Outcome | None:
         picks = Picks(number)

@@ -44,13 +44,13 @@ def take_turns(store: Store, path: Path, rounds: int) -> None:
                 mark.unlink()
 
 
-def hold(store: Store, ready: Any, going_on: Any) -> None:
+def hold(store: Store, ready: Any, may_go_on: Any) -> None:
     """Hold a lease, say so, and write when told to."""
     with store.saver() as saver:
         lease = ThreadCatalog(saver).run("thread", ttl=SHORT)
         with lease:
             ready.set()
-            going_on.wait()
+            may_go_on.wait()
             with contextlib.suppress(StaleLease):
                 saver.put(at(lease), checkpoint({"late": 1}), {}, {"late": 1})
                 os._exit(1)
@@ -73,63 +73,63 @@ def test_two_processes_never_hold_a_lease_at_once(
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    known = ThreadCatalog(saver).get("thread")
-    assert known is not None
-    assert known.checkpoint_count == rounds // 2 * 2
+    thread = ThreadCatalog(saver).get("thread")
+    assert thread is not None
+    assert thread.checkpoint_count == rounds // 2 * 2
     assert store.problems(saver) == []
 
 
-def held(store: Store) -> tuple[Any, Any]:
+def holding_process(store: Store) -> tuple[Any, Any]:
     """Return a process that holds the lease, and what makes it go on."""
-    ready, going_on = fork_server().Event(), fork_server().Event()
-    process = fork_server().Process(target=hold, args=(store, ready, going_on))
+    ready, may_go_on = fork_server().Event(), fork_server().Event()
+    process = fork_server().Process(target=hold, args=(store, ready, may_go_on))
     process.start()
     assert ready.wait(PATIENCE_SECONDS)
-    return process, going_on
+    return process, may_go_on
 
 
 def test_the_lease_of_a_killed_process_ends_by_itself(store: Store, saver: ForkpointSaver) -> None:
     catalog = ThreadCatalog(saver)
-    process, _ = held(store)
+    process, _ = holding_process(store)
     process.kill()
     process.join()
     with catalog.run("thread", if_busy="wait", timeout=PATIENCE) as lease:
         put(saver, {"n": 1}, parent=at(lease))
-    known = catalog.get("thread")
-    assert known is not None
-    assert (known.status, known.checkpoint_count) == ("idle", 1)
+    thread = catalog.get("thread")
+    assert thread is not None
+    assert (thread.status, thread.checkpoint_count) == ("idle", 1)
 
 
 def test_a_paused_process_that_wakes_up_writes_nothing(store: Store, saver: ForkpointSaver) -> None:
     catalog = ThreadCatalog(saver)
-    process, going_on = held(store)
+    process, may_go_on = holding_process(store)
     os.kill(process.pid, signal.SIGSTOP)
     with catalog.run("thread", if_busy="wait", timeout=PATIENCE) as lease:
         put(saver, {"n": 1}, parent=at(lease))
     before = stored_rows(store)
     os.kill(process.pid, signal.SIGCONT)
-    going_on.set()
+    may_go_on.set()
     process.join()
     assert process.exitcode == 7
     assert stored_rows(store) == before
 
 
-def hold_by_another_clock(store: Store, hours: int, ready: Any, going_on: Any) -> None:
+def hold_by_another_clock(store: Store, hours: int, ready: Any, may_go_on: Any) -> None:
     """Hold a long and a short lease in a process whose clock is wrong."""
     clock, clock_ns = time.time, time.time_ns
     time.time = lambda: clock() + hours * 3600
     time.time_ns = lambda: clock_ns() + hours * 3600 * 10**9
     leases._RENEWALS = 60_000
     with store.saver() as saver, ThreadCatalog(saver).run("long"):
-        hold(store, ready, going_on)
+        hold(store, ready, may_go_on)
 
 
 @pytest.mark.parametrize("hours", [-5, 5])
 def test_the_clocks_of_clients_do_not_matter(hours: int, mongo_server: Any) -> None:
     store = MongoStore(mongo_server.uri, f"test-{uuid4().hex}")
-    ready, going_on = fork_server().Event(), fork_server().Event()
+    ready, may_go_on = fork_server().Event(), fork_server().Event()
     process = fork_server().Process(
-        target=hold_by_another_clock, args=(store, hours, ready, going_on)
+        target=hold_by_another_clock, args=(store, hours, ready, may_go_on)
     )
     process.start()
     assert ready.wait(PATIENCE_SECONDS)
@@ -149,7 +149,7 @@ def test_the_clocks_of_clients_do_not_matter(hours: int, mongo_server: Any) -> N
     store.close()
 
 
-def asked(store: Store, number: int) -> None:
+def create_threads(store: Store, number: int) -> None:
     with store.saver() as saver:
         catalog = ThreadCatalog(saver)
         for n in range(number):
@@ -162,7 +162,9 @@ def asked(store: Store, number: int) -> None:
 def test_processes_that_race_make_each_thread_once(
     number: int, store: Store, saver: ForkpointSaver
 ) -> None:
-    processes = [fork_server().Process(target=asked, args=(store, number)) for _ in range(4)]
+    processes = [
+        fork_server().Process(target=create_threads, args=(store, number)) for _ in range(4)
+    ]
     for process in processes:
         process.start()
     for process in processes:

@@ -35,7 +35,7 @@ def waits_for(store: Store, count: int) -> None:
     wait_until(lambda: len(queue(store)) == count, f"{count} to wait for the lease")
 
 
-def test_threads_have_it_in_the_order_in_which_they_came(store: Store) -> None:
+def test_waiting_threads_get_the_lease_in_the_order_in_which_they_came(store: Store) -> None:
     came: list[int] = []
     savers = [store.saver() for _ in range(COUNT)]
 
@@ -53,11 +53,11 @@ def test_threads_have_it_in_the_order_in_which_they_came(store: Store) -> None:
             thread.join()
     assert came == list(range(COUNT))
     assert queue(store) == []
-    for one in savers:
-        one.close()
+    for saver in savers:
+        saver.close()
 
 
-async def test_tasks_have_it_in_the_order_in_which_they_came(
+async def test_waiting_tasks_get_the_lease_in_the_order_in_which_they_came(
     store: Store, saver: ForkpointSaver
 ) -> None:
     came: list[int] = []
@@ -77,7 +77,7 @@ async def test_tasks_have_it_in_the_order_in_which_they_came(
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancel"])
-async def test_who_gives_up_is_waited_for_by_nobody(
+async def test_a_waiter_that_gives_up_holds_up_nobody(
     how: str, store: Store, saver: ForkpointSaver
 ) -> None:
     catalog = ThreadCatalog(saver)
@@ -100,7 +100,7 @@ async def test_who_gives_up_is_waited_for_by_nobody(
     await wait()
 
 
-def test_who_died_while_waiting_holds_up_the_others_for_the_time_of_its_lease_at_most(
+def test_a_waiter_that_died_holds_up_others_for_its_time_to_live_at_most(
     store: Store, saver: ForkpointSaver
 ) -> None:
     catalog = ThreadCatalog(saver)

@@ -54,7 +54,7 @@ def run(catalog: Api, thread_id: str = "thread", **options: Any) -> Any:
     return entered(catalog, catalog.saver.run(thread_id, **options))
 
 
-async def test_one_waits_until_the_other_is_done(catalog: Api, store: Store) -> None:
+async def test_a_run_waits_until_the_other_run_is_done(catalog: Api, store: Store) -> None:
     order: list[str] = []
     with store.saver() as own:
         first = ThreadCatalog(own).run("thread")
@@ -125,16 +125,18 @@ def test_graphs_run_with_the_config_of_a_lease(
     expected = SHAPES[name].build(saver)
     for given in SHAPES[name].inputs:
         plain: Any = {"configurable": {"thread_id": "plain"}}
-        wanted = expected.invoke(given, plain, durability=durability)
+        expected_result = expected.invoke(given, plain, durability=durability)
         with catalog.run("thread") as lease:
-            got = graph.invoke(given, lease.config, durability=durability)
-        got, wanted = (re.sub("id='[0-9a-f]+'", "", repr(one)) for one in (got, wanted))
-        assert got == wanted
-    for one in saver.list(config("thread")):
-        assert not any("forkpoint" in key for key in one.metadata)
-    known = catalog.get("thread")
-    assert known is not None
-    assert not any("forkpoint" in key for key in known.metadata)
+            result = graph.invoke(given, lease.config, durability=durability)
+        result, expected_result = (
+            re.sub("id='[0-9a-f]+'", "", repr(each)) for each in (result, expected_result)
+        )
+        assert result == expected_result
+    for checkpoint_tuple in saver.list(config("thread")):
+        assert not any("forkpoint" in key for key in checkpoint_tuple.metadata)
+    thread = catalog.get("thread")
+    assert thread is not None
+    assert not any("forkpoint" in key for key in thread.metadata)
     assert store.problems(saver) == []
 
 
@@ -156,7 +158,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "_RENEWALS", 60_000)
 
 
-async def test_it_is_renewed_as_long_as_the_block_runs(catalog: Api, often: None) -> None:
+async def test_a_lease_is_renewed_as_long_as_its_block_runs(catalog: Api, often: None) -> None:
     async with run(catalog) as lease:
         for _ in range(3):
             last = (await catalog.lease("thread")).until
@@ -271,7 +273,7 @@ async def test_a_cancelled_wait_leaves_no_lease(saver: ForkpointSaver) -> None:
             pass
 
 
-async def test_a_lease_is_of_the_thread_that_there_is_now(
+async def test_a_lease_belongs_to_the_thread_that_exists_now(
     catalog: Api, api: Api, store: Store
 ) -> None:
     put(api.saver, {"a": 1})  # it is remembered, and then another one takes its place
@@ -284,7 +286,7 @@ async def test_a_lease_is_of_the_thread_that_there_is_now(
     assert store.problems(api.saver) == []
 
 
-async def test_it_is_told_that_a_lease_is_lost(catalog: Api, often: None) -> None:
+async def test_a_lost_lease_says_so(catalog: Api, often: None) -> None:
     async with run(catalog) as lost:
         since = (await catalog.lease("thread")).since
         async with run(catalog, if_busy="cancel"):
@@ -338,15 +340,15 @@ FORGED = [1, True, "", "x", ":", "1:", ":1", "1:-1", "1:٣", b"1:1", {}, f"1:{10
 
 
 @one_by_one("forged", [*FORGED, "1:" + "1" * 9999])
-async def test_what_is_no_lease_is_refused(forged: Any, api: Api, store: Store) -> None:
+async def test_a_forged_lease_token_is_refused(forged: Any, api: Api, store: Store) -> None:
     put(api.saver, {"a": 1})
     before = stored_rows(store)
-    one: Any = config(checkpoint_id="c")
-    one["configurable"]["__forkpoint_lease"] = forged
+    passed: Any = config(checkpoint_id="c")
+    passed["configurable"]["__forkpoint_lease"] = forged
     with pytest.raises(InvalidInput, match="lease"):
-        await api.put(one, checkpoint({"a": 2}), {}, {"a": 2})
+        await api.put(passed, checkpoint({"a": 2}), {}, {"a": 2})
     with pytest.raises(InvalidInput, match="lease"):
-        await api.put_writes(one, [("a", 1)], "task")
+        await api.put_writes(passed, [("a", 1)], "task")
     assert stored_rows(store) == before
 
 

@@ -36,9 +36,9 @@ async def test_a_sweep_tells_what_it_deleted_and_what_it_trimmed(
     await expired(catalog, store, "kept")
     await expired(catalog, store, "gone", "delete")
     await catalog.create("young", ttl=HOUR, on_expiry="keep_latest")
-    would = await catalog.apply_retention(RetentionPolicy(expired=True), dry_run=True)
+    plan = await catalog.apply_retention(RetentionPolicy(expired=True), dry_run=True)
     done = await catalog.sweep()
-    assert (would.deleted, would.trimmed) == (done.deleted, done.trimmed) == (("gone",), ("kept",))
+    assert (plan.deleted, plan.trimmed) == (done.deleted, done.trimmed) == (("gone",), ("kept",))
     assert count(api.saver, "kept") == 1
     assert api.saver.get(config("kept"))["channel_values"] == {"n": 2}  # type: ignore[index]
     assert (await catalog.get("kept")).checkpoint_count == 1
@@ -48,7 +48,7 @@ async def test_a_sweep_tells_what_it_deleted_and_what_it_trimmed(
 
 
 @pytest.mark.in_turns
-async def test_what_is_kept_is_found_before_the_sweep_and_after_it(
+async def test_a_kept_thread_is_found_before_and_after_the_sweep(
     catalog: Api, store: Store
 ) -> None:
     await expired(catalog, store, "kept")
@@ -58,16 +58,16 @@ async def test_what_is_kept_is_found_before_the_sweep_and_after_it(
     for expires_at in (before.expires_at, None):
         kept = await catalog.get("kept")
         assert (kept.expires_at, kept.updated_at) == (expires_at, before.updated_at)
-        for wanted in (None, ThreadFilter(tags=["t"]), ThreadFilter(status="idle")):
-            assert [one.thread_id for one in await catalog.search(wanted)] == ["kept"]
-            assert await catalog.count(wanted) == 1
+        for thread_filter in (None, ThreadFilter(tags=["t"]), ThreadFilter(status="idle")):
+            assert [thread.thread_id for thread in await catalog.search(thread_filter)] == ["kept"]
+            assert await catalog.count(thread_filter) == 1
         assert (await catalog.get_or_create("kept")).updated_at == before.updated_at
         await catalog.sweep()
 
 
 @pytest.mark.parametrize("activity", ["put", "update"])
 @pytest.mark.in_turns
-async def test_it_expires_again_after_it_was_active_again(
+async def test_a_swept_thread_expires_again_after_new_activity(
     activity: str, catalog: Api, api: Api, store: Store
 ) -> None:
     await expired(catalog, store, "kept")
@@ -96,7 +96,7 @@ SOME = [
 
 @pytest.mark.parametrize("name", SOME)
 @pytest.mark.in_turns
-async def test_the_state_is_what_it_was(name: str, catalog: Api, api: Api, store: Store) -> None:
+async def test_a_sweep_keeps_the_state(name: str, catalog: Api, api: Api, store: Store) -> None:
     await catalog.create("thread", ttl=HOUR, on_expiry="keep_latest")
     graph = SHAPES[name].build(api.saver)
     for given in SHAPES[name].inputs:
@@ -112,7 +112,7 @@ async def test_the_state_is_what_it_was(name: str, catalog: Api, api: Api, store
 
 
 @pytest.mark.in_turns
-async def test_every_way_to_make_a_thread_says_what_becomes_of_it(api: Api, store: Store) -> None:
+async def test_every_way_to_create_a_thread_takes_on_expiry(api: Api, store: Store) -> None:
     with store.saver(ttl=HOUR, on_expiry="keep_latest") as saver:
         catalog = Api(ThreadCatalog(saver), api.world)
         put(saver, {"n": 1}, thread_id="by a graph")
@@ -153,7 +153,7 @@ async def test_a_copy_of_what_was_swept_expires(catalog: Api, api: Api, store: S
 
 
 @pytest.mark.in_turns
-async def test_it_is_left_alone_while_a_run_has_its_lease(catalog: Api, store: Store) -> None:
+async def test_a_busy_thread_is_not_swept(catalog: Api, store: Store) -> None:
     await expired(catalog, store, "kept")
     with catalog.saver.run("kept"):
         done = await catalog.sweep()
@@ -206,7 +206,7 @@ async def test_only_what_is_deleted_is_archived(catalog: Api, store: Store) -> N
 
 
 @pytest.mark.in_turns
-async def test_what_is_no_strategy_is_refused(catalog: Api, store: Store) -> None:
+async def test_an_unknown_on_expiry_is_refused(catalog: Api, store: Store) -> None:
     await catalog.create("thread")
     for value in ("keep", "DELETE", None, True, ["delete"], {"$ne": ""}):
         await is_refused(value, catalog, store)

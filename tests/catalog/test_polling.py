@@ -83,14 +83,14 @@ async def test_a_search_that_was_read_to_its_end_leaves_nothing_behind(
     for n in range(times):
         left_alone = await catalog.search(sort_by=sort_by, limit=5)
         cursor = None
-        met: list[str] = []
-        while not met or cursor is not None:
+        thread_ids: list[str] = []
+        while not thread_ids or cursor is not None:
             page = await catalog.search(sort_by=sort_by, limit=5, cursor=cursor)
-            met += [thread.thread_id for thread in page]
+            thread_ids += [thread.thread_id for thread in page]
             cursor = page.next_cursor
             await catalog.update(f"t{n % 12:03}", metadata={"n": -1})
-            await catalog.update(met[0], metadata={"n": -1})
-        assert sorted(met) == [f"t{n:03}" for n in range(12)]
+            await catalog.update(thread_ids[0], metadata={"n": -1})
+        assert sorted(thread_ids) == [f"t{n:03}" for n in range(12)]
         assert left_alone.next_cursor is not None
     await catalog.search()
     assert index_rows(store) == rows
@@ -170,16 +170,16 @@ def test_between_two_pages_every_thread_may_change(
 ) -> None:
     catalog = filled(saver, 10)
     cursor = None
-    met: list[str] = []
-    while not met or cursor is not None:
+    thread_ids: list[str] = []
+    while not thread_ids or cursor is not None:
         page = catalog.search(sort_by=sort_by, descending=descending, limit=3, cursor=cursor)
-        met += [thread.thread_id for thread in page]
+        thread_ids += [thread.thread_id for thread in page]
         cursor = page.next_cursor
-        for n in random.Random(len(met)).sample(range(10), 10):
-            catalog.update(f"t{n:03}", metadata={"n": len(met)})
-        for thread_id in met[:2]:
+        for n in random.Random(len(thread_ids)).sample(range(10), 10):
+            catalog.update(f"t{n:03}", metadata={"n": len(thread_ids)})
+        for thread_id in thread_ids[:2]:
             put(saver, {"n": 1}, thread_id=thread_id)
-    assert sorted(met) == [f"t{n:03}" for n in range(10)]
+    assert sorted(thread_ids) == [f"t{n:03}" for n in range(10)]
 
 
 @pytest.mark.in_turns

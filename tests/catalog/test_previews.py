@@ -40,9 +40,9 @@ def titled(saver: Any) -> Any:
 
 
 def ids(catalog: ThreadCatalog, **values: Any) -> list[str]:
-    found = [thread.thread_id for thread in catalog.search(ThreadFilter(values=values))]
-    assert catalog.count(ThreadFilter(values=values)) == len(found)
-    return sorted(found)
+    thread_ids = [thread.thread_id for thread in catalog.search(ThreadFilter(values=values))]
+    assert catalog.count(ThreadFilter(values=values)) == len(thread_ids)
+    return sorted(thread_ids)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ async def test_the_state_is_shown_and_found_as_graphs_run(api_with_preview: Api)
     first = catalog.get("t0")
     assert first is not None
     assert first.values == {"title": "Apples", "topic": {"kind": "A"}, "n": 1}
-    assert [one.values for one in catalog.search(sort_by="thread_id", descending=False)] == [
+    assert [thread.values for thread in catalog.search(sort_by="thread_id", descending=False)] == [
         first.values,
         {"title": "Bears", "topic": {"kind": "B"}, "n": 1},
         {"title": "Ants", "topic": {"kind": "A"}, "n": 1},
@@ -80,28 +80,27 @@ async def test_the_state_is_shown_and_found_as_graphs_run(api_with_preview: Api)
     assert ids(catalog, title="Pears", n=7) == ["t0"]
 
 
-async def test_what_is_shown_is_that_of_the_head_whatever_becomes_of_it(
+def title_of(catalog: ThreadCatalog, thread_id: str = "thread") -> Any:
+    """Return the title that a thread shows, and that a search finds it by."""
+    thread = catalog.get(thread_id)
+    assert thread is not None
+    (listed,) = catalog.search(ThreadFilter(ids=[thread_id]))
+    assert listed == thread
+    title = thread.values.get("title")
+    assert (thread_id in (ids(catalog, title=title) if title else [])) == bool(title)
+    return title
+
+
+async def test_a_preview_is_that_of_the_head_after_each_operation(
     api_with_preview: Api, store: Store
 ) -> None:
     api = api_with_preview
     catalog = ThreadCatalog(api.saver)
-    plain = store.saver()
-
-    def shown(thread_id: str = "thread") -> Any:
-        thread = catalog.get(thread_id)
-        assert thread is not None
-        (listed,) = catalog.search(ThreadFilter(ids=[thread_id]))
-        assert listed == thread
-        title = thread.values.get("title")
-        found = ids(catalog, title=title) if title else []
-        assert (thread_id in found) == bool(title)
-        return title
-
-    ends = [put(api.saver, {"title": "1"})]
+    checkpoints = [put(api.saver, {"title": "1"})]
     for n in range(2, 6):
-        ends.append(put(api.saver, {"title": str(n)}, parent=ends[-1]))
-    assert shown() == "5"
-    await api.fork(config("thread", id_of(ends[1])), new_thread_id="old")
+        checkpoints.append(put(api.saver, {"title": str(n)}, parent=checkpoints[-1]))
+    assert title_of(catalog) == "5"
+    await api.fork(config("thread", id_of(checkpoints[1])), new_thread_id="old")
     await api.fork("thread", new_thread_id="head")
     await api.fork("thread", new_thread_id="changed", values={"title": "other"})
     await api.copy_thread("thread", "copy")
@@ -111,20 +110,29 @@ async def test_what_is_shown_is_that_of_the_head_whatever_becomes_of_it(
     catalog.rollover("thread", "named", values={"title": "named"})
     expected = {"old": "2", "changed": "other", "empty": None, "named": "named"}
     for thread_id in ("old", "head", "changed", "copy", "clone", "empty", "next", "named"):
-        assert shown(thread_id) == expected.get(thread_id, "5"), thread_id
+        assert title_of(catalog, thread_id) == expected.get(thread_id, "5"), thread_id
     await api.rollback("thread", 2)
-    assert shown() == "3"
+    assert title_of(catalog) == "3"
     assert ids(catalog, title="5") == sorted({"head", "copy", "clone", "next"})
     await api.trim("thread", 1)
-    assert shown() == "3"
+    assert title_of(catalog) == "3"
     catalog.update("thread", tags=["a"])
-    assert shown() == "3"
+    assert title_of(catalog) == "3"
+    assert store.problems(api.saver) == []
+
+
+async def test_a_preview_is_that_of_the_last_put_into_the_graph_itself(
+    api_with_preview: Api, store: Store
+) -> None:
+    api = api_with_preview
+    catalog = ThreadCatalog(api.saver)
+    put(api.saver, {"title": "3"})
     put(api.saver, {"title": "child"}, ns="child:1")
-    assert shown() == "3"
-    put(plain, {"title": "unseen"})  # by a saver that has chosen nothing
-    assert shown() is None
+    assert title_of(catalog) == "3"
+    put(store.saver(), {"title": "unseen"})  # by a saver without a preview
+    assert title_of(catalog) is None
     put(api.saver, {"title": "again"})
-    assert shown() == "again"
+    assert title_of(catalog) == "again"
     await api.purge("thread")
     assert ids(catalog, title="again") == []
     assert store.problems(api.saver) == []
@@ -136,9 +144,9 @@ async def test_a_checkpoint_that_is_put_again_is_shown_as_it_is_then(
 ) -> None:
     saver = api_with_preview.saver
     first = put(saver, {"title": "one"})
-    made = saver.get_tuple(first).checkpoint
-    made["channel_values"] = {"title": "two"}
-    saver.put(config(), made, {}, {"title": 1})
+    checkpoint_ = saver.get_tuple(first).checkpoint
+    checkpoint_["channel_values"] = {"title": "two"}
+    saver.put(config(), checkpoint_, {}, {"title": 1})
     catalog = ThreadCatalog(store.saver())
     assert ids(catalog, title="two") == ["thread"]
     assert ids(catalog, title="one") == []
@@ -225,18 +233,18 @@ LEFT_OUT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_what_is_short_is_shown(name: str) -> None:
+def test_short_values_are_shown(name: str) -> None:
     value, expected = SHOWN[name]
     assert json.loads(preview_of({"a": value, "b": 1}, ["a"])) == {"a": expected}
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
-def test_what_is_long_or_not_plain_is_left_out(name: str) -> None:
+def test_long_values_and_objects_are_left_out(name: str) -> None:
     assert preview_of({"a": LEFT_OUT[name], "b": 1}, ["a", "b", "c"]) == '{"b":1}'
 
 
 @pytest.mark.in_turns
-def test_what_is_no_list_of_channels_is_refused(new_store: Callable[[], Store]) -> None:
+def test_a_bad_preview_is_refused(new_store: Callable[[], Store]) -> None:
     store = new_store()
     names = [f"c{n}" for n in range(PREVIEW_CHANNELS + 1)]
     for wrong in ("title", b"x", {"a": 1}, [1], 5, None, names):

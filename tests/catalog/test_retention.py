@@ -43,16 +43,16 @@ from forkpoint.storage.rows import Description, ThreadRef, ThreadRow
         (RetentionPolicy(max_age=9 * HOUR), set()),
     ],
 )
-async def test_threads_go_by_their_age_and_by_how_long_they_were_idle(
+async def test_threads_are_deleted_by_age_and_by_idle_time(
     policy: RetentionPolicy, deleted: set[str], catalog: Api, api: Api, store: Store
 ) -> None:
     await fill(catalog, store)
     everything = ids(api.saver)
     before = content(store)
-    would = await catalog.apply_retention(policy, dry_run=True)
+    plan = await catalog.apply_retention(policy, dry_run=True)
     assert content(store) == before
-    assert set(would.deleted) == deleted
-    assert would.dry_run
+    assert set(plan.deleted) == deleted
+    assert plan.dry_run
     steps: list[RetentionResult] = []
     result = await catalog.apply_retention(policy, on_progress=steps.append)
     assert (set(result.deleted), result.trimmed, result.busy) == (deleted, (), ())
@@ -63,11 +63,11 @@ async def test_threads_go_by_their_age_and_by_how_long_they_were_idle(
     assert store.problems(api.saver) == []
 
 
-async def test_a_filter_says_for_whom_a_policy_is(catalog: Api, api: Api, store: Store) -> None:
+async def test_a_filter_limits_a_policy(catalog: Api, api: Api, store: Store) -> None:
     await fill(catalog, store)
     old = RetentionPolicy(max_idle=HOUR)
-    wanted = ThreadFilter(tags={"idle 2"})
-    assert len((await catalog.apply_retention(old, wanted)).deleted) == 2
+    thread_filter = ThreadFilter(tags={"idle 2"})
+    assert len((await catalog.apply_retention(old, thread_filter)).deleted) == 2
     acme = ThreadCatalog(api.saver, owner="acme")
     assert acme.apply_retention(old).deleted == ()
     recent = ThreadFilter(created_after=datetime.now(timezone.utc) - 3 * HOUR)
@@ -75,16 +75,16 @@ async def test_a_filter_says_for_whom_a_policy_is(catalog: Api, api: Api, store:
     assert (await catalog.apply_retention(old)).deleted == ("made 4, idle 4",)
 
 
-async def test_a_filter_by_time_is_for_every_rule(catalog: Api, api: Api, store: Store) -> None:
+async def test_a_filter_by_time_limits_every_rule(catalog: Api, api: Api, store: Store) -> None:
     await fill(catalog, store)
-    for one in ids(api.saver):
-        put(api.saver, {"n": 9}, thread_id=one)
-        await catalog.update(one, ttl=HOUR)
-        store.age(one, updated_at=(9 if "idle 0" in one else 2) * HOURS)
+    for thread_id in ids(api.saver):
+        put(api.saver, {"n": 9}, thread_id=thread_id)
+        await catalog.update(thread_id, ttl=HOUR)
+        store.age(thread_id, updated_at=(9 if "idle 0" in thread_id else 2) * HOURS)
     policy = RetentionPolicy(max_checkpoints_per_thread=1, expired=True)
     now = datetime.now(timezone.utc)
-    wanted = ThreadFilter(created_before=now - HOUR, updated_after=now - 5 * HOUR)
-    result = await catalog.apply_retention(policy, wanted)
+    thread_filter = ThreadFilter(created_before=now - HOUR, updated_after=now - 5 * HOUR)
+    result = await catalog.apply_retention(policy, thread_filter)
     assert set(result.deleted) == {"made 2, idle 2", "made 4, idle 2", "made 4, idle 4"}
     long = RetentionPolicy(max_checkpoints_per_thread=1)
     new = ThreadFilter(created_after=now - HOUR)
@@ -93,7 +93,7 @@ async def test_a_filter_by_time_is_for_every_rule(catalog: Api, api: Api, store:
     assert store.problems(api.saver) == []
 
 
-async def test_those_that_stay_are_in_nobodys_way(
+async def test_threads_that_stay_do_not_stop_the_batches(
     catalog: Api, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention_pass, "_BATCH", 5)
@@ -103,8 +103,8 @@ async def test_those_that_stay_are_in_nobodys_way(
     store.be_old("updated_at")  # all of them at the same moment
     policy = RetentionPolicy(expired=True, keep_tags={"keep"})
     expected = {f"t{n:02}" for n in range(0, number, 8)}
-    would = await catalog.apply_retention(policy, dry_run=True)
-    assert sorted(would.deleted) == sorted(expected)
+    plan = await catalog.apply_retention(policy, dry_run=True)
+    assert sorted(plan.deleted) == sorted(expected)
     steps: list[RetentionResult] = []
 
     def archive(thread: Thread, _: Any) -> None:
@@ -132,9 +132,7 @@ async def test_removing_is_no_activity(catalog: Api, api: Api, store: Store) -> 
     assert (await catalog.apply_retention(RetentionPolicy(max_idle=HOUR))).deleted == ("thread",)
 
 
-async def test_of_a_family_those_that_stay_keep_their_state(
-    catalog: Api, api: Api, store: Store
-) -> None:
+async def test_the_rest_of_a_family_keeps_its_state(catalog: Api, api: Api, store: Store) -> None:
     messages = [HumanMessage("text " * 100, id=str(n)) for n in range(40)]
     put(api.saver, {"messages": messages})
     for n in range(10):
@@ -142,11 +140,13 @@ async def test_of_a_family_those_that_stay_keep_their_state(
         head = api.saver.get_tuple(config(f"t{n}"))
         more = [*messages, HumanMessage(f"own {n} " * 90, id="own")]
         put(api.saver, {"messages": more}, parent=head.config, thread_id=f"t{n}")  # type: ignore[union-attr]
-    before = {one: value_of(api.saver.get_tuple(config(one))) for one in ids(api.saver)}
+    before = {
+        thread_id: value_of(api.saver.get_tuple(config(thread_id))) for thread_id in ids(api.saver)
+    }
     assert await catalog.bulk_delete(ThreadFilter(tags=["go"])) == 5
     assert ids(api.saver) == {"thread", *(f"t{n}" for n in range(0, 10, 2))}
-    for one in ids(api.saver):
-        assert value_of(api.saver.get_tuple(config(one))) == before[one]
+    for thread_id in ids(api.saver):
+        assert value_of(api.saver.get_tuple(config(thread_id))) == before[thread_id]
     assert store.problems(api.saver) == []
 
 
@@ -157,25 +157,29 @@ async def test_long_threads_are_trimmed_and_keep_their_state(
     states = {}
     for name in ("chat", "deltas", "snapshots", "stateful subgraphs"):
         graph = SHAPES[name].build(api.saver)
-        for given_ in SHAPES[name].inputs:
-            graph.invoke(given_, {"configurable": {"thread_id": name}})
+        for graph_input in SHAPES[name].inputs:
+            graph.invoke(graph_input, {"configurable": {"thread_id": name}})
         states[name] = graph.get_state({"configurable": {"thread_id": name}}, subgraphs=True)
     put(api.saver, {"n": 1}, thread_id="short")
-    would = await catalog.apply_retention(policy, dry_run=True)
+    plan = await catalog.apply_retention(policy, dry_run=True)
     result = await catalog.apply_retention(policy)
-    assert set(result.trimmed) == set(would.trimmed) == states.keys()
+    assert set(result.trimmed) == set(plan.trimmed) == states.keys()
     assert result.deleted == ()
     for name, state in states.items():
         graph = SHAPES[name].build(api.saver)
-        found = graph.get_state({"configurable": {"thread_id": name}}, subgraphs=True)
-        assert (found.values, found.next, found.config) == (state.values, state.next, state.config)
-        assert repr(found.tasks) == repr(state.tasks)
+        snapshot = graph.get_state({"configurable": {"thread_id": name}}, subgraphs=True)
+        assert (snapshot.values, snapshot.next, snapshot.config) == (
+            state.values,
+            state.next,
+            state.config,
+        )
+        assert repr(snapshot.tasks) == repr(state.tasks)
         assert len(list(api.saver.history(name))) == 2
     assert (await catalog.apply_retention(policy)).trimmed == ()
     assert store.problems(api.saver) == []
 
 
-async def test_what_has_expired_is_swept_and_activity_keeps_it(
+async def test_an_expired_thread_is_swept_unless_it_was_active(
     catalog: Api, api: Api, store: Store
 ) -> None:
     for name in ("expired", "active", "updated", "busy"):
@@ -194,7 +198,7 @@ async def test_what_has_expired_is_swept_and_activity_keeps_it(
     assert store.problems(api.saver) == []
 
 
-async def test_a_busy_thread_is_left_alone_and_said_so(
+async def test_a_busy_thread_is_left_alone_and_reported(
     catalog: Api, api: Api, store: Store
 ) -> None:
     await fill(catalog, store)
@@ -213,67 +217,66 @@ async def test_a_busy_thread_is_left_alone_and_said_so(
 
 async def test_bulk_delete_deletes_what_matches(catalog: Api, api: Api, store: Store) -> None:
     await fill(catalog, store)
-    wanted = ThreadFilter(tags=["idle 0"])
+    thread_filter = ThreadFilter(tags=["idle 0"])
     before = content(store)
-    assert await catalog.bulk_delete(wanted, dry_run=True) == 3
+    assert await catalog.bulk_delete(thread_filter, dry_run=True) == 3
     for empty in (ThreadFilter(), None, ThreadFilter(tags=set(), metadata={}, any_tags=[])):
         with pytest.raises(InvalidInput, match="empty"):
             await catalog.bulk_delete(empty)
     assert content(store) == before
-    assert await catalog.bulk_delete(wanted) == 3
+    assert await catalog.bulk_delete(thread_filter) == 3
     assert ids(api.saver) == {"made 2, idle 2", "made 4, idle 2", "made 4, idle 4"}
     assert store.problems(api.saver) == []
 
 
-@given(
-    age=st.integers(0, 9),
-    idle=st.integers(0, 9),
-    ttl=st.none() | st.integers(1, 9),
-    count=st.integers(0, 5),
-    tags=st.sets(st.sampled_from("ab")),
-    max_age=st.none() | st.integers(1, 9),
-    max_idle=st.none() | st.integers(1, 9),
-    keep=st.none() | st.integers(1, 5),
-    expired=st.booleans(),
-    keep_tags=st.frozensets(st.sampled_from("ab")),
-)
-def test_the_rules_are_what_they_say(
-    age: int,
-    idle: int,
-    ttl: int | None,
-    count: int,
-    tags: set[str],
-    max_age: int | None,
-    max_idle: int | None,
-    keep: int | None,
-    expired: bool,
-    keep_tags: frozenset[str],
-) -> None:
-    now = 1000
-    row = ThreadRow(
+NOW = 1000
+ROWS = st.builds(
+    lambda tags, ttl, age, idle, count: ThreadRow(
         ThreadRef(1, 1, 1),
         "thread",
         Description(None, sorted(tags), "{}", ttl),
         "idle",
-        now - age,
-        now - idle,
+        NOW - age,
+        NOW - idle,
         None,
         None,
         count,
         None,
+    ),
+    st.sets(st.sampled_from("ab")),
+    st.none() | st.integers(1, 9),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.integers(0, 5),
+)
+RULES = st.builds(
+    Rules,
+    max_age=st.none() | st.integers(1, 9),
+    max_idle=st.none() | st.integers(1, 9),
+    max_checkpoints=st.none() | st.integers(1, 5),
+    expired=st.booleans(),
+    keep_tags=st.frozensets(st.sampled_from("ab")),
+    everything=st.just(False),
+    max_checkpoint_age=st.none(),
+)
+
+
+@given(row=ROWS, rules=RULES)
+def test_the_rules_decide_as_documented(row: ThreadRow, rules: Rules) -> None:
+    action = rules.action(row, NOW)
+    age, idle, ttl = NOW - row.created_at, NOW - row.updated_at, row.described.ttl
+    most = rules.max_checkpoints
+    is_to_go = (
+        (rules.max_age is not None and age > rules.max_age)
+        or (rules.max_idle is not None and idle > rules.max_idle)
+        or (rules.expired and ttl is not None and idle >= ttl)
     )
-    action = Rules(max_age, max_idle, keep, expired, keep_tags).action(row, now)
-    goes = (
-        (max_age is not None and age > max_age)
-        or (max_idle is not None and idle > max_idle)
-        or (expired and ttl is not None and idle >= ttl)
-    )
-    if tags & keep_tags:
+    if set(row.described.tags) & rules.keep_tags:
         assert action is None
-    elif goes:
+    elif is_to_go:
         assert action == "delete"
     else:
-        assert action == ("trim" if keep is not None and count > keep else None)
+        assert action == ("trim" if most is not None and row.checkpoint_count > most else None)
 
 
 @pytest.fixture

@@ -63,8 +63,8 @@ async def test_a_trimmed_thread_is_restored_from_the_archive(
 ) -> None:
     graph = SHAPES["deltas"].build(api.saver)
     thread: Any = {"configurable": {"thread_id": "thread"}}
-    for given_ in SHAPES["deltas"].inputs:
-        graph.invoke(given_, thread)
+    for graph_input in SHAPES["deltas"].inputs:
+        graph.invoke(graph_input, thread)
     await catalog.apply_retention(RetentionPolicy(max_checkpoints_per_thread=2))
     expected = graph.get_state(thread)
     path = tmp_path / "archive.jsonl"
@@ -74,12 +74,12 @@ async def test_a_trimmed_thread_is_restored_from_the_archive(
 
     with new_store().saver() as saver:
         assert restore_threads(saver, path).is_complete
-        found = SHAPES["deltas"].build(saver).get_state(thread)
+        snapshot = SHAPES["deltas"].build(saver).get_state(thread)
         assert len(list(saver.history("thread"))) == 2
-    assert (found.values, found.next) == (expected.values, expected.next)
+    assert (snapshot.values, snapshot.next) == (expected.values, expected.next)
 
 
-async def test_what_could_not_be_read_leaves_no_part_in_the_archive(
+async def test_an_unreadable_thread_leaves_no_part_in_the_archive(
     catalog: Api, api: Api, store: Store, tmp_path: Path
 ) -> None:
     path = tmp_path / "archive.jsonl"
@@ -143,12 +143,14 @@ async def test_callbacks_may_use_the_saver(world: str, tmp_path: Path) -> None:
     async with aiosqlite.connect(tmp_path / "passed.db") as connection:
         saver = SqliteSaver(connection)
         catalog = ThreadCatalog(saver)
-        seen: list[Any] = []
+        counts: list[Any] = []
 
         def archive(thread: Thread, checkpoints: Any) -> None:
-            for found in checkpoints:
-                seen.append((found.checkpoint["id"], catalog.stats(thread.thread_id).checkpoints))
-                assert saver.get_tuple(found.config) == found
+            for checkpoint_tuple in checkpoints:
+                counts.append(
+                    (checkpoint_tuple.checkpoint["id"], catalog.stats(thread.thread_id).checkpoints)
+                )
+                assert saver.get_tuple(checkpoint_tuple.config) == checkpoint_tuple
 
         for name in ("a", "b"):
             put(saver, {"n": 1}, thread_id=name)
@@ -160,12 +162,12 @@ async def test_callbacks_may_use_the_saver(world: str, tmp_path: Path) -> None:
         else:
             result = await catalog.aapply_retention(policy, **options)
         assert set(result.deleted) == {"a", "b"}
-        assert [number for _, number in seen] == [1, 1]
+        assert [number for _, number in counts] == [1, 1]
         async with catalog.sweeper(HOUR):
             await catalog.acount()
 
 
-async def test_what_cannot_be_archived_stays(catalog: Api, api: Api, store: Store) -> None:
+async def test_a_thread_that_cannot_be_archived_stays(catalog: Api, api: Api, store: Store) -> None:
     await fill(catalog, store)
 
     def archive(thread: Thread, checkpoints: Any) -> None:

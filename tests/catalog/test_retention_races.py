@@ -28,10 +28,32 @@ from forkpoint import (
 from forkpoint.saver.saver import ForkpointSaver
 
 
+def check_outcome(
+    change: str, error: BaseException | None, deleted: bool, catalog: ThreadCatalog
+) -> None:
+    """Check that the thread was deleted as a whole, or changed and stayed."""
+    assert error is None or isinstance(error, (ThreadDeleted, ThreadNotFound))
+    thread = catalog.get("thread")
+    if change == "delete":
+        assert thread is None
+        assert deleted or error is None
+    elif change == "lease":
+        # The lease is that of the old thread, or of a new one after it.
+        assert error is None
+        assert thread is not None
+        assert thread.checkpoint_count == 1 - deleted
+        catalog.delete("thread")
+    elif deleted:  # after the change, if that came before all, or without it
+        assert thread is None
+    else:
+        assert error is None
+        assert thread is not None
+
+
 @pytest.mark.on_each_backend
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", ["lease", "put", "update", "delete"])
-def test_what_changes_at_the_last_moment_is_deleted_as_a_whole_or_stays(
+def test_a_thread_that_changes_at_the_last_moment_is_deleted_whole_or_stays(
     change: str, every: int, store: Store
 ) -> None:
     changes: dict[str, Callable[[ThreadCatalog], Any]] = {
@@ -59,34 +81,32 @@ def test_what_changes_at_the_last_moment_is_deleted_as_a_whole_or_stays(
             deleted = deleting.result()
             if not is_reached:
                 break
-            error = changing.exception()
-            assert error is None or isinstance(error, (ThreadDeleted, ThreadNotFound))
-            kept = other.get("thread")
-            if change == "delete":
-                assert kept is None
-                assert deleted or error is None
-            elif change == "lease":
-                # It is that of the old thread, or that of another one after it.
-                assert error is None
-                assert kept is not None
-                assert kept.checkpoint_count == 1 - deleted
-                other.delete("thread")
-            elif deleted:  # after the change, if that came before all, or without it
-                assert kept is None
-            else:
-                assert error is None
-                assert kept is not None
+            check_outcome(change, changing.exception(), bool(deleted), other)
             assert store.problems(own) == []
             own.delete_thread("thread")
         assert stop_at > 3
         assert deleted == 1
 
 
+POLICY = RetentionPolicy(max_idle=HOUR, max_checkpoints_per_thread=1, keep_tags={"keep"})
+
+
 def retain(store: Store, path: str | None, ready: Any) -> None:
     with store.saver() as saver:
-        policy = RetentionPolicy(max_idle=HOUR, max_checkpoints_per_thread=1, keep_tags={"keep"})
         ready.set()
-        ThreadCatalog(saver).apply_retention(policy, archive=path)
+        ThreadCatalog(saver).apply_retention(POLICY, archive=path)
+
+
+def retain_until_killed(store: Store, path: str | None, seconds: float) -> None:
+    """Run retention in another process, which is killed after some time."""
+    ready = fork_server().Event()
+    process = fork_server().Process(target=retain, args=(store, path, ready))
+    process.start()
+    assert ready.wait(PATIENCE_SECONDS)
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+    store.await_end_of(process.pid)
 
 
 @pytest.mark.parametrize("is_archived", [False, True])
@@ -111,21 +131,11 @@ def test_retention_that_is_killed_is_done_by_the_next(
     rng = random.Random(1)
     path = str(tmp_path / "archive.jsonl") if is_archived else None
     for _ in range(kills):
-        ready = fork_server().Event()
-        process = fork_server().Process(target=retain, args=(store, path, ready))
-        process.start()
-        assert ready.wait(PATIENCE_SECONDS)
-        time.sleep(rng.random() * number / 4000)
-        process.kill()
-        process.join()
-        store.await_end_of(process.pid)
+        retain_until_killed(store, path, rng.random() * number / 4000)
     store.outlast()
     until = time.monotonic() + 300
     while True:
-        result = catalog.apply_retention(
-            RetentionPolicy(max_idle=HOUR, max_checkpoints_per_thread=1, keep_tags={"keep"}),
-            archive=path,
-        )
+        result = catalog.apply_retention(POLICY, archive=path)
         if not result.busy or time.monotonic() > until:
             break  # a killed one's leases last for a minute
         time.sleep(1)
@@ -146,7 +156,7 @@ def delete_until_killed(store: Store, commands: int) -> None:
 
 
 @pytest.mark.parametrize("every", [19, pytest.param(1, marks=pytest.mark.slow)])
-def test_what_a_killed_one_left_is_finished_wherever_it_was(
+def test_the_next_retention_finishes_what_a_killed_one_began(
     every: int, store: Store, saver: ForkpointSaver
 ) -> None:
     catalog = ThreadCatalog(saver)

@@ -22,8 +22,11 @@ def graph(saver: Any) -> Any:
     return builder.compile(checkpointer=saver)
 
 
-async def invoke(api: Api, thread_id: str, *, metadata: Any = None, **said: Any) -> None:
-    run: Any = {"configurable": {"thread_id": thread_id, **said}, "metadata": metadata or {}}
+async def invoke(api: Api, thread_id: str, *, metadata: Any = None, **configurable: Any) -> None:
+    run: Any = {
+        "configurable": {"thread_id": thread_id, **configurable},
+        "metadata": metadata or {},
+    }
     if api.world == "sync":
         graph(api.saver).invoke({"n": 0}, run)
     else:
@@ -35,7 +38,7 @@ def catalog(saver: ForkpointSaver) -> ThreadCatalog:
     return ThreadCatalog(saver)
 
 
-def found(catalog: ThreadCatalog, **metadata: Any) -> list[str]:
+def ids_by_metadata(catalog: ThreadCatalog, **metadata: Any) -> list[str]:
     return sorted(thread.thread_id for thread in catalog.search(ThreadFilter(metadata=metadata)))
 
 
@@ -61,12 +64,12 @@ async def test_a_thread_that_exists_before_a_run_is_found_by_what_the_run_says(
 ) -> None:
     make(catalog)
     if is_searched_before:
-        assert found(catalog, user_id="u1") == []
+        assert ids_by_metadata(catalog, user_id="u1") == []
     await invoke(api, "a", user_id="u1", metadata={"plan": "pro"})
-    assert found(catalog, user_id="u1", plan="pro") == ["a"]
+    assert ids_by_metadata(catalog, user_id="u1", plan="pro") == ["a"]
     await invoke(api, "a", user_id="u2")
-    assert found(catalog, user_id="u1") == []
-    assert found(catalog, user_id="u2", plan="pro") == ["a"]
+    assert ids_by_metadata(catalog, user_id="u1") == []
+    assert ids_by_metadata(catalog, user_id="u2", plan="pro") == ["a"]
 
 
 async def test_a_thread_made_by_its_lease_is_found_by_what_the_run_says(
@@ -78,7 +81,7 @@ async def test_a_thread_made_by_its_lease_is_found_by_what_the_run_says(
             graph(api.saver).invoke({"n": 0}, run)
         else:
             await graph(api.saver).ainvoke({"n": 0}, run)
-    assert found(catalog, user_id="u1") == ["new"]
+    assert ids_by_metadata(catalog, user_id="u1") == ["new"]
 
 
 async def test_what_a_person_set_wins_over_what_a_run_says(
@@ -108,7 +111,7 @@ async def test_types_are_told_apart(api: Api, catalog: ThreadCatalog) -> None:
     catalog.create("a")
     for value in (1, True, 1.5, "1", True, 1):
         await invoke(api, "a", value=value)
-        assert found(catalog, value=value) == ["a"]
+        assert ids_by_metadata(catalog, value=value) == ["a"]
         stored = catalog.get("a").metadata["value"]  # type: ignore[union-attr]
         assert (stored, type(stored)) == (value, type(value))
 
@@ -129,9 +132,9 @@ async def test_a_run_of_another_process_is_merged_too(
     await invoke(api, "a", user_id="u1")
     with store.saver() as another:
         await invoke(Api(another, api.world), "a", user_id="u2")
-    assert found(catalog, user_id="u2") == ["a"]
+    assert ids_by_metadata(catalog, user_id="u2") == ["a"]
     await invoke(api, "a", user_id="u1")
-    assert found(catalog, user_id="u1") == ["a"]
+    assert ids_by_metadata(catalog, user_id="u1") == ["a"]
 
 
 async def test_only_what_is_new_is_looked_at(
@@ -158,14 +161,14 @@ async def test_only_what_is_new_is_looked_at(
     for n in range(5):
         saver.put(config("made"), checkpoint({"n": n}), {}, {"n": 1})
     assert looks == 0  # they say nothing
-    made: Any = {"configurable": config("made")["configurable"] | {"user_id": "u1"}}
+    config_: Any = {"configurable": config("made")["configurable"] | {"user_id": "u1"}}
     for n in range(5):
-        saver.put(made, checkpoint({"n": n}), {}, {"n": 1})
-        looks, seen = 0, looks
-        assert (seen > 0) is (n == 0)
+        saver.put(config_, checkpoint({"n": n}), {}, {"n": 1})
+        looks, before = 0, looks
+        assert (before > 0) is (n == 0)
     run = graph(saver)
-    said: Any = {"configurable": {"thread_id": "run", "user_id": "u1"}}
+    configurable: Any = {"configurable": {"thread_id": "run", "user_id": "u1"}}
     for n in range(3):  # what the look for the thread read is known
         looks = 0
-        run.invoke({"n": n}, said)
+        run.invoke({"n": n}, configurable)
         assert looks == 0

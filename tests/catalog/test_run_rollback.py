@@ -81,9 +81,9 @@ async def test_the_thread_is_as_it_was_when_the_run_began(
     run(graph, shape, number, second.config)
     await left(second, api.world)
     await left(first, api.world)
-    known = catalog.get("thread")
-    assert known is not None
-    assert (known.label, known.status == "busy") == ("L", False)
+    thread = catalog.get("thread")
+    assert thread is not None
+    assert (thread.label, thread.status == "busy") == ("L", False)
     assert store.problems(api.saver) == []
 
 
@@ -106,8 +106,8 @@ async def test_a_run_that_goes_on_is_refused_and_the_next_turn_begins_where_it_d
         await going_on
     assert rows(store) == before
     done = await agent.graph.ainvoke(agent.input("Never mind"), third.config)
-    said = [message.content for message in done["messages"]]
-    assert said == ["Hello", "Done.", "Never mind", "Done."]
+    contents = [message.content for message in done["messages"]]
+    assert contents == ["Hello", "Done.", "Never mind", "Done."]
     for lease in (second, third):
         await left(lease, api.world)
     assert store.problems(api.saver) == []
@@ -136,16 +136,16 @@ async def test_a_rollback_that_failed_is_done_by_the_next_run(
             patch.setattr(leases, "release", lambda *_: None)
         with pytest.raises(StorageBusy):
             await entered(catalog.run("thread", if_busy="rollback"), api.world)
-    assert [value_of(found) for found in api.saver.list(config())] == [{"n": 2}, {"n": 1}]
+    assert [value_of(each) for each in api.saver.list(config())] == [{"n": 2}, {"n": 1}]
     following = await entered(catalog.run("thread", if_busy=if_busy), api.world)
-    assert [value_of(found) for found in api.saver.list(config())] == [{"n": 1}]
+    assert [value_of(each) for each in api.saver.list(config())] == [{"n": 1}]
     await left(following, api.world)
     again = await entered(catalog.run("thread"), api.world)
     under = {"configurable": {**head["configurable"], **again.config["configurable"]}}
     api.saver.put(under, checkpoint({"n": 3}), {}, {"n": 3})
     await left(again, api.world)
     last = await entered(catalog.run("thread", if_busy="rollback"), api.world)  # nobody has it
-    assert [value_of(found) for found in api.saver.list(config())] == [{"n": 3}, {"n": 1}]
+    assert [value_of(each) for each in api.saver.list(config())] == [{"n": 3}, {"n": 1}]
     await left(last, api.world)
     await left(holder, api.world)
     assert store.problems(api.saver) == []
@@ -185,9 +185,9 @@ def test_a_large_answer_is_what_it_was(store: Store, saver: ForkpointSaver) -> N
             saver.put_writes(under, [("__resume__", [*first, answer * 100_000])], "task")
         saver.trim("thread", 1)
         with catalog.run("thread", if_busy="rollback"):
-            found = saver.get_tuple(head)
-            assert found is not None
-            assert found.pending_writes == [("task", "__resume__", first)]
+            checkpoint_tuple = saver.get_tuple(head)
+            assert checkpoint_tuple is not None
+            assert checkpoint_tuple.pending_writes == [("task", "__resume__", first)]
     assert rows(store)[1:] == before[1:]  # of the checkpoints one was trimmed
     assert store.problems(saver) == []
 
@@ -213,8 +213,8 @@ def test_what_was_before_is_not_trusted(before: Any, store: Store, saver: Forkpo
             damaged_sqlite(store, packed)
         else:
             assert isinstance(store, MongoStore)
-            found = {"before": {"$exists": True}}
-            assert store.collection.update_many(found, {"$set": {"before": before}}).matched_count
+            query = {"before": {"$exists": True}}
+            assert store.collection.update_many(query, {"$set": {"before": before}}).matched_count
         with catalog.run("thread", if_busy="rollback"):
             try:
                 answers = saver.get_tuple(head).pending_writes  # type: ignore[union-attr]

@@ -24,7 +24,7 @@ from forkpoint.saver.saver import ForkpointSaver
 
 def is_stored(store: Store, thread_id: str) -> bool:
     """Return whether there is a thread, whether it has expired or not."""
-    return any(one.thread_id == thread_id and one.is_live for one in store.threads())
+    return any(thread.thread_id == thread_id and thread.is_live for thread in store.threads())
 
 
 def test_a_sweeper_sweeps_until_it_is_stopped(saver: ForkpointSaver, store: Store) -> None:
@@ -42,7 +42,7 @@ def test_a_sweeper_sweeps_until_it_is_stopped(saver: ForkpointSaver, store: Stor
     assert is_stored(store, "late")
 
 
-def test_a_failed_sweep_is_told_and_the_next_one_works(
+def test_a_failed_sweep_is_reported_and_the_next_one_works(
     saver: ForkpointSaver, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     catalog = ThreadCatalog(saver)
@@ -67,7 +67,7 @@ async def test_a_sweeper_stops_with_its_block(saver: ForkpointSaver) -> None:
     assert not sweeper._thread.is_alive()
 
 
-def test_of_several_that_sweep_one_handles_each_thread(
+def test_of_several_sweepers_one_handles_each_thread(
     saver: ForkpointSaver, store: Store, tmp_path: Path
 ) -> None:
     number = 16

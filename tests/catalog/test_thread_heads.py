@@ -19,12 +19,12 @@ async def listed(api: Api, thread_id: str = THREAD_ID) -> Thread:
     """Return a thread as it is in a list, where it is the same as by its id."""
     catalog = Api(ThreadCatalog(api.saver), api.world)
     page = await catalog.search()
-    (found,) = [one for one in page if one.thread_id == thread_id]
-    assert found == await catalog.get(thread_id)
-    return found  # type: ignore[no-any-return]
+    (thread,) = [thread for thread in page if thread.thread_id == thread_id]
+    assert thread == await catalog.get(thread_id)
+    return thread  # type: ignore[no-any-return]
 
 
-def asked(graph: Any, thread_id: str = THREAD_ID) -> list[tuple[str, Any]]:
+def pending_questions(graph: Any, thread_id: str = THREAD_ID) -> list[tuple[str, Any]]:
     state = graph.get_state({"configurable": {"thread_id": thread_id}})
     return sorted((waiting.id, waiting.value) for waiting in state.interrupts)
 
@@ -41,35 +41,35 @@ async def test_a_list_has_the_interrupts_that_the_state_has(api: Api) -> None:
     while not numbers or numbers[-1]:
         await call(graph, api.world, given, {})
         thread = await listed(api)
-        assert shown(thread) == asked(graph)
+        assert shown(thread) == pending_questions(graph)
         assert (thread.status == "interrupted") == bool(thread.interrupts)
         numbers.append(len(thread.interrupts))
         given = Command(resume={waiting.id: "yes" for waiting in thread.interrupts[:2]})
     assert max(numbers) > 1
 
 
-async def test_what_waits_is_right_after_each_change_of_the_head(api: Api, store: Store) -> None:
+async def test_interrupts_are_right_after_each_change_of_the_head(api: Api, store: Store) -> None:
     graph = MORE_SHAPES["question"].build(api.saver)
     await call(graph, api.world, {"items": ["a"]}, {})
     first = await listed(api)
-    assert [one.value for one in first.interrupts] == ["after ['a', 'before']"]
+    assert [interrupt.value for interrupt in first.interrupts] == ["after ['a', 'before']"]
     catalog = ThreadCatalog(api.saver)
     await api.fork(THREAD_ID, new_thread_id="fork")
     await api.copy_thread(THREAD_ID, "copy")
     catalog.clone(THREAD_ID, "clone")
     for target in ("fork", "copy", "clone"):
-        assert shown(await listed(api, target)) == asked(graph, target) == shown(first)
+        assert shown(await listed(api, target)) == pending_questions(graph, target) == shown(first)
     catalog.clone(THREAD_ID, "empty", checkpoints=False)
     assert (await listed(api, "empty")).interrupts == ()
     await call(graph, api.world, Command(resume="yes"), {})
     assert (await listed(api)).interrupts == ()
     assert shown(await listed(api, "fork")) == shown(first)
     await api.rollback(THREAD_ID, 2)
-    assert shown(await listed(api)) == asked(graph) == shown(first)
+    assert shown(await listed(api)) == pending_questions(graph) == shown(first)
     await api.trim(THREAD_ID, 1)
     assert shown(await listed(api)) == shown(first)
     await api.rollback("clone")
-    assert shown(await listed(api, "clone")) == asked(graph, "clone") == []
+    assert shown(await listed(api, "clone")) == pending_questions(graph, "clone") == []
     await api.purge(THREAD_ID)
     assert store.problems(api.saver) == []
 
@@ -110,13 +110,13 @@ async def test_an_interrupt_that_cannot_be_read_hides_no_other(api: Api, store: 
         await api.put_writes(at, [("__interrupt__", _interrupt("?"))], "task")
     damaged = store.thread("damaged").key
     (row,) = [
-        one
-        for one in store.rows("writes")
-        if one.thread == damaged and one.content and not one.links
+        row
+        for row in store.rows("writes")
+        if row.thread == damaged and row.content and not row.links
     ]
     store.change("writes", row.key, content=row.content[:-3] + b"abc")
-    assert [one.value for one in (await listed(api, "damaged")).interrupts] == [None]
-    assert [one.value for one in (await listed(api, "whole")).interrupts] == ["?"]
+    assert [interrupt.value for interrupt in (await listed(api, "damaged")).interrupts] == [None]
+    assert [interrupt.value for interrupt in (await listed(api, "whole")).interrupts] == ["?"]
 
 
 async def test_the_state_changes_with_its_head_and_not_with_the_record(api: Api) -> None:
@@ -170,20 +170,20 @@ async def test_threads_are_sorted_by_when_their_state_changed(api: Api) -> None:
         await catalog.update(f"t{n}", label="x")
     expected = ["t1", "t3", "t5", "t6", "t4", "t2", "t0", "new"]
     for descending in (True, False):
-        found: list[str] = []
+        thread_ids: list[str] = []
         cursor = None
         while True:
             page = await catalog.search(
                 sort_by="state_updated_at", descending=descending, limit=3, cursor=cursor
             )
-            found += [one.thread_id for one in page]
+            thread_ids += [thread.thread_id for thread in page]
             cursor = page.next_cursor
             if cursor is None:
                 break
-            if len(found) == 6:  # the order is that of the second page
+            if len(thread_ids) == 6:  # the order is that of the second page
                 put(api.saver, {"a": 3}, thread_id="t4")
-        assert found == (expected if descending else expected[::-1])
-        expected = ["t4", *(one for one in expected if one != "t4")]
+        assert thread_ids == (expected if descending else expected[::-1])
+        expected = ["t4", *(thread_id for thread_id in expected if thread_id != "t4")]
 
 
 def test_a_checkpoint_that_is_put_into_a_thread_at_work_clears_what_waited(store: Store) -> None:
@@ -194,7 +194,7 @@ def test_a_checkpoint_that_is_put_into_a_thread_at_work_clears_what_waited(store
     with catalog.run("thread") as lease:
         (thread,) = catalog.search()
         assert (thread.status, len(thread.interrupts)) == ("busy", 1)
-        made = checkpoint({"a": 2})
-        saver.put({**config(), **lease.config, **at}, made, {}, {"a": 2})
+        checkpoint_ = checkpoint({"a": 2})
+        saver.put({**config(), **lease.config, **at}, checkpoint_, {}, {"a": 2})
         (thread,) = catalog.search()
         assert (thread.status, thread.interrupts) == ("busy", ())

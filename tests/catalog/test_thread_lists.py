@@ -63,11 +63,11 @@ async def test_a_part_of_a_label_is_found_as_it_is_whatever_the_case(
     for n, label in enumerate(LABELS):
         await catalog.create(f"t{n:02}", label=label, tags=["labelled"])
     await catalog.create("none")
-    asked = product(("updated_at", "created_at", "status"), ([], ["labelled"]))
-    for (part, expected), (sort_by, tags) in zip(PARTS.items(), cycle(asked)):
+    orders = product(("updated_at", "created_at", "status"), ([], ["labelled"]))
+    for (part, expected), (sort_by, tags) in zip(PARTS.items(), cycle(orders)):
         filter = ThreadFilter(label_contains=part, tags=tags)
         page = await catalog.search(filter, sort_by=sort_by)
-        assert sorted(one.thread_id for one in page) == [f"t{n:02}" for n in expected], part
+        assert sorted(thread.thread_id for thread in page) == [f"t{n:02}" for n in expected], part
         assert await catalog.count(filter) == len(page), part
     await catalog.update("t00", label="Another")
     await catalog.update("t01", label=None)
@@ -88,7 +88,7 @@ async def test_an_owner_finds_a_part_of_labels_of_its_own_only(api: Api) -> None
         ThreadCatalog(api.saver, owner=owner).create(f"of {owner}", label="Hello")
     confined = Api(ThreadCatalog(api.saver, owner="acme"), api.world)
     page = await confined.search(ThreadFilter(label_contains="hell"))
-    assert [one.thread_id for one in page] == ["of acme"]
+    assert [thread.thread_id for thread in page] == ["of acme"]
     assert await confined.count(ThreadFilter(label_contains="hell")) == 1
 
 
@@ -103,11 +103,11 @@ async def test_pages_by_offset_have_each_thread_once(api: Api, store: Store) -> 
         (ThreadFilter(tags=["a"], metadata={"even": True}), "thread_id"),
         (ThreadFilter(any_tags=["a", "b"]), "status"),
     ):
-        everything = [one.thread_id for one in await catalog.search(filter, sort_by=sort_by)]
+        everything = [thread.thread_id for thread in await catalog.search(filter, sort_by=sort_by)]
         paged: list[str] = []
         while page := await catalog.search(filter, sort_by=sort_by, limit=5, offset=len(paged)):
             assert not paged or page.next_cursor is None
-            paged += [one.thread_id for one in page]
+            paged += [thread.thread_id for thread in page]
         assert paged == everything
     assert len(await catalog.search(offset=10_000)) == 0
     assert store.problems(api.saver) == []
@@ -119,16 +119,16 @@ async def test_an_offset_reaches_beyond_what_is_read_at_once(api: Api, store: St
     store.add_threads(many(1100))
     catalog = Api(ThreadCatalog(api.saver), api.world)
     for sort_by in ("updated_at", "created_at"):
-        ids = [one.thread_id for one in catalog.saver.walk(sort_by=sort_by)]
+        ids = [thread.thread_id for thread in catalog.saver.walk(sort_by=sort_by)]
         page = await catalog.search(sort_by=sort_by, limit=7, offset=1095)
-        assert [one.thread_id for one in page] == ids[1095:]
+        assert [thread.thread_id for thread in page] == ids[1095:]
     page = await catalog.search(limit=1000, offset=600)
     assert len(page) == 500
     assert store.problems() == []
 
 
 @pytest.mark.in_turns
-async def test_what_is_no_offset_or_label_is_refused(api: Api) -> None:
+async def test_a_bad_offset_or_label_is_refused(api: Api) -> None:
     catalog = Api(ThreadCatalog(api.saver), api.world)
     for n in range(3):
         await catalog.create(f"t{n}")

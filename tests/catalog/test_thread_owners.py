@@ -43,27 +43,14 @@ async def test_a_thread_is_its_new_owners_alone_and_forks_stay(api: Api, store: 
     assert updated.source_thread_id is None
     assert updated == bob.get("given")
     assert ann.get("given") is None
-    assert sorted(one.thread_id for one in ann.search()) == ["fork", "leaf", "root"]
-    assert [one.thread_id for one in bob.search(ThreadFilter(label_contains="bob"))] == ["given"]
+    assert sorted(thread.thread_id for thread in ann.search()) == ["fork", "leaf", "root"]
+    assert [thread.thread_id for thread in bob.search(ThreadFilter(label_contains="bob"))] == [
+        "given"
+    ]
     assert await everybody.count(ThreadFilter(owner="bob")) == bob.count() == 1
-    for refused in (ann.delete, ann.update, ann.clone, ann.saver.fork, ann.saver.lineage):
-        with pytest.raises(ThreadNotFound):
-            refused("given")
-    with pytest.raises(ThreadExists):
-        ann.create("given")
-    assert ann.saver.get_tuple(config("given")) is None
+    check_absent(ann)
 
-    for owner, thread_id, line, tree in (
-        (bob, "given", ["given"], {"given"}),
-        (ann, "fork", ["fork"], {"fork", "leaf"}),
-        (ann, "leaf", ["leaf", "fork"], {"fork", "leaf"}),
-        (ann, "root", ["root"], {"root"}),
-    ):
-        assert [entry.thread_id for entry in owner.saver.lineage(thread_id)] == line
-        assert set(_ids(owner.saver.family(thread_id).root)) == tree
-        found = owner.get(thread_id)
-        assert found is not None
-        assert found.source_thread_id == (line[1] if len(line) > 1 else None)
+    check_kinship(ann, bob)
 
     # All go on as they were, and so do those that share chunks with what is deleted.
     assert graphs["bob"].get_state(thread("given")).values == state.values
@@ -77,11 +64,39 @@ async def test_a_thread_is_its_new_owners_alone_and_forks_stay(api: Api, store: 
     assert store.problems(store_saver) == []
 
 
+def check_absent(ann: ThreadCatalog) -> None:
+    """Check that a thread of another owner does not exist, and that its id is taken."""
+    for refused in (ann.delete, ann.update, ann.clone, ann.saver.fork, ann.saver.lineage):
+        with pytest.raises(ThreadNotFound):
+            refused("given")
+    with pytest.raises(ThreadExists):
+        ann.create("given")
+    assert ann.saver.get_tuple(config("given")) is None
+
+
+def check_kinship(ann: ThreadCatalog, bob: ThreadCatalog) -> None:
+    """Check that the thread that was given away is alone, and who is related to whom then."""
+    for owner, thread_id, line, tree in (
+        (bob, "given", ["given"], {"given"}),
+        (ann, "fork", ["fork"], {"fork", "leaf"}),
+        (ann, "leaf", ["leaf", "fork"], {"fork", "leaf"}),
+        (ann, "root", ["root"], {"root"}),
+    ):
+        assert [entry.thread_id for entry in owner.saver.lineage(thread_id)] == line
+        assert set(_ids(owner.saver.family(thread_id).root)) == tree
+        kin = owner.get(thread_id)
+        assert kin is not None
+        assert kin.source_thread_id == (line[1] if len(line) > 1 else None)
+
+
 def _ids(node: Any) -> list[str]:
-    return [node.entry.thread_id, *(one for child in node.children for one in _ids(child))]
+    return [
+        node.entry.thread_id,
+        *(thread_id for child in node.children for thread_id in _ids(child)),
+    ]
 
 
-async def test_what_its_owner_before_writes_late_is_refused(api: Api, store: Store) -> None:
+async def test_late_writes_of_the_former_owner_are_refused(api: Api, store: Store) -> None:
     ann = api.saver.for_owner("ann")
     cold = store.saver().for_owner("ann")
     head = put(ann, {"n": 1})
@@ -93,9 +108,9 @@ async def test_what_its_owner_before_writes_late_is_refused(api: Api, store: Sto
         with pytest.raises((ThreadDeleted, ThreadExists)):
             put(saver, {"n": 2}, parent=head)
     bob = api.saver.for_owner("bob")
-    found = bob.get_tuple(config())
-    assert found is not None
-    assert (id_of(found), found.pending_writes) == (id_of(head), [])
+    checkpoint_tuple = bob.get_tuple(config())
+    assert checkpoint_tuple is not None
+    assert (id_of(checkpoint_tuple), checkpoint_tuple.pending_writes) == (id_of(head), [])
     put(bob, {"n": 3}, parent=head)
     ThreadCatalog(bob).delete("thread")
     with pytest.raises(ForkpointError):  # as if it had been deleted when it was given away
@@ -104,7 +119,7 @@ async def test_what_its_owner_before_writes_late_is_refused(api: Api, store: Sto
 
 
 @pytest.mark.in_turns
-async def test_a_run_of_nobodys_goes_on_when_its_thread_is_given_to_somebody(api: Api) -> None:
+async def test_a_run_without_an_owner_goes_on_when_its_thread_gets_one(api: Api) -> None:
     head = put(api.saver, {"n": 1})
     catalog = Api(ThreadCatalog(api.saver), api.world)
     with catalog.saver.run("thread") as lease:
@@ -132,8 +147,8 @@ async def test_a_catalog_of_one_owner_gives_nothing_away(api: Api) -> None:
             await catalog.update("thread", owner=wrong)
     with pytest.raises(ThreadNotFound):
         await catalog.update("missing", owner="bob")
-    (found,) = await catalog.search()
-    assert found.owner == "ann"
+    (thread,) = await catalog.search()
+    assert thread.owner == "ann"
 
 
 @pytest.mark.in_turns
@@ -143,6 +158,6 @@ async def test_the_state_is_searched_by_with_the_new_owner(api: Api, store: Stor
     await Api(ThreadCatalog(saver), api.world).update("thread", owner="bob")
     hello = ThreadFilter(values={"title": "Hello"})
     assert ThreadCatalog(saver, owner="ann").count(hello) == 0
-    (found,) = ThreadCatalog(saver, owner="bob").search(hello)
-    assert found.values == {"title": "Hello"}
+    (thread,) = ThreadCatalog(saver, owner="bob").search(hello)
+    assert thread.values == {"title": "Hello"}
     assert store.problems(saver) == []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -21,15 +24,25 @@ from forkpoint.filters import contains
 from forkpoint.saver.saver import ForkpointSaver
 
 
-def is_wanted(thread: Thread, wanted: ThreadFilter) -> bool:
+def matches(thread: Thread, thread_filter: ThreadFilter) -> bool:
     return (
-        (wanted.ids is None or thread.thread_id in wanted.ids)
-        and wanted.label in (None, thread.label)
-        and set(wanted.tags) <= set(thread.tags)
-        and (not wanted.any_tags or bool(set(wanted.any_tags) & set(thread.tags)))
-        and contains(thread.metadata, wanted.metadata)
-        and wanted.status in (None, thread.status)
+        (thread_filter.ids is None or thread.thread_id in thread_filter.ids)
+        and thread_filter.label in (None, thread.label)
+        and set(thread_filter.tags) <= set(thread.tags)
+        and (not thread_filter.any_tags or bool(set(thread_filter.any_tags) & set(thread.tags)))
+        and contains(thread.metadata, thread_filter.metadata)
+        and thread_filter.status in (None, thread.status)
     )
+
+
+def all_pages(catalog: ThreadCatalog, thread_filter: ThreadFilter, **options: Any) -> list[Thread]:
+    """Return the threads of all pages of a search."""
+    page = catalog.search(thread_filter, **options)
+    threads = [*page]
+    while page.next_cursor is not None:
+        page = catalog.search(thread_filter, cursor=page.next_cursor, **options)
+        threads += page
+    return threads
 
 
 @drawn(5, 30, threads=THREADS, filters=st.lists(FILTERS, max_size=6), data=st.data())
@@ -37,31 +50,54 @@ def test_a_search_finds_what_a_look_at_each_thread_finds(
     threads: list[Any], filters: list[ThreadFilter], data: st.DataObject, saver: ForkpointSaver
 ) -> None:
     catalog = ThreadCatalog(saver)
-    for known in list(catalog.walk()):
-        catalog.delete(known.thread_id)
+    for thread_ in list(catalog.walk()):
+        catalog.delete(thread_.thread_id)
     for n, (label, tags, metadata) in enumerate(threads):
         catalog.create(f"t{n}", label=label, tags=tags, metadata=metadata)
     everything = list(catalog.walk())
     assert len(everything) == len(threads)
-    for wanted in (*filters, ThreadFilter()):
+    for thread_filter in (*filters, ThreadFilter()):
         sort_by = data.draw(st.sampled_from(["updated_at", "created_at", "thread_id", "status"]))
         descending = data.draw(st.booleans())
         expected = sorted(
-            (one for one in everything if is_wanted(one, wanted)),
-            key=lambda one: (getattr(one, sort_by), one.thread_id),
+            (thread for thread in everything if matches(thread, thread_filter)),
+            key=lambda thread: (getattr(thread, sort_by), thread.thread_id),
             reverse=descending,
         )
-        found: list[Thread] = []
-        cursor = None
-        while True:
-            page = catalog.search(
-                wanted, sort_by=sort_by, descending=descending, limit=3, cursor=cursor
-            )
-            found += page
-            if (cursor := page.next_cursor) is None:
-                break
-        assert found == expected
-        assert catalog.count(wanted) == len(expected)
+        options: dict[str, Any] = {"sort_by": sort_by, "descending": descending, "limit": 3}
+        assert all_pages(catalog, thread_filter, **options) == expected
+        assert catalog.count(thread_filter) == len(expected)
+
+
+@contextlib.contextmanager
+def random_writers(store: Store) -> Iterator[None]:
+    """Let four threads update, search, create, delete and put, and raise what they raise."""
+    is_over = threading.Event()
+
+    def write(seed: int) -> None:
+        rng = random.Random(seed)
+        with store.saver() as saver:
+            catalog = ThreadCatalog(saver)
+            while not is_over.is_set():
+                thread_id = f"t{rng.randrange(60):03}"
+                match rng.randrange(5):
+                    case 0:
+                        catalog.update(thread_id, metadata={"n": rng.random()})
+                    case 1:
+                        catalog.search(limit=2)  # it brings the order up to date
+                    case 2:
+                        catalog.delete(catalog.create(tags=["other"]).thread_id)
+                    case _:
+                        put(saver, {"n": rng.random()}, thread_id=thread_id)
+
+    with ThreadPoolExecutor(4) as pool:
+        writers = [pool.submit(write, seed) for seed in range(4)]
+        try:
+            yield
+        finally:
+            is_over.set()
+        for writer in writers:
+            writer.result()
 
 
 @pytest.mark.parametrize("sort_by", ["updated_at", "created_at", "thread_id", "status"])
@@ -72,53 +108,11 @@ def test_a_walk_meets_each_thread_once_while_others_write(
     catalog = ThreadCatalog(saver)
     for n in range(60):
         catalog.create(f"t{n:03}", tags=["kept"])
-    is_over = threading.Event()
-    failures: list[Exception] = []
-
-    def write(seed: int) -> None:
-        rng = random.Random(seed)
-        own = store.saver()
-        mine = ThreadCatalog(own)
-        try:
-            while not is_over.is_set():
-                thread_id = f"t{rng.randrange(60):03}"
-                match rng.randrange(5):
-                    case 0:
-                        mine.update(thread_id, metadata={"n": rng.random()})
-                    case 1:
-                        mine.search(limit=2)  # it brings the order up to date
-                    case 2:
-                        made = mine.create(tags=["other"])
-                        mine.delete(made.thread_id)
-                    case _:
-                        put(own, {"n": rng.random()}, thread_id=thread_id)
-        except Exception as error:  # noqa: BLE001 - it is raised below
-            failures.append(error)
-        finally:
-            own.close()
-
-    writers = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
-    for writer in writers:
-        writer.start()
-    try:
+    options: dict[str, Any] = {"sort_by": sort_by, "limit": 10}
+    with random_writers(store):
         for descending in (True, False):
-            found: list[str] = []
-            cursor = None
-            while True:
-                page = catalog.search(
-                    ThreadFilter(tags=["kept"]),
-                    sort_by=sort_by,
-                    descending=descending,
-                    limit=10,
-                    cursor=cursor,
-                )
-                found += (one.thread_id for one in page)
-                if (cursor := page.next_cursor) is None:
-                    break
-            assert sorted(found) == [f"t{n:03}" for n in range(60)]
-    finally:
-        is_over.set()
-        for writer in writers:
-            writer.join()
-    assert failures == []
+            threads = all_pages(
+                catalog, ThreadFilter(tags=["kept"]), descending=descending, **options
+            )
+            assert sorted(thread.thread_id for thread in threads) == [f"t{n:03}" for n in range(60)]
     assert store.problems(saver) == []

@@ -26,29 +26,29 @@ def thread(thread_id: str = "thread", **configurable: Any) -> Any:
     return {"configurable": {"thread_id": thread_id, **configurable}}
 
 
-async def known(api: Api, store: Store, thread_id: str = "thread") -> Thread:
+async def checked_thread(api: Api, store: Store, thread_id: str = "thread") -> Thread:
     """Return a thread as the catalog has it, which is the same for whoever asks in whatever way."""
     catalog = Api(ThreadCatalog(api.saver), api.world)
-    found: Thread = await catalog.get(thread_id)
+    current: Thread = await catalog.get(thread_id)
     every_checkpoint = {"configurable": {"thread_id": thread_id}}
-    assert found.checkpoint_count == len(await api.list(every_checkpoint))
-    others = {"idle", "error", "interrupted"} - {found.status}
-    for wanted, expected in (
-        (ThreadFilter(ids=[thread_id]), [found]),
-        (ThreadFilter(ids=[thread_id], status=found.status), [found]),
+    assert current.checkpoint_count == len(await api.list(every_checkpoint))
+    others = {"idle", "error", "interrupted"} - {current.status}
+    for thread_filter, expected in (
+        (ThreadFilter(ids=[thread_id]), [current]),
+        (ThreadFilter(ids=[thread_id], status=current.status), [current]),
         (ThreadFilter(ids=[thread_id], status=others), []),
-        (ThreadFilter(ids=[thread_id], updated_after=found.updated_at), [found]),
-        (ThreadFilter(ids=[thread_id], updated_before=found.updated_at), []),
+        (ThreadFilter(ids=[thread_id], updated_after=current.updated_at), [current]),
+        (ThreadFilter(ids=[thread_id], updated_before=current.updated_at), []),
     ):
         for sort_by in ("updated_at", "status"):
-            assert (await catalog.search(wanted, sort_by=sort_by)).items == expected
-        assert await catalog.count(wanted) == len(expected)
+            assert (await catalog.search(thread_filter, sort_by=sort_by)).items == expected
+        assert await catalog.count(thread_filter) == len(expected)
     everything = (await catalog.search()).items
     assert everything == sorted(
-        everything, key=lambda one: (one.updated_at, one.thread_id), reverse=True
+        everything, key=lambda each: (each.updated_at, each.thread_id), reverse=True
     )
     assert store.problems(api.saver) == []
-    return found
+    return current
 
 
 SHAPES_THAT_ASK = {
@@ -76,7 +76,7 @@ async def test_a_thread_is_interrupted_for_as_long_as_a_task_waits(
     for _ in range(10):
         await call(graph, api.world, given, shape.options, thread())
         waits = any(task.interrupts for task in graph.get_state(thread()).tasks)
-        assert (await known(api, store)).status == ("interrupted" if waits else "idle")
+        assert (await checked_thread(api, store)).status == ("interrupted" if waits else "idle")
         if not waits:
             return
         given = Command(resume="an answer")
@@ -89,12 +89,12 @@ async def test_a_thread_is_in_error_until_the_task_that_failed_is_done(
 ) -> None:
     graph = SHAPES["failing"].build(api.saver)
     await call(graph, api.world, {"items": []}, {"durability": durability}, thread())
-    assert (await known(api, store)).status == "error"
+    assert (await checked_thread(api, store)).status == "error"
     await api.fork("thread", new_thread_id="fork")
-    assert (await known(api, store, "fork")).status == "error"
+    assert (await checked_thread(api, store, "fork")).status == "error"
     await call(graph, api.world, None, {"durability": durability}, thread())
-    assert (await known(api, store)).status == "idle"
-    assert (await known(api, store, "fork")).status == "error"
+    assert (await checked_thread(api, store)).status == "idle"
+    assert (await checked_thread(api, store, "fork")).status == "error"
 
 
 async def asked_twice(api: Api, store: Store) -> Thread:
@@ -107,9 +107,9 @@ async def asked_twice(api: Api, store: Store) -> Thread:
     ):
         await call(graph, api.world, given, {}, thread(run_id=run_id))
     put(api.saver, {"n": 1}, thread_id="later")
-    found = await known(api, store)
-    assert found.status == "interrupted"
-    return found
+    current = await checked_thread(api, store)
+    assert current.status == "interrupted"
+    return current
 
 
 REMOVALS: dict[str, tuple[Operation, str]] = {
@@ -131,7 +131,7 @@ async def test_after_a_removal_a_thread_is_what_its_newest_checkpoint_says(
     before = await asked_twice(api, store)
     remove, status = REMOVALS[removal]
     await remove(api)
-    after = await known(api, store)
+    after = await checked_thread(api, store)
     assert after.status == status
     assert after.created_at == before.created_at
     assert after.updated_at >= before.updated_at
@@ -149,9 +149,9 @@ async def test_after_the_last_run_is_removed_a_failure_before_counts_again(
     graph = SHAPES["failing"].build(api.saver)
     await call(graph, api.world, {"items": []}, {}, thread(run_id="failed"))
     await call(graph, api.world, {"items": []}, {}, thread(run_id="done"))
-    assert (await known(api, store)).status == "idle"
+    assert (await checked_thread(api, store)).status == "idle"
     await api.delete_for_runs(["done"])
-    assert (await known(api, store)).status == "error"
+    assert (await checked_thread(api, store)).status == "error"
 
 
 @pytest.mark.parametrize(
@@ -165,18 +165,18 @@ async def test_after_the_last_run_is_removed_a_failure_before_counts_again(
     ids=["fork", "path", "copy_thread", "clone"],
 )
 @pytest.mark.in_turns
-async def test_what_is_made_of_a_thread_waits_as_it_does_and_is_answered_alone(
+async def test_a_copy_of_a_waiting_thread_waits_too_and_is_answered_alone(
     make: Operation, api: Api, store: Store
 ) -> None:
     source = await asked_twice(api, store)
     await make(api)
-    made = await known(api, store, "made")
-    assert (made.status, made.source_thread_id) == ("interrupted", "thread")
-    assert made.created_at == made.updated_at > source.updated_at
+    new_thread = await checked_thread(api, store, "made")
+    assert (new_thread.status, new_thread.source_thread_id) == ("interrupted", "thread")
+    assert new_thread.created_at == new_thread.updated_at > source.updated_at
     graph = MORE_SHAPES["question"].build(api.saver)
     await call(graph, api.world, Command(resume="an answer"), {}, thread("made"))
-    assert (await known(api, store, "made")).status == "idle"
-    assert await known(api, store) == source
+    assert (await checked_thread(api, store, "made")).status == "idle"
+    assert await checked_thread(api, store) == source
 
 
 async def test_a_lease_that_is_renewed_after_its_time_is_searched_as_held(

@@ -32,40 +32,42 @@ def thread(thread_id: str, **configurable: Any) -> Any:
     return {"configurable": {"thread_id": thread_id, **configurable}}
 
 
-async def walked(catalog: Api, filter: ThreadFilter | None = None, **options: Any) -> list[Thread]:
+async def all_threads(
+    catalog: Api, filter: ThreadFilter | None = None, **options: Any
+) -> list[Thread]:
     """Return all threads that are found, page by page."""
-    found: list[Thread] = []
+    found_threads: list[Thread] = []
     cursor = None
     while True:
         page = await catalog.search(filter, cursor=cursor, **options)
-        found += page
+        found_threads += page
         cursor = page.next_cursor
         if cursor is None:
-            return found
+            return found_threads
         assert len(page) == options.get("limit", 50)
 
 
 async def test_threads_that_graphs_ran_on_are_in_it(catalog: Api, api: Api) -> None:
     graph = SHAPES["chat"].build(api.saver)
     graph.invoke(SHAPES["chat"].inputs[0], thread("ran", user_id="u1", n=1))
-    (found,) = await walked(catalog, ThreadFilter(metadata={"user_id": "u1"}))
-    assert (found.thread_id, found.status) == ("ran", "idle")
-    assert found.metadata["n"] == 1
-    assert found.checkpoint_count == len(await api.list(None))
+    (first,) = await all_threads(catalog, ThreadFilter(metadata={"user_id": "u1"}))
+    assert (first.thread_id, first.status) == ("ran", "idle")
+    assert first.metadata["n"] == 1
+    assert first.checkpoint_count == len(await api.list(None))
     graph.invoke(SHAPES["chat"].inputs[1], thread("ran", user_id="u2"))
     again = await catalog.get("ran")
-    assert again.updated_at > found.updated_at
-    assert again.created_at == found.created_at
-    assert again.checkpoint_count == len(await api.list(None)) > found.checkpoint_count
-    assert again.metadata == {**found.metadata, "user_id": "u2"}  # what the last run says
+    assert again.updated_at > first.updated_at
+    assert again.created_at == first.created_at
+    assert again.checkpoint_count == len(await api.list(None)) > first.checkpoint_count
+    assert again.metadata == {**first.metadata, "user_id": "u2"}  # what the last run says
 
 
 async def test_a_status_says_what_a_thread_waits_for(catalog: Api, api: Api, store: Store) -> None:
     async def status(thread_id: str) -> str:
-        found = await catalog.get(thread_id)
-        (listed,) = await walked(catalog, ThreadFilter(ids=[thread_id], status=found.status))
-        assert listed == found
-        return str(found.status)
+        current = await catalog.get(thread_id)
+        (listed,) = await all_threads(catalog, ThreadFilter(ids=[thread_id], status=current.status))
+        assert listed == current
+        return str(current.status)
 
     graph = SHAPES["interrupts"].build(api.saver)
     graph.invoke({"items": []}, thread("asks"))
@@ -75,7 +77,7 @@ async def test_a_status_says_what_a_thread_waits_for(catalog: Api, api: Api, sto
     graph.invoke(Command(resume="one"), thread("asks"))
     assert await status("asks") == "interrupted"
     graph.invoke(Command(resume="two"), thread("asks"))
-    assert [await status(one) for one in ("asks", "fork", "copy")] == [
+    assert [await status(thread_id) for thread_id in ("asks", "fork", "copy")] == [
         "idle",
         "interrupted",
         "interrupted",
@@ -106,7 +108,7 @@ async def test_deleting_takes_everything_and_a_run_cannot_bring_it_back(
     assert await catalog.get("full") is None
     again = await catalog.create("empty")
     assert again.tags == ()
-    assert await walked(catalog, ThreadFilter(tags=["a"])) == []
+    assert await all_threads(catalog, ThreadFilter(tags=["a"])) == []
 
 
 async def test_no_method_reads_a_checkpoint(catalog: Api, api: Api, store: Store) -> None:
@@ -115,7 +117,7 @@ async def test_no_method_reads_a_checkpoint(catalog: Api, api: Api, store: Store
     store.change("checkpoints", row.key, content=b"\xff damaged")
     assert (await catalog.get("thread")).checkpoint_count == 1
     assert await catalog.count() == 1
-    assert len(await walked(catalog)) == 1
+    assert len(await all_threads(catalog)) == 1
     await catalog.update("thread", label="x")
     assert (await catalog.clone("thread", "clone")).checkpoint_count == 1
     assert (await catalog.stats("thread")).checkpoints == 1
@@ -144,7 +146,7 @@ async def test_a_clone_is_a_thread_of_its_own(catalog: Api, api: Api, store: Sto
     assert await catalog.get("source") == source
     await catalog.delete("source")
     assert len(graph.get_state(thread("clone")).values["messages"]) == 4
-    assert [one.thread_id for one in await api.lineage("clone")] == ["clone", "source"]
+    assert [entry.thread_id for entry in await api.lineage("clone")] == ["clone", "source"]
 
     empty = await catalog.clone("clone", checkpoints=False, tags=[], ttl=None)
     assert (empty.checkpoint_count, empty.tags, empty.expires_at) == (0, (), None)
@@ -178,8 +180,8 @@ async def test_a_successor_begins_with_a_part_of_the_state(
     catalog: Api, api: Api, store: Store
 ) -> None:
     graph = SHAPES["chat"].build(api.saver)
-    for given_ in SHAPES["chat"].inputs:
-        graph.invoke(given_, thread("old"))
+    for graph_input in SHAPES["chat"].inputs:
+        graph.invoke(graph_input, thread("old"))
     state = graph.get_state(thread("old")).values
     before = content(store)
     for channels, values, message in (
@@ -195,16 +197,16 @@ async def test_a_successor_begins_with_a_part_of_the_state(
     assert store.count("chunks") == chunks
     assert (new.source_thread_id, new.tags) == ("old", ("next",))
     assert graph.get_state(thread("new")).values["document"] == state["document"]
-    went = graph.invoke(SHAPES["chat"].inputs[1], thread("new"))
-    assert len(went["messages"]) == 2
-    assert went["document"] == state["document"]
+    result = graph.invoke(SHAPES["chat"].inputs[1], thread("new"))
+    assert len(result["messages"]) == 2
+    assert result["document"] == state["document"]
 
     await catalog.rollover("old", "short", values={"messages": state["messages"][-1:]})
     assert len(graph.invoke(SHAPES["chat"].inputs[1], thread("short"))["messages"]) == 3
     assert (await catalog.rollover("old", "empty")).checkpoint_count == 0
     assert graph.get_state(thread("old")).values == state
     lineage = await api.lineage("new")
-    assert [one.thread_id for one in lineage] == ["new", "old"]
+    assert [entry.thread_id for entry in lineage] == ["new", "old"]
 
     deltas = SHAPES["deltas"].build(api.saver)
     deltas.invoke({"log": ["start"]}, thread("deltas"))
@@ -296,14 +298,14 @@ def test_a_catalog_needs_a_saver_and_an_owner_a_name(saver: ForkpointSaver) -> N
         ThreadCatalog(confined, owner="other")
 
 
-def test_threads_are_made_once_however_many_ask(store: Store, saver: ForkpointSaver) -> None:
+def test_many_callers_at_once_create_each_thread_once(store: Store, saver: ForkpointSaver) -> None:
     number = store.times(200) // 4
-    made: list[list[Thread]] = [[] for _ in range(8)]
+    results: list[list[Thread]] = [[] for _ in range(8)]
 
     def ask(position: int) -> None:
         with store.saver() as own:
             catalog = ThreadCatalog(own)
-            made[position] = [
+            results[position] = [
                 catalog.get_or_create(f"t{n}", label=str(position)) for n in range(number)
             ]
 
@@ -313,7 +315,7 @@ def test_threads_are_made_once_however_many_ask(store: Store, saver: ForkpointSa
     for asker in askers:
         asker.join()
     catalog = ThreadCatalog(saver)
-    known = {one.thread_id: one for one in catalog.walk()}
-    assert len(known) == catalog.count() == number
-    for threads in made:
-        assert threads == [known[f"t{n}"] for n in range(number)]
+    threads_by_id = {thread_.thread_id: thread_ for thread_ in catalog.walk()}
+    assert len(threads_by_id) == catalog.count() == number
+    for threads in results:
+        assert threads == [threads_by_id[f"t{n}"] for n in range(number)]

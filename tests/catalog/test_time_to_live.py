@@ -43,7 +43,7 @@ async def test_a_thread_that_a_graph_makes_has_the_saver_s_time_to_live(catalog:
     assert (await catalog.get("thread")).expires_at > before.expires_at
 
 
-async def test_what_is_said_of_a_thread_goes_before_the_default(catalog: Api) -> None:
+async def test_an_explicit_time_to_live_goes_before_the_default(catalog: Api) -> None:
     await catalog.create("default")
     await catalog.get_or_create("default too", label="L")
     await catalog.create("short", ttl=HOUR)
@@ -94,7 +94,7 @@ async def test_every_saver_for_the_store_has_its_own_default(catalog: Api, store
 
 
 @pytest.mark.parametrize("ttl", [0, "1d", timedelta(0), timedelta(seconds=-1)])
-def test_a_time_to_live_that_is_none_is_refused(store: Store, ttl: Any) -> None:
+def test_a_bad_time_to_live_is_refused(store: Store, ttl: Any) -> None:
     with pytest.raises(InvalidInput, match="ttl"):
         store.saver(ttl=ttl)
 
@@ -181,7 +181,7 @@ async def test_an_expired_thread_s_id_is_taken_until_it_is_swept(
     assert (await catalog.create("a")).tags == ()
 
 
-async def test_what_removes_threads_finds_those_that_expired(catalog: Api, store: Store) -> None:
+async def test_bulk_operations_reach_expired_threads(catalog: Api, store: Store) -> None:
     await make_old(catalog, store, "a", "b")
     assert await catalog.bulk_delete(ThreadFilter(ids=["a"])) == 1
     policy = RetentionPolicy(max_idle=HOUR)
@@ -207,16 +207,21 @@ async def test_old_checkpoints_of_an_active_thread_go_but_the_newest_of_each_nam
     for ns, ages in days.items():
         parent = None
         for n in ages:
-            made = {**checkpoint({"n": n, "text": f"{n}" * 5000}), "id": id_at(n * DAY)}
-            asked = parent or config(ns=ns)
-            parent = saver.put(asked, made, {"source": "loop", "step": n}, {"n": "1", "text": "1"})
+            checkpoint_ = {**checkpoint({"n": n, "text": f"{n}" * 5000}), "id": id_at(n * DAY)}
+            parent_config = parent or config(ns=ns)
+            parent = saver.put(
+                parent_config, checkpoint_, {"source": "loop", "step": n}, {"n": "1", "text": "1"}
+            )
     put(saver, {"n": 1}, thread_id="new")
     put(saver, {"n": 2}, thread_id="new")
     policy = RetentionPolicy(max_checkpoint_age=5 * DAY)
     for dry_run in (True, False):
         assert (await catalog.apply_retention(policy, dry_run=dry_run)).trimmed == ("thread",)
     kept = {
-        ns: [one.checkpoint["channel_values"]["n"] for one in saver.list(config(ns=ns))]
+        ns: [
+            checkpoint_tuple.checkpoint["channel_values"]["n"]
+            for checkpoint_tuple in saver.list(config(ns=ns))
+        ]
         for ns in days
     }
     assert kept == {"": [0, 2], "child": [8]}
@@ -236,8 +241,8 @@ async def test_what_stays_when_old_checkpoints_go_has_the_state_that_it_had(
     for given in SHAPES[shape].inputs:
         graph.invoke(given, config(), **SHAPES[shape].options)
     states = {
-        one.config["configurable"]["checkpoint_id"]: (one.values, one.next)
-        for one in graph.get_state_history(config())
+        state.config["configurable"]["checkpoint_id"]: (state.values, state.next)
+        for state in graph.get_state_history(config())
     }
     policy = RetentionPolicy(max_checkpoint_age=timedelta(microseconds=1))
     assert (await catalog.apply_retention(policy)).trimmed == ("thread",)
@@ -246,7 +251,7 @@ async def test_what_stays_when_old_checkpoints_go_has_the_state_that_it_had(
     assert store.problems(saver) == []
 
 
-def test_an_id_that_is_none_of_langgraph_s_has_no_age() -> None:
+def test_an_id_that_is_not_langgraphs_has_no_age() -> None:
     old = id_at(9 * DAY)
     ids = ["1", old, str(uuid4()), id_at(DAY), "z"]
     since = made_at(id_at(2 * DAY))
@@ -254,7 +259,7 @@ def test_an_id_that_is_none_of_langgraph_s_has_no_age() -> None:
     assert list(Kept(since=since).of([old])) == [old]
 
 
-async def test_an_age_of_checkpoints_that_is_none_is_refused(catalog: Api) -> None:
+async def test_a_bad_age_of_checkpoints_is_refused(catalog: Api) -> None:
     for bad in (timedelta(0), 5, "1d"):
         with pytest.raises(InvalidInput, match="max_checkpoint_age"):
             await catalog.apply_retention(RetentionPolicy(max_checkpoint_age=bad))  # type: ignore[arg-type]

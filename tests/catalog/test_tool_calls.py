@@ -26,7 +26,7 @@ LIMIT_SECONDS = 60  # of what takes no time: it only ends a test that hangs
 
 
 def append(left: list[Any], batches: Sequence[Any]) -> list[Any]:
-    return [*left, *(one for batch in batches for one in batch)]
+    return [*left, *(case for batch in batches for case in batch)]
 
 
 class Chat(TypedDict, total=False):
@@ -147,9 +147,9 @@ async def stuck(agent: Agent, config: Any, *, has_answer: bool = False) -> async
     async def look() -> None:
         await agent.is_running.wait()
         while True:
-            found = await agent.graph.aget_state(THREAD)
-            is_stored = found.next and found.next[0].startswith("tool")
-            if is_stored and (not has_answer or found.values["messages"][-1].type == "tool"):
+            snapshot = await agent.graph.aget_state(THREAD)
+            is_stored = snapshot.next and snapshot.next[0].startswith("tool")
+            if is_stored and (not has_answer or snapshot.values["messages"][-1].type == "tool"):
                 return
             await asyncio.sleep(0.01)
 
@@ -188,9 +188,13 @@ async def test_after_a_run_was_cancelled_the_next_turn_is_taken(
     first = await entered(catalog.run("thread"), api.world)
     run = await stuck(agent, first.config, has_answer=parallel)
     second = await entered(catalog.run("thread", if_busy="cancel"), api.world)
-    found = await agent.graph.aget_state(THREAD)
-    assert found.next == ()
-    answers = {one.tool_call_id: one for one in found.values["messages"] if one.type == "tool"}
+    snapshot = await agent.graph.aget_state(THREAD)
+    assert snapshot.next == ()
+    answers = {
+        message.tool_call_id: message
+        for message in snapshot.values["messages"]
+        if message.type == "tool"
+    }
     assert answers.keys() == {"c1", "c2"}
     assert (answers["c2"].status, answers["c2"].content) == ("error", SAYS_CANCELLED)
     assert answers["c2"].name == "slow"
@@ -202,7 +206,7 @@ async def test_after_a_run_was_cancelled_the_next_turn_is_taken(
     agent.may_return.set()
     with pytest.raises(StaleLease):
         await run
-    messages = found.values["messages"]
+    messages = snapshot.values["messages"]
     done = await agent.graph.ainvoke(agent.input("never mind", messages), second.config)
     refuse_unanswered(done["messages"])
     assert [message.type for message in done["messages"]] == [
@@ -220,7 +224,7 @@ async def test_after_a_run_was_cancelled_the_next_turn_is_taken(
 
 @pytest.mark.parametrize("end", ["cancelled", "failed"])
 @pytest.mark.in_turns
-async def test_after_a_run_that_ended_by_itself_its_calls_are_answered_if_asked(
+async def test_calls_of_a_run_that_ended_by_itself_are_answered_on_request(
     end: str, api: Api, store: Store
 ) -> None:
     agent = Agent(api.saver)
@@ -246,14 +250,14 @@ async def test_after_a_run_that_ended_by_itself_its_calls_are_answered_if_asked(
     done = await agent.graph.ainvoke(agent.input("never mind"), lease.config)
     refuse_unanswered(done["messages"])
     await left(lease, api.world)
-    known = ThreadCatalog(api.saver).get("thread")
-    assert known is not None
-    assert known.status == "idle"
+    thread = ThreadCatalog(api.saver).get("thread")
+    assert thread is not None
+    assert thread.status == "idle"
     assert store.problems(api.saver) == []
 
 
 @pytest.mark.in_turns
-async def test_what_waits_for_a_person_is_left_alone(api: Api, store: Store) -> None:
+async def test_a_thread_that_waits_for_a_person_is_left_alone(api: Api, store: Store) -> None:
     catalog = ThreadCatalog(api.saver)
     agent = Agent(api.saver)
     agent.asks = True
@@ -264,13 +268,15 @@ async def test_what_waits_for_a_person_is_left_alone(api: Api, store: Store) -> 
     assert await agent.graph.aget_state(THREAD) == before
     agent.may_return.set()
     done = await agent.graph.ainvoke(Command(resume="yes"), second.config)
-    assert [one.content for one in done["messages"] if one.type == "tool"] == ["returned"] * 2
+    assert [message.content for message in done["messages"] if message.type == "tool"] == [
+        "returned"
+    ] * 2
     await left(second, api.world)
     await left(first, api.world)
 
 
 @pytest.mark.in_turns
-async def test_where_no_call_waits_nothing_is_stored(api: Api, store: Store) -> None:
+async def test_nothing_is_stored_without_an_open_call(api: Api, store: Store) -> None:
     catalog = ThreadCatalog(api.saver)
     agent = Agent(api.saver)
     empty = await entered(catalog.run("empty"), api.world)

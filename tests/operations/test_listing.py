@@ -383,3 +383,13 @@ def test_what_was_not_read_cannot_be_stored_in_the_place_of_a_value() -> None:
         (item,) = saver.list(config(), values=False)
         with pytest.raises(InvalidInput, match="channel text"):
             saver.put(head, {**item.checkpoint, "id": "2"}, {}, {})
+
+
+@pytest.mark.in_turns
+@pytest.mark.parametrize("named", ["config", "checkpoint", "id"])
+async def test_a_listing_ends_before_whatever_names_a_checkpoint(named: str, api: Api) -> None:
+    places = [put(api.saver, {"n": n}) for n in range(4)]
+    place = places[2]["configurable"]
+    before = {"config": places[2], "checkpoint": place, "id": place["checkpoint_id"]}[named]
+    expected = [id_of(place) for place in places[1::-1]]
+    assert [id_of(item) for item in await api.list(config(), before=before)] == expected

@@ -195,7 +195,8 @@ class ForkpointSaver(TimeTravel):
                 threads.
             filter: What the metadata must contain. Values match exactly and by type, nested ones
                 by containment; a key with dots in it is one key.
-            before: Only checkpoints that are older than the one this config names.
+            before: Only checkpoints that are older than the one this config names. A checkpoint
+                as LangGraph's server has it, or an id, does as well.
             limit: How many checkpoints to return at most.
             values: Whether to read the values; see `history`.
 

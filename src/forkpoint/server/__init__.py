@@ -2,5 +2,6 @@
 
 from forkpoint.server.access import ApiKeys
 from forkpoint.server.app import create_app
+from forkpoint.server.serving import serve
 
-__all__ = ["ApiKeys", "create_app"]
+__all__ = ["ApiKeys", "create_app", "serve"]

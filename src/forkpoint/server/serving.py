@@ -1,0 +1,96 @@
+"""Serving the application from a command: which graphs, on which address, for whom."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from forkpoint.catalog.catalog import ThreadCatalog
+from forkpoint.errors import InvalidInput
+from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.server.access import ApiKeys, is_loopback
+from forkpoint.server.app import create_app
+
+PORT = 8765
+
+
+def serve(
+    saver_or_catalog: ForkpointSaver | ThreadCatalog,
+    *,
+    graphs: Iterable[str] = (),
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    keys: str | os.PathLike[str] | None = None,
+    origins: Collection[str] = (),
+) -> None:
+    """Serve threads until the process is told to end.
+
+    Args:
+        saver_or_catalog: The threads.
+        graphs: Compiled graphs, each as `name=module:graph` or `name=path.py:graph`.
+        host: The address to listen on: that of this machine itself, unless there are keys.
+        port: The port; 0 for one that is free.
+        keys: A JSON file that maps API keys to identities, `{"key": "identity"}`.
+        origins: Pages of which origins may use it from a browser.
+
+    Raises:
+        InvalidInput: A graph cannot be loaded, the file of keys is none, or other machines would
+            be served without keys.
+    """
+    authenticate = None if keys is None else ApiKeys(_keys_in(Path(keys)))
+    if authenticate is None and not is_loopback(host):
+        raise InvalidInput(
+            f"to serve other machines ({host}) needs keys: a file of API keys and identities"
+        )
+    app = create_app(saver_or_catalog, load_graphs(graphs), authenticate, origins=origins)
+    uvicorn.run(app, host=host, port=port, log_level="info")
+
+
+def load_graphs(names: Iterable[str]) -> dict[str, Any]:
+    """Return the graphs that are named `name=module:graph` or `name=path.py:graph`.
+
+    Raises:
+        InvalidInput: One cannot be loaded.
+    """
+    graphs: dict[str, Any] = {}
+    for given in names:
+        name, _, place = given.partition("=")
+        module, _, attribute = place.rpartition(":")
+        if not name or not module or not attribute:
+            raise InvalidInput(f"a graph is name=module:graph or name=path.py:graph, not {given!r}")
+        try:
+            graphs[name] = getattr(_module(module), attribute)
+        except (ImportError, OSError, AttributeError) as error:
+            raise InvalidInput(f"the graph {given!r} cannot be loaded: {error}") from error
+    return graphs
+
+
+def _module(name: str) -> Any:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name).resolve()
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name} is no module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _keys_in(path: Path) -> Mapping[str, str]:
+    try:
+        keys = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"the keys in {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(keys, dict) or not all(isinstance(name, str) for name in keys.values()):
+        raise InvalidInput(f"{str(path)!r} must map API keys to identities: {{key: identity}}")
+    return keys

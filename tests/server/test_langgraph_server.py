@@ -1,0 +1,116 @@
+"""forkpoint as the checkpointer of LangGraph's own server, driven by LangGraph's own client."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from langgraph_sdk import get_client
+from processes import environment
+from servers import wait_until
+from stores import MongoStore, SqliteStore, Store
+
+from forkpoint import ThreadCatalog
+from forkpoint.langgraph_server import register_threads
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "langgraph_server"
+
+pytestmark = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="LangGraph's server needs Python 3.11"
+)
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}]}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A copy of the example, which the server writes its own list of threads into."""
+    return Path(shutil.copytree(EXAMPLE, tmp_path / "example"))
+
+
+@contextmanager
+def running(directory: Path, store: Store) -> Iterator[Any]:
+    """Run the server over a store, and give a client of it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = named(store)
+    variables = {**environment(), "FORKPOINT_STORE": place, "LANGSMITH_TRACING": "false"}
+    command = [sys.executable, "-m", "langgraph_cli", "dev", "--no-browser", "--no-reload"]
+    with open(directory / "log.txt", "w") as log:
+        server = subprocess.Popen(
+            [*command, "--port", str(port)], cwd=directory, env=variables, stdout=log, stderr=log
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_until(lambda: server.poll() is not None or answers(address), "the server")
+            assert server.poll() is None, (directory / "log.txt").read_text()
+            yield get_client(url=address)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def named(store: Store) -> str:
+    """Return what FORKPOINT_STORE says of a store."""
+    if isinstance(store, SqliteStore):
+        return str(store.path)
+    assert isinstance(store, MongoStore)
+    address, _, options = store.uri.partition("?")
+    return f"{address.rstrip('/')}/{store.name}?{options}"
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/ok").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+async def test_it_runs_on_forkpoint(directory: Path, store: Store) -> None:
+    with running(directory, store) as client:
+        thread_id = (await client.threads.create())["thread_id"]
+        await client.runs.wait(thread_id, "chat", input=said("Hello"))
+        values = await client.runs.wait(thread_id, "chat", input=said("Well?"))
+        assert values["__interrupt__"][0]["value"] == "What do you think?"
+        values = await client.runs.wait(thread_id, "chat", command={"resume": "good"})
+        assert values["messages"][-1]["content"] == "Then it is good."
+        states = await client.threads.get_history(thread_id, limit=50)
+        place = states[2]["checkpoint"]
+        for before in (place, {"configurable": place}):
+            earlier = await client.threads.get_history(thread_id, limit=50, before=before)
+            assert earlier == states[3:]
+        await client.threads.copy(thread_id)
+        copy = next(t for t in await client.threads.search() if t["thread_id"] != thread_id)
+        copied = await client.threads.get_history(copy["thread_id"], limit=50)
+        assert [state["values"] for state in copied] == [state["values"] for state in states]
+        for strategy in ("reject", "enqueue", "interrupt", "rollback"):
+            values = await client.runs.wait(
+                thread_id, "chat", input=said(strategy), multitask_strategy=strategy
+            )
+            assert values["messages"][-1]["content"] == f"You said: {strategy}"
+        await client.threads.delete(copy["thread_id"])
+        with store.saver() as saver:
+            assert ThreadCatalog(saver).get(copy["thread_id"]) is None
+            kept = ThreadCatalog(saver).get(thread_id)
+            assert kept is not None
+            assert kept.metadata["graph_id"] == "chat"
+
+    shutil.rmtree(directory / ".langgraph_api")  # the server forgets all threads
+    with running(directory, store) as client, store.saver() as saver:
+        assert await client.threads.search() == []
+        assert await register_threads(ThreadCatalog(saver), client) == 1
+        assert await register_threads(ThreadCatalog(saver), client) == 1
+        assert [thread["thread_id"] for thread in await client.threads.search()] == [thread_id]
+        values = await client.runs.wait(thread_id, "chat", input=said("Again"))
+        assert len(values["messages"]) == 14

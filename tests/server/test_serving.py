@@ -1,0 +1,100 @@
+"""A store is served by a command: to this machine, or to those who have a key."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from processes import environment
+
+from forkpoint import InvalidInput, SqliteSaver
+from forkpoint.server.serving import load_graphs, serve
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "langgraph_server" / "chat.py"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    with SqliteSaver(tmp_path / "threads.db") as saver:
+        saver.setup()
+    return str(tmp_path / "threads.db")
+
+
+@contextmanager
+def serving(command: Sequence[str], **variables: str) -> Iterator[str]:
+    """Run a server as a process, and give its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command, "--port", "0"],
+        env={**environment(), **variables},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if address := re.search(r"running on (http://\S+)", line):
+                break
+        assert lines
+        assert address is not None, "".join(lines)
+        yield address[1]
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def test_the_command_serves_a_store(store: str) -> None:
+    graph = f"chat={EXAMPLE}:graph"
+    with serving(["forkpoint", "--store", store, "serve", "--graph", graph]) as address:
+        new = {"assistant_id": "chat", "input": {"messages": ["Hello"]}}
+        values = httpx.post(f"{address}/runs/wait", json=new).json()
+        assert values["messages"][-1]["content"] == "You said: Hello"
+        assert httpx.get(f"{address}/info").json()["flags"]["assistants"]
+
+
+def test_the_module_serves_owners_by_their_keys(store: str, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"key": "owner"}))
+    command = ["forkpoint.server", "--keys", str(keys), "--host", "127.0.0.1"]
+    with serving(command, FORKPOINT_STORE=store) as address:
+        assert httpx.post(f"{address}/threads", json={}).status_code == 401
+        made = httpx.post(f"{address}/threads", json={}, headers={"x-api-key": "key"})
+        assert made.status_code == 200
+    with SqliteSaver(store) as saver:
+        assert saver.for_owner("owner").list(None) is not None
+
+
+def test_other_machines_are_not_served_without_keys(store: str) -> None:
+    with SqliteSaver(store) as saver, pytest.raises(InvalidInput, match="needs keys"):
+        serve(saver, host="0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    "given", ["chat", "chat=", "=a:b", "chat=nothing:graph", "chat=json:nothing", "chat=no.py:x"]
+)
+def test_a_graph_that_cannot_be_loaded_is_named(given: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(given)):
+        load_graphs([given])
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"key": 1}', "{"])
+def test_a_file_of_keys_that_is_none_is_refused(content: str, tmp_path: Path, store: str) -> None:
+    (tmp_path / "keys.json").write_text(content)
+    with SqliteSaver(store) as saver, pytest.raises(InvalidInput):
+        serve(saver, keys=tmp_path / "keys.json")
+
+
+@pytest.mark.parametrize("store", ["", "postgres://x/y", "mongodb://localhost", "file:x"])
+def test_a_store_that_is_none_is_refused(store: str) -> None:
+    command = [sys.executable, "-m", "forkpoint.server", "--store", store]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Error: ")
