@@ -1,4 +1,4 @@
-"""Whether metadata matches a filter: exactly, and by type. Pure."""
+"""Filters on metadata, and the terms by which an index finds what may match. Pure."""
 
 from __future__ import annotations
 
@@ -10,44 +10,45 @@ from unicodedata import normalize
 from zlib import crc32
 
 
-def contains(stored: Any, wanted: Any) -> bool:
+def contains(stored: Any, part: Any) -> bool:
     """Return whether a JSON value contains another.
 
-    A mapping contains another that has some of its keys, with values that theirs contain. A list
-    contains another each of whose items is contained in one of its own. Everything else contains
-    what equals it: `1` and `1.0` are equal numbers, while `1`, `True` and `"1"` are three values.
+    A mapping contains a part if it has each key of the part, and its value there contains that of
+    the part. A list contains a part if each item of the part is contained in one of its own. Any
+    other value contains what equals it: `1` and `1.0` are equal numbers, while `1`, `True` and
+    `"1"` are three values.
     """
-    if isinstance(wanted, dict):
+    if isinstance(part, dict):
         return isinstance(stored, dict) and all(
-            key in stored and contains(stored[key], value) for key, value in wanted.items()
+            key in stored and contains(stored[key], value) for key, value in part.items()
         )
-    if isinstance(wanted, list):
+    if isinstance(part, list):
         return isinstance(stored, list) and all(
-            any(contains(candidate, value) for candidate in stored) for value in wanted
+            any(contains(candidate, value) for candidate in stored) for value in part
         )
-    if isinstance(wanted, bool) or isinstance(stored, bool):
-        return wanted is stored
-    return bool(stored == wanted)
+    if isinstance(part, bool) or isinstance(stored, bool):
+        return part is stored
+    return bool(stored == part)
 
 
-def contains_json(stored: str, wanted: Any) -> bool:
+def contains_json(stored: str, part: Any) -> bool:
     """Return whether a JSON text contains a value; see `contains`."""
-    return contains(json.loads(stored), wanted)
+    return contains(json.loads(stored), part)
 
 
-def may_contain_json(stored: Any, wanted: Any) -> bool:
-    """Return whether a JSON text contains a value, or was damaged: who reads it is told."""
+def may_contain_json(stored: Any, part: Any) -> bool:
+    """Return whether a JSON text contains a value, or is damaged, which a later read reports."""
     try:
-        return contains_json(stored, wanted)
+        return contains_json(stored, part)
     except (TypeError, ValueError, RecursionError):
         return True
 
 
 def terms(value: Any) -> set[int]:
-    """Return what a database can hold of a JSON value: 32 bits for each scalar and its path.
+    """Return the terms of a JSON value: a hash of 32 bits for each scalar with its path.
 
-    If one value contains another, it has all terms of that; the reverse need not be so. A database
-    can find candidates by them, whatever keys there are, and takes no value for an operator.
+    A value that contains another has all of its terms; the reverse need not hold. So an index on
+    terms finds candidates, whatever keys there are, and never takes a value for an operator.
 
     Args:
         value: A JSON value, or a JSON text.
@@ -62,22 +63,22 @@ def _hash(text: str) -> int:
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield each scalar of a JSON value, behind its path."""
+    """Yield each scalar of a JSON value, as a tuple that begins with its path."""
     waiting = [(value, path)]
     while waiting:
-        one, at = waiting.pop()
-        if isinstance(one, dict):
-            waiting += ((inner, (*at, "." + key)) for key, inner in one.items())
-        elif isinstance(one, list):
-            waiting += ((inner, (*at, "[]")) for inner in one)
-        elif isinstance(one, float) and one.is_integer():
-            yield *at, int(one)  # 1.0 equals 1
+        outer, place = waiting.pop()
+        if isinstance(outer, dict):
+            waiting += ((inner, (*place, "." + key)) for key, inner in outer.items())
+        elif isinstance(outer, list):
+            waiting += ((inner, (*place, "[]")) for inner in outer)
+        elif isinstance(outer, float) and outer.is_integer():
+            yield *place, int(outer)  # 1.0 equals 1
         else:
-            yield *at, one
+            yield *place, outer
 
 
-# What threads are found by: 64 bits for each thing that can be asked for, once for those who look
-# at all threads and once for those who look at their owner's.
+# The terms of threads: 64 bits for each property that a search can ask for, once for searches of
+# all threads, and once for searches of the threads of their owner.
 
 _TERM_BYTES = 8
 
@@ -89,23 +90,23 @@ def thread_terms(
     metadata: str,
     source: str | None,
 ) -> list[int]:
-    """Return the terms of a thread, in order.
+    """Return the terms of a thread, sorted.
 
-    A term is the first 8 bytes, as a signed big-endian integer, of the BLAKE2b hash of the
-    representation, in Python, of a tuple of whose threads are looked at (an owner, or None for
-    all), what of a thread, and its value; see `search_terms`.
+    A term is the 8-byte BLAKE2b hash, as a signed big-endian integer, of the Python representation
+    of a tuple: whose threads are searched (an owner, or None for all), the kind of property, and
+    its value. A search looks for those of `search_terms`.
     """
-    found: list[tuple[Any, ...]] = [("all",)]
-    found += [("label", label)] if label is not None else []
-    found += [("tag", tag) for tag in tags]
-    found += [("metadata", *leaf) for leaf in leaves(_loaded(metadata), ())]
-    found += [("source", source)] if source is not None else []
-    whose = (None,) if owner is None else (None, owner)
-    return sorted({_term(one, *what) for one in whose for what in found})
+    properties: list[tuple[Any, ...]] = [("all",)]
+    properties += [("label", label)] if label is not None else []
+    properties += [("tag", tag) for tag in tags]
+    properties += [("metadata", *leaf) for leaf in leaves(_loaded(metadata), ())]
+    properties += [("source", source)] if source is not None else []
+    viewers = (None,) if owner is None else (None, owner)
+    return sorted({_term(viewer, *property) for viewer in viewers for property in properties})
 
 
 def _loaded(metadata: Any) -> Any:
-    """Return metadata, or none if they were damaged: who reads the record is told."""
+    """Return metadata, or none if they are damaged: which a later read reports."""
     try:
         return json.loads(metadata)
     except (TypeError, ValueError, RecursionError):
@@ -113,21 +114,22 @@ def _loaded(metadata: Any) -> Any:
 
 
 def folded(text: str) -> str:
-    """Return a text as it is compared where case does not count (Unicode, section 3.13, D145)."""
+    """Return a text for a comparison that ignores case (Unicode, section 3.13, D145)."""
     return normalize("NFC", normalize("NFD", text).casefold())
 
 
 def value_terms(owner: str | None, values: str) -> list[int]:
-    """Return the terms of what a thread's record shows of its state, the JSON of a mapping."""
-    whose = (None,) if owner is None else (None, owner)
-    found = [("value", *leaf) for leaf in leaves(json.loads(values), ())]
-    return sorted({_term(one, *what) for one in whose for what in found})
+    """Return the terms of a preview, which is the JSON of a mapping from channel to value."""
+    viewers = (None,) if owner is None else (None, owner)
+    properties = [("value", *leaf) for leaf in leaves(json.loads(values), ())]
+    return sorted({_term(viewer, *property) for viewer in viewers for property in properties})
 
 
 def stored_value_terms(owner: str | None, preview: bytes) -> list[int] | None:
-    """Return the same of a preview as it is stored: none if it is encrypted, None if it is empty.
+    """Return the terms of a preview as it is stored.
 
-    What was changed since it was stored has no terms either.
+    Returns:
+        None if there is no preview; no terms if it is encrypted, or damaged.
     """
     if not preview:
         return None
@@ -149,8 +151,8 @@ def search_terms(owner: str | None, parts: Iterable[tuple[Any, ...]] = ()) -> li
     return list(dict.fromkeys(_term(owner, *part) for part in parts or [("all",)]))
 
 
-def _term(owner: str | None, *what: Any) -> int:
-    text = repr((owner, *what)).encode("utf-8", "surrogatepass")
+def _term(viewer: str | None, *property: Any) -> int:
+    text = repr((viewer, *property)).encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(text, digest_size=_TERM_BYTES).digest(), "big", signed=True)
 
 
@@ -164,7 +166,7 @@ def packed(terms: Sequence[int]) -> bytes:
 
 
 def unpacked(terms: bytes) -> list[int]:
-    """Return the terms that were packed; none if that was damaged."""
+    """Return the terms of packed bytes; none if these are damaged."""
     if type(terms) is not bytes:
         return []
     return [
@@ -173,12 +175,12 @@ def unpacked(terms: bytes) -> list[int]:
     ]
 
 
-def is_told_by_terms(wanted: Any) -> bool:
-    """Return whether a value has these terms only if it contains what is wanted.
+def is_told_by_terms(part: Any) -> bool:
+    """Return whether each value that has the terms of a part contains the part.
 
-    Not where a list is wanted, for the terms do not tell which of its items they are of, nor where
-    something empty is, which has none, nor where something is that does not equal itself.
+    It is False for a list, as terms do not tell which of its items they come from; for an empty
+    mapping, which has no terms; and for a scalar that does not equal itself.
     """
-    if isinstance(wanted, dict):
-        return bool(wanted) and all(is_told_by_terms(inner) for inner in wanted.values())
-    return not isinstance(wanted, list) and bool(wanted == wanted)
+    if isinstance(part, dict):
+        return bool(part) and all(is_told_by_terms(inner) for inner in part.values())
+    return not isinstance(part, list) and bool(part == part)

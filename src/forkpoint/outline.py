@@ -23,7 +23,7 @@ from forkpoint.langgraph_rules import (
 from forkpoint.results import NOT_READ
 
 
-def next_nodes(found: CheckpointTuple) -> tuple[str, ...]:
+def next_nodes(checkpoint: CheckpointTuple) -> tuple[str, ...]:
     """Return the names of the nodes that run after a checkpoint, in alphabetical order.
 
     It needs no graph, and a checkpoint of `history(values=False)` will do. Where that leaves out
@@ -31,11 +31,11 @@ def next_nodes(found: CheckpointTuple) -> tuple[str, ...]:
     them. A graph that was built without `StateGraph` is known by what has run before: for the
     first step of one, there is `__start__`.
     """
-    checkpoint: Mapping[str, Any] = found.checkpoint
-    values, versions = checkpoint["channel_values"], checkpoint["channel_versions"]
+    state: Mapping[str, Any] = checkpoint.checkpoint
+    values, versions = state["channel_values"], state["channel_versions"]
     seen = {
         node: channels
-        for node, channels in checkpoint.get("versions_seen", {}).items()
+        for node, channels in state.get("versions_seen", {}).items()
         if node not in NOT_NODES
     }
     nodes = {
@@ -47,12 +47,12 @@ def next_nodes(found: CheckpointTuple) -> tuple[str, ...]:
     return tuple(sorted(nodes.union(_sent_to(values.get(SENT_TASKS)))))
 
 
-def changed_channels(found: CheckpointTuple) -> tuple[str, ...]:
+def changed_channels(checkpoint: CheckpointTuple) -> tuple[str, ...]:
     """Return the channels of the state that the step before a checkpoint updated, sorted.
 
     It is what LangGraph notes in the checkpoint. Where it does not, there are none.
     """
-    updated = found.checkpoint.get("updated_channels") or ()
+    updated = checkpoint.checkpoint.get("updated_channels") or ()
     return tuple(sorted(channel for channel in updated if not is_internal(channel)))
 
 

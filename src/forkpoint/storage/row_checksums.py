@@ -23,9 +23,11 @@ def stored_row(codec: Codec, row: _Row, encoded: Encoded) -> _Row:
         row: The row, without the value.
         encoded: The value. Its chunks are stored apart; see `stored_chunks`.
     """
-    content = encoded.content
-    row = row._replace(refs=encoded.refs, content=codec.encrypt(content))
-    return with_checksum(codec, row, content)
+    refs, content = encoded.refs, encoded.content
+    checksum = _checksum(codec, row, refs, content)
+    binding, encrypted = codec.binding(checksum), codec.encrypt(content)
+    # At once: each put does this.
+    return row._replace(refs=refs, content=encrypted, checksum=checksum, binding=binding)
 
 
 def stored_chunks(codec: Codec, chunks: Chunks) -> Chunks:
@@ -41,17 +43,17 @@ def with_checksum(codec: Codec, row: _Row, content: bytes) -> _Row:
         row: The row.
         content: Its content, unencrypted.
     """
-    checksum = _checksum(codec, row, content)
+    checksum = _checksum(codec, row, row.refs, content)
     return row._replace(checksum=checksum, binding=codec.binding(checksum))
 
 
-def _checksum(codec: Codec, row: CheckpointRow | WriteRow, content: bytes) -> bytes:
-    """Return the checksum of a row with this content, unencrypted."""
+def _checksum(codec: Codec, row: CheckpointRow | WriteRow, refs: bytes, content: bytes) -> bytes:
+    """Return the checksum of a row with these refs and this content, unencrypted."""
     if isinstance(row, CheckpointRow):
-        ns, checkpoint_id, parent, _, metadata, refs, *_ = row
+        ns, checkpoint_id, parent, _, metadata, *_ = row
         return codec.checksum(ns, checkpoint_id, parent, metadata, refs, content)
-    fields: tuple[Any, ...] = row[:-3]
-    return codec.checksum(*fields, content)
+    fields: tuple[Any, ...] = row[:-4]
+    return codec.checksum(*fields, refs, content)
 
 
 def rebind(rows: Iterable[_Row], source: Codec, target: Codec) -> list[_Row]:
@@ -92,7 +94,7 @@ def open_checkpoint(codec: Codec, row: CheckpointRow) -> tuple[dict[str, Any], M
     """
     _check_refs(row.refs)
     content = codec.decrypt(row.content)
-    if _checksum(codec, row, content) != row.checksum:
+    if _checksum(codec, row, row.refs, content) != row.checksum:
         raise CorruptChunk("the checkpoint is not what was written")
     _check_bound(codec, row)
     return codec.decode_manifest(content, row.refs)
@@ -106,7 +108,7 @@ def open_write(codec: Codec, row: WriteRow) -> bytes:
     """
     _check_refs(row.refs)
     content = codec.decrypt(row.content)
-    if _checksum(codec, row, content) != row.checksum:
+    if _checksum(codec, row, row.refs, content) != row.checksum:
         raise CorruptChunk(f"a write to channel {row.channel!r} is not what was written")
     _check_bound(codec, row)
     return content
@@ -218,7 +220,7 @@ def complete_writes(
         if row.idx >= RECEIPT:
             continue
         # The content of a receipt is not encrypted.
-        if _checksum(codec, row, row.content) != row.checksum:
+        if _checksum(codec, row, row.refs, row.content) != row.checksum:
             raise CorruptChunk("a receipt of writes is not what was written")
         _check_bound(codec, row)
         for idx, channel in writes_of(row.idx, row.content):
