@@ -54,7 +54,7 @@ from forkpoint.encoding.entries import (
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 from forkpoint.encoding.message_cache import MessageMemo
-from forkpoint.encoding.serializer import SafeSerializer
+from forkpoint.encoding.serializer import SafeSerializer, packer_of
 from forkpoint.errors import (
     CorruptChunk,
     EncryptionMismatch,
@@ -192,8 +192,8 @@ class Codec:
         self._pack_element: Callable[[Any], bytes | None] = self._pack_in_list
         self._pack_message: Callable[[Any], bytes | None] = self._pack_in_list
         if isinstance(self._serde, SafeSerializer) and self._splits:
-            self._pack_element = self._serde.pack_element
-            self._pack_message = self._serde.pack_message
+            packer = packer_of(self._serde)
+            self._pack_element, self._pack_message = packer.pack, packer.pack_object
 
     # Of one thread
 

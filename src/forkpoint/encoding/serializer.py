@@ -190,18 +190,6 @@ class SafeSerializer(JsonPlusSerializer):
             return type(obj).__name__, bytes(obj)
         return "msgpack", self._packer.pack(obj)
 
-    def pack_element(self, value: Any) -> bytes:
-        """Return an element of a list as MessagePack has it.
-
-        Raises:
-            NotStorable: Something in it cannot be stored.
-        """
-        return self._packer.pack(value)
-
-    def pack_message(self, message: Any) -> bytes:
-        """Return a message as `pack_element` does, in fewer steps."""
-        return self._packer.pack_object(message)
-
     # Reading
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
@@ -391,6 +379,11 @@ class SafeSerializer(JsonPlusSerializer):
             except ImportError as error:
                 raise UnreadableValue(f"{module} cannot be imported: {error}") from error
         return type_names.find(name) or type_names.find_nested(name)
+
+
+def packer_of(serde: SafeSerializer) -> Packer:
+    """Return what packs the values that a serializer stores."""
+    return serde._packer
 
 
 def _is_value(kind: type) -> bool:
