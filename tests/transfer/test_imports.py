@@ -421,6 +421,19 @@ def test_all_kinds_of_catalogs_are_sources(saver: ForkpointSaver, second: Sqlite
     assert owners == {"hers": "alice", "nobody's": "bob"}
 
 
+def test_what_the_serializer_of_the_target_cannot_read_is_named(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    pickling = JsonPlusSerializer(pickle_fallback=True)
+    with SqliteSaver(tmp_path / "pickling.db", serde=pickling) as source:
+        made = put(source, {"n": threading.Event})
+        put(source, {"n": 1}, parent=made)
+        report = import_threads(source, second, kind="forkpoint", verify=True)
+    (difference,) = report.differences
+    assert difference.checkpoint_id == id_of(made)
+    assert "pickle" in difference.what
+
+
 async def test_an_async_import_shows_how_far_it_is(second: SqliteSaver) -> None:
     theirs = InMemorySaver()
     run(theirs, "a", "b")

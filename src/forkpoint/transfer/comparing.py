@@ -13,13 +13,14 @@ from typing import Any
 import ormsgpack  # a dependency of langgraph-checkpoint
 
 from forkpoint.archive.parts import CheckpointPart, ChunkPart, Part, ValuePart
+from forkpoint.storage.plan import Place
 from forkpoint.transfer.reports import Difference
 
 
 def differences(
     thread_id: str, source: Iterator[Part], copy: Iterator[Part]
-) -> Iterator[Difference | None]:
-    """Yield how a copy differs from its source, and None after each checkpoint that both have."""
+) -> Iterator[Difference | Place]:
+    """Yield how a copy differs from its source, and where each checkpoint is that both have."""
     theirs, ours = _checkpoints(source), _checkpoints(copy)
     mine = next(ours, None)
     for checkpoint, values in theirs:
@@ -32,7 +33,7 @@ def differences(
             continue
         for what in _between(checkpoint, values, *mine):
             yield Difference(thread_id, *checkpoint.place, what)
-        yield None
+        yield checkpoint.place
         mine = next(ours, None)
     while mine is not None:
         yield Difference(thread_id, *mine[0].place, "the source does not have it")

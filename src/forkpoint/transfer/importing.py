@@ -12,9 +12,13 @@ from forkpoint.errors import (
     ForkpointError,
     ThreadBusy,
     ThreadExists,
+    UnreadableValue,
 )
+from forkpoint.inputs import Address
 from forkpoint.operations import remove as removing
 from forkpoint.operations.context import Context
+from forkpoint.operations.places import config_of
+from forkpoint.operations.read import get_tuple
 from forkpoint.runtime.runner import Runner
 from forkpoint.storage.plan import Place
 from forkpoint.transfer import target as arriving
@@ -68,8 +72,14 @@ class Done:
             raise Stopped
         if self._on_progress is not None:
             dealt_with = self.threads + self.unchanged + len(self.failed)
-            progress = (thread_id, dealt_with, self.total, self.read, is_verifying)
+            total = None if self.total is None else max(self.total, dealt_with)
+            progress = (thread_id, dealt_with, total, self.read, is_verifying)
             self._on_progress(TransferProgress(*progress))
+
+    def add_difference(self, found: Difference) -> None:
+        """Note that something differs, unless enough does."""
+        if len(self.differences) < _DIFFERENCES:
+            self.differences.append(found)
 
     def report(self) -> TransferReport:
         return TransferReport(
@@ -219,7 +229,13 @@ def _verify(source: Source, target: Target, thread_id: str, done: Done) -> None:
     """Compare a thread of a source with what is stored of it, checkpoint by checkpoint."""
     stored = read_thread(target.context, thread_id, is_steady=True)
     for found in differences(thread_id, source.parts(thread_id), stored):
-        if found is None:
-            done.note_checkpoint(thread_id, is_verifying=True)
-        elif len(done.differences) < _DIFFERENCES:
-            done.differences.append(found)
+        if isinstance(found, Difference):
+            done.add_difference(found)
+            continue
+        done.note_checkpoint(thread_id, is_verifying=True)
+        address = Address(thread_id, *found)
+        config = config_of(*address[:2], found[1])
+        try:
+            target.runner.run(get_tuple, target.context, address, config)
+        except UnreadableValue as error:
+            done.add_difference(Difference(thread_id, *found, f"it cannot be read: {error}"))
