@@ -26,7 +26,7 @@ from forkpoint.transfer import (
     import_threads,
     restore_threads,
 )
-from forkpoint.transfer.moving import Threads
+from forkpoint.transfer.opening import Threads
 from forkpoint.transfer.sources import Kind
 
 ArchivePath = Annotated[

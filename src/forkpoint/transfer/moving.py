@@ -11,35 +11,28 @@ from typing import Any, TypeVar
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from forkpoint import inputs
 from forkpoint.archive.file import ArchiveFile
 from forkpoint.catalog.catalog import ThreadCatalog
 from forkpoint.catalog.threads import ThreadFilter
-from forkpoint.encoding.codec import cipher_of
-from forkpoint.errors import InvalidInput
 from forkpoint.runtime.runner import completed
 from forkpoint.saver import ForkpointSaver, parts_of
 from forkpoint.transfer.archiving import archive_all
-from forkpoint.transfer.foreign import MongoReader, PostgresReader, SaverReader, SqliteReader
 from forkpoint.transfer.importing import Done, Stopped, Target, import_all
+from forkpoint.transfer.opening import (
+    SourceArguments,
+    Threads,
+    saver_of,
+    source_opener,
+    wanted_of,
+)
 from forkpoint.transfer.own import OwnSource, filter_of
 from forkpoint.transfer.reports import OnProgress, TransferReport
 from forkpoint.transfer.restoring import Rename, restore_all
-from forkpoint.transfer.sources import KINDS, ForeignSource, Kind, Reader, Source, Wanted
+from forkpoint.transfer.sources import Kind
 
 _T = TypeVar("_T")
-
-Threads = ThreadFilter | Collection[str] | Callable[[str], bool] | None
-"""Which threads are meant: ids, or what tells of an id whether it is; None for all. Of a store of
-forkpoint's own, a filter too."""
-
-_READERS: Mapping[str, Callable[[str, SerializerProtocol], Reader]] = {
-    "langgraph-sqlite": SqliteReader,
-    "langgraph-mongodb": MongoReader,
-    "langgraph-postgres": PostgresReader,
-}
 
 
 def import_threads(
@@ -85,8 +78,8 @@ def import_threads(
         SourceError: The source cannot be read, or is of another kind.
         MissingLibrary: The driver of its database is not installed.
     """
-    run = _importing(source, target, kind, threads, since, serde, verify, on_progress)
-    return run(threading.Event())
+    given = SourceArguments(source, kind, threads, since, serde)
+    return _importing(given, target, verify, on_progress)(threading.Event())
 
 
 async def aimport_threads(
@@ -104,66 +97,26 @@ async def aimport_threads(
 
     If the call is cancelled, it ends after the next checkpoint.
     """
-    return await _apart(
-        _importing(source, target, kind, threads, since, serde, verify, on_progress)
-    )
+    given = SourceArguments(source, kind, threads, since, serde)
+    return await _apart(_importing(given, target, verify, on_progress))
 
 
 def _importing(
-    source: Any,
-    target: object,
-    kind: object,
-    threads: Any,
-    since: datetime | None,
-    serde: object,
-    verify: object,
-    on_progress: Any,
+    given: SourceArguments, target: object, verify: object, on_progress: object
 ) -> Callable[[threading.Event], TransferReport]:
-    saver = _saver(target, "target")
-    chosen: Any = inputs.choice(kind, "kind", KINDS)
-    is_verified = inputs.flag(verify, "verify")
-    progress = _callback(on_progress)
-    given = None if serde is None else inputs.serializer(serde)
-    if since is not None:
-        inputs.moment(since, "since")
-    wanted = None if isinstance(threads, ThreadFilter) else _wanted(threads)
-    if isinstance(threads, ThreadFilter) and chosen != "forkpoint":
-        raise InvalidInput(f"a ThreadFilter is for kind 'forkpoint', not {chosen!r}: pass ids")
-    if chosen in _READERS:
-        source = os.fspath(source) if isinstance(source, os.PathLike) else source
-        inputs.text(source, "source")
+    saver = saver_of(target, "target")
+    open_source = source_opener(given, saver)
+    is_verified, progress = inputs.flag(verify, "verify"), _callback(on_progress)
 
     def run(stop: threading.Event) -> TransferReport:
-        opened = _source(source, saver, chosen, given, (threads, wanted, since))
+        source = open_source()
         try:
-            done = Done(opened.count(), progress, stop)
-            return import_all(opened, _target(saver), done, verify=is_verified)
+            done = Done(source.count(), progress, stop)
+            return import_all(source, Target(*parts_of(saver)), done, verify=is_verified)
         finally:
-            opened.close()
+            source.close()
 
-    if chosen == "forkpoint":
-        _saver(source, "source")
-    elif chosen == "saver" and not isinstance(source, BaseCheckpointSaver):
-        raise InvalidInput(f"source must be a saver, not {type(source).__name__}")
     return run
-
-
-def _source(
-    source: Any, target: ForkpointSaver, kind: Kind, serde: SerializerProtocol | None, which: Any
-) -> Source:
-    threads, wanted, since = which
-    if kind == "forkpoint":
-        catalog = source if isinstance(source, ThreadCatalog) else ThreadCatalog(source)
-        chosen = threads if isinstance(threads, ThreadFilter) else None
-        return OwnSource(*parts_of(catalog.saver), filter_of(catalog, chosen, since), wanted)
-    writing = _unencrypted(target.serde)
-    reader = SaverReader(source) if kind == "saver" else _READERS[kind](source, serde or writing)
-    return ForeignSource(kind, reader, writing, wanted, since)
-
-
-def _unencrypted(serde: SerializerProtocol) -> SerializerProtocol:
-    is_encrypting = isinstance(serde, EncryptedSerializer) and cipher_of(serde) is not None
-    return serde.serde if is_encrypting else serde  # type: ignore[attr-defined]
 
 
 # Archives
@@ -216,7 +169,7 @@ async def aarchive_threads(
 def _archiving(
     store: object, path: str | os.PathLike[str], filter: ThreadFilter | None, on_progress: object
 ) -> Callable[[threading.Event], TransferReport]:
-    saver = _saver(store, "store")
+    saver = saver_of(store, "store")
     catalog = ThreadCatalog(saver)
     checked = filter_of(catalog, filter, None)
     progress = _callback(on_progress)
@@ -281,41 +234,18 @@ async def arestore_threads(
 def _restoring(
     target: object, path: str | os.PathLike[str], threads: Any, rename: Any, on_progress: object
 ) -> Callable[[threading.Event], TransferReport]:
-    saver = _saver(target, "target")
-    wanted, renamed, progress = _wanted(threads), _renamed(rename), _callback(on_progress)
+    saver = saver_of(target, "target")
+    wanted, renamed, progress = wanted_of(threads), _renamed(rename), _callback(on_progress)
     name = inputs.path(path, "path")
 
     def run(stop: threading.Event) -> TransferReport:
         done = Done(None, progress, stop)
-        return restore_all(name, _target(saver), wanted, renamed, done)
+        return restore_all(name, Target(*parts_of(saver)), wanted, renamed, done)
 
     return run
 
 
 # Arguments
-
-
-def _saver(value: object, what: str) -> ForkpointSaver:
-    if isinstance(value, ThreadCatalog):
-        return value.saver
-    if isinstance(value, ForkpointSaver):
-        return value
-    raise InvalidInput(
-        f"{what} must be a saver of forkpoint or a ThreadCatalog, not {type(value).__name__}"
-    )
-
-
-def _target(saver: ForkpointSaver) -> Target:
-    return Target(*parts_of(saver))
-
-
-def _wanted(threads: Any) -> Wanted | None:
-    if threads is None or callable(threads):
-        return threads  # type: ignore[no-any-return]
-    if isinstance(threads, (str, bytes)) or not isinstance(threads, Collection):
-        raise InvalidInput(f"threads must be a collection of ids, not {type(threads).__name__}")
-    ids = set(inputs.identifiers(list(threads), "thread_id"))
-    return lambda thread_id: thread_id in ids
 
 
 def _renamed(rename: Any) -> Rename:
