@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from checking import Api, checkpoint, config, id_of, put
+from checking import Api, checkpoint, config, put
 from langgraph.checkpoint.base.id import uuid6
 from servers import PATIENCE_SECONDS
 from stores import Store
@@ -94,58 +94,6 @@ async def test_a_delete_that_is_cancelled_is_never_half_done(
 
 class TestLateWrites:
     """What a run does after its thread was deleted under it."""
-
-    async def test_a_late_checkpoint_does_not_bring_the_thread_back(
-        self, api: Api, store: Store
-    ) -> None:
-        head = put(api.saver, {"n": 1})
-        await api.delete_thread("thread")
-
-        with pytest.raises(ThreadDeleted, match="'thread'"):
-            await api.put(head, checkpoint({"n": 2}), {}, {"n": 2})
-        assert await api.get_tuple(config()) is None
-        assert await api.list(None) == []
-        assert store.problems(api.saver) == []
-
-    async def test_late_writes_do_not_bring_the_thread_back(self, api: Api, store: Store) -> None:
-        head = put(api.saver, {"n": 1})
-        await api.delete_thread("thread")
-
-        with pytest.raises(ThreadDeleted):
-            await api.put_writes(head, [("c", "x" * 9000)], "task")
-        assert store.problems(api.saver) == []
-
-    @pytest.mark.parametrize("writes_first", [True, False])
-    async def test_the_writes_of_a_late_checkpoint_leave_nothing_in_either_order(
-        self, api: Api, store: Store, writes_first: bool
-    ) -> None:
-        head = put(api.saver, {"n": 1})
-        await api.delete_thread("thread")
-        late = checkpoint({"n": 2})
-        writing = config(checkpoint_id=late["id"])
-
-        if writes_first:  # a new run would begin with a checkpoint
-            with pytest.raises(ThreadDeleted):
-                await api.put_writes(writing, [("c", "x" * 9000)], "task")
-        with pytest.raises(ThreadDeleted):
-            await api.put(head, late, {}, {"n": 2})
-        if not writes_first:
-            with pytest.raises(ThreadDeleted):
-                await api.put_writes(writing, [("c", "x" * 9000)], "task")
-
-        assert await api.get_tuple(config()) is None
-        assert store.count("threads") == 0
-        assert store.problems(api.saver) == []
-
-    async def test_a_late_subgraph_does_not_bring_the_thread_back(self, api: Api) -> None:
-        head = put(api.saver, {"n": 1})
-        await api.delete_thread("thread")
-        inner = config(ns="node:1")
-        inner["configurable"]["checkpoint_map"] = {"": id_of(head)}
-
-        with pytest.raises(ThreadDeleted):
-            await api.put(inner, checkpoint({"n": 1}), {}, {"n": 1})
-        assert await api.list(None) == []
 
     async def test_a_new_run_may_use_the_id_again(self, api: Api, store: Store) -> None:
         old = put(api.saver, {"n": "old"})

@@ -8,7 +8,13 @@ import pytest
 from stores import Store
 
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.testing import DamageContract, SaverContract, SharedStoreContract
+from forkpoint.testing import (
+    DamageContract,
+    EncryptionContract,
+    SaverContract,
+    SharedStoreContract,
+    encrypting,
+)
 
 
 class TestContract(SaverContract):
@@ -36,3 +42,16 @@ class TestSharedStore(SharedStoreContract, DamageContract):
                     store.change(kind, row.key, content=change(row.content))
 
         return rewrite
+
+
+@pytest.mark.in_turns
+class TestEncryption(EncryptionContract):
+    @pytest.fixture
+    def saver(self, store: Store) -> Iterator[ForkpointSaver]:
+        with store.saver(serde=encrypting()) as saver:
+            yield saver
+
+    @pytest.fixture
+    def peer(self, store: Store) -> Iterator[ForkpointSaver]:
+        with store.saver() as peer:
+            yield peer

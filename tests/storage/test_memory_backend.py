@@ -10,7 +10,13 @@ import pytest
 from memory_backend import Database, MemorySaver
 
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.testing import DamageContract, SaverContract, SharedStoreContract
+from forkpoint.testing import (
+    DamageContract,
+    EncryptionContract,
+    SaverContract,
+    SharedStoreContract,
+    encrypting,
+)
 
 FOLDER = Path(__file__).parent / "memory_backend"
 BELOW = (
@@ -51,3 +57,20 @@ class TestMemorySaver(SaverContract, SharedStoreContract, DamageContract):
     @pytest.fixture
     def rewrite(self, database: Database) -> Callable[[str, Callable[[bytes], bytes]], None]:
         return database.rewrite
+
+
+@pytest.mark.in_turns
+class TestEncryptedMemory(EncryptionContract):
+    @pytest.fixture
+    def database(self) -> Database:
+        return Database()
+
+    @pytest.fixture
+    def saver(self, database: Database) -> Iterator[ForkpointSaver]:
+        with MemorySaver(database, serde=encrypting()) as saver:
+            yield saver
+
+    @pytest.fixture
+    def peer(self, database: Database) -> Iterator[ForkpointSaver]:
+        with MemorySaver(database) as peer:
+            yield peer

@@ -13,6 +13,7 @@ from forkpoint.testing.leases import LeaseContract
 from forkpoint.testing.listing import ListingContract
 from forkpoint.testing.owners import OwnerContract
 from forkpoint.testing.removals import RemovalContract
+from forkpoint.testing.retention import RetentionContract
 
 
 class SaverContract(
@@ -24,6 +25,7 @@ class SaverContract(
     DeletionContract,
     ChunkContract,
     CatalogContract,
+    RetentionContract,
     LeaseContract,
     OwnerContract,
     GraphContract,

@@ -137,3 +137,53 @@ class DeletionContract(Contract):
         made = outcome(put_of, acme, at, checkpoint({"n": 1}))
         assert (made is ThreadDeleted) == (deletes != "other")
         assert problems(api.saver) == []
+
+    def test_a_late_checkpoint_does_not_bring_the_thread_back(self, api: Api) -> None:
+        head = put(api.saver, {"n": 1})
+        api.delete_thread("thread")
+
+        with pytest.raises(ThreadDeleted, match="'thread'"):
+            api.put(head, checkpoint({"n": 2}), {}, {"n": 2})
+        assert api.get_tuple(config()) is None
+        assert api.list(None) == []
+        assert problems(api.saver) == []
+
+    def test_late_writes_do_not_bring_the_thread_back(self, api: Api) -> None:
+        head = put(api.saver, {"n": 1})
+        api.delete_thread("thread")
+
+        with pytest.raises(ThreadDeleted):
+            api.put_writes(head, [("c", "x" * 9000)], "task")
+        assert problems(api.saver) == []
+
+    @pytest.mark.parametrize("writes_first", [True, False])
+    def test_the_writes_of_a_late_checkpoint_leave_nothing_in_either_order(
+        self, api: Api, writes_first: bool
+    ) -> None:
+        head = put(api.saver, {"n": 1})
+        api.delete_thread("thread")
+        late = checkpoint({"n": 2})
+        writing = config(checkpoint_id=late["id"])
+
+        if writes_first:  # a new run would begin with a checkpoint
+            with pytest.raises(ThreadDeleted):
+                api.put_writes(writing, [("c", "x" * 9000)], "task")
+        with pytest.raises(ThreadDeleted):
+            api.put(head, late, {}, {"n": 2})
+        if not writes_first:
+            with pytest.raises(ThreadDeleted):
+                api.put_writes(writing, [("c", "x" * 9000)], "task")
+
+        assert api.get_tuple(config()) is None
+        assert api.catalog().count() == 0
+        assert problems(api.saver) == []
+
+    def test_a_late_subgraph_does_not_bring_the_thread_back(self, api: Api) -> None:
+        head = put(api.saver, {"n": 1})
+        api.delete_thread("thread")
+        inner = config(ns="node:1")
+        inner["configurable"]["checkpoint_map"] = {"": id_of(head)}
+
+        with pytest.raises(ThreadDeleted):
+            api.put(inner, checkpoint({"n": 1}), {}, {"n": 1})
+        assert api.list(None) == []
