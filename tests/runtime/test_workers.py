@@ -62,7 +62,8 @@ async def together(number: int) -> Callable[[], Any]:
 
 async def rest(saver: ForkpointSaver) -> None:
     """Return when the threads of a saver have told what they did, and wait for more."""
-    threads: Any = parts_of(saver).runner._workers  # type: ignore[attr-defined]
+    runner: Any = parts_of(saver).runner
+    threads = getattr(runner, "runner", runner)._workers  # one that is traced stands before it
     free = lambda: len(threads._free) == len(threads._threads)  # noqa: E731
     await asyncio.to_thread(wait_until, free, "all threads to be free")
 

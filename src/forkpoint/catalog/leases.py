@@ -41,6 +41,7 @@ from forkpoint.operations import remove
 from forkpoint.operations.context import Context
 from forkpoint.operations.fork import NextVersion
 from forkpoint.runtime.runner import Runner, completed
+from forkpoint.runtime.telemetry import count_leases
 from forkpoint.runtime.workers import start_thread
 from forkpoint.storage.interface import Stale
 from forkpoint.storage.rows import LeaseRow, ThreadRef
@@ -48,7 +49,7 @@ from forkpoint.storage.rows import LeaseRow, ThreadRef
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_LOG = logging.getLogger("forkpoint")
+_LOG = logging.getLogger("forkpoint.leases")
 _PAUSES_SECONDS = (0.01, 0.5)  # between two attempts to get a lease: at first, and at most
 _RENEWALS = 3  # in the time of a lease
 _SHORTEST_SECONDS = 0.01  # between two renewals
@@ -304,6 +305,7 @@ class Lease:
             since = outcome.since.isoformat(timespec="seconds")
             return f"{outcome.holder} runs on it since {since}"
         self._grant = outcome
+        count_leases(1)
         args = weakref.ref(self), self._ended, self._request.ttl
         start_thread(
             threading.Thread(target=_renew, args=args, name="forkpoint lease", daemon=True)
@@ -315,15 +317,20 @@ class Lease:
         if self._grant is None:
             self._leave_queue()
             return
-        self._ended.set()
+        self._end()
         if self._process == os.getpid():  # a forked child leaves the lease to its parent
             release(self._context, self._grant)
 
     def _release_unseen(self) -> None:
         """End the lease, whether it is known to have begun or not."""
-        self._ended.set()
+        self._end()
         release_of(self._context, self.thread_id, self.holder)
         self._leave_queue()
+
+    def _end(self) -> None:
+        if self._grant is not None and not self._ended.is_set():
+            count_leases(-1)
+        self._ended.set()
 
     def _leave_queue(self) -> None:
         if self._request.if_busy == "wait":

@@ -15,7 +15,7 @@ from forkpoint.runtime.workers import start_thread
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_LOG = logging.getLogger("forkpoint")
+_LOG = logging.getLogger("forkpoint.sweeper")
 
 
 class Sweeper:
@@ -65,6 +65,9 @@ class Sweeper:
         while True:
             try:
                 self.last_result, self.last_error = self._sweep(), None
+                deleted, trimmed = len(self.last_result.deleted), len(self.last_result.trimmed)
+                level = logging.INFO if deleted or trimmed else logging.DEBUG
+                _LOG.log(level, "a sweep deleted %d threads and trimmed %d", deleted, trimmed)
             except Exception as error:  # noqa: BLE001 - the next one may work
                 self.last_error = error
                 _LOG.warning("a sweep failed, and the next one will try again: %s", error)

@@ -104,6 +104,8 @@ class MongoDBSaver(ForkpointSaver):
             storage, runner, serializer, expiry=expires, budget=budget, preview=preview
         )
 
+    _database_system = "mongodb"
+
     @classmethod
     def from_conn_string(
         cls,

@@ -16,7 +16,13 @@ from forkpoint.encoding.codec import Chunks
 from forkpoint.errors import CorruptChunk, UnreadableValue
 from forkpoint.operations.context import Context
 from forkpoint.operations.places import existing_thread
-from forkpoint.operations.read import chunks_of, load_checkpoint, load_without_values, readings
+from forkpoint.operations.read import (
+    chunks_of,
+    count,
+    load_checkpoint,
+    load_without_values,
+    readings,
+)
 from forkpoint.runtime.runner import Runner
 from forkpoint.storage.interface import Session
 from forkpoint.storage.queries import CheckpointQuery
@@ -55,7 +61,10 @@ def _page(context: Context, query: CheckpointQuery) -> CheckpointPage:
         checkpoints = session.checkpoints.page(query)
         if not checkpoints and query.thread_id is not None:
             _check_empty(session, query, query.thread_id)
-        return checkpoints, chunks_of(session, checkpoints) if query.values else {}
+        if query.values:
+            return checkpoints, chunks_of(session, checkpoints)
+        count(checkpoints, {})
+        return checkpoints, {}
 
     def load(stored: StoredCheckpoint, chunks: Mapping[Any, Chunks]) -> Item:
         try:

@@ -17,6 +17,7 @@ from forkpoint.operations.cache import Described, KnownManifest
 from forkpoint.operations.context import Context
 from forkpoint.operations.places import at_place, config_of, place_of
 from forkpoint.results import NOT_READ
+from forkpoint.runtime.telemetry import current
 from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.row_checksums import (
     complete_writes,
@@ -141,6 +142,19 @@ def readings(context: Context, read: Callable[[Session], _Reading]) -> Iterator[
         before = reading
 
 
+def count(checkpoints: Sequence[StoredCheckpoint], chunks: Mapping[Any, Chunks]) -> None:
+    """Count what was read, if somebody traces the operation."""
+    tally = current.tally
+    if tally is None:
+        return
+    rows: list[CheckpointRow | WriteRow] = [stored.row for stored in checkpoints]
+    rows += [write for stored in checkpoints for write in stored.writes]
+    tally.rows_read += len(rows)
+    tally.bytes_read += sum(len(row.content) + len(row.refs) for row in rows)
+    for of_family in chunks.values():
+        tally.bytes_read += sum(len(refs) + len(content) for refs, content in of_family.values())
+
+
 def chunks_of(session: Session, checkpoints: Sequence[StoredCheckpoint]) -> dict[Any, Chunks]:
     """Read the chunks of checkpoints and their writes, by family.
 
@@ -158,6 +172,7 @@ def chunks_of(session: Session, checkpoints: Sequence[StoredCheckpoint]) -> dict
             chunks[family].update(level)
             below = {digest for refs, _ in level.values() for digest in split_refs(refs)}
             missing[family] = below - chunks[family].keys()
+    count(checkpoints, chunks)
     return chunks
 
 

@@ -15,9 +15,10 @@ from forkpoint.inputs import Origin
 from forkpoint.operations.cache import Described
 from forkpoint.operations.context import Context
 from forkpoint.runtime.steps import Steps
+from forkpoint.runtime.telemetry import Tally, current
 from forkpoint.storage.interface import HistoryChanged, Stale
 from forkpoint.storage.retry import retry_steps
-from forkpoint.storage.rows import PutRequest, ThreadRef
+from forkpoint.storage.rows import CheckpointRow, PutRequest, ThreadRef, WriteRow
 from forkpoint.storage.tombstones import is_deleted_since
 
 
@@ -77,6 +78,8 @@ def _remember(
 ) -> None:
     """Remember what was stored, and in which thread."""
     memory, request = context.memory, prepared_put.request
+    if current.tally is not None:
+        _count(current.tally, prepared_put)
     thread_id = request.thread_id
     memory.missing.pop(thread_id)
     memory.salts.pop(thread_id)
@@ -87,6 +90,19 @@ def _remember(
         memory.runs.begin(thread_id, origin.run, request.began._replace(key=thread.key))
     if prepared_put.chunks:
         memory.add_chunks(thread, prepared_put.chunks)
+
+
+def _count(tally: Tally, prepared_put: PreparedPut) -> None:
+    """Count what was stored, for who traces the operation."""
+    request, chunks = prepared_put.request, prepared_put.request.chunks
+    rows: list[CheckpointRow | WriteRow] = [*request.writes]
+    if request.row is not None:
+        rows.append(request.row)
+    tally.rows_written += len(rows)
+    tally.bytes_written += sum(len(row.content) + len(row.refs) for row in rows)
+    tally.bytes_written += sum(len(refs) + len(content) for refs, content in chunks.values())
+    tally.chunks_written += len(chunks)
+    tally.chunks_shared += len(prepared_put.chunks.keys() - chunks.keys())
 
 
 def _thread_of_run(context: Context, thread_id: str, origin: Origin) -> ThreadRef | None:

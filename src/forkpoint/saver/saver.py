@@ -38,6 +38,7 @@ from forkpoint.operations.put import (
 )
 from forkpoint.operations.read import get_tuple
 from forkpoint.runtime.runner import Runner
+from forkpoint.runtime.telemetry import observed
 from forkpoint.saver import arguments
 from forkpoint.saver.history import TimeTravel
 from forkpoint.storage.interface import Storage
@@ -63,6 +64,9 @@ class ForkpointSaver(TimeTravel):
         preview: The channels whose values are shown with a thread's record.
     """
 
+    _database_system = "other"
+    """What traces and metrics call the database."""
+
     def __init__(
         self,
         storage: Storage,
@@ -74,7 +78,7 @@ class ForkpointSaver(TimeTravel):
         preview: Sequence[str] = (),
     ) -> None:
         super().__init__(serde=SafeSerializer() if serde is None else inputs.serializer(serde))
-        self._runner = runner
+        self._runner = observed(runner, self._database_system)
         memories = Memories(budget or CacheBudget())
         channels = inputs.preview(preview)
         self._context = Context(storage, self.serde, memories, None, expiry, channels)

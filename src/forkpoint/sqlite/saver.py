@@ -107,6 +107,8 @@ class SqliteSaver(ForkpointSaver):
             storage, runner, serializer, expiry=expires, budget=budget, preview=preview
         )
 
+    _database_system = "sqlite"
+
     @classmethod
     def from_conn_string(
         cls,

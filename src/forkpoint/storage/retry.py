@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from forkpoint.errors import StorageBusy
 from forkpoint.runtime.steps import Steps
+from forkpoint.runtime.telemetry import current
 from forkpoint.storage.interface import HistoryChanged, Stale
 
 ATTEMPTS = 20
@@ -29,6 +30,8 @@ def attempts(limit: int = ATTEMPTS) -> Iterator[int]:
         limit: How many attempts there are.
     """
     for attempt in range(limit):
+        if attempt and current.tally is not None:
+            current.tally.retries += 1
         if attempt > 1:
             time.sleep(random.uniform(0, _PAUSE_SECONDS) * attempt)
         yield attempt
