@@ -72,9 +72,11 @@ from forkpoint.pictures.shown import FamilyTree, StateDiff
 from forkpoint.results import (
     NOT_READ,
     ChannelDiff,
+    CheckReport,
     FamilyNode,
     LineageEntry,
     MessageOrigin,
+    Problem,
     PurgeReport,
 )
 from forkpoint.sqlite.saver import SqliteSaver
@@ -87,6 +89,7 @@ __all__ = [
     "NOT_READ",
     "UNCHANGED",
     "ChannelDiff",
+    "CheckReport",
     "CheckpointNotFound",
     "CorruptChunk",
     "DamagedArchive",
@@ -105,6 +108,7 @@ __all__ = [
     "NotStorable",
     "Page",
     "PendingInterrupt",
+    "Problem",
     "PurgeReport",
     "RetentionPolicy",
     "RetentionResult",

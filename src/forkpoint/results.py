@@ -56,6 +56,54 @@ class PurgeReport:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Something in a store that is not as it was written.
+
+    Attributes:
+        thread_id: The thread.
+        checkpoint_ns: The namespace of the checkpoint; None if it concerns the thread's record.
+        checkpoint_id: The checkpoint; None if it concerns the thread's record.
+        reason: What is wrong.
+    """
+
+    thread_id: str
+    checkpoint_ns: str | None
+    checkpoint_id: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check looked at, and what it found.
+
+    Attributes:
+        threads: How many threads.
+        checkpoints: How many of their checkpoints, hidden ones included.
+        writes: How many writes.
+        problems: What is not as it was written, thread by thread.
+    """
+
+    threads: int = 0
+    checkpoints: int = 0
+    writes: int = 0
+    problems: Sequence[Problem] = ()
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether there are no problems."""
+        return not self.problems
+
+    def plus(self, other: CheckReport) -> CheckReport:
+        """Return what this check and another one found together."""
+        return CheckReport(
+            self.threads + other.threads,
+            self.checkpoints + other.checkpoints,
+            self.writes + other.writes,
+            (*self.problems, *other.problems),
+        )
+
+
+@dataclass(frozen=True)
 class MessageOrigin:
     """Where a message came into the state of a thread.
 

@@ -81,6 +81,10 @@ class Threads:
         finally:
             self.saver.delete_thread("probe")
 
+    def fails(self, thread_id: str) -> bool:
+        """Return whether something cannot be read."""
+        return any(isinstance(now, Exception) for _, now in self.reads(thread_id))
+
     def wrong(self, thread_id: str) -> list[str]:
         """Return what is read that is neither right nor an error."""
         return [
@@ -165,6 +169,8 @@ def test_what_is_read_of_a_damaged_store_is_right_or_an_error(
                 affected |= {ids[moved]} & threads.graphs.keys() if moved in ids else set()
                 for thread_id in affected:
                     assert threads.wrong(thread_id) == [], (fields, row)
+                is_noticed = any(map(threads.fails, affected))
+                assert not is_noticed or saver.check().problems, (fields, row)
                 store.put_back(kind, key, row)
         assert all(threads.wrong(thread_id) == [] for thread_id in threads.graphs)
         assert not any(

@@ -633,6 +633,14 @@ class Codec:
         row = stored.get(digest)
         if row is None:
             raise CorruptChunk(f"chunk {digest.hex()} is missing")
+        return self.open_chunk(digest, row)
+
+    def open_chunk(self, digest: bytes, row: Chunk) -> Chunk:
+        """Return a chunk that was read, decrypted.
+
+        Raises:
+            CorruptChunk: It is not what was stored under the digest.
+        """
         refs, content = row
         if not isinstance(refs, bytes) or not isinstance(content, bytes):
             raise CorruptChunk(f"chunk {digest.hex()} is not what was written")

@@ -169,3 +169,11 @@ def prune(
     if choice != "keep_latest":
         raise InvalidInput(f"keep_last goes with strategy 'keep_latest', not {choice!r}")
     return checked, "keep_latest", inputs.count(keep_last, "keep_last", 1)
+
+
+def progress(value: Callable[[Any], object] | None) -> Callable[[Any], object]:
+    """Return what is called with the progress of a check."""
+    if value is None:
+        return lambda _: None
+    inputs.callback(value, "on_progress")
+    return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
@@ -10,7 +10,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 
 from forkpoint import inputs
 from forkpoint.errors import CheckpointNotFound
-from forkpoint.operations import listing, remove
+from forkpoint.operations import check, listing, remove
 from forkpoint.operations.context import Context
 from forkpoint.operations.diff import diff
 from forkpoint.operations.find_message import find_message
@@ -18,7 +18,7 @@ from forkpoint.operations.fork import fork
 from forkpoint.operations.lineage import family, lineage
 from forkpoint.operations.listing import AsyncCheckpoints, CheckpointPage, Checkpoints
 from forkpoint.pictures.shown import FamilyTree, StateDiff
-from forkpoint.results import LineageEntry, MessageOrigin, PurgeReport
+from forkpoint.results import CheckReport, LineageEntry, MessageOrigin, PurgeReport
 from forkpoint.runtime.runner import Runner
 from forkpoint.saver import arguments
 from forkpoint.storage.queries import CheckpointQuery
@@ -329,6 +329,30 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         return await self._runner.arun(remove.purge, self._context, checked)
 
     # Pages
+
+    def check(self, *, on_progress: Callable[[CheckReport], object] | None = None) -> CheckReport:
+        """Check that all that is stored is as it was written, while others go on writing.
+
+        Every record of a thread, every row and every chunk is compared with its checksum; every
+        row with its receipt and with the chunks that it leads to; each record with its rows and
+        with the index of searches. Nothing is restored, so no class of the application is needed.
+        Memory is bounded by what one family of threads has. A saver of one owner checks theirs.
+
+        Args:
+            on_progress: Is called now and then with what was found so far.
+
+        Raises:
+            InvalidInput: `on_progress` cannot be called.
+        """
+        report = arguments.progress(on_progress)
+        return self._runner.run(check.check, self._context, report)
+
+    async def acheck(
+        self, *, on_progress: Callable[[CheckReport], object] | None = None
+    ) -> CheckReport:
+        """Do what `check` does."""
+        report = arguments.progress(on_progress)
+        return await self._runner.arun(check.check, self._context, report)
 
     def _pages_of(self, query: CheckpointQuery, limit: int | None) -> Iterator[CheckpointTuple]:
         return Checkpoints(self._runner, self._context, query, limit)

@@ -1,0 +1,163 @@
+"""A check of a store names what was changed or lost in it, and nothing else."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Any
+
+import pytest
+from checking import Api, checkpoint, config, encrypted_serde, put
+from graphs import SHAPES
+from stores import Store
+
+from forkpoint import CheckReport, InvalidInput, SafeSerializer
+from forkpoint.saver.saver import ForkpointSaver
+
+TEXTS = [f"text {n} " * 80 for n in range(60)]
+
+
+def fill(saver: ForkpointSaver, thread_id: str) -> None:
+    first = put(saver, {"texts": TEXTS[:40], "n": 1}, thread_id=thread_id)
+    second = put(saver, {"texts": TEXTS, "n": 2}, thread_id=thread_id, parent=first)
+    saver.put_writes(second, [("c", TEXTS), ("d", 1)], "task")
+
+
+def run_graphs(saver: ForkpointSaver, names: list[str]) -> None:
+    for name in names:
+        shape = SHAPES[name]
+        graph = shape.build(saver)
+        for value in shape.inputs:
+            graph.invoke(value, config(name), **shape.options)
+        saver.fork(name, new_thread_id=f"{name}, forked", history="path")
+        saver.copy_thread(name, f"{name}, copied")
+        saver.trim(f"{name}, copied", 1)
+
+
+@pytest.mark.parametrize("serde", [SafeSerializer, encrypted_serde], ids=["plain", "encrypted"])
+@pytest.mark.in_turns
+def test_a_clean_store_has_no_problems(store: Store, serde: Any) -> None:
+    with store.saver(serde=serde()) as saver:
+        assert saver.check() == CheckReport()
+        names = ["chat", "deltas", "interrupts", "stateful subgraphs"]
+        run_graphs(saver, names)
+        saver.delete_thread("chat")
+        report = saver.check()
+        assert report.problems == ()
+        assert report.is_clean
+        assert report.threads == 3 * len(names) - 1
+        assert report.checkpoints == len(store.rows("checkpoints"))
+
+
+async def test_the_async_twin_tells_its_progress(api: Api) -> None:
+    for n in range(3):
+        fill(api.saver, f"t{n}")
+    seen: list[CheckReport] = []
+    report = await api.check(on_progress=seen.append)
+    assert (report.threads, report.checkpoints, report.writes) == (3, 6, 6)
+    assert seen[-1] == report
+    with pytest.raises(InvalidInput):
+        await api.check(on_progress="nothing")
+
+
+def test_only_an_owners_threads_are_checked(saver: ForkpointSaver) -> None:
+    fill(saver.for_owner("a"), "mine")
+    fill(saver.for_owner("b"), "theirs")
+    assert saver.for_owner("a").check().threads == 1
+    assert saver.check().threads == 2
+
+
+@pytest.mark.parametrize("kind", ["checkpoints", "writes", "chunks"])
+@pytest.mark.parametrize(
+    ("serde", "share"),
+    [
+        pytest.param(SafeSerializer, 0.15, id="plain"),
+        pytest.param(encrypted_serde, 0.1, id="encrypted"),
+        pytest.param(SafeSerializer, 1, id="plain-all", marks=pytest.mark.slow),
+        pytest.param(encrypted_serde, 1, id="encrypted-all", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.in_turns
+def test_each_row_that_was_changed_or_lost_is_named(
+    kind: str, serde: Any, share: float, store: Store
+) -> None:
+    rng = random.Random(1)
+    with store.saver(serde=serde()) as saver:
+        fill(saver, "thread")
+        fill(saver, "other")
+        thread = store.thread("thread")
+        rows = [row for row in store.rows(kind) if kind == "chunks" or row.thread == thread.key]
+        rows = [row for row in rows if kind != "chunks" or row.family == thread.family]
+        fields = ["content", *(["checksum"] if kind != "chunks" else [])]
+        for number, row in enumerate(rows):
+            for field in [None, *fields]:
+                if number and rng.random() > share:
+                    continue
+                if field is None:
+                    taken = store.take(kind, row.key)
+                else:
+                    content = getattr(row, field) or b"x"
+                    changed = bytes([content[0] ^ 1]) + content[1:]
+                    store.change(kind, row.key, **{field: changed})
+
+                report = saver.check()
+                named = {problem.thread_id for problem in report.problems}
+                assert named == {"thread"}, (field, row)
+                assert any(problem.checkpoint_id for problem in report.problems)
+
+                if field is None:
+                    store.give_back(kind, taken)
+                else:
+                    store.change(kind, row.key, **{field: getattr(row, field)})
+        assert saver.check().is_clean
+
+
+def test_a_record_that_counts_wrong_is_named(store: Store) -> None:
+    with store.saver() as saver:
+        fill(saver, "other")
+        saver.copy_thread("other", "thread")
+        key = store.thread("thread").key
+        store.change("threads", key, checkpoint_count=7)
+        (problem,) = saver.check().problems
+        assert problem.thread_id == "thread"
+        assert problem.checkpoint_id is None
+        assert "counts 7 checkpoints, and it has 2" in problem.reason
+        store.change("threads", key, checkpoint_count=2, label="another")
+        (problem,) = saver.check().problems
+        assert "is not what was written" in problem.reason
+
+
+def test_what_others_write_meanwhile_is_no_problem(store: Store) -> None:
+    """Four writers put, fork, trim and delete while the store is checked."""
+    over = threading.Event()
+    failed: list[Exception] = []
+
+    def write(number: int) -> None:
+        try:
+            with store.saver() as saver:
+                turn = 0
+                while not over.is_set():
+                    turn += 1
+                    thread_id = f"{number}-{turn % 3}"
+                    place = put(saver, {"texts": TEXTS[: turn % 60]}, thread_id=thread_id)
+                    saver.put(place, checkpoint({"texts": TEXTS[turn % 30 :]}), {}, {"texts": 2})
+                    if turn % 3 == 0:
+                        saver.trim(thread_id, 1)
+                    if turn % 7 == 0:
+                        saver.delete_thread(thread_id)
+        except Exception as error:  # noqa: BLE001  # it is raised in a thread of its own
+            failed.append(error)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    with store.saver() as saver:
+        for writer in writers:
+            writer.start()
+        try:
+            reports = [saver.check() for _ in range(store.times(8))]
+        finally:
+            over.set()
+            for writer in writers:
+                writer.join()
+        assert not failed
+        assert [report.problems for report in reports] == [()] * len(reports)
+        assert saver.check().is_clean
