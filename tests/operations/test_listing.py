@@ -341,8 +341,10 @@ async def test_without_values_none_is_read_or_decoded(store: Store, api: Api) ->
         calls = Api(reader, api.world)
         listed = await calls.list(config(), values=False)
         other = await taken_of(reader, api.world)
-    assert counting.decoded == 60  # the checkpoints themselves, of 30 each
+        fifth = await calls.at("thread", 4, values=False)
+    assert counting.decoded == 61  # the checkpoints themselves, of 30 each and of one
     whole = await api.list(config())
+    assert fifth == other[4]
     assert [item.metadata for item in listed] == [item.metadata for item in whole]
     assert [item.config for item in other] == [item.config for item in reversed(whole)]
     for item, complete in zip(listed, whole, strict=True):

@@ -90,6 +90,7 @@ VALID: dict[str, Callable[[Scene], Any]] = {
     "timeout": lambda scene: None,
     "ttl": lambda scene: timedelta(days=1),
     "values": lambda scene: {"n": 2},
+    "saver.at.values": lambda scene: False,
     "saver.history.values": lambda scene: False,
     "saver.list.values": lambda scene: True,
     "writes": lambda scene: [("n", 1)],

@@ -228,6 +228,7 @@ DRAWN: dict[str, Callable[[Here, Picks], Any]] = {
     "timeout": lambda here, picks: timedelta(milliseconds=1),
     "ttl": lambda here, picks: timedelta(days=1),
     "values": lambda here, picks: picks.of([{}, {"n": 3}]),
+    "saver.at.values": lambda here, picks: picks.of([True, False]),
     "saver.history.values": lambda here, picks: picks.of([True, False]),
     "saver.list.values": lambda here, picks: picks.of([True, False]),
     "writes": lambda here, picks: [(picks.of(["n", "__interrupt__", "__error__"]), 1)],

@@ -91,7 +91,7 @@ def config_at(saver: ForkpointSaver, place: str) -> str | RunnableConfig:
     if at and not rest:
         return thread_id
     if at and _INDEX.fullmatch(rest):
-        return saver.at(thread_id, int(rest)).config
+        return saver.at(thread_id, int(rest), values=False).config
     if at and _CHECKPOINT_ID.fullmatch(rest):
         return {
             "configurable": {"thread_id": thread_id, "checkpoint_ns": "", "checkpoint_id": rest}

@@ -93,11 +93,12 @@ def history_query(thread_id: object, values: object = True) -> CheckpointQuery:
     )
 
 
-def at_query(thread_id: object, index: object) -> CheckpointQuery:
+def at_query(thread_id: object, index: object, values: object) -> CheckpointQuery:
     """Return the query of `at`."""
     position = inputs.index(index)
     offset = position if position >= 0 else -1 - position
-    return history_query(thread_id)._replace(limit=1, offset=offset, oldest_first=position >= 0)
+    query = history_query(thread_id, values)
+    return query._replace(limit=1, offset=offset, oldest_first=position >= 0)
 
 
 def latest_query(metadata: object) -> CheckpointQuery:

@@ -55,23 +55,24 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         """Do what `history` does."""
         return self._apages_of(arguments.history_query(thread_id, values), inputs.limit(limit))
 
-    def at(self, thread_id: str, index: int) -> CheckpointTuple:
+    def at(self, thread_id: str, index: int, *, values: bool = True) -> CheckpointTuple:
         """Return a checkpoint of a thread's graph by its position.
 
         Args:
             thread_id: The thread.
             index: 0 is the oldest, -1 the newest.
+            values: Whether to read the values; see `history`.
 
         Raises:
             ThreadNotFound: There is no such thread.
             CheckpointNotFound: It has not as many checkpoints.
         """
-        query = arguments.at_query(thread_id, index)
+        query = arguments.at_query(thread_id, index, values)
         return _only(self._runner.run(listing.page, self._context, query), query)
 
-    async def aat(self, thread_id: str, index: int) -> CheckpointTuple:
+    async def aat(self, thread_id: str, index: int, *, values: bool = True) -> CheckpointTuple:
         """Do what `at` does."""
-        query = arguments.at_query(thread_id, index)
+        query = arguments.at_query(thread_id, index, values)
         return _only(await self._runner.arun(listing.page, self._context, query), query)
 
     def latest(self, metadata: Mapping[str, Any]) -> CheckpointTuple | None:
