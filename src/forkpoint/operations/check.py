@@ -63,6 +63,10 @@ def _checked_thread(
     context: Context, row: ThreadRow, families: dict[Any, _Chunks]
 ) -> Steps[CheckReport]:
     """Check a thread, again if something is wrong with it, as others may have changed it."""
+    try:
+        check_record(context.codec.hashing, row)
+    except CorruptChunk as error:
+        return CheckReport(1, problems=(Problem(row.thread.thread_id, None, None, str(error)),))
     before: CheckReport | None = None
     for _ in range(_ATTEMPTS):
         family = row.thread.family
