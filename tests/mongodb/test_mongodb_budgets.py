@@ -122,7 +122,7 @@ def test_a_thread_that_was_looked_for_in_vain_is_made_in_one_round_trip(
                 put(another, {"n": 0}, thread_id=thread_id)
         put(saver, {"n": 1}, thread_id=thread_id)
         assert commands.names == expected
-    assert [found.checkpoint["channel_values"] for found in saver.list(config("taken"))] == [
+    assert [item.checkpoint["channel_values"] for item in saver.list(config("taken"))] == [
         {"n": 1},
         {"n": 0},
     ]
@@ -137,10 +137,10 @@ def test_a_long_list_is_read_in_as_many_round_trips_as_a_short_one(
     saver.put_writes(head, [*long_writes, *((f"d{n}", f"{n} " * 900) for n in range(30))], "task")
 
     commands.clear()
-    found = saver.get_tuple(config())
-    assert found is not None
-    assert found.checkpoint["channel_values"] == {"messages": messages(length)}
-    assert len(found.pending_writes or []) == 33
+    item = saver.get_tuple(config())
+    assert item is not None
+    assert item.checkpoint["channel_values"] == {"messages": messages(length)}
+    assert len(item.pending_writes or []) == 33
     assert commands.names == ["find", "find"]
 
     commands.clear()
@@ -168,11 +168,11 @@ def test_a_saver_that_knows_nothing_reads_in_two_round_trips_too(
 ) -> None:
     head = fill(saver, steps=3, length=length)
     commands = Commands()
-    for wanted in (config(), head):
+    for place in (config(), head):
         with store.saver(event_listeners=[commands]) as cold:
             cold.setup()
             commands.clear()
-            assert cold.get_tuple(wanted) is not None
+            assert cold.get_tuple(place) is not None
             assert commands.names == ["aggregate", "aggregate"]
 
 
@@ -197,9 +197,9 @@ def test_a_page_takes_as_many_round_trips_whatever_its_length(
     """In particular, there is none for each row, or for the writes of each row."""
     fill(saver, length=length)
     for limit in (5, 20):
-        for one in (config(), {"configurable": {"thread_id": "thread"}}, None):
+        for place in (config(), {"configurable": {"thread_id": "thread"}}, None):
             commands.clear()
-            assert len(list(saver.list(one, limit=limit))) == limit
+            assert len(list(saver.list(place, limit=limit))) == limit
             assert commands.names == ["aggregate", "find", "find"]
 
 
@@ -219,8 +219,8 @@ def test_writes_by_the_hundred_are_read_in_one_go(saver: MongoDBSaver, commands:
     stored = put(saver, {"n": 1})
     saver.put_writes(stored, [(f"c{n}", n) for n in range(500)], "task")
     commands.clear()
-    (found,) = saver.list(config(), limit=20)
-    assert len(found.pending_writes or []) == 500
+    (item,) = saver.list(config(), limit=20)
+    assert len(item.pending_writes or []) == 500
     assert commands.names == ["aggregate", "find"]
 
 
@@ -376,13 +376,13 @@ class Reads:
         return after - before
 
     def _now(self) -> tuple[int, int]:
-        wanted = {"storageStats": {}, "queryExecStats": {}}
-        (found,) = self._collection.aggregate([{"$collStats": wanted}])
-        cursor = found["storageStats"]["wiredTiger"]["cursor"]
+        stages = {"storageStats": {}, "queryExecStats": {}}
+        (statistics,) = self._collection.aggregate([{"$collStats": stages}])
+        cursor = statistics["storageStats"]["wiredTiger"]["cursor"]
         calls = ("search calls", "search near calls", "next calls", "prev calls")
         return (
             sum(cursor[name] for name in calls),
-            found["queryExecStats"]["collectionScans"]["total"],
+            statistics["queryExecStats"]["collectionScans"]["total"],
         )
 
 
@@ -430,9 +430,9 @@ def threads(mongo_server: Any) -> Sequence[Any]:
                 metadata = {"run_id": f"{thread_id}-{n}"}
                 parent = put(saver, {"n": n}, parent=parent, thread_id=thread_id, metadata=metadata)
                 saver.put_writes(parent, [("c", n)], "task")
-    found = list(store.collection.find())
+    documents = list(store.collection.find())
     store.close()
-    return found
+    return documents
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ def start(mongo_server: Any) -> Iterator[Start]:
             head = saver.put(dying, made, {"run_id": run}, {"text": 2})
             saver.put_writes(head, [("c", f"{name} writes " * 500)], "task before")
             known += [head, dying]
-        ids = {name: [id_of(found) for found in saver.list(config(name))] for name in DYING}
+        ids = {name: [id_of(item) for item in saver.list(config(name))] for name in DYING}
     assert store.problems() == []
     yield Start(store, list(store.collection.find()), known[0], known[3], ids, known)
     store.close()
@@ -179,8 +179,8 @@ class Party(Started):
         It may have a log of the thread `own`.
         """
         self._saver = MongoDBSaver(self.client, self._start.store.name)
-        for one in self._start.known:
-            assert self._saver.get_tuple(one) is not None
+        for place in self._start.known:
+            assert self._saver.get_tuple(place) is not None
         if has_log:
             self._saver.put_writes(self._start.head, [("c", 1)], "task that begins a log")
         self._begin(work)
@@ -339,9 +339,9 @@ def logs(work: Work) -> Sequence[bool]:
 def read(reader: ForkpointSaver) -> dict[str, list[str]]:
     """Read everything that can be seen. A chunk that is missing is an error."""
     seen: dict[str, list[str]] = {}
-    for found in reader.list(None):
-        seen.setdefault(found.config["configurable"]["thread_id"], []).append(id_of(found))
-    assert [id_of(found) for found in reader.list(config("copy"))] == seen.get("copy", [])
+    for item in reader.list(None):
+        seen.setdefault(item.config["configurable"]["thread_id"], []).append(id_of(item))
+    assert [id_of(item) for item in reader.list(config("copy"))] == seen.get("copy", [])
     return seen
 
 
@@ -375,61 +375,59 @@ def check_done(
     assert set(seen.get("sibling", ())) == sibling_left
     if write in (put_new, remove_and_reuse) and own_left:
         assert seen["own"][0] == NEWEST
-        found = reader.get_tuple(config("own", NEWEST))
-        assert value_of(found) == {"shared": SHARED, "text": NEW, **DYING}
+        item = reader.get_tuple(config("own", NEWEST))
+        assert value_of(item) == {"shared": SHARED, "text": NEW, **DYING}
         assert own_left >= set(seen["own"][1:]) >= own_left - {own[0]}
     else:
         assert set(seen.get("own", ())) == own_left
     if write in (put_writes, put_small_writes) and own[0] in own_left:
-        found = reader.get_tuple(start.head)
-        assert found is not None
+        item = reader.get_tuple(start.head)
+        assert item is not None
         written = [
-            (channel, value)
-            for task, channel, value in found.pending_writes or ()
-            if task == "task"
+            (channel, value) for task, channel, value in item.pending_writes or () if task == "task"
         ]
         assert written == (WRITES if write is put_writes else SMALL_WRITES)
     if write is copy:
         assert set(seen["copy"]) in ({*sibling}, sibling_left)
     if write is fork:
         assert len(seen["copy"]) == 2
-        found = reader.get_tuple(config("copy"))
-        assert value_of(found) == {"shared": NEW, "text": DYING["sibling"]}
+        item = reader.get_tuple(config("copy"))
+        assert value_of(item) == {"shared": NEW, "text": DYING["sibling"]}
 
 
-def meet(reader: ForkpointSaver, one: Party, other: Party, points: tuple[int, int]) -> None:
+def meet(reader: ForkpointSaver, party: Party, other: Party, points: tuple[int, int]) -> None:
     """Let one go up to a point, the other too, and then each to its end."""
-    one.go(points[0])
+    party.go(points[0])
     read(reader)
     other.go(points[1])
     read(reader)
-    one.go()
+    party.go()
     read(reader)
     other.go()
-    one.end()
+    party.end()
     other.end()
 
 
-def outlast(start: Start, reader: ForkpointSaver, one: Party, other: Party, point: int) -> None:
+def outlast(start: Start, reader: ForkpointSaver, party: Party, other: Party, point: int) -> None:
     """Let one go up to a point, and then no more until nobody waits for it."""
-    one.go(point)
+    party.go(point)
     read(reader)
     start.store.outlast()
     other.end()
     read(reader)
-    one.end()
+    party.end()
 
 
 def errors(write: Work, remove: Work) -> set[type[Exception]]:
     """Return what a writer may be told because of what was removed meanwhile."""
-    told: set[type[Exception]] = set()
+    expected: set[type[Exception]] = set()
     if remove is delete_own:
-        told.add(ThreadDeleted)
+        expected.add(ThreadDeleted)
     if remove is delete_sibling and write in (copy, fork):
-        told.add(ThreadNotFound)
+        expected.add(ThreadNotFound)
     if write is fork:
-        told.add(CheckpointNotFound)
-    return told
+        expected.add(CheckpointNotFound)
+    return expected
 
 
 @each_two(1)
@@ -481,19 +479,19 @@ def test_nothing_dangles_where_one_stops_for_so_long_that_nobody_waits_for_it(
 ) -> None:
     writer, remover = parties
     ways = [
-        (one, point, has_log)
+        (stopped, point, has_log)
         for has_log in logs(write)
-        for one, work in ((writer, write), (remover, remove))
-        for point in points(one, start, work, counted, has_log=has_log and one is writer)
+        for stopped, work in ((writer, write), (remover, remove))
+        for point in points(stopped, start, work, counted, has_log=has_log and stopped is writer)
     ]
     if number is not None:
         ways = random.Random(time.time_ns()).sample(ways, number)
     with start.store.saver() as reader:
-        for one, point, has_log in ways:
+        for stopped, point, has_log in ways:
             start.restore()
             writer.begin(write, has_log=has_log)
             remover.begin(remove)
-            outlast(start, reader, one, remover if one is writer else writer, point)
+            outlast(start, reader, stopped, remover if stopped is writer else writer, point)
             for party, work in ((writer, write), (remover, remove)):
                 if type(party.error) is StorageBusy:  # it says: try again
                     party.again(work)
@@ -581,10 +579,10 @@ class Family:
                 except StorageBusy:  # on a machine on which all that takes long
                     continue
                 done += 1
-                found = saver.get_tuple(config(mine))
-                assert found is not None
-                assert value_of(found) == values
-                assert ("task", "c", written) in (found.pending_writes or ())
+                item = saver.get_tuple(config(mine))
+                assert item is not None
+                assert value_of(item) == values
+                assert ("task", "c", written) in (item.pending_writes or ())
                 match rng.randrange(4):
                     case 0:
                         saver.prune([mine])
@@ -594,9 +592,9 @@ class Family:
                     case 2:
                         with suppress(StorageBusy):
                             fork = saver.fork(parent, new_thread_id=f"fork-{number}")
-                            found = saver.get_tuple(fork)
-                            assert found is not None
-                            assert value_of(found) == values
+                            item = saver.get_tuple(fork)
+                            assert item is not None
+                            assert value_of(item) == values
                         saver.delete_thread(f"fork-{number}")
 
     @contextmanager
@@ -624,7 +622,9 @@ def test_chunks_that_just_died_are_used_again_while_others_are_collected(
     assert family.failures == []
     assert family.collections >= rounds
     with store.saver() as saver:
-        assert [one for one in store.problems(saver, after_crash=True) if "orphan" not in one] == []
+        assert [
+            each for each in store.problems(saver, after_crash=True) if "orphan" not in each
+        ] == []
         saver.prune([f"writer-{n}" for n in range(4)])
         assert store.problems(saver) == []
     store.close()

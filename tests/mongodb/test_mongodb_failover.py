@@ -127,15 +127,15 @@ def check(uri: str, name: str, load: Load) -> None:
     """Read everything back, through a client of its own, and look at all invariants."""
     with saver_of(uri, name) as saver:
         for thread_id, acknowledged in load.acknowledged.items():
-            found = {
-                one.config["configurable"]["checkpoint_id"]: one
-                for one in saver.list(config(thread_id))
+            items = {
+                item.config["configurable"]["checkpoint_id"]: item
+                for item in saver.list(config(thread_id))
             }
             for checkpoint_id, n in acknowledged.items():
-                assert checkpoint_id in found, f"put {n} of {thread_id} is lost"
-                assert found[checkpoint_id].checkpoint["channel_values"]["n"] == n
+                assert checkpoint_id in items, f"put {n} of {thread_id} is lost"
+                assert items[checkpoint_id].checkpoint["channel_values"]["n"] == n
                 if (thread_id, checkpoint_id, n) in load.written:
-                    assert ("task", "c", n) in (found[checkpoint_id].pending_writes or [])
+                    assert ("task", "c", n) in (items[checkpoint_id].pending_writes or [])
         for thread_id in load.acknowledged:
             saver.prune([thread_id])  # collects what a lost bulk may have left, and counts again
         store = MongoStore(uri, name)

@@ -68,18 +68,18 @@ def fill(saver: MongoDBSaver) -> Any:
 
 def content(saver: MongoDBSaver, store: MongoStore) -> Any:
     """Return all that there is, apart from ids and times."""
-    found = [
+    items = [
         (
-            one.config["configurable"]["thread_id"],
-            repr(one.checkpoint["channel_values"]),
-            sorted(map(repr, one.pending_writes or [])),
+            item.config["configurable"]["thread_id"],
+            repr(item.checkpoint["channel_values"]),
+            sorted(map(repr, item.pending_writes or [])),
         )
-        for one in saver.list(None)
-        if one.config["configurable"]["thread_id"] != NEXT
+        for item in saver.list(None)
+        if item.config["configurable"]["thread_id"] != NEXT
     ]
-    threads = [one for one in store.threads() if one.is_live and one.thread_id != NEXT]
+    threads = [thread for thread in store.threads() if thread.is_live and thread.thread_id != NEXT]
     counts = [(t.thread_id, t.checkpoint_count, t.status) for t in threads]
-    return sorted(map(repr, found)), sorted(counts)
+    return sorted(map(repr, items)), sorted(counts)
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def failing(
 @pytest.fixture(scope="module")
 def undisturbed(mongo_server: Any) -> dict[str, tuple[Any, set[str]]]:
     """What there is after each method, if nothing fails, and the commands that it sent."""
-    found = {}
+    results = {}
     for number, (method, call) in enumerate(METHODS.items()):
         store = MongoStore(mongo_server.uri, f"undisturbed-{number}")
         commands = Commands()
@@ -106,9 +106,9 @@ def undisturbed(mongo_server: Any) -> dict[str, tuple[Any, set[str]]]:
             head = fill(saver)  # type: ignore[arg-type]
             commands.clear()
             call(saver, head)  # type: ignore[arg-type]
-            found[method] = content(reader, store), set(commands.names)  # type: ignore[arg-type]
+            results[method] = content(reader, store), set(commands.names)  # type: ignore[arg-type]
         store.close()
-    return found
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_a_method_has_its_effect_once_or_none(
 ) -> None:
     call = METHODS[method]
     _, sent = undisturbed[method]
-    failing_commands = [one for one in COMMANDS if one in sent]
+    failing_commands = [name for name in COMMANDS if name in sent]
     assert failing_commands
     if turn is not None and method not in ("first put", "create"):
         failing_commands = [failing_commands[turn % len(failing_commands)]]
@@ -224,7 +224,7 @@ def _lost() -> Outcome:
 
 def losses() -> Iterator[Any]:
     """Each method by who has the log and by who has not, and twice; in every run by one of them."""
-    methods = [one for one in METHODS if one not in ("get_tuple", "list")]
+    methods = [name for name in METHODS if name not in ("get_tuple", "list")]
     for number, method in enumerate(methods):
         for owns_log, twice in itertools.product((True, False), (False, True)):
             is_quick = not twice and owns_log == bool(number % 2)
@@ -251,9 +251,9 @@ def test_a_bulk_of_which_a_part_was_executed_has_its_effect_once(
             METHODS[method](saver if owns_log else reader, head)  # type: ignore[arg-type]
             sizes = loss.sizes
             loss.begin({})
-            told = f"{losses} of {sizes}"
-            assert content(reader, mongo_store) == expected[method], told  # type: ignore[arg-type]
-            assert mongo_store.problems(reader) == [], told
+            context = f"{losses} of {sizes}"
+            assert content(reader, mongo_store) == expected[method], context  # type: ignore[arg-type]
+            assert mongo_store.problems(reader) == [], context
         return sizes
 
     sizes = run({})

@@ -71,10 +71,10 @@ def chain(
 def assert_whole(store: MongoStore, head: Any, n: int) -> None:
     """Look at a put from outside: it is there, it can be read, and nothing is out of order."""
     with store.saver() as reader:
-        found = reader.get_tuple(head)
-        assert found is not None, "an acknowledged put is not there"
-        assert value_of(found) == texts(n)
-        assert found.pending_writes == [(f"task {n}", "c", n)]
+        item = reader.get_tuple(head)
+        assert item is not None, "an acknowledged put is not there"
+        assert value_of(item) == texts(n)
+        assert item.pending_writes == [(f"task {n}", "c", n)]
         assert store.problems(reader) == []
         assert ThreadCatalog(reader).get(head["configurable"]["thread_id"]) is not None
     assert "forkpoint_log" in store.collection.index_information()
@@ -161,9 +161,9 @@ async def test_what_others_made_since_is_read(world: str, mongo_store: MongoStor
         mongo_store.collection.drop()
         with mongo_store.saver() as another:
             head = await asyncio.to_thread(chain, another, range(1))
-        found = await Api(saver, world).get_tuple(config())
-        assert found is not None
-        assert found.config == head
+        item = await Api(saver, world).get_tuple(config())
+        assert item is not None
+        assert item.config == head
 
 
 @pytest.mark.slow

@@ -174,7 +174,7 @@ def test_an_async_client_serves_a_graph_that_runs_in_another_loop(store: MongoSt
     with MongoDBSaver(client, store.name) as saver:
         for n in range(3):  # each in a loop of its own
             asyncio.run(saver.aput(config(f"{n}"), checkpoint({"n": n}), {}, {"n": 1}))
-        assert {value_of(found)["n"] for found in saver.list(None)} == {0, 1, 2}
+        assert {value_of(item)["n"] for item in saver.list(None)} == {0, 1, 2}
 
 
 # Names
@@ -218,14 +218,14 @@ async def test_the_database_of_the_connection_string_is_used(
 
 def test_two_collections_of_one_database_are_two_stores(store: MongoStore) -> None:
     with (
-        MongoDBSaver.from_conn_string(store.uri, store.name, collection="one") as one,
+        MongoDBSaver.from_conn_string(store.uri, store.name, collection="one") as first,
         pymongo.MongoClient[Any](store.uri) as client,
     ):
         two = MongoDBSaver(client, store.name, collection="two")
-        put(one, {"n": 1})
+        put(first, {"n": 1})
         put(two, {"n": 2})
-        one.copy_thread("thread", "copy")
-        assert [value_of(found)["n"] for found in one.list(None)] == [1, 1]
+        first.copy_thread("thread", "copy")
+        assert [value_of(item)["n"] for item in first.list(None)] == [1, 1]
         assert value_of(two.get_tuple(config())) == {"n": 2}
         assert set(client[store.name].list_collection_names()) == {"one", "two"}
 
@@ -243,9 +243,9 @@ def test_what_is_no_client_is_refused(mongo_server: ReplicaSet) -> None:
         motor: Any = AsyncIOMotorClient(mongo_server.uri, io_loop=asyncio.new_event_loop())
         wrong = [None, 1, mongo_server.uri, object(), pymongo.MongoClient]
         wrong += [client["db"], client["db"]["collection"], motor["db"]]
-        for one in wrong:
+        for value in wrong:
             with pytest.raises(InvalidInput, match=r"client must be a pymongo\.MongoClient, a"):
-                MongoDBSaver(one)
+                MongoDBSaver(value)
         motor.close()
         motor.io_loop.close()
 
@@ -440,10 +440,10 @@ async def test_a_server_without_a_replica_set_will_do(
         await use_everything(Api(saver, world))
         stored = put(saver, {"messages": ["text " * 500] * 20}, thread_id="kept")
         saver.put_writes(stored, [("c", "x" * 5000)], "task")
-        found = saver.get_tuple(stored)
-        assert value_of(found) == {"messages": ["text " * 500] * 20}
-        assert found is not None
-        assert found.pending_writes == [("task", "c", "x" * 5000)]
+        item = saver.get_tuple(stored)
+        assert value_of(item) == {"messages": ["text " * 500] * 20}
+        assert item is not None
+        assert item.pending_writes == [("task", "c", "x" * 5000)]
         assert len(list(saver.list(config("kept")))) == 1
         assert store.problems(saver) == []
     store.close()
@@ -639,9 +639,9 @@ class TestUsers:
             saver.setup()
             with guarded_server.client() as client:
                 (user,) = [
-                    one["user"]
-                    for one in client.admin.command("usersInfo", 1)["users"]
-                    if role in one["roles"]
+                    user["user"]
+                    for user in client.admin.command("usersInfo", 1)["users"]
+                    if role in user["roles"]
                 ]
                 client.admin.command("revokeRolesFromUser", user, roles=[role])
             with pytest.raises(StorageUnauthorized):

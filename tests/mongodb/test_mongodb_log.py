@@ -51,13 +51,13 @@ def puts(saver: MongoDBSaver, numbers: range, parent: Any = None) -> Any:
 
 def numbers(saver: MongoDBSaver) -> list[int]:
     """Return what was put, oldest first."""
-    return [value_of(found)["n"] for found in saver.history("thread")]
+    return [value_of(item)["n"] for item in saver.history("thread")]
 
 
 def count(saver: MongoDBSaver) -> int:
-    found = ThreadCatalog(saver).get("thread")
-    assert found is not None
-    return found.checkpoint_count
+    thread = ThreadCatalog(saver).get("thread")
+    assert thread is not None
+    return thread.checkpoint_count
 
 
 def session_of(saver: MongoDBSaver) -> Any:
@@ -133,8 +133,8 @@ def test_what_the_catalog_shows_is_what_was_put(
     (record,) = store.collection.find({"kind": "thread"})
     assert (record["checkpoint_count"], record["status"]) == (0, "idle")  # it is behind
 
-    (found,) = catalog.search().items
-    assert (found.checkpoint_count, found.status) == (4, "interrupted")
+    (thread,) = catalog.search().items
+    assert (thread.checkpoint_count, thread.status) == (4, "interrupted")
     (record,) = store.collection.find({"kind": "thread"})
     assert (record["checkpoint_count"], record["status"]) == (4, "interrupted")
     assert record["log"] is None
@@ -164,9 +164,9 @@ def test_what_is_put_twice_is_there_once(saver: MongoDBSaver, store: MongoStore)
         saver.put_writes(head, [("c", value), ("d", value)], "task")
     assert numbers(saver) == [0, 1, 3]
     assert count(saver) == 3
-    found = saver.get_tuple(head)
-    assert found is not None
-    assert found.pending_writes == [("task", "c", 2), ("task", "d", 2)]  # the first ones stay
+    item = saver.get_tuple(head)
+    assert item is not None
+    assert item.pending_writes == [("task", "c", 2), ("task", "d", 2)]  # the first ones stay
     assert store.problems(saver) == []
 
 
@@ -188,10 +188,10 @@ async def test_a_new_thread_and_its_first_writes_are_stored_without_looking_for_
     ]
     await asyncio.gather(*(calls if first == "the checkpoint" else reversed(calls)))
     assert set(commands.names) <= {"update", "insert"}
-    found = await saver.aget_tuple(config())
-    assert found is not None
-    assert sorted(found.pending_writes or []) == [(f"task {n}", "c", n) for n in range(3)]
-    await asyncio.to_thread(puts, saver, range(1, 3), found.config)
+    item = await saver.aget_tuple(config())
+    assert item is not None
+    assert sorted(item.pending_writes or []) == [(f"task {n}", "c", n) for n in range(3)]
+    await asyncio.to_thread(puts, saver, range(1, 3), item.config)
     assert count(saver) == 3
     assert store.problems(saver) == []
 
@@ -210,12 +210,12 @@ def test_a_thread_whose_id_was_used_before_has_a_log_too(
     commands.clear()
     assert other.get_tuple(config()) is not None
     head = puts(other, range(7, 9), head)
-    for one in (saver, other):  # what they had of the thread before is late
+    for writer in (saver, other):  # what they had of the thread before is late
         with pytest.raises(ThreadDeleted):
-            put(one, {"n": 99}, parent=old)
+            put(writer, {"n": 99}, parent=old)
         with pytest.raises(ThreadDeleted):
-            one.put_writes(old, [("c", 1)], "task")
-        head = puts(one, range(9, 11), head)
+            writer.put_writes(old, [("c", 1)], "task")
+        head = puts(writer, range(9, 11), head)
     assert numbers(saver) == [*range(3, 11), 9, 10]
     assert count(saver) == 10
     assert store.problems(saver) == []
@@ -229,10 +229,10 @@ def test_savers_that_take_turns_count_right(
 ) -> None:
     head = None
     for n in range(12):
-        one = saver if n % 3 else other
+        writer = saver if n % 3 else other
         if n % 2:
-            one.get_tuple(config())
-        head = puts(one, range(2 * n, 2 * n + 2), head)
+            writer.get_tuple(config())
+        head = puts(writer, range(2 * n, 2 * n + 2), head)
     assert numbers(saver) == list(range(24))
     assert count(saver) == 24
     assert store.problems(saver) == []
@@ -243,13 +243,13 @@ def test_savers_that_put_at_the_same_time_count_right(
 ) -> None:
     head = puts(saver, range(1))
 
-    def work(one: MongoDBSaver) -> None:
+    def work(writer: MongoDBSaver) -> None:
         for n in range(40):
             if n % 5 == 0:
-                one.get_tuple(config())
-            put(one, {"n": n}, parent=head)
+                writer.get_tuple(config())
+            put(writer, {"n": n}, parent=head)
 
-    workers = [threading.Thread(target=work, args=[one]) for one in (saver, other) * 2]
+    workers = [threading.Thread(target=work, args=[writer]) for writer in (saver, other) * 2]
     for worker in workers:
         worker.start()
     catalog = ThreadCatalog(other)
@@ -314,8 +314,8 @@ def test_who_knows_of_a_part_of_a_log_only_finds_out(
     saver: MongoDBSaver, other: MongoDBSaver, store: MongoStore
 ) -> None:
     head = puts(saver, range(4))
-    found = other.get_tuple(config())
-    assert found is not None
+    item = other.get_tuple(config())
+    assert item is not None
     session = session_of(other)
     ref: ThreadRef = session.threads.find("thread")
     session.logs.remember_tail(ref, session.logs.tail(ref)._replace(slot=2))
@@ -413,7 +413,7 @@ def test_an_answer_that_comes_too_late_is_not_believed(
     monkeypatch.setattr(mongodb_log.Logs, "end_log", note)
     stored = put(saver, {"n": 2}, parent=head)
     assert set(again) == {ref}
-    assert [id_of(found) for found in saver.list(config(), limit=1)] == [id_of(stored)]
+    assert [id_of(item) for item in saver.list(config(), limit=1)] == [id_of(stored)]
     assert count(saver) == 3
     assert store.problems(saver) == []
 

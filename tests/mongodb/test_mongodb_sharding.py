@@ -56,9 +56,9 @@ async def test_every_command_names_the_families_that_it_is_about(
     pipelines = [sent.command["pipeline"] for sent in commands.sent if "pipeline" in sent.command]
     for reason, is_allowed in EVERYWHERE.items():
         assert any(is_allowed(pipeline[0]["$match"]) for pipeline in pipelines), reason
-    filters = [one for sent in commands.sent for one in filters_of(sent)]
+    filters = [filter_ for sent in commands.sent for filter_ in filters_of(sent)]
     for reason, searches in SEARCHES.items():
-        assert any(searches(one) for one in filters), reason
+        assert any(searches(filter_) for filter_ in filters), reason
 
 
 def test_no_index_forbids_sharding_by_family(
@@ -98,8 +98,8 @@ class Sent(NamedTuple):
     command: Any
 
 
-def update(multi: bool = False, **wanted: Any) -> Sent:
-    return Sent("update", {"updates": [{"q": wanted, "u": {}, "multi": multi}]})
+def update(multi: bool = False, **match: Any) -> Sent:
+    return Sent("update", {"updates": [{"q": match, "u": {}, "multi": multi}]})
 
 
 def aggregate(*stages: Any) -> Sent:

@@ -34,9 +34,11 @@ def fail_point(admin: Any, name: str, mode: Any, **data: Any) -> Iterator[None]:
         admin.command({"configureFailPoint": name, "mode": "off"})
 
 
-def operations(admin: Any, **wanted: Any) -> list[Any]:
+def operations(admin: Any, **match: Any) -> list[Any]:
     """Return what the server is doing."""
-    return [found["opid"] for found in admin.aggregate([{"$currentOp": {}}, {"$match": wanted}])]
+    return [
+        operation["opid"] for operation in admin.aggregate([{"$currentOp": {}}, {"$match": match}])
+    ]
 
 
 def killed_at(admin: Any, statement: int, call: Callable[[], object]) -> bool:
@@ -210,18 +212,18 @@ def disturb_and_check(servers: ReplicaSet, seed: int, disturbances: int, savers:
     rng = random.Random(seed)
     store = MongoStore(servers.uri, f"stops-{time.time_ns()}")
     options = {"appname": APPLICATION, "heartbeatFrequencyMS": 500}
-    made: list[Any] = [store.saver(**options) for _ in range(savers)]
-    for one in made:
-        one.setup()
-    with servers.client() as client, Operations(made, seed) as load:
+    members: list[Any] = [store.saver(**options) for _ in range(savers)]
+    for member in members:
+        member.setup()
+    with servers.client() as client, Operations(members, seed) as load:
         for _ in range(disturbances):
             disturb(servers, client, rng)
     servers.wait_until_whole()
-    for one in made:
-        one.close()
+    for member in members:
+        member.close()
     with store.saver() as saver:
         assert store.problems(saver, after_crash=True) == []
-        stored = {one.checkpoint["id"]: one for one in saver.list(config("long"))}
+        stored = {item.checkpoint["id"]: item for item in saver.list(config("long"))}
         for checkpoint_id, n in load.acknowledged.items():
             assert stored[checkpoint_id].checkpoint["channel_values"]["n"] == n
         store.outlast()

@@ -75,7 +75,7 @@ def test_a_thread_is_written_to_and_its_lease_renewed_between_two_parts_of_work_
             monkeypatch.setattr(turns, "rest", rest)
             WORK[work](saver)
         assert len(stored) == 2
-        ids = [id_of(found) for found in saver.list(config("long"))]
+        ids = [id_of(item) for item in saver.list(config("long"))]
         assert set(stored) < set(ids)
         if work == "copy_thread":
             assert len(list(saver.list(config("copy")))) == LENGTH
@@ -111,9 +111,9 @@ def test_who_waited_for_a_part_has_its_turn_before_the_next(
         remove(saver, "long", 2)
         writer.join(PATIENCE_SECONDS)
         assert stored_at, "the put came after all parts"
-        found = saver.get_tuple(config("long"))
-        assert found is not None
-        assert value_of(found) == {"n": 1}
+        item = saver.get_tuple(config("long"))
+        assert item is not None
+        assert value_of(item) == {"n": 1}
         assert mongo_store.problems(saver) == []
 
 
