@@ -19,7 +19,10 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from forkpoint import InvalidInput, SafeSerializer
-from forkpoint.encoding.codec import Chunks, Codec, cipher_of, new_secret, open_secret
+from forkpoint.encoding.chunk import Chunks
+from forkpoint.encoding.codec import Codec
+from forkpoint.encoding.encryption import cipher_of, new_secret, open_secret
+from forkpoint.encoding.entries import LIST, OPAQUE
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 
 
@@ -351,8 +354,9 @@ def test_a_serializer_that_overrides_what_it_inherits_is_unknown() -> None:
         def loads_typed(self, data: tuple[str, bytes]) -> Any:
             return f"{super().loads_typed(data)}!"
 
-    assert Codec(Shouting())._splits is False
-    assert Codec(JsonPlusSerializer())._splits is True
+    for serde, kind in ((Shouting(), OPAQUE), (JsonPlusSerializer(), LIST)):
+        entry, _ = encode(Codec(serde), ["x" * 100] * 100)
+        assert entry.kind == kind
 
 
 def test_a_value_that_needs_pickle_is_kept_whole() -> None:

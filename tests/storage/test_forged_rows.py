@@ -22,7 +22,8 @@ from forkpoint import (
     StoredObject,
     UnreadableValue,
 )
-from forkpoint.encoding.codec import Chunk, Codec
+from forkpoint.encoding.chunk import Chunk
+from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import DICT, LIST, OPAQUE, SNAPSHOT
 
 LOOP = sha256(b"\0\x91\x01").digest()  # a run that is the list [1]
@@ -182,7 +183,7 @@ async def test_damaged_metadata_are_named_by_every_reader(
 def test_a_tree_of_a_few_chunks_is_not_followed_as_often_as_it_says(
     codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("codec", "entries"):  # half a GiB otherwise
+    for module in ("trees", "entries"):  # half a GiB otherwise
         monkeypatch.setattr(f"forkpoint.encoding.{module}.REPEATED_BYTES", 16 * 1024 * 1024)
     digest, chunks = doubled(50)
     manifest = ormsgpack.packb(["msgpack", BODY, {"c": [LIST, "", 1, 50]}])
@@ -204,7 +205,7 @@ def test_a_value_that_repeats_itself_is_read(codec: Codec) -> None:
 def test_a_value_that_no_reader_would_take_is_refused(
     codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("codec", "entries"):  # half a GiB otherwise
+    for module in ("trees", "entries"):  # half a GiB otherwise
         monkeypatch.setattr(f"forkpoint.encoding.{module}.REPEATED_BYTES", 1024 * 1024)
     value = b"x" * (3 * 1024 * 1024)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from forkpoint.encoding.codec import Chunk, split_refs
-from forkpoint.encoding.entries import Entry
+from forkpoint.encoding.chunk import Chunk
+from forkpoint.encoding.entries import Entry, split_refs
 from forkpoint.storage.rows import Description, RecordTimes
 
 NUMBERS = 100_000

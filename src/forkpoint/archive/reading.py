@@ -18,8 +18,9 @@ from forkpoint.archive.parts import (
     ThreadPart,
     WritePart,
 )
-from forkpoint.encoding.codec import Chunk, Chunks, Codec, split_refs
-from forkpoint.encoding.entries import unpack_only_entry, unpacked, unpacked_manifest
+from forkpoint.encoding.chunk import Chunk, Chunks
+from forkpoint.encoding.codec import Codec
+from forkpoint.encoding.entries import split_refs, unpack_only_entry, unpacked, unpacked_manifest
 from forkpoint.errors import CorruptChunk, ThreadNotFound
 from forkpoint.operations.context import Context
 from forkpoint.operations.listing import PAGE_ROWS

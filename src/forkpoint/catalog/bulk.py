@@ -17,7 +17,7 @@ from forkpoint.catalog.stats import StatsProgress, store_stats
 from forkpoint.catalog.sweeper import Sweeper
 from forkpoint.catalog.threads import Page, StoreStats, Thread, ThreadFilter
 from forkpoint.catalog.twins import Operations, async_twin
-from forkpoint.encoding.codec import cipher_of
+from forkpoint.encoding.encryption import cipher_of
 from forkpoint.errors import InvalidInput
 from forkpoint.saver import ForkpointSaver, parts_of
 

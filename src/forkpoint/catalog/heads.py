@@ -8,7 +8,9 @@ from typing import Any
 
 from forkpoint.catalog.threads import PendingInterrupt, Thread
 from forkpoint.clocks import time_of
-from forkpoint.encoding.codec import Chunk, Codec, split_refs
+from forkpoint.encoding.chunk import Chunk
+from forkpoint.encoding.codec import Codec
+from forkpoint.encoding.entries import split_refs
 from forkpoint.errors import CorruptChunk, EncryptionMismatch, UnreadableValue
 from forkpoint.langgraph_rules import ERROR_IDX, INTERRUPT_IDX
 from forkpoint.operations.context import Context

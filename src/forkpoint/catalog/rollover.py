@@ -11,7 +11,8 @@ from forkpoint import langgraph_rules
 from forkpoint.catalog.heads import thread_of
 from forkpoint.catalog.records import Changes, existing_record
 from forkpoint.catalog.threads import Thread
-from forkpoint.encoding.codec import Chunks, Codec, Manifest
+from forkpoint.encoding.chunk import Chunks, Manifest
+from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.hashing import new_salt
 from forkpoint.errors import InvalidInput
 from forkpoint.inputs import as_json

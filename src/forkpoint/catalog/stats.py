@@ -15,7 +15,7 @@ from forkpoint.catalog.records import existing_record
 from forkpoint.catalog.search import ThreadSearch, all_rows
 from forkpoint.catalog.threads import StoreStats, ThreadStats
 from forkpoint.clocks import time_of
-from forkpoint.encoding.codec import split_refs
+from forkpoint.encoding.entries import split_refs
 from forkpoint.operations.context import Context
 from forkpoint.operations.gc import reachable, read_all
 from forkpoint.operations.turns import Turns, Work, in_turns

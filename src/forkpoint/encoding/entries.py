@@ -12,6 +12,9 @@ DIGEST_BYTES = 32
 INLINE, OPAQUE, LIST, DICT = range(4)
 SNAPSHOT = 4  # added to the kind: the value stands in a DeltaChannel's snapshot
 
+NEST_DEPTH = 8
+"""How many lists and dicts within each other are cut."""
+
 HEIGHT_MAX = 64
 """Each level of nodes is at most half as long as the one below it, but for one node."""
 

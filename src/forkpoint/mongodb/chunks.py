@@ -8,7 +8,7 @@ from typing import Any
 from bson.objectid import ObjectId
 
 from forkpoint.caches import ENTRY_BYTES, Cache
-from forkpoint.encoding.codec import Chunk, Chunks
+from forkpoint.encoding.chunk import Chunk, Chunks
 from forkpoint.mongodb.commands import IN_ONE_COMMAND, MongoCommands
 from forkpoint.mongodb.documents import (
     Document,

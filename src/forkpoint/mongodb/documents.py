@@ -14,7 +14,7 @@ import ormsgpack
 from bson.codec_options import CodecOptions
 from bson.objectid import ObjectId
 
-from forkpoint.encoding.codec import split_refs
+from forkpoint.encoding.entries import split_refs
 from forkpoint.errors import CorruptChunk, damaged_row
 from forkpoint.filters import terms
 from forkpoint.mongodb.statements import Statement, update_one

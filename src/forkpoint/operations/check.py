@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from forkpoint import inputs
-from forkpoint.encoding.codec import Codec, split_refs
+from forkpoint.encoding.codec import Codec
+from forkpoint.encoding.entries import split_refs
 from forkpoint.errors import CorruptChunk
 from forkpoint.filters import thread_terms
 from forkpoint.langgraph_rules import rebuilt_channels

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from forkpoint.caches import CacheBudget
-from forkpoint.encoding.codec import Codec, cipher_of, new_secret, open_secret
+from forkpoint.encoding.codec import Codec
+from forkpoint.encoding.encryption import cipher_of, new_secret, open_secret
 from forkpoint.encoding.hashing import new_salt
 from forkpoint.operations.cache import Memories, Memory
 from forkpoint.storage.confined import ConfinedStorage

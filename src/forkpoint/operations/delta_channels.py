@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from forkpoint.encoding.codec import Chunks, Codec, Entry, gather
+from forkpoint.encoding.chunk import Chunks, gather
+from forkpoint.encoding.codec import Codec
+from forkpoint.encoding.entries import Entry
 from forkpoint.inputs import Address
 from forkpoint.langgraph_rules import rebuilt_channels
 from forkpoint.operations.context import Context

@@ -12,18 +12,9 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from forkpoint.encoding.codec import (
-    DICT,
-    LIST,
-    SNAPSHOT,
-    Chunks,
-    Codec,
-    Entry,
-    Manifest,
-    gather,
-    split_refs,
-)
-from forkpoint.encoding.entries import Volume
+from forkpoint.encoding.chunk import Chunks, Manifest, gather
+from forkpoint.encoding.codec import Codec
+from forkpoint.encoding.entries import DICT, LIST, SNAPSHOT, Entry, Volume, split_refs
 from forkpoint.errors import CheckpointNotFound
 from forkpoint.inputs import Address
 from forkpoint.langgraph_rules import is_internal, rebuilt_channels

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from langgraph.checkpoint.base import CheckpointTuple
 
 from forkpoint import langgraph_rules
-from forkpoint.encoding.codec import Chunk, Chunks, Entry, gather
+from forkpoint.encoding.chunk import Chunk, Chunks, gather
+from forkpoint.encoding.entries import Entry
 from forkpoint.errors import CorruptChunk
 from forkpoint.inputs import Address
 from forkpoint.operations.context import Context

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from langchain_core.runnables import RunnableConfig
 
 from forkpoint import langgraph_rules
-from forkpoint.encoding.codec import Chunks, Codec, Manifest
+from forkpoint.encoding.chunk import Chunks, Manifest
+from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.hashing import new_salt
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 from forkpoint.errors import CheckpointNotFound, CorruptChunk, InvalidInput

@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from forkpoint.encoding.codec import split_refs
+from forkpoint.encoding.entries import split_refs
 from forkpoint.errors import CorruptChunk
 from forkpoint.operations.turns import Turns, Work
 from forkpoint.storage.queries import Batch

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import CheckpointTuple
 
-from forkpoint.encoding.codec import Chunks
+from forkpoint.encoding.chunk import Chunks
 from forkpoint.errors import CorruptChunk, UnreadableValue
 from forkpoint.operations.context import Context
 from forkpoint.operations.places import existing_thread

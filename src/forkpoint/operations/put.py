@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from langchain_core.runnables import RunnableConfig
 
 from forkpoint import inputs, langgraph_rules
-from forkpoint.encoding.codec import Chunks, Codec, Encoded, Entry, Serialized
+from forkpoint.encoding.chunk import Chunks, Encoded, Serialized
+from forkpoint.encoding.codec import Codec
+from forkpoint.encoding.entries import Entry
 from forkpoint.filters import stored_value_terms
 from forkpoint.inputs import Address, Origin
 from forkpoint.operations.cache import Described, KnownManifest, Memory
@@ -161,7 +163,7 @@ def _prepare(
         inherited = _inherited(context, thread, new)
     codec = _codec_to_put(context, thread, capture.codec)
     is_kin = codec.is_kin(capture.codec)
-    state = capture.state if is_kin else capture.state.rehashed(codec)
+    state = capture.state if is_kin else codec.own_state(capture.state)
     encoded, manifest = codec.join(new.checkpoint, state, inherited)
     row = _checkpoint_row(codec, new, encoded)
     receipt = checkpoint_receipt(codec, row, capture.preview)
@@ -277,7 +279,7 @@ def _prepare_writes(
     if codec is not capture.codec:  # the thread, or the store, is another than it was at the call
         values = capture.values
         if not codec.is_kin(capture.codec):
-            values = [value.rehashed(codec) for value in values]
+            values = [codec.own_write(value) for value in values]
         capture = CapturedWrites(new, values, _write_rows(codec, new, values), codec)
     status = _status_after(new.writes) if new.place[0] == "" else None
     rows = NewRows(None, capture.rows, capture.chunks, status)

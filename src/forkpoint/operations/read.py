@@ -9,7 +9,9 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import Checkpoint, CheckpointTuple, PendingWrite
 
 from forkpoint import inputs, langgraph_rules
-from forkpoint.encoding.codec import Chunk, Chunks, Codec, Manifest, split_refs
+from forkpoint.encoding.chunk import Chunk, Chunks, Manifest
+from forkpoint.encoding.codec import Codec
+from forkpoint.encoding.entries import split_refs
 from forkpoint.errors import CorruptChunk
 from forkpoint.inputs import Address
 from forkpoint.operations import resume

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from forkpoint.encoding.codec import Chunks, Manifest
+from forkpoint.encoding.chunk import Chunks, Manifest
 from forkpoint.errors import ThreadDeleted
 from forkpoint.inputs import Origin
 from forkpoint.operations.cache import Described

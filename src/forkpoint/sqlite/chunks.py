@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from forkpoint.encoding.codec import Chunk, Chunks
+from forkpoint.encoding.chunk import Chunk, Chunks
 from forkpoint.sqlite.rows import rows_after
 from forkpoint.sqlite.statements import BATCH, Statements, placeholders
 from forkpoint.sqlite.thread_table import NEXT_EPOCH, ThreadTable

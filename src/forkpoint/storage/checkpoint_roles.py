@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from forkpoint.encoding.codec import Chunk
+from forkpoint.encoding.chunk import Chunk
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.storage.plan import Place, Plan
 from forkpoint.storage.queries import Batch, CheckpointQuery

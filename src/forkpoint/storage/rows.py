@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
-from forkpoint.encoding.codec import Chunks
+from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.hashing import FLAG_BITS, UNBOUND, Hashing
 from forkpoint.filters import folded
 from forkpoint.storage.plan import Place, Plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from forkpoint.encoding.codec import split_refs
+from forkpoint.encoding.entries import split_refs
 from forkpoint.filters import search_terms
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver

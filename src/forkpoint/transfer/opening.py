@@ -14,7 +14,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from forkpoint import inputs
 from forkpoint.catalog.catalog import ThreadCatalog
 from forkpoint.catalog.threads import ThreadFilter
-from forkpoint.encoding.codec import cipher_of
+from forkpoint.encoding.encryption import cipher_of
 from forkpoint.errors import InvalidInput
 from forkpoint.saver import ForkpointSaver, parts_of
 from forkpoint.transfer.foreign import MongoReader, PostgresReader, SaverReader, SqliteReader

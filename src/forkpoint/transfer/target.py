@@ -22,8 +22,8 @@ from forkpoint.archive.parts import (
     ValuePart,
     WritePart,
 )
-from forkpoint.encoding.codec import Chunks, split_refs
-from forkpoint.encoding.entries import Entry, pack_entry
+from forkpoint.encoding.chunk import Chunks
+from forkpoint.encoding.entries import Entry, pack_entry, split_refs
 from forkpoint.encoding.hashing import new_salt
 from forkpoint.errors import CorruptChunk, StorageBusy, ThreadDeleted, ThreadExists
 from forkpoint.filters import stored_value_terms

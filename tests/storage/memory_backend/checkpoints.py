@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from forkpoint.clocks import StoreClock
-from forkpoint.encoding.codec import Chunk
+from forkpoint.encoding.chunk import Chunk
 from forkpoint.filters import contains_json
 from forkpoint.storage import interface
 from forkpoint.storage.plan import Place

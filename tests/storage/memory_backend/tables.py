@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from forkpoint.encoding.codec import Chunks
+from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.langgraph_rules import NULL_TASK_ID, status_of
 from forkpoint.storage.plan import Place

@@ -1,0 +1,58 @@
+"""What a value becomes: the chunks that hold it, and what refers to them. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from forkpoint.encoding.entries import DIGEST_BYTES, Entry, split_refs
+from forkpoint.encoding.hashing import Hashing
+
+Chunk = tuple[bytes, bytes]
+"""An immutable piece of a value: the chunks that it refers to, joined, and bytes of its own."""
+
+Manifest = dict[str, Entry]
+Chunks = dict[bytes, Chunk]
+ReadChunks = Callable[[Collection[bytes]], Mapping[bytes, Chunk]]
+"""Takes digests, and gives those chunks that the store has, still encrypted."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What is to be stored for a checkpoint or a write: plaintext, and the chunks it refers to."""
+
+    content: bytes
+    refs: bytes
+    chunks: Chunks = field(repr=False)
+
+
+class Serialized(NamedTuple):
+    """A checkpoint's state at one moment, in pieces; what it inherits may be known only later."""
+
+    body: tuple[str, bytes]
+    channels: dict[str, tuple[Entry, Chunks]]
+
+
+def digest_of(chunk: Chunk, hashing: Hashing) -> bytes:
+    """Return the digest that names a chunk in the family of a thread."""
+    refs, content = chunk
+    if not refs:
+        return hashing.hash(b"\0" + content)
+    length = len(refs) // DIGEST_BYTES
+    return hashing.hash(b"\1" + length.to_bytes(4, "big") + refs + content)
+
+
+def gather(refs: Iterable[bytes], read_chunks: ReadChunks) -> Chunks:
+    """Read everything that these refs lead to, one level of the trees after the other.
+
+    What the store does not have is missing from the result. Nothing is verified or decrypted yet.
+    """
+    chunks: Chunks = {}
+    missing = {digest for joined in refs for digest in split_refs(joined)}
+    while missing:
+        level = read_chunks(missing)
+        chunks.update(level)
+        missing = {digest for refs, _ in level.values() for digest in split_refs(refs)}
+        missing -= chunks.keys()
+    return chunks

@@ -1,0 +1,274 @@
+"""Values to entries and chunks: serializing, and cutting between elements. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import ormsgpack  # a dependency of langgraph-checkpoint
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from forkpoint.caches import ENTRY_BYTES, Cache
+from forkpoint.encoding import chunking
+from forkpoint.encoding.builtin_values import PLAIN_ONLY
+from forkpoint.encoding.chunk import Chunk, Chunks
+from forkpoint.encoding.encryption import is_unchanged
+from forkpoint.encoding.entries import (
+    DICT,
+    INLINE,
+    LIST,
+    NEST_DEPTH,
+    OPAQUE,
+    SNAPSHOT,
+    Entry,
+    pack_entry,
+)
+from forkpoint.encoding.hashing import Hashing
+from forkpoint.encoding.langgraph_values import DeltaSnapshot
+from forkpoint.encoding.message_cache import MessageMemo
+from forkpoint.encoding.serializer import SafeSerializer, packer_of
+from forkpoint.encoding.trees import Trees
+
+NEST_BYTES = 4096
+"""An element that is itself a list or a dict, and serializes to more than this, is cut too."""
+
+_ELEMENT_BYTES = 60  # what a remembered element takes beside what it is serialized to
+_MSGPACK = "msgpack"
+_PLAIN_TYPES = frozenset({dict, list, str, int, float})
+_FEW = 4  # elements: so many are serialized in one piece as fast as one by one
+_ONE_ITEM = b"\x81"  # the header of a map
+
+
+class _CutList(NamedTuple):
+    """A list as it was cut: its elements, its runs and their digests."""
+
+    packed: list[bytes]
+    leaves: list[bytes]
+    runs: list[Chunk]
+    last_start: int
+    packed_bytes: int
+
+
+class _Elements(NamedTuple):
+    """A list or a dict, and its elements as they were serialized one by one."""
+
+    kind: int
+    packed: list[bytes]
+    values: list[Any]
+    keys: list[Any] | None
+
+    @property
+    def header(self) -> Callable[[int], bytes]:
+        return chunking.array_header if self.kind == LIST else chunking.map_header
+
+    def is_all_of(self, whole: bytes | None) -> bool:
+        """Return whether the elements add up to what the value serialized to in one piece."""
+        return whole is None or self.header(len(self.packed)) + b"".join(self.packed) == whole
+
+
+CutLists = Cache[tuple[bytes | None, bytes], _CutList]
+"""Lists as they were cut, by the secret of the family and their first elements."""
+
+
+def size_of_list(_: tuple[bytes | None, bytes], known: _CutList) -> int:
+    """Return how many bytes a list takes that is remembered."""
+    # Each element is there twice, in a run too.
+    return ENTRY_BYTES + 2 * known.packed_bytes + _ELEMENT_BYTES * len(known.packed)
+
+
+class Encoder:
+    """Turns values into entries, and into the chunks that these refer to.
+
+    Args:
+        serde: The serializer, without its encryption. Only LangGraph's own and forkpoint's have
+            their lists and dicts cut; what any other writes is opaque.
+        hashing: The hashes of the family that the chunks will belong to.
+        memo: Remembers messages.
+        lists: Remembers lists.
+    """
+
+    def __init__(
+        self, serde: SerializerProtocol, hashing: Hashing, memo: MessageMemo, lists: CutLists
+    ) -> None:
+        self._serde = serde
+        self._trees = Trees(hashing)
+        self._memo = memo
+        self._lists = lists
+        is_ours = is_unchanged(serde, SafeSerializer)
+        self._splits = is_ours or is_unchanged(serde, JsonPlusSerializer)
+        self._pack_element: Callable[[Any], bytes | None] = self._pack_in_list
+        self._pack_message: Callable[[Any], bytes | None] = self._pack_in_list
+        if is_ours and isinstance(serde, SafeSerializer):
+            packer = packer_of(serde)
+            self._pack_element, self._pack_message = packer.pack, packer.pack_object
+
+    def encode(
+        self,
+        value: Any,
+        chunks: Chunks,
+        inline: int,
+        depth: int = 0,
+        whole: bytes | None = None,
+    ) -> Entry:
+        """Return the entry of a value, and add the chunks that hold it.
+
+        A list or a dict may change while it is serialized piece by piece, for other threads run in
+        between. So it is serialized in one piece before, and the pieces must add up to that.
+
+        Args:
+            value: The value, as it is now.
+            chunks: The chunks are added to these.
+            inline: How many bytes it may have to stand in the entry itself.
+            depth: In how many lists and dicts it is that were cut.
+            whole: What it was serialized to before: it is encoded as it was then.
+        """
+        if self._splits and depth < NEST_DEPTH:
+            if DeltaSnapshot is not None and type(value) is DeltaSnapshot:
+                entry = self.encode(value.value, chunks, inline, depth)
+                return entry._replace(kind=entry.kind | SNAPSHOT)
+            if type(value) is list or type(value) is dict:
+                if whole is None and not self._is_steady(value):
+                    kind, whole = self._serde.dumps_typed(value)
+                    if kind != _MSGPACK or len(whole) <= inline:
+                        return self._encode_opaque(kind, whole, chunks, inline)
+                elements = self._pack_all(value, whole)
+                if elements is not None:
+                    return self._cut(elements, chunks, inline, depth)
+        if whole is not None:
+            return self._encode_opaque(_MSGPACK, whole, chunks, inline)
+        kind, content = self._serde.dumps_typed(value)
+        return self._encode_opaque(kind, bytes(content), chunks, inline)
+
+    def _is_steady(self, value: list[Any] | dict[Any, Any]) -> bool:
+        """Return whether the elements of a value do not change while they are serialized.
+
+        They are taken out of it in one piece. Then strings do not change, and of messages each is
+        serialized in one piece.
+        """
+        if isinstance(value, dict):
+            return len(value) > _FEW and {str}.issuperset(map(type, list(value.values())))
+        return len(value) > _FEW and (
+            self._memo.knows[type(value[-1])] or {str}.issuperset(map(type, value.copy()))
+        )
+
+    def _pack_all(self, value: list[Any] | dict[Any, Any], whole: bytes | None) -> _Elements | None:
+        """Serialize the elements one by one.
+
+        Returns None if one of them needs something other than MessagePack, or they do not add up to
+        the whole.
+        """
+        if isinstance(value, list):
+            return self._pack_list(value.copy(), whole)
+        items = list(value.items())
+        packed = self._pack_items(items)
+        if packed is None:
+            return None
+        values, keys = [element for _, element in items], [key for key, _ in items]
+        elements = _Elements(DICT, packed, values, keys)
+        return elements if elements.is_all_of(whole) else None
+
+    def _pack_list(self, values: list[Any], whole: bytes | None) -> _Elements | None:
+        if _PLAIN_TYPES.issuperset(map(type, values)):
+            with suppress(ormsgpack.MsgpackEncodeError):  # something in one of them is not so plain
+                plain = [ormsgpack.packb(value, option=PLAIN_ONLY) for value in values]
+                elements = _Elements(LIST, plain, values, None)
+                # A `bytearray` packs as `bytes`, and then they do not add up. Without a whole, all
+                # are strings.
+                if elements.is_all_of(whole):
+                    return elements
+        memo, pack, pack_message = self._memo, self._pack_element, self._pack_message
+        packed = []
+        for value in values:
+            is_known = memo.knows[type(value)]
+            content = memo.packed(value, pack_message) if is_known else pack(value)
+            if content is None:
+                return None
+            packed.append(content)
+        elements = _Elements(LIST, packed, values, None)
+        return elements if elements.is_all_of(whole) else None
+
+    def _pack_in_list(self, value: Any) -> bytes | None:
+        kind, single = self._serde.dumps_typed([value])
+        return single[1:] if kind == _MSGPACK else None  # without the header of the list
+
+    def _pack_items(self, items: list[tuple[Any, Any]]) -> list[bytes] | None:
+        """Serialize the keys and values of a dict one by one, as `_pack_all` does."""
+        packed = []
+        for key, value in items:
+            kind, single = self._serde.dumps_typed({key: value})
+            if kind != _MSGPACK or single[:1] != _ONE_ITEM:  # a map cannot hold the key
+                return None
+            packed.append(single[1:])
+        return packed
+
+    def _cut(self, elements: _Elements, chunks: Chunks, inline: int, depth: int) -> Entry:
+        """Cut a list or a dict between its elements."""
+        kind, packed, values, keys = elements
+        header = elements.header
+        size = sum(map(len, packed))
+        if size <= inline:
+            return Entry(INLINE, _MSGPACK, header(len(packed)) + b"".join(packed), b"", 0)
+        nested: list[int] = []
+        if max(map(len, packed)) > NEST_BYTES:
+            nested = [
+                index
+                for index, element in enumerate(packed)
+                if len(element) > NEST_BYTES
+                and (type(values[index]) in (list, dict) or len(element) > chunking.PIECE_BYTES)
+            ]
+        if kind == LIST and not nested:
+            return self._trees.build(kind, "", self._cut_again(packed, size, chunks), chunks, size)
+        leaves: list[bytes] = []
+        done = 0
+        for index in [*nested, len(packed)]:
+            for run in chunking.runs(packed[done:index]):
+                cut = packed[done + run.start : done + run.stop]
+                leaves.append(self._trees.add((b"", header(len(cut)) + b"".join(cut)), chunks))
+            if index < len(packed):
+                key = b"" if keys is None else self._pack_key(keys[index])
+                leaves.append(self._add_nested(key, packed[index], values[index], chunks, depth))
+            done = index + 1
+        return self._trees.build(kind, "", leaves, chunks, size)
+
+    def _pack_key(self, key: Any) -> bytes:
+        return self._serde.dumps_typed({key: None})[1][1:-1]  # neither header nor value
+
+    def _add_nested(
+        self, packed_key: bytes, packed: bytes, value: Any, chunks: Chunks, depth: int
+    ) -> bytes:
+        """Add an element that is cut itself; a list's has no key."""
+        whole = packed[len(packed_key) :]
+        if type(value) in (list, dict):
+            entry = self.encode(value, chunks, 0, depth + 1, whole)
+        else:
+            entry = self._encode_opaque(_MSGPACK, whole, chunks, 0)
+        content = ormsgpack.packb([packed_key, pack_entry(entry)])
+        return self._trees.add((entry.refs, content), chunks)
+
+    def _cut_again(self, packed: list[bytes], size: int, chunks: Chunks) -> list[bytes]:
+        """Cut the elements of a list into runs.
+
+        Often they are those of the time before and some more. Then all runs but the last are the
+        same, and need not be joined and hashed again.
+        """
+        known = self._lists.get((self._trees.hashing.secret, packed[0]))
+        if known is None or packed[: len(known.packed)] != known.packed:
+            known = _CutList([], [], [], 0, 0)
+        leaves, runs, start = known.leaves[:-1], known.runs[:-1], known.last_start
+        chunks.update(zip(leaves, runs, strict=True))
+        for run in chunking.runs(packed, start):
+            chunk = (b"", chunking.array_header(run.stop - run.start) + b"".join(packed[run]))
+            leaves.append(self._trees.add(chunk, chunks))
+            runs.append(chunk)
+            start = run.start
+        cut = _CutList(packed, leaves, runs, start, size)
+        self._lists.put((self._trees.hashing.secret, packed[0]), cut)
+        return leaves
+
+    def _encode_opaque(self, kind: str, content: bytes, chunks: Chunks, inline: int) -> Entry:
+        if len(content) <= inline:
+            return Entry(INLINE, kind, content, b"", 0)
+        leaves = [self._trees.add((b"", piece), chunks) for piece in chunking.pieces(content)]
+        return self._trees.build(OPAQUE, kind, leaves, chunks, len(content))
