@@ -43,7 +43,7 @@ WITHOUT_IO = [
         "catalog.cursors",
         "operations.rollback_plan",
     ),
-    *("archive.parts", "archive.lines", "transfer.comparing"),
+    *("archive.parts", "archive.lines", "transfer.checks", "transfer.comparing"),
 ]
 
 

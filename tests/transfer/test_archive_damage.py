@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import config, id_of, put
+from checking import config, id_of, one_by_one, put
 from langchain_core.messages import HumanMessage
 from stores import SqliteStore
 
@@ -19,6 +20,7 @@ from forkpoint import (
     ThreadCatalog,
     ThreadFilter,
 )
+from forkpoint.archive import file
 from forkpoint.archive.file import lines_in
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.transfer import (
@@ -161,3 +163,86 @@ def test_a_damaged_thread_is_not_archived(second: SqliteSaver, path: Path, tmp_p
     assert {line.content[:10] for line in lines_in(str(tmp_path / "archive"))} >= {b'{"thread":'}
     second.purge("good")
     assert restore_threads(second, tmp_path / "archive").is_complete
+
+
+def forged(line: bytes, kind: str, **fields: Any) -> bytes:
+    """Return a line with other fields, and a hash that fits."""
+    part = {**json.loads(line)[kind], **fields}
+    written = json.dumps(part).encode()
+    digest = sha256(written).hexdigest()[:32].encode()
+    return b'{"' + kind.encode() + b'": ' + written + b', "sha256": "' + digest + b'"}\n'
+
+
+FORGED: list[tuple[str, dict[str, Any]]] = [
+    ("thread", {"thread_id": 1}),
+    ("thread", {"thread_id": ["a"]}),
+    ("thread", {"thread_id": "a\0b"}),
+    ("thread", {"owner": ["x"]}),
+    ("thread", {"tags": [1]}),
+    ("thread", {"metadata": []}),
+    ("thread", {"metadata": {"n": "x" * 5_000_000}}),
+    ("thread", {"format": 2}),
+    ("thread", {"status": "gone"}),
+    ("thread", {"created_at": "in the year 3"}),
+    ("thread", {"updated_at": "9999-01-01T00:00:00+00:00"}),
+    ("thread", {"ttl_seconds": "x"}),
+    ("thread", {"lineage": [{"thread_id": "a"}]}),
+    ("chunks", {"chunks": [["AA==", "x"]]}),
+    ("chunks", {"chunks": [1]}),
+    ("chunks", {"first": "x"}),
+    ("chunks", {"first": 10_000}),
+    ("checkpoint", {"id": ""}),
+    ("checkpoint", {"id": {"$ne": ""}}),
+    ("checkpoint", {"ns": None}),
+    ("checkpoint", {"parent": 1}),
+    ("checkpoint", {"run_id": "another"}),
+    ("checkpoint", {"metadata": "text"}),
+    ("checkpoint", {"body": ["msgpack"]}),
+    ("checkpoint", {"body": [1, "AA=="]}),
+    ("checkpoint", {"channels": {"messages": [9, "", "AA=="]}}),
+    ("checkpoint", {"channels": {"messages": [2, "", 0, 99_999]}}),
+    ("checkpoint", {"channels": {"messages": [2, "", 0, "x"]}}),
+    ("checkpoint", {"channels": {"messages": [2, "", 1e9, 0]}}),
+    ("checkpoint", {"channels": [1]}),
+    ("checkpoint", {"writes": [["t", -1000, "", "c", 0, "msgpack", "AMA="]]}),
+    ("checkpoint", {"writes": [["t", "0", "", "c", 0, "msgpack", "AMA="]]}),
+    ("checkpoint", {"writes": [["t", 0, 1, "c", 0, "msgpack", "AMA="]]}),
+    ("checkpoint", {"writes": 1}),
+    ("checkpoint", {"hidden": 1}),
+    ("checkpoint", {"preview": 1}),
+    ("end", {"checkpoints": "x"}),
+    ("end", {"checkpoints": 3}),
+]
+
+
+@one_by_one("kind, fields", FORGED)
+def test_a_line_that_somebody_forged_is_refused(
+    kind: str, fields: Any, second: SqliteSaver, tmp_path: Path
+) -> None:
+    whole, path = tmp_path / "whole", tmp_path / "archive"
+    messages(second, "thread", 2)
+    archive_threads(second, whole)
+    second.purge("thread")
+    lines = whole.read_bytes().splitlines(keepends=True)
+    number = next(n for n, line in enumerate(lines) if line.startswith(BEGINS[kind].encode()))
+    path.write_bytes(
+        b"".join([*lines[:number], forged(lines[number], kind, **fields), *lines[number + 1 :]])
+    )
+    whole.unlink()
+
+    report = restore_threads(second, path)
+
+    assert not report.is_complete
+    left = tuples(second)
+    assert len(left) == {"thread": 0, "checkpoint": 1}.get(kind, len(left))
+    if report.threads:
+        second.purge("thread")
+
+
+def test_a_line_that_is_too_long_is_not_read(
+    second: SqliteSaver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "LONGEST_LINE", 1000)
+    (tmp_path / "archive").write_bytes(b" " * 100_000)
+    with pytest.raises(InvalidInput, match="longer than any"):
+        restore_threads(second, tmp_path / "archive")

@@ -29,6 +29,9 @@ if sys.platform != "win32":
 SQLITE_ENDINGS = ("-wal", "-shm", "-journal")
 """What SQLite adds to the name of a database for the files beside it."""
 
+LONGEST_LINE = 512 * 1024 * 1024
+"""How many bytes a line of an archive may have: whoever reads it has it in memory."""
+
 _ANY_LINE = b'{"'
 _READ_BYTES = 65536
 
@@ -192,6 +195,8 @@ def lines_in(path: str) -> Iterator[Line]:
             for line in lines:
                 yield Line(number, line)
                 number += 1
+            if len(left) > LONGEST_LINE:
+                raise InvalidInput(f"line {number} of the archive {path!r} is longer than any is")
         if left:
             yield Line(number, left)
 

@@ -37,6 +37,9 @@ _SUFFIX = b', "sha256": "'
 _DIGITS = 32
 _END = b'"}'
 
+_MALFORMED = KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError
+"""What is raised where a part is not of the shape that is written."""
+
 Encrypt = Callable[[bytes], bytes]
 """Encrypts what somebody stored, or decrypts it; see `Codec.encrypt`."""
 
@@ -76,7 +79,7 @@ def part_of(line: bytes, decrypt: Encrypt) -> Part:
 
     try:
         return reader(json.loads(written), decrypted)
-    except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
+    except _MALFORMED as error:
         if isinstance(error, CorruptChunk):
             raise
         raise CorruptChunk(f"it is not of the shape that is written: {error}") from error
@@ -235,7 +238,7 @@ def _end_fields(part: EndPart, _: Encrypt) -> tuple[bytes, dict[str, Any]]:
 
 
 def _end_part(fields: Mapping[str, Any], _: Encrypt) -> EndPart:
-    return EndPart(**fields)
+    return EndPart(int(fields["checkpoints"]), int(fields["writes"]))
 
 
 _WRITERS: Mapping[type, Callable[[Any, Encrypt], tuple[bytes, dict[str, Any]]]] = {

@@ -185,8 +185,8 @@ def _checkpoint_part(
         (kind, body),
         channels,
         writes,
-        row.hidden,
-        row.restarts,
+        bool(row.hidden),  # SQLite has numbers
+        bool(row.restarts),
         preview_in(codec, stored.writes, row.checkpoint_id) if not row.checkpoint_ns else None,
     )
 

@@ -191,7 +191,7 @@ class MongoReader(Reader):
             raise SourceError(f"{what}: {error}") from error
 
     def thread_ids(self) -> Iterator[str]:
-        last: dict[str, Any] = {}
+        last: dict[str, Any] = {"thread_id": {"$type": "string"}}
         while True:
             with self._typed():
                 rows = list(
@@ -201,7 +201,7 @@ class MongoReader(Reader):
                 )
             if not rows:
                 return
-            last = {"thread_id": {"$gt": rows[0]["thread_id"]}}
+            last = {"thread_id": {"$type": "string", "$gt": rows[0]["thread_id"]}}
             yield rows[0]["thread_id"]
 
     def places(self, thread_id: str) -> list[Place]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
+from forkpoint import inputs
 from forkpoint.archive.parts import CheckpointPart, ChunkPart, Part, ThreadPart
 from forkpoint.archive.reading import ThreadChanged, read_thread
 from forkpoint.errors import (
@@ -22,6 +23,7 @@ from forkpoint.operations.read import get_tuple
 from forkpoint.runtime.runner import Runner
 from forkpoint.storage.plan import Place
 from forkpoint.transfer import target as arriving
+from forkpoint.transfer.checks import check_checkpoint
 from forkpoint.transfer.comparing import differences
 from forkpoint.transfer.reports import Difference, OnProgress, TransferProgress, TransferReport
 from forkpoint.transfer.sources import Source
@@ -105,6 +107,7 @@ def import_all(source: Source, target: Target, done: Done, *, verify: bool) -> T
     """Import the threads of a source. One that fails does not keep the others from it."""
     for thread_id in source.thread_ids():
         try:
+            inputs.identifier(thread_id, "thread_id")
             _import(source, target, thread_id, done)
             if verify:
                 _verify(source, target, thread_id, done)
@@ -205,6 +208,7 @@ def store(
             writer.add(part)
         if not isinstance(part, CheckpointPart):
             continue
+        check_checkpoint(part)
         if part.hidden:
             hidden.add(part.place)
         if part.place in arrival.places:

@@ -19,11 +19,13 @@ from forkpoint.errors import (
     DamagedArchive,
     EncryptionMismatch,
     ForkpointError,
+    InvalidInput,
     ThreadExists,
 )
 from forkpoint.operations import remove as removing
 from forkpoint.storage.plan import Place
 from forkpoint.transfer import target as arriving
+from forkpoint.transfer.checks import check_checkpoint, check_thread
 from forkpoint.transfer.importing import Done, Target
 from forkpoint.transfer.reports import TransferReport
 from forkpoint.transfer.sources import Wanted
@@ -119,7 +121,8 @@ def _header(line: Line, done: Done) -> ThreadPart | None:
     try:
         part = part_of(line.content, bytes)
         assert isinstance(part, ThreadPart)
-    except CorruptChunk as error:
+        check_thread(part)
+    except (CorruptChunk, InvalidInput) as error:
         done.damaged.append(DamagedArchive(line.number, None, f"{error}; its thread is left out"))
         return None
     return part
@@ -191,7 +194,7 @@ class _Restoring:
             self._add(part_of(line.content, self._decrypt))
         except EncryptionMismatch:
             raise
-        except CorruptChunk as error:
+        except (CorruptChunk, InvalidInput) as error:
             self._note_damage(str(error))
 
     def _note_damage(self, reason: str) -> None:
@@ -210,6 +213,7 @@ class _Restoring:
                 self._note_damage(f"{missing} lines of checkpoints are missing before it")
 
     def _put(self, part: CheckpointPart) -> None:
+        check_checkpoint(part)
         runner, done = self._target.runner, self._done
         if part.place in self._arrival.places:
             done.writes += runner.run(self._writer.complete, part)

@@ -154,7 +154,11 @@ class ForeignSource(Source):
         return sum(self._wanted is None or self._wanted(id_) for id_ in self._reader.thread_ids())
 
     def places(self, thread_id: str) -> list[Place]:
-        return sorted(self._reader.places(thread_id), key=lambda place: (place[1], place[0]))
+        places = [
+            (inputs.text(ns, "checkpoint_ns"), inputs.identifier(checkpoint_id, "checkpoint_id"))
+            for ns, checkpoint_id in self._reader.places(thread_id)
+        ]
+        return sorted(places, key=lambda place: (place[1], place[0]))
 
     def parts(self, thread_id: str, wanted: Collection[Place] | None = None) -> Iterator[Part]:
         places = self.places(thread_id)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import ormsgpack  # a dependency of langgraph-checkpoint
 
+from forkpoint import inputs
 from forkpoint.archive.parts import (
     Ancestor,
     CheckpointPart,
@@ -50,6 +51,7 @@ from forkpoint.storage.rows import (
     ThreadRow,
     WriteRow,
 )
+from forkpoint.transfer.checks import check_chunks, check_thread
 
 MARK = "__forkpoint_incoming"
 """The key in the metadata of a thread that is not complete. Nobody else may use such keys."""
@@ -116,8 +118,11 @@ def begin(
         parent: The record of the thread that it was made from, if that is there.
 
     Raises:
+        InvalidInput: What is said of it is of another shape than is stored.
         ThreadExists: There is a thread of this id.
     """
+    check_thread(part)
+    inputs.identifier(thread_id, "thread_id")
     hashing = context.prepare().hashing
     owner = part.owner if context.owner is None else context.owner
     described = Description(metadata=json.dumps({MARK: origin}, separators=(",", ":")))
@@ -199,7 +204,11 @@ class ThreadWriter:
         """Take chunks, to be stored with the first checkpoint that refers to them.
 
         One that refers to a chunk which is missing is left out.
+
+        Raises:
+            InvalidInput: They are of another shape.
         """
+        check_chunks(part)
         if part.oldest > self._oldest:
             self._oldest = part.oldest
             self._digests = {n: digest for n, digest in self._digests.items() if n >= part.oldest}
