@@ -71,7 +71,7 @@ async def test_a_filter_on_metadata_has_no_operators_and_no_paths(catalog: Api) 
         assert sorted(map(int, thread_ids)) == expected, part
 
 
-async def test_a_name_that_is_more_than_a_string_is_its_value(catalog: Api) -> None:
+async def test_a_subclass_of_str_is_stored_as_its_characters(catalog: Api) -> None:
     thread = await catalog.create(
         Name.THREAD,
         label=Name.TAG,
@@ -153,7 +153,7 @@ async def test_what_a_run_brings_that_is_no_json_is_counted_as_it_is_found(
     assert await ids(catalog, ThreadFilter(metadata={"k": 1})) == ["thread"]
 
 
-async def test_what_is_no_name_is_refused_wherever_a_name_is_due(catalog: Api) -> None:
+async def test_each_method_refuses_values_that_are_no_names(catalog: Api) -> None:
     thread = await catalog.create("thread", tags=["a"], metadata={"k": 1})
     for bad in OPERATORS:
         for name, call in calls_with(bad, catalog):
@@ -200,7 +200,7 @@ def calls_with(bad: Any, catalog: Api) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("limit", [2**31, 2**63, 2**70])
-async def test_a_number_may_be_larger_than_any_database_knows(limit: int, catalog: Api) -> None:
+async def test_numbers_beyond_the_range_of_databases_are_accepted(limit: int, catalog: Api) -> None:
     thread = await catalog.create("thread", metadata={"n": limit}, ttl=timedelta.max)
     assert (await catalog.search(limit=limit)).items == [thread]
     assert await ids(catalog, ThreadFilter(metadata={"n": limit})) == ["thread"]

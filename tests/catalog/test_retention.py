@@ -304,7 +304,7 @@ async def filled(catalog: Api, store: Store) -> Any:
         ("sweep", [], {"archive": 1}, "archive"),
     ],
 )
-async def test_what_is_wrong_is_refused_by_name_and_changes_nothing(
+async def test_invalid_arguments_of_a_fork_are_named_and_change_nothing(
     method: str, args: list[Any], options: Any, name: str, catalog: Api, store: Store, filled: Any
 ) -> None:
     with pytest.raises(InvalidInput, match=name):

@@ -276,7 +276,7 @@ async def kept(catalog: Api, store: Store) -> Any:
         ),
     ],
 )
-async def test_what_is_wrong_is_refused_by_name_and_changes_nothing(
+async def test_invalid_arguments_of_a_fork_are_named_and_change_nothing(
     method: str, args: list[Any], options: Any, name: str, catalog: Api, store: Store, kept: Any
 ) -> None:
     if method == "create" and args == []:

@@ -86,7 +86,7 @@ async def test_a_message_is_edited_and_an_answer_is_made_anew(api: Api, store: S
 
 @pytest.mark.parametrize("durability", ["sync", "exit"])
 @pytest.mark.parametrize("schema", [Plain, Delta])
-async def test_each_message_is_found_where_it_came(
+async def test_each_message_is_found_in_its_first_checkpoint(
     schema: Any, durability: Any, api: Api, store: Store
 ) -> None:
     """Also those that were removed since, whatever the channel stores."""
@@ -123,7 +123,7 @@ async def test_a_message_of_a_branch_that_was_abandoned_is_not_found(api: Api) -
 
 
 @pytest.mark.parametrize("is_encrypted", [False, True])
-async def test_of_a_long_thread_few_states_are_read(
+async def test_finding_a_message_in_a_long_thread_reads_few_states(
     is_encrypted: bool, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cipher = encrypted_serde()
@@ -156,7 +156,9 @@ async def test_of_a_long_thread_few_states_are_read(
         assert saver.find_message("thread", "m7") is None  # in another channel
 
 
-async def test_what_no_message_can_be_is_refused(api: Api, saver: ForkpointSaver) -> None:
+async def test_invalid_arguments_of_find_message_are_refused(
+    api: Api, saver: ForkpointSaver
+) -> None:
     await api.put_writes(config("writes", "1f100000-0000-6000-8000-000000000000"), [("n", 1)], "t")
     assert await api.find_message("writes", "m") is None
     with pytest.raises(ThreadNotFound, match="'nobody'"):

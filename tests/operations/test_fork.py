@@ -94,7 +94,7 @@ def rows_of(store: Store, thread_id: str) -> Any:
 # What a fork holds
 
 
-def test_a_path_has_the_states_that_it_had_although_what_they_are_rebuilt_from_is_hidden(
+def test_a_fork_with_its_path_keeps_states_that_are_rebuilt_from_hidden_checkpoints(
     saver: ForkpointSaver, store: Store
 ) -> None:
     """Also where the newest of its checkpoints needs nothing of that, because it stores all."""
@@ -136,7 +136,7 @@ async def test_a_fork_may_take_the_id_of_a_thread_that_was_deleted(api: Api, sto
 # Values
 
 
-async def test_what_is_not_replaced_is_shared_and_of_a_long_list_most_is(
+async def test_a_fork_with_values_shares_the_chunks_of_unchanged_values(
     api: Api, store: Store
 ) -> None:
     put(api.saver, {"long": messages(600), "other": messages(300), "n": 1})
@@ -166,7 +166,7 @@ async def test_an_unknown_channel_is_refused_with_those_that_there_are(
     assert content(store) == before
 
 
-async def test_values_leave_what_is_to_be_done_to_be_done(api: Api, store: Store) -> None:
+async def test_a_fork_with_values_still_runs_the_next_step(api: Api, store: Store) -> None:
     """As an update of LangGraph's does."""
     graph = SHAPES["parallel"].build(api.saver)
     graph.invoke({"items": ["start"]}, thread("thread"), interrupt_before=["join"])
@@ -197,7 +197,7 @@ def test_values_of_a_delta_channel_are_replaced_at_any_checkpoint(
     assert store.problems(saver) == []
 
 
-async def test_under_values_the_step_begins_again(api: Api, store: Store) -> None:
+async def test_a_fork_with_values_runs_the_step_again(api: Api, store: Store) -> None:
     """So what a finished sibling wrote to a `DeltaChannel` is not in the state already."""
     shape = MORE_SHAPES["deltas with questions"]
     graph = shape.build(api.saver)
@@ -233,7 +233,7 @@ async def test_reducers_are_applied_by_an_update_of_the_graph(api: Api) -> None:
 # Rolling back
 
 
-async def test_rolling_back_makes_the_head_what_it_was_then(api: Api, store: Store) -> None:
+async def test_a_rollback_restores_the_earlier_head(api: Api, store: Store) -> None:
     shape = SHAPES["loop"]
     graph = shape.build(api.saver)
     graph.invoke({"items": [1]}, thread("thread"))
@@ -249,7 +249,7 @@ async def test_rolling_back_makes_the_head_what_it_was_then(api: Api, store: Sto
     assert store.problems(api.saver) == []
 
 
-async def test_rolling_back_takes_what_subgraphs_stored_since(api: Api, store: Store) -> None:
+async def test_a_rollback_removes_later_checkpoints_of_subgraphs(api: Api, store: Store) -> None:
     shape = MORE_SHAPES["remembering"]
     graph = shape.build(api.saver)
     graph.invoke({"items": []}, thread("thread"))
@@ -264,9 +264,7 @@ async def test_rolling_back_takes_what_subgraphs_stored_since(api: Api, store: S
     assert store.problems(api.saver) == []
 
 
-async def test_a_thread_that_is_rolled_back_by_all_its_checkpoints_is_gone(
-    api: Api, store: Store
-) -> None:
+async def test_a_rollback_of_all_checkpoints_deletes_the_thread(api: Api, store: Store) -> None:
     configs = fill(api.saver, 3)
     put(api.saver, {"n": 1}, ns="child")
     await api.fork(configs[0], new_thread_id="fork")
@@ -504,7 +502,9 @@ REFUSED: dict[str, tuple[Call, type[ForkpointError], str]] = {
 }
 
 
-async def test_what_is_wrong_is_refused_by_name_and_changes_nothing(api: Api, store: Store) -> None:
+async def test_invalid_arguments_of_a_fork_are_named_and_change_nothing(
+    api: Api, store: Store
+) -> None:
     head = fill(api.saver, 3)[-1]
     put(api.saver, {"n": 1}, ns="child")
     put(api.saver, {"text": "text " * 500}, thread_id="other")
@@ -832,7 +832,7 @@ def test_a_diff_of_lists_accounts_for_each_element(
     assert (diff.status == "changed") == (repr(old) != repr(new))
 
 
-async def test_a_diff_of_what_is_encrypted(store: Store) -> None:
+async def test_a_diff_of_encrypted_states(store: Store) -> None:
     serde = encrypted_serde()
     with store.saver(serde=serde) as saver:
         first = put(saver, {"messages": messages(300), "n": 1})
@@ -844,7 +844,7 @@ async def test_a_diff_of_what_is_encrypted(store: Store) -> None:
         assert store.problems(saver) == []
 
 
-async def test_a_delta_channel_that_is_not_stored_is_said_to_be_rebuilt(api: Api) -> None:
+async def test_a_diff_marks_a_delta_channel_that_is_rebuilt(api: Api) -> None:
     graph = SHAPES["snapshots"].build(api.saver)
     for given_ in SHAPES["snapshots"].inputs:
         graph.invoke(given_, thread("thread"))

@@ -105,7 +105,7 @@ async def test_a_fork_shows_the_state_that_its_subgraph_had_then(
     assert task.state.values == {"answers": [FIRST], "log": ["0 0", "2 1"], "given": "2"}
 
 
-async def test_what_is_made_of_a_fork_that_did_not_run_yet_asks_as_it_would(
+async def test_a_fork_of_a_fork_that_has_not_run_asks_the_same_question(
     two_turns: Caller, saver: ForkpointSaver, store: Store
 ) -> None:
     api = Api(saver, two_turns.world)
@@ -122,7 +122,7 @@ async def test_what_is_made_of_a_fork_that_did_not_run_yet_asks_as_it_would(
     assert store.problems(saver) == []
 
 
-async def test_an_update_of_a_fork_is_seen_by_the_subgraph(
+async def test_a_subgraph_sees_an_update_of_the_fork(
     two_turns: Caller, saver: ForkpointSaver
 ) -> None:
     api = Api(saver, two_turns.world)

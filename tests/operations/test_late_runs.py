@@ -378,7 +378,9 @@ def test_a_subgraph_belongs_to_the_run_that_began_before_the_deletion(
     assert store.problems(saver) == []
 
 
-def test_deleting_what_never_was_leaves_one_mark(saver: ForkpointSaver, store: Store) -> None:
+def test_deleting_a_thread_that_never_existed_leaves_one_tombstone(
+    saver: ForkpointSaver, store: Store
+) -> None:
     for _ in range(5):
         saver.delete_thread("thread")
     assert len(store.threads()) <= 1
@@ -392,7 +394,7 @@ def test_deleting_what_never_was_leaves_one_mark(saver: ForkpointSaver, store: S
 
 
 @pytest.mark.parametrize("make", ["fork", "copy_thread"])
-def test_a_copy_may_be_made_where_a_thread_that_never_was_is_deleted(
+def test_a_copy_may_take_the_id_of_a_deleted_thread_that_never_existed(
     make: str, saver: ForkpointSaver, store: Store
 ) -> None:
     put(saver, {"n": 1}, thread_id="source")

@@ -279,7 +279,7 @@ def replace_metadata(path: Path, n: int, text: bytes) -> None:
     connection.close()
 
 
-def test_a_cell_that_sqlite_cannot_decode_is_that_of_one_checkpoint_only(path: Path) -> None:
+def test_a_cell_that_sqlite_cannot_decode_damages_one_checkpoint_only(path: Path) -> None:
     with SqliteSaver(path) as saver:
         for n in range(50):
             put(saver, {"n": n}, metadata={"n": n})
@@ -328,7 +328,7 @@ class CountingSerializer(SafeSerializer):
         return super().loads_typed(data)
 
 
-async def test_without_values_none_is_read_or_decoded(store: Store, api: Api) -> None:
+async def test_a_listing_without_values_reads_and_decodes_none(store: Store, api: Api) -> None:
     head: Any = None
     texts = [f"{number} " * 3000 for number in range(30)]
     for number in range(30):
@@ -365,9 +365,7 @@ async def taken_of(saver: ForkpointSaver, world: str) -> list[Any]:
     return [item async for item in saver.ahistory("thread", values=False)]
 
 
-async def test_without_values_what_is_missing_of_them_does_not_matter(
-    store: Store, api: Api
-) -> None:
+async def test_a_listing_without_values_ignores_missing_chunks(store: Store, api: Api) -> None:
     put(api.saver, {"text": "text " * 3000})
     (chunk,) = store.rows("chunks")
     taken = store.take("chunks", chunk.key)

@@ -254,7 +254,7 @@ def test_removing_checkpoints_changes_none_of_the_others(lab: Lab, store: Store)
 
 
 @of(ALL_SHAPES, TELLING_SHAPES[2:], half=1)
-def test_removing_runs_changes_nothing_that_others_made(lab: Lab, store: Store) -> None:
+def test_removing_runs_changes_nothing_of_other_runs(lab: Lab, store: Store) -> None:
     """In the only thread that has the runs, run by run: the odd ones first, then the older ones."""
     doomed: set[str] = set()
     for run in (*range(1, lab.runs - 1, 2), *range(0, lab.runs - 1, 2)):
@@ -268,7 +268,7 @@ def test_removing_runs_changes_nothing_that_others_made(lab: Lab, store: Store) 
 
 
 @of(RELATED_SHAPES, ["deltas with questions"])
-def test_removing_a_thread_or_of_it_changes_none_of_its_relatives(lab: Lab, store: Store) -> None:
+def test_removals_change_no_other_thread_of_the_family(lab: Lab, store: Store) -> None:
     saver = lab.saver
     heads = lab.heads()
     saver.copy_thread("thread", "clone")

@@ -312,7 +312,7 @@ COMPLETIONS: dict[str, Callable[[ForkpointSaver], object]] = {
 
 
 @pytest.mark.parametrize("completion", COMPLETIONS)
-def test_what_ended_after_any_turn_of_a_removal_is_completed_later(
+def test_a_removal_that_was_interrupted_after_any_turn_is_completed_later(
     completion: str, store: Store, copied: Callable[[Store], Store], short_turns: None, at_rest: Any
 ) -> None:
     with store.saver() as saver:
@@ -349,7 +349,7 @@ def test_what_ended_after_any_turn_of_a_removal_is_completed_later(
 @pytest.mark.parametrize(
     "removal", ["trim", "prune", "rollback of many", "delete_for_runs of some"]
 )
-def test_what_ended_after_any_turn_leaves_a_thread_like_any_other(
+def test_work_that_was_interrupted_after_any_turn_leaves_a_complete_thread(
     removal: str, store: Store, copied: Callable[[Store], Store], short_turns: None, at_rest: Any
 ) -> None:
     with store.saver() as saver:
@@ -397,7 +397,7 @@ def test_what_ended_after_any_turn_leaves_a_thread_like_any_other(
     assert end > 3
 
 
-def test_nobody_waits_for_what_a_thread_takes_to_be_read(
+def test_others_write_while_the_stats_of_a_long_thread_are_read(
     saver: ForkpointSaver, store: Store, short_turns: None, at_rest: Any
 ) -> None:
     fill(saver)
@@ -524,7 +524,7 @@ def test_a_thread_deleted_or_removed_from_meanwhile_is_no_error(
 
 @pytest.mark.parametrize("shape", TELLING_SHAPES)
 @pytest.mark.parametrize("rows", [1, 4])
-def test_what_stays_says_the_same_after_each_turn(
+def test_the_remaining_checkpoints_keep_their_state_after_each_turn(
     shape: str, rows: int, saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch, at_rest: Any
 ) -> None:
     """Rebuilt channels and the states of subgraphs included, whatever is not removed yet."""
@@ -543,7 +543,7 @@ def id_of_thread(found: Any) -> str:
     return str(found.config["configurable"]["thread_id"])
 
 
-def test_chunks_that_just_died_are_used_again_between_any_two_turns(
+def test_unused_chunks_can_be_used_again_between_any_two_turns(
     saver: ForkpointSaver, store: Store, short_turns: None, at_rest: Any
 ) -> None:
     """By who knows them of what was removed, and by who inherits, copies and forks."""
@@ -568,7 +568,7 @@ def test_chunks_that_just_died_are_used_again_between_any_two_turns(
     assert store.problems(saver) == []
 
 
-def test_two_that_collect_in_one_family_both_come_to_an_end(
+def test_two_collections_of_one_family_both_end(
     saver: ForkpointSaver, store: Store, short_turns: None, at_rest: Any
 ) -> None:
     fill(saver)

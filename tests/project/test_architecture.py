@@ -131,7 +131,7 @@ def test_no_files_import_each_other() -> None:
     TopologicalSorter(IMPORTS).prepare()
 
 
-def test_a_folder_exports_and_does_nothing_else() -> None:
+def test_the_init_of_a_folder_only_exports() -> None:
     for name, tree in TREES.items():
         if name.endswith(".__init__"):
             for node in tree.body:
@@ -146,7 +146,7 @@ def test_no_file_of_ours_is_imported_within_a_function() -> None:
                 assert not imported or (name, function.name) in NEEDING_AN_EXTRA, name
 
 
-def test_what_computes_only_does_no_io() -> None:
+def test_pure_files_import_no_io() -> None:
     for name in WITHOUT_IO:
         imported = {
             part.name

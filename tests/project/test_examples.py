@@ -28,7 +28,7 @@ def test_a_notebook_runs(name: str) -> None:
     assert any("image/svg+xml" in output.data for output in pictures)
 
 
-def test_a_support_desk_has_its_morning(tmp_path: Path) -> None:
+def test_the_support_desk_example_runs(tmp_path: Path) -> None:
     done = run_program(EXAMPLES / "thread_operations.py", tmp_path / "desk.db", directory=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "case-1: Your refund is on its way." in done.stdout

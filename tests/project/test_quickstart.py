@@ -260,17 +260,17 @@ def test_the_history_of_no_thread_is_an_error(tmp_path: Path) -> None:
     assert "nobody" in history.stderr
 
 
-def test_what_is_said_to_be_stored_is_what_is_stored(tmp_path: Path) -> None:
+def test_the_example_reports_the_bytes_that_are_stored(tmp_path: Path) -> None:
     large = tmp_path / "large.md"
     large.write_text("".join(f"# Part {n}\n\n{TEXT[14:60] * 40}\n\n" for n in range(20)))
 
     done = quickstart(tmp_path, large, "--db", "large.db")
 
-    said = re.search(
+    report = re.search(
         r"large\.db: (\d+) checkpoints, ([\d,]+) bytes.*\n.*: ([\d,]+) bytes", done.stdout
     )
-    assert said is not None
-    checkpoints, size, whole = (int(number.replace(",", "")) for number in said.groups())
+    assert report is not None
+    checkpoints, size, whole = (int(number.replace(",", "")) for number in report.groups())
     assert size == (tmp_path / "large.db").stat().st_size
     with SqliteSaver(tmp_path / "large.db") as saver:
         sizes = [len(saver.serde.dumps_typed(each.checkpoint)[1]) for each in saver.list(None)]
@@ -312,7 +312,7 @@ def test_a_file_that_cannot_be_digested_is_an_error(
     assert quickstart(tmp_path, "--history").returncode == 2
 
 
-def test_a_database_that_is_none_is_an_error(tmp_path: Path, text_file: Path) -> None:
+def test_a_file_that_is_no_database_is_an_error(tmp_path: Path, text_file: Path) -> None:
     failed = quickstart(tmp_path, text_file, "--db", text_file)
 
     assert failed.returncode == 2

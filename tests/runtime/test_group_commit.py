@@ -66,7 +66,7 @@ def begin(
     return puts
 
 
-def test_what_comes_while_a_batch_is_stored_makes_the_next_one(store: Store) -> None:
+def test_puts_that_come_during_a_batch_make_the_next_batch(store: Store) -> None:
     relay: Relay[Submission] = Relay(store)
     submissions = [submission(relay) for _ in range(10)]
     with ThreadPoolExecutor(10) as executor:
@@ -77,7 +77,7 @@ def test_what_comes_while_a_batch_is_stored_makes_the_next_one(store: Store) -> 
     assert [len(batch) for batch in store.batches] == [1, 9]
 
 
-def test_who_may_wait_does_so_for_one_that_may_not_and_that_one_for_nobody(store: Store) -> None:
+def test_a_put_that_may_wait_waits_for_one_that_may_not(store: Store) -> None:
     store.may_go_on.release(9)
     relay: Relay[Submission] = Relay(store, moment=LIMIT)
     waiting, urgent = submission(relay, may_wait=True), submission(relay)
@@ -89,7 +89,7 @@ def test_who_may_wait_does_so_for_one_that_may_not_and_that_one_for_nobody(store
     assert store.batches == [[waiting, urgent]]
 
 
-def test_who_may_wait_does_not_wait_for_long(store: Store) -> None:
+def test_a_put_that_may_wait_waits_for_a_limited_time(store: Store) -> None:
     store.may_go_on.release(9)
     relay: Relay[Submission] = Relay(store, moment=0.001)
     one = submission(relay, may_wait=True)
@@ -97,7 +97,7 @@ def test_who_may_wait_does_not_wait_for_long(store: Store) -> None:
     assert store.batches == [[one]]
 
 
-def test_what_goes_wrong_with_one_is_raised_for_that_one(store: Store) -> None:
+def test_the_error_of_a_put_is_raised_for_that_put_only(store: Store) -> None:
     def fail(batch: list[Submission]) -> None:
         for one in batch:
             one.done, one.error = True, ValueError("no")
@@ -107,7 +107,7 @@ def test_what_goes_wrong_with_one_is_raised_for_that_one(store: Store) -> None:
         finish(operation(relay))
 
 
-def test_an_interrupt_of_the_one_that_stores_is_not_one_of_the_others(store: Store) -> None:
+def test_an_interrupt_of_the_leader_does_not_interrupt_its_followers(store: Store) -> None:
     interrupts = [KeyboardInterrupt()]
 
     def store_or_end(batch: list[Submission]) -> None:
@@ -163,7 +163,7 @@ async def queued(relay: Relay[Submission], count: int) -> None:
     await asyncio.to_thread(wait_until, lambda: len(relay._queue) == count, "the queue")
 
 
-async def test_a_call_that_is_taken_along_keeps_no_worker(store: Store) -> None:
+async def test_a_call_that_follows_a_leader_blocks_no_worker(store: Store) -> None:
     relay: Relay[Submission] = Relay(store)
     runner = WorkerRunner(Workers(2))  # one of them leads
     calls = [asyncio.create_task(runner.arun(operation, relay)) for _ in range(30)]
@@ -202,7 +202,7 @@ async def test_the_results_of_a_batch_wake_the_loop_once(
     assert len(wakings) < 10
 
 
-async def test_threads_take_calls_along_and_calls_threads(store: Store) -> None:
+async def test_threads_and_async_calls_lead_each_other(store: Store) -> None:
     relay: Relay[Submission] = Relay(store)
     runner = WorkerRunner(Workers(2))
     for leads, follows in ((relay.put, runner.arun), (runner.arun, relay.put)):
@@ -229,7 +229,7 @@ async def test_a_call_that_may_wait_does_so_for_a_moment(store: Store) -> None:
     assert store.batches == [[waiting]]
 
 
-async def test_a_call_that_fails_keeps_the_others_of_its_batch_from_nothing() -> None:
+async def test_a_failing_call_does_not_hold_up_the_others_of_its_batch() -> None:
     """It may have more to do, which may take long; and what it raises is its own."""
     may_fail, gate = threading.Event(), threading.Event()
 
@@ -265,7 +265,7 @@ async def test_a_call_that_fails_keeps_the_others_of_its_batch_from_nothing() ->
 
 
 @pytest.mark.parametrize("leads", ["its own call", "one that was appointed"])
-async def test_what_a_store_raises_is_for_the_one_that_leads(leads: str, store: Store) -> None:
+async def test_an_error_of_the_store_is_raised_for_the_leader(leads: str, store: Store) -> None:
     failures = [RuntimeError("a defect")]
 
     def store_or_fail(batch: list[Submission]) -> None:

@@ -209,9 +209,7 @@ def follow(lab: Lab, name: str) -> list[Any]:
 
 @pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.slow)])
 @apart
-def test_those_who_are_stored_together_with_an_interrupted_put_get_their_answers(
-    count: int, lab: Lab
-) -> None:
+def test_puts_in_a_batch_with_an_interrupted_put_return(count: int, lab: Lab) -> None:
     head = fill(lab.saver, "thread")
     instructions = count_instructions(lab, "put_writes")
     for number in range(1, instructions, max(1, instructions // count)):

@@ -318,7 +318,7 @@ def locks_of(root: object) -> Iterator[tuple[str, Any]]:
             ]
 
 
-def test_no_lock_of_a_parent_is_one_of_a_child(store: Store) -> None:
+def test_a_child_holds_no_lock_of_its_parent(store: Store) -> None:
     """A lock that is held at the fork, by whoever, is another one in the child."""
     with store.saver() as saver, ThreadCatalog(saver).sweeper(timedelta(hours=1)) as sweeper:
         lease = ThreadCatalog(saver).run("thread", ttl=timedelta(minutes=1))
@@ -361,7 +361,7 @@ def test_a_connection_that_was_passed_cannot_be_used_in_a_child(path: Path) -> N
     assert stored(SqliteStore(path)) == {"parent": 6}
 
 
-def test_a_connection_to_the_file_that_is_nobody_s_business_is_noticed_too(path: Path) -> None:
+def test_a_connection_of_other_code_to_the_file_is_noticed_too(path: Path) -> None:
     with SqliteSaver(path) as saver:
         put_many(saver, "parent", 1)
     connection = sqlite3.connect(path)

@@ -48,11 +48,11 @@ async def check(fresh_saver: Callable[[], ForkpointSaver]) -> None:
 
 
 @SERIALIZERS
-async def test_all_eight_capabilities_pass(
+async def test_the_conformance_suite_passes_for_all_capabilities(
     new_store: Callable[[], Store], serde: Callable[[], SerializerProtocol | None]
 ) -> None:
     await check(lambda: new_store().saver(serde=serde()))
 
 
-async def test_all_eight_capabilities_pass_in_memory() -> None:
+async def test_the_conformance_suite_passes_in_memory() -> None:
     await check(lambda: SqliteSaver(":memory:"))

@@ -48,7 +48,7 @@ async def test_a_put_inside_an_async_listing_does_not_block(saver: ForkpointSave
     assert len(list(saver.list(config()))) == 135
 
 
-async def test_a_listing_that_is_given_up_holds_nothing(
+async def test_a_listing_that_is_abandoned_holds_no_lock(
     saver: ForkpointSaver, store: Store
 ) -> None:
     for n in range(45):

@@ -38,7 +38,7 @@ NO_MAPS: list[Any] = [
 
 
 @one_by_one("around", NO_MAPS)
-async def test_a_map_of_checkpoints_passes_the_gate_like_everything_of_a_config(
+async def test_a_checkpoint_map_is_checked_like_the_rest_of_a_config(
     around: Any, store: Store, api: Api
 ) -> None:
     put(api.saver, {"n": 0})
@@ -52,7 +52,7 @@ async def test_a_map_of_checkpoints_passes_the_gate_like_everything_of_a_config(
     assert store.content() == before
 
 
-async def test_those_who_put_at_the_same_time_as_somebody_with_a_bad_config_are_not_harmed(
+async def test_a_bad_config_does_not_harm_puts_at_the_same_time(
     saver: ForkpointSaver,
 ) -> None:
     put(saver, {"n": 0}, thread_id="used")
@@ -105,9 +105,7 @@ PLACES: list[Any] = [
 ]
 
 
-async def test_a_cursor_that_the_store_did_not_write_is_refused(
-    catalog: ThreadCatalog, api: Api
-) -> None:
+async def test_a_forged_cursor_is_refused(catalog: ThreadCatalog, api: Api) -> None:
     search = Api(catalog, api.world).search
     cursor = catalog.search(limit=2).next_cursor
     assert cursor is not None

@@ -350,7 +350,9 @@ KNOWN = {
 """Places, and values that once led to an error without a type, or to what could not be read."""
 
 
-def test_what_once_led_to_other_errors_does_not(worlds: list[World], tmp_path: Path) -> None:
+def test_earlier_findings_of_the_fuzzer_raise_typed_errors(
+    worlds: list[World], tmp_path: Path
+) -> None:
     by_name = {repr(place): place for place in PLACES}
     for number, (name, value) in enumerate(KNOWN.items()):
         world, after = worlds[number % 2], by_name["catalog.stats(thread_id)"].method
@@ -358,6 +360,6 @@ def test_what_once_led_to_other_errors_does_not(worlds: list[World], tmp_path: P
     worlds[0].check()
 
 
-def test_it_is_said_of_each_argument_what_can_be_passed() -> None:
+def test_the_fuzzer_knows_values_for_each_argument() -> None:
     assert {_key(method, name) for method in LIVE for name in method.parameters} == VALID.keys()
     assert INSIDE.keys() <= VALID.keys()

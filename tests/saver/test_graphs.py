@@ -121,7 +121,7 @@ async def test_time_travel_from_every_checkpoint_is_that_of_the_in_memory_saver(
         ),
     ],
 )
-def test_pruning_does_not_change_the_state_of_what_stays(
+def test_pruning_keeps_the_state_of_the_remaining_checkpoints(
     shape: str, saver: ForkpointSaver, store: Store
 ) -> None:
     graph = SHAPES[shape].build(saver)
@@ -142,7 +142,7 @@ def test_pruning_does_not_change_the_state_of_what_stays(
     assert store.problems(saver) == []
 
 
-def test_what_a_delta_channel_is_rebuilt_from_is_kept_out_of_sight_and_no_longer_than_needed(
+def test_ancestors_of_a_delta_channel_are_hidden_and_removed_when_no_longer_needed(
     saver: ForkpointSaver, store: Store
 ) -> None:
     graph = SHAPES["snapshots"].build(saver)
@@ -165,7 +165,7 @@ def test_what_a_delta_channel_is_rebuilt_from_is_kept_out_of_sight_and_no_longer
     assert store.problems(saver) == []
 
 
-def test_deleting_a_run_does_not_change_the_state_of_what_stays(
+def test_deleting_a_run_keeps_the_state_of_the_remaining_checkpoints(
     saver: ForkpointSaver, store: Store
 ) -> None:
     graph = SHAPES["snapshots"].build(saver)

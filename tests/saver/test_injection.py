@@ -114,7 +114,7 @@ async def history(api: Api, *args: Any, **kwargs: Any) -> list[Any]:
     return [found async for found in api.saver.ahistory(*args, **kwargs)]
 
 
-async def test_what_is_no_name_is_refused_wherever_a_name_is_due(
+async def test_each_method_refuses_values_that_are_no_names(
     api: Api, store: Store, filled: list[Any]
 ) -> None:
     for call, make in NAMES.items():
@@ -135,7 +135,7 @@ NUMBERS: dict[str, Call] = {
 }
 
 
-async def test_what_is_no_number_is_refused_wherever_a_number_is_due(
+async def test_each_method_refuses_values_that_are_no_numbers(
     api: Api, store: Store, filled: list[Any]
 ) -> None:
     bad_numbers: list[Any] = [
@@ -155,7 +155,7 @@ async def test_what_is_no_number_is_refused_wherever_a_number_is_due(
 
 
 @pytest.mark.parametrize("number", [2**31, 2**63, 2**70])
-async def test_a_number_may_be_larger_than_any_database_knows(
+async def test_numbers_beyond_the_range_of_databases_are_accepted(
     number: int, api: Api, store: Store, filled: list[Any]
 ) -> None:
     assert len(await api.list(config(), limit=number)) == 2
@@ -178,7 +178,9 @@ async def test_a_number_may_be_larger_than_any_database_knows(
 # What is a name, whatever it looks like
 
 
-async def test_a_name_is_nothing_but_a_name(words: list[str], api: Api, store: Store) -> None:
+async def test_names_that_look_like_operators_are_plain_names(
+    words: list[str], api: Api, store: Store
+) -> None:
     for word in words:
         await name_everything(word, api)
     assert store.problems(api.saver) == []
@@ -276,7 +278,7 @@ class Name(str, enum.Enum):
     RUN = "run"
 
 
-async def test_a_name_that_is_more_than_a_string_is_its_value(api: Api, store: Store) -> None:
+async def test_a_subclass_of_str_is_stored_as_its_characters(api: Api, store: Store) -> None:
     made = {**checkpoint({Name.RUN: 1}), "id": Name.RUN}
     metadata = {"run_id": Name.RUN}
     stored = await api.put(config(Name.THREAD, ns=Name.RUN), made, metadata, {Name.RUN: 1})
@@ -293,7 +295,7 @@ async def test_a_name_that_is_more_than_a_string_is_its_value(api: Api, store: S
     assert [id_of(one) for one in await api.list(None)] == ["run~"]
 
 
-async def test_a_fork_takes_a_name_that_is_more_than_a_string(api: Api) -> None:
+async def test_a_fork_accepts_a_subclass_of_str_as_its_id(api: Api) -> None:
     await api.put(config(Name.THREAD), checkpoint({Name.RUN: 1}), {}, {Name.RUN: 1})
     fork = await api.fork(Name.THREAD, new_thread_id=Name.RUN, values={Name.RUN: 2})
     assert fork["configurable"]["thread_id"] == "run"
@@ -318,7 +320,7 @@ class Sly(str):
     __hash__ = str.__hash__
 
 
-async def test_a_name_is_its_characters_whatever_it_says_of_itself(api: Api) -> None:
+async def test_a_name_is_its_characters_whatever_its_class_overrides(api: Api) -> None:
     for bad in ("", "a\0b", "\ud800"):
         with pytest.raises(InvalidInput):
             await api.put(config(Sly(bad)), checkpoint({}), {}, {})
@@ -332,7 +334,7 @@ async def test_a_name_is_its_characters_whatever_it_says_of_itself(api: Api) -> 
     assert await api.list(None) == []
 
 
-async def test_code_is_stored_as_the_string_that_it_is(api: Api) -> None:
+async def test_bson_code_is_stored_as_a_plain_string(api: Api) -> None:
     """The driver's type for code is a string as well, and the server would keep it as code."""
     code = Code("sleep(1000)")
     made = {**checkpoint({"n": 1}), "id": code}
@@ -362,7 +364,7 @@ async def test_a_filter_has_no_operators_and_no_paths(api: Api) -> None:
     "bad",
     [{"k": Regex(".*")}, {"k": re.compile(".*")}, {"k": ObjectId()}],
 )
-def test_a_filter_holds_json_and_nothing_of_a_driver(saver: ForkpointSaver, bad: Any) -> None:
+def test_a_filter_accepts_json_and_no_types_of_a_driver(saver: ForkpointSaver, bad: Any) -> None:
     with pytest.raises(InvalidInput, match="filter"):
         saver.list(config(), filter=bad)
     with pytest.raises(InvalidInput, match="metadata"):
@@ -370,7 +372,7 @@ def test_a_filter_holds_json_and_nothing_of_a_driver(saver: ForkpointSaver, bad:
     assert list(saver.list(None)) == []
 
 
-async def test_a_run_that_is_no_name_is_data_that_no_run_matches(api: Api) -> None:
+async def test_a_run_id_that_is_no_name_is_plain_metadata(api: Api) -> None:
     for run_id in ({"$ne": ""}, ["run"], 1, None, True, "\ud800"):
         put(api.saver, {}, metadata={"run_id": run_id})
     await api.delete_for_runs(["run", "1", "True", "None", "{'$ne': ''}", "?"])

@@ -172,7 +172,7 @@ def test_a_filter_must_be_a_mapping_of_json(saver: ForkpointSaver, bad: Any) -> 
         ({"id": "x"}, {}, "versions"),
     ],
 )
-async def test_what_cannot_be_stored_is_refused_whole(
+async def test_a_checkpoint_with_a_value_that_cannot_be_stored_is_refused_whole(
     api: Api, store: Store, filled: list[int], made: Any, metadata: Any, versions: Any
 ) -> None:
     with pytest.raises(InvalidInput):

@@ -99,7 +99,9 @@ async def test_a_value_that_changes_after_the_call_is_stored_as_it_was(
     assert found.pending_writes == [("task", "c", make())]
 
 
-async def test_the_rest_of_a_checkpoint_is_that_of_the_call_as_well(saver: ForkpointSaver) -> None:
+async def test_the_other_fields_of_a_checkpoint_are_those_at_the_call_as_well(
+    saver: ForkpointSaver,
+) -> None:
     made = checkpoint({"c": 1}, {"c": 1})
     made["versions_seen"] = {"node": {"c": 1}}
     metadata, given = {"step": 1, "parents": {}}, copy.deepcopy(made)
@@ -114,7 +116,7 @@ async def test_the_rest_of_a_checkpoint_is_that_of_the_call_as_well(saver: Forkp
     assert found.metadata["step"] == 1
 
 
-async def test_what_is_refused_is_refused_where_it_is_awaited(saver: ForkpointSaver) -> None:
+async def test_an_async_put_raises_its_error_where_it_is_awaited(saver: ForkpointSaver) -> None:
     calls = [
         saver.aput(config(), checkpoint({"c": object()}), {}, {"c": 1}),
         saver.aput_writes(config(checkpoint_id="1"), [("c", object())], "task"),
@@ -124,7 +126,7 @@ async def test_what_is_refused_is_refused_where_it_is_awaited(saver: ForkpointSa
 
 
 @pytest.mark.parametrize("happens", ["collected", "deleted"])
-async def test_a_write_that_has_to_be_repeated_stores_what_it_was_given(
+async def test_a_write_that_is_repeated_stores_the_values_at_the_call(
     happens: str, saver: ForkpointSaver, store: Store
 ) -> None:
     """Another process collects the thread's chunks between the call and the write."""
@@ -148,7 +150,9 @@ async def test_a_write_that_has_to_be_repeated_stores_what_it_was_given(
     assert store.problems(saver) == []
 
 
-async def test_the_first_put_of_an_encrypting_saver_is_no_exception(store: Store) -> None:
+async def test_the_first_put_of_an_encrypting_saver_stores_the_values_at_the_call(
+    store: Store,
+) -> None:
     serde = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=b"k" * 32)
     with store.saver(serde=serde) as saver:
         value = ["x" * 900]
