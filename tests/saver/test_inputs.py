@@ -228,7 +228,7 @@ def test_every_error_is_a_forkpoint_error_and_a_built_in_one() -> None:
         if isinstance(getattr(forkpoint, name), type)
         and issubclass(getattr(forkpoint, name), Exception)
     ]
-    builtin = (ValueError, LookupError, RuntimeError, OSError, TypeError)
+    builtin = (ValueError, LookupError, RuntimeError, OSError, TypeError, ImportError)
     assert len(leaves) > 10
     assert all(issubclass(leaf, ForkpointError) for leaf in leaves)
     assert all(leaf is ForkpointError or issubclass(leaf, builtin) for leaf in leaves)

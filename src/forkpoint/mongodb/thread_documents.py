@@ -119,7 +119,8 @@ def deleted_record(thread_id: str) -> Document:
     """
     empty = new_record(thread_id, ObjectId())
     times = {"deleted_at": NOW, "removed_at": NOW}
-    return {**{name: empty[name] for name in _FORGOTTEN}, **times}
+    # An id may look like the name of a field.
+    return {**{name: {"$literal": empty[name]} for name in _FORGOTTEN}, **times}
 
 
 _FORGOTTEN = (
