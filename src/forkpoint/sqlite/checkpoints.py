@@ -229,8 +229,8 @@ class SqliteCheckpoints(Checkpoints):
     ) -> Batch[CheckpointRow]:
         columns = READ_CHECKPOINT if with_content else _OUTLINE
         part = rows_after(self._sql, "checkpoints", columns, thread.key, after)
-        made = checkpoint_row if with_content else _outline_row
-        return Batch([made(row) for row in part.items], part.after)
+        make_row = checkpoint_row if with_content else _outline_row
+        return Batch([make_row(row) for row in part.items], part.after)
 
     def since(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
         rows: list[tuple[Any, ...]] = []

@@ -52,7 +52,7 @@ class PutQueue:
             with typed_errors():
                 self._reserve.check(self._connector.path)
                 for pending in batch:
-                    self._store_one(session, pending)
+                    self._store_put(session, pending)
                 transactions.commit()
                 if not self._connector.is_current():  # it was written to a file that is gone
                     for pending in batch:
@@ -67,7 +67,7 @@ class PutQueue:
         for pending in batch:
             pending.done = True
 
-    def _store_one(self, session: SqliteSession, pending: _PendingPut) -> None:
+    def _store_put(self, session: SqliteSession, pending: _PendingPut) -> None:
         try:
             if pending.request.history != self._history():
                 raise HistoryChanged

@@ -88,14 +88,14 @@ class Puts:
             values = checkpoint_values(thread.key, put.row, put.fence)
             if not self._sql.run(INSERT_CHECKPOINT, values).rowcount:
                 self._replace_checkpoint(thread, values)
-        once: list[tuple[Any, ...]] = []
-        replacing: list[tuple[Any, ...]] = []
+        plain_rows: list[tuple[Any, ...]] = []
+        replacing_rows: list[tuple[Any, ...]] = []
         for write in put.writes:
-            rows = replacing if replaces(write.idx) else once
+            rows = replacing_rows if replaces(write.idx) else plain_rows
             rows.append(write_values(thread.key, write, put.fence))
-        self._sql.insert(INSERT_WRITES, once)
-        if replacing:
-            self._replace_writes(thread, replacing)
+        self._sql.insert(INSERT_WRITES, plain_rows)
+        if replacing_rows:
+            self._replace_writes(thread, replacing_rows)
         return thread
 
     def _replace_checkpoint(self, thread: ThreadRef, values: tuple[Any, ...]) -> None:
@@ -106,10 +106,10 @@ class Puts:
         self._table.note_removal(thread)
 
     def _replace_writes(self, thread: ThreadRef, rows: Sequence[tuple[Any, ...]]) -> None:
-        replaced = [self._sql.row(_REPLACED_REFS, row[:5]) for row in rows if row[4] > RECEIPT]
-        if any(row and row[0] for row in replaced):
+        old_refs = [self._sql.row(_REPLACED_REFS, row[:5]) for row in rows if row[4] > RECEIPT]
+        if any(row and row[0] for row in old_refs):
             self._table.note_removal(thread)
-        elif any(replaced):
+        elif any(old_refs):
             self._table.update(thread.key, "removals = removals + 1")
         if rows[0][-1] is None:
             self._sql.insert(_REPLACE_WRITES, rows)
@@ -118,10 +118,10 @@ class Puts:
 
     def _before(self, row: tuple[Any, ...]) -> tuple[bytes | None, bytes | None]:
         """Return what stood in a write's place before the run that puts it, to be restored."""
-        replaced = self._sql.row(_REPLACED_WRITE, row[:5])
-        if replaced is None:
+        old_row = self._sql.row(_REPLACED_WRITE, row[:5])
+        if old_row is None:
             return None, None
-        before, before_refs, *fields = replaced
+        before, before_refs, *fields = old_row
         if fields[-1] == row[-1]:  # the run's own
             return before, before_refs
         return ormsgpack.packb(fields), fields[2]
@@ -132,12 +132,12 @@ class Puts:
         self, thread: ThreadRef, put: PutRequest, now: int, watermark: str | None
     ) -> bool:
         """Update the record of a thread, if it still is as it is known to be."""
-        known = (thread.key, thread.epoch, watermark, put.fence)
+        conditions = (thread.key, thread.epoch, watermark, put.fence)
         if put.row is None and put.status is None:  # nothing in it changes
-            return bool(self._sql.row(_SAME_THREAD, known))
+            return bool(self._sql.row(_SAME_THREAD, conditions))
         place = (put.checkpoint_ns, put.checkpoint_id)
         change = (put.row is not None, now, put.status, *place, put.row is None)
-        updated = self._sql.run(_UPDATE_THREAD, (*change, *known))
+        updated = self._sql.run(_UPDATE_THREAD, (*change, *conditions))
         return updated.rowcount == 1
 
     def _admit(self, put: PutRequest, now: int) -> ThreadRef | None:

@@ -88,12 +88,12 @@ class SqliteRecords(Records):
     def create(
         self, thread_id: str, owner: str | None, described: Description, hashing: Hashing
     ) -> bool:
-        known = self._sql.row(
+        row = self._sql.row(
             "SELECT key, salt, provisional, owner FROM forkpoint_threads"
             " WHERE thread_id = ? AND deleted_at IS NULL",
             (thread_id,),
         )
-        if known is None:
+        if row is None:
             now, salt = self._sql.now(), new_salt()
             key = self._table.add_first(
                 thread_id=thread_id,
@@ -104,7 +104,7 @@ class SqliteRecords(Records):
                 watermark=self._tombstones.watermark(thread_id),
             )
         else:
-            key, salt, is_provisional, known_owner = known
+            key, salt, is_provisional, known_owner = row
             if not is_provisional or known_owner != owner:
                 return False
             self._table.update(key, "provisional = 0")

@@ -95,15 +95,18 @@ class SqliteRemovals(Removals):
     ) -> RemovalResult:
         check()
         plan = part.plan
-        checkpoints = writes = vanishing = places = 0
+        checkpoints = writes = no_longer_visible = places = 0
         newest = self._newest(thread)
         for place in part.going:
-            if checkpoints + writes + vanishing >= self._sql.turn_rows and not plan.is_whole:
+            if (
+                checkpoints + writes + no_longer_visible >= self._sql.turn_rows
+                and not plan.is_whole
+            ):
                 break
             places += 1
             at = (thread.key, *place)
             row = self._sql.row(f"SELECT hidden FROM forkpoint_checkpoints {AT_PLACE}", at)
-            vanishing += row is not None and not row[0]
+            no_longer_visible += row is not None and not row[0]
             if place in plan.hidden:
                 self._sql.run(_HIDE, at)
                 self._sql.run(DELETE_RECEIPT, at)
@@ -112,7 +115,7 @@ class SqliteRemovals(Removals):
             checkpoints += self._sql.run(
                 f"DELETE FROM forkpoint_checkpoints {AT_PLACE}", at
             ).rowcount
-        self._table.update(thread.key, "checkpoint_count = checkpoint_count - ?", vanishing)
+        self._table.update(thread.key, "checkpoint_count = checkpoint_count - ?", no_longer_visible)
         writes += self._reopen(thread, plan)
         self._update_newest(thread, newest, is_reopened=plan.is_whole)
         self._table.note_removal(thread)

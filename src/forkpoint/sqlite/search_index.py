@@ -75,14 +75,14 @@ class SearchIndex:
         rows: list[tuple[Any, ...]] = []
         changes: list[tuple[Any, ...]] = []
         for key, thread_id, updated_at, state_updated_at, status, *record in threads:
-            *_, known_terms, preview = record
+            owner, label, tags, metadata, source, known_terms, preview = record
             if type(known_terms) is bytes:
                 self.remove(key)
                 terms = unpacked(known_terms)
             else:
-                terms = _terms(*record[:-2])
+                terms = thread_terms(owner, label, json_list(tags), metadata, source)
             at = updated_at if isinstance(updated_at, int) else 0  # damaged: `Records.get` says so
-            value_terms = stored_value_terms(record[0], preview or b"") or []
+            value_terms = stored_value_terms(owner, preview or b"") or []
             for term in [*terms, *value_terms]:
                 state = state_updated_at if term == ALL_TERM else None
                 rows.append((term, status, at, thread_id, valid_from, state))
@@ -166,9 +166,3 @@ class SearchIndex:
     def _last_snapshot(self) -> int:
         row = self._sql.row("SELECT max(number) FROM forkpoint_snapshots")
         return row[0] or 0 if row else 0
-
-
-def _terms(
-    owner: str | None, label: str | None, tags: str, metadata: str, source: str | None
-) -> list[int]:
-    return thread_terms(owner, label, json_list(tags), metadata, source)
