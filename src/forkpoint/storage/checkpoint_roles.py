@@ -283,7 +283,7 @@ class ChunkReads(ABC):
 class Collections(ABC):
     """How chunks that nothing refers to are found and deleted, while others write.
 
-    A family has an epoch, which every removal and every collection replaces by one that it never
+    A family has an epoch, which every collection and every removal replaces by one that it never
     had. It is part of each `ThreadRef`, so a write that was prepared in another epoch is `Stale`.
     A chunk has the epoch in which it was written last.
     """
@@ -311,9 +311,12 @@ class Collections(ABC):
     def is_undisturbed(self, family: Any, collection: Any) -> bool:
         """Return whether a family still has the epoch of a collection."""
 
-    @abstractmethod
     def is_overtaken(self, family: Any, collection: Any) -> bool:
-        """Return whether a later collection of the family has begun."""
+        """Return whether to leave a family to a later collection that has begun.
+
+        Where none says so, each of two collections that disturb each other begins again.
+        """
+        return False
 
     @abstractmethod
     def references(self, family: Any, after: Any = None) -> Batch[tuple[Any, bytes]]:
@@ -355,8 +358,9 @@ class Collections(ABC):
 
     @abstractmethod
     def end(self, family: Any, collection: Any) -> bool:
-        """Note that a family is collected, and return whether it is: it `is_undisturbed`.
+        """Note that a family is collected, unless the collection was disturbed.
 
+        Returns whether the family is collected, by this collection or by another one.
         Then records of deleted threads are removed that no thread descends from which is there.
         """
 

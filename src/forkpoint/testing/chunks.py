@@ -1,12 +1,30 @@
-"""Chunks: values are shared in a family, and go with the last checkpoint that leads to them."""
+"""Chunks: values are shared in a family, and go with the last checkpoint that leads to them.
+
+How a collection and writers come in between each other is tried step by step, through the storage
+interface.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from forkpoint.saver import parts_of
+from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.storage.rows import ThreadRef
 from forkpoint.testing.base import Contract
-from forkpoint.testing.calls import Api, config, put, value_of
+from forkpoint.testing.calls import Api, config, fill, put, value_of
 from forkpoint.testing.invariants import chunks_of, problems
 
 LONG = [{"id": str(n), "text": f"element {n} " * 40} for n in range(300)]
+
+
+def ref_of(saver: ForkpointSaver) -> ThreadRef:
+    """Return the thread as a write would be prepared for it now."""
+    with parts_of(saver).context.storage.reading() as session:
+        thread = session.threads.find("thread")
+        assert thread is not None
+        return thread
 
 
 class ChunkContract(Contract):
@@ -49,4 +67,50 @@ class ChunkContract(Contract):
         assert api.purge("a").chunks == len(a)
         assert chunks_of(api.saver, "b") == b
         assert value_of(api.get_tuple(config("b")))["long"] == LONG
+        assert problems(api.saver) == []
+
+    def test_a_removal_makes_prepared_writes_stale(self, api: Api) -> None:
+        fill(api.saver, 6)
+        removals: list[Callable[[], Any]] = [
+            lambda: api.trim("thread", 4),
+            lambda: api.rollback("thread"),
+            lambda: api.delete_for_runs(["run-3"]),
+        ]
+        for remove in removals:
+            before = ref_of(api.saver)
+            remove()
+            assert ref_of(api.saver) != before
+        assert problems(api.saver) == []
+
+    def test_a_collection_leaves_what_was_written_since_it_began(self, api: Api) -> None:
+        storage = parts_of(api.saver).context.storage
+        put(api.saver, {"long": LONG, "other": "other " * 9000})
+        family, before = ref_of(api.saver).family, chunks_of(api.saver, "thread")
+        with storage.writing() as session:
+            collection = session.collections.begin(family)
+        put(api.saver, {"long": LONG})  # relies on no chunk of before
+        since = chunks_of(api.saver, "thread")
+        assert since == before
+        with storage.writing() as session:
+            assert session.collections.is_undisturbed(family, collection)
+            removed = session.collections.delete_chunks(family, list(before), collection)
+        assert removed is not None
+        assert 0 < removed.number < len(before)
+        assert value_of(api.get_tuple(config())) == {"long": LONG}
+
+    def test_a_collection_that_is_disturbed_removes_nothing(self, api: Api) -> None:
+        storage = parts_of(api.saver).context.storage
+        fill(api.saver, 3)
+        family, before = ref_of(api.saver).family, chunks_of(api.saver, "thread")
+        with storage.writing() as session:
+            collection = session.collections.begin(family)
+            assert not session.collections.is_overtaken(family, collection)
+        api.rollback("thread")  # which collects by itself
+        left = chunks_of(api.saver, "thread")
+        assert left < before
+        with storage.writing() as session:
+            collections = session.collections
+            assert not collections.is_undisturbed(family, collection)
+            assert collections.delete_chunks(family, list(left), collection) is None
+        assert chunks_of(api.saver, "thread") == left
         assert problems(api.saver) == []

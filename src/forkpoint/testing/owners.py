@@ -74,16 +74,20 @@ class OwnerContract(Contract):
 
     def test_a_thread_that_is_handed_over_is_its_new_owners_alone(self, api: Api) -> None:
         acme, other = api.of_owner("acme"), api.of_owner("other")
-        head = fill(acme.saver, 2)[-1]
+        fill(acme.saver, 2, thread_id="root")
+        acme.fork("root", new_thread_id="thread")
         acme.fork("thread", new_thread_id="fork")
+        head = acme.at("thread", -1).config
         api.catalog().update("thread", owner="other", label="given")
         assert acme.get_tuple(config()) is None
         assert value_of(other.get_tuple(config()))["n"] == 1
         assert [item.thread_id for item in api.catalog("other").search()] == ["thread"]
-        assert [entry.thread_id for entry in acme.lineage("fork")] == ["fork"]
+        for saver, thread_id in ((acme, "root"), (other, "thread"), (acme, "fork")):
+            assert [entry.thread_id for entry in saver.lineage(thread_id)] == [thread_id]
         with pytest.raises(ThreadExists):
             acme.put(head, checkpoint({"n": 2}), {}, {"n": 2})
         put(other.saver, {"n": 3}, parent=head)
-        acme.purge("fork")
-        assert [value_of(item)["n"] for item in other.history("thread")] == [0, 1, 3]
+        for thread_id in ("root", "fork"):
+            acme.purge(thread_id)
+        assert [value_of(item)["n"] for item in other.history("thread")] == [1, 3]
         assert problems(api.saver) == []

@@ -171,14 +171,11 @@ class MemoryCollections(interface.Collections):
     def begin(self, family: Any) -> int:
         tables = self._tables
         epoch = tables.epochs.get(family, 0) + 1
-        tables.epochs[family] = tables.collections[family] = epoch
+        tables.epochs[family] = epoch
         return epoch
 
     def is_undisturbed(self, family: Any, collection: int) -> bool:
         return self._tables.epochs.get(family, 0) == collection
-
-    def is_overtaken(self, family: Any, collection: int) -> bool:
-        return self._tables.collections.get(family) != collection
 
     def references(self, family: Any, after: Any = None) -> Batch[tuple[Any, bytes]]:
         references: list[tuple[Any, bytes]] = []

@@ -79,8 +79,6 @@ class Tables:
     """Of each family the refs, the content and the epoch of each chunk."""
     epochs: dict[int, int] = field(default_factory=dict)
     """How often something was removed or collected in a family."""
-    collections: dict[int, int] = field(default_factory=dict)
-    """The epoch of the collection of a family that began last."""
     removed_at: dict[int, int] = field(default_factory=dict)
     """When something was removed in a family that was not collected since."""
     tombstones: dict[tuple[Any, ...], Tombstone] = field(default_factory=dict)
@@ -93,7 +91,7 @@ class Tables:
     def copied(self) -> Tables:
         """Return a copy, of which each table can be changed."""
         made = copy(self)
-        for name in ("threads", "epochs", "collections", "removed_at", "tombstones", "snapshots"):
+        for name in ("threads", "epochs", "removed_at", "tombstones", "snapshots"):
             setattr(made, name, dict(getattr(self, name)))
         for name in ("checkpoints", "writes", "chunks"):
             tables = getattr(self, name)
