@@ -20,7 +20,7 @@ from forkpoint.cli.terminal import (
     progress,
     say,
 )
-from forkpoint.pictures.text import counted, printable
+from forkpoint.pictures.text import count_of, printable
 from forkpoint.results import PurgeReport
 
 NewId = Annotated[str | None, typer.Option("--as", metavar="ID", help="The id of the new thread.")]
@@ -104,7 +104,7 @@ def rollback(
     """
     with opened(ctx) as store:
         check_exists(store, thread)
-        confirm(f"Remove the newest {counted(steps, 'checkpoint')} of thread {thread!r}?", yes)
+        confirm(f"Remove the newest {count_of(steps, 'checkpoint')} of thread {thread!r}?", yes)
         with progress("rolling back"):
             config = store.saver.rollback(thread, steps)
         newest = [] if config is None else store.saver.list(config, limit=1, values=False)
@@ -130,7 +130,7 @@ def trim(
     """
     with opened(ctx) as store:
         check_exists(store, thread)
-        kept = counted(keep, "checkpoint")
+        kept = count_of(keep, "checkpoint")
         confirm(f"Remove all but the newest {kept} of thread {thread!r}?", yes)
         with progress("trimming"):
             report = store.saver.trim(thread, keep)
@@ -173,14 +173,14 @@ def delete(
         if dry_run:
             _show_count("matching", matching, as_json)
             return
-        confirm(f"Delete {counted(matching, 'thread')} with all their checkpoints?", yes)
+        confirm(f"Delete {count_of(matching, 'thread')} with all their checkpoints?", yes)
         with progress("deleting"):
             deleted = store.catalog.bulk_delete(chosen)
         _show_count("deleted", deleted, as_json)
 
 
 def _show_count(what: str, count: int, as_json: bool) -> None:
-    emit({what: count}) if as_json else say(f"{counted(count, 'thread')} {what}")
+    emit({what: count}) if as_json else say(f"{count_of(count, 'thread')} {what}")
 
 
 def _show_report(report: PurgeReport, as_json: bool) -> None:
@@ -188,8 +188,8 @@ def _show_report(report: PurgeReport, as_json: bool) -> None:
         emit(report)
         return
     say(
-        f"removed {counted(report.checkpoints, 'checkpoint')}, {counted(report.writes, 'write')} "
-        f"and {counted(report.chunks, 'chunk')} of {in_bytes(report.bytes)}"
+        f"removed {count_of(report.checkpoints, 'checkpoint')}, {count_of(report.writes, 'write')} "
+        f"and {count_of(report.chunks, 'chunk')} of {in_bytes(report.bytes)}"
     )
 
 

@@ -34,8 +34,8 @@ from forkpoint.cli.terminal import (
 )
 from forkpoint.langgraph_rules import is_internal
 from forkpoint.outline import changed_channels, next_nodes
-from forkpoint.pictures.family import time_said
-from forkpoint.pictures.text import counted, cut, printable, short
+from forkpoint.pictures.family import time_text
+from forkpoint.pictures.text import count_of, printable, short, truncate
 from forkpoint.pictures.values import one_line
 
 ThreadId = Annotated[str, typer.Argument(metavar="THREAD", help="The id of the thread.")]
@@ -106,7 +106,7 @@ def _show_threads(found: Sequence[Thread]) -> None:
             [
                 thread.thread_id,
                 thread.status,
-                time_said(thread.updated_at),
+                time_text(thread.updated_at),
                 str(thread.checkpoint_count),
                 short(thread.label or "", _LABEL),
                 ", ".join(thread.tags),
@@ -157,7 +157,7 @@ def _of_thread(thread: Thread, lease: LeaseHolder | None) -> Iterator[tuple[str,
 
 
 def _time(moment: datetime | None) -> str | None:
-    return None if moment is None else f"{time_said(moment)} UTC"
+    return None if moment is None else f"{time_text(moment)} UTC"
 
 
 def _as_text(value: Mapping[str, Any]) -> str | None:
@@ -209,15 +209,15 @@ def _show_history(numbered: Iterable[tuple[int, CheckpointTuple]], values: bool)
     width, titles = columns(), ("INDEX", "CHECKPOINT", "STEP", "SOURCE", "NEXT", "CHANGED")
     for number, (index, item) in enumerate(numbered):
         if number == 0:
-            say(cut(_line(*titles), width))
+            say(truncate(_line(*titles), width))
         metadata = item.metadata
         step, source = metadata.get("step", ""), metadata.get("source", "")
         following, changed = ", ".join(next_nodes(item)), ", ".join(changed_channels(item))
         said = (str(index), item.checkpoint["id"], str(step), str(source), following, changed)
-        say(cut(_line(*map(printable, said)), width))
+        say(truncate(_line(*map(printable, said)), width))
         if values:
             for line in _state_lines(_state_of(item)):
-                say(cut(f"       {line}", width))
+                say(truncate(f"       {line}", width))
 
 
 def _line(index: str, id: str, step: str, source: str, following: str, changed: str) -> str:
@@ -314,10 +314,10 @@ def _show_state(item: CheckpointTuple, shown: Mapping[str, Any]) -> None:
         ]
     )
     for line in _state_lines(shown):
-        say(cut(line, columns()))
+        say(truncate(line, columns()))
     for _, channel, value in item.pending_writes or ():
         if not is_internal(channel):
-            say(cut(f"write to {short(channel, _LABEL)}: {one_line(value)}", columns()))
+            say(truncate(f"write to {short(channel, _LABEL)}: {one_line(value)}", columns()))
 
 
 def _state_lines(values: Mapping[str, Any]) -> Iterator[str]:
@@ -327,7 +327,7 @@ def _state_lines(values: Mapping[str, Any]) -> Iterator[str]:
         if type(value) is not list or not value:
             yield f"{name}: {one_line(value)}"
             continue
-        yield f"{name}: {counted(len(value), 'element')}"
+        yield f"{name}: {count_of(len(value), 'element')}"
         if len(value) > _ELEMENTS:
             yield f"  … {len(value) - _ELEMENTS} before"
         yield from (f"  {one_line(element)}" for element in value[-_ELEMENTS:])
@@ -402,7 +402,7 @@ def _store_stats(store: OpenStore, chosen: ThreadFilter, tell: Tell) -> StoreSta
     total = store.catalog.count(chosen)
     return store.catalog.store_stats(
         chosen,
-        on_progress=lambda far: tell(counted(far.threads, "thread"), far.threads, total),
+        on_progress=lambda far: tell(count_of(far.threads, "thread"), far.threads, total),
     )
 
 

@@ -17,7 +17,7 @@ from forkpoint.cli.arguments import moment
 from forkpoint.cli.groups import Selection
 from forkpoint.cli.stores import opened, saver_of
 from forkpoint.cli.terminal import FOUND, JsonFlag, Tell, emit, progress, say
-from forkpoint.pictures.text import counted, printable
+from forkpoint.pictures.text import count_of, printable
 from forkpoint.transfer import (
     KINDS,
     TransferProgress,
@@ -167,7 +167,7 @@ def _renamed(text: str) -> tuple[str, str]:
 def _telling(tell: Tell) -> Callable[[TransferProgress], None]:
     def progressed(far: TransferProgress) -> None:
         what = "compared" if far.is_verifying else "read"
-        tell(f"{counted(far.checkpoints, 'checkpoint')} {what}", far.threads, far.total)
+        tell(f"{count_of(far.checkpoints, 'checkpoint')} {what}", far.threads, far.total)
 
     return progressed
 
@@ -190,10 +190,10 @@ def _show_report(what: str, report: TransferReport, as_json: bool) -> None:
         for found in report.differences:
             place = ", ".join(filter(None, (found.checkpoint_ns, found.checkpoint_id)))
             say(f"differs  {printable(f'{found.thread_id} at {place}: {found.what}')}")
-        parts = [f"{counted(report.threads, 'thread')} {what}"]
+        parts = [f"{count_of(report.threads, 'thread')} {what}"]
         parts += [f"{report.unchanged} there already"] * bool(report.unchanged)
-        parts.append(counted(report.checkpoints, "checkpoint"))
-        parts.append(counted(report.writes, "write"))
+        parts.append(count_of(report.checkpoints, "checkpoint"))
+        parts.append(count_of(report.writes, "write"))
         parts += [f"{report.verified} compared"] * bool(report.verified)
         say(", ".join(parts))
     if not report.is_complete:

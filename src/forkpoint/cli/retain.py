@@ -30,7 +30,7 @@ from forkpoint.cli.terminal import (
     say,
 )
 from forkpoint.errors import ForkpointError
-from forkpoint.pictures.text import counted, printable
+from forkpoint.pictures.text import count_of, printable
 from forkpoint.storage.interface import SCHEMA_VERSION
 
 if sys.version_info >= (3, 11):
@@ -218,7 +218,7 @@ def _show_result(result: RetentionResult, as_json: bool) -> None:
         for thread_id, error in result.failed.items():
             say(f"not archived  {printable(thread_id)}: {printable(str(error))}")
         deleted, trimmed = len(result.deleted), len(result.trimmed)
-        say(f"{counted(deleted, 'thread')} {would}deleted, {trimmed} {would}trimmed")
+        say(f"{count_of(deleted, 'thread')} {would}deleted, {trimmed} {would}trimmed")
     if result.failed:
         raise typer.Exit(FOUND)
 

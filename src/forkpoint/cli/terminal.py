@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from forkpoint.cli.json_values import json_value
-from forkpoint.pictures.text import cut, printable
+from forkpoint.pictures.text import printable, truncate
 
 FOUND = 1
 """The exit code of a command that found something: a difference, or damage."""
@@ -46,7 +46,7 @@ def say(text: str = "") -> None:
 def say_lines(text: str) -> None:
     """Print lines that a picture made, each cut at the end of the terminal."""
     for line in text.splitlines():
-        print(cut(line, columns()))
+        print(truncate(line, columns()))
 
 
 def complain(text: str) -> None:
@@ -95,7 +95,7 @@ def fields(pairs: Iterable[tuple[str, str | None]]) -> None:
     given = [(name, value) for name, value in pairs if value]
     longest = max((len(name) for name, _ in given), default=0)
     for name, value in given:
-        print(cut(f"{name:<{longest}}  {printable(value)}", columns()))
+        print(truncate(f"{name:<{longest}}  {printable(value)}", columns()))
 
 
 def confirm(question: str, yes: bool) -> None:

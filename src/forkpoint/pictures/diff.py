@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from forkpoint.pictures.text import counted, cut, short
+from forkpoint.pictures.text import count_of, short, truncate
 from forkpoint.pictures.values import VALUE_COLUMNS, attribute, one_line
 from forkpoint.results import ChannelDiff
 
@@ -25,7 +25,7 @@ def diff(channels: Mapping[str, ChannelDiff]) -> str:
     lines = []
     for name, channel in _differing(channels):
         lines.append(f"{short(name, _KEY)}: {_verdict(channel)}")
-        lines += [f"  {sign} {said}" if sign else f"  {said}" for sign, said in _changes(channel)]
+        lines += [f"  {sign} {text}" if sign else f"  {text}" for sign, text in _changes(channel)]
     return "\n".join([*lines, *_rest(channels)])
 
 
@@ -59,9 +59,9 @@ def diff_html(channels: Mapping[str, ChannelDiff]) -> str:
 
 
 def _html_line(change: tuple[str, str]) -> str:
-    sign, said = change
+    sign, text = change
     tint = f";background:{_COLORS[sign]}" if sign else ""
-    return f'<div style="{_LINE}{tint}">{sign or " "} {html.escape(said)}</div>'
+    return f'<div style="{_LINE}{tint}">{sign or " "} {html.escape(text)}</div>'
 
 
 def _differing(channels: Mapping[str, ChannelDiff]) -> list[tuple[str, ChannelDiff]]:
@@ -72,8 +72,8 @@ def _rest(channels: Mapping[str, ChannelDiff]) -> list[str]:
     """Return the line on channels that do not differ."""
     names = [name for name, channel in channels.items() if channel.status == "unchanged"]
     if names:
-        said = ", ".join(short(name, _KEY) for name in islice(names, VALUE_COLUMNS))
-        return [cut(f"{counted(len(names), 'channel')} unchanged: {said}", VALUE_COLUMNS)]
+        text = ", ".join(short(name, _KEY) for name in islice(names, VALUE_COLUMNS))
+        return [truncate(f"{count_of(len(names), 'channel')} unchanged: {text}", VALUE_COLUMNS)]
     return [] if channels else ["no channels"]
 
 
@@ -84,8 +84,8 @@ def _verdict(channel: ChannelDiff) -> str:
         "removed": len(channel.removed),
         "changed": len(channel.changed),
     }
-    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return said or channel.status
+    text = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return text or channel.status
 
 
 def _changes(channel: ChannelDiff) -> list[tuple[str, str]]:
@@ -101,14 +101,14 @@ def _changes(channel: ChannelDiff) -> list[tuple[str, str]]:
             return [("", "the same elements in another order")]
         return [("", _versions(channel.before, channel.after))]
     return [
-        *_signed("-", _elements(channel.removed), len(channel.removed)),
-        *_signed("~", _pairs(channel.changed), len(channel.changed)),
-        *_signed("+", _elements(channel.added), len(channel.added)),
+        *_with_sign("-", _elements(channel.removed), len(channel.removed)),
+        *_with_sign("~", _pairs(channel.changed), len(channel.changed)),
+        *_with_sign("+", _elements(channel.added), len(channel.added)),
     ]
 
 
-def _signed(sign: str, said: Iterator[str], count: int) -> list[tuple[str, str]]:
-    lines = [(sign, line) for line in islice(said, _SHOWN)]
+def _with_sign(sign: str, texts: Iterator[str], count: int) -> list[tuple[str, str]]:
+    lines = [(sign, line) for line in islice(texts, _SHOWN)]
     if count > _SHOWN:
         lines.append((sign, f"… and {count - _SHOWN} more"))
     return lines
@@ -120,8 +120,8 @@ def _elements(elements: Sequence[Any] | Mapping[Any, Any]) -> Iterator[str]:
     return map(one_line, elements)
 
 
-def _pairs(changed: Mapping[Any, tuple[Any, Any]]) -> Iterator[str]:
-    return (f"{_key(key)}: {_versions(*pair)}" for key, pair in changed.items())
+def _pairs(pairs: Mapping[Any, tuple[Any, Any]]) -> Iterator[str]:
+    return (f"{_key(key)}: {_versions(*pair)}" for key, pair in pairs.items())
 
 
 def _key(key: Any) -> str:

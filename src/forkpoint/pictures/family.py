@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import NamedTuple
 
-from forkpoint.pictures.text import counted, short
+from forkpoint.pictures.text import count_of, short
 from forkpoint.results import FamilyNode, LineageEntry
 
 _DEEP = 12
@@ -53,9 +53,9 @@ def rows_of(root: FamilyNode) -> list[Row]:
     """
     heirs = _heirs(root)
     rows: list[Row] = []
-    waiting: list[tuple[FamilyNode, int | None, int, bool, bool]] = [(root, None, 0, False, True)]
-    while waiting:
-        row = Row(*waiting.pop())
+    pending: list[tuple[FamilyNode, int | None, int, bool, bool]] = [(root, None, 0, False, True)]
+    while pending:
+        row = Row(*pending.pop())
         heir = heirs.get(id(row.node))
         placed = [child for child in row.node.children if child is not heir]
         below = [(child, len(rows), row.lane + 1, False, False) for child in placed]
@@ -63,7 +63,7 @@ def rows_of(root: FamilyNode) -> list[Row]:
             below.append((heir, len(rows), row.lane, True, True))
         elif below:
             below[-1] = (*below[-1][:-1], True)
-        waiting += reversed(below)
+        pending += reversed(below)
         rows.append(row)
     return rows
 
@@ -92,28 +92,29 @@ def _levels(root: FamilyNode) -> list[list[FamilyNode]]:
     return levels
 
 
-# What is said of a thread
+# The words on a thread
 
 
-def made_by(entry: LineageEntry, forked: str, *cloned: str) -> list[str]:
+def origin_of(entry: LineageEntry, forked: str, *cloned: str) -> list[str]:
     """Return how a thread was made, such as `forked at step 4` and the time of the checkpoint."""
     if entry.edge is None:
         return []
     if entry.edge == "clone":
         return list(cloned)
-    known = []
+    parts = []
     if entry.step is not None:
-        known.append(f"step {short(str(entry.step), _STEP)}")
+        parts.append(f"step {short(str(entry.step), _STEP)}")
     if entry.forked_from is not None:
-        known.append(time_said(entry.forked_from))
-    if not known and entry.parent_checkpoint_id:
-        known.append(f"checkpoint {short(entry.parent_checkpoint_id, _CHECKPOINT_ID)}")
-    if known:
-        known[0] = f"{forked} at {known[0]}"
-    return known or [forked]
+        parts.append(time_text(entry.forked_from))
+    if not parts and entry.parent_checkpoint_id:
+        parts.append(f"checkpoint {short(entry.parent_checkpoint_id, _CHECKPOINT_ID)}")
+    if parts:
+        parts[0] = f"{forked} at {parts[0]}"
+    return parts or [forked]
 
 
-def time_said(moment: datetime) -> str:
+def time_text(moment: datetime) -> str:
+    """Return a time in UTC, to the minute."""
     return f"{moment.astimezone(timezone.utc):%Y-%m-%d %H:%M}"
 
 
@@ -121,9 +122,9 @@ def counts_of(rows: Sequence[Row]) -> list[str]:
     """Return how many threads of each kind there are."""
     entries = [row.node.entry for row in rows]
     counts = [
-        counted(len(entries), "thread"),
-        counted(sum(entry.edge == "fork" for entry in entries), "fork"),
-        counted(sum(entry.edge == "clone" for entry in entries), "clone"),
+        count_of(len(entries), "thread"),
+        count_of(sum(entry.edge == "fork" for entry in entries), "fork"),
+        count_of(sum(entry.edge == "clone" for entry in entries), "clone"),
         f"{sum(not entry.exists for entry in entries)} purged",
     ]
     return [count for count in counts if not count.startswith("0 ")]
@@ -150,20 +151,21 @@ def text(root: FamilyNode) -> str:
             indent = above + ("   " if row.is_last else "│  ")
         indents.append(indent)
         dot = "↓ " if row.is_heir else "● " if is_deep and row.node.entry.exists else ""
-        lines.append(f"{branch}{dot}{described(row.node)}")
+        lines.append(f"{branch}{dot}{description_of(row.node)}")
     return "\n".join(lines)
 
 
-def described(node: FamilyNode) -> str:
+def description_of(node: FamilyNode) -> str:
+    """Return a thread in one line: its id, how it was made, and how many checkpoints it has."""
     entry = node.entry
-    origin = ", ".join(made_by(entry, "forked", "cloned", time_said(entry.created_at)))
+    origin = ", ".join(origin_of(entry, "forked", "cloned", time_text(entry.created_at)))
     parts = [
         "† " * (not entry.exists)
         + short(entry.thread_id, _TEXT_ID)
         + " ← this thread" * node.is_current,
         "" if entry.exists else "purged",
         origin + " UTC" * _names_time(entry),
-        f"({counted(entry.checkpoint_count, 'checkpoint')})" if entry.exists else "",
+        f"({count_of(entry.checkpoint_count, 'checkpoint')})" if entry.exists else "",
     ]
     return "  ".join(part for part in parts if part)
 
@@ -215,21 +217,21 @@ def mermaid(root: FamilyNode) -> str:
 
 def _vertex(node: FamilyNode) -> str:
     entry = node.entry
-    label = [_coded(short(entry.thread_id, _MERMAID_ID))]
+    lines = [_coded(short(entry.thread_id, _MERMAID_ID))]
     if node.is_current:
-        label.append("← this thread")
-    label.append(counted(entry.checkpoint_count, "checkpoint") if entry.exists else "purged")
-    said = "<br/>".join(label)
+        lines.append("← this thread")
+    lines.append(count_of(entry.checkpoint_count, "checkpoint") if entry.exists else "purged")
+    label = "<br/>".join(lines)
     if not entry.exists:
-        return f'["† {said}"]:::purged'
-    return f'(["{said}"]):::current' if node.is_current else f'["{said}"]'
+        return f'["† {label}"]:::purged'
+    return f'(["{label}"]):::current' if node.is_current else f'["{label}"]'
 
 
 def _arrow(number: int, row: Row) -> str:
     entry = row.node.entry
-    words = made_by(entry, "forked", "cloned", time_said(entry.created_at))
-    said = "<br/>".join(map(_coded, words)) + " UTC" * _names_time(entry)
-    return f'n{row.parent} {"-.->" if entry.edge == "clone" else "-->"}|"{said}"| n{number}'
+    words = origin_of(entry, "forked", "cloned", time_text(entry.created_at))
+    label = "<br/>".join(map(_coded, words)) + " UTC" * _names_time(entry)
+    return f'n{row.parent} {"-.->" if entry.edge == "clone" else "-->"}|"{label}"| n{number}'
 
 
 def _coded(text: str) -> str:

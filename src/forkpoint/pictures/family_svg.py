@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from forkpoint.pictures.family import Row, counts_of, described, made_by, rows_of, time_said
+from forkpoint.pictures.family import Row, counts_of, description_of, origin_of, rows_of, time_text
 from forkpoint.pictures.text import columns_of, columns_taken, printable, short
 from forkpoint.results import FamilyNode, LineageEntry
 
@@ -144,9 +144,9 @@ def svg(root: FamilyNode) -> str:
 
 
 def _description(rows: Sequence[Row]) -> str:
-    said = f"A tree, one row for each thread: {', '.join(counts_of(rows))}."
+    summary = f"A tree, one row for each thread: {', '.join(counts_of(rows))}."
     here = [row.node for row in rows if row.node.is_current]
-    return " ".join([said, *(f"This thread: {described(node)}." for node in here)])
+    return " ".join([summary, *(f"This thread: {description_of(node)}." for node in here)])
 
 
 def _x(lane: int) -> int:
@@ -171,12 +171,14 @@ def _table(rows: Sequence[Row], least: float) -> tuple[list[_Name], list[_Column
     entries = [row.node.entry for row in rows]
     cells = {
         "Origin": [
-            " · ".join(made_by(each, "fork", "clone")) or "first thread" for each in entries
+            " · ".join(origin_of(each, "fork", "clone")) or "first thread" for each in entries
         ],
-        "Created": [time_said(each.created_at) for each in entries],
+        "Created": [time_text(each.created_at) for each in entries],
         "Checkpoints": [str(each.checkpoint_count) if each.exists else "-" for each in entries],
     }
-    widths = [max(_wide(said, _SMALL) for said in [top, *below]) for top, below in cells.items()]
+    widths = [
+        max(_wide(content, _SMALL) for content in [top, *below]) for top, below in cells.items()
+    ]
     others = sum(widths) + len(widths) * _GAP
     names = [_name(row, _WIDEST - _MARGIN - others) for row in rows]
     right = max(least, others + max(name.right for name in names))
@@ -194,10 +196,10 @@ def _name(row: Row, right: float) -> _Name:
     room = right - x - _tag_width(tag) - _LETTER  # the ellipsis may be wider than a letter
     id_ = row.node.entry.thread_id
     most = min(_NAME, int(room / _LETTER))
-    shown = short(id_, most)
-    if _wide(shown, _LETTER) > room:
-        shown = short(id_, int(most / (1 + _OTHER_LETTERS)))
-    return _Name(shown, x, _wide(shown, _LETTER) + 2, tag)
+    label = short(id_, most)
+    if _wide(label, _LETTER) > room:
+        label = short(id_, int(most / (1 + _OTHER_LETTERS)))
+    return _Name(label, x, _wide(label, _LETTER) + 2, tag)
 
 
 def _tag_width(tag: str) -> float:
@@ -236,16 +238,16 @@ def _tag(name: _Name, top: int, style: str) -> list[str]:
 
 
 def _tooltip(entry: LineageEntry) -> str:
-    said = [printable(entry.thread_id)]
+    lines = [printable(entry.thread_id)]
     if entry.parent_thread_id is not None:
-        said.append(f"made from {printable(entry.parent_thread_id)}")
+        lines.append(f"made from {printable(entry.parent_thread_id)}")
     if entry.parent_checkpoint_id is not None:
-        said.append(f"at checkpoint {printable(entry.parent_checkpoint_id)}")
-    return "\n".join(said)
+        lines.append(f"at checkpoint {printable(entry.parent_checkpoint_id)}")
+    return "\n".join(lines)
 
 
-def _text(x: float, y: float, said: str, style: str) -> str:
-    return f'<text x="{x}" y="{y}" class="{style.strip()}">{escape(said)}</text>'
+def _text(x: float, y: float, content: str, style: str) -> str:
+    return f'<text x="{x}" y="{y}" class="{style.strip()}">{escape(content)}</text>'
 
 
 def _lines(rows: Sequence[Row]) -> list[str]:

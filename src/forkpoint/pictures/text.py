@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from itertools import groupby
 
 
-def counted(number: int, what: str) -> str:
+def count_of(number: int, what: str) -> str:
+    """Return a number of things, such as `2 threads`."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
@@ -43,6 +44,7 @@ def columns_taken(text: str) -> int:
 
 
 def columns_of(char: str) -> int:
+    """Return how many columns a character takes in a terminal: none, one or two."""
     if char == _JOINER or unicodedata.category(char) in ("Mn", "Me"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
@@ -58,7 +60,7 @@ def short(text: str, columns: int) -> str:
     return f"{head}…{tail}"
 
 
-def cut(text: str, columns: int) -> str:
+def truncate(text: str, columns: int) -> str:
     """Return a printable text without its end if it takes more columns than that."""
     return text if columns_taken(text) <= columns else f"{_fitting(text, columns - 1)}…"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from forkpoint.pictures.text import cut, printable
+from forkpoint.pictures.text import printable, truncate
 
 VALUE_COLUMNS = 100
 """How many columns of a value are shown."""
@@ -22,10 +22,10 @@ _CONTENT = 1000
 def one_line(value: Any, start: int = 0) -> str:
     """Return a value in one line, a text or message from a place on."""
     try:
-        said = _represented(value, start, _LEVELS)
+        text = _representation(value, start, _LEVELS)
     except Exception:  # noqa: BLE001 - what a value's own methods raise must not hide the rest
-        said = f"<{type(value).__name__}>"
-    return cut(printable(said), VALUE_COLUMNS)
+        text = f"<{type(value).__name__}>"
+    return truncate(printable(text), VALUE_COLUMNS)
 
 
 def attribute(value: Any, name: str) -> Any:
@@ -36,7 +36,7 @@ def attribute(value: Any, name: str) -> Any:
         return None
 
 
-def _represented(value: Any, start: int, levels: int) -> str:
+def _representation(value: Any, start: int, levels: int) -> str:
     """Return the beginning, at least, of what is to be shown of a value."""
     if isinstance(value, (str, bytes)):
         return "…" * (start > 0) + repr(value[start : start + VALUE_COLUMNS + 1])
@@ -49,43 +49,43 @@ def _represented(value: Any, start: int, levels: int) -> str:
     opening, closing = brackets
     if value and levels == 0:
         return f"{opening}…{closing}"
-    parts = (_represented(part, 0, levels - 1) for part in value)
+    parts = (_representation(part, 0, levels - 1) for part in value)
     if isinstance(value, dict):
         parts = (
-            f"{_represented(key, 0, levels - 1)}: {_represented(part, 0, levels - 1)}"
+            f"{_representation(key, 0, levels - 1)}: {_representation(part, 0, levels - 1)}"
             for key, part in value.items()
         )
     comma = "," * (type(value) is tuple and len(value) == 1)
-    return f"{opening}{_joined(parts)}{comma}{closing}"
+    return f"{opening}{_join(parts)}{comma}{closing}"
 
 
 def _of_message(message: Any, content: str | list[Any], start: int, levels: int) -> str:
     """Return a message's text, or what tools it calls if it has none."""
     calls = attribute(message, "tool_calls")
     if not content and isinstance(calls, list) and calls and levels:
-        return _joined(
-            f"{call['name']}({_represented(call['args'], 0, levels - 1)})" for call in calls
+        return _join(
+            f"{call['name']}({_representation(call['args'], 0, levels - 1)})" for call in calls
         )
-    said = content if isinstance(content, str) else _joined(map(_of_block, content))
-    return "…" * (start > 0) + " ".join(said[start : start + _CONTENT].split())
+    text = content if isinstance(content, str) else _join(map(_of_block, content))
+    return "…" * (start > 0) + " ".join(text[start : start + _CONTENT].split())
 
 
 def _of_block(block: Any) -> str:
     """Return a part of a message: its text, or what it is, such as `<image>`."""
     if isinstance(block, dict):
-        said = block.get("text")
-        return said[:_CONTENT] if isinstance(said, str) else f"<{block.get('type')}>"
+        text = block.get("text")
+        return text[:_CONTENT] if isinstance(text, str) else f"<{block.get('type')}>"
     return str(block)
 
 
-def _joined(parts: Iterable[str]) -> str:
+def _join(parts: Iterable[str]) -> str:
     """Return as many parts as can be shown, and no more: there may be thousands."""
-    taken: list[str] = []
+    texts: list[str] = []
     length = 0
     for part in parts:
         if length > VALUE_COLUMNS:
-            taken.append("…")
+            texts.append("…")
             break
-        taken.append(part)
+        texts.append(part)
         length += len(part)
-    return ", ".join(taken)
+    return ", ".join(texts)
