@@ -18,6 +18,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from forkpoint import (
     SqliteSaver,
     ThreadCatalog,
+    ThreadExists,
     ThreadFilter,
 )
 from forkpoint.saver.saver import ForkpointSaver
@@ -107,6 +108,16 @@ def test_records_and_lineage_come_along(saver: ForkpointSaver, second: SqliteSav
     report = import_threads(saver, second, kind="forkpoint", verify=True)
     assert (report.threads, report.unchanged) == (1, 3)
     assert told(second, "a") == told(saver, "a")
+    saver.trim("a", 1)
+    run(saver, "a")
+    before = len(told(second, "a"))
+    report = import_threads(saver, second, kind="forkpoint")
+    assert report.threads == 1
+    assert len(told(second, "a")) == before + report.checkpoints  # what it had stays
+    run(second, "a")
+    run(saver, "a")
+    report = import_threads(saver, second, kind="forkpoint")
+    assert isinstance(report.failed["a"], ThreadExists)
 
 
 @pytest.mark.in_turns

@@ -139,15 +139,15 @@ def _import_once(source: Source, target: Target, thread_id: str, done: Done) -> 
     origin = f"{source.name}:{thread_id}"
     arrival = runner.run(arriving.find, context, thread_id, origin)
     places = source.places(thread_id)
-    strange = arrival.places - set(places) if arrival is not None else ()
-    if arrival is not None and strange:
-        if not arrival.is_incoming:
+    if arrival is not None and not arrival.places <= set(places):
+        if arrival.is_incoming:  # some were removed from the source meanwhile
+            runner.run(removing.delete_thread, context, thread_id)
+            arrival = None
+        elif _newest(arrival) not in places:
             raise ThreadExists(
-                f"there is a thread {thread_id!r} already, with checkpoints that the source does "
+                f"there is a thread {thread_id!r} already, whose newest checkpoint the source does "
                 "not have; import into another store, or delete it first"
             )
-        runner.run(removing.delete_thread, context, thread_id)  # removed from the source meanwhile
-        arrival = None
     needed = _needed(places, arrival)
     parts = source.parts(thread_id, needed)
     record = next(parts)
@@ -171,7 +171,7 @@ def _needed(places: list[Place], arrival: Arrival | None) -> set[Place] | None:
     """
     if arrival is None or not arrival.places:
         return None
-    newest = max(checkpoint_id for _, checkpoint_id in arrival.places)
+    newest = _newest(arrival)[1]
     known = arrival.places
     missing = {
         place
@@ -180,6 +180,10 @@ def _needed(places: list[Place], arrival: Arrival | None) -> set[Place] | None:
     }
     last = {ns: (ns, checkpoint_id) for ns, checkpoint_id in places if (ns, checkpoint_id) in known}
     return missing | set(last.values())
+
+
+def _newest(arrival: Arrival) -> Place:
+    return max(arrival.places, key=lambda place: (place[1], place[0]))
 
 
 class Written(NamedTuple):
