@@ -78,6 +78,7 @@ from forkpoint.results import (
     MessageOrigin,
     Problem,
     PurgeReport,
+    RepairReport,
 )
 from forkpoint.sqlite.saver import SqliteSaver
 
@@ -110,6 +111,7 @@ __all__ = [
     "PendingInterrupt",
     "Problem",
     "PurgeReport",
+    "RepairReport",
     "RetentionPolicy",
     "RetentionResult",
     "SafeSerializer",

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from langgraph.checkpoint.base import CheckpointTuple
 
+ProblemKind = Literal["checkpoint", "write", "record", "count", "index"]
 EdgeKind = Literal["fork", "clone"]
 Status = Literal["idle", "busy", "interrupted", "error"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -64,12 +65,16 @@ class Problem:
         checkpoint_ns: The namespace of the checkpoint; None if it concerns the thread's record.
         checkpoint_id: The checkpoint; None if it concerns the thread's record.
         reason: What is wrong.
+        kind: `checkpoint` or `write`, where that was changed or lost, or what it leads to; of the
+            thread's record: `record`, where that was changed, `count`, where it counts wrong, and
+            `index`, where searches do not find it.
     """
 
     thread_id: str
     checkpoint_ns: str | None
     checkpoint_id: str | None
     reason: str
+    kind: ProblemKind = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,22 @@ class CheckReport:
             self.writes + other.writes,
             (*self.problems, *other.problems),
         )
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What a repair did, or would do.
+
+    Attributes:
+        check: What was found before it.
+        repaired: The problems that are no more.
+        left: Those that are left: of the record of a thread it cannot be proved what was right,
+            and unreadable checkpoints stay where no file is named for what they have.
+    """
+
+    check: CheckReport
+    repaired: Sequence[Problem] = ()
+    left: Sequence[Problem] = ()
 
 
 @dataclass(frozen=True)

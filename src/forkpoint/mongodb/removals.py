@@ -77,6 +77,9 @@ class MongoRemovals(interface.Removals):
         except Stale:
             return Counts(0, 0)  # the thread is deleted, and with it what was to go
 
+    def recount(self, thread: ThreadRef) -> None:
+        self._locks.count_again(thread)
+
     def is_long(self, thread: ThreadRef) -> bool:
         rows = rows_of(thread)
         return (

@@ -7,6 +7,7 @@ look like damage, so damage counts if it is found twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from forkpoint.langgraph_rules import rebuilt_channels
 from forkpoint.operations.context import Context
 from forkpoint.operations.gc import read_all
 from forkpoint.operations.turns import Turns, Work, in_turns
-from forkpoint.results import CheckReport, Problem
+from forkpoint.results import CheckReport, Problem, ProblemKind
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.plan import Place
 from forkpoint.storage.queries import CheckpointQuery, Condition, ThreadQuery
@@ -40,6 +41,7 @@ _THREADS_AT_ONCE = 100
 _ROWS_AT_ONCE = 50
 _CHUNKS_AT_ONCE = 200
 _ATTEMPTS = 3
+_MADE_AT_ONCE = 1000  # threads that have one time, as those have that were imported together
 
 
 def check(context: Context, on_progress: CheckProgress) -> Steps[CheckReport]:
@@ -67,7 +69,7 @@ def _checked_thread(
     try:
         check_record(context.codec.hashing, row)
     except CorruptChunk as error:
-        return CheckReport(1, problems=(Problem(row.thread.thread_id, None, None, str(error)),))
+        return _of_record(row.thread, error, "record")
     before: CheckReport | None = None
     for _ in range(_ATTEMPTS):
         family = row.thread.family
@@ -78,8 +80,8 @@ def _checked_thread(
         work = partial(_check_thread, context, row.thread, families[family])
         found = yield from in_turns(context.storage, work, only_reads=True)
         if not found.problems and not _is_listed(context, row.thread.thread_id):
-            problem = Problem(row.thread.thread_id, None, None, "searches do not find it")
-            found = found.plus(CheckReport(problems=(problem,)))
+            unlisted = _of_record(row.thread, "searches do not find it", "index")
+            found = found.plus(replace(unlisted, threads=0))
         if not found.problems or (before is not None and before.problems == found.problems):
             return found
         before = found
@@ -90,6 +92,10 @@ def _checked_thread(
         row = present
     assert before is not None
     return before
+
+
+def _of_record(thread: ThreadRef, reason: object, kind: ProblemKind) -> CheckReport:
+    return CheckReport(1, problems=(Problem(thread.thread_id, None, None, str(reason), kind),))
 
 
 def _is_listed(context: Context, thread_id: str) -> bool:
@@ -106,9 +112,12 @@ def _is_listed(context: Context, thread_id: str) -> bool:
             described.metadata,
             row.source_thread_id,
         )
-        same_id = Condition("thread_id", "in", (thread_id,))
-        query = ThreadQuery(context.owner, terms, conditions=(same_id,), sort_by="thread_id")
-        return bool(session.search.page(query).rows)
+        # By when it was made: by its id it would be found without the index.
+        made = [Condition("created_at", ">=", row.created_at)]
+        made.append(Condition("created_at", "<", row.created_at + 1))
+        query = ThreadQuery(context.owner, terms, conditions=made, limit=_MADE_AT_ONCE)
+        page = session.search.page(query).rows
+        return any(other is not None and other.thread.key == row.thread.key for other in page)
 
 
 class _Chunks(NamedTuple):
@@ -192,10 +201,17 @@ class _ThreadCheck:
         """The channels that cannot be rebuilt at a checkpoint."""
         self._unreadable_writes: dict[Place, frozenset[str]] = {}
 
-    def note(self, reason: object, row: CheckpointRow | None = None) -> None:
+    def note(
+        self,
+        reason: object,
+        row: CheckpointRow | None = None,
+        kind: ProblemKind = "checkpoint",
+    ) -> None:
         namespace = None if row is None else row.checkpoint_ns
         checkpoint_id = None if row is None else row.checkpoint_id
-        self.problems.append(Problem(self.thread.thread_id, namespace, checkpoint_id, str(reason)))
+        self.problems.append(
+            Problem(self.thread.thread_id, namespace, checkpoint_id, str(reason), kind)
+        )
 
     def take(self, stored: StoredCheckpoint) -> None:
         """Check a checkpoint and its writes. Its parent has been taken, if it is there."""
@@ -242,7 +258,7 @@ class _ThreadCheck:
         try:
             writes = complete_writes(self.codec, stored.writes)
         except CorruptChunk as error:
-            self.note(error, row)
+            self.note(error, row, "write")
             writes = [write for write in stored.writes if not is_receipt(write.idx)]
         self.writes += len(writes)
         for write in writes:
@@ -252,7 +268,7 @@ class _ThreadCheck:
                     raise CorruptChunk(reason)
             except CorruptChunk as error:
                 unreadable.add(write.channel)
-                self.note(error, row)
+                self.note(error, row, "write")
         if unreadable:
             self._unreadable_writes[row.checkpoint_ns, row.checkpoint_id] = frozenset(unreadable)
 
@@ -267,7 +283,7 @@ def _check_thread(
         check_record(context.codec.hashing, record)
         check = _ThreadCheck(context, record.thread, chunks)
     except CorruptChunk as error:
-        return CheckReport(1, problems=(Problem(thread.thread_id, None, None, str(error)),))
+        return _of_record(thread, error, "record")
     namespaces: set[str] = {""}
     try:  # a row whose fields are of other types than was written cannot even be read
         yield from read_all(
@@ -288,7 +304,9 @@ def _check_thread(
     present = turns.session.records.get(thread.thread_id)
     if present == record and record.checkpoint_count != check.visible and not check.problems:
         counted = record.checkpoint_count
-        check.note(f"its record counts {counted} checkpoints, and it has {check.visible}")
+        check.note(
+            f"its record counts {counted} checkpoints, and it has {check.visible}", kind="count"
+        )
     return CheckReport(1, check.checkpoints, check.writes, tuple(check.problems))
 
 

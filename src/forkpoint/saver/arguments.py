@@ -5,6 +5,7 @@ Each function raises `InvalidInput` before anything is read or written.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -178,3 +179,13 @@ def progress(value: Callable[[Any], object] | None) -> Callable[[Any], object]:
         return lambda _: None
     inputs.callback(value, "on_progress")
     return value
+
+
+def repair(
+    quarantine: str | os.PathLike[str] | None,
+    dry_run: object,
+    on_progress: Callable[[Any], object] | None,
+) -> tuple[str | None, bool, Callable[[Any], object]]:
+    """Return the arguments of `repair`."""
+    path = None if quarantine is None else inputs.path(quarantine, "quarantine")
+    return path, inputs.flag(dry_run, "dry_run"), progress(on_progress)

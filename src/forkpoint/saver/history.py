@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ from forkpoint.operations.find_message import find_message
 from forkpoint.operations.fork import fork
 from forkpoint.operations.lineage import family, lineage
 from forkpoint.operations.listing import AsyncCheckpoints, CheckpointPage, Checkpoints
+from forkpoint.operations.repair import repair
 from forkpoint.pictures.shown import FamilyTree, StateDiff
-from forkpoint.results import CheckReport, LineageEntry, MessageOrigin, PurgeReport
+from forkpoint.results import CheckReport, LineageEntry, MessageOrigin, PurgeReport, RepairReport
 from forkpoint.runtime.runner import Runner
 from forkpoint.saver import arguments
 from forkpoint.storage.queries import CheckpointQuery
@@ -354,6 +356,44 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         """Do what `check` does."""
         report = arguments.progress(on_progress)
         return await self._runner.arun(check.check, self._context, report)
+
+    def repair(
+        self,
+        *,
+        quarantine: str | os.PathLike[str] | None = None,
+        dry_run: bool = False,
+        on_progress: Callable[[CheckReport], object] | None = None,
+    ) -> RepairReport:
+        """Check the store as `check` does, and repair what can be proved.
+
+        Counts, statuses and the index of searches are made anew from the rows. A checkpoint that
+        cannot be read is removed, so that the newest readable one is the head, if there is a file
+        for what is stored of it. All that could be read before is as it was, and nothing is made
+        that was not put. A record whose owner, lineage or description was changed stays.
+
+        Args:
+            quarantine: The file; lines of JSON are added to it. Without it, checkpoints that
+                cannot be read stay.
+            dry_run: Whether to change nothing.
+            on_progress: Is called now and then with what was found so far.
+
+        Raises:
+            InvalidInput: An argument is of the wrong type.
+            StorageError: The file cannot be written. Nothing of the thread was changed.
+        """
+        checked = arguments.repair(quarantine, dry_run, on_progress)
+        return self._runner.run(repair, self._context, *checked)
+
+    async def arepair(
+        self,
+        *,
+        quarantine: str | os.PathLike[str] | None = None,
+        dry_run: bool = False,
+        on_progress: Callable[[CheckReport], object] | None = None,
+    ) -> RepairReport:
+        """Do what `repair` does."""
+        checked = arguments.repair(quarantine, dry_run, on_progress)
+        return await self._runner.arun(repair, self._context, *checked)
 
     def _pages_of(self, query: CheckpointQuery, limit: int | None) -> Iterator[CheckpointTuple]:
         return Checkpoints(self._runner, self._context, query, limit)

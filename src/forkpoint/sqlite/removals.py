@@ -76,6 +76,10 @@ class SqliteRemovals(Removals):
         after = self._table.count_rows(thread)
         return Counts(before.number - after.number, before.more - after.more)
 
+    def recount(self, thread: ThreadRef) -> None:
+        self._table.count_checkpoints(thread.key)
+        self._table.update(thread.key, f"status = {_STATUS}")
+
     def is_long(self, thread: ThreadRef) -> bool:
         limit = self._sql.turn_rows
         return any(

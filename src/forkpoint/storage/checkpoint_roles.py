@@ -222,6 +222,13 @@ class Removals(ABC):
             choose: Is called with all its checkpoints, hidden ones too, and returns the plan.
         """
 
+    @abstractmethod
+    def recount(self, thread: ThreadRef) -> None:
+        """Set the count and the status in a thread's record to what its rows say.
+
+        Atomic: nobody writes to the thread meanwhile. Nothing is done if it is deleted by now.
+        """
+
     # A backend whose `remove` and `copy` keep others out for long says which threads are long. Then
     # it has these as well, and `Copies.begin`, `copy_more`, `abandon` and `Checkpoints.since`.
 

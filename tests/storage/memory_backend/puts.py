@@ -247,6 +247,11 @@ class MemoryRemovals(interface.Removals):
             tables.update(key, **fields)
         return Counts(len(plan.removed), number)
 
+    def recount(self, thread: ThreadRef) -> None:
+        record = self._tables.threads.get(thread.key)
+        if record is not None and record.deleted_at is None:  # whose count is not stored
+            self._tables.update(thread.key, status=self._tables.status(thread.key))
+
     def _change(self, key: int, place: Place, **flags: bool) -> None:
         stored = self._tables.checkpoints_of(key).get(place)
         if stored is not None:
