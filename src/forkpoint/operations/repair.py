@@ -14,7 +14,9 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from forkpoint.encoding.codec import Chunks, Codec, split_refs
+from forkpoint.encoding.chunk import Chunks
+from forkpoint.encoding.codec import Codec
+from forkpoint.encoding.entries import split_refs
 from forkpoint.errors import CorruptChunk, StorageError
 from forkpoint.langgraph_rules import rebuilt_channels
 from forkpoint.operations.check import CheckProgress, check
