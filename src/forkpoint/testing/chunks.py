@@ -6,14 +6,12 @@ interface.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.storage.plan import Plan
 from forkpoint.storage.rows import ThreadRef
 from forkpoint.testing.base import Contract
-from forkpoint.testing.calls import Api, config, fill, put, value_of
+from forkpoint.testing.calls import Api, config, fill, id_of, put, value_of
 from forkpoint.testing.invariants import chunks_of, problems
 
 LONG = [{"id": str(n), "text": f"element {n} " * 40} for n in range(300)]
@@ -69,19 +67,6 @@ class ChunkContract(Contract):
         assert value_of(api.get_tuple(config("b")))["long"] == LONG
         assert problems(api.saver) == []
 
-    def test_a_removal_makes_prepared_writes_stale(self, api: Api) -> None:
-        fill(api.saver, 6)
-        removals: list[Callable[[], Any]] = [
-            lambda: api.trim("thread", 4),
-            lambda: api.rollback("thread"),
-            lambda: api.delete_for_runs(["run-3"]),
-        ]
-        for remove in removals:
-            before = ref_of(api.saver)
-            remove()
-            assert ref_of(api.saver) != before
-        assert problems(api.saver) == []
-
     def test_a_collection_leaves_what_was_written_since_it_began(self, api: Api) -> None:
         storage = parts_of(api.saver).context.storage
         put(api.saver, {"long": LONG, "other": "other " * 9000})
@@ -98,19 +83,25 @@ class ChunkContract(Contract):
         assert 0 < removed.number < len(before)
         assert value_of(api.get_tuple(config())) == {"long": LONG}
 
-    def test_a_collection_that_is_disturbed_removes_nothing(self, api: Api) -> None:
+    def test_a_removal_makes_prepared_writes_stale_and_disturbs_collections(self, api: Api) -> None:
         storage = parts_of(api.saver).context.storage
-        fill(api.saver, 3)
-        family, before = ref_of(api.saver).family, chunks_of(api.saver, "thread")
+        oldest, *_ = fill(api.saver, 3)
+        family = ref_of(api.saver).family
         with storage.writing() as session:
             collection = session.collections.begin(family)
+            assert session.collections.is_undisturbed(family, collection)
             assert not session.collections.is_overtaken(family, collection)
-        api.rollback("thread")  # which collects by itself
-        left = chunks_of(api.saver, "thread")
-        assert left < before
+        before, chunks = ref_of(api.saver), chunks_of(api.saver, "thread")
         with storage.writing() as session:
-            collections = session.collections
-            assert not collections.is_undisturbed(family, collection)
-            assert collections.delete_chunks(family, list(left), collection) is None
-        assert chunks_of(api.saver, "thread") == left
+            counts = session.removals.remove(
+                before, lambda rows: Plan({("", id_of(oldest))}, set())
+            )
+        assert counts == (1, 2)
+        assert ref_of(api.saver) != before
+        with storage.writing() as session:
+            assert not session.collections.is_undisturbed(family, collection)
+            assert session.collections.delete_chunks(family, list(chunks), collection) is None
+        assert chunks_of(api.saver, "thread") == chunks
+        api.trim("thread", 1)  # collects what was left
+        assert chunks_of(api.saver, "thread") < chunks
         assert problems(api.saver) == []

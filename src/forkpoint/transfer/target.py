@@ -51,6 +51,7 @@ from forkpoint.storage.rows import (
     ThreadRow,
     WriteRow,
 )
+from forkpoint.storage.shared import thread_exists
 from forkpoint.transfer.checks import check_chunks, check_thread
 
 MARK = "__forkpoint_incoming"
@@ -132,7 +133,7 @@ def begin(
             try:
                 if parent is None:
                     if not session.records.create(thread_id, owner, described, hashing):
-                        raise ThreadExists(f"there is a thread {thread_id!r} already")
+                        raise thread_exists(thread_id)
                 else:
                     request = _empty_fork(context, part.lineage[0], thread_id, parent)
                     request = request._replace(owner=owner, described=described)
