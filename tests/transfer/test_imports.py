@@ -15,6 +15,7 @@ import pytest
 from checking import config, encrypted_serde, id_of, put, value_of
 from graphs import MORE_SHAPES, SHAPES, THREAD, call
 from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver as OfficialSaver
@@ -25,7 +26,9 @@ from forkpoint import (
     InvalidInput,
     SourceError,
     SqliteSaver,
+    StorageBusy,
     ThreadCatalog,
+    ThreadDeleted,
     ThreadExists,
     ThreadFilter,
     UnreadableValue,
@@ -34,6 +37,7 @@ from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.transfer import (
     KINDS,
+    TransferProgress,
     import_threads,
 )
 from forkpoint.transfer.foreign import PostgresReader, SqliteReader
@@ -303,6 +307,48 @@ def test_an_import_that_is_repeated_brings_what_is_new(
         thread = ThreadCatalog(saver).get("thread")
         assert thread is not None
         assert thread.label == "here"
+    assert store.problems(saver) == []
+
+
+@pytest.mark.in_turns
+def test_what_somebody_removes_meanwhile_is_imported_again(
+    saver: ForkpointSaver, store: Store
+) -> None:
+    theirs = InMemorySaver()
+    run(theirs, "thread", shape="chat")
+    parent: Any = {"configurable": {"thread_id": "thread", "checkpoint_ns": ""}}
+    for number in range(1, 8):
+        made: Any = {**empty_checkpoint(), "id": str(uuid6())}
+        made["channel_values"] = {"texts": [f"text {n} " * 300 for n in range(number)]}
+        made["channel_versions"] = {"texts": number}
+        parent = theirs.put(parent, made, {"source": "loop", "step": number}, {"texts": number})
+
+    def interfering(action: Any) -> Any:
+        actions = iter([action])
+
+        def act(progress: TransferProgress) -> None:
+            if progress.checkpoints == 6:
+                next(actions, lambda: None)()
+
+        return act
+
+    trim = interfering(lambda: saver.trim("thread", 1))
+    first = import_threads(theirs, saver, kind="saver", on_progress=trim)
+    assert store.problems(saver) == []
+    if first.failed:  # what was removed was needed
+        assert isinstance(first.failed["thread"], StorageBusy)
+        assert import_threads(theirs, saver, kind="saver", verify=True).is_complete
+        assert told(saver) == told(theirs)
+    delete = interfering(lambda: saver.delete_thread("thread"))
+    saver.delete_thread("thread")
+    report = import_threads(theirs, saver, kind="saver", on_progress=delete)
+    assert isinstance(report.failed["thread"], ThreadDeleted)
+    rolled_back = interfering(lambda: saver.rollback("thread", 3))
+    import_threads(theirs, saver, kind="saver", on_progress=rolled_back)
+    assert store.problems(saver) == []
+    saver.delete_thread("thread")
+    assert import_threads(theirs, saver, kind="saver", verify=True).is_complete
+    assert told(saver) == told(theirs)
     assert store.problems(saver) == []
 
 

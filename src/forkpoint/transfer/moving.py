@@ -173,10 +173,10 @@ def _archiving(
     catalog = ThreadCatalog(saver)
     checked = filter_of(catalog, filter, None)
     progress = _callback(on_progress)
-    file = ArchiveFile(inputs.path(path, "path"))
+    name = inputs.path(path, "path")
 
     def run(stop: threading.Event) -> TransferReport:
-        source = OwnSource(*parts_of(saver), checked)
+        source, file = OwnSource(*parts_of(saver), checked), ArchiveFile(name)
         return archive_all(source, file, Done(source.count(), progress, stop))
 
     return run
