@@ -6,12 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from servers import HOST, PATIENCE_SECONDS, _bound_socket, wait_until
+from servers import HOST, PATIENCE_SECONDS, _bound_socket, _end_with_the_parent, wait_until
 
 _DEBIAN = "/usr/lib/postgresql/*/bin"  # which is not on the PATH
 _USER = "postgres"
@@ -70,6 +71,7 @@ class Postgres:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=_end_with_the_parent if sys.platform == "linux" else None,
                 **user,
             )
         wait_until(self._answers, "Postgres to take connections")
