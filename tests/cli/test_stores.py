@@ -93,7 +93,44 @@ def test_damage_has_its_own_code(store: Store, saver: ForkpointSaver) -> None:
     assert outcome.code == 1
     assert "thread 'thread'" in outcome.err
     assert forkpoint("history", "thread", store=store).code == 0  # it reads no value
+    checked = forkpoint("check", store=store)
+    assert checked.code == 1
+    assert checked.out.splitlines()[0].startswith("thread 'thread', checkpoint '")
+    assert checked.out.splitlines()[-1] == "1 thread, 1 checkpoint, 0 writes, 1 problem"
+    (problem,) = forkpoint("check", "--json", store=store).json["problems"]
+    assert (problem["thread_id"], problem["checkpoint_ns"]) == ("thread", "")
     store.give_back("chunks", taken)
+    clean = "1 thread, 1 checkpoint, 0 writes, 0 problems\n"
+    assert forkpoint("check", store=store) == (0, clean, "")
+
+
+def test_what_is_damaged_is_repaired_as_far_as_it_can_be_proved(
+    store: Store, saver: ForkpointSaver, tmp_path: Path
+) -> None:
+    head = put(saver, {"text": "first " * 3000})
+    before = {row.key for row in store.rows("chunks")}
+    put(saver, {"text": "second " * 3000}, parent=head)
+    (chunk,) = [row for row in store.rows("chunks") if row.key not in before]
+    store.take("chunks", chunk.key)
+    run = functools.partial(forkpoint, store=store)
+    assert run("check").code == 1
+    asked = run("repair")
+    assert asked.code == 2
+    assert "pass --yes" in asked.err
+    left = run("repair", "--yes", "--json")
+    assert (left.code, left.json["repaired"]) == (1, [])
+    assert len(left.json["left"]) == 1
+
+    file = tmp_path / "quarantine.jsonl"
+    planned = run("repair", "--quarantine", str(file), "--dry-run")
+    assert planned.code == 1
+    assert planned.out.startswith("would be repaired  thread 'thread', checkpoint '")
+    assert not file.exists()
+    done = run("repair", "--quarantine", str(file), "--yes")
+    assert (done.code, done.out.splitlines()[-1]) == (0, "1 problem repaired, 0 left")
+    assert file.read_text()
+    assert run("check").code == 0
+    assert run("state", "thread", "--channel", "text").out.startswith('"first first')
 
 
 PROGRAM = """

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from forkpoint.cli import change, look, move, retain, serve
+from forkpoint.cli import change, check, look, move, retain, serve
 from forkpoint.cli.groups import with_options
 from forkpoint.cli.stores import KEY_VARIABLE, StoreOptions
 
@@ -60,7 +60,7 @@ def options(
     ctx.obj = StoreOptions(store, owner, encrypted, collection)
 
 
-_COMMANDS = (look, change, retain, move, serve)
+_COMMANDS = (look, change, retain, move, check, serve)
 for command in (command for group in _COMMANDS for command in group.COMMANDS):
     app.command(command.__name__.rstrip("_"))(with_options(command))
 

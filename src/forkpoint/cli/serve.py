@@ -26,9 +26,10 @@ def serve(
         list[str] | None, typer.Option(help="Pages of this origin may use it from a browser.")
     ] = None,
 ) -> None:
-    """Serve the threads over HTTP, as the clients of LangGraph Platform ask for them.
+    """Serve the threads over HTTP.
 
-    Without keys it answers this machine only. With them, each identity has threads of its own.
+    It answers what the clients of LangGraph Platform ask. Without keys it answers this machine
+    only. With them, each identity has threads of its own.
     """
     try:
         from forkpoint.server import serving

@@ -99,7 +99,7 @@ def fields(pairs: Iterable[tuple[str, str | None]]) -> None:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask whether something is to be removed, unless that was said.
+    """Ask whether something is to be removed or changed, unless that was said.
 
     Raises:
         Exit: The answer is no, or there is no terminal to ask on.
@@ -109,7 +109,7 @@ def confirm(question: str, yes: bool) -> None:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise fail(f"{question} There is no terminal to ask on; pass --yes.")
     if not typer.confirm(printable(question), err=True):
-        raise fail("nothing was removed")
+        raise fail("nothing was changed")
 
 
 class Tell(Protocol):

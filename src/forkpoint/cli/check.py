@@ -1,0 +1,105 @@
+"""Commands for a store that may be damaged: check, repair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forkpoint.cli.stores import opened
+from forkpoint.cli.terminal import FOUND, JsonFlag, YesFlag, confirm, emit, progress, say
+from forkpoint.pictures.text import count_of, printable
+from forkpoint.results import CheckReport, Problem, RepairReport
+
+
+def check(ctx: typer.Context, as_json: JsonFlag = False) -> None:
+    """Check that all that is stored is as it was written.
+
+    Every record, row, chunk and index is compared, while others go on writing. The exit code is 1
+    if something is not as it was written; a line names it, with the thread and the checkpoint.
+    """
+    with opened(ctx) as store:
+        with progress("checking") as tell:
+            report = store.saver.check(on_progress=lambda far: tell(_summary(far)))
+        if as_json:
+            emit(report)
+        else:
+            for problem in report.problems:
+                say(_line(problem))
+            say(_summary(report))
+        if not report.is_clean:
+            raise typer.Exit(FOUND)
+
+
+def repair(
+    ctx: typer.Context,
+    quarantine: Annotated[
+        Path | None,
+        typer.Option(help="Remove unreadable checkpoints, and append what they have to this file."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be repaired.")
+    ] = False,
+    yes: YesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Repair what can be proved.
+
+    Counts, statuses and indexes are made anew from the rows. A checkpoint that cannot be read is
+    removed if --quarantine is given, so that the newest readable one is the head. All that can be
+    read stays as it is. The exit code is 1 if problems are left, or would be repaired.
+    """
+    with opened(ctx) as store:
+
+        def apply(is_dry: bool) -> RepairReport:
+            with progress("checking" if is_dry else "repairing") as tell:
+                return store.saver.repair(
+                    quarantine=quarantine,
+                    dry_run=is_dry,
+                    on_progress=lambda far: tell(_summary(far)),
+                )
+
+        if not dry_run and not yes:
+            planned = apply(True)
+            repairable, left = len(planned.repaired), len(planned.left)
+            confirm(f"Repair {count_of(repairable, 'problem')}, and leave {left}?", yes)
+        report = apply(dry_run)
+        if as_json:
+            emit(report)
+        else:
+            _show_repair(report, dry_run)
+        if report.left or (dry_run and report.repaired):
+            raise typer.Exit(FOUND)
+
+
+def _show_repair(report: RepairReport, dry_run: bool) -> None:
+    would = "would be " if dry_run else ""
+    for problem in report.repaired:
+        say(f"{would}repaired  {_line(problem)}")
+    for problem in report.left:
+        say(f"left  {_line(problem)}")
+    repaired = count_of(len(report.repaired), "problem")
+    say(f"{repaired} {would}repaired, {len(report.left)} left")
+
+
+def _summary(report: CheckReport) -> str:
+    parts = [
+        count_of(report.threads, "thread"),
+        count_of(report.checkpoints, "checkpoint"),
+        count_of(report.writes, "write"),
+        count_of(len(report.problems), "problem"),
+    ]
+    return ", ".join(parts)
+
+
+def _line(problem: Problem) -> str:
+    where = [f"thread {problem.thread_id!r}"]
+    if problem.checkpoint_id is not None:
+        where.append(f"checkpoint {problem.checkpoint_id!r}")
+    if problem.checkpoint_ns:
+        where.append(f"of namespace {problem.checkpoint_ns!r}")
+    return printable(f"{', '.join(where)}: {problem.reason}")
+
+
+COMMANDS = (check, repair)
