@@ -8,18 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
+from calling import calling
 from served import Client, chat, said, serving
 from starlette.requests import Request
 
 from forkpoint import InvalidInput, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import ApiKeys, create_app
-
-
-def calling(app: Any, **options: Any) -> httpx.AsyncClient:
-    """Return a client of an application in this process."""
-    options = {"base_url": "http://localhost", **options}
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=("127.0.0.1", 1)), **options)
 
 
 @pytest.fixture

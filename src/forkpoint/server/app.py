@@ -5,47 +5,32 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.staticfiles import StaticFiles
 
 from forkpoint.catalog.catalog import ThreadCatalog
-from forkpoint.errors import (
-    CheckpointNotFound,
-    ForkpointError,
-    InvalidInput,
-    NoWorkerThread,
-    StaleLease,
-    StorageBusy,
-    StorageUnavailable,
-    ThreadBusy,
-    ThreadDeleted,
-    ThreadExists,
-    ThreadNotFound,
-)
+from forkpoint.errors import InvalidInput
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.server import assistants, bodies, forks, run_routes, states, threads
+from forkpoint.server import (
+    assistants,
+    bodies,
+    forks,
+    page_actions,
+    pages,
+    run_routes,
+    states,
+    threads,
+)
 from forkpoint.server.access import Authenticate, BodyLimit, EscapedPaths, Guard
 from forkpoint.server.bodies import Json
+from forkpoint.server.failures import ANSWERED, failure_of
+from forkpoint.server.page_rendering import STATIC
 from forkpoint.server.requests import Graph, Server
 from forkpoint.server.runs import Runs
 
-STATUS_OF: list[tuple[type[ForkpointError], int]] = [
-    (ThreadNotFound, 404),
-    (CheckpointNotFound, 404),
-    (ThreadDeleted, 404),
-    (ThreadExists, 409),
-    (ThreadBusy, 409),
-    (StaleLease, 409),
-    (InvalidInput, 422),
-    (StorageBusy, 503),
-    (StorageUnavailable, 503),
-    (NoWorkerThread, 503),
-]
 _FAILURES = (400, 401, 403, 404, 409, 413, 422, 503)
 _EXPOSED = ["Content-Location", "Location", "X-Pagination-Total", "X-Pagination-Next"]
 
@@ -95,13 +80,13 @@ def create_app(
         responses={status: {"model": bodies.ErrorReply} for status in _FAILURES},
     )
     app.state.forkpoint = Server(catalog, graphs, authenticate, runs)
-    for routes in (threads, states, run_routes, assistants, forks):
+    for routes in (threads, states, run_routes, assistants, forks, pages, page_actions):
         app.include_router(routes.router)
+    app.mount("/pages/static", StaticFiles(directory=STATIC))
     app.add_api_route("/ok", _ok, response_model=Json, tags=["server"])
     app.add_api_route("/info", _info, response_model=Json, tags=["server"])
-    app.add_exception_handler(ForkpointError, _forkpoint_error)
-    app.add_exception_handler(RequestValidationError, _invalid_request)
-    app.add_exception_handler(StarletteHTTPException, _http_error)
+    for kind in ANSWERED:
+        app.add_exception_handler(kind, _failed)
     app.add_middleware(EscapedPaths)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     app.add_middleware(Guard, is_open=authenticate is None, origins=origins)
@@ -136,25 +121,6 @@ async def _info(request: Request) -> Json:
     return {"version": version("forkpoint"), "flags": flags}
 
 
-async def _forkpoint_error(_: Request, error: Exception) -> JSONResponse:
-    status = next((status for kind, status in STATUS_OF if isinstance(error, kind)), 500)
-    return _error(status, str(error))
-
-
-async def _invalid_request(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    reasons = [
-        f"{'.'.join(str(part) for part in reason['loc'])}: {reason['msg']}"
-        for reason in error.errors()
-    ]
-    return _error(422, "; ".join(reasons[:5]))
-
-
-async def _http_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, StarletteHTTPException | HTTPException)
-    return _error(error.status_code, str(error.detail), error.headers)
-
-
-def _error(status: int, detail: str, headers: Any = None) -> JSONResponse:
-    shown = detail.encode("utf-8", "replace").decode()
-    return JSONResponse({"detail": shown}, status, headers)
+async def _failed(_: Request, error: Exception) -> JSONResponse:
+    status, detail, headers = failure_of(error)
+    return JSONResponse({"detail": detail}, status, headers)

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from forkpoint.catalog.catalog import ThreadCatalog
 from forkpoint.catalog.threads import Thread
 from forkpoint.errors import ThreadNotFound
-from forkpoint.server.access import Authenticate, identity_of
+from forkpoint.server.access import ApiKeys, Authenticate, identity_of
 
 if TYPE_CHECKING:
     from forkpoint.server.runs import Runs
@@ -51,6 +51,11 @@ class Server:
         self._confined = functools.lru_cache(maxsize=256)(
             lambda owner: ThreadCatalog(catalog.saver, owner=owner)
         )
+
+    @property
+    def takes_keys(self) -> bool:
+        """Whether requests say who sends them by a static API key."""
+        return isinstance(self._authenticate, ApiKeys)
 
     async def identity(self, request: HttpRequest) -> str | None:
         """Return who sends a request, or None where all may do all.
@@ -103,11 +108,17 @@ class RequestScope:
 
     def find_graph(self, name: object) -> Graph | None:
         """Return the graph of a name, over the threads of this request, or None."""
+        known = self.graph_name(name)
+        if known is None:
+            return None
+        return self.server.graphs[known].copy({"checkpointer": self.catalog.saver})
+
+    def graph_name(self, name: object) -> str | None:
+        """Return the name of the graph that is meant, or None if there is none such."""
         graphs = self.server.graphs
         if name is None and len(graphs) == 1:
-            name = next(iter(graphs))
-        graph = graphs.get(name) if isinstance(name, str) else None
-        return graph and graph.copy({"checkpointer": self.catalog.saver})
+            return next(iter(graphs))
+        return name if isinstance(name, str) and name in graphs else None
 
 
 class StrictRoute(APIRoute):

@@ -25,7 +25,7 @@ _HEARTBEAT_SECONDS = 5
 @router.post("/threads/{thread_id}/runs/stream", responses=_STREAM, response_class=Response)
 async def stream(request: Request, thread_id: ThreadId, body: bodies.NewRun) -> Response:
     """Run a graph on a thread, and send what it streams as it comes."""
-    return _streamed(await _started(request, thread_id, body))
+    return _streamed(await start_run(request, thread_id, body))
 
 
 @router.post("/runs/stream", responses=_STREAM, response_class=Response)
@@ -40,7 +40,7 @@ async def wait(
     request: Request, thread_id: ThreadId, body: bodies.NewRun, response: Response
 ) -> Any:
     """Run a graph on a thread, and return its last state."""
-    run = await _started(request, thread_id, body)
+    run = await start_run(request, thread_id, body)
     response.headers.update(_headers_of(run, "join"))
     return await run.join()
 
@@ -60,7 +60,7 @@ async def create(
     request: Request, thread_id: ThreadId, body: bodies.NewRun, response: Response
 ) -> Json:
     """Begin a run on a thread. It is known to this process, and goes with it."""
-    run = await _started(request, thread_id, body)
+    run = await start_run(request, thread_id, body)
     response.headers["Content-Location"] = _headers_of(run, "join")["Content-Location"]
     return run.shown()
 
@@ -149,7 +149,14 @@ async def delete(request: Request, thread_id: ThreadId, run_id: RunId) -> None:
     await request.catalog.saver.adelete_for_runs([run_id])
 
 
-async def _started(request: Request, thread_id: str, body: bodies.NewRun) -> Run:
+async def start_run(request: Request, thread_id: str, body: bodies.NewRun) -> Run:
+    """Begin a run of a graph on a thread.
+
+    Raises:
+        ThreadNotFound: There is no such thread, and it is not to be made.
+        ThreadBusy: Another run is going on, and this one is not to wait, or to end it.
+        HTTPException: 422: There is no such graph, or a mode is unknown.
+    """
     assistant = find_assistant(request.server, body.assistant_id)
     if assistant is None:
         raise HTTPException(422, f"there is no assistant {body.assistant_id!r}")
@@ -169,7 +176,7 @@ async def _started_on_new_thread(request: Request, body: bodies.NewRun) -> Run:
     if body.command is not None or body.checkpoint is not None or body.checkpoint_id is not None:
         raise HTTPException(422, "a run without a thread has no checkpoint to go on from")
     new = body.model_copy(update={"if_not_exists": "create"})
-    return await _started(request, str(uuid4()), new)
+    return await start_run(request, str(uuid4()), new)
 
 
 def _modes(body: bodies.NewRun) -> list[str]:

@@ -29,7 +29,7 @@ async def get_state(
     request: Request, thread_id: ThreadId, subgraphs: Subgraphs = False, select: Select = None
 ) -> Json:
     """Return the newest state of a thread."""
-    state = await _state(request, thread_id, bodies.CheckpointPlace(), subgraphs)
+    state = await read_state(request, thread_id, bodies.CheckpointPlace(), subgraphs)
     return _selected(state, select)
 
 
@@ -43,13 +43,13 @@ async def get_state_at(
 ) -> Json:
     """Return the state of a thread at a checkpoint."""
     place = bodies.CheckpointPlace(checkpoint_id=checkpoint_id)
-    return _selected(await _state(request, thread_id, place, subgraphs), select)
+    return _selected(await read_state(request, thread_id, place, subgraphs), select)
 
 
 @router.post("/threads/{thread_id}/state/checkpoint", response_model=bodies.StateReply | Json)
 async def get_state_of(request: Request, thread_id: ThreadId, body: bodies.StateRequest) -> Json:
     """Return the state of a thread, or of a subgraph, at a checkpoint."""
-    state = await _state(request, thread_id, body.checkpoint, body.subgraphs)
+    state = await read_state(request, thread_id, body.checkpoint, body.subgraphs)
     return _selected(state, body.select)
 
 
@@ -154,9 +154,15 @@ def config_at(
     return {"configurable": {**(configurable or {}), **given, "thread_id": thread_id}}
 
 
-async def _state(
+async def read_state(
     request: Request, thread_id: str, place: bodies.CheckpointPlace, subgraphs: bool
 ) -> Json:
+    """Return the state of a checkpoint as clients expect it: by the graph, where one is served.
+
+    Raises:
+        ThreadNotFound: There is no such thread.
+        HTTPException: 404: The graph has no such subgraph.
+    """
     graph = await graph_of(request, thread_id)
     config = config_at(thread_id, place)
     if graph is not None:
