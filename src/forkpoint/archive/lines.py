@@ -61,9 +61,9 @@ def part_of(line: bytes, decrypt: Encrypt) -> Part:
     """
     line = line.rstrip(b"\n")
     end = len(line) - len(_SUFFIX) - _DIGITS - len(_END)
-    kind, found, written = line[:end].partition(b'": ')
+    kind, separator, written = line[:end].partition(b'": ')
     suffix, digest = line[end : end + len(_SUFFIX)], line[end + len(_SUFFIX) : -len(_END)]
-    if end <= 0 or not found or suffix != _SUFFIX:
+    if end <= 0 or not separator or suffix != _SUFFIX:
         raise CorruptChunk("it is cut off, or no line of an archive")
     if sha256(written).hexdigest()[:_DIGITS].encode() != digest:
         raise CorruptChunk("it is not what was written")

@@ -138,16 +138,16 @@ def _read(context: Context, query: CheckpointQuery, row: ThreadRow, numbering: N
     """Return a page of checkpoints, with those of their chunks that have no number yet."""
     with context.storage.reading() as session:
         stored = session.checkpoints.page(query)
-        if any(one.thread.key != row.thread.key for one in stored):
+        if any(each.thread.key != row.thread.key for each in stored):
             raise ThreadChanged
         chunks: Chunks = {}
-        refs = (refs for one in stored for refs in (one.row.refs, *(w.refs for w in one.writes)))
-        wanted = {digest for joined in refs for digest in split_refs(joined)}
-        while wanted := {digest for digest in wanted if not numbering.knows(digest)}:
-            found = session.chunks.get(row.thread.family, wanted)
-            chunks.update(found)
-            below = {digest for refs, _ in found.values() for digest in split_refs(refs)}
-            wanted = below - chunks.keys()
+        refs = (refs for each in stored for refs in (each.row.refs, *(w.refs for w in each.writes)))
+        missing = {digest for joined in refs for digest in split_refs(joined)}
+        while missing := {digest for digest in missing if not numbering.knows(digest)}:
+            read = session.chunks.get(row.thread.family, missing)
+            chunks.update(read)
+            below = {digest for refs, _ in read.values() for digest in split_refs(refs)}
+            missing = below - chunks.keys()
     if len(stored) < query.limit:
         return _Page(stored, chunks, None)
     last = stored[-1]
@@ -161,10 +161,10 @@ def _checkpoint_part(
     row = stored.row
 
     def chunk_of(digest: bytes) -> Chunk:
-        found = chunks.get(digest)
-        if found is None:
+        stored_chunk = chunks.get(digest)
+        if stored_chunk is None:
             raise CorruptChunk(f"chunk {digest.hex()} is missing")
-        refs, content = found
+        refs, content = stored_chunk
         chunk = refs, codec.decrypt(content) if content else b""
         if codec.digest(chunk) != digest:
             raise CorruptChunk(f"chunk {digest.hex()} is not what was written")

@@ -23,18 +23,18 @@ def check_thread(part: ThreadPart) -> None:
     Raises:
         InvalidInput: It is not.
     """
-    said = part.described
+    described = part.described
     inputs.identifier(part.thread_id, "thread_id")
-    for value, name in ((part.owner, "owner"), (said.label, "label")):
+    for value, name in ((part.owner, "owner"), (described.label, "label")):
         if value is not None:
             inputs.identifier(value, name)
-    inputs.tags(list(said.tags), "tags")
-    for key in said.fixed_keys:
+    inputs.tags(list(described.tags), "tags")
+    for key in described.fixed_keys:
         inputs.text(key, "a key of fixed_keys")
-    _metadata(said.metadata)
-    inputs.choice(said.on_expiry, "on_expiry", ("delete", "keep_latest"))
+    _metadata(described.metadata)
+    inputs.choice(described.on_expiry, "on_expiry", ("delete", "keep_latest"))
     inputs.choice(part.status, "status", STATUSES)
-    _check(said.ttl, "ttl", int, _NONE)
+    _check(described.ttl, "ttl", int, _NONE)
     _check(part.is_swept, "is_swept", bool)
     for name, time in part.times._asdict().items():
         _check(time, name, int)

@@ -45,8 +45,8 @@ class SqliteReader(Reader):
                 table: {row[1] for row in self._run(f"PRAGMA table_info({table})")}
                 for table in ("checkpoints", "writes")
             }
-            known = {"checkpoint_ns", "checkpoint"} <= columns["checkpoints"]
-            if not known or not columns["writes"]:
+            has_columns = {"checkpoint_ns", "checkpoint"} <= columns["checkpoints"]
+            if not has_columns or not columns["writes"]:
                 raise SourceError(
                     f"{path!r} is no database of langgraph-checkpoint-sqlite: it has no tables "
                     "'checkpoints' and 'writes', or those of another version"
@@ -356,26 +356,26 @@ class SaverReader(Reader):
 
     def thread_ids(self) -> Iterator[str]:
         with _typed_saver():
-            ids = {_part(found.config)["thread_id"] for found in self._saver.list(None)}
+            ids = {_part(item.config)["thread_id"] for item in self._saver.list(None)}
         yield from sorted(ids)
 
     def places(self, thread_id: str) -> list[Place]:
         config: Any = {"configurable": {"thread_id": thread_id}}
         with _typed_saver():
             return [
-                (_part(found.config).get("checkpoint_ns", ""), _part(found.config)["checkpoint_id"])
-                for found in self._saver.list(config)
+                (_part(item.config).get("checkpoint_ns", ""), _part(item.config)["checkpoint_id"])
+                for item in self._saver.list(config)
             ]
 
     def state(self, thread_id: str, place: Place) -> StoredState | None:
         named = {"thread_id": thread_id, "checkpoint_ns": place[0], "checkpoint_id": place[1]}
         with _typed_saver():
-            found = self._saver.get_tuple({"configurable": named})
-        if found is None:
+            item = self._saver.get_tuple({"configurable": named})
+        if item is None:
             return None
-        parent = _part(found.parent_config)["checkpoint_id"] if found.parent_config else None
-        writes = _in_given_order(found.pending_writes or ())
-        return StoredState(found.checkpoint, found.metadata, parent, writes)
+        parent = _part(item.parent_config)["checkpoint_id"] if item.parent_config else None
+        writes = _in_given_order(item.pending_writes or ())
+        return StoredState(item.checkpoint, item.metadata, parent, writes)
 
 
 def _in_given_order(pending: Sequence[PendingWrite]) -> list[StoredWrite]:

@@ -78,10 +78,10 @@ class Done:
             progress = (thread_id, dealt_with, total, self.read, is_verifying)
             self._on_progress(TransferProgress(*progress))
 
-    def add_difference(self, found: Difference) -> None:
+    def add_difference(self, difference: Difference) -> None:
         """Note that something differs, unless enough does."""
         if len(self.differences) < _DIFFERENCES:
-            self.differences.append(found)
+            self.differences.append(difference)
 
     def report(self) -> TransferReport:
         return TransferReport(
@@ -172,13 +172,15 @@ def _needed(places: list[Place], arrival: Arrival | None) -> set[Place] | None:
     if arrival is None or not arrival.places:
         return None
     newest = _newest(arrival)[1]
-    known = arrival.places
+    stored = arrival.places
     missing = {
         place
         for place in places
-        if place not in known and (arrival.is_incoming or place[1] > newest)
+        if place not in stored and (arrival.is_incoming or place[1] > newest)
     }
-    last = {ns: (ns, checkpoint_id) for ns, checkpoint_id in places if (ns, checkpoint_id) in known}
+    last = {
+        ns: (ns, checkpoint_id) for ns, checkpoint_id in places if (ns, checkpoint_id) in stored
+    }
     return missing | set(last.values())
 
 
@@ -236,14 +238,14 @@ def store(
 def _verify(source: Source, target: Target, thread_id: str, done: Done) -> None:
     """Compare a thread of a source with what is stored of it, checkpoint by checkpoint."""
     stored = read_thread(target.context, thread_id, is_steady=True)
-    for found in differences(thread_id, source.parts(thread_id), stored):
-        if isinstance(found, Difference):
-            done.add_difference(found)
+    for outcome in differences(thread_id, source.parts(thread_id), stored):
+        if isinstance(outcome, Difference):
+            done.add_difference(outcome)
             continue
         done.note_checkpoint(thread_id, is_verifying=True)
-        address = Address(thread_id, *found)
-        config = config_of(*address[:2], found[1])
+        address = Address(thread_id, *outcome)
+        config = config_of(*address[:2], outcome[1])
         try:
             target.runner.run(get_tuple, target.context, address, config)
         except UnreadableValue as error:
-            done.add_difference(Difference(thread_id, *found, f"it cannot be read: {error}"))
+            done.add_difference(Difference(thread_id, *outcome, f"it cannot be read: {error}"))

@@ -24,8 +24,8 @@ from forkpoint.transfer.opening import (
     SourceArguments,
     Threads,
     saver_of,
+    selection_of,
     source_opener,
-    wanted_of,
 )
 from forkpoint.transfer.own import OwnSource, filter_of
 from forkpoint.transfer.reports import OnProgress, TransferReport
@@ -78,8 +78,8 @@ def import_threads(
         SourceError: The source cannot be read, or is of another kind.
         MissingLibrary: The driver of its database is not installed.
     """
-    given = SourceArguments(source, kind, threads, since, serde)
-    return _importing(given, target, verify, on_progress)(threading.Event())
+    arguments = SourceArguments(source, kind, threads, since, serde)
+    return _importing(arguments, target, verify, on_progress)(threading.Event())
 
 
 async def aimport_threads(
@@ -97,15 +97,15 @@ async def aimport_threads(
 
     If the call is cancelled, it ends after the next checkpoint.
     """
-    given = SourceArguments(source, kind, threads, since, serde)
-    return await _apart(_importing(given, target, verify, on_progress))
+    arguments = SourceArguments(source, kind, threads, since, serde)
+    return await _apart(_importing(arguments, target, verify, on_progress))
 
 
 def _importing(
-    given: SourceArguments, target: object, verify: object, on_progress: object
+    arguments: SourceArguments, target: object, verify: object, on_progress: object
 ) -> Callable[[threading.Event], TransferReport]:
     saver = saver_of(target, "target")
-    open_source = source_opener(given, saver)
+    open_source = source_opener(arguments, saver)
     is_verified, progress = inputs.flag(verify, "verify"), _callback(on_progress)
 
     def run(stop: threading.Event) -> TransferReport:
@@ -235,12 +235,12 @@ def _restoring(
     target: object, path: str | os.PathLike[str], threads: Any, rename: Any, on_progress: object
 ) -> Callable[[threading.Event], TransferReport]:
     saver = saver_of(target, "target")
-    wanted, renamed, progress = wanted_of(threads), _renamed(rename), _callback(on_progress)
+    is_selected, renamed, progress = selection_of(threads), _renamed(rename), _callback(on_progress)
     name = inputs.path(path, "path")
 
     def run(stop: threading.Event) -> TransferReport:
         done = Done(None, progress, stop)
-        return restore_all(name, Target(*parts_of(saver)), wanted, renamed, done)
+        return restore_all(name, Target(*parts_of(saver)), is_selected, renamed, done)
 
     return run
 

@@ -19,7 +19,7 @@ from forkpoint.errors import InvalidInput
 from forkpoint.saver import ForkpointSaver, parts_of
 from forkpoint.transfer.foreign import MongoReader, PostgresReader, SaverReader, SqliteReader
 from forkpoint.transfer.own import OwnSource, filter_of
-from forkpoint.transfer.sources import KINDS, ForeignSource, Reader, Source, Wanted
+from forkpoint.transfer.sources import KINDS, ForeignSource, IsSelected, Reader, Source
 
 Threads = ThreadFilter | Collection[str] | Callable[[str], bool] | None
 """Which threads are meant: ids, or what tells of an id whether it is; None for all. Of a store of
@@ -42,36 +42,36 @@ class SourceArguments(NamedTuple):
     serde: object
 
 
-def source_opener(given: SourceArguments, target: ForkpointSaver) -> Callable[[], Source]:
+def source_opener(arguments: SourceArguments, target: ForkpointSaver) -> Callable[[], Source]:
     """Return what opens a source.
 
     Args:
-        given: The arguments.
+        arguments: What a caller says of it.
         target: Where the threads are to go.
 
     Raises:
         InvalidInput: An argument is of the wrong type.
     """
-    kind = inputs.choice(given.kind, "kind", KINDS)
-    if given.since is not None:
-        inputs.moment(given.since, "since")
+    kind = inputs.choice(arguments.kind, "kind", KINDS)
+    if arguments.since is not None:
+        inputs.moment(arguments.since, "since")
     if kind == "forkpoint":
-        return _own(given)
-    if isinstance(given.threads, ThreadFilter):
+        return _own(arguments)
+    if isinstance(arguments.threads, ThreadFilter):
         raise InvalidInput(f"a ThreadFilter is for kind 'forkpoint', not {kind!r}: pass ids")
-    wanted = wanted_of(given.threads)
+    is_selected = selection_of(arguments.threads)
     writing = _unencrypted(target.serde)
-    serde = writing if given.serde is None else inputs.serializer(given.serde)
-    reader = _reader(given.source, kind, serde)
-    return lambda: ForeignSource(kind, reader(), writing, wanted, given.since)
+    serde = writing if arguments.serde is None else inputs.serializer(arguments.serde)
+    reader = _reader(arguments.source, kind, serde)
+    return lambda: ForeignSource(kind, reader(), writing, is_selected, arguments.since)
 
 
-def _own(given: SourceArguments) -> Callable[[], Source]:
-    is_filter = isinstance(given.threads, ThreadFilter)
-    catalog = ThreadCatalog(saver_of(given.source, "source"))
-    criteria = filter_of(catalog, given.threads if is_filter else None, given.since)
-    wanted = None if is_filter else wanted_of(given.threads)
-    return lambda: OwnSource(*parts_of(catalog.saver), criteria, wanted)
+def _own(arguments: SourceArguments) -> Callable[[], Source]:
+    is_filter = isinstance(arguments.threads, ThreadFilter)
+    catalog = ThreadCatalog(saver_of(arguments.source, "source"))
+    criteria = filter_of(catalog, arguments.threads if is_filter else None, arguments.since)
+    is_selected = None if is_filter else selection_of(arguments.threads)
+    return lambda: OwnSource(*parts_of(catalog.saver), criteria, is_selected)
 
 
 def _reader(source: Any, kind: str, serde: SerializerProtocol) -> Callable[[], Reader]:
@@ -103,7 +103,7 @@ def saver_of(value: object, what: str) -> ForkpointSaver:
     )
 
 
-def wanted_of(threads: Any) -> Wanted | None:
+def selection_of(threads: Any) -> IsSelected | None:
     """Return what tells of an id whether its thread is meant; None if all are.
 
     Raises:

@@ -17,7 +17,7 @@ from forkpoint.catalog.threads import ThreadFilter
 from forkpoint.operations.context import Context
 from forkpoint.runtime.runner import Runner
 from forkpoint.storage.plan import Place
-from forkpoint.transfer.sources import Source, Wanted
+from forkpoint.transfer.sources import IsSelected, Source
 
 _PAGE = 200
 
@@ -29,18 +29,22 @@ class OwnSource(Source):
         context: The store.
         runner: How its operations run.
         criteria: Which threads.
-        wanted: Which of these.
+        is_selected: Whether one of these is to be imported; None for all.
     """
 
     name = "forkpoint"
 
     def __init__(
-        self, context: Context, runner: Runner, criteria: Criteria, wanted: Wanted | None = None
+        self,
+        context: Context,
+        runner: Runner,
+        criteria: Criteria,
+        is_selected: IsSelected | None = None,
     ) -> None:
         self.context = context
         self._runner = runner
         self._criteria = criteria
-        self._wanted = wanted
+        self._is_selected = is_selected
 
     def thread_ids(self) -> Iterator[str]:
         # In the order in which they were made, those that have expired too.
@@ -48,14 +52,14 @@ class OwnSource(Source):
         while True:
             page = self._runner.run(search.search_rows, self.context, request)
             for row in page.rows:
-                if self._wanted is None or self._wanted(row.thread_id):
+                if self._is_selected is None or self._is_selected(row.thread_id):
                     yield row.thread_id
             if page.next_cursor is None:
                 return
             request = request._replace(cursor=page.next_cursor)
 
     def count(self) -> int | None:
-        if self._wanted is not None:
+        if self._is_selected is not None:
             return None
         return self._runner.run(search.count, self.context, self._criteria)
 
@@ -63,7 +67,7 @@ class OwnSource(Source):
         places = self._runner.run(_places, self.context, thread_id)
         return sorted(places, key=lambda place: (place[1], place[0]))
 
-    def parts(self, thread_id: str, wanted: Collection[Place] | None = None) -> Iterator[Part]:
+    def parts(self, thread_id: str, needed: Collection[Place] | None = None) -> Iterator[Part]:
         return read_thread(self.context, thread_id)
 
 

@@ -28,7 +28,7 @@ from forkpoint.transfer import target as arriving
 from forkpoint.transfer.checks import check_checkpoint, check_thread
 from forkpoint.transfer.importing import Done, Target
 from forkpoint.transfer.reports import TransferReport
-from forkpoint.transfer.sources import Wanted
+from forkpoint.transfer.sources import IsSelected
 from forkpoint.transfer.target import Arrival, ThreadWriter
 
 Rename = Callable[[str], str]
@@ -50,30 +50,30 @@ class _Section(NamedTuple):
 
 
 def restore_all(
-    path: str, target: Target, wanted: Wanted | None, rename: Rename, done: Done
+    path: str, target: Target, is_selected: IsSelected | None, rename: Rename, done: Done
 ) -> TransferReport:
     """Restore the threads of an archive. One that fails does not keep the others from it."""
-    chosen: dict[str, _Section] = {}
+    sections: dict[str, _Section] = {}
     for section in _survey(path, done):
-        if wanted is not None and not wanted(section.thread_id):
+        if is_selected is not None and not is_selected(section.thread_id):
             continue
-        before = chosen.get(section.thread_id)
+        before = sections.get(section.thread_id)
         if before is None or section.is_complete or not before.is_complete:
-            chosen[section.thread_id] = section
-    done.total = len(chosen)
-    made = {(section.thread_id, section.created_at) for section in chosen.values()}
-    waiting = {section.line: section for section in chosen.values()}
+            sections[section.thread_id] = section
+    done.total = len(sections)
+    parents = {(section.thread_id, section.created_at) for section in sections.values()}
+    waiting = {section.line: section for section in sections.values()}
     while waiting:
         number = len(waiting)
         for line, lines in _sections(path):
             following = waiting.get(line)
-            if following is None or following.parent in made:
+            if following is None or following.parent in parents:
                 continue
             _restore(target, following, lines, rename, done)
             del waiting[line]
-            made.discard((following.thread_id, following.created_at))
+            parents.discard((following.thread_id, following.created_at))
         if len(waiting) == number:  # none of them is the first one: their records are damaged
-            made.clear()
+            parents.clear()
     return done.report()
 
 

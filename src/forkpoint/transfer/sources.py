@@ -36,7 +36,7 @@ Kind = Literal["langgraph-sqlite", "langgraph-mongodb", "langgraph-postgres", "f
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """What threads can be imported from."""
 
-Wanted = Callable[[str], bool]
+IsSelected = Callable[[str], bool]
 """Takes a thread id, and returns whether the thread is to be imported."""
 
 
@@ -59,12 +59,12 @@ class Source(ABC):
         """Return the checkpoints of a thread, oldest first; none if there is no such thread."""
 
     @abstractmethod
-    def parts(self, thread_id: str, wanted: Collection[Place] | None = None) -> Iterator[Part]:
+    def parts(self, thread_id: str, needed: Collection[Place] | None = None) -> Iterator[Part]:
         """Yield a thread part by part.
 
         Args:
             thread_id: The thread.
-            wanted: The checkpoints that are needed; None for all. There may be more.
+            needed: The checkpoints that are needed; None for all. There may be more.
         """
 
     def close(self) -> object:
@@ -118,7 +118,7 @@ class ForeignSource(Source):
         name: The kind.
         reader: Reads them.
         serde: The serializer that the values are to be written with, without encryption.
-        wanted: Which threads.
+        is_selected: Whether a thread is to be imported; None for all.
         since: Those alone that were active then or later.
     """
 
@@ -127,18 +127,18 @@ class ForeignSource(Source):
         name: str,
         reader: Reader,
         serde: SerializerProtocol,
-        wanted: Wanted | None,
+        is_selected: IsSelected | None,
         since: datetime | None,
     ) -> None:
         self.name = name
         self._reader = reader
         self._codec = Codec(serde)
-        self._wanted = wanted
+        self._is_selected = is_selected
         self._since = None if since is None else inputs.moment(since, "since")
 
     def thread_ids(self) -> Iterator[str]:
         for thread_id in self._reader.thread_ids():
-            if self._wanted is not None and not self._wanted(thread_id):
+            if self._is_selected is not None and not self._is_selected(thread_id):
                 continue
             if self._since is None or self._is_active(thread_id, self._since):
                 yield thread_id
@@ -151,7 +151,9 @@ class ForeignSource(Source):
     def count(self) -> int | None:
         if self._since is not None:
             return None
-        return sum(self._wanted is None or self._wanted(id_) for id_ in self._reader.thread_ids())
+        return sum(
+            self._is_selected is None or self._is_selected(id_) for id_ in self._reader.thread_ids()
+        )
 
     def places(self, thread_id: str) -> list[Place]:
         places = [
@@ -160,7 +162,7 @@ class ForeignSource(Source):
         ]
         return sorted(places, key=lambda place: (place[1], place[0]))
 
-    def parts(self, thread_id: str, wanted: Collection[Place] | None = None) -> Iterator[Part]:
+    def parts(self, thread_id: str, needed: Collection[Place] | None = None) -> Iterator[Part]:
         places = self.places(thread_id)
         heads = [place for place in places if place[0] == ""]
         head = self._reader.state(thread_id, heads[-1]) if heads else None
@@ -168,7 +170,7 @@ class ForeignSource(Source):
         checkpoints = writes = 0
         numbering = Numbering()
         for place in places:
-            if wanted is not None and place not in wanted:
+            if needed is not None and place not in needed:
                 continue
             is_head = head is not None and place == heads[-1]
             state = head if is_head else self._reader.state(thread_id, place)
@@ -258,8 +260,8 @@ def _numbers(versions: Mapping[str, Any]) -> dict[str, Any]:
 
 def _thread_metadata(metadata: Mapping[str, Any]) -> str:
     """Return what the record of a thread says of the run that made a checkpoint, as JSON."""
-    given = {name: value for name, value in metadata.items() if name not in _OF_CHECKPOINTS}
-    return as_json(get_checkpoint_metadata({"metadata": given}, {}), "metadata")
+    of_run = {name: value for name, value in metadata.items() if name not in _OF_CHECKPOINTS}
+    return as_json(get_checkpoint_metadata({"metadata": of_run}, {}), "metadata")
 
 
 _OF_CHECKPOINTS = frozenset({"source", "step", "parents", "writes", "score", "run_id", COUNTERS})

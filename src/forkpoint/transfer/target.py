@@ -147,12 +147,14 @@ def begin(
     raise StorageBusy(f"thread {thread_id!r} could not be made: others change its family")
 
 
-def _empty_fork(context: Context, made: Ancestor, thread_id: str, parent: ThreadRow) -> ForkRequest:
+def _empty_fork(
+    context: Context, origin: Ancestor, thread_id: str, parent: ThreadRow
+) -> ForkRequest:
     return ForkRequest(
         parent.thread,
         parent.thread_id,
         thread_id,
-        made.parent_checkpoint_id,
+        origin.parent_checkpoint_id,
         None,
         Description(),
         "idle",
@@ -161,7 +163,7 @@ def _empty_fork(context: Context, made: Ancestor, thread_id: str, parent: Thread
         {},
         context.codec.hashing,
         new_salt(parent.thread.salt),
-        edge=made.edge or "fork",
+        edge=origin.edge or "fork",
     )
 
 
@@ -171,11 +173,11 @@ def parent_of(
     """Return the record of the thread that another was made from, if the store has that."""
     if len(part.lineage) < 2 or part.lineage[0].edge is None:
         return None
-    known = part.lineage[1]
+    parent = part.lineage[1]
     hashing = context.prepare().hashing
     with context.storage.reading() as session:
-        row = session.records.get(renamed(known.thread_id))
-        if row is None or row.created_at != known.created_at:
+        row = session.records.get(renamed(parent.thread_id))
+        if row is None or row.created_at != parent.created_at:
             return None  # another thread has its id
         check_record(hashing, row)
         return row
@@ -224,8 +226,8 @@ class ThreadWriter:
     def skip(self, part: CheckpointPart) -> None:
         """Leave a checkpoint as it is, which is there already, and so are its chunks."""
         for value in _values_of(part):
-            known = (self._digests.get(number) for number in value.chunks)
-            self._take([digest for digest in known if digest is not None])
+            digests = (self._digests.get(number) for number in value.chunks)
+            self._take([digest for digest in digests if digest is not None])
 
     def put(self, part: CheckpointPart) -> Steps[None]:
         """Store a checkpoint with its writes.
@@ -259,8 +261,8 @@ class ThreadWriter:
         tasks: set[str] = set()
         number = 0
         for row in self._write_rows(part, part.writes):
-            known = there.get((row.task_id, row.idx))
-            if known is None or (replaces(row.idx) and known != row.checksum):
+            checksum = there.get((row.task_id, row.idx))
+            if checksum is None or (replaces(row.idx) and checksum != row.checksum):
                 tasks.add(row.task_id)
                 number += not is_receipt(row.idx)
         if tasks:
@@ -363,23 +365,23 @@ class ThreadWriter:
             StorageBusy: Some were removed.
         """
         with self._context.storage.reading() as session:
-            found = session.threads.find(request.thread_id)
-            if found is None or found.key != self._thread.key:
+            thread = session.threads.find(request.thread_id)
+            if thread is None or thread.key != self._thread.key:
                 raise _deleted(request.thread_id)
-            self._thread = found
+            self._thread = thread
             rows = [row for row in (request.row, *request.writes) if row is not None]
             joined = [row.refs for row in rows] + [refs for refs, _ in request.chunks.values()]
-            wanted = {digest for refs in joined for digest in split_refs(refs)}
+            digests_needed = {digest for refs in joined for digest in split_refs(refs)}
             seen: set[bytes] = set()
-            while wanted := wanted - request.chunks.keys() - seen:
-                stored = session.chunks.get(found.family, wanted)
-                if not wanted <= stored.keys():
+            while digests_needed := digests_needed - request.chunks.keys() - seen:
+                stored = session.chunks.get(thread.family, digests_needed)
+                if not digests_needed <= stored.keys():
                     raise StorageBusy(
                         f"checkpoints were removed from thread {request.thread_id!r} before it was "
                         "complete; do it again"
                     )
                 seen |= stored.keys()
-                wanted = {ref for refs, _ in stored.values() for ref in split_refs(refs)}
+                digests_needed = {ref for refs, _ in stored.values() for ref in split_refs(refs)}
 
 
 def _values_of(part: CheckpointPart) -> Iterable[ValuePart]:
