@@ -20,7 +20,7 @@ from forkpoint.archive.parts import (
 )
 from forkpoint.encoding.chunk import Chunk, Chunks
 from forkpoint.encoding.codec import Codec
-from forkpoint.encoding.entries import split_refs, unpack_only_entry, unpacked, unpacked_manifest
+from forkpoint.encoding.entries import split_refs, unpack, unpack_manifest, unpack_only_entry
 from forkpoint.errors import CorruptChunk, ThreadNotFound
 from forkpoint.operations.context import Context
 from forkpoint.operations.listing import PAGE_ROWS
@@ -172,7 +172,7 @@ def _checkpoint_part(
 
     with at_place(stored.thread_id, *place_of(row)):
         _, manifest = open_checkpoint(codec, row)
-        kind, body, _ = unpacked_manifest(codec.decrypt(row.content))
+        kind, body, _ = unpack_manifest(codec.decrypt(row.content))
         channels = {name: numbering.value(entry, chunk_of) for name, entry in manifest.items()}
         kept = sorted(complete_writes(codec, stored.writes), key=order_of)
         writes = [_write_part(codec, write, numbering, chunk_of) for write in kept]
@@ -192,6 +192,6 @@ def _checkpoint_part(
 
 
 def _write_part(codec: Codec, write: WriteRow, numbering: Numbering, chunk_of: object) -> WritePart:
-    entry = unpack_only_entry(unpacked(open_write(codec, write), "a write"), write.refs)
+    entry = unpack_only_entry(unpack(open_write(codec, write), "a write"), write.refs)
     value = numbering.value(entry, chunk_of)  # type: ignore[arg-type]
     return WritePart(write.task_id, write.idx, write.task_path, write.channel, value)

@@ -25,48 +25,50 @@ class Base(NamedTuple):
 
 
 def _make_dict(kind: Any, content: Any) -> Any:
-    made = dict.__new__(kind)
-    dict.update(made, from_pairs(content))
-    return made
+    instance = dict.__new__(kind)
+    dict.update(instance, from_pairs(content))
+    return instance
 
 
 def _make_list(kind: Any, content: Any) -> Any:
-    made = list.__new__(kind)
-    list.extend(made, only(content, list))
-    return made
+    instance = list.__new__(kind)
+    list.extend(instance, only(content, list))
+    return instance
 
 
 def _make_set(kind: Any, content: Any) -> Any:
-    made = set.__new__(kind)
-    set.update(made, only(content, set))
-    return made
+    instance = set.__new__(kind)
+    set.update(instance, only(content, set))
+    return instance
 
 
 def _make_ordered(kind: Any, content: Any) -> Any:
-    made = OrderedDict.__new__(kind)
-    OrderedDict.update(made, from_pairs(content))
-    return made
+    instance = OrderedDict.__new__(kind)
+    OrderedDict.update(instance, from_pairs(content))
+    return instance
 
 
 def _make_defaultdict(kind: Any, content: Any) -> Any:
     plain = only(content, defaultdict)
-    made = defaultdict.__new__(kind)
-    defaultdict.__init__(made, plain.default_factory)
-    dict.update(made, plain)
-    return made
+    instance = defaultdict.__new__(kind)
+    defaultdict.__init__(instance, plain.default_factory)
+    dict.update(instance, plain)
+    return instance
 
 
 def _make_deque(kind: Any, content: Any) -> Any:
     plain = only(content, deque)
-    made = deque.__new__(kind)
-    deque.__init__(made, plain, plain.maxlen)
-    return made
+    instance = deque.__new__(kind)
+    deque.__init__(instance, plain, plain.maxlen)
+    return instance
 
 
 def _make_datetime(kind: Any, content: Any) -> Any:
     plain = only(content, datetime.datetime)
-    made = datetime.datetime.__new__(kind, *plain.timetuple()[:6], plain.microsecond, plain.tzinfo)
-    return made if not plain.fold else datetime.datetime.replace(made, fold=plain.fold)
+    instance = datetime.datetime.__new__(
+        kind, *plain.timetuple()[:6], plain.microsecond, plain.tzinfo
+    )
+    return instance if not plain.fold else datetime.datetime.replace(instance, fold=plain.fold)
 
 
 def _plain_datetime(value: datetime.datetime) -> datetime.datetime:
@@ -86,9 +88,9 @@ def _make_time(kind: Any, content: Any) -> Any:
 
 
 def _make_bytearray(kind: Any, content: Any) -> Any:
-    made = bytearray.__new__(kind)
-    bytearray.extend(made, only(content, bytes))
-    return made
+    instance = bytearray.__new__(kind)
+    bytearray.extend(instance, only(content, bytes))
+    return instance
 
 
 _DATETIME = ("year", "month", "day", "hour", "minute", "second", "microsecond", "tzinfo")
@@ -170,10 +172,10 @@ BASES: dict[str, Base] = {
 
 
 def _make_uuid(kind: Any, content: Any) -> Any:
-    made = object.__new__(kind)
-    object.__setattr__(made, "int", int.from_bytes(only(content, bytes), "big"))
-    object.__setattr__(made, "is_safe", uuid.SafeUUID.unknown)
-    return made
+    instance = object.__new__(kind)
+    object.__setattr__(instance, "int", int.from_bytes(only(content, bytes), "big"))
+    object.__setattr__(instance, "is_safe", uuid.SafeUUID.unknown)
+    return instance
 
 
 def _plain_defaultdict(value: Any) -> Any:

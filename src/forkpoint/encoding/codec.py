@@ -76,13 +76,13 @@ class Codec:
 
     def of_salt(self, salt: bytes) -> Codec:
         """Return the codec of a thread: what it hashes fits no other family, or no other thread."""
-        known = self._of_salts.get(salt)
-        if known is None:
-            known = copy.copy(self)
-            known.salt = salt
-            known._set_family(Hashing(self.hashing.of_family(salt)))
-            self._of_salts.put(salt, known)
-        return known
+        codec = self._of_salts.get(salt)
+        if codec is None:
+            codec = copy.copy(self)
+            codec.salt = salt
+            codec._set_family(Hashing(self.hashing.of_family(salt)))
+            self._of_salts.put(salt, codec)
+        return codec
 
     def of_thread(self, thread_id: str, owner: str | None, salt: bytes, checksum: bytes) -> Codec:
         """Return the codec of a thread whose record was read.
@@ -91,12 +91,12 @@ class Codec:
             CorruptChunk: The record says another id or owner than was written.
         """
         identity = thread_id, owner, salt, checksum
-        known = self._of_threads.get(identity)
-        if known is None:
+        codec = self._of_threads.get(identity)
+        if codec is None:
             self.hashing.check_identity(*identity)
-            known = self.of_salt(salt)
-            self._of_threads.put(identity, known)
-        return known
+            codec = self.of_salt(salt)
+            self._of_threads.put(identity, codec)
+        return codec
 
     def is_kin(self, other: Codec) -> bool:
         """Return whether both hash the same, but for what is of one thread of a family."""
@@ -195,36 +195,36 @@ class Codec:
         """Return the body of a checkpoint and its manifest, without reading any chunk."""
         return self._decoder.decode_manifest(content, refs)
 
-    def decode_entry(self, entry: Entry, stored: Mapping[bytes, Chunk]) -> Any:
+    def decode_entry(self, entry: Entry, chunks: Mapping[bytes, Chunk]) -> Any:
         """Return the value of one channel.
 
         Args:
             entry: What the manifest says of it.
-            stored: Everything that its refs lead to, as the store has it; see `gather`.
+            chunks: Everything that its refs lead to, as the store has it; see `gather`.
 
         Raises:
             CorruptChunk: A chunk is missing, or is not what was written.
             UnreadableValue: A value names a type that may not, or cannot, be restored.
         """
-        return self._decoder.decode_entry(entry, stored)
+        return self._decoder.decode_entry(entry, chunks)
 
-    def decode_write(self, content: bytes, refs: bytes, stored: Mapping[bytes, Chunk]) -> Any:
+    def decode_write(self, content: bytes, refs: bytes, chunks: Mapping[bytes, Chunk]) -> Any:
         """Return the value of a write; see `decode_entry`."""
-        return self._decoder.decode_write(content, refs, stored)
+        return self._decoder.decode_write(content, refs, chunks)
 
     def next_level(
-        self, nodes: list[bytes], stored: Mapping[bytes, Chunk], volume: Volume
+        self, nodes: list[bytes], chunks: Mapping[bytes, Chunk], volume: Volume
     ) -> list[bytes]:
         """Return the digests that the nodes of one level of a tree hold, one after the other.
 
         Raises:
             CorruptChunk: One is missing, is no node, or they repeat each other too often.
         """
-        return self._decoder.next_level(nodes, stored, volume)
+        return self._decoder.next_level(nodes, chunks, volume)
 
-    def decode_leaves(self, kind: int, leaves: list[bytes], stored: Mapping[bytes, Chunk]) -> Any:
+    def decode_leaves(self, kind: int, leaves: list[bytes], chunks: Mapping[bytes, Chunk]) -> Any:
         """Return the elements of a list, or the items of a dict, that some of its leaves hold."""
-        return self._decoder.decode_leaves(kind, leaves, stored)
+        return self._decoder.decode_leaves(kind, leaves, chunks)
 
     def open_chunk(self, digest: bytes, row: Chunk) -> Chunk:
         """Return a chunk that was read, decrypted.
@@ -255,14 +255,14 @@ class Codec:
         """Return `content` as it is stored: encrypted if the serializer encrypts, and labelled."""
         return self._encryption.encrypt(content)
 
-    def decrypt(self, stored: bytes) -> bytes:
+    def decrypt(self, stored_bytes: bytes) -> bytes:
         """Return what `encrypt` was given.
 
         Raises:
             EncryptionMismatch: It is unencrypted and must not be, or the reverse.
             CorruptChunk: It cannot be decrypted.
         """
-        return self._encryption.decrypt(stored)
+        return self._encryption.decrypt(stored_bytes)
 
     def encrypt_chunk(self, chunk: Chunk) -> Chunk:
         """Return a chunk as it is stored. What it refers to stays readable, for collecting."""

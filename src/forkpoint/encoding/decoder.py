@@ -20,11 +20,11 @@ from forkpoint.encoding.entries import (
     Entry,
     Volume,
     split_refs,
+    unpack,
     unpack_entry,
+    unpack_manifest,
     unpack_nested,
     unpack_only_entry,
-    unpacked,
-    unpacked_manifest,
 )
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
@@ -59,21 +59,21 @@ class Decoder:
 
     def decode_manifest(self, content: bytes, refs: bytes) -> tuple[dict[str, Any], Manifest]:
         """Return the body of a checkpoint and its manifest, without reading any chunk."""
-        kind, packed_body, entries = unpacked_manifest(content)
+        kind, packed_body, entries = unpack_manifest(content)
         manifest: Manifest = {}
-        done = 0
-        for channel, packed in entries.items():
-            entry = unpack_entry(packed, refs, done)
-            done += len(entry.refs)
+        position = 0
+        for channel, packed_entry in entries.items():
+            entry = unpack_entry(packed_entry, refs, position)
+            position += len(entry.refs)
             manifest[channel] = entry
         body = self._load(kind, packed_body)
-        if done != len(refs) or type(body) is not dict:
+        if position != len(refs) or type(body) is not dict:
             raise CorruptChunk("the manifest is not of the shape that is written")
         if not isinstance(body.get("channel_versions", {}), dict):
             raise CorruptChunk("the versions of the channels are not what was written")
         return body, manifest
 
-    def decode_entry(self, entry: Entry, stored: Mapping[bytes, Chunk]) -> Any:
+    def decode_entry(self, entry: Entry, chunks: Mapping[bytes, Chunk]) -> Any:
         """Return the value of one channel.
 
         Args:
@@ -84,15 +84,15 @@ class Decoder:
             CorruptChunk: A chunk is missing, or is not what was written.
             UnreadableValue: A value names a type that may not, or cannot, be restored.
         """
-        return self._decode(entry, stored, Volume())
+        return self._decode(entry, chunks, Volume())
 
-    def decode_write(self, content: bytes, refs: bytes, stored: Mapping[bytes, Chunk]) -> Any:
+    def decode_write(self, content: bytes, refs: bytes, chunks: Mapping[bytes, Chunk]) -> Any:
         """Return the value of a write; see `decode_entry`."""
-        entry = unpack_only_entry(unpacked(content, "a write"), refs)
-        return self._decode(entry, stored, Volume())
+        entry = unpack_only_entry(unpack(content, "a write"), refs)
+        return self._decode(entry, chunks, Volume())
 
     def _decode(
-        self, entry: Entry, stored: Mapping[bytes, Chunk], volume: Volume, depth: int = 0
+        self, entry: Entry, chunks: Mapping[bytes, Chunk], volume: Volume, depth: int = 0
     ) -> Any:
         if depth > NEST_DEPTH:
             raise CorruptChunk("a value is cut at more levels than any is")
@@ -100,22 +100,22 @@ class Decoder:
             if DeltaSnapshot is None:
                 raise UnreadableValue("a DeltaChannel needs a newer langgraph-checkpoint")
             plain = entry._replace(kind=entry.kind ^ SNAPSHOT)
-            return DeltaSnapshot(self._decode(plain, stored, volume, depth))
+            return DeltaSnapshot(self._decode(plain, chunks, volume, depth))
         if entry.kind == INLINE:
             return self._load(entry.type, entry.content)
         leaves = split_refs(entry.refs)
         for _ in range(entry.height):
-            leaves = self.next_level(leaves, stored, volume)
+            leaves = self.next_level(leaves, chunks, volume)
         if entry.kind == OPAQUE:
             pieces = []
             for leaf in leaves:
-                pieces.append(self._open(leaf, stored)[1])
+                pieces.append(self._open(leaf, chunks)[1])
                 volume.add(leaf, len(pieces[-1]))
             return self._load(entry.type, b"".join(pieces))
-        return self._join(entry.kind, leaves, stored, volume, depth)
+        return self._join(entry.kind, leaves, chunks, volume, depth)
 
     def next_level(
-        self, nodes: list[bytes], stored: Mapping[bytes, Chunk], volume: Volume
+        self, nodes: list[bytes], chunks: Mapping[bytes, Chunk], volume: Volume
     ) -> list[bytes]:
         """Return the digests that the nodes of one level of a tree hold, one after the other.
 
@@ -126,37 +126,37 @@ class Decoder:
         leaves: list[bytes] = []
         for node in nodes:
             if node not in opened:
-                opened[node] = self._below(node, stored)
+                opened[node] = self._below(node, chunks)
             volume.add(node, len(opened[node]) * DIGEST_BYTES)
             leaves += opened[node]
         return leaves
 
-    def _below(self, node: bytes, stored: Mapping[bytes, Chunk]) -> list[bytes]:
-        refs, content = self._open(node, stored)
+    def _below(self, node: bytes, chunks: Mapping[bytes, Chunk]) -> list[bytes]:
+        refs, content = self._open(node, chunks)
         if not refs or len(refs) % DIGEST_BYTES or content:
             raise CorruptChunk(f"chunk {node.hex()} is no node of a tree")
         return split_refs(refs)
 
-    def decode_leaves(self, kind: int, leaves: list[bytes], stored: Mapping[bytes, Chunk]) -> Any:
+    def decode_leaves(self, kind: int, leaves: list[bytes], chunks: Mapping[bytes, Chunk]) -> Any:
         """Return the elements of a list, or the items of a dict, that some of its leaves hold."""
-        return self._join(kind, leaves, stored, Volume(), 0)
+        return self._join(kind, leaves, chunks, Volume(), 0)
 
     def _join(
         self,
         kind: int,
         leaves: list[bytes],
-        stored: Mapping[bytes, Chunk],
+        chunks: Mapping[bytes, Chunk],
         volume: Volume,
         depth: int,
     ) -> Any:
         elements: list[Any] = []
         mapping: dict[Any, Any] = {}
         for leaf in leaves:
-            refs, content = self._open(leaf, stored)
+            refs, content = self._open(leaf, chunks)
             volume.add(leaf, len(content))
             if refs:
                 key, entry = unpack_nested(content, refs)
-                value = self._decode(entry, stored, volume, depth + 1)
+                value = self._decode(entry, chunks, volume, depth + 1)
                 if kind == LIST:
                     elements.append(value)
                 else:
@@ -178,15 +178,15 @@ class Decoder:
         return run
 
     def _restore_run(self, digest: bytes, content: bytes) -> list[Any]:
-        restored: list[Any] | None = self._memo.restored(digest)
-        if restored is None:
-            restored = self._load_run(content, list)
-            self._memo.remember_run(digest, restored)
-        return restored
+        messages: list[Any] | None = self._memo.restore(digest)
+        if messages is None:
+            messages = self._load_run(content, list)
+            self._memo.remember_run(digest, messages)
+        return messages
 
-    def _open(self, digest: bytes, stored: Mapping[bytes, Chunk]) -> Chunk:
+    def _open(self, digest: bytes, chunks: Mapping[bytes, Chunk]) -> Chunk:
         """Return the chunk that was stored under a digest, once it is known to be that."""
-        row = stored.get(digest)
+        row = chunks.get(digest)
         if row is None:
             raise CorruptChunk(f"chunk {digest.hex()} is missing")
         return self.open_chunk(digest, row)

@@ -182,7 +182,7 @@ class Encoder:
         packed = []
         for value in values:
             is_known = memo.knows[type(value)]
-            content = memo.packed(value, pack_message) if is_known else pack(value)
+            content = memo.pack(value, pack_message) if is_known else pack(value)
             if content is None:
                 return None
             packed.append(content)

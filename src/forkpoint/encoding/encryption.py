@@ -31,30 +31,30 @@ class Encryption:
         label = name.encode()
         return bytes([len(label)]) + label + encrypted
 
-    def decrypt(self, stored: bytes) -> bytes:
+    def decrypt(self, stored_bytes: bytes) -> bytes:
         """Return what `encrypt` was given.
 
         Raises:
             EncryptionMismatch: It is unencrypted and must not be, or the reverse.
             CorruptChunk: It cannot be decrypted.
         """
-        if not stored or not isinstance(stored, bytes):
+        if not stored_bytes or not isinstance(stored_bytes, bytes):
             raise CorruptChunk("a stored value is empty, or no bytes")
-        label_bytes = stored[0]
+        label_bytes = stored_bytes[0]
         if self._cipher is None:
             if label_bytes:
                 raise EncryptionMismatch(
                     "a stored value is encrypted; pass the EncryptedSerializer that wrote it "
                     "as serde="
                 )
-            return stored[1:]
+            return stored_bytes[1:]
         if not label_bytes:
             raise EncryptionMismatch(
                 "a stored value is not encrypted, and serde= is an EncryptedSerializer"
             )
-        content = stored[1 + label_bytes :]
+        content = stored_bytes[1 + label_bytes :]
         try:
-            return self._cipher.decrypt(stored[1 : 1 + label_bytes].decode(), content)
+            return self._cipher.decrypt(stored_bytes[1 : 1 + label_bytes].decode(), content)
         except Exception as error:
             raise CorruptChunk(
                 "a stored value cannot be decrypted: it was changed, or written with another key"
@@ -81,10 +81,10 @@ def new_secret(cipher: CipherProtocol) -> bytes:
     return Encryption(cipher).encrypt(_SECRET_LABEL + os.urandom(DIGEST_BYTES))
 
 
-def open_secret(cipher: CipherProtocol, stored: bytes) -> bytes | None:
+def open_secret(cipher: CipherProtocol, stored_bytes: bytes) -> bytes | None:
     """Return the key that `new_secret` made, or None if another cipher encrypted it."""
     try:
-        secret = Encryption(cipher).decrypt(stored)
+        secret = Encryption(cipher).decrypt(stored_bytes)
     except CorruptChunk:
         return None
     return secret[len(_SECRET_LABEL) :] if secret.startswith(_SECRET_LABEL) else None

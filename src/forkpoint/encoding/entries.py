@@ -65,7 +65,7 @@ def repeats_too_often(whole: int, stored: int) -> bool:
     return whole > REPEATED_BYTES + REPEATS * stored
 
 
-def unpacked(content: Any, what: str) -> Any:
+def unpack(content: Any, what: str) -> Any:
     """Return what was packed by forkpoint itself.
 
     Raises:
@@ -77,13 +77,13 @@ def unpacked(content: Any, what: str) -> Any:
         raise CorruptChunk(f"{what} is not what was written: {error}") from error
 
 
-def unpacked_manifest(content: Any) -> tuple[str, bytes, dict[str, Any]]:
+def unpack_manifest(content: Any) -> tuple[str, bytes, dict[str, Any]]:
     """Return the type and content of a checkpoint's body, and its packed entries.
 
     Raises:
         CorruptChunk: It is of another shape.
     """
-    packed = unpacked(content, "the manifest")
+    packed = unpack(content, "the manifest")
     if type(packed) is list and [type(part) for part in packed] == [str, bytes, dict]:
         kind, body, entries = packed
         return kind, body, entries
@@ -133,7 +133,7 @@ def unpack_nested(content: Any, refs: bytes) -> tuple[bytes, Entry]:
     Raises:
         CorruptChunk: It is of another shape.
     """
-    packed = unpacked(content, "a nested element")
+    packed = unpack(content, "a nested element")
     if type(packed) is list and len(packed) == 2 and type(packed[0]) is bytes:
         return packed[0], unpack_only_entry(packed[1], refs)
     raise CorruptChunk("a nested element is not of the shape that is written")

@@ -37,9 +37,9 @@ def load_exception(kind: Any, content: list[Any]) -> Any:
     """Return the exception of this content. No code of its class runs."""
     arguments, attributes = content
     base = _builtin_base(kind)
-    made = base.__new__(kind, *only(arguments, list))
-    base.__init__(made, *arguments)
-    return set_attributes(made, attributes)
+    instance = base.__new__(kind, *only(arguments, list))
+    base.__init__(instance, *arguments)
+    return set_attributes(instance, attributes)
 
 
 def show_exception(content: list[Any]) -> tuple[Attributes, Any]:
@@ -67,9 +67,9 @@ def load_validation_error(kind: Any, content: list[Any]) -> Any:
     """Return the `ValidationError` of this content."""
     ((title, errors, input_type, hides_input),) = content
     details = [_error_details(**error) for error in only(errors, list)]
-    made = ValidationError.from_exception_data(title, details, input_type, hides_input)
-    made.args = ()  # as where Pydantic raises it
-    return made
+    instance = ValidationError.from_exception_data(title, details, input_type, hides_input)
+    instance.args = ()  # as where Pydantic raises it
+    return instance
 
 
 def _error_details(

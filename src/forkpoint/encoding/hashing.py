@@ -68,7 +68,7 @@ class Hashing:
         digest = self.hash(b"\3" + salt + checksum)
         return int.from_bytes(digest[:8], "big") >> FLAG_BITS + 1
 
-    def rebound(self, source: bytes, target: bytes, checksum: Any, binding: Any) -> int:
+    def rebind(self, source: bytes, target: bytes, checksum: Any, binding: Any) -> int:
         """Return the binding, as it is stored, of a copy of a row for another thread.
 
         What does not fit the thread with the salt `source` does not fit that of `target` either.
@@ -118,10 +118,10 @@ class Hashing:
             description: What is said of it; None if it is deleted.
         """
         lineage = self._lineage(salt, (None, None, None))
-        said = checksums[_DESCRIPTION]
+        description = checksums[_DESCRIPTION]
         if description is not None:
-            said = self._description(salt, None, description)
-        return checksums[: _LINEAGE.start] + lineage + said
+            description = self._description(salt, None, description)
+        return checksums[: _LINEAGE.start] + lineage + description
 
     def check_identity(self, thread_id: Any, owner: Any, salt: Any, checksums: Any) -> None:
         """Check whose record it is.
@@ -149,22 +149,22 @@ class Hashing:
         Raises:
             CorruptChunk: It is not what was written.
         """
-        if not self.is_told(checksums):
+        if not self.can_check(checksums):
             return
         if type(checksums) is not bytes or checksums[_LINEAGE] != self._lineage(salt, lineage):
             raise damaged_record(thread_id)
 
     def check_description(
-        self, thread_id: Any, salt: Any, checksums: bytes, source: Any, said: Sequence[Any]
+        self, thread_id: Any, salt: Any, checksums: bytes, source: Any, description: Sequence[Any]
     ) -> None:
         """Check what the record of a thread says of it, as `check_lineage` does."""
-        if not self.is_told(checksums):
+        if not self.can_check(checksums):
             return
         known = checksums[_DESCRIPTION] if type(checksums) is bytes else b""
-        if known != self._description(salt, source, said):
+        if known != self._description(salt, source, description):
             raise damaged_record(thread_id)
 
-    def is_told(self, checksums: Any) -> bool:
+    def can_check(self, checksums: Any) -> bool:
         """Return whether this can tell if a record is as it was written: it has the secret."""
         return type(checksums) is not bytes or self.secret is not None or checksums[:1] != _KEYED
 
@@ -175,8 +175,8 @@ class Hashing:
     def _lineage(self, salt: Any, lineage: Sequence[Any]) -> bytes:
         return self._part(b"\6", [salt, *lineage])
 
-    def _description(self, salt: Any, source: Any, said: Sequence[Any]) -> bytes:
-        fields = (list(part) if isinstance(part, tuple) else part for part in said)
+    def _description(self, salt: Any, source: Any, description: Sequence[Any]) -> bytes:
+        fields = (list(part) if isinstance(part, tuple) else part for part in description)
         return self._part(b"\7", [salt, source, *fields])
 
     def _part(self, kind: bytes, fields: Sequence[Any]) -> bytes:

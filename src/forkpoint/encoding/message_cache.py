@@ -21,7 +21,7 @@ from langchain_core.messages import BaseMessage
 
 from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget
 from forkpoint.encoding.builtin_values import PLAIN_ONLY, holds_buffer, holds_bytes, may_hold_bytes
-from forkpoint.encoding.pydantic_values import set_extra, set_fields, set_given, set_private
+from forkpoint.encoding.pydantic_values import set_extra, set_fields, set_given_names, set_private
 
 _MESSAGE_BYTES = 150  # what a message of a run takes beside its fields
 
@@ -39,7 +39,7 @@ class _Run(NamedTuple):
     """Messages: their classes, which of their fields were given, and packed the fields."""
 
     classes: list[type[BaseMessage]]
-    given: list[frozenset[str]]
+    given_names: list[frozenset[str]]
     fields: bytes
 
 
@@ -61,38 +61,38 @@ class MessageMemo:
         self.knows = _Classes()
         """Whether values of a class are remembered: of LangChain's own messages they are."""
 
-    def packed(self, message: BaseMessage, pack: Callable[[Any], bytes | None]) -> bytes | None:
-        """Return how a message serializes, by `pack` if it is not remembered."""
-        given = message.__pydantic_fields_set__  # in any order: another one is another fingerprint
+    def pack(self, message: BaseMessage, pack_anew: Callable[[Any], bytes | None]) -> bytes | None:
+        """Return a message as MessagePack, by `pack_anew` if it is not remembered."""
+        given_names = message.__pydantic_fields_set__  # in another order, another fingerprint
         try:
             fields = ormsgpack.packb(
-                [message.__dict__, message.__pydantic_extra__, *given], option=PLAIN_ONLY
+                [message.__dict__, message.__pydantic_extra__, *given_names], option=PLAIN_ONLY
             )
         except ormsgpack.MsgpackEncodeError:  # some field is no plain value
-            return pack(message)
+            return pack_anew(message)
         key = (type(message), fields)
         content = self._packed.get(key)
         if content is not None:
             return content
         if may_hold_bytes(fields) and holds_bytes([message.__dict__, message.__pydantic_extra__]):
-            return pack(message)  # a `bytearray` has the same fingerprint as `bytes`
-        content = pack(message)
+            return pack_anew(message)  # a `bytearray` has the same fingerprint as `bytes`
+        content = pack_anew(message)
         if content is not None:
             self._packed.put(key, content)
         return content
 
-    def restored(self, digest: bytes) -> list[BaseMessage] | None:
+    def restore(self, digest: bytes) -> list[BaseMessage] | None:
         """Return the messages of a run as new objects, if they are remembered."""
         run = self._runs.get(digest)
         if run is None:
             return None
         messages = []
-        for kind, given, fields in zip(
-            run.classes, run.given, ormsgpack.unpackb(run.fields), strict=True
+        for kind, given_names, fields in zip(
+            run.classes, run.given_names, ormsgpack.unpackb(run.fields), strict=True
         ):
             message = kind.__new__(kind)
             set_fields(message, fields)
-            set_given(message, set(given))
+            set_given_names(message, set(given_names))
             set_extra(message, {})
             set_private(message, None)
             messages.append(message)
@@ -114,8 +114,10 @@ class MessageMemo:
             return
         if ormsgpack.unpackb(packed) == fields and not holds_buffer(fields):
             classes = [type(message) for message in messages]
-            given = [_shared(frozenset(message.__pydantic_fields_set__)) for message in messages]
-            self._runs.put(digest, _Run(classes, given, packed))
+            given_names = [
+                _shared(frozenset(message.__pydantic_fields_set__)) for message in messages
+            ]
+            self._runs.put(digest, _Run(classes, given_names, packed))
 
 
 @cache

@@ -84,7 +84,7 @@ class Kind(NamedTuple):
     fits: Callable[[type], bool]
     dump: Callable[[Any], list[Any]]
     load: Callable[[Any, Any], Any]
-    shown: Callable[[list[Any]], tuple[Attributes, Any]]
+    show: Callable[[list[Any]], tuple[Attributes, Any]]
 
 
 # Enums
@@ -264,7 +264,7 @@ def _show_subclass(content: list[Any]) -> tuple[Attributes, Any]:
     return attributes, value
 
 
-def changed(kind: str, content: list[Any], change: Callable[[Any], Any]) -> list[Any]:
+def change_fields(kind: str, content: list[Any], change: Callable[[Any], Any]) -> list[Any]:
     """Return the content of an object whose fields a function has changed.
 
     Raises:
@@ -276,7 +276,7 @@ def changed(kind: str, content: list[Any], change: Callable[[Any], Any]) -> list
         return [list(after.values()), {**attributes, "_fields": list(after)}]
     if kind in ("enum", "exception", "validation", "subclass"):
         raise ValueError(f"its alias has a function for its fields, and a stored {kind} has none")
-    return pydantic_values.changed(kind, content, change)
+    return pydantic_values.change_fields(kind, content, change)
 
 
 KINDS: Mapping[str, Kind] = {

@@ -27,10 +27,10 @@ def dump_pydantic(value: Any) -> list[Any]:
     return [fields, bits, extra, value.__pydantic_private__]
 
 
-def _bits(names: Collection[str], given: Collection[str]) -> int:
+def _bits(names: Collection[str], given_names: Collection[str]) -> int:
     if len(names) > len(_POWERS):
-        return sum(1 << at for at, name in enumerate(names) if name in given)
-    return sum(compress(_POWERS, map(given.__contains__, names)))
+        return sum(1 << at for at, name in enumerate(names) if name in given_names)
+    return sum(compress(_POWERS, map(given_names.__contains__, names)))
 
 
 _POWERS = [1 << at for at in range(64)]
@@ -45,7 +45,7 @@ def _named(names: Collection[str], bits: int) -> set[str]:
 def load_pydantic(kind: Any, content: list[Any]) -> Any:
     """Return the model of this content. Fields that it does not have get their defaults."""
     fields, bits, extra, private = content
-    given = _named([*only(fields, dict), *(extra or ())], only(bits, int))
+    given_names = _named([*only(fields, dict), *(extra or ())], only(bits, int))
     optional = _optional_fields(kind)
     if not optional.keys() <= fields.keys():
         for name, field in optional.items():
@@ -53,7 +53,7 @@ def load_pydantic(kind: Any, content: list[Any]) -> Any:
                 fields[name] = _default_of(field, fields)
     value = bare(kind)
     set_fields(value, fields)
-    set_given(value, given)
+    set_given_names(value, given_names)
     set_extra(value, None if extra is None else only(extra, dict))
     set_private(value, None if private is None else only(private, dict))
     return value
@@ -72,7 +72,7 @@ def _default_of(field: Any, fields: Attributes) -> Any:
 
 # What Pydantic assigns to copy a model, each slot without looking for its name: a subclass may hide
 # them behind attributes of its own.
-set_fields, set_given, set_extra, set_private = (
+set_fields, set_given_names, set_extra, set_private = (
     vars(BaseModel)[slot].__set__
     for slot in (
         "__dict__",
@@ -105,13 +105,13 @@ def dump_pydantic1(value: Any) -> list[Any]:
 def load_pydantic1(kind: Any, content: list[Any]) -> Any:
     """Return the model of this content, as `load_pydantic` does."""
     fields, bits, private = content
-    given = _named(only(fields, dict), only(bits, int))
+    given_names = _named(only(fields, dict), only(bits, int))
     for name, field in kind.__fields__.items():
         if name not in fields and not field.required:
             fields[name] = field.get_default()
     value = bare(kind)
     object.__setattr__(value, "__dict__", fields)
-    object.__setattr__(value, "__fields_set__", given)
+    object.__setattr__(value, "__fields_set__", given_names)
     for name, each in only(private, dict).items():
         object.__setattr__(value, name, each)
     return value
@@ -122,11 +122,13 @@ def show_pydantic1(content: list[Any]) -> tuple[Attributes, Any]:
     return content[0], None
 
 
-def changed(kind: str, content: list[Any], change: Callable[[Any], Any]) -> list[Any]:
+def change_fields(kind: str, content: list[Any], change: Callable[[Any], Any]) -> list[Any]:
     """Return the content of an object whose fields a function has changed."""
     before, *rest = content
     after = change(dict(only(before, dict)))
     if kind in ("pydantic", "pydantic1"):
-        given = _named(before, rest[0] & (1 << len(before)) - 1) | (after.keys() - before.keys())
-        rest[0] = _bits(after, given)
+        given_names = _named(before, rest[0] & (1 << len(before)) - 1) | (
+            after.keys() - before.keys()
+        )
+        rest[0] = _bits(after, given_names)
     return [after, *rest]

@@ -108,12 +108,12 @@ class _Thread(threading.local):
 
     Attributes:
         depth: In how many extensions it is.
-        held: How many bytes of these are held.
+        outer_bytes: How many bytes those have that are large.
         error: What was raised within ormsgpack, which replaces it.
     """
 
     depth = 0
-    held = 0
+    outer_bytes = 0
     error: BaseException | None = None
 
 
@@ -237,14 +237,14 @@ class SafeSerializer(JsonPlusSerializer):
 
     def _restore_large(self, code: int, content: bytes) -> Any:
         """Restore an object that is held in memory once more for each object that it stands in."""
-        held = self._thread.held
+        outer_bytes = self._thread.outer_bytes
         try:
-            self._thread.held = held + len(content)
-            if held + len(content) > max(_HELD_BYTES, _HELD_TIMES * len(content)):
+            self._thread.outer_bytes = outer_bytes + len(content)
+            if outer_bytes + len(content) > max(_HELD_BYTES, _HELD_TIMES * len(content)):
                 raise UnreadableValue("a stored value is too large for how deep it is nested")
             return self._build(code, self._unpack(content), content)
         finally:
-            self._thread.held = held
+            self._thread.outer_bytes = outer_bytes
 
     def _unpack(self, content: bytes) -> Any:
         return ormsgpack.unpackb(content, ext_hook=self._restore, option=ormsgpack.OPT_NON_STR_KEYS)
@@ -271,13 +271,13 @@ class SafeSerializer(JsonPlusSerializer):
 
     def _object(self, fields: Any) -> Any:
         kind, name, *content = fields
-        name = type_names.read(name)
+        name = type_names.from_stored(name)
         target = self._framework.get(name)
         if target is None:
             target = self._class(name)
             alias = self._aliases.get(name[:2])
             if isinstance(alias, tuple):
-                content = object_values.changed(kind, content, alias[1])
+                content = object_values.change_fields(kind, content, alias[1])
         if not (object_values.fits(kind, target) or self._allows(target)):
             raise UnreadableValue(f"{type_names.text(name)} is stored as a {kind}, and is none now")
         return object_values.KINDS[kind].load(target, content)
@@ -299,12 +299,12 @@ class SafeSerializer(JsonPlusSerializer):
 
     def _stand_in(self, code: int, fields: Any, content: bytes, reason: Exception) -> StoredObject:
         """Return what stands for an object that cannot be restored."""
-        shown = _shown(code, fields)
-        if isinstance(reason, UnreadableValue) and (shown is None or self._unknown == "raise"):
+        outline = _outline_of(code, fields)
+        if isinstance(reason, UnreadableValue) and (outline is None or self._unknown == "raise"):
             raise reason
-        if shown is None:
+        if outline is None:
             raise UnreadableValue(f"a stored value could not be restored: {reason}") from reason
-        name, attributes, value = shown
+        name, attributes, value = outline
         if self._unknown == "raise":
             raise UnreadableValue(
                 f"{name} could not be restored from what was stored: "
@@ -336,7 +336,7 @@ class SafeSerializer(JsonPlusSerializer):
         module, qualified = name[:2]
         is_allowed = self._allows_name(module, qualified)
         is_importable = _IMPORTABLE.fullmatch(module) is not None
-        kind = self._known(name)
+        kind = self._find(name)
         how = f"saver.with_allowlist([({module!r}, {qualified!r})])"
         if kind is None:
             raise UnreadableValue(
@@ -359,15 +359,15 @@ class SafeSerializer(JsonPlusSerializer):
         (self._framework if is_ever else self._permitted)[name] = kind
         return kind
 
-    def _known(self, name: TypeName) -> type | None:
+    def _find(self, name: TypeName) -> type | None:
         """Return the type that a name means here, aliases considered."""
         if len(name) == 2:
-            return self._known_class(name)
+            return self._find_class(name)
         if len(self._permitted) > _TYPES_MAX:
             return None  # made by rows: Pydantic makes a class of each
-        return type_names.generic(name, self._known_class)
+        return type_names.generic(name, self._find_class)
 
-    def _known_class(self, name: TypeName) -> type | None:
+    def _find_class(self, name: TypeName) -> type | None:
         alias = self._aliases.get(name)
         if alias is not None:
             kind: type = alias[0] if isinstance(alias, tuple) else alias
@@ -390,13 +390,13 @@ def _is_value(kind: type) -> bool:
     return kind in builtin_values.DESCRIBERS
 
 
-def _shown(code: int, fields: Any) -> tuple[str, Mapping[str, Any], Any] | None:
+def _outline_of(code: int, fields: Any) -> tuple[str, Mapping[str, Any], Any] | None:
     """Return the name of a stored object's type, its fields, and its value; None if it is none."""
     try:
         if code == object_values.OBJECT:
             kind, name, *content = fields
-            attributes, value = object_values.KINDS[kind].shown(content)
-            return type_names.text(type_names.read(name)), dict(attributes), value
+            attributes, value = object_values.KINDS[kind].show(content)
+            return type_names.text(type_names.from_stored(name)), dict(attributes), value
         if code == CUSTOM:
             name, value = fields
             return str(name), {}, value

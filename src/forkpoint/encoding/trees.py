@@ -12,9 +12,9 @@ from forkpoint.encoding.entries import (
     pack_entry,
     repeats_too_often,
     split_refs,
+    unpack,
     unpack_nested,
     unpack_only_entry,
-    unpacked,
 )
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.errors import InvalidInput
@@ -87,7 +87,7 @@ class Trees:
         """Return a write as it would have been encoded here."""
         if not write.refs:
             return write
-        entry = unpack_only_entry(unpacked(write.content, "a write"), write.refs)
+        entry = unpack_only_entry(unpack(write.content, "a write"), write.refs)
         entry, chunks = self.of_value(entry, write.chunks)
         return Encoded(ormsgpack.packb(pack_entry(entry)), entry.refs, chunks)
 

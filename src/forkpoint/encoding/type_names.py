@@ -115,7 +115,7 @@ def _are_names(value: Any, depth: int) -> bool:
     )
 
 
-def read(stored: Any) -> TypeName:
+def from_stored(stored: Any) -> TypeName:
     """Return a name that was read, as one that can be a key.
 
     Raises:
@@ -175,8 +175,8 @@ def generic(name: TypeName, class_of: Callable[[TypeName], type | None]) -> type
     arguments = tuple(_argument(each, class_of) for each in name[2])
     if None in arguments:
         return None
-    made: type = origin[arguments]  # type: ignore[index] # Pydantic makes each once
-    return made
+    parametrized: type = origin[arguments]  # type: ignore[index] # Pydantic makes each once
+    return parametrized
 
 
 def _argument(name: TypeName, class_of: Callable[[TypeName], type | None]) -> Any:
@@ -221,15 +221,15 @@ def find_nested(named: TypeName) -> type | None:
     if arguments or "." in name or module not in sys.modules:
         return None
     nested: set[type] = set()
-    seen: set[type] = set()
+    visited: set[type] = set()
     members = list(vars(sys.modules[module]).values())  # it may be imported at the moment
-    waiting = [value for value in members if isinstance(value, type)]
-    while waiting:
-        outer = waiting.pop()
-        if outer.__module__ != module or outer in seen:
+    pending = [value for value in members if isinstance(value, type)]
+    while pending:
+        outer = pending.pop()
+        if outer.__module__ != module or outer in visited:
             continue
-        seen.add(outer)
-        waiting += [value for value in vars(outer).values() if isinstance(value, type)]
+        visited.add(outer)
+        pending += [value for value in vars(outer).values() if isinstance(value, type)]
         if outer.__name__ == name:
             nested.add(outer)
     return nested.pop() if len(nested) == 1 else None

@@ -76,7 +76,7 @@ class _UnfinishedCopy(NamedTuple):
         left_out = ("_id", "run_id", "next", "log", "slot", "record", "fence", "before")
         copy = {field: value for field, value in row.items() if field not in left_out}
         stored = row.get("checksum"), row.get("binding")
-        copy["binding"] = self.hashing.rebound(self.source.salt, self.made["salt"], *stored)
+        copy["binding"] = self.hashing.rebind(self.source.salt, self.made["salt"], *stored)
         return update_one(
             {"_id": row_id(self.target, *place_in(row)), "family": self.target.family},
             {"$setOnInsert": {**copy, "thread": self.target.key}},

@@ -104,7 +104,7 @@ class SqliteCopies(Copies):
 
     def _bind_to(self, hashing: Hashing, source: ThreadRef, record: _Record) -> None:
         """Let the rows of a thread that are copied from now on be bound to the copy."""
-        rebound = partial(hashing.rebound, source.salt, record.salt)
+        rebound = partial(hashing.rebind, source.salt, record.salt)
         self._sql.create_function("forkpoint_rebound", 2, callback_of(rebound))
 
     def begin(

@@ -18,7 +18,7 @@ def check_record(hashing: Hashing, row: ThreadRow) -> None:
     """
     thread = row.thread
     _check_types(row)
-    if hashing.is_told(row.checksums):
+    if hashing.can_check(row.checksums):
         hashing.check_identity(thread.thread_id, thread.owner, thread.salt, row.checksums)
     hashing.check_lineage(thread.thread_id, thread.salt, row.checksums, *row.lineage[:-1])
     source = row.lineage[-1]
@@ -70,6 +70,6 @@ def checksums_with_description(hashing: Hashing, seen: ThreadRow, described: Des
     Raises:
         EncryptionMismatch: It was written with an encrypting serializer, and none is set.
     """
-    if not hashing.is_told(seen.checksums):
+    if not hashing.can_check(seen.checksums):
         raise encrypted_record(seen.thread_id)
     return hashing.with_description(seen.checksums, seen.thread.salt, seen.lineage[-1], described)

@@ -241,7 +241,7 @@ def rebound(row: _Row, hashing: Hashing, source: bytes, target: bytes) -> _Row:
         source: The salt of the thread that the row is of.
         target: That of the other one.
     """
-    bound = hashing.rebound(source, target, row.checksum, stored_binding(row))
+    bound = hashing.rebind(source, target, row.checksum, stored_binding(row))
     if isinstance(row, CheckpointRow):
         binding = binding_of(bound, hidden=row.hidden, restarts=row.restarts)
         # A copy does not belong to the run that made the original: deleting that leaves the copy.

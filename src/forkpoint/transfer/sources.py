@@ -19,7 +19,7 @@ from forkpoint.archive.parts import (
     WritePart,
 )
 from forkpoint.encoding.codec import Codec
-from forkpoint.encoding.entries import unpack_only_entry, unpacked
+from forkpoint.encoding.entries import unpack, unpack_only_entry
 from forkpoint.errors import InvalidInput
 from forkpoint.json_text import as_json
 from forkpoint.langgraph_rules import (
@@ -215,7 +215,7 @@ class ForeignSource(Source):
             }
             for write in sorted(state.writes, key=lambda each: (each[2], each[0], each[1])):
                 encoded = codec.encode_write(write.channel, write.value)
-                entry = unpack_only_entry(unpacked(encoded.content, "a write"), encoded.refs)
+                entry = unpack_only_entry(unpack(encoded.content, "a write"), encoded.refs)
                 value = numbering.value(entry, encoded.chunks.__getitem__)
                 writes.append(WritePart(*write[:4], value))
         except InvalidInput as error:
