@@ -42,6 +42,7 @@ class Scene(NamedTuple):
 
 VALID: dict[str, Callable[[Scene], Any]] = {
     "a": lambda scene: scene.thread_id,
+    "quarantine": lambda scene: None,
     "archive": lambda scene: None,
     "b": lambda scene: scene.head,
     "before": lambda scene: scene.head,

@@ -180,6 +180,7 @@ def policy(picks: Picks) -> RetentionPolicy:
 RUNS = ["r", "s"]
 DRAWN: dict[str, Callable[[Here, Picks], Any]] = {
     "a": Here.source,
+    "quarantine": lambda here, picks: None,
     "archive": lambda here, picks: picks.of([None, lambda thread, checkpoints: [*checkpoints]]),
     "b": Here.source,
     "before": lambda here, picks: picks.of([None, here.config(picks)]),

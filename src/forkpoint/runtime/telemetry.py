@@ -86,11 +86,15 @@ class ObservedRunner:
         return self.runner.close()
 
     def run(self, operation: Callable[..., Any], *args: Any) -> Any:
+        if not _is_observed():
+            return self.runner.run(operation, *args)
         with self._observation(operation, args) as observation:
             result = observation.result = self.runner.run(observation.call, *args)
             return result
 
     async def arun(self, operation: Callable[..., Any], *args: Any) -> Any:
+        if not _is_observed():
+            return await self.runner.arun(operation, *args)
         with self._observation(operation, args) as observation:
             result = observation.result = await self.runner.arun(observation.call, *args)
             return result
@@ -98,6 +102,17 @@ class ObservedRunner:
     def _observation(self, operation: Callable[..., Any], args: tuple[Any, ...]) -> _Observation:
         thread_id = _thread_of(operation, args) if self._shows_threads else None
         return _Observation(operation, self._system, thread_id)
+
+
+def _is_observed() -> bool:
+    """Return whether the application has set what receives spans or metrics.
+
+    The providers of OpenTelemetry's API itself receive nothing.
+    """
+    return not (
+        type(trace.get_tracer_provider()).__module__.startswith("opentelemetry.trace")
+        and type(metrics.get_meter_provider()).__module__.startswith("opentelemetry.metrics")
+    )
 
 
 class _Observation:
