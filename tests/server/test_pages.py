@@ -17,7 +17,7 @@ from checking import config
 from checking import put as put_checkpoint
 from fastapi import FastAPI
 from playwright.async_api import expect
-from served import chat, said, serving
+from served import Gates, chat, said, serving
 
 from forkpoint import SqliteSaver, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
@@ -143,6 +143,8 @@ async def test_a_thread_shows_its_state_and_what_it_waits_for(
         old = await get(client, "thread", thread_id="t", checkpoint_id=id_at(talked, 2))
         assert "earlier checkpoint" in old
         assert "sure?" not in old
+        head = await get(client, "thread", thread_id="t", checkpoint_id=id_at(talked, 0))
+        assert "sure?" in head
         value = await get(client, "value", thread_id="t", channel="turns")
         assert value == "1"
         await get(client, "value", 404, thread_id="t", channel="nothing")
@@ -185,9 +187,13 @@ async def test_a_long_history_comes_in_pages(saver: ForkpointSaver) -> None:
         following = re.search(r'href="([^"]*)" rel="next"', first)
         assert following is not None
         second = (await client.get(html.unescape(following[1]))).text
-    steps = [int(step) for step in re.findall(r">Step (\d+)</a>", first + second)]
-    assert steps == list(range(59, -1, -1))
-    assert 'rel="next"' not in second
+        steps = [int(step) for step in re.findall(r">Step (\d+)</a>", first + second)]
+        assert steps == list(range(59, -1, -1))
+        assert 'rel="next"' not in second
+        for index, newest in (("30", 30), ("0", 0), ("59", 59), ("-1", 59), ("-60", 0)):
+            text = await get(client, "history", thread_id="thread", index=index)
+            assert re.findall(r">Step (\d+)</a>", text)[0] == str(newest)
+        await get(client, "history", 404, thread_id="thread", index="60")
 
 
 async def test_forms_run_fork_answer_roll_back_and_delete(
@@ -321,18 +327,18 @@ async def test_pages_know_where_the_application_is_mounted(saver: ForkpointSaver
 
 
 @pytest.fixture
-def browsed(tmp_path: Path) -> Iterator[tuple[str, ForkpointSaver]]:
+def browsed(tmp_path: Path, gates: Gates) -> Iterator[tuple[str, ForkpointSaver]]:
     """The address of a server of a chat, and its saver."""
     saver = SqliteSaver(str(tmp_path / "browsed.db"))
     try:
-        with serving(create_app(saver, {"chat": chat()})) as address:
+        with serving(create_app(saver, {"chat": chat(gates)})) as address:
             yield address, saver
     finally:
         saver.close()
 
 
 async def test_a_walk_through_the_pages_in_a_browser(
-    browsed: tuple[str, ForkpointSaver],
+    browsed: tuple[str, ForkpointSaver], gates: Gates
 ) -> None:
     address, saver = browsed
     ThreadCatalog(saver).create("t", label=NASTY, tags=["x"])
@@ -343,6 +349,8 @@ async def test_a_walk_through_the_pages_in_a_browser(
             await page.get_by_role("button", name="Run").click()
 
         await page.goto("/")
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
         await check_accessibility(page)
         await page.get_by_role("link", name="<script>").click()
         await go_on("one")
@@ -388,5 +396,14 @@ async def test_a_walk_through_the_pages_in_a_browser(
         await check_accessibility(page)
         await page.get_by_role("button", name="Remove 3 checkpoints").click()
         await expect(page.get_by_text("were removed")).to_be_visible()
+        assert saver.at("t", -1).metadata["step"] == 1
         await expect(page.get_by_text("You said yes.")).to_have_count(0)
-    assert saver.at("t", -1).metadata["step"] == 1
+
+        await go_on("wait")
+        await expect(page.get_by_text("A run is going on.")).to_be_visible()
+        gates.left.release()
+        await expect(page.get_by_text("Hello wait")).to_be_visible()
+        await page.get_by_role("link", name="Delete this thread").click()
+        await page.get_by_role("button", name="Delete").click()
+        await expect(page.get_by_role("heading", name="1 thread", exact=True)).to_be_visible()
+    assert [thread.thread_id for thread in ThreadCatalog(saver).search()] == ["f"]

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Page, ViewportSize, async_playwright
 from servers import PATIENCE_SECONDS
 
+DESK: ViewportSize = {"width": 1280, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -36,9 +38,11 @@ async def browsing(address: str) -> AsyncIterator[Page]:
 
 
 async def check_accessibility(page: Page) -> None:
-    """Check that axe finds no serious fault of a page, in light and in dark."""
-    for scheme in ("light", "dark"):
-        await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    """Check that axe finds no serious fault of a page: on a desk in light, on a phone in dark."""
+    for scheme, size in (("dark", PHONE), ("light", DESK)):
+        await page.emulate_media(color_scheme=scheme)
+        await page.set_viewport_size(size)
+        assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         results = await Axe().run(page)
         serious = {
             violation["id"]: [node["html"] for node in violation["nodes"]]

@@ -76,6 +76,8 @@ async def fork(request: PageRequest, form: SentForm) -> Response:
 async def rollback(request: PageRequest, form: SentForm) -> Response:
     """Remove the checkpoints after one, if there are as many as the page said."""
     thread_id = form.needed("thread_id")
+    if (await request.thread(thread_id)).status == "busy":
+        raise HTTPException(409, "a run is going on: roll back when it has ended")
     steps = await checkpoints_after(request, thread_id, form.needed("checkpoint_id"))
     if str(steps) != form.needed("steps") or steps == 0:
         raise HTTPException(409, "the thread has changed since you were asked: look at it again")
@@ -143,9 +145,10 @@ async def _begin(request: RequestScope, thread_id: str, body: bodies.NewRun) -> 
 
 def _input(form: SentForm) -> Any:
     """Return the input that a form has, or None to go on without one."""
-    kind, text = form.needed("kind"), form.get("input", "")
+    kind = form.needed("kind")
     if kind == "as-it-is":
         return None
+    text = form.needed("input")
     if kind == "message":
         return {"messages": [{"role": "user", "content": text}]}
     return _json(text, "input")

@@ -27,7 +27,7 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 THREADS_ON_PAGE = 50
 CHECKPOINTS_ON_PAGE = 50
 _FORKS_SHOWN = 1000
-_DEPTH_SHOWN = 30
+_FAMILY_SHOWN = 1000
 _SORTS = {
     "updated_at": "last activity",
     "created_at": "creation",
@@ -121,7 +121,7 @@ async def thread(
         checkpoint_id=checkpoint_id,
         state=state,
         view=view,
-        tasks=[(task, Tree().node("result", task["result"])) for task in state["tasks"]],
+        tasks=[_task(task) for task in state["tasks"]],
         questions=[] if checkpoint_id else _questions(shown),
         graph_name=graph_name,
         has_messages=_has_messages(request, graph_name),
@@ -150,10 +150,20 @@ async def status(request: PageRequest, thread_id: Text) -> Response:
 
 
 @router.get("/pages/history")
-async def history(request: PageRequest, thread_id: Text, before: Text = "") -> Response:
-    """Show a page of the checkpoints of a thread, newest first. No values are read."""
+async def history(
+    request: PageRequest,
+    thread_id: Text,
+    before: Text = "",
+    index: Annotated[int | None, Query()] = None,
+) -> Response:
+    """Show a page of the checkpoints of a thread, newest first. No values are read.
+
+    It begins with the newest; or with that before an id; or with that of an index, 0 the oldest.
+    """
     shown = await request.thread(thread_id)
     config = config_at(thread_id, bodies.CheckpointPlace(checkpoint_ns=""))
+    if index is not None:
+        before = await _id_after(request, thread_id, index)
     place = bodies.CheckpointPlace(checkpoint_id=before)
     listed = request.catalog.saver.alist(
         config,
@@ -173,19 +183,21 @@ async def history(request: PageRequest, thread_id: Text, before: Text = "") -> R
         rows=rows,
         older=rows[-1].checkpoint_id if len(items) > CHECKPOINTS_ON_PAGE else None,
         is_newest=not before,
+        oldest_page=CHECKPOINTS_ON_PAGE - 1,
     )
 
 
 @router.get("/pages/family")
 async def family(request: PageRequest, thread_id: Text) -> Response:
     """Show the tree of forks and clones that a thread belongs to, and where it came from."""
-    tree = await request.catalog.saver.afamily(thread_id)
+    members = _with_depths((await request.catalog.saver.afamily(thread_id)).root)
     return render(
         request.http,
         "family.html",
         thread=await request.thread(thread_id),
         lineage=await request.catalog.saver.alineage(thread_id),
-        members=_with_depths(tree.root),
+        members=members[:_FAMILY_SHOWN],
+        left_out=len(members[_FAMILY_SHOWN:]),
     )
 
 
@@ -266,6 +278,21 @@ async def checkpoints_after(request: RequestScope, thread_id: str, checkpoint_id
     raise CheckpointNotFound(f"thread {thread_id!r} has no checkpoint {checkpoint_id!r}")
 
 
+async def _id_after(request: RequestScope, thread_id: str, index: int) -> str:
+    """Return the id of the checkpoint after that of an index; none after the newest.
+
+    Raises:
+        CheckpointNotFound: There are not as many checkpoints.
+    """
+    saver = request.catalog.saver
+    await saver.aat(thread_id, index)
+    try:
+        following = await saver.aat(thread_id, index + 1) if index != -1 else None
+    except CheckpointNotFound:  # it is the newest
+        following = None
+    return str(following.checkpoint["id"]) if following else ""
+
+
 async def _state(request: RequestScope, thread_id: str, checkpoint_id: str) -> Json:
     """Return a state of a thread.
 
@@ -293,6 +320,13 @@ def _questions(thread: Thread) -> list[tuple[str | None, Node]]:
     return [
         (pending.id, tree.node("question", as_json(pending.value))) for pending in thread.interrupts
     ]
+
+
+def _task(task: Json) -> tuple[Json, Node, list[Node]]:
+    """Return a task, what it returned, and what it asks."""
+    tree = Tree()
+    questions = [tree.node("question", pending.get("value")) for pending in task["interrupts"]]
+    return task, tree.node("result", task["result"]), questions
 
 
 def _has_messages(request: RequestScope, graph_name: str | None) -> bool:
@@ -325,7 +359,7 @@ def _with_depths(root: FamilyNode) -> list[tuple[int, FamilyNode]]:
     waiting = [(0, root)]
     while waiting:
         depth, node = waiting.pop()
-        members.append((min(depth, _DEPTH_SHOWN), node))
+        members.append((depth, node))
         waiting += [(depth + 1, child) for child in reversed(node.children)]
     return members
 

@@ -36,11 +36,12 @@ addEventListener("pageshow", () => {
   }
 });
 
-// The field for an input is there where one is asked for.
+// The field for an input is there, and must be filled, where one is asked for.
 for (const field of document.querySelectorAll("[data-input-of]")) {
   const kind = document.getElementById(field.dataset.inputOf);
   const show = () => {
     field.hidden = kind.value === "as-it-is" || kind.value === "only";
+    field.querySelector("textarea").required = !field.hidden;
   };
   kind.addEventListener("change", show);
   show();
