@@ -186,7 +186,10 @@ class MongoCopies(interface.Copies):
         statements = [
             unchanged,
             update_one(record_of(target), {"$setOnInsert": made}, upsert=True),
-            *(chunk_statement(source, digest, *chunk) for digest, chunk in request.chunks.items()),
+            *(
+                chunk_statement(source, digest, *chunk, is_sharded=self._commands.is_sharded)
+                for digest, chunk in request.chunks.items()
+            ),
             *(_forked(target, *checkpoint_document(target, row), row) for row in request.rows),
             *(_forked(target, *write_document(target, row), row) for row in request.writes),
             unchanged,

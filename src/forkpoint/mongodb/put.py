@@ -55,7 +55,7 @@ class Put:
             tail = session.logs.tail(thread)
             known = session.known.watermark(thread.key)
             watermark = known if tail is None else tail.watermark
-        self._preparation = Preparation(request, thread, creation, watermark)
+        self._preparation = Preparation(request, thread, creation, watermark, commands.is_sharded)
 
     def steps(self) -> Steps[ThreadRef | None]:
         """Store it, and return its thread; None if it belongs to a deleted thread.

@@ -82,6 +82,7 @@ class Preparation(NamedTuple):
         thread: The thread that it is prepared for, or that it makes.
         creation: How it makes the thread, if it does.
         watermark: The tombstone watermark that the thread's record has.
+        is_sharded: Whether statements must name the family.
         is_repeated: Whether there may be a checkpoint in its place, or pending writes of its task.
         is_newest: Whether no newer checkpoint has set the thread's status, as is usual.
         is_counted: Whether the checkpoint in its place is counted already, if there is one.
@@ -91,6 +92,7 @@ class Preparation(NamedTuple):
     thread: ThreadRef
     creation: Creation | None
     watermark: str | None
+    is_sharded: bool
     is_repeated: bool = False
     is_newest: bool = True
     is_counted: bool = False
@@ -281,8 +283,9 @@ def _replacement(preparation: Preparation) -> list[Step]:
 
 
 def _chunks(preparation: Preparation) -> list[Step]:
+    thread = preparation.thread
     return [
-        Step("chunk", chunk_statement(preparation.thread, digest, *chunk))
+        Step("chunk", chunk_statement(thread, digest, *chunk, is_sharded=preparation.is_sharded))
         for digest, chunk in preparation.request.chunks.items()
     ]
 
