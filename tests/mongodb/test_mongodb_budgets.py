@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -280,7 +281,7 @@ async def test_puts_that_wait_at_the_same_time_share_a_bulk(
     """All but the first; but those that no worker was free for may be alone."""
     heads = [put(saver, {"n": 0}, thread_id=f"thread-{n}") for n in range(count)]
     commands.clear()
-    relay = parts_of(saver).context.storage._relay  # type: ignore[attr-defined]
+    relay = parts_of(saver).context.storage._relays.small  # type: ignore[attr-defined]
     waiting = min(count, mongodb._WORKERS)
     gate = threading.Event()
     store = relay._store
@@ -300,6 +301,35 @@ async def test_puts_that_wait_at_the_same_time_share_a_bulk(
     assert set(commands.names) == {"insert"}
     assert len(commands.names) <= 2 + count - waiting < count
     assert len(list(saver.list(None))) == 2 * count
+
+
+def test_small_puts_wait_for_a_large_one_to_their_own_thread_only(
+    saver: MongoDBSaver, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is large takes long to transfer."""
+    mine, other = [put(saver, {"n": 0}, thread_id=thread_id) for thread_id in ("mine", "other")]
+    large = parts_of(saver).context.storage._relays.large  # type: ignore[attr-defined]
+    gate, begun = threading.Event(), threading.Event()
+    send = large._store
+
+    def send_later(batch: list[Any]) -> None:
+        begun.set()
+        gate.wait(PATIENCE_SECONDS)
+        send(batch)
+
+    monkeypatch.setattr(large, "_store", send_later)
+    with ThreadPoolExecutor(2) as executor:
+        values = {"n": random.Random(1).randbytes(2_000_000)}
+        puts = [executor.submit(put, saver, values, parent=mine, thread_id="mine")]
+        assert begun.wait(PATIENCE_SECONDS)
+        put(saver, {"n": 1}, parent=other, thread_id="other")
+        puts.append(executor.submit(saver.put_writes, mine, [("c", 1)], "task"))
+        wait_until(lambda: len(large._queue) == 1, "the writes")
+        gate.set()
+        for result in puts:
+            result.result(PATIENCE_SECONDS)
+    assert len(list(saver.list(None))) == 4
+    assert store.problems(saver) == []
 
 
 # Documents that are written

@@ -11,12 +11,11 @@ from bson.objectid import ObjectId
 from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.errors import StaleLease, StorageBusy, stale_lease
 from forkpoint.mongodb.documents import ROWS, Document, chunks_of, record_of, row_id, rows_of
-from forkpoint.mongodb.put_batch import Attempt, checked_size
+from forkpoint.mongodb.put_batch import LARGE, Attempt, Relays, checked_size
 from forkpoint.mongodb.put_statements import Creation, Preparation, creation_of_record, row_ids
 from forkpoint.mongodb.session import MongoSession
 from forkpoint.mongodb.tail import Tail
 from forkpoint.mongodb.tombstones import deletions_of, raise_watermark, watermark_of
-from forkpoint.runtime.group_commit import Relay
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import HistoryChanged, Stale
 from forkpoint.storage.retry import attempts
@@ -31,19 +30,21 @@ class Put:
 
     Args:
         session: What can be done in the store, and what is known of it.
-        relay: What sends puts that are waiting at the same time as one bulk.
+        relays: What sends puts that are waiting at the same time as one bulk.
         request: What is to be stored.
 
     Raises:
         InvalidInput: No document can hold a row of it.
     """
 
-    def __init__(self, session: MongoSession, relay: Relay[Attempt], request: PutRequest) -> None:
+    def __init__(self, session: MongoSession, relays: Relays, request: PutRequest) -> None:
         self._commands = commands = session.commands
         self._session = session
-        self._relay = relay
+        self._relays = relays
         self._request = request
         self._size = checked_size(request)
+        chunk_bytes = sum(len(content) for _, content in request.chunks.values())
+        self._is_large = self._size + chunk_bytes >= LARGE
         self._is_unsure = False
         """Whether its checkpoint may have been counted before it was stored."""
         thread, watermark, creation = request.expected, None, None
@@ -70,8 +71,9 @@ class Put:
             if self._comes_late():
                 self._remove_traces()
                 return None
-            attempt = Attempt(self._relay, self._session, self._preparation, self._size)
-            yield attempt
+            with self._relays.relay(self._request.thread_id, is_large=self._is_large) as relay:
+                attempt = Attempt(relay, self._session, self._preparation, self._size)
+                yield attempt
             attempt.check()
             self._preparation = attempt.preparation
             self._note_doubts(attempt)

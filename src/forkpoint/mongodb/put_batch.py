@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import bson
@@ -188,6 +189,45 @@ class Attempt(Submission):
     def _forget_tail(self) -> None:
         """Forget where the thread's log ends: it may have gone on."""
         self._session.logs.remember_tail(self.preparation.thread, None)
+
+
+class Relays:
+    """Sends puts in batches: small ones, and beside these large ones, which take long to transfer.
+
+    Puts to a thread that has a large put under way come after it. Else both would take the same
+    slots of the log, and the large one would be sent twice.
+
+    Args:
+        store: Sends a batch.
+        moment: For how many seconds writes wait for the checkpoint that follows.
+
+    Attributes:
+        small: The relay for small puts.
+        large: The relay for large puts, and those that follow one.
+    """
+
+    def __init__(self, store: Callable[[Sequence[Attempt]], None], *, moment: float) -> None:
+        self.small: Relay[Attempt] = Relay(store, moment=moment)
+        self.large: Relay[Attempt] = Relay(store)
+        self.renew()
+
+    def renew(self) -> None:
+        """In a forked child: the other threads are gone."""
+        self.small.renew()
+        self.large.renew()
+        self._thread_ids: list[str] = []  # with large puts under way
+
+    @contextmanager
+    def relay(self, thread_id: str, *, is_large: bool) -> Iterator[Relay[Attempt]]:
+        """Choose the relay for a put, which is under way until the end of the context."""
+        if not is_large and thread_id not in self._thread_ids:
+            yield self.small
+            return
+        self._thread_ids.append(thread_id)
+        try:
+            yield self.large
+        finally:
+            self._thread_ids.remove(thread_id)
 
 
 def send(commands: MongoCommands, batch: Sequence[Attempt]) -> None:

@@ -25,10 +25,9 @@ from forkpoint.mongodb.documents import (
 )
 from forkpoint.mongodb.log import LOG_INDEX
 from forkpoint.mongodb.put import Put
-from forkpoint.mongodb.put_batch import Attempt, send
+from forkpoint.mongodb.put_batch import Attempt, Relays, send
 from forkpoint.mongodb.schema import IN_NO_LOG, check_features, complete, indexes_of
 from forkpoint.mongodb.session import MongoSession
-from forkpoint.runtime.group_commit import Relay
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import SCHEMA_VERSION, HistoryChanged, Session, Storage
 from forkpoint.storage.rows import PutRequest, ThreadRef
@@ -73,13 +72,13 @@ class MongoStorage(Storage):
         self._closed = False
         self._history = 0
         self._opening = threading.RLock()  # it knows its thread, so that no other can release it
-        self._relay: Relay[Attempt] = Relay(self._send, moment=_MOMENT_SECONDS)
+        self._relays = Relays(self._send, moment=_MOMENT_SECONDS)
         renew_in_child(self)
 
     def _become_child(self) -> None:
         """In a forked child: another thread of the parent may have held a lock."""
         self._opening = threading.RLock()
-        self._relay.renew()
+        self._relays.renew()
 
     # Opening
 
@@ -200,7 +199,7 @@ class MongoStorage(Storage):
         if put.history != self.history:
             raise HistoryChanged
         request = put._replace(now=session.commands.clock.now())
-        return (yield from Put(session, self._relay, request).steps())
+        return (yield from Put(session, self._relays, request).steps())
 
     def _send(self, batch: Sequence[Attempt]) -> None:
         assert self._commands is not None
