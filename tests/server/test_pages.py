@@ -141,7 +141,7 @@ async def test_a_thread_shows_its_state_and_what_it_waits_for(
         ] * 3
         assert fields_of(text, "answer")["thread_id"] == "t"
         old = await get(client, "thread", thread_id="t", checkpoint_id=id_at(talked, 2))
-        assert "earlier checkpoint" in old
+        assert "state at the checkpoint" in old
         assert "sure?" not in old
         head = await get(client, "thread", thread_id="t", checkpoint_id=id_at(talked, 0))
         assert "sure?" in head
@@ -290,6 +290,22 @@ async def test_scripts_in_what_is_shown_stay_text(saver: ForkpointSaver) -> None
         assert ">49" not in text
 
 
+async def check_nothing_is_there(client: httpx.AsyncClient, other: str, own: str) -> None:
+    """Check that no page shows a thread of somebody else, and that no form reaches it."""
+    at = {"thread_id": other, "checkpoint_id": "x"}
+    for page in ("thread", "history", "family", "family.svg", "status", "delete"):
+        await get(client, page, 404, thread_id=other)
+    await get(client, "value", 404, thread_id=other, channel="c")
+    await get(client, "rollback", 404, **at)
+    await get(client, "compare", 404, a=own, b=other)
+    await get(client, "compare", 404, a=other, b=own)
+    for page in ("delete", "run", "answer", "fork", "rollback"):
+        sent = await post(client, page, **at, kind="as-it-is", answer="a", steps="1")
+        assert sent.status_code == 404
+    forked = await post(client, "fork", thread_id=other, kind="only", new_thread_id="mine")
+    assert forked.status_code == 404
+
+
 async def test_with_keys_a_login_shows_the_owner_their_own_threads(saver: ForkpointSaver) -> None:
     for owner in ("a", "b"):
         ThreadCatalog(saver, owner=owner).create(f"of-{owner}")
@@ -307,9 +323,7 @@ async def test_with_keys_a_login_shows_the_owner_their_own_threads(saver: Forkpo
             text = await get(client, "")
             assert re.findall(r"thread\?thread_id=([\w-]+)", text) == [f"of-{owner}"]
             for other in {"a", "b"} - {owner}:
-                for page in ("thread", "history", "family", "family.svg", "status", "delete"):
-                    await get(client, page, 404, thread_id=f"of-{other}")
-                assert (await post(client, "delete", thread_id=f"of-{other}")).status_code == 404
+                await check_nothing_is_there(client, f"of-{other}", f"of-{owner}")
             assert (await client.post("/threads/search", json={})).status_code == 401
         await post(client, "logout")
         assert (await client.get("/pages/")).status_code == 303
@@ -362,7 +376,7 @@ async def test_a_walk_through_the_pages_in_a_browser(
         await page.get_by_role("link", name="History").click()
         await check_accessibility(page)
         await page.get_by_role("link", name="Step 1", exact=True).click()
-        await expect(page.get_by_text("at an earlier checkpoint")).to_be_visible()
+        await expect(page.get_by_text("state at the checkpoint")).to_be_visible()
         fork = page.get_by_role("region", name="Fork here")
         await fork.get_by_label("Message").fill("other")
         await fork.get_by_label("Id of the fork").fill("f")
