@@ -35,6 +35,7 @@ from forkpoint.catalog.threads import (
     ThreadFilter,
     ThreadStats,
 )
+from forkpoint.encoding.encryption import key_ring
 from forkpoint.encoding.serializer import SafeSerializer
 from forkpoint.encoding.stored_object import StoredObject
 from forkpoint.encoding.type_codecs import TypeCodec
@@ -78,6 +79,7 @@ from forkpoint.results import (
     MessageOrigin,
     Problem,
     PurgeReport,
+    RekeyReport,
     RepairReport,
 )
 from forkpoint.sqlite.saver import SqliteSaver
@@ -111,6 +113,7 @@ __all__ = [
     "PendingInterrupt",
     "Problem",
     "PurgeReport",
+    "RekeyReport",
     "RepairReport",
     "RetentionPolicy",
     "RetentionResult",
@@ -143,6 +146,7 @@ __all__ = [
     "TypeCodec",
     "UnreadableValue",
     "changed_channels",
+    "key_ring",
     "next_nodes",
 ]
 

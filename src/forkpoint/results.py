@@ -125,6 +125,23 @@ class RepairReport:
 
 
 @dataclass(frozen=True)
+class RekeyReport:
+    """What was encrypted anew. A content is that of a checkpoint, a write or a chunk.
+
+    Attributes:
+        contents: How many contents were looked at. There are two passes at least, if anything was
+            encrypted anew, of which the last one shows that nothing is left.
+        rewritten: How many were encrypted with another key of the key ring.
+        foreign: How many no key of the key ring decrypts, in the last pass: they are not encrypted,
+            are encrypted with another key, or are damaged. They stay as they are.
+    """
+
+    contents: int = 0
+    rewritten: int = 0
+    foreign: int = 0
+
+
+@dataclass(frozen=True)
 class MessageOrigin:
     """Where a message came into the state of a thread.
 

@@ -23,7 +23,7 @@ PASSED_ON = {"leases", "copies", "removals", "chunks", "collections", "secrets"}
 def test_each_role_is_small() -> None:
     classes = [*ROLES.values(), interface.Session, interface.Storage]
     assert max(len(role.__abstractmethods__) for role in classes) <= 12
-    assert len(ROLES) == 10
+    assert len(ROLES) == 11
 
 
 def methods_of(role: type) -> set[str]:

@@ -44,8 +44,11 @@ SEARCHES: dict[str, Callable[[Document], bool]] = {
     ),
     "names with old tombstones": lambda wanted: "tombstones.made_at" in wanted,
     "the threads that have grown too long": lambda wanted: "checkpoint_count" in wanted,
+    "all that is encrypted, to be encrypted with another key": (
+        lambda wanted: wanted.keys() == {"_id"} and isinstance(wanted["_id"].get("$gt"), bytes)
+    ),
 }
-"""What the catalog may read or change without naming a family, and why."""
+"""What the catalog or a rekey may read or change without naming a family, and why."""
 
 _DATA = {"insert", "update", "delete", "find", "aggregate", "findAndModify", "count", "distinct"}
 """The commands that read or write documents, but for the rest of what a cursor finds."""

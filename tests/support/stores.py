@@ -103,10 +103,10 @@ class Store(ABC):
         """Return another saver, with a connection of its own, as another process would have."""
 
     @abstractmethod
-    def watched(self, before: Callable[[str], None]) -> ForkpointSaver:
+    def watched(self, before: Callable[[str], None], **options: Any) -> ForkpointSaver:
         """Return a saver that calls this before each statement, or command, that it sends."""
 
-    def mortal(self, commands: int) -> ForkpointSaver:
+    def mortal(self, commands: int, **options: Any) -> ForkpointSaver:
         """Return a saver that kills this process before it sends more than so many commands."""
         left = math.inf  # while it is opened
 
@@ -116,7 +116,7 @@ class Store(ABC):
                 os.kill(os.getpid(), signal.SIGKILL)
             left -= 1
 
-        saver = self.watched(before)
+        saver = self.watched(before, **options)
         left = commands
         return saver
 
@@ -284,8 +284,8 @@ class SqliteStore(Store):
     def saver(self, **options: Any) -> SqliteSaver:
         return SqliteSaver.from_conn_string(str(self.path), **{"durability": "normal", **options})
 
-    def watched(self, before: Callable[[str], None]) -> SqliteSaver:
-        saver = self.saver()
+    def watched(self, before: Callable[[str], None], **options: Any) -> SqliteSaver:
+        saver = self.saver(**options)
         saver.setup()
         connection: sqlite3.Connection = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
         connection.set_trace_callback(before)
@@ -495,7 +495,7 @@ class MongoStore(Store):
             self.uri, db_name=self.name, event_listeners=listeners, **options
         )
 
-    def watched(self, before: Callable[[str], None]) -> ForkpointSaver:
+    def watched(self, before: Callable[[str], None], **options: Any) -> ForkpointSaver:
         from forkpoint.mongodb.saver import MongoDBSaver
 
         client: pymongo.MongoClient[Any] = pymongo.MongoClient(
@@ -504,7 +504,7 @@ class MongoStore(Store):
             event_listeners=[Started(lambda sent: before(sent.command_name))],
         )
         self._opened.append(client)
-        saver = MongoDBSaver(client, db_name=self.name)
+        saver = MongoDBSaver(client, db_name=self.name, **options)
         saver.setup()
         return saver
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from langgraph.checkpoint.serde.base import CipherProtocol, SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from forkpoint.encoding.entries import DIGEST_BYTES
-from forkpoint.errors import CorruptChunk, EncryptionMismatch
+from forkpoint.errors import CorruptChunk, EncryptionMismatch, InvalidInput
 
 _SECRET_LABEL = b"forkpoint digest key:"
 
@@ -27,9 +28,7 @@ class Encryption:
         """Return `content` as it is stored: encrypted if the serializer encrypts, and labelled."""
         if self._cipher is None:
             return b"\0" + content
-        name, encrypted = self._cipher.encrypt(content)
-        label = name.encode()
-        return bytes([len(label)]) + label + encrypted
+        return _labelled(*self._cipher.encrypt(content))
 
     def decrypt(self, stored_bytes: bytes) -> bytes:
         """Return what `encrypt` was given.
@@ -61,6 +60,83 @@ class Encryption:
             ) from error
 
 
+class KeyRing(CipherProtocol):
+    """Encrypts with one cipher, and decrypts what it and older ones encrypted.
+
+    Args:
+        current: The cipher that encrypts.
+        older: The others. Each must refuse what another one encrypted, as AES in its default mode
+            EAX does: nothing else shows which of them it was.
+
+    Raises:
+        InvalidInput: A cipher decrypts what another one encrypted: they have the same key, or do
+            not check what they decrypt.
+    """
+
+    def __init__(self, current: CipherProtocol, *older: CipherProtocol) -> None:
+        self.current = current
+        self._ciphers = (current, *older)
+        for cipher in self._ciphers:
+            encrypted = Encryption(cipher).encrypt(_SECRET_LABEL)
+            for other in self._ciphers:
+                if other is not cipher and _opens(other, encrypted):
+                    raise InvalidInput(
+                        "a cipher decrypts what another one encrypted: either they have the same "
+                        "key, or they do not check what they decrypt, and one of them needs "
+                        "another name"
+                    )
+
+    def encrypt(self, plaintext: bytes) -> tuple[str, bytes]:
+        return self.current.encrypt(plaintext)
+
+    def decrypt(self, ciphername: str, ciphertext: bytes) -> bytes:
+        *others, last = self._ciphers
+        stored = _labelled(ciphername, ciphertext)
+        for cipher in others:
+            with suppress(CorruptChunk):
+                return Encryption(cipher).decrypt(stored)
+        return last.decrypt(ciphername, ciphertext)
+
+    def opens_now(self, stored: bytes) -> bool:
+        """Return whether something that is stored is encrypted with the current cipher."""
+        return _opens(self.current, stored)
+
+
+def key_ring(serde: EncryptedSerializer, *older: EncryptedSerializer) -> EncryptedSerializer:
+    """Return a serializer that writes with one key, and also reads what others wrote.
+
+    A saver that has it reads a store while `ForkpointSaver.rekey` encrypts it with another key.
+
+    Args:
+        serde: The serializer that writes.
+        older: Those with the other keys. Only their keys count.
+
+    Raises:
+        InvalidInput: One of them does not encrypt, or two have the same key. Also if their ciphers
+            have one name, and decrypt anything without checking it.
+    """
+    ciphers = [cipher_of(each) for each in (serde, *older)]
+    encrypting = [cipher for cipher in ciphers if cipher is not None]
+    if len(encrypting) < len(ciphers):
+        raise InvalidInput("each serializer of a key ring must be an EncryptedSerializer")
+    if any(isinstance(cipher, KeyRing) for cipher in encrypting):
+        raise InvalidInput("a key ring cannot be in another one: pass all its serializers")
+    return EncryptedSerializer(KeyRing(*encrypting), serde.serde)
+
+
+def _labelled(name: str, encrypted: bytes) -> bytes:
+    label = name.encode()
+    return bytes([len(label)]) + label + encrypted
+
+
+def _opens(cipher: CipherProtocol, stored: bytes) -> bool:
+    try:
+        Encryption(cipher).decrypt(stored)
+    except CorruptChunk:
+        return False
+    return True
+
+
 def cipher_of(serde: SerializerProtocol) -> CipherProtocol | None:
     """Return the cipher of an `EncryptedSerializer`, and None for any other serializer."""
     if isinstance(serde, EncryptedSerializer) and is_unchanged(serde, EncryptedSerializer):
@@ -78,7 +154,12 @@ def is_unchanged(serde: object, known: type) -> bool:
 
 def new_secret(cipher: CipherProtocol) -> bytes:
     """Return a new random key for digests, encrypted so that it can be stored."""
-    return Encryption(cipher).encrypt(_SECRET_LABEL + os.urandom(DIGEST_BYTES))
+    return stored_secret(cipher, os.urandom(DIGEST_BYTES))
+
+
+def stored_secret(cipher: CipherProtocol, secret: bytes) -> bytes:
+    """Return a key for digests, encrypted so that it can be stored."""
+    return Encryption(cipher).encrypt(_SECRET_LABEL + secret)
 
 
 def open_secret(cipher: CipherProtocol, stored_bytes: bytes) -> bytes | None:

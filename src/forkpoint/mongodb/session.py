@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from forkpoint.mongodb.checkpoints import MongoCheckpoints
 from forkpoint.mongodb.chunks import MongoChunks
 from forkpoint.mongodb.commands import MongoCommands
+from forkpoint.mongodb.contents import MongoContents
 from forkpoint.mongodb.copies import MongoCopies
 from forkpoint.mongodb.documents import Document
 from forkpoint.mongodb.gc import MongoCollections
@@ -61,6 +64,7 @@ class MongoSession(interface.Session):
         self.removals = MongoRemovals(commands, logs, self.checkpoints, rows, locks, turns)
         self.collections = MongoCollections(commands, logs, rows, turns)
         self.secrets = MongoSecrets(commands)
+        self.contents = MongoContents(commands, turns)
 
     def now(self) -> int:
         return self.commands.now()
@@ -86,16 +90,23 @@ class MongoSecrets(interface.Secrets):
         pass  # it was made when the store was set up
 
     def all(self) -> list[bytes]:
-        match = {"_id": {"$gte": "secret:", "$lt": "secret;"}, "family": "settings"}
-        secrets = self._commands.latest(match)
-        return [
-            secret["value"] for secret in sorted(secrets, key=lambda secret: str(secret["_id"]))
-        ]
+        return [secret["value"] for secret in self._documents()]
 
-    def add(self, stored: bytes) -> None:
-        number = len(self.all()) + 1
-        self._commands.insert({"_id": f"secret:{number:04}", "family": "settings", "value": stored})
+    def add(self, stored: bytes, seen: Sequence[bytes]) -> None:
+        documents = self._documents()
+        if [secret["value"] for secret in documents] != seen:
+            return
+        # Whoever has seen the same takes the same number.
+        numbers = [int(secret["_id"].removeprefix(_SECRET)) for secret in documents]
+        id_ = f"{_SECRET}{max(numbers, default=0) + 1:04}"
+        self._commands.insert({"_id": id_, "family": "settings", "value": stored})
+
+    def remove(self, stored: bytes) -> None:
+        self._commands.delete({**_SECRETS, "value": stored})
+
+    def _documents(self) -> list[Document]:
+        return self._commands.latest(_SECRETS, sort=[("_id", 1)])
 
 
-def _id_of(secret: Document) -> str:
-    return str(secret["_id"])
+_SECRET = "secret:"
+_SECRETS = {"_id": {"$gte": _SECRET, "$lt": "secret;"}, "family": "settings"}

@@ -13,7 +13,7 @@ from forkpoint.encoding.encryption import cipher_of, new_secret, open_secret
 from forkpoint.encoding.hashing import new_salt
 from forkpoint.operations.cache import Memories, Memory
 from forkpoint.storage.confined import ConfinedStorage
-from forkpoint.storage.interface import STORE_KEY_BYTES, Session, Storage
+from forkpoint.storage.interface import STORE_KEY_BYTES, Storage
 from forkpoint.storage.rows import Expiry, ThreadRef
 
 
@@ -42,7 +42,7 @@ class Context:
         self.owner = owner
         self.preview = preview
         self.expiry = expiry or Expiry()
-        self._serde = serde
+        self.serde = serde
         self._memories = memories or Memories(CacheBudget())
         self._memory: Memory | None = None
         self._present: Context | None = None
@@ -57,7 +57,7 @@ class Context:
     def of_owner(self, owner: str) -> Context:
         """Return a context in which only the threads of one owner exist."""
         storage, memories = ConfinedStorage(self.storage, owner), Memories(self._memories.budget)
-        return Context(storage, self._serde, memories, owner, self.expiry, self.preview)
+        return Context(storage, self.serde, memories, owner, self.expiry, self.preview)
 
     def for_present_history(self) -> Context:
         """Return a context whose memory is that of the store's present history for good.
@@ -67,7 +67,7 @@ class Context:
         """
         present, memory = self._present, self.memory
         if present is None or present._memory is not memory:
-            present = self.with_serde(self._serde)
+            present = self.with_serde(self.serde)
             present._codecs, present._store_keys = self._codecs, self._store_keys
             present._memory = memory
             self._present = present
@@ -86,7 +86,7 @@ class Context:
     @property
     def has_codec(self) -> bool:
         """Whether `codec` can be had without reading the store."""
-        return self.storage.history in self._codecs or cipher_of(self._serde) is None
+        return self.storage.history in self._codecs or cipher_of(self.serde) is None
 
     @property
     def codec(self) -> Codec:
@@ -105,7 +105,7 @@ class Context:
             history = self.storage.history
             secret, budget = self._secret(), self._memories.budget
             same = (codec for codec in list(self._codecs.values()) if codec.secret == secret)
-            codec = next(same, None) or Codec(self._serde, secret, budget)
+            codec = next(same, None) or Codec(self.serde, secret, budget)
             if self.storage.history == history:  # else the secret may be that of another store
                 self._codecs.clear()
                 self._codecs[history] = codec
@@ -152,21 +152,22 @@ class Context:
 
     def _secret(self) -> bytes | None:
         """Return the store's key of digests for the serializer's cipher, made if need be."""
-        cipher = cipher_of(self._serde)
+        cipher = cipher_of(self.serde)
         if cipher is None:
             return None
 
-        def known(session: Session) -> bytes | None:
-            opened = (open_secret(cipher, stored) for stored in session.secrets.all())
-            return next((secret for secret in opened if secret is not None), None)
+        def opened(stored: Sequence[bytes]) -> bytes | None:
+            secrets = (open_secret(cipher, secret) for secret in stored)
+            return next((secret for secret in secrets if secret is not None), None)
 
         with self.storage.reading() as session:
-            secret = known(session)
+            secret = opened(session.secrets.all())
         while secret is None:
             with self.storage.writing() as session:
-                if known(session) is None:  # another process may have been faster
-                    session.secrets.add(new_secret(cipher))
-                secret = known(session)
+                stored = session.secrets.all()
+                if opened(stored) is None:  # another process may have been faster
+                    session.secrets.add(new_secret(cipher), stored)
+                secret = opened(session.secrets.all())
         return secret
 
     def setup(self) -> None:

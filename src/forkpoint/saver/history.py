@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.base import CheckpointTuple
 
 from forkpoint import inputs
 from forkpoint.errors import CheckpointNotFound
-from forkpoint.operations import check, listing, remove
+from forkpoint.operations import listing, remove
 from forkpoint.operations.context import Context
 from forkpoint.operations.diff import diff
 from forkpoint.operations.find_message import find_message
 from forkpoint.operations.fork import fork
 from forkpoint.operations.lineage import family, lineage
 from forkpoint.operations.listing import AsyncCheckpoints, CheckpointPage, Checkpoints
-from forkpoint.operations.repair import repair
 from forkpoint.pictures.shown import FamilyTree, StateDiff
-from forkpoint.results import CheckReport, LineageEntry, MessageOrigin, PurgeReport, RepairReport
+from forkpoint.results import LineageEntry, MessageOrigin, PurgeReport
 from forkpoint.runtime.runner import Runner
 from forkpoint.saver import arguments
+from forkpoint.saver.maintenance import Maintenance
 from forkpoint.storage.queries import CheckpointQuery
 
 
-class TimeTravel(BaseCheckpointSaver[Any]):
+class TimeTravel(Maintenance):
     """What forkpoint's savers can do beyond the contract of a checkpointer."""
-
-    _runner: Runner
-    _context: Context
 
     # Looking back
 
@@ -332,68 +328,6 @@ class TimeTravel(BaseCheckpointSaver[Any]):
         return await self._runner.arun(remove.purge, self._context, checked)
 
     # Pages
-
-    def check(self, *, on_progress: Callable[[CheckReport], object] | None = None) -> CheckReport:
-        """Check that all that is stored is as it was written, while others go on writing.
-
-        Every record of a thread, every row and every chunk is compared with its checksum; every
-        row with its receipt and with the chunks that it leads to; each record with its rows and
-        with the index of searches. Nothing is restored, so no class of the application is needed.
-        Memory is bounded by what one family of threads has. A saver of one owner checks theirs.
-
-        Args:
-            on_progress: Is called now and then with what was found so far.
-
-        Raises:
-            InvalidInput: `on_progress` cannot be called.
-        """
-        report = arguments.progress(on_progress)
-        return self._runner.run(check.check, self._context, report)
-
-    async def acheck(
-        self, *, on_progress: Callable[[CheckReport], object] | None = None
-    ) -> CheckReport:
-        """Do what `check` does."""
-        report = arguments.progress(on_progress)
-        return await self._runner.arun(check.check, self._context, report)
-
-    def repair(
-        self,
-        *,
-        quarantine: str | os.PathLike[str] | None = None,
-        dry_run: bool = False,
-        on_progress: Callable[[CheckReport], object] | None = None,
-    ) -> RepairReport:
-        """Check the store as `check` does, and repair what can be proved.
-
-        Counts, statuses and the index of searches are made anew from the rows. A checkpoint that
-        cannot be read is removed, so that the newest readable one is the head, if there is a file
-        for what is stored of it. All that could be read before is as it was, and nothing is made
-        that was not put. A record whose owner, lineage or description was changed stays.
-
-        Args:
-            quarantine: The file; lines of JSON are added to it. Without it, checkpoints that
-                cannot be read stay.
-            dry_run: Whether to change nothing.
-            on_progress: Is called now and then with what was found so far.
-
-        Raises:
-            InvalidInput: An argument is of the wrong type.
-            StorageError: The file cannot be written. Nothing of the thread was changed.
-        """
-        checked = arguments.repair(quarantine, dry_run, on_progress)
-        return self._runner.run(repair, self._context, *checked)
-
-    async def arepair(
-        self,
-        *,
-        quarantine: str | os.PathLike[str] | None = None,
-        dry_run: bool = False,
-        on_progress: Callable[[CheckReport], object] | None = None,
-    ) -> RepairReport:
-        """Do what `repair` does."""
-        checked = arguments.repair(quarantine, dry_run, on_progress)
-        return await self._runner.arun(repair, self._context, *checked)
 
     def _pages_of(self, query: CheckpointQuery, limit: int | None) -> Iterator[CheckpointTuple]:
         return Checkpoints(self._runner, self._context, query, limit)

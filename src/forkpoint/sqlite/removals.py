@@ -167,7 +167,7 @@ class SqliteRemovals(Removals):
             (thread.key, *fences),
         )
         columns = RESTORED.split(", ")
-        restored = [(_unpacked(before, len(columns)), id_) for before, id_ in rows]
+        restored = [(unpacked_write(before, len(columns)), id_) for before, id_ in rows]
         self._sql.run_each(
             f"UPDATE forkpoint_writes SET {', '.join(f'{column} = ?' for column in columns)},"
             " before = NULL, before_refs = NULL WHERE id = ?",
@@ -183,7 +183,7 @@ class SqliteRemovals(Removals):
         return row[0] if row else 0
 
 
-def _unpacked(before: Any, columns: int) -> list[Any] | None:
+def unpacked_write(before: Any, columns: int) -> list[Any] | None:
     """Return what a write was before; None if that is damaged: then its receipt tells."""
     try:
         values = ormsgpack.unpackb(before)

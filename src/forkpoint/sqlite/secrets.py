@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from forkpoint.sqlite.statements import Statements
 from forkpoint.storage.interface import Secrets
 
@@ -25,8 +27,17 @@ class SqliteSecrets(Secrets):
         rows = self._sql.rows("SELECT value FROM forkpoint_settings WHERE name LIKE 'secret:%'")
         return [value for (value,) in rows]
 
-    def add(self, stored: bytes) -> None:
+    def add(self, stored: bytes, seen: Sequence[bytes]) -> None:
+        if self.all() != seen:
+            return
+        rows = self._sql.rows("SELECT name FROM forkpoint_settings WHERE name LIKE 'secret:%'")
+        number = max((int(name.removeprefix("secret:")) for (name,) in rows), default=0) + 1
         self._sql.run(
             "INSERT INTO forkpoint_settings (name, value) VALUES (?, ?)",
-            (f"secret:{len(self.all()) + 1}", stored),
+            (f"secret:{number}", stored),
+        )
+
+    def remove(self, stored: bytes) -> None:
+        self._sql.run(
+            "DELETE FROM forkpoint_settings WHERE name LIKE 'secret:%' AND value = ?", (stored,)
         )

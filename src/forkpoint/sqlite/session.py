@@ -7,6 +7,7 @@ import sqlite3
 from forkpoint.clocks import StoreClock
 from forkpoint.sqlite.checkpoints import SqliteCheckpoints
 from forkpoint.sqlite.chunks import SqliteChunkReads, SqliteCollections
+from forkpoint.sqlite.contents import SqliteContents
 from forkpoint.sqlite.copies import SqliteCopies
 from forkpoint.sqlite.leases import SqliteLeases
 from forkpoint.sqlite.puts import Puts
@@ -54,6 +55,7 @@ class SqliteSession(Session):
         self.chunks = SqliteChunkReads(sql)
         self.collections = SqliteCollections(sql, table)
         self.secrets = secrets
+        self.contents = SqliteContents(sql)
         self.puts = Puts(sql, table, tombstones)
 
     def now(self) -> int:

@@ -24,6 +24,7 @@ from forkpoint.storage.rows import (
     RemovalPart,
     RemovalResult,
     StoredCheckpoint,
+    StoredContent,
     ThreadRef,
     Usage,
     WriteRow,
@@ -388,5 +389,28 @@ class Secrets(ABC):
         """Return the encrypted keys of digests."""
 
     @abstractmethod
-    def add(self, stored: bytes) -> None:
-        """Add an encrypted key of digests. Atomic: of two who add the first one, one succeeds."""
+    def add(self, stored: bytes, seen: Sequence[bytes]) -> None:
+        """Add an encrypted key of digests, if there still are those that were seen, and no others.
+
+        Atomic: of two who have seen the same, one succeeds.
+        """
+
+    @abstractmethod
+    def remove(self, stored: bytes) -> None:
+        """Remove an encrypted key of digests. Nothing is done if it is not there."""
+
+
+class Contents(ABC):
+    """All that is encrypted in a store, whosever it is, so that another key can encrypt it."""
+
+    @abstractmethod
+    def batch(self, after: Any = None) -> Batch[StoredContent]:
+        """Return some contents of checkpoints, writes and chunks, and what writes have replaced.
+
+        See `receipts.is_encrypted`. Together the batches have all but what is stored while they
+        are read. Those of hidden and of deleted checkpoints are included while they are there.
+        """
+
+    @abstractmethod
+    def replace(self, changes: Sequence[tuple[StoredContent, bytes]]) -> None:
+        """Replace contents where they are, each unless it was changed since it was read."""

@@ -18,6 +18,7 @@ from forkpoint.filters import search_terms
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import (
     Checkpoints,
+    Contents,
     Records,
     Search,
     Session,
@@ -36,6 +37,7 @@ from forkpoint.storage.rows import (
     PutRequest,
     RecordTimes,
     StoredCheckpoint,
+    StoredContent,
     ThreadRef,
     ThreadRow,
     Usage,
@@ -115,6 +117,7 @@ class _ConfinedSession(Session):
         self.chunks = session.chunks
         self.collections = session.collections
         self.secrets = session.secrets
+        self.contents = _ConfinedContents()
 
     def now(self) -> int:
         return self._session.now()
@@ -302,3 +305,13 @@ class _ConfinedSearch(Search):
         self, more_than: int, after: Any, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
         return self._search.larger_than(more_than, after, limit, self._owner)
+
+
+class _ConfinedContents(Contents):
+    """None: they are encrypted with one key for all owners, which no owner changes."""
+
+    def batch(self, after: Any = None) -> Batch[StoredContent]:
+        return Batch([], None)
+
+    def replace(self, changes: Sequence[tuple[StoredContent, bytes]]) -> None:
+        pass

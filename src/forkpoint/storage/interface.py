@@ -19,6 +19,7 @@ from forkpoint.storage.checkpoint_roles import (
     Choose,
     ChunkReads,
     Collections,
+    Contents,
     Copies,
     Removals,
     Secrets,
@@ -60,6 +61,7 @@ class Session(ABC):
     chunks: ChunkReads
     collections: Collections
     secrets: Secrets
+    contents: Contents
 
     @abstractmethod
     def now(self) -> int:
@@ -155,6 +157,7 @@ __all__ = [
     "Choose",
     "ChunkReads",
     "Collections",
+    "Contents",
     "Copies",
     "HistoryChanged",
     "Leases",

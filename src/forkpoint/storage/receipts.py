@@ -9,6 +9,7 @@ itself is not missed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 from zlib import crc32
 
 import ormsgpack
@@ -25,6 +26,11 @@ NO_CHANNEL = ""
 def is_receipt(idx: int) -> bool:
     """Return whether a row among the writes is a receipt."""
     return idx <= RECEIPT
+
+
+def is_encrypted(idx: Any, content: Any) -> bool:
+    """Return whether the content of a write or a receipt is one that the serializer encrypts."""
+    return bool(content) and not (isinstance(idx, int) and idx < RECEIPT)
 
 
 def receipt_of(idx: int) -> int:

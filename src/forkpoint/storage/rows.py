@@ -345,3 +345,15 @@ class RemovalResult(NamedTuple):
     """How many of the checkpoints in `RemovalPart.going` are done, from its beginning."""
     extent: ChangeCount
     """The numbers of the thread after it."""
+
+
+class StoredContent(NamedTuple):
+    """What is stored, encrypted, in one place.
+
+    Attributes:
+        place: Where, as the backend names it.
+        content: What is stored.
+    """
+
+    place: Any
+    content: bytes

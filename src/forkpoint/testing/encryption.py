@@ -5,12 +5,14 @@ This part is for savers that take a serializer.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
 from langgraph.checkpoint.serde.base import CipherProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
+from forkpoint.encoding.encryption import key_ring
 from forkpoint.encoding.serializer import SafeSerializer
 from forkpoint.errors import CorruptChunk
 from forkpoint.saver import parts_of
@@ -31,6 +33,21 @@ class Inverting(CipherProtocol):
 
     def decrypt(self, ciphername: str, ciphertext: bytes) -> bytes:
         return bytes(255 - byte for byte in ciphertext)
+
+
+class Marking(CipherProtocol):
+    """A cipher without any strength: it shows in the store's bytes what was encrypted with it."""
+
+    def __init__(self, key: bytes) -> None:
+        self._mark = key
+
+    def encrypt(self, plaintext: bytes) -> tuple[str, bytes]:
+        return "marking", self._mark + bytes(255 - byte for byte in plaintext)
+
+    def decrypt(self, ciphername: str, ciphertext: bytes) -> bytes:
+        if not ciphertext.startswith(self._mark):
+            raise ValueError("encrypted with another key")
+        return bytes(255 - byte for byte in ciphertext[len(self._mark) :])
 
 
 class EncryptionContract(Contract):
@@ -59,6 +76,34 @@ class EncryptionContract(Contract):
             with pytest.raises(CorruptChunk):
                 peer.get_tuple(config(thread_id))
         assert problems(api.saver) == []
+
+    def test_all_is_encrypted_with_another_key(self, saver: ForkpointSaver) -> None:
+        keys = b"the old key", b"the new key"
+        old, new = (EncryptedSerializer(Marking(key), SafeSerializer()) for key in keys)
+        writer = _with_serde(saver, old)
+        stored = put(writer, {"long": LONG, "n": 1})
+        writer.put_writes(stored, [("c", SECRET), ("d", LONG)], "task")
+        writer.put_writes(stored, [("__error__", SECRET)], "task")
+        writer.fork(stored, new_thread_id="fork")
+        before = repr(writer.get_tuple(stored))
+        encrypted = [content for content in contents(saver) if keys[0] in content]
+        report = _with_serde(saver, key_ring(new, old)).rekey()
+        assert report.foreign == 0
+        stored_now = contents(saver)
+        assert not any(keys[0] in content for content in stored_now)
+        assert sum(keys[1] in content for content in stored_now) == len(encrypted) > 3
+        reader = _with_serde(saver, new)
+        assert repr(reader.get_tuple(stored)) == before
+        assert value_of(reader.get_tuple(config("fork"))) == {"long": LONG, "n": 1}
+        assert problems(reader) == []
+
+
+def _with_serde(saver: ForkpointSaver, serde: EncryptedSerializer) -> ForkpointSaver:
+    """Return a saver for the same store with another serializer."""
+    made = copy.copy(saver)
+    made.serde = serde
+    made._context = saver._context.with_serde(serde)
+    return made
 
 
 def encrypting() -> EncryptedSerializer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from forkpoint.clocks import StoreClock
@@ -11,12 +12,13 @@ from forkpoint.filters import contains_json
 from forkpoint.storage import interface
 from forkpoint.storage.plan import Place
 from forkpoint.storage.queries import Batch, CheckpointQuery
-from forkpoint.storage.receipts import RECEIPT
+from forkpoint.storage.receipts import RECEIPT, is_encrypted
 from forkpoint.storage.rows import (
     CheckpointRow,
     Counts,
     Moment,
     StoredCheckpoint,
+    StoredContent,
     ThreadRef,
     Usage,
     WriteRow,
@@ -232,5 +234,54 @@ class MemorySecrets(interface.Secrets):
     def all(self) -> list[bytes]:
         return self._tables.secrets
 
-    def add(self, stored: bytes) -> None:
-        self._tables.secrets.append(stored)
+    def add(self, stored: bytes, seen: Sequence[bytes]) -> None:
+        if self._tables.secrets == seen:
+            self._tables.secrets.append(stored)
+
+    def remove(self, stored: bytes) -> None:
+        if stored in self._tables.secrets:
+            self._tables.secrets.remove(stored)
+
+
+class MemoryContents(interface.Contents):
+    """A place is the name of a kind, the key of a table, and that of a record in it."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def batch(self, after: Any = None) -> Batch[StoredContent]:
+        kinds = ("checkpoints", "writes", "chunks")
+        kind = after or kinds[0]
+        contents = []
+        for key, table in getattr(self._tables, kind).items():
+            for name, stored in table.items():
+                for depth, (idx, content) in enumerate(_contents_of(stored)):
+                    if is_encrypted(idx, content):
+                        contents.append(StoredContent((kind, key, name, depth), content))
+        following = kinds.index(kind) + 1
+        return Batch(contents, kinds[following] if following < len(kinds) else None)
+
+    def replace(self, changes: Sequence[tuple[StoredContent, bytes]]) -> None:
+        for ((kind, key, name, depth), content), new in changes:
+            table = getattr(self._tables, kind)[key]
+            if name in table:
+                table[name] = _replaced(table[name], depth, content, new)
+
+
+def _contents_of(stored: Any) -> list[tuple[int, bytes]]:
+    """Return the idx and the content of a chunk, or of a row and what it has replaced."""
+    if isinstance(stored, tuple):
+        return [(RECEIPT, stored[1])]
+    below = [] if stored.before is None else _contents_of(stored.before)
+    return [(getattr(stored.row, "idx", RECEIPT), stored.row.content), *below]
+
+
+def _replaced(stored: Any, depth: int, content: bytes, new: bytes) -> Any:
+    if isinstance(stored, tuple):
+        return (stored[0], new, stored[2]) if stored[1] == content else stored
+    if depth:
+        before = stored.before and _replaced(stored.before, depth - 1, content, new)
+        return replace(stored, before=before)
+    if stored.row.content != content:
+        return stored
+    return replace(stored, row=stored.row._replace(content=new))

@@ -18,7 +18,13 @@ from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.storage.interface import Session, Storage
 from forkpoint.storage.rows import PutRequest, ThreadRef
 
-from .checkpoints import MemoryCheckpoints, MemoryChunks, MemoryCollections, MemorySecrets
+from .checkpoints import (
+    MemoryCheckpoints,
+    MemoryChunks,
+    MemoryCollections,
+    MemoryContents,
+    MemorySecrets,
+)
 from .puts import MemoryCopies, MemoryRemovals, put
 from .search import MemorySearch
 from .tables import Tables
@@ -41,6 +47,7 @@ class MemorySession(Session):
         self.chunks = MemoryChunks(tables)
         self.collections = MemoryCollections(tables, clock)
         self.secrets = MemorySecrets(tables)
+        self.contents = MemoryContents(tables)
 
     def now(self) -> int:
         return self._clock.now()

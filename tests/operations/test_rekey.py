@@ -1,0 +1,287 @@
+"""A store is encrypted with another key while graphs run; nothing is left under the old one."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from checking import Api, config, encrypted_serde, put
+from graphs import SHAPES
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from processes import fork_server
+from stores import Store
+
+from forkpoint import (
+    CorruptChunk,
+    EncryptionMismatch,
+    InvalidInput,
+    RekeyReport,
+    SafeSerializer,
+    StorageBusy,
+    ThreadCatalog,
+    key_ring,
+)
+from forkpoint.mongodb import contents as mongodb_contents
+from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.sqlite import contents as sqlite_contents
+from forkpoint.testing.encryption import Inverting, Marking
+
+OLD, NEW = b"the-old-key-of-the-store", b"the-new-key-of-the-store"
+TEXTS = [f"text {n} " * 80 for n in range(60)]
+SHAPES_RUN = ["chat", "deltas", "interrupts", "stateful subgraphs"]
+
+
+def marking(key: bytes) -> EncryptedSerializer:
+    return EncryptedSerializer(Marking(key), SafeSerializer())
+
+
+Serdes = Callable[[bytes], EncryptedSerializer]
+
+
+def fill(saver: ForkpointSaver, thread_id: str) -> None:
+    first = put(saver, {"texts": TEXTS[:40], "n": 1}, thread_id=thread_id)
+    second = put(saver, {"texts": TEXTS, "n": 2}, thread_id=thread_id, parent=first)
+    saver.put_writes(second, [("c", TEXTS), ("d", 1), ("__error__", "e")], "task")
+
+
+def run_graphs(saver: ForkpointSaver, prefix: str = "") -> None:
+    for name in SHAPES_RUN:
+        shape = SHAPES[name]
+        graph = shape.build(saver)
+        for value in shape.inputs:
+            graph.invoke(value, config(prefix + name), **shape.options)
+    saver.fork(f"{prefix}chat", new_thread_id=f"{prefix}forked", history="path")
+    saver.copy_thread(f"{prefix}interrupts", f"{prefix}copied")
+    saver.trim(f"{prefix}deltas", 1)  # hidden checkpoints
+
+
+def everything(saver: ForkpointSaver) -> list[str]:
+    return [repr(stored) for stored in saver.list(None)]
+
+
+@pytest.mark.parametrize(
+    "serde",
+    [marking, pytest.param(encrypted_serde, marks=pytest.mark.slow)],
+    ids=["marking", "aes"],
+)
+@pytest.mark.parametrize("world", ["sync", "async"])
+async def test_afterwards_nothing_needs_the_old_key(
+    store: Store, serde: Serdes, world: str
+) -> None:
+    with store.saver(serde=serde(OLD), preview=["n"]) as saver:
+        run_graphs(saver)
+        fill(saver, "t")
+        before = everything(saver)
+    assert serde is not marking or OLD in store.content()
+    seen: list[RekeyReport] = []
+    with store.saver(serde=key_ring(serde(NEW), serde(OLD))) as saver:
+        assert everything(saver) == before
+        report = await Api(saver, world).rekey(on_progress=seen.append)
+        assert everything(saver) == before
+        assert report.rewritten > 100
+        assert report.foreign == 0
+        assert seen[-1] == report
+        again = await Api(saver, world).rekey()
+        assert again == RekeyReport(contents=report.rewritten)
+    if serde is marking:
+        assert OLD not in store.content()
+    old = serde(OLD).cipher
+    for kind in ("checkpoints", "writes", "chunks"):
+        for row in store.rows(kind):
+            with pytest.raises((ValueError, AssertionError, UnicodeDecodeError)):
+                old.decrypt("marking" if serde is marking else "aes", row.content[1 + len("aes") :])
+    with store.saver(serde=serde(NEW), preview=["n"]) as saver:
+        assert everything(saver) == before
+        assert saver.check().problems == ()
+        assert store.problems(saver) == []
+        thread = ThreadCatalog(saver).get("t")
+        assert thread is not None
+        assert thread.values == {"n": 2}
+        run_graphs(saver, "more ")
+    with store.saver(serde=key_ring(serde(OLD), serde(NEW))) as saver:  # and back
+        assert saver.rekey().foreign == 0
+    with store.saver(serde=serde(OLD)) as saver:
+        assert set(before) < set(everything(saver))
+
+
+def test_what_a_run_has_replaced_is_encrypted_anew(store: Store) -> None:
+    with store.saver(serde=marking(OLD)) as saver:
+        stored = put(saver, {"n": 1})
+        saver.put_writes(stored, [("__error__", "the first")], "task")
+        with ThreadCatalog(saver).run("thread") as run:
+            place = {**run.config["configurable"], **stored["configurable"]}
+            saver.put_writes({"configurable": place}, [("__error__", "the second")], "task")
+            with store.saver(serde=key_ring(marking(NEW), marking(OLD))) as ring:
+                assert ring.rekey().foreign == 0
+            with store.saver(serde=marking(NEW)) as new:
+                (write,) = new.get_tuple(stored).pending_writes
+                assert write[2] == "the second"
+                with ThreadCatalog(new).run("thread", if_busy="rollback"):
+                    (write,) = new.get_tuple(stored).pending_writes
+                    assert write[2] == "the first"
+                assert store.problems(new) == []
+    assert OLD not in store.content()
+
+
+def test_graphs_run_meanwhile(store: Store) -> None:
+    """Savers of both orders write; those that write with the old key stop at some time."""
+    rings = key_ring(marking(NEW), marking(OLD)), key_ring(marking(OLD), marking(NEW))
+    is_over = threading.Event()
+    errors: list[BaseException] = []
+
+    def chat(name: str, saver: ForkpointSaver, began: threading.Event) -> None:
+        try:
+            shape = SHAPES["chat"]
+            graph = shape.build(saver)
+            for number in itertools.count():
+                graph.invoke(shape.inputs[0], config(f"{name} {number % 5}"))
+                if number % 5 == 4:
+                    saver.copy_thread(f"{name} {number % 5}", f"{name} copy {number}")
+                began.set()
+                if is_over.is_set():
+                    return
+        except BaseException as error:  # noqa: BLE001 - it is shown by the test
+            errors.append(error)
+        finally:
+            began.set()
+
+    with store.saver(serde=marking(OLD)) as saver:
+        fill(saver, "t")
+    with store.saver(serde=rings[0]) as new, store.saver(serde=rings[1]) as old:
+        writers = []
+        for number in range(2):
+            began = threading.Event()
+            writers.append(threading.Thread(target=chat, args=(f"w{number}", new, began)))
+            writers[-1].start()
+            assert began.wait(60)
+        late = iter(range(3))
+
+        def write_with_the_old_key(_: RekeyReport) -> None:
+            for n in late:
+                fill(old, f"late {n}")
+                old.fork("t", new_thread_id=f"late fork {n}")
+                break
+
+        try:
+            report = new.rekey(on_progress=write_with_the_old_key)
+        finally:
+            is_over.set()
+            for writer in writers:
+                writer.join()
+        assert errors == []
+        assert report.foreign == 0
+        assert list(late) == []
+    assert OLD not in store.content()
+    with store.saver(serde=marking(NEW)) as saver:
+        assert saver.check().problems == ()
+        assert store.problems(saver) == []
+
+
+def rekey_until_killed(store: Store, commands: int) -> None:
+    # In this process only.
+    sqlite_contents._ROWS_AT_ONCE = mongodb_contents._ROWS_AT_ONCE = 10
+    ring = key_ring(marking(NEW), marking(OLD))
+    store.mortal(commands, serde=ring).rekey()
+
+
+@pytest.mark.parametrize("every", [28, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_killed_one_is_called_again(every: int, store: Store) -> None:
+    with store.saver(serde=marking(OLD)) as saver:
+        for n in range(3):
+            fill(saver, f"t{n}")
+        before = everything(saver)
+    kills = 0
+    for commands in itertools.count(1, store.times(every)):
+        process = fork_server().Process(target=rekey_until_killed, args=(store, commands))
+        process.start()
+        process.join()
+        assert process.pid is not None
+        store.await_end_of(process.pid)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+        with store.saver(serde=key_ring(marking(OLD), marking(NEW))) as saver:
+            assert everything(saver) == before
+    assert kills > 1
+    with store.saver(serde=marking(NEW)) as saver:
+        assert everything(saver) == before
+        assert saver.check().problems == ()
+    assert OLD not in store.content()  # now that the log of an SQLite file is gone, too
+
+
+@pytest.mark.in_turns
+def test_what_is_not_encrypted_with_a_key_of_the_ring_stays_as_it_is(store: Store) -> None:
+    other = encrypted_serde(b"a-third-key-0123")
+    with store.saver() as plain:
+        fill(plain, "plain")
+    with store.saver(serde=other) as saver:
+        fill(saver, "other")
+    contents = [row.content for kind in ("checkpoints", "chunks") for row in store.rows(kind)]
+    with store.saver(serde=encrypted_serde(OLD)) as saver:
+        fill(saver, "old")
+    with store.saver(serde=key_ring(encrypted_serde(NEW), encrypted_serde(OLD))) as saver:
+        report = saver.rekey()
+        assert report.foreign == 2 * report.rewritten
+    now = [row.content for kind in ("checkpoints", "chunks") for row in store.rows(kind)]
+    assert set(contents) < set(now)
+    for thread_id, serde in (("other", other), ("old", encrypted_serde(NEW))):
+        with store.saver(serde=serde) as saver:
+            assert saver.get_tuple(config(thread_id)) is not None
+    with store.saver() as plain:
+        assert plain.get_tuple(config("plain")) is not None
+
+
+@pytest.mark.in_turns
+def test_it_ends_where_others_go_on_with_the_old_key(store: Store) -> None:
+    rings = key_ring(marking(NEW), marking(OLD)), key_ring(marking(OLD), marking(NEW))
+    numbers = itertools.count()
+    with store.saver(serde=rings[0]) as new, store.saver(serde=rings[1]) as old:
+        put(old, {"n": 1}, thread_id="first")
+        with pytest.raises(StorageBusy, match="older key"):
+            new.rekey(on_progress=lambda _: put(old, {"n": 1}, thread_id=f"t{next(numbers)}"))
+        assert new.rekey().foreign == 0
+    with store.saver(serde=marking(NEW)) as saver:
+        assert saver.get_tuple(config("t0")) is not None
+
+
+@pytest.mark.in_turns
+def test_it_is_refused_before_anything_is_written(store: Store) -> None:
+    with store.saver(serde=marking(OLD)) as saver:
+        fill(saver, "t")
+        with pytest.raises(InvalidInput, match="key_ring"):
+            saver.rekey()
+    with store.saver(serde=key_ring(marking(NEW), marking(OLD))) as saver:
+        with pytest.raises(InvalidInput, match="owners"):
+            saver.for_owner("somebody").rekey()
+        with pytest.raises(InvalidInput):
+            saver.rekey(on_progress="nothing")  # type: ignore[arg-type]
+    assert NEW not in store.content()
+    with store.saver(serde=marking(NEW)) as saver:  # it should have had the key ring
+        with pytest.raises(CorruptChunk):
+            saver.get_tuple(config("t"))
+        fill(saver, "apart")
+    before = store.content()
+    with (
+        store.saver(serde=key_ring(marking(NEW), marking(OLD))) as saver,
+        pytest.raises(EncryptionMismatch, match="a secret for each"),
+    ):
+        saver.rekey()
+    assert before.count(OLD) == store.content().count(OLD)
+
+
+def test_a_key_ring_is_of_ciphers_that_know_their_own() -> None:
+    inverting = EncryptedSerializer(Inverting(), SafeSerializer())
+    with pytest.raises(InvalidInput, match="same key"):
+        key_ring(encrypted_serde(NEW), encrypted_serde(NEW))
+    with pytest.raises(InvalidInput, match="do not check"):
+        key_ring(encrypted_serde(NEW), inverting)
+    with pytest.raises(InvalidInput, match="EncryptedSerializer"):
+        key_ring(encrypted_serde(NEW), SafeSerializer())  # type: ignore[arg-type]
+    ring: Any = key_ring(encrypted_serde(NEW), encrypted_serde(OLD))
+    with pytest.raises(InvalidInput, match="another one"):
+        key_ring(ring, encrypted_serde(b"a-third-key-0123"))
