@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
@@ -18,10 +19,12 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+import typer
 from checking import counts_of, put
 from processes import environment, fork_server
 
 from forkpoint import SqliteSaver
+from forkpoint.cli.stores import ending
 
 COLUMNS = 60
 ESCAPE = "\x1b"
@@ -58,9 +61,16 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def read_to_the_end(self, process: ForkServerProcess) -> str:
-        process.join()
-        os.write(self._slave, b"END")
+        """Return all that was shown when the command has ended, which waits for it to be read."""
+
+        def mark_end() -> None:
+            process.join()
+            os.write(self._slave, b"END")
+
+        marking = threading.Thread(target=mark_end)
+        marking.start()
         self.read_until("END")
+        marking.join()
         return self.seen.removesuffix("END")
 
 
@@ -123,7 +133,8 @@ def test_a_narrow_terminal_is_kept_to_and_colors_are_left_out_if_asked(store: Pa
 
 def test_a_question_is_asked_on_a_terminal(store: Path) -> None:
     arguments = ["--store", str(store), "purge", "b"]
-    for answer, code in (("n\n", 2), ("\x03", 130), ("y\n", 0)):
+    # The second is Ctrl-D: Python may miss a Ctrl-C that comes as it is about to read.
+    for answer, code in (("n\n", 2), ("\x04", 130), ("y\n", 0)):
         with SqliteSaver(store) as saver:
             assert counts_of(saver)["b"] == 3
         terminal, process = on_terminal(*arguments)
@@ -134,6 +145,13 @@ def test_a_question_is_asked_on_a_terminal(store: Path) -> None:
     assert "removed 3 checkpoints" in text
     with SqliteSaver(store) as saver:
         assert counts_of(saver) == {"a thread with a rather long id": 3}
+
+
+def test_an_interrupt_ends_a_command_with_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, ending():
+        raise KeyboardInterrupt
+    assert ended.value.exit_code == 130
+    assert capsys.readouterr().err == "Error: interrupted\n"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(store: Path, tmp_path: Path) -> None:

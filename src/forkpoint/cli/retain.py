@@ -6,6 +6,7 @@ import dataclasses
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ ArchiveFile = Annotated[
     typer.Option("--archive", help="Append each thread to this file before it is deleted."),
 ]
 
+_LONGEST_WAIT_SECONDS = 1.0
 _DURATIONS = ("max_age", "max_idle", "max_checkpoint_age")
 
 
@@ -179,7 +181,17 @@ def sweep(
                 except typer.Exit:
                     pass  # what could not be archived stays, and was named
                 sys.stdout.flush()
-                stopped.wait(interval)
+                _wait(stopped, interval)
+
+
+def _wait(stopped: threading.Event, seconds: float) -> None:
+    """Wait until a time has passed, or a signal came.
+
+    In short waits: one that comes just before a wait begins does not end it.
+    """
+    end = time.monotonic() + seconds
+    while not stopped.is_set() and (left := end - time.monotonic()) > 0:
+        stopped.wait(min(left, _LONGEST_WAIT_SECONDS))
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def opened(ctx: typer.Context, *, may_make: bool = False) -> Iterator[OpenStore]
             be mistyped.
     """
     options: StoreOptions = ctx.obj
-    with _ending():
+    with ending():
         saver = saver_of(options, options.store, may_make=may_make)
         try:
             catalog = ThreadCatalog(saver, owner=options.owner)
@@ -76,7 +76,7 @@ def opened(ctx: typer.Context, *, may_make: bool = False) -> Iterator[OpenStore]
 
 
 @contextmanager
-def _ending() -> Iterator[None]:
+def ending() -> Iterator[None]:
     """Turn what a command raises into a line of text and an exit code."""
     try:
         yield
