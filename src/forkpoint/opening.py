@@ -10,6 +10,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 import forkpoint
+from forkpoint.encoding.encryption import key_ring
 from forkpoint.encoding.serializer import SafeSerializer
 from forkpoint.errors import InvalidInput
 from forkpoint.saver.saver import ForkpointSaver
@@ -18,6 +19,8 @@ STORE_VARIABLE = "FORKPOINT_STORE"
 """The environment variable that names a store."""
 KEY_VARIABLE = "LANGGRAPH_AES_KEY"
 """The environment variable that has the key of an encrypted store, as LangGraph has it."""
+OLD_KEY_VARIABLE = "FORKPOINT_OLD_AES_KEY"
+"""The environment variable that has another key, which only reads."""
 
 _MONGODB = ("mongodb://", "mongodb+srv://")
 _SQLITE = "sqlite:///"
@@ -55,7 +58,8 @@ def open_store(
 def store_of_environment(store: str | None = None) -> ForkpointSaver:
     """Return a saver for the store that the environment names.
 
-    `FORKPOINT_STORE` is the store. With `LANGGRAPH_AES_KEY`, it is encrypted with that key.
+    `FORKPOINT_STORE` is the store. With `LANGGRAPH_AES_KEY`, it is encrypted with that key, and
+    read with `FORKPOINT_OLD_AES_KEY` as well.
 
     Args:
         store: The store, whatever the environment names.
@@ -73,15 +77,25 @@ def store_of_environment(store: str | None = None) -> ForkpointSaver:
 def serializer_of_environment() -> EncryptedSerializer | None:
     """Return the serializer that encrypts with the environment's key, if it has one.
 
+    With `FORKPOINT_OLD_AES_KEY` it also reads what was encrypted with that key.
+
     Raises:
         InvalidInput: It is no key, or pycryptodome is not installed.
     """
-    key = os.environ.get(KEY_VARIABLE)
+    serde = _serializer_with(KEY_VARIABLE)
+    old = _serializer_with(OLD_KEY_VARIABLE)
+    return serde if serde is None or old is None else key_ring(serde, old)
+
+
+def _serializer_with(variable: str) -> EncryptedSerializer | None:
+    key = os.environ.get(variable)
     if not key:
         return None
     try:
-        return EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=key.encode())
+        serde = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=key.encode())
+        serde.dumps_typed(None)  # a key of the wrong length is refused only now
     except ImportError as error:
         raise InvalidInput(f"an encrypted store needs pycryptodome: {error}") from error
     except ValueError as error:
-        raise InvalidInput(f"{KEY_VARIABLE} is no key: {error}") from error
+        raise InvalidInput(f"{variable} is no key: {error}") from error
+    return serde

@@ -133,6 +133,27 @@ def test_what_is_damaged_is_repaired_as_far_as_it_can_be_proved(
     assert run("state", "thread", "--channel", "text").out.startswith('"first first')
 
 
+def test_the_key_of_a_store_is_changed(store: Store) -> None:
+    keys = {"LANGGRAPH_AES_KEY": "another-key-0123", "FORKPOINT_OLD_AES_KEY": KEY}
+    with store.saver(serde=encrypted_serde(KEY.encode())) as saver:
+        put(saver, {"text": "first"})
+    run = functools.partial(forkpoint, store=store)
+    assert run("rekey", **keys).code == 2
+    assert run("--encrypted", "rekey", LANGGRAPH_AES_KEY=KEY).code == 2
+    short = run("--encrypted", "rekey", **{**keys, "FORKPOINT_OLD_AES_KEY": "short"})
+    assert (short.code, "FORKPOINT_OLD_AES_KEY is no key" in short.err) == (2, True)
+    assert run("--encrypted", "state", "thread", **keys).code == 0
+    done = run("--encrypted", "rekey", **keys)
+    assert done == (0, "1 content encrypted anew, 0 that neither key decrypts\n", "")
+    again = run("--encrypted", "rekey", "--json", **keys)
+    assert again.json == {"contents": 1, "rewritten": 0, "foreign": 0}
+    new = run("--encrypted", "state", "thread", LANGGRAPH_AES_KEY=keys["LANGGRAPH_AES_KEY"])
+    assert new.code == 0
+    with store.saver(serde=encrypted_serde(b"a-third-key-0123")) as saver:
+        put(saver, {"text": "second"}, thread_id="other")
+    assert run("--encrypted", "rekey", **keys).code == 1
+
+
 PROGRAM = """
 import sys
 from dataclasses import dataclass

@@ -9,7 +9,8 @@ import typer
 
 from forkpoint.cli import change, check, look, move, retain, serve
 from forkpoint.cli.groups import with_options
-from forkpoint.cli.stores import KEY_VARIABLE, StoreOptions
+from forkpoint.cli.stores import StoreOptions
+from forkpoint.opening import KEY_VARIABLE
 
 _HELP = f"""Look into a store of LangGraph checkpoints, and operate it.
 

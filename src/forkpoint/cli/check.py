@@ -1,16 +1,18 @@
-"""Commands for a store that may be damaged: check, repair."""
+"""Commands for all that is in a store: check, repair, rekey."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from forkpoint.cli.stores import opened
-from forkpoint.cli.terminal import FOUND, JsonFlag, YesFlag, confirm, emit, progress, say
+from forkpoint.cli.terminal import FOUND, JsonFlag, YesFlag, confirm, emit, fail, progress, say
+from forkpoint.opening import OLD_KEY_VARIABLE
 from forkpoint.pictures.text import count_of, printable
-from forkpoint.results import CheckReport, Problem, RepairReport
+from forkpoint.results import CheckReport, Problem, RekeyReport, RepairReport
 
 
 def check(ctx: typer.Context, as_json: JsonFlag = False) -> None:
@@ -102,4 +104,29 @@ def _line(problem: Problem) -> str:
     return printable(f"{', '.join(where)}: {problem.reason}")
 
 
-COMMANDS = (check, repair)
+def rekey(ctx: typer.Context, as_json: JsonFlag = False) -> None:
+    """Encrypt all that is stored with another key.
+
+    LANGGRAPH_AES_KEY has the new key, and FORKPOINT_OLD_AES_KEY the one from before. Others go on
+    reading and writing, if they have both keys too. If it is stopped, it is called again. The exit
+    code is 1 if there is something that neither key decrypts, which stays as it is.
+    """
+    with opened(ctx) as store:
+        if not os.environ.get(OLD_KEY_VARIABLE):
+            raise fail(f"rekey needs --encrypted, and the old key in {OLD_KEY_VARIABLE}")
+        with progress("encrypting") as tell:
+            report = store.saver.rekey(on_progress=lambda far: tell(_encrypted(far)))
+        if as_json:
+            emit(report)
+        else:
+            say(_encrypted(report))
+        if report.foreign:
+            raise typer.Exit(FOUND)
+
+
+def _encrypted(report: RekeyReport) -> str:
+    rewritten = count_of(report.rewritten, "content")
+    return f"{rewritten} encrypted anew, {report.foreign} that neither key decrypts"
+
+
+COMMANDS = (check, repair, rekey)

@@ -16,7 +16,6 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 import forkpoint
 from forkpoint.catalog.catalog import ThreadCatalog
 from forkpoint.cli.terminal import FOUND, INTERRUPTED, NOT_REACHABLE, WRONG_USE, fail
-from forkpoint.encoding.serializer import SafeSerializer
 from forkpoint.errors import (
     CorruptChunk,
     EncryptionMismatch,
@@ -28,10 +27,8 @@ from forkpoint.errors import (
     StorageError,
     UnreadableValue,
 )
+from forkpoint.opening import KEY_VARIABLE, serializer_of_environment
 from forkpoint.saver.saver import ForkpointSaver
-
-KEY_VARIABLE = "LANGGRAPH_AES_KEY"
-"""The environment variable that LangGraph, too, takes the key of encrypted stores from."""
 
 _PATIENCE_MILLISECONDS = 10_000
 _MONGODB = ("mongodb://", "mongodb+srv://")
@@ -151,14 +148,7 @@ def _made(make: Any) -> ForkpointSaver:
 
 
 def _serializer() -> EncryptedSerializer:
-    key = os.environ.get(KEY_VARIABLE)
-    if not key:
+    serde = serializer_of_environment()
+    if serde is None:
         raise fail(f"--encrypted needs the key in the environment variable {KEY_VARIABLE}")
-    try:
-        serde = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=key.encode())
-        serde.dumps_typed(None)  # a key of the wrong length is refused only now
-    except ImportError as error:
-        raise fail(f"--encrypted needs pycryptodome: {error}") from None
-    except ValueError as error:
-        raise fail(f"{KEY_VARIABLE} is no key: {error}") from None
     return serde
