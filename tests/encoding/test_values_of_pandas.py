@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pandas
 import pytest
@@ -11,10 +12,11 @@ from checking import config, put, value_of
 
 from forkpoint import NotStorable, SafeSerializer, SqliteSaver
 
+PARIS = ZoneInfo("Europe/Paris")
 TIMES = [
     pandas.Timestamp("2024-01-01 00:00:00.123456789"),
-    pandas.Timestamp("2024-01-01", tz="Europe/Paris"),
-    pandas.Timestamp(2024, 10, 27, 2, 30, tz="Europe/Paris", fold=1),
+    pandas.Timestamp("2024-01-01", tz=PARIS),
+    pandas.Timestamp(2024, 10, 27, 2, 30, tz=PARIS, fold=1),
     pandas.Timestamp("2024-01-01").as_unit("s"),
     pandas.Timestamp.max,
     pandas.Timedelta(1, "ns"),
