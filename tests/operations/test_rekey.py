@@ -26,8 +26,10 @@ from forkpoint import (
     key_ring,
 )
 from forkpoint.mongodb import contents as mongodb_contents
+from forkpoint.mongodb.copies import MongoCopies
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite import contents as sqlite_contents
+from forkpoint.storage.rows import ForkRequest
 from forkpoint.testing.encryption import Inverting, Marking
 
 OLD, NEW = b"the-old-key-of-the-store", b"the-new-key-of-the-store"
@@ -177,6 +179,38 @@ def test_graphs_run_meanwhile(store: Store) -> None:
         assert list(late) == []
     assert OLD not in store.content()
     with store.saver(serde=marking(NEW)) as saver:
+        assert saver.check().problems == ()
+        assert store.problems(saver) == []
+
+
+def test_a_fork_that_was_prepared_before_is_prepared_again(
+    mongo_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In SQLite a fork is one transaction, and nobody writes in the middle of it."""
+    store = mongo_store
+    is_prepared, may_go_on = threading.Event(), threading.Event()
+    fork = MongoCopies.fork
+
+    def late_fork(self: MongoCopies, request: ForkRequest) -> None:
+        is_prepared.set()
+        assert may_go_on.wait(60)
+        fork(self, request)
+
+    with store.saver(serde=marking(OLD)) as saver:
+        fill(saver, "t")
+    with store.saver(serde=key_ring(marking(NEW), marking(OLD))) as saver:
+        monkeypatch.setattr(MongoCopies, "fork", late_fork)
+        forking = threading.Thread(target=saver.fork, args=("t",), kwargs={"new_thread_id": "f"})
+        forking.start()
+        try:
+            assert is_prepared.wait(60)
+            saver.rekey()
+        finally:
+            may_go_on.set()
+            forking.join()
+        assert OLD not in store.content()
+    with store.saver(serde=marking(NEW)) as saver:
+        assert saver.get_tuple(config("f")) is not None
         assert saver.check().problems == ()
         assert store.problems(saver) == []
 

@@ -27,6 +27,7 @@ from forkpoint.runtime.steps import Steps
 from forkpoint.storage.rows import StoredContent
 
 _PASSES = 20
+_THREADS_AT_ONCE = 100
 _REST = 0.5  # as a share of the time before
 _LONGEST_REST_SECONDS = 0.05
 
@@ -52,6 +53,7 @@ def rekey(context: Context, on_progress: Callable[[RekeyReport], object]) -> Ste
         report = yield from _one_pass(context, ring, report, on_progress)
         if report.rewritten == before:
             break
+        yield from _renew_epochs(context)
     else:
         raise StorageBusy(
             f"others go on writing with an older key: {_PASSES} passes over the store each had "
@@ -142,3 +144,23 @@ def _some(ring: KeyRing, after: Any, turns: Turns) -> Work[_Part]:
             changes.append((stored, encryption.encrypt(content)))
     turns.session.contents.replace(changes)
     return _Part(contents, len(changes), foreign, batch.after)
+
+
+def _renew_epochs(context: Context) -> Steps[None]:
+    """Have forks prepared again that have read contents before they were encrypted anew."""
+    renewed: set[Any] = set()
+    after: Any = None
+    while True:
+        with context.storage.reading() as session:
+            rows = session.search.larger_than(-1, after, _THREADS_AT_ONCE)
+        for family in {row.thread.family for row in rows} - renewed:
+            yield from in_turns(context.storage, partial(_renew_epoch, family))
+            renewed.add(family)
+        if len(rows) < _THREADS_AT_ONCE:
+            return
+        after = rows[-1].thread.key
+
+
+def _renew_epoch(family: Any, turns: Turns) -> Work[None]:
+    yield from ()
+    turns.session.collections.begin(family)
