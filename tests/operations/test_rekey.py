@@ -31,6 +31,7 @@ from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite import contents as sqlite_contents
 from forkpoint.storage.rows import ForkRequest
 from forkpoint.testing.encryption import Inverting, Marking
+from forkpoint.transfer import import_threads
 
 OLD, NEW = b"the-old-key-of-the-store", b"the-new-key-of-the-store"
 TEXTS = [f"text {n} " * 80 for n in range(60)]
@@ -319,3 +320,26 @@ def test_a_key_ring_is_of_ciphers_that_know_their_own() -> None:
     ring: Any = key_ring(encrypted_serde(NEW), encrypted_serde(OLD))
     with pytest.raises(InvalidInput, match="another one"):
         key_ring(ring, encrypted_serde(b"a-third-key-0123"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(None, marking(NEW), id="to"),
+        pytest.param(marking(OLD), None, id="from"),
+    ],
+)
+def test_to_and_from_encryption_a_store_is_imported(
+    before: Any, after: Any, new_store: Callable[[], Store]
+) -> None:
+    source, target = new_store(), new_store()
+    with source.saver(serde=before) as old, target.saver(serde=after) as new:
+        run_graphs(old)
+        fill(old, "t")
+        report = import_threads(old, new, kind="forkpoint", verify=True)
+        assert report.is_complete
+        assert report.differences == ()
+        assert sorted(everything(new)) == sorted(everything(old))
+        assert new.check().problems == ()
+    assert (TEXTS[0].encode() in target.content()) is (after is None)
+    assert OLD not in target.content()
