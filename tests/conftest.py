@@ -11,13 +11,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
+
 from checking import Api
 from commands import Commands
-from hypothesis import HealthCheck, settings
+from forkpoint.saver.saver import ForkpointSaver
 from servers import Mongod, ReplicaSet, RunningServer
 from stores import MongoStore, SqliteStore, Store
-
-from forkpoint.saver.saver import ForkpointSaver
 
 BACKENDS = ["sqlite", "mongodb"]
 WORLDS = ["sync", "async"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from checking import Api
 
+from checking import Api
 from forkpoint import ThreadCatalog
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import put
-from stores import SqliteStore, Store
 
+from checking import put
 from forkpoint import InvalidInput, RetentionPolicy, SqliteSaver, ThreadCatalog
 from forkpoint.archive.file import ArchiveFile
 from forkpoint.saver.saver import ForkpointSaver
+from stores import SqliteStore, Store
 
 LIMIT_SECONDS = 60
 IDLE = RetentionPolicy(max_idle=timedelta(hours=1))

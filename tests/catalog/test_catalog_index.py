@@ -11,13 +11,13 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
+
 from checking import checkpoint, config, put
 from commands import Commands
-from stores import Known, MongoStore, SqliteStore, Store
-
 from forkpoint import ThreadCatalog, ThreadFilter
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from stores import Known, MongoStore, SqliteStore, Store
 
 PAGE = 50
 WORK = 20

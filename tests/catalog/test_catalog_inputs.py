@@ -9,11 +9,11 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+
 from checking import Api, one_by_one, put
+from forkpoint import InvalidInput, ThreadFilter
 from injection import FILTERS, METADATA, OPERATORS, words_of
 from stores import Store
-
-from forkpoint import InvalidInput, ThreadFilter
 
 
 class Name(str, enum.Enum):

@@ -7,13 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from catalogs import content
-from checking import Api, checkpoint, config, id_of, one_by_one, put, value_of
-from graphs import MORE_SHAPES, SHAPES, call
 from langgraph.errors import EmptyInputError
 from langgraph.types import Command
-from stores import Store
 
+from catalogs import content
+from checking import Api, checkpoint, config, id_of, one_by_one, put, value_of
 from forkpoint import (
     ForkpointError,
     InvalidInput,
@@ -23,6 +21,8 @@ from forkpoint import (
     ThreadFilter,
     ThreadNotFound,
 )
+from graphs import MORE_SHAPES, SHAPES, call
+from stores import Store
 
 SECRET = "the secret of acme"
 

@@ -12,17 +12,17 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from checking import put
-from graphs import SHAPES
-from processes import fork_server
-from servers import PATIENCE_SECONDS, Mongod
-from stores import MongoStore, SqliteStore, Store
 
+from checking import put
 from forkpoint import Page, ThreadCatalog, ThreadExists, ThreadFilter, ThreadNotFound
 from forkpoint.catalog.criteria import criteria_of, query_of
 from forkpoint.catalog.cursors import cursor_of
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import SHAPES
+from processes import fork_server
+from servers import PATIENCE_SECONDS, Mongod
+from stores import MongoStore, SqliteStore, Store
 
 PROCESSES = 8
 

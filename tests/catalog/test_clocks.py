@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import put
-from processes import fork_server
-from servers import PATIENCE_SECONDS
-from stores import Store
 
+from checking import put
 from forkpoint import SqliteSaver, ThreadCatalog
 from forkpoint.clocks import ServerClock, StoreClock
 from forkpoint.saver.saver import ForkpointSaver
+from processes import fork_server
+from servers import PATIENCE_SECONDS
+from stores import Store
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 TTL = timedelta(hours=2)

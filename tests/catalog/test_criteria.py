@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from checking import put
 
+from checking import put
 from forkpoint import ThreadCatalog, ThreadFilter, inputs
 from forkpoint.catalog.criteria import (
     SEARCH_FIELDS,

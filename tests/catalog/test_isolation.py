@@ -21,6 +21,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
 from callers import (
     ALWAYS,
     CALLS,
@@ -39,12 +42,9 @@ from callers import (
     ids_in,
 )
 from checking import explore
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from forkpoint import ForkpointError, Lease
 from interface import LIVE, Method, Outcome
 from stores import Store
-
-from forkpoint import ForkpointError, Lease
 
 _examples = itertools.count()
 finished: Counter[str] = Counter()

@@ -12,12 +12,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
 from catalogs import PATIENCE, at, stored_rows
 from checking import checkpoint, put
-from processes import fork_server
-from servers import PATIENCE_SECONDS
-from stores import MongoStore, Store
-
 from forkpoint import (
     StaleLease,
     ThreadBusy,
@@ -26,6 +23,9 @@ from forkpoint import (
 )
 from forkpoint.catalog import leases
 from forkpoint.saver.saver import ForkpointSaver
+from processes import fork_server
+from servers import PATIENCE_SECONDS
+from stores import MongoStore, Store
 
 SHORT = timedelta(milliseconds=400)  # of a lease that is to end by itself
 

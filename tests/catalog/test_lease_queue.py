@@ -8,12 +8,12 @@ import threading
 from datetime import timedelta
 
 import pytest
-from servers import wait_until
-from stores import MongoStore, SqliteStore, Store
 
 from forkpoint import ThreadBusy, ThreadCatalog
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from servers import wait_until
+from stores import MongoStore, SqliteStore, Store
 
 COUNT = 5
 

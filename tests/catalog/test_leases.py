@@ -15,15 +15,11 @@ from typing import Any, TypedDict
 
 import aiosqlite
 import pytest
-from catalogs import at, stored_rows
-from checking import Api, checkpoint, config, one_by_one, put
-from gates import Gate
-from graphs import SHAPES
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command
-from servers import PATIENCE_SECONDS
-from stores import KINDS, Store
 
+from catalogs import at, stored_rows
+from checking import Api, checkpoint, config, one_by_one, put
 from forkpoint import (
     InvalidInput,
     Lease,
@@ -35,6 +31,10 @@ from forkpoint import (
 )
 from forkpoint.catalog import leases
 from forkpoint.saver.saver import ForkpointSaver
+from gates import Gate
+from graphs import SHAPES
+from servers import PATIENCE_SECONDS
+from stores import KINDS, Store
 
 SHORT = timedelta(milliseconds=400)  # of a lease that is to end by itself
 

@@ -6,13 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from checking import Api, config, put
-from graphs import SHAPES
-from stores import Store
 
+from checking import Api, config, put
 from forkpoint import InvalidInput, RetentionPolicy, ThreadCatalog, ThreadFilter
 from forkpoint.operations import remove as removing
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import SHAPES
+from stores import Store
 
 HOUR = timedelta(hours=1)
 TWO_HOURS = 2 * 3600 * 1_000_000

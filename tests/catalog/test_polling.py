@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import Api, put, repeated
-from stores import Known, MongoStore, SqliteStore, Store
 
+from checking import Api, put, repeated
 from forkpoint import SqliteSaver, ThreadCatalog, ThreadFilter
 from forkpoint.catalog.criteria import query_of
 from forkpoint.catalog.cursors import cursor_of, id_digests, resume
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite import search_index
+from stores import Known, MongoStore, SqliteStore, Store
 
 LISTED = ThreadFilter(metadata={"list": [1]})  # which the store's index cannot tell alone
 SORTS = [

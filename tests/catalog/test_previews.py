@@ -9,16 +9,16 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from checking import Api, config, id_of, put
-from commands import Commands
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.graph import START, StateGraph
-from stores import MongoStore, Store
 from typing_extensions import TypedDict
 
+from checking import Api, config, id_of, put
+from commands import Commands
 from forkpoint import InvalidInput, SqliteSaver, ThreadCatalog, ThreadFilter
 from forkpoint.previews import PREVIEW_BYTES, PREVIEW_CHANNELS, PREVIEW_PARTS, preview_of
+from stores import MongoStore, Store
 
 CHOSEN = ("title", "topic", "n")
 

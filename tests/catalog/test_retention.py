@@ -6,14 +6,12 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from catalogs import HOUR, HOURS, content, fill, ids
-from checking import Api, config, one_by_one, put, value_of
-from graphs import SHAPES
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
-from stores import Store
 
+from catalogs import HOUR, HOURS, content, fill, ids
+from checking import Api, config, one_by_one, put, value_of
 from forkpoint import (
     InvalidInput,
     RetentionPolicy,
@@ -25,6 +23,8 @@ from forkpoint import (
 from forkpoint.catalog import retention_pass
 from forkpoint.catalog.retention import Rules
 from forkpoint.storage.rows import Description, ThreadRef, ThreadRow
+from graphs import SHAPES
+from stores import Store
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,10 @@ from typing import Any
 
 import aiosqlite
 import pytest
+from langchain_core.messages import HumanMessage
+
 from catalogs import HOUR, HOURS, archived_in, fill, ids
 from checking import Api, config, encrypted_serde, put
-from graphs import SHAPES
-from langchain_core.messages import HumanMessage
-from stores import SqliteStore, Store
-
 from forkpoint import (
     InvalidInput,
     RetentionPolicy,
@@ -26,6 +24,8 @@ from forkpoint import (
     ThreadCatalog,
 )
 from forkpoint.transfer import restore_threads
+from graphs import SHAPES
+from stores import SqliteStore, Store
 
 
 @pytest.mark.parametrize("is_encrypted", [False, True])

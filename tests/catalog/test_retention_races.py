@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from catalogs import HOUR, HOURS, archived_in, ids
 from checking import put, value_of
-from gates import Gate
-from processes import fork_server
-from servers import PATIENCE_SECONDS
-from stores import Store
-
 from forkpoint import (
     RetentionPolicy,
     ThreadCatalog,
@@ -26,6 +22,10 @@ from forkpoint import (
     ThreadNotFound,
 )
 from forkpoint.saver.saver import ForkpointSaver
+from gates import Gate
+from processes import fork_server
+from servers import PATIENCE_SECONDS
+from stores import Store
 
 
 def check_outcome(

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from checking import Api, checkpoint, config, put
 from langgraph.graph import START, StateGraph
-from stores import Store
 
+from checking import Api, checkpoint, config, put
 from forkpoint import ThreadCatalog, ThreadFilter
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from stores import Store
 
 
 def graph(saver: Any) -> Any:

@@ -9,16 +9,16 @@ from typing import Any
 
 import ormsgpack
 import pytest
-from checking import Api, checkpoint, config, put, value_of
-from graphs import MORE_SHAPES, SHAPES, Shape
-from stores import MongoStore, SqliteStore, Store
 from test_tool_calls import Agent, entered, left, stuck
 
+from checking import Api, checkpoint, config, put, value_of
 from forkpoint import CorruptChunk, StaleLease, StorageBusy, ThreadCatalog
 from forkpoint.catalog import leases
 from forkpoint.operations import remove as removing
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite.statements import Statements
+from graphs import MORE_SHAPES, SHAPES, Shape
+from stores import MongoStore, SqliteStore, Store
 
 KINDS = ("checkpoints", "writes", "chunks")
 ALL_SHAPES = {**SHAPES, **MORE_SHAPES}

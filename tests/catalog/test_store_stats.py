@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from checking import Api, checkpoint, put
-from stores import Store
-
 from forkpoint import StoreStats, ThreadCatalog, ThreadFilter
 from forkpoint.saver.saver import ForkpointSaver
+from stores import Store
 
 TEXT = "text " * 3000
 

@@ -8,11 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+
 from catalogs import HOUR, HOURS, archived_in
 from checking import put
-from servers import wait_until
-from stores import Store
-
 from forkpoint import (
     RetentionResult,
     StorageError,
@@ -20,6 +18,8 @@ from forkpoint import (
     ThreadCatalog,
 )
 from forkpoint.saver.saver import ForkpointSaver
+from servers import wait_until
+from stores import Store
 
 
 def is_stored(store: Store, thread_id: str) -> bool:

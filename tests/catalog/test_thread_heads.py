@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from checking import Api, checkpoint, config, id_of, put
-from graphs import MORE_SHAPES, SHAPES, THREAD, call
 from langgraph.types import Command, Interrupt
-from stores import Store
 
+from checking import Api, checkpoint, config, id_of, put
 from forkpoint import Thread, ThreadCatalog
+from graphs import MORE_SHAPES, SHAPES, THREAD, call
+from stores import Store
 
 THREAD_ID = THREAD["configurable"]["thread_id"]
 

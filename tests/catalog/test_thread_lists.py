@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import cycle, product
 
 import pytest
-from checking import Api, put
-from stores import Store
 from test_catalog_index import many
 
+from checking import Api, put
 from forkpoint import InvalidInput, ThreadCatalog, ThreadFilter
+from stores import Store
 
 LABELS = [
     "Refund for Ann",

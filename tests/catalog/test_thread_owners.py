@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from checking import Api, config, id_of, put
-from graphs import MORE_SHAPES, call
-from stores import Store
 
+from checking import Api, config, id_of, put
 from forkpoint import (
     ForkpointError,
     InvalidInput,
@@ -18,6 +16,8 @@ from forkpoint import (
     ThreadFilter,
     ThreadNotFound,
 )
+from graphs import MORE_SHAPES, call
+from stores import Store
 
 
 def thread(thread_id: str) -> Any:

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from catalogs import FILTERS, WORDS, content
-from checking import Api, config, drawn, put
-from graphs import MORE_SHAPES, SHAPES
 from hypothesis import example
 from hypothesis import strategies as st
-from stores import Store
 
+from catalogs import FILTERS, WORDS, content
+from checking import Api, config, drawn, put
 from forkpoint import (
     ForkpointError,
     ThreadCatalog,
@@ -21,6 +19,8 @@ from forkpoint import (
     ThreadFilter,
 )
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import MORE_SHAPES, SHAPES
+from stores import Store
 
 
 def thread(thread_id: str, **configurable: Any) -> Any:

@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
+
 from catalogs import FILTERS, THREADS
 from checking import drawn, put
-from hypothesis import strategies as st
-from stores import Store
-
 from forkpoint import (
     Thread,
     ThreadCatalog,
@@ -22,6 +21,7 @@ from forkpoint import (
 )
 from forkpoint.filters import contains
 from forkpoint.saver.saver import ForkpointSaver
+from stores import Store
 
 
 def matches(thread: Thread, thread_filter: ThreadFilter) -> bool:

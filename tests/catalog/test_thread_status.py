@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from checking import Api, put
-from graphs import MORE_SHAPES, SHAPES, WORLDS, call
 from langgraph.types import Command
-from stores import Store
 
+from checking import Api, put
 from forkpoint import Thread, ThreadCatalog, ThreadFilter
 from forkpoint.saver import parts_of
+from graphs import MORE_SHAPES, SHAPES, WORLDS, call
+from stores import Store
 
 Operation = Callable[[Api], Awaitable[Any]]
 

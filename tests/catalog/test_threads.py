@@ -8,12 +8,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from langgraph.types import Command
+
 from catalogs import content
 from checking import Api, config, one_by_one, put, value_of
-from graphs import SHAPES
-from langgraph.types import Command
-from stores import KINDS, Store
-
 from forkpoint import (
     InvalidInput,
     Thread,
@@ -24,6 +22,8 @@ from forkpoint import (
     ThreadNotFound,
 )
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import SHAPES
+from stores import KINDS, Store
 
 DAY = timedelta(days=1)
 

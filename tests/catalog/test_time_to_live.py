@@ -7,15 +7,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from checking import Api, checkpoint, config, put
-from graphs import SHAPES
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.base.id import uuid6
-from stores import Store
 
+from checking import Api, checkpoint, config, put
 from forkpoint import InvalidInput, RetentionPolicy, ThreadCatalog, ThreadExists, ThreadFilter
 from forkpoint.langgraph_rules import made_at
 from forkpoint.storage.plan import Kept
+from graphs import SHAPES
+from stores import Store
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import pytest
-from checking import Api, config, put, value_of
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langgraph.channels.delta import DeltaChannel
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import Command, Send, interrupt
-from stores import Store
 from typing_extensions import TypedDict
 
+from checking import Api, config, put, value_of
 from forkpoint import StaleLease, ThreadCatalog
 from forkpoint.catalog.tool_calls import unanswered
 from forkpoint.saver.saver import ForkpointSaver
+from stores import Store
 
 THREAD = config()
 LIMIT_SECONDS = 60  # of what takes no time: it only ends a test that hangs

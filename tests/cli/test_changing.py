@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from checking import counts_of, put
 from command_line import forkpoint
-from stores import Store
-
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
+from stores import Store
 
 
 @pytest.fixture

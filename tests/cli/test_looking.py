@@ -6,13 +6,13 @@ import functools
 from typing import Any
 
 import pytest
-from command_line import Outcome, forkpoint
-from graphs import SHAPES
 from langchain_core.messages import HumanMessage
-from stores import Store
 
+from command_line import Outcome, forkpoint
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import SHAPES
+from stores import Store
 
 EVIL = "evil\x1b[31m\nthread"
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import counts_of, put, value_of
-from command_line import forkpoint
-from graphs import SHAPES
 from langgraph.checkpoint.sqlite import SqliteSaver as OfficialSaver
 from langgraph.types import Command
-from stores import Store
 
+from checking import counts_of, put, value_of
+from command_line import forkpoint
 from forkpoint import SqliteSaver, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import SHAPES
+from stores import Store
 
 
 @pytest.fixture

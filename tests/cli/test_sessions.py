@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import typer.main
-from command_line import forkpoint
 
+from command_line import forkpoint
 from forkpoint.cli.app import app
 
 ROOT = Path(__file__).parents[2]

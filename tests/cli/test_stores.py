@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from checking import encrypted_serde, put
 from command_line import forkpoint, location
-from processes import run_program
-from stores import MongoStore, Store
-
 from forkpoint import SqliteSaver
 from forkpoint.saver.saver import ForkpointSaver
+from processes import run_program
+from stores import MongoStore, Store
 
 KEY = "0123456789abcdef"
 

@@ -20,11 +20,11 @@ from typing import IO
 
 import pytest
 import typer
-from checking import counts_of, put
-from processes import environment, fork_server
 
+from checking import counts_of, put
 from forkpoint import SqliteSaver
 from forkpoint.cli.stores import ending
+from processes import environment, fork_server
 
 COLUMNS = 60
 ESCAPE = "\x1b"

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import config, drawn, put, value_of
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
-from processes import environment
-from stores import Store
 
+from checking import config, drawn, put, value_of
 from forkpoint import InvalidInput, SqliteSaver
 from forkpoint.caches import Cache, CacheBudget
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from processes import environment
+from stores import Store
 
 LIMIT = 1024 * 1024
 KEYS = st.sampled_from("abcdefgh")

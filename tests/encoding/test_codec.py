@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from checking import drawn, encrypted_serde
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from checking import drawn, encrypted_serde
 from forkpoint import InvalidInput, SafeSerializer
 from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.codec import Codec

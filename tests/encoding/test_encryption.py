@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from checking import config, encrypted_serde, put
 from langchain_core.messages import HumanMessage
-from stores import Store
 
+from checking import config, encrypted_serde, put
 from forkpoint import CorruptChunk, EncryptionMismatch
+from stores import Store
 
 SECRET = "the-secret-text"
 

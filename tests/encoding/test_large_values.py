@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from checking import Api, checkpoint, config, put, value_of
 from langchain_core.messages import HumanMessage
-from stores import KINDS, Store
 
+from checking import Api, checkpoint, config, put, value_of
 from forkpoint import InvalidInput, inputs
 from forkpoint.saver.saver import ForkpointSaver
+from stores import KINDS, Store
 
 MB = 1_000_000
 

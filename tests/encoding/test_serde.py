@@ -20,22 +20,22 @@ import numpy
 import ormsgpack
 import pydantic
 import pytest
-import state_types
-from checking import config, encrypted_serde, one_by_one, put
 from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.store.base import Item
 from langgraph.types import Command, Interrupt, Overwrite, Send
-from processes import environment
-from state_types import Colour, Counted, Customer, Line, Old, Order, Outer, Plain, Point
-from stores import Store
 
+import state_types
+from checking import config, encrypted_serde, one_by_one, put
 from forkpoint import NotStorable, SafeSerializer, StoredObject, UnreadableValue
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.storage.row_checksums import with_checksum
 from forkpoint.storage.rows import CheckpointRow
+from processes import environment
+from state_types import Colour, Counted, Customer, Line, Old, Order, Outer, Plain, Point
+from stores import Store
 
 NOW = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=zoneinfo.ZoneInfo("UTC"))
 OWN = [

@@ -22,11 +22,22 @@ import numpy
 import ormsgpack
 import pydantic
 import pytest
-from checking import config, drawn, encrypted_serde, put, value_of
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from checking import config, drawn, encrypted_serde, put, value_of
+from forkpoint import (
+    InvalidInput,
+    NotStorable,
+    SafeSerializer,
+    SqliteSaver,
+    StoredObject,
+    TypeCodec,
+    UnreadableValue,
+)
+from forkpoint.saver.saver import ForkpointSaver
 from stores import Store
 from value_types import (
     PARIS,
@@ -45,17 +56,6 @@ from value_types import (
     Price,
     is_same,
 )
-
-from forkpoint import (
-    InvalidInput,
-    NotStorable,
-    SafeSerializer,
-    SqliteSaver,
-    StoredObject,
-    TypeCodec,
-    UnreadableValue,
-)
-from forkpoint.saver.saver import ForkpointSaver
 
 SERDE = SafeSerializer()
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Optional
 
 import pydantic
 import pytest
-from checking import encrypted_serde
 from langgraph.checkpoint.sqlite import SqliteSaver as OfficialSaver
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command, interrupt
 
+from checking import encrypted_serde
 from forkpoint import SqliteSaver
 
 THREAD: Any = {"configurable": {"thread_id": "t"}}

@@ -8,8 +8,8 @@ from zoneinfo import ZoneInfo
 
 import pandas
 import pytest
-from checking import config, put, value_of
 
+from checking import config, put, value_of
 from forkpoint import NotStorable, SafeSerializer, SqliteSaver
 
 PARIS = ZoneInfo("Europe/Paris")

@@ -12,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from langchain_core.messages import HumanMessage
+
 from checking import Api, checkpoint, config, one_by_one, put
 from commands import Commands
-from langchain_core.messages import HumanMessage
-from servers import PATIENCE_SECONDS, wait_until
-from stores import MongoStore
-
 from forkpoint.mongodb import saver as mongodb
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.saver import parts_of
+from servers import PATIENCE_SECONDS, wait_until
+from stores import MongoStore
 
 
 @functools.cache

@@ -19,16 +19,16 @@ from uuid import uuid4
 
 import pymongo
 import pytest
+
 from checking import checkpoint, collected, config, id_of, put, value_of
 from commands import Started
-from processes import fork_server
-from stores import MongoStore
-
 from forkpoint import CheckpointNotFound, StorageBusy, ThreadDeleted, ThreadNotFound
 from forkpoint.mongodb import locks as mongodb_locks
 from forkpoint.mongodb.commands import MongoCommands, Outcome
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.saver.saver import ForkpointSaver
+from processes import fork_server
+from stores import MongoStore
 
 ALL = pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 

@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from checking import checkpoint, config, put
+from forkpoint import MongoDBSaver, ThreadDeleted, ThreadExists
 from servers import PATIENCE_SECONDS, ReplicaSet, wait_until
 from stores import MongoStore
-
-from forkpoint import MongoDBSaver, ThreadDeleted, ThreadExists
 
 if TYPE_CHECKING:
     from typing_extensions import Self

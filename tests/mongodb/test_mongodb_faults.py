@@ -10,13 +10,13 @@ from typing import Any
 
 import pymongo
 import pytest
+from pymongo.errors import AutoReconnect
+
 from checking import checkpoint, config, put
 from commands import Commands
-from pymongo.errors import AutoReconnect
-from stores import MongoStore
-
 from forkpoint import ForkpointError, MongoDBSaver, ThreadCatalog
 from forkpoint.mongodb.commands import MongoCommands, Outcome
+from stores import MongoStore
 
 APPLICATION = "forkpoint-faults"
 NEXT = "next"  # a thread that is written to after the fault

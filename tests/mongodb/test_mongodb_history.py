@@ -15,12 +15,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
 from checking import Api, checkpoint, config, put, value_of
 from commands import Commands
+from forkpoint import MongoDBSaver, StorageUnavailable, ThreadCatalog
 from servers import Mongod, ReplicaSet
 from stores import MongoStore
-
-from forkpoint import MongoDBSaver, StorageUnavailable, ThreadCatalog
 
 TEXT = "a text that is long enough for a chunk " * 100
 

@@ -15,14 +15,12 @@ import pymongo
 import pytest
 from bson.raw_bson import RawBSONDocument
 from bson.son import SON
-from checking import Api, checkpoint, config, put, value_of
-from commands import use_everything, use_the_catalog
 from langgraph.checkpoint.mongodb import MongoDBSaver as OfficialSaver
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.server_api import ServerApi
-from servers import HOST, PATIENCE_SECONDS, Mongod, ReplicaSet
-from stores import MongoStore
 
+from checking import Api, checkpoint, config, put, value_of
+from commands import use_everything, use_the_catalog
 from forkpoint import (
     ForkpointError,
     InvalidInput,
@@ -37,6 +35,8 @@ from forkpoint import (
 )
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from servers import HOST, PATIENCE_SECONDS, Mongod, ReplicaSet
+from stores import MongoStore
 
 Call = Callable[[Api], Awaitable[Any]]
 

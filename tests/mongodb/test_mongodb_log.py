@@ -9,12 +9,11 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from checking import checkpoint, config, id_of, put, value_of
-from commands import Commands
 from pymongo.database import Database
 from pymongo.errors import AutoReconnect, BulkWriteError
-from stores import MongoStore
 
+from checking import checkpoint, config, id_of, put, value_of
+from commands import Commands
 from forkpoint import ThreadCatalog, ThreadDeleted
 from forkpoint.mongodb import log as mongodb_log
 from forkpoint.mongodb import put_batch as mongodb_put
@@ -23,6 +22,7 @@ from forkpoint.mongodb.commands import MongoCommands, Outcome
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.saver import parts_of
 from forkpoint.storage.rows import ThreadRef
+from stores import MongoStore
 
 
 @pytest.fixture

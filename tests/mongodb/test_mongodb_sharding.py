@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pymongo
 import pytest
 from bson.objectid import ObjectId
+
 from checking import Api, checkpoint, config, encrypted_serde, put
 from commands import (
     EVERYWHERE,
@@ -20,10 +21,9 @@ from commands import (
     use_everything,
     use_the_catalog,
 )
-from stores import MongoStore
-
 from forkpoint import SafeSerializer, ThreadCatalog
 from forkpoint.mongodb.saver import MongoDBSaver
+from stores import MongoStore
 
 FAMILY = ObjectId()
 SERIALIZERS = {

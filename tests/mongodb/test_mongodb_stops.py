@@ -12,13 +12,13 @@ from typing import Any
 
 import pymongo
 import pytest
-from checking import config, put
 from pymongo.errors import OperationFailure, PyMongoError
-from servers import PATIENCE_SECONDS, ReplicaSet, wait_until
-from stores import MongoStore
 from test_mongodb_faults import METHODS, fill
 
+from checking import config, put
 from forkpoint import ForkpointError, MongoDBSaver, ThreadCatalog
+from servers import PATIENCE_SECONDS, ReplicaSet, wait_until
+from stores import MongoStore
 
 HANG = "hangDuringBatchUpdate"  # the server's own name for a pause before a statement
 WRITING = [method for method in METHODS if method not in ("get_tuple", "list")]

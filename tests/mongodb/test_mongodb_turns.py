@@ -10,10 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from checking import config, id_of, put, value_of
-from servers import PATIENCE_SECONDS
-from stores import MongoStore
 
+from checking import config, id_of, put, value_of
 from forkpoint import ThreadCatalog
 from forkpoint.catalog.leases import Lease, renew
 from forkpoint.mongodb.saver import MongoDBSaver
@@ -21,6 +19,8 @@ from forkpoint.mongodb.thread_rows import ThreadRows
 from forkpoint.mongodb.turns import Turns
 from forkpoint.operations import turns
 from forkpoint.saver import parts_of
+from servers import PATIENCE_SECONDS
+from stores import MongoStore
 
 LENGTH = 12
 WORK: dict[str, Callable[[Any], object]] = {

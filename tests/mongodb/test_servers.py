@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pymongo
 import pytest
-from processes import environment
 from pymongo.errors import OperationFailure
+
+from processes import environment
 from servers import Mongod, ReplicaSet, wait_until
 
 

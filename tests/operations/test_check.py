@@ -7,12 +7,12 @@ import threading
 from typing import Any
 
 import pytest
-from checking import Api, checkpoint, config, encrypted_serde, put
-from graphs import SHAPES
-from stores import Store
 
+from checking import Api, checkpoint, config, encrypted_serde, put
 from forkpoint import CheckReport, InvalidInput, SafeSerializer
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import SHAPES
+from stores import Store
 
 TEXTS = [f"text {n} " * 80 for n in range(60)]
 

@@ -9,12 +9,12 @@ from datetime import datetime, timezone
 from xml.etree import ElementTree
 
 import pytest
-from checking import Api, config, put
-from stores import SqliteStore, Store
 
+from checking import Api, config, put
 from forkpoint.pictures.shown import FamilyTree
 from forkpoint.results import FamilyNode, LineageEntry
 from forkpoint.saver.saver import ForkpointSaver
+from stores import SqliteStore, Store
 
 MOMENT = datetime(2026, 1, 1, tzinfo=timezone.utc)
 DEPTH = 5_000

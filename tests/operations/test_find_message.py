@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from checking import Api, config, encrypted_serde, id_of, put
-from graphs import SHAPES, said
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage
 from langgraph.channels.delta import DeltaChannel
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import REMOVE_ALL_MESSAGES, add_messages
 from langgraph.types import Overwrite
-from stores import Store
 
+from checking import Api, config, encrypted_serde, id_of, put
 from forkpoint import InvalidInput, MessageOrigin, ThreadNotFound
 from forkpoint.operations import find_message as finding
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import SHAPES, said
+from stores import Store
 
 THREAD: Any = {"configurable": {"thread_id": "thread"}}
 

@@ -8,13 +8,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from checking import Api, config, drawn, encrypted_serde, id_of, put, value_of
-from graphs import MORE_SHAPES, SHAPES
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.types import Command
-from stores import SqliteStore, Store
 
+from checking import Api, config, drawn, encrypted_serde, id_of, put, value_of
 from forkpoint import (
     CheckpointNotFound,
     ForkpointError,
@@ -27,6 +25,8 @@ from forkpoint import (
 from forkpoint.mongodb.chunks import MongoChunks
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite.chunks import SqliteChunkReads
+from graphs import MORE_SHAPES, SHAPES
+from stores import SqliteStore, Store
 
 
 def thread(thread_id: str) -> Any:

@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
-from checking import Api, config, id_of
-from graphs import MORE_SHAPES, RAN, SHAPES, Shape, error_text
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import EmptyInputError, InvalidUpdateError
 from langgraph.types import Command
+
+from checking import Api, config, id_of
+from forkpoint.saver.saver import ForkpointSaver
+from graphs import MORE_SHAPES, RAN, SHAPES, Shape, error_text
 from stateful_graphs import STATEFUL_SHAPES
 from stores import Store
-
-from forkpoint.saver.saver import ForkpointSaver
 
 ALL_SHAPES = {**SHAPES, **MORE_SHAPES, **STATEFUL_SHAPES}
 # LangGraph's `interrupt` needs Python 3.11 under asyncio.

@@ -10,15 +10,15 @@ import uuid
 from typing import Any
 
 import pytest
-from checking import Api, id_of
-from graphs import RAN, StateGraph, Sums
 from langgraph.graph import START
 from langgraph.types import Command, interrupt
-from stateful_graphs import STATEFUL_SHAPES, asking, call
-from stores import Store
 
+from checking import Api, id_of
 from forkpoint import InvalidInput
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import RAN, StateGraph, Sums
+from stateful_graphs import STATEFUL_SHAPES, asking, call
+from stores import Store
 
 # LangGraph's `interrupt` needs Python 3.11 under asyncio.
 WORLDS = ("sync", "async") if sys.version_info >= (3, 11) else ("sync",)

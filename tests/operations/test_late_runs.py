@@ -13,17 +13,17 @@ from typing import Annotated, Any, TypedDict
 
 import aiosqlite
 import pytest
-from checking import checkpoint, config, id_of, put, value_of
-from children import Child
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import START, StateGraph
 from langgraph.types import Send
-from servers import PATIENCE_SECONDS
-from stores import SqliteStore, Store
 
+from checking import checkpoint, config, id_of, put, value_of
+from children import Child
 from forkpoint import MongoDBSaver, SqliteSaver, ThreadDeleted
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from servers import PATIENCE_SECONDS
+from stores import SqliteStore, Store
 
 LIMIT = PATIENCE_SECONDS
 

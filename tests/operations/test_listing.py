@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
 from checking import Api, config, id_of, put, value_of
 from commands import Commands
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from stores import MongoStore, Store
-
 from forkpoint import (
     NOT_READ,
     CorruptChunk,
@@ -22,6 +21,7 @@ from forkpoint import (
     UnreadableValue,
 )
 from forkpoint.saver.saver import ForkpointSaver
+from stores import MongoStore, Store
 
 COUNT = 200
 NAMESPACES = ("", "child", "task:{}")

@@ -9,12 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from checking import Api, config, encrypted_serde, put
-from graphs import SHAPES
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
-from processes import fork_server
-from stores import Store
 
+from checking import Api, config, encrypted_serde, put
 from forkpoint import (
     CorruptChunk,
     EncryptionMismatch,
@@ -32,6 +29,9 @@ from forkpoint.sqlite import contents as sqlite_contents
 from forkpoint.storage.rows import ForkRequest
 from forkpoint.testing.encryption import Inverting, Marking
 from forkpoint.transfer import import_threads
+from graphs import SHAPES
+from processes import fork_server
+from stores import Store
 
 OLD, NEW = b"the-old-key-of-the-store", b"the-new-key-of-the-store"
 TEXTS = [f"text {n} " * 80 for n in range(60)]

@@ -12,15 +12,15 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pytest
-from checking import config, id_of
-from graphs import MORE_SHAPES, SHAPES, Shape, error_text
 from langgraph.checkpoint.serde.types import INTERRUPT, RESUME
 from langgraph.types import Command, StateSnapshot
-from stores import Store
 
+from checking import config, id_of
 from forkpoint import ThreadNotFound
 from forkpoint.langgraph_rules import NULL_TASK_ID
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import MORE_SHAPES, SHAPES, Shape, error_text
+from stores import Store
 
 Place = tuple[str, str]
 """A namespace, and the id of a checkpoint in it."""

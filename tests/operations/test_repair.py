@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import Api, encrypted_serde, put
-from graphs import SHAPES
-from stores import Store
 
+from checking import Api, encrypted_serde, put
 from forkpoint import CorruptChunk, InvalidInput, SafeSerializer, StorageError, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import SHAPES
+from stores import Store
 
 TEXTS = [f"text {n} " * 80 for n in range(60)]
 

@@ -20,13 +20,11 @@ from uuid import uuid4
 
 import aiosqlite
 import pytest
-from checking import checkpoint, config, id_of, put, value_of
 from langgraph.checkpoint.serde.types import INTERRUPT, RESUME
 from langgraph.types import Interrupt
-from servers import PATIENCE_SECONDS
-from stores import KINDS, MongoStore, SqliteStore, Store
 from test_removals import ALL_SHAPES, TELLING_SHAPES, Lab, newest, returned_to
 
+from checking import checkpoint, config, id_of, put, value_of
 from forkpoint import RetentionPolicy, SqliteSaver, ThreadCatalog, ThreadExists, ThreadNotFound
 from forkpoint.catalog.leases import Lease, renew
 from forkpoint.langgraph_rules import COUNTERS
@@ -39,6 +37,8 @@ from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite import chunks as sqlite_chunks
 from forkpoint.sqlite.statements import Statements
+from servers import PATIENCE_SECONDS
+from stores import KINDS, MongoStore, SqliteStore, Store
 
 ROWS = 20
 

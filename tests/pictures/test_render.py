@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import pytest
-from checking import drawn
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
+from checking import drawn
 from forkpoint.pictures.shown import FamilyTree, StateDiff
 from forkpoint.results import ChannelDiff, FamilyNode, LineageEntry
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from processes import run_program
 from servers import ReplicaSet
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
 from processes import run_program
 from servers import PATIENCE_SECONDS
 

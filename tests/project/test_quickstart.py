@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import run_program
-from servers import PATIENCE_SECONDS
 
 from forkpoint import SqliteSaver
+from processes import run_program
+from servers import PATIENCE_SECONDS
 
 PROJECT = Path(__file__).resolve().parents[2]
 EXAMPLE = PROJECT / "examples" / "quickstart.py"

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from checking import checkpoint, config, put
-from gates import Gate
 from langchain_core.messages import HumanMessage
-from stores import SqliteStore, Store
 
+from checking import checkpoint, config, put
 from forkpoint.saver.saver import ForkpointSaver
+from gates import Gate
+from stores import SqliteStore, Store
 
 MESSAGES = [HumanMessage("x" * 500, id=str(n)) for n in range(60)]
 

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 import pytest
-from servers import PATIENCE_SECONDS, wait_until
 
 from forkpoint.runtime.group_commit import Relay, Submission
 from forkpoint.runtime.runner import WorkerRunner
 from forkpoint.runtime.steps import Steps, finish
 from forkpoint.runtime.workers import Workers
+from servers import PATIENCE_SECONDS, wait_until
 
 LIMIT = PATIENCE_SECONDS
 

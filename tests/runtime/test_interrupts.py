@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import apart, checkpoint, config, put
-from interrupting import InterruptAt
 from langchain_core.messages import HumanMessage
-from servers import PATIENCE_SECONDS, wait_until
-from stores import SqliteStore, Store
 
+from checking import apart, checkpoint, config, put
 from forkpoint import SafeSerializer, ThreadCatalog
 from forkpoint.errors import ThreadExists
 from forkpoint.saver.saver import ForkpointSaver
+from interrupting import InterruptAt
+from servers import PATIENCE_SECONDS, wait_until
+from stores import SqliteStore, Store
 
 TEXTS = ["x" * 300 + str(n) for n in range(30)]
 

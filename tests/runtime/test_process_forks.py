@@ -20,12 +20,12 @@ from typing import Any
 
 import aiosqlite
 import pytest
+
 from checking import checkpoint, config, counts_of, put, repeated, value_of
 from children import Child, Signal
-from stores import SqliteStore, Store
-
 from forkpoint import SaverClosed, SqliteSaver, StorageInherited, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
+from stores import SqliteStore, Store
 
 
 def put_many(saver: ForkpointSaver, thread_id: str, count: int) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import environment, run_program
-from stores import SqliteStore, Store
 
 from forkpoint import RetentionPolicy, SqliteSaver, ThreadCatalog
 from forkpoint.runtime.telemetry import COUNTS, THREAD_IDS_VARIABLE
+from processes import environment, run_program
+from stores import SqliteStore, Store
 
 SECRET = "what nobody may see"
 

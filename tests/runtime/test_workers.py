@@ -14,16 +14,16 @@ from typing import Any
 import aiosqlite
 import pymongo
 import pytest
-from checking import checkpoint, config, value_of
-from servers import wait_until
-from stores import MongoStore, Store
 
+from checking import checkpoint, config, value_of
 from forkpoint import NoWorkerThread, SqliteSaver, ThreadCatalog
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.runtime.runner import WorkerRunner
 from forkpoint.runtime.workers import Workers
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from servers import wait_until
+from stores import MongoStore, Store
 
 LIMIT_SECONDS = 60
 MORE_THAN_THERE_IS = 1 << 46  # bytes for the stack of a thread

@@ -10,10 +10,10 @@ from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from stores import Store
 
 from forkpoint import SqliteSaver
 from forkpoint.saver.saver import ForkpointSaver
+from stores import Store
 
 KEY = b"0123456789abcdef"
 

@@ -6,13 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
-from checking import Api, checkpoint, config, put
 from langgraph.checkpoint.base.id import uuid6
-from servers import PATIENCE_SECONDS
-from stores import Store
 
+from checking import Api, checkpoint, config, put
 from forkpoint import ThreadDeleted
 from forkpoint.saver.saver import ForkpointSaver
+from servers import PATIENCE_SECONDS
+from stores import Store
 
 
 @pytest.mark.parametrize(

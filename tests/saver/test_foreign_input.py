@@ -11,11 +11,11 @@ from hashlib import blake2b
 from typing import Any
 
 import pytest
-from checking import Api, checkpoint, config, one_by_one, put, value_of
-from stores import Store
 
+from checking import Api, checkpoint, config, one_by_one, put, value_of
 from forkpoint import InvalidInput, ThreadCatalog, ThreadFilter
 from forkpoint.saver.saver import ForkpointSaver
+from stores import Store
 
 
 def mapped(around: Any, thread_id: str = "thread", **more: Any) -> Any:

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from checking import checkpoint, config, drawn, put
-from hostile import ANYTHING, VALUES, Named
 from hypothesis import assume
 from hypothesis import strategies as st
-from interface import LIVE, Method, Outcome, answer_of, comparable
-from servers import ReplicaSet
-from stores import MongoStore, SqliteStore, Store
 
+from checking import checkpoint, config, drawn, put
 from forkpoint import ForkpointError, RetentionPolicy, ThreadCatalog, ThreadFilter, UnreadableValue
 from forkpoint.inputs import LEASE
 from forkpoint.saver.saver import ForkpointSaver
+from hostile import ANYTHING, VALUES, Named
+from interface import LIVE, Method, Outcome, answer_of, comparable
+from servers import ReplicaSet
+from stores import MongoStore, SqliteStore, Store
 
 _numbers = itertools.count()
 

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import pymongo
 import pytest
-from checking import checkpoint, config, drawn
-from hostile import ANYTHING, Named
 from hypothesis import strategies as st
 
+from checking import checkpoint, config, drawn
 from forkpoint import ForkpointError, SqliteSaver, ThreadCatalog
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.saver.saver import ForkpointSaver
+from hostile import ANYTHING, Named
 
 NOWHERE = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=1&connect=false"
 CONSTRUCTORS: dict[str, Callable[..., Any]] = {

@@ -6,14 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from checking import checkpoint, config, put
-from graphs import SHAPES, THREAD, WORLDS, Shape, call, error_text
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
-from stores import Store
 
+from checking import checkpoint, config, put
 from forkpoint import ThreadDeleted
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import SHAPES, THREAD, WORLDS, Shape, call, error_text
+from stores import Store
 
 
 async def run(shape: Shape, saver: Any, world: str) -> tuple[Any, list[Any]]:

@@ -11,12 +11,12 @@ import pytest
 from bson.code import Code
 from bson.objectid import ObjectId
 from bson.regex import Regex
-from checking import Api, checkpoint, config, id_of, put, value_of
-from injection import FILTERS, METADATA, OPERATORS, WORDS, words_of
-from stores import Store
 
+from checking import Api, checkpoint, config, id_of, put, value_of
 from forkpoint import CheckpointNotFound, InvalidInput, ThreadDeleted
 from forkpoint.saver.saver import ForkpointSaver
+from injection import FILTERS, METADATA, OPERATORS, WORDS, words_of
+from stores import Store
 
 
 @pytest.fixture(params=["its own", pytest.param("all", marks=pytest.mark.slow)])

@@ -6,11 +6,11 @@ import uuid
 from typing import Any
 
 import pytest
-from checking import Api, checkpoint, config, one_by_one, put
-from stores import KINDS, Store
 
+from checking import Api, checkpoint, config, one_by_one, put
 from forkpoint import ForkpointError, InvalidInput
 from forkpoint.saver.saver import ForkpointSaver
+from stores import KINDS, Store
 
 BAD_IDENTIFIERS: list[Any] = [
     "",

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from checking import checkpoint, config, put, repeated, value_of
+from forkpoint import SaverClosed, SchemaVersionError, ThreadNotFound
+from forkpoint.saver.saver import ForkpointSaver
 from processes import fork_server
 from servers import PATIENCE_SECONDS, wait_until
 from stores import Store
-
-from forkpoint import SaverClosed, SchemaVersionError, ThreadNotFound
-from forkpoint.saver.saver import ForkpointSaver
 
 
 async def test_a_saver_works_under_with_under_async_with_and_plain(store: Store) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from checking import one_by_one, put
-from graphs import MORE_SHAPES, SHAPES, THREAD, call
 from langchain_core.messages import HumanMessage
 
+from checking import one_by_one, put
 from forkpoint import NOT_READ, SqliteSaver, changed_channels, next_nodes
+from graphs import MORE_SHAPES, SHAPES, THREAD, call
 
 CASES = [name for name in SHAPES if "durability" not in name] + ["deferred", "goto"]
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from checking import checkpoint, config, one_by_one, put, value_of
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
 from langgraph.channels import Topic
@@ -18,11 +17,12 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.graph import START, StateGraph
 from pydantic import BaseModel
-from state_types import Line, Order
-from stores import Store
 
+from checking import checkpoint, config, one_by_one, put, value_of
 from forkpoint import SafeSerializer
 from forkpoint.saver.saver import ForkpointSaver
+from state_types import Line, Order
+from stores import Store
 
 
 class Model(BaseModel):

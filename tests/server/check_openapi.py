@@ -15,10 +15,10 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from served import chat
 
 from forkpoint import SqliteSaver
 from forkpoint.server import ApiKeys, create_app
+from served import chat
 
 CHECKS = [
     not_a_server_error,

@@ -3,10 +3,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from served import Client, Gates, chat, serving
 
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import create_app
+from served import Client, Gates, chat, serving
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
-from calling import calling
-from served import Client, chat, said, serving
 from starlette.requests import Request
 
+from calling import calling
 from forkpoint import InvalidInput, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import ApiKeys, create_app
+from served import Client, chat, said, serving
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from typing import Any
 import httpx
 import pytest
 from langgraph_sdk import get_client
-from processes import environment
-from servers import wait_until
-from stores import MongoStore, SqliteStore, Store
 
 from forkpoint import ThreadCatalog
 from forkpoint.langgraph_server import register_threads
+from processes import environment
+from servers import wait_until
+from stores import MongoStore, SqliteStore, Store
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "langgraph_server"
 

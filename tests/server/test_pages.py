@@ -11,17 +11,17 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from playwright.async_api import expect
+
 from browsing import browsing, check_accessibility
 from calling import calling
 from checking import config
 from checking import put as put_checkpoint
-from fastapi import FastAPI
-from playwright.async_api import expect
-from served import Gates, chat, said, serving
-
 from forkpoint import SqliteSaver, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import ApiKeys, create_app
+from served import Gates, chat, said, serving
 
 FORM = {"content-type": "application/x-www-form-urlencoded", "origin": "http://localhost"}
 SCRIPTS = (

@@ -14,11 +14,11 @@ from langgraph_sdk.errors import (
     NotFoundError,
     UnprocessableEntityError,
 )
-from served import Client, Gates, chat, said, serving
-from servers import PATIENCE_SECONDS
 
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import create_app
+from served import Client, Gates, chat, said, serving
+from servers import PATIENCE_SECONDS
 
 
 async def entered(gates: Gates) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from processes import environment
 
 from forkpoint import InvalidInput, SqliteSaver
 from forkpoint.server.serving import load_graphs, serve
+from processes import environment
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "langgraph_server" / "chat.py"
 

@@ -11,10 +11,10 @@ from langgraph_sdk.errors import (
     NotFoundError,
     UnprocessableEntityError,
 )
-from served import Client, said
 
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
+from served import Client, said
 
 
 async def filled(client: Client, thread_id: str = "thread", turns: int = 2) -> str:

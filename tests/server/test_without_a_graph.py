@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
-from served import Client, chat, said, serving
 
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import create_app
+from served import Client, chat, said, serving
 
 
 @pytest.fixture

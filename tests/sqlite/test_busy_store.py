@@ -16,12 +16,12 @@ from typing import Any
 
 import aiosqlite
 import pytest
-from checking import checkpoint, config, put
-from servers import PATIENCE_SECONDS, wait_until
 
+from checking import checkpoint, config, put
 from forkpoint import InvalidInput, SqliteSaver, StorageBusy, ThreadCatalog
 from forkpoint.runtime import steps
 from forkpoint.saver import parts_of
+from servers import PATIENCE_SECONDS, wait_until
 
 LIMIT = PATIENCE_SECONDS
 COUNT = 20

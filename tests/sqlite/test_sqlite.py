@@ -14,9 +14,8 @@ from typing import Any
 
 import aiosqlite
 import pytest
-from checking import Api, checkpoint, config, put, value_of
-from stores import SqliteStore
 
+from checking import Api, checkpoint, config, put, value_of
 from forkpoint import (
     InvalidInput,
     SaverClosed,
@@ -27,6 +26,7 @@ from forkpoint import (
     ThreadExists,
 )
 from forkpoint.saver import parts_of
+from stores import SqliteStore
 
 
 @pytest.mark.parametrize("kind", ["path", "string", "memory", "uri", "connection"])

@@ -11,13 +11,13 @@ from typing import Any
 
 import aiosqlite
 import pytest
-from checking import checkpoint, config, put
 from langchain_core.messages import HumanMessage
-from stores import SqliteStore
 
+from checking import checkpoint, config, put
 from forkpoint import SqliteSaver
 from forkpoint.runtime.workers import Workers
 from forkpoint.saver import parts_of
+from stores import SqliteStore
 
 
 def message(n: int) -> HumanMessage:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import config, put
 from langchain_core.messages import HumanMessage
+
+from checking import config, put
+from forkpoint import SqliteSaver, StorageFull, ThreadCatalog, ThreadFilter
+from forkpoint.saver import parts_of
 from processes import environment
 from servers import wait_until
 from stores import SqliteStore
-
-from forkpoint import SqliteSaver, StorageFull, ThreadCatalog, ThreadFilter
-from forkpoint.saver import parts_of
 
 MESSAGES = [HumanMessage(f"{n} " * 200, id=str(n)) for n in range(80)]
 

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+
 from checking import checkpoint, config, counts_of, put, value_of
 from children import Child
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
-from processes import fork_server
-from stores import SqliteStore
-
 from forkpoint import (
     InvalidInput,
     RetentionPolicy,
@@ -28,6 +26,8 @@ from forkpoint import (
     ThreadDeleted,
 )
 from forkpoint.saver.saver import ForkpointSaver
+from processes import fork_server
+from stores import SqliteStore
 
 LOG = "-wal", "-shm"
 

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import value_types
-from checking import config
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
-from stores import SqliteStore
 
+import value_types
+from checking import config
 from forkpoint import SafeSerializer, SqliteSaver
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 from forkpoint.storage.interface import SCHEMA_VERSION
 from forkpoint.transfer import restore_threads
+from stores import SqliteStore
 
 GOLDEN = Path(__file__).parent / "golden"
 VALUES: dict[str, Any] = {

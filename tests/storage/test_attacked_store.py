@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from checking import checkpoint, config, encrypted_serde, id_of, put, value_of
-from stores import Store
 
+from checking import checkpoint, config, encrypted_serde, id_of, put, value_of
 from forkpoint import CorruptChunk, EncryptionMismatch, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
+from stores import Store
 
 pytestmark = pytest.mark.in_turns
 SECRET = {"note": "the-secret-text", "text": "the-secret-text " * 100}

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from checking import checkpoint, config, put
 from langchain_core.messages import HumanMessage
+
+from checking import checkpoint, config, put
+from forkpoint import ThreadExists
+from forkpoint.saver.saver import ForkpointSaver
 from processes import fork_server
 from servers import PATIENCE_SECONDS
 from stores import Store
-
-from forkpoint import ThreadExists
-from forkpoint.saver.saver import ForkpointSaver
 
 PROCESSES = 8
 

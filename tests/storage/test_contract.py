@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from stores import Store
 
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.testing import (
@@ -15,6 +14,7 @@ from forkpoint.testing import (
     SharedStoreContract,
     encrypting,
 )
+from stores import Store
 
 
 class TestContract(SaverContract):

@@ -6,12 +6,12 @@ import random
 from typing import Any
 
 import pytest
-from checking import config, encrypted_serde, put
 from langchain_core.messages import HumanMessage
-from stores import Store
 
+from checking import config, encrypted_serde, put
 from forkpoint import CorruptChunk, SafeSerializer
 from forkpoint.saver.saver import ForkpointSaver
+from stores import Store
 
 
 def fill(saver: ForkpointSaver) -> None:

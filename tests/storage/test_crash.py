@@ -9,8 +9,9 @@ import time
 from typing import Any
 
 import pytest
-from checking import config, put
 from langchain_core.messages import HumanMessage
+
+from checking import config, put
 from processes import fork_server
 from stores import Store
 

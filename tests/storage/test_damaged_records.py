@@ -6,10 +6,10 @@ import sqlite3
 from typing import Any
 
 import pytest
-from checking import Api, config, encrypted_serde, one_by_one, put
-from stores import Store
 
+from checking import Api, config, encrypted_serde, one_by_one, put
 from forkpoint import CorruptChunk, SafeSerializer, ThreadCatalog, ThreadFilter
+from stores import Store
 
 pytestmark = pytest.mark.in_turns
 

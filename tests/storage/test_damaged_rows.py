@@ -10,12 +10,12 @@ from typing import Any
 
 import pymongo.errors
 import pytest
-from checking import config, encrypted_serde
-from graphs import MORE_SHAPES, SHAPES
-from stores import Store
 
+from checking import config, encrypted_serde
 from forkpoint import CorruptChunk, SafeSerializer, UnreadableValue
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import MORE_SHAPES, SHAPES
+from stores import Store
 
 
 def run(saver: ForkpointSaver, name: str, thread_id: str) -> Any:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pymongo.errors
 import pytest
-from checking import config, put, repeated
-from stores import MongoStore, Store
 
+from checking import config, put, repeated
 from forkpoint import ForkpointError, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
+from stores import MongoStore, Store
 
 GONE = object()
 """The field is removed."""

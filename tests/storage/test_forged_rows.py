@@ -10,10 +10,9 @@ from typing import Any
 
 import ormsgpack
 import pytest
-from checking import Api, checkpoint, config, drawn, one_by_one
 from hypothesis import strategies as st
-from stores import Store
 
+from checking import Api, checkpoint, config, drawn, one_by_one
 from forkpoint import (
     CorruptChunk,
     ForkpointError,
@@ -25,6 +24,7 @@ from forkpoint import (
 from forkpoint.encoding.chunk import Chunk
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import DICT, LIST, OPAQUE, SNAPSHOT
+from stores import Store
 
 LOOP = sha256(b"\0\x91\x01").digest()  # a run that is the list [1]
 BODY = ormsgpack.packb({"id": "1"})

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from checking import Api, config, id_of, put
+from forkpoint import CorruptChunk
 from graphs import SHAPES
 from stores import Store
-
-from forkpoint import CorruptChunk
 
 
 @pytest.mark.parametrize(

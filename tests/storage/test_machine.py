@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple, TypedDict
 
 import pytest
-from checking import config, explore, id_of
-from graphs import append_all
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -32,11 +30,13 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import Command, interrupt
-from stores import Store
 
+from checking import config, explore, id_of
 from forkpoint import ThreadNotFound
 from forkpoint.langgraph_rules import COUNTERS, NULL_TASK_ID
 from forkpoint.saver.saver import ForkpointSaver
+from graphs import append_all
+from stores import Store
 
 # The graphs
 

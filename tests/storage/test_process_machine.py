@@ -18,13 +18,13 @@ from functools import partial
 from typing import Any
 
 import pytest
+
 from checking import apart, checkpoint, config, id_of, value_of
 from children import Child
-from interrupting import InterruptAt
-from stores import MongoStore, SqliteStore, Store
-
 from forkpoint import ThreadDeleted, ThreadExists, ThreadNotFound
 from forkpoint.saver.saver import ForkpointSaver
+from interrupting import InterruptAt
+from stores import MongoStore, SqliteStore, Store
 
 STEPS = 8
 TEXTS = [f"{n} " * 700 for n in range(3)]  # few, so that chunks are shared, die and come back

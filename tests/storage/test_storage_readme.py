@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from checking import checkpoint, config, value_of
 
+from checking import checkpoint, config, value_of
 from forkpoint import storage
 from forkpoint.storage import interface, plan, receipts, shared
 from forkpoint.testing import SaverContract

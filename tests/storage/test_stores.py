@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from checking import put
-from stores import KINDS, Store
-
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
+from stores import KINDS, Store
 
 
 def fill(saver: ForkpointSaver) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import Api, checkpoint, config, id_of, put
-from servers import wait_until
-from stores import MongoStore, SqliteStore, Store
 
+from checking import Api, checkpoint, config, id_of, put
 from forkpoint import InvalidInput, SqliteSaver, ThreadCatalog, ThreadDeleted, ThreadExists
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.saver.saver import ForkpointSaver
+from servers import wait_until
+from stores import MongoStore, SqliteStore, Store
 
 LAST = "ffffffff-ffff-6fff-bfff-ffffffffffff"
 FIRST = "00000000-0000-6000-8000-000000000000"

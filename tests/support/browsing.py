@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page, ViewportSize, async_playwright
+
 from servers import PATIENCE_SECONDS
 
 DESK: ViewportSize = {"width": 1280, "height": 900}

@@ -9,13 +9,13 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
-from interface import LIVE, Method, Outcome, answer_of, comparable
 from langchain_core.messages import HumanMessage
-from stores import Store
 
 from forkpoint import ForkpointError, Lease, RetentionPolicy, ThreadCatalog, ThreadFilter
 from forkpoint.inputs import LEASE
 from forkpoint.saver.saver import ForkpointSaver
+from interface import LIVE, Method, Outcome, answer_of, comparable
+from stores import Store
 
 OURS, THEIRS = "ours", "theirs"
 LETTERS, OUR_LETTERS = "abcdefgh", "abcdef"

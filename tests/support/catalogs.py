@@ -7,13 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from checking import Api, put
 from hypothesis import strategies as st
-from servers import PATIENCE_SECONDS
-from stores import KINDS, Store
 
+from checking import Api, put
 from forkpoint import Lease, ThreadCatalog, ThreadFilter
 from forkpoint.saver.saver import ForkpointSaver
+from servers import PATIENCE_SECONDS
+from stores import KINDS, Store
 
 HOUR = timedelta(hours=1)
 HOURS = 3600 * 1_000_000

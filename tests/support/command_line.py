@@ -6,10 +6,10 @@ import json
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from stores import MongoStore, SqliteStore, Store
 from typer.testing import CliRunner
 
 from forkpoint.cli.app import app
+from stores import MongoStore, SqliteStore, Store
 
 
 class Outcome(NamedTuple):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from checking import Api, checkpoint, config
 from pymongo.monitoring import (
     CommandFailedEvent,
     CommandListener,
@@ -14,6 +13,7 @@ from pymongo.monitoring import (
     CommandSucceededEvent,
 )
 
+from checking import Api, checkpoint, config
 from forkpoint import RetentionPolicy, ThreadFilter
 
 Document = Mapping[str, Any]

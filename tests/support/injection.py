@@ -7,6 +7,7 @@ from typing import Any
 
 from bson.objectid import ObjectId
 from bson.regex import Regex
+
 from stores import SqliteStore, Store
 
 OPERATORS: list[Any] = [

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+
 from servers import HOST, PATIENCE_SECONDS, _bound_socket, _end_with_the_parent, wait_until
 
 _DEBIAN = "/usr/lib/postgresql/*/bin"  # which is not on the PATH

@@ -18,6 +18,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import interrupt
 from langgraph_sdk import get_client, get_sync_client
+
 from servers import wait_until
 
 

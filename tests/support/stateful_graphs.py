@@ -6,11 +6,12 @@ import operator
 from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
-from graphs import Shape, StateGraph, Sums, append_all, noted
 from langgraph.channels.delta import DeltaChannel
 from langgraph.func import entrypoint, task
 from langgraph.graph import END, START
 from langgraph.types import interrupt
+
+from graphs import Shape, StateGraph, Sums, append_all, noted
 
 
 class Kept(TypedDict, total=False):

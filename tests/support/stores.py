@@ -22,10 +22,9 @@ from typing import Any, NamedTuple
 import pymongo
 from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
-from commands import Started, untargeted
 from pymongo.write_concern import WriteConcern
-from servers import wait_until
 
+from commands import Started, untargeted
 from forkpoint import SqliteSaver
 from forkpoint.encoding.hashing import FLAG_BITS, Hashing, new_salt
 from forkpoint.filters import packed, thread_terms, unpacked
@@ -34,6 +33,7 @@ from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.storage.rows import Description
 from forkpoint.storage.tombstones import Marks
+from servers import wait_until
 
 KINDS = ("threads", "checkpoints", "writes", "chunks")
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import config, id_of, one_by_one, put
 from langchain_core.messages import HumanMessage
-from stores import SqliteStore
 
+from checking import config, id_of, one_by_one, put
 from forkpoint import (
     DamagedArchive,
     InvalidInput,
@@ -27,6 +26,7 @@ from forkpoint.transfer import (
     archive_threads,
     restore_threads,
 )
+from stores import SqliteStore
 
 NAMES = ["archive.jsonl", "archive.jsonl.gz", "archive.jsonl.zst"]
 

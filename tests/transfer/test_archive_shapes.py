@@ -9,13 +9,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from graphs import MORE_SHAPES, SHAPES, THREAD, call
-from servers import ReplicaSet
-from stores import MongoStore, SqliteStore, Store
 
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.transfer import archive_threads, restore_threads
+from graphs import MORE_SHAPES, SHAPES, THREAD, call
+from servers import ReplicaSet
+from stores import MongoStore, SqliteStore, Store
 
 ALL_SHAPES = {**SHAPES, **MORE_SHAPES}
 DIRECTIONS = ["sqlite to mongodb", "mongodb to sqlite"]

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import Api, config, encrypted_serde, id_of, put, value_of
 from langchain_core.messages import HumanMessage
-from stores import Store
 
+from checking import Api, config, encrypted_serde, id_of, put, value_of
 from forkpoint import (
     EncryptionMismatch,
     InvalidInput,
@@ -40,6 +39,7 @@ from forkpoint.transfer import (
     arestore_threads,
     restore_threads,
 )
+from stores import Store
 
 NAMES = ["archive.jsonl", "archive.jsonl.gz", "archive.jsonl.zst"]
 

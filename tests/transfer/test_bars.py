@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import config
-from graphs import SHAPES
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.sqlite import SqliteSaver as OfficialSaver
-from officials import official
-from processes import fork_server
-from stores import SqliteStore, Store
 
+from checking import config
 from forkpoint import SqliteSaver, ThreadCatalog
 from forkpoint.archive.parts import CheckpointPart
 from forkpoint.transfer import archive_threads, import_threads, restore_threads
+from graphs import SHAPES
+from officials import official
+from processes import fork_server
+from stores import SqliteStore, Store
 
 SIZES = {"sqlite": (200, 50), "mongodb": (40, 25)}
 """How many threads of how many checkpoints each are imported, by where they go."""

@@ -12,16 +12,13 @@ from typing import Any
 
 import pymongo
 import pytest
-from checking import config, encrypted_serde, id_of, put, value_of
-from graphs import MORE_SHAPES, SHAPES, THREAD, call
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver as OfficialSaver
-from officials import official
-from stores import Store
 
+from checking import config, encrypted_serde, id_of, put, value_of
 from forkpoint import (
     InvalidInput,
     SourceError,
@@ -41,6 +38,9 @@ from forkpoint.transfer import (
     import_threads,
 )
 from forkpoint.transfer.foreign import PostgresReader, SqliteReader
+from graphs import MORE_SHAPES, SHAPES, THREAD, call
+from officials import official
+from stores import Store
 
 ALL_SHAPES = {**SHAPES, **MORE_SHAPES}
 OFFICIAL = [kind for kind in KINDS if kind != "forkpoint"]

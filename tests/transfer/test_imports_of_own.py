@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import id_of, put
-from graphs import SHAPES, call
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from checking import id_of, put
 from forkpoint import (
     SqliteSaver,
     ThreadCatalog,
@@ -27,6 +26,7 @@ from forkpoint.transfer import (
     aimport_threads,
     import_threads,
 )
+from graphs import SHAPES, call
 
 
 @pytest.fixture
