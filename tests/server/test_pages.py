@@ -351,6 +351,7 @@ def browsed(tmp_path: Path, gates: Gates) -> Iterator[tuple[str, ForkpointSaver]
         saver.close()
 
 
+@pytest.mark.browser
 async def test_a_walk_through_the_pages_in_a_browser(
     browsed: tuple[str, ForkpointSaver], gates: Gates
 ) -> None:
