@@ -44,11 +44,19 @@ SEARCHES: dict[str, Callable[[Document], bool]] = {
     ),
     "names with old tombstones": lambda wanted: "tombstones.made_at" in wanted,
     "the threads that have grown too long": lambda wanted: "checkpoint_count" in wanted,
+}
+"""What the catalog may read or change without naming a family, and why."""
+
+REKEYING: dict[str, Callable[[Document], bool]] = {
     "all that is encrypted, to be encrypted with another key": (
-        lambda wanted: wanted.keys() == {"_id"} and isinstance(wanted["_id"].get("$gt"), bytes)
+        lambda wanted: (
+            wanted.keys() == {"_id"}
+            and isinstance(wanted["_id"], dict)
+            and isinstance(wanted["_id"].get("$gt"), bytes)
+        )
     ),
 }
-"""What the catalog or a rekey may read or change without naming a family, and why."""
+"""What a change of the key reads without naming a family, and why."""
 
 _DATA = {"insert", "update", "delete", "find", "aggregate", "findAndModify", "count", "distinct"}
 """The commands that read or write documents, but for the rest of what a cursor finds."""
@@ -134,7 +142,7 @@ def untargeted(event: CommandStartedEvent, *, is_sharded: bool = False) -> Itera
     else:
         return  # it is about the collection, the connection, or a cursor that is open
     for part, document in wanted:
-        is_search = any(searches(document) for searches in SEARCHES.values())
+        is_search = any(searches(document) for searches in {**SEARCHES, **REKEYING}.values())
         if not _names_family(document) and not is_search:
             yield f"{name}, {part}: {document!r:.300}"
 

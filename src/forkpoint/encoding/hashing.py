@@ -118,10 +118,10 @@ class Hashing:
             description: What is said of it; None if it is deleted.
         """
         lineage = self._lineage(salt, (None, None, None))
-        description = checksums[_DESCRIPTION]
+        described = checksums[_DESCRIPTION]
         if description is not None:
-            description = self._description(salt, None, description)
-        return checksums[: _LINEAGE.start] + lineage + description
+            described = self._description(salt, None, description)
+        return checksums[: _LINEAGE.start] + lineage + described
 
     def check_identity(self, thread_id: Any, owner: Any, salt: Any, checksums: Any) -> None:
         """Check whose record it is.
