@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,11 @@ def answers(address: str) -> bool:
         return False
 
 
-async def test_it_runs_on_forkpoint(directory: Path, store: Store) -> None:
+@pytest.mark.parametrize(
+    "new_store", ["sqlite", pytest.param("mongodb", marks=pytest.mark.slow)], indirect=True
+)
+async def test_it_runs_on_forkpoint(directory: Path, new_store: Callable[[], Store]) -> None:
+    store = new_store()
     with running(directory, store) as client:
         thread_id = (await client.threads.create())["thread_id"]
         await client.runs.wait(thread_id, "chat", input=said("Hello"))

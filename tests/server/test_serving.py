@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from forkpoint import InvalidInput, SqliteSaver
+from forkpoint.server.__main__ import main
 from forkpoint.server.serving import load_graphs, serve
 from processes import environment
 
@@ -93,8 +94,8 @@ def test_a_file_of_keys_that_is_none_is_refused(content: str, tmp_path: Path, st
 
 
 @pytest.mark.parametrize("store", ["", "postgres://x/y", "mongodb://localhost", "file:x"])
-def test_a_store_that_is_none_is_refused(store: str) -> None:
-    command = [sys.executable, "-m", "forkpoint.server", "--store", store]
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("Error: ")
+def test_a_store_that_is_none_is_refused(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["forkpoint.server", "--store", store])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert str(ended.value).startswith("Error: ")
