@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -26,6 +26,51 @@ _MONGODB = ("mongodb://", "mongodb+srv://")
 _SQLITE = "sqlite:///"
 
 
+class Address(NamedTuple):
+    """Where a store is."""
+
+    place: str
+    """The path of a file, or the name of a database."""
+    is_on_server: bool
+    """Whether it is a database of a MongoDB server."""
+
+
+def address_of(store: str) -> Address:
+    """Return where a store is that a text names; see `open_store`.
+
+    Raises:
+        InvalidInput: It names no store.
+    """
+    if store.startswith(_MONGODB):
+        database = urlsplit(store).path.strip("/")
+        if not database:
+            raise InvalidInput("the connection string names no database: mongodb://host/DATABASE")
+        return Address(database, True)
+    path = store.removeprefix(_SQLITE)
+    if "://" in path or path.startswith("file:"):
+        raise no_store(store)
+    return Address(path, False)
+
+
+def no_store(store: str) -> InvalidInput:
+    """Return the error of a text that names no store."""
+    return InvalidInput(
+        f"the store {store!r} is no path, sqlite:///path or mongodb://host/database"
+    )
+
+
+def mongodb_saver_type() -> type[forkpoint.MongoDBSaver]:
+    """Return the saver for MongoDB.
+
+    Raises:
+        InvalidInput: Its driver is not installed.
+    """
+    try:
+        return forkpoint.MongoDBSaver
+    except ImportError as error:
+        raise InvalidInput(str(error)) from error
+
+
 def open_store(
     store: str, *, serde: SerializerProtocol | None = None, **options: Any
 ) -> ForkpointSaver:
@@ -40,19 +85,13 @@ def open_store(
     Raises:
         InvalidInput: It names no store, or the MongoDB driver is not installed.
     """
-    if store.startswith(_MONGODB):
-        database = urlsplit(store).path.strip("/")
-        if not database:
-            raise InvalidInput("the connection string names no database: mongodb://host/DATABASE")
-        try:
-            saver_type = forkpoint.MongoDBSaver
-        except ImportError as error:
-            raise InvalidInput(str(error)) from error
-        return saver_type.from_conn_string(store, database, serde=serde, **options)
-    path = store.removeprefix(_SQLITE)
-    if not path or "://" in path or path.startswith("file:"):
-        raise InvalidInput(f"the store {store!r} is no path, sqlite:///path or mongodb://host/db")
-    return forkpoint.SqliteSaver(path, serde=serde, **options)
+    place, is_on_server = address_of(store)
+    if is_on_server:
+        saver_type = mongodb_saver_type()
+        return saver_type.from_conn_string(store, place, serde=serde, **options)
+    if not place:
+        raise no_store(store)
+    return forkpoint.SqliteSaver(place, serde=serde, **options)
 
 
 def store_of_environment(store: str | None = None) -> ForkpointSaver:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import typer
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
@@ -27,12 +26,17 @@ from forkpoint.errors import (
     StorageError,
     UnreadableValue,
 )
-from forkpoint.opening import KEY_VARIABLE, serializer_of_environment
+from forkpoint.opening import (
+    KEY_VARIABLE,
+    address_of,
+    mongodb_saver_type,
+    no_store,
+    open_store,
+    serializer_of_environment,
+)
 from forkpoint.saver.saver import ForkpointSaver
 
 _PATIENCE_MILLISECONDS = 10_000
-_MONGODB = ("mongodb://", "mongodb+srv://")
-_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -106,45 +110,33 @@ def saver_of(options: StoreOptions, store: str | None, *, may_make: bool = False
     if not store:
         raise fail("which store? Pass --store STORE before the command, or set FORKPOINT_STORE")
     serde = _serializer() if options.is_encrypted else None
-    if store.startswith(_MONGODB):
-        return _mongodb_saver(store, options.collection, serde, may_make)
+    place, is_on_server = address_of(store)
+    if is_on_server:
+        return _mongodb_saver(store, place, options.collection, serde, may_make)
     if options.collection is not None:
         raise fail("--collection is for stores in MongoDB")
-    path = store.removeprefix(_SQLITE)
-    if "://" in path or path.startswith("file:") or path == ":memory:":
-        raise fail(f"the store {store!r} is no path, sqlite:///path or mongodb://host/database")
-    if not may_make and not forkpoint.SqliteSaver.exists(path):
-        raise fail(f"there is no store at {path!r}; `migrate --create` makes one", NOT_REACHABLE)
-    return _made(lambda: forkpoint.SqliteSaver(path, serde=serde))
+    if place == ":memory:":
+        raise no_store(store)
+    if not may_make and not forkpoint.SqliteSaver.exists(place):
+        raise fail(f"there is no store at {place!r}; `migrate --create` makes one", NOT_REACHABLE)
+    try:
+        return forkpoint.SqliteSaver(place, serde=serde)
+    except InvalidInput as error:  # a file that is no database
+        raise fail(str(error), NOT_REACHABLE) from None
 
 
 def _mongodb_saver(
-    store: str, collection: str | None, serde: Any, may_make: bool
+    store: str, database: str, collection: str | None, serde: Any, may_make: bool
 ) -> ForkpointSaver:
-    database = urlsplit(store).path.strip("/")
-    if not database:
-        raise fail("the connection string names no database: mongodb://host/DATABASE")
-    try:
-        saver_type = forkpoint.MongoDBSaver
-    except ImportError as error:
-        raise fail(str(error)) from None
     given: dict[str, Any] = {} if collection is None else {"collection": collection}
     if "serverselectiontimeoutms" not in store.lower():
         given["serverSelectionTimeoutMS"] = _PATIENCE_MILLISECONDS
-    if not may_make and not saver_type.exists(store, database, **given):
+    if not may_make and not mongodb_saver_type().exists(store, database, **given):
         raise fail(
             f"there is no store in the database {database!r}; `migrate --create` makes one",
             NOT_REACHABLE,
         )
-    return saver_type.from_conn_string(store, database, serde=serde, **given)
-
-
-def _made(make: Any) -> ForkpointSaver:
-    try:
-        saver: ForkpointSaver = make()
-    except InvalidInput as error:  # a file that is no database
-        raise fail(str(error), NOT_REACHABLE) from None
-    return saver
+    return open_store(store, serde=serde, **given)
 
 
 def _serializer() -> EncryptedSerializer:

@@ -19,6 +19,7 @@ from forkpoint.filters import thread_terms
 from forkpoint.langgraph_rules import rebuilt_channels
 from forkpoint.operations.context import Context
 from forkpoint.operations.gc import read_all
+from forkpoint.operations.listing import following_page
 from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.results import CheckReport, Problem, ProblemKind
 from forkpoint.runtime.steps import Steps
@@ -312,7 +313,7 @@ def _check_thread(
 
 def _pages(turns: Turns, thread: ThreadRef, namespace: str) -> Iterator[list[StoredCheckpoint]]:
     """Read the checkpoints of a namespace, oldest first, hidden ones and lost ones too."""
-    query = CheckpointQuery(
+    query: CheckpointQuery | None = CheckpointQuery(
         thread.thread_id,
         namespace,
         None,
@@ -323,11 +324,7 @@ def _pages(turns: Turns, thread: ThreadRef, namespace: str) -> Iterator[list[Sto
         oldest_first=True,
         with_hidden=True,
     )
-    while True:
+    while query is not None:
         page = turns.session.checkpoints.page(query)
         yield page
-        if len(page) < _ROWS_AT_ONCE:
-            return
-        last = page[-1]
-        after = (last.row.checkpoint_id, last.thread.key, namespace)
-        query = query._replace(after=after)
+        query = following_page(query, page)

@@ -78,7 +78,7 @@ def _page(context: Context, query: CheckpointQuery) -> CheckpointPage:
     following: CheckpointQuery | None = None
     for checkpoints, chunks in readings(context, read):
         items = [load(stored, chunks) for stored in checkpoints]
-        following = _following(query, checkpoints)
+        following = following_page(query, checkpoints)
         if not any(isinstance(item, CorruptChunk) for item in items):
             break
     return CheckpointPage(items, following)
@@ -98,7 +98,7 @@ def _check_empty(session: Session, query: CheckpointQuery, thread_id: str) -> No
         session.checkpoints.get(thread_id, query.checkpoint_ns, query.checkpoint_id)
 
 
-def _following(
+def following_page(
     query: CheckpointQuery, checkpoints: Sequence[StoredCheckpoint]
 ) -> CheckpointQuery | None:
     """Return the query of the page after this one, if there may be one."""

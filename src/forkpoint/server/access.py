@@ -7,7 +7,7 @@ import inspect
 import ipaddress
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from fastapi import HTTPException
 from starlette.requests import HTTPConnection, Request
@@ -161,8 +161,6 @@ class EscapedPaths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw = scope.get("raw_path")
         if scope["type"] == "http" and raw and b"%2" in raw:
-            from urllib.parse import unquote_to_bytes
-
             kept = raw.split(b"?")[0].replace(b"%25", b"%2525")
             kept = kept.replace(b"%2F", b"%252F").replace(b"%2f", b"%252F")
             scope = {**scope, "path": unquote_to_bytes(kept).decode("utf-8", "replace")}

@@ -13,8 +13,6 @@ from typing import Any
 from langgraph.types import Interrupt, StateSnapshot
 from pydantic import BaseModel
 
-from forkpoint.encoding.stored_object import StoredObject
-
 MAX_DEPTH = 200
 """How deep a value is followed. What is deeper is shown as text."""
 
@@ -93,6 +91,3 @@ def contains(value: Any, part: Any) -> bool:
             key in value and contains(value[key], asked) for key, asked in part.items()
         )
     return type(value) is type(part) and bool(value == part)
-
-
-__all__ = ["StoredObject", "as_json", "contains"]
