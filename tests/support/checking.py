@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
-from langgraph.checkpoint.base import empty_checkpoint
-from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from forkpoint import SafeSerializer
@@ -22,46 +20,9 @@ from forkpoint.operations.turns import in_turns
 from forkpoint.runtime.steps import finish
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.testing.calls import checkpoint, config, id_of, put, value_of
 
 _T = TypeVar("_T")
-
-
-def config(thread_id: str = "thread", checkpoint_id: str | None = None, ns: str = "") -> Any:
-    part: dict[str, Any] = {"thread_id": thread_id, "checkpoint_ns": ns}
-    if checkpoint_id is not None:
-        part["checkpoint_id"] = checkpoint_id
-    return {"configurable": part}
-
-
-def id_of(found: Any) -> str:
-    return str(getattr(found, "config", found)["configurable"]["checkpoint_id"])
-
-
-def value_of(found: Any) -> Any:
-    return found.checkpoint["channel_values"]
-
-
-def checkpoint(values: Mapping[str, Any], versions: Mapping[str, Any] | None = None) -> Any:
-    made = empty_checkpoint()
-    made["id"] = str(uuid6())
-    made["channel_values"] = dict(values)
-    made["channel_versions"] = dict(versions if versions is not None else dict.fromkeys(values, 1))
-    return made
-
-
-def put(
-    saver: ForkpointSaver,
-    values: Mapping[str, Any],
-    *,
-    parent: Any = None,
-    thread_id: str = "thread",
-    ns: str = "",
-    metadata: Mapping[str, Any] | None = None,
-) -> Any:
-    """Put a checkpoint with these values, all of them new, after `parent`."""
-    made = checkpoint(values)
-    after = parent or config(thread_id, ns=ns)
-    return saver.put(after, made, dict(metadata or {}), made["channel_versions"])
 
 
 def collected(saver: ForkpointSaver, family: Any) -> CollectionResult:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.messages import HumanMessage
 
-from checking import config, id_of, one_by_one, put
+from checking import id_of, one_by_one
 from forkpoint import (
     DamagedArchive,
     InvalidInput,
@@ -21,31 +20,17 @@ from forkpoint import (
 )
 from forkpoint.archive import file
 from forkpoint.archive.file import lines_in
-from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.transfer import (
     archive_threads,
     restore_threads,
 )
 from stores import SqliteStore
-
-NAMES = ["archive.jsonl", "archive.jsonl.gz", "archive.jsonl.zst"]
+from transferring import NAMES, messages, tuples
 
 
 @pytest.fixture
 def second(path: Path) -> SqliteSaver:
     return SqliteSaver(path)
-
-
-def tuples(saver: ForkpointSaver, thread_id: str = "thread") -> list[Any]:
-    return list(saver.list(config(thread_id)))
-
-
-def messages(saver: ForkpointSaver, thread_id: str, number: int) -> None:
-    parent: Any = None
-    texts = [HumanMessage(f"{thread_id} {n} " * 100, id=str(n)) for n in range(number)]
-    for count in range(1, number + 1):
-        parent = put(saver, {"messages": texts[:count]}, parent=parent, thread_id=thread_id)
-        saver.put_writes(parent, [("a", count), ("b", texts[count - 1])], f"t{count}", "~path, 1")
 
 
 def test_a_damaged_line_is_named_and_skipped(second: SqliteSaver, tmp_path: Path) -> None:

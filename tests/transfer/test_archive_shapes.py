@@ -16,6 +16,7 @@ from forkpoint.transfer import archive_threads, restore_threads
 from graphs import MORE_SHAPES, SHAPES, THREAD, call
 from servers import ReplicaSet
 from stores import MongoStore, SqliteStore, Store
+from transferring import outcome, plain
 
 ALL_SHAPES = {**SHAPES, **MORE_SHAPES}
 DIRECTIONS = ["sqlite to mongodb", "mongodb to sqlite"]
@@ -37,18 +38,6 @@ def both(tmp_path: Path, mongo_server: ReplicaSet) -> Iterator[dict[str, Store]]
         store.close()
 
 
-def plain(value: Any) -> Any:
-    """Return a value without what differs in each run: the ids and the order of interrupts."""
-    if isinstance(value, dict):
-        parts = {key: plain(item) for key, item in value.items()}
-        if "__interrupt__" in parts:
-            parts["__interrupt__"] = sorted(parts["__interrupt__"])
-        return parts
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return ("interrupt", value.value) if type(value).__name__ == "Interrupt" else value
-
-
 def told(saver: ForkpointSaver, build: Any) -> dict[str, Any]:
     """Return all that is told of each thread: its record, lineage, checkpoints and states."""
     catalog, graph = ThreadCatalog(saver), build(saver)
@@ -61,13 +50,6 @@ def told(saver: ForkpointSaver, build: Any) -> dict[str, Any]:
         )
         for thread in catalog.walk()
     }
-
-
-async def outcome(graph: Any, *given: Any) -> Any:
-    try:
-        return plain(await call(graph, "sync", *given))
-    except ValueError as error:  # such as of an agent whose tools were not answered
-        return str(error).partition("During task")[0]
 
 
 def of(thread_id: str) -> Any:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.messages import HumanMessage
 
-from checking import Api, config, encrypted_serde, id_of, put, value_of
+from checking import Api, encrypted_serde, id_of, put, value_of
 from forkpoint import (
     EncryptionMismatch,
     InvalidInput,
@@ -40,25 +39,12 @@ from forkpoint.transfer import (
     restore_threads,
 )
 from stores import Store
-
-NAMES = ["archive.jsonl", "archive.jsonl.gz", "archive.jsonl.zst"]
+from transferring import NAMES, messages, tuples
 
 
 @pytest.fixture
 def second(path: Path) -> SqliteSaver:
     return SqliteSaver(path)
-
-
-def tuples(saver: ForkpointSaver, thread_id: str = "thread") -> list[Any]:
-    return list(saver.list(config(thread_id)))
-
-
-def messages(saver: ForkpointSaver, thread_id: str, number: int) -> None:
-    parent: Any = None
-    texts = [HumanMessage(f"{thread_id} {n} " * 100, id=str(n)) for n in range(number)]
-    for count in range(1, number + 1):
-        parent = put(saver, {"messages": texts[:count]}, parent=parent, thread_id=thread_id)
-        saver.put_writes(parent, [("a", count), ("b", texts[count - 1])], f"t{count}", "~path, 1")
 
 
 @pytest.mark.parametrize("name", NAMES)

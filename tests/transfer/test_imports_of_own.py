@@ -26,57 +26,14 @@ from forkpoint.transfer import (
     aimport_threads,
     import_threads,
 )
-from graphs import SHAPES, call
+from graphs import SHAPES
+from transferring import told
 
 
 @pytest.fixture
 def second(path: Path) -> Iterator[SqliteSaver]:
     with SqliteSaver(path) as saver:
         yield saver
-
-
-def plain(value: Any) -> Any:
-    """Return a value without what differs in each run: the ids and the order of interrupts."""
-    if isinstance(value, dict):
-        parts = {key: plain(item) for key, item in value.items()}
-        if "__interrupt__" in parts:
-            parts["__interrupt__"] = sorted(parts["__interrupt__"])
-        return parts
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, BaseException):
-        return repr(value)  # LangGraph's own serializer makes a text of it
-    return ("interrupt", value.value) if type(value).__name__ == "Interrupt" else value
-
-
-async def outcome(graph: Any, *given: Any) -> Any:
-    try:
-        return plain(await call(graph, "sync", *given))
-    except ValueError as error:  # such as of an agent whose tools were not answered
-        return str(error).partition("During task")[0]
-
-
-def told(saver: Any, thread_id: str = "thread") -> list[Any]:
-    """Return what a saver tells of each checkpoint of a thread, with the writes of each task."""
-    found = []
-    for each in saver.list({"configurable": {"thread_id": thread_id}}):
-        writes: dict[str, list[Any]] = {}
-        for task_id, channel, value in each.pending_writes:
-            writes.setdefault(task_id, []).append((channel, plain(value)))
-        checkpoint = plain(each.checkpoint)
-        if "counters_since_delta_snapshot" in each.metadata:  # then versions become numbers
-            del checkpoint["channel_versions"], checkpoint["versions_seen"]
-        found.append(
-            (
-                each.config["configurable"].get("checkpoint_ns", ""),
-                id_of(each),
-                each.parent_config and id_of(each.parent_config),
-                checkpoint,
-                plain(dict(each.metadata)),
-                {task: sorted(of_task, key=repr) for task, of_task in writes.items()},
-            )
-        )
-    return sorted(found, key=lambda one: one[:2])
 
 
 def run(saver: Any, *thread_ids: str, shape: str = "loop", user: str = "u1") -> None:
