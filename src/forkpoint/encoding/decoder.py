@@ -78,7 +78,7 @@ class Decoder:
 
         Args:
             entry: What the manifest says of it.
-            stored: Everything that its refs lead to, as the store has it; see `gather`.
+            chunks: Everything that its refs lead to, as the store has it; see `gather`.
 
         Raises:
             CorruptChunk: A chunk is missing, or is not what was written.

@@ -149,10 +149,7 @@ class MongoCommands:
         limit: int = 0,
     ) -> list[Document]:
         """Return documents of a majority, which no failover undoes."""
-        find = self._collection.find
-        return self.retrying(
-            lambda: find(match, fields, sort=sort, limit=limit, batch_size=_AT_ONCE).to_list()
-        )
+        return self._find(self._collection, match, fields, sort=sort, limit=limit)
 
     def latest(
         self,
@@ -162,9 +159,13 @@ class MongoCommands:
         limit: int = 0,
     ) -> list[Document]:
         """Return the newest documents that the primary has, which a failover may undo."""
-        find = self._latest.find
+        return self._find(self._latest, match, fields, sort=sort, limit=limit)
+
+    def _find(
+        self, collection: Collection[Document], *query: Any, **options: Any
+    ) -> list[Document]:
         return self.retrying(
-            lambda: find(match, fields, sort=sort, limit=limit, batch_size=_AT_ONCE).to_list()
+            lambda: collection.find(*query, **options, batch_size=_AT_ONCE).to_list()
         )
 
     def look_at_cluster(self) -> None:

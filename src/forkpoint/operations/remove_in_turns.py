@@ -17,7 +17,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from forkpoint import langgraph_rules
+from forkpoint.encoding.codec import Codec
 from forkpoint.operations.context import Context
+from forkpoint.operations.gc import read_all
 from forkpoint.operations.places import place_of
 from forkpoint.operations.turns import Turns, Work
 from forkpoint.storage.interface import Session, Stale
@@ -128,15 +130,25 @@ def _headers(
 ) -> dict[Place, Header]:
     # Manifests matter only in threads that have channels to rebuild.
     rebuilds = any(langgraph_rules.COUNTERS in row.metadata for row in rows)
-    return {place_of(row): _header(context, thread, row, rebuilds=rebuilds) for row in rows}
+    codec = context.codec_of(thread) if rebuilds else None
+    return {place_of(row): header_of(codec, row) for row in rows}
 
 
-def _header(context: Context, thread: ThreadRef, row: CheckpointRow, *, rebuilds: bool) -> Header:
+def header_of(codec: Codec | None, row: CheckpointRow) -> Header:
+    """Return what of a checkpoint decides whether it may be removed.
+
+    Args:
+        codec: The codec of the thread; None if no channel of the thread is rebuilt.
+        row: The checkpoint.
+
+    Raises:
+        CorruptChunk: It is not what was written.
+    """
     parent = row.parent_checkpoint_id
     stored: Collection[str] = ()
     rebuilt: Collection[str] = ()
-    if rebuilds:
-        body, manifest = open_checkpoint(context.codec_of(thread), row)
+    if codec is not None:
+        body, manifest = open_checkpoint(codec, row)
         versions = body.get("channel_versions", {})
         stored = frozenset(manifest)
         rebuilt = langgraph_rules.rebuilt_channels(metadata_of(row), versions, stored)
@@ -209,16 +221,15 @@ class _Removing:
 
     def _read_headers(self) -> Work[dict[Place, Header]]:
         headers: dict[Place, Header] = {}
-        after: object = None
-        while True:
-            part = self._turns.session.checkpoints.batch(self._thread, after, with_content=True)
-            for row in part.items:
-                header = _header(self._context, self._thread, row, rebuilds=True)
-                headers[place_of(row)] = header
-            yield
-            if part.after is None:
-                return headers
-            after = part.after
+        codec = self._context.codec_of(self._thread)
+        yield from read_all(
+            self._turns,
+            lambda after: self._turns.session.checkpoints.batch(
+                self._thread, after, with_content=True
+            ),
+            lambda rows: headers.update((place_of(row), header_of(codec, row)) for row in rows),
+        )
+        return headers
 
     def _note_newest(self, rows: Iterable[CheckpointRow]) -> None:
         places = [place_of(row) for row in rows]
@@ -265,16 +276,19 @@ def outlines(turns: Turns, thread: ThreadRef) -> Work[tuple[list[CheckpointRow],
     names: dict[str, str] = {}
     rows: list[CheckpointRow] = []
     rebuilds = False
-    after: object = None
-    while True:
-        part = turns.session.checkpoints.batch(thread, after, with_content=False)
-        for row in part.items:
+
+    def take(batch: Iterable[CheckpointRow]) -> None:
+        nonlocal rebuilds
+        for row in batch:
             rebuilds = rebuilds or _rebuilds(row)
             rows.append(_outline(row, names))
-        yield
-        if part.after is None:
-            return rows, rebuilds
-        after = part.after
+
+    yield from read_all(
+        turns,
+        lambda after: turns.session.checkpoints.batch(thread, after, with_content=False),
+        take,
+    )
+    return rows, rebuilds
 
 
 def _outline(row: CheckpointRow, names: dict[str, str]) -> CheckpointRow:

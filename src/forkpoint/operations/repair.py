@@ -18,17 +18,16 @@ from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import split_refs
 from forkpoint.errors import CorruptChunk, StorageError
-from forkpoint.langgraph_rules import rebuilt_channels
 from forkpoint.operations.check import CheckProgress, check
 from forkpoint.operations.context import Context
 from forkpoint.operations.gc import collect
 from forkpoint.operations.places import place_of
+from forkpoint.operations.remove_in_turns import header_of
 from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.results import Problem, RepairReport
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import Session
 from forkpoint.storage.plan import Header, Place, Plan, plan
-from forkpoint.storage.row_checksums import metadata_of, open_checkpoint
 from forkpoint.storage.rows import CheckpointRow, ThreadRef, WriteRow
 
 
@@ -107,14 +106,10 @@ def _plan(codec: Codec, rows: Sequence[CheckpointRow], doomed: set[Place]) -> Pl
 
 
 def _header(codec: Codec, row: CheckpointRow) -> Header:
-    parent = (row.checkpoint_ns, row.parent_checkpoint_id) if row.parent_checkpoint_id else None
     try:
-        body, manifest = open_checkpoint(codec, row)
-        metadata = metadata_of(row)
+        return header_of(codec, row)
     except CorruptChunk:
-        return Header(parent, (), ())
-    versions = body.get("channel_versions", {})
-    return Header(parent, manifest.keys(), rebuilt_channels(metadata, versions, manifest))
+        return header_of(None, row)
 
 
 def _write_down(

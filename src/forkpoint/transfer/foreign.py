@@ -150,6 +150,15 @@ class _DatabaseFile:
         return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+@contextmanager
+def _typed(failure: type[Exception], what: str = "the source cannot be read") -> Iterator[None]:
+    """Raise a driver's failure as a `SourceError`."""
+    try:
+        yield
+    except failure as error:
+        raise SourceError(f"{what}: {error}") from error
+
+
 class MongoReader(Reader):
     """The collections of `langgraph-checkpoint-mongodb`.
 
@@ -170,7 +179,7 @@ class MongoReader(Reader):
             raise MissingLibrary("pip install 'forkpoint[mongodb]' to read MongoDB") from error
         self._serde = serde
         self._failure = failures.PyMongoError
-        with self._typed("the connection string cannot be used"):
+        with _typed(self._failure, "the connection string cannot be used"):
             self._client = pymongo.MongoClient(uri, tz_aware=True)
             database = self._client.get_default_database("checkpointing_db")
             names = database.list_collection_names()
@@ -183,17 +192,10 @@ class MongoReader(Reader):
         self._checkpoints = database["checkpoints"]
         self._writes = database["checkpoint_writes"]
 
-    @contextmanager
-    def _typed(self, what: str = "the source cannot be read") -> Iterator[None]:
-        try:
-            yield
-        except self._failure as error:
-            raise SourceError(f"{what}: {error}") from error
-
     def thread_ids(self) -> Iterator[str]:
         last: dict[str, Any] = {"thread_id": {"$type": "string"}}
         while True:
-            with self._typed():
+            with _typed(self._failure):
                 rows = list(
                     self._checkpoints.find(last, {"thread_id": 1, "_id": 0})
                     .sort("thread_id", 1)
@@ -206,13 +208,13 @@ class MongoReader(Reader):
 
     def places(self, thread_id: str) -> list[Place]:
         fields = {"checkpoint_ns": 1, "checkpoint_id": 1, "_id": 0}
-        with self._typed():
+        with _typed(self._failure):
             rows = list(self._checkpoints.find({"thread_id": thread_id}, fields))
         return [(row["checkpoint_ns"], row["checkpoint_id"]) for row in rows]
 
     def state(self, thread_id: str, place: Place) -> StoredState | None:
         at = {"thread_id": thread_id, "checkpoint_ns": place[0], "checkpoint_id": place[1]}
-        with self._typed():
+        with _typed(self._failure):
             row = self._checkpoints.find_one(at)
             writes = list(self._writes.find(at))
         if row is None:
@@ -262,7 +264,7 @@ class PostgresReader(Reader):
             raise MissingLibrary("pip install 'forkpoint[postgres]' to read Postgres") from error
         self._serde = serde
         self._failure = psycopg.Error
-        with self._typed("the database cannot be reached"):
+        with _typed(self._failure, "the database cannot be reached"):
             self._connection = psycopg.connect(uri, autocommit=True)
             self._connection.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
         try:
@@ -281,15 +283,8 @@ class PostgresReader(Reader):
             raise
         self._path_column = "task_path" if ("task_path",) in columns else "''"
 
-    @contextmanager
-    def _typed(self, what: str = "the source cannot be read") -> Iterator[None]:
-        try:
-            yield
-        except self._failure as error:
-            raise SourceError(f"{what}: {error}") from error
-
     def _run(self, sql: str, *values: Any) -> list[Any]:
-        with self._typed():
+        with _typed(self._failure):
             return list(self._connection.execute(sql, values).fetchall())
 
     def thread_ids(self) -> Iterator[str]:
