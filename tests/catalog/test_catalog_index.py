@@ -309,7 +309,7 @@ CALLS: dict[str, tuple[Callable[[ThreadCatalog], Any], int, list[str]]] = {
     "get of nothing": (lambda catalog: catalog.get("none"), 3, ["aggregate"]),
     "create": (
         lambda catalog: catalog.create("new", tags=["a"]),
-        15,
+        14,
         ["aggregate", "find", "update", "aggregate"],
     ),
     "get_or_create": (lambda catalog: catalog.get_or_create("t"), 4, ["aggregate"]),

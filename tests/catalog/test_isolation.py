@@ -88,9 +88,9 @@ class Owners(RuleBasedStateMachine):
         return given
 
     def shown(self, lease: Lease) -> Any:
-        held = lease._held
-        assert held is not None
-        return f"{held.thread.key}:{held.lease.fence}"
+        grant = lease._grant
+        assert grant is not None
+        return f"{grant.thread.key}:{grant.lease.fence}"
 
     @initialize()
     def begin(self) -> None:

@@ -119,7 +119,8 @@ class MongoCollections(interface.Collections):
         if after is None:
             dead = frozenset(record["_id"] for record in self._commands.latest(deleted, {"_id": 1}))
             after = _Place(b"", dead)
-        fields = {"thread": 1, "refs": 1, "next.refs": 1, "before.refs": 1, "doomed": 1}
+        fields = {"thread": 1, "refs": 1, "next.refs": 1, "before.refs": 1}
+        fields |= {"replaced": 1, "doomed": 1}
         documents, last = self._documents_after(family_rows(family), after.row, fields)
         items: list[tuple[Any, bytes]] = []
         doomed = []
@@ -134,6 +135,9 @@ class MongoCollections(interface.Collections):
                 refs = row[other].get("refs") if isinstance(row.get(other), dict) else None
                 if isinstance(refs, bytes):
                     items.append((row["thread"], refs))
+            replaced = row.get("replaced")
+            if isinstance(replaced, list):
+                items += [(row["thread"], refs) for refs in replaced if isinstance(refs, bytes)]
         for batch in batches(doomed, IN_ONE_COMMAND):
             gone = [{"doomed": True}, {"thread": {"$in": list(after.dead)}}]
             self._commands.delete({"_id": {"$in": batch}, "family": family, "$or": gone})

@@ -119,10 +119,12 @@ class Attempt(Submission):
 
     def _go_on(self, tail: Tail) -> None:
         """Make the statements of a put into a log, which is begun if it is too old or not ours."""
-        request, thread, *_, is_counted = self.preparation
+        request, thread, *_, is_counted, next_epoch = self.preparation
         beginning: Beginning | None = None
-        if not tail.is_younger_than(LOG_SECONDS):
+        if next_epoch is not None or not tail.is_younger_than(LOG_SECONDS):
             old, tail = tail, tail.begin()
+            if next_epoch is not None:
+                tail = tail._replace(epoch=next_epoch)
             assert tail.log is not None
             beginning = Beginning(old, tail.log)
         rows = entries_of(request, thread)
@@ -166,6 +168,10 @@ class Attempt(Submission):
         if self.entries and tail is not None and not tail.is_younger_than(2 * LOG_SECONDS):
             self.collide("entry")
             return
+        next_epoch = self.preparation.next_epoch
+        if next_epoch is not None:
+            thread = self.preparation.thread._replace(epoch=next_epoch)
+            self.preparation = self.preparation._replace(thread=thread)
         self._session.known.remember(self.preparation.request.thread_id, self.preparation.thread)
         self._session.logs.remember_tail(self.preparation.thread, tail)
         self.done = True

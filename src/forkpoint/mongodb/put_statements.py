@@ -18,6 +18,10 @@ A collection first changes the epoch of all threads, and then reads all rows. If
 before, the rows are there to be read. If it comes later, it fails, and nothing became visible.
 
 A guard and a check fail if there is no record, too, and make none: then the store went back.
+
+Whoever knows what a replaced row led to must not rely on it any more, so a put that replaces rows
+gives the thread a new epoch. In a log it does so as it begins the log, which a collection has to
+end. Without a log it does so in the end, and until then the row keeps its old refs, as `replaced`.
 """
 
 from __future__ import annotations
@@ -86,6 +90,7 @@ class Preparation(NamedTuple):
         is_repeated: Whether there may be a checkpoint in its place, or pending writes of its task.
         is_newest: Whether no newer checkpoint has set the thread's status, as is usual.
         is_counted: Whether the checkpoint in its place is counted already, if there is one.
+        next_epoch: The epoch that the thread has once it is stored, if it replaces rows.
     """
 
     request: PutRequest
@@ -96,6 +101,7 @@ class Preparation(NamedTuple):
     is_repeated: bool = False
     is_newest: bool = True
     is_counted: bool = False
+    next_epoch: ObjectId | None = None
 
     def log_tail(self, known: Tail | None) -> Tail | None:
         """Return the tail after which this goes into a log; None if it must not go into one.
@@ -134,7 +140,8 @@ def steps_without_log(preparation: Preparation) -> list[Step]:
         begin = [Step("guard", _guard(preparation))]
     rows, shown = _pending_rows(preparation)
     check = Step("check", _check(preparation))
-    return [*begin, *_chunks(preparation), *_replacement(preparation), *rows, check, *shown]
+    end = _end_of_replacement(preparation)
+    return [*begin, *_chunks(preparation), *_replacement(preparation), *rows, check, *shown, *end]
 
 
 def steps_with_log(
@@ -154,6 +161,8 @@ def steps_with_log(
                 match["visible"] = {"$ne": True}
             steps.append(Step("row", replace_one(match, entry, upsert=True)))
         elif replaces(idx):
+            # Else others may know what it leads to.
+            match |= {"family": entry["family"], "refs": {"$in": [None, b""]}}
             steps.append(Step("row", _replacement_of_write(preparation.request, match, entry)))
         else:
             steps.append(Step("entry", insert_entry(entry)))
@@ -232,11 +241,15 @@ def _pending_rows(preparation: Preparation) -> tuple[list[Step], list[Step]]:
         if preparation.is_repeated and place.get("idx") == RECEIPT:
             stays = False  # it may show another state
         keeps = request.fence if is_write and not stays else None
-        shown.append(Step("show", _show(id_, thread, stays=stays, keeps=keeps)))
+        is_kept = preparation.is_repeated and not stays
+        show = _show(id_, thread, stays=stays, keeps=keeps, keeps_refs=is_kept)
+        shown.append(Step("show", show))
     return rows, shown
 
 
-def _show(id_: bytes, thread: ThreadRef, *, stays: bool, keeps: int | None) -> Statement:
+def _show(
+    id_: bytes, thread: ThreadRef, *, stays: bool, keeps: int | None, keeps_refs: bool
+) -> Statement:
     """Return the statement that makes visible what is under `next`.
 
     Args:
@@ -244,8 +257,12 @@ def _show(id_: bytes, thread: ThreadRef, *, stays: bool, keeps: int | None) -> S
         thread: The thread.
         stays: Whether a row that is there already stays as it is.
         keeps: The fence of a run for which that is kept which was there before.
+        keeps_refs: Whether the refs that were there before are kept for now.
     """
     parts: list[Any] = ["$$ROOT", "$next", {"visible": True}]
+    if keeps_refs:
+        refs = {"$ifNull": ["$refs", b""]}
+        parts.append({"replaced": {"$concatArrays": [{"$ifNull": ["$replaced", []]}, [refs]]}})
     shown: Any = {"$mergeObjects": parts if keeps is None else [*parts, _before(keeps)]}
     if stays:
         shown = {"$cond": [_is_missing("content"), shown, "$$ROOT"]}
@@ -261,8 +278,7 @@ def _replacement_of_write(request: PutRequest, match: Document, entry: Document)
     if request.fence is None:
         return replace_one(match, {k: v for k, v in entry.items() if k != "_id"}, upsert=True)
     made = {"$mergeObjects": [{"$literal": entry}, _before(request.fence)]}
-    targeted = {**match, "family": entry["family"]}
-    return update_one(targeted, [{"$replaceWith": made}], upsert=True)
+    return update_one(match, [{"$replaceWith": made}], upsert=True)
 
 
 _RESTORED = ("task_path", "channel", "refs", "content", "checksum", "binding", "fence")
@@ -280,6 +296,17 @@ def _replacement(preparation: Preparation) -> list[Step]:
     if preparation.request.row is None or not preparation.is_repeated:
         return []
     return [Step("guard", update_one(record_of(preparation.thread), {"$inc": {"removals": 1}}))]
+
+
+def _end_of_replacement(preparation: Preparation) -> list[Step]:
+    """Return the statements that set the new epoch, and then let go of the old refs."""
+    if not preparation.is_repeated:
+        return []
+    request, thread = preparation.request, preparation.thread
+    end = [update_one(record_of(thread), {"$set": {"epoch": preparation.next_epoch}})]
+    for id_ in row_ids(request, thread):
+        end.append(update_one({"_id": id_, "family": thread.family}, {"$unset": {"replaced": ""}}))
+    return [Step("show", statement) for statement in end]
 
 
 def _chunks(preparation: Preparation) -> list[Step]:
@@ -339,6 +366,8 @@ def _log_beginning(preparation: Preparation, beginning: Beginning) -> Statement:
     record = dict(before.record)
     changes: Document = {"$max": {"updated_at": record.pop("updated_at")}}
     changes["$set"] = {**record, "log": log, "unlisted": True, "provisional": False}
+    if preparation.next_epoch is not None:
+        changes["$set"]["epoch"] = preparation.next_epoch
     return expect(match, changes)
 
 

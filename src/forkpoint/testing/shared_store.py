@@ -10,12 +10,16 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import ChannelVersions
 
 from forkpoint.errors import StaleLease, ThreadBusy, ThreadDeleted, ThreadExists
+from forkpoint.langgraph_rules import INTERRUPT
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.testing.base import Contract
-from forkpoint.testing.calls import Api, checkpoint, config, fill, put, value_of
-from forkpoint.testing.invariants import problems
+from forkpoint.testing.calls import Api, checkpoint, config, fill, id_of, put, value_of
+from forkpoint.testing.invariants import chunks_of, problems
 
 LONG = [{"id": str(n), "text": f"element {n} " * 40} for n in range(300)]
 
@@ -109,3 +113,50 @@ class SharedStoreContract(Contract):
         assert sorted(listed) == sorted("abcd" * 10)
         assert api.catalog().get("thread").checkpoint_count == 40
         assert problems(api.saver) == []
+
+    def test_what_a_replaced_checkpoint_led_to_is_not_relied_on_any_more(
+        self, api: Api, peer: ForkpointSaver
+    ) -> None:
+        first = put(api.saver, {"long": LONG})
+        replacement = {**checkpoint({"n": 1}), "id": id_of(first)}
+        self._check_that_is_not_relied_on(
+            api, peer, first, lambda: api.put(config(), replacement, {}, {"n": 1}), {"n": 2}
+        )
+
+    def test_what_a_replaced_write_led_to_is_not_relied_on_any_more(
+        self, api: Api, peer: ForkpointSaver
+    ) -> None:
+        first = put(api.saver, {"n": 1})
+        api.put_writes(first, [(INTERRUPT, LONG)], "task")
+
+        def replace() -> None:
+            api.put_writes(first, [(INTERRUPT, "short")], "task")
+
+        self._check_that_is_not_relied_on(api, peer, first, replace, {"long": 1, "n": 2})
+
+    def _check_that_is_not_relied_on(
+        self,
+        api: Api,
+        peer: ForkpointSaver,
+        first: RunnableConfig,
+        replace: Callable[[], object],
+        new_versions: ChannelVersions,
+    ) -> None:
+        """Let a peer put what it has read, and that was replaced while others collect."""
+        storage = parts_of(api.saver).context.storage
+        with storage.writing() as session:
+            thread = session.threads.find("thread")
+            assert thread is not None
+            collection = session.collections.begin(thread.family)
+        assert peer.get_tuple(first) is not None  # now it knows what the checkpoint leads to
+        replace()
+        with storage.reading() as session:
+            live = [refs for _, refs in session.collections.references(thread.family).items if refs]
+        assert live == []
+        dead = list(chunks_of(api.saver, "thread"))
+        assert dead
+        following = checkpoint({"long": LONG, "n": 2}, {"long": 1, "n": 2})
+        peer.put(first, following, {}, new_versions)
+        with storage.writing() as session:
+            session.collections.delete_chunks(thread.family, dead, collection)
+        assert value_of(api.get_tuple(config())) == {"long": LONG, "n": 2}
