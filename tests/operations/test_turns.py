@@ -36,6 +36,7 @@ from forkpoint.runtime import runner
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite import chunks as sqlite_chunks
+from forkpoint.sqlite import storage as sqlite_storage
 from forkpoint.sqlite.statements import Statements
 from servers import PATIENCE_SECONDS
 from stores import KINDS, MongoStore, SqliteStore, Store
@@ -761,3 +762,26 @@ def test_a_copy_that_ended_after_any_turn_is_not_there(
             assert one.problems(saver) == []
             assert len(one.stored("checkpoints")) == len(expected) + 1
     assert end > 3
+
+
+@pytest.mark.parametrize("removal", ["purge", "trim"])
+def test_free_space_is_given_back_after_each_turn(
+    removal: str, path: Path, short_turns: None, at_rest: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite looks for each page that it gives back among all that are free."""
+    monkeypatch.setattr(sqlite_storage, "_FEWEST_FREE_PAGES", 1)
+    saver = SqliteSaver(path)
+    fill(saver, length=120)
+    saver.delete_thread("fork")
+    connection: sqlite3.Connection = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
+
+    def pragma(name: str) -> int:
+        return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+    before, free = pragma("page_count"), []
+    at_rest(lambda _: free.append(pragma("freelist_count")))
+    REMOVALS[removal](saver)
+    after = pragma("page_count")
+    saver.close()
+    assert before - after > 100
+    assert max(free) == 0

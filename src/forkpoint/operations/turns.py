@@ -123,6 +123,8 @@ def in_turns(
         else:
             if outcome is not None:
                 return outcome.value
+            if not turns.only_reads:
+                storage.tidy()  # SQLite looks for each page among all that are free
             patience = Patience()
             has_begun = True
             pause = min(share * (time.monotonic() - began), _LONGEST_REST_SECONDS)
