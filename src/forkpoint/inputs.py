@@ -323,8 +323,13 @@ def checkpoint_metadata(config: Mapping[str, Any], value: object) -> Mapping[str
 
 
 def thread_metadata(config: Mapping[str, Any]) -> str:
-    """Return the metadata that a thread starts with, as JSON: the scalar keys of the config."""
-    metadata = checkpoint_metadata(config, {})
+    """Return what a config says of its thread, as JSON: its scalar keys.
+
+    The id of the run is none of them: it is in the metadata of the run's checkpoints.
+    """
+    metadata = {
+        key: value for key, value in checkpoint_metadata(config, {}).items() if key != "run_id"
+    }
     return as_json(metadata, "metadata") if metadata else "{}"
 
 

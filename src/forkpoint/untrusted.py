@@ -75,3 +75,11 @@ def characters(value: str) -> str:
     something else than a string, as MongoDB's does with `bson.Code`.
     """
     return value if type(value) is str else str.__str__(value)
+
+
+def attribute(value: Any, name: str) -> Any:
+    """Return an attribute, or None if there is none, or it cannot be read."""
+    try:
+        return getattr(value, name, None)
+    except Exception:  # noqa: BLE001 - a property of anyone's may raise anything
+        return None

@@ -107,6 +107,18 @@ async def test_what_a_person_set_wins_over_what_a_run_says(
         assert catalog.get(thread_id).metadata == metadata  # type: ignore[union-attr]
 
 
+async def test_the_id_of_a_run_is_that_of_its_checkpoints_alone(
+    api: Api, catalog: ThreadCatalog
+) -> None:
+    catalog.create("a")
+    for thread_id in "ab":
+        await invoke(api, thread_id, metadata={"run_id": "r", "plan": "pro"})
+        assert catalog.get(thread_id).metadata == {"plan": "pro"}  # type: ignore[union-attr]
+    assert {stored.metadata["run_id"] for stored in api.saver.list(None)} == {"r"}
+    await api.delete_for_runs(["r"])
+    assert list(api.saver.list(None)) == []
+
+
 async def test_types_are_told_apart(api: Api, catalog: ThreadCatalog) -> None:
     catalog.create("a")
     for value in (1, True, 1.5, "1", True, 1):

@@ -35,7 +35,7 @@ FILES = {
 TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 WITHOUT_IO = [
     *(name for name in FILES if name.startswith(("encoding.", "pictures."))),
-    *("filters", "json_text", "inputs", "langgraph_rules", "previews", "results"),
+    *("filters", "json_text", "json_values", "inputs", "langgraph_rules", "previews", "results"),
     *(
         "storage.plan",
         "storage.record_checksums",

@@ -120,6 +120,8 @@ async def test_a_search_is_by_metadata_values_ids_and_status(client: Client) -> 
     assert await ids(ids=["t1", "t2", "nobody"]) == ["t2", "t1"]
     assert await ids(status="interrupted") == ["asked"]
     assert await ids(values={"turns": 1}) == ["asked"]
+    assert await ids(values={"turns": 1.0, "messages": [{"type": "ai"}]}) == ["asked"]
+    assert await ids(values={"turns": True}) == []
     assert await ids(values={"turns": 1}, metadata={"n": 1}) == []
     assert await ids(limit=2, offset=1) == ["t4", "t3"]
     assert await ids(sort_by="thread_id", sort_order="asc", limit=2) == ["asked", "t0"]
@@ -155,7 +157,7 @@ async def test_a_copy_has_the_states_and_goes_its_own_way(client: Client) -> Non
     assert (made["values"], made["metadata"]) == (copied["values"], copied["metadata"])
     await client.runs.wait(made["thread_id"], "chat", input=said("you"))
     assert (await client.threads.get(thread_id))["values"]["turns"] == 2
-    with pytest.raises(NotFoundError):
+    with pytest.raises(ConflictError):
         await client.threads.copy("nobody")
 
 
@@ -258,4 +260,6 @@ async def test_a_thread_that_a_graph_ran_on_elsewhere_is_there(
     ThreadCatalog(saver).create("elsewhere")
     values = await client.runs.wait("elsewhere", "chat", input=said("you"))
     assert values["turns"] == 1
-    assert (await client.threads.get("elsewhere"))["metadata"]["graph_id"] == "chat"
+    metadata = (await client.threads.get("elsewhere"))["metadata"]
+    assert metadata["graph_id"] == "chat"
+    assert "run_id" not in metadata

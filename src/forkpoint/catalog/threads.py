@@ -37,8 +37,9 @@ class Thread:
         thread_id: Its id.
         label: A name for people, or None.
         tags: Its tags, in alphabetical order.
-        metadata: What `create` and `update` set, and the scalar keys of the configs of its runs.
-            Of several runs, the last one counts; a run changes no key that was set.
+        metadata: What `create` and `update` set, and the scalar keys of the configs of its runs,
+            but for `run_id`. Of several runs, the last one counts; a run changes no key that was
+            set.
         owner: To whom it belongs, or None.
         status: `busy` while a run has its lease, `interrupted` while a task waits for an answer,
             `error` after a task failed, otherwise `idle`.

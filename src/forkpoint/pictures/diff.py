@@ -9,8 +9,9 @@ from itertools import islice
 from typing import Any
 
 from forkpoint.pictures.text import count_of, short, truncate
-from forkpoint.pictures.values import VALUE_COLUMNS, attribute, one_line
+from forkpoint.pictures.values import VALUE_COLUMNS, one_line
 from forkpoint.results import ChannelDiff
+from forkpoint.untrusted import attribute
 
 _KEY = 40
 _SHOWN = 20

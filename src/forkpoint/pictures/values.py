@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from forkpoint.pictures.text import printable, truncate
+from forkpoint.untrusted import attribute
 
 VALUE_COLUMNS = 100
 """How many columns of a value are shown."""
@@ -26,14 +27,6 @@ def one_line(value: Any, start: int = 0) -> str:
     except Exception:  # noqa: BLE001 - what a value's own methods raise must not hide the rest
         text = f"<{type(value).__name__}>"
     return truncate(printable(text), VALUE_COLUMNS)
-
-
-def attribute(value: Any, name: str) -> Any:
-    """Return an attribute, or None if there is none, or it cannot be read."""
-    try:
-        return getattr(value, name, None)
-    except Exception:  # noqa: BLE001 - a property of anyone's may raise anything
-        return None
 
 
 def _representation(value: Any, start: int, levels: int) -> str:

@@ -183,8 +183,7 @@ async def _history(request: Request, thread_id: str, body: bodies.HistoryRequest
     graph = await graph_of(request, thread_id)
     place = body.checkpoint or bodies.CheckpointPlace()
     config = config_at(thread_id, place)
-    before = _before(thread_id, body.before)
-    options: Json = {"filter": body.metadata or None, "before": before, "limit": body.limit}
+    options: Json = {"filter": body.metadata or None, "before": body.before, "limit": body.limit}
     if graph is not None:
         states = graph.aget_state_history(config, **options)
         return [_selected(shown_snapshot(state), body.select) async for state in states]
@@ -211,19 +210,6 @@ def _selected(state: Json, select: Sequence[str] | None) -> Json:
         elif isinstance(state["values"], dict) and channel in state["values"]:
             chosen.setdefault("values", {})[channel] = state["values"][channel]
     return chosen
-
-
-def _before(thread_id: str, before: str | Json | None) -> Any:
-    """Return the config of the checkpoint before which a history ends, however it is given."""
-    if before is None:
-        return None
-    place: Json = {"checkpoint_id": before} if isinstance(before, str) else before
-    if isinstance(place.get("configurable"), dict):
-        place = place["configurable"]
-    checkpoint_id = place.get("checkpoint_id")
-    if not isinstance(checkpoint_id, str) or not checkpoint_id:
-        raise HTTPException(422, "before: an id of a checkpoint, a checkpoint, or a config")
-    return config_at(thread_id, bodies.CheckpointPlace(checkpoint_id=checkpoint_id))
 
 
 def shown_snapshot(snapshot: StateSnapshot) -> Json:

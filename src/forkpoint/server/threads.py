@@ -11,9 +11,10 @@ from uuid import uuid4
 from fastapi import APIRouter, Header, HTTPException, Query, Response
 
 from forkpoint.catalog.threads import Thread, ThreadFilter
-from forkpoint.errors import ThreadNotFound
+from forkpoint.errors import ThreadDeleted, ThreadNotFound
+from forkpoint.filters import contains
 from forkpoint.server import bodies
-from forkpoint.server.as_json import as_json, contains
+from forkpoint.server.as_json import as_json
 from forkpoint.server.bodies import Json
 from forkpoint.server.requests import Request, StrictRoute, ThreadId
 from forkpoint.server.states import read_values, update_in_supersteps
@@ -153,8 +154,14 @@ async def delete(request: Request, thread_id: ThreadId) -> None:
     response_model_exclude_unset=True,
 )
 async def copy(request: Request, thread_id: ThreadId) -> Json:
-    """Make a thread like another, with its checkpoints. No content is copied."""
-    clone = await request.catalog.aclone(thread_id, str(uuid4()))
+    """Make a thread like another, with its checkpoints. No content is copied.
+
+    There being no thread to copy is a conflict, as on the Platform.
+    """
+    try:
+        clone = await request.catalog.aclone(thread_id, str(uuid4()))
+    except (ThreadNotFound, ThreadDeleted) as error:
+        raise HTTPException(409, str(error)) from error
     return await shown_thread(request, clone)
 
 

@@ -1,0 +1,98 @@
+"""Values of anyone's as JSON can have them. Pure."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence, Set
+from datetime import date, time, timedelta
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel
+
+from forkpoint.results import NotRead
+from forkpoint.untrusted import attribute, characters
+
+MAX_DEPTH = 200
+"""How deep a value is followed. What is deeper is shown as text."""
+_NO_LISTS = (str, bytes, bytearray, memoryview, range, Enum)
+
+Simplify = Callable[[Any], Any]
+
+
+def json_value(value: Any, simplify: Simplify, depth: int = 0) -> Any:
+    """Return a value as JSON can have it, and what JSON does not have as text.
+
+    Bytes are base64, times ISO 8601, lengths of time seconds. Objects are mappings of their
+    fields. Nothing of a value is called but what its library offers for that.
+
+    Args:
+        value: The value.
+        simplify: Returns what stands for a part of the value, or the part as it is. It decides on
+            numbers that are none, and on texts that are not to be shown as they are.
+        depth: How deep the value is in what is shown.
+    """
+    value = simplify(value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if depth >= MAX_DEPTH:
+        return f"({type(value).__name__}, too deep to be shown)"
+    return _inside(value, simplify, depth + 1)
+
+
+def _inside(value: Any, simplify: Simplify, depth: int) -> Any:
+    if isinstance(value, BaseModel):
+        return _fields(value, list(type(value).model_fields), simplify, depth)
+    if isinstance(value, Mapping):
+        return {
+            _key(key, simplify): json_value(part, simplify, depth) for key, part in value.items()
+        }
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return _fields(value, names, simplify, depth)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return _fields(value, value._fields, simplify, depth)
+    if isinstance(value, Sequence | Set) and not isinstance(value, _NO_LISTS):
+        return [json_value(part, simplify, depth) for part in value]
+    return json_value(_scalar(value), simplify, depth)
+
+
+def _fields(value: Any, names: Sequence[str], simplify: Simplify, depth: int) -> Any:
+    return {name: json_value(attribute(value, name), simplify, depth) for name in names}
+
+
+def _scalar(value: Any) -> Any:
+    """Return a value without parts as one that JSON has, or as the value of an enum."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, str):
+        return characters(value)
+    if isinstance(value, int):
+        return int.__pos__(value)
+    if isinstance(value, float):
+        return float.__pos__(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode()
+    if isinstance(value, NotRead):
+        return None
+    if isinstance(value, BaseException):
+        return f"{type(value).__name__}: {_text(value)}"
+    return _text(value)
+
+
+def _key(key: Any, simplify: Simplify) -> str:
+    if isinstance(key, Enum):
+        return _key(key.value, simplify)
+    return str(simplify(characters(key) if isinstance(key, str) else _text(key)))
+
+
+def _text(value: Any) -> str:
+    try:
+        return characters(str(value))
+    except Exception:  # noqa: BLE001 - a value of anyone's may raise anything
+        return f"<{type(value).__name__}>"
