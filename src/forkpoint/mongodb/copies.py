@@ -250,7 +250,7 @@ class MongoCopies(interface.Copies):
             "salt": new_salt(source.salt),
             **(fields_of(described) if described is not None else {}),
         }
-        for of_source in ("unlisted", "awaited", *LISTED_PLACE):
+        for of_source in ("unlisted", "awaited", "uncollected", *LISTED_PLACE):
             made.pop(of_source, None)
         made["checksums"] = checksums_of(made, hashing)
         # So that it is found if nobody comes to its end.

@@ -134,6 +134,8 @@ def checkpoint_document(thread: ThreadRef, row: CheckpointRow) -> tuple[Document
         content["run_id"] = row.run_id
     if row.restarts:
         content["restarts"] = True
+    if row.hidden or (row.parent_checkpoint_id or "") >= row.checkpoint_id:
+        content["irregular"] = True
     return place, content
 
 

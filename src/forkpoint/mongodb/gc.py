@@ -27,11 +27,15 @@ from forkpoint.mongodb.thread_rows import ThreadRows
 from forkpoint.mongodb.tombstones import ancestors_of_living, expiry_after
 from forkpoint.mongodb.turns import Turns
 from forkpoint.storage import interface
+from forkpoint.storage.interface import MOST_UNCOLLECTED
 from forkpoint.storage.queries import Batch
 from forkpoint.storage.rows import Counts, ThreadRef
 from forkpoint.storage.shared import batches
 
 _READ_AT_ONCE = 10  # turns' rows, where nobody waits for what is read
+
+
+_COLLECTED = {"$unset": {"removed_at": "", "uncollected": ""}}
 
 
 class _Place(NamedTuple):
@@ -63,6 +67,13 @@ class MongoCollections(interface.Collections):
         removed = {"removed_at": {"$gt": 0}, "$expr": {"$lt": ["$removed_at", long_ago]}}
         documents = self._commands.latest(removed, {"family": 1})
         return list(dict.fromkeys(record["family"] for record in documents))
+
+    def is_due(self, family: Any) -> bool:
+        removed, stored = ({"$sum": f"${name}"} for name in ("uncollected", "checkpoint_count"))
+        threads = {"$match": {"family": family, "kind": "thread"}}
+        total = {"$group": {"_id": None, "removed": removed, "stored": stored}}
+        sums = self._commands.aggregate_latest([threads, total])
+        return any(MOST_UNCOLLECTED * each["removed"] >= each["stored"] for each in sums)
 
     def clear(self, family: Any) -> bool:
         dead = {"family": family, "kind": "thread", "deleted_at": {"$ne": None}}
@@ -193,7 +204,7 @@ class MongoCollections(interface.Collections):
     def end(self, family: Any, collection: ObjectId) -> bool:
         # But for those of which somebody removes at the moment, and for copies that are made.
         done = {"family": family, "kind": "thread", "epoch": collection, "removed_at": {"$gt": 0}}
-        self._commands.update_all({**done, "building": None}, {"$unset": {"removed_at": ""}})
+        self._commands.update_all({**done, "building": None}, _COLLECTED)
         threads = self._commands.latest({"family": family, "kind": "thread"}, KINSHIP)
         needed = ancestors_of_living(threads)
         useless = [

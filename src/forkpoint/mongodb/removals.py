@@ -87,6 +87,9 @@ class MongoRemovals(interface.Removals):
             == self._turns.turn_rows
         )
 
+    def is_ordered(self, thread: ThreadRef) -> bool:
+        return not self._commands.exists({**rows_of(thread, "checkpoint"), "irregular": True})
+
     def extent(self, thread: ThreadRef) -> ChangeCount:
         living = {**record_of(thread), "deleted_at": None}
         fields = {"checkpoint_count": 1, "removals": 1}
@@ -148,6 +151,7 @@ class MongoRemovals(interface.Removals):
             "epoch": epoch,
             "unlisted": True,
             "removed_at": NOW,
+            "uncollected": {"$sum": ["$uncollected", {"$max": [1, again]}]},
             "removals": {"$cond": [{"$isNumber": "$removals"}, {"$add": ["$removals", 1]}, 1]},
         }
         if plan.reopened:
@@ -197,7 +201,8 @@ def _changes_of_rows(thread: ThreadRef, plan: Plan) -> Iterator[Statement]:
     yield from _changes_at(thread, plan.removed, receipts, doom)
     yield from _changes_at(thread, plan.hidden, {**receipts, "idx": RECEIPT}, doom)
     yield from _changes_at(thread, plan.reopened, {"$and": [receipts, done]}, doom)
-    hide = {"$set": {"hidden": True}, "$unset": {"visible": 1}, "$inc": {"binding": HIDDEN}}
+    hidden = {"hidden": True, "irregular": True}
+    hide = {"$set": hidden, "$unset": {"visible": 1}, "$inc": {"binding": HIDDEN}}
     yield from _changes_at(thread, plan.hidden, {"kind": "checkpoint", "hidden": None}, hide)
     restart = {"$set": {"restarts": True}, "$inc": {"binding": RESTARTS}}
     others = {"kind": "checkpoint", "restarts": None}

@@ -69,6 +69,7 @@ _INDEXES = [
     _index("forkpoint_expires", "expires", {"expires": {"$exists": True}}, expireAfterSeconds=0),
     _index("forkpoint_tombstones", "tombstones.made_at", {"tombstones.made_at": {"$gt": 0}}),
     _index("forkpoint_run", "run_id", {"run_id": {"$exists": True}}),
+    _index("forkpoint_irregular", "thread", {"irregular": True}),
     _index("forkpoint_doomed", "thread", {"doomed": True}),
     _index("forkpoint_family", "family", {"kind": "thread"}),
     _index("forkpoint_listing", "terms listed_status -listed_at -thread_id", _IS_LISTED),

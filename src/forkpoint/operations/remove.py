@@ -22,7 +22,7 @@ from forkpoint.results import PurgeReport
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import Stale
 from forkpoint.storage.plan import Kept, Place, latest, surplus
-from forkpoint.storage.rows import CheckpointRow, Counts, LeaseRow, ThreadRow
+from forkpoint.storage.rows import CheckpointRow, Counts, LeaseRow, ThreadRef, ThreadRow
 
 
 def delete_thread(context: Context, thread_id: str) -> Steps[None]:
@@ -190,6 +190,17 @@ def _not_kept(rows: Sequence[CheckpointRow], kept: Kept) -> set[Place]:
     return surplus({place_of(row) for row in rows}, kept, sources)
 
 
+def _collect_if_due(turns: Turns, thread: ThreadRef) -> Work[str | None]:
+    """Collect a thread's family, unless so little was removed from a long thread that it can wait.
+
+    Returns what `CollectionResult.missing` says.
+    """
+    session = turns.session
+    if session.removals.is_long(thread) and not session.collections.is_due(thread.family):
+        return None
+    return (yield from collect(turns, thread.family)).missing
+
+
 def withdraw(context: Context, thread_id: str, lease: LeaseRow) -> Steps[None]:
     """Remove what runs have stored whose lease was taken over in order to roll them back.
 
@@ -222,7 +233,7 @@ def withdraw(context: Context, thread_id: str, lease: LeaseRow) -> Steps[None]:
         yield from remove(context, turns, row.thread, removal)
         turns.session.leases.end_rollback(row.thread, lease.fence)
         yield
-        return (yield from collect(turns, row.thread.family)).missing
+        return (yield from _collect_if_due(turns, row.thread))
 
     missing = yield from in_turns(context.storage, work)
     yield from finish(context, [thread_id], missing)
@@ -241,10 +252,10 @@ def rollback(context: Context, thread_id: str, steps: int) -> Steps[RunnableConf
 
     def work(turns: Turns) -> Work[str | None]:
         thread = existing_thread(turns.session, thread_id)
-        removal = Removal(plan.choose, plan.begin_again, divide=plan.divide)
+        removal = Removal(plan.choose, plan.begin_again, divide=plan.divide, tail=plan.tail)
         yield from remove(context, turns, thread, removal)
         yield
-        return (yield from collect(turns, thread.family)).missing
+        return (yield from _collect_if_due(turns, thread))
 
     missing = yield from in_turns(context.storage, work)
     yield from finish(context, [thread_id], missing)

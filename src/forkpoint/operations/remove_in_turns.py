@@ -34,6 +34,7 @@ _NEWEST = 200  # ids by which checkpoints that are new are told from those that 
 Headers = Mapping[Place, Header]
 Choose = Callable[[Sequence[CheckpointRow]], set[Place]]
 BeginAgain = Callable[[Plan, Sequence[CheckpointRow]], Plan]
+Tail = Callable[[Session, ThreadRef], list[CheckpointRow] | None]
 Divide = Callable[[Plan, Sequence[CheckpointRow], Headers], list[RemovalPart]]
 
 
@@ -48,6 +49,9 @@ class Removal(NamedTuple):
     """Whether the thread stays if no checkpoint is left. Else it is deleted."""
     divide: Divide | None = None
     """Returns the parts of the plan, if each is to be done in one transaction."""
+    tail: Tail | None = None
+    """Returns the checkpoints of a long thread of which anything is to be known, if these are not
+    all of them. None if all have to be read."""
 
 
 class _Changed(Stale):
@@ -166,7 +170,7 @@ class _Removing:
         self.number = self.more = 0
         """How many checkpoints and writes it has removed so far."""
         self._extent = ChangeCount(0, 0)
-        self._bound = ""
+        self._bound = self._lowest = ""
         self._known: set[Place] = set()
 
     def run(self) -> Work[None]:
@@ -176,15 +180,18 @@ class _Removing:
             _Changed: Others removed something, or put what is rebuilt from what was to go.
             Stale: The thread is deleted.
         """
-        removals = self._turns.session.removals.extent(self._thread).removals
+        self._extent = self._turns.session.removals.extent(self._thread)
         self._turns.only_reads = True
         yield
-        rows, rebuilds = yield from outlines(self._turns, self._thread)
-        # What is put meanwhile is among them, or is new.
-        self._extent = ChangeCount(sum(not row.hidden for row in rows), removals)
         headers: Headers = {}
-        if rebuilds:
-            headers = yield from self._read_headers()
+        rows = self._tail()
+        if rows is None:
+            rows, rebuilds = yield from outlines(self._turns, self._thread)
+            # What is put meanwhile is among them, or is new.
+            shown = sum(not row.hidden for row in rows)
+            self._extent = self._extent._replace(checkpoints=shown)
+            if rebuilds:
+                headers = yield from self._read_headers()
         parts = yield from self._turns.apart(lambda: self._planned(rows, headers))
         self._turns.only_reads = False
         yield
@@ -193,6 +200,18 @@ class _Removing:
             self.number, self.more = counts
             return
         yield from self._execute(parts)
+
+    def _tail(self) -> list[CheckpointRow] | None:
+        """Return the checkpoints that the removal is about, if no others need be known."""
+        read, session = self._removal.tail, self._turns.session
+        if read is None or not session.removals.is_ordered(self._thread):
+            return None
+        before = session.removals.extent(self._thread)
+        rows = read(session, self._thread)
+        if rows is not None:
+            self._extent = self._extent._replace(checkpoints=before.checkpoints)
+            self._lowest = min(row.checkpoint_id for row in rows if row.checkpoint_ns == "")
+        return rows
 
     def _planned(self, rows: Sequence[CheckpointRow], headers: Headers) -> list[RemovalPart] | None:
         self._note_newest(rows)
@@ -234,7 +253,7 @@ class _Removing:
     def _note_newest(self, rows: Iterable[CheckpointRow]) -> None:
         places = [place_of(row) for row in rows]
         ids = sorted(checkpoint_id for _, checkpoint_id in places)
-        self._bound = ids[-_NEWEST] if len(ids) >= _NEWEST else ""
+        self._bound = ids[-_NEWEST] if len(ids) >= _NEWEST else self._lowest
         self._known = {place for place in places if place[1] >= self._bound}
 
     def _check(self, going: Collection[Place]) -> None:

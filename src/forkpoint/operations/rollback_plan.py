@@ -1,4 +1,4 @@
-"""Planning a rollback: which checkpoints it removes, and in which parts. Pure.
+"""Planning a rollback: which checkpoints it removes, and in which parts.
 
 Each part is a rollback itself. So a thread whose rollback was interrupted is as it was some steps
 before.
@@ -13,8 +13,10 @@ from itertools import accumulate
 from forkpoint.errors import CheckpointNotFound
 from forkpoint.langgraph_rules import is_stateful
 from forkpoint.operations.places import place_of, replay_bound
+from forkpoint.storage.interface import Session
 from forkpoint.storage.plan import Header, Place, Plan, in_order, latest
-from forkpoint.storage.rows import CheckpointRow, RemovalPart
+from forkpoint.storage.queries import CheckpointQuery
+from forkpoint.storage.rows import CheckpointRow, RemovalPart, ThreadRef
 
 PLACES_AT_ONCE = 250
 """How many checkpoints a part removes, beside the rest of the step that it ends in."""
@@ -36,6 +38,25 @@ class Rollback:
         self._thread_id = thread_id
         self._steps = steps
         self._doomed: set[Place] | None = None
+
+    def tail(self, session: Session, thread: ThreadRef) -> list[CheckpointRow] | None:
+        """Return the checkpoints that go, the one before, and the states of subgraphs before it.
+
+        None if it takes all checkpoints to tell what goes.
+        """
+        if self._doomed is not None:
+            return None
+        query = CheckpointQuery(thread.thread_id, "", None, None, None, None, 1, self._steps)
+        head = next((stored.row for stored in session.checkpoints.page(query)), None)
+        if head is None:
+            return None
+        bound = replay_bound(head)
+        moment = session.checkpoints.moment(thread, head.checkpoint_id, bound)
+        states = [row for row in moment.heads if _is_state(place_of(row))]
+        later = session.checkpoints.since(thread, bound)
+        if _ids(later)[-1 - self._steps :][:1] != [head.checkpoint_id]:
+            return None  # somebody has put one meanwhile
+        return [*(row for row in states if row.checkpoint_id < bound), *later]
 
     def choose(self, rows: Sequence[CheckpointRow]) -> set[Place]:
         """Return which checkpoints go, or are left of those that were to go.

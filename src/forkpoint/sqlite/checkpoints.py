@@ -55,19 +55,29 @@ _RECEIPT_OF = (
     f" AND w.checkpoint_id = coalesce(?, w.checkpoint_id) AND w.task_id = '{NULL_TASK_ID}'"
     f" AND w.idx = {RECEIPT} LIMIT 1"
 )
-# It goes from one namespace to the next through the index, however much there is in each.
+# It goes from one namespace to the next through the index, however much there is in each. Those
+# with the ids of tasks in them, which have a colon, are as many as there were calls: it goes past
+# all that begin alike, and what of them is newer than the checkpoint is in another index.
 _SUBGRAPH_HEADS = (
     "WITH RECURSIVE namespaces (ns) AS ("
     " SELECT min(checkpoint_ns) FROM forkpoint_checkpoints"
     " WHERE thread = :thread AND checkpoint_ns > ''"
     " UNION ALL SELECT (SELECT min(checkpoint_ns) FROM forkpoint_checkpoints"
-    " WHERE thread = :thread AND checkpoint_ns > ns) FROM namespaces WHERE ns IS NOT NULL"
+    " WHERE thread = :thread AND checkpoint_ns >"
+    " CASE instr(ns, ':') WHEN 0 THEN ns"
+    " ELSE substr(ns, 1, instr(ns, ':')) || char(0x10ffff) END)"
+    " FROM namespaces WHERE ns IS NOT NULL"
     "), heads (ns, head) AS ("
     " SELECT ns, (SELECT max(checkpoint_id) FROM forkpoint_checkpoints"
-    " WHERE thread = :thread AND checkpoint_ns = ns AND NOT hidden) FROM namespaces"
+    " WHERE thread = :thread AND checkpoint_ns = ns AND NOT hidden)"
+    " FROM namespaces WHERE instr(ns, ':') = 0"
     " UNION SELECT ns, (SELECT max(checkpoint_id) FROM forkpoint_checkpoints"
     " WHERE thread = :thread AND checkpoint_ns = ns AND checkpoint_id < :before"
-    " AND NOT hidden) FROM namespaces"
+    " AND NOT hidden) FROM namespaces WHERE instr(ns, ':') = 0"
+    " UNION SELECT checkpoint_ns, max(checkpoint_id) FROM forkpoint_checkpoints"
+    " INDEXED BY forkpoint_checkpoints_nested"
+    " WHERE :is_head AND thread = :thread AND checkpoint_ns > '' AND checkpoint_id > :head"
+    " AND NOT hidden GROUP BY checkpoint_ns"
     f") SELECT {READ_CHECKPOINT} FROM heads JOIN forkpoint_checkpoints"
     " ON thread = :thread AND checkpoint_ns = ns AND checkpoint_id = head"
 )
@@ -209,7 +219,15 @@ class SqliteCheckpoints(Checkpoints):
             " AND checkpoint_id > ? AND NOT hidden",
             (thread.key, checkpoint_id),
         )
-        heads = self._sql.rows(_SUBGRAPH_HEADS, {"thread": thread.key, "before": before})
+        heads = self._sql.rows(
+            _SUBGRAPH_HEADS,
+            {
+                "thread": thread.key,
+                "before": before,
+                "head": checkpoint_id,
+                "is_head": newer is None,
+            },
+        )
         record = self._sql.row(
             f"SELECT checksums, {DESCRIPTION} FROM forkpoint_threads WHERE key = ?", (thread.key,)
         )

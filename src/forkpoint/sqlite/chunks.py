@@ -9,7 +9,12 @@ from forkpoint.encoding.chunk import Chunk, Chunks
 from forkpoint.sqlite.rows import rows_after
 from forkpoint.sqlite.statements import BATCH, Statements, placeholders
 from forkpoint.sqlite.thread_table import NEXT_EPOCH, ThreadTable
-from forkpoint.storage.interface import CHUNKS_AT_ONCE, ChunkReads, Collections
+from forkpoint.storage.interface import (
+    CHUNKS_AT_ONCE,
+    MOST_UNCOLLECTED,
+    ChunkReads,
+    Collections,
+)
 from forkpoint.storage.queries import Batch
 from forkpoint.storage.rows import Counts, ThreadRef
 from forkpoint.storage.shared import ABANDONED_SECONDS, batches
@@ -82,6 +87,14 @@ class SqliteCollections(Collections):
             (self._sql.now() - 1_000_000 * ABANDONED_SECONDS,),
         )
         return [family for (family,) in rows]
+
+    def is_due(self, family: Any) -> bool:
+        row = self._sql.row(
+            "SELECT total(uncollected) * ? >= total(checkpoint_count) FROM forkpoint_threads"
+            " WHERE family = ?",
+            (MOST_UNCOLLECTED, family),
+        )
+        return row is not None and bool(row[0])
 
     def clear(self, family: Any) -> bool:
         self._table.abandon_copies(family, "copy_deadline < ?", self._sql.now())
@@ -187,7 +200,7 @@ class SqliteCollections(Collections):
         if not self.is_undisturbed(family, collection):
             return False
         self._sql.run(
-            "UPDATE forkpoint_threads SET removed_at = NULL"
+            "UPDATE forkpoint_threads SET removed_at = NULL, uncollected = 0"
             " WHERE family = ? AND removed_at IS NOT NULL AND copy_deadline IS NULL",
             (family,),
         )

@@ -17,6 +17,7 @@ from forkpoint.sqlite.rows import (
     STATUS_AFTER,
     checkpoint_row,
 )
+from forkpoint.sqlite.schema import IS_IRREGULAR
 from forkpoint.sqlite.search_index import SearchIndex
 from forkpoint.sqlite.statements import Statements
 from forkpoint.sqlite.thread_table import ThreadTable
@@ -72,7 +73,7 @@ class SqliteRemovals(Removals):
         self._table.count_checkpoints(thread.key)
         if removed or hidden or plan.is_whole:
             self._update_newest(thread, newest, is_reopened=plan.is_whole)
-            self._table.note_removal(thread)
+            self._table.note_removal(thread, len(removed))
         after = self._table.count_rows(thread)
         return Counts(before.number - after.number, before.more - after.more)
 
@@ -90,6 +91,10 @@ class SqliteRemovals(Removals):
             )
             for table in ("checkpoints", "writes")
         )
+
+    def is_ordered(self, thread: ThreadRef) -> bool:
+        irregular = f"SELECT 1 FROM forkpoint_checkpoints WHERE thread = ? AND {IS_IRREGULAR}"
+        return self._sql.row(irregular, (thread.key,)) is None
 
     def extent(self, thread: ThreadRef) -> ChangeCount:
         return self._table.change_count(thread)
@@ -122,7 +127,7 @@ class SqliteRemovals(Removals):
         self._table.update(thread.key, "checkpoint_count = checkpoint_count - ?", no_longer_visible)
         writes += self._reopen(thread, plan)
         self._update_newest(thread, newest, is_reopened=plan.is_whole)
-        self._table.note_removal(thread)
+        self._table.note_removal(thread, checkpoints)
         return RemovalResult(Counts(checkpoints, writes), places, self.extent(thread))
 
     def _reopen(self, thread: ThreadRef, plan: Plan) -> int:

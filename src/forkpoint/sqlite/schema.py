@@ -16,6 +16,9 @@ UNLISTED = (
 EXPIRES = "ttl IS NOT NULL AND swept_at IS NOT updated_at"
 """Matches the threads that expire unless they are used: those not trimmed since the last use."""
 
+IS_IRREGULAR = "(hidden OR parent_checkpoint_id >= checkpoint_id)"
+"""Matches the checkpoints that are hidden, or not newer than their parents. There are few."""
+
 OF_ALL = f"term = {ALL_TERM}"
 """Matches exactly one row of the search index per thread."""
 
@@ -60,6 +63,7 @@ CREATE TABLE IF NOT EXISTS forkpoint_threads (
     watermark TEXT,
     removals INTEGER NOT NULL DEFAULT 0,
     removed_at INTEGER,
+    uncollected INTEGER NOT NULL DEFAULT 0,
     copy_deadline INTEGER,
     terms BLOB,
     value_terms BLOB,
@@ -139,6 +143,8 @@ CREATE INDEX IF NOT EXISTS forkpoint_checkpoints_nested
     ON forkpoint_checkpoints (thread, checkpoint_id, checkpoint_ns) WHERE checkpoint_ns > '';
 CREATE INDEX IF NOT EXISTS forkpoint_checkpoints_run
     ON forkpoint_checkpoints (run_id) WHERE run_id IS NOT NULL;
+CREATE INDEX IF NOT EXISTS forkpoint_checkpoints_irregular
+    ON forkpoint_checkpoints (thread) WHERE {IS_IRREGULAR};
 
 CREATE TABLE IF NOT EXISTS forkpoint_writes (
     id INTEGER PRIMARY KEY,

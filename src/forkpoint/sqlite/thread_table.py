@@ -124,14 +124,22 @@ class ThreadTable:
             raise Stale
         return ChangeCount(*row)
 
-    def note_removal(self, thread: ThreadRef) -> None:
+    def note_removal(self, thread: ThreadRef, checkpoints: int = 0) -> None:
         """Note that something was removed from a thread, and its chunks are to be collected.
 
         The thread gets an epoch that the family never had. So a collection sees that something was
         removed since it began, and a write that relies on what was removed is refused.
+
+        Args:
+            thread: The thread.
+            checkpoints: How many checkpoints were removed.
         """
-        changes = f"removals = removals + 1, removed_at = ?, epoch = {NEXT_EPOCH}"
-        self.update(thread.key, changes, self._sql.now(), thread.family)
+        changes = (
+            "removals = removals + 1, removed_at = ?, uncollected = uncollected + ?,"
+            f" epoch = {NEXT_EPOCH}"
+        )
+        values = self._sql.now(), max(1, checkpoints), thread.family
+        self.update(thread.key, changes, *values)
 
     def abandon_copies(self, family: Any, condition: str, value: Any) -> None:
         """Give incomplete copies up: their rows are to be removed, as those of a deleted thread."""

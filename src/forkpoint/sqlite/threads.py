@@ -89,8 +89,9 @@ class SqliteThreads(Threads):
             self._tombstones.add(thread.key, thread_id, owner, watermark)
         self._table.update(thread.key, _BLANK_RECORD, self._sql.now())
         self._table.forget_ids(thread.family)
-        self._table.note_removal(thread)
-        return self._table.count_rows(thread)
+        counts = self._table.count_rows(thread)
+        self._table.note_removal(thread, counts.number)
+        return counts
 
     def lineage(self, thread: ThreadRef) -> list[FamilyMember]:
         rows = self._sql.rows(

@@ -33,6 +33,9 @@ from forkpoint.storage.rows import (
 CHUNKS_AT_ONCE = 500
 """How many chunks are removed before others may have their turn, as a rule."""
 
+MOST_UNCOLLECTED = 8
+"""A family is due to be collected when one of so many checkpoints was removed."""
+
 Choose = Callable[[Sequence[CheckpointRow]], Plan]
 """Chooses which of a thread's checkpoints, hidden ones included, are to be removed or hidden."""
 
@@ -240,6 +243,14 @@ class Removals(ABC):
         """
         return False
 
+    def is_ordered(self, thread: ThreadRef) -> bool:
+        """Return whether all checkpoints of a long thread are newer than their parents, and seen.
+
+        Then what is newer than others can be removed without reading those: none of them is
+        rebuilt from it. False is always allowed: the whole thread is read then.
+        """
+        return False
+
     def extent(self, thread: ThreadRef) -> ChangeCount:
         """Return what tells whether something has happened to a thread that is long.
 
@@ -299,6 +310,14 @@ class Collections(ABC):
     @abstractmethod
     def pending(self) -> list[Any]:
         """Return the families in which somebody removed something, and did not collect for long."""
+
+    def is_due(self, family: Any) -> bool:
+        """Return whether so much of a family was removed that it is to be collected.
+
+        A collection reads the whole family. Where little was removed from a long thread, it may
+        wait until there is more, or until somebody asks for `pending` ones.
+        """
+        return True
 
     @abstractmethod
     def clear(self, family: Any) -> bool:

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from forkpoint.runtime.steps import Again, Steps
 from forkpoint.storage.checkpoint_roles import (
     CHUNKS_AT_ONCE,
+    MOST_UNCOLLECTED,
     Checkpoints,
     Choose,
     ChunkReads,
@@ -151,6 +152,7 @@ class Storage(ABC):
 
 __all__ = [
     "CHUNKS_AT_ONCE",
+    "MOST_UNCOLLECTED",
     "SCHEMA_VERSION",
     "STORE_KEY_BYTES",
     "Checkpoints",

@@ -178,7 +178,8 @@ class Moment(NamedTuple):
     is_head: bool
     """Whether the checkpoint is the newest of the graph itself, which has the namespace ""."""
     heads: Sequence[CheckpointRow]
-    """The newest visible checkpoint of each other namespace, and the newest before a given id."""
+    """The newest visible checkpoint of each namespace of a subgraph that keeps its state, and the
+    newest before a given id. Of other namespaces the newest, if it is newer than the head."""
     described: Description
     checksums: bytes
     """Those of the thread's record."""
