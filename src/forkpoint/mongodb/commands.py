@@ -248,7 +248,7 @@ class MongoCommands:
             self._collection.insert_one(document)
         except DuplicateKeyError:
             return False
-        except PyMongoError as error:
+        except (PyMongoError, InvalidDocument) as error:
             raise typed_error(error) from error
         return True
 
