@@ -7,7 +7,7 @@ A change of them in LangGraph touches this file, and no other but
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -31,6 +31,11 @@ NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"
 def write_idx(channel: str, position: int) -> int:
     """Return the `idx` of a write: that of its special channel, or its position in the task."""
     return WRITES_IDX_MAP.get(channel, position)
+
+
+def by_idx(writes: Iterable[tuple[str, Any]]) -> dict[int, tuple[str, Any]]:
+    """Return the writes of a task by their `idx`. Of those that have the same, the last counts."""
+    return {write_idx(write[0], position): write for position, write in enumerate(writes)}
 
 
 def status_of(kinds: Collection[int]) -> str:

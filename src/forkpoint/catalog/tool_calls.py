@@ -178,7 +178,9 @@ def _put_writes(
     address = inputs.address(config)
     task_id = str(uuid5(_TASK, head.checkpoint["id"]))
     origin, place = inputs.origin(config, address), inputs.place(address)
-    new = NewWrites(config, address, origin, place, writes, task_id, _LAST_PATH)
+    new = NewWrites(
+        config, address, origin, place, langgraph_rules.by_idx(writes), task_id, _LAST_PATH
+    )
     yield from put_writes(context, capture_writes(context, new))
 
 

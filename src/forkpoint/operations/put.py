@@ -6,7 +6,7 @@ encodes the values at the call and reads nothing, and the operation, which store
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
@@ -54,7 +54,8 @@ class NewWrites(NamedTuple):
     address: Address
     origin: Origin
     place: Place
-    writes: Sequence[tuple[str, Any]]
+    writes: Mapping[int, tuple[str, Any]]
+    """The channel and the value of each, by its idx."""
     task_id: str
     task_path: str
 
@@ -253,7 +254,7 @@ def capture_writes(context: Context, new: NewWrites) -> CapturedWrites:
     context = context.for_present_history()
     thread = context.memory.threads.get(new.address.thread_id)
     codec = _codec_to_capture(context, new.address.thread_id, thread)
-    values = [codec.encode_write(channel, value) for channel, value in new.writes]
+    values = [codec.encode_write(channel, value) for channel, value in new.writes.values()]
     return CapturedWrites(new, values, _write_rows(codec, new, values), codec)
 
 
@@ -281,7 +282,7 @@ def _prepare_writes(
         if not codec.is_kin(capture.codec):
             values = [codec.own_write(value) for value in values]
         capture = CapturedWrites(new, values, _write_rows(codec, new, values), codec)
-    status = _status_after(new.writes) if new.place[0] == "" else None
+    status = _status_after(new.writes.values()) if new.place[0] == "" else None
     rows = NewRows(None, capture.rows, capture.chunks, status)
     return PreparedPut(_request(context, new, thread, codec, rows), rows.chunks)
 
@@ -289,14 +290,13 @@ def _prepare_writes(
 def _write_rows(codec: Codec, new: NewWrites, values: Sequence[Encoded]) -> list[WriteRow]:
     """Return the rows of writes, with their receipts."""
     rows = []
-    for position, ((channel, _), encoded) in enumerate(zip(new.writes, values, strict=True)):
-        idx = langgraph_rules.write_idx(channel, position)
+    for (idx, (channel, _)), encoded in zip(new.writes.items(), values, strict=True):
         row = WriteRow(*new.place, new.task_id, idx, new.task_path, channel, b"", b"")
         rows.append(stored_row(codec, row, encoded))
     return with_receipts(codec, rows) if rows else []
 
 
-def _status_after(writes: Sequence[tuple[str, Any]]) -> str | None:
+def _status_after(writes: Iterable[tuple[str, Any]]) -> str | None:
     """Return the status of a thread after writes of a task of its graph; None if it stays."""
     channels = {channel for channel, _ in writes}
     if langgraph_rules.INTERRUPT in channels:

@@ -57,7 +57,7 @@ def new_writes(
         address,
         inputs.origin(config, address),
         inputs.place(address),
-        inputs.writes(writes),
+        langgraph_rules.by_idx(inputs.writes(writes)),
         inputs.identifier(task_id, "task_id"),
         inputs.text(task_path, "task_path"),
     )

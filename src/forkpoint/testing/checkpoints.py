@@ -134,6 +134,14 @@ class CheckpointContract(Contract):
         writes = api.get_tuple(stored).pending_writes
         assert writes == [("task", "__interrupt__", "new"), ("task", "a", 1)]
 
+    def test_of_writes_of_a_put_that_replace_each_other_the_last_counts(self, api: Api) -> None:
+        stored = put(api.saver, {"n": 1})
+        twice = [("__resume__", "first"), ("n", 1), ("__resume__", "last")]
+        for _ in range(2):  # the second time they are there already
+            api.put_writes(stored, twice, "task")
+            pending = sorted(api.get_tuple(config()).pending_writes)
+            assert pending == [("task", "__resume__", "last"), ("task", "n", 1)]
+
     def test_writes_come_in_the_order_in_which_a_run_applies_them(self, api: Api) -> None:
         stored = put(api.saver, {"n": 1})
         api.put_writes(stored, [("c", "second path")], "a-task", "~2")
