@@ -1,8 +1,8 @@
 """Group commits: what several threads put at the same time is stored with one commit.
 
 The thread that stores a batch is its leader; the threads whose puts are in the batch follow it.
-In a `GroupCommit`, which SQLite uses, the leader holds a lock of the store, and the others wait for
-that lock. In a `Relay`, which MongoDB uses, it wakes the others.
+In a `GroupCommit`, which SQLite uses, the leader holds a lock of the store, and other threads wait
+for that lock. In a `Relay`, which MongoDB uses, it wakes the others.
 
 An interrupt of a leader loses no put: what is not stored stays in the queue, or is returned to it.
 An exception may leave each method at any point; `let_go` and `_leave` clean up afterwards, and may
@@ -25,11 +25,12 @@ from forkpoint.runtime.steps import Caller, Locked, Patience, Waiting
 class Turn(Protocol):
     """The lock of a store. An exception at any point leaves it usable."""
 
-    def acquire(self, timeout: float | None = None) -> None:
+    def acquire(self, timeout: float | None = None, *, since: float | None = None) -> None:
         """Wait for the lock.
 
         Args:
             timeout: For how many seconds; None for as long as the store's own timeout.
+            since: When that time began, by `time.monotonic`; now by default.
 
         Raises:
             StorageBusy: The time is over.
@@ -52,11 +53,14 @@ class Pending(Waiting):
     is_taken = False
     """Whether it is, or was, in a batch: it may be stored at any moment."""
     is_withdrawn = False
+    is_paused = False
+    """Whether its suspended operation attempts to store it after a pause."""
     patience: Patience | None = None
     """How long it still waits for a locked store; None before it has met one."""
 
     def __init__(self, commits: GroupCommit[Any]) -> None:
         super().__init__()
+        self.since = time.monotonic()
         self._commits = commits
 
     def wait(self) -> None:
@@ -67,13 +71,8 @@ class Pending(Waiting):
         return self.resume()
 
     def resume(self) -> Sequence[Waiting]:
-        pause = None if self.done else self.attempt()
-        if pause is None:
-            return [self]
-        assert self.caller is not None
-        # Many wait, and each attempt stores all of them: each makes fewer.
-        self.caller.wake_later(self, pause * self._commits.turns)
-        return ()
+        self.is_paused = False
+        return self._commits.resume(self)
 
     def attempt(self) -> float | None:
         return self._commits.attempt(self)
@@ -88,8 +87,12 @@ _P = TypeVar("_P", bound=Pending)
 class GroupCommit(Generic[_P]):
     """A queue of puts. The thread that gets the lock leads: it stores all that are in the queue.
 
-    A put leaves the queue when it is stored, and not before. So a leader may be interrupted at any
-    point: the next one stores what is left.
+    Threads that wait for their own puts each wait for the lock. Of the worker threads, which put
+    for suspended operations, one does, for all of these.
+
+    A put leaves the queue when it is stored, and the operation that waits for it is resumed or
+    woken, and not before. So a leader may be interrupted at any point: the next one stores what is
+    left.
 
     Args:
         turn: The lock.
@@ -105,20 +108,21 @@ class GroupCommit(Generic[_P]):
     def renew(self) -> None:
         """Empty the queue, in a forked child: the threads that waited are not in it."""
         self._queue: deque[_P] = deque()
+        self._worker = threading.Lock()
+        """Held by the worker thread that waits for the lock of the store."""
 
-    @property
-    def turns(self) -> int:
-        """How many groups the waiting puts make, one of which attempts to store at a time."""
-        return 1 + len(self._queue) // _AT_ONCE
+    # For a thread that waits
 
     def put(self, pending: _P) -> None:
         """Return when a put is stored, or has failed."""
         try:
             while (pause := self.attempt(pending)) is not None:
                 time.sleep(pause)
+            self.wake_stored()
         except BaseException:
             self._turn.let_go()
             self._remove(pending)
+            self.wake_stored()
             raise
 
     def attempt(self, pending: _P) -> float | None:
@@ -129,9 +133,7 @@ class GroupCommit(Generic[_P]):
         """
         pause = None
         try:
-            if not pending.is_queued:
-                self._queue.append(pending)
-                pending.is_queued = True
+            self._join(pending)
             self._acquire(pending)
             if not pending.done:
                 try:
@@ -145,6 +147,42 @@ class GroupCommit(Generic[_P]):
             raise
         return pause
 
+    def wake_stored(self) -> None:
+        """Wake the suspended operations whose puts are done. It may be called at any time."""
+        for pending in self._queue.copy():
+            if pending.done and pending.caller is not None:
+                pending.caller.wake(pending)
+                self._remove(pending)
+
+    # For an operation that is suspended meanwhile
+
+    def resume(self, pending: _P) -> Sequence[_P]:
+        """Attempt to store a put, unless another worker thread is about to.
+
+        Returns:
+            The puts whose operations this thread is to resume.
+        """
+        if pending.done:
+            self._remove(pending)
+            return [pending]
+        self._join(pending)
+        if not self._worker.acquire(blocking=False):
+            return ()  # who holds it stores this one, or wakes it
+        pause = None
+        try:
+            pause = self.attempt(pending)
+            pending.is_paused = pause is not None
+        except BaseException:
+            self.wake_stored()
+            raise
+        finally:
+            self._worker.release()
+            self._wake_next()
+        if pause is not None and pending.caller is not None:
+            # Many wait, and each attempt stores all of them: each makes fewer.
+            pending.caller.wake_later(pending, pause * self._groups)
+        return self._take_stored()
+
     def withdraw(self, pending: _P) -> bool:
         """Take a put out of the queue, and return whether it was not stored yet."""
         try:
@@ -152,12 +190,38 @@ class GroupCommit(Generic[_P]):
             self._remove(pending)
         finally:
             self._turn.let_go()
+        self._wake_next()
         return not pending.done
+
+    @property
+    def _groups(self) -> int:
+        """How many groups the waiting puts make, one of which attempts to store at a time."""
+        return 1 + len(self._queue) // _AT_ONCE
+
+    def _wake_next(self) -> None:
+        """Wake a suspended operation whose put came while a worker was storing others."""
+        for pending in self._queue.copy():
+            if pending.caller is not None and not (pending.done or pending.is_paused):
+                pending.caller.wake(pending)
+                return
+
+    def _take_stored(self) -> Sequence[_P]:
+        stored = [one for one in self._queue.copy() if one.done and one.caller is not None]
+        for pending in stored:
+            self._remove(pending)
+        return stored
+
+    # For both
+
+    def _join(self, pending: _P) -> None:
+        if not pending.is_queued:
+            self._queue.append(pending)
+            pending.is_queued = True
 
     def _acquire(self, pending: _P) -> None:
         """Wait for the lock; after the store's timeout, fail a put that is in no batch."""
         try:
-            self._turn.acquire()
+            self._turn.acquire(since=pending.since)
         except StorageBusy as error:
             pending.is_withdrawn = (
                 True  # first: a leader sets `is_taken`, and looks at this afterwards
@@ -175,10 +239,9 @@ class GroupCommit(Generic[_P]):
             if not pending.is_withdrawn and not pending.done:
                 batch.append(pending)
         self._store(batch)
-        for pending in queue:
-            self._remove(pending)
-            if pending.patience is not None and pending.caller is not None:
-                pending.caller.wake(pending)  # it might sleep for longer
+        for pending in batch:
+            if pending.caller is None:
+                self._remove(pending)
 
     def _pause(self, pending: _P, locked: Locked) -> float | None:
         if pending.done:  # it was alone in a batch before
@@ -192,7 +255,8 @@ class GroupCommit(Generic[_P]):
 
     def _fail(self, pending: _P, error: Exception) -> None:
         pending.error, pending.done = error, True
-        self._remove(pending)
+        if pending.caller is None:
+            self._remove(pending)
 
     def _remove(self, pending: _P) -> None:
         try:  # noqa: SIM105 - `contextlib.suppress` takes longer than the rest

@@ -38,6 +38,10 @@ class PutQueue:
         """In a forked child: the other threads are gone."""
         self._commits.renew()
 
+    def let_go(self) -> None:
+        """Wake who waits for what this thread has stored before it was interrupted."""
+        self._commits.wake_stored()
+
     def put(self, request: PutRequest) -> Steps[ThreadRef | None]:
         """Store a put; see `Storage.put`."""
         pending = _PendingPut(request, self._commits)

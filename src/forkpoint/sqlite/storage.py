@@ -110,6 +110,7 @@ class SqliteStorage(Storage):
 
     def let_go(self) -> None:
         self._transactions.let_go()
+        self._puts.let_go()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

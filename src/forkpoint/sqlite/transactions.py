@@ -70,21 +70,24 @@ class Transactions:
 
     # The lock
 
-    def acquire(self, timeout: float | None = None) -> None:
+    def acquire(self, timeout: float | None = None, *, since: float | None = None) -> None:
         """Wait for the lock.
 
         Args:
             timeout: For how many seconds. By default, as long as a call waits at all.
+            since: When that time began, by `time.monotonic`; now by default.
 
         Raises:
             StorageBusy: Other calls of this process held it for too long.
         """
         if self._lock.acquire(blocking=False):
             return
-        seconds = self.timeout if timeout is None else timeout
+        seconds = left = self.timeout if timeout is None else timeout
+        if since is not None:
+            left = max(since + seconds - time.monotonic(), 0)
         if self._connection is None:  # it is being opened, which takes as long as it takes
-            seconds = threading.TIMEOUT_MAX
-        if not self._lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)):
+            left = threading.TIMEOUT_MAX
+        if not self._lock.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
             raise StorageBusy(
                 f"other calls of this process held the connection for {seconds:g} seconds"
             )
