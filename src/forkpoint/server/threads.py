@@ -11,8 +11,11 @@ from uuid import uuid4
 from fastapi import APIRouter, Header, HTTPException, Query, Response
 
 from forkpoint.catalog.threads import Thread, ThreadFilter
+from forkpoint.encoding.encryption import cipher_of
 from forkpoint.errors import ThreadDeleted, ThreadNotFound
 from forkpoint.filters import contains
+from forkpoint.previews import PREVIEW_CHARACTERS
+from forkpoint.saver import ForkpointSaver, parts_of
 from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json
 from forkpoint.server.bodies import Json
@@ -78,9 +81,10 @@ async def search(request: Request, response: Response, body: bodies.ThreadSearch
 @router.post("/threads/count", response_model=int)
 async def count(request: Request, body: bodies.ThreadCount) -> int:
     """Return how many threads match."""
-    if not body.values:
-        return await request.catalog.acount(_filter(body))
-    return len([thread async for thread in _with_values(request, body)])
+    search = _ValueSearch(request, body)
+    if not search.rest:
+        return await request.catalog.acount(search.filter)
+    return len([thread async for thread in search.threads()])
 
 
 @router.post("/threads/prune", response_model=bodies.PruneReply)
@@ -203,42 +207,31 @@ def _time_to_live(ttl: bodies.TimeToLive | float | None) -> Json:
     return {"ttl": timedelta(minutes=ttl)}
 
 
-def _filter(body: bodies.ThreadCount) -> ThreadFilter:
-    ids = body.ids if isinstance(body, bodies.ThreadSearch) else None
-    return ThreadFilter(ids=ids, metadata=body.metadata or {}, status=body.status)
-
-
 async def _page(request: Request, body: bodies.ThreadSearch) -> tuple[Sequence[Thread], bool]:
     """Return a page of threads, and whether there are more after it."""
-    if body.values:
-        return await _page_with_values(request, body)
-    order = {"sort_by": body.sort_by or "updated_at", "descending": body.sort_order != "asc"}
+    search = _ValueSearch(request, body)
+    if search.rest:
+        return await _page_with_values(search, body)
     limit = min(body.limit + 1, 1000)
     found = await request.catalog.asearch(
-        _filter(body),
-        limit=limit,
-        offset=body.offset,
-        **order,  # type: ignore[arg-type]
+        search.filter, limit=limit, offset=body.offset, **search.order
     )
     threads = list(found)
     has_more = len(threads) > body.limit
     if not has_more and len(threads) == body.limit:  # which is the largest page there is
         more = await request.catalog.asearch(
-            _filter(body),
-            limit=1,
-            offset=body.offset + limit,
-            **order,  # type: ignore[arg-type]
+            search.filter, limit=1, offset=body.offset + limit, **search.order
         )
         has_more = bool(more.items)
     return threads[: body.limit], has_more
 
 
 async def _page_with_values(
-    request: Request, body: bodies.ThreadSearch
+    search: _ValueSearch, body: bodies.ThreadSearch
 ) -> tuple[Sequence[Thread], bool]:
     threads: list[Thread] = []
     passed = 0
-    async for thread in _with_values(request, body):
+    async for thread in search.threads():
         passed += 1
         if passed > body.offset:
             if len(threads) == body.limit:
@@ -247,23 +240,61 @@ async def _page_with_values(
     return threads, False
 
 
-async def _with_values(request: Request, body: bodies.ThreadCount) -> AsyncIterator[Thread]:
-    """Read the states of the threads that match otherwise, and return those that match."""
-    order: Json = {}
-    if isinstance(body, bodies.ThreadSearch):
-        order = {"sort_by": body.sort_by or "updated_at", "descending": body.sort_order != "asc"}
-    cursor: str | None = None
-    while True:
-        page = await request.catalog.asearch(
-            _filter(body), limit=_ROWS_AT_ONCE, cursor=cursor, **order
+def _indexed_part(saver: ForkpointSaver, values: Json) -> Json:
+    """Return the part of a filter on values that the catalog's index answers.
+
+    These are short scalars of the channels that the saver keeps a preview of. Other values the
+    preview may not have whole.
+    """
+    if cipher_of(saver.serde) is not None:
+        return {}  # nothing of a preview is in the index
+    channels = parts_of(saver).context.preview
+    return {
+        name: value
+        for name, value in values.items()
+        if name in channels
+        and not isinstance(value, list | dict)
+        and not (isinstance(value, str) and len(value) >= PREVIEW_CHARACTERS)
+    }
+
+
+class _ValueSearch:
+    """What a search asks of the catalog, and what only the states of threads tell.
+
+    Attributes:
+        filter: What the catalog finds by its index.
+        rest: The values that are compared with the state of each thread that the catalog finds.
+        order: How the catalog sorts the threads.
+    """
+
+    def __init__(self, request: Request, body: bodies.ThreadCount) -> None:
+        values = body.values or {}
+        indexed = _indexed_part(request.catalog.saver, values)
+        self.rest = {name: value for name, value in values.items() if name not in indexed}
+        ids = body.ids if isinstance(body, bodies.ThreadSearch) else None
+        self.filter = ThreadFilter(
+            ids=ids, metadata=body.metadata or {}, status=body.status, values=indexed
         )
-        for thread in page:
-            values = await read_values(request.catalog.saver, thread.thread_id)
-            if contains(values, body.values):
-                yield thread
-        cursor = page.next_cursor
-        if cursor is None:
-            return
+        self.order: Json = {}
+        if isinstance(body, bodies.ThreadSearch):
+            is_descending = body.sort_order != "asc"
+            self.order = {"sort_by": body.sort_by or "updated_at", "descending": is_descending}
+        self._catalog = request.catalog
+
+    async def threads(self) -> AsyncIterator[Thread]:
+        """Read the states of the threads that the catalog finds, and return those that match."""
+        cursor: str | None = None
+        while True:
+            page = await self._catalog.asearch(
+                self.filter, limit=_ROWS_AT_ONCE, cursor=cursor, **self.order
+            )
+            for thread in page:
+                values = await read_values(self._catalog.saver, thread.thread_id)
+                if contains(values, self.rest):
+                    yield thread
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
 
 def _extraction(alias: str, path: str) -> tuple[str, list[str | int]]:
