@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from langgraph_sdk import get_client
 
 from forkpoint import ThreadCatalog
 from forkpoint.langgraph_server import register_threads
-from processes import environment
-from servers import wait_until
-from stores import MongoStore, SqliteStore, Store
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "langgraph_server"
+from langgraph_servers import EXAMPLE, running
+from stores import Store
 
 pytestmark = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="LangGraph's server needs Python 3.11"
@@ -38,51 +31,13 @@ def directory(tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXAMPLE, tmp_path / "example"))
 
 
-@contextmanager
-def running(directory: Path, store: Store) -> Iterator[Any]:
-    """Run the server over a store, and give a client of it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = named(store)
-    variables = {**environment(), "FORKPOINT_STORE": place, "LANGSMITH_TRACING": "false"}
-    command = [sys.executable, "-m", "langgraph_cli", "dev", "--no-browser", "--no-reload"]
-    with open(directory / "log.txt", "w") as log:
-        server = subprocess.Popen(
-            [*command, "--port", str(port)], cwd=directory, env=variables, stdout=log, stderr=log
-        )
-        try:
-            address = f"http://127.0.0.1:{port}"
-            wait_until(lambda: server.poll() is not None or answers(address), "the server")
-            assert server.poll() is None, (directory / "log.txt").read_text()
-            yield get_client(url=address)
-        finally:
-            server.terminate()
-            server.wait()
-
-
-def named(store: Store) -> str:
-    """Return what FORKPOINT_STORE says of a store."""
-    if isinstance(store, SqliteStore):
-        return str(store.path)
-    assert isinstance(store, MongoStore)
-    address, _, options = store.uri.partition("?")
-    return f"{address.rstrip('/')}/{store.name}?{options}"
-
-
-def answers(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/ok").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
 @pytest.mark.parametrize(
     "new_store", ["sqlite", pytest.param("mongodb", marks=pytest.mark.slow)], indirect=True
 )
 async def test_it_runs_on_forkpoint(directory: Path, new_store: Callable[[], Store]) -> None:
     store = new_store()
-    with running(directory, store) as client:
+    with running(directory, store) as address:
+        client = get_client(url=address)
         thread_id = (await client.threads.create())["thread_id"]
         await client.runs.wait(thread_id, "chat", input=said("Hello"))
         values = await client.runs.wait(thread_id, "chat", input=said("Well?"))
@@ -111,7 +66,8 @@ async def test_it_runs_on_forkpoint(directory: Path, new_store: Callable[[], Sto
             assert kept.metadata["graph_id"] == "chat"
 
     shutil.rmtree(directory / ".langgraph_api")  # the server forgets all threads
-    with running(directory, store) as client, store.saver() as saver:
+    with running(directory, store) as address, store.saver() as saver:
+        client = get_client(url=address)
         assert await client.threads.search() == []
         assert await register_threads(ThreadCatalog(saver), client) == 1
         assert await register_threads(ThreadCatalog(saver), client) == 1
