@@ -24,5 +24,7 @@ def _simplified(value: Any) -> Any:
     if type(value) is float:
         return value if math.isfinite(value) else None
     if isinstance(value, Interrupt):
-        return {"value": value.value, "id": value.id}
+        shown = {"value": value.value, "id": value.id}
+        schema = getattr(value, "response_schema", None)  # since LangGraph 1.2
+        return shown if schema is None else {**shown, "response_schema": schema}
     return value
