@@ -21,7 +21,7 @@ clocks, caches.
 
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.catalog.arguments import UNCHANGED
+from forkpoint.catalog.arguments import UNCHANGED, NewThread
 from forkpoint.catalog.catalog import ThreadCatalog
 from forkpoint.catalog.leases import Lease
 from forkpoint.catalog.retention import RetentionPolicy, RetentionResult
@@ -107,6 +107,7 @@ __all__ = [
     "MessageOrigin",
     "MissingFeature",
     "MissingLibrary",
+    "NewThread",
     "NoWorkerThread",
     "NotStorable",
     "Page",

@@ -170,18 +170,19 @@ def test_few_matches_are_sorted_and_not_searched_among_all_threads(
 
 TAGGED = ThreadFilter(tags=["a"])
 CALLS: dict[str, tuple[Callable[[ThreadCatalog], Any], int, list[str]]] = {
-    # SQLite's statements, those that begin and commit included, and MongoDB's commands.
-    "get": (lambda catalog: catalog.get("t"), 4, ["aggregate"]),
+    # SQLite's statements, those that begin and commit included, and MongoDB's commands. What is
+    # found has no checkpoints; of threads that have some, SQLite reads the newest as well.
+    "get": (lambda catalog: catalog.get("t"), 3, ["aggregate"]),
     "get of nothing": (lambda catalog: catalog.get("none"), 3, ["aggregate"]),
     "create": (
         lambda catalog: catalog.create("new", tags=["a"]),
-        14,
-        ["aggregate", "find", "update", "aggregate"],
+        9,
+        ["find", "update", "aggregate"],
     ),
-    "get_or_create": (lambda catalog: catalog.get_or_create("t"), 4, ["aggregate"]),
+    "get_or_create": (lambda catalog: catalog.get_or_create("t"), 3, ["aggregate"]),
     "update": (
         lambda catalog: catalog.update("t", label="x", metadata={"k": 2}),
-        16,
+        15,
         ["aggregate", "update", "aggregate"],
     ),
     "count": (
@@ -197,17 +198,17 @@ CALLS: dict[str, tuple[Callable[[ThreadCatalog], Any], int, list[str]]] = {
     ),
     "search": (
         lambda catalog: catalog.search(TAGGED, limit=2),
-        9,
+        8,
         ["aggregate", "update", "update", "find", "aggregate"],
     ),
     "search of a second page": (
         lambda catalog: catalog.search(TAGGED, limit=2, cursor=CURSORS[0]),
-        12,
+        11,
         ["find", "aggregate"],
     ),
     "search of a later page": (
         lambda catalog: catalog.search(TAGGED, limit=2, cursor=CURSORS[1]),
-        10,  # it is the last one: what kept the order is removed
+        9,  # it is the last one: what kept the order is removed
         ["find", "aggregate"],
     ),
 }

@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 
-from forkpoint import ForkpointError, Lease, RetentionPolicy, ThreadCatalog, ThreadFilter
+from forkpoint import (
+    ForkpointError,
+    Lease,
+    NewThread,
+    RetentionPolicy,
+    ThreadCatalog,
+    ThreadFilter,
+)
 from forkpoint.inputs import LEASE
 from forkpoint.saver.saver import ForkpointSaver
 from interface import LIVE, Method, Outcome, answer_of, comparable
@@ -226,6 +233,10 @@ DRAWN: dict[str, Callable[[Here, Picks], Any]] = {
     "task_path": lambda here, picks: "",
     "thread_id": Here.thread_id,
     "thread_ids": lambda here, picks: [here.thread_id(picks), here.thread_id(picks)],
+    "threads": lambda here, picks: [
+        NewThread(thread_id, tags=picks.of([[], ["s"]]))
+        for thread_id in dict.fromkeys([here.new_id(picks), here.new_id(picks)])
+    ],
     "timeout": lambda here, picks: timedelta(milliseconds=1),
     "ttl": lambda here, picks: timedelta(days=1),
     "values": lambda here, picks: picks.of([{}, {"n": 3}]),

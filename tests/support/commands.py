@@ -14,7 +14,7 @@ from pymongo.monitoring import (
 )
 
 from checking import Api, checkpoint, config
-from forkpoint import RetentionPolicy, ThreadFilter
+from forkpoint import NewThread, RetentionPolicy, ThreadFilter
 
 Document = Mapping[str, Any]
 
@@ -195,6 +195,9 @@ async def use_the_catalog(catalog: Api) -> None:
     saver = catalog.saver.saver
     await catalog.create("made", label="L", tags=["a"], metadata={"k": [1]}, ttl=timedelta(days=1))
     await catalog.create("made", if_exists="do_nothing")
+    many = [NewThread("made"), NewThread("many 1"), NewThread("many 2")]
+    await catalog.create_many(many[1:])
+    await catalog.create_many(many, if_exists="do_nothing")
     long = [f"{n} " * 300 for n in range(30)]
     for thread_id in ("made", "ran", "ran"):
         saver.put(config(thread_id), checkpoint({"long": long}), {}, {"long": 1})

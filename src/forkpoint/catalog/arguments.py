@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from forkpoint import inputs
@@ -16,6 +19,7 @@ from forkpoint.catalog.records import Changes
 from forkpoint.catalog.retention import Archive, RetentionPolicy, Rules
 from forkpoint.catalog.search import ThreadSearch
 from forkpoint.errors import InvalidInput
+from forkpoint.results import OnExpiry
 
 _LARGEST_PAGE = 1000
 _LARGEST_OFFSET = 10_000
@@ -29,6 +33,41 @@ class _Unchanged(Enum):
 
 UNCHANGED = _Unchanged.UNCHANGED
 """The default of the arguments of an update or a clone: the thread keeps what it has."""
+
+
+@dataclass(frozen=True)
+class NewThread:
+    """A thread that `ThreadCatalog.create_many` is to create; the arguments of `create`."""
+
+    thread_id: str | None = None
+    label: str | None = None
+    tags: Collection[str] = ()
+    metadata: Mapping[str, Any] | None = None
+    ttl: timedelta | Literal[_Unchanged.UNCHANGED] | None = UNCHANGED
+    on_expiry: OnExpiry | Literal[_Unchanged.UNCHANGED] = UNCHANGED
+
+
+def new_threads(threads: object) -> dict[str, Changes]:
+    """Return what is said of threads that are to be created, by id.
+
+    Raises:
+        InvalidInput: One of them is no `NewThread`, has an argument of the wrong type, or has the
+            id of another one.
+    """
+    if isinstance(threads, (str, bytes, Mapping)) or not isinstance(threads, Iterable):
+        raise InvalidInput(
+            f"threads must be an iterable of NewThread, not {type(threads).__name__}"
+        )
+    checked: dict[str, Changes] = {}
+    for number, new in enumerate(threads):
+        if not isinstance(new, NewThread):
+            raise InvalidInput(f"threads[{number}] must be a NewThread, not {type(new).__name__}")
+        thread_id = new_id(new.thread_id, "thread_id")
+        if thread_id in checked:
+            raise InvalidInput(f"threads has two of the id {thread_id!r}")
+        described = new.label, new.tags, new.metadata, new.ttl, new.on_expiry
+        checked[thread_id] = changes_of(*described)
+    return checked
 
 
 def new_id(value: object, name: str) -> str:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from forkpoint.catalog.heads import thread_of
+from forkpoint.catalog.heads import thread_of, threads_of
 from forkpoint.catalog.threads import Thread
 from forkpoint.encoding.hashing import Hashing, new_salt
 from forkpoint.errors import InvalidInput, StorageBusy, ThreadExists, ThreadNotFound
@@ -23,7 +23,10 @@ from forkpoint.storage.interface import Session
 from forkpoint.storage.record_checksums import check_record, checksums_with_description
 from forkpoint.storage.retry import attempts, busy, retry_steps
 from forkpoint.storage.rows import Description, ForkRequest, ThreadRow
-from forkpoint.storage.shared import thread_exists
+from forkpoint.storage.shared import batches, thread_exists
+
+CREATED_AT_ONCE = 500
+"""How many threads are created in one transaction."""
 
 
 class Changes(NamedTuple):
@@ -83,9 +86,7 @@ def create(context: Context, thread_id: str, changes: Changes, may_exist: bool) 
     description = changes.applied(Description(**context.expiry._asdict()))
     for _ in attempts():
         with context.storage.writing() as session:
-            row = session.records.get(thread_id)
-            if row is not None and not may_exist:
-                raise thread_exists(thread_id)
+            row = session.records.get(thread_id) if may_exist else None
             if row is None:
                 if not session.records.create(thread_id, context.owner, description, hashing):
                     if not may_exist:
@@ -105,6 +106,66 @@ def create(context: Context, thread_id: str, changes: Changes, may_exist: bool) 
         if session.threads.find(thread_id) is not None:
             raise thread_exists(thread_id)  # an owner is about to put its first checkpoint
     raise StorageBusy(f"thread {thread_id!r} is made and deleted again and again")
+
+
+def create_many(
+    context: Context, threads: Mapping[str, Changes], may_exist: bool
+) -> Steps[list[Thread]]:
+    """Make threads, `CREATED_AT_ONCE` in a transaction, and return all of them in order.
+
+    Raises:
+        ThreadExists: There is one of them, or another owner has one.
+    """
+    hashing = context.prepare().hashing
+    default = Description(**context.expiry._asdict())
+    new = {thread_id: changes.applied(default) for thread_id, changes in threads.items()}
+    parts = list(batches(new, CREATED_AT_ONCE))
+
+    def work(turns: Turns) -> Work[dict[str, ThreadRow]]:
+        if not may_exist:  # before the first one is made
+            for part in parts:
+                for thread_id in turns.session.records.get_many(part):
+                    raise thread_exists(thread_id)
+                yield
+            turns.only_reads = False
+            yield
+        rows: dict[str, ThreadRow] = {}
+        for part in parts:
+            described = {thread_id: new[thread_id] for thread_id in part}
+            rows.update(_made(context, turns.session, described, hashing, may_exist))
+            turns.is_over = True
+            yield
+        return rows
+
+    rows = yield from in_turns(context.storage, work, only_reads=not may_exist)
+    for row in rows.values():
+        check_record(hashing, row)
+    living = [row for row in rows.values() if not row.is_expired]
+    made = {thread.thread_id: thread for thread in threads_of(context, living)}
+    return [
+        # One that has expired is renewed, and one that somebody is about to make is waited for.
+        made.get(thread_id) or create(context, thread_id, changes, may_exist=True)
+        for thread_id, changes in threads.items()
+    ]
+
+
+def _made(
+    context: Context,
+    session: Session,
+    new: Mapping[str, Description],
+    hashing: Hashing,
+    may_exist: bool,
+) -> dict[str, ThreadRow]:
+    """Make threads, and return their records."""
+    made = session.records.create_many(new, context.owner, hashing)
+    if not may_exist:
+        for thread_id in new.keys() - made:
+            raise thread_exists(thread_id)
+    for thread_id in made:
+        context.memory.threads.pop(thread_id)
+    stored = session.records.get_many(new)
+    rows = session.records.with_heads(list(stored.values()))
+    return {row.thread_id: row for row in rows if row is not None}
 
 
 def update(context: Context, thread_id: str, changes: Changes) -> Thread:

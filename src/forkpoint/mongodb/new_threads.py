@@ -75,13 +75,7 @@ class NewThreads:
         Raises:
             ThreadExists: There is a thread of its id by now.
         """
-        target, name = _ref_of(made), self._commands.name_of(made["thread_id"])
-        means = update_one(
-            {**name, "key": old["_id"] if old else None},
-            {"$set": {"key": target.key, "home": target.family}, "$unset": {"expires": ""}},
-            upsert=True,
-        )
-        statements = [*before, means, _show_statement(made)]
+        statements = [*before, self._naming(made, old), _show_statement(made)]
         outcome = self._commands.bulk(statements)
         if outcome.hits == len(statements) or self._is_shown(made, old):
             return True
@@ -90,6 +84,35 @@ class NewThreads:
         if outcome.failed == len(before):
             raise thread_exists(made["thread_id"])
         return False
+
+    def show_many(self, records: Sequence[Document]) -> set[str]:
+        """Insert the records of threads, make these visible, and return the ids of those that are.
+
+        Args:
+            records: The records, of threads whose ids meant none before.
+        """
+        statements = [
+            statement
+            for made in records
+            for statement in (insertion_of(made), self._naming(made, None), _show_statement(made))
+        ]
+        if not statements or self._commands.bulk(statements).hits == len(statements):
+            return {made["thread_id"] for made in records}
+        shown = set()
+        for made in records:  # somebody else made one of them meanwhile
+            if self._is_shown(made, None):
+                shown.add(made["thread_id"])
+            else:
+                self.discard(made)
+        return shown
+
+    def _naming(self, made: Document, old: Document | None) -> Statement:
+        """Return the statement that lets a thread's id mean it, if it means what it meant."""
+        return update_one(
+            {**self._commands.name_of(made["thread_id"]), "key": old["_id"] if old else None},
+            {"$set": {"key": made["_id"], "home": made["family"]}, "$unset": {"expires": ""}},
+            upsert=True,
+        )
 
     def deleted_before(self, thread_id: str) -> Document | None:
         """Return what is left of the thread that an id meant before.
@@ -139,6 +162,11 @@ class NewThreads:
         else:
             self._commands.update(means, {"$set": {"key": old["_id"], "home": old["family"]}})
         return False
+
+
+def insertion_of(made: Document) -> Statement:
+    """Return the statement that inserts the record of a new thread."""
+    return update_one(record_of(_ref_of(made)), {"$setOnInsert": made}, upsert=True)
 
 
 def _ref_of(made: Document) -> ThreadRef:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 
 from bson.objectid import ObjectId
 
 from forkpoint.encoding.hashing import Hashing, new_salt
 from forkpoint.errors import ThreadExists
 from forkpoint.filters import stored_value_terms, thread_terms
-from forkpoint.mongodb.commands import MongoCommands
+from forkpoint.mongodb.commands import IN_ONE_COMMAND, MongoCommands
 from forkpoint.mongodb.documents import NOW, ROWS, Document, record_of, write_row
 from forkpoint.mongodb.log import Logs
-from forkpoint.mongodb.new_threads import NewThreads
+from forkpoint.mongodb.new_threads import NewThreads, insertion_of
 from forkpoint.mongodb.pipelines import join
-from forkpoint.mongodb.statements import update_one
 from forkpoint.mongodb.thread_documents import (
     NO_LOG,
     VISIBLE,
@@ -61,16 +60,28 @@ class MongoRecords(interface.Records):
         self._new_threads = new_threads
 
     def get(self, thread_id: str) -> ThreadRow | None:
-        stages = [*self._logs.up_to_date(), WITH_LEASE]
-        records = self._commands.aggregate(
-            [
-                {"$match": self._commands.name_of(thread_id)},
-                join(self._commands, "record", ("key", "_id"), VISIBLE, stages),
-                {"$unwind": "$record"},
-                {"$replaceWith": "$record"},
-            ]
-        )
+        records = self._commands.aggregate(self._records_of(self._commands.name_of(thread_id)))
         return thread_row(records[0]) if records else None
+
+    def get_many(self, thread_ids: Collection[str]) -> Mapping[str, ThreadRow]:
+        rows: dict[str, ThreadRow] = {}
+        for batch in batches(thread_ids, IN_ONE_COMMAND):
+            names = [self._commands.name_of(thread_id)["_id"] for thread_id in batch]
+            match = {"_id": {"$in": names}, "family": {"$in": names}}
+            for record in self._commands.aggregate(self._records_of(match)):
+                row = thread_row(record)
+                rows[row.thread_id] = row
+        return rows
+
+    def _records_of(self, names: Document) -> list[Document]:
+        """Return the stages that find the records of the threads that some names mean."""
+        stages = [*self._logs.up_to_date(), WITH_LEASE]
+        return [
+            {"$match": names},
+            join(self._commands, "record", ("key", "_id"), VISIBLE, stages),
+            {"$unwind": "$record"},
+            {"$replaceWith": "$record"},
+        ]
 
     def with_heads(self, rows: Sequence[ThreadRow | None]) -> list[ThreadRow | None]:
         # Where the record says that there is nothing to be seen, nothing is read.
@@ -101,18 +112,46 @@ class MongoRecords(interface.Records):
             old = self._new_threads.deleted_before(thread_id)
         except ThreadExists:
             return self._adopt(thread_id, owner, described, hashing)
-        key = ObjectId()
-        fields = {"owner": owner, **fields_of(described), "salt": new_salt()}
-        target = ThreadRef(key, key, ObjectId())
-        made = self._new_threads.record(thread_id, target, old, hashing, **fields)
-        insertion = update_one(record_of(target), {"$setOnInsert": made}, upsert=True)
+        made = self._new_record(thread_id, old, owner, described, hashing)
         try:
-            if self._new_threads.show(made, old, [insertion]):
+            if self._new_threads.show(made, old, [insertion_of(made)]):
                 return True
         except ThreadExists:
             pass  # somebody else has made one meanwhile
         self._new_threads.discard(made)
         return False
+
+    def create_many(
+        self, new: Mapping[str, Description], owner: str | None, hashing: Hashing
+    ) -> Set[str]:
+        names = {self._commands.name_of(thread_id)["_id"]: thread_id for thread_id in new}
+        which = {"$in": list(names)}
+        named = self._commands.latest({"_id": which, "family": which}, {"_id": 1})
+        others = {names[document["_id"]] for document in named}
+        made = [
+            self._new_record(id_, None, owner, described, hashing)
+            for id_, described in new.items()
+            if id_ not in others
+        ]
+        created = self._new_threads.show_many(made)
+        for thread_id in new.keys() - created:  # by itself, as it is not made for the first time
+            if self.create(thread_id, owner, new[thread_id], hashing):
+                created.add(thread_id)
+        return created
+
+    def _new_record(
+        self,
+        thread_id: str,
+        old: Document | None,
+        owner: str | None,
+        described: Description,
+        hashing: Hashing,
+    ) -> Document:
+        """Return the record of a new thread that is not visible yet; see `NewThreads.record`."""
+        key = ObjectId()
+        fields = {"owner": owner, **fields_of(described), "salt": new_salt()}
+        target = ThreadRef(key, key, ObjectId())
+        return self._new_threads.record(thread_id, target, old, hashing, **fields)
 
     def describe(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
 
 from forkpoint.encoding.hashing import Hashing, new_salt
@@ -16,7 +16,7 @@ from forkpoint.sqlite.rows import (
 )
 from forkpoint.sqlite.search_index import SearchIndex
 from forkpoint.sqlite.statements import BATCH, Statements, placeholders
-from forkpoint.sqlite.thread_table import NEXT_EPOCH, ThreadTable
+from forkpoint.sqlite.thread_table import NEXT_EPOCH, ThreadTable, description_columns
 from forkpoint.sqlite.tombstones import Tombstones
 from forkpoint.storage.interface import Records
 from forkpoint.storage.plan import HEAD_ROWS
@@ -64,10 +64,9 @@ class SqliteRecords(Records):
         self._index = index
 
     def get(self, thread_id: str) -> ThreadRow | None:
-        return self.by_id([thread_id]).get(thread_id)
+        return self.get_many([thread_id]).get(thread_id)
 
-    def by_id(self, thread_ids: Collection[str]) -> dict[str, ThreadRow]:
-        """Return the records of those of some threads that exist."""
+    def get_many(self, thread_ids: Collection[str]) -> dict[str, ThreadRow]:
         now = self._sql.now()
         records: dict[str, ThreadRow] = {}
         for batch in batches(thread_ids, BATCH):
@@ -80,7 +79,9 @@ class SqliteRecords(Records):
 
     def with_heads(self, rows: Sequence[ThreadRow | None]) -> list[ThreadRow | None]:
         heads: dict[int, list[WriteRow]] = {}
-        for batch in batches([row.thread.key for row in rows if row is not None], BATCH):
+        # A thread without checkpoints has nothing to be seen.
+        keys = [row.thread.key for row in rows if row is not None and row.checkpoint_count != 0]
+        for batch in batches(keys, BATCH):
             for key, *values in self._sql.rows(f"{_HEADS} ({placeholders(batch)})", batch):
                 heads.setdefault(key, []).append(write_row(values))
         return [row and row._replace(head=heads.get(row.thread.key, ())) for row in rows]
@@ -94,24 +95,49 @@ class SqliteRecords(Records):
             (thread_id,),
         )
         if row is None:
-            now, salt = self._sql.now(), new_salt()
-            key = self._table.add_first(
-                thread_id=thread_id,
-                owner=owner,
-                salt=salt,
-                created_at=now,
-                updated_at=now,
-                watermark=self._tombstones.watermark(thread_id),
-            )
-        else:
-            key, salt, is_provisional, known_owner = row
-            if not is_provisional or known_owner != owner:
-                return False
-            self._table.update(key, "provisional = 0")
+            watermark = self._tombstones.watermark(thread_id)
+            columns = self._columns(thread_id, owner, described, hashing)
+            self._index.add(self._table.insert(**columns, watermark=watermark), columns)
+            return True
+        key, salt, is_provisional, known_owner = row
+        if not is_provisional or known_owner != owner:
+            return False
+        self._table.update(key, "provisional = 0")
         checksums = hashing.checksums((thread_id, owner, salt), described)
         self._table.describe(key, described, checksums)
         self._index.update(key)
         return True
+
+    def create_many(
+        self, new: Mapping[str, Description], owner: str | None, hashing: Hashing
+    ) -> Set[str]:
+        known: set[str] = set()
+        for batch in batches(new, BATCH):
+            rows = self._sql.rows(
+                "SELECT thread_id FROM forkpoint_threads"
+                f" WHERE thread_id IN ({placeholders(batch)}) AND deleted_at IS NULL",
+                batch,
+            )
+            known.update(thread_id for (thread_id,) in rows)
+        watermarks = self._tombstones.watermarks([id_ for id_ in new if id_ not in known])
+        records = [
+            {**self._columns(id_, owner, new[id_], hashing), "watermark": watermark}
+            for id_, watermark in watermarks.items()
+        ]
+        if records:
+            self._index.add_since(self._table.add_many(records), len(records))
+        adopted = (id_ for id_ in known if self.create(id_, owner, new[id_], hashing))
+        return watermarks.keys() | set(adopted)
+
+    def _columns(
+        self, thread_id: str, owner: str | None, described: Description, hashing: Hashing
+    ) -> dict[str, Any]:
+        """Return the columns of the record of a new thread."""
+        now, salt = self._sql.now(), new_salt()
+        checksums = hashing.checksums((thread_id, owner, salt), described)
+        columns = {"thread_id": thread_id, "owner": owner, "salt": salt}
+        times = {"created_at": now, "updated_at": now}
+        return {**columns, **times, **description_columns(described, checksums)}
 
     def describe(
         self,

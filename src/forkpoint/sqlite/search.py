@@ -36,7 +36,7 @@ class SqliteSearch(Search):
         places = self._sql.rows(statement.ordered(), statement.values)
         is_last = len(places) <= query.limit
         places = places[: query.limit]
-        rows = self._records.by_id([thread_id for _, thread_id in places])
+        rows = self._records.get_many([thread_id for _, thread_id in places])
         return ThreadRowPage(
             [rows.get(thread_id) for _, thread_id in places],
             places,

@@ -7,6 +7,7 @@ snapshot may need it, which a search that is read page by page has.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -24,6 +25,7 @@ MOST_SNAPSHOTS = 100
 """How many snapshots are kept. The oldest gives way to the next one."""
 
 _LISTED_AT_ONCE = 10_000
+_NEW = ("owner", "label", "tags", "metadata", "updated_at")
 _INSERT = (
     "INSERT OR REPLACE INTO forkpoint_listing"
     " (term, status, listed_at, thread_id, valid_from, state_updated_at) VALUES "
@@ -62,6 +64,28 @@ class SearchIndex:
     def update(self, key: int) -> None:
         """Bring the rows of one thread up to date."""
         self._list(" AND key = ?", key, 1)
+
+    def add(self, key: int, columns: Mapping[str, Any]) -> None:
+        """List a thread that was just made, and has no state yet, with a family of its own.
+
+        Args:
+            key: The thread.
+            columns: Those of its record.
+        """
+        owner, label, tags, metadata, now = (columns[name] for name in _NEW)
+        terms = thread_terms(owner, label, json_list(tags), metadata, None)
+        place = "idle", now, columns["thread_id"], self._last_snapshot()
+        rows = [(term, *place, 0 if term == ALL_TERM else None) for term in sorted(terms)]
+        self._sql.insert(_INSERT, rows)
+        self._sql.run(
+            "UPDATE forkpoint_threads SET family = key, terms = ?, value_terms = x'',"
+            " listed_at = ?, listed_status = 'idle' WHERE key = ?",
+            (packed(terms), now, key),
+        )
+
+    def add_since(self, key: int, number: int) -> None:
+        """List the threads with keys above this one, of which there are so many."""
+        self._list(" AND key > ?", key, number)
 
     def _list(self, condition: str, *values: int) -> bool:
         """List threads as they are now, and return whether there may be more of them.

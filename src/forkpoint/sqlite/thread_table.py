@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forkpoint.filters import folded
@@ -27,6 +28,17 @@ _IS_USELESS = (
     "family = :family AND deleted_at IS NOT NULL AND copy_deadline IS NULL"
     " AND key NOT IN (SELECT key FROM ancestors)"
 )
+
+
+def description_columns(described: Description, checksums: bytes) -> dict[str, Any]:
+    """Return what a thread's record says that its runs do not change, by column."""
+    label, tags, metadata, ttl, fixed_keys, on_expiry = described
+    texts = label, json.dumps(list(tags)), metadata, ttl, json.dumps(list(fixed_keys)), on_expiry
+    return {
+        **dict(zip(DESCRIPTION.split(", "), texts, strict=True)),
+        "folded_label": None if label is None else folded(label),
+        "checksums": checksums,
+    }
 
 
 class ThreadTable:
@@ -54,14 +66,31 @@ class ThreadTable:
 
     def add_first(self, **columns: Any) -> int:
         """Insert the first thread of a new family, and return its key."""
+        key = self.insert(**columns)
+        self.update(key, "family = key")
+        return key
+
+    def insert(self, **columns: Any) -> int:
+        """Insert a thread that is to be the first one of a family, and return its key."""
         key = self._sql.run(
             f"INSERT INTO forkpoint_threads (family, {', '.join(columns)})"
             f" VALUES (0, {placeholders(columns)})",
             list(columns.values()),
         ).lastrowid
         assert key is not None
-        self.update(key, "family = key")
         return key
+
+    def add_many(self, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Insert first threads of new families, and return the key that all theirs are above."""
+        last = self._sql.row("SELECT coalesce(max(key), 0) FROM forkpoint_threads")
+        assert last is not None
+        columns = ", ".join(rows[0])
+        self._sql.insert(
+            f"INSERT INTO forkpoint_threads (family, {columns}) VALUES ",
+            [(0, *row.values()) for row in rows],
+        )
+        self._sql.run("UPDATE forkpoint_threads SET family = key WHERE family = 0")
+        return int(last[0])
 
     def update(self, key: int, changes: str, *values: Any, fence: int | None = None) -> None:
         """Change the record of a thread, only under a fence if one is given."""
@@ -72,14 +101,8 @@ class ThreadTable:
 
     def describe(self, key: int, described: Description, checksums: bytes) -> None:
         """Set what a thread's record says that its runs do not change."""
-        label, tags, metadata, ttl, fixed_keys, on_expiry = described
-        changes = ", ".join(f"{column} = ?" for column in DESCRIPTION.split(", "))
-        self.update(
-            key,
-            f"{changes}, folded_label = ?, checksums = ?",
-            *(label, json.dumps(list(tags)), metadata, ttl, json.dumps(list(fixed_keys))),
-            *(on_expiry, None if label is None else folded(label), checksums),
-        )
+        columns = description_columns(described, checksums)
+        self.update(key, ", ".join(f"{name} = ?" for name in columns), *columns.values())
 
     def highest_checkpoint_id(self, key: int) -> str | None:
         """Return the highest id of a checkpoint that a thread has, or has writes for."""

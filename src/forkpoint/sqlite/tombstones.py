@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 from forkpoint.sqlite.rows import THREAD_OF
 from forkpoint.sqlite.secrets import SqliteSecrets
@@ -41,6 +42,12 @@ class Tombstones:
         """Return the highest checkpoint id that a deleted thread of this id is known to have."""
         ids = (watermark for _, watermark in self._tombstones(thread_id, owner))
         return max((id_ for id_ in ids if id_ is not None), default=None)
+
+    def watermarks(self, thread_ids: Collection[str]) -> dict[str, str | None]:
+        """Return what `watermark` does, for several ids."""
+        if self._sql.row(_KEY_IF_NEEDED) is None:
+            return dict.fromkeys(thread_ids)
+        return {thread_id: self.watermark(thread_id) for thread_id in thread_ids}
 
     def _tombstones(self, thread_id: str, owner: str | None) -> list[tuple[int, str | None]]:
         secret = self._sql.row(_KEY_IF_NEEDED)

@@ -9,7 +9,7 @@ family, which shares chunks, may have several.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -236,6 +236,10 @@ class _ConfinedRecords(Records):
         row = self._records.get(thread_id)
         return row if row is not None and row.thread.owner == self._owner else None
 
+    def get_many(self, thread_ids: Collection[str]) -> Mapping[str, ThreadRow]:
+        rows = self._records.get_many(thread_ids)
+        return {id_: row for id_, row in rows.items() if row.thread.owner == self._owner}
+
     def with_heads(self, rows: Sequence[ThreadRow | None]) -> list[ThreadRow | None]:
         return self._records.with_heads(rows)
 
@@ -248,6 +252,11 @@ class _ConfinedRecords(Records):
         if thread is not None and thread.owner != self._owner:
             raise thread_exists(thread_id)
         return False
+
+    def create_many(
+        self, new: Mapping[str, Description], owner: str | None, hashing: Hashing
+    ) -> Set[str]:
+        return self._records.create_many(new, self._owner, hashing)
 
     def describe(
         self,

@@ -7,7 +7,7 @@ that is so by itself, as all calls between the entry and the exit of `Storage.wr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Any
 
 from forkpoint.encoding.hashing import Hashing
@@ -112,6 +112,11 @@ class Records(ABC):
     def get(self, thread_id: str) -> ThreadRow | None:
         """Return the record of a thread; None if it is provisional or deleted."""
 
+    def get_many(self, thread_ids: Collection[str]) -> Mapping[str, ThreadRow]:
+        """Return the records of those of some threads that `get` returns one for, by id."""
+        rows = {thread_id: self.get(thread_id) for thread_id in thread_ids}
+        return {thread_id: row for thread_id, row in rows.items() if row is not None}
+
     @abstractmethod
     def with_heads(self, rows: Sequence[ThreadRow | None]) -> list[ThreadRow | None]:
         """Return records with some rows of the newest checkpoint of each thread's own graph.
@@ -129,6 +134,19 @@ class Records(ABC):
         A provisional thread of the same owner gets the record. Atomic: of several who make the same
         thread at once, one is told that there was none.
         """
+
+    def create_many(
+        self, new: Mapping[str, Description], owner: str | None, hashing: Hashing
+    ) -> Set[str]:
+        """Make the records of threads, and return the ids of those that there were not.
+
+        Each is made as by `create`; all of them at once, if the backend has transactions.
+        """
+        return {
+            thread_id
+            for thread_id, described in new.items()
+            if self.create(thread_id, owner, described, hashing)
+        }
 
     @abstractmethod
     def describe(
