@@ -16,7 +16,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from forkpoint.caches import Cache, CacheBudget, size_of_entry
 from forkpoint.encoding.chunk import Chunk, Chunks, Encoded, Manifest, Serialized, digest_of
 from forkpoint.encoding.decoder import Decoder
-from forkpoint.encoding.encoder import Encoder, size_of_list
+from forkpoint.encoding.encoder import Encoder, KnownCuts
 from forkpoint.encoding.encryption import Encryption, cipher_of
 from forkpoint.encoding.entries import Entry, Volume, pack_entry
 from forkpoint.encoding.hashing import Hashing
@@ -60,7 +60,7 @@ class Codec:
         self._of_salts: Cache[bytes, Codec] = Cache(budget, lambda *_: _CODEC_BYTES)
         self._of_threads: Cache[tuple[Any, ...], Codec] = Cache(budget, size_of_entry)
         self._memo = MessageMemo(budget)
-        self._lists = Cache(budget, size_of_list)
+        self._cuts = KnownCuts(budget)
         if isinstance(serde, EncryptedSerializer) and self.cipher is not None:
             serde = serde.serde
         self._serde = serde
@@ -69,7 +69,7 @@ class Codec:
 
     def _set_family(self, hashing: Hashing) -> None:
         self._in_family = hashing
-        self._encoder = Encoder(self._serde, hashing, self._memo, self._lists)
+        self._encoder = Encoder(self._serde, hashing, self._memo, self._cuts)
         self._decoder = Decoder(self._serde, self._encryption, hashing, self._memo)
 
     # Of one thread

@@ -10,7 +10,7 @@ import ormsgpack  # a dependency of langgraph-checkpoint
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from forkpoint.caches import ENTRY_BYTES, Cache
+from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget
 from forkpoint.encoding import chunking
 from forkpoint.encoding.builtin_values import PLAIN_ONLY
 from forkpoint.encoding.chunk import Chunk, Chunks
@@ -28,6 +28,7 @@ from forkpoint.encoding.entries import (
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 from forkpoint.encoding.message_cache import MessageMemo
+from forkpoint.encoding.plain_runs import PlainItems, plain_items
 from forkpoint.encoding.serializer import SafeSerializer, packer_of
 from forkpoint.encoding.trees import Trees
 
@@ -35,6 +36,8 @@ NEST_BYTES = 4096
 """An element that is itself a list or a dict, and serializes to more than this, is cut too."""
 
 _ELEMENT_BYTES = 60  # what a remembered element takes beside what it is serialized to
+_RUN_ENTRY_BYTES = 250  # what a remembered run takes beside its content
+_FIRST_BYTES = 64  # of plain items, by which they are remembered
 _MSGPACK = "msgpack"
 _PLAIN_TYPES = frozenset({dict, list, str, int, float})
 _FEW = 4  # elements: so many are serialized in one piece as fast as one by one
@@ -68,14 +71,39 @@ class _Elements(NamedTuple):
         return whole is None or self.header(len(self.packed)) + b"".join(self.packed) == whole
 
 
-CutLists = Cache[tuple[bytes | None, bytes], _CutList]
-"""Lists as they were cut, by the secret of the family and their first elements."""
+class _CutItems(NamedTuple):
+    """Plain items as they were cut, but for the last run: packed, and their runs."""
+
+    content: bytes
+    leaves: list[bytes]
+    runs: list[Chunk]
+    length: int
+    """How many items there are."""
 
 
-def size_of_list(_: tuple[bytes | None, bytes], known: _CutList) -> int:
-    """Return how many bytes a list takes that is remembered."""
-    # Each element is there twice, in a run too.
-    return ENTRY_BYTES + 2 * known.packed_bytes + _ELEMENT_BYTES * len(known.packed)
+class KnownCuts:
+    """Lists and dicts as they were cut.
+
+    Args:
+        budget: What it may take to remember them, together with others.
+    """
+
+    def __init__(self, budget: CacheBudget) -> None:
+        # What is remembered is there twice, in runs too.
+        self.lists: Cache[tuple[bytes | None, bytes], _CutList] = Cache(
+            budget,
+            lambda _, known: (
+                ENTRY_BYTES + 2 * known.packed_bytes + _ELEMENT_BYTES * len(known.packed)
+            ),
+        )
+        """By the secret of the family and the first element."""
+        self.items: Cache[tuple[bytes | None, int, bytes], _CutItems] = Cache(
+            budget,
+            lambda _, known: (
+                ENTRY_BYTES + 2 * len(known.content) + _RUN_ENTRY_BYTES * len(known.runs)
+            ),
+        )
+        """By the secret of the family, the kind, and the first bytes."""
 
 
 class Encoder:
@@ -86,16 +114,16 @@ class Encoder:
             their lists and dicts cut; what any other writes is opaque.
         hashing: The hashes of the family that the chunks will belong to.
         memo: Remembers messages.
-        lists: Remembers lists.
+        cuts: Remembers lists and dicts.
     """
 
     def __init__(
-        self, serde: SerializerProtocol, hashing: Hashing, memo: MessageMemo, lists: CutLists
+        self, serde: SerializerProtocol, hashing: Hashing, memo: MessageMemo, cuts: KnownCuts
     ) -> None:
         self._serde = serde
         self._trees = Trees(hashing)
         self._memo = memo
-        self._lists = lists
+        self._cuts = cuts
         is_ours = is_unchanged(serde, SafeSerializer)
         self._splits = is_ours or is_unchanged(serde, JsonPlusSerializer)
         self._pack_element: Callable[[Any], bytes | None] = self._pack_in_list
@@ -129,6 +157,12 @@ class Encoder:
                 entry = self.encode(value.value, chunks, inline, depth)
                 return entry._replace(kind=entry.kind | SNAPSHOT)
             if type(value) is list or type(value) is dict:
+                items = plain_items(value)
+                if items is not None and whole in (None, items.packed):
+                    container = LIST if type(value) is list else DICT
+                    entry_of_items = self._encode_plain(container, items, chunks, inline)
+                    if entry_of_items is not None:
+                        return entry_of_items
                 if whole is None and not self._is_steady(value):
                     kind, whole = self._serde.dumps_typed(value)
                     if kind != _MSGPACK or len(whole) <= inline:
@@ -144,14 +178,38 @@ class Encoder:
     def _is_steady(self, value: list[Any] | dict[Any, Any]) -> bool:
         """Return whether the elements of a value do not change while they are serialized.
 
-        They are taken out of it in one piece. Then strings do not change, and of messages each is
-        serialized in one piece.
+        They are taken out of it in one piece, and of messages each is serialized in one piece.
         """
-        if isinstance(value, dict):
-            return len(value) > _FEW and {str}.issuperset(map(type, list(value.values())))
-        return len(value) > _FEW and (
-            self._memo.knows[type(value[-1])] or {str}.issuperset(map(type, value.copy()))
-        )
+        is_long_list = isinstance(value, list) and len(value) > _FEW
+        return is_long_list and self._memo.knows[type(value[-1])]
+
+    def _encode_plain(
+        self, kind: int, items: PlainItems, chunks: Chunks, inline: int
+    ) -> Entry | None:
+        """Return the entry of what is packed already; None if some of it is to be cut itself.
+
+        Often some items more than the time before. Then all runs but the last are the same.
+        """
+        if len(items.packed) <= inline:
+            return Entry(INLINE, _MSGPACK, items.packed, b"", 0)
+        key = self._trees.hashing.secret, kind, bytes(items.content[:_FIRST_BYTES])
+        known = self._cuts.items.get(key)
+        if known is None or not items.begin_with(known.content):
+            known = _CutItems(b"", [], [], 0)
+        new_runs = items.runs(len(known.content), known.length)
+        if new_runs is None:
+            return None
+        header = chunking.array_header if kind == LIST else chunking.map_header
+        leaves, runs = known.leaves.copy(), known.runs.copy()
+        chunks.update(zip(leaves, runs, strict=True))
+        for run in new_runs:
+            runs.append((b"", b"".join((header(run.length), run.content))))
+            leaves.append(self._trees.add(runs[-1], chunks))
+        last = new_runs[-1]
+        all_but_last = bytes(items.content[: -len(last.content)])
+        cut = _CutItems(all_but_last, leaves[:-1], runs[:-1], items.length - last.length)
+        self._cuts.items.put(key, cut)
+        return self._trees.build(kind, "", leaves, chunks, len(items.packed))
 
     def _pack_all(self, value: list[Any] | dict[Any, Any], whole: bytes | None) -> _Elements | None:
         """Serialize the elements one by one.
@@ -174,8 +232,7 @@ class Encoder:
             with suppress(ormsgpack.MsgpackEncodeError):  # something in one of them is not so plain
                 plain = [ormsgpack.packb(value, option=PLAIN_ONLY) for value in values]
                 elements = _Elements(LIST, plain, values, None)
-                # A `bytearray` packs as `bytes`, and then they do not add up. Without a whole, all
-                # are strings.
+                # A `bytearray` packs as `bytes`, and then they do not add up.
                 if elements.is_all_of(whole):
                     return elements
         memo, pack, pack_message = self._memo, self._pack_element, self._pack_message
@@ -253,7 +310,7 @@ class Encoder:
         Often they are those of the time before and some more. Then all runs but the last are the
         same, and need not be joined and hashed again.
         """
-        known = self._lists.get((self._trees.hashing.secret, packed[0]))
+        known = self._cuts.lists.get((self._trees.hashing.secret, packed[0]))
         if known is None or packed[: len(known.packed)] != known.packed:
             known = _CutList([], [], [], 0, 0)
         leaves, runs, start = known.leaves[:-1], known.runs[:-1], known.last_start
@@ -264,7 +321,7 @@ class Encoder:
             runs.append(chunk)
             start = run.start
         cut = _CutList(packed, leaves, runs, start, size)
-        self._lists.put((self._trees.hashing.secret, packed[0]), cut)
+        self._cuts.lists.put((self._trees.hashing.secret, packed[0]), cut)
         return leaves
 
     def _encode_opaque(self, kind: str, content: bytes, chunks: Chunks, inline: int) -> Entry:
