@@ -12,6 +12,7 @@ from servers import ReplicaSet
 
 ROOT = Path(__file__).parents[2]
 WORKLOADS = {"chat", "history", "window", "agent", "delta", "growth", "throughput"}
+SCALES = {"threads", "checkpoints", "family"}
 
 
 @pytest.mark.parametrize("is_started", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -37,3 +38,27 @@ def test_a_quick_run_measures_every_workload_on_each_backend_and_draws_it(
         assert {result["workload"] for result in figures[name]["results"]} == WORKLOADS
         for workload in WORKLOADS:
             assert workload in table
+
+
+@pytest.mark.parametrize("backend", ["sqlite", pytest.param("mongodb", marks=pytest.mark.slow)])
+def test_a_small_run_at_scale_measures_every_workload_and_draws_it(
+    backend: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    program = tmp_path / "program.py"
+    run = "runpy.run_module('benchmarks.scale', run_name='__main__')"
+    program.write_text(f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); {run}")
+    sizes = ["--threads", "100", "--checkpoints", "40", "--family", "20", "--memory"]
+    server = ["--backend", backend]
+    if backend == "mongodb":
+        server += ["--mongodb-uri", request.getfixturevalue("mongo_server").uri]
+    done = run_program(program, *sizes, *server, "--out", tmp_path, directory=ROOT)
+    assert done.returncode == 0, done.stderr
+
+    points = json.loads((tmp_path / "scale.json").read_text())[backend]["points"]
+    assert {workload for workload, *_ in points} == SCALES
+    suffix = "" if backend == "sqlite" else f"-{backend}"
+    pictures = {picture.name for picture in tmp_path.glob("*.png")}
+    assert pictures == {f"scale-{workload}{suffix}.png" for workload in SCALES}
+    for operation in {operation for _, operation, *_ in points}:
+        assert f"| {operation} |" in done.stdout
+        assert f"| {operation} |" in (tmp_path / "scale.md").read_text()
