@@ -64,6 +64,24 @@ async def test_a_thread_is_its_new_owners_alone_and_forks_stay(api: Api, store: 
     assert store.problems(store_saver) == []
 
 
+async def test_what_a_former_owner_counts_tells_nothing_of_a_thread_given_away(
+    store: Store, api: Api
+) -> None:
+    everybody = ThreadCatalog(api.saver)
+    ann, bob = (ThreadCatalog(api.saver, owner=name) for name in ("ann", "bob"))
+    put(ann.saver, {"items": ["x" * 2000] * 10}, thread_id="given")
+    for thread_id in ("fork", "other"):
+        ann.saver.fork("given", new_thread_id=thread_id)
+    assert ann.stats("fork").bytes_shared > 2000
+    everybody.update("given", owner="bob")
+    ann.delete("other")
+    seen = await Api(ann, api.world).stats("fork")
+    assert (seen.bytes_shared, bob.stats("given").bytes_shared) == (0, 0)
+    assert everybody.stats("fork").bytes_shared > 2000
+    bob.delete("given")
+    assert ann.stats("fork") == seen
+
+
 def check_absent(ann: ThreadCatalog) -> None:
     """Check that a thread of another owner does not exist, and that its id is taken."""
     for refused in (ann.delete, ann.update, ann.clone, ann.saver.fork, ann.saver.lineage):

@@ -20,6 +20,7 @@ from forkpoint.operations.context import Context
 from forkpoint.operations.gc import reachable, read_all
 from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.runtime.steps import Steps
+from forkpoint.storage.interface import Session
 from forkpoint.storage.record_checksums import check_record
 from forkpoint.storage.rows import ThreadRef, Usage
 
@@ -44,10 +45,10 @@ def stats(context: Context, thread_id: str) -> Steps[ThreadStats]:
         thread = row.thread
         usage = yield from _usage_of(thread, turns)
         chunks = yield from _chunks_of(thread.family, turns)
-        own, others = (
-            chunks.used_by({thread.key}),
-            chunks.used_by(chunks.refs.keys() - {thread.key}),
-        )
+        users = chunks.refs.keys() - {thread.key}
+        if context.owner is not None:
+            users &= _relatives(turns.session, thread)
+        own, others = chunks.used_by({thread.key}), chunks.used_by(users)
         used = yield from turns.apart(lambda: reachable(own, chunks.links))
         used_by_others = yield from turns.apart(lambda: reachable(others, chunks.links))
         sizes = yield from _sizes_of(thread.family, used, turns)
@@ -97,6 +98,24 @@ def store_stats(
         if number % _THREADS_MEASURED == 0:
             on_progress(total)
     return total
+
+
+def _relatives(session: Session, thread: ThreadRef) -> set[Any]:
+    """Return the keys of all threads that forks and clones join with a thread.
+
+    One that was given to another owner is none of them, although it still shares chunks.
+    """
+    joined: dict[Any, set[Any]] = {}
+    for member in session.threads.family(thread.family):
+        for one, other in ((member.key, member.parent), (member.parent, member.key)):
+            joined.setdefault(one, set()).add(other)
+    joined.pop(None, None)
+    relatives, waiting = {thread.key}, [thread.key]
+    while waiting:
+        new = joined.get(waiting.pop(), set()) - relatives - {None}
+        relatives |= new
+        waiting += new
+    return relatives
 
 
 class _FamilyChunks(NamedTuple):

@@ -167,7 +167,8 @@ class ThreadStats:
         writes: The number of writes of tasks.
         runs: The number of runs that made the checkpoints.
         bytes_stored: The bytes of its rows, and of all chunks that they use.
-        bytes_shared: The bytes of those chunks that other threads of its family use as well.
+        bytes_shared: The bytes of those chunks that other threads of its family use as well. For a
+            catalog of one owner, these are that owner's.
         first_activity: When it was created.
         last_activity: Its `updated_at`.
     """
