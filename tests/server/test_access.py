@@ -200,6 +200,13 @@ async def test_what_a_thread_is_made_with_is_stored_or_refused(
     assert ThreadCatalog(saver).count() == (answer.status_code == 200)
 
 
+def test_the_description_has_the_limits_of_numbers(saver: ForkpointSaver) -> None:
+    described = create_app(saver).openapi()["components"]["schemas"]
+    limit = described["ThreadSearch"]["properties"]["limit"]
+    assert (limit["minimum"], limit["maximum"]) == (1, 1000)
+    assert described["Keep"]["properties"]["keep"]["minimum"] == 1
+
+
 @pytest.mark.parametrize("graphs", [[], {"a": 1}, {1: chat()}])
 def test_what_is_no_graph_is_refused(graphs: Any, saver: ForkpointSaver) -> None:
     with pytest.raises(InvalidInput):

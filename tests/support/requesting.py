@@ -153,7 +153,7 @@ def _values(
         return st.lists(_values(schema["items"], name, schemas, words), max_size=3)
     simple: dict[Any, st.SearchStrategy[Any]] = {
         "string": words(name),
-        "integer": st.integers(schema.get("minimum", schema.get("ge", 0)), 3),
+        "integer": st.integers(schema.get("minimum", 0), 3),
         "number": st.floats(1, 1000),
         "boolean": st.booleans(),
         "null": st.none(),

@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from forkpoint.server.as_json import as_json
-from forkpoint.server.bodies import Body, Integer, Json
+from forkpoint.server.bodies import WHOLE, Body, Json
 from forkpoint.server.requests import Request, Server, StrictRoute
 
 router = APIRouter(route_class=StrictRoute, tags=["assistants"])
@@ -30,8 +30,8 @@ class AssistantSearch(Body):
     graph_id: str | None = None
     name: str | None = None
     metadata: Json | None = None
-    limit: Annotated[Integer, Field(ge=1, le=1000)] = 10
-    offset: Annotated[Integer, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=1, le=1000), WHOLE] = 10
+    offset: Annotated[int, Field(ge=0), WHOLE] = 0
 
 
 def assistants_of(server: Server) -> list[Assistant]:

@@ -30,7 +30,8 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Integer = Annotated[int, BeforeValidator(_whole)]
+WHOLE = BeforeValidator(_whole)
+"""Comes after the limits of a number, which the description says of it then."""
 Minutes = Annotated[float, Field(gt=0, le=1e8)]
 
 
@@ -90,8 +91,8 @@ class ThreadCount(Body):
 
 class ThreadSearch(ThreadCount):
     ids: Annotated[list[str], Field(max_length=10_000)] | None = None
-    limit: Annotated[Integer, Field(ge=1, le=1000)] = 10
-    offset: Annotated[Integer, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=1, le=1000), WHOLE] = 10
+    offset: Annotated[int, Field(ge=0), WHOLE] = 0
     sort_by: SortBy | None = None
     sort_order: Literal["asc", "desc"] | None = None
     select: list[ThreadField] | None = None
@@ -126,7 +127,7 @@ class StateUpdate(Body):
 
 
 class HistoryRequest(Body):
-    limit: Annotated[Integer, Field(ge=1, le=1000)] = 1
+    limit: Annotated[int, Field(ge=1, le=1000), WHOLE] = 1
     before: str | Json | None = None
     metadata: Json | None = None
     checkpoint: CheckpointPlace | None = None

@@ -31,11 +31,11 @@ class NewFork(bodies.Body):
 
 
 class Steps(bodies.Body):
-    steps: Annotated[bodies.Integer, Field(ge=1)] = 1
+    steps: Annotated[int, Field(ge=1), bodies.WHOLE] = 1
 
 
 class Keep(bodies.Body):
-    keep: Annotated[bodies.Integer, Field(ge=1)]
+    keep: Annotated[int, Field(ge=1), bodies.WHOLE]
 
 
 class Retention(bodies.Body):
@@ -44,7 +44,7 @@ class Retention(bodies.Body):
     max_age_days: Annotated[float, Field(gt=0)] | None = None
     max_idle_days: Annotated[float, Field(gt=0)] | None = None
     max_checkpoint_age_days: Annotated[float, Field(gt=0)] | None = None
-    max_checkpoints_per_thread: Annotated[bodies.Integer, Field(ge=1)] | None = None
+    max_checkpoints_per_thread: Annotated[int, Field(ge=1), bodies.WHOLE] | None = None
     keep_tags: list[str] | None = None
     metadata: Json | None = None
 
