@@ -19,22 +19,9 @@ The files beside them are known to all: errors, results, the rules that are Lang
 clocks, caches.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.catalog.arguments import UNCHANGED, NewThread
-from forkpoint.catalog.catalog import ThreadCatalog
-from forkpoint.catalog.leases import Lease
-from forkpoint.catalog.retention import RetentionPolicy, RetentionResult
-from forkpoint.catalog.sweeper import Sweeper
-from forkpoint.catalog.threads import (
-    LeaseHolder,
-    Page,
-    PendingInterrupt,
-    StoreStats,
-    Thread,
-    ThreadFilter,
-    ThreadStats,
-)
 from forkpoint.encoding.encryption import key_ring
 from forkpoint.encoding.serializer import SafeSerializer
 from forkpoint.encoding.stored_object import StoredObject
@@ -82,11 +69,26 @@ from forkpoint.results import (
     RekeyReport,
     RepairReport,
 )
-from forkpoint.sqlite.saver import SqliteSaver
 
 if TYPE_CHECKING:
+    from forkpoint.catalog.arguments import UNCHANGED, NewThread
+    from forkpoint.catalog.catalog import ThreadCatalog
+    from forkpoint.catalog.leases import Lease
+    from forkpoint.catalog.retention import RetentionPolicy, RetentionResult
+    from forkpoint.catalog.sweeper import Sweeper
+    from forkpoint.catalog.threads import (
+        LeaseHolder,
+        Page,
+        PendingInterrupt,
+        StoreStats,
+        Thread,
+        ThreadFilter,
+        ThreadStats,
+    )
+
     # Not in __all__: what is imported with a star must not need the optional driver.
     from forkpoint.mongodb.saver import MongoDBSaver as MongoDBSaver
+    from forkpoint.sqlite.saver import SqliteSaver
 
 __all__ = [
     "NOT_READ",
@@ -152,12 +154,41 @@ __all__ = [
 ]
 
 
+_IMPORTED_WHEN_USED = {
+    "Lease": "catalog.leases",
+    "LeaseHolder": "catalog.threads",
+    "MongoDBSaver": "mongodb.saver",
+    "NewThread": "catalog.arguments",
+    "Page": "catalog.threads",
+    "PendingInterrupt": "catalog.threads",
+    "RetentionPolicy": "catalog.retention",
+    "RetentionResult": "catalog.retention",
+    "SqliteSaver": "sqlite.saver",
+    "StoreStats": "catalog.threads",
+    "Sweeper": "catalog.sweeper",
+    "Thread": "catalog.threads",
+    "ThreadCatalog": "catalog.catalog",
+    "ThreadFilter": "catalog.threads",
+    "ThreadStats": "catalog.threads",
+    "UNCHANGED": "catalog.arguments",
+}
+"""Where the public names are that not every program needs. A backend needs its driver, too."""
+
+
 def __getattr__(name: str) -> Any:
-    """Import the MongoDB backend when it is asked for: its driver is an optional dependency."""
-    if name != "MongoDBSaver":
+    """Import what is imported when it is used."""
+    module = _IMPORTED_WHEN_USED.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from forkpoint.mongodb.saver import MongoDBSaver
+        value = getattr(import_module(f"{__name__}.{module}"), name)
     except ModuleNotFoundError as error:
+        if name != "MongoDBSaver":
+            raise
         raise ImportError("MongoDBSaver needs PyMongo: pip install 'forkpoint[mongodb]'") from error
-    return MongoDBSaver
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

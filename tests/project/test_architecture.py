@@ -25,7 +25,7 @@ LAYERS = [
     {"__main__"},
 ]
 BACKENDS = {"sqlite", "mongodb"}
-NEEDING_AN_EXTRA = {("__init__", "__getattr__"), ("cli.serve", "serve")}
+NEEDING_AN_EXTRA = {("cli.serve", "serve")}
 """The functions that import what may not be installed."""
 UNKNOWN_TO_BACKENDS = {"operations", "archive", "catalog", *BACKENDS}
 FILES = {

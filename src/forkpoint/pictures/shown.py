@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from forkpoint.pictures import diff as render_diff
-from forkpoint.pictures import family as render
-from forkpoint.pictures import family_svg as render_svg
+from forkpoint.imports import ModuleWhenUsed
 from forkpoint.results import ChannelDiff, ChannelStatus, FamilyNode
+
+if TYPE_CHECKING:
+    from forkpoint.pictures import diff as render_diff
+    from forkpoint.pictures import family as render
+    from forkpoint.pictures import family_svg as render_svg
+else:  # few programs show any
+    render_diff = ModuleWhenUsed("forkpoint.pictures.diff")
+    render = ModuleWhenUsed("forkpoint.pictures.family")
+    render_svg = ModuleWhenUsed("forkpoint.pictures.family_svg")
 
 
 @dataclass(frozen=True)

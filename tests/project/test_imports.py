@@ -1,0 +1,73 @@
+"""What a program does not use is not imported, and is there when it is used."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import forkpoint
+
+MODULES_OF_A_SAVER = 125
+"""How many modules of forkpoint a saver of SQLite may bring."""
+NOT_FOR_A_SAVER = ("archive", "catalog", "cli", "mongodb", "server", "testing", "transfer")
+
+
+def modules_after(program: str) -> set[str]:
+    """Return the modules that are imported in a new process that has run a program."""
+    code = f"import sys\n{program}\nprint(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
+    )
+    return set(ran.stdout.split())
+
+
+def ours(modules: set[str]) -> set[str]:
+    return {name for name in modules if name.partition(".")[0] == "forkpoint"}
+
+
+def test_a_saver_brings_what_it_needs() -> None:
+    modules = modules_after("import forkpoint; forkpoint.SqliteSaver")
+
+    assert len(ours(modules)) <= MODULES_OF_A_SAVER
+    assert {name for name in modules if name.startswith("forkpoint.pictures.")} == {
+        "forkpoint.pictures.shown"
+    }
+    unused = {f"forkpoint.{wing}" for wing in NOT_FOR_A_SAVER}
+    assert not modules & {*unused, "pymongo", "html", "typer", "starlette"}
+
+
+def test_the_package_alone_brings_no_backend() -> None:
+    modules = modules_after("import forkpoint; from forkpoint import InvalidInput")
+
+    assert "forkpoint.errors" in modules
+    assert not modules & {"forkpoint.sqlite", "forkpoint.mongodb", "forkpoint.saver", "aiosqlite"}
+
+
+def test_every_public_name_is_there_before_it_is_used() -> None:
+    names = [*forkpoint.__all__, "MongoDBSaver"]
+    code = (
+        "import forkpoint\n"
+        f"assert set({forkpoint.__all__!r}) <= set(dir(forkpoint))\n"
+        "assert not hasattr(forkpoint, 'NoSuchName')\n"
+        f"from forkpoint import {', '.join(names)}\n"
+        "assert ThreadCatalog is forkpoint.ThreadCatalog is vars(forkpoint)['ThreadCatalog']\n"
+        "from forkpoint import *\n"
+        "import forkpoint.catalog.catalog\n"
+        "assert ThreadCatalog is forkpoint.catalog.catalog.ThreadCatalog\n"
+    )
+    modules_after(code)
+
+
+def test_a_type_checker_sees_the_names_that_are_imported_when_they_are_used() -> None:
+    tree = ast.parse(Path(forkpoint.__file__).read_text())
+    for_types = next(node for node in tree.body if isinstance(node, ast.If))
+    declared = {
+        part.name: (node.module or "").partition(".")[2]
+        for node in for_types.body
+        if isinstance(node, ast.ImportFrom)
+        for part in node.names
+    }
+
+    assert declared == forkpoint._IMPORTED_WHEN_USED
