@@ -6,10 +6,12 @@ The same script is sent to both. Where they differ, `DIFFERENCES` says how, and 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import re
 import shutil
 import sys
+from collections import defaultdict
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from uuid import UUID, uuid5
 
 import httpx
 import pytest
-from langgraph_sdk.client import LangGraphClient
+from langgraph_sdk.client import LangGraphClient, ThreadsClient
 
 from forkpoint import SqliteSaver
 from forkpoint.server import create_app
@@ -57,12 +59,39 @@ DIFFERENCES: dict[str, str] = {
     r"history.* \| body\[\]\.tasks\[\]\.result\.messages\[\]\.id": "there, all messages are "
     "streamed, which gives them ids before they are stored",
     r"state by (an unknown )?id \| body\.checkpoint\.checkpoint_ns": "there, a config without it",
-    r"state, chosen \| .+": "there, select of states is not heeded",
+    r"(state|history), chosen \| .+": "there, select of states is not heeded",
     r"history before an id \| .+": "there, an id is refused, which the client's type allows",
     r"write without a graph \| .+": "here, the only graph is that of threads that name none",
     r"wait for a question \| body\.__interrupt__\[\]\.response_schema": "there, null without one",
 }
 """Where answers differ, as a pattern of the step and the place, and why."""
+
+
+class Noted:
+    """The client of threads, which notes each parameter that a method is called with."""
+
+    def __init__(self, threads: ThreadsClient) -> None:
+        self._threads = threads
+        self.parameters: defaultdict[str, set[str]] = defaultdict(set)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._threads, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            self.parameters[name] |= set(inspect.signature(method).bind(*args, **options).arguments)
+            return method(*args, **options)
+
+        return call
+
+
+def parameters() -> dict[str, set[str]]:
+    """Return the parameters of the methods of the client of threads, but for what is HTTP's."""
+    methods = inspect.getmembers(ThreadsClient, inspect.isfunction)
+    return {
+        name: set(inspect.signature(method).parameters) - {"self", "headers", "params"}
+        for name, method in methods
+        if not name.startswith("_") and name != "stream"  # which is another protocol
+    }
 
 
 class Asked:
@@ -71,7 +100,8 @@ class Asked:
     def __init__(self, address: str) -> None:
         hooks = {"response": [self._note]}
         http = httpx.AsyncClient(base_url=address, timeout=60, event_hooks=hooks)
-        self.client = LangGraphClient(http)
+        client = LangGraphClient(http)
+        self.threads, self.runs = Noted(client.threads), client.runs
         self.answers: dict[str, Any] = {}
         self._last: httpx.Response | None = None
 
@@ -115,7 +145,7 @@ def id_of(name: str) -> str:
 async def script(server: Asked) -> None:
     """Call each method of the client of threads, with each of its parameters."""
     for part in (made, changed, run, read, written, found, joined, copied, removed, apart):
-        await part(server, server.client.threads, server.client.runs)
+        await part(server, server.threads, server.runs)
 
 
 async def made(server: Asked, threads: Any, _: Any) -> None:
@@ -179,6 +209,7 @@ async def read(server: Asked, threads: Any, _: Any) -> None:
     await ask("history at", threads.get_history(thread_id, checkpoint=place, limit=5))
     await ask("history of the missing", threads.get_history(MISSING))
     await ask("history of the empty", threads.get_history(id_of("ttl")))
+    await ask("history, chosen", threads.get_history(thread_id, limit=1, select=["next"]))
     await ask("state, chosen", threads.get_state(thread_id, select=["next"]))
 
 
@@ -222,6 +253,9 @@ async def found(server: Asked, threads: Any, _: Any) -> None:
         await ask(f"search: {name}", threads.search(**options))
     await ask("search: limit 0", threads.search(limit=-1))
     await ask("count", threads.count())
+    # There, it fails with 500 at a thread without values.
+    values = {"values": {"messages": [{"content": "x"}]}, "metadata": {"user": "u1"}}
+    await ask("count by values", threads.count(**values))
     await ask("count by metadata", threads.count(metadata={"user": "u1"}))
     await ask("count by status", threads.count(status="idle", metadata={"user": "u1"}))
 
@@ -231,7 +265,8 @@ async def joined(server: Asked, threads: Any, runs: Any) -> None:
     names: list[str] = []
 
     async def listen() -> None:
-        async for part in await threads.join_stream(id_of("a")):
+        options = {"stream_mode": ["run_modes"], "last_event_id": "-"}
+        async for part in await threads.join_stream(id_of("a"), **options):
             names.append(part.event)
             if part.event == "values":
                 return
@@ -307,6 +342,7 @@ async def test_both_servers_answer_alike_but_for_what_is_listed(theirs: str, our
     servers = [Asked(address) for address in (theirs, ours)]
     for server in servers:
         await script(server)
+        assert server.threads.parameters == parameters()
     there, here = (server.answers for server in servers)
     assert list(there) == list(here)
     seen = {
