@@ -89,6 +89,9 @@ async def test_history_is_taken_back_and_removed(address: str, client: Client) -
         trimmed = (await raw.post("/threads/t/trim", json={"keep": 1})).json()
         assert trimmed["checkpoints"] == 2
         policy = {"max_checkpoints_per_thread": 1}
+        for days in (0, -1, 1e9, 1e-12, "1"):
+            refused = await raw.post("/retention/dry-run", json={"max_idle_days": days})
+            assert refused.status_code == 422
         dry = (await raw.post("/retention/dry-run", json=policy)).raise_for_status().json()
         assert dry["dry_run"] is True or "deleted" in dry
         assert (await raw.post("/threads/t/purge")).json()["checkpoints"] == 1

@@ -21,6 +21,9 @@ from forkpoint.server.threads import shown_thread
 router = APIRouter(route_class=StrictRoute, prefix="/forkpoint", tags=["forkpoint"])
 
 
+Days = Annotated[float, Field(gt=0, le=1e5)]
+
+
 class NewFork(bodies.Body):
     checkpoint_id: str | None = None
     checkpoint_ns: str | None = None
@@ -41,9 +44,9 @@ class Keep(bodies.Body):
 class Retention(bodies.Body):
     """A policy of retention, in days. Nothing is removed by asking what it would remove."""
 
-    max_age_days: Annotated[float, Field(gt=0)] | None = None
-    max_idle_days: Annotated[float, Field(gt=0)] | None = None
-    max_checkpoint_age_days: Annotated[float, Field(gt=0)] | None = None
+    max_age_days: Days | None = None
+    max_idle_days: Days | None = None
+    max_checkpoint_age_days: Days | None = None
     max_checkpoints_per_thread: Annotated[int, Field(ge=1), bodies.WHOLE] | None = None
     keep_tags: list[str] | None = None
     metadata: Json | None = None
