@@ -39,7 +39,7 @@ from forkpoint.errors import (
 )
 from forkpoint.operations import remove
 from forkpoint.operations.context import Context
-from forkpoint.operations.fork import NextVersion
+from forkpoint.operations.fork_parts import NextVersion
 from forkpoint.runtime.runner import Runner, completed
 from forkpoint.runtime.telemetry import count_leases
 from forkpoint.runtime.workers import start_thread

@@ -18,7 +18,7 @@ from forkpoint.errors import InvalidInput
 from forkpoint.inputs import as_json
 from forkpoint.langgraph_rules import is_internal
 from forkpoint.operations.context import Context
-from forkpoint.operations.fork import NextVersion
+from forkpoint.operations.fork_parts import NextVersion
 from forkpoint.operations.places import at_place, place_of
 from forkpoint.previews import part_of, preview_after
 from forkpoint.storage.interface import Session

@@ -21,7 +21,7 @@ from forkpoint import inputs, langgraph_rules
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 from forkpoint.operations import delta_channels
 from forkpoint.operations.context import Context
-from forkpoint.operations.fork import NextVersion
+from forkpoint.operations.fork_parts import NextVersion
 from forkpoint.operations.places import config_of
 from forkpoint.operations.put import (
     NewCheckpoint,

@@ -10,87 +10,53 @@ What a `DeltaChannel` is rebuilt from comes along out of sight, from the ancesto
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from itertools import islice
 from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
 
-from forkpoint import langgraph_rules
-from forkpoint.encoding.chunk import Chunks, Manifest
-from forkpoint.encoding.codec import Codec
-from forkpoint.encoding.hashing import new_salt
-from forkpoint.encoding.langgraph_values import DeltaSnapshot
-from forkpoint.errors import CheckpointNotFound, CorruptChunk, InvalidInput
-from forkpoint.inputs import Address, as_json
+from forkpoint.errors import (
+    CorruptChunk,
+    ForkpointError,
+    ThreadExists,
+)
 from forkpoint.operations.context import Context
+from forkpoint.operations.fork_parts import (
+    NewFork,
+    Parts,
+    Source,
+    channels_of,
+    heads_of,
+    moment_of,
+    request_of,
+    rows_of,
+    source_of,
+)
+from forkpoint.operations.gc import collect
 from forkpoint.operations.places import (
     at_place,
     existing_thread,
     place_of,
-    replay_bound,
     thread_config,
 )
-from forkpoint.previews import preview_after
+from forkpoint.operations.turns import Turns, Work, in_turns
+from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import HistoryChanged, Session, Stale
-from forkpoint.storage.plan import Place, reopens
-from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.retry import attempts, busy
 from forkpoint.storage.row_checksums import (
     check_end,
-    checkpoint_receipt,
-    metadata_of,
-    open_checkpoint,
-    preview_in,
     rebind,
-    stored_chunks,
-    stored_row,
 )
 from forkpoint.storage.rows import (
     CheckpointRow,
-    Description,
-    ForkRequest,
-    Moment,
-    StoredCheckpoint,
-    ThreadRef,
-    WriteRow,
 )
 
+_ATTEMPTS = 3  # before a thread from which others remove is forked in one transaction
+_COPIED_AT_ONCE = 100  # checkpoints
 _LOOKS = 5  # before it is believed that something is damaged
 
-NextVersion = Callable[[Any, None], Any]
 
-
-class NewFork(NamedTuple):
-    """A fork to be made, checked."""
-
-    source: Address
-    target_id: str
-    values: Mapping[str, Any]
-    metadata: Mapping[str, Any]
-    whole_path: bool
-    next_version: NextVersion
-
-
-class _Source(NamedTuple):
-    """The checkpoint that a fork begins at, as it was read, and opened."""
-
-    stored: StoredCheckpoint
-    codec: Codec
-    body: dict[str, Any]
-    manifest: Manifest
-
-    @property
-    def row(self) -> CheckpointRow:
-        return self.stored.row
-
-    @property
-    def thread(self) -> ThreadRef:
-        return self.stored.thread
-
-
-def fork(context: Context, new: NewFork) -> RunnableConfig:
+def fork(context: Context, new: NewFork) -> Steps[RunnableConfig]:
     """Make a thread that begins at a checkpoint of another, and return its config.
 
     Raises:
@@ -101,6 +67,8 @@ def fork(context: Context, new: NewFork) -> RunnableConfig:
         CorruptChunk: What the fork needs is not what was written.
     """
     context.prepare()
+    if new.whole_path and (yield from _fork_in_turns(context, new)):
+        return thread_config(new.target_id)
     damage: CorruptChunk | None = None
     for attempt in attempts():
         try:
@@ -122,258 +90,97 @@ def fork(context: Context, new: NewFork) -> RunnableConfig:
 
 
 def _fork(context: Context, session: Session, new: NewFork) -> None:
-    source = _source(context, session, new.source)
-    thread, row = source.thread, source.row
-    moment = _moment(session, source)
-    runs_again = bool(new.values) or not moment.is_head
-    heads = _before_step(moment, row) if runs_again else _of_subgraphs(moment, row)
-    rows = _rows(context, session, source, heads, new.whole_path)
-    ends = {place_of(end) for end in (row, *heads)} if runs_again else set()
-    writes = _writes(session, source, rows, ends)
-    target = source.codec.root.of_salt(new_salt(thread.salt))
-    with at_place(thread.thread_id, *place_of(row)):
-        target_rows = rebind(rows.values(), source.codec, target)
-        target_writes = rebind(writes, source.codec, target)
-    chunks: Chunks = {}
-    if new.values:
-        top, chunks = _with_values(target, source, new)
-        target_rows.append(top)
-        before = preview_in(source.codec, source.stored.writes, row.checkpoint_id)
-        preview = preview_after(before, new.values, context.preview)
-        target_writes.append(checkpoint_receipt(target, top, preview))
-    session.copies.fork(
-        ForkRequest(
-            thread,
-            source.stored.thread_id,
-            new.target_id,
-            row.checkpoint_id,
-            thread.owner,
-            _described(moment.described, new.metadata),
-            "idle" if new.values else _status(row, target_writes),
-            # The copies do not belong to the runs that made the originals.
-            [target_row._replace(run_id=None) for target_row in target_rows],
-            target_writes,
-            chunks,
-            target.hashing,
-            target.salt,
-        )
-    )
+    source = source_of(context, session, new.source)
+    moment = moment_of(session, source)
+    heads = heads_of(source, moment, new)
+    rows = rows_of(context, session, source, heads, new.whole_path)
+    session.copies.fork(request_of(context, session, new, Parts(source, moment, heads, rows)))
 
 
-def _source(context: Context, session: Session, address: Address) -> _Source:
-    stored = session.checkpoints.get(*address)
-    if stored is None:
-        existing_thread(session, address.thread_id)
-        which = "" if address.checkpoint_id is None else f" {address.checkpoint_id!r}"
-        raise CheckpointNotFound(f"thread {address.thread_id!r} has no checkpoint{which}")
-    with at_place(stored.thread_id, *place_of(stored.row)):
-        codec = context.codec_of(stored.thread)
-        return _Source(stored, codec, *open_checkpoint(codec, stored.row))
+# A long path, in turns
 
 
-def _moment(session: Session, source: _Source) -> Moment:
-    """Return what there was around the checkpoint, with what the source's record says."""
-    thread, row = source.thread, source.row
-    moment = session.checkpoints.moment(thread, row.checkpoint_id, replay_bound(row))
-    source.codec.hashing.check_description(
-        thread.thread_id, thread.salt, moment.checksums, moment.source, moment.described
-    )
-    return moment
+def _fork_in_turns(context: Context, new: NewFork) -> Steps[bool]:
+    """Fork a checkpoint of a long thread with its path; return False if that is not to be done."""
+
+    def work(turns: Turns) -> Work[bool]:
+        for _ in range(_ATTEMPTS):
+            session = turns.session
+            thread = existing_thread(session, new.source.thread_id)
+            removals = session.removals
+            if not (session.copies.forks_in_turns() and removals.is_long(thread)):
+                return False
+            if not removals.is_ordered(thread):
+                return False
+            if (yield from _forked(context, turns, new)):
+                return True
+        return False  # others remove from it all the time
+
+    if not (yield from in_turns(context.storage, work)):
+        return False
+    context.memory.threads.pop(new.target_id)
+    return True
 
 
-def _rows(
-    context: Context,
-    session: Session,
-    source: _Source,
-    heads: Sequence[CheckpointRow],
-    whole_path: bool,
-) -> dict[Place, CheckpointRow]:
-    """Return the checkpoints that a fork takes along, by place.
-
-    Args:
-        context: The store.
-        session: What they are read with.
-        source: The checkpoint that the fork begins at.
-        heads: The checkpoints of subgraphs that it goes on with.
-        whole_path: Whether the ancestors are to be seen in the fork.
-    """
-    ends = [source.row, *heads]
-    rows = {place_of(end): end for end in ends}
-    for end in ends:
-        for ancestor in _ancestors(context, session, source.stored, end, whole_path):
-            rows.setdefault(place_of(ancestor), ancestor)
-    return rows
-
-
-def _writes(
-    session: Session,
-    source: _Source,
-    rows: Mapping[Place, CheckpointRow],
-    ends: Collection[Place],
-) -> list[WriteRow]:
-    """Return the writes that a fork takes along.
-
-    Args:
-        session: What they are read with.
-        source: The checkpoint that the fork begins at.
-        rows: All checkpoints that the fork takes along.
-        ends: Those after which the step runs again: their finished tasks stay behind.
-    """
-    others = [place for place in rows if place != place_of(source.row)]
-    writes = [*session.checkpoints.writes(source.thread, others), *source.stored.writes]
-    return [
-        write
-        for write in writes
-        if (write[:2] not in ends or reopens(write.task_id, write.idx))
-        and not (write.idx == RECEIPT and rows[write[:2]].hidden)
-    ]
-
-
-def _described(source: Description, metadata: Mapping[str, Any]) -> Description:
-    """Return what the record of a fork says: the source's metadata and
-    time to live, and the metadata of the fork."""
-    merged = as_json({**json.loads(source.metadata), **metadata}, "metadata")
-    fixed_keys = sorted({*source.fixed_keys, *metadata})
-    return source._replace(label=None, tags=(), metadata=merged, fixed_keys=fixed_keys)
-
-
-def _of_subgraphs(moment: Moment, row: CheckpointRow) -> list[CheckpointRow]:
-    """Return the newest checkpoints of subgraphs with which the head of a thread goes on."""
-    # A subgraph that keeps no state has a namespace for each task: only one that runs matters.
-    return _newest(
-        head
-        for head in moment.heads
-        if langgraph_rules.is_stateful(head.checkpoint_ns) or head.checkpoint_id > row.checkpoint_id
-    )
-
-
-def _before_step(moment: Moment, row: CheckpointRow) -> list[CheckpointRow]:
-    """Return the checkpoints of subgraphs from before the step that runs again."""
-    bound = replay_bound(row)
-    heads = _newest(
-        head
-        for head in moment.heads
-        if langgraph_rules.is_stateful(head.checkpoint_ns) and head.checkpoint_id < bound
-    )
-    return [head._replace(restarts=True) for head in heads]
-
-
-def _newest(heads: Iterable[CheckpointRow]) -> list[CheckpointRow]:
-    """Return the newest checkpoint of each namespace."""
-    newest: dict[str, CheckpointRow] = {}
-    for head in heads:
-        known = newest.get(head.checkpoint_ns)
-        if known is None or head.checkpoint_id > known.checkpoint_id:
-            newest[head.checkpoint_ns] = head
-    return list(newest.values())
-
-
-def _ancestors(
-    context: Context,
-    session: Session,
-    source: StoredCheckpoint,
-    row: CheckpointRow,
-    whole_path: bool,
-) -> list[CheckpointRow]:
-    """Return the ancestors of a checkpoint that a fork takes along.
-
-    These are those that its `DeltaChannel`s are rebuilt from, hidden, and with `whole_path` all.
-    """
-    _, rebuilt = _channels(context, source, row)
-    missing = set(rebuilt)
-    if not missing and not whole_path:
-        return []
-    oldest = row
-    path: dict[Place, CheckpointRow] = {}
-    ancestors = session.checkpoints.ancestors(source.thread, row.checkpoint_ns, row.checkpoint_id)
-    next(ancestors, None)  # itself
-    for ancestor in ancestors:
-        place = place_of(ancestor)
-        if place in path or place == place_of(row):
-            break  # one that was put as its own ancestor
-        is_seen = whole_path and not ancestor.hidden
-        if not missing and not is_seen:
-            break
-        path[place] = ancestor._replace(hidden=not is_seen)
-        oldest = ancestor
-        stored, rebuilt = _channels(context, source, ancestor)
-        missing -= stored
-        if is_seen:
-            missing |= rebuilt
-    else:
-        with at_place(source.thread_id, *place_of(row)):
-            check_end(oldest, missing & rebuilt)
-    return list(path.values())
-
-
-def _channels(
-    context: Context, source: StoredCheckpoint, row: CheckpointRow
-) -> tuple[set[str], set[str]]:
-    """Return the channels that a checkpoint stores, and those rebuilt from its ancestors."""
-    with at_place(source.thread_id, *place_of(row)):
-        body, manifest = open_checkpoint(context.codec_of(source.thread), row)
-    versions = body.get("channel_versions", {})
-    rebuilt = langgraph_rules.rebuilt_channels(metadata_of(row), versions, manifest)
-    return set(manifest), rebuilt
-
-
-def _with_values(codec: Codec, source: _Source, new: NewFork) -> tuple[CheckpointRow, Chunks]:
-    """Return a checkpoint on top of the source's, in which channels have other values.
-
-    Args:
-        codec: That of the fork.
-        source: The checkpoint below.
-        new: The fork, with the values.
-    """
-    manifest = source.manifest
-    versions = dict(source.body.get("channel_versions", {}))
-    _check_known(new.values, versions.keys() | manifest.keys())
-    metadata = langgraph_rules.update_metadata(metadata_of(source.row))
-    counters = metadata.pop(langgraph_rules.COUNTERS, None) or {}
-    newest = _newest_version(versions)
-    values: dict[str, Any] = dict.fromkeys(manifest)
-    for channel, value in new.values.items():
-        versions[channel] = new.next_version(newest, None)
-        if counters.pop(channel, None) is not None and DeltaSnapshot is not None:
-            value = DeltaSnapshot(value)
-        values[channel] = value
-    if counters:
-        metadata[langgraph_rules.COUNTERS] = counters
-    updated = source.body.get("updated_channels")
-    checkpoint = {
-        **source.body,
-        "id": langgraph_rules.new_checkpoint_id(),
-        "ts": datetime.now(timezone.utc).isoformat(),
-        "channel_versions": versions,
-        "channel_values": values,
-        # LangGraph looks only here for what a run goes on with; None is everywhere.
-        "updated_channels": updated and sorted({*updated, *new.values}),
-    }
-    inherited = {name: entry for name, entry in manifest.items() if name not in new.values}
-    encoded, _ = codec.encode_checkpoint(checkpoint, inherited)
-    parent_id, text = source.row.checkpoint_id, as_json(metadata, "metadata")
-    top = CheckpointRow("", checkpoint["id"], parent_id, None, text, b"", b"")
-    return stored_row(codec, top, encoded), stored_chunks(codec, encoded.chunks)
-
-
-def _check_known(values: Mapping[str, Any], channels: Collection[str]) -> None:
-    unknown = sorted(values.keys() - set(channels))
-    if unknown:
-        known = sorted(name for name in channels if not langgraph_rules.is_internal(name))
-        raise InvalidInput(f"unknown channels in values: {unknown}; there are {known}")
-
-
-def _newest_version(versions: Mapping[str, Any]) -> Any:
+def _forked(context: Context, turns: Turns, new: NewFork) -> Work[bool]:
+    """Make a fork with its path; return False if something of the source was removed meanwhile."""
+    source = source_of(context, turns.session, new.source)
+    moment = moment_of(turns.session, source)
+    heads = heads_of(source, moment, new)
+    ends = {place_of(end): end for end in (source.row, *heads)}
+    request = request_of(context, turns.session, new, Parts(source, moment, heads, ends))
+    forking = turns.session.copies.begin_fork(request)
+    yield
+    error: ForkpointError | None = None
     try:
-        return max(versions.values(), default=None)
-    except TypeError:
-        raise InvalidInput(
-            f"some versions of the channels are numbers, and others are strings: {versions!r:.200}"
-        ) from None
+        for end in ends.values():
+            yield from _copy_path(context, turns, source, end, _Target(forking, request.salt))
+        turns.session.copies.end_fork(forking)
+        return True
+    except Stale:
+        pass
+    except (ThreadExists, CorruptChunk) as failure:  # nothing of this part was written
+        error = failure
+    turns.session.copies.abandon(forking)
+    yield
+    yield from collect(turns, source.thread.family)  # it kept chunks that were removed meanwhile
+    turns.is_over = True
+    yield
+    if error is not None:
+        raise error
+    return False
 
 
-def _status(row: CheckpointRow, writes: Sequence[WriteRow]) -> str:
-    """Return the status of a thread whose newest checkpoint this is."""
-    place = place_of(row)
-    own = [write for write in writes if (write.checkpoint_ns, write.checkpoint_id) == place]
-    return langgraph_rules.status_of({write.idx for write in own})
+class _Target(NamedTuple):
+    """A fork that is not complete."""
+
+    forking: Any
+    salt: bytes
+
+
+def _copy_path(
+    context: Context, turns: Turns, source: Source, end: CheckpointRow, target: _Target
+) -> Work[None]:
+    """Copy the ancestors of a checkpoint, some at a time."""
+    thread, codec = source.thread, source.codec.root.of_salt(target.salt)
+    _, rebuilt = channels_of(context, source.stored, end)
+    oldest, missing = end, set(rebuilt)
+    while True:
+        session = turns.session
+        ancestors = session.checkpoints.ancestors(thread, *place_of(oldest))
+        rows = list(islice(ancestors, 1, 1 + _COPIED_AT_ONCE))  # after the oldest itself
+        for row in rows:
+            stored, rebuilt = channels_of(context, source.stored, row)
+            missing = (missing - stored) | rebuilt
+            oldest = row
+        writes = session.checkpoints.writes(thread, [place_of(row) for row in rows])
+        with at_place(thread.thread_id, *place_of(oldest)):
+            if len(rows) < _COPIED_AT_ONCE:
+                check_end(oldest, missing & rebuilt)
+            copies = rebind(rows, source.codec, codec)
+            copied_writes = rebind(writes, source.codec, codec)
+        copies = [row._replace(run_id=None) for row in copies]
+        session.copies.fork_more(target.forking, copies, copied_writes)
+        yield
+        if len(rows) < _COPIED_AT_ONCE:
+            return

@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 
 from forkpoint import inputs, langgraph_rules
 from forkpoint.errors import InvalidInput
-from forkpoint.operations.fork import NewFork
+from forkpoint.operations.fork_parts import NewFork
 from forkpoint.operations.listing import PAGE_ROWS
 from forkpoint.operations.put import NewCheckpoint, NewWrites
 from forkpoint.storage.plan import Kept

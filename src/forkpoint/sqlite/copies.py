@@ -7,6 +7,7 @@ record looks like that of a deleted thread of which rows are left.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -31,7 +32,7 @@ from forkpoint.sqlite.statements import Statements, placeholders
 from forkpoint.sqlite.thread_table import ThreadTable
 from forkpoint.sqlite.tombstones import Tombstones
 from forkpoint.storage.interface import Copies, Stale
-from forkpoint.storage.rows import Description, ForkRequest, ThreadRef
+from forkpoint.storage.rows import CheckpointRow, Description, ForkRequest, ThreadRef, WriteRow
 from forkpoint.storage.shared import ABANDONED_SECONDS
 
 # What a clone takes from its source's record, beside the description.
@@ -74,6 +75,15 @@ class _UnfinishedCopy(NamedTuple):
     """The ids of the empty rows, by table."""
     places: dict[str, tuple[Any, ...] | None]
     """Up to where each table is copied; None where that is done."""
+
+
+class _UnfinishedFork(NamedTuple):
+    """A fork that is not complete."""
+
+    source: ThreadRef
+    removals: int
+    record: _Record
+    target_id: str
 
 
 class SqliteCopies(Copies):
@@ -130,13 +140,7 @@ class SqliteCopies(Copies):
 
     def copy_more(self, copying: Any) -> bool:
         assert isinstance(copying, _UnfinishedCopy)
-        if self._table.change_count(copying.source).removals != copying.removals:
-            raise Stale
-        if not self._sql.run(
-            "UPDATE forkpoint_threads SET copy_deadline = ? WHERE key = ? AND copy_deadline > 0",
-            (self._abandoned_at(), copying.record.key),
-        ).rowcount:
-            raise StorageBusy("copying took too long, and was taken for abandoned; try again")
+        self._go_on(copying)
         for table, place in copying.places.items():
             if place is not None:
                 copying.places[table] = self._copy_rows(copying, table, place)
@@ -147,8 +151,18 @@ class SqliteCopies(Copies):
         self._show(copying.record.key, copying.target_id)
         return False
 
+    def _go_on(self, copying: _UnfinishedCopy | _UnfinishedFork) -> None:
+        """Check that a source is as it was, and that nobody took what is made for abandoned."""
+        if self._table.change_count(copying.source).removals != copying.removals:
+            raise Stale
+        if not self._sql.run(
+            "UPDATE forkpoint_threads SET copy_deadline = ? WHERE key = ? AND copy_deadline > 0",
+            (self._abandoned_at(), copying.record.key),
+        ).rowcount:
+            raise StorageBusy("copying took too long, and was taken for abandoned; try again")
+
     def abandon(self, copying: Any) -> None:
-        assert isinstance(copying, _UnfinishedCopy)
+        assert isinstance(copying, (_UnfinishedCopy, _UnfinishedFork))
         self._table.abandon_copies(copying.source.family, "key = ?", copying.record.key)
 
     def _abandoned_at(self) -> int:
@@ -226,6 +240,44 @@ class SqliteCopies(Copies):
 
     def fork(self, graft: ForkRequest) -> None:
         self._table.check_free(graft.target_id)
+        put_chunks(self._sql, graft.source, graft.chunks)
+        self._insert(self._add_fork(graft, graft.target_id), graft.rows, graft.writes)
+
+    def forks_in_turns(self) -> bool:
+        return True
+
+    def begin_fork(self, graft: ForkRequest) -> _UnfinishedFork:
+        self._table.check_free(graft.target_id)
+        removals = self._table.change_count(graft.source).removals
+        put_chunks(self._sql, graft.source, graft.chunks)
+        # Under a name of its own, as a copy is.
+        record = _Record(self._add_fork(graft, f"{graft.target_id}\0{uuid4()}"), graft.salt)
+        self._table.update(
+            record.key,
+            "deleted_at = created_at, removed_at = created_at, provisional = 1, copy_deadline = ?",
+            self._abandoned_at(),
+        )
+        self._insert(record.key, graft.rows, graft.writes)
+        return _UnfinishedFork(graft.source, removals, record, graft.target_id)
+
+    def fork_more(
+        self, forking: Any, rows: Sequence[CheckpointRow], writes: Sequence[WriteRow]
+    ) -> None:
+        assert isinstance(forking, _UnfinishedFork)
+        self._go_on(forking)
+        self._insert(forking.record.key, rows, writes)
+        shown = sum(not row.hidden for row in rows)
+        changes = "checkpoint_count = checkpoint_count + ?"
+        self._table.update(forking.record.key, changes, shown)
+
+    def end_fork(self, forking: Any) -> None:
+        assert isinstance(forking, _UnfinishedFork)
+        self._go_on(forking)
+        self._table.check_free(forking.target_id)
+        self._show(forking.record.key, forking.target_id)
+
+    def _add_fork(self, graft: ForkRequest, name: str) -> int:
+        """Insert the record of a fork, and return its key."""
         source, now = graft.source, self._sql.now()
         checksums = graft.hashing.checksums(
             (graft.target_id, graft.owner, graft.salt),
@@ -239,7 +291,7 @@ class SqliteCopies(Copies):
             " SELECT ?, family, epoch, ?, key, ?, ?, ?, ?, ?, ?, ?, ?, ?"
             " FROM forkpoint_threads WHERE key = ?",
             (
-                graft.target_id,
+                name,
                 graft.edge,
                 graft.parent_checkpoint_id,
                 graft.owner,
@@ -255,7 +307,9 @@ class SqliteCopies(Copies):
         ).lastrowid
         assert key is not None
         self._table.describe(key, graft.described, checksums)
-        put_chunks(self._sql, source, graft.chunks)
-        rows = [checkpoint_values(key, row) for row in graft.rows]
-        self._sql.run_each(INSERT_CHECKPOINT, rows)
-        self._sql.insert(INSERT_WRITES, [write_values(key, write) for write in graft.writes])
+        return key
+
+    def _insert(self, key: int, rows: Sequence[CheckpointRow], writes: Sequence[WriteRow]) -> None:
+        """Insert the rows of a fork."""
+        self._sql.run_each(INSERT_CHECKPOINT, [checkpoint_values(key, row) for row in rows])
+        self._sql.insert(INSERT_WRITES, [write_values(key, write) for write in writes])

@@ -190,7 +190,25 @@ class Copies(ABC):
         raise NotImplementedError
 
     def abandon(self, copying: Any) -> None:
-        """Leave a copy that is not complete to `Collections.clear`."""
+        """Leave a copy or a fork that is not complete to `Collections.clear`."""
+        raise NotImplementedError
+
+    def forks_in_turns(self) -> bool:
+        """Return whether it has the next three, by which threads that are long are forked."""
+        return False
+
+    def begin_fork(self, graft: ForkRequest) -> Any:
+        """Begin what `fork` does, with some of the rows. Returns and raises what `begin` does."""
+        raise NotImplementedError
+
+    def fork_more(
+        self, forking: Any, rows: Sequence[CheckpointRow], writes: Sequence[WriteRow]
+    ) -> None:
+        """Add rows to a fork. The same errors as those of `copy_more`."""
+        raise NotImplementedError
+
+    def end_fork(self, forking: Any) -> None:
+        """Show a fork that is complete. The same errors as those of `copy_more`."""
         raise NotImplementedError
 
     @abstractmethod
@@ -246,8 +264,7 @@ class Removals(ABC):
     def is_ordered(self, thread: ThreadRef) -> bool:
         """Return whether all checkpoints of a long thread are newer than their parents, and seen.
 
-        Then what is newer than others can be removed without reading those: none of them is
-        rebuilt from it. False is always allowed: the whole thread is read then.
+        Then none is rebuilt from a newer one, which can be removed without reading the others.
         """
         return False
 
@@ -312,11 +329,7 @@ class Collections(ABC):
         """Return the families in which somebody removed something, and did not collect for long."""
 
     def is_due(self, family: Any) -> bool:
-        """Return whether so much of a family was removed that it is to be collected.
-
-        A collection reads the whole family. Where little was removed from a long thread, it may
-        wait until there is more, or until somebody asks for `pending` ones.
-        """
+        """Return whether so much of a family was removed that reading all of it is worth it."""
         return True
 
     @abstractmethod
