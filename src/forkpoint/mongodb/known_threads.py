@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import Any
+from typing import Any, NamedTuple
 
 from bson.objectid import ObjectId
 
 from forkpoint.caches import Cache, CacheBudget, Recent, size_of_text
 from forkpoint.storage.rows import ThreadRef
+
+
+class Made(NamedTuple):
+    """What a thread was made with."""
+
+    deletions: Set[Any]
+    """Those of its id before."""
+    metadata: str
 
 
 class KnownThreads:
@@ -20,8 +28,8 @@ class KnownThreads:
 
     def __init__(self, budget: CacheBudget) -> None:
         self._threads: Cache[str, ThreadRef] = Cache(budget, size_of_text)
-        self.made_after: Recent[ObjectId, Set[Any]] = Recent(4096)
-        """The deletions of their ids before, of threads that were made here."""
+        self.made: Recent[ObjectId, Made] = Recent(4096)
+        """The threads that were made here, by their keys."""
         self._watermarks: Recent[ObjectId, str] = Recent(4096)
 
     def get(self, thread_id: str) -> ThreadRef | None:

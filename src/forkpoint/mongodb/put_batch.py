@@ -18,6 +18,7 @@ from forkpoint.mongodb.documents import (
     record_of,
     write_document,
 )
+from forkpoint.mongodb.known_threads import Made
 from forkpoint.mongodb.put_statements import (
     Beginning,
     Preparation,
@@ -143,7 +144,7 @@ class Attempt(Submission):
         known = self._session.known
         made = before.made.setdefault(request.thread_id, known.get(request.thread_id) or thread)
         if made == thread:
-            known.made_after.put(made.key, creation.deletions)
+            known.made.put(made.key, Made(creation.deletions, request.metadata))
         elif made.owner == request.owner and self._is_of(made, request):
             if made.salt != thread.salt:  # its rows are bound to another thread
                 self.fail(Stale())
@@ -152,11 +153,13 @@ class Attempt(Submission):
         return preparation
 
     def _is_of(self, made: ThreadRef, request: PutRequest) -> bool:
-        """Return whether a put belongs to a thread that was made meanwhile, as far as is known."""
-        if request.began is None:
-            return True
-        deletions = self._session.known.made_after.get(made.key)
-        return deletions is not None and not is_deleted_since(request.began.deletion, deletions)
+        """Return whether a put would have made a thread as it was made meanwhile."""
+        made_with = self._session.known.made.get(made.key)
+        if made_with is None or made_with.metadata != request.metadata:
+            return False
+        return request.began is None or not is_deleted_since(
+            request.began.deletion, made_with.deletions
+        )
 
     def succeed(self, made: Sequence[bool]) -> None:
         """Note that it is stored, and which of its statements made a document."""
