@@ -9,16 +9,35 @@ import gc
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import mongod, report
 from benchmarks.mongodb import mongodb
+from benchmarks.overhead import overhead
 from benchmarks.report import Measured, Result
 from benchmarks.savers import Backend, sync_milliseconds
 from benchmarks.sqlite import SQLITE
-from benchmarks.workloads import DEFAULT, FULL, QUICK, WORKLOADS, Bench, Sizes
+from benchmarks.workloads import (
+    DEFAULT,
+    FULL,
+    QUICK,
+    Bench,
+    Sizes,
+    agent,
+    chat,
+    delta,
+    growth,
+    history,
+    throughput,
+    window,
+)
+
+WORKLOADS: dict[str, Callable[[Bench], Awaitable[list[Result]]]] = {
+    workload.__name__: workload
+    for workload in (chat, history, window, agent, delta, throughput, growth, overhead)
+}
 
 
 def main() -> None:
@@ -33,7 +52,8 @@ def main() -> None:
         print(f"MongoDB is left out, since {told}", file=sys.stderr)
         arguments.backend = "sqlite"
     with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="forkpoint-") as directory:
-        run = _Run(arguments.sizes or DEFAULT, arguments.only, Path(directory))
+        before = report.ratios_before(arguments.out)
+        run = _Run(arguments.sizes or DEFAULT, arguments.only, Path(directory), before)
         if arguments.backend != "mongodb":
             run.measure(SQLITE)
         if arguments.backend != "sqlite":
@@ -111,13 +131,15 @@ class _Run:
     sizes: Sizes
     workloads: Sequence[str]
     directory: Path
+    before: Mapping[str, float]
+    """The ratios of earlier runs."""
     measurements: list[Measured] = field(default_factory=list)
     syncs: list[float] = field(default_factory=list)
 
     def measure(self, backend: Backend) -> None:
         """Run the workloads on a backend, and print the table."""
         self.measurements.append(asyncio.run(self._measured(backend)))
-        print(report.table(self.measurements[-1]), end="\n\n")
+        print(report.table(self.measurements[-1], self.before), end="\n\n")
 
     async def _measured(self, backend: Backend) -> Measured:
         directory = self.directory / backend.name

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Bars:
     alone_time: Bar | None = None
     together_rate: Bar | None = None
     growth: Bar | None = None
+    overhead: Mapping[tuple[str, str], Bar] = field(default_factory=dict)
+    """By what was done, and the kind of time."""
 
 
 def ratio_text(value: float) -> str:

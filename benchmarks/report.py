@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -18,6 +19,9 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks.bars import Bar, ratio_text
 from benchmarks.savers import Backend
+
+HISTORY = "history.jsonl"
+"""The file with a line for each run."""
 
 _PACKAGES = ("langgraph", "langgraph-checkpoint")
 
@@ -85,11 +89,17 @@ def versions(backends: Sequence[Backend]) -> dict[str, str]:
 # Table
 
 
-def table(measured: Measured) -> str:
-    """Return the results as a Markdown table that is legible as it is."""
+def table(measured: Measured, before: Mapping[str, float]) -> str:
+    """Return the results as a Markdown table that is legible as it is.
+
+    Args:
+        measured: What was measured.
+        before: The ratios of the run before, as `ratios_before` returns them.
+    """
     savers = [contender.name for contender in measured.backend.contenders]
-    header = ["workload", "measured", *savers, "ratio", "ratio, async", "bar", "met"]
-    rows = [header, *(_cells(result, measured.backend) for result in measured.results)]
+    ratios = ["ratio", "before", "ratio, async", "before"]
+    header = ["workload", "measured", *savers, *ratios, "bar", "met"]
+    rows = [header, *(_cells(result, measured.backend, before) for result in measured.results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     rule = [
         "-" * width if column < 2 else "-" * (width - 1) + ":"
@@ -99,15 +109,19 @@ def table(measured: Measured) -> str:
     return "\n".join([f"## {measured.backend.title}", "", *lines])
 
 
-def _cells(result: Result, backend: Backend) -> list[str]:
+def _cells(result: Result, backend: Backend, before: Mapping[str, float]) -> list[str]:
     values = [
         _amount(result.values[one.name], result.unit) if one.name in result.values else ""
         for one in backend.contenders
     ]
     found = result.ratios(backend)
     ratios = [
-        ratio_text(found[key]) if (key := f"{ours} / {official}") in found else ""
+        ratio_text(values[key]) if key in values else ""
         for ours, official in backend.pairs
+        for values, key in (
+            (found, f"{ours} / {official}"),
+            (before, _name(backend, result, f"{ours} / {official}")),
+        )
     ]
     met = {None: "", True: "yes", False: "NO"}[result.is_met(backend)]
     bar = "" if result.bar is None else str(result.bar)
@@ -139,6 +153,38 @@ def _digits(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
+# History
+
+
+def ratios_before(directory: Path) -> dict[str, float]:
+    """Return the latest ratio of each result in the history of earlier runs."""
+    path = directory / HISTORY
+    ratios: dict[str, float] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        ratios |= json.loads(line)["ratios"]
+    return ratios
+
+
+def add_to_history(
+    directory: Path, measurements: Sequence[Measured], setting: Mapping[str, str]
+) -> None:
+    """Add a line with the ratios of a run, which the next run is compared with."""
+    ratios = {
+        _name(measured.backend, result, pair): ratio
+        for measured in measurements
+        for result in measured.results
+        for pair, ratio in result.ratios(measured.backend).items()
+    }
+    at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    line = json.dumps({"at": at, "setting": setting, "ratios": ratios})
+    with (directory / HISTORY).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def _name(backend: Backend, result: Result, pair: str) -> str:
+    return f"{backend.name}: {result.workload}: {result.measured}: {pair}"
+
+
 # Files
 
 
@@ -146,6 +192,8 @@ def write(
     directory: Path, measurements: Sequence[Measured], sync_milliseconds: Sequence[float]
 ) -> None:
     """Write the tables, the figures, and the plots of those curves that there are.
+
+    The history of the directory gets a line more.
 
     Args:
         directory: Where to write, made if need be.
@@ -157,7 +205,9 @@ def write(
     least, most = min(sync_milliseconds), max(sync_milliseconds)
     found["fsync of a page"] = f"{_digits(least)} to {_digits(most)} ms"
     listed = ", ".join(f"{name} {number}" for name, number in found.items())
-    parts = [*map(table, measurements), listed]
+    before = ratios_before(directory)
+    parts = [*(table(measured, before) for measured in measurements), listed]
+    add_to_history(directory, measurements, found)
     (directory / "results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     figures = {"setting": found, **{one.backend.name: _as_json(one) for one in measurements}}
     (directory / "results.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -83,6 +83,7 @@ SQLITE = Backend(
         alone_rate=AtLeast(1.2),
         together_rate=AtLeast(1.5),
         growth=AtMost(1.3),
+        overhead={("turn of a short chat, 1 at once", "processor"): AtMost(0.6)},
     ),
     versions={
         "SQLite": sqlite3.sqlite_version,

@@ -6,7 +6,7 @@ import asyncio
 import operator
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +53,11 @@ class Sizes:
     throughput_turns: int = 200
     throughput_threads: int = 50
     throughput_thread_turns: int = 10
+    overhead_repetitions: int = 7
+    overhead_messages: tuple[int, ...] = (2, 20, 200, 1000)
+    overhead_calls: int = 200
+    overhead_threads: int = 50
+    overhead_turns: int = 100
 
 
 DEFAULT = Sizes()
@@ -75,6 +80,11 @@ QUICK = Sizes(
     throughput_turns=2,
     throughput_threads=2,
     throughput_thread_turns=2,
+    overhead_repetitions=1,
+    overhead_messages=(2,),
+    overhead_calls=5,
+    overhead_threads=2,
+    overhead_turns=2,
 )
 
 
@@ -516,9 +526,3 @@ async def _turns_per_second(subject: Subject, threads: int, turns: int) -> float
     start = time.perf_counter()
     await asyncio.gather(*(play(f"{threads}-{number}", turns) for number in range(threads)))
     return threads * turns / (time.perf_counter() - start)
-
-
-WORKLOADS: dict[str, Callable[[Bench], Awaitable[list[Result]]]] = {
-    workload.__name__: workload
-    for workload in (chat, history, window, agent, delta, throughput, growth)
-}

@@ -11,7 +11,7 @@ from processes import run_program
 from servers import ReplicaSet
 
 ROOT = Path(__file__).parents[2]
-WORKLOADS = {"chat", "history", "window", "agent", "delta", "growth", "throughput"}
+WORKLOADS = {"chat", "history", "window", "agent", "delta", "growth", "throughput", "overhead"}
 SCALES = {"threads", "checkpoints", "family"}
 
 
@@ -38,6 +38,8 @@ def test_a_quick_run_measures_every_workload_on_each_backend_and_draws_it(
         assert {result["workload"] for result in figures[name]["results"]} == WORKLOADS
         for workload in WORKLOADS:
             assert workload in table
+    (line,) = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert any(name.startswith("sqlite: overhead: put") for name in json.loads(line)["ratios"])
 
 
 @pytest.mark.parametrize("backend", ["sqlite", pytest.param("mongodb", marks=pytest.mark.slow)])
