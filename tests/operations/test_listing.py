@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from checking import Api, config, id_of, put, value_of
@@ -20,6 +23,7 @@ from forkpoint import (
     SqliteSaver,
     UnreadableValue,
 )
+from forkpoint.encoding.decoder import Decoder
 from forkpoint.saver.saver import ForkpointSaver
 from stores import MongoStore, Store
 
@@ -393,3 +397,70 @@ async def test_a_listing_ends_before_whatever_names_a_checkpoint(named: str, api
     before = {"config": places[2], "checkpoint": place, "id": place["checkpoint_id"]}[named]
     expected = [id_of(place) for place in places[1::-1]]
     assert [id_of(item) for item in await api.list(config(), before=before)] == expected
+
+
+def put_turns(saver: ForkpointSaver, turns: int = 15) -> list[AIMessage]:
+    """Put a state of messages once for each turn, each with one message more."""
+    messages = [AIMessage("text " * 100, id=str(n), tool_calls=[]) for n in range(100)]
+    head: Any = None
+    for turn in range(turns):
+        messages.append(AIMessage("answer", id=f"answer {turn}"))
+        head = put(saver, {"messages": list(messages), "numbers": list(range(3000))}, parent=head)
+    return messages
+
+
+async def test_a_page_verifies_what_its_checkpoints_share_once(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = put_turns(api.saver)
+    opened: Counter[bytes] = Counter()
+    open_chunk = Decoder.open_chunk
+
+    def count(self: Decoder, digest: bytes, row: Any) -> Any:
+        opened[digest] += 1
+        return open_chunk(self, digest, row)
+
+    monkeypatch.setattr(Decoder, "open_chunk", count)
+    items = await api.list(config())
+
+    assert [len(value_of(item)["messages"]) for item in items] == list(range(115, 100, -1))
+    assert value_of(items[0])["messages"] == messages
+    assert len(opened) > 20
+    assert set(opened.values()) == {1}
+
+
+async def test_what_is_done_to_a_listed_state_reaches_no_other(api: Api) -> None:
+    put_turns(api.saver)
+    first, second, *_ = await api.list(config())
+    before = [value.model_copy(deep=True) for value in value_of(second)["messages"]]
+    for message in value_of(first)["messages"]:
+        message.content = "changed"
+        message.tool_calls.append({"name": "n", "args": {}, "id": "1"})
+        message.additional_kwargs["key"] = "value"
+        message.some_field = 1
+    value_of(first)["numbers"].clear()
+
+    for item in (second, (await api.list(config()))[1]):
+        assert value_of(item)["messages"] == before
+        assert value_of(item)["numbers"] == list(range(3000))
+
+
+async def test_the_collector_of_cycles_is_on_after_a_reading_as_it_was_before(
+    store: Store, api: Api
+) -> None:
+    put_turns(api.saver, 2)
+    for was_enabled in (False, True):
+        (gc.enable if was_enabled else gc.disable)()
+        try:
+            await api.get_tuple(config())
+            await api.list(config())
+            assert gc.isenabled() is was_enabled
+        finally:
+            gc.enable()
+    for chunk in store.rows("chunks"):
+        store.take("chunks", chunk.key)
+    with store.saver() as reader:
+        for read in (Api(reader, api.world).get_tuple, Api(reader, api.world).list):
+            with pytest.raises(CorruptChunk):
+                await read(config())
+            assert gc.isenabled()

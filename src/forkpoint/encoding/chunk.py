@@ -14,6 +14,20 @@ Chunk = tuple[bytes, bytes]
 
 Manifest = dict[str, Entry]
 Chunks = dict[bytes, Chunk]
+
+
+class StoredChunks(dict[bytes, Chunk]):
+    """Chunks as the store has them, of one family, that several values are decoded of.
+
+    Attributes:
+        opened: Those of them that were verified and decrypted before.
+    """
+
+    def __init__(self, chunks: Chunks) -> None:
+        super().__init__(chunks)
+        self.opened: Chunks = {}
+
+
 ReadChunks = Callable[[Collection[bytes]], Mapping[bytes, Chunk]]
 """Takes digests, and gives those chunks that the store has, still encrypted."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from forkpoint.encoding import chunking
-from forkpoint.encoding.chunk import Chunk, Manifest, digest_of
+from forkpoint.encoding.chunk import Chunk, Manifest, StoredChunks, digest_of
 from forkpoint.encoding.encryption import Encryption
 from forkpoint.encoding.entries import (
     DIGEST_BYTES,
@@ -186,10 +186,17 @@ class Decoder:
 
     def _open(self, digest: bytes, chunks: Mapping[bytes, Chunk]) -> Chunk:
         """Return the chunk that was stored under a digest, once it is known to be that."""
+        opened = chunks.opened if isinstance(chunks, StoredChunks) else None
+        chunk = opened.get(digest) if opened else None
+        if chunk is not None:
+            return chunk
         row = chunks.get(digest)
         if row is None:
             raise CorruptChunk(f"chunk {digest.hex()} is missing")
-        return self.open_chunk(digest, row)
+        chunk = self.open_chunk(digest, row)
+        if opened is not None:
+            opened[digest] = chunk
+        return chunk
 
     def open_chunk(self, digest: bytes, row: Chunk) -> Chunk:
         """Return a chunk that was read, decrypted.

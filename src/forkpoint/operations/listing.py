@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import CheckpointTuple
 
-from forkpoint.encoding.chunk import Chunks
+from forkpoint.collector import pauses_collector
+from forkpoint.encoding.chunk import StoredChunks
 from forkpoint.errors import CorruptChunk, UnreadableValue
 from forkpoint.operations.context import Context
 from forkpoint.operations.places import existing_thread
@@ -57,31 +58,44 @@ def page(context: Context, query: CheckpointQuery) -> CheckpointPage:
 def _page(context: Context, query: CheckpointQuery) -> CheckpointPage:
     context = context.for_present_history()
 
-    def read(session: Session) -> tuple[list[StoredCheckpoint], dict[Any, Chunks]]:
+    def read(session: Session) -> tuple[list[StoredCheckpoint], dict[Any, StoredChunks]]:
         checkpoints = session.checkpoints.page(query)
         if not checkpoints and query.thread_id is not None:
             _check_empty(session, query, query.thread_id)
         if query.values:
-            return checkpoints, chunks_of(session, checkpoints)
+            chunks = chunks_of(session, checkpoints)
+            return checkpoints, {family: StoredChunks(each) for family, each in chunks.items()}
         count(checkpoints, {})
         return checkpoints, {}
-
-    def load(stored: StoredCheckpoint, chunks: Mapping[Any, Chunks]) -> Item:
-        try:
-            if not query.values:
-                return load_without_values(context, stored)
-            return load_checkpoint(context, stored, chunks[stored.thread.family])
-        except (CorruptChunk, UnreadableValue) as error:
-            return error
 
     items: list[Item] = []
     following: CheckpointQuery | None = None
     for checkpoints, chunks in readings(context, read):
-        items = [load(stored, chunks) for stored in checkpoints]
+        items = _load(context, query, checkpoints, chunks)
         following = following_page(query, checkpoints)
         if not any(isinstance(item, CorruptChunk) for item in items):
             break
     return CheckpointPage(items, following)
+
+
+@pauses_collector
+def _load(
+    context: Context,
+    query: CheckpointQuery,
+    checkpoints: Sequence[StoredCheckpoint],
+    chunks: Mapping[Any, StoredChunks],
+) -> list[Item]:
+    """Return the checkpoints that were read, or why one cannot be."""
+    items: list[Item] = []
+    for stored in checkpoints:
+        try:
+            if query.values:
+                items.append(load_checkpoint(context, stored, chunks[stored.thread.family]))
+            else:
+                items.append(load_without_values(context, stored))
+        except (CorruptChunk, UnreadableValue) as error:
+            items.append(error)
+    return items
 
 
 def _check_empty(session: Session, query: CheckpointQuery, thread_id: str) -> None:

@@ -9,6 +9,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import Checkpoint, CheckpointTuple, PendingWrite
 
 from forkpoint import inputs, langgraph_rules
+from forkpoint.collector import pauses_collector
 from forkpoint.encoding.chunk import Chunk, Chunks, Manifest
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import split_refs
@@ -178,6 +179,7 @@ def chunks_of(session: Session, checkpoints: Sequence[StoredCheckpoint]) -> dict
     return chunks
 
 
+@pauses_collector
 def load_checkpoint(
     context: Context, stored: StoredCheckpoint, chunks: Mapping[bytes, Chunk]
 ) -> CheckpointTuple:
