@@ -19,7 +19,7 @@ _UNITS = {
     "checkpoints": "checkpoints in the thread",
     "family": "threads in the family",
 }
-_TITLES = {"sqlite": "SQLite", "mongodb": "MongoDB"}
+_TITLES = {"sqlite": "SQLite, processor time", "mongodb": "MongoDB, time"}
 
 
 class Point(NamedTuple):
@@ -112,7 +112,7 @@ def _text(stored: Mapping[str, Any]) -> str:
 def _plot(title: str, workload: str, operations: Mapping[str, Sequence[Point]]) -> Figure:
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(f"{title}: time, by {_UNITS[workload]}", loc="left", fontweight="bold")
+    axes.set_title(f"{title}, by {_UNITS[workload]}", loc="left", fontweight="bold")
     axes.set_xlabel(f"{_UNITS[workload]} (log scale)")
     axes.set_ylabel("ms (log scale)")
     axes.set_xscale("log")

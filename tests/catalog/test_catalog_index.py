@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from checking import checkpoint, config, put
 from commands import Commands
 from forkpoint import ThreadCatalog, ThreadFilter
+from forkpoint.catalog import search as searching
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.sqlite.statements import Statements
 from index_work import FEW, START, WORK, Looked, looked_at_by, many
 from stores import Known, MongoStore, SqliteStore, Store
 
@@ -292,3 +295,30 @@ def place_in_index(store: Store) -> Any:
     assert isinstance(store, MongoStore)
     (record,) = store.collection.find({"kind": "thread"})
     return record["terms"], record["listed_at"], record["listed_status"]
+
+
+@pytest.mark.parametrize("call", ["search", "count"])
+def test_what_many_puts_have_changed_is_listed_some_at_a_time(
+    call: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others write in between, and what they write is found as well."""
+    monkeypatch.setattr(Statements, "default_turn_rows", 20)
+    store = SqliteStore(path)
+    with store.saver() as saver, store.saver() as other:
+        for n in range(90):
+            put(saver, {"n": n}, thread_id=f"thread-{n}")
+        connection: Any = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
+        listed: list[int] = []
+
+        def rest(_: float) -> None:
+            (number,) = connection.execute(
+                "SELECT count(*) FROM forkpoint_threads WHERE listed_at IS NOT NULL"
+            ).fetchone()
+            listed.append(number)
+            put(other, {"n": number}, thread_id=f"other-{len(listed)}")
+
+        monkeypatch.setattr(searching, "rest", rest)
+        catalog = ThreadCatalog(saver)
+        found = len(catalog.search(limit=200)) if call == "search" else catalog.count()
+    assert listed[:4] == [20, 40, 60, 80]
+    assert found == 90 + len(listed)

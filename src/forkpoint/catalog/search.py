@@ -8,6 +8,7 @@ first page. The last page ends the snapshot.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
@@ -19,12 +20,14 @@ from forkpoint.catalog.threads import Page, Thread
 from forkpoint.errors import CorruptChunk, StorageFull
 from forkpoint.filters import contains
 from forkpoint.operations.context import Context
+from forkpoint.operations.turns import rest
 from forkpoint.storage.interface import Session, Storage
 from forkpoint.storage.queries import NO_SNAPSHOT, ThreadQuery, ThreadRowPage
 from forkpoint.storage.record_checksums import check_record
 from forkpoint.storage.rows import ThreadRow
 
 _T = TypeVar("_T")
+_REST = 0.5  # of the time that a transaction took
 _PAGE_ROWS = 500  # read at once where few of the threads match
 
 
@@ -134,8 +137,12 @@ def _with_current_index(storage: Storage, read: Callable[[Session, bool], _T]) -
         read: Takes a session, and whether what it writes is stored: not if the disk is full.
     """
     try:
-        with storage.writing() as session:
-            return read(session, True)
+        while True:
+            began = time.monotonic()
+            with storage.writing() as session:
+                if not session.search.catch_up():
+                    return read(session, True)
+            rest(_REST * (time.monotonic() - began))  # others who write have their turn
     except StorageFull:
         with storage.unstored() as session:
             return read(session, False)

@@ -25,6 +25,9 @@ class SqliteSearch(Search):
         self._index = index
         self._records = records
 
+    def catch_up(self) -> bool:
+        return self._index.catch_up()
+
     def page(self, query: ThreadQuery) -> ThreadRowPage:
         snapshot = query.snapshot
         is_first = query.after is None and snapshot is None

@@ -61,6 +61,10 @@ class SearchIndex:
         while self._list("", _LISTED_AT_ONCE):
             pass
 
+    def catch_up(self) -> bool:
+        """Bring the index up to date for some threads, and return whether there are more."""
+        return self._list("", self._sql.turn_rows)
+
     def update(self, key: int) -> None:
         """Bring the rows of one thread up to date."""
         self._list(" AND key = ?", key, 1)
@@ -95,6 +99,8 @@ class SearchIndex:
             values: The values that it binds, and how many threads to list.
         """
         threads = self._sql.rows(_UNLISTED_THREADS.format(condition), values)
+        if not threads:
+            return False
         valid_from = self._last_snapshot()
         rows: list[tuple[Any, ...]] = []
         changes: list[tuple[Any, ...]] = []

@@ -286,6 +286,9 @@ class _ConfinedSearch(Search):
         self._search = search
         self._owner = owner
 
+    def catch_up(self) -> bool:
+        return self._search.catch_up()
+
     def page(self, query: ThreadQuery) -> ThreadRowPage:
         page = self._search.page(self._confined(query))
         rows = [row if row and row.thread.owner == self._owner else None for row in page.rows]

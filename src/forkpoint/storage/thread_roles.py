@@ -199,6 +199,14 @@ class Records(ABC):
 class Search(ABC):
     """Pages of records, through an index."""
 
+    def catch_up(self) -> bool:
+        """Bring the index up to date for some threads, and return whether there are more.
+
+        It is called until there are no more, each time in a transaction of its own, and in the last
+        one before a first page is read, a snapshot begun or anything counted.
+        """
+        return False
+
     @abstractmethod
     def page(self, query: ThreadQuery) -> ThreadRowPage:
         """Return a page of threads.
