@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
 
-from forkpoint.runtime.group_commit import Relay, Submission
+from forkpoint.errors import StorageBusy
+from forkpoint.runtime.group_commit import GroupCommit, Pending, Relay, Submission
 from forkpoint.runtime.runner import WorkerRunner
-from forkpoint.runtime.steps import Steps, finish
+from forkpoint.runtime.steps import Locked, Steps, finish
 from forkpoint.runtime.workers import Workers
 from servers import PATIENCE_SECONDS, wait_until
 
@@ -301,3 +305,122 @@ async def test_a_call_that_is_cancelled_while_it_is_on_its_way_is_stored(store: 
     done, _ = await asyncio.wait(calls, timeout=LIMIT)
     assert all(call.cancelled() for call in done)
     assert [len(batch) for batch in store.batches] == [1, 2]
+
+
+# A lock of the store, for which workers wait
+
+
+class Lock:
+    """The lock of a store, as `GroupCommit` uses it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def acquire(self, timeout: float | None = None, *, since: float | None = None) -> None:
+        assert self._lock.acquire(timeout=LIMIT)
+
+    def let_go(self) -> None:
+        with suppress(RuntimeError):
+            self._lock.release()
+
+
+def put_of(commits: GroupCommit[Pending]) -> Steps[Pending]:
+    pending = Pending(commits)
+    yield pending
+    pending.check()
+    return pending
+
+
+@pytest.fixture
+def commits(store: Store) -> GroupCommit[Pending]:
+    return GroupCommit(Lock(), store)  # type: ignore[arg-type]
+
+
+async def join(commits: GroupCommit[Pending], count: int) -> None:
+    await asyncio.to_thread(wait_until, lambda: len(commits._queue) == count, "the queue")
+
+
+async def test_one_worker_waits_for_the_lock_for_all_calls(
+    store: Store, commits: GroupCommit[Pending]
+) -> None:
+    runner = WorkerRunner(Workers(2))  # the other one begins the calls
+    calls = [asyncio.create_task(runner.arun(put_of, commits)) for _ in range(30)]
+    await join(commits, 30)
+    store.may_go_on.release(2)
+    await asyncio.wait_for(asyncio.gather(*calls), LIMIT)
+    assert [len(batch) for batch in store.batches] == [1, 29]
+    assert len(commits._queue) == 0
+
+
+async def test_threads_and_calls_store_for_each_other(
+    store: Store, commits: GroupCommit[Pending]
+) -> None:
+    runner = WorkerRunner(Workers(2))
+
+    def begin(in_thread: bool) -> asyncio.Future[Any]:
+        if in_thread:
+            return asyncio.ensure_future(asyncio.to_thread(finish, put_of(commits)))
+        return asyncio.ensure_future(runner.arun(put_of, commits))
+
+    for in_thread in (True, False):
+        store.begun = 0
+        calls = [begin(in_thread)]
+        await asyncio.to_thread(wait_until, lambda: store.begun == 1, "the first batch")
+        calls += [begin(not in_thread), begin(in_thread), begin(not in_thread)]
+        await join(commits, 4)
+        store.may_go_on.release(2)
+        await asyncio.wait_for(asyncio.gather(*calls), LIMIT)
+        assert len(commits._queue) == 0
+    assert [len(batch) for batch in store.batches] == [1, 3, 1, 3]
+
+
+async def test_who_is_cancelled_before_its_turn_leaves_it_to_the_next(
+    store: Store, commits: GroupCommit[Pending]
+) -> None:
+    runner = WorkerRunner(Workers(1))  # so that the first that is woken is cancelled before it runs
+    blocked = threading.Event()
+    calls = [asyncio.create_task(runner.arun(put_of, commits))]
+    await asyncio.to_thread(wait_until, lambda: store.begun == 1, "the first batch")
+    calls += [asyncio.create_task(runner.arun(put_of, commits)) for _ in range(5)]
+    calls.append(asyncio.create_task(runner.arun(blocked.set)))
+    await asyncio.sleep(0)
+    calls[1].cancel()
+    calls[2].cancel()
+    store.may_go_on.release(9)
+    outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), LIMIT)
+    assert blocked.is_set()
+    stored = {one for batch in store.batches for one in batch}
+    assert {one for one in outcomes if isinstance(one, Pending)} <= stored
+    assert [type(one) for one in outcomes[3:6]] == [Pending] * 3
+    assert len(commits._queue) == 0
+
+
+async def test_threads_and_calls_all_get_through_to_a_store_that_others_lock() -> None:
+    stored: list[Pending] = []
+    attempts = count()
+
+    def store(batch: Sequence[Pending]) -> None:
+        if next(attempts) % 3 == 0:
+            raise Locked(StorageBusy("locked"), timeout=LIMIT)
+        for one in batch:
+            stored.append(one)
+            one.done = True
+
+    commits: GroupCommit[Pending] = GroupCommit(Lock(), store)
+    runner = WorkerRunner(Workers(4))
+
+    def load() -> None:
+        for _ in range(50):
+            finish(put_of(commits))
+
+    async def aload() -> None:
+        for _ in range(50):
+            await runner.arun(put_of, commits)
+
+    with ThreadPoolExecutor(4) as executor:
+        threads = [executor.submit(load) for _ in range(4)]
+        await asyncio.wait_for(asyncio.gather(*(aload() for _ in range(16))), LIMIT)
+        for thread in threads:
+            await asyncio.to_thread(thread.result, LIMIT)
+    assert len(stored) == len(set(map(id, stored))) == 4 * 50 + 16 * 50
+    assert len(commits._queue) == 0
