@@ -244,9 +244,12 @@ THREE_DAYS = 3 * 24 * 3600 * 1_000_000
 OF_ALL_THREADS = {
     "apply_retention",
     "bulk_delete",
+    "check",
     "count",
     "delete_for_runs",
     "latest",
+    "rekey",
+    "repair",
     "search",
     "sweep",
     "sweeper",

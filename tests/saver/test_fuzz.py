@@ -20,7 +20,14 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from checking import checkpoint, config, drawn, put
-from forkpoint import ForkpointError, RetentionPolicy, ThreadCatalog, ThreadFilter, UnreadableValue
+from forkpoint import (
+    ForkpointError,
+    NewThread,
+    RetentionPolicy,
+    ThreadCatalog,
+    ThreadFilter,
+    UnreadableValue,
+)
 from forkpoint.inputs import LEASE
 from forkpoint.saver.saver import ForkpointSaver
 from hostile import ANYTHING, VALUES, Named
@@ -87,6 +94,7 @@ VALID: dict[str, Callable[[Scene], Any]] = {
     "task_id": lambda scene: "other task",  # that of a task that has put is ignored
     "task_path": lambda scene: "",
     "thread_id": lambda scene: scene.thread_id,
+    "threads": lambda scene: [NewThread(scene.new_id, tags=["tag"])],
     "thread_ids": lambda scene: [scene.thread_id],
     "timeout": lambda scene: None,
     "ttl": lambda scene: timedelta(days=1),
