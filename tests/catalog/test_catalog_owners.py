@@ -95,6 +95,8 @@ CALLS: dict[str, Callable[[Api, str, str], Any]] = {
         config=config(id_, at), channels=["items"]
     ),
     "at": lambda api, id_, at: api.at(id_, -1),
+    "value": lambda api, id_, at: api.value(id_, "items"),
+    "value in a checkpoint": lambda api, id_, at: api.value(config(id_, at), "items"),
     "find_message": lambda api, id_, at: api.find_message(id_, "m", channel="items"),
     "diff": lambda api, id_, at: api.diff(id_, "mine"),
     "diff of checkpoints": lambda api, id_, at: api.diff("mine", config(id_, at)),

@@ -66,6 +66,7 @@ CALLS: dict[str, Callable[[Api], Awaitable[Any]]] = {
     "prune": lambda api: api.prune(["thread"], strategy="delete"),
     "at": lambda api: api.at("thread", 0),
     "latest": lambda api: api.latest({"a": 1}),
+    "value": lambda api: api.value("thread", "n"),
     "find_message": lambda api: api.find_message("thread", "message"),
     "diff": lambda api: api.diff("thread", "thread"),
     "fork": lambda api: api.fork("thread"),

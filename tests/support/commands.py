@@ -268,6 +268,7 @@ async def use_everything(api: Api) -> None:
     await api.at("thread", -3)
     await api.latest({"n": 7})
     await api.find_message("thread", "m", channel="text")
+    await api.value("thread", "text")
 
     await api.copy_thread("thread", "copy")
     await api.fork("thread", new_thread_id="fork")

@@ -10,6 +10,7 @@ from itertools import count
 from typing import Annotated, Any
 
 import typer
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
 from forkpoint.catalog.threads import LeaseHolder, StoreStats, Thread, ThreadFilter, ThreadStats
@@ -272,7 +273,13 @@ def state(
     checkpoint does not store is known to the graph only.
     """
     with opened(ctx) as store:
-        item = _item_at(store, place, namespace)
+        config = _config_at(store, place, namespace)
+        if channel and not as_json:
+            for value in [store.saver.value(config, name) for name in channel]:
+                text = json.dumps(json_value(value), indent=2, ensure_ascii=False)
+                say("\n".join(map(printable, text.splitlines())))
+            return
+        item = _item_at(store, config, place, namespace)
         shown = _state_of(item)
         missing = [name for name in channel or () if name not in shown]
         if missing:
@@ -281,21 +288,22 @@ def state(
             said = _checkpoint(item, None, True)
             said["values"] = {name: shown[name] for name in channel} if channel else shown
             emit(said)
-        elif channel:
-            for name in channel:
-                text = json.dumps(json_value(shown[name]), indent=2, ensure_ascii=False)
-                say("\n".join(map(printable, text.splitlines())))
         else:
             _show_state(item, shown)
 
 
-def _item_at(store: OpenStore, place: str, namespace: str | None) -> CheckpointTuple:
-    config = config_at(store.saver, place)
-    if isinstance(config, str):
-        config = {"configurable": {"thread_id": config}}
+def _config_at(store: OpenStore, place: str, namespace: str | None) -> RunnableConfig:
+    at = config_at(store.saver, place)
+    config: RunnableConfig = {"configurable": {"thread_id": at}} if isinstance(at, str) else at
     if namespace is not None:
         named = {"thread_id": config["configurable"]["thread_id"], "checkpoint_ns": namespace}
         config = {"configurable": named}
+    return config
+
+
+def _item_at(
+    store: OpenStore, config: RunnableConfig, place: str, namespace: str | None
+) -> CheckpointTuple:
     item = store.saver.get_tuple(config)
     if item is None:
         inside = f" in the namespace {namespace!r}" if namespace else ""

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 from forkpoint.encoding.chunk import Chunks, Manifest, gather
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import DICT, LIST, SNAPSHOT, Entry, Volume, split_refs
-from forkpoint.errors import CheckpointNotFound
 from forkpoint.inputs import Address
 from forkpoint.langgraph_rules import is_internal, rebuilt_channels
 from forkpoint.operations.context import Context
-from forkpoint.operations.places import at_place, existing_thread, place_of
+from forkpoint.operations.places import at_place, existing_checkpoint, place_of
 from forkpoint.operations.read import consistently
 from forkpoint.pictures.shown import StateDiff
 from forkpoint.results import ChannelDiff
@@ -109,12 +108,7 @@ def _compare(reading: _Reading) -> StateDiff:
 
 
 def _side(context: Context, session: Session, address: Address) -> _Side:
-    checkpoint = session.checkpoints.get(*address)
-    if checkpoint is None:
-        existing_thread(session, address.thread_id)
-        raise CheckpointNotFound(
-            f"thread {address.thread_id!r} has no checkpoint {address.checkpoint_id!r}"
-        )
+    checkpoint = existing_checkpoint(session, address)
     with at_place(checkpoint.thread_id, *place_of(checkpoint.row)):
         codec = context.codec_of(checkpoint.thread)
         body, manifest = open_checkpoint(codec, checkpoint.row)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from langchain_core.runnables import RunnableConfig
 
 from forkpoint import langgraph_rules
-from forkpoint.errors import CorruptChunk, ThreadNotFound, UnreadableValue
+from forkpoint.errors import CheckpointNotFound, CorruptChunk, ThreadNotFound, UnreadableValue
+from forkpoint.inputs import Address
 from forkpoint.storage.interface import Session
 from forkpoint.storage.plan import Place
 from forkpoint.storage.row_checksums import metadata_of
-from forkpoint.storage.rows import CheckpointRow, ThreadRef
+from forkpoint.storage.rows import CheckpointRow, StoredCheckpoint, ThreadRef
 
 
 def existing_thread(session: Session, thread_id: str) -> ThreadRef:
@@ -22,6 +23,22 @@ def existing_thread(session: Session, thread_id: str) -> ThreadRef:
     if thread is None:
         raise ThreadNotFound(f"there is no thread {thread_id!r}")
     return thread
+
+
+def existing_checkpoint(session: Session, address: Address) -> StoredCheckpoint:
+    """Return a checkpoint, or the newest of its namespace.
+
+    Raises:
+        ThreadNotFound: There is no such thread.
+        CheckpointNotFound: It has no such checkpoint.
+    """
+    checkpoint = session.checkpoints.get(*address)
+    if checkpoint is None:
+        existing_thread(session, address.thread_id)
+        raise CheckpointNotFound(
+            f"thread {address.thread_id!r} has no checkpoint {address.checkpoint_id!r}"
+        )
+    return checkpoint
 
 
 def thread_config(thread_id: str) -> RunnableConfig:

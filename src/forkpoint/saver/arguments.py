@@ -117,6 +117,12 @@ def message(thread_id: object, message_id: object, channel: object) -> tuple[str
     )
 
 
+def channel(source: object, name: object) -> tuple[inputs.Address, str]:
+    """Return the arguments of `value`. A subgraph's checkpoint has channels, too."""
+    address = inputs.source(source) if isinstance(source, str) else inputs.address(source)
+    return address, inputs.identifier(name, "channel")
+
+
 # Forking
 
 

@@ -11,6 +11,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 from forkpoint import inputs
 from forkpoint.errors import CheckpointNotFound
 from forkpoint.operations import listing, remove
+from forkpoint.operations.channel_value import channel_value
 from forkpoint.operations.context import Context
 from forkpoint.operations.diff import diff
 from forkpoint.operations.find_message import find_message
@@ -72,6 +73,29 @@ class TimeTravel(Maintenance):
         """Do what `at` does."""
         query = arguments.at_query(thread_id, index, values)
         return _only(await self._runner.arun(listing.page, self._context, query), query)
+
+    def value(self, source: str | RunnableConfig, channel: str) -> Any:
+        """Return the value of one channel of a checkpoint, and read nothing of the others.
+
+        It is what `get_tuple` has under `channel_values`.
+
+        Args:
+            source: The config of a checkpoint, or a thread id for the newest of a thread.
+            channel: The channel.
+
+        Raises:
+            ThreadNotFound: There is no such thread.
+            CheckpointNotFound: There is no such checkpoint.
+            InvalidInput: It has no value of this channel; or the value is rebuilt from writes
+                (`DeltaChannel`), by the graph only.
+        """
+        checked = arguments.channel(source, channel)
+        return self._runner.run(channel_value, self._context, *checked)
+
+    async def avalue(self, source: str | RunnableConfig, channel: str) -> Any:
+        """Do what `value` does."""
+        checked = arguments.channel(source, channel)
+        return await self._runner.arun(channel_value, self._context, *checked)
 
     def latest(self, metadata: Mapping[str, Any]) -> CheckpointTuple | None:
         """Return the newest checkpoint, of any thread, whose metadata contain this, or None.
