@@ -30,7 +30,7 @@ from forkpoint.catalog.leases import Lease, renew
 from forkpoint.langgraph_rules import COUNTERS
 from forkpoint.mongodb import gc as mongodb_gc
 from forkpoint.mongodb.turns import Turns
-from forkpoint.operations import remove_in_turns, turns
+from forkpoint.operations import remove_in_turns, remove_oldest, turns
 from forkpoint.operations import rollback_plan as rolling_back
 from forkpoint.runtime import runner
 from forkpoint.saver import parts_of
@@ -456,6 +456,72 @@ def test_a_rollback_of_a_long_thread_reads_only_its_end_and_does_the_same(
         assert left_in(store) == left_in(copy)
         saver.delete_thread("thread")
         assert store.problems(saver) == []
+
+
+TRIMS: dict[str, Callable[[ForkpointSaver], Any]] = {
+    "trim to 1": lambda saver: saver.trim("thread", 1),
+    "trim to 2": lambda saver: saver.trim("thread", 2),
+    "prune": lambda saver: saver.prune(["thread"]),
+}
+
+
+@pytest.mark.parametrize("trim", TRIMS)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(name, marks=() if name in TELLING_SHAPES else pytest.mark.slow)
+        for name in ALL_SHAPES
+    ],
+)
+def test_a_long_thread_is_trimmed_as_a_short_one_is(
+    shape: str,
+    trim: str,
+    store: Store,
+    copied: Callable[[Store], Store],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with store.saver() as saver:
+        Lab(ALL_SHAPES[shape], saver)
+    copy = copied(store)
+    with copy.saver() as saver:
+        expected = TRIMS[trim](saver)
+    for rows in (Statements, "default_turn_rows"), (Turns, "turn_rows"):
+        monkeypatch.setattr(*rows, 3)
+    with store.saver() as saver:
+        assert TRIMS[trim](saver) == expected
+        assert left_in(store) == left_in(copy)
+        assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize("trim", ["trim", "prune"])
+def test_a_trim_knows_of_a_bounded_number_of_checkpoints_at_once(
+    trim: str, saver: ForkpointSaver, short_turns: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(saver)
+    role = type(removals_of(saver))
+    remove_batch, sizes = role.remove_batch, []
+
+    def remove(self: Any, thread: Any, part: Any, check: Any) -> Any:
+        sizes.append(len(part.going))
+        return remove_batch(self, thread, part, check)
+
+    outlines = remove_in_turns.outlines
+
+    def outline(*arguments: Any) -> Any:
+        rows, rebuilds = yield from outlines(*arguments)
+        sizes.append(len(rows))
+        return rows, rebuilds
+
+    monkeypatch.setattr(role, "remove_batch", remove)
+    monkeypatch.setattr(remove_oldest, "_AT_ONCE", 10)
+    monkeypatch.setattr(remove_in_turns, "outlines", outline)
+    REMOVALS[trim](saver)
+    assert (len(sizes) > 5, max(sizes)) == (True, 10)
+
+
+def removals_of(saver: ForkpointSaver) -> Any:
+    with parts_of(saver).context.storage.reading() as session:
+        return session.removals
 
 
 def left_in(store: Store) -> list[Any]:

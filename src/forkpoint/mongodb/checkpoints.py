@@ -283,6 +283,13 @@ class MongoCheckpoints(interface.Checkpoints):
             documents += self._commands.latest({**rows, "checkpoint_ns": namespace}, _OUTLINE)
         return list(map(_outline_row, documents))
 
+    def older(self, thread: ThreadRef, checkpoint_id: str, limit: int) -> list[str]:
+        rows: Document = rows_of(thread, "checkpoint")
+        rows |= {"checkpoint_ns": "", "checkpoint_id": {"$lt": checkpoint_id}, "visible": True}
+        newest = [("checkpoint_id", -1)]
+        documents = self._commands.latest(rows, {"checkpoint_id": 1}, sort=newest, limit=limit)
+        return [row["checkpoint_id"] for row in documents]
+
     def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
         rows = rows_of(thread, "checkpoint")
         documents = self._commands.latest({**rows, "fence": fence_range(fences)})

@@ -15,7 +15,8 @@ from forkpoint.errors import CorruptChunk, StaleLease, stale_lease
 from forkpoint.operations.context import Context
 from forkpoint.operations.gc import CollectionResult, collect, incomplete_collection
 from forkpoint.operations.places import existing_thread, place_of, replay_bound, thread_config
-from forkpoint.operations.remove_in_turns import Choose, Removal, outlines, remove
+from forkpoint.operations.remove_in_turns import Removal, outlines, remove
+from forkpoint.operations.remove_oldest import RemovedOldest, floor_of, remove_oldest
 from forkpoint.operations.rollback_plan import Rollback
 from forkpoint.operations.turns import Rest, Turns, Work, in_turns
 from forkpoint.results import PurgeReport
@@ -75,25 +76,32 @@ def prune(
         for thread_id in thread_ids:
             yield from delete_thread(context, thread_id)
         return
-    choose = _all_but_latest if keep_last is None else partial(_not_kept, kept=Kept(keep_last))
     for thread_id in thread_ids:
-        removal = partial(_prune, context, thread_id, choose)
+        removal = partial(_prune, context, thread_id, keep_last)
         missing = yield from in_turns(context.storage, removal)
         yield from finish(context, [thread_id], missing)
 
 
-def _prune(context: Context, thread_id: str, choose: Choose, turns: Turns) -> Work[str | None]:
+def _prune(
+    context: Context, thread_id: str, keep_last: int | None, turns: Turns
+) -> Work[str | None]:
     thread = turns.session.threads.find(thread_id)
     if thread is None:
         return None
+    oldest = yield from remove_oldest(turns, thread, 1 if keep_last is None else keep_last)
+    yield
+    choose = partial(_all_but_latest, floor=oldest.floor)
+    if keep_last is not None:
+        choose = partial(_not_kept, kept=Kept(keep_last), floor=oldest.floor)
     yield from remove(context, turns, thread, Removal(choose))
     yield
     return (yield from collect(turns, thread.family)).missing
 
 
-def _all_but_latest(rows: Sequence[CheckpointRow]) -> set[Place]:
+def _all_but_latest(rows: Sequence[CheckpointRow], floor: str | None) -> set[Place]:
     places = {place_of(row) for row in rows}
-    return places - latest(places)
+    since = {("", id_) for ns, id_ in places if floor is not None and ns == "" and id_ >= floor}
+    return places - latest(places) - since
 
 
 def finish(context: Context, thread_ids: Sequence[str], missing: str | None) -> Steps[None]:
@@ -153,10 +161,14 @@ def trim(
             now = turns.session.records.get(thread_id)
             if now is None or _state_of(now) != _state_of(seen):
                 raise Stale
-        counts = yield from remove(
-            context, turns, thread, Removal(lambda rows: _not_kept(rows, kept))
-        )
+        oldest = RemovedOldest(Counts(0, 0), None)
+        if kept.newest is not None and kept.since is None:
+            oldest = yield from remove_oldest(turns, thread, kept.newest)
+            yield
+        choose = partial(_not_kept, kept=kept, floor=oldest.floor)
+        number, more = yield from remove(context, turns, thread, Removal(choose))
         yield
+        counts = Counts(oldest.counts.number + number, oldest.counts.more + more)
         return counts, (yield from collect(turns, thread.family))
 
     return (yield from _reported(context, thread_id, work))
@@ -179,15 +191,20 @@ def would_trim(context: Context, thread_id: str, kept: Kept) -> Steps[bool]:
     """Return whether `trim` would remove anything from a thread."""
 
     def work(turns: Turns) -> Work[bool]:
-        rows, _ = yield from outlines(turns, existing_thread(turns.session, thread_id))
+        session, thread = turns.session, existing_thread(turns.session, thread_id)
+        if kept.newest is not None and kept.since is None:
+            floor = floor_of(session, thread, kept.newest)
+            if floor is not None and session.checkpoints.older(thread, floor, 1):
+                return True
+        rows, _ = yield from outlines(turns, thread)
         return bool(_not_kept([row for row in rows if not row.hidden], kept))
 
     return (yield from in_turns(context.storage, work, only_reads=True))
 
 
-def _not_kept(rows: Sequence[CheckpointRow], kept: Kept) -> set[Place]:
+def _not_kept(rows: Sequence[CheckpointRow], kept: Kept, floor: str | None = None) -> set[Place]:
     sources = {place_of(row): replay_bound(row) for row in rows if row.checkpoint_ns == ""}
-    return surplus({place_of(row) for row in rows}, kept, sources)
+    return surplus({place_of(row) for row in rows}, kept, sources, floor)
 
 
 def _collect_if_due(turns: Turns, thread: ThreadRef) -> Work[str | None]:

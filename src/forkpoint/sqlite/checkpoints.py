@@ -260,6 +260,15 @@ class SqliteCheckpoints(Checkpoints):
             )
         return [_outline_row(row) for row in rows]
 
+    def older(self, thread: ThreadRef, checkpoint_id: str, limit: int) -> list[str]:
+        rows = self._sql.rows(
+            "SELECT checkpoint_id FROM forkpoint_checkpoints"
+            " WHERE thread = ? AND checkpoint_ns = '' AND checkpoint_id < ? AND NOT hidden"
+            " ORDER BY checkpoint_id DESC LIMIT ?",
+            (thread.key, checkpoint_id, limit),
+        )
+        return [id_ for (id_,) in rows]
+
     def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
         return self._sql.rows(
             "SELECT checkpoint_ns, checkpoint_id FROM forkpoint_checkpoints"

@@ -24,7 +24,6 @@ from forkpoint.storage.rows import (
     RemovalPart,
     RemovalResult,
     StoredCheckpoint,
-    StoredContent,
     ThreadRef,
     Usage,
     WriteRow,
@@ -124,6 +123,10 @@ class Checkpoints(ABC):
 
         See `Removals.is_long`.
         """
+        raise NotImplementedError
+
+    def older(self, thread: ThreadRef, checkpoint_id: str, limit: int) -> list[str]:
+        """Return visible checkpoints of a long thread's own graph before an id, newest first."""
         raise NotImplementedError
 
     @abstractmethod
@@ -252,7 +255,8 @@ class Removals(ABC):
         """
 
     # A backend whose `remove` and `copy` keep others out for long says which threads are long. Then
-    # it has these as well, and `Copies.begin`, `copy_more`, `abandon` and `Checkpoints.since`.
+    # it has these as well, `Copies.begin`, `copy_more` and `abandon`, and `Checkpoints.since` and
+    # `older`.
 
     def is_long(self, thread: ThreadRef) -> bool:
         """Return whether to remove from a thread, and to copy it, in turns.
@@ -403,46 +407,3 @@ class Collections(ABC):
         Returns whether the family is collected, by this collection or by another one.
         Then records of deleted threads are removed that no thread descends from which is there.
         """
-
-
-class Secrets(ABC):
-    """What the store keeps to compute MACs and digests with."""
-
-    @abstractmethod
-    def store_key(self) -> bytes | None:
-        """Return the random bytes by which this store knows again what it gave away."""
-
-    @abstractmethod
-    def add_store_key(self, key: bytes) -> None:
-        """Set the store's key. Atomic: the first one that is set stays."""
-
-    @abstractmethod
-    def all(self) -> list[bytes]:
-        """Return the encrypted keys of digests."""
-
-    @abstractmethod
-    def add(self, stored: bytes, seen: Sequence[bytes]) -> None:
-        """Add an encrypted key of digests, if there still are those that were seen, and no others.
-
-        Atomic: of two who have seen the same, one succeeds.
-        """
-
-    @abstractmethod
-    def remove(self, stored: bytes) -> None:
-        """Remove an encrypted key of digests. Nothing is done if it is not there."""
-
-
-class Contents(ABC):
-    """All that is encrypted in a store, whosever it is, so that another key can encrypt it."""
-
-    @abstractmethod
-    def batch(self, after: Any = None) -> Batch[StoredContent]:
-        """Return some contents of checkpoints, writes and chunks, and what writes have replaced.
-
-        See `receipts.is_encrypted`. Together the batches have all but what is stored while they
-        are read. Those of hidden and of deleted checkpoints are included while they are there.
-        """
-
-    @abstractmethod
-    def replace(self, changes: Sequence[tuple[StoredContent, bytes]]) -> None:
-        """Replace contents where they are, each unless it was changed since it was read."""

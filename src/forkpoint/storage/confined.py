@@ -219,6 +219,9 @@ class _ConfinedCheckpoints(Checkpoints):
     def since(self, thread: ThreadRef, checkpoint_id: str) -> list[CheckpointRow]:
         return self._checkpoints.since(thread, checkpoint_id)
 
+    def older(self, thread: ThreadRef, checkpoint_id: str, limit: int) -> list[str]:
+        return self._checkpoints.older(thread, checkpoint_id, limit)
+
     def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
         return self._checkpoints.stored_under(thread, fences)
 

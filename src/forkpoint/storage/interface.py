@@ -20,11 +20,10 @@ from forkpoint.storage.checkpoint_roles import (
     Choose,
     ChunkReads,
     Collections,
-    Contents,
     Copies,
     Removals,
-    Secrets,
 )
+from forkpoint.storage.content_roles import Contents, Secrets
 from forkpoint.storage.rows import PutRequest, ThreadRef
 from forkpoint.storage.thread_roles import Leases, Records, Search, Threads
 

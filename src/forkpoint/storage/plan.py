@@ -160,7 +160,9 @@ class Kept(NamedTuple):
         return [*(id_ for id_ in ids[:-1] if (made_at(id_) or since) >= since), *ids[-1:]]
 
 
-def surplus(places: Collection[Place], kept: Kept, replays: Mapping[Place, str]) -> set[Place]:
+def surplus(
+    places: Collection[Place], kept: Kept, replays: Mapping[Place, str], floor: str | None = None
+) -> set[Place]:
     """Return the checkpoints that are not to stay.
 
     A time travel to a checkpoint that stays finds the state that its subgraphs had then, if they
@@ -171,11 +173,14 @@ def surplus(places: Collection[Place], kept: Kept, replays: Mapping[Place, str])
         kept: Which stay.
         replays: For each checkpoint of the graph itself the id before which a time travel to it
             looks for the state of subgraphs.
+        floor: The id from which on all checkpoints of the graph itself stay; None for none.
     """
     namespaces: dict[str, list[str]] = {}
     for checkpoint_ns, checkpoint_id in sorted(places):
         namespaces.setdefault(checkpoint_ns, []).append(checkpoint_id)
     staying = {(ns, id_) for ns, ids in namespaces.items() for id_ in kept.of(ids)}
+    if floor is not None:
+        staying |= {("", id_) for id_ in namespaces.get("", ()) if id_ >= floor}
     bounds = [replays[place] for place in staying if place in replays]
     for checkpoint_ns, ids in namespaces.items():
         if checkpoint_ns and is_stateful(checkpoint_ns):
