@@ -16,7 +16,7 @@ from langgraph_sdk.errors import (
 )
 
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.server import create_app
+from forkpoint.server import ApiKeys, create_app
 from served import Client, Gates, chat, said, serving
 from servers import PATIENCE_SECONDS
 
@@ -231,3 +231,20 @@ async def test_assistants_are_the_graphs(client: Client) -> None:
     assert await client.assistants.count() == 1
     with pytest.raises(NotFoundError):
         await client.assistants.get("nobody")
+
+
+async def test_the_last_runs_of_each_owner_are_known(
+    saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forkpoint.server.runs.RUNS_KEPT", 2)
+    app = create_app(saver, {"chat": chat()}, ApiKeys({"key-a": "a", "key-b": "b"}))
+    with serving(app) as address:
+        known = {}
+        for owner, count in (("a", 1), ("b", 4)):
+            client = Client(address, "async", api_key=f"key-{owner}")
+            await client.threads.create(thread_id=owner)
+            for _ in range(count):
+                await client.runs.wait(owner, "chat", input=said("you"))
+            known[owner] = client
+        assert len(await known["a"].runs.list("a")) == 1
+        assert len(await known["b"].runs.list("b")) == 3  # the last one had not ended by then

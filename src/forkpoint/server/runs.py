@@ -25,7 +25,7 @@ from forkpoint.server.states import command_of, config_at
 EVENTS_KEPT = 10_000
 """How many events of a run are kept, for clients that come back to it."""
 RUNS_KEPT = 200
-"""How many runs that have ended can still be asked for."""
+"""How many runs of an owner that have ended can still be asked for."""
 MODES = frozenset(
     ("values", "updates", "messages", "messages-tuple", "custom", "checkpoints", "tasks", "debug")
 )
@@ -257,7 +257,8 @@ class Runs:
         async with self._begun:
             self._runs[run.run_id] = run
             self._begun.notify_all()
-        ended = [key for key, other in self._runs.items() if other.is_over]
+        known = self._runs.items()
+        ended = [key for key, other in known if other.is_over and other.owner == run.owner]
         for key in ended[:-RUNS_KEPT]:
             del self._runs[key]
 
