@@ -248,3 +248,16 @@ async def test_the_last_runs_of_each_owner_are_known(
             known[owner] = client
         assert len(await known["a"].runs.list("a")) == 1
         assert len(await known["b"].runs.list("b")) == 3  # the last one had not ended by then
+
+
+async def test_no_run_that_waits_makes_a_deleted_thread_anew(client: Client, gates: Gates) -> None:
+    await client.threads.create(thread_id="t")
+    running = await client.runs.create("t", "chat", input=said("wait"))
+    await entered(gates)
+    waiting = await client.runs.create("t", "chat", input=said("you"))
+    joins = [client.runs.join("t", run["run_id"]) for run in (running, waiting)]
+    joining = [asyncio.create_task(join) for join in joins]
+    await client.threads.delete("t")
+    await asyncio.wait(joining)
+    with pytest.raises(NotFoundError):
+        await client.threads.get("t")

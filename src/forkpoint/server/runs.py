@@ -296,14 +296,25 @@ class Runs:
             if run.thread_id == thread_id and run.status == "running" and run.task is not None:
                 run.task.cancel()
 
+    async def end_thread(self, thread_id: str) -> None:
+        """Cancel all runs on a thread, in this process: none of them begins any more."""
+        runs = [run for run in self._runs.values() if run.thread_id == thread_id]
+        waiting = [run.task for run in runs if run.task and run.status == "pending"]
+        self.cancel_thread(thread_id)
+        await _ended(waiting)
+
     async def close(self) -> None:
         """Cancel all runs, and wait for their ends."""
-        tasks = [run.task for run in self._runs.values() if run.task and not run.is_over]
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await _ended([run.task for run in self._runs.values() if run.task and not run.is_over])
+
+
+async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks, and wait for their ends."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 def _now() -> str:
