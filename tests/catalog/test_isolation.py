@@ -82,6 +82,9 @@ class Owners(RuleBasedStateMachine):
             is_needed = parameter.default is parameter.empty or method.name in ALWAYS.get(name, ())
             if is_needed or chosen.of([True, False]):
                 given[name] = drawn_for(method, name)(here, picks)
+        if method.name == "create_many":  # of several, some may be made before one is found taken
+            used = self.used_here()
+            given["threads"] = [new for new in given["threads"] if new.thread_id not in used]
         if given.get("sort_by", "updated_at") in ("updated_at", "created_at"):
             for name in ("limit", "cursor", "offset"):  # two threads may have the same time
                 given.pop(name, None) if method.name == "search" else None
