@@ -134,11 +134,13 @@ class Codec:
         Raises:
             InvalidInput: A value cannot be serialized.
         """
-        channels = {
-            channel: self._serialize_channel(channel, value)
-            for channel, value in checkpoint["channel_values"].items()
-            if channel not in inherited
-        }
+        channels: dict[str, tuple[Entry, Chunks]] = {}
+        for channel, value in checkpoint["channel_values"].items():
+            if channel not in inherited:
+                scalar = self._encoder.encode_scalar(value, INLINE_BYTES)
+                channels[channel] = (
+                    self._serialize_channel(channel, value) if scalar is None else (scalar, {})
+                )
         body = {key: value for key, value in checkpoint.items() if key != "channel_values"}
         with _Naming(self._serde, "the checkpoint", body):
             kind, content = self._serde.dumps_typed(body)

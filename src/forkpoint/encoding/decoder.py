@@ -84,6 +84,8 @@ class Decoder:
             CorruptChunk: A chunk is missing, or is not what was written.
             UnreadableValue: A value names a type that may not, or cannot, be restored.
         """
+        if entry.kind == INLINE:
+            return self._load(entry.type, entry.content)
         return self._decode(entry, chunks, Volume())
 
     def decode_write(self, content: bytes, refs: bytes, chunks: Mapping[bytes, Chunk]) -> Any:

@@ -67,9 +67,10 @@ class PlainItems:
         """The items as they are packed, without the header."""
         return memoryview(self.packed)[self._header_bytes :]
 
-    def begin_with(self, content: bytes) -> bool:
+    def begin_with(self, content: memoryview) -> bool:
         """Return whether these bytes are the first ones, but for the header."""
-        return self.packed.startswith(content, self._header_bytes)
+        # As `bytes`: views are compared one byte at a time.
+        return self.packed.startswith(bytes(content), self._header_bytes)
 
     def runs(self, start: int = 0, index: int = 0) -> list[PlainRun] | None:
         """Return the runs that they are cut into; None if one takes more than a chunk is to.

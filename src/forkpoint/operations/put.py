@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from langchain_core.runnables import RunnableConfig
 
 from forkpoint import inputs, langgraph_rules
+from forkpoint.collector import pauses_collector
 from forkpoint.encoding.chunk import Chunks, Encoded, Serialized
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import Entry
@@ -107,6 +108,7 @@ class NewRows(NamedTuple):
 # Checkpoints
 
 
+@pauses_collector
 def capture_checkpoint(context: Context, new: NewCheckpoint) -> CapturedCheckpoint:
     """Return a checkpoint with its state as it is now, without reading the store.
 
@@ -154,6 +156,7 @@ def put_checkpoint(context: Context, capture: CapturedCheckpoint) -> Steps[None]
         _merge_run_metadata(context, thread, new)
 
 
+@pauses_collector
 def _prepare(
     context: Context, capture: CapturedCheckpoint, thread: ThreadRef | None
 ) -> PreparedPut:
