@@ -13,7 +13,7 @@ from forkpoint import langgraph_rules
 from forkpoint.operations.places import place_of
 from forkpoint.operations.turns import Turns, Work
 from forkpoint.storage.interface import Session, Stale
-from forkpoint.storage.plan import Plan
+from forkpoint.storage.plan import Place, Plan
 from forkpoint.storage.queries import CheckpointQuery
 from forkpoint.storage.rows import CheckpointRow, Counts, RemovalPart, ThreadRef
 
@@ -56,9 +56,14 @@ def remove_oldest(turns: Turns, thread: ThreadRef, kept: int) -> Work[RemovedOld
         if now != extent and _any_rebuilt(turns.session.checkpoints.since(thread, floor)):
             raise _Changed
 
-    while ids := turns.session.checkpoints.older(thread, floor, _AT_ONCE):
-        places = [("", checkpoint_id) for checkpoint_id in ids]
-        part = RemovalPart(places, Plan(set(places), set()))
+    going: list[Place] = []
+    while True:
+        if not going:
+            ids = turns.session.checkpoints.older(thread, floor, _AT_ONCE)
+            going = [("", checkpoint_id) for checkpoint_id in ids]
+        if not going:
+            break
+        part = RemovalPart(going, Plan(set(going), set()))
         try:
             removed = turns.session.removals.remove_batch(thread, part, check)
         except Stale:
@@ -66,6 +71,7 @@ def remove_oldest(turns: Turns, thread: ThreadRef, kept: int) -> Work[RemovedOld
         number += removed.counts.number
         more += removed.counts.more
         extent = removed.extent
+        going = going[removed.places :]
         yield
     return RemovedOldest(Counts(number, more), floor)
 
