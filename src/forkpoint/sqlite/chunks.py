@@ -37,7 +37,8 @@ _CHUNKS_PER_ROW = 5  # where little is done in a transaction: a full disk has no
 
 def put_chunks(sql: Statements, thread: ThreadRef, chunks: Chunks) -> None:
     """Store chunks of a thread's family, those that exist with a new epoch."""
-    rows = [(thread.family, digest, *chunk, thread.epoch) for digest, chunk in chunks.items()]
+    family, epoch = thread.family, thread.epoch
+    rows = ((family, digest, *chunk, epoch) for digest, chunk in chunks.items())
     sql.insert(_INSERT, rows, _KEEP)
 
 

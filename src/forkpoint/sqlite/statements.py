@@ -5,12 +5,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, TypeAlias
 
 from forkpoint.clocks import StoreClock
 from forkpoint.sqlite.errors import is_locked
-from forkpoint.storage.shared import batches
 
 _CLOCK_NOTED_AFTER = 1_000_000  # microseconds by which the store's time is later than it was noted
 _READS_PER_CHANGE = 4  # rows that are read in the time in which one is changed, or in less
@@ -108,9 +107,10 @@ class Statements:
         """Run a statement for each row of values."""
         self._connection.executemany(sql, rows)
 
-    def insert(self, statement: str, rows: Sequence[tuple[Any, ...]], end: str = "") -> None:
+    def insert(self, statement: str, rows: Iterable[tuple[Any, ...]], end: str = "") -> None:
         """Insert rows by as few statements as possible: each releases the interpreter's lock."""
-        for batch in batches(rows, _INSERTED_ROWS):
+        rest = iter(rows)
+        while batch := list(islice(rest, _INSERTED_ROWS)):
             sql = _insertion(statement, len(batch), len(batch[0]), end)
             self.run(sql, list(chain.from_iterable(batch)))
 
