@@ -25,10 +25,10 @@ from forkpoint.transfer import archive_threads, import_threads, restore_threads
 from graphs import SHAPES
 from officials import official
 from processes import fork_server
-from stores import SqliteStore, Store
+from stores import Store
 
-SIZES = {"sqlite": (200, 50), "mongodb": (40, 25)}
-"""How many threads of how many checkpoints each are imported, by where they go."""
+THREADS, CHECKPOINTS = 200, 50
+"""How many threads of how many checkpoints each are imported."""
 KILLS = 20
 
 
@@ -85,10 +85,9 @@ def test_an_import_that_is_killed_again_and_again_is_as_one_that_was_not(
     kind: Any, store: Store, new_store: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     rng = random.Random(kind)
-    threads, checkpoints = SIZES["sqlite" if isinstance(store, SqliteStore) else "mongodb"]
-    total = threads * checkpoints
+    total = THREADS * CHECKPOINTS
     with official(kind, tmp_path, request.getfixturevalue) as (theirs, source):
-        fill(theirs, threads, checkpoints)
+        fill(theirs, THREADS, CHECKPOINTS)
         put = 0
         for point in sorted(rng.sample(range(total), KILLS)):
             ready = fork_server().Event()
@@ -108,11 +107,11 @@ def test_an_import_that_is_killed_again_and_again_is_as_one_that_was_not(
             assert report.is_complete
             assert report.checkpoints == total - put  # none twice
             assert report.verified == total
-            for thread in range(threads):
+            for thread in range(THREADS):
                 name = f"thread-{thread:04}"
                 assert told(saver, name) == told(theirs, name)
             statuses = Counter(thread.status for thread in ThreadCatalog(saver).walk())
-            assert statuses == {"interrupted": threads}
+            assert statuses == {"interrupted": THREADS}
             assert store.problems(saver) == []
         whole = new_store()
         with whole.saver() as saver:

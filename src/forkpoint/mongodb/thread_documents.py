@@ -30,6 +30,8 @@ KINSHIP = {"parent": 1, "deleted_at": 1, "thread_id": 1, "owner": 1, "expires": 
 LISTED_PLACE = ("listed_at", "listed_status", "listed_state_at", "listed_values")
 """What a record has once it is listed: what a search sorts by, and the terms of the state."""
 
+_NO_FAMILY = ObjectId("0" * 24)
+
 NOT_LEASED: Document = {"lease_holder": None, "lease_since": None, "lease_until": None}
 LEASED = {"$gt": ["$lease_until", NOW]}
 EXPIRED = {
@@ -45,16 +47,21 @@ WITH_LEASE = {"$set": {"is_leased": LEASED, "is_expired": EXPIRED}}
 
 
 def thread_ref(record: Document) -> ThreadRef:
-    """Return the thread of a record."""
-    return ThreadRef(
-        record["_id"],
-        record["family"],
-        record["epoch"],
-        record["owner"],
-        record["thread_id"],
-        bytes_of(record, "salt"),
-        bytes_of(record, "checksums")[:IDENTITY_BYTES],
-    )
+    """Return the thread of a record.
+
+    If a field is of a type that none is written with, no checksum fits the thread: whoever uses it
+    says that its record is damaged.
+    """
+    family, owner, thread_id = record["family"], record["owner"], record["thread_id"]
+    checksum = bytes_of(record, "checksums")[:IDENTITY_BYTES]
+    if not (
+        isinstance(family, ObjectId)
+        and (owner is None or isinstance(owner, str))
+        and isinstance(thread_id, str)
+    ):
+        family, owner, thread_id, checksum = _NO_FAMILY, None, f"{thread_id!s:.80}", b""
+    salt = bytes_of(record, "salt")
+    return ThreadRef(record["_id"], family, record["epoch"], owner, thread_id, salt, checksum)
 
 
 def named_ref(record: Document, thread_id: str | None) -> ThreadRef:
@@ -167,9 +174,10 @@ def lineage_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
 def thread_row(record: Document) -> ThreadRow:
     is_leased = record["is_leased"]
     is_shown = record["status"] != "idle" or record.get("value_terms") is not None
+    thread = thread_ref(record)
     return ThreadRow(
-        thread_ref(record),
-        record["thread_id"],
+        thread,
+        thread.thread_id,
         Description(
             record["label"],
             _list_of(record["tags"]),
@@ -190,7 +198,7 @@ def thread_row(record: Document) -> ThreadRow:
         record["swept_at"] == record["updated_at"],
         record["state_updated_at"],
         record["status_for"] if is_shown else None,
-        checksums=bytes_of(record, "checksums"),
+        checksums=bytes_of(record, "checksums") if thread.checksum else b"",
         lineage=lineage_of(record),
     )
 

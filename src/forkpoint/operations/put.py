@@ -199,7 +199,7 @@ def _inherited(
         parent = session.checkpoints.get(*new.address)
     if parent is None or parent.thread != thread:
         return {}
-    if parent.metadata is not None:
+    if isinstance(parent.metadata, str):  # else the record is damaged
         context.memory.described.put(thread.key, Described(None, parent.metadata))
     body, manifest = open_checkpoint(context.codec_of(thread), parent.row)
     known = KnownManifest(thread.epoch, manifest, body.get("channel_versions", {}), 0)

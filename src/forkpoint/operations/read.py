@@ -95,7 +95,7 @@ def _remember(context: Context, thread_id: str, reading: _TupleReading) -> None:
         memory.missing.put(thread_id, True)
         return
     memory.threads.put(thread_id, stored.thread)
-    if stored.metadata is not None:
+    if isinstance(stored.metadata, str):  # else the record is damaged
         memory.described.put(stored.thread.key, Described(None, stored.metadata))
     memory.add_chunks(stored.thread, reading.chunks)
 
