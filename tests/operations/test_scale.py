@@ -78,7 +78,10 @@ def work(
     return measured
 
 
-@pytest.mark.parametrize("operation", FLAT)
+@pytest.mark.parametrize(
+    "operation",
+    [pytest.param(name, marks=() if "rollback" in name else pytest.mark.slow) for name in FLAT],
+)
 def test_it_reads_as_much_of_a_long_thread_as_of_a_short_one(
     operation: str, work: Callable[[int, Any], int]
 ) -> None:
