@@ -178,10 +178,19 @@ def damaged_record(thread_id: object) -> CorruptChunk:
     )
 
 
-def encrypted_record(thread_id: object) -> EncryptionMismatch:
-    """Return the error of a thread's record that cannot be checked without the secret."""
+def other_encryption(what: str, is_encrypted: bool) -> EncryptionMismatch:
+    """Return the error of something that another serializer wrote.
+
+    Args:
+        what: A thread, or the store.
+        is_encrypted: Whether the serializer at hand encrypts.
+    """
+    if is_encrypted:
+        return EncryptionMismatch(
+            f"{what} is not encrypted, or with another key, and serde= is an EncryptedSerializer"
+        )
     return EncryptionMismatch(
-        f"thread {thread_id!r} is encrypted; pass the EncryptedSerializer that wrote it as serde="
+        f"{what} is encrypted; pass the EncryptedSerializer that wrote it as serde="
     )
 
 

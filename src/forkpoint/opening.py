@@ -21,6 +21,8 @@ KEY_VARIABLE = "LANGGRAPH_AES_KEY"
 """The environment variable that has the key of an encrypted store, as LangGraph has it."""
 OLD_KEY_VARIABLE = "FORKPOINT_OLD_AES_KEY"
 """The environment variable that has another key, which only reads."""
+NO_KEY = "none"
+"""What one of these has while a store is encrypted for the first time, or stored without it."""
 
 _MONGODB = ("mongodb://", "mongodb+srv://")
 _SQLITE = "sqlite:///"
@@ -116,20 +118,29 @@ def store_of_environment(store: str | None = None) -> ForkpointSaver:
 def serializer_of_environment() -> EncryptedSerializer | None:
     """Return the serializer that encrypts with the environment's key, if it has one.
 
-    With `FORKPOINT_OLD_AES_KEY` it also reads what was encrypted with that key.
+    With `FORKPOINT_OLD_AES_KEY` it also reads what was encrypted with that key. Either of them, if
+    the other one is a key, may be `none`: without encryption.
 
     Raises:
         InvalidInput: It is no key, or pycryptodome is not installed.
     """
     serde = _serializer_with(KEY_VARIABLE)
     old = _serializer_with(OLD_KEY_VARIABLE)
-    return serde if serde is None or old is None else key_ring(serde, old)
+    if isinstance(serde, SafeSerializer) and old is None:
+        raise InvalidInput(
+            f"{KEY_VARIABLE} is {NO_KEY!r}: then {OLD_KEY_VARIABLE} must have the key of the store"
+        )
+    if serde is not None and old is not None:
+        return key_ring(serde, old)
+    return serde if isinstance(serde, EncryptedSerializer) else None
 
 
-def _serializer_with(variable: str) -> EncryptedSerializer | None:
+def _serializer_with(variable: str) -> EncryptedSerializer | SafeSerializer | None:
     key = os.environ.get(variable)
     if not key:
         return None
+    if key == NO_KEY:
+        return SafeSerializer()
     try:
         serde = EncryptedSerializer.from_pycryptodome_aes(SafeSerializer(), key=key.encode())
         serde.dumps_typed(None)  # a key of the wrong length is refused only now

@@ -126,14 +126,16 @@ class RepairReport:
 
 @dataclass(frozen=True)
 class RekeyReport:
-    """What was encrypted anew. A content is that of a checkpoint, a write or a chunk.
+    """What was encrypted anew, or for the first time, or no longer.
+
+    A content is that of a checkpoint, a write or a chunk.
 
     Attributes:
         contents: How many contents were looked at. There are two passes at least, if anything was
             encrypted anew, of which the last one shows that nothing is left.
         rewritten: How many were encrypted with another key of the key ring.
-        foreign: How many no key of the key ring decrypts, in the last pass: they are not encrypted,
-            are encrypted with another key, or are damaged. They stay as they are.
+        foreign: How many no key of the key ring decrypts, in the last pass: they are damaged. They
+            stay as they are.
     """
 
     contents: int = 0

@@ -149,9 +149,30 @@ def test_the_key_of_a_store_is_changed(store: Store) -> None:
     assert again.json == {"contents": 1, "rewritten": 0, "foreign": 0}
     new = run("--encrypted", "state", "thread", LANGGRAPH_AES_KEY=keys["LANGGRAPH_AES_KEY"])
     assert new.code == 0
-    with store.saver(serde=encrypted_serde(b"a-third-key-0123")) as saver:
-        put(saver, {"text": "second"}, thread_id="other")
+    other = {"LANGGRAPH_AES_KEY": KEY, "FORKPOINT_OLD_AES_KEY": "a-third-key-0123"}
+    assert run("--encrypted", "rekey", **other).code == 3
+    (row,) = store.rows("checkpoints")
+    store.change("checkpoints", row.key, content=b"damaged")
     assert run("--encrypted", "rekey", **keys).code == 1
+
+
+def test_a_store_is_encrypted_and_no_longer(store: Store) -> None:
+    with store.saver() as saver:
+        put(saver, {"text": "first"})
+    run = functools.partial(forkpoint, store=store)
+    to = {"LANGGRAPH_AES_KEY": KEY, "FORKPOINT_OLD_AES_KEY": "none"}
+    done = run("--encrypted", "rekey", **to)
+    assert done == (0, "1 content encrypted anew, 0 that neither key decrypts\n", "")
+    assert run("state", "thread").code == 3
+    assert run("--encrypted", "state", "thread", LANGGRAPH_AES_KEY=KEY).code == 0
+    alone = run("--encrypted", "state", "thread", LANGGRAPH_AES_KEY="none")
+    assert (alone.code, "must have the key" in alone.err) == (2, True)
+    back = {"LANGGRAPH_AES_KEY": "none", "FORKPOINT_OLD_AES_KEY": KEY}
+    assert run("--encrypted", "state", "thread", **back).code == 0
+    done = run("--encrypted", "rekey", "--json", **back)
+    assert done.json == {"contents": 2, "rewritten": 1, "foreign": 0}
+    assert run("state", "thread").code == 0
+    assert run("check").code == 0
 
 
 PROGRAM = """

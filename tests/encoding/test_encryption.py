@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from langchain_core.messages import HumanMessage
 
-from checking import config, encrypted_serde, put
-from forkpoint import CorruptChunk, EncryptionMismatch
+from checking import checkpoint, config, encrypted_serde, put
+from forkpoint import CorruptChunk, EncryptionMismatch, SafeSerializer, ThreadCatalog
 from stores import Store
 
 SECRET = "the-secret-text"
@@ -51,14 +51,61 @@ def test_chunks_are_shared_between_checkpoints_and_processes(store: Store) -> No
     assert store.count("chunks") - before <= 4
 
 
-def test_another_key_reads_nothing(store: Store) -> None:
-    with store.saver(serde=encrypted_serde()) as saver:
-        put(saver, values(), thread_id="one")
-    with store.saver(serde=encrypted_serde(b"another-key-0123")) as other:
-        with pytest.raises(CorruptChunk, match="another key"):
-            other.get_tuple(config("one"))
-        put(other, values(), thread_id="other")
-        assert other.get_tuple(config("other")) is not None
+SERDES = {
+    "a key": encrypted_serde,
+    "another key": lambda: encrypted_serde(b"another-key-0123"),
+    "no key": SafeSerializer,
+}
+
+
+@pytest.mark.parametrize(
+    ("writer", "reader"),
+    [("a key", "another key"), ("a key", "no key"), ("no key", "another key")],
+)
+async def test_the_wrong_key_reads_nothing_and_changes_nothing(
+    store: Store, writer: str, reader: str
+) -> None:
+    with store.saver(serde=SERDES[writer]()) as saver:
+        stored = put(saver, values(3), thread_id="one")
+        saver.put_writes(stored, [("c", 1)], "task")
+        ThreadCatalog(saver).search()  # lists what changed
+    before = everything_in(store)
+    with store.saver(serde=SERDES[reader]()) as other:
+        for read in (
+            lambda: other.get_tuple(config("one")),
+            lambda: list(other.list(config("one"))),
+            lambda: list(other.list(None)),
+            lambda: list(other.history("one")),
+            lambda: other.at("one", 0),
+            lambda: other.diff(stored, stored),
+            lambda: other.get_delta_channel_history(config=stored, channels=["messages"]),
+        ):
+            with pytest.raises(EncryptionMismatch, match="encrypted"):
+                read()
+        with pytest.raises(EncryptionMismatch):
+            await other.aget_tuple(config("one"))
+        report = other.check()
+        assert [problem.thread_id for problem in report.problems] == ["one"]
+        for write in (
+            lambda: put(other, values(1), thread_id="two"),
+            lambda: put(other, values(1), thread_id="one"),
+            lambda: other.put_writes(stored, [("c", 2)], "task"),
+            lambda: other.fork("one", new_thread_id="two"),
+            lambda: ThreadCatalog(other).create("two"),
+        ):
+            with pytest.raises(EncryptionMismatch, match="encrypted"):
+                write()
+        with pytest.raises(EncryptionMismatch):
+            await other.aput(config("two"), checkpoint({}), {}, {})
+    assert everything_in(store) == before
+    with store.saver(serde=SERDES[writer]()) as saver:
+        assert saver.get_tuple(stored) is not None
+        assert saver.check().is_clean
+
+
+def everything_in(store: Store) -> Any:
+    kinds = ("threads", "checkpoints", "writes", "chunks")
+    return [store.secrets(), *(store.stored(kind) for kind in kinds)]
 
 
 def test_an_unencrypted_row_is_refused(store: Store) -> None:

@@ -29,7 +29,6 @@ from langgraph.types import Command, Interrupt, Overwrite, Send
 import state_types
 from checking import config, encrypted_serde, one_by_one, put
 from forkpoint import NotStorable, SafeSerializer, StoredObject, UnreadableValue
-from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.storage.row_checksums import with_checksum
 from forkpoint.storage.rows import CheckpointRow
@@ -203,7 +202,7 @@ def test_a_forged_row_does_nothing(
 ) -> None:
     """Even by one who knows the format well enough to forge digests and checksums too."""
     kind, content = ATTACKS[attack]
-    codec = parts_of(saver).context.codec
+    codec = store.codec(saver)
     packed = ormsgpack.packb([*codec._serde.dumps_typed({"id": "x"}), {"c": [0, kind, content]}])
     checkpoint_id = stored["configurable"]["checkpoint_id"]
     forged = CheckpointRow("", checkpoint_id, None, None, "{}", b"", codec.encrypt(packed))

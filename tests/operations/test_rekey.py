@@ -1,4 +1,4 @@
-"""A store is encrypted with another key while graphs run; nothing is left under the old one."""
+"""A store is encrypted with another key, for the first time, or no longer, while graphs run."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import itertools
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from checking import Api, config, encrypted_serde, put
 from forkpoint import (
-    CorruptChunk,
     EncryptionMismatch,
     InvalidInput,
     RekeyReport,
     SafeSerializer,
     StorageBusy,
     ThreadCatalog,
+    ThreadFilter,
     key_ring,
 )
 from forkpoint.mongodb import contents as mongodb_contents
@@ -38,11 +38,38 @@ TEXTS = [f"text {n} " * 80 for n in range(60)]
 SHAPES_RUN = ["chat", "deltas", "interrupts", "stateful subgraphs"]
 
 
+SHOWN = "what is shown of a thread"
+IN_PLAIN_TEXT = [b"text 7 text 7", SHOWN.encode(), b"forkpoint digest key", b"channel_versions"]
+
+
 def marking(key: bytes) -> EncryptedSerializer:
     return EncryptedSerializer(Marking(key), SafeSerializer())
 
 
 Serdes = Callable[[bytes], EncryptedSerializer]
+
+
+class Change(NamedTuple):
+    """The serializers of a store before and after, and what the store has of the former alone."""
+
+    old: Any
+    new: Any
+    marks: list[bytes]
+
+    def rings(self) -> tuple[EncryptedSerializer, EncryptedSerializer]:
+        return key_ring(self.new, self.old), key_ring(self.old, self.new)
+
+    def left(self, store: Store) -> list[bytes]:
+        """Return what is left of the form before, in the bytes of the store."""
+        content = store.content()
+        return [mark for mark in self.marks if mark in content]
+
+
+ROTATION = Change(marking(OLD), marking(NEW), [OLD])
+TO_ENCRYPTION = Change(SafeSerializer(), marking(NEW), IN_PLAIN_TEXT)
+FROM_ENCRYPTION = Change(marking(OLD), SafeSerializer(), [OLD])
+BY_NAME = {"rotation": ROTATION, "to": TO_ENCRYPTION, "from": FROM_ENCRYPTION}
+CHANGES = [pytest.param(TO_ENCRYPTION, id="to"), pytest.param(FROM_ENCRYPTION, id="from")]
 
 
 def fill(saver: ForkpointSaver, thread_id: str) -> None:
@@ -130,9 +157,17 @@ def test_what_a_run_has_replaced_is_encrypted_anew(store: Store) -> None:
     assert OLD not in store.content()
 
 
-def test_graphs_run_meanwhile(store: Store) -> None:
-    """Savers of both orders write; those that write with the old key stop at some time."""
-    rings = key_ring(marking(NEW), marking(OLD)), key_ring(marking(OLD), marking(NEW))
+@pytest.mark.parametrize(
+    ("change", "writers"),
+    [
+        pytest.param(ROTATION, 2, id="rotation"),
+        pytest.param(TO_ENCRYPTION, 4, id="to"),
+        pytest.param(FROM_ENCRYPTION, 4, id="from", marks=pytest.mark.slow),
+    ],
+)
+def test_graphs_run_meanwhile(store: Store, change: Change, writers: int) -> None:
+    """Savers of both orders write; those that write in the old form stop at some time."""
+    rings = change.rings()
     is_over = threading.Event()
     errors: list[BaseException] = []
 
@@ -152,34 +187,34 @@ def test_graphs_run_meanwhile(store: Store) -> None:
         finally:
             began.set()
 
-    with store.saver(serde=marking(OLD)) as saver:
+    with store.saver(serde=change.old) as saver:
         fill(saver, "t")
     with store.saver(serde=rings[0]) as new, store.saver(serde=rings[1]) as old:
-        writers = []
-        for number in range(2):
+        threads = []
+        for number in range(writers):
             began = threading.Event()
-            writers.append(threading.Thread(target=chat, args=(f"w{number}", new, began)))
-            writers[-1].start()
+            threads.append(threading.Thread(target=chat, args=(f"w{number}", new, began)))
+            threads[-1].start()
             assert began.wait(60)
         late = iter(range(3))
 
-        def write_with_the_old_key(_: RekeyReport) -> None:
+        def write_in_the_old_form(_: RekeyReport) -> None:
             for n in late:
                 fill(old, f"late {n}")
                 old.fork("t", new_thread_id=f"late fork {n}")
                 break
 
         try:
-            report = new.rekey(on_progress=write_with_the_old_key)
+            report = new.rekey(on_progress=write_in_the_old_form)
         finally:
             is_over.set()
-            for writer in writers:
-                writer.join()
+            for thread in threads:
+                thread.join()
         assert errors == []
         assert report.foreign == 0
         assert list(late) == []
-    assert OLD not in store.content()
-    with store.saver(serde=marking(NEW)) as saver:
+    assert change.left(store) == []
+    with store.saver(serde=change.new) as saver:
         assert saver.check().problems == ()
         assert store.problems(saver) == []
 
@@ -216,22 +251,34 @@ def test_a_fork_that_was_prepared_before_is_prepared_again(
         assert store.problems(saver) == []
 
 
-def rekey_until_killed(store: Store, commands: int) -> None:
+def rekey_until_killed(store: Store, commands: int, name: str) -> None:
+    ring, _ = BY_NAME[name].rings()
     # In this process only.
     sqlite_contents._ROWS_AT_ONCE = mongodb_contents._ROWS_AT_ONCE = 10
-    ring = key_ring(marking(NEW), marking(OLD))
     store.mortal(commands, serde=ring).rekey()
 
 
-@pytest.mark.parametrize("every", [28, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_killed_one_is_called_again(every: int, store: Store) -> None:
-    with store.saver(serde=marking(OLD)) as saver:
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [
+        ("rotation", 28),
+        ("to", 40),
+        ("from", 40),
+        pytest.param("rotation", 4, marks=pytest.mark.slow),
+        pytest.param("to", 4, marks=pytest.mark.slow),
+        pytest.param("from", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_one_is_called_again(name: str, every: int, store: Store) -> None:
+    change = BY_NAME[name]
+    _, other_ring = change.rings()
+    with store.saver(serde=change.old) as saver:
         for n in range(3):
             fill(saver, f"t{n}")
         before = everything(saver)
     kills = 0
     for commands in itertools.count(1, store.times(every)):
-        process = fork_server().Process(target=rekey_until_killed, args=(store, commands))
+        process = fork_server().Process(target=rekey_until_killed, args=(store, commands, name))
         process.start()
         process.join()
         assert process.pid is not None
@@ -240,35 +287,79 @@ def test_a_killed_one_is_called_again(every: int, store: Store) -> None:
             break
         assert process.exitcode == -signal.SIGKILL
         kills += 1
-        with store.saver(serde=key_ring(marking(OLD), marking(NEW))) as saver:
+        with store.saver(serde=other_ring) as saver:
             assert everything(saver) == before
     assert kills > 1
-    with store.saver(serde=marking(NEW)) as saver:
+    with store.saver(serde=change.new) as saver:
         assert everything(saver) == before
         assert saver.check().problems == ()
-    assert OLD not in store.content()  # now that the log of an SQLite file is gone, too
+    assert change.left(store) == []  # now that the log of an SQLite file is gone, too
+
+
+@pytest.mark.on_each_backend
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_store_is_encrypted_in_place_and_no_longer(store: Store, change: Change) -> None:
+    ring, other_ring = change.rings()
+    is_plain = change is TO_ENCRYPTION
+    shown = ThreadFilter(values={"shown": SHOWN})
+    with store.saver(serde=change.old, preview=["shown"]) as saver:
+        run_graphs(saver)
+        fill(saver, "t")
+        put(saver, {"shown": SHOWN}, thread_id="shown")
+        before = everything(saver)
+        if is_plain:
+            assert [thread.thread_id for thread in ThreadCatalog(saver).search(shown)] == ["shown"]
+    assert change.left(store) == change.marks
+    with (
+        store.saver(serde=ring, preview=["shown"]) as saver,
+        store.saver(serde=other_ring, preview=["shown"]) as other,
+    ):
+        assert everything(saver) == everything(other) == before
+        times = {thread.thread_id: thread.updated_at for thread in ThreadCatalog(saver).walk()}
+        report = saver.rekey()
+        assert report.rewritten > 100
+        assert report.foreign == 0
+        assert everything(saver) == everything(other) == before
+        assert saver.rekey() == RekeyReport(contents=report.rewritten)
+        assert times == {
+            thread.thread_id: thread.updated_at for thread in ThreadCatalog(saver).walk()
+        }
+    assert change.left(store) == []
+    if is_plain:
+        for terms in ("value_terms", "listed_values"):
+            assert not any(record.get(terms) for record in store.stored("threads").values())
+        for kind in ("checkpoints", "writes"):
+            records = [row.get("record") or {} for row in store.stored(kind).values()]
+            assert not any(record.get("value_terms") for record in records)
+    with store.saver(serde=change.old) as saver:  # what is not given both must have the new form
+        for work in (lambda: saver.get_tuple(config("t")), lambda: put(saver, {"n": 1})):
+            with pytest.raises(EncryptionMismatch):
+                work()
+    with store.saver(serde=change.new, preview=["shown"]) as saver:
+        assert everything(saver) == before
+        assert saver.check().problems == ()
+        assert store.problems(saver) == []
+        thread = ThreadCatalog(saver).get("shown")
+        assert thread is not None
+        assert thread.values == {"shown": SHOWN}
+        if not is_plain:
+            assert [thread.thread_id for thread in ThreadCatalog(saver).search(shown)] == ["shown"]
+        run_graphs(saver, "more ")
+        assert store.problems(saver) == []
 
 
 @pytest.mark.in_turns
-def test_what_is_not_encrypted_with_a_key_of_the_ring_stays_as_it_is(store: Store) -> None:
-    other = encrypted_serde(b"a-third-key-0123")
-    with store.saver() as plain:
-        fill(plain, "plain")
-    with store.saver(serde=other) as saver:
-        fill(saver, "other")
-    contents = [row.content for kind in ("checkpoints", "chunks") for row in store.rows(kind)]
-    with store.saver(serde=encrypted_serde(OLD)) as saver:
-        fill(saver, "old")
-    with store.saver(serde=key_ring(encrypted_serde(NEW), encrypted_serde(OLD))) as saver:
-        report = saver.rekey()
-        assert report.foreign == 2 * report.rewritten
-    now = [row.content for kind in ("checkpoints", "chunks") for row in store.rows(kind)]
-    assert set(contents) < set(now)
-    for thread_id, serde in (("other", other), ("old", encrypted_serde(NEW))):
-        with store.saver(serde=serde) as saver:
-            assert saver.get_tuple(config(thread_id)) is not None
-    with store.saver() as plain:
-        assert plain.get_tuple(config("plain")) is not None
+def test_what_no_key_of_the_ring_decrypts_stays_as_it_is(store: Store) -> None:
+    with store.saver(serde=marking(OLD)) as saver:
+        fill(saver, "t")
+    damaged = store.rows("chunks")[0]
+    store.change("chunks", damaged.key, content=b"\7unknown" + damaged.content)
+    ring, _ = ROTATION.rings()
+    with store.saver(serde=ring) as saver:
+        assert saver.rekey().foreign == 1
+        assert len(saver.check().problems) > 0
+    (row,) = (row for row in store.rows("chunks") if row.key == damaged.key)
+    assert row.content == b"\7unknown" + damaged.content
 
 
 @pytest.mark.in_turns
@@ -296,17 +387,12 @@ def test_it_is_refused_before_anything_is_written(store: Store) -> None:
         with pytest.raises(InvalidInput):
             saver.rekey(on_progress="nothing")  # type: ignore[arg-type]
     assert NEW not in store.content()
-    with store.saver(serde=marking(NEW)) as saver:  # it should have had the key ring
-        with pytest.raises(CorruptChunk):
-            saver.get_tuple(config("t"))
-        fill(saver, "apart")
-    before = store.content()
     with (
-        store.saver(serde=key_ring(marking(NEW), marking(OLD))) as saver,
-        pytest.raises(EncryptionMismatch, match="a secret for each"),
+        store.saver(serde=key_ring(marking(NEW), marking(b"a third key"))) as saver,
+        pytest.raises(EncryptionMismatch, match="another key"),
     ):
         saver.rekey()
-    assert before.count(OLD) == store.content().count(OLD)
+    assert NEW not in store.content()
 
 
 def test_a_key_ring_is_of_ciphers_that_know_their_own() -> None:
@@ -316,7 +402,11 @@ def test_a_key_ring_is_of_ciphers_that_know_their_own() -> None:
     with pytest.raises(InvalidInput, match="do not check"):
         key_ring(encrypted_serde(NEW), inverting)
     with pytest.raises(InvalidInput, match="EncryptedSerializer"):
-        key_ring(encrypted_serde(NEW), SafeSerializer())  # type: ignore[arg-type]
+        key_ring(SafeSerializer())
+    with pytest.raises(InvalidInput, match="same key"):
+        key_ring(encrypted_serde(NEW), SafeSerializer(), SafeSerializer())
+    with pytest.raises(InvalidInput, match="must be a serializer"):
+        key_ring(encrypted_serde(NEW), None)  # type: ignore[arg-type]
     ring: Any = key_ring(encrypted_serde(NEW), encrypted_serde(OLD))
     with pytest.raises(InvalidInput, match="another one"):
         key_ring(ring, encrypted_serde(b"a-third-key-0123"))

@@ -92,8 +92,9 @@ ENTRIES: dict[str, Any] = {
 }
 
 
-def forge(store: Store, codec: Codec, content: bytes, refs: bytes, metadata: str = "{}") -> None:
+def forge(store: Store, api: Api, content: bytes, refs: bytes, metadata: str = "{}") -> None:
     """Let a checkpoint have this content, with a checksum that fits."""
+    codec = store.codec(api.saver)
     (row,) = store.rows("checkpoints")
     checksum = codec.checksum("", ID, None, metadata, refs, content)
     store.change(
@@ -130,30 +131,26 @@ def digest(store: Store, api: Api) -> bytes:
 
 @one_by_one("shape", MANIFESTS)
 async def test_a_forged_manifest_is_refused(
-    store: Store, api: Api, codec: Codec, digest: bytes, shape: str
+    store: Store, api: Api, digest: bytes, shape: str
 ) -> None:
-    forge(store, codec, ormsgpack.packb(MANIFESTS[shape]), b"")
+    forge(store, api, ormsgpack.packb(MANIFESTS[shape]), b"")
 
     with pytest.raises((CorruptChunk, UnreadableValue), match=f"thread 'thread'.*{ID}"):
         await api.get_tuple(config())
 
 
 @one_by_one("shape", ENTRIES)
-async def test_a_forged_entry_is_refused(
-    store: Store, api: Api, codec: Codec, digest: bytes, shape: str
-) -> None:
-    forge(store, codec, ormsgpack.packb(["msgpack", BODY, {"list": ENTRIES[shape]}]), digest)
+async def test_a_forged_entry_is_refused(store: Store, api: Api, digest: bytes, shape: str) -> None:
+    forge(store, api, ormsgpack.packb(["msgpack", BODY, {"list": ENTRIES[shape]}]), digest)
 
     with pytest.raises(CorruptChunk, match=f"thread 'thread'.*{ID}"):
         await api.get_tuple(config())
 
 
 @pytest.mark.parametrize("refs", [b"short", b"x" * 31, b"x" * 33])
-async def test_refs_of_a_wrong_length_are_refused(
-    store: Store, api: Api, codec: Codec, refs: bytes
-) -> None:
+async def test_refs_of_a_wrong_length_are_refused(store: Store, api: Api, refs: bytes) -> None:
     fill(store, api)
-    forge(store, codec, ormsgpack.packb(["msgpack", BODY, {"list": [LIST, "", 1, 0]}]), refs)
+    forge(store, api, ormsgpack.packb(["msgpack", BODY, {"list": [LIST, "", 1, 0]}]), refs)
 
     with pytest.raises(CorruptChunk, match=f"thread 'thread'.*{ID}"):
         await api.get_tuple(config())
@@ -164,10 +161,10 @@ DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
 
 @pytest.mark.parametrize("metadata", ["[]", "1", "no JSON", DEEP], ids=["list", "1", "no", "deep"])
 async def test_damaged_metadata_are_named_by_every_reader(
-    store: Store, api: Api, codec: Codec, metadata: str
+    store: Store, api: Api, metadata: str
 ) -> None:
     fill(store, api)
-    forge(store, codec, ormsgpack.packb(["msgpack", BODY, {}]), b"", metadata)
+    forge(store, api, ormsgpack.packb(["msgpack", BODY, {}]), b"", metadata)
     at = config(checkpoint_id=ID)
 
     for call in (

@@ -26,6 +26,8 @@ from pymongo.write_concern import WriteConcern
 
 from commands import Started, untargeted
 from forkpoint import SqliteSaver
+from forkpoint.encoding.codec import Codec
+from forkpoint.encoding.encryption import open_secret
 from forkpoint.encoding.hashing import FLAG_BITS, Hashing, new_salt
 from forkpoint.filters import packed, thread_terms, unpacked
 from forkpoint.mongodb.thread_documents import new_record
@@ -72,11 +74,11 @@ class Known(NamedTuple):
     label: str | None = None
 
 
-def checksums(known: Known) -> tuple[bytes, bytes]:
-    """Return the salt of a thread, and the checksums of its record, in a store without a key."""
+def checksums(known: Known, hashing: Hashing) -> tuple[bytes, bytes]:
+    """Return the salt of a thread, and the checksums of its record."""
     salt = new_salt()
     said = Description(known.label, tuple(known.tags), json.dumps(known.metadata))
-    return salt, Hashing().checksums((known.thread_id, known.owner, salt), said)
+    return salt, hashing.checksums((known.thread_id, known.owner, salt), said)
 
 
 class Row(NamedTuple):
@@ -143,7 +145,25 @@ class Store(ABC):
 
     def binding(self, row: Row, checksum: bytes) -> int:
         """Return what binds a visible row to its thread if it has this checksum."""
-        return Hashing().binding(self._salt_of(row.thread), checksum) << FLAG_BITS
+        return self.hashing().binding(self._salt_of(row.thread), checksum) << FLAG_BITS
+
+    def hashing(self) -> Hashing:
+        """Return the hashes of the store, which is not encrypted."""
+        (secret,) = self.secrets()
+        return Hashing(open_secret(None, secret))
+
+    @abstractmethod
+    def secrets(self) -> list[bytes]:
+        """Return the secret of the digests, as often as it is stored."""
+
+    def codec(self, saver: ForkpointSaver, thread_id: str = "thread") -> Codec:
+        """Return the codec for what is stored of a thread."""
+        context = parts_of(saver).context
+        context.prepare()
+        with context.storage.reading() as session:
+            thread = session.threads.find(thread_id)
+        assert thread is not None
+        return context.codec_of(thread)
 
     @abstractmethod
     def _salt_of(self, thread: Any) -> bytes:
@@ -369,7 +389,15 @@ class SqliteStore(Store):
                 (key, *fields.values()),
             )
 
+    def secrets(self) -> list[bytes]:
+        with self.connection() as connection:
+            rows = connection.execute(
+                "SELECT value FROM forkpoint_settings WHERE name LIKE 'secret:%'"
+            )
+            return [value for (value,) in rows]
+
     def add_threads(self, threads: Sequence[Known]) -> None:
+        hashing = self.hashing()
         with self.connection() as connection:
             connection.execute("BEGIN")
             connection.executemany(
@@ -379,7 +407,7 @@ class SqliteStore(Store):
                 [
                     (
                         *one._replace(tags=json.dumps(one.tags), metadata=json.dumps(one.metadata)),
-                        *checksums(one),
+                        *checksums(one, hashing),
                     )
                     for one in threads
                 ],
@@ -646,14 +674,18 @@ class MongoStore(Store):
     def put_back(self, kind: str, key: Any, fields: Mapping[str, Any]) -> None:
         self.collection.replace_one({"_id": key}, dict(fields), upsert=True)
 
+    def secrets(self) -> list[bytes]:
+        return [found["value"] for found in self.collection.find({"_id": {"$regex": "^secret:"}})]
+
     def add_threads(self, threads: Sequence[Known]) -> None:
         documents = []
+        hashing = self.hashing()
         name_id = self.names()
         for one in threads:
             key = ObjectId()
             name = name_id(one.thread_id)
             said = {**one._asdict(), "metadata": json.dumps(one.metadata), "provisional": False}
-            said["salt"], said["checksums"] = checksums(one)
+            said["salt"], said["checksums"] = checksums(one, hashing)
             documents += [
                 {"_id": key, "family": key, **new_record(epoch=ObjectId(), **said)},
                 {"_id": name, "family": name, "key": key, "home": key},

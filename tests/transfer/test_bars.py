@@ -28,7 +28,7 @@ from processes import fork_server
 from stores import Store
 
 THREADS, CHECKPOINTS = 200, 50
-"""How many threads of how many checkpoints each are imported."""
+"""How many threads of how many checkpoints each are moved."""
 KILLS = 20
 
 
@@ -68,11 +68,11 @@ def told(saver: Any, thread_id: str) -> list[Any]:
 
 
 def content_of(store: Store) -> Any:
-    """Return all rows of a store, but for what is others in each: keys, salts, times, epochs."""
+    """Return all rows of a store, but for what is others in each: keys, salts, digests, times."""
     threads = {thread.key: thread.thread_id for thread in store.threads() if thread.is_live}
     return {
         kind: Counter(
-            (threads.get(row.thread), row.refs, row.links, row.content) for row in store.rows(kind)
+            (threads.get(row.thread), len(row.links), row.content) for row in store.rows(kind)
         )
         for kind in ("checkpoints", "writes")
     }

@@ -85,6 +85,7 @@ def acquire(
     Returns:
         The lease, or who has it. None where nobody has it, but a run that came before waits for it.
     """
+    context.prepare()
     rolls_back, waits = request.if_busy == "rollback", request.if_busy == "wait"
     take_over = request.if_busy in ("cancel", "rollback")
     while True:

@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 from forkpoint.catalog.heads import thread_of, threads_of
 from forkpoint.catalog.threads import Thread
 from forkpoint.encoding.hashing import Hashing, new_salt
-from forkpoint.errors import InvalidInput, StorageBusy, ThreadExists, ThreadNotFound
+from forkpoint.errors import (
+    InvalidInput,
+    StorageBusy,
+    StorageReplaced,
+    ThreadExists,
+    ThreadNotFound,
+)
 from forkpoint.inputs import DESCRIPTION_BYTES, as_json
 from forkpoint.operations.context import Context
 from forkpoint.operations.copy import copy
@@ -82,10 +88,12 @@ def create(context: Context, thread_id: str, changes: Changes, may_exist: bool) 
     Raises:
         ThreadExists: There is such a thread, or another owner has one.
     """
-    hashing = context.prepare().hashing
     description = changes.applied(Description(**context.expiry._asdict()))
     for _ in attempts():
+        hashing, history = context.prepare().hashing, context.storage.history
         with context.storage.writing() as session:
+            if context.storage.history != history:  # the secret may be that of another store
+                continue
             row = session.records.get(thread_id) if may_exist else None
             if row is None:
                 if not session.records.create(thread_id, context.owner, description, hashing):
@@ -116,7 +124,7 @@ def create_many(
     Raises:
         ThreadExists: There is one of them, or another owner has one.
     """
-    hashing = context.prepare().hashing
+    hashing, history = context.prepare().hashing, context.storage.history
     default = Description(**context.expiry._asdict())
     new = {thread_id: changes.applied(default) for thread_id, changes in threads.items()}
     parts = list(batches(new, CREATED_AT_ONCE))
@@ -132,6 +140,8 @@ def create_many(
         rows: dict[str, ThreadRow] = {}
         for part in parts:
             described = {thread_id: new[thread_id] for thread_id in part}
+            if context.storage.history != history:  # the secret may be that of another store
+                raise StorageReplaced("the store was replaced meanwhile; call create_many again")
             rows.update(_made(context, turns.session, described, hashing, may_exist))
             turns.is_over = True
             yield

@@ -53,11 +53,13 @@ def apply_retention(
     context: Context, runner: Runner, task: RetentionTask
 ) -> Steps[RetentionResult]:
     """Delete and trim the threads that a policy does not keep."""
+    context.prepare()
     return (yield from _Pass(context, runner, task).run())
 
 
 def bulk_delete(context: Context, runner: Runner, task: RetentionTask) -> Steps[int]:
     """Delete the threads that a filter matches, and return how many."""
+    context.prepare()
     result = yield from apply_retention(context, runner, task)
     return len(result.deleted)
 

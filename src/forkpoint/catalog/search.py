@@ -68,6 +68,7 @@ def search_rows(context: Context, request: ThreadSearch, *, with_heads: bool = F
         request: The search.
         with_heads: Whether to read the newest checkpoints of the threads, too.
     """
+    context.prepare()
     criteria, limit = request.criteria, request.limit
     at_once = max(limit, min(limit + request.offset, _PAGE_ROWS))
     query = query_of(criteria, request.sort_by, request.descending, at_once)
@@ -122,6 +123,7 @@ def all_rows(context: Context, request: ThreadSearch) -> Iterator[list[ThreadRow
 
 def count(context: Context, criteria: Criteria) -> int:
     """Return how many threads match and have not expired."""
+    context.prepare()
     if is_exact(criteria):
         query = query_of(criteria, "updated_at", True, _PAGE_ROWS)
         return _with_current_index(context.storage, lambda session, _: session.search.count(query))

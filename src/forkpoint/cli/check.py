@@ -105,11 +105,12 @@ def _line(problem: Problem) -> str:
 
 
 def rekey(ctx: typer.Context, as_json: JsonFlag = False) -> None:
-    """Encrypt all that is stored with another key.
+    """Change the key of a store, add one to it, or remove it.
 
-    LANGGRAPH_AES_KEY has the new key, and FORKPOINT_OLD_AES_KEY the one from before. Others go on
-    reading and writing, if they have both keys too. If it is stopped, it is called again. The exit
-    code is 1 if there is something that neither key decrypts, which stays as it is.
+    LANGGRAPH_AES_KEY has the new key, and FORKPOINT_OLD_AES_KEY the one from before; either may be
+    the word none: not encrypted. Others go on reading and writing, if they have both, too. If it
+    is stopped, it is called again. The exit code is 1 if there is something that neither key
+    decrypts, which stays as it is.
     """
     with opened(ctx) as store:
         if not os.environ.get(OLD_KEY_VARIABLE):

@@ -40,19 +40,19 @@ class Codec:
     Args:
         serde: `JsonPlusSerializer`, or `EncryptedSerializer` around it, has its lists and dicts
             cut; what any other serializer writes is opaque.
-        secret: The key of the digests, where `serde` encrypts; see `new_secret`.
+        secret: The key of the digests, see `new_secret`; None if `serde` cannot open it.
         budget: What it may take to remember what it has serialized and restored.
     """
 
     def __init__(
         self,
         serde: SerializerProtocol,
-        secret: bytes | None = None,
+        secret: bytes | None = b"",
         budget: CacheBudget | None = None,
     ) -> None:
         self.cipher = cipher_of(serde)
         self.secret = secret
-        self.hashing = Hashing(secret)
+        self.hashing = Hashing(secret, self.cipher is not None)
         self.root = self
         """The codec of all threads of the store."""
         self.salt = b""

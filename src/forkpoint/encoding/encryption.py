@@ -23,6 +23,7 @@ class Encryption:
 
     def __init__(self, cipher: CipherProtocol | None) -> None:
         self._cipher = cipher
+        self._reads_plain = isinstance(cipher, (NoCipher, KeyRing)) and cipher.reads_plain
 
     def encrypt(self, content: bytes) -> bytes:
         """Return `content` as it is stored: encrypted if the serializer encrypts, and labelled."""
@@ -47,7 +48,7 @@ class Encryption:
                     "as serde="
                 )
             return stored_bytes[1:]
-        if not label_bytes:
+        if not label_bytes and not self._reads_plain:
             raise EncryptionMismatch(
                 "a stored value is not encrypted, and serde= is an EncryptedSerializer"
             )
@@ -60,13 +61,27 @@ class Encryption:
             ) from error
 
 
+class NoCipher(CipherProtocol):
+    """Stands in a key ring for a serializer that does not encrypt."""
+
+    reads_plain = True
+
+    def encrypt(self, plaintext: bytes) -> tuple[str, bytes]:
+        return "", plaintext
+
+    def decrypt(self, ciphername: str, ciphertext: bytes) -> bytes:
+        if ciphername:
+            raise ValueError("it is encrypted")
+        return ciphertext
+
+
 class KeyRing(CipherProtocol):
     """Encrypts with one cipher, and decrypts what it and older ones encrypted.
 
     Args:
         current: The cipher that encrypts.
         older: The others. Each must refuse what another one encrypted, as AES in its default mode
-            EAX does: nothing else shows which of them it was.
+            EAX and `NoCipher` do: nothing else shows which of them it was.
 
     Raises:
         InvalidInput: A cipher decrypts what another one encrypted: they have the same key, or do
@@ -76,6 +91,8 @@ class KeyRing(CipherProtocol):
     def __init__(self, current: CipherProtocol, *older: CipherProtocol) -> None:
         self.current = current
         self._ciphers = (current, *older)
+        self.reads_plain = any(isinstance(cipher, NoCipher) for cipher in self._ciphers)
+        """Whether what is not encrypted is read, too."""
         for cipher in self._ciphers:
             encrypted = Encryption(cipher).encrypt(_SECRET_LABEL)
             for other in self._ciphers:
@@ -102,26 +119,37 @@ class KeyRing(CipherProtocol):
         return _opens(self.current, stored)
 
 
-def key_ring(serde: EncryptedSerializer, *older: EncryptedSerializer) -> EncryptedSerializer:
+def key_ring(serde: SerializerProtocol, *older: SerializerProtocol) -> EncryptedSerializer:
     """Return a serializer that writes with one key, and also reads what others wrote.
 
-    A saver that has it reads a store while `ForkpointSaver.rekey` encrypts it with another key.
+    A saver that has it reads a store while `ForkpointSaver.rekey` encrypts it with another key, or
+    encrypts it for the first time, or stores it without encryption again.
 
     Args:
-        serde: The serializer that writes.
-        older: Those with the other keys. Only their keys count.
+        serde: The serializer that writes. It may be one that does not encrypt.
+        older: Those with the other keys. Only their keys count. One of them may be a serializer
+            that does not encrypt: then what is not encrypted is read, too.
 
     Raises:
-        InvalidInput: One of them does not encrypt, or two have the same key. Also if their ciphers
-            have one name, and decrypt anything without checking it.
+        InvalidInput: None of them encrypts, or two have the same key. Also if their ciphers have
+            one name, and decrypt anything without checking it.
     """
-    ciphers = [cipher_of(each) for each in (serde, *older)]
-    encrypting = [cipher for cipher in ciphers if cipher is not None]
-    if len(encrypting) < len(ciphers):
-        raise InvalidInput("each serializer of a key ring must be an EncryptedSerializer")
-    if any(isinstance(cipher, KeyRing) for cipher in encrypting):
+    ciphers = [_cipher_in_ring(each) for each in (serde, *older)]
+    if all(isinstance(cipher, NoCipher) for cipher in ciphers):
+        raise InvalidInput("a serializer of a key ring must be an EncryptedSerializer")
+    inner = serde.serde if isinstance(serde, EncryptedSerializer) else serde
+    return EncryptedSerializer(KeyRing(*ciphers), inner)
+
+
+def _cipher_in_ring(serde: SerializerProtocol) -> CipherProtocol:
+    cipher = cipher_of(serde)
+    if isinstance(cipher, KeyRing):
         raise InvalidInput("a key ring cannot be in another one: pass all its serializers")
-    return EncryptedSerializer(KeyRing(*encrypting), serde.serde)
+    if cipher is None and isinstance(serde, EncryptedSerializer):
+        raise InvalidInput("a key ring cannot have an EncryptedSerializer that was overridden")
+    if not isinstance(serde, SerializerProtocol):
+        raise InvalidInput("each argument of a key ring must be a serializer")
+    return cipher or NoCipher()
 
 
 def _labelled(name: str, encrypted: bytes) -> bytes:
@@ -152,18 +180,18 @@ def is_unchanged(serde: object, known: type) -> bool:
     )
 
 
-def new_secret(cipher: CipherProtocol) -> bytes:
-    """Return a new random key for digests, encrypted so that it can be stored."""
+def new_secret(cipher: CipherProtocol | None) -> bytes:
+    """Return a new random key for digests, as it is stored: encrypted if there is a cipher."""
     return stored_secret(cipher, os.urandom(DIGEST_BYTES))
 
 
-def stored_secret(cipher: CipherProtocol, secret: bytes) -> bytes:
-    """Return a key for digests, encrypted so that it can be stored."""
+def stored_secret(cipher: CipherProtocol | None, secret: bytes) -> bytes:
+    """Return a key for digests as it is stored: encrypted if there is a cipher."""
     return Encryption(cipher).encrypt(_SECRET_LABEL + secret)
 
 
-def open_secret(cipher: CipherProtocol, stored_bytes: bytes) -> bytes | None:
-    """Return the key that `new_secret` made, or None if another cipher encrypted it."""
+def open_secret(cipher: CipherProtocol | None, stored_bytes: bytes) -> bytes | None:
+    """Return the key that `new_secret` made, or None if it was made with another cipher."""
     try:
         secret = Encryption(cipher).decrypt(stored_bytes)
     except CorruptChunk:

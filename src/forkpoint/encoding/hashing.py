@@ -1,7 +1,9 @@
 """The hashes of one store, by which it is noticed that what is stored was changed or moved. Pure.
 
-Where the serializer encrypts they are MACs by the store's secret: nobody without it makes one that
-fits. Else they are plain hashes, which notice damage, but no forgery.
+They are MACs by the store's secret. Where the serializer encrypts, the secret is encrypted, and
+nobody without the key makes one that fits. Else the secret can be read in the store: then they
+notice damage, but no forgery. As each store has a secret, it can be encrypted later, and the other
+way round, without another digest.
 
 Each thread has a *salt*: random bytes, the first half of which it shares with its family. What is
 hashed with the salt fits no other thread, or no other family.
@@ -13,18 +15,16 @@ import hmac
 import json
 import os
 from collections.abc import Sequence
-from hashlib import sha256
 from typing import Any
 
 import ormsgpack  # a dependency of langgraph-checkpoint
 
-from forkpoint.errors import EncryptionMismatch, damaged_record, encrypted_record
+from forkpoint.errors import damaged_record, other_encryption
 
 SALT_BYTES = 32
 _FAMILY_BYTES = 16
 _PART_BYTES = 16
-_PLAIN, _KEYED = b"\0", b"\1"
-IDENTITY_BYTES = 1 + _PART_BYTES
+IDENTITY_BYTES = _PART_BYTES
 """How much of a record's checksums is that of its identity: the first bytes."""
 _LINEAGE = slice(IDENTITY_BYTES, IDENTITY_BYTES + _PART_BYTES)
 _DESCRIPTION = slice(_LINEAGE.stop, _LINEAGE.stop + _PART_BYTES)
@@ -45,21 +45,27 @@ class Hashing:
     """The hashes of a store.
 
     Args:
-        secret: Its secret, where the serializer encrypts.
+        secret: Its secret; None if the serializer has not the key of what is stored.
+        is_encrypted: Whether the serializer encrypts.
     """
 
-    def __init__(self, secret: bytes | None = None) -> None:
+    def __init__(self, secret: bytes | None = b"", is_encrypted: bool = False) -> None:
         self.secret = secret
+        self.is_encrypted = is_encrypted
 
     def hash(self, content: bytes) -> bytes:
-        """Return the hash of some bytes, 32 bytes long."""
+        """Return the hash of some bytes, 32 bytes long.
+
+        Raises:
+            EncryptionMismatch: The secret is not known.
+        """
         if self.secret is None:
-            return sha256(content).digest()
+            raise other_encryption("the store", self.is_encrypted)
         return hmac.digest(self.secret, content, "sha256")
 
-    def of_family(self, salt: bytes) -> bytes | None:
+    def of_family(self, salt: bytes) -> bytes:
         """Return the secret by which the family of a thread hashes its chunks and rows."""
-        return None if self.secret is None else self.hash(b"\4" + salt[:_FAMILY_BYTES])
+        return self.hash(b"\4" + salt[:_FAMILY_BYTES])
 
     # Rows
 
@@ -127,19 +133,14 @@ class Hashing:
         """Check whose record it is.
 
         Raises:
-            EncryptionMismatch: It was written without the encrypting serializer that is set, or
-                with one while none is.
+            EncryptionMismatch: It was written with another key, or with one while the serializer
+                has none, or the reverse.
             CorruptChunk: It is not what was written.
         """
+        if self.secret is None:
+            raise other_encryption(f"thread {thread_id!r}", self.is_encrypted)
         if type(checksums) is not bytes or type(salt) is not bytes:
             raise damaged_record(thread_id)
-        kind = checksums[:1]
-        if kind == _KEYED and self.secret is None:
-            raise encrypted_record(thread_id)
-        if kind == _PLAIN and self.secret is not None:
-            raise EncryptionMismatch(
-                f"thread {thread_id!r} is not encrypted, and serde= is an EncryptedSerializer"
-            )
         if checksums[:IDENTITY_BYTES] != self._identity(thread_id, owner, salt):
             raise damaged_record(thread_id)
 
@@ -149,7 +150,7 @@ class Hashing:
         Raises:
             CorruptChunk: It is not what was written.
         """
-        if not self.can_check(checksums):
+        if not self.can_check:
             return
         if type(checksums) is not bytes or checksums[_LINEAGE] != self._lineage(salt, lineage):
             raise damaged_record(thread_id)
@@ -158,19 +159,19 @@ class Hashing:
         self, thread_id: Any, salt: Any, checksums: bytes, source: Any, description: Sequence[Any]
     ) -> None:
         """Check what the record of a thread says of it, as `check_lineage` does."""
-        if not self.can_check(checksums):
+        if not self.can_check:
             return
         known = checksums[_DESCRIPTION] if type(checksums) is bytes else b""
         if known != self._description(salt, source, description):
             raise damaged_record(thread_id)
 
-    def can_check(self, checksums: Any) -> bool:
-        """Return whether this can tell if a record is as it was written: it has the secret."""
-        return type(checksums) is not bytes or self.secret is not None or checksums[:1] != _KEYED
+    @property
+    def can_check(self) -> bool:
+        """Whether this can tell if a record is as it was written: it has the secret."""
+        return self.secret is not None
 
     def _identity(self, thread_id: Any, owner: Any, salt: Any) -> bytes:
-        kind = _PLAIN if self.secret is None else _KEYED
-        return kind + self._part(b"\5", [thread_id, owner, salt])
+        return self._part(b"\5", [thread_id, owner, salt])
 
     def _lineage(self, salt: Any, lineage: Sequence[Any]) -> bytes:
         return self._part(b"\6", [salt, *lineage])

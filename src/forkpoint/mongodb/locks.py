@@ -116,7 +116,7 @@ class Locks:
     def count_again(self, thread: ThreadRef) -> None:
         """Count the checkpoints of a thread again, and correct its record."""
         with suppress(Stale), self.locked(thread, {}, count=True):
-            pass
+            self._rows.forget_terms(thread)
 
     def await_unlocked(self, thread: ThreadRef) -> Document:
         """Wait until nobody locks a thread, and return its record.

@@ -43,6 +43,11 @@ class ThreadRows:
             "unlisted": True,
         }
 
+    def forget_terms(self, thread: ThreadRef) -> None:
+        """Remove what logs that have ended say of values. The values may be encrypted by now."""
+        which = {**rows_of(thread), "record.value_terms.0": {"$exists": True}}
+        self._commands.update_all(which, {"$set": {"record.value_terms": []}})
+
     def head_of(self, thread: ThreadRef) -> Place | None:
         """Return the newest checkpoint of a thread's own graph."""
         rows = rows_of(thread, "checkpoint")

@@ -85,20 +85,22 @@ class Context:
 
     @property
     def has_codec(self) -> bool:
-        """Whether `codec` can be had without reading the store."""
-        return self.storage.history in self._codecs or cipher_of(self.serde) is None
+        """Whether `codec` can be had without reading the store, and can write."""
+        codec = self._codecs.get(self.storage.history)
+        return codec is not None and codec.secret is not None
 
     @property
     def codec(self) -> Codec:
-        """The codec of the store. The key of an encrypting one may have to be read first."""
+        """The codec of the store. Its secret may have to be read first."""
         return self._codecs.get(self.storage.history) or self._load_codec()
 
     def prepare(self) -> Codec:
         """Return `codec`, and be sure that it can be had in a session that is opened afterwards.
 
-        An SQLite store has one session at a time: the codec's key cannot be read in another.
+        An SQLite store has one session at a time: the secret cannot be read in another. If it
+        could not be opened before, it is read again: the store may be encrypted otherwise now.
         """
-        return self.codec
+        return self.codec if self.has_codec else self._load_codec()
 
     def _load_codec(self) -> Codec:
         while True:
@@ -120,14 +122,29 @@ class Context:
         identity = thread.thread_id, thread.owner, thread.salt, thread.checksum
         return self.codec.of_thread(*identity)
 
-    def codec_for_new(self, thread_id: str) -> Codec:
-        """Return the codec for a thread that is not known to exist, and may have to be made."""
+    def codec_to_capture(self, thread_id: str, thread: ThreadRef | None) -> Codec:
+        """Return a codec to serialize with, without reading the store: an event loop may wait.
+
+        If the store's secret is not known yet, what it makes is hashed again when it is put.
+
+        Args:
+            thread_id: The thread's id.
+            thread: The thread, if it is known; else it may have to be made.
+        """
+        if not self.has_codec:
+            codec = Codec(self.serde, b"", self._memories.budget)
+            return codec.of_salt(self._salt_for_new(thread_id) if thread is None else thread.salt)
+        if thread is not None:
+            return self.codec_of(thread)
+        return self.codec.of_salt(self._salt_for_new(thread_id))
+
+    def _salt_for_new(self, thread_id: str) -> bytes:
         salts = self.memory.salts
         salt = salts.get(thread_id)
         if salt is None:
             salt = new_salt()
             salts.put(thread_id, salt)
-        return self.codec.of_salt(salt)
+        return salt
 
     @property
     def store_key(self) -> bytes:
@@ -151,27 +168,23 @@ class Context:
                 return key
 
     def _secret(self) -> bytes | None:
-        """Return the store's key of digests for the serializer's cipher, made if need be."""
+        """Return the store's key of digests, or None if the serializer cannot open it.
+
+        It is made if the store has none. There is no second one: what is written with the wrong
+        key, nobody else could read.
+        """
         cipher = cipher_of(self.serde)
-        if cipher is None:
-            return None
-
-        def opened(stored: Sequence[bytes]) -> bytes | None:
-            secrets = (open_secret(cipher, secret) for secret in stored)
-            return next((secret for secret in secrets if secret is not None), None)
-
         with self.storage.reading() as session:
-            secret = opened(session.secrets.all())
-        while secret is None:
+            stored = session.secrets.all()
+        while not stored:
             with self.storage.writing() as session:
-                stored = session.secrets.all()
-                if opened(stored) is None:  # another process may have been faster
-                    session.secrets.add(new_secret(cipher), stored)
-                secret = opened(session.secrets.all())
-        return secret
+                session.secrets.add(new_secret(cipher), stored)
+                stored = session.secrets.all()  # another process may have been faster
+        secrets = (open_secret(cipher, secret) for secret in stored)
+        return next((secret for secret in secrets if secret is not None), None)
 
     def setup(self) -> None:
-        """Make the store's tables, its key, and the secret of an encrypting serializer."""
+        """Make the store's tables, its key, and the secret of its digests."""
         self.storage.setup()
         self._load_store_key()
         self._load_codec()

@@ -43,6 +43,7 @@ def find_message(
     Raises:
         ThreadNotFound: There is no such thread.
     """
+    context.prepare()
 
     def read(session: Session) -> _Path:
         thread = existing_thread(session, thread_id)

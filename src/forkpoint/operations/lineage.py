@@ -18,6 +18,7 @@ from forkpoint.storage.rows import FamilyMember
 
 def lineage(context: Context, thread_id: str) -> list[LineageEntry]:
     """Return a thread, the thread that it was made from, and so on."""
+    context.prepare()
     with context.storage.reading() as session:
         members = session.threads.lineage(existing_thread(session, thread_id))
     for member in members:
@@ -33,6 +34,7 @@ def family(context: Context, thread_id: str) -> FamilyTree:
         ThreadNotFound: There is no such thread.
         CorruptChunk: The first thread of the family is missing, or a record is damaged.
     """
+    context.prepare()
     with context.storage.reading() as session:
         thread = existing_thread(session, thread_id)
         members = {member.key: member for member in session.threads.family(thread.family)}

@@ -118,7 +118,7 @@ def capture_checkpoint(context: Context, new: NewCheckpoint) -> CapturedCheckpoi
     context = context.for_present_history()
     thread = context.memory.threads.get(new.address.thread_id)
     inherited = _inherited_if_known(context, thread, new)
-    codec = _codec_to_capture(context, new.address.thread_id, thread)
+    codec = context.codec_to_capture(new.address.thread_id, thread)
     state = codec.serialize(new.checkpoint, inherited or ())
     preview: str | None = None
     if context.preview and new.address.checkpoint_ns == "":
@@ -256,7 +256,7 @@ def capture_writes(context: Context, new: NewWrites) -> CapturedWrites:
     """Return writes with their values as they are now, as `capture_checkpoint` does."""
     context = context.for_present_history()
     thread = context.memory.threads.get(new.address.thread_id)
-    codec = _codec_to_capture(context, new.address.thread_id, thread)
+    codec = context.codec_to_capture(new.address.thread_id, thread)
     values = [codec.encode_write(channel, value) for channel, value in new.writes.values()]
     return CapturedWrites(new, values, _write_rows(codec, new, values), codec)
 
@@ -310,16 +310,12 @@ def _status_after(writes: Iterable[tuple[str, Any]]) -> str | None:
 # Both
 
 
-def _codec_to_capture(context: Context, thread_id: str, thread: ThreadRef | None) -> Codec:
-    return context.codec_for_new(thread_id) if thread is None else context.codec_of(thread)
-
-
 def _codec_to_put(context: Context, thread: ThreadRef | None, capture_codec: Codec) -> Codec:
     """Return the codec of a thread, or of one that is made, with the salt of the capture."""
+    codec = context.prepare()
     if thread is not None:
         return context.codec_of(thread)
-    is_present = capture_codec.root is context.codec
-    return capture_codec if is_present else context.codec.of_salt(capture_codec.salt)
+    return capture_codec if capture_codec.root is codec else codec.of_salt(capture_codec.salt)
 
 
 def _request(

@@ -1,14 +1,14 @@
-"""Encrypting a store with another key, while others read and write.
+"""Encrypting a store with another key, or for the first time, or no longer, while others use it.
 
 The secret of the digests stays as it is, so no digest, checksum or MAC changes: it is encrypted
 anew, and so is each content, where it is. What is left to do is seen in the store: a content that
-the current cipher opens is done.
+the current cipher opens is done. A store that is not encrypted is one whose cipher changes nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,12 +19,20 @@ from forkpoint.encoding.encryption import (
     open_secret,
     stored_secret,
 )
-from forkpoint.errors import CorruptChunk, EncryptionMismatch, InvalidInput, StorageBusy
+from forkpoint.errors import (
+    CorruptChunk,
+    EncryptionMismatch,
+    InvalidInput,
+    StorageBusy,
+    other_encryption,
+)
+from forkpoint.filters import search_terms
 from forkpoint.operations.context import Context
 from forkpoint.operations.turns import Rest, Turns, Work, in_turns
 from forkpoint.results import RekeyReport
 from forkpoint.runtime.steps import Steps
-from forkpoint.storage.rows import StoredContent
+from forkpoint.storage.queries import ThreadQuery
+from forkpoint.storage.rows import StoredContent, ThreadRef
 
 _PASSES = 20
 _THREADS_AT_ONCE = 100
@@ -37,7 +45,7 @@ def rekey(context: Context, on_progress: Callable[[RekeyReport], object]) -> Ste
 
     Raises:
         InvalidInput: The serializer is no key ring, or the context is of one owner.
-        EncryptionMismatch: Several keys of the ring have secrets of their own.
+        EncryptionMismatch: No key of the ring is the store's.
         StorageBusy: Others go on writing with an older key.
     """
     ring = cipher_of(context.serde)
@@ -45,7 +53,8 @@ def rekey(context: Context, on_progress: Callable[[RekeyReport], object]) -> Ste
         raise InvalidInput("rekey needs a saver with serde=key_ring(new, old)")
     if context.owner is not None:
         raise InvalidInput("all owners of a store have one key: call rekey on a saver of all")
-    context.prepare()
+    if context.prepare().secret is None:
+        raise other_encryption("the store", is_encrypted=True)
     yield from in_turns(context.storage, partial(_add_secret, ring))
     report = RekeyReport()
     for _ in range(_PASSES):
@@ -59,6 +68,8 @@ def rekey(context: Context, on_progress: Callable[[RekeyReport], object]) -> Ste
             f"others go on writing with an older key: {_PASSES} passes over the store each had "
             "something left to encrypt; let all savers have the key ring, and call rekey again"
         )
+    if ring.reads_plain:
+        yield from _list_anew(context)
     yield from in_turns(context.storage, partial(_remove_secrets, ring))
     return report
 
@@ -75,9 +86,7 @@ def _add_secret(ring: KeyRing, turns: Turns) -> Work[None]:
         opened = {secret for stored in seen if (secret := open_secret(ring, stored)) is not None}
         if len(opened) > 1:
             raise EncryptionMismatch(
-                "the store has a secret for each of several keys of the key ring: savers wrote "
-                "with one of the keys only, and could not read what others wrote; import what has "
-                "the wrong one into another store, see forkpoint.transfer"
+                "the store has different secrets for the keys of the key ring: somebody changed it"
             )
         if any(ring.opens_now(stored) for stored in seen):
             return
@@ -146,21 +155,43 @@ def _some(ring: KeyRing, after: Any, turns: Turns) -> Work[_Part]:
     return _Part(contents, len(changes), foreign, batch.after)
 
 
+# The threads
+
+
 def _renew_epochs(context: Context) -> Steps[None]:
     """Have forks prepared again that have read contents before they were encrypted anew."""
     renewed: set[Any] = set()
-    after: Any = None
-    while True:
-        with context.storage.reading() as session:
-            rows = session.search.larger_than(-1, after, _THREADS_AT_ONCE)
-        for family in {row.thread.family for row in rows} - renewed:
+    for threads in _all_threads(context):
+        for family in {thread.family for thread in threads} - renewed:
             yield from in_turns(context.storage, partial(_renew_epoch, family))
             renewed.add(family)
-        if len(rows) < _THREADS_AT_ONCE:
-            return
-        after = rows[-1].thread.key
 
 
 def _renew_epoch(family: Any, turns: Turns) -> Work[None]:
     yield from ()
     turns.session.collections.begin(family)
+
+
+def _list_anew(context: Context) -> Steps[None]:
+    """Have searches find threads by the values that are shown of them, if these can be read."""
+    for threads in _all_threads(context):
+        for thread in threads:
+            yield from in_turns(context.storage, partial(_recount, thread))
+    with context.storage.writing() as session:  # a search first lists what changed
+        session.search.page(ThreadQuery(None, search_terms(None), limit=1))
+
+
+def _recount(thread: ThreadRef, turns: Turns) -> Work[None]:
+    yield from ()
+    turns.session.removals.recount(thread)
+
+
+def _all_threads(context: Context) -> Iterator[Sequence[ThreadRef]]:
+    after: Any = None
+    while True:
+        with context.storage.reading() as session:
+            rows = session.search.larger_than(-1, after, _THREADS_AT_ONCE)
+        yield [row.thread for row in rows]
+        if len(rows) < _THREADS_AT_ONCE:
+            return
+        after = rows[-1].thread.key

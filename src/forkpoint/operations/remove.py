@@ -28,6 +28,7 @@ from forkpoint.storage.rows import CheckpointRow, Counts, LeaseRow, ThreadRef, T
 
 def delete_thread(context: Context, thread_id: str) -> Steps[None]:
     """Remove a thread. One that does not exist is no error."""
+    context.prepare()
 
     def work(turns: Turns) -> Work[str | None]:
         thread = turns.session.threads.find(thread_id)
@@ -49,6 +50,7 @@ def delete_thread(context: Context, thread_id: str) -> Steps[None]:
 
 def delete_for_runs(context: Context, run_ids: Sequence[str]) -> Steps[None]:
     """Remove the checkpoints that runs made, and their writes."""
+    context.prepare()
     run_set = set(run_ids)
 
     def made_by_runs(rows: Sequence[CheckpointRow]) -> set[Place]:
@@ -72,6 +74,7 @@ def prune(
     context: Context, thread_ids: Sequence[str], strategy: str, keep_last: int | None
 ) -> Steps[None]:
     """Remove all checkpoints of threads, or all but the newest of each namespace."""
+    context.prepare()
     if strategy != "keep_latest":
         for thread_id in thread_ids:
             yield from delete_thread(context, thread_id)
@@ -154,6 +157,7 @@ def trim(
         ThreadNotFound: There is no such thread.
         Stale: The thread was active, leased or deleted since it was seen. Nothing was done.
     """
+    context.prepare()
 
     def work(turns: Turns) -> Work[tuple[Counts, CollectionResult]]:
         thread = existing_thread(turns.session, thread_id)
@@ -189,6 +193,7 @@ def _reported(
 
 def would_trim(context: Context, thread_id: str, kept: Kept) -> Steps[bool]:
     """Return whether `trim` would remove anything from a thread."""
+    context.prepare()
 
     def work(turns: Turns) -> Work[bool]:
         session, thread = turns.session, existing_thread(turns.session, thread_id)
@@ -233,6 +238,8 @@ def withdraw(context: Context, thread_id: str, lease: LeaseRow) -> Steps[None]:
         StaleLease: The lease has ended, or another run has taken it over.
     """
 
+    context.prepare()
+
     def work(turns: Turns) -> Work[str | None]:
         session = turns.session
         row = session.records.get(thread_id)
@@ -265,6 +272,7 @@ def rollback(context: Context, thread_id: str, steps: int) -> Steps[RunnableConf
         ThreadNotFound: There is no such thread.
         CheckpointNotFound: It has fewer checkpoints.
     """
+    context.prepare()
     plan = Rollback(thread_id, steps)
 
     def work(turns: Turns) -> Work[str | None]:

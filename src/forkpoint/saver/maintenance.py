@@ -92,13 +92,16 @@ class Maintenance(BaseCheckpointSaver[Any]):
         they have the key ring too. Afterwards the store has nothing that an older key of the ring
         decrypts, and needs no more than the current key. If it is stopped, call it again.
 
+        If one serializer of the ring does not encrypt, the store is encrypted for the first time
+        (it is an older one), or stored without encryption (it is the current one).
+
         Args:
             on_progress: Is called now and then with what was done so far.
 
         Raises:
             InvalidInput: The serializer is no key ring, or the saver is of one owner: all of them
                 have the same key. Or `on_progress` cannot be called.
-            EncryptionMismatch: Several keys were used apart, each with a secret of its own.
+            EncryptionMismatch: No key of the ring is that of the store.
             StorageBusy: Others go on writing with an older key.
         """
         report = arguments.progress(on_progress)

@@ -315,7 +315,7 @@ class ForkpointSaver(TimeTravel):
         return _config(capture.new)
 
     def _capture(self, *new: Any) -> CapturedCheckpoint:
-        return capture_checkpoint(self._with_codec(), arguments.new_checkpoint(*new))
+        return capture_checkpoint(self._context, arguments.new_checkpoint(*new))
 
     def put_writes(
         self,
@@ -357,18 +357,7 @@ class ForkpointSaver(TimeTravel):
         return self._runner.arun(put_writes, self._context, capture)
 
     def _capture_writes(self, *new: Any) -> CapturedWrites:
-        return capture_writes(self._with_codec(), arguments.new_writes(*new))
-
-    def _with_codec(self) -> Context:
-        """Return the context, ready to serialize.
-
-        With an encrypting serializer the first put of a saver has to read the store's secret. An
-        event loop waits for it: what runs meanwhile might change the values.
-        """
-        context = self._context
-        if not context.has_codec:
-            self._runner.run(context.setup)
-        return context
+        return capture_writes(self._context, arguments.new_writes(*new))
 
     def get_next_version(self, current: Any, channel: None) -> Any:
         """Return the version of a channel that follows `current`.

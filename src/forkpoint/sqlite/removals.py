@@ -78,8 +78,10 @@ class SqliteRemovals(Removals):
         return Counts(before.number - after.number, before.more - after.more)
 
     def recount(self, thread: ThreadRef) -> None:
+        self._index.remove(thread.key)
         self._table.count_checkpoints(thread.key)
         self._table.update(thread.key, f"status = {_STATUS}")
+        self._index.update(thread.key)
 
     def is_long(self, thread: ThreadRef) -> bool:
         limit = self._sql.turn_rows

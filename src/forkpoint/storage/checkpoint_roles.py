@@ -251,6 +251,8 @@ class Removals(ABC):
     def recount(self, thread: ThreadRef) -> None:
         """Set the count and the status in a thread's record to what its rows say.
 
+        Also what searches find it by of its state, which is nothing where that is encrypted.
+
         Atomic: nobody writes to the thread meanwhile. Nothing is done if it is deleted by now.
         """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forkpoint.encoding.hashing import Hashing
-from forkpoint.errors import CorruptChunk, damaged_record, encrypted_record
+from forkpoint.errors import CorruptChunk, damaged_record, other_encryption
 from forkpoint.results import STATUSES
 from forkpoint.storage.rows import Description, FamilyMember, ThreadRow
 
@@ -18,7 +18,7 @@ def check_record(hashing: Hashing, row: ThreadRow) -> None:
     """
     thread = row.thread
     _check_types(row)
-    if hashing.can_check(row.checksums):
+    if hashing.can_check:
         hashing.check_identity(thread.thread_id, thread.owner, thread.salt, row.checksums)
     hashing.check_lineage(thread.thread_id, thread.salt, row.checksums, *row.lineage[:-1])
     source = row.lineage[-1]
@@ -70,6 +70,6 @@ def checksums_with_description(hashing: Hashing, seen: ThreadRow, described: Des
     Raises:
         EncryptionMismatch: It was written with an encrypting serializer, and none is set.
     """
-    if not hashing.can_check(seen.checksums):
-        raise encrypted_record(seen.thread_id)
+    if not hashing.can_check:
+        raise other_encryption(f"thread {seen.thread_id!r}", hashing.is_encrypted)
     return hashing.with_description(seen.checksums, seen.thread.salt, seen.lineage[-1], described)
