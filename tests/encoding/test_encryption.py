@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from langchain_core.messages import HumanMessage
 
 from checking import checkpoint, config, encrypted_serde, put
 from forkpoint import CorruptChunk, EncryptionMismatch, SafeSerializer, ThreadCatalog
+from forkpoint.encoding.hashing import Hashing
 from stores import Store
 
 SECRET = "the-secret-text"
@@ -168,3 +170,10 @@ def test_a_store_can_be_cleaned_without_the_key(store: Store) -> None:
     with store.saver(serde=encrypted_serde()) as saver:
         assert saver.get_tuple(config("two")) is not None
         assert store.problems(saver) == []
+
+
+def test_a_hash_is_the_hmac_of_the_standard_library() -> None:
+    for secret in (b"", b"key", bytes(range(32))):
+        for content in (b"", b"content", b"x" * 3000):
+            expected = hmac.digest(secret, content, "sha256")
+            assert Hashing(secret).hash(content) == expected
