@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+import pymongo
 import pytest
 from bson.objectid import ObjectId
 
@@ -56,7 +57,8 @@ def check_fields(store: Store, kinds: dict[str, list[str] | None]) -> None:
                     continue
                 with store.saver() as reader:
                     failures += [(kind, field, *failure) for failure in read_all(reader)]
-                    if field == "family" and not isinstance(store, SqliteStore):
+                    is_known = kind == "an id"  # another family: as if there was no such thread
+                    if field == "family" and not isinstance(store, SqliteStore) and not is_known:
                         problems = reader.check().problems
                         assert "record" in {problem.kind for problem in problems}, kind
                 store.put_back("threads", key, record)
@@ -102,5 +104,8 @@ def damage(store: Store, key: Any, record: dict[str, Any], field: str, value: An
             return False
     else:
         fields = {name: record[name] for name in record if name != field}
-        store.put_back("threads", key, fields if value is MISSING else {**fields, field: value})
+        try:
+            store.put_back("threads", key, fields if value is MISSING else {**fields, field: value})
+        except pymongo.errors.WriteError:  # two lists that one index has
+            return False
     return True

@@ -116,7 +116,7 @@ class MongoSearch(interface.Search):
         now = self._commands.now()
         records: list[Document] = []
         oldest: list[Document] = [{"$sort": {"updated_at": 1, "_id": 1}}, {"$limit": limit}]
-        for ttl in self._commands.distinct("ttl", {"ttl": {"$gt": 0}}):
+        for ttl in self._ttls():
             over: Document = {
                 "ttl": ttl,
                 "updated_at": {"$lte": now - ttl},
@@ -144,7 +144,7 @@ class MongoSearch(interface.Search):
 
     def _count_expired(self, query: ThreadQuery) -> int:
         """Return how many of the threads that match have expired."""
-        ttls = self._commands.distinct("ttl", {"ttl": {"$gt": 0}})
+        ttls = self._ttls()
         now = self._commands.now() if ttls else 0
         over: list[Document] = [
             {
@@ -157,6 +157,10 @@ class MongoSearch(interface.Search):
         ]
         listed = _filter_of(query)["$and"]
         return sum(self._commands.count({"$and": [*listed, each]}) for each in over)
+
+    def _ttls(self) -> list[int]:
+        ttls = self._commands.distinct("ttl", {"ttl": {"$gt": 0}})
+        return [ttl for ttl in ttls if isinstance(ttl, int)]  # a damaged one is none
 
     def _rows_of(self, documents: Sequence[Document]) -> dict[Any, ThreadRow]:
         if not documents:

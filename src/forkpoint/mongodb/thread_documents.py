@@ -30,12 +30,20 @@ KINSHIP = {"parent": 1, "deleted_at": 1, "thread_id": 1, "owner": 1, "expires": 
 LISTED_PLACE = ("listed_at", "listed_status", "listed_state_at", "listed_values")
 """What a record has once it is listed: what a search sorts by, and the terms of the state."""
 
+_READ_FIELDS = {
+    *IDENTITY,
+    *Description._fields,
+    *("status", "status_for", "created_at", "updated_at", "state_updated_at", "swept_at", "source"),
+    *("edge", "parent", "parent_checkpoint_id", "checkpoint_count", "fence"),
+}
 _NO_FAMILY = ObjectId("0" * 24)
 
 NOT_LEASED: Document = {"lease_holder": None, "lease_since": None, "lease_until": None}
 LEASED = {"$gt": ["$lease_until", NOW]}
 EXPIRED = {
     "$and": [
+        {"$isNumber": "$ttl"},  # a damaged record keeps nobody from reading the others
+        {"$isNumber": "$updated_at"},
         {"$gt": ["$ttl", 0]},
         {"$eq": ["$on_expiry", "delete"]},
         {"$lte": [{"$add": ["$updated_at", "$ttl"]}, NOW]},
@@ -172,6 +180,10 @@ def lineage_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def thread_row(record: Document) -> ThreadRow:
+    """Return the record of a thread. If a field is missing, no checksum fits what is returned."""
+    missing = _READ_FIELDS - record.keys()
+    if missing:
+        record = {**record, **dict.fromkeys(missing), "checksums": None}
     is_leased = record["is_leased"]
     is_shown = record["status"] != "idle" or record.get("value_terms") is not None
     thread = thread_ref(record)
