@@ -218,10 +218,12 @@ def test_no_more_than_a_page_of_checkpoints_is_in_memory(checkpoints: int, tmp_p
 
     def count(_: object) -> None:
         if rng.random() < 0.1:
-            alive = Counter(type(each).__name__ for each in gc.get_objects())
+            alive = Counter(type(each).__name__ for each in gc.get_objects()) - before
             for name in ("CheckpointPart", "StoredState", "CheckpointTuple", "CheckpointRow"):
                 most[name] = max(most[name], alive[name])
 
+    gc.collect()  # what tests before have left
+    before = Counter(type(each).__name__ for each in gc.get_objects())
     rng = random.Random(1)
     with OfficialSaver.from_conn_string(str(tmp_path / "official.db")) as theirs:
         fill_small(theirs, checkpoints)

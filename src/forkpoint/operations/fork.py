@@ -69,11 +69,15 @@ def fork(context: Context, new: NewFork) -> Steps[RunnableConfig]:
     context.prepare()
     if new.whole_path and (yield from _fork_in_turns(context, new)):
         return thread_config(new.target_id)
+
+    def work(turns: Turns) -> Work[None]:
+        yield from ()  # in one turn
+        _fork(context, turns.session, new)
+
     damage: CorruptChunk | None = None
     for attempt in attempts():
         try:
-            with context.storage.writing() as session:
-                _fork(context, session, new)
+            yield from in_turns(context.storage, work)
         except HistoryChanged:
             raise
         except Stale:
