@@ -24,7 +24,7 @@ from forkpoint.encoding.builtin_values import PLAIN_ONLY
 _RUN_BYTES_MIN = 1024
 _RUN_BYTES_MAX = 16 * 1024
 
-_FEW_BYTES = 256
+_FEW_BYTES = 1024
 """What items take on the average, at most, that are cut in bulk. Longer ones are as soon cut one by
 one, and those that are known from the time before need not be hashed again."""
 
