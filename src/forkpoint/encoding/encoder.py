@@ -189,14 +189,10 @@ class Encoder:
     def _is_steady(self, value: list[Any] | dict[Any, Any]) -> bool:
         """Return whether the elements of a value do not change while they are serialized.
 
-        They are taken out of it in one piece. Then strings do not change, and of messages each is
-        serialized in one piece.
+        They are taken out of it in one piece, and of messages each is serialized in one piece.
         """
-        if isinstance(value, dict):
-            return len(value) > _FEW and {str}.issuperset(map(type, list(value.values())))
-        return len(value) > _FEW and (
-            self._memo.knows[type(value[-1])] or {str}.issuperset(map(type, value.copy()))
-        )
+        is_long_list = isinstance(value, list) and len(value) > _FEW
+        return is_long_list and self._memo.knows[type(value[-1])]
 
     def _encode_plain(
         self, kind: int, items: PlainItems, chunks: Chunks, inline: int
@@ -247,8 +243,7 @@ class Encoder:
             with suppress(ormsgpack.MsgpackEncodeError):  # something in one of them is not so plain
                 plain = [ormsgpack.packb(value, option=PLAIN_ONLY) for value in values]
                 elements = _Elements(LIST, plain, values, None)
-                # A `bytearray` packs as `bytes`, and then they do not add up. Without a whole, all
-                # are strings.
+                # A `bytearray` packs as `bytes`, and then they do not add up.
                 if elements.is_all_of(whole):
                     return elements
         memo, pack, pack_message = self._memo, self._pack_element, self._pack_message

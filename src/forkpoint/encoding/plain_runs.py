@@ -24,10 +24,6 @@ from forkpoint.encoding.builtin_values import PLAIN_ONLY
 _RUN_BYTES_MIN = 1024
 _RUN_BYTES_MAX = 16 * 1024
 
-_FEW_BYTES = 1024
-"""What items take on the average, at most, that are cut in bulk. Longer ones are as soon cut one by
-one, and those that are known from the time before need not be hashed again."""
-
 _SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 _GROUP = 64  # elements: in fewer it takes longer to pack all, in more to look for one of them
 
@@ -102,29 +98,18 @@ class PlainItems:
 
 
 def plain_items(value: list[Any] | dict[Any, Any]) -> PlainItems | None:
-    """Return what is in a list or a dict, packed.
-
-    None if not all of it is as `PlainItems` says, or if it is not short.
-    """
+    """Return what is in a list or a dict, packed; None if not all of it is as `PlainItems` says."""
     snapshot = value.copy()  # what is in it does not change any more, while `value` may
     elements = snapshot if isinstance(snapshot, list) else list(snapshot.values())
     if elements and type(elements[-1]) not in _SCALARS:  # as a rule, that tells
         return None
     if not _SCALARS.issuperset(map(type, elements)):
         return None
-    if elements and all(map(_is_long, (elements[0], elements[-1], elements[len(elements) // 2]))):
-        return None  # so are the others, as a rule: no need to pack them to see it
     try:
         packed = ormsgpack.packb(snapshot, option=PLAIN_ONLY)
     except ormsgpack.MsgpackEncodeError:  # a long integer, a lone surrogate, a key that is no text
         return None
-    if len(packed) > _FEW_BYTES * len(elements):
-        return None
     return PlainItems(packed, [elements] if elements is snapshot else [list(snapshot), elements])
-
-
-def _is_long(element: Any) -> bool:
-    return type(element) in (str, bytes) and len(element) > _FEW_BYTES
 
 
 class _Groups:
