@@ -205,7 +205,8 @@ class Encoder:
             return Entry(INLINE, _MSGPACK, items.packed, b"", 0)
         key = self._trees.hashing.secret, kind, bytes(items.content[:_FIRST_BYTES])
         known = self._cuts.items.get(key)
-        if known is None or not items.begin_with(known.content):
+        is_longer = known is not None and len(items.content) > len(known.content)
+        if known is None or not (is_longer and items.begin_with(known.content)):
             known = _CutItems(memoryview(b""), [], [], 0)
         new_runs = items.runs(len(known.content), known.length)
         if new_runs is None:
