@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_removals import ALL_SHAPES, TELLING_SHAPES, Lab
+from test_removals import ALL_SHAPES, Lab, each_shape
 
 from checking import checkpoint, config, id_of, put, value_of
 from forkpoint import CorruptChunk, SqliteSaver, ThreadCatalog, ThreadExists
 from forkpoint.operations import fork as forking
-from forkpoint.operations import turns
 from forkpoint.saver import parts_of
 from forkpoint.sqlite.statements import Statements
+from gates import call_between_turns
 from stores import SqliteStore
 
 ROWS = 20
@@ -37,18 +38,7 @@ def at_rest(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]]
     """Have a function called between two turns, with how many there were; turns are short."""
     monkeypatch.setattr(Statements, "default_turn_rows", ROWS)
     monkeypatch.setattr(forking, "_COPIED_AT_ONCE", ROWS // 4)
-
-    def set_hook(hook: Callable[[int], None]) -> None:
-        number = 0
-
-        def rest(_: float) -> None:
-            nonlocal number
-            number += 1
-            hook(number)
-
-        monkeypatch.setattr(turns, "rest", rest)
-
-    return set_hook
+    return partial(call_between_turns, monkeypatch)
 
 
 def fill(saver: SqliteSaver, length: int = 40) -> list[Any]:
@@ -80,13 +70,7 @@ def content(saver: SqliteSaver, thread_id: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param(name, marks=() if name in TELLING_SHAPES else pytest.mark.slow)
-        for name in ALL_SHAPES
-    ],
-)
+@each_shape
 def test_it_is_the_same_as_in_one_turn(
     shape: str, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,13 @@ ALL_SHAPES = {
 RELATED_SHAPES = ("chat", "interrupts", "snapshots", "deltas with questions", "remembering")
 # Those in which a removal has the most to keep: backends differ in how they hide and reopen.
 TELLING_SHAPES = ("interrupts", "snapshots", "deltas, durability exit", "stateful subgraphs")
+each_shape = pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(name, marks=() if name in TELLING_SHAPES else pytest.mark.slow)
+        for name in ALL_SHAPES
+    ],
+)
 
 
 class Seen(NamedTuple):

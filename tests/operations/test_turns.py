@@ -13,6 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import aiosqlite
 import pytest
 from langgraph.checkpoint.serde.types import INTERRUPT, RESUME
 from langgraph.types import Interrupt
-from test_removals import ALL_SHAPES, TELLING_SHAPES, Lab, newest, returned_to
+from test_removals import ALL_SHAPES, TELLING_SHAPES, Lab, each_shape, newest, returned_to
 
 from checking import checkpoint, config, id_of, put, value_of
 from forkpoint import RetentionPolicy, SqliteSaver, ThreadCatalog, ThreadExists, ThreadNotFound
@@ -38,6 +39,7 @@ from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite import chunks as sqlite_chunks
 from forkpoint.sqlite import storage as sqlite_storage
 from forkpoint.sqlite.statements import Statements
+from gates import call_between_turns
 from servers import PATIENCE_SECONDS
 from stores import KINDS, MongoStore, SqliteStore, Store
 
@@ -112,18 +114,7 @@ def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def at_rest(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]], None]:
     """Have a function called between two turns, with how many there were."""
-
-    def set_hook(hook: Callable[[int], None]) -> None:
-        number = 0
-
-        def rest(_: float) -> None:
-            nonlocal number
-            number += 1
-            hook(number)
-
-        monkeypatch.setattr(turns, "rest", rest)
-
-    return set_hook
+    return partial(call_between_turns, monkeypatch)
 
 
 def fill(saver: ForkpointSaver, thread_id: str = "long", length: int = 60) -> Any:
@@ -427,13 +418,7 @@ def rolled_back(store: Store, steps: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param(name, marks=() if name in TELLING_SHAPES else pytest.mark.slow)
-        for name in ALL_SHAPES
-    ],
-)
+@each_shape
 def test_a_rollback_of_a_long_thread_reads_only_its_end_and_does_the_same(
     shape: str,
     steps: int,
@@ -466,13 +451,7 @@ TRIMS: dict[str, Callable[[ForkpointSaver], Any]] = {
 
 
 @pytest.mark.parametrize("trim", TRIMS)
-@pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param(name, marks=() if name in TELLING_SHAPES else pytest.mark.slow)
-        for name in ALL_SHAPES
-    ],
-)
+@each_shape
 def test_a_long_thread_is_trimmed_as_a_short_one_is(
     shape: str,
     trim: str,

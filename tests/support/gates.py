@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import count
 from typing import Any
 
+import pytest
+
+from forkpoint.operations import turns
 from servers import PATIENCE_SECONDS
 
 
@@ -50,3 +55,9 @@ class Gate:
                 return False
             await asyncio.sleep(0.0005)
         return True
+
+
+def call_between_turns(patch: pytest.MonkeyPatch, hook: Callable[[int], None]) -> None:
+    """Have a function called between two turns of long work, with how many there were."""
+    numbers = count(1)
+    patch.setattr(turns, "rest", lambda _: hook(next(numbers)))
