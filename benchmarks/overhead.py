@@ -47,10 +47,9 @@ async def overhead(bench: Bench) -> list[Result]:
                             costs.setdefault(what, {}).setdefault(subject.name, []).append(cost)
             bar.update()
     return [
-        result.judged(bench.backend.bars.overhead.get((what, kind)))
+        _result(bench, what, kind, by_saver)
         for what, by_saver in costs.items()
         for kind in Cost._fields
-        for result in [_result(bench, what, kind, by_saver)]
     ]
 
 
@@ -64,7 +63,8 @@ def _result(bench: Bench, what: str, kind: str, by_saver: dict[str, list[Cost]])
         memory = _MEMORY_ASYNC if contender.is_async else MEMORY
         if contender != MEMORY and contender.name in medians:
             values[contender.name] = max(medians[contender.name] - medians[memory.name], 0.001)
-    return Result("overhead", f"{what}, {kind} time above memory's", "ms", values)
+    bar = bench.backend.bars.overhead.get((what, kind))
+    return Result("overhead", f"{what}, {kind} time above memory's", "ms", values, bar)
 
 
 async def _measured(bench: Bench, subject: Subject) -> list[tuple[str, Cost]]:

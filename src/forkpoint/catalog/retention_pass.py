@@ -59,7 +59,6 @@ def apply_retention(
 
 def bulk_delete(context: Context, runner: Runner, task: RetentionTask) -> Steps[int]:
     """Delete the threads that a filter matches, and return how many."""
-    context.prepare()
     result = yield from apply_retention(context, runner, task)
     return len(result.deleted)
 

@@ -113,9 +113,7 @@ class Put:
         """Prepare to replace a checkpoint, or to add to writes of the same task."""
         thread = self._preparation.thread
         is_counted = self._request.row is not None and self._is_visible(thread)
-        self._preparation = self._preparation._replace(
-            is_repeated=True, is_counted=is_counted, next_epoch=ObjectId()
-        )
+        self._preparation = self._preparation._replace(is_counted=is_counted, next_epoch=ObjectId())
         if attempt.entries:
             self._session.logs.end_log(thread)
 

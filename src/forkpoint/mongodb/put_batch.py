@@ -33,7 +33,7 @@ from forkpoint.mongodb.tail import LOG_SECONDS, Tail
 from forkpoint.runtime.group_commit import Relay, Submission
 from forkpoint.storage.interface import HistoryChanged, Stale
 from forkpoint.storage.rows import CheckpointRow, PutRequest, ThreadRef
-from forkpoint.storage.tombstones import is_deleted_since
+from forkpoint.storage.shared import would_make
 
 LARGE = 1_000_000
 """Characters or bytes; less cannot exceed a document."""
@@ -155,10 +155,8 @@ class Attempt(Submission):
     def _is_of(self, made: ThreadRef, request: PutRequest) -> bool:
         """Return whether a put would have made a thread as it was made meanwhile."""
         made_with = self._session.known.made.get(made.key)
-        if made_with is None or made_with.metadata != request.metadata:
-            return False
-        return request.began is None or not is_deleted_since(
-            request.began.deletion, made_with.deletions
+        return made_with is not None and would_make(
+            request, made_with.metadata, lambda: made_with.deletions
         )
 
     def succeed(self, made: Sequence[bool]) -> None:

@@ -87,10 +87,9 @@ class Preparation(NamedTuple):
         creation: How it makes the thread, if it does.
         watermark: The tombstone watermark that the thread's record has.
         is_sharded: Whether statements must name the family.
-        is_repeated: Whether there may be a checkpoint in its place, or pending writes of its task.
         is_newest: Whether no newer checkpoint has set the thread's status, as is usual.
         is_counted: Whether the checkpoint in its place is counted already, if there is one.
-        next_epoch: The epoch that the thread has once it is stored, if it replaces rows.
+        next_epoch: The epoch that the thread has once it is stored, if it may replace rows.
     """
 
     request: PutRequest
@@ -98,10 +97,14 @@ class Preparation(NamedTuple):
     creation: Creation | None
     watermark: str | None
     is_sharded: bool
-    is_repeated: bool = False
     is_newest: bool = True
     is_counted: bool = False
     next_epoch: ObjectId | None = None
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether there may be a checkpoint in its place, or pending writes of its task."""
+        return self.next_epoch is not None
 
     def log_tail(self, known: Tail | None) -> Tail | None:
         """Return the tail after which this goes into a log; None if it must not go into one.

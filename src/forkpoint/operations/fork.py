@@ -15,11 +15,7 @@ from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
 
-from forkpoint.errors import (
-    CorruptChunk,
-    ForkpointError,
-    ThreadExists,
-)
+from forkpoint.errors import CorruptChunk, ForkpointError, ThreadExists
 from forkpoint.operations.context import Context
 from forkpoint.operations.fork_parts import (
     NewFork,
@@ -33,23 +29,13 @@ from forkpoint.operations.fork_parts import (
     source_of,
 )
 from forkpoint.operations.gc import collect
-from forkpoint.operations.places import (
-    at_place,
-    existing_thread,
-    place_of,
-    thread_config,
-)
+from forkpoint.operations.places import at_place, existing_thread, place_of, thread_config
 from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import HistoryChanged, Session, Stale
 from forkpoint.storage.retry import attempts, busy
-from forkpoint.storage.row_checksums import (
-    check_end,
-    rebind,
-)
-from forkpoint.storage.rows import (
-    CheckpointRow,
-)
+from forkpoint.storage.row_checksums import check_end, rebind
+from forkpoint.storage.rows import CheckpointRow
 
 _ATTEMPTS = 3  # before a thread from which others remove is forked in one transaction
 _COPIED_AT_ONCE = 100  # checkpoints

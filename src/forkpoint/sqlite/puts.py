@@ -29,8 +29,7 @@ from forkpoint.sqlite.tombstones import Tombstones
 from forkpoint.storage.interface import Stale
 from forkpoint.storage.receipts import RECEIPT, replaces
 from forkpoint.storage.rows import PutRequest, ThreadRef
-from forkpoint.storage.shared import Admission, admission
-from forkpoint.storage.tombstones import is_deleted_since
+from forkpoint.storage.shared import Admission, admission, would_make
 
 # A new checkpoint makes a thread idle, unless a task's interrupt or error came before it. Those of
 # a checkpoint that is not the newest do not count.
@@ -174,16 +173,11 @@ class Puts:
         return thread
 
     def _is_made_for(self, put: PutRequest, thread: ThreadRef | None, metadata: Any) -> bool:
-        """Return whether a put that may make a thread would have made it as it is.
-
-        Another put of its run was faster, as tasks and the checkpoint that follows race.
-        """
-        if put.expected is not None or thread is None or metadata != put.metadata:
+        """Return whether a put that may make a thread would have made it as it is."""
+        if put.expected is not None or thread is None:
             return False
-        if (thread.salt, thread.owner) != (put.salt, put.owner):
-            return False
-        return put.began is None or not is_deleted_since(
-            put.began.deletion, self._tombstones.deletions(put.thread_id, put.owner)
+        return (thread.salt, thread.owner) == (put.salt, put.owner) and would_make(
+            put, metadata, lambda: self._tombstones.deletions(put.thread_id, put.owner)
         )
 
     def _exists(self, thread: ThreadRef | None, checkpoint_ns: str, checkpoint_id: str) -> bool:

@@ -107,6 +107,21 @@ def admission(
     return Admission.STORE if begins else Admission.REFUSE
 
 
+def would_make(put: PutRequest, metadata: Any, deletions: Callable[[], Set[Any]]) -> bool:
+    """Return whether a put that may make a thread would have made one as another put made it.
+
+    Tasks of a run, and the checkpoint that follows, race for a new thread.
+
+    Args:
+        put: The put.
+        metadata: Those that the thread was made with, as JSON.
+        deletions: Returns the tombstones of the thread's id, as the thread was made or later.
+    """
+    if metadata != put.metadata:
+        return False
+    return put.began is None or not is_deleted_since(put.began.deletion, deletions())
+
+
 def _is_late(put: PutRequest, watermark: str, is_stored: Callable[[Place], bool] | None) -> bool:
     """Return whether a put comes after a checkpoint that went with its thread.
 
