@@ -46,7 +46,8 @@ class PurgeReport:
     Attributes:
         checkpoints: How many checkpoints, those in subgraphs' namespaces included.
         writes: How many writes of theirs.
-        chunks: How many chunks that nothing refers to any more.
+        chunks: How many chunks that nothing refers to any more. For a saver or catalog of one
+            owner, nothing of that owner's.
         bytes: How many bytes those chunks took.
     """
 

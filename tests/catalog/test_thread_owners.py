@@ -10,6 +10,7 @@ from checking import Api, config, id_of, put
 from forkpoint import (
     ForkpointError,
     InvalidInput,
+    PurgeReport,
     ThreadCatalog,
     ThreadDeleted,
     ThreadExists,
@@ -80,6 +81,33 @@ async def test_what_a_former_owner_counts_tells_nothing_of_a_thread_given_away(
     assert everybody.stats("fork").bytes_shared > 2000
     bob.delete("given")
     assert ann.stats("fork") == seen
+
+
+async def test_what_a_former_owner_removes_tells_nothing_of_a_thread_given_away(
+    store: Store, api: Api
+) -> None:
+    everybody = ThreadCatalog(api.saver)
+    ann = ThreadCatalog(api.saver, owner="ann")
+
+    def fill(given: str, *others: str) -> None:
+        for number in range(3):
+            put(ann.saver, {"text": f"{number}" * 3000}, thread_id=given)
+        for thread_id in others:
+            ann.clone(given, thread_id)
+
+    async def reports(*threads: str) -> list[PurgeReport]:
+        trimmed = await Api(ann.saver, api.world).trim(threads[0], 1)
+        return [trimmed, *[await Api(ann.saver, api.world).purge(id_) for id_ in threads]]
+
+    fill("deleted", "a", "b")
+    ann.delete("deleted")
+    expected = await reports("a", "b")
+    assert [report.chunks for report in expected] == [0, 0, 3]
+    fill("given", "c", "d")
+    everybody.update("given", owner="bob")
+    assert await reports("c", "d") == expected
+    assert everybody.saver.purge("given").chunks >= expected[-1].chunks
+    assert store.problems(api.saver) == []
 
 
 def check_absent(ann: ThreadCatalog) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from langgraph.graph import START, StateGraph
 from langgraph_sdk import get_client
 from langgraph_sdk.errors import (
     APIStatusError,
@@ -14,6 +16,8 @@ from langgraph_sdk.errors import (
     NotFoundError,
     UnprocessableEntityError,
 )
+from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import ApiKeys, create_app
@@ -226,7 +230,6 @@ async def test_assistants_are_the_graphs(client: Client) -> None:
     assert await client.assistants.get(assistant["assistant_id"]) == assistant
     drawn = await client.assistants.get_graph(assistant["assistant_id"])
     assert {node["id"] for node in drawn["nodes"]} == {"__start__", "answer", "__end__"}
-    assert (await client.assistants.get_schemas("chat"))["graph_id"] == "chat"
     assert await client.assistants.search(graph_id="other") == []
     assert await client.assistants.count() == 1
     with pytest.raises(NotFoundError):
@@ -261,3 +264,33 @@ async def test_no_run_that_waits_makes_a_deleted_thread_anew(client: Client, gat
     await asyncio.wait(joining)
     with pytest.raises(NotFoundError):
         await client.threads.get("t")
+
+
+class Settings(BaseModel):
+    model: str = "small"
+
+
+class Outcome(TypedDict):
+    total: int
+
+
+class Sums(Outcome, total=False):
+    _kept: int
+    anything: Path
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+async def test_the_schemas_of_a_graph_are_those_of_its_parts(saver: ForkpointSaver) -> None:
+    builder = StateGraph(Sums, context_schema=Settings, input_schema=Sums, output_schema=Outcome)
+    builder.add_node("add", lambda _: {"total": 1})
+    builder.add_edge(START, "add")
+    with serving(create_app(saver, {"sums": builder.compile(), "chat": chat()})) as address:
+        client = Client(address, "async")
+        schemas = await client.assistants.get_schemas("sums")
+        assert schemas["graph_id"] == "sums"
+        assert schemas["context_schema"] == schemas["config_schema"] == Settings.model_json_schema()
+        assert list(schemas["output_schema"]["properties"]) == ["total"]
+        assert set(schemas["state_schema"]["properties"]) == {"total", "_kept", "anything"}
+        without = await client.assistants.get_schemas("chat")
+        assert (without["context_schema"], without["config_schema"]) == (None, {})
+        assert set(without["state_schema"]["properties"]) == {"messages", "turns"}

@@ -5,10 +5,9 @@ Each function that takes a `Context` first is one operation; see `forkpoint.oper
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from forkpoint.catalog.criteria import Criteria
 from forkpoint.catalog.records import existing_record
@@ -16,18 +15,17 @@ from forkpoint.catalog.search import ThreadSearch, all_rows
 from forkpoint.catalog.threads import StoreStats, ThreadStats
 from forkpoint.clocks import time_of
 from forkpoint.encoding.entries import split_refs
+from forkpoint.operations.chunk_usage import chunks_of, sizes_of, threads_of
 from forkpoint.operations.context import Context
 from forkpoint.operations.gc import reachable, read_all
 from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.runtime.steps import Steps
-from forkpoint.storage.interface import Session
 from forkpoint.storage.record_checksums import check_record
 from forkpoint.storage.rows import ThreadRef, Usage
 
 StatsProgress = Callable[[StoreStats], object]
 """Is called with what was measured so far."""
 
-_CHUNKS_MEASURED = 5000  # at once, before others have their turn
 _THREADS_MEASURED = 100
 
 
@@ -44,14 +42,14 @@ def stats(context: Context, thread_id: str) -> Steps[ThreadStats]:
         check_record(hashing, row)
         thread = row.thread
         usage = yield from _usage_of(thread, turns)
-        chunks = yield from _chunks_of(thread.family, turns)
+        chunks = yield from chunks_of(thread.family, turns)
         users = chunks.refs.keys() - {thread.key}
         if context.owner is not None:
-            users &= _relatives(turns.session, thread)
+            users &= threads_of(turns.session, thread.family)
         own, others = chunks.used_by({thread.key}), chunks.used_by(users)
         used = yield from turns.apart(lambda: reachable(own, chunks.links))
         used_by_others = yield from turns.apart(lambda: reachable(others, chunks.links))
-        sizes = yield from _sizes_of(thread.family, used, turns)
+        sizes = yield from sizes_of(thread.family, used, turns)
         return ThreadStats(
             usage.checkpoints,
             usage.writes,
@@ -100,40 +98,6 @@ def store_stats(
     return total
 
 
-def _relatives(session: Session, thread: ThreadRef) -> set[Any]:
-    """Return the keys of all threads that forks and clones join with a thread.
-
-    One that was given to another owner is none of them, although it still shares chunks.
-    """
-    joined: dict[Any, set[Any]] = {}
-    for member in session.threads.family(thread.family):
-        for one, other in ((member.key, member.parent), (member.parent, member.key)):
-            joined.setdefault(one, set()).add(other)
-    joined.pop(None, None)
-    relatives, waiting = {thread.key}, [thread.key]
-    while waiting:
-        new = joined.get(waiting.pop(), set()) - relatives - {None}
-        relatives |= new
-        waiting += new
-    return relatives
-
-
-class _FamilyChunks(NamedTuple):
-    """Which chunks the rows of a family use."""
-
-    refs: Mapping[Any, Counter[bytes]]
-    """How many rows refer to a chunk, by the key of the thread."""
-    links: dict[bytes, bytes]
-    """The refs of chunks that have any."""
-
-    def used_by(self, keys: Iterable[Any]) -> Counter[bytes]:
-        """Return how many rows of some threads refer to a chunk."""
-        total: Counter[bytes] = Counter()
-        for key in keys:
-            total.update(self.refs.get(key, {}))
-        return total
-
-
 def _usage_of(thread: ThreadRef, turns: Turns) -> Work[Usage]:
     """Return what the rows of a thread take."""
     parts: list[Usage] = []
@@ -150,39 +114,12 @@ def _usage_of(thread: ThreadRef, turns: Turns) -> Work[Usage]:
 
 def _bytes_of(family: Any, keys: Collection[Any], turns: Turns) -> Work[tuple[int, int]]:
     """Return the bytes of the chunks that some threads use, once each and once for each use."""
-    chunks = yield from _chunks_of(family, turns)
+    chunks = yield from chunks_of(family, turns)
     uses = chunks.used_by(keys)
     used = yield from turns.apart(lambda: reachable(uses, chunks.links))
-    sizes = yield from _sizes_of(family, used, turns)
+    sizes = yield from sizes_of(family, used, turns)
     whole = yield from turns.apart(lambda: _with_all_below(uses, chunks.links, sizes))
     return sum(sizes.values()), sum(count * whole[digest] for digest, count in uses.items())
-
-
-def _chunks_of(family: Any, turns: Turns) -> Work[_FamilyChunks]:
-    refs: dict[Any, Counter[bytes]] = {}
-    links: dict[bytes, bytes] = {}
-
-    def add(part: Iterable[tuple[Any, bytes]]) -> None:
-        for key, digests in part:
-            refs.setdefault(key, Counter()).update(split_refs(digests))
-
-    yield from read_all(
-        turns, lambda after: turns.session.collections.references(family, after), add
-    )
-    yield from read_all(
-        turns, lambda after: turns.session.collections.links(family, after), links.update
-    )
-    return _FamilyChunks(refs, links)
-
-
-def _sizes_of(family: Any, digests: Collection[bytes], turns: Turns) -> Work[dict[bytes, int]]:
-    """Return how many bytes chunks take in the store."""
-    listed = list(digests)
-    sizes: dict[bytes, int] = {}
-    for start in range(0, len(listed), _CHUNKS_MEASURED):
-        sizes |= turns.session.chunks.sizes(family, listed[start : start + _CHUNKS_MEASURED])
-        yield
-    return sizes
 
 
 def _with_all_below(

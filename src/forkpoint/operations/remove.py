@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 
 from forkpoint.errors import CorruptChunk, StaleLease, stale_lease
+from forkpoint.operations.chunk_usage import own_chunks, threads_of
 from forkpoint.operations.context import Context
 from forkpoint.operations.gc import CollectionResult, collect, incomplete_collection
 from forkpoint.operations.places import existing_thread, place_of, replay_bound, thread_config
@@ -186,9 +188,34 @@ def _state_of(row: ThreadRow) -> tuple[object, ...]:
 def _reported(
     context: Context, thread_id: str, work: Callable[[Turns], Work[tuple[Counts, CollectionResult]]]
 ) -> Steps[PurgeReport]:
-    counts, collected = yield from in_turns(context.storage, work)
+    def measured(turns: Turns) -> Work[tuple[Counts, CollectionResult]]:
+        family = yield from _family_of_several(context, turns, thread_id)
+        if family is None:
+            return (yield from work(turns))
+        before = yield from own_chunks(family, turns)
+        counts, collected = yield from work(turns)
+        after = yield from own_chunks(family, turns)
+        freed = [size for digest, size in before.items() if digest not in after]
+        return counts, collected._replace(chunks=len(freed), bytes=sum(freed))
+
+    counts, collected = yield from in_turns(context.storage, measured)
     yield from finish(context, [thread_id], collected.missing)
     return PurgeReport(counts.number, counts.more, collected.chunks, collected.bytes)
+
+
+def _family_of_several(context: Context, turns: Turns, thread_id: str) -> Work[Any]:
+    """Return the family of a thread if threads of other owners share its chunks, or else None.
+
+    What a collection removes would tell an owner of them.
+    """
+    thread = None if context.owner is None else turns.session.threads.find(thread_id)
+    if thread is None:
+        return None
+    own = threads_of(turns.session, thread.family)
+    members = turns.session.threads.family(thread.family)
+    yield
+    is_shared = any(kin.key not in own for kin in members if kin.deleted_at is None)
+    return thread.family if is_shared else None
 
 
 def would_trim(context: Context, thread_id: str, kept: Kept) -> Steps[bool]:

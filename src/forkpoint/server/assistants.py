@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 from uuid import UUID, uuid5
 
 from fastapi import APIRouter, HTTPException, Path, Query
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+from typing_extensions import TypedDict
 
 from forkpoint.server.as_json import as_json
 from forkpoint.server.bodies import WHOLE, Body, Json
-from forkpoint.server.requests import Request, Server, StrictRoute
+from forkpoint.server.requests import Graph, Request, Server, StrictRoute
 
 router = APIRouter(route_class=StrictRoute, tags=["assistants"])
 _NAMESPACE = UUID("6ba7b821-9dad-11d1-80b4-00c04fd430c8")
 """That of LangGraph Platform: an assistant's id is the same here and there."""
+_NO_SCHEMA = (PydanticUserError, PydanticSchemaGenerationError, ValueError, NameError)
+"""What Pydantic raises where a type has no schema, and LangGraph where a context has none."""
 
 
 class Assistant(NamedTuple):
@@ -79,22 +83,40 @@ async def schemas(request: Request, assistant_id: Annotated[str, Path()]) -> Jso
     """Return the schemas of what a graph takes, keeps and returns."""
     assistant = _known(request.server, assistant_id)
     served: Any = request.server.graphs[assistant.graph_id]
-    output = _schema(served.get_output_jsonschema)
+    context = _schema(served.get_context_jsonschema)
     return {
         "graph_id": assistant.graph_id,
         "input_schema": _schema(served.get_input_jsonschema),
-        "output_schema": output,
-        "state_schema": output,
-        "config_schema": _schema(served.get_config_jsonschema),
-        "context_schema": None,
+        "output_schema": _schema(served.get_output_jsonschema),
+        "state_schema": _schema(partial(_state_schema, served)),
+        "config_schema": context or {},
+        "context_schema": context,
     }
 
 
-def _schema(make: Callable[[], Json]) -> Json | None:
-    """Return a schema, or None where Pydantic has none for the type, as the Platform does."""
+def _state_schema(served: Graph) -> Json:
+    """Return the schema of all channels of a graph, each with what it takes."""
+    channels = served.stream_channels_list
+    fields = {name: _kind(served.channels[name].UpdateType) for name in channels}
+    state: Any = TypedDict(served.get_name("State"), fields, total=False)  # type: ignore[misc]
+    schema: Json = TypeAdapter(state).json_schema()
+    return schema
+
+
+def _kind(kind: Any) -> Any:
+    """Return a type that has a schema: that of anything, if it has none itself."""
     try:
-        schema: Json = as_json(make())
-    except (PydanticUserError, PydanticSchemaGenerationError):
+        TypeAdapter(kind).json_schema()
+    except _NO_SCHEMA:
+        return Any
+    return kind
+
+
+def _schema(make: Callable[[], Json | None]) -> Json | None:
+    """Return a schema, or None where there is none for the type, as the Platform does."""
+    try:
+        schema: Json | None = as_json(make())
+    except _NO_SCHEMA:
         return None
     return schema
 
