@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -458,11 +459,28 @@ def closed_port() -> int:
 
 @both_worlds
 async def test_a_server_that_cannot_be_reached_is_unavailable(world: str, closed_port: int) -> None:
-    with MongoDBSaver.from_conn_string(
-        f"mongodb://{HOST}:{closed_port}", serverSelectionTimeoutMS=20
-    ) as saver:
-        raised = await errors(Api(saver, world), CALLS)
+    """Calls at once wait for it together: for the attempt under way, and for one more."""
+
+    def fail(call: Call) -> ForkpointError:
+        with pytest.raises(ForkpointError) as error:
+            asyncio.run(call(Api(saver, world)))  # type: ignore[arg-type]
+        return error.value
+
+    with (
+        MongoDBSaver.from_conn_string(
+            f"mongodb://{HOST}:{closed_port}", serverSelectionTimeoutMS=20
+        ) as saver,
+        ThreadPoolExecutor(len(CALLS)) as threads,
+    ):
+        failures = dict(zip(CALLS, threads.map(fail, CALLS.values()), strict=True))
+    raised = {name: (type(error), str(error)) for name, error in failures.items()}
     assert raised == same(CALLS, StorageUnavailable, "check that the server runs, its address")
+    attempts = {id(first_cause(error)) for error in failures.values()}
+    assert len(attempts) < len(CALLS)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else first_cause(error.__cause__)
 
 
 class TestUsers:

@@ -17,6 +17,7 @@ from forkpoint.errors import (
     SaverClosed,
     StorageReadOnly,
     StorageUnauthorized,
+    StorageUnavailable,
 )
 from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import (
@@ -72,6 +73,8 @@ class MongoStorage(Storage):
         self._closed = False
         self._history = 0
         self._opening = threading.RLock()  # it knows its thread, so that no other can release it
+        self._attempts = 0
+        self._failed: tuple[int, StorageUnavailable] | None = None
         self._relays = Relays(self._send, moment=_MOMENT_SECONDS)
         renew_in_child(self)
 
@@ -121,26 +124,39 @@ class MongoStorage(Storage):
         if self._is_open:
             assert self._session is not None
             return self._session
+        attempts = self._attempts
         with self._locked():
             if not self._is_open:
                 if self._closed:
                     raise SaverClosed("the saver is closed")
-                if self._client is None or (self._owned and self._process != os.getpid()):
-                    self._inherited = self._client  # not to be closed in a forked child
-                    self._client = self._connect()
-                self._session = None  # of the parent, in a forked child, or of another store
-                self._process = os.getpid()
-                commands = self._prepare(self._client)
-                if self._commands is not None:
-                    with suppress(StorageReadOnly, StorageUnauthorized):
-                        complete(commands)  # a backup may be restored without its indexes
-                    # First: who has the new collection must find that the history is new.
-                    self._history += 1
-                commands.history = self.history
-                self._commands = commands
-                self._session = MongoSession(commands)
+                # Many calls wait for a server that does not answer: together, not one by one.
+                if self._failed is not None and self._failed[0] > attempts:
+                    raise StorageUnavailable(str(self._failed[1])) from self._failed[1]
+                self._attempts += 1
+                try:
+                    self._attempt()
+                except StorageUnavailable as error:
+                    self._failed = self._attempts, error
+                    raise
             assert self._session is not None
             return self._session
+
+    def _attempt(self) -> None:
+        """Open the collection, or open it again."""
+        if self._client is None or (self._owned and self._process != os.getpid()):
+            self._inherited = self._client  # not to be closed in a forked child
+            self._client = self._connect()
+        self._session = None  # of the parent, in a forked child, or of another store
+        self._process = os.getpid()
+        commands = self._prepare(self._client)
+        if self._commands is not None:
+            with suppress(StorageReadOnly, StorageUnauthorized):
+                complete(commands)  # a backup may be restored without its indexes
+            # First: who has the new collection must find that the history is new.
+            self._history += 1
+        commands.history = self.history
+        self._commands = commands
+        self._session = MongoSession(commands)
 
     @property
     def _is_open(self) -> bool:
