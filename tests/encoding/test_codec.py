@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ormsgpack
 import pytest
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from checking import drawn, encrypted_serde
-from forkpoint import InvalidInput, SafeSerializer
+from forkpoint import CorruptChunk, InvalidInput, SafeSerializer
 from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.encryption import cipher_of, new_secret, open_secret
@@ -38,17 +39,17 @@ def encrypted() -> Codec:
 
 
 def encode(codec: Codec, value: Any) -> tuple[Any, Chunks]:
-    encoded, manifest = codec.encode_checkpoint({"channel_values": {"c": value}}, {})
+    encoded, manifest = codec.encode_checkpoint({"channel_values": {"c": value}})
     return manifest["c"], encoded.chunks
 
 
 def round_trip(codec: Codec, value: Any) -> Any:
-    encoded, _ = codec.encode_checkpoint({"id": "1", "channel_values": {"c": value}}, {})
+    encoded, _ = codec.encode_checkpoint({"id": "1", "channel_values": {"c": value}})
     stored = {digest: codec.encrypt_chunk(chunk) for digest, chunk in encoded.chunks.items()}
     content = codec.decrypt(codec.encrypt(encoded.content))
     body, manifest = codec.decode_manifest(content, encoded.refs)
     assert body == {"id": "1"}
-    return codec.decode_entry(manifest["c"], stored)
+    return codec.decode_values(manifest, stored)["c"]
 
 
 def typed(value: Any) -> Any:
@@ -395,3 +396,62 @@ def test_an_encrypted_value_shares_chunks_within_a_store_and_with_no_other() -> 
     assert not encode(one, value)[1].keys() & encode(plain(), value)[1].keys()
     for digest, chunk in encode(one, value)[1].items():
         assert len(chunk[1]) < 32 or chunk[1] not in one.encrypt_chunk(chunk)[1], digest
+
+
+MIXED = {
+    "list": [1],
+    "short": "text",
+    "none": None,
+    "true": True,
+    "one": 1,
+    "float": 1.0,
+    "long": 2**63,
+    "longer": 2**80,
+    "surrogate": "\ud800",
+    "text": "x" * 129,
+    "large": "y" * 5000,
+    "bytes": b"1",
+    "last": -0.0,
+}
+
+
+def test_channels_keep_their_order_and_the_types_of_their_values() -> None:
+    codec = plain()
+    encoded, manifest = codec.encode_checkpoint({"channel_values": MIXED})
+    _, stored = codec.decode_manifest(encoded.content, encoded.refs)
+    chunks = {digest: codec.encrypt_chunk(chunk) for digest, chunk in encoded.chunks.items()}
+    assert typed(codec.decode_values(stored, chunks)) == typed(MIXED)
+    assert dict(stored) == dict(manifest)
+    assert list(stored.entries) == [
+        "list",
+        "longer",
+        "surrogate",
+        "text",
+        "large",
+        "bytes",
+    ]
+    for channel, entry in stored.items():
+        assert typed(codec.decode_entry(entry, chunks)) == typed(MIXED[channel])
+
+
+@pytest.mark.parametrize("inherited", [["none", "large", "one"], ["list"], [*MIXED]])
+def test_what_is_inherited_takes_its_place_in_the_order(inherited: list[str]) -> None:
+    codec = plain()
+    _, manifest = codec.encode_checkpoint({"channel_values": MIXED})
+    changed = {"channel_values": {**MIXED, "short": "other"}}
+    for captured in (manifest.only(inherited), manifest.only([])):
+        state = codec.serialize(changed, captured)
+        _, joined = codec.join(changed, state, manifest.only(inherited))
+        assert list(joined) == list(MIXED)
+        own = "text" if "short" in inherited else "other"
+        assert codec.decode_entry(joined["short"], {}) == own
+
+
+@pytest.mark.parametrize(
+    "forged", [b"bytes", {"kind": 0}, [0], [0, "msgpack"], [True, "msgpack", b""], [2, "", 1, 0]]
+)
+def test_what_stands_for_a_channel_is_a_plain_value_or_an_entry(forged: Any) -> None:
+    codec = plain()
+    content = ormsgpack.packb(["msgpack", ormsgpack.packb({}), {"one": 1, "forged": forged}])
+    with pytest.raises(CorruptChunk):
+        codec.decode_manifest(content, b"")

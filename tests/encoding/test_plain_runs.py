@@ -33,7 +33,7 @@ def codec() -> Codec:
 
 
 def encode(codec: Codec, value: Any) -> tuple[Entry, Chunks]:
-    encoded, manifest = codec.encode_checkpoint({"channel_values": {"c": value}}, {})
+    encoded, manifest = codec.encode_checkpoint({"channel_values": {"c": value}})
     return manifest["c"], encoded.chunks
 
 

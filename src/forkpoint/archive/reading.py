@@ -20,7 +20,8 @@ from forkpoint.archive.parts import (
 )
 from forkpoint.encoding.chunk import Chunk, Chunks
 from forkpoint.encoding.codec import Codec
-from forkpoint.encoding.entries import split_refs, unpack, unpack_manifest, unpack_only_entry
+from forkpoint.encoding.entries import split_refs, unpack, unpack_only_entry
+from forkpoint.encoding.manifest import unpack_manifest
 from forkpoint.errors import CorruptChunk, ThreadNotFound
 from forkpoint.operations.context import Context
 from forkpoint.operations.listing import PAGE_ROWS
@@ -171,8 +172,8 @@ def _checkpoint_part(
         return chunk
 
     with at_place(stored.thread_id, *place_of(row)):
-        _, manifest = open_checkpoint(codec, row)
-        kind, body, _ = unpack_manifest(codec.decrypt(row.content))
+        open_checkpoint(codec, row)  # it verifies
+        kind, body, manifest = unpack_manifest(codec.decrypt(row.content), row.refs)
         channels = {name: numbering.value(entry, chunk_of) for name, entry in manifest.items()}
         kept = sorted(complete_writes(codec, stored.writes), key=order_of)
         writes = [_write_part(codec, write, numbering, chunk_of) for write in kept]

@@ -11,9 +11,10 @@ from forkpoint import langgraph_rules
 from forkpoint.catalog.heads import thread_of
 from forkpoint.catalog.records import Changes, existing_record
 from forkpoint.catalog.threads import Thread
-from forkpoint.encoding.chunk import Chunks, Manifest
+from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.hashing import new_salt
+from forkpoint.encoding.manifest import Manifest
 from forkpoint.errors import InvalidInput
 from forkpoint.inputs import as_json
 from forkpoint.langgraph_rules import is_internal
@@ -108,7 +109,7 @@ def _carried(
     with at_place(head.thread_id, *place_of(head.row)):
         body, manifest = open_checkpoint(context.codec_of(head.thread), head.row)
     _check_channels(request, set(body.get("channel_versions", {})), manifest)
-    inherited = {name: manifest[name] for name in request.channels if name not in request.values}
+    inherited = manifest.only([name for name in request.channels if name not in request.values])
     values = {**dict.fromkeys(inherited), **request.values}
     checkpoint: dict[str, Any] = {
         **empty_checkpoint(),

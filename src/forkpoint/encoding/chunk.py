@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from forkpoint.encoding.entries import DIGEST_BYTES, Entry, split_refs
+from forkpoint.encoding.entries import DIGEST_BYTES, split_refs
 from forkpoint.encoding.hashing import Hashing
 
 Chunk = tuple[bytes, bytes]
 """An immutable piece of a value: the chunks that it refers to, joined, and bytes of its own."""
 
-Manifest = dict[str, Entry]
 Chunks = dict[bytes, Chunk]
 
 
@@ -45,7 +44,10 @@ class Serialized(NamedTuple):
     """A checkpoint's state at one moment, in pieces; what it inherits may be known only later."""
 
     body: tuple[str, bytes]
-    channels: dict[str, tuple[Entry, Chunks]]
+    stored: dict[str, Any]
+    """What is stored of each channel; see `Manifest`."""
+    chunks: dict[str, Chunks]
+    """Those of each channel that has some."""
 
 
 def digest_of(chunk: Chunk, hashing: Hashing) -> bytes:

@@ -6,7 +6,7 @@ What is stored, byte by byte, is described in `format.md` of `forkpoint.storage`
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ormsgpack  # a dependency of langgraph-checkpoint
@@ -14,12 +14,13 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from forkpoint.caches import Cache, CacheBudget, size_of_entry
-from forkpoint.encoding.chunk import Chunk, Chunks, Encoded, Manifest, Serialized, digest_of
+from forkpoint.encoding.chunk import Chunk, Chunks, Encoded, Serialized, digest_of
 from forkpoint.encoding.decoder import Decoder
 from forkpoint.encoding.encoder import Encoder, KnownCuts
 from forkpoint.encoding.encryption import Encryption, cipher_of
 from forkpoint.encoding.entries import Entry, Volume, pack_entry
 from forkpoint.encoding.hashing import Hashing
+from forkpoint.encoding.manifest import NO_CHANNELS, Manifest, pack_manifest
 from forkpoint.encoding.message_cache import MessageMemo
 from forkpoint.encoding.trees import Trees
 from forkpoint.errors import CorruptChunk, ForkpointError, InvalidInput, NotStorable
@@ -119,7 +120,7 @@ class Codec:
     # Writing
 
     def encode_checkpoint(
-        self, checkpoint: Mapping[str, Any], inherited: Mapping[str, Entry]
+        self, checkpoint: Mapping[str, Any], inherited: Manifest = NO_CHANNELS
     ) -> tuple[Encoded, Manifest]:
         """Encode a checkpoint; the channels in `inherited` take their entries from there.
 
@@ -128,52 +129,57 @@ class Codec:
         """
         return self.join(checkpoint, self.serialize(checkpoint, inherited), inherited)
 
-    def serialize(self, checkpoint: Mapping[str, Any], inherited: Container[str]) -> Serialized:
+    def serialize(
+        self, checkpoint: Mapping[str, Any], inherited: Manifest = NO_CHANNELS
+    ) -> Serialized:
         """Serialize a checkpoint, but for the channels in `inherited`.
 
         Raises:
             InvalidInput: A value cannot be serialized.
         """
-        channels: dict[str, tuple[Entry, Chunks]] = {}
-        for channel, value in checkpoint["channel_values"].items():
-            if channel not in inherited:
-                scalar = self._encoder.encode_scalar(value, INLINE_BYTES)
-                channels[channel] = (
-                    self._serialize_channel(channel, value) if scalar is None else (scalar, {})
-                )
+        values = checkpoint["channel_values"]
+        if inherited:
+            values = {name: value for name, value in values.items() if name not in inherited}
+        stored = dict(values)
+        chunks: dict[str, Chunks] = {}
+        for channel in self._encoder.not_plain(values):
+            self._serialize_channel(channel, values[channel], stored, chunks)
         body = {key: value for key, value in checkpoint.items() if key != "channel_values"}
         with _Naming(self._serde, "the checkpoint", body):
             kind, content = self._serde.dumps_typed(body)
-        return Serialized((kind, bytes(content)), channels)
+        return Serialized((kind, bytes(content)), stored, chunks)
 
-    def _serialize_channel(self, channel: str, value: Any) -> tuple[Entry, Chunks]:
-        chunks: Chunks = {}
+    def _serialize_channel(
+        self, channel: str, value: Any, stored: dict[str, Any], chunks: dict[str, Chunks]
+    ) -> None:
+        chunks_of_value: Chunks = {}
         with _Naming(self._serde, f"channel {channel}", value):
-            return self._encoder.encode(value, chunks, INLINE_BYTES), chunks
+            stored[channel] = self._encoder.encode(value, chunks_of_value, INLINE_BYTES)
+        if chunks_of_value:
+            chunks[channel] = chunks_of_value
 
     def join(
         self,
         checkpoint: Mapping[str, Any],
         serialized: Serialized,
-        inherited: Mapping[str, Entry],
+        inherited: Manifest = NO_CHANNELS,
     ) -> tuple[Encoded, Manifest]:
         """Encode a checkpoint of what it inherits, and for the rest of what was serialized."""
+        body, stored, chunks_of_channels = serialized
+        values = checkpoint["channel_values"]
+        if len(stored) < len(values):
+            for channel in values.keys() - stored.keys() - inherited.keys():
+                # What the parent stored of it is gone since.
+                self._serialize_channel(channel, values[channel], stored, chunks_of_channels)
+        if inherited:
+            known = {**stored, **inherited.stored}
+            stored = {channel: known[channel] for channel in values}
+        manifest = Manifest(stored)
         chunks: Chunks = {}
-        manifest: Manifest = {}
-        (kind, content), channels = serialized
-        for channel, value in checkpoint["channel_values"].items():
-            entry = inherited.get(channel)
-            if entry is None:
-                if channel not in channels:  # what the parent stored of it is gone since
-                    channels[channel] = self._serialize_channel(channel, value)
-                entry, needed = channels[channel]
-                chunks.update(needed)
-            manifest[channel] = entry
-        packed = ormsgpack.packb(
-            [kind, content, {channel: pack_entry(entry) for channel, entry in manifest.items()}]
-        )
-        refs = b"".join(entry.refs for entry in manifest.values())
-        return Encoded(packed, refs, chunks), manifest
+        for channel, chunks_of_value in chunks_of_channels.items():
+            if channel not in inherited:
+                chunks.update(chunks_of_value)
+        return Encoded(pack_manifest(*body, manifest), manifest.refs, chunks), manifest
 
     def encode_write(self, channel: str, value: Any) -> Encoded:
         """Encode the value of one write.
@@ -196,6 +202,13 @@ class Codec:
     def decode_manifest(self, content: bytes, refs: bytes) -> tuple[dict[str, Any], Manifest]:
         """Return the body of a checkpoint and its manifest, without reading any chunk."""
         return self._decoder.decode_manifest(content, refs)
+
+    def decode_values(self, manifest: Manifest, chunks: Mapping[bytes, Chunk]) -> dict[str, Any]:
+        """Return the value of each channel; see `decode_entry`."""
+        values = manifest.stored.copy()
+        for channel, entry in manifest.entries.items():
+            values[channel] = self._decoder.decode_entry(entry, chunks)
+        return values
 
     def decode_entry(self, entry: Entry, chunks: Mapping[bytes, Chunk]) -> Any:
         """Return the value of one channel.

@@ -8,7 +8,7 @@ from typing import Any
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from forkpoint.encoding import chunking
-from forkpoint.encoding.chunk import Chunk, Manifest, StoredChunks, digest_of
+from forkpoint.encoding.chunk import Chunk, StoredChunks, digest_of
 from forkpoint.encoding.encryption import Encryption
 from forkpoint.encoding.entries import (
     DIGEST_BYTES,
@@ -21,13 +21,12 @@ from forkpoint.encoding.entries import (
     Volume,
     split_refs,
     unpack,
-    unpack_entry,
-    unpack_manifest,
     unpack_nested,
     unpack_only_entry,
 )
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
+from forkpoint.encoding.manifest import Manifest, unpack_manifest
 from forkpoint.encoding.message_cache import MessageMemo
 from forkpoint.errors import CorruptChunk, ForkpointError, UnreadableValue
 
@@ -59,16 +58,10 @@ class Decoder:
 
     def decode_manifest(self, content: bytes, refs: bytes) -> tuple[dict[str, Any], Manifest]:
         """Return the body of a checkpoint and its manifest, without reading any chunk."""
-        kind, packed_body, entries = unpack_manifest(content)
-        manifest: Manifest = {}
-        position = 0
-        for channel, packed_entry in entries.items():
-            entry = unpack_entry(packed_entry, refs, position)
-            position += len(entry.refs)
-            manifest[channel] = entry
+        kind, packed_body, manifest = unpack_manifest(content, refs)
         body = self._load(kind, packed_body)
-        if position != len(refs) or type(body) is not dict:
-            raise CorruptChunk("the manifest is not of the shape that is written")
+        if type(body) is not dict:
+            raise CorruptChunk("the body of the checkpoint is not of the shape that is written")
         if not isinstance(body.get("channel_versions", {}), dict):
             raise CorruptChunk("the versions of the channels are not what was written")
         return body, manifest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from forkpoint.encoding.entries import (
 )
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
+from forkpoint.encoding.manifest import PLAIN_TYPES
 from forkpoint.encoding.message_cache import MessageMemo
 from forkpoint.encoding.plain_runs import PlainItems, plain_items
 from forkpoint.encoding.serializer import SafeSerializer, packer_of
@@ -40,7 +41,7 @@ _RUN_ENTRY_BYTES = 250  # what a remembered run takes beside its content
 _FIRST_BYTES = 64  # of plain items, by which they are remembered
 _MSGPACK = "msgpack"
 _PLAIN_TYPES = frozenset({dict, list, str, int, float})
-_SCALARS = frozenset({str, int, float, bool})
+_SHORT = 128  # characters of a text that stands for itself: at most 512 bytes
 _FEW = 4  # elements: so many are serialized in one piece as fast as one by one
 _ONE_ITEM = b"\x81"  # the header of a map
 
@@ -133,15 +134,19 @@ class Encoder:
             packer = packer_of(serde)
             self._pack_element, self._pack_message = packer.pack, packer.pack_object
 
-    def encode_scalar(self, value: Any, inline: int) -> Entry | None:
-        """Return the entry of a number or a text that is short, in fewer steps than `encode`."""
-        if type(value) not in _SCALARS or not self._splits:
-            return None
-        try:
-            packed = ormsgpack.packb(value)
-        except ormsgpack.MsgpackEncodeError:  # a long integer, or a lone surrogate
-            return None
-        return Entry(INLINE, _MSGPACK, packed, b"", 0) if len(packed) <= inline else None
+    def not_plain(self, values: Mapping[str, Any]) -> list[str]:
+        """Return the channels whose values do not stand for themselves in a manifest."""
+        if not self._splits:
+            return list(values)
+        channels = [
+            channel
+            for channel, value in values.items()
+            if type(value) not in PLAIN_TYPES or (type(value) is str and len(value) > _SHORT)
+        ]
+        rest = values if not channels else {**values, **dict.fromkeys(channels)}
+        if not _is_packable(list(rest.values())):
+            channels += [channel for channel, value in rest.items() if not _is_packable(value)]
+        return channels
 
     def encode(
         self,
@@ -341,3 +346,12 @@ class Encoder:
             return Entry(INLINE, kind, content, b"", 0)
         leaves = [self._trees.add((b"", piece), chunks) for piece in chunking.pieces(content)]
         return self._trees.build(OPAQUE, kind, leaves, chunks, len(content))
+
+
+def _is_packable(value: Any) -> bool:
+    """Return whether MessagePack has a value: it has no long integers, and no lone surrogates."""
+    try:
+        ormsgpack.packb(value)
+    except ormsgpack.MsgpackEncodeError:
+        return False
+    return True

@@ -77,19 +77,6 @@ def unpack(content: Any, what: str) -> Any:
         raise CorruptChunk(f"{what} is not what was written: {error}") from error
 
 
-def unpack_manifest(content: Any) -> tuple[str, bytes, dict[str, Any]]:
-    """Return the type and content of a checkpoint's body, and its packed entries.
-
-    Raises:
-        CorruptChunk: It is of another shape.
-    """
-    packed = unpack(content, "the manifest")
-    if type(packed) is list and [type(part) for part in packed] == [str, bytes, dict]:
-        kind, body, entries = packed
-        return kind, body, entries
-    raise CorruptChunk("the manifest is not of the shape that is written")
-
-
 def pack_entry(entry: Entry) -> list[Any]:
     """Return an entry as it is packed, without its refs."""
     if entry.kind & ~SNAPSHOT == INLINE:

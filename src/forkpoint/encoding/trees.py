@@ -93,5 +93,7 @@ class Trees:
 
     def of_state(self, state: Serialized) -> Serialized:
         """Return a serialized checkpoint as it would have been serialized here."""
-        channels = {name: self.of_value(*channel) for name, channel in state.channels.items()}
-        return state._replace(channels=channels)
+        stored, chunks = state.stored.copy(), {}
+        for channel, chunks_of_value in state.chunks.items():
+            stored[channel], chunks[channel] = self.of_value(stored[channel], chunks_of_value)
+        return Serialized(state.body, stored, chunks)

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget, size_of_text
-from forkpoint.encoding.chunk import Chunks, Manifest
+from forkpoint.encoding.chunk import Chunks
+from forkpoint.encoding.manifest import Manifest
 from forkpoint.storage.plan import Place
 from forkpoint.storage.rows import RunStart, ThreadRef
 

@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from forkpoint.collector import pauses_collector
-from forkpoint.encoding.chunk import Chunks, Manifest, gather
+from forkpoint.encoding.chunk import Chunks, gather
 from forkpoint.encoding.codec import Codec
+from forkpoint.encoding.manifest import Manifest
 from forkpoint.errors import InvalidInput
 from forkpoint.inputs import Address
 from forkpoint.langgraph_rules import is_internal, rebuilt_channels

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from forkpoint.encoding.chunk import Chunks, gather
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import Entry
+from forkpoint.encoding.manifest import Manifest
 from forkpoint.inputs import Address
 from forkpoint.langgraph_rules import rebuilt_channels
 from forkpoint.operations.context import Context
@@ -148,12 +149,10 @@ class _Path:
         missing = self._needed - self.seeds.keys()
         return missing and missing & self._rebuilt(self.oldest, *self._last)
 
-    def _open(self, row: CheckpointRow) -> tuple[dict[str, Any], dict[str, Entry]]:
+    def _open(self, row: CheckpointRow) -> tuple[dict[str, Any], Manifest]:
         with at_place(self._thread_id, row.checkpoint_ns, row.checkpoint_id):
             return open_checkpoint(self._codec, row)
 
-    def _rebuilt(
-        self, row: CheckpointRow, body: dict[str, Any], manifest: dict[str, Entry]
-    ) -> set[str]:
+    def _rebuilt(self, row: CheckpointRow, body: dict[str, Any], manifest: Manifest) -> set[str]:
         versions = body.get("channel_versions", {})
         return rebuilt_channels(metadata_of(row), versions, manifest)

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from forkpoint.encoding.chunk import Chunks, Manifest, gather
+from forkpoint.encoding.chunk import Chunks, gather
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import DICT, LIST, SNAPSHOT, Entry, Volume, split_refs
+from forkpoint.encoding.manifest import Manifest
 from forkpoint.inputs import Address
 from forkpoint.langgraph_rules import is_internal, rebuilt_channels
 from forkpoint.operations.context import Context

@@ -8,10 +8,11 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from forkpoint import langgraph_rules
-from forkpoint.encoding.chunk import Chunks, Manifest
+from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.hashing import new_salt
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
+from forkpoint.encoding.manifest import Manifest
 from forkpoint.errors import (
     CheckpointNotFound,
     InvalidInput,
@@ -323,8 +324,7 @@ def _with_values(codec: Codec, source: Source, new: NewFork) -> tuple[Checkpoint
         # LangGraph looks only here for what a run goes on with; None is everywhere.
         "updated_channels": updated and sorted({*updated, *new.values}),
     }
-    inherited = {name: entry for name, entry in manifest.items() if name not in new.values}
-    encoded, _ = codec.encode_checkpoint(checkpoint, inherited)
+    encoded, _ = codec.encode_checkpoint(checkpoint, manifest.without(new.values))
     parent_id, text = source.row.checkpoint_id, as_json(metadata, "metadata")
     top = CheckpointRow("", checkpoint["id"], parent_id, None, text, b"", b"")
     return stored_row(codec, top, encoded), stored_chunks(codec, encoded.chunks)

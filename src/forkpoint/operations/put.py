@@ -15,7 +15,7 @@ from forkpoint import inputs, langgraph_rules
 from forkpoint.collector import pauses_collector
 from forkpoint.encoding.chunk import Chunks, Encoded, Serialized
 from forkpoint.encoding.codec import Codec
-from forkpoint.encoding.entries import Entry
+from forkpoint.encoding.manifest import NO_CHANNELS, Manifest
 from forkpoint.filters import stored_value_terms
 from forkpoint.inputs import Address, Origin
 from forkpoint.operations.cache import Described, KnownManifest, Memory
@@ -70,7 +70,7 @@ class CapturedCheckpoint(NamedTuple):
     """That of the thread, or of one that is to be made."""
     thread: ThreadRef | None
     """The thread, as far as it was known at the call without reading the store."""
-    inherited: Mapping[str, Entry] | None
+    inherited: Manifest | None
     """What the checkpoint inherits in that thread; None if its parent has to be read for it."""
     memory: Memory
     """What was remembered at the call."""
@@ -119,7 +119,7 @@ def capture_checkpoint(context: Context, new: NewCheckpoint) -> CapturedCheckpoi
     thread = context.memory.threads.get(new.address.thread_id)
     inherited = _inherited_if_known(context, thread, new)
     codec = context.codec_to_capture(new.address.thread_id, thread)
-    state = codec.serialize(new.checkpoint, inherited or ())
+    state = codec.serialize(new.checkpoint, inherited or NO_CHANNELS)
     preview: str | None = None
     if context.preview and new.address.checkpoint_ns == "":
         preview = preview_of(new.checkpoint.get("channel_values", {}), context.preview)
@@ -150,7 +150,7 @@ def put_checkpoint(context: Context, capture: CapturedCheckpoint) -> Steps[None]
         context, thread_id, new.origin, lambda thread: _prepare(context, capture, thread)
     )
     versions = new.checkpoint.get("channel_versions", {})
-    known = KnownManifest(thread.epoch, stored.manifest or {}, versions, stored.packed_bytes)
+    known = KnownManifest(thread.epoch, stored.manifest, versions, stored.packed_bytes)
     context.memory.add_manifest(thread, (checkpoint_ns, new.checkpoint["id"]), known)
     if checkpoint_ns == "":
         _merge_run_metadata(context, thread, new)
@@ -188,17 +188,15 @@ def _checkpoint_row(codec: Codec, new: NewCheckpoint, encoded: Encoded) -> Check
     return stored_row(codec, row, encoded)
 
 
-def _inherited(
-    context: Context, thread: ThreadRef | None, new: NewCheckpoint
-) -> Mapping[str, Entry]:
+def _inherited(context: Context, thread: ThreadRef | None, new: NewCheckpoint) -> Manifest:
     """Return the entries of the parent's manifest for the channels that did not change."""
     inherited = _inherited_if_known(context, thread, new)
     if inherited is not None or thread is None:
-        return inherited or {}
+        return inherited or NO_CHANNELS
     with context.storage.reading() as session:
         parent = session.checkpoints.get(*new.address)
     if parent is None or parent.thread != thread:
-        return {}
+        return NO_CHANNELS
     if isinstance(parent.metadata, str):  # else the record is damaged
         context.memory.described.put(thread.key, Described(None, parent.metadata))
     body, manifest = open_checkpoint(context.codec_of(thread), parent.row)
@@ -208,7 +206,7 @@ def _inherited(
 
 def _inherited_if_known(
     context: Context, thread: ThreadRef | None, new: NewCheckpoint
-) -> Mapping[str, Entry] | None:
+) -> Manifest | None:
     """Return what `_inherited` does, or None if the parent has to be read for it.
 
     `new_versions` names the channels that changed. Where it is empty, all channels are stored with
@@ -216,20 +214,22 @@ def _inherited_if_known(
     """
     _, checkpoint_ns, parent_id = new.address
     if not new.new_versions or thread is None or parent_id is None:
-        return {}
+        return NO_CHANNELS
     known = context.memory.manifest(thread, (checkpoint_ns, parent_id))
     return None if known is None else _unchanged(known, new)
 
 
-def _unchanged(known: KnownManifest, new: NewCheckpoint) -> Mapping[str, Entry]:
+def _unchanged(known: KnownManifest, new: NewCheckpoint) -> Manifest:
     versions = new.checkpoint.get("channel_versions", {})
-    return {
-        channel: entry
-        for channel, entry in known.manifest.items()
-        if channel not in new.new_versions
-        and channel in known.versions
-        and known.versions[channel] == versions.get(channel)
-    }
+    return known.manifest.only(
+        [
+            channel
+            for channel in known.manifest
+            if channel not in new.new_versions
+            and channel in known.versions
+            and known.versions[channel] == versions.get(channel)
+        ]
+    )
 
 
 def _merge_run_metadata(context: Context, thread: ThreadRef, new: NewCheckpoint) -> None:

@@ -10,9 +10,10 @@ from langgraph.checkpoint.base import Checkpoint, CheckpointTuple, PendingWrite
 
 from forkpoint import inputs, langgraph_rules
 from forkpoint.collector import pauses_collector
-from forkpoint.encoding.chunk import Chunk, Chunks, Manifest
+from forkpoint.encoding.chunk import Chunk, Chunks
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import split_refs
+from forkpoint.encoding.manifest import Manifest
 from forkpoint.errors import CorruptChunk
 from forkpoint.inputs import Address
 from forkpoint.operations import resume
@@ -193,7 +194,7 @@ def load_checkpoint(
     with at_place(thread_id, row.checkpoint_ns, row.checkpoint_id):
         codec = context.codec_of(thread)
         body, manifest, metadata = _open(codec, row)
-        values = {channel: codec.decode_entry(entry, chunks) for channel, entry in manifest.items()}
+        values = codec.decode_values(manifest, chunks)
         complete = complete_writes(codec, writes)
         pending = [load_write(codec, write, chunks) for write in sorted(complete, key=order_of)]
     versions = body.get("channel_versions", {})
@@ -213,10 +214,10 @@ def load_without_values(context: Context, stored: StoredCheckpoint) -> Checkpoin
         codec = context.codec_of(thread)
         body, manifest, metadata = _open(codec, row)
         values = {
-            channel: codec.decode_entry(entry, {})
-            if langgraph_rules.says_next(channel) and not entry.refs
+            channel: codec.decode_entry(manifest[channel], {})
+            if langgraph_rules.says_next(channel) and not manifest[channel].refs
             else NOT_READ
-            for channel, entry in manifest.items()
+            for channel in manifest
         }
         complete = sorted(complete_writes(codec, writes), key=order_of)
     pending: list[PendingWrite] = [(write.task_id, write.channel, NOT_READ) for write in complete]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from forkpoint.encoding.chunk import Chunks, Manifest
+from forkpoint.encoding.chunk import Chunks
+from forkpoint.encoding.manifest import NO_CHANNELS, Manifest
 from forkpoint.errors import ThreadDeleted
 from forkpoint.inputs import Origin
 from forkpoint.operations.cache import Described
@@ -28,8 +29,8 @@ class PreparedPut(NamedTuple):
     request: PutRequest
     chunks: Chunks
     """All chunks that its rows refer to."""
-    manifest: Manifest | None = None
-    """That of the checkpoint; None for writes."""
+    manifest: Manifest = NO_CHANNELS
+    """That of the checkpoint; without channels for writes."""
     packed_bytes: int = 0
     """How many bytes the manifest takes, with its refs."""
 

@@ -6,9 +6,10 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
-from forkpoint.encoding.chunk import Chunks, Encoded, Manifest
+from forkpoint.encoding.chunk import Chunks, Encoded
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import DIGEST_BYTES
+from forkpoint.encoding.manifest import Manifest
 from forkpoint.errors import CorruptChunk
 from forkpoint.langgraph_rules import NULL_TASK_ID
 from forkpoint.storage.receipts import NO_CHANNEL, RECEIPT, receipts_of, writes_of

@@ -20,6 +20,7 @@ from forkpoint.archive.parts import (
 )
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import unpack, unpack_only_entry
+from forkpoint.encoding.manifest import Manifest
 from forkpoint.errors import InvalidInput
 from forkpoint.json_text import as_json
 from forkpoint.langgraph_rules import (
@@ -207,11 +208,11 @@ class ForeignSource(Source):
         codec = self._codec
         try:
             metadata = as_json(state.metadata, "metadata")
-            body, channels = codec.serialize(_comparable(state), ())
+            body, stored, chunks = codec.serialize(_comparable(state))
             writes = []
             values = {
-                name: numbering.value(entry, chunks.__getitem__)
-                for name, (entry, chunks) in channels.items()
+                name: numbering.value(entry, chunks.get(name, {}).__getitem__)
+                for name, entry in Manifest(stored).items()
             }
             for write in sorted(state.writes, key=lambda each: (each[2], each[0], each[1])):
                 encoded = codec.encode_write(write.channel, write.value)

@@ -26,6 +26,7 @@ from forkpoint.archive.parts import (
 from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.entries import Entry, pack_entry, split_refs
 from forkpoint.encoding.hashing import new_salt
+from forkpoint.encoding.manifest import Manifest, pack_manifest
 from forkpoint.errors import CorruptChunk, StorageBusy, ThreadDeleted, ThreadExists
 from forkpoint.filters import stored_value_terms
 from forkpoint.langgraph_rules import status_of
@@ -280,16 +281,14 @@ class ThreadWriter:
 
     def _row(self, part: CheckpointPart) -> CheckpointRow:
         kind, body = part.body
-        entries = {name: self._entry(value) for name, value in part.channels.items()}
-        content = ormsgpack.packb(
-            [kind, body, {name: pack_entry(entry) for name, entry in entries.items()}]
-        )
+        manifest = Manifest({name: self._entry(value) for name, value in part.channels.items()})
+        content = pack_manifest(kind, body, manifest)
         row = CheckpointRow(
             *part.place,
             part.parent_checkpoint_id,
             part.run_id,
             part.metadata,
-            b"".join(entry.refs for entry in entries.values()),
+            manifest.refs,
             self._codec.encrypt(content),
             restarts=part.restarts,
         )
