@@ -30,9 +30,9 @@ settings.load_profile("forkpoint")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return one worker for each core: each takes seconds to begin."""
+    """Return a worker for each core, and one more, for tests wait for servers and processes."""
     usable = getattr(os, "sched_getaffinity", None)  # on Linux: maybe fewer than there are
-    return len(usable(0)) if usable else os.cpu_count() or 1
+    return 1 + (len(usable(0)) if usable else os.cpu_count() or 1)
 
 
 def pytest_configure() -> None:

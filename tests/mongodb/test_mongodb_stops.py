@@ -237,7 +237,7 @@ def disturb_and_check(servers: ReplicaSet, seed: int, disturbances: int, savers:
 
 
 def test_operations_are_stopped_at_random(mongo_server: Any) -> None:
-    assert disturb_and_check(mongo_server, seed=1, disturbances=12, savers=2) > 0
+    assert disturb_and_check(mongo_server, seed=1, disturbances=8, savers=2) > 0
 
 
 @pytest.mark.slow

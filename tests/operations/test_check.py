@@ -153,7 +153,7 @@ def test_what_others_write_meanwhile_is_no_problem(store: Store) -> None:
         for writer in writers:
             writer.start()
         try:
-            reports = [saver.check() for _ in range(store.times(8))]
+            reports = [saver.check() for _ in range(store.times(4))]
         finally:
             over.set()
             for writer in writers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Awaitable, Callable
@@ -185,15 +186,15 @@ def test_values_of_a_delta_channel_are_replaced_at_any_checkpoint(
     graph = shape.build(saver)
     for given_ in shape.inputs:
         graph.invoke(given_, thread("thread"), **shape.options)
-    for found in saver.history("thread"):
-        for values in ({"log": ["new"]}, {"n": 2}, {"log": [], "n": 1}):
-            if not values.keys() <= found.checkpoint["channel_versions"].keys():
-                continue
-            expected = {**graph.get_state(found.config).values, **values}
-            fork = saver.fork(found.config, values=values)
-            assert graph.get_state(fork).values == expected
-            went = graph.invoke({"log": ["more"]}, fork, **shape.options)
-            assert went["log"][: len(expected["log"]) + 1] == [*expected["log"], "more"]
+    changes = itertools.cycle([{"log": ["new"]}, {"n": 2}, {"log": [], "n": 1}])
+    for found, values in zip(saver.history("thread"), changes, strict=False):
+        if not values.keys() <= found.checkpoint["channel_versions"].keys():
+            continue
+        expected = {**graph.get_state(found.config).values, **values}
+        fork = saver.fork(found.config, values=values)
+        assert graph.get_state(fork).values == expected
+        went = graph.invoke({"log": ["more"]}, fork, **shape.options)
+        assert went["log"][: len(expected["log"]) + 1] == [*expected["log"], "more"]
     assert store.problems(saver) == []
 
 

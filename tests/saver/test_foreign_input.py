@@ -222,9 +222,8 @@ async def test_as_much_as_may_be_asked_for_is_found_in_any_order(
         (ThreadFilter(tags=tags[:98], any_tags=tags[:100], metadata=asked), ["fewer", "many"]),
         (ThreadFilter(ids=[*map(str, range(9_998)), "many"]), ["0", "1", "2", "3", "4", "many"]),
     ):
-        for _ in range(2):
-            page = await search(filter, sort_by=next(orders))
-            assert sorted(thread.thread_id for thread in page) == ids
+        page = await search(filter, sort_by=next(orders))
+        assert sorted(thread.thread_id for thread in page) == ids
         assert await count(filter) == len(ids)
 
 

@@ -31,10 +31,14 @@ def directory(tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXAMPLE, tmp_path / "example"))
 
 
+@pytest.mark.parametrize("restarts", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "new_store", ["sqlite", pytest.param("mongodb", marks=pytest.mark.slow)], indirect=True
 )
-async def test_it_runs_on_forkpoint(directory: Path, new_store: Callable[[], Store]) -> None:
+async def test_it_runs_on_forkpoint(
+    restarts: bool, directory: Path, new_store: Callable[[], Store]
+) -> None:
+    """Also for threads that the server does not know, or no longer: it takes seconds to begin."""
     store = new_store()
     with running(directory, store) as address:
         client = get_client(url=address)
@@ -64,13 +68,26 @@ async def test_it_runs_on_forkpoint(directory: Path, new_store: Callable[[], Sto
             kept = ThreadCatalog(saver).get(thread_id)
             assert kept is not None
             assert kept.metadata["graph_id"] == "chat"
+            clone = ThreadCatalog(saver).clone(thread_id).thread_id
+        await register(address, store, {thread_id}, [clone, thread_id])
 
-    shutil.rmtree(directory / ".langgraph_api")  # the server forgets all threads
-    with running(directory, store) as address, store.saver() as saver:
-        client = get_client(url=address)
-        assert await client.threads.search() == []
-        assert await register_threads(ThreadCatalog(saver), client) == 1
-        assert await register_threads(ThreadCatalog(saver), client) == 1
-        assert [thread["thread_id"] for thread in await client.threads.search()] == [thread_id]
-        values = await client.runs.wait(thread_id, "chat", input=said("Again"))
-        assert len(values["messages"]) == 14
+    if restarts:
+        shutil.rmtree(directory / ".langgraph_api")  # the server forgets all threads
+        with running(directory, store) as address:
+            await register(address, store, set(), [thread_id, clone])
+
+
+async def register(address: str, store: Store, known: set[str], stored: list[str]) -> None:
+    """Make all threads known to a server, and let the first of them go on there."""
+    client = get_client(url=address)
+
+    async def ids() -> set[str]:
+        return {thread["thread_id"] for thread in await client.threads.search()}
+
+    assert await ids() == known
+    with store.saver() as saver:
+        for _ in range(2):
+            assert await register_threads(ThreadCatalog(saver), client) == len(stored)
+    assert await ids() == set(stored)
+    values = await client.runs.wait(stored[0], "chat", input=said("Again"))
+    assert len(values["messages"]) == 14
