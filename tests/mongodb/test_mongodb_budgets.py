@@ -65,7 +65,7 @@ CALLS: dict[str, tuple[Call, list[str]]] = {
         lambda api, head: api.put(
             head, checkpoint({"messages": messages(61)}), {}, {"messages": 2}
         ),
-        ["update"],
+        ["insert"],
     ),
     "put of an unchanged value": (
         lambda api, head: api.put(
@@ -75,7 +75,7 @@ CALLS: dict[str, tuple[Call, list[str]]] = {
     ),
     "put_writes": (
         lambda api, head: api.put_writes(head, [(f"c{n}", "x" * 2000) for n in range(5)], "other"),
-        ["update"],
+        ["insert"],
     ),
     "first put": (
         lambda api, _: api.put(config("new"), checkpoint({"n": 1}), {}, {"n": 1}),

@@ -19,6 +19,7 @@ import pytest
 from checking import Api, checkpoint, config, put, value_of
 from commands import Commands
 from forkpoint import MongoDBSaver, StorageUnavailable, ThreadCatalog
+from graphs import chat
 from servers import Mongod, ReplicaSet
 from stores import MongoStore
 
@@ -195,23 +196,29 @@ async def test_async_calls_in_flight_are_stored_again(mongo_store: MongoStore) -
             await asyncio.to_thread(assert_whole, mongo_store, head, 5)
 
 
-def test_documents_that_are_taken_away_are_missed_by_what_names_them(
-    mongo_store: MongoStore,
-) -> None:
-    """Without a drop: a put with chunks names the thread's record, and each run looks for it."""
+def test_documents_that_are_taken_away_are_missed_by_the_next_run(mongo_store: MongoStore) -> None:
+    """Without a drop: each run first looks for its thread by name."""
     saver: Any
+
+    def run_on(number: int, messages: int) -> None:
+        graph.invoke({"messages": [f"question {number} " * 1000]}, config())
+        with mongo_store.saver() as reader:
+            item = reader.get_tuple(config())
+            assert item is not None, "an acknowledged put is not there"
+            assert len(value_of(item)["messages"]) == messages
+            assert mongo_store.problems(reader) == []
+
     with mongo_store.saver() as saver:
-        head = chain(saver, range(3))
+        graph = chat(saver)
+        run_on(1, 2)
         backup = list(mongo_store.collection.find())
         saver.trim("thread", 10)  # ends the log, as anything else may
-        head = chain(saver, range(3, 5), head)
+        run_on(2, 4)
         mongo_store.restore(backup)
-        put(saver, {"text": "other " * 1000}, parent=head)
-        assert_whole(mongo_store, chain(saver, range(5, 7), head), 6)
-        others = {"_id": {"$not": {"$regex": "^(settings|secret:.*)$"}}}
+        run_on(3, 4)
+        others = {"_id": {"$not": {"$regex": "^(settings|store_key|secret:.*)$"}}}
         mongo_store.collection.delete_many(others)
-        put(saver, {"text": "another " * 1000}, parent=head)
-        assert_whole(mongo_store, chain(saver, range(7, 9), head), 8)
+        run_on(4, 2)
 
 
 def test_setup_makes_what_is_missing(mongo_store: MongoStore) -> None:
@@ -235,7 +242,7 @@ def test_noticing_costs_no_round_trip(mongo_store: MongoStore) -> None:
         commands.clear()
         head = put(saver, {"n": 2}, parent=head)
         put(saver, {"text": TEXT}, parent=head)
-        assert commands.names == ["insert", "update"]
+        assert commands.names == ["insert", "insert"]
         assert all("collectionUUID" in sent.command for sent in commands.sent)
 
 

@@ -77,8 +77,43 @@ def test_a_put_is_one_insert_after_the_first(saver: MongoDBSaver, commands: Comm
     commands.clear()
     saver.put_writes(head, [("c", "long " * 1000)], "another task")
     put(saver, {"n": 3, "text": "as long " * 1000}, parent=head)
-    assert commands.names == ["update", "update"]  # for the chunks
-    assert not commands.statements("$inc", "$max", "$push")  # the record is not among them
+    assert commands.names == ["insert", "insert"]  # with the chunks
+    assert commands.chunks() == 2
+
+
+@pytest.mark.parametrize("stored", ["first", "second", "both"])
+def test_a_chunk_that_is_there_already_gets_its_epoch_and_the_log_goes_on(
+    stored: str, saver: MongoDBSaver, other: MongoDBSaver, store: MongoStore, commands: Commands
+) -> None:
+    """Another thread of the family has it: it may be about to be collected."""
+    head = puts(saver, range(1))
+    texts = {name: f"{name} text " * 200 for name in ("first", "second")}
+    fork = other.fork("thread", new_thread_id="fork")
+    known = texts if stored == "both" else {stored: texts[stored]}
+    put(other, known, thread_id="fork", parent=fork)
+    head = puts(saver, range(1, 2), head)
+    commands.clear()
+    head = put(saver, texts, parent=head)
+    put(saver, {**texts, "third": "a third text " * 200}, parent=head)
+    assert commands.names == ["insert", "update", "insert"]
+    record = store.collection.find_one({"kind": "thread", "thread_id": "thread"})
+    assert record is not None
+    chunks = list(store.collection.find({"content": {"$exists": True}, "kind": None}))
+    assert [chunk["epoch"] for chunk in chunks] == [record["epoch"]] * 3
+    assert store.problems(saver) == []
+
+
+def test_nothing_of_a_put_with_chunks_is_stored_once_the_log_has_ended(
+    saver: MongoDBSaver, other: MongoDBSaver, store: MongoStore, commands: Commands
+) -> None:
+    head = puts(saver, range(2))
+    other.delete_thread("thread")
+    commands.clear()
+    with pytest.raises(ThreadDeleted):
+        put(saver, {"text": "long " * 1000, "other": "other " * 1000}, parent=head)
+    assert commands.chunks() > 0
+    assert store.count("chunks") == 0
+    assert store.problems(other) == []
 
 
 @pytest.mark.parametrize("first", ["a put", "a run"])

@@ -105,6 +105,8 @@ class Commands(Started):
     def chunks(self) -> int:
         """Return how many chunks were sent: only their names are 12 and 32 bytes long."""
         names = [update["q"].get("_id") for update in self.statements()]
+        for event in self.sent:
+            names += [document["_id"] for document in event.command.get("documents", ())]
         return sum(isinstance(name, bytes) and len(name) == 12 + 32 for name in names)
 
 

@@ -21,6 +21,7 @@ from forkpoint.mongodb.documents import (
     NOW,
     Document,
     checkpoint_document,
+    chunk_documents,
     chunk_statement,
     place_in,
     record_of,
@@ -187,8 +188,8 @@ class MongoCopies(interface.Copies):
             unchanged,
             update_one(record_of(target), {"$setOnInsert": made}, upsert=True),
             *(
-                chunk_statement(source, digest, *chunk, is_sharded=self._commands.is_sharded)
-                for digest, chunk in request.chunks.items()
+                chunk_statement(chunk, is_sharded=self._commands.is_sharded)
+                for chunk in chunk_documents(source, request.chunks)
             ),
             *(_forked(target, *checkpoint_document(target, row), row) for row in request.rows),
             *(_forked(target, *write_document(target, row), row) for row in request.writes),

@@ -14,6 +14,7 @@ import ormsgpack
 from bson.codec_options import CodecOptions
 from bson.objectid import ObjectId
 
+from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.entries import split_refs
 from forkpoint.errors import CorruptChunk, damaged_row
 from forkpoint.filters import terms
@@ -161,22 +162,30 @@ def write_document(thread: ThreadRef, row: WriteRow) -> tuple[Document, Document
     return place, content
 
 
-def chunk_statement(
-    thread: ThreadRef, digest: bytes, refs: bytes, content: bytes, *, is_sharded: bool
-) -> Statement:
-    """Return the statement that stores a chunk, if it is not there."""
-    match: Document = {"_id": chunk_id(thread.family, digest)}
+def chunk_documents(thread: ThreadRef, chunks: Chunks) -> list[Document]:
+    """Return chunks as documents.
+
+    The epoch protects them from a collection that goes on at this moment.
+    """
+    family, epoch = thread.family, thread.epoch
+    documents: list[Document] = []
+    for digest, (refs, content) in chunks.items():
+        document = {"_id": chunk_id(family, digest), "family": family, "content": content}
+        if refs:
+            document["refs"] = refs_of(family, refs)
+        document["epoch"] = epoch
+        documents.append(document)
+    return documents
+
+
+def chunk_statement(chunk: Document, *, is_sharded: bool) -> Statement:
+    """Return the statement that stores a chunk, or gives it its epoch if it is there."""
+    inserted = dict(chunk)
+    match = {"_id": inserted.pop("_id")}
     if is_sharded:  # a server finds it in two thirds of the time by nothing but its `_id`
-        match["family"] = thread.family
-    inserted: Document = {"family": thread.family, "content": content}
-    if refs:
-        inserted["refs"] = refs_of(thread.family, refs)
-    return update_one(
-        match,
-        # The epoch protects it from a collection that goes on at this moment.
-        {"$setOnInsert": inserted, "$set": {"epoch": thread.epoch}},
-        upsert=True,
-    )
+        match["family"] = chunk["family"]
+    epoch = {"epoch": inserted.pop("epoch")}
+    return update_one(match, {"$setOnInsert": inserted, "$set": epoch}, upsert=True)
 
 
 def refs_of(family: ObjectId, refs: bytes) -> list[bytes]:

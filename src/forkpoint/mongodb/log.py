@@ -16,6 +16,9 @@ taken, but for the end. For the same reason it does not repeat a put whose answe
 
 Ends expire. A saver stops using a log, and takes no word of success for it, long before that.
 
+Of the chunks of a put, the first is in the log, too, before the rows, and leaves the record as it
+is. So nothing of the put is stored once the log has ended.
+
 Without the index there are no logs, and none behind a router: a collection that has it cannot be
 sharded by a hash of the family.
 """
@@ -173,7 +176,7 @@ class Logs:
             ends = [
                 {**log_end(at["family"], at["log"], entry["slot"] + 1, entry["record"]), **expiry}
                 for at, entry in zip(records, entries, strict=True)
-                if entry["kind"] != "end"
+                if entry.get("kind") != "end"
             ]
             going_on = {ends[index]["log"] for index in self._commands.insert_free(ends)}
             statements = []

@@ -15,6 +15,7 @@ from forkpoint.mongodb.commands import MongoCommands, Outcome
 from forkpoint.mongodb.documents import (
     Document,
     checkpoint_document,
+    chunk_documents,
     record_of,
     write_document,
 )
@@ -25,10 +26,13 @@ from forkpoint.mongodb.put_statements import (
     Role,
     Step,
     entries_of,
+    insertions,
+    may_insert,
     steps_with_log,
     steps_without_log,
 )
 from forkpoint.mongodb.session import MongoSession
+from forkpoint.mongodb.statements import Statement
 from forkpoint.mongodb.tail import LOG_SECONDS, Tail
 from forkpoint.runtime.group_commit import Relay, Submission
 from forkpoint.storage.interface import HistoryChanged, Stale
@@ -62,7 +66,7 @@ class Attempt(Submission):
 
     Attributes:
         prepared: What is put, with the thread that an earlier put of the bulk has made, if so.
-        entries: What of it goes into the thread's log, if it does.
+        entries: What of it has a slot of the thread's log, if it goes into that.
         own_tail: Where the saver's own log ended before, if it has one.
         collision: Which of its statements collided with a document that exists, or may have.
         is_repeated: Whether a command before may have stored some of it.
@@ -82,14 +86,11 @@ class Attempt(Submission):
         self.collision: Role | None = None
         self.is_repeated = False
         self.was_interrupted = False
+        self._has_stored_chunk = False
         self._original = preparation
         self._session = session
         self._tail: Tail | None = None
-
-    @property
-    def is_insert(self) -> bool:
-        """Whether it is enough to insert its entries."""
-        return all(step.role == "entry" for step in self.steps)
+        self._tail_before: Tail | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -129,8 +130,17 @@ class Attempt(Submission):
             assert tail.log is not None
             beginning = Beginning(old, tail.log)
         rows = entries_of(request, thread)
-        self.entries, self._tail = tail.follow(request, rows, is_counted=is_counted)
-        self.steps = steps_with_log(self.preparation, self.entries, beginning)
+        self._tail_before = tail
+        if beginning is None and not self._has_stored_chunk and may_insert(self.preparation):
+            chunks = chunk_documents(thread, request.chunks)
+            if chunks:
+                chunks[0], tail = tail.take_slot(chunks[0])
+            self.entries, self._tail = tail.follow(request, rows, is_counted=is_counted)
+            self.steps = insertions(chunks, self.entries)
+            self.entries = [*chunks[:1], *self.entries]
+        else:
+            self.entries, self._tail = tail.follow(request, rows, is_counted=is_counted)
+            self.steps = steps_with_log(self.preparation, self.entries, beginning)
 
     def _with_thread_of(self, before: Before) -> Preparation | None:
         """Return the preparation, for the thread of its id that another put makes, if one does.
@@ -176,6 +186,15 @@ class Attempt(Submission):
         self._session.known.remember(self.preparation.request.thread_id, self.preparation.thread)
         self._session.logs.remember_tail(self.preparation.thread, tail)
         self.done = True
+
+    def meet_chunk(self, number: int) -> None:
+        """Note that the chunk of a step is stored already, so that statements are to be sent."""
+        tail = self._tail_before
+        assert tail is not None
+        self._has_stored_chunk = True
+        if number > 0:  # the first one is stored
+            tail = tail._replace(slot=tail.slot + 1)
+        self._session.logs.remember_tail(self.preparation.thread, tail)
 
     def collide(self, role: Role) -> None:
         """Note that a statement collided with a document, or may have, and which."""
@@ -269,16 +288,17 @@ def _prepare(commands: MongoCommands, batch: Sequence[Attempt]) -> Sequence[Atte
 
 def _execute(commands: MongoCommands, batch: Sequence[Attempt]) -> Outcome | None:
     """Execute a bulk, and return its outcome; None if all its attempts are done."""
-    entries = [document for attempt in batch for document in attempt.entries]
+    steps = [step for attempt in batch for step in attempt.steps]
     is_small = sum(attempt.size for attempt in batch) < LARGE
-    is_insert = is_small and all(attempt.is_insert for attempt in batch)
     is_small = is_small and sum(attempt.chunk_bytes for attempt in batch) < LARGE_CHUNKS
     try:
-        if is_insert:
-            outcome = commands.insert_once(entries)
+        documents = [step.action for step in steps if not isinstance(step.action, Statement)]
+        if is_small and len(documents) == len(steps):
+            outcome = commands.insert_once(documents)
         else:
-            statements = [step.statement for attempt in batch for step in attempt.steps]
-            outcome = commands.bulk(statements, once=bool(entries), is_small=is_small)
+            once = any(attempt.entries for attempt in batch)
+            statements = [step.statement for step in steps]
+            outcome = commands.bulk(statements, once=once, is_small=is_small)
         if commands.is_same_store(was_named=is_small):
             return outcome
         _take_back(commands, batch)
@@ -308,7 +328,11 @@ def _note_outcome(
     for number, attempt in enumerate(batch):
         end = begin + len(attempt.steps)
         if reached < end:
-            _note_failure(attempt, attempt.steps[reached - begin].role, outcome)
+            failed = attempt.steps[reached - begin]
+            if failed.role == "chunk" and outcome.error is None and not outcome.is_taken:
+                attempt.meet_chunk(reached - begin)
+                return batch[number:]
+            _note_failure(attempt, failed.role, outcome)
             return batch[number + 1 :]
         attempt.succeed(made=[index in outcome.made for index in range(begin, end)])
         begin = end

@@ -10,6 +10,12 @@ after something happened that the put does not know of. Where the log is to begi
 comes before the chunks, and names the log in the thread's record. So a record and its checkpoints
 agree wherever a bulk stops.
 
+Into a log that goes on, rows and chunks are inserted, as one command, if nothing is replaced: for a
+server that is much less work than a statement for each. There is no guard, which would be such a
+statement: the first of the chunks has the next slot of the log instead, and so is not inserted if
+the log has ended. If a chunk is there already, it may be about to be collected, and needs its new
+epoch: the put is sent again as statements.
+
 What does not count, and everything where there are no logs, is stored without one. What such a row
 says is under `next`, and not visible yet. Then the *check* ends the bulk if the thread changed
 since the guard, and keeps its record up. Then what is under `next` becomes visible.
@@ -35,6 +41,7 @@ from forkpoint.mongodb.documents import (
     NOW,
     Document,
     checkpoint_document,
+    chunk_documents,
     chunk_statement,
     record_of,
     row_id,
@@ -50,10 +57,24 @@ Role = Literal["name", "end", "guard", "chunk", "entry", "row", "check", "show"]
 
 
 class Step(NamedTuple):
-    """A statement, and what it is for: that says what it means if it collides with a document."""
+    """A part of a put, and what it is for: that says what it means if it collides with a document.
+
+    Args:
+        role: What it is for.
+        action: A statement, or a document that is to be inserted.
+    """
 
     role: Role
-    statement: Statement
+    action: Statement | Document
+
+    @property
+    def statement(self) -> Statement:
+        """The statement, or that which inserts the document, for a bulk that has statements."""
+        if isinstance(self.action, Statement):
+            return self.action
+        if "slot" in self.action:
+            return insert_entry(self.action)
+        return chunk_statement(self.action, is_sharded=False)  # a router has no logs
 
 
 class Creation(NamedTuple):
@@ -147,6 +168,19 @@ def steps_without_log(preparation: Preparation) -> list[Step]:
     return [*begin, *_chunks(preparation), *_replacement(preparation), *rows, check, *shown, *end]
 
 
+def may_insert(preparation: Preparation) -> bool:
+    """Return whether nothing is replaced: then rows and chunks can be inserted into a log."""
+    return not preparation.is_repeated and not any(
+        replaces(write.idx) for write in preparation.request.writes
+    )
+
+
+def insertions(chunks: Sequence[Document], entries: Sequence[Document]) -> list[Step]:
+    """Return the steps of a put into a log that goes on, of which nothing may be there."""
+    steps = [Step("chunk", chunk) for chunk in chunks]
+    return [*steps, *(Step("entry", entry) for entry in entries)]
+
+
 def steps_with_log(
     preparation: Preparation, entries: Sequence[Document], beginning: Beginning | None = None
 ) -> list[Step]:
@@ -168,7 +202,7 @@ def steps_with_log(
             match |= {"family": entry["family"], "refs": {"$in": [None, b""]}}
             steps.append(Step("row", _replacement_of_write(preparation.request, match, entry)))
         else:
-            steps.append(Step("entry", insert_entry(entry)))
+            steps.append(Step("entry", entry))
     if beginning is None:
         guard = [Step("guard", _guard(preparation, entries[0]["log"]))]
         return [*(guard if preparation.request.chunks else ()), *steps]
@@ -313,11 +347,9 @@ def _end_of_replacement(preparation: Preparation) -> list[Step]:
 
 
 def _chunks(preparation: Preparation) -> list[Step]:
-    thread = preparation.thread
-    return [
-        Step("chunk", chunk_statement(thread, digest, *chunk, is_sharded=preparation.is_sharded))
-        for digest, chunk in preparation.request.chunks.items()
-    ]
+    chunks = chunk_documents(preparation.thread, preparation.request.chunks)
+    is_sharded = preparation.is_sharded
+    return [Step("chunk", chunk_statement(chunk, is_sharded=is_sharded)) for chunk in chunks]
 
 
 def _is_missing(field: str) -> Document:

@@ -51,7 +51,7 @@ def replace_one(match: Mapping[str, Any], document: Mapping[str, Any], upsert: b
 
 
 def insert_entry(entry: Mapping[str, Any]) -> Statement:
-    """Return the insertion of an entry of a log, which collides with any document of its `_id`."""
+    """Return the insertion of a document of a log, which collides with any other of its `_id`."""
     place = {name: entry[name] for name in ("_id", "family", "log", "slot")}
     return Statement(place, {"$setOnInsert": entry}, upsert=True)
 

@@ -102,6 +102,11 @@ class Tail(NamedTuple):
         """Return the tail of a new, empty log of this saver that continues this one."""
         return self._replace(log=ObjectId(), slot=0, began=time.monotonic(), is_provisional=False)
 
+    def take_slot(self, document: Document) -> tuple[Document, Tail]:
+        """Return a document with the next slot, which leaves the record as it is, and the tail."""
+        tail = self._replace(slot=self.slot + 1)
+        return {**document, "log": self.log, "slot": tail.slot, "record": self.record}, tail
+
     def follow(
         self, request: PutRequest, documents: Sequence[Document], *, is_counted: bool
     ) -> tuple[list[Document], Tail]:
@@ -153,7 +158,7 @@ def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
     if log is not None:
         for row in rows:
             if row.get("log") == log and row.get("slot", 0) > slot:
-                if row["kind"] == "end":
+                if row.get("kind") == "end":
                     return None
                 slot, latest = row["slot"], row["record"]
     return Tail(
