@@ -127,6 +127,27 @@ def test_a_record_that_counts_wrong_is_named(store: Store) -> None:
         assert "is not what was written" in problem.reason
 
 
+@pytest.mark.parametrize("swapped", ["root", "fork"])
+@pytest.mark.parametrize("size", [1, 40])
+def test_a_record_that_says_another_family_is_named(store: Store, swapped: str, size: int) -> None:
+    """Also where no value is so long that the thread would miss chunks there."""
+    with store.saver() as saver:
+        for thread_id in ("root", "other"):
+            values = {"texts": TEXTS[:size] if size > 1 else "short"}
+            head = put(saver, values, thread_id=thread_id)
+            saver.put_writes(head, [("c", 1)], "task")
+        saver.fork("root", new_thread_id="fork")
+        saver.fork("other", new_thread_id="other, forked")
+        assert saver.check().is_clean
+        thread, other = store.thread(swapped), store.thread("other")
+        store.change("threads", thread.key, family=other.family)
+        report = saver.check()
+        assert {problem.thread_id for problem in report.problems} == {swapped}
+        assert {problem.checkpoint_id for problem in report.problems} == {None}
+        store.change("threads", thread.key, family=thread.family)
+        assert saver.check().is_clean
+
+
 def test_what_others_write_meanwhile_is_no_problem(store: Store) -> None:
     """Four writers put, fork, trim and delete while the store is checked."""
     over = threading.Event()

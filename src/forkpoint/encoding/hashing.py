@@ -44,6 +44,11 @@ def new_salt(family: bytes = b"") -> bytes:
     )
 
 
+def family_salt(salt: Any) -> bytes:
+    """Return the part of a thread's salt that its family shares; empty if that is damaged."""
+    return salt[:_FAMILY_BYTES] if isinstance(salt, bytes) else b""
+
+
 class Hashing:
     """The hashes of a store.
 

@@ -6,7 +6,8 @@ look like damage, so damage counts if it is found twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from forkpoint import inputs
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import split_refs
+from forkpoint.encoding.hashing import family_salt
 from forkpoint.errors import CorruptChunk
 from forkpoint.filters import thread_terms
 from forkpoint.langgraph_rules import rebuilt_channels
@@ -33,7 +35,13 @@ from forkpoint.storage.row_checksums import (
     open_checkpoint,
     open_write,
 )
-from forkpoint.storage.rows import CheckpointRow, StoredCheckpoint, ThreadRef, ThreadRow
+from forkpoint.storage.rows import (
+    CheckpointRow,
+    FamilyMember,
+    StoredCheckpoint,
+    ThreadRef,
+    ThreadRow,
+)
 
 CheckProgress = Callable[[CheckReport], object]
 """Is called with what was found so far."""
@@ -49,22 +57,24 @@ def check(context: Context, on_progress: CheckProgress) -> Steps[CheckReport]:
     """Check all threads, and return what is not as it was written."""
     context.prepare()
     report = CheckReport()
-    families: dict[Any, _Chunks] = {}
+    families: dict[Any, _Family] = {}
     after: Any = None
     while True:
         with context.storage.reading() as session:
             rows = session.search.larger_than(-1, after, _THREADS_AT_ONCE)
         for row in rows:
             found = yield from _checked_thread(context, row, families)
+            if not found.threads and _is_lost(context, row, after):
+                found = _of_record(row.thread, "it is not found by its id", "record")
             report = report.plus(found)
+            after = row.thread.key
         on_progress(report)
         if len(rows) < _THREADS_AT_ONCE:
             return report
-        after = rows[-1].thread.key
 
 
 def _checked_thread(
-    context: Context, row: ThreadRow, families: dict[Any, _Chunks]
+    context: Context, row: ThreadRow, families: dict[Any, _Family]
 ) -> Steps[CheckReport]:
     """Check a thread, again if something is wrong with it, as others may have changed it."""
     try:
@@ -76,8 +86,8 @@ def _checked_thread(
         family = row.thread.family
         if before is not None or family not in families:
             families.clear()  # one family at a time is enough: its threads come together as a rule
-            chunks = partial(_check_chunks, context.codec_of, row.thread)
-            families[family] = yield from in_turns(context.storage, chunks, only_reads=True)
+            read_family = partial(_check_family, context.codec, family)
+            families[family] = yield from in_turns(context.storage, read_family, only_reads=True)
         work = partial(_check_thread, context, row.thread, families[family])
         found = yield from in_turns(context.storage, work, only_reads=True)
         if not found.problems and not _is_listed(context, row.thread.thread_id):
@@ -93,6 +103,22 @@ def _checked_thread(
         row = present
     assert before is not None
     return before
+
+
+def _is_lost(context: Context, row: ThreadRow, previous: Any) -> bool:
+    """Return whether a thread is there, but not under its id.
+
+    Args:
+        context: The store.
+        row: The thread.
+        previous: The key of the thread before it.
+    """
+    with context.storage.reading() as session:
+        named = session.records.get(row.thread.thread_id)
+        if named is not None and named.thread.key == row.thread.key:
+            return False
+        present = session.search.larger_than(-1, previous, 1)
+    return [other.thread.key for other in present] == [row.thread.key]
 
 
 def _of_record(thread: ThreadRef, reason: object, kind: ProblemKind) -> CheckReport:
@@ -121,14 +147,16 @@ def _is_listed(context: Context, thread_id: str) -> bool:
         return any(other is not None and other.thread.key == row.thread.key for other in page)
 
 
-class _Chunks(NamedTuple):
+class _Family(NamedTuple):
     """The chunks of a family.
 
     Attributes:
+        salt: What the salts of all its threads begin with.
         whole: Whether a chunk that can be read leads to nothing that is damaged or missing.
         damaged: Why a chunk cannot be read.
     """
 
+    salt: bytes
     whole: Mapping[bytes, bool]
     damaged: Mapping[bytes, str]
 
@@ -141,23 +169,19 @@ class _Chunks(NamedTuple):
         return None
 
 
-def _check_chunks(
-    codec_of: Callable[[ThreadRef], Codec], thread: ThreadRef, turns: Turns
-) -> Work[_Chunks]:
+def _check_family(root: Codec, family: Any, turns: Turns) -> Work[_Family]:
     """Verify each chunk of a family."""
-    try:
-        codec = codec_of(thread)
-    except CorruptChunk:
-        return _Chunks({}, {})
+    salt = _salt_of(turns.session.threads.family(family), family)
+    codec = root.of_salt(salt)
     links: dict[bytes, list[bytes]] = {}
     damaged: dict[bytes, str] = {}
     waiting: list[bytes] = []
     yield from read_all(
-        turns, lambda after: turns.session.collections.digests(thread.family, after), waiting.extend
+        turns, lambda after: turns.session.collections.digests(family, after), waiting.extend
     )
     for start in range(0, len(waiting), _CHUNKS_AT_ONCE):
         batch = waiting[start : start + _CHUNKS_AT_ONCE]
-        for digest, chunk in turns.session.chunks.get(thread.family, batch, follow=False).items():
+        for digest, chunk in turns.session.chunks.get(family, batch, follow=False).items():
             try:
                 refs, _ = codec.open_chunk(digest, chunk)
             except CorruptChunk as error:
@@ -165,7 +189,16 @@ def _check_chunks(
             else:
                 links[digest] = split_refs(refs)
         yield
-    return _Chunks(_whole(links), damaged)
+    return _Family(salt, _whole(links), damaged)
+
+
+def _salt_of(members: Sequence[FamilyMember], family: Any) -> bytes:
+    """Return what the salts of a family begin with: that of its first thread, if it is there."""
+    salts = Counter(family_salt(member.salt) for member in members)
+    first = next((member for member in members if member.key == family), None)
+    if first is not None:
+        return family_salt(first.salt)
+    return salts.most_common(1)[0][0] if salts else b""
 
 
 def _whole(links: Mapping[bytes, list[bytes]]) -> dict[bytes, bool]:
@@ -191,12 +224,12 @@ def _whole(links: Mapping[bytes, list[bytes]]) -> dict[bytes, bool]:
 class _ThreadCheck:
     """What is known of a thread so far."""
 
-    def __init__(self, context: Context, thread: ThreadRef, chunks: _Chunks) -> None:
+    def __init__(self, context: Context, thread: ThreadRef, family: _Family) -> None:
         self.thread = thread
         self.codec = context.codec_of(thread)
         self.problems: list[Problem] = []
         self.visible = self.checkpoints = self.writes = 0
-        self._chunks = chunks
+        self._family = family
         self._stored: dict[Place, frozenset[str]] = {}
         self._broken: dict[Place, frozenset[str]] = {}
         """The channels that cannot be rebuilt at a checkpoint."""
@@ -225,7 +258,7 @@ class _ThreadCheck:
             metadata = metadata_of(row)
             if row.run_id not in (None, inputs.run_id(metadata)):
                 raise CorruptChunk("the run of the checkpoint is not that which was written")
-            if (reason := self._chunks.problem_of(row.refs)) is not None:
+            if (reason := self._family.problem_of(row.refs)) is not None:
                 raise CorruptChunk(reason)
         except CorruptChunk as error:
             self.note(error, row)
@@ -265,7 +298,7 @@ class _ThreadCheck:
         for write in writes:
             try:
                 open_write(self.codec, write)
-                if (reason := self._chunks.problem_of(write.refs)) is not None:
+                if (reason := self._family.problem_of(write.refs)) is not None:
                     raise CorruptChunk(reason)
             except CorruptChunk as error:
                 unreadable.add(write.channel)
@@ -275,14 +308,16 @@ class _ThreadCheck:
 
 
 def _check_thread(
-    context: Context, thread: ThreadRef, chunks: _Chunks, turns: Turns
+    context: Context, thread: ThreadRef, family: _Family, turns: Turns
 ) -> Work[CheckReport]:
     record = turns.session.records.get(thread.thread_id)
     if record is None or record.thread.key != thread.key:
         return CheckReport()  # it was deleted, or is provisional
     try:
         check_record(context.codec.hashing, record)
-        check = _ThreadCheck(context, record.thread, chunks)
+        if family_salt(record.thread.salt) != family.salt:
+            raise CorruptChunk("it is of another family than its record says")
+        check = _ThreadCheck(context, record.thread, family)
     except CorruptChunk as error:
         return _of_record(thread, error, "record")
     namespaces: set[str] = {""}
