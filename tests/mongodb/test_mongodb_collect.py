@@ -26,6 +26,8 @@ from forkpoint import CheckpointNotFound, StorageBusy, ThreadDeleted, ThreadNotF
 from forkpoint.mongodb import locks as mongodb_locks
 from forkpoint.mongodb.commands import MongoCommands, Outcome
 from forkpoint.mongodb.saver import MongoDBSaver
+from forkpoint.operations import fork as forking
+from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from processes import fork_server
 from stores import MongoStore
@@ -94,6 +96,23 @@ def fork(saver: ForkpointSaver, start: Start) -> None:
     saver.fork(start.dying, new_thread_id="copy", values={"shared": NEW})
 
 
+def copy_in_turns(saver: ForkpointSaver, start: Start) -> None:
+    """In turns, each of which copies one row."""
+    shorten_turns(saver)
+    saver.copy_thread("sibling", "copy")
+
+
+def shorten_turns(saver: ForkpointSaver) -> None:
+    with parts_of(saver).context.storage.reading() as session:
+        session.copies._turns.turn_rows = 1  # type: ignore[attr-defined] # of this thread
+
+
+def fork_with_path(saver: ForkpointSaver, start: Start) -> None:
+    """In turns, each of which copies one checkpoint."""
+    shorten_turns(saver)
+    saver.fork(start.dying, new_thread_id="copy", history="path")
+
+
 def remove_and_reuse(saver: ForkpointSaver, start: Start) -> None:
     saver.delete_thread("other")
     put_new(saver, start)
@@ -124,7 +143,9 @@ WRITERS = (
     put_writes,
     put_small_writes,
     copy,
+    copy_in_turns,
     fork,
+    fork_with_path,
     remove_and_reuse,
 )
 MAY_HAVE_LOG = (put_new, put_writes, put_small_writes)
@@ -279,6 +300,11 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MongoCommands, "bulk", _one_by_one)
 
 
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forking, "_COPIED_AT_ONCE", 1)
+
+
 @pytest.fixture
 def parties(start: Start, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Party, Party]]:
     """Two who meet: one who writes, and one who removes."""
@@ -387,8 +413,10 @@ def check_done(
             (channel, value) for task, channel, value in item.pending_writes or () if task == "task"
         ]
         assert written == (WRITES if write is put_writes else SMALL_WRITES)
-    if write is copy:
+    if write in (copy, copy_in_turns):
         assert set(seen["copy"]) in ({*sibling}, sibling_left)
+    if write is fork_with_path:
+        assert set(seen["copy"]) == {*sibling[1:]}
     if write is fork:
         assert len(seen["copy"]) == 2
         item = reader.get_tuple(config("copy"))
@@ -423,9 +451,9 @@ def errors(write: Work, remove: Work) -> set[type[Exception]]:
     expected: set[type[Exception]] = set()
     if remove is delete_own:
         expected.add(ThreadDeleted)
-    if remove is delete_sibling and write in (copy, fork):
+    if remove is delete_sibling and write in (copy, copy_in_turns, fork, fork_with_path):
         expected.add(ThreadNotFound)
-    if write is fork:
+    if write in (fork, fork_with_path):
         expected.add(CheckpointNotFound)
     return expected
 

@@ -18,7 +18,6 @@ from forkpoint.errors import ForkpointError, StorageBusy
 from forkpoint.filters import stored_value_terms
 from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import (
-    NOW,
     Document,
     checkpoint_document,
     chunk_documents,
@@ -29,7 +28,7 @@ from forkpoint.mongodb.documents import (
     rows_of,
     write_document,
 )
-from forkpoint.mongodb.locks import Locks, locked_until
+from forkpoint.mongodb.locks import Locks
 from forkpoint.mongodb.new_threads import NewThreads
 from forkpoint.mongodb.statements import Statement, expect, update_one
 from forkpoint.mongodb.thread_documents import (
@@ -69,7 +68,7 @@ class _UnfinishedCopy(NamedTuple):
 
     @property
     def target(self) -> ThreadRef:
-        return ThreadRef(self.made["_id"], self.made["family"], self.made["epoch"])
+        return _target_of(self.made)
 
     def copy_of(self, row: Document) -> Statement:
         """Return the statement that writes a copy of a row of the source."""
@@ -83,6 +82,20 @@ class _UnfinishedCopy(NamedTuple):
             {"$setOnInsert": {**copy, "thread": self.target.key}},
             upsert=True,
         )
+
+
+class _UnfinishedFork(NamedTuple):
+    """A fork that is not complete."""
+
+    source: ThreadRef
+    made: Document
+    """The record of the fork."""
+    old: Document | None
+    """What is left of the thread that its id meant before."""
+
+    @property
+    def target(self) -> ThreadRef:
+        return _target_of(self.made)
 
 
 class MongoCopies(interface.Copies):
@@ -141,21 +154,14 @@ class MongoCopies(interface.Copies):
             rows = self._commands.snapshots.open(_rows_of(source), self._turns.turn_rows)
         if rows is None:
             return None
-        now = datetime.fromtimestamp(made["removed_at"] / 1e6, timezone.utc)
-        until = now + timedelta(seconds=ABANDONED_SECONDS)
-        made["lock"] = {"by": made["building"], "until": until}
+        self._hold(made)
         self._commands.insert(made)
         return _UnfinishedCopy(source, hashing, made, old, rows)
 
     def copy_more(self, copying: Any) -> bool:
         assert isinstance(copying, _UnfinishedCopy)
         rows = self._commands.snapshots.read_on(copying.rows, self._turns.turn_rows)
-        target, token = copying.target, copying.made["building"]
-        guard = update_one(
-            {**record_of(target), "building": token},
-            [{"$set": {**locked_until(token, ABANDONED_SECONDS), "removed_at": NOW}}],
-            upsert=True,
-        )
+        guard = self._going_on(copying.made)
         if not rows:
             self._show(copying, guard, _TOO_LONG_AGO)
             return False
@@ -170,40 +176,97 @@ class MongoCopies(interface.Copies):
         return True
 
     def abandon(self, copying: Any) -> None:
-        assert isinstance(copying, _UnfinishedCopy)
+        assert isinstance(copying, (_UnfinishedCopy, _UnfinishedFork))
         building = {**record_of(copying.target), "building": copying.made["building"]}
         self._commands.update(building, {"$set": {"lock": None}})
 
     def fork(self, request: ForkRequest) -> None:
-        source = request.source
         old = self._new_threads.deleted_before(request.target_id)
-        target = ThreadRef(ObjectId(), source.family, source.epoch)
-        fields = _fields_of_fork(request)
-        made = self._new_threads.record(request.target_id, target, old, request.hashing, **fields)
-        unchanged = expect(
-            {**record_of(source), "epoch": source.epoch, "deleted_at": None, "lock": None},
-            {"$set": {"kind": "thread"}},
-        )
-        statements = [
-            unchanged,
-            update_one(record_of(target), {"$setOnInsert": made}, upsert=True),
-            *(
-                chunk_statement(chunk, is_sharded=self._commands.is_sharded)
-                for chunk in chunk_documents(source, request.chunks)
-            ),
-            *(_forked(target, *checkpoint_document(target, row), row) for row in request.rows),
-            *(_forked(target, *write_document(target, row), row) for row in request.writes),
-            unchanged,
-        ]
+        made = self._record_of_fork(request, old)
         try:
-            if self._new_threads.show(made, old, statements):
+            if self._new_threads.show(made, old, self._begun(made, request)):
                 return
         except ForkpointError:
             self._new_threads.discard(made)
             raise
         self._new_threads.discard(made)
-        self._locks.await_unlocked(source)
+        self._locks.await_unlocked(request.source)
         raise Stale
+
+    def begin_fork(self, graft: ForkRequest) -> _UnfinishedFork:
+        old = self._new_threads.deleted_before(graft.target_id)
+        made = self._record_of_fork(graft, old)
+        self._hold(made)
+        statements = self._begun(made, graft)
+        outcome = self._commands.bulk(statements)
+        if outcome.hits < len(statements):
+            self._new_threads.discard(made)
+            if outcome.error is not None:
+                raise outcome.error
+            self._locks.await_unlocked(graft.source)
+            raise Stale
+        return _UnfinishedFork(graft.source, made, old)
+
+    def fork_more(
+        self, forking: Any, rows: Sequence[CheckpointRow], writes: Sequence[WriteRow]
+    ) -> None:
+        assert isinstance(forking, _UnfinishedFork)
+        forking.made["checkpoint_count"] += sum(not row.hidden for row in rows)
+        statements = [
+            self._going_on(forking.made),
+            *_forked_rows(forking.target, rows, writes),
+            _unchanged(forking.source),
+        ]
+        outcome = self._commands.bulk(statements)
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.failed is not None:
+            raise Stale if outcome.failed else StorageBusy(_TOO_LONG_AGO)
+        self._turns.count_changed(len(rows) + len(writes))
+
+    def end_fork(self, forking: Any) -> None:
+        assert isinstance(forking, _UnfinishedFork)
+        before = [self._going_on(forking.made), _unchanged(forking.source)]
+        if not self._new_threads.show(forking.made, forking.old, before):
+            raise Stale
+
+    def _record_of_fork(self, request: ForkRequest, old: Document | None) -> Document:
+        source = request.source
+        target = ThreadRef(ObjectId(), source.family, source.epoch)
+        fields = _fields_of_fork(request)
+        return self._new_threads.record(request.target_id, target, old, request.hashing, **fields)
+
+    def _begun(self, made: Document, request: ForkRequest) -> list[Statement]:
+        """Return the statements that insert a fork with the rows that are known."""
+        source, target = request.source, _target_of(made)
+        return [
+            _unchanged(source),
+            update_one(record_of(target), {"$setOnInsert": made}, upsert=True),
+            *(
+                chunk_statement(chunk, is_sharded=self._commands.is_sharded)
+                for chunk in chunk_documents(source, request.chunks)
+            ),
+            *_forked_rows(target, request.rows, request.writes),
+            _unchanged(source),
+        ]
+
+    # What is not complete
+
+    def _hold(self, made: Document) -> None:
+        """Have a thread that is made in turns found, and removed, if nobody comes to its end."""
+        made["removed_at"] = now = self._commands.clock.now()
+        until = datetime.fromtimestamp(now / 1e6, timezone.utc)
+        until += timedelta(seconds=ABANDONED_SECONDS)
+        made["lock"] = {"by": made["building"], "until": until}
+
+    def _going_on(self, made: Document) -> Statement:
+        """Return the statement that fails where what is made in turns was taken for abandoned."""
+        self._hold(made)
+        changes = {field: made[field] for field in ("lock", "removed_at", "checkpoint_count")}
+        # One that was removed since is not made anew.
+        return expect(
+            {**record_of(_target_of(made)), "building": made["building"]}, {"$set": changes}
+        )
 
     def _check_same(self, source: ThreadRef, rows: Sequence[Document]) -> None:
         """Check that a thread still has the rows that were copied.
@@ -293,6 +356,27 @@ def _fields_of_fork(request: ForkRequest) -> Document:
         "checkpoint_count": sum(not row.hidden for row in request.rows),
         "salt": request.salt,
     }
+
+
+def _target_of(made: Document) -> ThreadRef:
+    return ThreadRef(made["_id"], made["family"], made["epoch"])
+
+
+def _unchanged(source: ThreadRef) -> Statement:
+    """Return the statement that fails where something was removed from the source of a fork."""
+    return expect(
+        {**record_of(source), "epoch": source.epoch, "deleted_at": None, "lock": None},
+        {"$set": {"kind": "thread"}},
+    )
+
+
+def _forked_rows(
+    target: ThreadRef, rows: Sequence[CheckpointRow], writes: Sequence[WriteRow]
+) -> list[Statement]:
+    return [
+        *(_forked(target, *checkpoint_document(target, row), row) for row in rows),
+        *(_forked(target, *write_document(target, row), row) for row in writes),
+    ]
 
 
 def _forked(

@@ -98,9 +98,7 @@ def _fork_in_turns(context: Context, new: NewFork) -> Steps[bool]:
             session = turns.session
             thread = existing_thread(session, new.source.thread_id)
             removals = session.removals
-            if not (session.copies.forks_in_turns() and removals.is_long(thread)):
-                return False
-            if not removals.is_ordered(thread):
+            if not (removals.is_long(thread) and removals.is_ordered(thread)):
                 return False
             if (yield from _forked(context, turns, new)):
                 return True
@@ -119,7 +117,10 @@ def _forked(context: Context, turns: Turns, new: NewFork) -> Work[bool]:
     heads = heads_of(source, moment, new)
     ends = {place_of(end): end for end in (source.row, *heads)}
     request = request_of(context, turns.session, new, Parts(source, moment, heads, ends))
-    forking = turns.session.copies.begin_fork(request)
+    try:
+        forking = turns.session.copies.begin_fork(request)
+    except Stale:
+        return False
     yield
     error: ForkpointError | None = None
     try:

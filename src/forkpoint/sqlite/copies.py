@@ -243,9 +243,6 @@ class SqliteCopies(Copies):
         put_chunks(self._sql, graft.source, graft.chunks)
         self._insert(self._add_fork(graft, graft.target_id), graft.rows, graft.writes)
 
-    def forks_in_turns(self) -> bool:
-        return True
-
     def begin_fork(self, graft: ForkRequest) -> _UnfinishedFork:
         self._table.check_free(graft.target_id)
         removals = self._table.change_count(graft.source).removals

@@ -196,12 +196,11 @@ class Copies(ABC):
         """Leave a copy or a fork that is not complete to `Collections.clear`."""
         raise NotImplementedError
 
-    def forks_in_turns(self) -> bool:
-        """Return whether it has the next three, by which threads that are long are forked."""
-        return False
-
     def begin_fork(self, graft: ForkRequest) -> Any:
-        """Begin what `fork` does, with some of the rows. Returns and raises what `begin` does."""
+        """Begin what `fork` does, for a source that `is_long`, with some of the rows.
+
+        Returns and raises what `begin` does.
+        """
         raise NotImplementedError
 
     def fork_more(
@@ -257,7 +256,7 @@ class Removals(ABC):
         """
 
     # A backend whose `remove` and `copy` keep others out for long says which threads are long. Then
-    # it has these as well, `Copies.begin`, `copy_more` and `abandon`, and `Checkpoints.since` and
+    # it has these as well, all of `Copies`, and `Checkpoints.since` and
     # `older`.
 
     def is_long(self, thread: ThreadRef) -> bool:
