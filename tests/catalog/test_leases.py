@@ -28,6 +28,7 @@ from forkpoint import (
     ThreadBusy,
     ThreadCatalog,
     ThreadDeleted,
+    ThreadNotFound,
 )
 from forkpoint.catalog import leases
 from forkpoint.saver.saver import ForkpointSaver
@@ -71,6 +72,28 @@ async def test_a_run_waits_until_the_other_run_is_done(catalog: Api, store: Stor
             order.append("second")
         timer.join()
     assert order == ["first", "end", "second"]
+
+
+async def test_a_lease_may_need_its_thread(catalog: Api, store: Store) -> None:
+    with pytest.raises(ThreadNotFound):
+        async with run(catalog, must_exist=True):
+            pass
+    await catalog.create("thread")
+    with store.saver() as own:
+        first = ThreadCatalog(own).run("thread")
+        first.__enter__()
+
+        def end() -> None:
+            own.delete_thread("thread")
+            first.__exit__(None, None, None)
+
+        timer = threading.Timer(0.1, end)
+        timer.start()
+        with pytest.raises(ThreadNotFound):
+            async with run(catalog, if_busy="wait", must_exist=True):
+                pass
+        timer.join()
+    assert await catalog.count() == 0
 
 
 class State(TypedDict):

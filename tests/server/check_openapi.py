@@ -26,6 +26,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
+ENDLESS = [("get", "stream"), ("post", "events")]
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_whatever_is_asked_is_answered_as_described(examples: int, description: 
     asked = 0
     for found in description.get_all_operations():
         operation = found.ok()
-        if operation.path.endswith("/stream") and operation.method == "get":
+        if (operation.method, operation.path.rpartition("/")[2]) in ENDLESS:
             continue  # it may not end
         asked += 1
 

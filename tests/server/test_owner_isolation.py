@@ -33,7 +33,7 @@ CURSOR = "<cursor of somebody else>"
 SECRET = "SECRET"
 FEW = 2
 """How many examples of each operation are in every run."""
-ENDLESS = ("GET", "/threads/{thread_id}/stream")
+ENDLESS = [("GET", "/threads/{thread_id}/stream"), ("POST", "/threads/{thread_id}/stream/events")]
 FORM = (
     *("thread_id", "checkpoint_id", "new_thread_id", "kind", "input", "answer", "interrupt_id"),
     *("steps", "key"),
@@ -183,6 +183,9 @@ def is_taken(answer: httpx.Response, thread_ids: list[str]) -> bool:
     Ids are those of one store, so that much is told of others to who wants to make a thread.
     """
     told = [f"there is a thread {thread_id!r} already" for thread_id in thread_ids]
+    if answer.url.path.endswith("/commands"):
+        is_error = answer.status_code == 200 and answer.json()["type"] == "error"
+        return is_error and answer.json()["message"] in [f"409: {each}" for each in told]
     if answer.status_code != 409:
         return False
     if answer.headers["content-type"].startswith("application/json"):
@@ -219,7 +222,7 @@ def check(operation: Operation, examples: int, alone: World, shared: World, othe
         return others.words(name)
 
     requests = requests_to(operation, words, FORM)
-    if (operation.method, operation.path) == ENDLESS:
+    if (operation.method, operation.path) in ENDLESS:
         requests = requests.filter(lambda sent: sent.path["thread_id"] != OWN)
 
     @settings(max_examples=examples, suppress_health_check=list(HealthCheck), database=None)

@@ -17,10 +17,17 @@ from langgraph_sdk.errors import (
     UnprocessableEntityError,
 )
 from pydantic import BaseModel
+from starlette.requests import Request
 from typing_extensions import TypedDict
 
+from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import ApiKeys, create_app
+from forkpoint.server.assistants import Assistant
+from forkpoint.server.bodies import NewRun
+from forkpoint.server.requests import RequestScope, Server
+from forkpoint.server.run import Run, RunOptions
+from forkpoint.server.runs import Runs
 from served import Client, Gates, chat, said, serving
 from servers import PATIENCE_SECONDS
 
@@ -28,6 +35,9 @@ from servers import PATIENCE_SECONDS
 async def entered(gates: Gates) -> None:
     """Wait until a run is in the middle of its node."""
     assert await asyncio.to_thread(gates.entered.acquire, timeout=PATIENCE_SECONDS)
+
+
+HTTP = {"type": "http", "method": "POST", "path": "/", "headers": []}
 
 
 def names(parts: Any) -> list[str]:
@@ -210,10 +220,50 @@ async def test_who_joins_a_thread_sees_its_later_runs(busy: Any, gates: Gates) -
     await busy.threads.create(thread_id="t")
     stream = await busy.threads.join_stream("t")
     following = asyncio.create_task(anext(stream))
-    run = await begin(busy, "you")
+    run = await begin(busy, "wait")
     part = await following
+    gates.left.release()
     assert (part.event, part.data["run_id"]) == ("metadata", run["run_id"])
     await stream.aclose()
+
+
+async def test_who_joins_a_thread_may_come_back_and_choose(busy: Any, client: Client) -> None:
+    await busy.threads.create(thread_id="t")
+    all_parts = await busy.threads.join_stream("t", last_event_id="-")
+    modes: Any = {"stream_mode": ["lifecycle", "state_update"], "last_event_id": "-"}
+    states = await busy.threads.join_stream("t", **modes)
+    run = await begin(busy, "you")
+    parts = [await anext(all_parts) for _ in range(4)]
+    assert names(parts) == ["metadata", "values", "values", "metadata"]
+    assert parts[3].data == {"status": "run_done", "run_id": run["run_id"]}
+    again = await busy.threads.join_stream("t", last_event_id=parts[1].id)
+    assert [await anext(again) for _ in range(2)] == parts[2:]
+    await client.threads.update_state("t", {"turns": 5}, as_node="answer")
+    told = [await anext(states) for _ in range(3)]
+    assert names(told) == ["metadata", "metadata", "state_update"]
+    assert told[2].data["state"] == await busy.threads.get_state("t")
+    for stream in (states, all_parts, again):
+        await stream.aclose()
+    for bad in ({"stream_mode": "nothing"}, {"last_event_id": "x"}):
+        with pytest.raises(UnprocessableEntityError):
+            await anext(await busy.threads.join_stream("t", **bad))
+
+
+async def test_a_run_without_a_thread_leaves_none_if_its_client_goes(
+    address: str, busy: Any, gates: Gates, saver: ForkpointSaver
+) -> None:
+    given = {"assistant_id": "chat", "input": said("wait")}
+    async with (
+        httpx.AsyncClient(base_url=address) as raw,
+        raw.stream("POST", "/runs/stream", json=given) as answer,
+    ):
+        thread_id, _, run_id = answer.headers["Content-Location"].split("/")[2:]
+        await entered(gates)
+        join = asyncio.create_task(busy.runs.join(thread_id, run_id))
+    assert ThreadCatalog(saver).count() == 1
+    gates.left.release()
+    assert (await join)["turns"] == 1
+    assert ThreadCatalog(saver).count() == 0
 
 
 async def test_a_deleted_thread_ends_its_run(busy: Any, gates: Gates) -> None:
@@ -264,6 +314,59 @@ async def test_no_run_that_waits_makes_a_deleted_thread_anew(client: Client, gat
     await asyncio.wait(joining)
     with pytest.raises(NotFoundError):
         await client.threads.get("t")
+
+
+class Deleting:
+    """A graph whose thread is deleted just before a run of it has begun, or an update."""
+
+    def __init__(self, graph: Any, saver: ForkpointSaver) -> None:
+        self._graph, self._catalog = graph, ThreadCatalog(saver)
+        self.astream = graph.astream
+
+    def copy(self, options: Any) -> Any:
+        if self._catalog.get("t") is not None:
+            self._catalog.delete("t")
+        return self._graph.copy(options)
+
+
+@pytest.mark.parametrize("strategy", ["reject", "enqueue", "interrupt", "rollback"])
+async def test_a_thread_that_is_deleted_as_a_run_begins_stays_deleted(
+    strategy: Any, saver: ForkpointSaver
+) -> None:
+    with serving(create_app(saver, {"chat": Deleting(chat(), saver)})) as address:
+        client = Client(address, "async")
+        await client.threads.create(thread_id="t")
+        given: Any = {"input": said("you"), "multitask_strategy": strategy}
+        if strategy == "reject":
+            with pytest.raises(NotFoundError):
+                await client.runs.create("t", "chat", **given)
+        else:
+            with pytest.raises(Exception, match="ThreadNotFound"):
+                await client.runs.wait("t", "chat", **given)
+        await client.threads.create(thread_id="t")
+        with pytest.raises(NotFoundError):
+            await client.threads.update_state("t", {"turns": 1})
+        assert await client.threads.count() == 0
+
+
+@pytest.mark.parametrize("strategy", ["reject", "enqueue"])
+async def test_a_run_that_is_cancelled_before_it_begins_ends(
+    strategy: Any, saver: ForkpointSaver
+) -> None:
+    catalog = ThreadCatalog(saver)
+    catalog.create("t")
+    runs = Runs()
+    request = RequestScope(Server(catalog, {"chat": chat()}, None, runs), None, Request(HTTP))
+    body = NewRun(assistant_id="chat", input=said("you"), multitask_strategy=strategy)
+    run = Run(request, "t", Assistant("chat", "chat"), body, RunOptions())
+    starting = asyncio.create_task(runs.start(request, run))
+    while not runs.of_thread(request, "t"):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await runs.end_thread(request, "t")  # its task has not begun
+    await starting
+    assert (await run.join())["__error__"]["error"] == "UserInterrupt"
+    assert run.status == "interrupted"
+    assert catalog.lease("t") is None
 
 
 class Settings(BaseModel):

@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -62,6 +62,13 @@ DIFFERENCES: dict[str, str] = {
     r"(state|history), chosen \| .+": "there, select of states is not heeded",
     r"history before an id \| .+": "there, an id is refused, which the client's type allows",
     r"write without a graph \| .+": "here, the only graph is that of threads that name none",
+    # The streaming protocol
+    r"stream: events \| \[\]\.params\.data\.messages\[\]\.\w+": "there, messages in events are "
+    "without their empty fields",
+    r"stream: question \| \[\]\.params\.data\.value": "here, the question is also under the name "
+    "that the client in Python reads",
+    r"command: a subscription \| .+": "there, it is taken and forgotten, as the request has no "
+    "events; here, it is refused",
     r"wait for a question \| body\.__interrupt__\[\]\.response_schema": "there, null without one",
 }
 """Where answers differ, as a pattern of the step and the place, and why."""
@@ -90,7 +97,7 @@ def parameters() -> dict[str, set[str]]:
     return {
         name: set(inspect.signature(method).parameters) - {"self", "headers", "params"}
         for name, method in methods
-        if not name.startswith("_") and name != "stream"  # which is another protocol
+        if not name.startswith("_")
     }
 
 
@@ -101,6 +108,7 @@ class Asked:
         hooks = {"response": [self._note]}
         http = httpx.AsyncClient(base_url=address, timeout=60, event_hooks=hooks)
         client = LangGraphClient(http)
+        self.http = http
         self.threads, self.runs = Noted(client.threads), client.runs
         self.answers: dict[str, Any] = {}
         self._last: httpx.Response | None = None
@@ -144,7 +152,10 @@ def id_of(name: str) -> str:
 
 async def script(server: Asked) -> None:
     """Call each method of the client of threads, with each of its parameters."""
-    for part in (made, changed, run, read, written, found, joined, copied, removed, apart):
+    for part in (
+        *(made, changed, run, read, written, found, joined, streamed),
+        *(copied, removed, apart),
+    ):
         await part(server, server.threads, server.runs)
 
 
@@ -276,6 +287,65 @@ async def joined(server: Asked, threads: Any, runs: Any) -> None:
         await runs.wait(id_of("a"), "chat", input=said("Hello"), multitask_strategy="enqueue")
     await listening
     server.answers["join the stream"] = {"events": list(dict.fromkeys(names))}
+
+
+async def streamed(server: Asked, threads: Any, _: Any) -> None:
+    """Begin runs by the streaming protocol, and follow what they send."""
+    options = {"assistant_id": "chat", "run_start_timeout": 60, "transport": "sse"}
+    async with threads.stream(id_of("streamed"), **options) as stream:
+        await stream.run.start(input=said("Hello"))
+        server.answers["stream: events"] = [event async for event in sent(stream, "completed")]
+        server.answers["stream: output"] = shape(await stream.output)
+    async with threads.stream(id_of("asked"), **options) as stream:
+        await stream.run.start(input=said("Well?"))
+        events = [event async for event in sent(stream, "interrupted")]
+        asked = [event for event in events if event["method"] == "input.requested"]
+        server.answers["stream: question"] = asked
+        while not stream.interrupted:  # noqa: ASYNC110  # which another task of the client hears
+            await asyncio.sleep(0.01)
+        await stream.run.respond("good")
+        server.answers["stream: output after an answer"] = shape(await stream.output)
+    async with threads.stream(**options) as stream:
+        with pytest.raises(RuntimeError) as refused:
+            await stream.run.respond("good", interrupt_id="nothing")
+        server.answers["stream: no question"] = str(refused.value)
+    http = server.http
+    place = f"/threads/{id_of('streamed')}"
+    commands = {
+        "nothing": {"method": "nothing"},
+        "an id that is none": {"id": "x", "method": "run.start"},
+        "no assistant": {"method": "run.start"},
+        "an unknown assistant": {"method": "run.start", "params": {"assistant_id": "nobody"}},
+        "no interrupt": {"method": "input.respond", "params": {}},
+        "an unknown interrupt": {
+            "method": "input.respond",
+            "params": {"interrupt_id": "x", "response": 1},
+        },
+        "the tree": {"method": "agent.getTree"},
+        "a subscription": {"method": "subscription.subscribe", "params": {"channels": ["values"]}},
+    }
+    for name, command in commands.items():
+        answer = await http.post(f"{place}/commands", json={"id": 1, **command})
+        body = answer.json()
+        server.answers[f"command: {name}"] = {
+            "status": answer.status_code,
+            "body": {**body, "message": type(body.get("message")).__name__},
+        }
+    for name, body in (("no channel", {}), ("an unknown channel", {"channels": ["x"]})):
+        answer = await http.post(f"{place}/stream/events", json=body)
+        server.answers[f"events: {name}"] = answer.status_code
+
+
+async def sent(stream: Any, end: str) -> AsyncIterator[Any]:
+    """Return what is sent of a run, without numbers and times."""
+    channels = ("values", "messages", "lifecycle", "input.requested")
+    async for event in stream.events:
+        if event["method"] in channels:
+            assert {*event} == {"type", "event_id", "seq", "method", "params"}
+            params = {key: part for key, part in event["params"].items() if key != "timestamp"}
+            yield shape({"method": event["method"], "params": params})
+        if event["method"] == "lifecycle" and event["params"]["data"]["event"] == end:
+            return
 
 
 async def copied(server: Asked, threads: Any, _: Any) -> None:

@@ -256,6 +256,7 @@ class ThreadCatalog(BulkCatalog):
         if_busy: str = "raise",
         ttl: timedelta = timedelta(seconds=30),
         timeout: timedelta | None = None,
+        must_exist: bool = False,
     ) -> Lease:
         """Return the right to be the only active run on a thread, across processes and hosts.
 
@@ -273,9 +274,12 @@ class ThreadCatalog(BulkCatalog):
                 finishes it first.
             ttl: How long the lease lasts if its holder dies.
             timeout: How long to wait at most; for ever by default.
+            must_exist: Whether to refuse a thread that does not exist, or that is deleted by the
+                time the lease begins.
 
         Raises:
             ThreadBusy: Another run has the lease. It is raised when the block is entered.
+            ThreadNotFound: There is no such thread, and it must exist. It is raised then as well.
             InvalidInput: An argument is of the wrong type.
         """
         request = LeaseRequest(
@@ -283,6 +287,7 @@ class ThreadCatalog(BulkCatalog):
             inputs.choice(if_busy, "if_busy", ("raise", "wait", "cancel", "rollback")),
             inputs.duration(ttl, "ttl"),
             None if timeout is None else inputs.duration(timeout, "timeout") / 1_000_000,
+            must_exist,
         )
         return Lease(self._context, self._runner, request, self._saver.get_next_version)
 

@@ -17,6 +17,7 @@ from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import (
     assistants,
     bodies,
+    commands,
     forks,
     page_actions,
     pages,
@@ -80,7 +81,16 @@ def create_app(
         responses={status: {"model": bodies.ErrorReply} for status in _FAILURES},
     )
     app.state.forkpoint = Server(catalog, graphs, authenticate, runs)
-    for routes in (threads, states, run_routes, assistants, forks, pages, page_actions):
+    for routes in (
+        threads,
+        states,
+        run_routes,
+        commands,
+        assistants,
+        forks,
+        pages,
+        page_actions,
+    ):
         app.include_router(routes.router)
     app.mount("/pages/static", StaticFiles(directory=STATIC))
     app.add_api_route("/ok", _ok, response_model=Json, tags=["server"])

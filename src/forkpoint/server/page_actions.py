@@ -89,7 +89,7 @@ async def rollback(request: PageRequest, form: SentForm) -> Response:
 async def delete(request: PageRequest, form: SentForm) -> Response:
     """Delete a thread with its whole history."""
     thread = await request.thread(form.needed("thread_id"))
-    await request.server.runs.end_thread(thread.thread_id)
+    await request.server.runs.end_thread(request, thread.thread_id)
     await request.catalog.adelete(thread.thread_id)
     return redirect(request.http, "", notice="deleted")
 

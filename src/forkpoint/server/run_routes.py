@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -13,26 +13,27 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from forkpoint.server import bodies
 from forkpoint.server.assistants import find_assistant
 from forkpoint.server.bodies import Json
-from forkpoint.server.requests import Request, StrictRoute, ThreadId
-from forkpoint.server.runs import MODES, Run
+from forkpoint.server.requests import Request, RequestScope, StrictRoute, ThreadId
+from forkpoint.server.run import MODES, Run, RunOptions
 
 router = APIRouter(route_class=StrictRoute, tags=["runs"])
 RunId = Annotated[str, Path()]
-_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+ThreadModes = Annotated[list[Literal["run_modes", "lifecycle", "state_update"]] | None, Query()]
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _HEARTBEAT_SECONDS = 5
 
 
-@router.post("/threads/{thread_id}/runs/stream", responses=_STREAM, response_class=Response)
+@router.post("/threads/{thread_id}/runs/stream", responses=STREAM, response_class=Response)
 async def stream(request: Request, thread_id: ThreadId, body: bodies.NewRun) -> Response:
     """Run a graph on a thread, and send what it streams as it comes."""
     return _streamed(await start_run(request, thread_id, body))
 
 
-@router.post("/runs/stream", responses=_STREAM, response_class=Response)
+@router.post("/runs/stream", responses=STREAM, response_class=Response)
 async def stream_without_thread(request: Request, body: bodies.NewRun) -> Response:
     """Run a graph on a thread of its own, which is deleted afterwards unless told otherwise."""
     run = await _started_on_new_thread(request, body)
-    return _streamed(run, is_temporary=body.on_completion != "keep")
+    return _streamed(run, has_thread=body.on_completion == "keep")
 
 
 @router.post("/threads/{thread_id}/runs/wait", response_model=None)
@@ -48,11 +49,7 @@ async def wait(
 @router.post("/runs/wait", response_model=None)
 async def wait_without_thread(request: Request, body: bodies.NewRun) -> Any:
     """Run a graph on a thread of its own, and return its last state."""
-    run = await _started_on_new_thread(request, body)
-    values = await run.join()
-    if body.on_completion != "keep":
-        await run.delete_thread()
-    return values
+    return await (await _started_on_new_thread(request, body)).join()
 
 
 @router.post("/threads/{thread_id}/runs", response_model=Json)
@@ -92,7 +89,7 @@ async def join(request: Request, thread_id: ThreadId, run_id: RunId) -> Any:
     return await _known(request, thread_id, run_id).join()
 
 
-@router.get("/threads/{thread_id}/runs/{run_id}/stream", responses=_STREAM, response_class=Response)
+@router.get("/threads/{thread_id}/runs/{run_id}/stream", responses=STREAM, response_class=Response)
 async def join_stream(
     request: Request,
     thread_id: ThreadId,
@@ -104,17 +101,33 @@ async def join_stream(
     return _streamed(_known(request, thread_id, run_id), after=after)
 
 
-@router.get("/threads/{thread_id}/stream", responses=_STREAM, response_class=Response)
-async def join_thread(request: Request, thread_id: ThreadId) -> Response:
-    """Send what the runs on a thread stream, those that begin later included. It does not end."""
+@router.get("/threads/{thread_id}/stream", responses=STREAM, response_class=Response)
+async def join_thread(
+    request: Request,
+    thread_id: ThreadId,
+    stream_mode: ThreadModes = None,
+    stream_modes: ThreadModes = None,
+    last_event_id: Annotated[str | None, Header(pattern=r"^(-|\d{1,18}(-\d{1,9})?)$")] = None,
+) -> Response:
+    """Send what the runs on a thread stream, those that begin later included. It does not end.
+
+    `run_modes` are all of it, `lifecycle` says when runs begin and end, and `state_update` has the
+    states that are written without a run. After an id, `-` for that of the first, it goes on there.
+    """
+    modes = {part for asked in (stream_mode, stream_modes) for part in asked or ()}
     await request.thread(thread_id)
+    after = None
+    if last_event_id is not None:
+        after = 0 if last_event_id == "-" else int(last_event_id.partition("-")[0])
+    streams = request.server.runs.streams_of(request, thread_id)
 
     async def events() -> AsyncIterator[ServerSentEvent]:
-        async for run in request.server.runs.follow(request, thread_id):
-            async for _, name, data in run.events():
-                yield ServerSentEvent(data, event=name)
+        async for number, name, data in streams.follow_parts(after):
+            mode = "state_update" if name == "state_update" else "run_modes"
+            if mode in (modes or {"run_modes"}) or (name == "metadata" and "lifecycle" in modes):
+                yield ServerSentEvent(data, event=name, id=str(number))
 
-    return _sent(events(), {})
+    return sent(events(), {})
 
 
 @router.post("/threads/{thread_id}/runs/{run_id}/cancel", response_model=Json)
@@ -127,13 +140,13 @@ async def cancel(
 ) -> Json:
     """Cancel a run. With `rollback`, all that it stored is removed."""
     run = request.server.runs.find(request, thread_id, run_id)
-    if run is None or run.is_over or run.task is None:
+    if run is None or run.is_over:
         raise HTTPException(404, "No runs found to cancel.")
     if action == "rollback":
-        async with request.catalog.run(thread_id, if_busy="rollback"):
-            run.task.cancel()
+        async with request.catalog.run(thread_id, if_busy="rollback", must_exist=True):
+            run.cancel()
     else:
-        run.task.cancel()
+        run.cancel()
     if wait:
         await run.join()
     return {}
@@ -149,7 +162,12 @@ async def delete(request: Request, thread_id: ThreadId, run_id: RunId) -> None:
     await request.catalog.saver.adelete_for_runs([run_id])
 
 
-async def start_run(request: Request, thread_id: str, body: bodies.NewRun) -> Run:
+async def start_run(
+    request: RequestScope,
+    thread_id: str,
+    body: bodies.NewRun,
+    options: RunOptions = RunOptions(),  # noqa: B008  # it does not change
+) -> Run:
     """Begin a run of a graph on a thread.
 
     Raises:
@@ -167,8 +185,8 @@ async def start_run(request: Request, thread_id: str, body: bodies.NewRun) -> Ru
         await request.catalog.acreate(thread_id, if_exists="do_nothing")
     else:
         await request.thread(thread_id)
-    run = Run(request, thread_id, assistant, body)
-    await request.server.runs.start(run)
+    run = Run(request, thread_id, assistant, body, options)
+    await request.server.runs.start(request, run)
     return run
 
 
@@ -176,7 +194,8 @@ async def _started_on_new_thread(request: Request, body: bodies.NewRun) -> Run:
     if body.command is not None or body.checkpoint is not None or body.checkpoint_id is not None:
         raise HTTPException(422, "a run without a thread has no checkpoint to go on from")
     new = body.model_copy(update={"if_not_exists": "create"})
-    return await start_run(request, str(uuid4()), new)
+    options = RunOptions(is_temporary=body.on_completion != "keep")
+    return await start_run(request, str(uuid4()), new, options)
 
 
 def _modes(body: bodies.NewRun) -> list[str]:
@@ -191,22 +210,21 @@ def _known(request: Request, thread_id: str, run_id: str) -> Run:
     return run
 
 
-def _streamed(run: Run, *, after: int = 0, is_temporary: bool = False) -> Response:
+def _streamed(run: Run, *, after: int = 0, has_thread: bool = True) -> Response:
     async def events() -> AsyncIterator[ServerSentEvent]:
         try:
-            async for number, name, data in run.events(after):
+            async for number, name, data in run.parts(after):
                 yield ServerSentEvent(data, event=name, id=str(number))
         finally:
-            if run.body.on_disconnect == "cancel" and not run.is_over and run.task is not None:
-                run.task.cancel()
-        if is_temporary:
-            await run.delete_thread()
+            if run.body.on_disconnect == "cancel" and not run.is_over:
+                run.cancel()
 
     place = {"Content-Location": _place_of(run)}
-    return _sent(events(), place if is_temporary else _headers_of(run, "stream"))
+    return sent(events(), _headers_of(run, "stream") if has_thread else place)
 
 
-def _sent(events: AsyncIterator[ServerSentEvent], headers: Mapping[str, str]) -> Response:
+def sent(events: AsyncIterator[ServerSentEvent], headers: Mapping[str, str]) -> Response:
+    """Return an answer of server-sent events."""
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers}
     return EventSourceResponse(events, headers=headers, ping=_HEARTBEAT_SECONDS)
 

@@ -17,6 +17,7 @@ from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json
 from forkpoint.server.bodies import Json
 from forkpoint.server.requests import Graph, Request, StrictRoute, ThreadId
+from forkpoint.server.thread_streams import as_text
 
 router = APIRouter(route_class=StrictRoute, tags=["states"])
 Subgraphs = Annotated[bool, Query()]
@@ -61,13 +62,18 @@ async def update_state(request: Request, thread_id: ThreadId, body: bodies.State
         raise HTTPException(400, "a state is updated by its graph, and none is served for it")
     place = body.checkpoint or bodies.CheckpointPlace()
     place = place.model_copy(update={"checkpoint_id": body.checkpoint_id or place.checkpoint_id})
-    async with request.catalog.run(thread_id) as lease:
+    async with request.catalog.run(thread_id, must_exist=True) as lease:
         config = config_at(thread_id, place, lease.config["configurable"])
         try:
             written = await graph.aupdate_state(config, body.values, body.as_node)
         except (InvalidUpdateError, ValueError, KeyError) as error:
             raise HTTPException(400, str(error)) from error
     checkpoint = _place_of(written)
+    streams = request.server.runs.streams_of(request, thread_id)
+    if streams.followers:
+        state = await read_state(request, thread_id, bodies.CheckpointPlace(), subgraphs=False)
+        shown = as_text({"state": state, "thread_id": thread_id})
+        streams.parts.append(("state_update", shown))
     return {
         "checkpoint": checkpoint,
         "configurable": checkpoint,

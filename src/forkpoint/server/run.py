@@ -1,0 +1,324 @@
+"""A run of a graph on a thread, and what it streams."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from langchain_core._api import LangChainBetaWarning
+from langchain_core.messages import BaseMessage, BaseMessageChunk, message_chunk_to_message
+
+from forkpoint.catalog.leases import Lease
+from forkpoint.errors import ForkpointError, StaleLease, ThreadDeleted, ThreadNotFound
+from forkpoint.runtime.runner import completed
+from forkpoint.server import bodies
+from forkpoint.server.as_json import as_json
+from forkpoint.server.assistants import Assistant
+from forkpoint.server.bodies import Json
+from forkpoint.server.log import Log
+from forkpoint.server.protocol import AllModes, Event, events_of
+from forkpoint.server.requests import RequestScope
+from forkpoint.server.states import command_of, config_at
+from forkpoint.server.thread_streams import ThreadStreams, as_text
+
+MODES = frozenset(
+    ("values", "updates", "messages", "messages-tuple", "custom", "checkpoints", "tasks", "debug")
+)
+IF_BUSY = {"reject": "raise", "enqueue": "wait", "interrupt": "cancel", "rollback": "rollback"}
+
+
+class RunOptions(NamedTuple):
+    """What is different about a run."""
+
+    is_temporary: bool = False
+    """Whether its thread is made for it alone, and deleted when it ends."""
+    sends_events: bool = False
+    """Whether a command began it: then it sends the events of the streaming protocol."""
+
+
+class Run:
+    """A run of a graph on a thread, in a task of its own: it goes on if its client goes.
+
+    Attributes:
+        run_id: Its id, which is in the metadata of each checkpoint that it makes.
+        status: As LangGraph Platform has it.
+        values: The last state that it streamed, with what it waits for.
+        error: What it failed with.
+        asked: The ids of the interrupts that clients were asked for an answer to.
+    """
+
+    def __init__(
+        self,
+        request: RequestScope,
+        thread_id: str,
+        assistant: Assistant,
+        body: bodies.NewRun,
+        options: RunOptions,
+    ) -> None:
+        self.run_id = str(uuid4())
+        self.thread_id = thread_id
+        self.owner = request.owner
+        self.body = body
+        self.status = "pending"
+        self.values: Any = None
+        self.error: Json | None = None
+        self.asked: set[str] = set()
+        self.created_at = self.updated_at = _now()
+        self._catalog = request.catalog
+        self._assistant = assistant
+        self._graph = request.graph_named(assistant.graph_id)
+        self._options = options
+        self._parts: Log[tuple[str, str]] = Log()
+        self._streams = ThreadStreams()
+        self._task: asyncio.Task[None] | None = None
+        self._has_begun = self._is_cancelled = False
+        self._messages: dict[str, BaseMessage] = {}
+
+    @property
+    def is_over(self) -> bool:
+        return self.status not in ("pending", "running")
+
+    @property
+    def modes(self) -> list[str]:
+        asked = self.body.stream_mode or ["values"]
+        return [asked] if isinstance(asked, str) else asked
+
+    def shown(self) -> Json:
+        """Return the run as clients expect it."""
+        return {
+            "run_id": self.run_id,
+            "thread_id": self.thread_id,
+            "assistant_id": self._assistant.assistant_id,
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+            "status": self.status,
+            "metadata": self.body.metadata or {},
+            "kwargs": {},
+            "multitask_strategy": self.body.multitask_strategy or "enqueue",
+        }
+
+    async def parts(self, after: int = 0) -> AsyncIterator[tuple[int, str, str]]:
+        """Return what it streams after a number, what comes later included, to the run's end."""
+        async for number, (name, data) in self._parts.follow(after):
+            yield number, name, data
+
+    async def join(self) -> Any:
+        """Wait for the run's end, and return its last state, or the error."""
+        await self._parts.ended()
+        return self.values if self.error is None else {"__error__": self.error}
+
+    async def begin(self, streams: ThreadStreams) -> None:
+        """Begin in a task of its own. With the strategy `reject`, the lease is had on return.
+
+        Raises:
+            ThreadBusy: Another run is going on, and this one is not to wait, or to end it.
+            ThreadNotFound: The thread was deleted meanwhile.
+        """
+        self._streams = streams
+        strategy = self.body.multitask_strategy or "enqueue"
+        # Whoever deletes the thread before the run has the lease, comes first.
+        lease = self._catalog.run(self.thread_id, if_busy=IF_BUSY[strategy], must_exist=True)
+        stack = AsyncExitStack()
+        is_waiting = strategy != "reject"
+        streams.begin(self.run_id)
+        try:
+            if not is_waiting:
+                await stack.enter_async_context(lease)
+        except BaseException:
+            streams.finish(self.run_id)
+            raise
+        self._task = asyncio.create_task(self._run(lease, stack, is_waiting=is_waiting))
+
+    def cancel(self) -> None:
+        """End the run as soon as may be, whether it goes on, waits, or is just about to begin."""
+        self._is_cancelled = True
+        if self._has_begun and self._task is not None:  # else the task would end without a word
+            self._task.cancel()
+
+    async def ended(self) -> None:
+        """Wait until nothing of the run goes on."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _run(self, lease: Lease, stack: AsyncExitStack, *, is_waiting: bool) -> None:
+        self._has_begun = True
+        status = await self._status_after(lease, stack, is_waiting)
+        if self._options.is_temporary:
+            status = await self._delete_thread() or status
+        if self.error is not None:
+            self._publish("error", self.error)
+        if self._options.sends_events:
+            self._send_end(status)
+        self.status, self.updated_at = status, _now()
+        end = {"status": "run_done", "run_id": self.run_id}
+        self._streams.parts.append(("metadata", as_text(end)))
+        self._streams.finish(self.run_id)
+        self._parts.end()
+
+    async def _status_after(self, lease: Lease, stack: AsyncExitStack, is_waiting: bool) -> str:
+        """Run the graph, and return how that ended."""
+        try:
+            async with stack:
+                if self._is_cancelled:
+                    raise asyncio.CancelledError
+                if is_waiting:
+                    await stack.enter_async_context(lease)
+                self.status, self.updated_at = "running", _now()
+                self._publish("metadata", {"run_id": self.run_id, "attempt": 1})
+                if self._options.sends_events:
+                    await self._stream_events(lease)
+                else:
+                    await self._stream(lease)
+        except asyncio.CancelledError:
+            self.error = {"error": "UserInterrupt", "message": "the run was cancelled"}
+            return "interrupted"
+        except (StaleLease, ThreadDeleted, ThreadNotFound) as error:
+            self.error = {"error": type(error).__name__, "message": as_json(str(error))}
+            return "interrupted"
+        except Exception as error:  # noqa: BLE001  # of the graph: the client is told
+            self.error = {"error": type(error).__name__, "message": as_json(str(error))}
+            return "error"
+        return "success"
+
+    async def _delete_thread(self) -> str | None:
+        """Delete the thread, and return the status of the run if that fails."""
+        try:
+            await completed(self._catalog.adelete(self.thread_id))
+        except (asyncio.CancelledError, ThreadNotFound):
+            pass  # it is gone all the same
+        except ForkpointError as error:
+            self.error = {"error": type(error).__name__, "message": as_json(str(error))}
+            return "error"
+        return None
+
+    def _send_end(self, status: str) -> None:
+        """Send how the run ended, as the streaming protocol has it."""
+        waits = isinstance(self.values, dict) and "__interrupt__" in self.values
+        ends = {"success": "interrupted" if waits else "completed", "error": "failed"}
+        data: Json = {
+            "event": ends.get(status, "interrupted"),
+            "graph_name": self._assistant.graph_id,
+        }
+        if status == "error" and self.error is not None:
+            data["error"] = self.error["message"]
+        self._streams.add(self.run_id, Event("lifecycle", [], data))
+
+    async def _stream(self, lease: Lease) -> None:
+        body = self.body
+        modes = dict.fromkeys(["values", *self.modes])
+        streamed = ["messages" if mode == "messages-tuple" else mode for mode in modes]
+        stream = self._graph.astream(
+            self._given(),
+            self._config(lease),
+            stream_mode=list(dict.fromkeys(streamed)),
+            subgraphs=True,
+            **self._how(),
+        )
+        async for namespace, mode, data in stream:
+            if namespace and not body.stream_subgraphs:
+                if mode != "messages":  # those of all levels are shown, as the Platform does
+                    continue
+                namespace = ()
+            self._show(namespace, mode, data)
+
+    async def _stream_events(self, lease: Lease) -> None:
+        self._streams.begin_events(self.run_id, self._assistant.graph_id)
+        with warnings.catch_warnings():  # nothing else runs meanwhile
+            warnings.simplefilter("ignore", LangChainBetaWarning)
+            stream = await self._graph.astream_events(
+                self._given(),
+                self._config(lease),
+                version="v3",
+                transformers=[AllModes],
+                **self._how(),
+            )
+        async with stream:
+            async for streamed in stream:
+                for event in events_of(streamed, self.asked):
+                    self._streams.add(self.run_id, event)
+                params = streamed["params"]
+                if streamed["method"] == "values" and not params["namespace"]:
+                    waiting = list(params.get("interrupts") or ())
+                    waits = {"__interrupt__": waiting} if waiting else {}
+                    self._show((), "values", {**params["data"], **waits})
+
+    def _given(self) -> Any:
+        return command_of(self.body.command) if self.body.command else self.body.input
+
+    def _how(self) -> Json:
+        body = self.body
+        return {
+            "context": body.context,
+            "interrupt_before": body.interrupt_before,
+            "interrupt_after": body.interrupt_after,
+            "durability": body.durability,
+        }
+
+    def _config(self, lease: Lease) -> Json:
+        body = self.body
+        given = body.config or {}
+        place = body.checkpoint or bodies.CheckpointPlace()
+        place = place.model_copy(
+            update={"checkpoint_id": body.checkpoint_id or place.checkpoint_id}
+        )
+        configurable = {
+            name: value
+            for name, value in (given.get("configurable") or {}).items()
+            if not name.startswith("__") and name not in bodies.CheckpointPlace.model_fields
+        }
+        metadata = {
+            **(body.metadata or {}),
+            "graph_id": self._assistant.graph_id,
+            "assistant_id": self._assistant.assistant_id,
+            "run_id": self.run_id,
+        }
+        config = config_at(self.thread_id, place, {**configurable, **lease.config["configurable"]})
+        limit = given.get("recursion_limit")
+        limits = {"recursion_limit": limit} if isinstance(limit, int) and limit > 0 else {}
+        tags = given.get("tags")
+        labels = {"tags": tags} if isinstance(tags, list) else {}
+        return {**config, **limits, **labels, "metadata": metadata}
+
+    def _show(self, namespace: Sequence[str], mode: str, data: Any) -> None:
+        name = "|".join([mode, *namespace])
+        if mode == "values":
+            if not namespace:
+                self.values = as_json(data)
+            if "values" in self.modes:
+                self._publish(name, as_json(data))
+        elif mode != "messages":
+            self._publish(name, as_json(data))
+        else:
+            if "messages-tuple" in self.modes:
+                self._publish(name, as_json(list(data)))
+            if "messages" in self.modes:
+                self._show_message(namespace, *data)
+
+    def _show_message(self, namespace: Sequence[str], message: Any, metadata: Any) -> None:
+        """Show a message as far as it has come: its parts are added up."""
+        before = self._messages.get(message.id)
+        where = "|".join(["", *namespace])
+        if before is None:
+            shown_metadata = {message.id: {"metadata": as_json(metadata)}}
+            self._publish(f"messages/metadata{where}", shown_metadata)
+        elif isinstance(before, BaseMessageChunk) and isinstance(message, BaseMessageChunk):
+            message = before + message
+        self._messages[message.id] = message
+        is_part = isinstance(message, BaseMessageChunk)
+        shown = message_chunk_to_message(message) if is_part else message
+        self._publish(f"messages/{'partial' if is_part else 'complete'}{where}", [as_json(shown)])
+
+    def _publish(self, name: str, data: Any) -> None:
+        part = (name, as_text(data))
+        self._parts.append(part)
+        self._streams.parts.append(part)
+        self.updated_at = _now()
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat()
