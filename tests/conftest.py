@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -16,11 +17,12 @@ from hypothesis import HealthCheck, settings
 from checking import Api
 from commands import Commands
 from forkpoint.saver.saver import ForkpointSaver
-from servers import Mongod, ReplicaSet, RunningServer
+from servers import MEMORY, Mongod, ReplicaSet, RunningServer
 from stores import MongoStore, SqliteStore, Store
 
 BACKENDS = ["sqlite", "mongodb"]
 WORLDS = ["sync", "async"]
+MEMORY_BYTES = 2 << 30
 TURNS = [("sqlite", "sync"), ("mongodb", "async"), ("sqlite", "async"), ("mongodb", "sync")]
 
 settings.register_profile(  # no test is about time
@@ -36,7 +38,12 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C be what it is on a terminal: in the background, a shell has it ignored."""
+    """Have the files of tests in memory: SQLite waits for a disk, at each commit for milliseconds.
+
+    And let Ctrl-C be what it is on a terminal: in the background, a shell has it ignored.
+    """
+    if MEMORY is not None and shutil.disk_usage(MEMORY).free > MEMORY_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -33,7 +33,7 @@ USER = PASSWORD = "root"
 PATIENCE_SECONDS = 300.0  # so long does nothing take but what hangs
 
 # A server syncs what it acknowledges, which takes long on a disk and nothing in memory.
-_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 _PREFIX = "forkpoint-mongod-"
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
@@ -85,7 +85,7 @@ class Mongod:
         self._is_mortal = is_mortal
         _remove_what_was_left()
         prefix = f"{_PREFIX}{os.getpid()}-"
-        self.directory = Path(tempfile.mkdtemp(prefix=prefix, dir=_MEMORY))
+        self.directory = Path(tempfile.mkdtemp(prefix=prefix, dir=MEMORY))
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         _made.add(self)
@@ -313,7 +313,7 @@ def _written(told: dict[str, Any]) -> Timestamp:
 
 def _remove_what_was_left() -> None:
     """Remove the data of servers whose tests were killed: they are in memory, which is scarce."""
-    for directory in Path(_MEMORY or tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+    for directory in Path(MEMORY or tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
         process = directory.name.removeprefix(_PREFIX).partition("-")[0]
         try:
             os.kill(int(process), 0)
