@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -32,7 +33,6 @@ FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 WITHOUT_IO = [
     *(name for name in FILES if name.startswith(("encoding.", "pictures."))),
     *("filters", "json_text", "json_values", "inputs", "langgraph_rules", "previews", "results"),
@@ -45,6 +45,12 @@ WITHOUT_IO = [
     ),
     *("archive.parts", "archive.lines", "transfer.checks", "transfer.comparing"),
 ]
+
+
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """Return what is in each file: not where tests are only collected, which each worker does."""
+    return {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 
 def folder_of(name: str) -> str:
@@ -87,7 +93,9 @@ def imports_of(tree: ast.AST) -> set[str]:
     }
 
 
-IMPORTS = {name: imports_of(tree) for name, tree in TREES.items()}
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    return {name: imports_of(tree) for name, tree in trees().items()}
 
 
 def test_each_folder_has_its_layer() -> None:
@@ -111,13 +119,13 @@ def test_a_file_knows_its_own_folder_and_those_below() -> None:
     known = {folder: folders_known_to(folder) for layer in LAYERS for folder in layer}
     unknown = {
         name: sorted(set(map(folder_of, imported)) - known[folder_of(name)])
-        for name, imported in IMPORTS.items()
+        for name, imported in imports().items()
     }
     assert {name: folders for name, folders in unknown.items() if folders} == {}
 
 
 def test_pytest_is_imported_by_the_contract_alone() -> None:
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         names = {
             part.name if isinstance(node, ast.Import) else node.module
             for node in ast.walk(tree)
@@ -128,18 +136,18 @@ def test_pytest_is_imported_by_the_contract_alone() -> None:
 
 
 def test_no_files_import_each_other() -> None:
-    TopologicalSorter(IMPORTS).prepare()
+    TopologicalSorter(imports()).prepare()
 
 
 def test_the_init_of_a_folder_only_exports() -> None:
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         if name.endswith(".__init__"):
             for node in tree.body:
                 assert isinstance(node, ast.Expr | ast.ImportFrom | ast.Assign), name
 
 
 def test_no_file_of_ours_is_imported_within_a_function() -> None:
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         for function in ast.walk(tree):
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 imported = {one for node in ast.walk(function) for one in names_imported_by(node)}
@@ -150,7 +158,7 @@ def test_pure_files_import_no_io() -> None:
     for name in WITHOUT_IO:
         imported = {
             part.name
-            for node in ast.walk(TREES[name])
+            for node in ast.walk(trees()[name])
             if isinstance(node, ast.Import)
             for part in node.names
         }
@@ -184,7 +192,7 @@ def test_no_function_is_long() -> None:
     long = {
         f"{name}.{node.name}"
         for name in FILES
-        for node in ast.walk(TREES[name])
+        for node in ast.walk(trees()[name])
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if lines_of(node) > LONGEST_FUNCTION
     }
@@ -198,7 +206,7 @@ def test_one_file_has_the_names_that_are_langgraphs() -> None:
     for name in FILES:
         if name == "langgraph_rules" or name.startswith("testing."):
             continue  # what shows that a saver does what LangGraph asks of it says so itself
-        for node in ast.walk(TREES[name]):
+        for node in ast.walk(trees()[name]):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert not node.value.startswith(ONLY_LANGGRAPHS), name
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("langgraph."):
