@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import random
 import threading
 import time
@@ -17,6 +18,7 @@ from langchain_core.messages import HumanMessage
 from checking import Api, checkpoint, config, one_by_one, put
 from commands import Commands
 from forkpoint.mongodb import saver as mongodb
+from forkpoint.mongodb.put_batch import Attempt
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.saver import parts_of
 from servers import PATIENCE_SECONDS, wait_until
@@ -384,6 +386,27 @@ def test_copies_and_forks_write_no_chunk(
     assert commands.chunks() == 0
     assert store.count("chunks") == before
     assert len(commands.names) <= 15
+
+
+# What is kept in memory
+
+
+async def test_nothing_that_was_stored_waits_for_the_collector_of_cycles(api: Api) -> None:
+    """It would keep all documents until then, and have the collector run more often."""
+    head = fill(api.saver, steps=1, length=3)
+    gc.collect()
+    gc.disable()
+    try:
+        for n in range(20):
+            puts = (
+                api.put_writes(head, [("c", n)], f"task {n}"),
+                api.put(head, checkpoint({"n": n}), {}, {"n": 2}),
+            )
+            await asyncio.gather(*puts)
+        kept = [each for each in gc.get_objects() if type(each) is Attempt]
+        assert len(kept) <= 2  # worker threads may still have the last ones
+    finally:
+        gc.enable()
 
 
 # Documents that are read

@@ -280,7 +280,8 @@ class Submission(Waiting):
         super().__init__()
         self.may_wait = may_wait
         self.batch: Sequence[Any] = ()
-        """The puts that it leads."""
+        """The puts that it leads, and none in the end: it is one of them itself, and what refers to
+        itself stays, with all that it stored, until the collector of cycles finds it."""
         self._relay = relay
         self._wake_up = threading.Lock()
         self._wake_up.acquire()
@@ -353,6 +354,7 @@ class Relay(Generic[_S]):
                     self._store(submission.batch)
             for stored in self._leave(submission):
                 stored.wake()
+            submission.batch = ()
         except BaseException:
             self._let_go(submission)
             raise
@@ -386,6 +388,7 @@ class Relay(Generic[_S]):
                 resumable.append(stored)
             else:
                 stored.wake()
+        submission.batch = ()
         return resumable
 
     def _join(self, submission: _S) -> None:
