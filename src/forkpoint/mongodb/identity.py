@@ -26,6 +26,7 @@ from typing import Any
 from bson.objectid import ObjectId
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
+from pymongo.topology_description import TopologyDescription
 
 UUID_DIFFERS = 361
 """The code of the server's error where a collection has not the UUID that a command names."""
@@ -48,6 +49,9 @@ class Identity:
 
     def __init__(self, collection: Collection[Any]) -> None:
         self._collection = collection
+        self._client = collection.database.client
+        self._seen: tuple[object, ObjectId | None] = (None, None)
+        """What the driver knew of the servers last, and the primary's process by that."""
         self._is_lost = False
         self._process: ObjectId | None = None
         self.uuid_option: Mapping[str, Any] = {}
@@ -114,7 +118,14 @@ class Identity:
 
     def _present_process(self) -> ObjectId | None:
         """Return the id of the primary's process; None if it is not known."""
-        topology = self._collection.database.client.topology_description
+        topology = self._client.topology_description
+        known, process = self._seen
+        if topology is not known:  # as seldom as the driver learns something: each put asks twice
+            process = self._process_in(topology)
+            self._seen = topology, process
+        return process
+
+    def _process_in(self, topology: TopologyDescription) -> ObjectId | None:
         if topology.topology_type_name in ("Sharded", "LoadBalanced"):
             return None
         for server in topology.server_descriptions().values():

@@ -18,13 +18,22 @@ from forkpoint.mongodb.known_threads import KnownThreads
 from forkpoint.mongodb.log import Logs
 from forkpoint.mongodb.pipelines import join, joined_rows, named_record
 from forkpoint.mongodb.tail import STATE
-from forkpoint.mongodb.thread_documents import IDENTITY, named_ref, thread_ref
+from forkpoint.mongodb.thread_documents import IDENTITY, LISTED_PLACE, named_ref, thread_ref
 from forkpoint.storage.interface import Stale
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import StoredCheckpoint, ThreadRef
 
 _STATE = {**IDENTITY, **dict.fromkeys(STATE, 1)}
 _NEWEST: list[Document] = [{"$sort": {"checkpoint_id": -1}}, {"$limit": 1}]
+_NOT_LOOKED_AT = dict.fromkeys(
+    (
+        *("family", "thread", "terms", "visible"),
+        *("label", "folded_label", "tags", "fixed_keys", "checksums", "salt", "lease_queue"),
+        *(*LISTED_PLACE, "created_at", "thread_id", "owner"),
+    ),
+    0,
+)
+"""What need not be sent and decoded: what is known, or says how a thread is to be found."""
 _SINCE = 1000  # rows after a checkpoint, at most, for which it counts as one of the newest
 
 
@@ -144,7 +153,7 @@ class Lookup:
             "visible": True,
         }
         read = self._commands.snapshots.find_together(
-            {"family": thread.family, "$or": [same, rows]}, _SINCE
+            {"family": thread.family, "$or": [same, rows]}, _NOT_LOOKED_AT, _SINCE
         )
         kinds: dict[str, list[Document]] = {"thread": [], "checkpoint": [], "write": []}
         for document in read:

@@ -43,8 +43,7 @@ class Put:
         self._relays = relays
         self._request = request
         self._size = checked_size(request)
-        chunk_bytes = sum(len(content) for _, content in request.chunks.values())
-        self._is_large = self._size + chunk_bytes >= LARGE
+        self._is_large = sum(self._size) >= LARGE
         self._is_unsure = False
         """Whether its checkpoint may have been counted before it was stored."""
         thread, watermark, creation = request.expected, None, None

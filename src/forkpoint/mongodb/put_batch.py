@@ -36,7 +36,7 @@ from forkpoint.mongodb.statements import Statement
 from forkpoint.mongodb.tail import LOG_SECONDS, Tail
 from forkpoint.runtime.group_commit import Relay, Submission
 from forkpoint.storage.interface import HistoryChanged, Stale
-from forkpoint.storage.rows import CheckpointRow, PutRequest, ThreadRef
+from forkpoint.storage.rows import CheckpointRow, PutRequest, ThreadRef, WriteRow
 from forkpoint.storage.shared import would_make
 
 LARGE = 1_000_000
@@ -44,6 +44,13 @@ LARGE = 1_000_000
 
 LARGE_CHUNKS = 8_000_000
 """Bytes of chunks; less, with rows that are not large, cannot exceed a command."""
+
+
+class Size(NamedTuple):
+    """About how many characters or bytes a put takes."""
+
+    rows: int
+    chunks: int
 
 
 class Before(NamedTuple):
@@ -62,7 +69,7 @@ class Attempt(Submission):
         relay: What it is to be stored by.
         session: What is known of threads and their logs.
         prepared: What is to be put.
-        size: About how many bytes its rows take.
+        size: How large it is.
 
     Attributes:
         prepared: What is put, with the thread that an earlier put of the bulk has made, if so.
@@ -74,12 +81,11 @@ class Attempt(Submission):
     """
 
     def __init__(
-        self, relay: Relay[Attempt], session: MongoSession, preparation: Preparation, size: int
+        self, relay: Relay[Attempt], session: MongoSession, preparation: Preparation, size: Size
     ) -> None:
         super().__init__(relay, may_wait=preparation.request.row is None)
         self.preparation = preparation
         self.size = size
-        self.chunk_bytes = sum(len(content) for _, content in preparation.request.chunks.values())
         self.steps: Sequence[Step] = ()
         self.entries: Sequence[Document] = ()
         self.own_tail: Tail | None = None
@@ -129,17 +135,17 @@ class Attempt(Submission):
                 tail = tail._replace(epoch=next_epoch)
             assert tail.log is not None
             beginning = Beginning(old, tail.log)
-        rows = entries_of(request, thread)
+        self.entries = entries_of(request, thread)
         self._tail_before = tail
         if beginning is None and not self._has_stored_chunk and may_insert(self.preparation):
             chunks = chunk_documents(thread, request.chunks)
             if chunks:
-                chunks[0], tail = tail.take_slot(chunks[0])
-            self.entries, self._tail = tail.follow(request, rows, is_counted=is_counted)
+                tail = tail.take_slot(chunks[0])
+            self._tail = tail.follow(request, self.entries, is_counted=is_counted)
             self.steps = insertions(chunks, self.entries)
             self.entries = [*chunks[:1], *self.entries]
         else:
-            self.entries, self._tail = tail.follow(request, rows, is_counted=is_counted)
+            self._tail = tail.follow(request, self.entries, is_counted=is_counted)
             self.steps = steps_with_log(self.preparation, self.entries, beginning)
 
     def _with_thread_of(self, before: Before) -> Preparation | None:
@@ -289,8 +295,8 @@ def _prepare(commands: MongoCommands, batch: Sequence[Attempt]) -> Sequence[Atte
 def _execute(commands: MongoCommands, batch: Sequence[Attempt]) -> Outcome | None:
     """Execute a bulk, and return its outcome; None if all its attempts are done."""
     steps = [step for attempt in batch for step in attempt.steps]
-    is_small = sum(attempt.size for attempt in batch) < LARGE
-    is_small = is_small and sum(attempt.chunk_bytes for attempt in batch) < LARGE_CHUNKS
+    is_small = sum(attempt.size.rows for attempt in batch) < LARGE
+    is_small = is_small and sum(attempt.size.chunks for attempt in batch) < LARGE_CHUNKS
     try:
         documents = [step.action for step in steps if not isinstance(step.action, Statement)]
         if is_small and len(documents) == len(steps):
@@ -383,31 +389,41 @@ def _send_alone(commands: MongoCommands, batch: Sequence[Attempt], error: Except
             send(commands, [attempt])
 
 
-def checked_size(request: PutRequest) -> int:
-    """Return about how large the rows of a put are, and refuse one that no document can hold.
+def checked_size(request: PutRequest) -> Size:
+    """Return about how large a put is, and refuse one with a row that no document can hold.
 
     Raises:
         InvalidInput: There is one.
     """
     total = 0
-    for row in (request.row, *request.writes):
-        if row is None:
-            continue
-        rough = sum(len(field) for field in row if isinstance(field, _SIZED))
-        total += rough
-        if rough < LARGE:
-            continue
-        thread = request.expected or ThreadRef(ObjectId(), ObjectId(), ObjectId())
-        document = checkpoint_document if isinstance(row, CheckpointRow) else write_document
-        place, content = document(thread, row)  # type: ignore[arg-type]
-        size = len(bson.encode({**place, "next": content}))
-        if size > MAX_BSON_SIZE - _ENVELOPE:
-            raise InvalidInput(
-                f"MongoDB cannot hold this as one document of {size} bytes; values may be of any "
-                "size, but metadata, names and the number of channels may not"
-            )
-    return total
+    if request.row is not None:
+        ns, id_, parent, run, metadata, refs, content, *_ = request.row
+        total = len(ns) + len(id_) + len(parent or "") + len(run or "") + len(metadata)
+        total += len(refs) + len(content)
+        if total >= LARGE:
+            _check_size(request, request.row)
+    for write in request.writes:
+        ns, id_, task, _, path, channel, refs, content, *_ = write
+        size = len(ns) + len(id_) + len(task) + len(path) + len(channel)
+        size += len(refs) + len(content)
+        if size >= LARGE:
+            _check_size(request, write)
+        total += size
+    return Size(total, sum(len(content) for _, content in request.chunks.values()))
 
 
-_SIZED = (str, bytes)
+def _check_size(request: PutRequest, row: CheckpointRow | WriteRow) -> None:
+    thread = request.expected or ThreadRef(ObjectId(), ObjectId(), ObjectId())
+    if isinstance(row, CheckpointRow):
+        place, content = checkpoint_document(thread, row)
+    else:
+        place, content = write_document(thread, row)
+    size = len(bson.encode({**place, "next": content}))
+    if size > MAX_BSON_SIZE - _ENVELOPE:
+        raise InvalidInput(
+            f"MongoDB cannot hold this as one document of {size} bytes; values may be of any "
+            "size, but metadata, names and the number of channels may not"
+        )
+
+
 _ENVELOPE = 10_000  # bytes of a document apart from what it says

@@ -215,7 +215,7 @@ def steps_with_log(
 
 
 def entries_of(request: PutRequest, thread: ThreadRef) -> list[Document]:
-    """Return the rows of a put as documents of a log, without their slots."""
+    """Return the rows of a put as new documents of a log, without their slots."""
     return [
         {"_id": id_, **place, **content, "visible": True}
         for id_, place, content in _documents(request, thread)
@@ -252,15 +252,19 @@ def _documents(
     request: PutRequest, thread: ThreadRef
 ) -> Iterator[tuple[bytes, Document, Document]]:
     """Yield the `_id` of each row of a put, its place, and its content."""
-    under: Document = {} if request.fence is None else {"fence": request.fence}
+    fence = request.fence
     if request.row is not None:
         id_ = row_id(thread, request.row.checkpoint_ns, request.row.checkpoint_id)
         place, content = checkpoint_document(thread, request.row)
-        yield id_, place, {**content, **under}
+        if fence is not None:
+            content["fence"] = fence
+        yield id_, place, content
     for write in request.writes:
         id_ = row_id(thread, write.checkpoint_ns, write.checkpoint_id, write.task_id, write.idx)
         place, content = write_document(thread, write)
-        yield id_, place, {**content, **under}
+        if fence is not None:
+            content["fence"] = fence
+        yield id_, place, content
 
 
 def _pending_rows(preparation: Preparation) -> tuple[list[Step], list[Step]]:

@@ -44,7 +44,9 @@ class Snapshots:
         self._together = collection.with_options(read_concern=ReadConcern("snapshot"))
         self._keeps_moments = True
 
-    def find_together(self, match: Document, limit: int) -> list[Document]:
+    def find_together(
+        self, match: Document, fields: Mapping[str, int], limit: int
+    ) -> list[Document]:
         """Return documents that a majority has, all of the same moment.
 
         There are none if the server does not keep it, or if they are more than the limit.
@@ -53,7 +55,7 @@ class Snapshots:
 
         def together() -> list[Document]:
             try:
-                return find(match, limit=limit + 1, batch_size=limit + 2).to_list()
+                return find(match, fields, limit=limit + 1, batch_size=limit + 2).to_list()
             except OperationFailure as error:
                 if error.code not in _NO_SNAPSHOT:
                     raise

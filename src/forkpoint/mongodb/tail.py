@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from itertools import count
 from typing import Any, NamedTuple
 
 from bson.objectid import ObjectId
@@ -102,21 +101,21 @@ class Tail(NamedTuple):
         """Return the tail of a new, empty log of this saver that continues this one."""
         return self._replace(log=ObjectId(), slot=0, began=time.monotonic(), is_provisional=False)
 
-    def take_slot(self, document: Document) -> tuple[Document, Tail]:
-        """Return a document with the next slot, which leaves the record as it is, and the tail."""
+    def take_slot(self, document: Document) -> Tail:
+        """Give a document the next slot of the log, without a change, and return the tail."""
         tail = self._replace(slot=self.slot + 1)
-        return {**document, "log": self.log, "slot": tail.slot, "record": self.record}, tail
+        document |= {"log": self.log, "slot": tail.slot, "record": self.record}
+        return tail
 
     def follow(
         self, request: PutRequest, documents: Sequence[Document], *, is_counted: bool
-    ) -> tuple[list[Document], Tail]:
-        """Return documents with the next slots of the log, and the tail after them."""
-        record = self.after(request, is_counted=is_counted)
-        placed = [
-            {**document, "log": self.log, "slot": slot, "record": record}
-            for document, slot in zip(documents, count(self.slot + 1))
-        ]
-        return placed, self._replace(slot=self.slot + len(placed), record=record)
+    ) -> Tail:
+        """Give documents the next slots of the log, and return the tail after them."""
+        record, log, slot = self.after(request, is_counted=is_counted), self.log, self.slot
+        for document in documents:
+            slot += 1
+            document["log"], document["slot"], document["record"] = log, slot, record
+        return self._replace(slot=slot, record=record)
 
 
 def new_tail(epoch: ObjectId, watermark: str | None) -> Tail:
