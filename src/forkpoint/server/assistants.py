@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, NamedTuple
@@ -73,7 +74,7 @@ async def graph(
 ) -> Json:
     """Return the nodes and edges of an assistant's graph."""
     served = request.server.graphs[_known(request.server, assistant_id).graph_id]
-    depth = int(xray) if xray.isdigit() else xray == "true"
+    depth = int(xray) if re.fullmatch("[0-9]{1,9}", xray) else xray == "true"
     drawn: Json = (await served.aget_graph(xray=depth)).to_json()
     return drawn
 

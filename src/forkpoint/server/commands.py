@@ -65,7 +65,8 @@ async def command(request: Request, thread_id: ThreadId, body: Annotated[Json, G
     number, method = body.get("id"), body.get("method")
     if not isinstance(number, int) or not isinstance(method, str):
         message = "a command has an integer as its id, and a text as its method"
-        return JSONResponse(_error(number, "invalid_argument", message), 400)
+        refusal = _error(number, "invalid_argument", message)
+        return JSONResponse({**refusal, "detail": message}, 400)
     params = body.get("params")
     params = params if isinstance(params, dict) else {}
     before = request.server.runs.streams_of(request, thread_id).events.last

@@ -365,7 +365,7 @@ def _with_depths(root: FamilyNode) -> list[tuple[int, FamilyNode]]:
 
 
 def _filter(request: RequestScope, asked: ThreadQuery) -> ThreadFilter:
-    until = _day(asked.until, "until")
+    until = _day(asked.until, "until", timedelta(days=1))
     return ThreadFilter(
         label_contains=asked.text or None,
         metadata=_metadata(asked.metadata),
@@ -373,7 +373,7 @@ def _filter(request: RequestScope, asked: ThreadQuery) -> ThreadFilter:
         tags={tag.strip() for tag in asked.tags.split(",") if tag.strip()},
         owner=asked.owner or None if request.owner is None else None,
         updated_after=_day(asked.since, "since"),
-        updated_before=until and until + timedelta(days=1),
+        updated_before=until,
     )
 
 
@@ -404,10 +404,10 @@ def _scalar(text: str) -> Any:
     return text if isinstance(given, dict | list) else given
 
 
-def _day(text: str, name: str) -> datetime | None:
+def _day(text: str, name: str, later: timedelta = timedelta(0)) -> datetime | None:
     if not text:
         return None
     try:
-        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=timezone.utc)
-    except ValueError as error:
+        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=timezone.utc) + later
+    except (ValueError, OverflowError) as error:
         raise HTTPException(422, f"{name}: a day as 2026-01-31") from error

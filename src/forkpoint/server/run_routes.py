@@ -15,6 +15,7 @@ from forkpoint.server.assistants import find_assistant
 from forkpoint.server.bodies import Json
 from forkpoint.server.requests import Request, RequestScope, StrictRoute, ThreadId
 from forkpoint.server.run import MODES, Run, RunOptions
+from forkpoint.server.states import command_of
 
 router = APIRouter(route_class=StrictRoute, tags=["runs"])
 RunId = Annotated[str, Path()]
@@ -173,7 +174,7 @@ async def start_run(
     Raises:
         ThreadNotFound: There is no such thread, and it is not to be made.
         ThreadBusy: Another run is going on, and this one is not to wait, or to end it.
-        HTTPException: 422: There is no such graph, or a mode is unknown.
+        HTTPException: 422: There is no such graph, a mode is unknown, or a command is none.
     """
     assistant = find_assistant(request.server, body.assistant_id)
     if assistant is None:
@@ -181,6 +182,8 @@ async def start_run(
     unknown = sorted({*_modes(body)} - MODES)
     if unknown:
         raise HTTPException(422, f"stream_mode: there is no {unknown[0]!r}")
+    if body.command is not None:
+        command_of(body.command)
     if body.if_not_exists == "create":
         await request.catalog.acreate(thread_id, if_exists="do_nothing")
     else:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query
 from langgraph.checkpoint.base import CheckpointTuple
-from langgraph.errors import InvalidUpdateError
 from langgraph.types import Command, Send, StateSnapshot
 from langgraph.types import StateUpdate as Update
 
+from forkpoint.errors import ForkpointError
 from forkpoint.langgraph_rules import BRANCH_CHANNELS, ERROR, INTERRUPT
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import bodies
@@ -64,10 +65,8 @@ async def update_state(request: Request, thread_id: ThreadId, body: bodies.State
     place = place.model_copy(update={"checkpoint_id": body.checkpoint_id or place.checkpoint_id})
     async with request.catalog.run(thread_id, must_exist=True) as lease:
         config = config_at(thread_id, place, lease.config["configurable"])
-        try:
+        with _refusals():
             written = await graph.aupdate_state(config, body.values, body.as_node)
-        except (InvalidUpdateError, ValueError, KeyError) as error:
-            raise HTTPException(400, str(error)) from error
     checkpoint = _place_of(written)
     streams = request.server.runs.streams_of(request, thread_id)
     if streams.followers:
@@ -128,10 +127,23 @@ async def update_in_supersteps(
         for step in supersteps
     ]
     config = config_at(thread_id, bodies.CheckpointPlace())
-    try:
+    with _refusals():
         await graph.abulk_update_state(config, updates)
-    except (InvalidUpdateError, ValueError, KeyError) as error:
-        raise HTTPException(400, str(error)) from error
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Answer 400 where a graph refuses an update: itself, or a reducer of its author.
+
+    Raises:
+        HTTPException: 400: It does.
+    """
+    try:
+        yield
+    except ForkpointError:
+        raise
+    except Exception as error:  # reducers raise anything
+        raise HTTPException(400, f"{type(error).__name__}: {error}") from error
 
 
 def command_of(command: bodies.Command) -> Command[Any]:
