@@ -76,6 +76,7 @@ VALID: dict[str, Callable[[Scene], Any]] = {
     "limit": lambda scene: 2,
     "message_id": lambda scene: "m",
     "metadata": lambda scene: {"k": 1},
+    "must_exist": lambda scene: False,
     "new_thread_id": lambda scene: scene.new_id,
     "new_versions": lambda scene: {"n": 1, "text": 1},
     "offset": lambda scene: 0,

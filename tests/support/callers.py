@@ -214,6 +214,7 @@ DRAWN: dict[str, Callable[[Here, Picks], Any]] = {
     "limit": lambda here, picks: picks.of([1, 2, 50]),
     "message_id": lambda here, picks: picks.of(["m0", "m1", "m2"]),
     "metadata": lambda here, picks: {"run_id": picks.of(RUNS), "k": picks.of([1, 2])},
+    "must_exist": lambda here, picks: picks.of([True, False]),
     "new_thread_id": Here.new_id,
     "new_versions": lambda here, picks: picks.of([{}, {"messages": 1}, {"messages": 1, "n": 1}]),
     "offset": lambda here, picks: picks.of([0, 1, 5]),
