@@ -11,7 +11,7 @@ from bson.objectid import ObjectId
 from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.errors import StaleLease, StorageBusy, stale_lease
 from forkpoint.mongodb.documents import ROWS, Document, chunks_of, record_of, row_id, rows_of
-from forkpoint.mongodb.put_batch import LARGE, Attempt, Relays, checked_size
+from forkpoint.mongodb.put_batch import Attempt, Relays, checked_size
 from forkpoint.mongodb.put_statements import Creation, Preparation, creation_of_record, row_ids
 from forkpoint.mongodb.session import MongoSession
 from forkpoint.mongodb.tail import Tail
@@ -43,7 +43,6 @@ class Put:
         self._relays = relays
         self._request = request
         self._size = checked_size(request)
-        self._is_large = sum(self._size) >= LARGE
         self._is_unsure = False
         """Whether its checkpoint may have been counted before it was stored."""
         thread, watermark, creation = request.expected, None, None
@@ -70,9 +69,7 @@ class Put:
             if self._comes_late():
                 self._remove_traces()
                 return None
-            with self._relays.relay(self._request.thread_id, is_large=self._is_large) as relay:
-                attempt = Attempt(relay, self._session, self._preparation, self._size)
-                yield attempt
+            attempt = yield from self._attempt()
             attempt.check()
             self._preparation = attempt.preparation
             self._note_doubts(attempt)
@@ -86,6 +83,18 @@ class Put:
             elif not self._prepare_successor(self._preparation.creation):
                 return None
         raise StorageBusy(f"thread {self._request.thread_id!r} changed {_ATTEMPTS} times in a row")
+
+    def _attempt(self) -> Steps[Attempt]:
+        """Attempt to store it once."""
+        relays, thread_id = self._relays, self._request.thread_id
+        if not relays.is_large(thread_id, self._size):
+            attempt = Attempt(relays.small, self._session, self._preparation, self._size)
+            yield attempt
+            return attempt
+        with relays.under_way(thread_id):
+            attempt = Attempt(relays.large, self._session, self._preparation, self._size)
+            yield attempt
+        return attempt
 
     def _note_doubts(self, attempt: Attempt) -> None:
         """Note whether the checkpoint may have been counted twice, which cannot be in a log."""

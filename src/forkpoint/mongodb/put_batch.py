@@ -93,6 +93,10 @@ class Attempt(Submission):
         self.is_repeated = False
         self.was_interrupted = False
         self._has_stored_chunk = False
+        self._rows: list[Document] = []
+        self._rows_of: ThreadRef | None = None
+        if session.logs.keeps_logs:  # now, and not when those before are stored
+            self._make_rows(preparation.thread)
         self._original = preparation
         self._session = session
         self._tail: Tail | None = None
@@ -135,8 +139,8 @@ class Attempt(Submission):
                 tail = tail._replace(epoch=next_epoch)
             assert tail.log is not None
             beginning = Beginning(old, tail.log)
-        self.entries = entries_of(request, thread)
-        self._tail_before = tail
+        self._make_rows(thread)
+        self.entries, self._tail_before = self._rows, tail
         if beginning is None and not self._has_stored_chunk and may_insert(self.preparation):
             chunks = chunk_documents(thread, request.chunks)
             if chunks:
@@ -147,6 +151,12 @@ class Attempt(Submission):
         else:
             self._tail = tail.follow(request, self.entries, is_counted=is_counted)
             self.steps = steps_with_log(self.preparation, self.entries, beginning)
+
+    def _make_rows(self, thread: ThreadRef) -> None:
+        """Make the documents of the rows for a thread, unless they are made."""
+        if thread is not self._rows_of:
+            self._rows = entries_of(self.preparation.request, thread)
+            self._rows_of = thread
 
     def _with_thread_of(self, before: Before) -> Preparation | None:
         """Return the preparation, for the thread of its id that another put makes, if one does.
@@ -249,15 +259,16 @@ class Relays:
         self.large.renew()
         self._thread_ids: list[str] = []  # with large puts under way
 
+    def is_large(self, thread_id: str, size: Size) -> bool:
+        """Return whether a put is large, or comes after a large one."""
+        return sum(size) >= LARGE or thread_id in self._thread_ids
+
     @contextmanager
-    def relay(self, thread_id: str, *, is_large: bool) -> Iterator[Relay[Attempt]]:
-        """Choose the relay for a put, which is under way until the end of the context."""
-        if not is_large and thread_id not in self._thread_ids:
-            yield self.small
-            return
+    def under_way(self, thread_id: str) -> Iterator[None]:
+        """Note that a large put to a thread is under way until the end of the context."""
         self._thread_ids.append(thread_id)
         try:
-            yield self.large
+            yield
         finally:
             self._thread_ids.remove(thread_id)
 
