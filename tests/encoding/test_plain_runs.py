@@ -176,6 +176,17 @@ def values_of(value: Any) -> list[Any]:
 def test_runs_do_not_depend_on_what_was_cut_before(
     seed: int, edits: list[tuple[str, int]], is_dict: bool
 ) -> None:
+    edit_and_compare(seed, edits, is_dict)
+
+
+def test_a_run_that_no_mark_ends_is_cut_anew_if_less_follows() -> None:
+    """With more after it, it was too long, and without it is not."""
+    edits = [("cut", 191), ("insert", 1), ("append", 210), ("insert", 1), ("cut", 1)]
+    edit_and_compare(682, edits, is_dict=True)
+
+
+def edit_and_compare(seed: int, edits: list[tuple[str, int]], is_dict: bool) -> None:
+    """Encode a value after each edit, by a codec that knows it and by one that does not."""
     source = random.Random(seed)
     value: list[Any] = [source.randrange(source.choice([100, 10**6, 10**15])) for _ in range(1500)]
     used = codec()

@@ -29,7 +29,7 @@ from forkpoint.encoding.hashing import Hashing
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 from forkpoint.encoding.manifest import PLAIN_TYPES
 from forkpoint.encoding.message_cache import MessageMemo
-from forkpoint.encoding.plain_runs import PlainItems, plain_items
+from forkpoint.encoding.plain_runs import PlainItems, count_settled, plain_items
 from forkpoint.encoding.serializer import SafeSerializer, packer_of
 from forkpoint.encoding.trees import Trees
 
@@ -74,7 +74,7 @@ class _Elements(NamedTuple):
 
 
 class _CutItems(NamedTuple):
-    """Plain items as they were cut, but for the last run: packed, and their runs."""
+    """Plain items as they were cut, up to where it depends on what follows: packed, and runs."""
 
     content: memoryview
     leaves: list[bytes]
@@ -204,7 +204,7 @@ class Encoder:
     ) -> Entry | None:
         """Return the entry of what is packed already; None if some of it is to be cut itself.
 
-        Often some items more than the time before. Then all runs but the last are the same.
+        Often some items more than the time before. Then nearly all runs are the same.
         """
         if len(items.packed) <= inline:
             return Entry(INLINE, _MSGPACK, items.packed, b"", 0)
@@ -222,10 +222,11 @@ class Encoder:
         for run in new_runs:
             runs.append((b"", b"".join((header(run.length), run.content))))
             leaves.append(self._trees.add(runs[-1], chunks))
-        last = new_runs[-1]
-        all_but_last = items.content[: -len(last.content)]
-        cut = _CutItems(all_but_last, leaves[:-1], runs[:-1], items.length - last.length)
-        self._cuts.items.put(key, cut)
+        rest = new_runs[count_settled(new_runs) :]
+        count = len(runs) - len(rest)
+        content = items.content[: -sum(len(run.content) for run in rest)]
+        length = items.length - sum(run.length for run in rest)
+        self._cuts.items.put(key, _CutItems(content, leaves[:count], runs[:count], length))
         return self._trees.build(kind, "", leaves, chunks, len(items.packed))
 
     def _pack_all(self, value: list[Any] | dict[Any, Any], whole: bytes | None) -> _Elements | None:

@@ -31,7 +31,8 @@ _TABLE = bytes(sorted(range(256), key=lambda byte: sha256(bytes([byte])).digest(
 _SHIFTS = (8 + 1, 16 + 5, 32 + 3, 64 + 7, 128 + 2)  # bits
 _WINDOW_BYTES = 64  # more than there are in a hash
 _SLAB_BYTES = 64 * 1024  # so many are hashed at once: they stay in the cache of a processor
-_MARK = re.compile(rb"\0[\0-\x0f]")  # in random bytes, one of 4096
+_MARK = re.compile(rb"\0(?=[\0-\x0f])")  # in random bytes, one of 4096
+_MARK_BYTES = 2
 _LESSER_MARK = b"\0"
 
 
@@ -41,6 +42,8 @@ class PlainRun(NamedTuple):
     length: int
     content: memoryview
     """The elements as they are packed, without a header."""
+    decisive: int
+    """How many bytes, from its first one on, decide where it ends: some may come after it."""
 
 
 class PlainItems:
@@ -82,7 +85,7 @@ class PlainItems:
         content = self.content[start:]
         columns = [column[index:] for column in self._columns] if index else self._columns
         if len(content) <= _RUN_BYTES_MIN:
-            return [PlainRun(len(columns[0]), content)]
+            return [PlainRun(len(columns[0]), content, _RUN_BYTES_MAX)]
         groups = _Groups(columns)
         if groups.have_large_item():
             return None
@@ -91,8 +94,9 @@ class PlainItems:
         runs = []
         begin = first = 0
         while begin < len(content):
-            end, last = groups.end_of_item(_next_cut(hashes, marks, begin))
-            runs.append(PlainRun(last - first, content[begin:end]))
+            cut, decisive = _next_cut(hashes, marks, begin)
+            end, last = groups.end_of_item(cut)
+            runs.append(PlainRun(last - first, content[begin:end], decisive))
             begin, first = end, last
         return runs
 
@@ -168,15 +172,32 @@ class _Groups:
         return size
 
 
-def _next_cut(hashes: bytes, marks: list[int], start: int) -> int:
-    """Return a byte of the last item of the run that begins at `start`, or the end."""
+def count_settled(runs: list[PlainRun]) -> int:
+    """Return how many of the runs end where they do whatever comes after these."""
+    ends = list(accumulate(len(run.content) for run in runs))
+    settled = len(runs) - 1  # the last one ends with the items
+    for index in reversed(range(settled)):
+        begin, end = ends[index] - len(runs[index].content), ends[settled - 1]
+        if begin + _RUN_BYTES_MAX <= end:
+            break
+        if begin + runs[index].decisive > end:
+            settled = index
+    return settled
+
+
+def _next_cut(hashes: bytes, marks: list[int], start: int) -> tuple[int, int]:
+    """Return a byte of the last item of the run that begins at `start`, or the end.
+
+    And how many bytes from there on decided about it.
+    """
     earliest, latest = start + _RUN_BYTES_MIN, start + _RUN_BYTES_MAX
     place = bisect_left(marks, earliest)
-    cut = marks[place] if place < len(marks) else len(hashes)
-    if cut < latest:
-        return cut
+    if place < len(marks) and marks[place] < latest:
+        return marks[place], marks[place] + _MARK_BYTES - start
+    if len(hashes) < latest:
+        return len(hashes), _RUN_BYTES_MAX
     lesser = hashes.rfind(_LESSER_MARK, earliest, latest)
-    return latest if lesser < 0 else lesser
+    return latest if lesser < 0 else lesser, _RUN_BYTES_MAX
 
 
 def content_hashes(content: bytes, start: int = 0) -> bytes:
