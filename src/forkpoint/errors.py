@@ -194,6 +194,14 @@ def other_encryption(what: str, is_encrypted: bool) -> EncryptionMismatch:
     )
 
 
+def lost_secret() -> CorruptChunk:
+    """Return the error of a store that has threads, and not the secret that they are read with."""
+    return CorruptChunk(
+        "the secret of the store is missing, without which nothing can be verified that is stored "
+        "there; restore it from a backup, with the other settings"
+    )
+
+
 def damaged_row(kind: str, checkpoint_id: object) -> CorruptChunk:
     """Return the error of a row of which a field is of another type than is written."""
     return CorruptChunk(f"a {kind} at checkpoint {checkpoint_id!r:.80} is not what was written")

@@ -110,6 +110,37 @@ def everything_in(store: Store) -> Any:
     return [store.secrets(), *(store.stored(kind) for kind in kinds)]
 
 
+@pytest.mark.parametrize("serde", ["a key", "no key"])
+@pytest.mark.on_each_backend
+def test_a_store_whose_secret_is_lost_is_given_no_other_one(serde: str, store: Store) -> None:
+    with store.saver(serde=SERDES[serde]()) as saver:
+        stored = put(saver, values(), thread_id="one")
+    before = everything_in(store)
+    taken = store.take_secret()
+    left = everything_in(store)
+    with store.saver(serde=SERDES[serde]()) as saver:
+        for use in (
+            lambda: saver.get_tuple(stored),
+            lambda: put(saver, values(), parent=stored),
+            lambda: put(saver, values(), thread_id="two"),
+            lambda: ThreadCatalog(saver).create("two"),
+            saver.check,
+        ):
+            with pytest.raises(CorruptChunk, match="the secret of the store is missing"):
+                use()
+        assert everything_in(store) == left
+        store.give_back("settings", taken)
+        assert everything_in(store) == before
+        assert saver.get_tuple(stored) is not None
+        saver.delete_thread("one")
+    store.take_secret()
+    with store.saver(
+        serde=SERDES[serde]()
+    ) as saver:  # nothing is there that another could not read
+        put(saver, values(), thread_id="two")
+        assert saver.check().is_clean
+
+
 def test_an_unencrypted_row_is_refused(store: Store) -> None:
     with store.saver() as plain:
         stored = put(plain, values(), thread_id="plain")

@@ -18,6 +18,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from checking import checkpoint, config, counts_of, put, value_of
 from children import Child
 from forkpoint import (
+    CorruptChunk,
     InvalidInput,
     RetentionPolicy,
     SqliteSaver,
@@ -477,10 +478,12 @@ def test_a_run_whose_thread_the_backup_does_not_have_goes_on_under_a_lease_no_mo
 
 # Tables that were dropped
 
-TABLES = ["settings", "threads", "checkpoints", "writes", "chunks", "listing", "snapshots"]
+TABLES = ["threads", "checkpoints", "writes", "chunks", "listing", "snapshots"]
 
 
-@pytest.mark.parametrize("dropped", [TABLES, *([table] for table in TABLES)], ids=lambda d: d[0])
+@pytest.mark.parametrize(
+    "dropped", [["settings", *TABLES], *([table] for table in TABLES)], ids=lambda d: d[0]
+)
 @pytest.mark.parametrize("with_setup", [True, False])
 def test_tables_that_were_dropped_are_made_again(
     path: Path, dropped: list[str], with_setup: bool
@@ -498,6 +501,27 @@ def test_tables_that_were_dropped_are_made_again(
         assert [value["n"] for value in values] == [1, 0]
         assert all(value["text"].startswith("after-") for value in values)
         ThreadCatalog(saver).search()
+
+
+@pytest.mark.parametrize("with_setup", [True, False])
+def test_a_secret_that_was_dropped_is_not_made_again(path: Path, with_setup: bool) -> None:
+    """What is there could not be read any more, and not even after it was restored."""
+    with SqliteSaver(path) as saver:
+        put_many(saver, "before", 2)
+        with sqlite3.connect(path) as connection:
+            settings = connection.execute("SELECT * FROM forkpoint_settings").fetchall()
+            connection.execute("DROP TABLE forkpoint_settings")
+        connection.close()
+        use = saver.setup if with_setup else partial(put_many, saver, "after", 2)
+        with pytest.raises(CorruptChunk, match="the secret of the store is missing"):
+            use()
+        with sqlite3.connect(path) as connection:
+            marks = "INSERT OR REPLACE INTO forkpoint_settings VALUES (?, ?)"
+            connection.executemany(marks, settings)
+        connection.close()
+        put_many(saver, "after", 2)
+        for name in ("before", "after"):
+            assert [value_of(entry)["n"] for entry in saver.list(config(name))] == [1, 0]
 
 
 def test_setup_makes_an_index_that_was_dropped(path: Path) -> None:

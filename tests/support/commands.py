@@ -15,6 +15,7 @@ from pymongo.monitoring import (
 
 from checking import Api, checkpoint, config
 from forkpoint import NewThread, RetentionPolicy, ThreadFilter
+from forkpoint.mongodb.thread_documents import VISIBLE
 
 Document = Mapping[str, Any]
 
@@ -43,9 +44,12 @@ SEARCHES: dict[str, Callable[[Document], bool]] = {
         lambda wanted: "removed_at" in wanted
     ),
     "names with old tombstones": lambda wanted: "tombstones.made_at" in wanted,
+    "whether there is any thread, when a store is to get its secret": (
+        lambda wanted: wanted == VISIBLE
+    ),
     "the threads that have grown too long": lambda wanted: "checkpoint_count" in wanted,
 }
-"""What the catalog may read or change without naming a family, and why."""
+"""What may be read or changed without naming a family, and why."""
 
 REKEYING: dict[str, Callable[[Document], bool]] = {
     "all that is encrypted, to be encrypted with another key": (

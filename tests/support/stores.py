@@ -153,6 +153,10 @@ class Store(ABC):
         return Hashing(open_secret(None, secret))
 
     @abstractmethod
+    def take_secret(self) -> Any:
+        """Remove the secret of a store that has one, and return what `give_back` takes."""
+
+    @abstractmethod
     def secrets(self) -> list[bytes]:
         """Return the secret of the digests, as often as it is stored."""
 
@@ -389,6 +393,9 @@ class SqliteStore(Store):
                 (key, *fields.values()),
             )
 
+    def take_secret(self) -> Any:
+        return self.take("settings", "secret:1")
+
     def secrets(self) -> list[bytes]:
         with self.connection() as connection:
             rows = connection.execute(
@@ -495,7 +502,7 @@ class SqliteStore(Store):
 
 
 def _name_of_key(kind: str) -> str:
-    return "key" if kind == "threads" else "id"
+    return {"threads": "key", "settings": "name"}.get(kind, "id")
 
 
 class MongoStore(Store):
@@ -668,11 +675,14 @@ class MongoStore(Store):
         return self.collection.find_one_and_delete({"_id": key})
 
     def give_back(self, kind: str, taken: Any) -> None:
-        in_log = () if kind == "threads" else ("log", "slot", "record")
+        in_log = () if kind in ("threads", "settings") else ("log", "slot", "record")
         self.collection.insert_one({name: taken[name] for name in taken if name not in in_log})
 
     def put_back(self, kind: str, key: Any, fields: Mapping[str, Any]) -> None:
         self.collection.replace_one({"_id": key}, dict(fields), upsert=True)
+
+    def take_secret(self) -> Any:
+        return self.take("settings", "secret:0001")
 
     def secrets(self) -> list[bytes]:
         return [found["value"] for found in self.collection.find({"_id": {"$regex": "^secret:"}})]

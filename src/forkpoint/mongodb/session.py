@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from forkpoint.errors import lost_secret
 from forkpoint.mongodb.checkpoints import MongoCheckpoints
 from forkpoint.mongodb.chunks import MongoChunks
 from forkpoint.mongodb.commands import MongoCommands
@@ -20,6 +21,7 @@ from forkpoint.mongodb.new_threads import NewThreads
 from forkpoint.mongodb.records import MongoRecords
 from forkpoint.mongodb.removals import MongoRemovals
 from forkpoint.mongodb.search import MongoSearch
+from forkpoint.mongodb.thread_documents import VISIBLE
 from forkpoint.mongodb.thread_rows import ThreadRows
 from forkpoint.mongodb.threads import MongoThreads
 from forkpoint.mongodb.turns import Turns
@@ -96,6 +98,8 @@ class MongoSecrets(interface.Secrets):
         documents = self._documents()
         if [secret["value"] for secret in documents] != seen:
             return
+        if not seen and self._commands.exists(VISIBLE):
+            raise lost_secret()
         # Whoever has seen the same takes the same number.
         numbers = [int(secret["_id"].removeprefix(_SECRET)) for secret in documents]
         id_ = f"{_SECRET}{max(numbers, default=0) + 1:04}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from forkpoint.errors import lost_secret
+from forkpoint.sqlite.schema import LIVING
 from forkpoint.sqlite.statements import Statements
 from forkpoint.storage.interface import Secrets
 
@@ -30,6 +32,8 @@ class SqliteSecrets(Secrets):
     def add(self, stored: bytes, seen: Sequence[bytes]) -> None:
         if self.all() != seen:
             return
+        if not seen and self._sql.row(f"SELECT 1 FROM forkpoint_threads WHERE {LIVING} LIMIT 1"):
+            raise lost_secret()
         rows = self._sql.rows("SELECT name FROM forkpoint_settings WHERE name LIKE 'secret:%'")
         number = max((int(name.removeprefix("secret:")) for (name,) in rows), default=0) + 1
         self._sql.run(

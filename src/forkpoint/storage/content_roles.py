@@ -30,6 +30,9 @@ class Secrets(ABC):
         """Add an encrypted key of digests, if there still are those that were seen, and no others.
 
         Atomic: of two who have seen the same, one succeeds.
+
+        Raises:
+            CorruptChunk: There is none, and there are threads: that of these is lost.
         """
 
     @abstractmethod

@@ -8,6 +8,7 @@ from typing import Any
 
 from forkpoint.clocks import StoreClock
 from forkpoint.encoding.chunk import Chunk
+from forkpoint.errors import lost_secret
 from forkpoint.filters import contains_json
 from forkpoint.storage import interface
 from forkpoint.storage.plan import Place
@@ -235,8 +236,11 @@ class MemorySecrets(interface.Secrets):
         return self._tables.secrets
 
     def add(self, stored: bytes, seen: Sequence[bytes]) -> None:
-        if self._tables.secrets == seen:
-            self._tables.secrets.append(stored)
+        if self._tables.secrets != seen:
+            return
+        if not seen and any(thread.deleted_at is None for thread in self._tables.threads.values()):
+            raise lost_secret()
+        self._tables.secrets.append(stored)
 
     def remove(self, stored: bytes) -> None:
         if stored in self._tables.secrets:
