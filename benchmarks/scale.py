@@ -17,6 +17,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -153,7 +154,7 @@ def checkpoints(run: Run, sizes: list[int]) -> None:
     for size in sizes:
         name = f"long-{size}"
         head = run.fill(name, size)
-        run.measure("checkpoints", "put", size, lambda head=head: run.put(run.saver, head, 0))
+        run.measure("checkpoints", "put", size, partial(run.put, run.saver, head, 0))
         for operation, call in _of_reading(run, name, size).items():
             run.measure("checkpoints", operation, size, call, times=3)
         for operation, call in _of_changing(run.saver, name, size).items():
