@@ -9,10 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+import websockets
 from langgraph.config import get_stream_writer
 from langgraph.graph import START, StateGraph
 from langgraph_sdk import get_client, get_sync_client
 
+from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import ApiKeys, create_app
 from served import Chat, Gates, chat, said, serving
@@ -44,8 +46,12 @@ def threads(address: str) -> Any:
     return get_client(url=address).threads
 
 
-async def test_a_run_is_begun_and_followed(threads: Any) -> None:
-    async with threads.stream(assistant_id="chat") as stream:
+TRANSPORTS = pytest.mark.parametrize("transport", ["sse", "websocket"])
+
+
+@TRANSPORTS
+async def test_a_run_is_begun_and_followed(transport: Any, threads: Any) -> None:
+    async with threads.stream(assistant_id="chat", transport=transport) as stream:
         begun = await stream.run.start(input=said("you"), metadata={"m": 1}, config={"tags": ["a"]})
         messages = [message async for message in stream.messages]  # with all of their parts
         texts = [await message.text for message in messages]
@@ -99,10 +105,12 @@ async def test_a_failure_is_told(threads: Any) -> None:
             await stream.output
 
 
-async def test_a_second_run_is_not_taken_for_the_first(threads: Any) -> None:
+@TRANSPORTS
+async def test_a_second_run_is_not_taken_for_the_first(transport: Any, threads: Any) -> None:
     thread_id = (await threads.create())["thread_id"]
     for turn in (1, 2, 3):
-        async with threads.stream(thread_id, assistant_id="chat") as stream:
+        options: Any = {"assistant_id": "chat", "transport": transport}
+        async with threads.stream(thread_id, **options) as stream:
             await stream.run.start(input=said(f"there {turn}"))
             assert (await stream.output)["turns"] == turn
 
@@ -111,6 +119,13 @@ async def test_a_thread_that_a_run_makes_may_have_any_id(threads: Any) -> None:
     async with threads.stream("a/b %", assistant_id="chat") as stream:
         await stream.run.start(input=said("you"))
         assert (await stream.output)["turns"] == 1
+
+
+async def test_a_client_may_leave_at_once(threads: Any) -> None:
+    await threads.create(thread_id="t")
+    for _ in range(10):
+        async with threads.stream("t", assistant_id="chat") as stream:
+            assert await stream.output == {}
 
 
 async def test_parts_of_a_graph_are_followed(threads: Any) -> None:
@@ -182,7 +197,8 @@ class Raw:
             assert answer.status_code == 200
             lines = (line async for line in answer.aiter_lines() if line.startswith("data: "))
             parsed = (json.loads(line.removeprefix("data: ")) async for line in lines)
-            return [event async for event in until_its_end(parsed)]
+            sent = (part async for part in parsed if part["type"] == "event")
+            return [event async for event in until_its_end(sent)]
 
     async def asked(self) -> None:
         """Wait until a run that was just begun waits for an answer."""
@@ -311,6 +327,68 @@ async def test_for_another_owner_there_is_no_such_thread(saver: ForkpointSaver) 
         await bob.start("you")
         events = await bob.events(channels=["values", "input", "lifecycle"], since=0)
         assert "sure?" not in json.dumps(events)
+
+
+def socket(address: str, thread_id: str, **options: Any) -> Any:
+    place = address.replace("http", "ws", 1)
+    return websockets.connect(f"{place}/threads/{thread_id}/stream/events", **options)
+
+
+async def test_a_socket_takes_commands_until_its_thread_is_gone(address: str, threads: Any) -> None:
+    await threads.create(thread_id="t")
+
+    async with socket(address, "t") as open_socket:
+
+        async def asked(method: Any, number: Any = 1, **params: Any) -> Any:
+            command = {"id": number, "method": method, "params": params}
+            await open_socket.send(json.dumps(command))
+            return json.loads(await open_socket.recv())
+
+        for bad in (b"\xff", "{", "[]", '{"id": "1"}'):
+            await open_socket.send(bad)
+            assert json.loads(await open_socket.recv())["error"] == "invalid_argument"
+        assert (await asked("subscription.subscribe", channels=["x"]))["type"] == "error"
+        assert (await asked("subscription.unsubscribe"))["error"] == "no_such_subscription"
+        values = await asked("subscription.subscribe", channels=["values"])
+        one = {"subscription_id": values["result"]["subscription_id"]}
+        assert (await asked("subscription.unsubscribe", **one))["type"] == "success"
+        ends = {"channels": ["lifecycle"], "namespaces": [[]], "depth": 0}
+        assert (await asked("subscription.subscribe", **ends))["type"] == "success"
+        run = {
+            "id": 2,
+            "method": "run.start",
+            "params": {"assistant_id": "chat", "input": said("a")},
+        }
+        await open_socket.send(json.dumps(run))
+        told = [json.loads(await open_socket.recv()) for _ in range(3)]
+        assert {part["type"] for part in told} == {"success", "event"}
+        methods = [part["params"]["data"]["event"] for part in told if part["type"] == "event"]
+        assert methods == ["running", "completed"]
+        await threads.delete("t")
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await open_socket.recv()
+        assert closed.value.rcvd.code == 4404
+
+
+async def test_a_socket_is_opened_for_those_who_may(saver: ForkpointSaver) -> None:
+    ThreadCatalog(saver, owner="ann").create("t")
+    keys = ApiKeys({"a": "ann", "b": "bob"})
+    with serving(create_app(saver, {"chat": chat()}, keys, max_body_bytes=1000)) as address:
+        for headers, status in (
+            ({}, 401),
+            ({"x-api-key": "b"}, 404),
+            ({"x-api-key": "a", "origin": "https://evil.example"}, 403),
+        ):
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                await socket(address, "t", additional_headers=headers)
+            assert refused.value.response.status_code == status
+            assert json.loads(refused.value.response.body)["detail"]
+        own = {"x-api-key": "a", "origin": address}
+        async with socket(address, "t", additional_headers=own) as open_socket:
+            await open_socket.send("x" * 1001)
+            with pytest.raises(websockets.ConnectionClosed) as closed:
+                await open_socket.recv()
+            assert closed.value.rcvd.code == 1009
 
 
 async def test_who_follows_a_thread_leaves_with_it(raw: Raw, threads: Any, gates: Gates) -> None:

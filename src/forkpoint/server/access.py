@@ -6,6 +6,7 @@ import hmac
 import inspect
 import ipaddress
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -13,6 +14,7 @@ from fastapi import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 Authenticate = Callable[[Request], Awaitable[str] | str]
 """Returns the identity of who sends a request, or raises: `HTTPException`, say, for a status."""
@@ -73,6 +75,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+async def refuse_socket(websocket: WebSocket, status: int, detail: str) -> None:
+    """Answer the request that a socket begins with by a status, and open none."""
+    if "websocket.http.response" in websocket.scope.get("extensions", {}):
+        await websocket.send_denial_response(JSONResponse({"detail": detail}, status))
+    else:
+        await websocket.close(4000 + status)  # the server says 403 then
+
+
 class Guard:
     """Refuses what other sites or machines send, before anything else sees it.
 
@@ -92,9 +102,14 @@ class Guard:
         self._origins = {origin.rstrip("/") for origin in origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (reason := self._refusal(HTTPConnection(scope))):
-            await JSONResponse({"detail": reason}, 403)(scope, receive, send)
-            return
+        if scope["type"] in ("http", "websocket"):
+            reason = self._refusal(HTTPConnection(scope))
+            if reason is not None and scope["type"] == "http":
+                await JSONResponse({"detail": reason}, 403)(scope, receive, send)
+                return
+            if reason is not None:
+                await refuse_socket(WebSocket(scope, receive, send), 403, reason)
+                return
         await self._app(scope, receive, send)
 
     def _refusal(self, request: HTTPConnection) -> str | None:
@@ -106,15 +121,17 @@ class Guard:
             if not is_loopback(host):
                 return "without authenticate= this server answers to the name localhost only"
         origin = request.headers.get("origin")
-        if request.scope["method"] in ("GET", "HEAD", "OPTIONS") or origin is None:
+        method = request.scope.get("method")  # browsers let any page open a socket
+        if method in ("GET", "HEAD", "OPTIONS") or origin is None:
             return None
-        own = f"{request.url.scheme}://{request.headers.get('host', '')}"
+        scheme = {"ws": "http", "wss": "https"}.get(request.url.scheme, request.url.scheme)
+        own = f"{scheme}://{request.headers.get('host', '')}"
         is_allowed = origin == own or origin in self._origins or "*" in self._origins
         return None if is_allowed else f"pages of {origin} may not change anything here"
 
 
 class BodyLimit:
-    """Refuses requests with bodies over a size, with 413.
+    """Refuses requests with bodies over a size, with 413, and ends sockets with such messages.
 
     Args:
         app: What answers.
@@ -126,6 +143,9 @@ class BodyLimit:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._app(scope, partial(self._receive, receive, send), send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -151,6 +171,15 @@ class BodyLimit:
 
         await self._app(scope, replay, send)
 
+    async def _receive(self, receive: Receive, send: Send) -> Any:
+        """Return what comes by a socket, or its end if that is too large."""
+        message = await receive()
+        content = message.get("text") or message.get("bytes") or ""
+        if len(content) <= self._max_bytes:
+            return message
+        await send({"type": "websocket.close", "code": 1009})
+        return {"type": "websocket.disconnect", "code": 1009}
+
 
 class EscapedPaths:
     """Lets an id in a path have slashes: what is escaped in the path stays so until it is read."""
@@ -160,7 +189,7 @@ class EscapedPaths:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw = scope.get("raw_path")
-        if scope["type"] == "http" and raw and b"%2" in raw:
+        if scope["type"] in ("http", "websocket") and raw and b"%2" in raw:
             kept = raw.split(b"?")[0].replace(b"%25", b"%2525")
             kept = kept.replace(b"%2F", b"%252F").replace(b"%2f", b"%252F")
             scope = {**scope, "path": unquote_to_bytes(kept).decode("utf-8", "replace")}

@@ -1,4 +1,4 @@
-"""LangGraph's streaming protocol by HTTP: commands on a thread, and its events.
+"""LangGraph's streaming protocol: commands on a thread, and its events, by HTTP or by a socket.
 
 It is what `client.threads.stream` speaks. A command is answered in the protocol's own form, errors
 of the command included.
@@ -6,27 +6,35 @@ of the command included.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import uuid4
 
-from fastapi import APIRouter, HTTPException, Response
+import orjson
+from fastapi import APIRouter, HTTPException, Response, WebSocket, WebSocketDisconnect
 from fastapi import Body as Given
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from sse_starlette import ServerSentEvent
+from starlette.websockets import WebSocketState
 
 from forkpoint.errors import ForkpointError
 from forkpoint.server import bodies
+from forkpoint.server.access import refuse_socket
 from forkpoint.server.bodies import Body, Json
 from forkpoint.server.failures import failure_of
 from forkpoint.server.protocol import CHANNELS, EventRequest
-from forkpoint.server.requests import Request, StrictRoute, ThreadId
+from forkpoint.server.requests import Request, RequestScope, StrictRoute, ThreadId, scope_of
 from forkpoint.server.run import RunOptions
 from forkpoint.server.run_routes import STREAM, sent, start_run
 from forkpoint.server.thread_streams import as_text
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 router = APIRouter(route_class=StrictRoute, tags=["streaming protocol"])
-_OF_A_SOCKET = ("subscription.subscribe", "subscription.unsubscribe", "subscription.reconnect")
 
 
 class RunStart(Body):
@@ -62,16 +70,46 @@ class _Refused(Exception):
 @router.post("/threads/{thread_id}/commands", response_model=Json)
 async def command(request: Request, thread_id: ThreadId, body: Annotated[Json, Given()]) -> Any:
     """Begin a run, or answer an interrupt."""
+    answer = await answer_to(body, partial(_done, request, thread_id))
+    if answer.get("detail") is None:
+        return answer
+    return JSONResponse(answer, 400)
+
+
+@router.websocket("/threads/{thread_id}/stream/events")
+async def socket(websocket: WebSocket, thread_id: ThreadId) -> None:
+    """Take commands on a thread, and send the events of subscriptions to it."""
+    try:
+        request = await scope_of(websocket)
+        await request.thread(thread_id)
+    except (ForkpointError, HTTPException) as error:
+        failure = failure_of(error)
+        await refuse_socket(websocket, failure.status, failure.detail)
+        return
+    await websocket.accept()
+    async with _Subscriptions(websocket, request, thread_id) as subscriptions:
+        while True:
+            try:
+                body = orjson.loads(await websocket.receive_text())
+            except (ValueError, KeyError):  # it is no JSON, or no text
+                body = None
+            await websocket.send_text(as_text(await answer_to(body, subscriptions.do)))
+
+
+Do = Callable[[str, Json], Awaitable[Json]]
+"""Does a command with parameters, and returns its result."""
+
+
+async def answer_to(body: Any, do: Do) -> Json:
+    """Do a command, and return what it is answered with. What is no command has a detail."""
+    body = body if isinstance(body, dict) else {}
     number, method = body.get("id"), body.get("method")
     if not isinstance(number, int) or not isinstance(method, str):
         message = "a command has an integer as its id, and a text as its method"
-        refusal = _error(number, "invalid_argument", message)
-        return JSONResponse({**refusal, "detail": message}, 400)
+        return {**_error(number, "invalid_argument", message), "detail": message}
     params = body.get("params")
-    params = params if isinstance(params, dict) else {}
-    before = request.server.runs.streams_of(request, thread_id).events.last
     try:
-        result = await _done(request, thread_id, method, params)
+        result = await do(method, params if isinstance(params, dict) else {})
     except _Refused as error:
         return _error(number, error.code, str(error))
     except ValidationError as error:
@@ -81,7 +119,7 @@ async def command(request: Request, thread_id: ThreadId, body: Annotated[Json, G
     except (ForkpointError, HTTPException) as error:
         failure = failure_of(error)
         return _error(number, "unknown_error", f"{failure.status}: {failure.detail}")
-    meta = {"applied_through_seq": before}
+    meta = {"applied_through_seq": result.pop("before")}
     return {"type": "success", "id": number, "result": result, "meta": meta}
 
 
@@ -91,38 +129,94 @@ async def events(request: Request, thread_id: ThreadId, body: EventRequest) -> R
 
     They are those of the runs that commands began, in this process.
     """
-    unknown = [
-        name for name in body.channels if name not in CHANNELS and not name.startswith("custom:")
-    ]
-    if unknown or not body.channels:
-        known = ", ".join(sorted(CHANNELS))
-        raise HTTPException(400, f"channels must be some of {known} and custom:<name>")
+    _check(body)
     await request.thread(thread_id)
     streams = request.server.runs.streams_of(request, thread_id)
 
     async def shown() -> AsyncIterator[ServerSentEvent]:
+        if body.is_watch:
+            # As a socket answers a subscription. On Python before 3.12, a client that leaves as
+            # this begins may notice only once something comes, and wait for that.
+            meta = {"applied_through_seq": streams.events.last}
+            first = {"type": "success", "id": 0, "result": {}, "meta": meta}
+            yield ServerSentEvent(as_text(first), event="success")
         async for event in streams.follow_events(body):
             yield ServerSentEvent(as_text(event), event=event["method"], id=str(event["seq"]))
 
     return sent(shown(), {})
 
 
-async def _done(request: Request, thread_id: str, method: str, params: Json) -> Json:
-    """Do what a command says, and return its result."""
+def _check(body: EventRequest) -> None:
+    unknown = [
+        name for name in body.channels if name not in CHANNELS and not name.startswith("custom:")
+    ]
+    if unknown or not body.channels:
+        known = ", ".join(sorted(CHANNELS))
+        raise HTTPException(400, f"channels must be some of {known} and custom:<name>")
+
+
+class _Subscriptions:
+    """What one socket is sent of a thread."""
+
+    def __init__(self, websocket: WebSocket, request: RequestScope, thread_id: str) -> None:
+        self._websocket = websocket
+        self._request = request
+        self._thread_id = thread_id
+        self._streams = request.server.runs.streams_of(request, thread_id)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: Any, error: Any, _: Any) -> bool:
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        is_closed = self._websocket.application_state is WebSocketState.DISCONNECTED
+        return is_closed or isinstance(error, WebSocketDisconnect)
+
+    async def do(self, method: str, params: Json) -> Json:
+        """Do a command that came by the socket."""
+        if method == "subscription.subscribe":
+            request = EventRequest.model_validate(params)
+            _check(request)
+            key = str(uuid4())
+            self._tasks[key] = asyncio.create_task(self._send(request))
+            result = {"subscription_id": key, "replayed_events": 0}
+            return {**result, "before": self._streams.events.last}
+        if method == "subscription.unsubscribe":
+            task = self._tasks.pop(str(params.get("subscription_id")), None)
+            if task is None:
+                raise _Refused("no_such_subscription", "there is no such subscription")
+            task.cancel()
+            return {"before": self._streams.events.last}
+        return await _done(self._request, self._thread_id, method, params)
+
+    async def _send(self, request: EventRequest) -> None:
+        async for event in self._streams.follow_events(request):
+            await self._websocket.send_text(as_text(event))
+        await self._websocket.close(4404)  # there is no such thread any more
+
+
+async def _done(request: RequestScope, thread_id: str, method: str, params: Json) -> Json:
+    """Do what a command says. Its result says the number of the last event before it, too."""
+    before = request.server.runs.streams_of(request, thread_id).events.last
     if method == "run.start":
-        return await _start(request, thread_id, RunStart.model_validate(params))
+        result = await _start(request, thread_id, RunStart.model_validate(params))
+        return {**result, "before": before}
     if method == "input.respond":
         one = {"responses": [params]}
         whole = params if "responses" in params else {**params, **one}
-        return await _respond(request, thread_id, InputRespond.model_validate(whole))
+        await _respond(request, thread_id, InputRespond.model_validate(whole))
+        return {"before": before}
     if method == "agent.getTree":
         raise _Refused("no_such_run", "runs are told of by their events")
-    if method in _OF_A_SOCKET:
+    if method.startswith("subscription."):
         raise _Refused("not_supported", "a subscription is a request for /stream/events")
     raise _Refused("unknown_command", f"there is no command {method!r}")
 
 
-async def _start(request: Request, thread_id: str, params: RunStart) -> Json:
+async def _start(request: RequestScope, thread_id: str, params: RunStart) -> Json:
     thread = await request.catalog.aget(thread_id)
     configurable = (params.config or {}).get("configurable")
     place = configurable.get("checkpoint_id") if isinstance(configurable, Mapping) else None
@@ -144,7 +238,7 @@ async def _start(request: Request, thread_id: str, params: RunStart) -> Json:
     return {"run_id": run.run_id}
 
 
-async def _respond(request: Request, thread_id: str, params: InputRespond) -> Json:
+async def _respond(request: RequestScope, thread_id: str, params: InputRespond) -> None:
     resume = {each.interrupt_id: each.response for each in params.responses}
     if not resume:
         raise _Refused("invalid_argument", "input.respond: there is no response")
@@ -165,7 +259,6 @@ async def _respond(request: Request, thread_id: str, params: InputRespond) -> Js
         assistant_id=name, command=answer, config=params.config, metadata=params.metadata
     )
     await start_run(request, thread_id, body, RunOptions(sends_events=True))
-    return {}
 
 
 def _error(number: Any, code: str, message: str) -> Json:

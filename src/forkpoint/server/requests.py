@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import orjson
 from fastapi import Depends, HTTPException, Path
 from fastapi.routing import APIRoute
+from starlette.requests import HTTPConnection
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -139,7 +140,19 @@ class _StrictRequest(HttpRequest):
 
 
 async def _scope_of(http: HttpRequest) -> RequestScope:
-    server: Server = http.app.state.forkpoint
+    return await scope_of(http)
+
+
+async def scope_of(connection: HTTPConnection) -> RequestScope:
+    """Return what a request has, or the request that a socket begins with.
+
+    Raises:
+        HTTPException: 401 or 403.
+    """
+    server: Server = connection.app.state.forkpoint
+    http = connection
+    if not isinstance(http, HttpRequest):
+        http = HttpRequest({**connection.scope, "type": "http", "method": "GET"})
     return RequestScope(server, await server.identity(http), http)
 
 
