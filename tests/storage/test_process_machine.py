@@ -367,9 +367,9 @@ def run(store: Store, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "times", [25, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])]
+    "times", [50, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])]
 )
 def test_whatever_processes_do_nothing_is_lost(times: int, store: Store) -> None:
     """On MongoDB, where a round takes four times as long, by default not quite as often."""
-    for seed in range(times if times > 25 or isinstance(store, SqliteStore) else 10):
+    for seed in range(times if times > 50 or isinstance(store, SqliteStore) else 20):
         run(store, seed)
