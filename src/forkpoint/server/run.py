@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
@@ -75,6 +75,7 @@ class Run:
         self._options = options
         self._parts: Log[tuple[str, str]] = Log()
         self._streams = ThreadStreams()
+        self._cancel_others: Callable[[Run], object]
         self._task: asyncio.Task[None] | None = None
         self._has_begun = self._is_cancelled = False
         self._messages: dict[str, BaseMessage] = {}
@@ -112,14 +113,19 @@ class Run:
         await self._parts.ended()
         return self.values if self.error is None else {"__error__": self.error}
 
-    async def begin(self, streams: ThreadStreams) -> None:
+    async def begin(self, streams: ThreadStreams, cancel_others: Callable[[Run], object]) -> None:
         """Begin in a task of its own. With the strategy `reject`, the lease is had on return.
+
+        Args:
+            streams: Where it sends what it streams.
+            cancel_others: Is called once it has taken over the lease of other runs. If they ended
+                before, there was nothing to take over, and what they stored would stay.
 
         Raises:
             ThreadBusy: Another run is going on, and this one is not to wait, or to end it.
             ThreadNotFound: The thread was deleted meanwhile.
         """
-        self._streams = streams
+        self._streams, self._cancel_others = streams, cancel_others
         strategy = self.body.multitask_strategy or "enqueue"
         # Whoever deletes the thread before the run has the lease, comes first.
         lease = self._catalog.run(self.thread_id, if_busy=IF_BUSY[strategy], must_exist=True)
@@ -168,6 +174,8 @@ class Run:
                     raise asyncio.CancelledError
                 if is_waiting:
                     await stack.enter_async_context(lease)
+                if self.body.multitask_strategy in ("interrupt", "rollback"):
+                    self._cancel_others(self)
                 self.status, self.updated_at = "running", _now()
                 self._publish("metadata", {"run_id": self.run_id, "attempt": 1})
                 if self._options.sends_events:

@@ -28,11 +28,9 @@ class Runs:
             ThreadBusy: Another run is going on, and this one is not to wait, or to end it.
             ThreadNotFound: The thread was deleted meanwhile.
         """
-        if run.body.multitask_strategy in ("interrupt", "rollback"):
-            self._cancel(run.thread_id, "running")
         self._runs[run.run_id] = run  # at once: who deletes the thread ends this run as well
         try:
-            await run.begin(self.streams_of(request, run.thread_id))
+            await run.begin(self.streams_of(request, run.thread_id), self._cancel_others)
         except BaseException:
             del self._runs[run.run_id]
             raise
@@ -79,6 +77,12 @@ class Runs:
         for run in going_on:
             run.cancel()
         await _ended(going_on)
+
+    def _cancel_others(self, run: Run) -> None:
+        """Cancel the runs whose lease a run has taken over."""
+        for other in self._runs.values():
+            if other.thread_id == run.thread_id and other.status == "running" and other is not run:
+                other.cancel()
 
     def _cancel(self, thread_id: str, status: str) -> list[Run]:
         """Cancel the runs on a thread that have a status, and return them."""
