@@ -64,6 +64,16 @@ class MongoCheckpoints(interface.Checkpoints):
     ) -> StoredCheckpoint | None:
         return self._lookup.get(thread_id, checkpoint_ns, checkpoint_id, owner)
 
+    def get_with_chunks(
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str | None,
+        owner: str | None = None,
+    ) -> StoredCheckpoint | None:
+        place = thread_id, checkpoint_ns, checkpoint_id
+        return self._lookup.get(*place, owner, with_chunks=True)
+
     def page(self, query: CheckpointQuery) -> list[StoredCheckpoint]:
         first_query = query
         checkpoints: list[StoredCheckpoint] = []

@@ -78,6 +78,10 @@ class MongoChunks(interface.ChunkReads):
             sizes.update((digest_of(chunk["_id"]), chunk["size"]) for chunk in chunks)
         return sizes
 
+    def known_below(self, family: ObjectId, digests: Collection[bytes]) -> list[bytes]:
+        """Return the ids of chunks, and of those that they are known to lead to."""
+        return self._expanded([chunk_id(family, digest) for digest in digests])[0]
+
     def remember(self, family: ObjectId, chunks: Chunks) -> None:
         """Remember to which others chunks refer, so that all can be read by one query."""
         for digest, (refs, _) in chunks.items():

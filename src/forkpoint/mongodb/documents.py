@@ -84,6 +84,12 @@ def digest_of(chunk: bytes) -> bytes:
     return chunk[_FAMILY_BYTES:]
 
 
+def is_chunk(document: Document) -> bool:
+    """Return whether a document is a chunk."""
+    id_ = document["_id"]
+    return isinstance(id_, bytes) and len(id_) == _FAMILY_BYTES + DIGEST_BYTES
+
+
 def family_of(chunk: bytes) -> bytes:
     """Return the bytes of the family in the `_id` of a chunk."""
     return chunk[:_FAMILY_BYTES]

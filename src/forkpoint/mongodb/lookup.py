@@ -1,19 +1,34 @@
 """MongoDB: how a single checkpoint is looked for, with its writes.
 
 It takes one round trip, and its chunks another. Where the thread is known, and a checkpoint that is
-about the newest, both are read by one query; else a pipeline begins at the thread's name.
+about the newest, both are read by one query, with the chunks of the checkpoint that is known; else
+a pipeline begins at the thread's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from bson.objectid import ObjectId
 
 from forkpoint.caches import ENTRY_BYTES, Cache
+from forkpoint.encoding.chunk import Chunk
+from forkpoint.encoding.entries import split_refs
 from forkpoint.errors import lost_checkpoint
-from forkpoint.mongodb.commands import MongoCommands
-from forkpoint.mongodb.documents import ROWS, Document, checkpoint_row, rows_of, write_row
+from forkpoint.mongodb.chunks import MongoChunks
+from forkpoint.mongodb.commands import IN_ONE_COMMAND, MongoCommands
+from forkpoint.mongodb.documents import (
+    ROWS,
+    Document,
+    bytes_of,
+    checkpoint_row,
+    digest_of,
+    is_chunk,
+    refs_in,
+    rows_of,
+    write_row,
+)
 from forkpoint.mongodb.known_threads import KnownThreads
 from forkpoint.mongodb.log import Logs
 from forkpoint.mongodb.pipelines import join, joined_rows, named_record
@@ -37,6 +52,13 @@ _NOT_LOOKED_AT = dict.fromkeys(
 _SINCE = 1000  # rows after a checkpoint, at most, for which it counts as one of the newest
 
 
+class _Newest(NamedTuple):
+    """A checkpoint, and the digests of the chunks that it leads to."""
+
+    checkpoint_id: str
+    refs: bytes
+
+
 class Lookup:
     """Looks for checkpoints, and remembers which are the newest.
 
@@ -44,19 +66,26 @@ class Lookup:
         commands: Those of the collection.
         logs: The logs of threads.
         known: Which threads ids meant.
+        chunks: Knows which chunks lead to which others.
     """
 
-    def __init__(self, commands: MongoCommands, logs: Logs, known: KnownThreads) -> None:
+    def __init__(
+        self, commands: MongoCommands, logs: Logs, known: KnownThreads, chunks: MongoChunks
+    ) -> None:
         self._commands = commands
         self._logs = logs
         self._known = known
-        self._newest: Cache[tuple[ObjectId, str], str] = Cache(
-            commands.budget, lambda place, newest: ENTRY_BYTES + len(place[1]) + len(newest)
+        self._chunks = chunks
+        self._newest: Cache[tuple[ObjectId, str], _Newest] = Cache(
+            commands.budget,
+            lambda place, newest: ENTRY_BYTES + len(place[1]) + sum(map(len, newest)),
         )
 
-    def remember_newest(self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str) -> None:
+    def remember_newest(
+        self, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str, refs: bytes
+    ) -> None:
         """Remember a checkpoint that is the newest, or about the newest, of its namespace."""
-        self._newest.put((thread.key, checkpoint_ns), checkpoint_id)
+        self._newest.put((thread.key, checkpoint_ns), _Newest(checkpoint_id, refs))
 
     def get(
         self,
@@ -64,10 +93,14 @@ class Lookup:
         checkpoint_ns: str,
         checkpoint_id: str | None,
         owner: str | None = None,
+        *,
+        with_chunks: bool = False,
     ) -> StoredCheckpoint | None:
+        """Do what `Checkpoints.get` does, or `get_with_chunks`."""
         known = self._known.get(thread_id)
         if known is not None and owner in (None, known.owner):
-            checkpoint = self._from_known(thread_id, known, checkpoint_ns, checkpoint_id)
+            place = checkpoint_ns, checkpoint_id
+            checkpoint = self._from_known(thread_id, known, *place, with_chunks=with_chunks)
             if checkpoint is not None:
                 return checkpoint
         missed: str | None = None
@@ -96,7 +129,8 @@ class Lookup:
         self._known.remember(thread_id, thread)
         self._logs.look_at_tail(thread, document["still"][0], document["newest"])
         if checkpoint_id is None:
-            self.remember_newest(thread, checkpoint_ns, row_id)
+            refs = bytes_of(document["row"], "refs")
+            self.remember_newest(thread, checkpoint_ns, row_id, refs)
         writes: list[Document] | None = document.get("writes")
         if writes is not None:
             writes = [write for write in writes if write["checkpoint_id"] == row_id]
@@ -135,36 +169,36 @@ class Lookup:
         return documents[0] if documents else None
 
     def _from_known(
-        self, thread_id: str, thread: ThreadRef, checkpoint_ns: str, checkpoint_id: str | None
+        self,
+        thread_id: str,
+        thread: ThreadRef,
+        checkpoint_ns: str,
+        checkpoint_id: str | None,
+        *,
+        with_chunks: bool,
     ) -> StoredCheckpoint | None:
         """Return what `get` does, by what is known of the thread; None if that does not suffice.
 
         With the thread's record, and the rows from there on, the server need not look for either.
         """
-        since = checkpoint_id or self._newest.get((thread.key, checkpoint_ns))
+        newest = self._newest.get((thread.key, checkpoint_ns))
+        since = checkpoint_id or (newest and newest.checkpoint_id)
         if since is None:
             return None
-        same = {"_id": thread.key, "epoch": thread.epoch, "deleted_at": None}
-        rows = {
-            "thread": thread.key,
-            "checkpoint_ns": checkpoint_ns,
-            "kind": ROWS,
-            "checkpoint_id": {"$gte": since} if checkpoint_id is None else checkpoint_id,
-            "visible": True,
-        }
-        read = self._commands.snapshots.find_together(
-            {"family": thread.family, "$or": [same, rows]}, _NOT_LOOKED_AT, _SINCE
-        )
-        kinds: dict[str, list[Document]] = {"thread": [], "checkpoint": [], "write": []}
-        for document in read:
-            kinds[document["kind"]].append(document)
+        ids: dict[str, Any] = {"$gte": since} if checkpoint_id is None else {"$eq": since}
+        rows = {"thread": thread.key, "checkpoint_ns": checkpoint_ns, "checkpoint_id": ids}
+        knows_chunks = with_chunks and newest is not None and newest.checkpoint_id == since
+        refs = newest.refs if newest is not None and knows_chunks else b""
+        read = self._read_together(thread, {**rows, "kind": ROWS, "visible": True}, refs)
+        kinds, chunks = _sorted(read)
         if not kinds["thread"] or not kinds["checkpoint"]:
             self._known.forget(thread_id)
             return None
         self._logs.look_at_tail(thread, kinds["thread"][0], read)
         row = max(kinds["checkpoint"], key=lambda document: str(document["checkpoint_id"]))
         if checkpoint_id is None:
-            self.remember_newest(thread, checkpoint_ns, row["checkpoint_id"])
+            refs = bytes_of(row, "refs")
+            self.remember_newest(thread, checkpoint_ns, row["checkpoint_id"], refs)
         if _receipt_without(row["checkpoint_id"], kinds["write"]) is not None:
             return None  # it is to be seen whether it was put or removed just now
         writes = [
@@ -173,7 +207,18 @@ class Lookup:
             if document["checkpoint_id"] == row["checkpoint_id"]
         ]
         checkpoint = self._checkpoint(thread_id, thread, row, writes)
-        return checkpoint._replace(metadata=kinds["thread"][0]["metadata"])
+        return checkpoint._replace(metadata=kinds["thread"][0]["metadata"], chunks=chunks)
+
+    def _read_together(self, thread: ThreadRef, rows: Document, refs: bytes) -> list[Document]:
+        """Return the record of a thread, rows of it, and chunks with what they lead to."""
+        same = {"_id": thread.key, "epoch": thread.epoch, "deleted_at": None}
+        parts, limit = [same, rows], _SINCE
+        chunk_ids = self._chunks.known_below(thread.family, split_refs(refs)) if refs else []
+        if 0 < len(chunk_ids) <= IN_ONE_COMMAND:
+            parts.append({"_id": {"$in": chunk_ids}})
+            limit += len(chunk_ids)
+        match = {"family": thread.family, "$or": parts}
+        return self._commands.snapshots.find_together(match, _NOT_LOOKED_AT, limit)
 
     def _checkpoint(
         self, thread_id: str, thread: ThreadRef, row: Document, writes: list[Document] | None
@@ -184,6 +229,18 @@ class Lookup:
             writes = self._commands.find(match)
         rows = [write_row(write) for write in writes]
         return StoredCheckpoint(thread_id, thread, checkpoint_row(row), rows)
+
+
+def _sorted(read: Iterable[Document]) -> tuple[dict[str, list[Document]], dict[bytes, Chunk]]:
+    """Return the documents of a reading by their kinds, and the chunks among them."""
+    kinds: dict[str, list[Document]] = {"thread": [], "checkpoint": [], "write": []}
+    chunks: dict[bytes, Chunk] = {}
+    for document in read:
+        if is_chunk(document):
+            chunks[digest_of(document["_id"])] = refs_in(document), document["content"]
+        else:
+            kinds[document["kind"]].append(document)
+    return kinds, chunks
 
 
 def _receipt_without(checkpoint_id: str | None, writes: Iterable[Document]) -> str | None:

@@ -112,7 +112,7 @@ class Put:
             if self._is_unsure:
                 session.locks.count_again(thread)
             place = request.checkpoint_ns, request.checkpoint_id
-            session.lookup.remember_newest(thread, *place)
+            session.lookup.remember_newest(thread, *place, request.row.refs)
         session.chunks.remember(thread.family, request.chunks)
 
     # Preparing it again

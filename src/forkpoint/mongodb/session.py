@@ -53,7 +53,7 @@ class MongoSession(interface.Session):
         self.logs = logs = Logs(commands)
         self.turns = turns = Turns()
         self.chunks = MongoChunks(commands)
-        self.lookup = Lookup(commands, logs, known)
+        self.lookup = Lookup(commands, logs, known, self.chunks)
         self.checkpoints = MongoCheckpoints(commands, self.lookup, turns)
         rows = ThreadRows(commands, self.checkpoints)
         new_threads = NewThreads(commands)

@@ -78,7 +78,7 @@ def get_tuple(
 
 
 def _read_tuple(session: Session, address: Address, begins_run: bool) -> _TupleReading:
-    stored = session.checkpoints.get(*address)
+    stored = session.checkpoints.get_with_chunks(*address)
     if stored is not None:
         chunks = chunks_of(session, [stored])[stored.thread.family]
         return _TupleReading(stored, chunks, RunStart(stored.thread.key, None))
@@ -167,10 +167,14 @@ def chunks_of(session: Session, checkpoints: Sequence[StoredCheckpoint]) -> dict
     chunks: dict[Any, Chunks] = {stored.thread.family: {} for stored in checkpoints}
     missing: dict[Any, set[bytes]] = {family: set() for family in chunks}
     for stored in checkpoints:
+        chunks[stored.thread.family].update(stored.chunks)
         digests = missing[stored.thread.family]
+        for refs, _ in stored.chunks.values():
+            digests.update(split_refs(refs))
         for refs in (stored.row.refs, *(write.refs for write in stored.writes)):
             if refs:
                 digests.update(split_refs(refs))
+        digests.difference_update(chunks[stored.thread.family])
     while missing := {family: digests for family, digests in missing.items() if digests}:
         for family, level in session.chunks.of_families(missing).items():
             chunks[family].update(level)
@@ -190,7 +194,7 @@ def load_checkpoint(
         CorruptChunk: It is not what was written; the error names it.
         UnreadableValue: A value cannot be restored; the error names the checkpoint.
     """
-    thread_id, thread, row, writes, _ = stored
+    thread_id, thread, row, writes, *_ = stored
     with at_place(thread_id, row.checkpoint_ns, row.checkpoint_id):
         codec = context.codec_of(thread)
         body, manifest, metadata = _open(codec, row)
@@ -209,7 +213,7 @@ def load_without_values(context: Context, stored: StoredCheckpoint) -> Checkpoin
 
     These are no part of the state, and stand in the row itself, unless they take much.
     """
-    thread_id, thread, row, writes, _ = stored
+    thread_id, thread, row, writes, *_ = stored
     with at_place(thread_id, row.checkpoint_ns, row.checkpoint_id):
         codec = context.codec_of(thread)
         body, manifest, metadata = _open(codec, row)

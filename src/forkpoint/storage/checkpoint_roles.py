@@ -63,6 +63,16 @@ class Checkpoints(ABC):
             owner: Only this owner's thread is there; None for whoever's.
         """
 
+    def get_with_chunks(
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str | None,
+        owner: str | None = None,
+    ) -> StoredCheckpoint | None:
+        """Do what `get` does, for who needs the chunks, too: some may be read along."""
+        return self.get(thread_id, checkpoint_ns, checkpoint_id, owner)
+
     @abstractmethod
     def page(self, query: CheckpointQuery) -> list[StoredCheckpoint]:
         """Return a page of checkpoints with their writes and receipts, newest first."""

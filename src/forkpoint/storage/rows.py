@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from forkpoint.encoding.chunk import Chunks
+from forkpoint.encoding.chunk import Chunk, Chunks
 from forkpoint.encoding.hashing import FLAG_BITS, UNBOUND, Hashing
 from forkpoint.filters import folded
 from forkpoint.storage.plan import Place, Plan
@@ -109,6 +110,8 @@ class StoredCheckpoint(NamedTuple):
     writes: list[WriteRow]
     metadata: str | None = None
     """The metadata of the thread's record, if the record was read too."""
+    chunks: Mapping[bytes, Chunk] = MappingProxyType({})
+    """Chunks that were read with it. Others that it needs are to be read."""
 
 
 class RunStart(NamedTuple):
