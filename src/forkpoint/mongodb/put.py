@@ -11,7 +11,8 @@ from bson.objectid import ObjectId
 from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.errors import StaleLease, StorageBusy, stale_lease
 from forkpoint.mongodb.documents import ROWS, Document, chunks_of, record_of, row_id, rows_of
-from forkpoint.mongodb.put_batch import Attempt, Relays, checked_size
+from forkpoint.mongodb.put_batch import Attempt, Relays
+from forkpoint.mongodb.put_size import checked_size
 from forkpoint.mongodb.put_statements import Creation, Preparation, creation_of_record, row_ids
 from forkpoint.mongodb.session import MongoSession
 from forkpoint.mongodb.tail import Tail

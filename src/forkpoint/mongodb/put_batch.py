@@ -6,20 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import bson
 from bson.objectid import ObjectId
-from pymongo.common import MAX_BSON_SIZE
 
 from forkpoint.errors import ForkpointError, InvalidInput
 from forkpoint.mongodb.commands import MongoCommands, Outcome
 from forkpoint.mongodb.documents import (
     Document,
-    checkpoint_document,
     chunk_documents,
     record_of,
-    write_document,
 )
 from forkpoint.mongodb.known_threads import Made
+from forkpoint.mongodb.put_size import LARGE, LARGE_CHUNKS, Size
 from forkpoint.mongodb.put_statements import (
     Beginning,
     Preparation,
@@ -36,28 +33,17 @@ from forkpoint.mongodb.statements import Statement
 from forkpoint.mongodb.tail import LOG_SECONDS, Tail
 from forkpoint.runtime.group_commit import Relay, Submission
 from forkpoint.storage.interface import HistoryChanged, Stale
-from forkpoint.storage.rows import CheckpointRow, PutRequest, ThreadRef, WriteRow
+from forkpoint.storage.rows import PutRequest, ThreadRef
 from forkpoint.storage.shared import would_make
-
-LARGE = 1_000_000
-"""Characters or bytes; less cannot exceed a document."""
-
-LARGE_CHUNKS = 8_000_000
-"""Bytes of chunks; less, with rows that are not large, cannot exceed a command."""
-
-
-class Size(NamedTuple):
-    """About how many characters or bytes a put takes."""
-
-    rows: int
-    chunks: int
 
 
 class Before(NamedTuple):
-    """The state that the earlier puts of the same bulk will leave."""
+    """The state that the earlier puts of the same bulk will leave, and how the bulk is sent."""
 
     made: dict[str, ThreadRef]
     tails: dict[ObjectId, Tail]
+    is_small: bool
+    """Whether it is one command, which the server refuses if the store is another one."""
 
 
 class Attempt(Submission):
@@ -120,7 +106,7 @@ class Attempt(Submission):
         self.own_tail = known if known is not None and known.began is not None else None
         self.entries, self._tail = (), None
         if tail is not None:
-            self._go_on(tail)
+            self._go_on(tail, inserts=before.is_small and not self._has_stored_chunk)
         elif logs.keeps_logs and request.row is not None:
             self.collide("entry")  # what counts goes into a log: one has to look at the thread
         else:
@@ -129,8 +115,13 @@ class Attempt(Submission):
         if self._tail is not None:
             before.tails[thread.key] = self._tail
 
-    def _go_on(self, tail: Tail) -> None:
-        """Make the statements of a put into a log, which is begun if it is too old or not ours."""
+    def _go_on(self, tail: Tail, *, inserts: bool) -> None:
+        """Make the steps of a put into a log, which is begun if it is too old or not ours.
+
+        Args:
+            tail: Where the log ends.
+            inserts: Whether they may be insertions, without a guard.
+        """
         request, thread, *_, is_counted, next_epoch = self.preparation
         beginning: Beginning | None = None
         if next_epoch is not None or not tail.is_younger_than(LOG_SECONDS):
@@ -141,7 +132,7 @@ class Attempt(Submission):
             beginning = Beginning(old, tail.log)
         self._make_rows(thread)
         self.entries, self._tail_before = self._rows, tail
-        if beginning is None and not self._has_stored_chunk and may_insert(self.preparation):
+        if inserts and beginning is None and may_insert(self.preparation):
             chunks = chunk_documents(thread, request.chunks)
             if chunks:
                 tail = tail.take_slot(chunks[0])
@@ -294,7 +285,7 @@ def send(commands: MongoCommands, batch: Sequence[Attempt]) -> None:
 
 def _prepare(commands: MongoCommands, batch: Sequence[Attempt]) -> Sequence[Attempt]:
     """Make the statements of a batch, and return the attempts that are to be sent."""
-    before = Before({}, {})
+    before = Before({}, {}, _is_small(batch))
     for attempt in batch:
         if attempt.preparation.request.history == commands.history:
             attempt.prepare(before)
@@ -306,8 +297,7 @@ def _prepare(commands: MongoCommands, batch: Sequence[Attempt]) -> Sequence[Atte
 def _execute(commands: MongoCommands, batch: Sequence[Attempt]) -> Outcome | None:
     """Execute a bulk, and return its outcome; None if all its attempts are done."""
     steps = [step for attempt in batch for step in attempt.steps]
-    is_small = sum(attempt.size.rows for attempt in batch) < LARGE
-    is_small = is_small and sum(attempt.size.chunks for attempt in batch) < LARGE_CHUNKS
+    is_small = _is_small(batch)
     try:
         documents = [step.action for step in steps if not isinstance(step.action, Statement)]
         if is_small and len(documents) == len(steps):
@@ -325,6 +315,13 @@ def _execute(commands: MongoCommands, batch: Sequence[Attempt]) -> Outcome | Non
         for attempt in batch:
             attempt.fail(error)
     return None
+
+
+def _is_small(batch: Sequence[Attempt]) -> bool:
+    """Return whether a batch fits into one command."""
+    if sum(attempt.size.rows for attempt in batch) >= LARGE:
+        return False
+    return sum(attempt.size.chunks for attempt in batch) < LARGE_CHUNKS
 
 
 def _note_outcome(
@@ -398,43 +395,3 @@ def _send_alone(commands: MongoCommands, batch: Sequence[Attempt], error: Except
     else:
         for attempt in batch:
             send(commands, [attempt])
-
-
-def checked_size(request: PutRequest) -> Size:
-    """Return about how large a put is, and refuse one with a row that no document can hold.
-
-    Raises:
-        InvalidInput: There is one.
-    """
-    total = 0
-    if request.row is not None:
-        ns, id_, parent, run, metadata, refs, content, *_ = request.row
-        total = len(ns) + len(id_) + len(parent or "") + len(run or "") + len(metadata)
-        total += len(refs) + len(content)
-        if total >= LARGE:
-            _check_size(request, request.row)
-    for write in request.writes:
-        ns, id_, task, _, path, channel, refs, content, *_ = write
-        size = len(ns) + len(id_) + len(task) + len(path) + len(channel)
-        size += len(refs) + len(content)
-        if size >= LARGE:
-            _check_size(request, write)
-        total += size
-    return Size(total, sum(len(content) for _, content in request.chunks.values()))
-
-
-def _check_size(request: PutRequest, row: CheckpointRow | WriteRow) -> None:
-    thread = request.expected or ThreadRef(ObjectId(), ObjectId(), ObjectId())
-    if isinstance(row, CheckpointRow):
-        place, content = checkpoint_document(thread, row)
-    else:
-        place, content = write_document(thread, row)
-    size = len(bson.encode({**place, "next": content}))
-    if size > MAX_BSON_SIZE - _ENVELOPE:
-        raise InvalidInput(
-            f"MongoDB cannot hold this as one document of {size} bytes; values may be of any "
-            "size, but metadata, names and the number of channels may not"
-        )
-
-
-_ENVELOPE = 10_000  # bytes of a document apart from what it says
