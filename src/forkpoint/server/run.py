@@ -29,6 +29,8 @@ from forkpoint.server.thread_streams import ThreadStreams, as_text
 MODES = frozenset(
     ("values", "updates", "messages", "messages-tuple", "custom", "checkpoints", "tasks", "debug")
 )
+_PATIENCE_SECONDS = 5
+"""How long a run waits for the end of those that it interrupts. Then it takes over their lease."""
 IF_BUSY = {"reject": "raise", "enqueue": "wait", "interrupt": "cancel", "rollback": "rollback"}
 
 
@@ -75,7 +77,7 @@ class Run:
         self._options = options
         self._parts: Log[tuple[str, str]] = Log()
         self._streams = ThreadStreams()
-        self._cancel_others: Callable[[Run], object]
+        self._cancel_others: Callable[[Run], Sequence[Run]]
         self._task: asyncio.Task[None] | None = None
         self._has_begun = self._is_cancelled = False
         self._messages: dict[str, BaseMessage] = {}
@@ -113,13 +115,15 @@ class Run:
         await self._parts.ended()
         return self.values if self.error is None else {"__error__": self.error}
 
-    async def begin(self, streams: ThreadStreams, cancel_others: Callable[[Run], object]) -> None:
+    async def begin(
+        self, streams: ThreadStreams, cancel_others: Callable[[Run], Sequence[Run]]
+    ) -> None:
         """Begin in a task of its own. With the strategy `reject`, the lease is had on return.
 
         Args:
             streams: Where it sends what it streams.
-            cancel_others: Is called once it has taken over the lease of other runs. If they ended
-                before, there was nothing to take over, and what they stored would stay.
+            cancel_others: Cancels the runs that are going on, on the thread, in this process, and
+                returns them.
 
         Raises:
             ThreadBusy: Another run is going on, and this one is not to wait, or to end it.
@@ -146,10 +150,10 @@ class Run:
         if self._has_begun and self._task is not None:  # else the task would end without a word
             self._task.cancel()
 
-    async def ended(self) -> None:
-        """Wait until nothing of the run goes on."""
+    async def ended(self, seconds: float | None = None) -> None:
+        """Wait until nothing of the run goes on, or so long at most."""
         if self._task is not None:
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=seconds)
 
     async def _run(self, lease: Lease, stack: AsyncExitStack, *, is_waiting: bool) -> None:
         self._has_begun = True
@@ -173,9 +177,7 @@ class Run:
                 if self._is_cancelled:
                     raise asyncio.CancelledError
                 if is_waiting:
-                    await stack.enter_async_context(lease)
-                if self.body.multitask_strategy in ("interrupt", "rollback"):
-                    self._cancel_others(self)
+                    await self._enter(lease, stack)
                 self.status, self.updated_at = "running", _now()
                 self._publish("metadata", {"run_id": self.run_id, "attempt": 1})
                 if self._options.sends_events:
@@ -192,6 +194,19 @@ class Run:
             self.error = {"error": type(error).__name__, "message": as_json(str(error))}
             return "error"
         return "success"
+
+    async def _enter(self, lease: Lease, stack: AsyncExitStack) -> None:
+        """Begin the lease, and end the runs that this one is to end."""
+        strategy = self.body.multitask_strategy
+        others: Sequence[Run] = ()
+        if strategy == "interrupt":  # they store first what they have done
+            others = self._cancel_others(self)
+            await asyncio.gather(*(other.ended(_PATIENCE_SECONDS) for other in others))
+        await stack.enter_async_context(lease)
+        if strategy == "rollback":  # had they ended before, there would be nothing to take back
+            self._cancel_others(self)
+        if others and self._given() is not None:
+            await lease.aanswer_tool_calls()
 
     async def _delete_thread(self) -> str | None:
         """Delete the thread, and return the status of the run if that fails."""

@@ -78,11 +78,9 @@ class Runs:
             run.cancel()
         await _ended(going_on)
 
-    def _cancel_others(self, run: Run) -> None:
-        """Cancel the runs whose lease a run has taken over."""
-        for other in self._runs.values():
-            if other.thread_id == run.thread_id and other.status == "running" and other is not run:
-                other.cancel()
+    def _cancel_others(self, run: Run) -> list[Run]:
+        """Cancel the runs that a run is to end, and return them."""
+        return self._cancel(run.thread_id, "running")
 
     def _cancel(self, thread_id: str, status: str) -> list[Run]:
         """Cancel the runs on a thread that have a status, and return them."""
