@@ -67,6 +67,7 @@ DIFFERENCES: dict[str, str] = {
     "without their empty fields",
     r"stream: question \| \[\]\.params\.data\.value": "here, the question is also under the name "
     "that the client in Python reads",
+    r"command: an id that is none \| body\.detail": "here, also the reason as all refusals have it",
     r"command: a subscription \| .+": "there, it is taken and forgotten, as the request has no "
     "events; here, it is refused",
     r"wait for a question \| body\.__interrupt__\[\]\.response_schema": "there, null without one",
