@@ -285,6 +285,8 @@ def send(commands: MongoCommands, batch: Sequence[Attempt]) -> None:
 
 def _prepare(commands: MongoCommands, batch: Sequence[Attempt]) -> Sequence[Attempt]:
     """Make the statements of a batch, and return the attempts that are to be sent."""
+    if not batch:
+        return batch
     before = Before({}, {}, _is_small(batch))
     for attempt in batch:
         if attempt.preparation.request.history == commands.history:
