@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from bson.raw_bson import RawBSONDocument
 from bson.son import SON
 from langgraph.checkpoint.mongodb import MongoDBSaver as OfficialSaver
 from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo.monitoring import CommandStartedEvent
 from pymongo.server_api import ServerApi
 
 from checking import Api, checkpoint, config, put, value_of
-from commands import use_everything, use_the_catalog
+from commands import Started, use_everything, use_the_catalog
 from forkpoint import (
     ForkpointError,
     InvalidInput,
@@ -374,6 +376,27 @@ def test_setting_up_again_makes_what_is_missing(store: MongoStore) -> None:
         saver.setup()
         assert indexes() == made
         assert value_of(saver.get_tuple(stored)) == {"text": "text " * 500}
+
+
+def test_two_that_store_something_for_the_first_time_use_one_secret(store: MongoStore) -> None:
+    """Whatever one of them knows when the other one does all that it does."""
+    for number in itertools.count():
+        commands: list[str] = []
+        store.collection.delete_many({})
+        with store.saver() as other:
+
+            def before(sent: CommandStartedEvent) -> None:
+                if len(commands) == number:  # noqa: B023
+                    put(other, {"n": 1}, thread_id="other")
+                commands.append(sent.command_name)  # noqa: B023
+
+            with store.saver(event_listeners=[Started(before)]) as saver:
+                put(saver, {"n": 2})
+                if len(commands) <= number:
+                    break
+                assert {value_of(item)["n"] for item in saver.list(None)} == {1, 2}
+        assert len(store.secrets()) == 1
+    assert number > 3
 
 
 @pytest.mark.parametrize(

@@ -95,10 +95,12 @@ class MongoSecrets(interface.Secrets):
         return [secret["value"] for secret in self._documents()]
 
     def add(self, stored: bytes, seen: Sequence[bytes]) -> None:
+        # First: another one may store the first secret meanwhile, and a thread after it.
+        has_threads = not seen and self._commands.exists(VISIBLE)
         documents = self._documents()
         if [secret["value"] for secret in documents] != seen:
             return
-        if not seen and self._commands.exists(VISIBLE):
+        if has_threads:
             raise lost_secret()
         # Whoever has seen the same takes the same number.
         numbers = [int(secret["_id"].removeprefix(_SECRET)) for secret in documents]
