@@ -67,7 +67,7 @@ CALLS: dict[str, tuple[Call, list[str]]] = {
         lambda api, head: api.put(
             head, checkpoint({"messages": messages(61)}), {}, {"messages": 2}
         ),
-        ["insert"],
+        ["update"],
     ),
     "put of an unchanged value": (
         lambda api, head: api.put(
@@ -77,7 +77,7 @@ CALLS: dict[str, tuple[Call, list[str]]] = {
     ),
     "put_writes": (
         lambda api, head: api.put_writes(head, [(f"c{n}", "x" * 2000) for n in range(5)], "other"),
-        ["insert"],
+        ["update"],
     ),
     "first put": (
         lambda api, _: api.put(config("new"), checkpoint({"n": 1}), {}, {"n": 1}),

@@ -196,6 +196,25 @@ async def test_async_calls_in_flight_are_stored_again(mongo_store: MongoStore) -
             await asyncio.to_thread(assert_whole, mongo_store, head, 5)
 
 
+def test_documents_that_are_taken_away_are_missed_by_what_names_them(
+    mongo_store: MongoStore,
+) -> None:
+    """Without a drop: a put with chunks names the thread's record, unless it is of a run."""
+    saver: Any
+    with mongo_store.saver() as saver:
+        head = chain(saver, range(3))
+        backup = list(mongo_store.collection.find())
+        saver.trim("thread", 10)  # ends the log, as anything else may
+        head = chain(saver, range(3, 5), head)
+        mongo_store.restore(backup)
+        put(saver, {"text": "other " * 1000}, parent=head)
+        assert_whole(mongo_store, chain(saver, range(5, 7), head), 6)
+        others = {"_id": {"$not": {"$regex": "^(settings|store_key|secret:.*)$"}}}
+        mongo_store.collection.delete_many(others)
+        put(saver, {"text": "another " * 1000}, parent=head)
+        assert_whole(mongo_store, chain(saver, range(7, 9), head), 8)
+
+
 def test_documents_that_are_taken_away_are_missed_by_the_next_run(mongo_store: MongoStore) -> None:
     """Without a drop: each run first looks for its thread by name."""
     saver: Any
@@ -242,7 +261,7 @@ def test_noticing_costs_no_round_trip(mongo_store: MongoStore) -> None:
         commands.clear()
         head = put(saver, {"n": 2}, parent=head)
         put(saver, {"text": TEXT}, parent=head)
-        assert commands.names == ["insert", "insert"]
+        assert commands.names == ["insert", "update"]
         assert all("collectionUUID" in sent.command for sent in commands.sent)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,7 +78,27 @@ def test_a_put_is_one_insert_after_the_first(saver: MongoDBSaver, commands: Comm
     commands.clear()
     saver.put_writes(head, [("c", "long " * 1000)], "another task")
     put(saver, {"n": 3, "text": "as long " * 1000}, parent=head)
-    assert commands.names == ["insert", "insert"]  # with the chunks
+    assert commands.names == ["update", "update"]  # for the chunks
+    assert not commands.statements("$inc", "$max", "$push")  # the record is not among them
+
+
+def in_run(config: Any) -> Any:
+    """Return a config of the run that looked for the thread first, as a graph's does."""
+    return {"configurable": {**config["configurable"], "__pregel_runtime": RUNTIME}}
+
+
+RUNTIME = SimpleNamespace(control=object())
+
+
+def test_a_put_of_a_run_is_one_insert_with_its_chunks(
+    saver: MongoDBSaver, commands: Commands
+) -> None:
+    head = in_run(puts(saver, range(3)))
+    saver.get_tuple(in_run(config()))
+    commands.clear()
+    saver.put_writes(head, [("c", "long " * 1000)], "task")
+    put(saver, {"n": 3, "text": "as long " * 1000}, parent=head)
+    assert commands.names == ["insert", "insert"]
     assert commands.chunks() == 2
 
 
@@ -91,10 +112,11 @@ def test_a_chunk_that_is_there_already_gets_its_epoch_and_the_log_goes_on(
     fork = other.fork("thread", new_thread_id="fork")
     known = texts if stored == "both" else {stored: texts[stored]}
     put(other, known, thread_id="fork", parent=fork)
+    saver.get_tuple(in_run(config()))
     head = puts(saver, range(1, 2), head)
     commands.clear()
-    head = put(saver, texts, parent=head)
-    put(saver, {**texts, "third": "a third text " * 200}, parent=head)
+    head = put(saver, texts, parent=in_run(head))
+    put(saver, {**texts, "third": "a third text " * 200}, parent=in_run(head))
     assert commands.names == ["insert", "update", "insert"]
     record = store.collection.find_one({"kind": "thread", "thread_id": "thread"})
     assert record is not None
@@ -106,7 +128,8 @@ def test_a_chunk_that_is_there_already_gets_its_epoch_and_the_log_goes_on(
 def test_nothing_of_a_put_with_chunks_is_stored_once_the_log_has_ended(
     saver: MongoDBSaver, other: MongoDBSaver, store: MongoStore, commands: Commands
 ) -> None:
-    head = puts(saver, range(2))
+    head = in_run(puts(saver, range(2)))
+    saver.get_tuple(in_run(config()))
     other.delete_thread("thread")
     commands.clear()
     with pytest.raises(ThreadDeleted):

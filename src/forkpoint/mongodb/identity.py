@@ -12,7 +12,7 @@ What a process remembers of a store is valid for as long as the store goes on. I
 What is not noticed:
 
 - Documents that are removed from a collection that stays, until a command names one of them. Each
-  run begins by a look for its thread.
+  run begins by a look for its thread; without a run, each put with chunks names it.
 - Another process behind a router of shards or a load balancer: there only the UUID is compared.
 - Another UUID, with a server before 6.0, with a client that uses the strict Stable API, and with a
   user who may not list collections.

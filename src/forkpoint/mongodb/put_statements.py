@@ -169,10 +169,15 @@ def steps_without_log(preparation: Preparation) -> list[Step]:
 
 
 def may_insert(preparation: Preparation) -> bool:
-    """Return whether nothing is replaced: then rows and chunks can be inserted into a log."""
-    return not preparation.is_repeated and not any(
-        replaces(write.idx) for write in preparation.request.writes
-    )
+    """Return whether rows and chunks can be inserted into a log: if nothing is replaced.
+
+    Chunks only by a run, which began by a look for its thread. Any other put has to name the
+    record: else nobody notices that documents were taken away since.
+    """
+    request = preparation.request
+    if preparation.is_repeated or (request.chunks and request.began is None):
+        return False
+    return not any(replaces(write.idx) for write in request.writes)
 
 
 def insertions(chunks: Sequence[Document], entries: Sequence[Document]) -> list[Step]:
