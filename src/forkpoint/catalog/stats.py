@@ -45,7 +45,7 @@ def stats(context: Context, thread_id: str) -> Steps[ThreadStats]:
         chunks = yield from chunks_of(thread.family, turns)
         users = chunks.refs.keys() - {thread.key}
         if context.owner is not None:
-            users &= threads_of(turns.session, thread.family)
+            users &= threads_of(turns.session, turns.session.threads.family(thread.family))
         own, others = chunks.used_by({thread.key}), chunks.used_by(users)
         used = yield from turns.apart(lambda: reachable(own, chunks.links))
         used_by_others = yield from turns.apart(lambda: reachable(others, chunks.links))

@@ -61,18 +61,11 @@ class MongoCheckpoints(interface.Checkpoints):
         checkpoint_ns: str,
         checkpoint_id: str | None,
         owner: str | None = None,
-    ) -> StoredCheckpoint | None:
-        return self._lookup.get(thread_id, checkpoint_ns, checkpoint_id, owner)
-
-    def get_with_chunks(
-        self,
-        thread_id: str,
-        checkpoint_ns: str,
-        checkpoint_id: str | None,
-        owner: str | None = None,
+        *,
+        with_chunks: bool = False,
     ) -> StoredCheckpoint | None:
         place = thread_id, checkpoint_ns, checkpoint_id
-        return self._lookup.get(*place, owner, with_chunks=True)
+        return self._lookup.get(*place, owner, with_chunks=with_chunks)
 
     def page(self, query: CheckpointQuery) -> list[StoredCheckpoint]:
         first_query = query

@@ -29,7 +29,7 @@ from forkpoint.mongodb.documents import (
     write_document,
 )
 from forkpoint.mongodb.locks import Locks
-from forkpoint.mongodb.new_threads import NewThreads
+from forkpoint.mongodb.new_threads import NewThreads, made_ref
 from forkpoint.mongodb.statements import Statement, expect, update_one
 from forkpoint.mongodb.thread_documents import (
     LISTED_PLACE,
@@ -68,7 +68,7 @@ class _UnfinishedCopy(NamedTuple):
 
     @property
     def target(self) -> ThreadRef:
-        return _target_of(self.made)
+        return made_ref(self.made)
 
     def copy_of(self, row: Document) -> Statement:
         """Return the statement that writes a copy of a row of the source."""
@@ -95,7 +95,7 @@ class _UnfinishedFork(NamedTuple):
 
     @property
     def target(self) -> ThreadRef:
-        return _target_of(self.made)
+        return made_ref(self.made)
 
 
 class MongoCopies(interface.Copies):
@@ -238,7 +238,7 @@ class MongoCopies(interface.Copies):
 
     def _begun(self, made: Document, request: ForkRequest) -> list[Statement]:
         """Return the statements that insert a fork with the rows that are known."""
-        source, target = request.source, _target_of(made)
+        source, target = request.source, made_ref(made)
         return [
             _unchanged(source),
             update_one(record_of(target), {"$setOnInsert": made}, upsert=True),
@@ -265,7 +265,7 @@ class MongoCopies(interface.Copies):
         changes = {field: made[field] for field in ("lock", "removed_at", "checkpoint_count")}
         # One that was removed since is not made anew.
         return expect(
-            {**record_of(_target_of(made)), "building": made["building"]}, {"$set": changes}
+            {**record_of(made_ref(made)), "building": made["building"]}, {"$set": changes}
         )
 
     def _check_same(self, source: ThreadRef, rows: Sequence[Document]) -> None:
@@ -356,10 +356,6 @@ def _fields_of_fork(request: ForkRequest) -> Document:
         "checkpoint_count": sum(not row.hidden for row in request.rows),
         "salt": request.salt,
     }
-
-
-def _target_of(made: Document) -> ThreadRef:
-    return ThreadRef(made["_id"], made["family"], made["epoch"])
 
 
 def _unchanged(source: ThreadRef) -> Statement:

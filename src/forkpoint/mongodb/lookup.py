@@ -96,7 +96,7 @@ class Lookup:
         *,
         with_chunks: bool = False,
     ) -> StoredCheckpoint | None:
-        """Do what `Checkpoints.get` does, or `get_with_chunks`."""
+        """Do what `Checkpoints.get` does."""
         known = self._known.get(thread_id)
         if known is not None and owner in (None, known.owner):
             place = checkpoint_ns, checkpoint_id

@@ -140,7 +140,7 @@ class NewThreads:
 
     def discard(self, unfinished: Document) -> None:
         """Remove a thread that never became visible."""
-        target = _ref_of(unfinished)
+        target = made_ref(unfinished)
         self._commands.delete(rows_of(target))
         self._commands.delete(record_of(target))
 
@@ -149,7 +149,7 @@ class NewThreads:
 
         If not, its id means again what it meant before.
         """
-        target = _ref_of(made)
+        target = made_ref(made)
         means = {**self._commands.name_of(made["thread_id"]), "key": target.key}
         if not self._commands.exists(means):
             return False
@@ -166,10 +166,11 @@ class NewThreads:
 
 def insertion_of(made: Document) -> Statement:
     """Return the statement that inserts the record of a new thread."""
-    return update_one(record_of(_ref_of(made)), {"$setOnInsert": made}, upsert=True)
+    return update_one(record_of(made_ref(made)), {"$setOnInsert": made}, upsert=True)
 
 
-def _ref_of(made: Document) -> ThreadRef:
+def made_ref(made: Document) -> ThreadRef:
+    """Return a thread that is made, given its record: its key, family and epoch."""
     return ThreadRef(made["_id"], made["family"], made["epoch"])
 
 
@@ -178,7 +179,7 @@ def _show_statement(made: Document) -> Statement:
     stored = {"$cond": [{"$gt": ["$state_updated_at", 0]}, NOW, 0]}
     times = {"created_at": NOW, "updated_at": NOW, "state_updated_at": stored}
     return update_one(
-        {**record_of(_ref_of(made)), "building": made["building"]},
+        {**record_of(made_ref(made)), "building": made["building"]},
         [
             {"$set": {**times, "unlisted": True, "lock": None}},
             {"$unset": ["building", "removed_at"]},

@@ -6,23 +6,23 @@ All of it may be read in several turns: what others store meanwhile may be count
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from forkpoint.encoding.entries import split_refs
 from forkpoint.operations.gc import reachable, read_all
 from forkpoint.operations.turns import Turns, Work
 from forkpoint.storage.interface import Session
+from forkpoint.storage.rows import FamilyMember
 
 _MEASURED_AT_ONCE = 5000  # chunks, before others have their turn
 
 
-def threads_of(session: Session, family: Any) -> set[Any]:
-    """Return the keys of the threads of a family that there are; of a confined session, its own.
+def threads_of(session: Session, members: Sequence[FamilyMember]) -> set[Any]:
+    """Return the keys of those of a family that there are; of a confined session, its own.
 
     A thread that was given to another owner still shares chunks with its former relatives.
     """
-    members = session.threads.family(family)
     rows = session.records.get_many([member.thread_id for member in members])
     return {member.key for member in members} & {row.thread.key for row in rows.values()}
 
@@ -76,7 +76,7 @@ def own_chunks(family: Any, turns: Turns) -> Work[dict[bytes, int]]:
     turns.only_reads = turns.is_over = True
     yield
     chunks = yield from chunks_of(family, turns)
-    roots = chunks.used_by(threads_of(turns.session, family))
+    roots = chunks.used_by(threads_of(turns.session, turns.session.threads.family(family)))
     used = yield from turns.apart(lambda: reachable(roots, chunks.links))
     sizes = yield from sizes_of(family, used, turns)
     turns.only_reads = False

@@ -78,7 +78,7 @@ def get_tuple(
 
 
 def _read_tuple(session: Session, address: Address, begins_run: bool) -> _TupleReading:
-    stored = session.checkpoints.get_with_chunks(*address)
+    stored = session.checkpoints.get(*address, with_chunks=True)
     if stored is not None:
         chunks = chunks_of(session, [stored])[stored.thread.family]
         return _TupleReading(stored, chunks, RunStart(stored.thread.key, None))

@@ -211,8 +211,8 @@ def _family_of_several(context: Context, turns: Turns, thread_id: str) -> Work[A
     thread = None if context.owner is None else turns.session.threads.find(thread_id)
     if thread is None:
         return None
-    own = threads_of(turns.session, thread.family)
     members = turns.session.threads.family(thread.family)
+    own = threads_of(turns.session, members)
     yield
     is_shared = any(kin.key not in own for kin in members if kin.deleted_at is None)
     return thread.family if is_shared else None

@@ -107,6 +107,8 @@ class SqliteCheckpoints(Checkpoints):
         checkpoint_ns: str,
         checkpoint_id: str | None,
         owner: str | None = None,
+        *,
+        with_chunks: bool = False,
     ) -> StoredCheckpoint | None:
         if checkpoint_id is None:
             row = self._sql.row(_NEWEST_WITH_THREAD, (thread_id, owner, checkpoint_ns))

@@ -53,6 +53,8 @@ class Checkpoints(ABC):
         checkpoint_ns: str,
         checkpoint_id: str | None,
         owner: str | None = None,
+        *,
+        with_chunks: bool = False,
     ) -> StoredCheckpoint | None:
         """Return a visible checkpoint with its writes and receipts, and its thread's metadata.
 
@@ -61,17 +63,8 @@ class Checkpoints(ABC):
             checkpoint_ns: The namespace.
             checkpoint_id: The checkpoint; None for the newest of the namespace.
             owner: Only this owner's thread is there; None for whoever's.
+            with_chunks: Whether the chunks are needed, too: then some may be read along.
         """
-
-    def get_with_chunks(
-        self,
-        thread_id: str,
-        checkpoint_ns: str,
-        checkpoint_id: str | None,
-        owner: str | None = None,
-    ) -> StoredCheckpoint | None:
-        """Do what `get` does, for who needs the chunks, too: some may be read along."""
-        return self.get(thread_id, checkpoint_ns, checkpoint_id, owner)
 
     @abstractmethod
     def page(self, query: CheckpointQuery) -> list[StoredCheckpoint]:
@@ -266,8 +259,7 @@ class Removals(ABC):
         """
 
     # A backend whose `remove` and `copy` keep others out for long says which threads are long. Then
-    # it has these as well, all of `Copies`, and `Checkpoints.since` and
-    # `older`.
+    # it has these as well, all of `Copies`, and `Checkpoints.since` and `older`.
 
     def is_long(self, thread: ThreadRef) -> bool:
         """Return whether to remove from a thread, and to copy it, in turns.

@@ -179,18 +179,11 @@ class _ConfinedCheckpoints(Checkpoints):
         checkpoint_ns: str,
         checkpoint_id: str | None,
         owner: str | None = None,
-    ) -> StoredCheckpoint | None:
-        return self._checkpoints.get(thread_id, checkpoint_ns, checkpoint_id, self._owner)
-
-    def get_with_chunks(
-        self,
-        thread_id: str,
-        checkpoint_ns: str,
-        checkpoint_id: str | None,
-        owner: str | None = None,
+        *,
+        with_chunks: bool = False,
     ) -> StoredCheckpoint | None:
         place = thread_id, checkpoint_ns, checkpoint_id
-        return self._checkpoints.get_with_chunks(*place, self._owner)
+        return self._checkpoints.get(*place, self._owner, with_chunks=with_chunks)
 
     def page(self, query: CheckpointQuery) -> list[StoredCheckpoint]:
         if query.thread_id is not None and self._threads.find(query.thread_id) is None:

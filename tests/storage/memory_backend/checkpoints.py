@@ -39,6 +39,8 @@ class MemoryCheckpoints(interface.Checkpoints):
         checkpoint_ns: str,
         checkpoint_id: str | None,
         owner: str | None = None,
+        *,
+        with_chunks: bool = False,
     ) -> StoredCheckpoint | None:
         tables = self._tables
         thread = tables.live(thread_id)
