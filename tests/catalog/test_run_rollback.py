@@ -9,8 +9,9 @@ from typing import Any
 
 import ormsgpack
 import pytest
-from test_tool_calls import Agent, entered, left, stuck
+from test_tool_calls import entered, left, stuck
 
+from agents import Agent
 from checking import Api, checkpoint, config, put, value_of
 from forkpoint import CorruptChunk, StaleLease, StorageBusy, ThreadCatalog
 from forkpoint.catalog import leases

@@ -25,6 +25,7 @@ from forkpoint.server import bodies
 from forkpoint.server.access import refuse_socket
 from forkpoint.server.bodies import Body, Json
 from forkpoint.server.failures import failure_of
+from forkpoint.server.lost_ends import lost_end
 from forkpoint.server.protocol import CHANNELS, EventRequest
 from forkpoint.server.requests import Request, RequestScope, StrictRoute, ThreadId, scope_of
 from forkpoint.server.run import RunOptions
@@ -140,7 +141,7 @@ async def events(request: Request, thread_id: ThreadId, body: EventRequest) -> R
             meta = {"applied_through_seq": streams.events.last}
             first = {"type": "success", "id": 0, "result": {}, "meta": meta}
             yield ServerSentEvent(as_text(first), event="success")
-        async for event in streams.follow_events(body):
+        async for event in streams.follow_events(body, partial(lost_end, request, thread_id)):
             yield ServerSentEvent(as_text(event), event=event["method"], id=str(event["seq"]))
 
     return sent(shown(), {})
@@ -193,7 +194,8 @@ class _Subscriptions:
         return await _done(self._request, self._thread_id, method, params)
 
     async def _send(self, request: EventRequest) -> None:
-        async for event in self._streams.follow_events(request):
+        end = partial(lost_end, self._request, self._thread_id)
+        async for event in self._streams.follow_events(request, end):
             await self._websocket.send_text(as_text(event))
         await self._websocket.close(4404)  # there is no such thread any more
 

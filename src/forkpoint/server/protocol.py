@@ -126,7 +126,7 @@ def events_of(streamed: Mapping[str, Any], asked: set[str]) -> Iterator[Event]:
         for interrupt in params.get("interrupts") or ():
             if interrupt.id not in asked:
                 asked.add(interrupt.id)
-                yield _request_of(namespace, interrupt)
+                yield request_of(namespace, interrupt.id, as_json(interrupt.value))
         yield Event("values", namespace, as_json(data))
     elif method == "lifecycle":
         yield Event("lifecycle", list(data["namespace"]), as_json(data))
@@ -149,10 +149,10 @@ def events_of(streamed: Mapping[str, Any], asked: set[str]) -> Iterator[Event]:
         yield Event("tools", namespace, shown, node)
 
 
-def _request_of(namespace: Sequence[str], interrupt: Any) -> Event:
-    value = as_json(interrupt.value)
+def request_of(namespace: Sequence[str], interrupt_id: str, value: Any) -> Event:
+    """Return the event that asks for the answer to an interrupt."""
     # The protocol has a payload. The client in Python reads a value.
-    data = {"interrupt_id": interrupt.id, "payload": value, "value": value}
+    data = {"interrupt_id": interrupt_id, "payload": value, "value": value}
     return Event("input.requested", namespace, data)
 
 

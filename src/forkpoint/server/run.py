@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
@@ -14,7 +14,13 @@ from langchain_core._api import LangChainBetaWarning
 from langchain_core.messages import BaseMessage, BaseMessageChunk, message_chunk_to_message
 
 from forkpoint.catalog.leases import Lease
-from forkpoint.errors import ForkpointError, StaleLease, ThreadDeleted, ThreadNotFound
+from forkpoint.errors import (
+    ForkpointError,
+    StaleLease,
+    ThreadBusy,
+    ThreadDeleted,
+    ThreadNotFound,
+)
 from forkpoint.runtime.runner import completed
 from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json
@@ -52,6 +58,8 @@ class Run:
         values: The last state that it streamed, with what it waits for.
         error: What it failed with.
         asked: The ids of the interrupts that clients were asked for an answer to.
+        is_cancelled: Whether it was told to end.
+        holder: Who the lease of its thread names, if it is this run that has it.
     """
 
     def __init__(
@@ -70,6 +78,8 @@ class Run:
         self.values: Any = None
         self.error: Json | None = None
         self.asked: set[str] = set()
+        self.is_cancelled = False
+        self.holder: str | None = None
         self.created_at = self.updated_at = _now()
         self._catalog = request.catalog
         self._assistant = assistant
@@ -77,9 +87,9 @@ class Run:
         self._options = options
         self._parts: Log[tuple[str, str]] = Log()
         self._streams = ThreadStreams()
-        self._cancel_others: Callable[[Run], Sequence[Run]]
+        self._turn: asyncio.Lock
         self._task: asyncio.Task[None] | None = None
-        self._has_begun = self._is_cancelled = False
+        self._has_begun = False
         self._messages: dict[str, BaseMessage] = {}
 
     @property
@@ -116,37 +126,59 @@ class Run:
         return self.values if self.error is None else {"__error__": self.error}
 
     async def begin(
-        self, streams: ThreadStreams, cancel_others: Callable[[Run], Sequence[Run]]
+        self, streams: ThreadStreams, others: Sequence[Run], turn: asyncio.Lock
     ) -> None:
-        """Begin in a task of its own. With the strategy `reject`, the lease is had on return.
+        """Begin in a task of its own. On return the lease is had, unless the run waits for it.
 
         Args:
             streams: Where it sends what it streams.
-            cancel_others: Cancels the runs that are going on, on the thread, in this process, and
-                returns them.
+            turn: Held by those who begin, or take over the lease, on the thread.
+            others: The runs on the thread, in this process, that came before and are not over.
 
         Raises:
             ThreadBusy: Another run is going on, and this one is not to wait, or to end it.
             ThreadNotFound: The thread was deleted meanwhile.
         """
-        self._streams, self._cancel_others = streams, cancel_others
+        self._streams, self._turn = streams, turn
         strategy = self.body.multitask_strategy or "enqueue"
+        if strategy == "reject" and not all(other.is_cancelled for other in others):
+            raise ThreadBusy(f"thread {self.thread_id!r} is busy: another run came before")
         # Whoever deletes the thread before the run has the lease, comes first.
         lease = self._catalog.run(self.thread_id, if_busy=IF_BUSY[strategy], must_exist=True)
-        stack = AsyncExitStack()
-        is_waiting = strategy != "reject"
+        self.holder = lease.holder
         streams.begin(self.run_id)
         try:
-            if not is_waiting:
-                await stack.enter_async_context(lease)
+            async with AsyncExitStack() as stack:
+                if strategy != "enqueue":
+                    await self._replace(others, lease, stack)
+                kept = stack.pop_all()
         except BaseException:
             streams.finish(self.run_id)
             raise
-        self._task = asyncio.create_task(self._run(lease, stack, is_waiting=is_waiting))
+        self._task = asyncio.create_task(self._run(lease, kept, others))
+
+    async def _replace(self, others: Sequence[Run], lease: Lease, stack: AsyncExitStack) -> None:
+        """Begin the lease, and end the runs that this one is to end."""
+        strategy = self.body.multitask_strategy
+        if strategy == "interrupt":  # they store first what they have done
+            await _end(others)
+        await stack.enter_async_context(lease)
+        if strategy == "rollback":  # had they ended before, there would be nothing to take back
+            await _end(others)
+        if strategy == "interrupt" and self._is_new_turn():
+            await lease.aanswer_tool_calls()
+
+    def _is_new_turn(self) -> bool:
+        """Whether the run has an input for the thread's head, without answers to tool calls."""
+        body = self.body
+        given = body.input if body.command is None else body.command.update
+        has_place = body.checkpoint_id or (body.checkpoint and body.checkpoint.checkpoint_id)
+        goes_on = body.command is not None and body.command.resume is not None
+        return given is not None and not has_place and not goes_on and not _has_answers(given)
 
     def cancel(self) -> None:
         """End the run as soon as may be, whether it goes on, waits, or is just about to begin."""
-        self._is_cancelled = True
+        self.is_cancelled = True
         if self._has_begun and self._task is not None:  # else the task would end without a word
             self._task.cancel()
 
@@ -155,35 +187,44 @@ class Run:
         if self._task is not None:
             await asyncio.wait([self._task], timeout=seconds)
 
-    async def _run(self, lease: Lease, stack: AsyncExitStack, *, is_waiting: bool) -> None:
+    async def _run(self, lease: Lease, stack: AsyncExitStack, others: Sequence[Run]) -> None:
         self._has_begun = True
-        status = await self._status_after(lease, stack, is_waiting)
+        status = await self._status_after(lease, stack, others)
         if self._options.is_temporary:
             status = await self._delete_thread() or status
         if self.error is not None:
             self._publish("error", self.error)
         if self._options.sends_events:
-            self._send_end(status)
+            self._send_end()
         self.status, self.updated_at = status, _now()
         end = {"status": "run_done", "run_id": self.run_id}
         self._streams.parts.append(("metadata", as_text(end)))
         self._streams.finish(self.run_id)
         self._parts.end()
 
-    async def _status_after(self, lease: Lease, stack: AsyncExitStack, is_waiting: bool) -> str:
+    async def _status_after(
+        self, lease: Lease, stack: AsyncExitStack, others: Sequence[Run]
+    ) -> str:
         """Run the graph, and return how that ended."""
         try:
             async with stack:
-                if self._is_cancelled:
+                if self.is_cancelled:
                     raise asyncio.CancelledError
-                if is_waiting:
-                    await self._enter(lease, stack)
+                strategy = self.body.multitask_strategy or "enqueue"
+                if strategy == "enqueue":
+                    await stack.enter_async_context(lease)
+                if strategy in ("enqueue", "reject"):  # those before say first that they have ended
+                    await _ended([other for other in others if other.status == "running"])
                 self.status, self.updated_at = "running", _now()
                 self._publish("metadata", {"run_id": self.run_id, "attempt": 1})
                 if self._options.sends_events:
                     await self._stream_events(lease)
                 else:
                     await self._stream(lease)
+                if self.is_cancelled:  # and the graph has not passed that on
+                    raise asyncio.CancelledError
+                async with self._turn:  # what is rolled back meanwhile, does not succeed
+                    await stack.aclose()
         except asyncio.CancelledError:
             self.error = {"error": "UserInterrupt", "message": "the run was cancelled"}
             return "interrupted"
@@ -194,19 +235,6 @@ class Run:
             self.error = {"error": type(error).__name__, "message": as_json(str(error))}
             return "error"
         return "success"
-
-    async def _enter(self, lease: Lease, stack: AsyncExitStack) -> None:
-        """Begin the lease, and end the runs that this one is to end."""
-        strategy = self.body.multitask_strategy
-        others: Sequence[Run] = ()
-        if strategy == "interrupt":  # they store first what they have done
-            others = self._cancel_others(self)
-            await asyncio.gather(*(other.ended(_PATIENCE_SECONDS) for other in others))
-        await stack.enter_async_context(lease)
-        if strategy == "rollback":  # had they ended before, there would be nothing to take back
-            self._cancel_others(self)
-        if others and self._given() is not None:
-            await lease.aanswer_tool_calls()
 
     async def _delete_thread(self) -> str | None:
         """Delete the thread, and return the status of the run if that fails."""
@@ -219,16 +247,15 @@ class Run:
             return "error"
         return None
 
-    def _send_end(self, status: str) -> None:
+    def _send_end(self) -> None:
         """Send how the run ended, as the streaming protocol has it."""
         waits = isinstance(self.values, dict) and "__interrupt__" in self.values
-        ends = {"success": "interrupted" if waits else "completed", "error": "failed"}
         data: Json = {
-            "event": ends.get(status, "interrupted"),
+            "event": "interrupted" if waits else "completed",
             "graph_name": self._assistant.graph_id,
         }
-        if status == "error" and self.error is not None:
-            data["error"] = self.error["message"]
+        if self.error is not None:  # of a run that was cancelled, too: nobody waits any longer
+            data.update(event="failed", error=self.error["message"])
         self._streams.add(self.run_id, Event("lifecycle", [], data))
 
     async def _stream(self, lease: Lease) -> None:
@@ -341,6 +368,31 @@ class Run:
         self._parts.append(part)
         self._streams.parts.append(part)
         self.updated_at = _now()
+
+
+async def _end(runs: Sequence[Run]) -> None:
+    """Cancel runs, and wait for their ends, with patience."""
+    for run in runs:
+        run.cancel()
+    await _ended(runs)
+
+
+async def _ended(runs: Sequence[Run]) -> None:
+    await asyncio.gather(*(run.ended(_PATIENCE_SECONDS) for run in runs))
+
+
+def _has_answers(value: Any) -> bool:
+    """Return whether there is an answer to a tool call in an input."""
+    waiting = [value]  # inputs may be deep, so nothing recurs
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            if "tool_call_id" in part:
+                return True
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+    return False
 
 
 def _now() -> str:

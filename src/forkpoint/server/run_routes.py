@@ -144,8 +144,7 @@ async def cancel(
     if run is None or run.is_over:
         raise HTTPException(404, "No runs found to cancel.")
     if action == "rollback":
-        async with request.catalog.run(thread_id, if_busy="rollback", must_exist=True):
-            run.cancel()
+        await request.server.runs.roll_back(request, run)
     else:
         run.cancel()
     if wait:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from weakref import WeakValueDictionary
 
 from forkpoint.server.requests import RequestScope
 from forkpoint.server.run import Run
@@ -20,6 +22,7 @@ class Runs:
     def __init__(self) -> None:
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._streams: OrderedDict[tuple[str | None, str], ThreadStreams] = OrderedDict()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def start(self, request: RequestScope, run: Run) -> None:
         """Begin a run, and keep it until others have ended after it.
@@ -28,12 +31,15 @@ class Runs:
             ThreadBusy: Another run is going on, and this one is not to wait, or to end it.
             ThreadNotFound: The thread was deleted meanwhile.
         """
-        self._runs[run.run_id] = run  # at once: who deletes the thread ends this run as well
-        try:
-            await run.begin(self.streams_of(request, run.thread_id), self._cancel_others)
-        except BaseException:
-            del self._runs[run.run_id]
-            raise
+        turn = self._turn_on(run.thread_id)
+        async with turn:  # in the order in which they come
+            others = [other for other in self._on(run.thread_id) if not other.is_over]
+            self._runs[run.run_id] = run  # at once: who deletes the thread ends this run as well
+            try:
+                await run.begin(self.streams_of(request, run.thread_id), others, turn)
+            except BaseException:
+                del self._runs[run.run_id]
+                raise
         known = self._runs.items()
         ended = [key for key, other in known if other.is_over and other.owner == run.owner]
         for key in ended[:-RUNS_KEPT]:
@@ -41,11 +47,7 @@ class Runs:
 
     def of_thread(self, request: RequestScope, thread_id: str) -> list[Run]:
         """Return the runs on a thread that the owner began, the newest first."""
-        return [
-            run
-            for run in reversed(self._runs.values())
-            if run.thread_id == thread_id and run.owner == request.owner
-        ]
+        return [run for run in reversed(self._on(thread_id)) if run.owner == request.owner]
 
     def find(self, request: RequestScope, thread_id: str, run_id: str) -> Run | None:
         """Return a run on a thread, if this process has it, and its owner asks."""
@@ -63,6 +65,18 @@ class Runs:
             del self._streams[key]
         return streams
 
+    async def roll_back(self, request: RequestScope, run: Run) -> None:
+        """Cancel a run, and remove all that it stored.
+
+        A run that has no lease has stored nothing, and whoever has the lease goes on.
+        """
+        async with self._turn_on(run.thread_id), AsyncExitStack() as stack:
+            holder = await request.catalog.alease(run.thread_id)
+            if holder is not None and holder.holder == run.holder:
+                lease = request.catalog.run(run.thread_id, if_busy="rollback", must_exist=True)
+                await stack.enter_async_context(lease)
+            run.cancel()
+
     async def end_thread(self, request: RequestScope, thread_id: str) -> None:
         """Cancel all runs on a thread, in this process: none of them begins any more."""
         waiting = self._cancel(thread_id, "pending")
@@ -78,17 +92,18 @@ class Runs:
             run.cancel()
         await _ended(going_on)
 
-    def _cancel_others(self, run: Run) -> list[Run]:
-        """Cancel the runs that a run is to end, and return them."""
-        return self._cancel(run.thread_id, "running")
+    def _turn_on(self, thread_id: str) -> asyncio.Lock:
+        """Return what those have, one after the other, who begin or roll back runs on a thread."""
+        turn = self._turns.get(thread_id) or asyncio.Lock()
+        self._turns[thread_id] = turn
+        return turn
+
+    def _on(self, thread_id: str) -> list[Run]:
+        return [run for run in self._runs.values() if run.thread_id == thread_id]
 
     def _cancel(self, thread_id: str, status: str) -> list[Run]:
         """Cancel the runs on a thread that have a status, and return them."""
-        runs = [
-            run
-            for run in self._runs.values()
-            if run.thread_id == thread_id and run.status == status
-        ]
+        runs = [run for run in self._on(thread_id) if run.status == status]
         for run in runs:
             run.cancel()
         return runs

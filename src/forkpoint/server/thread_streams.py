@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from forkpoint.server.bodies import Json
 from forkpoint.server.log import Log
 from forkpoint.server.protocol import Event, EventRequest
+
+LostEnd = Callable[["ThreadStreams"], Awaitable[Sequence[Event] | None]]
+"""Returns how the last run on a thread ended, where this process has not sent it."""
 
 
 class ThreadStreams:
@@ -24,7 +27,7 @@ class ThreadStreams:
     """
 
     def __init__(self) -> None:
-        first = time.time_ns() // 1000
+        self._began = first = time.time_ns() // 1000
         self.parts: Log[tuple[str, str]] = Log(first)
         self.events: Log[tuple[str, int, Event]] = Log(first)
         self.followers = 0
@@ -35,6 +38,11 @@ class ThreadStreams:
     def is_needed(self) -> bool:
         """Whether a run is going on, or a client is there."""
         return bool(self._going_on or self.followers)
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether a run is going on, or waits."""
+        return bool(self._going_on)
 
     def begin(self, run_id: str) -> None:
         """Note that a run is going to send something."""
@@ -70,18 +78,24 @@ class ThreadStreams:
         finally:
             self.followers -= 1
 
-    async def follow_events(self, request: EventRequest) -> AsyncIterator[Json]:
+    async def follow_events(self, request: EventRequest, lost_end: LostEnd) -> AsyncIterator[Json]:
         """Return the events that a client asks for, from the beginning of the newest run.
 
         How that ended is told once to clients that watch for it and say nothing of where they
         begin: such a client comes before it begins a run, or for the end of a run that it missed.
-        Others get the events of the newest run again.
+        Others get the events of the newest run again. A client that comes back with a number from
+        before these streams were made, is told how the run ended that it knows of.
         """
         after = self._before_run if request.since is None else request.since
         if request.is_watch and request.since is None:
             after = max(after, self._told)
         self.followers += 1
         try:
+            if request.since and request.since < self._began - 1:
+                for number, event in enumerate(await lost_end(self) or ()):
+                    if request.matches(event):
+                        milliseconds = time.time_ns() // 1_000_000
+                        yield event.shown(f"end-{number}", request.since, milliseconds)
             async for number, (run_id, milliseconds, event) in self.events.follow(after):
                 if request.matches(event):
                     yield event.shown(run_id, number, milliseconds)
