@@ -6,20 +6,24 @@ The same script is sent to both. Where they differ, `DIFFERENCES` says how, and 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import re
 import shutil
 import sys
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
 import httpx
 import pytest
-from langgraph_sdk.client import LangGraphClient, ThreadsClient
+from langgraph_sdk.client import (
+    LangGraphClient,
+    SyncLangGraphClient,
+    SyncThreadsClient,
+    ThreadsClient,
+)
 
 from forkpoint import SqliteSaver
 from forkpoint.server import create_app
@@ -27,11 +31,7 @@ from forkpoint.server.serving import load_graphs
 from langgraph_servers import EXAMPLE, running
 from served import said, serving
 from stores import SqliteStore
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.version_info < (3, 11), reason="LangGraph's server needs Python 3.11"),
-]
+from thread_clients import Awaited, Noted, parameters
 
 ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d.*")
@@ -75,46 +75,30 @@ DIFFERENCES: dict[str, str] = {
 """Where answers differ, as a pattern of the step and the place, and why."""
 
 
-class Noted:
-    """The client of threads, which notes each parameter that a method is called with."""
-
-    def __init__(self, threads: ThreadsClient) -> None:
-        self._threads = threads
-        self.parameters: defaultdict[str, set[str]] = defaultdict(set)
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._threads, name)
-
-        def call(*args: Any, **options: Any) -> Any:
-            self.parameters[name] |= set(inspect.signature(method).bind(*args, **options).arguments)
-            return method(*args, **options)
-
-        return call
-
-
-def parameters() -> dict[str, set[str]]:
-    """Return the parameters of the methods of the client of threads, but for what is HTTP's."""
-    methods = inspect.getmembers(ThreadsClient, inspect.isfunction)
-    return {
-        name: set(inspect.signature(method).parameters) - {"self", "headers", "params"}
-        for name, method in methods
-        if not name.startswith("_")
-    }
-
-
 class Asked:
     """A server that answers, by a client that notes the answers."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, is_sync: bool = False) -> None:
         hooks = {"response": [self._note]}
-        http = httpx.AsyncClient(base_url=address, timeout=60, event_hooks=hooks)
-        client = LangGraphClient(http)
-        self.http = http
-        self.threads, self.runs = Noted(client.threads), client.runs
+        self.http = httpx.AsyncClient(base_url=address, timeout=60, event_hooks=hooks)
+        self.threads: Any
+        self.runs: Any
+        if is_sync:
+            sync_hooks = {"response": [self._keep]}
+            http = httpx.Client(base_url=address, timeout=60, event_hooks=sync_hooks)
+            sync_client = SyncLangGraphClient(http)
+            self.threads = Noted(Awaited(sync_client.threads))
+            self.runs = Awaited(sync_client.runs)
+        else:
+            client = LangGraphClient(self.http)
+            self.threads, self.runs = Noted(client.threads), client.runs
         self.answers: dict[str, Any] = {}
         self._last: httpx.Response | None = None
 
     async def _note(self, response: httpx.Response) -> None:
+        self._keep(response)
+
+    def _keep(self, response: httpx.Response) -> None:
         self._last = response
 
     async def ask(self, step: str, call: Awaitable[Any]) -> Any:
@@ -399,21 +383,26 @@ def theirs(tmp_path: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def ours(tmp_path: Path) -> Iterator[str]:
+@contextmanager
+def our_server(path: Path) -> Iterator[str]:
     graphs = load_graphs([f"chat={EXAMPLE / 'chat.py'}:graph"])
-    with (
-        SqliteSaver(tmp_path / "ours.db") as saver,
-        serving(create_app(saver, graphs)) as address,
-    ):
+    with SqliteSaver(path) as saver, serving(create_app(saver, graphs)) as address:
         yield address
 
 
+@pytest.fixture
+def ours(tmp_path: Path) -> Iterator[str]:
+    with our_server(tmp_path / "ours.db") as address:
+        yield address
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="LangGraph's server needs Python 3.11")
 async def test_both_servers_answer_alike_but_for_what_is_listed(theirs: str, ours: str) -> None:
     servers = [Asked(address) for address in (theirs, ours)]
     for server in servers:
         await script(server)
-        assert server.threads.parameters == parameters()
+        assert server.threads.parameters == parameters(ThreadsClient)
     there, here = (server.answers for server in servers)
     assert list(there) == list(here)
     seen = {
@@ -433,3 +422,16 @@ async def test_both_servers_answer_alike_but_for_what_is_listed(theirs: str, our
         if not any(re.fullmatch(pattern, place) for place in seen)
     ]
     assert stale == []
+
+
+async def test_the_sync_client_is_answered_as_the_async_one_is(ours: str, tmp_path: Path) -> None:
+    """It has the same methods and parameters, and the script calls all of them."""
+    assert parameters(SyncThreadsClient) == parameters(ThreadsClient)
+    with our_server(tmp_path / "other.db") as other:
+        servers = [Asked(ours), Asked(other, is_sync=True)]
+        for server in servers:
+            await script(server)
+            assert server.threads.parameters == parameters(SyncThreadsClient)
+    for server in servers:  # the sync client ends its iterator at a question, maybe before it
+        del server.answers["stream: question"]
+    assert servers[1].answers == servers[0].answers
