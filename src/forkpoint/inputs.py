@@ -152,6 +152,23 @@ def thread_description(value: object) -> dict[str, Any]:
     return shallow(json.loads(encoded, parse_constant=_refuse_constant), "metadata")
 
 
+def merged_description(before: str, new: Mapping[str, Any]) -> str:
+    """Return the metadata of a thread, as JSON, after a caller gave it new ones, key by key.
+
+    Raises:
+        InvalidInput: They are too long together.
+    """
+    if not new:
+        return before
+    merged = as_json({**json.loads(before), **new}, "metadata")
+    if len(merged) > DESCRIPTION_BYTES:
+        raise InvalidInput(
+            f"metadata would take {len(merged)} bytes as JSON, and {DESCRIPTION_BYTES} at most are "
+            "kept of a thread; set keys to None that are not needed"
+        )
+    return merged
+
+
 def _refuse_constant(name: str) -> None:
     raise InvalidInput(f"metadata contains {name}, which is no JSON value")
 
@@ -320,17 +337,6 @@ def checkpoint_metadata(config: Mapping[str, Any], value: object) -> Mapping[str
     """
     own = mapping({} if value is None else value, "metadata")
     return reading("metadata", langgraph_rules.get_checkpoint_metadata, config, own)
-
-
-def thread_metadata(config: Mapping[str, Any]) -> str:
-    """Return what a config says of its thread, as JSON: its scalar keys.
-
-    The id of the run is none of them: it is in the metadata of the run's checkpoints.
-    """
-    metadata = {
-        key: value for key, value in checkpoint_metadata(config, {}).items() if key != "run_id"
-    }
-    return as_json(metadata, "metadata") if metadata else "{}"
 
 
 def writes(value: object) -> list[tuple[str, Any]]:

@@ -67,7 +67,7 @@ def _shown(value: Any) -> Any:
         return _beginning(value)
     last = value[-1] if type(value) is list and value else value
     if isinstance(last, BaseMessage):
-        return {"type": str(last.type), "content": _beginning(_text(last.content))}
+        return {"type": _beginning(str(last.type)), "content": _beginning(_text(last.content))}
     if not _is_plain(value):
         return _LEFT_OUT
     is_short = len(json.dumps(value, separators=(",", ":"))) <= PREVIEW_BYTES

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.graph import START, StateGraph
 from typing_extensions import TypedDict
@@ -241,6 +241,12 @@ def test_short_values_are_shown(name: str) -> None:
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_long_values_and_objects_are_left_out(name: str) -> None:
     assert preview_of({"a": LEFT_OUT[name], "b": 1}, ["a", "b", "c"]) == '{"b":1}'
+
+
+def test_the_type_of_a_message_is_cut_as_its_text_is() -> None:
+    message = ChatMessage("x" * 1000, role="user", type="chat")
+    message.type = "y" * 1_000_000  # type: ignore[assignment]
+    assert len(preview_of({"a": [message]}, ["a"])) < 500
 
 
 @pytest.mark.in_turns

@@ -9,7 +9,7 @@ import pytest
 from langgraph.graph import START, StateGraph
 
 from checking import Api, checkpoint, config, put
-from forkpoint import ThreadCatalog, ThreadFilter
+from forkpoint import InvalidInput, ThreadCatalog, ThreadFilter
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from stores import Store
@@ -126,6 +126,38 @@ async def test_types_are_told_apart(api: Api, catalog: ThreadCatalog) -> None:
         assert ids_by_metadata(catalog, value=value) == ["a"]
         stored = catalog.get("a").metadata["value"]  # type: ignore[union-attr]
         assert (stored, type(stored)) == (value, type(value))
+
+
+async def test_a_run_does_not_fail_for_what_does_not_fit_into_its_threads_metadata(
+    api: Api, catalog: ThreadCatalog
+) -> None:
+    for n in range(4):
+        await invoke(api, "a", **{f"prompt{n}": "x" * 30_000, "n": n})
+    assert set(catalog.get("a").metadata) == {"prompt0", "prompt1", "n"}  # type: ignore[union-attr]
+    await invoke(api, "a", prompt1="x" * 60_000, n=9)
+    assert ids_by_metadata(catalog, n=9) == ["a"]
+    assert set(catalog.get("a").metadata) == {"prompt0", "n"}  # type: ignore[union-attr]
+    newest = await api.get_tuple(config("a"))
+    assert len(newest.metadata["prompt1"]) == 60_000
+
+    await invoke(api, "b", prompt="x" * 100_000, user_id="u1")
+    assert catalog.get("b").metadata == {"user_id": "u1"}  # type: ignore[union-attr]
+    catalog.update("b", metadata={"topic": "x"})
+    assert ids_by_metadata(catalog, topic="x", user_id="u1") == ["b"]
+
+
+async def test_the_metadata_of_a_fork_are_those_that_a_thread_may_have(
+    api: Api, catalog: ThreadCatalog
+) -> None:
+    await invoke(api, "a", user_id="u1")
+    for metadata in ({"x": "x" * 65_536}, {"__x": 1}, {"x": float("nan")}):
+        with pytest.raises(InvalidInput):
+            await api.fork("a", new_thread_id="b", metadata=metadata)
+    await api.fork("a", new_thread_id="b", metadata={"x": "x" * 40_000})
+    with pytest.raises(InvalidInput):
+        await api.fork("b", new_thread_id="c", metadata={"y": "x" * 40_000})
+    await api.fork("b", new_thread_id="c", metadata={"x": None, "y": "x" * 40_000})
+    assert catalog.get("c").metadata.keys() == {"user_id", "x", "y"}  # type: ignore[union-attr]
 
 
 async def test_a_deleted_thread_leaves_nothing_of_it_to_the_next_of_its_id(

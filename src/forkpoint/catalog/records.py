@@ -6,7 +6,6 @@ None of them decodes a checkpoint.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,13 +13,12 @@ from forkpoint.catalog.heads import thread_of, threads_of
 from forkpoint.catalog.threads import Thread
 from forkpoint.encoding.hashing import Hashing, new_salt
 from forkpoint.errors import (
-    InvalidInput,
     StorageBusy,
     StorageReplaced,
     ThreadExists,
     ThreadNotFound,
 )
-from forkpoint.inputs import DESCRIPTION_BYTES, as_json
+from forkpoint.inputs import merged_description
 from forkpoint.operations.context import Context
 from forkpoint.operations.copy import copy
 from forkpoint.operations.turns import Turns, Work, in_turns
@@ -54,18 +52,10 @@ class Changes(NamedTuple):
         Raises:
             InvalidInput: The merged metadata are too long.
         """
-        metadata = before.metadata
-        if self.metadata:
-            metadata = as_json({**json.loads(metadata), **self.metadata}, "metadata")
-            if len(metadata) > DESCRIPTION_BYTES:
-                raise InvalidInput(
-                    f"metadata would take {len(metadata)} bytes as JSON, and {DESCRIPTION_BYTES} "
-                    "at most are kept of a thread"
-                )
         return Description(
             None if "label" in self.cleared else self.label or before.label,
             before.tags if self.tags is None else self.tags,
-            metadata,
+            merged_description(before.metadata, self.metadata),
             None if "ttl" in self.cleared else self.ttl or before.ttl,
             sorted({*before.fixed_keys, *self.metadata}),
             self.on_expiry or before.on_expiry,

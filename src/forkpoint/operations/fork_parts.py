@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from forkpoint.errors import (
     CheckpointNotFound,
     InvalidInput,
 )
-from forkpoint.inputs import Address, as_json
+from forkpoint.inputs import Address, as_json, merged_description
 from forkpoint.operations.context import Context
 from forkpoint.operations.places import (
     at_place,
@@ -207,7 +206,7 @@ def _writes(
 def _described(source: Description, metadata: Mapping[str, Any]) -> Description:
     """Return what the record of a fork says: the source's metadata and
     time to live, and the metadata of the fork."""
-    merged = as_json({**json.loads(source.metadata), **metadata}, "metadata")
+    merged = merged_description(source.metadata, metadata)
     fixed_keys = sorted({*source.fixed_keys, *metadata})
     return source._replace(label=None, tags=(), metadata=merged, fixed_keys=fixed_keys)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
 
-from forkpoint import inputs, langgraph_rules
+from forkpoint import langgraph_rules
 from forkpoint.collector import pauses_collector
 from forkpoint.encoding.chunk import Chunks, Encoded, Serialized
 from forkpoint.encoding.codec import Codec
@@ -20,7 +20,7 @@ from forkpoint.filters import stored_value_terms
 from forkpoint.inputs import Address, Origin
 from forkpoint.operations.cache import Described, KnownManifest, Memory
 from forkpoint.operations.context import Context
-from forkpoint.operations.run_metadata import has_run, merge_run
+from forkpoint.operations.run_metadata import has_run, merge_run, of_config
 from forkpoint.operations.write import PreparedPut, write
 from forkpoint.previews import preview_of
 from forkpoint.runtime.steps import Steps
@@ -238,7 +238,7 @@ def _merge_run_metadata(context: Context, thread: ThreadRef, new: NewCheckpoint)
     known = described.get(thread.key)
     if known is not None and run is not None and known.run is run:
         return  # an earlier checkpoint of the run has seen to it
-    metadata = inputs.thread_metadata(new.config)
+    metadata = of_config(new.config)
     if metadata == "{}" and run is None:
         return
     if known is not None and has_run(known.metadata, metadata):
@@ -341,7 +341,7 @@ def _request(
     checkpoint_ns, checkpoint_id = rows.writes[0][:2]
     metadata, checksums = "{}", b""
     if thread is None:
-        metadata = inputs.thread_metadata(new.config)
+        metadata = of_config(new.config)
         described = Description(metadata=metadata, **context.expiry._asdict())
         identity = thread_id, context.owner, codec.salt
         checksums = codec.hashing.checksums(identity, described)

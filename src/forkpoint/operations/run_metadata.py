@@ -1,25 +1,54 @@
 """The metadata of a thread that come from its runs: the scalar keys of their configs.
 
-A key that somebody set, with `create`, `update`, `clone` or `fork`, stays as they set it.
+A key that somebody set, with `create`, `update`, `clone` or `fork`, stays as they set it. What does
+not fit into the metadata of a thread is left out: it is in those of the run's checkpoints, and no
+run fails for what earlier ones have said.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from forkpoint.encoding.hashing import Hashing
-from forkpoint.inputs import as_json
+from forkpoint.inputs import DESCRIPTION_BYTES, as_json, checkpoint_metadata
 from forkpoint.storage.interface import Storage
 from forkpoint.storage.record_checksums import check_record, checksums_with_description
 from forkpoint.storage.rows import Description, ThreadRef
+
+
+def of_config(config: Mapping[str, Any]) -> str:
+    """Return what a config says of its thread, as JSON: its scalar keys, as far as they fit.
+
+    The id of the run is none of them: it is in the metadata of the run's checkpoints.
+    """
+    said = {key: value for key, value in checkpoint_metadata(config, {}).items() if key != "run_id"}
+    return merged({}, said) if said else "{}"
+
+
+def merged(before: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return the metadata of a thread, with new keys as far as they fit, as JSON.
+
+    What does not fit takes the value away that its key had before: it is not true any more.
+    """
+    size = len(as_json({key: before[key] for key in before if key not in new}, "metadata"))
+    fitting = {}
+    for key, value in new.items():
+        size_with = size + len(as_json({key: value}, "metadata")) - len("{}") + len(",")
+        if size_with <= DESCRIPTION_BYTES:
+            fitting[key], size = value, size_with
+    after = {**before, **fitting}
+    kept = {key: after[key] for key in after if key in fitting or key not in new}
+    return as_json(kept, "metadata")
 
 
 def with_run(described: Description, run_metadata: str) -> Description:
     """Return the description of a thread after a run with these metadata, a JSON object."""
     run = json.loads(run_metadata)
     before = json.loads(described.metadata)
-    new = {key: run[key] for key in run.keys() - set(described.fixed_keys)}
-    after = as_json(before | new, "metadata")
+    fixed = set(described.fixed_keys)
+    after = merged(before, {key: value for key, value in run.items() if key not in fixed})
     if after == as_json(before, "metadata"):  # as JSON, for `1` is not `True`
         return described
     return described._replace(metadata=after)

@@ -146,13 +146,11 @@ def new_fork(
     """
     choice = inputs.choice(history, "history", ("head", "path"))
     target = langgraph_rules.new_checkpoint_id() if new_thread_id is None else new_thread_id
-    merged = inputs.named_values(metadata, "metadata")
-    inputs.as_json(merged, "metadata")
     return NewFork(
         inputs.source(source),
         inputs.identifier(target, "new_thread_id"),
         inputs.named_values(values, "values"),
-        merged,
+        inputs.thread_description(metadata),
         choice == "path",
         next_version,
     )

@@ -25,11 +25,11 @@ from forkpoint.errors import InvalidInput
 from forkpoint.json_text import as_json
 from forkpoint.langgraph_rules import (
     COUNTERS,
-    get_checkpoint_metadata,
     made_at,
     status_of,
     version_number,
 )
+from forkpoint.operations.run_metadata import of_config
 from forkpoint.storage.plan import Place
 from forkpoint.storage.rows import Description, RecordTimes
 
@@ -262,7 +262,7 @@ def _numbers(versions: Mapping[str, Any]) -> dict[str, Any]:
 def _thread_metadata(metadata: Mapping[str, Any]) -> str:
     """Return what the record of a thread says of the run that made a checkpoint, as JSON."""
     of_run = {name: value for name, value in metadata.items() if name not in _OF_CHECKPOINTS}
-    return as_json(get_checkpoint_metadata({"metadata": of_run}, {}), "metadata")
+    return of_config({"metadata": of_run})
 
 
 _OF_CHECKPOINTS = frozenset({"source", "step", "parents", "writes", "score", "run_id", COUNTERS})
