@@ -424,6 +424,7 @@ async def test_both_servers_answer_alike_but_for_what_is_listed(theirs: str, our
     assert stale == []
 
 
+@pytest.mark.slow
 async def test_the_sync_client_is_answered_as_the_async_one_is(ours: str, tmp_path: Path) -> None:
     """It has the same methods and parameters, and the script calls all of them."""
     assert parameters(SyncThreadsClient) == parameters(ThreadsClient)

@@ -135,11 +135,19 @@ class HistoryRequest(Body):
     select: list[str] | None = None
 
 
+class RunConfig(Body):
+    """What a run is configured with. Other keys of a config are not for clients."""
+
+    configurable: Json | None = None
+    recursion_limit: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] | None = None
+    tags: list[str] | None = None
+
+
 class NewRun(Body):
     assistant_id: str
     input: Any = None
     command: Command | None = None
-    config: Json | None = None
+    config: RunConfig | None = None
     context: Json | None = None
     metadata: Json | None = None
     checkpoint: CheckpointPlace | None = None

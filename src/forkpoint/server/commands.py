@@ -7,7 +7,7 @@ of the command included.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
@@ -41,7 +41,7 @@ router = APIRouter(route_class=StrictRoute, tags=["streaming protocol"])
 class RunStart(Body):
     assistant_id: str
     input: Any = None
-    config: Json | None = None
+    config: bodies.RunConfig | None = None
     metadata: Json | None = None
     multitaskStrategy: bodies.MultitaskStrategy | None = None  # as it is sent
 
@@ -56,7 +56,7 @@ class InputRespond(Body):
     responses: list[InputResponse]
     update: Any = None
     goto: Any = None
-    config: Json | None = None
+    config: bodies.RunConfig | None = None
     metadata: Json | None = None
 
 
@@ -220,8 +220,8 @@ async def _done(request: RequestScope, thread_id: str, method: str, params: Json
 
 async def _start(request: RequestScope, thread_id: str, params: RunStart) -> Json:
     thread = await request.catalog.aget(thread_id)
-    configurable = (params.config or {}).get("configurable")
-    place = configurable.get("checkpoint_id") if isinstance(configurable, Mapping) else None
+    configurable = params.config.configurable if params.config is not None else None
+    place = (configurable or {}).get("checkpoint_id")
     if place is not None and (not isinstance(place, str) or not place.strip()):
         raise _Refused("invalid_argument", "config.configurable.checkpoint_id must be a text")
     # As the Platform has it: while a thread waits for an answer, an input is the answer.

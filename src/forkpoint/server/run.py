@@ -7,7 +7,7 @@ import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 from uuid import uuid4
 
 from langchain_core._api import LangChainBetaWarning
@@ -32,9 +32,10 @@ from forkpoint.server.requests import RequestScope
 from forkpoint.server.states import command_of, config_at
 from forkpoint.server.thread_streams import ThreadStreams, as_text
 
-MODES = frozenset(
-    ("values", "updates", "messages", "messages-tuple", "custom", "checkpoints", "tasks", "debug")
-)
+RunMode = Literal[
+    "values", "updates", "messages", "messages-tuple", "custom", "checkpoints", "tasks", "debug"
+]
+MODES = frozenset(get_args(RunMode))
 _PATIENCE_SECONDS = 5
 """How long a run waits for the end of those that it interrupts. Then it takes over their lease."""
 IF_BUSY = {"reject": "raise", "enqueue": "wait", "interrupt": "cancel", "rollback": "rollback"}
@@ -311,14 +312,14 @@ class Run:
 
     def _config(self, lease: Lease) -> Json:
         body = self.body
-        given = body.config or {}
+        given = body.config or bodies.RunConfig()
         place = body.checkpoint or bodies.CheckpointPlace()
         place = place.model_copy(
             update={"checkpoint_id": body.checkpoint_id or place.checkpoint_id}
         )
         configurable = {
             name: value
-            for name, value in (given.get("configurable") or {}).items()
+            for name, value in (given.configurable or {}).items()
             if not name.startswith("__") and name not in bodies.CheckpointPlace.model_fields
         }
         metadata = {
@@ -328,11 +329,8 @@ class Run:
             "run_id": self.run_id,
         }
         config = config_at(self.thread_id, place, {**configurable, **lease.config["configurable"]})
-        limit = given.get("recursion_limit")
-        limits = {"recursion_limit": limit} if isinstance(limit, int) and limit > 0 else {}
-        tags = given.get("tags")
-        labels = {"tags": tags} if isinstance(tags, list) else {}
-        return {**config, **limits, **labels, "metadata": metadata}
+        options = given.model_dump(include={"recursion_limit", "tags"}, exclude_none=True)
+        return {**config, **options, "metadata": metadata}
 
     def _show(self, namespace: Sequence[str], mode: str, data: Any) -> None:
         name = "|".join([mode, *namespace])

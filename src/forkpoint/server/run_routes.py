@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 from uuid import uuid4
@@ -14,7 +15,7 @@ from forkpoint.server import bodies
 from forkpoint.server.assistants import find_assistant
 from forkpoint.server.bodies import Json
 from forkpoint.server.requests import Request, RequestScope, StrictRoute, ThreadId
-from forkpoint.server.run import MODES, Run, RunOptions
+from forkpoint.server.run import MODES, Run, RunMode, RunOptions
 from forkpoint.server.states import command_of
 
 router = APIRouter(route_class=StrictRoute, tags=["runs"])
@@ -27,14 +28,16 @@ _HEARTBEAT_SECONDS = 5
 @router.post("/threads/{thread_id}/runs/stream", responses=STREAM, response_class=Response)
 async def stream(request: Request, thread_id: ThreadId, body: bodies.NewRun) -> Response:
     """Run a graph on a thread, and send what it streams as it comes."""
-    return _streamed(await start_run(request, thread_id, body))
+    run = await start_run(request, thread_id, body)
+    return _streamed(run, cancels=body.on_disconnect == "cancel")
 
 
 @router.post("/runs/stream", responses=STREAM, response_class=Response)
 async def stream_without_thread(request: Request, body: bodies.NewRun) -> Response:
     """Run a graph on a thread of its own, which is deleted afterwards unless told otherwise."""
     run = await _started_on_new_thread(request, body)
-    return _streamed(run, has_thread=body.on_completion == "keep")
+    cancels = body.on_disconnect == "cancel"
+    return _streamed(run, cancels=cancels, has_thread=body.on_completion == "keep")
 
 
 @router.post("/threads/{thread_id}/runs/wait", response_model=None)
@@ -44,13 +47,13 @@ async def wait(
     """Run a graph on a thread, and return its last state."""
     run = await start_run(request, thread_id, body)
     response.headers.update(_headers_of(run, "join"))
-    return await run.join()
+    return await _outcome(request, run)
 
 
 @router.post("/runs/wait", response_model=None)
 async def wait_without_thread(request: Request, body: bodies.NewRun) -> Any:
     """Run a graph on a thread of its own, and return its last state."""
-    return await (await _started_on_new_thread(request, body)).join()
+    return await _outcome(request, await _started_on_new_thread(request, body))
 
 
 @router.post("/threads/{thread_id}/runs", response_model=Json)
@@ -95,11 +98,15 @@ async def join_stream(
     request: Request,
     thread_id: ThreadId,
     run_id: RunId,
+    stream_mode: Annotated[list[RunMode | Literal[""]] | None, Query()] = None,
+    cancel_on_disconnect: Annotated[bool, Query()] = False,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Send what a run streams, from the beginning or from after an event."""
+    """Send what a run streams, or some of its modes, from the beginning or from after an event."""
     after = int(last_event_id) if (last_event_id or "").isdecimal() else 0  # type: ignore[arg-type]
-    return _streamed(_known(request, thread_id, run_id), after=after)
+    run = _known(request, thread_id, run_id)
+    modes = [mode for mode in stream_mode or () if mode]  # clients send an empty one for all
+    return _streamed(run, modes=modes, after=after, cancels=cancel_on_disconnect)
 
 
 @router.get("/threads/{thread_id}/stream", responses=STREAM, response_class=Response)
@@ -108,7 +115,7 @@ async def join_thread(
     thread_id: ThreadId,
     stream_mode: ThreadModes = None,
     stream_modes: ThreadModes = None,
-    last_event_id: Annotated[str | None, Header(pattern=r"^(-|\d{1,18}(-\d{1,9})?)$")] = None,
+    last_event_id: Annotated[str | None, Header(pattern=r"^(-1?|\d{1,18}(-\d{1,9})?)$")] = None,
 ) -> Response:
     """Send what the runs on a thread stream, those that begin later included. It does not end.
 
@@ -119,7 +126,7 @@ async def join_thread(
     await request.thread(thread_id)
     after = None
     if last_event_id is not None:
-        after = 0 if last_event_id == "-" else int(last_event_id.partition("-")[0])
+        after = int(last_event_id.partition("-")[0] or 0)
     streams = request.server.runs.streams_of(request, thread_id)
 
     async def events() -> AsyncIterator[ServerSentEvent]:
@@ -212,17 +219,59 @@ def _known(request: Request, thread_id: str, run_id: str) -> Run:
     return run
 
 
-def _streamed(run: Run, *, after: int = 0, has_thread: bool = True) -> Response:
+def _streamed(
+    run: Run,
+    *,
+    cancels: bool,
+    modes: Sequence[str] = (),
+    after: int = 0,
+    has_thread: bool = True,
+) -> Response:
+    """Return what a run streams, as an answer.
+
+    Args:
+        run: The run.
+        cancels: Whether a client that goes takes the run along.
+        modes: Those of its modes that are sent; by default all.
+        after: After which event to begin.
+        has_thread: Whether the client may come back to it.
+    """
+
     async def events() -> AsyncIterator[ServerSentEvent]:
         try:
             async for number, name, data in run.parts(after):
-                yield ServerSentEvent(data, event=name, id=str(number))
+                if not modes or _mode_of(name) in (None, *modes):
+                    yield ServerSentEvent(data, event=name, id=str(number))
         finally:
-            if run.body.on_disconnect == "cancel" and not run.is_over:
+            if cancels and not run.is_over:
                 run.cancel()
 
     place = {"Content-Location": _place_of(run)}
     return sent(events(), _headers_of(run, "stream") if has_thread else place)
+
+
+def _mode_of(name: str) -> str | None:
+    """Return the mode that an event is of, or None for what is of each run."""
+    kind = name.partition("|")[0]
+    if kind in ("metadata", "error"):
+        return None
+    # As the Platform has it: of pairs, the name is that of the other mode.
+    return "messages-tuple" if kind == "messages" else kind.partition("/")[0]
+
+
+async def _outcome(request: Request, run: Run) -> Any:
+    """Wait for a run's end, which comes at once if its client goes and has asked for that."""
+    if run.body.on_disconnect != "cancel":
+        return await run.join()
+    joining = asyncio.ensure_future(run.join())
+    leaving = asyncio.ensure_future(request.http.receive())
+    try:
+        await asyncio.wait([joining, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not joining.done():
+            run.cancel()
+        return await joining
+    finally:
+        leaving.cancel()
 
 
 def sent(events: AsyncIterator[ServerSentEvent], headers: Mapping[str, str]) -> Response:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, HTTPException, Query, Response
 
 from forkpoint.catalog.threads import Thread, ThreadFilter
 from forkpoint.encoding.encryption import cipher_of
-from forkpoint.errors import ThreadDeleted, ThreadNotFound
+from forkpoint.errors import ThreadDeleted, ThreadExists, ThreadNotFound
 from forkpoint.filters import contains
 from forkpoint.previews import PREVIEW_CHARACTERS
 from forkpoint.saver import ForkpointSaver, parts_of
@@ -34,18 +34,18 @@ async def create(request: Request, body: bodies.NewThread) -> Json:
     """Make a thread."""
     thread_id = body.thread_id or str(uuid4())
     catalog = request.catalog
-    must_be_new = body.if_exists != "do_nothing"
-    existed = not must_be_new and await catalog.aget(thread_id) is not None
     graph = None
     if body.supersteps:
         graph = request.graph_named((body.metadata or {}).get("graph_id"))
-    thread = await catalog.acreate(
-        thread_id,
-        metadata=body.metadata,
-        if_exists="raise" if must_be_new else "do_nothing",
-        **_time_to_live(body.ttl),
-    )
-    if graph is not None and body.supersteps and not existed:
+    options: Json = {"metadata": body.metadata, **_time_to_live(body.ttl)}
+    try:
+        thread = await catalog.acreate(thread_id, **options)
+    except ThreadExists:
+        if body.if_exists != "do_nothing":
+            raise
+        thread = await catalog.acreate(thread_id, if_exists="do_nothing", **options)
+        graph = None  # it has states of its own
+    if graph is not None and body.supersteps:
         try:
             await update_in_supersteps(request, graph, thread_id, body.supersteps)
         except BaseException:

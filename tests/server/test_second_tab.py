@@ -1,0 +1,122 @@
+"""A run, who began it, and a second tab: who comes, who goes, and what each of them is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from langgraph_sdk import get_client
+from langgraph_sdk.errors import UnprocessableEntityError
+
+from served import Gates, said
+from servers import PATIENCE_SECONDS
+
+
+@pytest.fixture
+async def client(address: str) -> Any:
+    client = get_client(url=address)
+    await client.threads.create(thread_id="t")
+    return client
+
+
+async def entered(gates: Gates) -> None:
+    """Wait until a run is in the middle of its node."""
+    assert await asyncio.to_thread(gates.entered.acquire, timeout=PATIENCE_SECONDS)
+
+
+CANCELLED = {"__error__": {"error": "UserInterrupt", "message": "the run was cancelled"}}
+
+
+@pytest.mark.parametrize("place", ["/threads/t/runs/wait", "/runs/wait"])
+async def test_who_waits_may_ask_that_the_run_ends_with_the_client(
+    place: str, address: str, client: Any, gates: Gates
+) -> None:
+    given = {"assistant_id": "chat", "input": said("wait"), "on_disconnect": "cancel"}
+    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw:
+        done = await raw.post(place, json={**given, "input": said("you")})
+        assert done.json()["turns"] == 1
+        waiting = asyncio.create_task(raw.post(place, json=given))
+        await entered(gates)
+        threads = {thread["thread_id"] for thread in await client.threads.search()}
+        (thread_id,) = threads - {"t"} or {"t"}
+        run = (await client.runs.list(thread_id))[0]
+        waiting.cancel()
+        assert await client.runs.join(thread_id, run["run_id"]) == CANCELLED
+
+
+async def test_a_second_tab_takes_the_run_along_only_if_it_asks_for_that(
+    address: str, client: Any, gates: Gates
+) -> None:
+    given = {"assistant_id": "chat", "input": said("wait"), "on_disconnect": "cancel"}
+    async with (
+        httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw,
+        raw.stream("POST", "/threads/t/runs/stream", json=given) as first,
+    ):
+        run_id = first.headers["Content-Location"].rpartition("/")[2]
+        await entered(gates)
+        async for _ in client.runs.join_stream("t", run_id):
+            break
+        await client.threads.get("t")
+        gates.left.release()
+        assert (await client.runs.join("t", run_id))["turns"] == 1
+    run = await client.runs.create("t", "chat", input=said("wait"))
+    await entered(gates)
+    second = client.runs.join_stream("t", run["run_id"], cancel_on_disconnect=True)
+    await anext(second)
+    await second.aclose()
+    assert await client.runs.join("t", run["run_id"]) == CANCELLED
+
+
+async def test_a_second_tab_chooses_what_it_is_sent(client: Any) -> None:
+    modes: Any = ["values", "messages", "messages-tuple", "updates"]
+    run = await client.runs.create("t", "chat", input=said("you"), stream_mode=modes)
+    await client.runs.join("t", run["run_id"])
+
+    async def names(**asked: Any) -> set[str]:
+        return {part.event async for part in client.runs.join_stream("t", run["run_id"], **asked)}
+
+    partial = {"messages/metadata", "messages/partial", "messages/complete"}
+    assert await names() - partial == {"metadata", "values", "messages", "updates"}
+    assert await names(stream_mode=["values"]) == {"metadata", "values"}
+    assert await names(stream_mode="messages-tuple") == {"metadata", "messages"}
+    assert await names(stream_mode=["messages", "updates"]) - partial == {"metadata", "updates"}
+    assert await names(stream_mode="tasks") == {"metadata"}
+    with pytest.raises(UnprocessableEntityError):
+        await names(stream_mode="nothing")
+    joined = await client.threads.join_stream("t", last_event_id="-1")
+    assert (await anext(joined)).data["run_id"] == run["run_id"]
+    await joined.aclose()
+
+
+async def test_what_is_there_is_not_deleted_by_who_would_make_it(client: Any) -> None:
+    await client.threads.update("t", metadata={"n": 1})
+    bad: Any = [{"updates": [{"values": 5, "as_node": "answer"}]}]
+    again = {"thread_id": "t", "graph_id": "chat", "supersteps": bad}
+    assert (await client.threads.create(**again, if_exists="do_nothing"))["metadata"] == {"n": 1}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"configurable": [1]},
+        {"configurable": "x"},
+        {"tags": [{}]},
+        {"tags": "x"},
+        {"recursion_limit": True},
+        {"recursion_limit": 0},
+        {"recursion_limit": 1e30},
+    ],
+)
+async def test_a_malformed_config_is_refused_before_anything_is_made(
+    config: Any, address: str, client: Any
+) -> None:
+    given = {"assistant_id": "chat", "input": said("you"), "config": config}
+    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw:
+        new = {**given, "if_not_exists": "create"}
+        assert (await raw.post("/threads/new/runs/wait", json=new)).status_code == 422
+        command = {"id": 1, "method": "run.start", "params": given}
+        answer = (await raw.post("/threads/new/commands", json=command)).json()
+        assert answer["error"] == "invalid_argument"
+    assert await client.threads.count() == 1
