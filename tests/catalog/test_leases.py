@@ -383,13 +383,15 @@ def test_bad_input_is_refused_before_anything_is_made(saver: ForkpointSaver) -> 
         ("thread", {"ttl": 5}, "ttl"),
         ("thread", {"ttl": timedelta(0)}, "ttl"),
         ("thread", {"timeout": -1}, "timeout"),
+        ("thread", {"must_exist": "no"}, "must_exist"),
     ]
     for thread_id, options, name in bad:
         with pytest.raises(InvalidInput, match=name):
             catalog.run(thread_id, **options)
     lease = catalog.run("thread")
-    with pytest.raises(RuntimeError):
-        _ = lease.config
-    with lease, pytest.raises(RuntimeError):
+    for use in (lambda: lease.config, lease.renew, lease.answer_tool_calls):
+        with pytest.raises(StaleLease, match="'thread' has not begun"):
+            use()
+    with lease, pytest.raises(StaleLease, match="'thread' has begun before"):
         lease.__enter__()
     assert catalog.count() == 1

@@ -287,7 +287,7 @@ class ThreadCatalog(BulkCatalog):
             inputs.choice(if_busy, "if_busy", ("raise", "wait", "cancel", "rollback")),
             inputs.duration(ttl, "ttl"),
             None if timeout is None else inputs.duration(timeout, "timeout") / 1_000_000,
-            must_exist,
+            inputs.flag(must_exist, "must_exist"),
         )
         return Lease(self._context, self._runner, request, self._saver.get_next_version)
 

@@ -204,14 +204,12 @@ class Lease:
         """The config to run the graph with. What is put with it is refused once the lease is lost.
 
         Raises:
-            RuntimeError: The block has not begun.
-            StaleLease: The block has ended.
+            StaleLease: The block has not begun, or has ended.
         """
-        if self._grant is None:
-            raise RuntimeError("a lease has a config within its with block only")
+        grant = self._begun()
         if self._ended.is_set():
             raise StaleLease(stale_lease(self.thread_id))
-        token = inputs.lease_token(self._grant.thread.key, self._grant.lease.fence)
+        token = inputs.lease_token(grant.thread.key, grant.lease.fence)
         return {"configurable": {"thread_id": self.thread_id, inputs.LEASE: token}}
 
     @property
@@ -231,7 +229,7 @@ class Lease:
         when it takes another one over.
 
         Raises:
-            StaleLease: The lease is lost, or its block has ended.
+            StaleLease: The lease is lost, or its block has not begun or has ended.
         """
         return self._runner.run(answer_tool_calls, *self._answering())
 
@@ -339,7 +337,18 @@ class Lease:
 
     def _check_new(self) -> None:
         if self._grant is not None:
-            raise RuntimeError("a lease can be entered once")
+            raise StaleLease(
+                f"the lease on thread {self.thread_id!r} has begun before, and begins once; call "
+                "run() for another one"
+            )
+
+    def _begun(self) -> LeaseGrant:
+        if self._grant is None:
+            raise StaleLease(
+                f"the lease on thread {self.thread_id!r} has not begun: it is held within its "
+                "with block"
+            )
+        return self._grant
 
     def _pauses(self) -> Iterator[float | None]:
         """Return how many seconds to wait after each attempt, or None after the last one."""
@@ -364,10 +373,13 @@ class Lease:
 
         Returns:
             Whether there will be more to renew: not once the lease has ended or is lost.
+
+        Raises:
+            StaleLease: The block has not begun.
         """
-        assert self._grant is not None
+        grant = self._begun()
         try:
-            if self._runner.run(renew, self._context, self._grant, self._request.ttl):
+            if self._runner.run(renew, self._context, grant, self._request.ttl):
                 return True
         except SaverClosed:
             return False
