@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -9,14 +10,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from forkpoint import InvalidInput, SqliteSaver
+from forkpoint import InvalidInput, SqliteSaver, ThreadCatalog
 from forkpoint.server.__main__ import main
 from forkpoint.server.serving import load_graphs, serve
 from processes import environment
+from servers import PATIENCE_SECONDS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "langgraph_server" / "chat.py"
 
@@ -31,6 +34,13 @@ def store(tmp_path: Path) -> str:
 @contextmanager
 def serving(command: Sequence[str], **variables: str) -> Iterator[str]:
     """Run a server as a process, and give its address."""
+    with served_by(command, **variables) as (address, _):
+        yield address
+
+
+@contextmanager
+def served_by(command: Sequence[str], **variables: str) -> Iterator[tuple[str, Any]]:
+    """Run a server as a process, and give its address and the process."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command, "--port", "0"],
         env={**environment(), **variables},
@@ -46,7 +56,7 @@ def serving(command: Sequence[str], **variables: str) -> Iterator[str]:
                 break
         assert lines
         assert address is not None, "".join(lines)
-        yield address[1]
+        yield address[1], process
     finally:
         process.terminate()
         process.communicate()
@@ -71,6 +81,39 @@ def test_the_module_serves_owners_by_their_keys(store: str, tmp_path: Path) -> N
         assert made.status_code == 200
     with SqliteSaver(store) as saver:
         assert saver.for_owner("owner").list(None) is not None
+
+
+BLOCKING = """
+import asyncio
+from langgraph.graph import START, StateGraph
+
+async def block(state):
+    await asyncio.Event().wait()
+
+builder = StateGraph(dict)
+builder.add_node("block", block)
+builder.add_edge(START, "block")
+graph = builder.compile()
+"""
+
+
+async def test_a_server_that_is_told_to_end_ends_its_runs(store: str, tmp_path: Path) -> None:
+    (tmp_path / "blocking.py").write_text(BLOCKING)
+    graph = f"blocking={tmp_path / 'blocking.py'}:graph"
+    command = ["forkpoint", "--store", store, "serve", "--graph", graph]
+    with served_by(command) as (address, process):
+        async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as http:
+            await http.post("/threads", json={"thread_id": "t"})
+            new = {"assistant_id": "blocking", "input": {"n": 1}}
+            waiting = asyncio.create_task(http.post("/threads/t/runs/wait", json=new))
+            while (await http.get("/threads/t")).json()["status"] != "busy":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            process.terminate()
+            ended = await waiting
+        assert ended.json()["__error__"]["error"] == "UserInterrupt"
+        assert await asyncio.to_thread(process.wait, PATIENCE_SECONDS) is not None
+    with SqliteSaver(store) as saver:
+        assert ThreadCatalog(saver).lease("t") is None
 
 
 def test_other_machines_are_not_served_without_keys(store: str) -> None:

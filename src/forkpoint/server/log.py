@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from typing import Generic, TypeVar
 
 KEPT = 10_000
-"""How many entries of a log are kept at least, once there are as many."""
+"""How many entries of a log are kept at least, once there are as many, if they are small."""
+KEPT_CHARACTERS = 16 * 1024 * 1024
+"""How much text of a log is kept at least, once there is as much: states may be large."""
 
 _T = TypeVar("_T")
 
@@ -17,12 +19,17 @@ class Log(Generic[_T]):
 
     It belongs to one event loop, and changes at once: nobody can be cancelled in between.
 
+    Attributes:
+        characters: How much text its entries have.
+
     Args:
         first: The number of its first entry.
     """
 
     def __init__(self, first: int = 1) -> None:
+        self.characters = 0
         self._entries: list[_T] = []
+        self._sizes: list[int] = []
         self._first = first
         self._has_ended = False
         self._change = asyncio.Event()
@@ -32,13 +39,25 @@ class Log(Generic[_T]):
         """The number of the last entry, or of the one before the first."""
         return self._first + len(self._entries) - 1
 
-    def append(self, entry: _T) -> None:
-        """Add an entry."""
+    def append(self, entry: _T, characters: int) -> None:
+        """Add an entry, which has so much text."""
         self._entries.append(entry)
-        if len(self._entries) > 2 * KEPT:
-            del self._entries[:KEPT]
-            self._first += KEPT
+        self._sizes.append(characters)
+        self.characters += characters
+        if len(self._entries) > 2 * KEPT or self.characters > 2 * KEPT_CHARACTERS:
+            self._forget()
         self._changed()
+
+    def _forget(self) -> None:
+        """Forget the oldest entries, but the last one never."""
+        count = max(len(self._entries) - KEPT, 0)
+        left = self.characters - sum(self._sizes[:count])
+        while left > KEPT_CHARACTERS and count < len(self._entries) - 1:
+            left -= self._sizes[count]
+            count += 1
+        del self._entries[:count], self._sizes[:count]
+        self._first += count
+        self.characters = left
 
     def end(self) -> None:
         """Let those who follow the log leave it, once they have its last entry."""

@@ -98,6 +98,11 @@ class Run:
         return self.status not in ("pending", "running")
 
     @property
+    def characters(self) -> int:
+        """How much text of what it streamed is kept."""
+        return self._parts.characters
+
+    @property
     def modes(self) -> list[str]:
         asked = self.body.stream_mode or ["values"]
         return [asked] if isinstance(asked, str) else asked
@@ -199,8 +204,9 @@ class Run:
             self._send_end()
         self.status, self.updated_at = status, _now()
         end = {"status": "run_done", "run_id": self.run_id}
-        self._streams.parts.append(("metadata", as_text(end)))
+        self._streams.publish("metadata", as_text(end))
         self._streams.finish(self.run_id)
+        self._messages.clear()
         self._parts.end()
 
     async def _status_after(
@@ -362,9 +368,9 @@ class Run:
         self._publish(f"messages/{'partial' if is_part else 'complete'}{where}", [as_json(shown)])
 
     def _publish(self, name: str, data: Any) -> None:
-        part = (name, as_text(data))
-        self._parts.append(part)
-        self._streams.parts.append(part)
+        text = as_text(data)
+        self._parts.append((name, text), len(text))
+        self._streams.publish(name, text)
         self.updated_at = _now()
 
 

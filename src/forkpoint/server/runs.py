@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from itertools import accumulate
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from forkpoint.server.requests import RequestScope
@@ -14,6 +16,11 @@ from forkpoint.server.thread_streams import ThreadStreams
 
 RUNS_KEPT = 200
 """How many runs of an owner that have ended can still be asked for, and threads followed."""
+CHARACTERS_KEPT = 16 * 1024 * 1024
+"""How much text these may have together: the last one is kept in any case."""
+
+
+_T = TypeVar("_T")
 
 
 class Runs:
@@ -41,8 +48,8 @@ class Runs:
                 del self._runs[run.run_id]
                 raise
         known = self._runs.items()
-        ended = [key for key, other in known if other.is_over and other.owner == run.owner]
-        for key in ended[:-RUNS_KEPT]:
+        ended = {key: other for key, other in known if other.is_over and other.owner == run.owner}
+        for key in _too_many({key: other.characters for key, other in ended.items()}):
             del self._runs[key]
 
     def of_thread(self, request: RequestScope, thread_id: str) -> list[Run]:
@@ -60,8 +67,13 @@ class Runs:
         streams = self._streams.pop(key, None) or ThreadStreams()
         self._streams[key] = streams
         known = self._streams.items()
-        unused = [key for key, each in known if key[0] == request.owner and not each.is_needed]
-        for key in unused[:-RUNS_KEPT]:
+        unused = {
+            key: each.characters
+            for key, each in known
+            if key[0] == request.owner and not each.is_needed
+        }
+        unused.pop((request.owner, thread_id), None)
+        for key in _too_many(unused):
             del self._streams[key]
         return streams
 
@@ -107,6 +119,17 @@ class Runs:
         for run in runs:
             run.cancel()
         return runs
+
+
+def _too_many(characters: Mapping[_T, int]) -> list[_T]:
+    """Return which ones are forgotten of what is over, the oldest first."""
+    newest = list(reversed(list(characters.items())))
+    totals = accumulate(size for _, size in newest)
+    return [
+        key
+        for place, ((key, _), total) in enumerate(zip(newest, totals, strict=True))
+        if place >= RUNS_KEPT or (place > 0 and total > CHARACTERS_KEPT)
+    ]
 
 
 async def _ended(runs: Sequence[Run]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import json
 import os
+import socket
 import sys
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from forkpoint.errors import InvalidInput
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server.access import ApiKeys, is_loopback
 from forkpoint.server.app import create_app
+from forkpoint.server.runs import Runs
 
 PORT = 8765
 
@@ -51,7 +55,28 @@ def serve(
             f"to serve other machines ({host}) needs keys: a file of API keys and identities"
         )
     app = create_app(saver_or_catalog, load_graphs(graphs), authenticate, origins=origins)
-    uvicorn.run(app, host=host, port=port, log_level="info")
+    config = uvicorn.Config(app, host=host, port=port, log_level="info")
+    server = _Server(config, app.state.forkpoint.runs)
+    with suppress(KeyboardInterrupt):  # by which it was told to end, and it has
+        server.run()
+    if not server.started:
+        sys.exit("Error: the server has not started")
+
+
+class _Server(uvicorn.Server):
+    """Ends its runs when it is told to end: else those who wait for them would keep it from that.
+
+    Args:
+        config: How it serves.
+        runs: The runs of this process.
+    """
+
+    def __init__(self, config: uvicorn.Config, runs: Runs) -> None:
+        super().__init__(config)
+        self._runs = runs
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.gather(super().shutdown(sockets), self._runs.close())
 
 
 def load_graphs(names: Iterable[str]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ async def update_state(request: Request, thread_id: ThreadId, body: bodies.State
     if streams.followers:
         state = await read_state(request, thread_id, bodies.CheckpointPlace(), subgraphs=False)
         shown = as_text({"state": state, "thread_id": thread_id})
-        streams.parts.append(("state_update", shown))
+        streams.publish("state_update", shown)
     return {
         "checkpoint": checkpoint,
         "configurable": checkpoint,

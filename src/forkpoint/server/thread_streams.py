@@ -40,6 +40,11 @@ class ThreadStreams:
         return bool(self._going_on or self.followers)
 
     @property
+    def characters(self) -> int:
+        """How much text is kept."""
+        return self.parts.characters + self.events.characters
+
+    @property
     def has_runs(self) -> bool:
         """Whether a run is going on, or waits."""
         return bool(self._going_on)
@@ -59,7 +64,12 @@ class ThreadStreams:
 
     def add(self, run_id: str, event: Event) -> None:
         """Send an event of a run."""
-        self.events.append((run_id, time.time_ns() // 1_000_000, event))
+        entry = run_id, time.time_ns() // 1_000_000, event
+        self.events.append(entry, len(as_text(event.data)))
+
+    def publish(self, name: str, data: str) -> None:
+        """Send a part of what a run streams, or of what is told of the thread."""
+        self.parts.append((name, data), len(data))
 
     def end(self) -> None:
         """Let all clients go: there is no such thread any more."""
