@@ -255,7 +255,7 @@ def test_what_is_no_client_is_refused(mongo_server: ReplicaSet) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["", 1, b"db", "a b", "a.b", "a/b", "a\\b", 'a"b', "a$b", "a\0b", "\ud800", "x" * 64],
+    ["", 1, b"db", "a b", "a.b", "a/b", "a\\b", 'a"b', "a$b", "a\0b", "\ud800", "x" * 64, "admin"],
 )
 def test_what_cannot_be_the_name_of_a_database_is_refused(bad: Any, store: MongoStore) -> None:
     with pymongo.MongoClient[Any](store.uri) as client:

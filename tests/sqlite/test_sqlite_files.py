@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import textwrap
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -184,7 +185,25 @@ def test_two_names_of_a_file_are_one_file(path: Path, name_of: Callable[[Path], 
     first.close()
     put_many(second, "second", 3)
     second.close()
+    path.with_name("hard.db").unlink(missing_ok=True)
     assert stored(path) == {"first": 6, "second": 6}
+
+
+def test_a_hard_link_is_not_opened_beside_the_file_by_another_process(path: Path) -> None:
+    code = """
+        import pytest
+        from forkpoint import SqliteSaver, StorageError
+        with pytest.raises(StorageError, match="more than one name"):
+            SqliteSaver(path)
+    """
+    saver = SqliteSaver(path)
+    put_many(saver, "first", 3)
+    other = hard(path)
+    command(other, textwrap.dedent(code))
+    put_many(saver, "first", 3)  # the link may be somebody's backup: who is there goes on
+    saver.close()
+    other.unlink()
+    assert stored(path) == {"first": 6}
 
 
 @pytest.mark.parametrize("name", ["relative.db", "file:relative.db", "file:./relative.db?mode=rwc"])

@@ -246,6 +246,8 @@ def _database_name(db_name: object) -> str:
         raise InvalidInput(f"db_name has more than {_NAME_BYTES} bytes: {name!r:.80}")
     if any(character in '/\\. "$*<>:|?' for character in name):
         raise InvalidInput(f"{name!r:.80} cannot be the name of a MongoDB database")
+    if name in _DATABASES_OF_SERVERS:
+        raise InvalidInput(f"the database {name!r} is the server's own; give db_name another one")
     return name
 
 

@@ -79,7 +79,7 @@ class Opener:
             raise StorageError(f"{path!r:.80} cannot be opened: {error.strerror}") from error
         if file is not None:
             self._check_open(path, file)
-            path = name_in_use(file) or path
+            path = name_in_use(file) or _only_name(path)
         if self._options is None:
             return self._connect(path, is_uri=False)
         return self._connect(Path(path).as_uri() + self._options, is_uri=True)
@@ -223,6 +223,22 @@ Connector: TypeAlias = Opener | PassedConnection
 
 def _is_closed() -> bool:
     return True
+
+
+def _only_name(path: str) -> str:
+    """Return the path of a file, unless there is another name by which a process may have it open.
+
+    The log is named after the database, so two processes with two names have two logs, each of
+    which overwrites what the other one has written.
+    """
+    with suppress(OSError):  # it was removed meanwhile
+        if os.stat(path).st_nlink > 1:
+            raise StorageError(
+                f"{path} has more than one name (hard links), and processes that open it by "
+                "different ones would destroy it; remove the others, or make them copies with "
+                "VACUUM INTO"
+            )
+    return path
 
 
 def _path_of(connection: sqlite3.Connection) -> str:
