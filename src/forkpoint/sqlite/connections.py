@@ -231,13 +231,16 @@ def _only_name(path: str) -> str:
     The log is named after the database, so two processes with two names have two logs, each of
     which overwrites what the other one has written.
     """
-    with suppress(OSError):  # it was removed meanwhile
-        if os.stat(path).st_nlink > 1:
-            raise StorageError(
-                f"{path} has more than one name (hard links), and processes that open it by "
-                "different ones would destroy it; remove the others, or make them copies with "
-                "VACUUM INTO"
-            )
+    try:
+        names = os.stat(path).st_nlink
+    except OSError:  # it was removed meanwhile
+        return path
+    if names > 1:
+        raise StorageError(
+            f"{path} has more than one name (hard links), and processes that open it by "
+            "different ones would destroy it; remove the others, or make them copies with "
+            "VACUUM INTO"
+        )
     return path
 
 
