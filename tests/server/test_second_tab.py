@@ -8,10 +8,13 @@ from typing import Any
 import httpx
 import pytest
 from langgraph_sdk import get_client
-from langgraph_sdk.errors import UnprocessableEntityError
+from langgraph_sdk.errors import ConflictError, NotFoundError, UnprocessableEntityError
 
+from forkpoint import ThreadCatalog
+from forkpoint.saver.saver import ForkpointSaver
 from served import Gates, said
 from servers import PATIENCE_SECONDS
+from stores import Store
 
 
 @pytest.fixture
@@ -120,3 +123,29 @@ async def test_a_malformed_config_is_refused_before_anything_is_made(
         answer = (await raw.post("/threads/new/commands", json=command)).json()
         assert answer["error"] == "invalid_argument"
     assert await client.threads.count() == 1
+
+
+async def test_deleting_a_run_removes_what_it_stored_on_its_thread_and_nothing_else(
+    client: Any, gates: Gates, saver: ForkpointSaver, store: Store
+) -> None:
+    await client.threads.create(thread_id="other")
+    run = await client.runs.create("t", "chat", input=said("wait"))
+    await entered(gates)
+    for thread_id, error in (("other", NotFoundError), ("t", ConflictError)):
+        with pytest.raises(error):
+            await client.runs.delete(thread_id, run["run_id"])
+    gates.left.release()
+    assert (await client.runs.join("t", run["run_id"]))["turns"] == 1
+    with pytest.raises(NotFoundError):
+        await client.runs.delete("other", run["run_id"])
+    copy = await client.threads.copy("t")
+    assert (await client.threads.get("t"))["values"]["turns"] == 1
+    await client.threads.update("t", metadata={"n": 1})
+    with ThreadCatalog(saver).run("t"), pytest.raises(ConflictError):  # on another server, say
+        await client.runs.delete("t", run["run_id"])
+    await client.runs.delete("t", run["run_id"])
+    left = await client.threads.get("t")
+    assert (left["values"], left["metadata"]["n"]) == (None, 1)
+    assert (await client.threads.get_state(copy["thread_id"]))["values"]["turns"] == 1
+    assert (await client.runs.wait("t", "chat", input=said("you")))["turns"] == 1
+    assert store.problems(saver) == []

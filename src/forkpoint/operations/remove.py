@@ -72,6 +72,33 @@ def delete_for_runs(context: Context, run_ids: Sequence[str]) -> Steps[None]:
     yield from finish(context, (), missing)
 
 
+def delete_run(context: Context, thread_id: str, run_id: str) -> Steps[bool]:
+    """Remove the checkpoints that a run made on a thread, and their writes. The thread stays.
+
+    Returns whether there were any.
+
+    Raises:
+        ThreadNotFound: There is no such thread.
+    """
+    context.prepare()
+    number = 0
+
+    def made_by_run(rows: Sequence[CheckpointRow]) -> set[Place]:
+        return {place_of(row) for row in rows if row.run_id == run_id}
+
+    def work(turns: Turns) -> Work[str | None]:
+        nonlocal number
+        thread = existing_thread(turns.session, thread_id)
+        removal = Removal(made_by_run, may_empty=True)
+        number += (yield from remove(context, turns, thread, removal)).number
+        yield
+        return (yield from collect(turns, thread.family)).missing
+
+    missing = yield from in_turns(context.storage, work)
+    yield from finish(context, [thread_id], missing)
+    return number > 0
+
+
 def prune(
     context: Context, thread_ids: Sequence[str], strategy: str, keep_last: int | None
 ) -> Steps[None]:

@@ -11,6 +11,8 @@ from uuid import uuid4
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
+from forkpoint.operations import remove
+from forkpoint.saver import parts_of
 from forkpoint.server import bodies
 from forkpoint.server.assistants import find_assistant
 from forkpoint.server.bodies import Json
@@ -161,12 +163,16 @@ async def cancel(
 
 @router.delete("/threads/{thread_id}/runs/{run_id}", status_code=204, response_class=Response)
 async def delete(request: Request, thread_id: ThreadId, run_id: RunId) -> None:
-    """Remove the checkpoints that a run made."""
+    """Remove the checkpoints that a run made on a thread. The thread stays."""
     await request.thread(thread_id)
     run = request.server.runs.find(request, thread_id, run_id)
     if run is not None and not run.is_over:
         raise HTTPException(409, "the run is going on: cancel it first")
-    await request.catalog.saver.adelete_for_runs([run_id])
+    context, runner = parts_of(request.catalog.saver)
+    async with request.catalog.run(thread_id, must_exist=True):  # maybe it goes on elsewhere
+        has_removed = await runner.arun(remove.delete_run, context, thread_id, run_id)
+    if run is None and not has_removed:
+        raise HTTPException(404, f"there is no run {run_id!r} on the thread")
 
 
 async def start_run(
