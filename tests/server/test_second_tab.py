@@ -149,3 +149,29 @@ async def test_deleting_a_run_removes_what_it_stored_on_its_thread_and_nothing_e
     assert (await client.threads.get_state(copy["thread_id"]))["values"]["turns"] == 1
     assert (await client.runs.wait("t", "chat", input=said("you")))["turns"] == 1
     assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize("how", ["delete", "prune", "purge"])
+async def test_however_a_thread_is_deleted_its_runs_and_streams_end(
+    how: str, address: str, client: Any, gates: Gates
+) -> None:
+    run = await client.runs.create("t", "chat", input=said("wait"))
+    waiting = await client.runs.create("t", "chat", input=said("you"))
+    await entered(gates)
+    stream = await client.threads.join_stream("t")
+    assert (await anext(stream)).event == "metadata"
+    ends = [asyncio.create_task(client.runs.join("t", each["run_id"])) for each in (run, waiting)]
+    await client.threads.get("t")
+    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw:
+        steps = await raw.post("/forkpoint/threads/t/rollback", json={"steps": 1})
+        assert steps.status_code == 409
+        if how == "purge":
+            assert (await raw.post("/forkpoint/threads/t/purge")).status_code == 200
+        elif how == "prune":
+            assert await client.threads.prune(["t", "nobody"]) == {"pruned_count": 1}
+        else:
+            await client.threads.delete("t")
+    assert await asyncio.gather(*ends) == [CANCELLED] * 2
+    async for _ in stream:  # which ends
+        pass
+    assert await client.threads.count() == 0

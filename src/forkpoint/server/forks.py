@@ -118,8 +118,12 @@ async def diff(
 
 @router.post("/threads/{thread_id}/rollback", response_model=Json)
 async def rollback(request: Request, thread_id: ThreadId, body: Steps) -> Json:
-    """Remove the newest checkpoints. The one before them becomes the head."""
-    config = await request.catalog.saver.arollback(thread_id, body.steps)
+    """Remove the newest checkpoints. The one before them becomes the head.
+
+    Refused while a run is going on.
+    """
+    async with request.catalog.run(thread_id, must_exist=True):
+        config = await request.catalog.saver.arollback(thread_id, body.steps)
     return {"configurable": config and config["configurable"]}
 
 
@@ -132,6 +136,8 @@ async def trim(request: Request, thread_id: ThreadId, body: Keep) -> Json:
 @router.post("/threads/{thread_id}/purge", response_model=Json)
 async def purge(request: Request, thread_id: ThreadId) -> Json:
     """Remove the whole history of a thread, and its record."""
+    await request.thread(thread_id)
+    await request.server.runs.end_thread(request, thread_id)
     return _shown_report(await request.catalog.saver.apurge(thread_id))
 
 

@@ -10,6 +10,7 @@ import orjson
 from fastapi import APIRouter, HTTPException, Response
 from starlette.requests import Request as HttpRequest
 
+from forkpoint.errors import ThreadBusy
 from forkpoint.server import bodies
 from forkpoint.server.page_rendering import (
     PageRequest,
@@ -76,12 +77,15 @@ async def fork(request: PageRequest, form: SentForm) -> Response:
 async def rollback(request: PageRequest, form: SentForm) -> Response:
     """Remove the checkpoints after one, if there are as many as the page said."""
     thread_id = form.needed("thread_id")
-    if (await request.thread(thread_id)).status == "busy":
-        raise HTTPException(409, "a run is going on: roll back when it has ended")
-    steps = await checkpoints_after(request, thread_id, form.needed("checkpoint_id"))
-    if str(steps) != form.needed("steps") or steps == 0:
-        raise HTTPException(409, "the thread has changed since you were asked: look at it again")
-    await request.catalog.saver.arollback(thread_id, steps)
+    try:
+        async with request.catalog.run(thread_id, must_exist=True):
+            steps = await checkpoints_after(request, thread_id, form.needed("checkpoint_id"))
+            if str(steps) != form.needed("steps") or steps == 0:
+                changed = "the thread has changed since you were asked: look at it again"
+                raise HTTPException(409, changed)
+            await request.catalog.saver.arollback(thread_id, steps)
+    except ThreadBusy as error:
+        raise HTTPException(409, "a run is going on: roll back when it has ended") from error
     return redirect(request.http, "thread", thread_id=thread_id, notice="rolled-back")
 
 

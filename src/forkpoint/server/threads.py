@@ -96,8 +96,7 @@ async def prune(request: Request, body: bodies.ThreadPruning) -> Json:
             if body.strategy == "keep_latest":
                 await request.catalog.saver.atrim(thread_id, 1)
             else:
-                await request.thread(thread_id)
-                await request.catalog.adelete(thread_id)
+                await delete(request, thread_id)
         except ThreadNotFound:
             continue
         pruned += 1
