@@ -71,15 +71,24 @@ def client_of(server: Restarted) -> Any:
     return get_client(url=server.address, timeout=PATIENCE_SECONDS)
 
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["sse", "websocket"])
+TRANSPORTS = pytest.mark.parametrize(
+    "transport", ["sse", pytest.param("websocket", marks=pytest.mark.slow)]
+)
 
 
 async def within_patience(waiting: Any) -> Any:
     return await asyncio.wait_for(waiting, PATIENCE_SECONDS)
 
 
-@TRANSPORTS
-@pytest.mark.parametrize("is_killed", [True, False])
+@pytest.mark.parametrize(
+    ("is_killed", "transport"),
+    [
+        (True, "websocket"),
+        (False, "sse"),
+        pytest.param(True, "sse", marks=pytest.mark.slow),
+        pytest.param(False, "websocket", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.in_turns
 async def test_who_follows_a_run_is_told_that_it_ended_with_its_server(
     is_killed: bool, transport: Any, server: Restarted
