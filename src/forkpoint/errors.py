@@ -202,6 +202,13 @@ def lost_secret() -> CorruptChunk:
     )
 
 
+def damaged_settings(what: str) -> CorruptChunk:
+    """Return the error of a setting of a store that is of another type than is written."""
+    return CorruptChunk(
+        f"the {what} of the store is not what was written; restore its settings from a backup"
+    )
+
+
 def damaged_row(kind: str, checkpoint_id: object) -> CorruptChunk:
     """Return the error of a row of which a field is of another type than is written."""
     return CorruptChunk(f"a {kind} at checkpoint {checkpoint_id!r:.80} is not what was written")

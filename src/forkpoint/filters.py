@@ -131,6 +131,8 @@ def stored_value_terms(owner: str | None, preview: bytes) -> list[int] | None:
     Returns:
         None if there is no preview; no terms if it is encrypted, or damaged.
     """
+    if type(preview) is not bytes:
+        return []
     if not preview:
         return None
     if preview[0]:

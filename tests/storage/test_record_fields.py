@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pymongo
@@ -11,9 +13,9 @@ import pytest
 from bson.objectid import ObjectId
 
 from checking import config, put
-from forkpoint import ForkpointError, ThreadCatalog
+from forkpoint import ForkpointError, SqliteSaver, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
-from stores import SqliteStore, Store
+from stores import MongoStore, SqliteStore, Store
 
 MISSING = object()
 VALUES = {
@@ -80,6 +82,7 @@ def read_all(saver: ForkpointSaver) -> list[tuple[str, str]]:
         "search": lambda: catalog.search(),
         "count": lambda: catalog.count(),
         "stats": lambda: catalog.stats("damaged"),
+        "is_busy": lambda: catalog.is_busy("damaged"),
     }
     failures = []
     for name, call in calls.items():
@@ -109,3 +112,58 @@ def damage(store: Store, key: Any, record: dict[str, Any], field: str, value: An
         except pymongo.errors.WriteError:  # two lists that one index has
             return False
     return True
+
+
+def damaged_calls(store: Store) -> list[str]:
+    """Return what is raised by a look, a lease and a removal in a store with a damaged field."""
+    errors = []
+    with store.saver() as saver:
+        catalog = ThreadCatalog(saver)
+        for call in (catalog.is_busy, lambda id_: catalog.run(id_).__enter__(), saver.purge):
+            try:
+                call("damaged")
+            except ForkpointError as error:
+                errors.append(type(error).__name__)
+    return errors
+
+
+SQLITE_FIELDS = [
+    "UPDATE forkpoint_settings SET value = 'x' WHERE name = 'schema_version'",
+    "UPDATE forkpoint_threads SET lease_until = 'x'",
+    "UPDATE forkpoint_threads SET lease_until = 4611686018427387904, lease_since = 1",
+    "UPDATE forkpoint_threads SET lease_queue = 'x'",
+    "UPDATE forkpoint_threads SET value_terms = 'x', listed_at = 1",
+    "UPDATE forkpoint_writes SET content = 7",
+]
+
+
+@pytest.mark.parametrize("statement", SQLITE_FIELDS)
+def test_what_belongs_to_no_description_may_be_of_any_type_on_sqlite(
+    tmp_path: Path, statement: str
+) -> None:
+    path = tmp_path / "a.db"
+    with SqliteSaver(path, preview=["n"]) as saver:
+        put(saver, {"n": 1}, thread_id="damaged")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        assert connection.execute(statement).rowcount
+    assert set(damaged_calls(SqliteStore(path))) <= {"CorruptChunk"}
+
+
+MONGODB_FIELDS = [
+    ({"_id": "settings"}, {"schema_version": "x"}),
+    ({"_id": "store_key"}, {"value": None}),
+    ({"_id": "store_key"}, {"family": "x"}),
+    ({"_id": "settings"}, {"family": "x"}),
+]
+
+
+@pytest.mark.parametrize(("which", "change"), MONGODB_FIELDS)
+def test_a_damaged_setting_is_named_on_mongodb(
+    mongo_store: MongoStore, which: dict[str, Any], change: dict[str, Any]
+) -> None:
+    with mongo_store.saver() as saver:
+        put(saver, {"n": 1}, thread_id="damaged")
+    with pymongo.MongoClient[Any](mongo_store.uri) as client:
+        collection = client[mongo_store.name]["forkpoint_store"]
+        assert collection.update_one(which, {"$set": change}).matched_count
+        assert damaged_calls(mongo_store) == ["CorruptChunk"] * 3

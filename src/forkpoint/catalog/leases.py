@@ -44,6 +44,7 @@ from forkpoint.runtime.runner import Runner, completed
 from forkpoint.runtime.telemetry import count_leases
 from forkpoint.runtime.workers import start_thread
 from forkpoint.storage.interface import Stale
+from forkpoint.storage.record_checksums import check_types
 from forkpoint.storage.rows import LeaseRow, ThreadRef
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def acquire(
         with context.storage.writing() as session:
             row = session.records.get(request.thread_id)
             if row is not None:
+                check_types(row)
                 try:
                     lease = session.leases.acquire(
                         row.thread,
@@ -152,6 +154,7 @@ def holder_of(context: Context, thread_id: str) -> LeaseHolder | None:
     """
     with context.storage.reading() as session:
         row = existing_record(session, thread_id)
+    check_types(row)
     return None if row.lease is None else _holder_of(row.lease)
 
 

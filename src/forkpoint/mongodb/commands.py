@@ -26,6 +26,7 @@ from pymongo.read_concern import ReadConcern
 
 from forkpoint.caches import CacheBudget
 from forkpoint.clocks import ServerClock
+from forkpoint.errors import damaged_settings
 from forkpoint.mongodb.documents import Document
 from forkpoint.mongodb.errors import UNAUTHORIZED, is_transient, typed_error
 from forkpoint.mongodb.identity import UUID_DIFFERS, Identity
@@ -91,11 +92,22 @@ class MongoCommands:
         """The store's key, once it is read."""
 
     def read_store_key(self) -> None:
-        """Read the store's key, or make it."""
+        """Read the store's key, or make it.
+
+        Raises:
+            CorruptChunk: What is stored is no key.
+        """
         key = {"_id": "store_key", "family": "settings"}
-        while not (stored := self.latest(key)):
+        stored = self.latest(key)
+        for _ in range(3):  # it may be dropped meanwhile, or its document may say another family
+            if stored:
+                break
             self.insert({**key, "value": os.urandom(STORE_KEY_BYTES)})
-        self.store_key = bytes(stored[0]["value"])
+            stored = self.latest(key)
+        value = stored[0].get("value") if stored else None
+        if not isinstance(value, bytes):
+            raise damaged_settings("key")
+        self.store_key = value
 
     def marks(self, thread_id: str) -> Marks:
         """Return the digests under which the store knows a thread id."""

@@ -17,6 +17,7 @@ from typing import Any
 from bson.objectid import ObjectId
 
 from forkpoint.encoding.hashing import Hashing
+from forkpoint.errors import damaged_record
 from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import NOW, Document, record_of, rows_of
 from forkpoint.mongodb.statements import Statement, update_one
@@ -132,7 +133,10 @@ class NewThreads:
         for of_living in ("unlisted", "terms"):
             del record[of_living]
         self._commands.insert(record)
-        (record,) = self._commands.latest(old)
+        records = self._commands.latest(old)
+        if not records:
+            raise damaged_record(thread_id)
+        record = records[0]
         if record["deleted_at"] is None:
             raise thread_exists(thread_id)
         watermark = watermark_of(name_documents[0], self._commands.marks(thread_id), None)

@@ -203,7 +203,7 @@ class MongoStorage(Storage):
             documents = commands.latest(settings)
         commands.retrying(commands.identity.look)
         commands.look_for_index(LOG_INDEX, IN_NO_LOG)
-        check_schema_version(documents[0]["schema_version"])
+        check_schema_version(documents[0].get("schema_version", "") if documents else "")
         commands.read_store_key()
         commands.clock.now()  # so that no put has to ask first
         return commands

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
+from forkpoint.errors import damaged_record
 from forkpoint.sqlite.rows import END_LEASE
 from forkpoint.sqlite.statements import Statements
 from forkpoint.sqlite.thread_table import ThreadTable
@@ -39,7 +41,9 @@ class SqliteLeases(Leases):
         if row is None:
             raise Stale
         *last, stored_queue = row
-        now, last_lease, queue = self._sql.now(), LeaseRow(*last), dict(json.loads(stored_queue))
+        if not all(number is None or isinstance(number, int) for number in last[1:]):
+            raise damaged_record(thread.thread_id)
+        now, last_lease, queue = self._sql.now(), LeaseRow(*last), _queue(thread, stored_queue)
         lease, new_queue = granted(
             last_lease._replace(holder=holder, since=now, until=now + ttl),
             None if last_lease.until is None else last_lease,
@@ -59,7 +63,7 @@ class SqliteLeases(Leases):
         row = self._sql.row(
             "SELECT lease_queue FROM forkpoint_threads WHERE key = ?", (thread.key,)
         )
-        queue = dict(json.loads(row[0])) if row else {}
+        queue = _queue(thread, row[0]) if row else {}
         if queue.pop(holder, None) is not None:
             self._set_queue(thread, queue)
 
@@ -79,3 +83,18 @@ class SqliteLeases(Leases):
 
     def end_rollback(self, thread: ThreadRef, fence: int) -> None:
         self._table.update(thread.key, "rollback_from = NULL", fence=fence)
+
+
+def _queue(thread: ThreadRef, stored: Any) -> dict[str, int]:
+    """Return until when each waits for the lease of a thread, by holder.
+
+    Raises:
+        CorruptChunk: It is not what was written.
+    """
+    try:
+        queue = dict(json.loads(stored))
+    except (TypeError, ValueError, RecursionError):
+        raise damaged_record(thread.thread_id) from None
+    if not all(isinstance(until, int) for until in queue.values()):
+        raise damaged_record(thread.thread_id)
+    return queue

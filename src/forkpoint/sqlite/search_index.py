@@ -112,7 +112,7 @@ class SearchIndex:
             else:
                 terms = thread_terms(owner, label, json_list(tags), metadata, source)
             at = updated_at if isinstance(updated_at, int) else 0  # damaged: `Records.get` says so
-            value_terms = stored_value_terms(owner, preview or b"") or []
+            value_terms = stored_value_terms(owner, b"" if preview is None else preview) or []
             for term in [*terms, *value_terms]:
                 state = state_updated_at if term == ALL_TERM else None
                 rows.append((term, status, at, thread_id, valid_from, state))
@@ -137,7 +137,7 @@ class SearchIndex:
             return
         *place, terms, value_terms = row
         snapshot = self._last_snapshot()
-        for batch in batches(unpacked(terms + value_terms), BATCH):
+        for batch in batches(unpacked(terms) + unpacked(value_terms), BATCH):
             of_thread = (
                 f"WHERE term IN ({placeholders(batch)}) AND valid_to IS NULL AND thread_id = ?"
                 " AND status = ? AND listed_at = ?"

@@ -71,10 +71,9 @@ def _names(connection: sqlite3.Connection) -> set[str]:
 
 
 def _check_version(connection: sqlite3.Connection) -> None:
-    version = _scalar(
-        connection, "SELECT value FROM forkpoint_settings WHERE name = 'schema_version'"
-    )
-    check_schema_version(version)
+    sql = "SELECT value FROM forkpoint_settings WHERE name = 'schema_version'"
+    row = _plain_cursor(connection).execute(sql).fetchone()
+    check_schema_version(None if row is None else row[0])
 
 
 def _create(connection: sqlite3.Connection) -> None:

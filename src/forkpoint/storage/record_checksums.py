@@ -17,7 +17,7 @@ def check_record(hashing: Hashing, row: ThreadRow) -> None:
         CorruptChunk: It is not what was written.
     """
     thread = row.thread
-    _check_types(row)
+    check_types(row)
     if hashing.can_check:
         hashing.check_identity(thread.thread_id, thread.owner, thread.salt, row.checksums)
     hashing.check_lineage(thread.thread_id, thread.salt, row.checksums, *row.lineage[:-1])
@@ -25,10 +25,15 @@ def check_record(hashing: Hashing, row: ThreadRow) -> None:
     hashing.check_description(thread.thread_id, thread.salt, row.checksums, source, row.described)
 
 
-def _check_types(row: ThreadRow) -> None:
-    """Check the fields that change with each put, and so have no checksum, by type and range."""
+def check_types(row: ThreadRow) -> None:
+    """Check the fields that change with each put, and so have no checksum, by type and range.
+
+    Raises:
+        CorruptChunk: One of them is not what was written.
+    """
     numbers = (row.checkpoint_count, row.fence, row.created_at, row.updated_at)
-    times = (*numbers[2:], row.state_updated_at)
+    of_lease = () if row.lease is None else (row.lease.since, row.lease.until)
+    times = (*numbers[2:], row.state_updated_at, *of_lease)
     if not (
         all(isinstance(number, int) for number in (*numbers, *times))
         and all(0 <= time < _LAST_MOMENT for time in times)

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
 from forkpoint.encoding.hashing import Hashing
-from forkpoint.errors import SchemaVersionError, ThreadExists
+from forkpoint.errors import SchemaVersionError, ThreadExists, damaged_settings
 from forkpoint.langgraph_rules import status_of
 from forkpoint.storage.interface import SCHEMA_VERSION
 from forkpoint.storage.plan import Place
@@ -46,8 +46,13 @@ def check_schema_version(version: Any) -> None:
 
     Raises:
         SchemaVersionError: The store was written by a newer forkpoint.
+        CorruptChunk: What it says is no version.
     """
-    if version is not None and version > SCHEMA_VERSION:
+    if version is None:
+        return
+    if not isinstance(version, int):
+        raise damaged_settings("schema version")
+    if version > SCHEMA_VERSION:
         raise SchemaVersionError(
             f"the database has forkpoint's schema version {version}, and this forkpoint knows "
             f"{SCHEMA_VERSION}; upgrade forkpoint"
