@@ -112,14 +112,16 @@ def _fork_in_turns(context: Context, new: NewFork) -> Steps[bool]:
 
 def _forked(context: Context, turns: Turns, new: NewFork) -> Work[bool]:
     """Make a fork with its path; return False if something of the source was removed meanwhile."""
-    source = source_of(context, turns.session, new.source)
-    moment = moment_of(turns.session, source)
-    heads = heads_of(source, moment, new)
-    ends = {place_of(end): end for end in (source.row, *heads)}
-    request = request_of(context, turns.session, new, Parts(source, moment, heads, ends))
     try:
+        source = source_of(context, turns.session, new.source)
+        moment = moment_of(turns.session, source)
+        heads = heads_of(source, moment, new)
+        ends = {place_of(end): end for end in (source.row, *heads)}
+        request = request_of(context, turns.session, new, Parts(source, moment, heads, ends))
         forking = turns.session.copies.begin_fork(request)
-    except Stale:
+    except HistoryChanged:
+        raise
+    except (Stale, CorruptChunk):  # of real damage, the fork in one turn tells
         return False
     yield
     error: ForkpointError | None = None
