@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from forkpoint import (
     ThreadFilter,
     ThreadNotFound,
 )
+from forkpoint.saver import parts_of
 from graphs import MORE_SHAPES, call
 from stores import Store
 
@@ -207,3 +210,38 @@ async def test_the_state_is_searched_by_with_the_new_owner(api: Api, store: Stor
     (thread,) = ThreadCatalog(saver, owner="bob").search(hello)
     assert thread.values == {"title": "Hello"}
     assert store.problems(saver) == []
+
+
+ATTEMPTS: dict[str, Callable[[ThreadCatalog, Any], Any]] = {
+    "fork": lambda catalog, at: catalog.saver.fork("tried"),
+    "copy": lambda catalog, at: catalog.saver.copy_thread("tried", "copy"),
+    "get": lambda catalog, at: catalog.saver.get_tuple(at),
+    "list": lambda catalog, at: list(catalog.saver.list(at)),
+    "lineage": lambda catalog, at: catalog.saver.lineage("tried"),
+    "put_writes": lambda catalog, at: catalog.saver.put_writes(at, [("c", 1)], "task"),
+    "put": lambda catalog, at: put(catalog.saver, {"items": ["y"]}, thread_id="tried"),
+    "create": lambda catalog, at: catalog.create("tried"),
+    "stats": lambda catalog, at: catalog.stats("tried"),
+    "delete": lambda catalog, at: catalog.delete("tried"),
+}
+
+
+@pytest.mark.parametrize("attempt", ATTEMPTS)
+@pytest.mark.parametrize("new_store", ["mongodb"], indirect=True)
+def test_what_another_owner_tries_with_a_thread_leaves_no_trace_in_it(
+    attempt: str, store: Store
+) -> None:
+    """A saver that knows how a thread goes on stores its writes in another way."""
+    with store.saver() as saver:
+        ours, theirs = (ThreadCatalog(saver, owner=name) for name in ("ann", "bob"))
+        names = ("other", "tried")  # of one length
+        head = {name: put(ours.saver, {"items": ["x"]}, thread_id=name) for name in names}
+        with parts_of(saver).context.storage.reading() as session:
+            for name in names:
+                session.logs.end_log(session.threads.find(name))  # type: ignore[attr-defined]
+        with contextlib.suppress(ForkpointError):
+            ATTEMPTS[attempt](theirs, head["tried"])
+        for name in names:
+            ours.saver.put_writes(head[name], [("c", 1)], "task")
+        other, tried = ours.stats("other"), ours.stats("tried")
+    assert (other.writes, other.bytes_stored) == (tried.writes, tried.bytes_stored)

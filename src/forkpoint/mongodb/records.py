@@ -234,7 +234,7 @@ class MongoRecords(interface.Records):
         self, thread_id: str, owner: str | None, described: Description, hashing: Hashing
     ) -> bool:
         """Describe the thread of an id that has writes, but no checkpoint yet."""
-        thread = self._threads.find(thread_id)
+        thread = self._threads.find(thread_id, owner)
         if thread is None or thread.owner != owner:
             return False
         fields = {**fields_of(described), "owner": owner, "source": None}

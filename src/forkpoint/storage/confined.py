@@ -86,7 +86,7 @@ class ConfinedStorage(Storage):
             return (yield from self._storage.put(put._replace(owner=self._owner)))
         except Stale:
             with self._storage.reading() as session:
-                thread = session.threads.find(put.thread_id)
+                thread = session.threads.find(put.thread_id, self._owner)
             is_known = put.expected is not None  # then it was given to somebody else
             if thread is not None and thread.owner != self._owner and not is_known:
                 raise thread_exists(put.thread_id) from None
@@ -131,8 +131,8 @@ class _ConfinedThreads(Threads):
         self._threads = threads
         self._owner = owner
 
-    def find(self, thread_id: str) -> ThreadRef | None:
-        thread = self._threads.find(thread_id)
+    def find(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
+        thread = self._threads.find(thread_id, self._owner)
         return thread if thread is not None and thread.owner == self._owner else None
 
     def deletions(self, thread_id: str, owner: str | None = None) -> Set[Any]:
@@ -254,7 +254,7 @@ class _ConfinedRecords(Records):
     ) -> bool:
         if self._records.create(thread_id, self._owner, described, hashing):
             return True
-        thread = self._threads.find(thread_id)
+        thread = self._threads.find(thread_id, self._owner)
         if thread is not None and thread.owner != self._owner:
             raise thread_exists(thread_id)
         return False
