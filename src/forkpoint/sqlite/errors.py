@@ -79,7 +79,10 @@ def typed_error(error: sqlite3.Error) -> BaseException:
             "deleting while the log of the database has room: delete threads, or free some space"
         )
     if "readonly" in message:
-        return StorageReadOnly(f"the database is read-only: {message}")
+        return StorageReadOnly(
+            f"the database is read-only: {message}; a saver, also one that only reads, needs to "
+            "write to the file and its directory"
+        )
     if is_locked(error):
         return busy_error(error)
     if "not a database" in message or "file is encrypted" in message:
