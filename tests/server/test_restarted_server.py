@@ -80,6 +80,15 @@ async def within_patience(waiting: Any) -> Any:
     return await asyncio.wait_for(waiting, PATIENCE_SECONDS)
 
 
+async def is_stored(client: Any, thread_id: str, text: str) -> None:
+    """Wait for the checkpoint that has a message, which is told of before it is stored."""
+    while True:
+        messages = (await client.threads.get_state(thread_id))["values"]["messages"]
+        if messages[-1]["content"] == text:
+            return
+        await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     ("is_killed", "transport"),
     [
@@ -105,6 +114,7 @@ async def test_who_follows_a_run_is_told_that_it_ended_with_its_server(
             if state["messages"][-1]["content"] == "wait":
                 break
         output = asyncio.ensure_future(stream.output)
+        await is_stored(client, thread_id, "wait")
         await server.end(is_killed=is_killed)
         server.start()
         with pytest.raises(RuntimeError):
@@ -131,6 +141,9 @@ async def test_an_interrupt_is_answered_after_a_restart(transport: Any, server: 
         while not stream.interrupted:  # noqa: ASYNC110  # the client has no event for it
             await asyncio.sleep(0.01)
         number = stream._lifecycle_cursor
+        # Told of before it is stored.
+        while (await client.threads.get(stream.thread_id))["status"] != "interrupted":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         await server.end(is_killed=True)
         server.start()
         await stream.run.respond("yes")
@@ -174,7 +187,7 @@ async def test_who_joins_runs_and_threads_is_not_left_waiting(server: Restarted)
     last = [await anext(joined) for _ in range(2)][-1].id
     run = (await client.runs.list(thread_id))[0]
     waiting = asyncio.create_task(client.runs.join(thread_id, run["run_id"]))
-    await client.threads.get(thread_id)
+    await is_stored(client, thread_id, "wait")
     await server.end(is_killed=True)
     server.start()
     for ending in (anext(parts), anext(joined), waiting):
