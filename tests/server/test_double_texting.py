@@ -135,6 +135,21 @@ def gate() -> Iterator[Gate]:
     gate.open()
 
 
+async def let_go_on(gate: Gate, second: asyncio.Task[str], event: Awaitable[Any]) -> None:
+    """Let something begin while the second run is held at the gate, and then both go on."""
+    meanwhile = asyncio.ensure_future(event)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    gate.open()
+    await asyncio.gather(second, meanwhile, return_exceptions=True)
+
+
+def forget_left(gates: Gates) -> None:
+    """Take back what nobody was let go by."""
+    while gates.left.acquire(blocking=False):
+        pass
+
+
 @pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
 async def test_a_run_is_rolled_back_whatever_happens_as_the_second_begins(
@@ -152,15 +167,10 @@ async def test_a_run_is_rolled_back_whatever_happens_as_the_second_begins(
             gate.close(stop_at)
             second = asyncio.create_task(talk.send("second", "rollback"))
             is_reached = await gate.is_reached(second)
-            meanwhile = asyncio.create_task(event(talk, first, gates))  # type: ignore[arg-type]
-            for _ in range(10):
-                await asyncio.sleep(0)
-            gate.open()
-            await asyncio.gather(second, meanwhile, return_exceptions=True)
+            await let_go_on(gate, second, event(talk, first, gates))
             await check(talk, event)
             assert ThreadCatalog(saver).lease(talk.thread_id) is None
-            while gates.left.acquire(blocking=False):
-                pass
+            forget_left(gates)
             if not is_reached:
                 break
         assert stop_at > 0
@@ -254,8 +264,7 @@ async def test_the_end_of_a_run_is_told_before_the_next_one_begins(
             *((first, None), (first, "run_done")),
             *((second, None), (second, "run_done")),
         ]
-        while gates.left.acquire(blocking=False):
-            pass
+        forget_left(gates)
 
 
 async def parts(streams: Any) -> Any:
@@ -357,11 +366,7 @@ async def test_the_next_turn_is_taken_whatever_happens_as_a_run_interrupts(
             gate.close(stop_at)
             second = asyncio.create_task(talk.send("second", "interrupt"))
             is_reached = await gate.is_reached(second)
-            meanwhile = asyncio.create_task(event(talk, first, gates))  # type: ignore[arg-type]
-            for _ in range(10):
-                await asyncio.sleep(0)
-            gate.open()
-            await asyncio.gather(second, meanwhile, return_exceptions=True)
+            await let_go_on(gate, second, event(talk, first, gates))
             last = await talk.send("last", "interrupt")
             assert await talk.ends(last) == "success"
             messages = await talk.messages()

@@ -38,9 +38,9 @@ def merged(before: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         size_with = size + len(as_json({key: value}, "metadata")) - len("{}") + len(",")
         if size_with <= DESCRIPTION_BYTES:
             fitting[key], size = value, size_with
-    after = {**before, **fitting}
-    kept = {key: after[key] for key in after if key in fitting or key not in new}
-    return as_json(kept, "metadata")
+    left_out = new.keys() - fitting.keys()
+    after = {key: value for key, value in {**before, **fitting}.items() if key not in left_out}
+    return as_json(after, "metadata")
 
 
 def with_run(described: Description, run_metadata: str) -> Description:

@@ -103,6 +103,15 @@ class Run:
         return self._parts.characters
 
     @property
+    def ends_with_client(self) -> bool:
+        """Whether a client that began the run, and goes, takes it along."""
+        return self.body.on_disconnect == "cancel"
+
+    @property
+    def _strategy(self) -> bodies.MultitaskStrategy:
+        return self.body.multitask_strategy or "enqueue"
+
+    @property
     def modes(self) -> list[str]:
         asked = self.body.stream_mode or ["values"]
         return [asked] if isinstance(asked, str) else asked
@@ -118,7 +127,7 @@ class Run:
             "status": self.status,
             "metadata": self.body.metadata or {},
             "kwargs": {},
-            "multitask_strategy": self.body.multitask_strategy or "enqueue",
+            "multitask_strategy": self._strategy,
         }
 
     async def parts(self, after: int = 0) -> AsyncIterator[tuple[int, str, str]]:
@@ -146,7 +155,7 @@ class Run:
             ThreadNotFound: The thread was deleted meanwhile.
         """
         self._streams, self._turn = streams, turn
-        strategy = self.body.multitask_strategy or "enqueue"
+        strategy = self._strategy
         if strategy == "reject" and not all(other.is_cancelled for other in others):
             raise ThreadBusy(f"thread {self.thread_id!r} is busy: another run came before")
         # Whoever deletes the thread before the run has the lease, comes first.
@@ -165,12 +174,12 @@ class Run:
 
     async def _replace(self, others: Sequence[Run], lease: Lease, stack: AsyncExitStack) -> None:
         """Begin the lease, and end the runs that this one is to end."""
-        strategy = self.body.multitask_strategy
+        strategy = self._strategy
         if strategy == "interrupt":  # they store first what they have done
-            await _end(others)
+            await end(others, _PATIENCE_SECONDS)
         await stack.enter_async_context(lease)
         if strategy == "rollback":  # had they ended before, there would be nothing to take back
-            await _end(others)
+            await end(others, _PATIENCE_SECONDS)
         if strategy == "interrupt" and self._is_new_turn():
             await lease.aanswer_tool_calls()
 
@@ -203,8 +212,8 @@ class Run:
         if self._options.sends_events:
             self._send_end()
         self.status, self.updated_at = status, _now()
-        end = {"status": "run_done", "run_id": self.run_id}
-        self._streams.publish("metadata", as_text(end))
+        done = {"status": "run_done", "run_id": self.run_id}
+        self._streams.publish("metadata", as_text(done))
         self._streams.finish(self.run_id)
         self._messages.clear()
         self._parts.end()
@@ -217,11 +226,12 @@ class Run:
             async with stack:
                 if self.is_cancelled:
                     raise asyncio.CancelledError
-                strategy = self.body.multitask_strategy or "enqueue"
+                strategy = self._strategy
                 if strategy == "enqueue":
                     await stack.enter_async_context(lease)
                 if strategy in ("enqueue", "reject"):  # those before say first that they have ended
-                    await _ended([other for other in others if other.status == "running"])
+                    running = [other for other in others if other.status == "running"]
+                    await ended(running, _PATIENCE_SECONDS)
                 self.status, self.updated_at = "running", _now()
                 self._publish("metadata", {"run_id": self.run_id, "attempt": 1})
                 if self._options.sends_events:
@@ -374,15 +384,16 @@ class Run:
         self.updated_at = _now()
 
 
-async def _end(runs: Sequence[Run]) -> None:
-    """Cancel runs, and wait for their ends, with patience."""
+async def end(runs: Sequence[Run], seconds: float | None = None) -> None:
+    """Cancel runs, and wait for their ends, or so long at most."""
     for run in runs:
         run.cancel()
-    await _ended(runs)
+    await ended(runs, seconds)
 
 
-async def _ended(runs: Sequence[Run]) -> None:
-    await asyncio.gather(*(run.ended(_PATIENCE_SECONDS) for run in runs))
+async def ended(runs: Sequence[Run], seconds: float | None = None) -> None:
+    """Wait for the ends of runs, or so long at most."""
+    await asyncio.gather(*(run.ended(seconds) for run in runs))
 
 
 def _has_answers(value: Any) -> bool:

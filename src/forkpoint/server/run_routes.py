@@ -31,15 +31,15 @@ _HEARTBEAT_SECONDS = 5
 async def stream(request: Request, thread_id: ThreadId, body: bodies.NewRun) -> Response:
     """Run a graph on a thread, and send what it streams as it comes."""
     run = await start_run(request, thread_id, body)
-    return _streamed(run, cancels=body.on_disconnect == "cancel")
+    return _streamed(run, cancels=run.ends_with_client)
 
 
 @router.post("/runs/stream", responses=STREAM, response_class=Response)
 async def stream_without_thread(request: Request, body: bodies.NewRun) -> Response:
     """Run a graph on a thread of its own, which is deleted afterwards unless told otherwise."""
     run = await _started_on_new_thread(request, body)
-    cancels = body.on_disconnect == "cancel"
-    return _streamed(run, cancels=cancels, has_thread=body.on_completion == "keep")
+    has_thread = body.on_completion == "keep"
+    return _streamed(run, cancels=run.ends_with_client, has_thread=has_thread)
 
 
 @router.post("/threads/{thread_id}/runs/wait", response_model=None)
@@ -267,7 +267,7 @@ def _mode_of(name: str) -> str | None:
 
 async def _outcome(request: Request, run: Run) -> Any:
     """Wait for a run's end, which comes at once if its client goes and has asked for that."""
-    if run.body.on_disconnect != "cancel":
+    if not run.ends_with_client:
         return await run.join()
     joining = asyncio.ensure_future(run.join())
     leaving = asyncio.ensure_future(request.http.receive())

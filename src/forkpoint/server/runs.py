@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from itertools import accumulate
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from forkpoint.server.requests import RequestScope
-from forkpoint.server.run import Run
+from forkpoint.server.run import Run, end, ended
 from forkpoint.server.thread_streams import ThreadStreams
 
 RUNS_KEPT = 200
@@ -48,8 +48,12 @@ class Runs:
                 del self._runs[run.run_id]
                 raise
         known = self._runs.items()
-        ended = {key: other for key, other in known if other.is_over and other.owner == run.owner}
-        for key in _too_many({key: other.characters for key, other in ended.items()}):
+        over = {
+            key: other.characters
+            for key, other in known
+            if other.is_over and other.owner == run.owner
+        }
+        for key in _too_many(over):
             del self._runs[key]
 
     def of_thread(self, request: RequestScope, thread_id: str) -> list[Run]:
@@ -93,16 +97,13 @@ class Runs:
         """Cancel all runs on a thread, in this process: none of them begins any more."""
         waiting = self._cancel(thread_id, "pending")
         self._cancel(thread_id, "running")
-        await _ended(waiting)
+        await ended(waiting)
         if streams := self._streams.pop((request.owner, thread_id), None):
             streams.end()
 
     async def close(self) -> None:
         """Cancel all runs, and wait for their ends."""
-        going_on = [run for run in self._runs.values() if not run.is_over]
-        for run in going_on:
-            run.cancel()
-        await _ended(going_on)
+        await end([run for run in self._runs.values() if not run.is_over])
 
     def _turn_on(self, thread_id: str) -> asyncio.Lock:
         """Return what those have, one after the other, who begin or roll back runs on a thread."""
@@ -130,7 +131,3 @@ def _too_many(characters: Mapping[_T, int]) -> list[_T]:
         for place, ((key, _), total) in enumerate(zip(newest, totals, strict=True))
         if place >= RUNS_KEPT or (place > 0 and total > CHARACTERS_KEPT)
     ]
-
-
-async def _ended(runs: Sequence[Run]) -> None:
-    await asyncio.gather(*(run.ended() for run in runs))

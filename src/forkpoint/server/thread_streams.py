@@ -37,7 +37,7 @@ class ThreadStreams:
     @property
     def is_needed(self) -> bool:
         """Whether a run is going on, or a client is there."""
-        return bool(self._going_on or self.followers)
+        return self.has_runs or bool(self.followers)
 
     @property
     def characters(self) -> int:
