@@ -17,6 +17,7 @@ from checking import checkpoint, config, put
 from forkpoint import SqliteSaver
 from forkpoint.runtime.workers import Workers
 from forkpoint.saver import parts_of
+from forkpoint.sqlite.metadata import add_functions
 from stores import SqliteStore
 
 
@@ -243,6 +244,7 @@ def test_queries_are_answered_from_an_index(
 
     connection = sqlite3.connect(path)
     connection.create_function("forkpoint_contains", 2, lambda *_: True)
+    add_functions(connection)
     plans = [
         " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}"))
         for statement in statements

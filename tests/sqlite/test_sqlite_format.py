@@ -43,7 +43,13 @@ VALUES: dict[str, Any] = {
 OBJECTS: dict[str, Any] = {**value_types.VALUES, "list": list(value_types.VALUES.values()) * 3}
 """Of classes of every kind that an application may have."""
 WRITES: list[tuple[str, Any]] = [("c", "small"), ("d", VALUES["messages"]), ("__error__", "no")]
-METADATA: Any = {"source": "loop", "step": 1, "user.id": "u1", "text": "ü \ud800"}
+METADATA: Any = {
+    "source": "loop",
+    "step": 1,
+    "user.id": "u1",
+    "text": "ü \ud800",
+    "said by a server": {"permission": [f"threads:{n}" for n in range(40)]},
+}
 
 
 def serializer(encrypted: bool) -> SerializerProtocol | None:

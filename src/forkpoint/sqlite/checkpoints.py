@@ -9,6 +9,7 @@ from typing import Any
 from forkpoint.encoding.hashing import UNBOUND
 from forkpoint.errors import lost_checkpoint
 from forkpoint.langgraph_rules import NULL_TASK_ID
+from forkpoint.sqlite.metadata import unpacked
 from forkpoint.sqlite.rows import (
     AT_PLACE,
     DESCRIPTION,
@@ -18,6 +19,7 @@ from forkpoint.sqlite.rows import (
     THREAD_OF,
     checkpoint_row,
     description,
+    read_checkpoint,
     rows_after,
     write_row,
 )
@@ -41,9 +43,8 @@ _CHECKPOINTS = f"SELECT {READ_CHECKPOINT} FROM forkpoint_checkpoints"
 _WRITES = f"SELECT {READ_WRITE} FROM forkpoint_writes"
 _OF_LIVING_THREAD = "t.thread_id = ? AND t.deleted_at IS NULL AND t.owner IS coalesce(?, t.owner)"
 _NEWEST_WITH_THREAD, _ONE_WITH_THREAD = (
-    f"SELECT {THREAD_OF}, t.metadata, "
-    + ", ".join(f"c.{column}" for column in READ_CHECKPOINT.split(", "))
-    + " FROM forkpoint_threads AS t JOIN forkpoint_checkpoints AS c ON c.thread = t.key"
+    f"SELECT {THREAD_OF}, t.metadata, {read_checkpoint('c')}"
+    " FROM forkpoint_threads AS t JOIN forkpoint_checkpoints AS c ON c.thread = t.key"
     f" WHERE {_OF_LIVING_THREAD} AND c.checkpoint_ns = ? AND NOT c.hidden" + end
     for end in (" ORDER BY c.checkpoint_id DESC LIMIT 1", " AND c.checkpoint_id = ?")
 )
@@ -83,7 +84,8 @@ _SUBGRAPH_HEADS = (
 )
 # A checkpoint without its refs and its content.
 _OUTLINE = (
-    "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id, metadata, x'', x'', x'', hidden"
+    "checkpoint_ns, checkpoint_id, parent_checkpoint_id, run_id,"
+    f" {unpacked()}, x'', x'', x'', hidden"
 )
 _USAGE = {
     "checkpoints": (
@@ -139,7 +141,7 @@ class SqliteCheckpoints(Checkpoints):
             thread = self._table.find(query.thread_id)
             if thread is None:
                 return []
-        sql, values = _page_statement(query, READ_CHECKPOINT, thread.key if thread else None)
+        sql, values = _page_statement(query, thread.key if thread else None)
         page = [
             StoredCheckpoint(
                 row[4], ThreadRef(*row[:THREAD_COLUMNS]), checkpoint_row(row[THREAD_COLUMNS:]), []
@@ -295,9 +297,7 @@ def _outline_row(values: Sequence[Any]) -> CheckpointRow:
     return checkpoint_row([*values, 0, UNBOUND])
 
 
-def _page_statement(
-    query: CheckpointQuery, columns: str, thread: int | None
-) -> tuple[str, list[Any]]:
+def _page_statement(query: CheckpointQuery, thread: int | None) -> tuple[str, list[Any]]:
     """Return the statement that reads a page of checkpoints, and the values to bind.
 
     Each `SELECT` goes through one index in the order of the page, from where the page before ended,
@@ -305,17 +305,16 @@ def _page_statement(
 
     Args:
         query: Which checkpoints.
-        columns: Those of the checkpoint, joined by commas.
         thread: The key of the thread, if the query names one.
     """
-    fields = [THREAD_OF] + [f"c.{name}" for name in columns.split(", ")]
+    columns = f"{THREAD_OF}, {read_checkpoint('c')}"
     # In this order: else SQLite might go through the threads, and sort their checkpoints.
     tables = "forkpoint_checkpoints AS c CROSS JOIN forkpoint_threads AS t"
     direction = "ASC" if query.oldest_first else "DESC"
     order = [f"c.{name} {direction}" for name in query.order]
     conditions, values = _conditions(query, thread)
     parts = [
-        f"SELECT {', '.join(fields)} FROM {tables} WHERE {' AND '.join([*conditions, *part])}"
+        f"SELECT {columns} FROM {tables} WHERE {' AND '.join([*conditions, *part])}"
         f" ORDER BY {', '.join(order)} LIMIT ?"
         for part in _parts(query)
     ]
@@ -367,5 +366,5 @@ def _conditions(query: CheckpointQuery, thread: int | None) -> tuple[list[str], 
     if query.owner is not None:
         add("t.owner = ?", query.owner)
     if query.filter:
-        add("forkpoint_contains(c.metadata, ?)", json.dumps(query.filter))
+        add(f"forkpoint_contains({unpacked('c')}, ?)", json.dumps(query.filter))
     return conditions, values

@@ -113,6 +113,7 @@ class SqliteCollections(Collections):
                 ).rowcount
                 if left == 0:
                     return True
+            self._sql.run("DELETE FROM forkpoint_dictionaries WHERE thread = ?", (key,))
         return False
 
     def begin(self, family: Any) -> int:

@@ -16,6 +16,7 @@ from forkpoint.encoding.hashing import Hashing, new_salt
 from forkpoint.errors import StorageBusy
 from forkpoint.sqlite.chunks import put_chunks
 from forkpoint.sqlite.errors import callback_of
+from forkpoint.sqlite.metadata import COPY_DICTIONARY, choose_dictionary
 from forkpoint.sqlite.rows import (
     CHECKPOINT,
     DESCRIPTION,
@@ -225,6 +226,7 @@ class SqliteCopies(Copies):
         ).lastrowid
         assert key is not None
         self._table.describe(key, described, checksums)
+        self._sql.run(COPY_DICTIONARY, (key, source.key))
         return _Record(key, salt)
 
     def _show(self, key: int, target_id: str) -> None:
@@ -308,5 +310,6 @@ class SqliteCopies(Copies):
 
     def _insert(self, key: int, rows: Sequence[CheckpointRow], writes: Sequence[WriteRow]) -> None:
         """Insert the rows of a fork."""
+        choose_dictionary(self._sql, key, rows)
         self._sql.run_each(INSERT_CHECKPOINT, [checkpoint_values(key, row) for row in rows])
         self._sql.insert(INSERT_WRITES, [write_values(key, write) for write in writes])

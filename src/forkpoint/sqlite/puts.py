@@ -10,6 +10,7 @@ import ormsgpack
 from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.errors import StaleLease, stale_lease
 from forkpoint.sqlite.chunks import put_chunks
+from forkpoint.sqlite.metadata import choose_dictionary
 from forkpoint.sqlite.rows import (
     AT_PLACE,
     DELETE_RECEIPT,
@@ -85,6 +86,7 @@ class Puts:
         if put.chunks:
             put_chunks(self._sql, thread, put.chunks)
         if put.row is not None:
+            choose_dictionary(self._sql, thread.key, [put.row])
             values = checkpoint_values(thread.key, put.row, put.fence)
             if not self._sql.run(INSERT_CHECKPOINT, values).rowcount:
                 self._replace_checkpoint(thread, values)

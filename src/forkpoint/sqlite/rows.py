@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.errors import damaged_row
 from forkpoint.langgraph_rules import ERROR_IDX, INTERRUPT_IDX, NULL_TASK_ID
+from forkpoint.sqlite.metadata import packed, unpacked
 from forkpoint.sqlite.statements import Statements, placeholders
 from forkpoint.storage.queries import Batch
 from forkpoint.storage.receipts import RECEIPT
@@ -28,7 +29,21 @@ CHECKPOINT = (
 WRITE = "checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, refs, content, checksum"
 RESTORED = "task_path, channel, refs, content, checksum, binding, fence"
 """The columns of a write that are kept, packed, when a run replaces it under a lease."""
-READ_CHECKPOINT = f"{CHECKPOINT}, binding"
+
+
+def read_checkpoint(table: str = "forkpoint_checkpoints") -> str:
+    """Return the columns that `checkpoint_row` takes.
+
+    Args:
+        table: The name of the table of checkpoints in the statement.
+    """
+    columns = f"{CHECKPOINT}, binding".split(", ")
+    return ", ".join(
+        unpacked(table) if column == "metadata" else f"{table}.{column}" for column in columns
+    )
+
+
+READ_CHECKPOINT = read_checkpoint()
 """The columns that `checkpoint_row` takes."""
 READ_WRITE = f"{WRITE}, binding"
 """The columns that `write_row` takes."""
@@ -61,7 +76,7 @@ END_LEASE = "lease_holder = NULL, lease_since = NULL, lease_until = NULL, fence 
 AT_PLACE = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 INSERT_CHECKPOINT = (
     f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {CHECKPOINT}, binding, fence)"
-    f" VALUES ({placeholders(range(13))})"
+    f" VALUES (?1, ?2, ?3, ?4, ?5, {packed('?6', '?1')}, {placeholders(range(7))})"
 )
 INSERT_WRITES = f"INSERT OR IGNORE INTO forkpoint_writes (thread, {WRITE}, binding, fence) VALUES "
 # The receipt of a checkpoint that is hidden, or was replaced: nothing is to miss it.

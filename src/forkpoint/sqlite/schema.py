@@ -146,6 +146,11 @@ CREATE INDEX IF NOT EXISTS forkpoint_checkpoints_run
 CREATE INDEX IF NOT EXISTS forkpoint_checkpoints_irregular
     ON forkpoint_checkpoints (thread) WHERE {IS_IRREGULAR};
 
+CREATE TABLE IF NOT EXISTS forkpoint_dictionaries (
+    thread INTEGER PRIMARY KEY,
+    dictionary TEXT NOT NULL
+);
+
 CREATE TABLE IF NOT EXISTS forkpoint_writes (
     id INTEGER PRIMARY KEY,
     thread INTEGER NOT NULL,

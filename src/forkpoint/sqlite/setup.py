@@ -14,6 +14,7 @@ from pathlib import Path
 from forkpoint.errors import InvalidInput
 from forkpoint.filters import may_contain_json
 from forkpoint.sqlite.errors import is_locked, typed_errors
+from forkpoint.sqlite.metadata import add_functions
 from forkpoint.sqlite.schema import SCHEMA
 from forkpoint.storage.interface import SCHEMA_VERSION
 from forkpoint.storage.shared import check_schema_version
@@ -51,6 +52,7 @@ def prepare(connection: sqlite3.Connection, durability: str) -> None:
         SchemaVersionError: They were made by a newer forkpoint.
     """
     connection.create_function("forkpoint_contains", 2, _contains, deterministic=True)
+    add_functions(connection)
     names = _names(connection)
     if not names:
         if not pragma(connection, "page_count"):

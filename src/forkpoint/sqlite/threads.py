@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from typing import Any
 
+from forkpoint.sqlite.metadata import unpacked
 from forkpoint.sqlite.rows import THREAD
 from forkpoint.sqlite.search_index import SearchIndex
 from forkpoint.sqlite.statements import BATCH, Statements, placeholders
@@ -15,7 +16,7 @@ from forkpoint.storage.rows import Counts, FamilyMember, ThreadRef, ThreadRow
 from forkpoint.storage.shared import batches
 
 _FORK_METADATA = (
-    "(SELECT c.metadata FROM forkpoint_checkpoints AS c WHERE c.thread = {thread}"
+    f"(SELECT {unpacked('c')} FROM forkpoint_checkpoints AS c WHERE c.thread = {{thread}}"
     " AND c.checkpoint_ns = '' AND c.checkpoint_id = t.parent_checkpoint_id)"
 )
 # What a `FamilyMember` is made of.
