@@ -72,7 +72,9 @@ def test_what_repeats_is_stored_once(saver: SqliteSaver, path: Path) -> None:
     fill(saver, 100)
     assert len(json.dumps(metadata(0))) > 500
     assert sum(map(len, stored(path))) / 100 < 40
-    assert stored(path, "dictionary", "dictionaries") == [json.dumps(metadata(0), separators=(",", ":"))]
+    assert stored(path, "dictionary", "dictionaries") == [
+        json.dumps(metadata(0), separators=(",", ":"))
+    ]
     found = list(saver.list(config()))
     assert [each.metadata for each in found] == [metadata(step) for step in reversed(range(100))]
     assert list(found[0].metadata) == list(metadata(99))  # in the same order
