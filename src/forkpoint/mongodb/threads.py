@@ -60,7 +60,7 @@ class MongoThreads(interface.Threads):
         self._locks = locks
         self._rows = rows
 
-    def find(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
+    def find(self, thread_id: str, viewer: str | None = None) -> ThreadRef | None:
         records = self._commands.aggregate(
             [
                 *named_record(self._commands, thread_id),
@@ -73,7 +73,7 @@ class MongoThreads(interface.Threads):
             self._known.forget(thread_id)
             return None
         thread = named_ref(records[0], thread_id)
-        if owner in (None, thread.owner):
+        if viewer in (None, thread.owner):
             self._logs.look_at_tail(thread, records[0], records[0]["newest"])
             self._known.remember(thread_id, thread)
         return thread

@@ -48,7 +48,7 @@ class SqliteThreads(Threads):
         self._tombstones = tombstones
         self._index = index
 
-    def find(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
+    def find(self, thread_id: str, viewer: str | None = None) -> ThreadRef | None:
         return self._table.find(thread_id)
 
     def deletions(self, thread_id: str, owner: str | None = None) -> Set[Any]:

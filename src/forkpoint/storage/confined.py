@@ -131,7 +131,7 @@ class _ConfinedThreads(Threads):
         self._threads = threads
         self._owner = owner
 
-    def find(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
+    def find(self, thread_id: str, viewer: str | None = None) -> ThreadRef | None:
         thread = self._threads.find(thread_id, self._owner)
         return thread if thread is not None and thread.owner == self._owner else None
 

@@ -27,15 +27,15 @@ class Threads(ABC):
     """Which thread an id means, what it descends from, and its deletion."""
 
     @abstractmethod
-    def find(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
+    def find(self, thread_id: str, viewer: str | None = None) -> ThreadRef | None:
         """Return the thread that an id means, or None. A deleted thread is not there.
 
         A thread that has writes and no checkpoint yet is there: it is provisional.
 
         Args:
             thread_id: The id.
-            owner: Who looks; None for who may see all threads. A thread of somebody else is
-                returned as well, but must stay as if nobody had looked.
+            viewer: The owner who looks; None for who may see all threads. A thread of somebody else
+                is returned as well, but must stay as if nobody had looked.
         """
 
     @abstractmethod

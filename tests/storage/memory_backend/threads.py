@@ -32,7 +32,7 @@ class MemoryThreads(interface.Threads):
         self._tables = tables
         self._clock = clock
 
-    def find(self, thread_id: str, owner: str | None = None) -> ThreadRef | None:
+    def find(self, thread_id: str, viewer: str | None = None) -> ThreadRef | None:
         thread = self._tables.live(thread_id)
         return None if thread is None else self._tables.ref(thread)
 
