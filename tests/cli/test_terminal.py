@@ -16,14 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from subprocess import PIPE
 from typing import IO
 
 import pytest
 import typer
 
 from checking import counts_of, put
-from forkpoint import SqliteSaver
+from forkpoint import SqliteSaver, ThreadCatalog
 from forkpoint.cli.stores import ending
+from forkpoint.pictures.text import columns_taken
 from processes import environment, fork_server
 
 COLUMNS = 60
@@ -129,6 +131,47 @@ def test_a_narrow_terminal_is_kept_to_and_colors_are_left_out_if_asked(store: Pa
     assert max(map(len, lines)) <= COLUMNS
     ids = [re.split(r"  +", line)[0].strip() for line in lines[1:]]
     assert " ".join(ids) == "b a thread with a rather long id"  # whole, on several lines
+
+
+def test_the_ids_of_threads_are_whole_beside_all_else_that_is_said(store: Path) -> None:
+    owned = "1f1ebc87-14e2-6b61-9c85-7aed00bac13b"
+    with SqliteSaver(store) as saver:
+        catalog = ThreadCatalog(saver, owner="somebody")
+        catalog.create(owned, label="a label " * 5, tags=["a-tag", "another"])
+        ThreadCatalog(saver).create("世界" * 30)
+    terminal, process = on_terminal("--store", str(store), "threads", NO_COLOR="1")
+    lines = terminal.read_to_the_end(process).splitlines()
+    assert max(map(columns_taken, lines)) <= COLUMNS
+    assert lines[0].split()[:2] == ["THREAD", "STATUS"]
+    start = next(number for number, line in enumerate(lines) if line.startswith(owned))
+    assert re.fullmatch(rf"{owned} +idle +20.*…", lines[start])
+    wide = "".join(line.partition(" ")[0] for line in lines[1:start])
+    assert wide == "世界" * 30
+
+
+def test_what_is_printed_goes_where_it_is_sent_while_a_terminal_shows_that_it_goes_on(
+    store: Path, tmp_path: Path
+) -> None:
+    said = tmp_path / "said"
+    for arguments, expected in ((["stats"], "threads "), (["clone", "b", "--as", "c"], "c\n")):
+        said.touch()
+        terminal = Terminal()
+        places = [terminal.place, str(said), terminal.place]
+        process = start("--store", str(store), *arguments, places=places)
+        shown = terminal.read_to_the_end(process)
+        assert process.exitcode == 0, shown
+        assert said.read_text().startswith(expected)
+        said.unlink()
+
+
+@pytest.mark.parametrize("command", ["threads", "history b", "stats", "fork b --json"])
+def test_an_output_that_cannot_be_written_ends_a_command(store: Path, command: str) -> None:
+    given = [sys.executable, "-m", "forkpoint", "--store", str(store), *command.split()]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(given, env=environment(), stdout=full, stderr=PIPE, text=True)
+    assert (run.returncode, run.stderr) == (3, "Error: [Errno 28] No space left on device\n")
+    closed = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *given]
+    assert subprocess.run(closed, env=environment()).returncode == 0
 
 
 def test_a_question_is_asked_on_a_terminal(store: Path) -> None:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from forkpoint.cli import change, check, look, move, retain, serve
+from forkpoint.cli import change, check, look, measure, move, retain, serve
 from forkpoint.cli.groups import with_options
 from forkpoint.cli.stores import StoreOptions
+from forkpoint.cli.terminal import open_missing_streams
 from forkpoint.opening import KEY_VARIABLE
 
 _HELP = f"""Look into a store of LangGraph checkpoints, and operate it.
@@ -61,11 +62,12 @@ def options(
     ctx.obj = StoreOptions(store, owner, encrypted, collection)
 
 
-_COMMANDS = (look, change, retain, move, check, serve)
+_COMMANDS = (look, measure, change, retain, move, check, serve)
 for command in (command for group in _COMMANDS for command in group.COMMANDS):
     app.command(command.__name__.rstrip("_"))(with_options(command))
 
 
 def main() -> None:
     """Run the command that was typed, and end the process with its exit code."""
+    open_missing_streams()
     app(prog_name="forkpoint")

@@ -76,14 +76,15 @@ def clone(
 
     No content is copied.
     """
-    with opened(ctx) as store, progress("cloning"):
-        made = store.catalog.clone(
-            thread,
-            new_id,
-            label=UNCHANGED if label is None else label,
-            tags=tags or UNCHANGED,
-            metadata=pairs(metadata) or None,
-        )
+    with opened(ctx) as store:
+        with progress("cloning"):
+            made = store.catalog.clone(
+                thread,
+                new_id,
+                label=UNCHANGED if label is None else label,
+                tags=tags or UNCHANGED,
+                metadata=pairs(metadata) or None,
+            )
         _show_id(made.thread_id, as_json)
 
 
@@ -173,7 +174,8 @@ def delete(
         if dry_run:
             _show_count("matching", matching, as_json)
             return
-        confirm(f"Delete {count_of(matching, 'thread')} with all their checkpoints?", yes)
+        question = f"Delete {count_of(matching, 'thread')} with all their checkpoints?"
+        confirm(question, yes=yes or not matching)
         with progress("deleting"):
             deleted = store.catalog.bulk_delete(chosen)
         _show_count("deleted", deleted, as_json)

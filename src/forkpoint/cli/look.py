@@ -1,4 +1,4 @@
-"""Commands that only look: threads, show, history, state, diff, family, stats."""
+"""Commands that only look: threads, show, history, state, diff, family."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
-from forkpoint.catalog.threads import LeaseHolder, StoreStats, Thread, ThreadFilter, ThreadStats
+from forkpoint.catalog.threads import LeaseHolder, Thread
 from forkpoint.cli.arguments import PLACE, PLACE_HELP, config_at
 from forkpoint.cli.groups import Selection
 from forkpoint.cli.json_values import json_value
@@ -21,14 +21,11 @@ from forkpoint.cli.stores import OpenStore, opened
 from forkpoint.cli.terminal import (
     FOUND,
     JsonFlag,
-    Tell,
     columns,
     emit,
     emit_all,
     fail,
     fields,
-    in_bytes,
-    progress,
     say,
     say_lines,
     table,
@@ -140,9 +137,9 @@ def _of_thread(thread: Thread, lease: LeaseHolder | None) -> Iterator[tuple[str,
     yield "metadata", _as_text(thread.metadata)
     yield "values", _as_text(thread.values)
     yield "checkpoints", str(thread.checkpoint_count)
-    yield "created", _time(thread.created_at)
-    yield "updated", _time(thread.updated_at)
-    yield "expires", _time(thread.expires_at)
+    yield "created", time_of(thread.created_at)
+    yield "updated", time_of(thread.updated_at)
+    yield "expires", time_of(thread.expires_at)
     yield "on expiry", thread.on_expiry.replace("_", " ") if thread.expires_at else None
     source = thread.source_checkpoint_id
     yield (
@@ -151,13 +148,15 @@ def _of_thread(thread: Thread, lease: LeaseHolder | None) -> Iterator[tuple[str,
         and (f"{thread.source_thread_id}{f' at {source}' if source else ''}"),
     )
     for interrupt in thread.interrupts:
-        yield "waits for", one_line(interrupt.value)
+        is_read = interrupt.value is not None or interrupt.id is not None
+        yield "waits for", one_line(interrupt.value) if is_read else "(what cannot be read here)"
     yield "error", thread.error
     if lease is not None:
-        yield "run by", f"{lease.holder} until {_time(lease.until)}"
+        yield "run by", f"{lease.holder} until {time_of(lease.until)}"
 
 
-def _time(moment: datetime | None) -> str | None:
+def time_of(moment: datetime | None) -> str | None:
+    """Return a time for people."""
     return None if moment is None else f"{time_text(moment)} UTC"
 
 
@@ -306,6 +305,7 @@ def _item_at(
 ) -> CheckpointTuple:
     item = store.saver.get_tuple(config)
     if item is None:
+        check_exists(store, config["configurable"]["thread_id"])
         inside = f" in the namespace {namespace!r}" if namespace else ""
         raise fail(f"there is no checkpoint at {place!r}{inside}")
     return item
@@ -383,68 +383,4 @@ def family(
             say_lines(tree.text())
 
 
-def stats(
-    ctx: typer.Context,
-    selection: Selection,
-    thread: Annotated[
-        str | None, typer.Argument(metavar="[THREAD]", help="The id of a thread; else all count.")
-    ] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Say how much is stored, and what sharing saves.
-
-    Of a thread, or of the store, or of those of its threads that match: how much its rows and
-    chunks take, and how much they would if each checkpoint had its own copy of what it refers to.
-    """
-    if thread is not None and not selection.is_empty:
-        raise typer.BadParameter("either a thread or a filter")
-    chosen = selection.filter()
-    with opened(ctx) as store, progress("measuring") as tell:
-        if thread is None:
-            _show_store_stats(_store_stats(store, chosen, tell), as_json)
-        else:
-            _show_thread_stats(store.catalog.stats(thread), as_json)
-
-
-def _store_stats(store: OpenStore, chosen: ThreadFilter, tell: Tell) -> StoreStats:
-    total = store.catalog.count(chosen)
-    return store.catalog.store_stats(
-        chosen,
-        on_progress=lambda far: tell(count_of(far.threads, "thread"), far.threads, total),
-    )
-
-
-def _show_store_stats(found: StoreStats, as_json: bool) -> None:
-    if as_json:
-        emit(found)
-        return
-    saved = found.bytes_unshared - found.bytes_stored
-    fields(
-        [
-            ("threads", str(found.threads)),
-            ("checkpoints", str(found.checkpoints)),
-            ("writes", str(found.writes)),
-            ("stored", in_bytes(found.bytes_stored)),
-            ("saved by sharing", f"{in_bytes(saved)} of {in_bytes(found.bytes_unshared)}"),
-        ]
-    )
-
-
-def _show_thread_stats(found: ThreadStats, as_json: bool) -> None:
-    if as_json:
-        emit(found)
-        return
-    fields(
-        [
-            ("checkpoints", str(found.checkpoints)),
-            ("writes", str(found.writes)),
-            ("runs", str(found.runs)),
-            ("stored", in_bytes(found.bytes_stored)),
-            ("shared with others", in_bytes(found.bytes_shared)),
-            ("first activity", _time(found.first_activity)),
-            ("last activity", _time(found.last_activity)),
-        ]
-    )
-
-
-COMMANDS = (threads, show, history, state, diff, family, stats)
+COMMANDS = (threads, show, history, state, diff, family)

@@ -13,11 +13,10 @@ from typing import Annotated, Any, Protocol
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from forkpoint.cli.json_values import json_value
-from forkpoint.pictures.text import printable, truncate
+from forkpoint.pictures.text import columns_taken, folded, padded, printable, truncate
 
 FOUND = 1
 """The exit code of a command that found something: a difference, or damage."""
@@ -31,11 +30,22 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 _UNLIMITED = 100_000
+_WHOLE = 36
+"""How many columns the first one of a table may take on any terminal: those of a UUID."""
+_BESIDE = 30
+"""How many columns a longer first one leaves to the others."""
 
 
 def columns() -> int:
     """Return how many columns a line may take."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNLIMITED
+
+
+def open_missing_streams() -> None:
+    """Stand in for the standard streams that are closed, as `>&-` leaves them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the process ends
 
 
 def say(text: str = "") -> None:
@@ -75,19 +85,29 @@ def emit_all(values: Iterable[Any]) -> None:
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under titles. On a terminal the first column is whole, and others may be cut."""
-    console = Console(highlight=False, width=columns(), emoji=False, markup=False)
-    header_style = "" if os.environ.get("NO_COLOR") else "bold"
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=header_style)
-    for number, title in enumerate(titles):
-        is_first = number == 0
-        shown.add_column(title, overflow="fold" if is_first else "ellipsis", no_wrap=not is_first)
-    for row in rows:
-        shown.add_row(*(Text(printable(cell)) for cell in row))
-    with console.capture() as captured:
-        console.print(shown)
-    for line in captured.get().splitlines():
-        print(line.rstrip())
+    """Print rows under titles, each line cut at the end of the terminal.
+
+    What is in the first column is whole: on several lines, if a narrow terminal needs it.
+    """
+    lines = [list(titles), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(columns_taken, column)) for column in zip(*lines, strict=True)]
+    total = columns()
+    widths[0] = min(widths[0], max(_WHOLE, total - _BESIDE))
+    for number, (first, *others) in enumerate(lines):
+        start, *rest = folded(first, min(widths[0], total))
+        cells = zip([start, *others], widths, strict=True)
+        line = "  ".join(padded(cell, width) for cell, width in cells).rstrip()
+        _print_line(truncate(line, total), is_title=number == 0)
+        for part in rest:
+            print(part)
+
+
+def _print_line(line: str, is_title: bool) -> None:
+    if is_title and not os.environ.get("NO_COLOR"):
+        console = Console(highlight=False, width=_UNLIMITED)
+        console.print(Text(line, style="bold"), no_wrap=True)
+    else:
+        print(line)
 
 
 def fields(pairs: Iterable[tuple[str, str | None]]) -> None:
@@ -120,7 +140,10 @@ class Tell(Protocol):
 
 @contextmanager
 def progress(what: str) -> Iterator[Tell]:
-    """Show on a terminal that something goes on; what is yielded says how far it is."""
+    """Show on a terminal that something goes on; what is yielded says how far it is.
+
+    What comes of it is printed afterwards, when the line that shows it is gone.
+    """
     console = Console(stderr=True, highlight=False)
     bars = Progress(
         SpinnerColumn(),
@@ -130,6 +153,9 @@ def progress(what: str) -> Iterator[Tell]:
         console=console,
         transient=True,
         disable=not console.is_terminal,
+        # It would print there what is meant for a file or a pipe.
+        redirect_stdout=False,
+        redirect_stderr=False,
     )
     with bars:
         task = bars.add_task(printable(what), total=None)

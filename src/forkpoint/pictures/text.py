@@ -65,6 +65,22 @@ def truncate(text: str, columns: int) -> str:
     return text if columns_taken(text) <= columns else f"{_fitting(text, columns - 1)}…"
 
 
+def padded(text: str, columns: int) -> str:
+    """Return a printable text with spaces behind it, so that it takes so many columns."""
+    return text + " " * (columns - columns_taken(text))
+
+
+def folded(text: str, columns: int) -> list[str]:
+    """Return a printable text in parts, one at least, of which none takes more columns."""
+    parts = []
+    while True:
+        part = _fitting(text, columns) or text[:1]
+        parts.append(part)
+        text = text[len(part) :]
+        if not text:
+            return parts
+
+
 def _fitting(text: str, columns: int) -> str:
     """Return as much of a text's beginning as fits."""
     for end, char in enumerate(text):
