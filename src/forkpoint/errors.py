@@ -178,6 +178,12 @@ def damaged_record(thread_id: object) -> CorruptChunk:
     )
 
 
+PASS_SERDE = "; pass the EncryptedSerializer that wrote it as serde="
+"""The advice of an error where something is encrypted, and the serializer at hand is not such."""
+SERDE_ENCRYPTS = ", and serde= is an EncryptedSerializer"
+"""What it says of the reverse."""
+
+
 def other_encryption(what: str, is_encrypted: bool) -> EncryptionMismatch:
     """Return the error of something that another serializer wrote.
 
@@ -186,12 +192,8 @@ def other_encryption(what: str, is_encrypted: bool) -> EncryptionMismatch:
         is_encrypted: Whether the serializer at hand encrypts.
     """
     if is_encrypted:
-        return EncryptionMismatch(
-            f"{what} is not encrypted, or with another key, and serde= is an EncryptedSerializer"
-        )
-    return EncryptionMismatch(
-        f"{what} is encrypted; pass the EncryptedSerializer that wrote it as serde="
-    )
+        return EncryptionMismatch(f"{what} is not encrypted, or with another key{SERDE_ENCRYPTS}")
+    return EncryptionMismatch(f"{what} is encrypted{PASS_SERDE}")
 
 
 def lost_secret() -> CorruptChunk:

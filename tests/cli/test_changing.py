@@ -84,6 +84,16 @@ def test_nothing_is_removed_without_yes_where_nobody_can_be_asked(
     assert counts_of(saver) == {"a": 4, "b": 4, "c": 4}
 
 
+def test_nobody_is_asked_where_there_is_nothing_to_remove(
+    saver: ForkpointSaver, catalog: ThreadCatalog, run: Any
+) -> None:
+    assert run("delete", "--tag", "none").out == "0 threads deleted\n"
+    assert run("retain", "--max-idle", "90d").out == "0 threads deleted, 0 trimmed\n"
+    assert run("repair").out == "0 problems repaired, 0 left\n"
+    named = run("retain", "--keep-tag", "t", "--yes")
+    assert (named.code, "--max-idle" in named.err) == (2, True)
+
+
 def test_threads_that_match_are_deleted(
     saver: ForkpointSaver, catalog: ThreadCatalog, run: Any
 ) -> None:

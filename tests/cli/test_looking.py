@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import HumanMessage
 
+from checking import encrypted_serde, put
 from command_line import Outcome, forkpoint
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
@@ -92,6 +93,25 @@ def test_what_a_thread_waits_for_is_shown(saver: ForkpointSaver, run: Any) -> No
     SHAPES["interrupts"].build(saver).invoke({"items": []}, config("asking"))
     assert "waits for" in run("show", "asking").out
     assert run("threads", "--status", "interrupted", "--count").out == "1\n"
+
+
+def test_what_a_thread_waits_for_is_not_nothing_where_it_cannot_be_read(new_store: Any) -> None:
+    store = new_store()
+    with store.saver(serde=encrypted_serde(b"0123456789abcdef")) as saver:
+        SHAPES["interrupts"].build(saver).invoke({"items": []}, config("asking"))
+    shown = forkpoint("show", "asking", store=store).out.splitlines()[-1]
+    assert shown == "waits for    (what cannot be read here)"
+
+
+def test_a_place_that_is_not_there_is_named(saver: ForkpointSaver, run: Any) -> None:
+    head = put(saver, {"n": 1})["configurable"]["checkpoint_id"]
+    nowhere = f"thread@{head[:-12]}{'0' * 12}"
+    for place, reason in (
+        ("nobody", "thread 'nobody'"),
+        ("thread@x", "thread 'thread@x'"),
+        (nowhere, f"checkpoint at '{nowhere}'"),
+    ):
+        assert run("state", place) == (2, "", f"Error: there is no {reason}\n")
 
 
 def test_a_history_has_a_line_for_each_checkpoint(ids: list[str], run: Any) -> None:

@@ -38,10 +38,18 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("no database " * 1000)
     before = other.read_bytes()
-    for path in (missing, other, text, tmp_path, tmp_path / "no" / "directory.db"):
-        outcome = forkpoint("threads", store=str(path))
-        assert outcome.code == 3, path
-        assert outcome.err.startswith("Error: there is no store at ")
+    advice = "; `migrate --create` makes one"
+    for path, reason in (
+        (missing, f"there is no store at '{missing}'{advice}"),
+        (other, f"there is no store at '{other}'{advice}"),
+        (text, f"{text} is no SQLite database: file is not a database"),
+        (tmp_path, f"{tmp_path} is a directory; give the path of a file in it"),
+        (tmp_path / "no" / "directory.db", f"there is no directory {tmp_path / 'no'}"),
+    ):
+        assert forkpoint("threads", store=str(path)) == (3, "", f"Error: {reason}\n")
+        importing = ("import", str(path), "--from", "forkpoint")
+        refused = forkpoint(*importing, "--create", store=str(tmp_path / "target.db"))
+        assert (refused.code, refused.err) == (3, f"Error: {reason.removesuffix(advice)}\n")
     assert not missing.exists()
     assert other.read_bytes() == before
     assert forkpoint("migrate", "--create", store=str(text)).code == 3
@@ -78,9 +86,14 @@ def test_an_encrypted_store_needs_its_key(store: Store) -> None:
     run = functools.partial(forkpoint, store=store)
     said = run("--encrypted", "state", "thread", "--json", LANGGRAPH_AES_KEY=KEY)
     assert said.json["values"] == {"text": "text"}
-    without = run("state", "thread")
-    assert without.code == 3
-    assert "--encrypted" in without.err
+    advice = "encrypted; pass --encrypted, with the key in LANGGRAPH_AES_KEY\n"
+    for command in (["state", "thread"], ["check"], ["repair", "--yes"]):
+        assert (without := run(*command)).code == 3
+        assert without.err.endswith(advice)
+        other = run("--encrypted", *command, LANGGRAPH_AES_KEY="another-key-0123")
+        assert other.code == 3
+        assert other.err.endswith("and --encrypted was passed with that in LANGGRAPH_AES_KEY\n")
+        assert "serde" not in without.err + other.err
     assert run("--encrypted", "state", "thread", LANGGRAPH_AES_KEY="").code == 2
     assert run("--encrypted", "state", "thread", LANGGRAPH_AES_KEY="short").code == 2
 
@@ -114,14 +127,14 @@ def test_what_is_damaged_is_repaired_as_far_as_it_can_be_proved(
     store.take("chunks", chunk.key)
     run = functools.partial(forkpoint, store=store)
     assert run("check").code == 1
-    asked = run("repair")
-    assert asked.code == 2
-    assert "pass --yes" in asked.err
-    left = run("repair", "--yes", "--json")
+    left = run("repair", "--json")  # there is nothing that it could ask for
     assert (left.code, left.json["repaired"]) == (1, [])
     assert len(left.json["left"]) == 1
 
     file = tmp_path / "quarantine.jsonl"
+    asked = run("repair", "--quarantine", str(file))
+    assert asked.code == 2
+    assert "pass --yes" in asked.err
     planned = run("repair", "--quarantine", str(file), "--dry-run")
     assert planned.code == 1
     assert planned.out.startswith("would be repaired  thread 'thread', checkpoint '")
@@ -198,7 +211,9 @@ def test_objects_of_an_application_that_is_not_there_are_shown(path: Path, tmp_p
     program = tmp_path / "application.py"
     program.write_text(PROGRAM)
     assert run_program(program, path, directory=tmp_path).returncode == 0
-    text = forkpoint("state", "thread", store=str(path)).out
+    shown = forkpoint("state", "thread", store=str(path))
+    assert shown.err == ""  # no advice of what to import
+    text = shown.out
     assert "order: <stored __main__.Order: number=7, paid=True>" in text
     said = forkpoint("state", "thread", "--json", store=str(path)).json["values"]
     assert said["order"] == {"type": "__main__.Order", "fields": {"number": 7, "paid": True}}

@@ -65,7 +65,8 @@ def repair(
         if not dry_run and not yes:
             planned = apply(True)
             repairable, left = len(planned.repaired), len(planned.left)
-            confirm(f"Repair {count_of(repairable, 'problem')}, and leave {left}?", yes)
+            question = f"Repair {count_of(repairable, 'problem')}, and leave {left}?"
+            confirm(question, yes=not repairable)
         report = apply(dry_run)
         if as_json:
             emit(report)

@@ -15,7 +15,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from forkpoint.cli.arguments import moment
 from forkpoint.cli.groups import Selection
-from forkpoint.cli.stores import opened, saver_of
+from forkpoint.cli.stores import as_typed, opened, saver_of
 from forkpoint.cli.terminal import FOUND, JsonFlag, Tell, emit, progress, say
 from forkpoint.pictures.text import count_of, printable
 from forkpoint.transfer import (
@@ -178,7 +178,7 @@ def _show_report(what: str, report: TransferReport, as_json: bool) -> None:
     Raises:
         Exit: Something failed, was damaged or differs.
     """
-    failed = {thread_id: str(error) for thread_id, error in report.failed.items()}
+    failed = {thread_id: as_typed(str(error)) for thread_id, error in report.failed.items()}
     damaged = [str(error) for error in report.damaged]
     if as_json:
         emit({**vars(report), "failed": failed, "damaged": damaged})

@@ -90,6 +90,11 @@ class PolicyOptions:
         for name in _DURATIONS:
             if name in said:
                 said[name] = duration(str(said[name]))
+        if not said.keys() - {"keep_tags"}:
+            raise typer.BadParameter(
+                "which threads? Pass --max-age, --max-idle, --max-checkpoints, "
+                "--max-checkpoint-age or --expired, or name them in a --policy"
+            )
         return RetentionPolicy(**said)
 
 
@@ -140,7 +145,8 @@ def retain(
 
         if not dry_run and not yes:
             planned = apply(True)
-            confirm(f"Delete {len(planned.deleted)} and trim {len(planned.trimmed)} threads?", yes)
+            deleted, trimmed = len(planned.deleted), len(planned.trimmed)
+            confirm(f"Delete {deleted} and trim {trimmed} threads?", yes=not (deleted or trimmed))
         _show_result(apply(dry_run), as_json)
 
 

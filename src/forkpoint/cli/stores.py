@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -16,6 +18,8 @@ import forkpoint
 from forkpoint.catalog.catalog import ThreadCatalog
 from forkpoint.cli.terminal import FOUND, INTERRUPTED, NOT_REACHABLE, WRONG_USE, fail
 from forkpoint.errors import (
+    PASS_SERDE,
+    SERDE_ENCRYPTS,
     CorruptChunk,
     EncryptionMismatch,
     ForkpointError,
@@ -66,7 +70,8 @@ def opened(ctx: typer.Context, *, may_make: bool = False) -> Iterator[OpenStore]
             be mistyped.
     """
     options: StoreOptions = ctx.obj
-    with ending():
+    advice = contextlib.nullcontext() if ctx.info_name == "serve" else _no_advice_for_programs()
+    with ending(), advice:
         saver = saver_of(options, options.store, may_make=may_make)
         try:
             catalog = ThreadCatalog(saver, owner=options.owner)
@@ -82,16 +87,43 @@ def ending() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        # Whoever reads has seen enough. Nothing may be written when the process ends, either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()  # whoever reads has seen enough
         raise typer.Exit(0) from None
     except (KeyboardInterrupt, typer.Abort):  # the latter, while a question is asked
         raise fail("interrupted", INTERRUPTED) from None
     except EncryptionMismatch as error:
-        hint = f"; pass --encrypted, with the key in {KEY_VARIABLE}"
-        raise fail(f"{error}{hint}", NOT_REACHABLE) from None
+        raise fail(as_typed(str(error)), NOT_REACHABLE) from None
     except ForkpointError as error:
         raise fail(str(error), _code_of(error)) from None
+    except OSError as error:  # of what is printed, as a rule: those of a store are typed
+        _print_no_more()
+        raise fail(str(error), NOT_REACHABLE) from None
+
+
+def as_typed(text: str) -> str:
+    """Return what an error says with the options of the command in place of a saver's."""
+    text = text.replace(PASS_SERDE, f"; pass --encrypted, with the key in {KEY_VARIABLE}")
+    return text.replace(SERDE_ENCRYPTS, f", and --encrypted was passed with that in {KEY_VARIABLE}")
+
+
+def _print_no_more() -> None:
+    """Let nothing be written to a standard output that failed, when the process ends either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _no_advice_for_programs() -> Iterator[None]:
+    """Let nothing be logged of classes that are not there: the command needs none."""
+
+    def refuse(_: logging.LogRecord) -> bool:
+        return False
+
+    log = logging.getLogger("forkpoint")
+    log.addFilter(refuse)
+    try:
+        yield
+    finally:
+        log.removeFilter(refuse)
 
 
 def _code_of(error: ForkpointError) -> int:
@@ -112,31 +144,32 @@ def saver_of(options: StoreOptions, store: str | None, *, may_make: bool = False
     serde = _serializer() if options.is_encrypted else None
     place, is_on_server = address_of(store)
     if is_on_server:
-        return _mongodb_saver(store, place, options.collection, serde, may_make)
+        given: dict[str, Any] = (
+            {} if options.collection is None else {"collection": options.collection}
+        )
+        if "serverselectiontimeoutms" not in store.lower():
+            given["serverSelectionTimeoutMS"] = _PATIENCE_MILLISECONDS
+        if not may_make and not mongodb_saver_type().exists(store, place, **given):
+            raise _no_store(f"in the database {place!r}", store is options.store)
+        return open_store(store, serde=serde, **given)
     if options.collection is not None:
         raise fail("--collection is for stores in MongoDB")
     if place == ":memory:":
         raise no_store(store)
-    if not may_make and not forkpoint.SqliteSaver.exists(place):
-        raise fail(f"there is no store at {place!r}; `migrate --create` makes one", NOT_REACHABLE)
+    is_there = forkpoint.SqliteSaver.exists(place)
     try:
-        return forkpoint.SqliteSaver(place, serde=serde)
-    except InvalidInput as error:  # a file that is no database
+        saver = forkpoint.SqliteSaver(place, serde=serde)
+    except InvalidInput as error:  # a file that is no database, or no file
         raise fail(str(error), NOT_REACHABLE) from None
+    if not (is_there or may_make):
+        raise _no_store(f"at {place!r}", store is options.store)
+    return saver
 
 
-def _mongodb_saver(
-    store: str, database: str, collection: str | None, serde: Any, may_make: bool
-) -> ForkpointSaver:
-    given: dict[str, Any] = {} if collection is None else {"collection": collection}
-    if "serverselectiontimeoutms" not in store.lower():
-        given["serverSelectionTimeoutMS"] = _PATIENCE_MILLISECONDS
-    if not may_make and not mongodb_saver_type().exists(store, database, **given):
-        raise fail(
-            f"there is no store in the database {database!r}; `migrate --create` makes one",
-            NOT_REACHABLE,
-        )
-    return open_store(store, serde=serde, **given)
+def _no_store(where: str, is_that_of_the_command: bool) -> typer.Exit:
+    """Say that there is no store, and how one is made, unless it was to be read from."""
+    advice = "; `migrate --create` makes one" if is_that_of_the_command else ""
+    return fail(f"there is no store {where}{advice}", NOT_REACHABLE)
 
 
 def _serializer() -> EncryptedSerializer:

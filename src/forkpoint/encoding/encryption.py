@@ -9,7 +9,13 @@ from langgraph.checkpoint.serde.base import CipherProtocol, SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from forkpoint.encoding.entries import DIGEST_BYTES
-from forkpoint.errors import CorruptChunk, EncryptionMismatch, InvalidInput
+from forkpoint.errors import (
+    PASS_SERDE,
+    SERDE_ENCRYPTS,
+    CorruptChunk,
+    EncryptionMismatch,
+    InvalidInput,
+)
 
 _SECRET_LABEL = b"forkpoint digest key:"
 
@@ -43,15 +49,10 @@ class Encryption:
         label_bytes = stored_bytes[0]
         if self._cipher is None:
             if label_bytes:
-                raise EncryptionMismatch(
-                    "a stored value is encrypted; pass the EncryptedSerializer that wrote it "
-                    "as serde="
-                )
+                raise EncryptionMismatch(f"a stored value is encrypted{PASS_SERDE}")
             return stored_bytes[1:]
         if not label_bytes and not self._reads_plain:
-            raise EncryptionMismatch(
-                "a stored value is not encrypted, and serde= is an EncryptedSerializer"
-            )
+            raise EncryptionMismatch(f"a stored value is not encrypted{SERDE_ENCRYPTS}")
         content = stored_bytes[1 + label_bytes :]
         try:
             return self._cipher.decrypt(stored_bytes[1 : 1 + label_bytes].decode(), content)

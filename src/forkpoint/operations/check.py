@@ -16,7 +16,7 @@ from forkpoint import inputs
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import split_refs
 from forkpoint.encoding.hashing import family_salt
-from forkpoint.errors import CorruptChunk
+from forkpoint.errors import CorruptChunk, other_encryption
 from forkpoint.filters import thread_terms
 from forkpoint.langgraph_rules import rebuilt_channels
 from forkpoint.operations.context import Context
@@ -54,8 +54,14 @@ _MADE_AT_ONCE = 1000  # threads that have one time, as those have that were impo
 
 
 def check(context: Context, on_progress: CheckProgress) -> Steps[CheckReport]:
-    """Check all threads, and return what is not as it was written."""
-    context.prepare()
+    """Check all threads, and return what is not as it was written.
+
+    Raises:
+        EncryptionMismatch: The store is encrypted, and not with the key of the saver.
+    """
+    hashing = context.prepare().hashing
+    if hashing.secret is None:
+        raise other_encryption("the store", hashing.is_encrypted)
     report = CheckReport()
     families: dict[Any, _Family] = {}
     after: Any = None

@@ -36,6 +36,7 @@ class Maintenance(BaseCheckpointSaver[Any]):
 
         Raises:
             InvalidInput: `on_progress` cannot be called.
+            EncryptionMismatch: The store is encrypted, and not with the saver's key.
         """
         report = arguments.progress(on_progress)
         return self._runner.run(check, self._context, report)
@@ -69,6 +70,7 @@ class Maintenance(BaseCheckpointSaver[Any]):
 
         Raises:
             InvalidInput: An argument is of the wrong type.
+            EncryptionMismatch: The store is encrypted, and not with the saver's key.
             StorageError: The file cannot be written. Nothing of the thread was changed.
         """
         checked = arguments.repair(quarantine, dry_run, on_progress)
