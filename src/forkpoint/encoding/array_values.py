@@ -9,7 +9,7 @@ ndarray    the type of the elements (a text, or for a structured one the list th
            the shape, the order (`C` or `F`), whether it can be written to, and the bytes; of
            objects the list of them
 masked     such an array of the data; one of the mask, or nil for none; what stands for a masked
-           element; and whether the mask is hard
+           element, or nil for what NumPy takes; and whether the mask is hard
 scalar     the type, and the bytes
 timestamp  pandas: the number of units since 1970 in UTC, the unit, the time zone, and the fold
 timedelta  pandas: the number of units, and the unit
@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from forkpoint.encoding.builtin_values import CannotStore, Described, only
+from forkpoint.encoding.contents import CannotStore, Described, only
 
 ARRAY = 39
 
@@ -36,7 +36,7 @@ def describer_of(kind: type) -> Callable[[Any], Described] | None:
     if kind is _member("numpy", "ndarray"):
         return lambda value: (ARRAY, ["ndarray", *_array(value)])
     scalar = _member("numpy", "generic")
-    if scalar is not None and issubclass(kind, scalar):
+    if scalar is not None and issubclass(kind, scalar) and kind.__module__ == "numpy":
         return _describe_scalar
     if kind is _member("pandas", "Timestamp"):
         return _describe_timestamp
@@ -68,6 +68,8 @@ def _member(module: str, name: str) -> Any:
 def _array(value: Any) -> list[Any]:
     dtype = _dtype(value.dtype)
     order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
+    if not value.dtype.itemsize:
+        raise CannotStore("has elements of no bytes")
     if value.dtype.hasobject:
         if value.dtype.names:
             raise CannotStore("has fields that are objects")
@@ -85,14 +87,19 @@ def _dtype(dtype: Any) -> Any:
     """
     if dtype.metadata:
         raise CannotStore("has a dtype with metadata")
-    stored = dtype.str if dtype.names is None else _as_lists(dtype.descr)
-    try:
-        is_same = _load_dtype(stored) == dtype and not dtype.isalignedstruct
-    except (TypeError, ValueError):
-        is_same = False
-    if not is_same:
-        raise CannotStore(f"has the dtype {dtype}")
-    return stored
+    if dtype.names is None:
+        # Of two types of one size, the second is told by its letter: `longlong`.
+        names: list[Any] = [dtype.str, dtype.str[0] + dtype.char]
+    else:
+        names = [_as_lists(dtype.descr)]
+    for stored in names:
+        try:
+            loaded = _load_dtype(stored)
+        except (TypeError, ValueError):
+            continue
+        if loaded == dtype and loaded.type is dtype.type and not dtype.isalignedstruct:
+            return stored
+    raise CannotStore(f"has the dtype {dtype}")
 
 
 def _as_lists(part: Any) -> Any:
@@ -122,13 +129,16 @@ def _describe_masked(value: Any) -> Described:
     import numpy
 
     mask = None if value.mask is numpy.ma.nomask else _array(numpy.ma.getmaskarray(value))
-    return ARRAY, ["masked", _array(value.data), mask, value.fill_value, bool(value.hardmask)]
+    fill_value, usual = value.fill_value, numpy.ma.default_fill_value(value)
+    if type(fill_value) in (numpy.str_, numpy.bytes_) and fill_value == usual:
+        fill_value = None  # it may be longer than the elements, to which it would be cut
+    return ARRAY, ["masked", _array(value.data), mask, fill_value, bool(value.hardmask)]
 
 
 def _describe_scalar(value: Any) -> Described:
     if value.dtype.hasobject:
         raise CannotStore("has fields that are objects")
-    return ARRAY, ["scalar", _dtype(value.dtype), value.tobytes()]
+    return ARRAY, ["scalar", _dtype(value.dtype), value.tobytes()[: value.dtype.itemsize]]
 
 
 def _describe_timestamp(value: Any) -> Described:
@@ -182,7 +192,12 @@ def _restore_scalar(dtype: Any, content: Any) -> Any:
     kind = _load_dtype(dtype)
     if kind.hasobject or kind.itemsize != len(only(content, bytes)):
         raise ValueError("its bytes are not those of its type")
-    return numpy.frombuffer(bytearray(content), dtype=kind)[0] if kind.itemsize else kind.type()
+    if kind.kind == "U":  # an array would cut what is nothing at its end
+        order = "be" if kind.str[0] == ">" else "le"
+        return numpy.str_(content.decode(f"utf-32-{order}", "surrogatepass"))
+    if kind.kind == "S" or not kind.itemsize:
+        return kind.type(content)
+    return numpy.frombuffer(bytearray(content), dtype=kind)[0]
 
 
 def _restore_timestamp(value: Any, unit: Any, zone: Any, fold: Any) -> Any:
@@ -191,8 +206,9 @@ def _restore_timestamp(value: Any, unit: Any, zone: Any, fold: Any) -> Any:
 
 
 def _restore_timedelta(value: Any, unit: Any) -> Any:
-    pandas = _pandas()
-    return pandas.Timedelta(only(value, int), unit=unit).as_unit(unit)
+    import numpy
+
+    return _pandas().Timedelta(numpy.timedelta64(only(value, int), unit)).as_unit(unit)
 
 
 def _pandas() -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from forkpoint.encoding.builtin_values import only
+from forkpoint.encoding.contents import CannotStore, only
 
 Attributes = dict[str, Any]
 
@@ -18,12 +19,14 @@ class _Layout(NamedTuple):
 
     Args:
         slots: The slots by the names of the attributes in them, those of the base types first.
-        own: Those of them that Python's own types do not have.
+        own: Those of them that Python's own types do not have, and Pydantic's models.
+        hidden: Those that another one of the same name hides.
         cached: Names in `__dict__` that can be computed again, and typing's own.
     """
 
     slots: dict[str, Any]
     own: dict[str, Any]
+    hidden: list[Any]
     cached: frozenset[str]
 
 
@@ -32,24 +35,63 @@ def _layout_of(kind: type) -> _Layout:
     members = [(name, each) for base in reversed(kind.__mro__) for name, each in vars(base).items()]
     slots = {name: each for name, each in members if type(each).__name__ == "member_descriptor"}
     cached = {name for name, each in dict(members).items() if isinstance(each, cached_property)}
+    own = [
+        (name, each)
+        for name, each in members
+        if type(each).__name__ == "member_descriptor"
+        and each.__objclass__.__module__ not in _OTHERS
+    ]
     return _Layout(
         slots,
-        {name: each for name, each in slots.items() if each.__objclass__.__module__ != "builtins"},
+        dict(own),
+        [each for name, each in own if each is not slots[name]],
         frozenset({*cached, "__orig_class__"}),
     )
 
 
+# Modules whose types have slots for what is stored of them otherwise.
+_OTHERS = frozenset(
+    {
+        *("builtins", "collections", "datetime", "fractions", "pathlib", "pathlib._local"),
+        *("pydantic.main", "pydantic.v1.main", "uuid", "zoneinfo"),
+    }
+)
+
+
 def attributes_of(value: object) -> Attributes:
-    """Return the attributes of an object, those in slots as well, and no cached properties."""
+    """Return the attributes of an object, those in slots as well, and no cached properties.
+
+    Raises:
+        CannotStore: It has two of one name.
+    """
     kind: Any = type(value)
-    attributes: Attributes = {}
-    for name, slot in _layout_of(kind).own.items():
-        try:
-            attributes[name] = slot.__get__(value)
-        except AttributeError:
-            continue  # it was never set
-    own = getattr(value, "__dict__", None)
+    attributes = slots_of(value)
+    own = _dict_of(value)
     return {**attributes, **without_cached(kind, own)} if own else attributes
+
+
+def slots_of(value: object) -> Attributes:
+    """Return the attributes of an object that are in slots, as `attributes_of` does."""
+    kind: Any = type(value)
+    layout = _layout_of(kind)
+    attributes: Attributes = {}
+    for name, slot in layout.own.items():
+        with suppress(AttributeError):  # it was never set
+            attributes[name] = slot.__get__(value)
+    for slot in layout.hidden:
+        with suppress(AttributeError):
+            slot.__get__(value)
+            raise CannotStore(f"has two attributes of the name {slot.__name__}")
+    return attributes
+
+
+def _dict_of(value: object) -> Attributes | None:
+    """Return the `__dict__` of an object, whatever its class says of attributes."""
+    try:
+        own: Attributes = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return None
+    return own
 
 
 def without_cached(kind: type, own: Attributes) -> Attributes:
@@ -62,14 +104,14 @@ def without_cached(kind: type, own: Attributes) -> Attributes:
 
 def set_attributes(value: Any, attributes: Any) -> Any:
     """Give an object its attributes, as no `__setattr__` of its class would."""
-    own = getattr(value, "__dict__", None)
+    own = _dict_of(value)
     kind: Any = type(value)
     slots = _layout_of(kind).slots
     for name, each in only(attributes, dict).items():
         if name in slots:
             slots[name].__set__(value, each)
         elif own is not None:
-            own[only(name, str)] = each
+            own[name] = each
         else:
             raise ValueError(f"it has no attribute {name!r} any more")
     return value
@@ -78,6 +120,17 @@ def set_attributes(value: Any, attributes: Any) -> Any:
 def has_slot(kind: type, name: str) -> bool:
     """Return whether an attribute of this name has a slot in objects of a type."""
     return name in _layout_of(kind).slots
+
+
+def has_slots(kind: type) -> bool:
+    """Return whether objects of a type have slots of which `slots_of` returns the attributes."""
+    return bool(_layout_of(kind).own)
+
+
+def builtin_slots(kind: type) -> dict[str, Any]:
+    """Return the slots of a type that those have of Python's own that it derives from."""
+    layout = _layout_of(kind)
+    return {name: slot for name, slot in layout.slots.items() if name not in layout.own}
 
 
 def bare(kind: type) -> Any:

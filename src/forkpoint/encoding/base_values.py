@@ -12,10 +12,18 @@ import pathlib
 import uuid
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from forkpoint.encoding.builtin_values import from_pairs, only, only_int, pairs
+from forkpoint.encoding.builtin_values import (
+    from_pairs,
+    ordered_pairs,
+    pairs,
+    plain_uuid,
+    uuid_content,
+)
+from forkpoint.encoding.contents import only, only_int
+from forkpoint.encoding.time_values import zone_key
 
 
 class Base(NamedTuple):
@@ -71,14 +79,19 @@ def _make_datetime(kind: Any, content: Any) -> Any:
     return instance if not plain.fold else datetime.datetime.replace(instance, fold=plain.fold)
 
 
+def _parts(kind: type, value: Any, names: Iterable[str]) -> list[Any]:
+    """Return attributes of a value as the type has them that its class derives from."""
+    return [getattr(kind, name).__get__(value) for name in names]
+
+
 def _plain_datetime(value: datetime.datetime) -> datetime.datetime:
-    each = [getattr(datetime.datetime, name).__get__(value) for name in _DATETIME]
-    return datetime.datetime(*each, fold=value.fold)
+    *each, fold = _parts(datetime.datetime, value, (*_DATETIME, "fold"))
+    return datetime.datetime(*each, fold=fold)
 
 
 def _plain_time(value: datetime.time) -> datetime.time:
-    each = [getattr(datetime.time, name).__get__(value) for name in _DATETIME[3:]]
-    return datetime.time(*each, fold=value.fold)
+    *each, fold = _parts(datetime.time, value, (*_DATETIME[3:], "fold"))
+    return datetime.time(*each, fold=fold)
 
 
 def _make_time(kind: Any, content: Any) -> Any:
@@ -93,10 +106,11 @@ def _make_bytearray(kind: Any, content: Any) -> Any:
     return instance
 
 
+_TIMEDELTA = ("days", "seconds", "microseconds")
 _DATETIME = ("year", "month", "day", "hour", "minute", "second", "microsecond", "tzinfo")
 
 BASES: dict[str, Base] = {
-    "ordereddict": Base(OrderedDict, pairs, _make_ordered),
+    "ordereddict": Base(OrderedDict, ordered_pairs, _make_ordered),
     "defaultdict": Base(defaultdict, lambda value: _plain_defaultdict(value), _make_defaultdict),
     "counter": Base(Counter, pairs, _make_dict),
     "dict": Base(dict, pairs, _make_dict),
@@ -112,7 +126,11 @@ BASES: dict[str, Base] = {
         lambda value: frozenset(frozenset.__iter__(value)),
         lambda kind, content: frozenset.__new__(kind, only(content, frozenset)),
     ),
-    "deque": Base(deque, lambda value: deque(deque.__iter__(value), value.maxlen), _make_deque),
+    "deque": Base(
+        deque,
+        lambda value: deque(deque.__iter__(value), *_parts(deque, value, ("maxlen",))),
+        _make_deque,
+    ),
     "str": Base(
         str,
         lambda value: str.__getitem__(value, slice(None)),
@@ -130,20 +148,20 @@ BASES: dict[str, Base] = {
     "datetime": Base(datetime.datetime, _plain_datetime, _make_datetime),
     "date": Base(
         datetime.date,
-        lambda value: datetime.date(value.year, value.month, value.day),
+        lambda value: datetime.date(*_parts(datetime.date, value, _DATETIME[:3])),
         lambda kind, content: datetime.date.__new__(kind, content.year, content.month, content.day),
     ),
     "time": Base(datetime.time, _plain_time, _make_time),
     "timedelta": Base(
         datetime.timedelta,
-        lambda value: datetime.timedelta(value.days, value.seconds, value.microseconds),
+        lambda value: datetime.timedelta(*_parts(datetime.timedelta, value, _TIMEDELTA)),
         lambda kind, content: datetime.timedelta.__new__(
             kind, content.days, content.seconds, content.microseconds
         ),
     ),
     "complex": Base(
         complex,
-        lambda value: complex(value.real, value.imag),
+        lambda value: complex(*_parts(complex, value, ("real", "imag"))),
         lambda kind, content: complex.__new__(kind, only(content, complex)),
     ),
     "bytearray": Base(bytearray, lambda value: bytes(memoryview(value)), _make_bytearray),
@@ -154,32 +172,44 @@ BASES: dict[str, Base] = {
     ),
     "fraction": Base(
         fractions.Fraction,
-        lambda value: [value.numerator, value.denominator],
+        lambda value: _parts(fractions.Fraction, value, ("numerator", "denominator")),
         lambda kind, content: fractions.Fraction.__new__(kind, *map(only_int, content)),
     ),
     "zoneinfo": Base(
         zoneinfo.ZoneInfo,
-        lambda value: value.key,
+        zone_key,
         lambda kind, content: zoneinfo.ZoneInfo.__new__(kind, only(content, str)),
     ),
-    "uuid": Base(
-        uuid.UUID,
-        lambda value: value.bytes,
-        lambda kind, content: _make_uuid(kind, content),
+    "uuid": Base(uuid.UUID, uuid_content, lambda kind, content: _make_uuid(kind, content)),
+    "path": Base(
+        pathlib.PurePath,
+        pathlib.PurePath.__str__,
+        lambda kind, content: _make_path(kind, content),
     ),
-    "path": Base(pathlib.PurePath, pathlib.PurePath.__str__, lambda kind, content: kind(content)),
 }
 
 
 def _make_uuid(kind: Any, content: Any) -> Any:
-    instance = object.__new__(kind)
-    object.__setattr__(instance, "int", int.from_bytes(only(content, bytes), "big"))
-    object.__setattr__(instance, "is_safe", uuid.SafeUUID.unknown)
+    plain, instance = plain_uuid(content), object.__new__(kind)
+    for name in ("int", "is_safe"):
+        object.__setattr__(instance, name, getattr(plain, name))
     return instance
 
 
+def _make_path(kind: Any, content: Any) -> Any:
+    instance = pathlib.PurePath.__new__(kind, only(content, str))
+    init: Any = pathlib.PurePath.__init__
+    if init is not object.__init__:  # since Python 3.12
+        init(instance, content)
+    return instance
+
+
+def _plain_deque(value: Any) -> Any:
+    return deque(deque.__iter__(value), *_parts(deque, value, ["maxlen"]))
+
+
 def _plain_defaultdict(value: Any) -> Any:
-    plain: defaultdict[Any, Any] = defaultdict(value.default_factory)
+    plain: defaultdict[Any, Any] = defaultdict(*_parts(defaultdict, value, ["default_factory"]))
     dict.update(plain, dict.items(value))
     return plain
 

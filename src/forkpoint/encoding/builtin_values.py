@@ -30,17 +30,23 @@ import types
 import uuid
 import zoneinfo
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import ormsgpack  # a dependency of langgraph-checkpoint
 import pydantic_core
 
+from forkpoint.encoding import time_values
+from forkpoint.encoding.contents import (
+    CannotStore,
+    Described,
+    check_hashes,
+    check_storable,
+    only,
+    only_int,
+)
+
 VALUE, TUPLE, SET, FROZENSET, ITEMS, INT, TEXT = range(32, 39)
-
-Described = tuple[int, Any]
-"""An extension code, and what is to be packed under it."""
-
 
 PLAIN_ONLY = (
     ormsgpack.OPT_PASSTHROUGH_DATACLASS
@@ -52,28 +58,6 @@ PLAIN_ONLY = (
 )
 """Options to take the plainest types only: else a subclass, an enum or a date packs as if it were
 one of them."""
-
-
-class CannotStore(TypeError):
-    """A value cannot be stored. The message says why, after the name of its type."""
-
-
-_V = TypeVar("_V")
-
-
-def only(content: Any, kind: type[_V]) -> _V:
-    """Return what was read if it is of exactly this type.
-
-    Whatever else it is may be what takes for ever to go through: an IP network, say.
-    """
-    if type(content) is not kind:
-        raise ValueError(f"it is stored as a {type(content).__name__}, not a {kind.__name__}")
-    return content
-
-
-def only_int(content: Any) -> int:
-    """Return what was read if it is an integer."""
-    return only(content, int)
 
 
 class _Value(NamedTuple):
@@ -116,57 +100,19 @@ def _holds(value: Any, kinds: frozenset[type]) -> bool:
         level = gc.get_referents(*[each for each in level if type(each) in _CONTAINERS])
 
 
-# Dates and times
-
-
-def _dump_time(value: datetime.datetime | datetime.time) -> Any:
-    if value.tzinfo is None and not value.fold:
-        return [value.isoformat(), 0, None]
-    return [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, value.tzinfo]
-
-
-def _load_datetime(content: Any) -> datetime.datetime:
-    text, fold, zone = content
-    return datetime.datetime.fromisoformat(text).replace(fold=fold, tzinfo=zone)
-
-
-def _load_time(content: Any) -> datetime.time:
-    text, fold, zone = content
-    return datetime.time.fromisoformat(text).replace(fold=fold, tzinfo=zone)
-
-
-def _dump_timedelta(value: datetime.timedelta) -> Any:
-    return [value.days, value.seconds, value.microseconds]
-
-
-def _load_timedelta(content: Any) -> datetime.timedelta:
-    days, seconds, microseconds = content
-    return datetime.timedelta(days, seconds, microseconds)
-
-
-def _dump_timezone(value: datetime.timezone) -> Any:
-    offset, *name = value.__getinitargs__()  # type: ignore[attr-defined]
-    return [_dump_timedelta(offset), *name]
-
-
-def _load_timezone(content: Any) -> datetime.timezone:
-    offset, *name = content
-    offset = _load_timedelta(offset)
-    return datetime.timezone(offset, *name) if name or offset else datetime.timezone.utc
-
-
-def _dump_zone(value: zoneinfo.ZoneInfo) -> Any:
-    if value.key is None:
-        raise CannotStore("has no key by which it could be found again")
-    return value.key
-
-
 # Collections
 
 
 def pairs(value: dict[Any, Any]) -> list[Any]:
     """Return the keys and values of a dict by turns."""
+    check_storable(dict.keys(value))
     return [part for item in dict.items(value) for part in item]
+
+
+def ordered_pairs(value: OrderedDict[Any, Any]) -> list[Any]:
+    """Return the keys and values of an `OrderedDict`, in its order: keys may have been moved."""
+    check_storable(dict.keys(value))
+    return [part for item in OrderedDict.items(value) for part in item]
 
 
 def from_pairs(content: Any) -> dict[Any, Any]:
@@ -180,15 +126,9 @@ def from_pairs(content: Any) -> dict[Any, Any]:
     return dict(zip(keys, content[1::2], strict=True))
 
 
-_SAME_HASHES = 64  # elements of a set, at most
-
-
-def check_hashes(elements: Collection[Any]) -> None:
-    """Refuse elements that were chosen to have the same hash: a set of n takes n * n steps."""
-    if len(elements) > _SAME_HASHES:
-        (_, most), *_ = Counter(map(hash, elements)).most_common(1)
-        if most > _SAME_HASHES:
-            raise ValueError("too many of its elements have the same hash")
+def _dump_set(value: set[Any] | frozenset[Any]) -> list[Any]:
+    check_storable(value)
+    return list(value)
 
 
 def _load_set(content: Any) -> set[Any]:
@@ -221,6 +161,10 @@ def _dump_deque(value: deque[Any]) -> Any:
 def _load_deque(content: Any) -> deque[Any]:
     longest, elements = content
     return deque(only(elements, list), longest)
+
+
+def _load_ordered(content: Any) -> OrderedDict[Any, Any]:
+    return OrderedDict(from_pairs(content))
 
 
 def _load_counter(content: Any) -> Counter[Any]:
@@ -295,7 +239,7 @@ def _load_array(content: Any) -> array.array[Any]:
 def _dump_memoryview(value: memoryview) -> Any:
     if value.ndim != 1 or value.format != "B":
         raise CannotStore("is no plain row of bytes")
-    return bytes(value)
+    return bytes(value) if value.readonly else bytearray(value)
 
 
 # Texts
@@ -314,12 +258,19 @@ def _load_pattern(content: Any) -> re.Pattern[Any]:
     return re.compile(pattern, flags)
 
 
-def _dump_uuid(value: uuid.UUID) -> bytes:
-    return value.bytes
+def uuid_content(value: uuid.UUID) -> Any:
+    """Return the bytes of a UUID, and whether it was made safely, if that is known."""
+    if value.is_safe is uuid.SafeUUID.unknown:
+        return value.bytes
+    return [value.bytes, value.is_safe.value]
 
 
-def _load_uuid(content: Any) -> uuid.UUID:
-    return uuid.UUID(bytes=content)
+def plain_uuid(content: Any) -> uuid.UUID:
+    """Return the UUID of such a content."""
+    if type(content) is bytes:
+        return uuid.UUID(bytes=content)
+    number, is_safe = only(content, list)
+    return uuid.UUID(bytes=only(number, bytes), is_safe=uuid.SafeUUID(is_safe))
 
 
 def _dump_namespace(value: types.SimpleNamespace) -> Any:
@@ -336,6 +287,13 @@ def _load_ellipsis(_: Any) -> Any:
     return ...
 
 
+def _load_url(content: Any) -> pydantic_core.Url:
+    url = pydantic_core.Url(content)
+    if str(url) == content:
+        return url
+    return pydantic_core.Url(content, preserve_empty_path=True)  # type: ignore[call-arg]
+
+
 _VALUES: dict[str, _Value] = {
     "bytearray": _Value(bytearray, bytes, lambda content: bytearray(only(content, bytes))),
     "memoryview": _Value(memoryview, _dump_memoryview, memoryview),
@@ -347,23 +305,26 @@ _VALUES: dict[str, _Value] = {
     "ellipsis": _Value(type(...), lambda _: None, _load_ellipsis),
     "array": _Value(array.array, _dump_array, _load_array),
     "date": _Value(datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
-    "datetime": _Value(datetime.datetime, _dump_time, _load_datetime),
-    "time": _Value(datetime.time, _dump_time, _load_time),
-    "timedelta": _Value(datetime.timedelta, _dump_timedelta, _load_timedelta),
-    "timezone": _Value(datetime.timezone, _dump_timezone, _load_timezone),
-    "zoneinfo": _Value(zoneinfo.ZoneInfo, _dump_zone, zoneinfo.ZoneInfo),
-    "uuid": _Value(uuid.UUID, _dump_uuid, _load_uuid),
+    "datetime": _Value(datetime.datetime, time_values.dump_time, time_values.load_datetime),
+    "time": _Value(datetime.time, time_values.dump_time, time_values.load_time),
+    "timedelta": _Value(datetime.timedelta, time_values.dump_timedelta, time_values.load_timedelta),
+    "timezone": _Value(datetime.timezone, time_values.dump_timezone, time_values.load_timezone),
+    "zoneinfo": _Value(zoneinfo.ZoneInfo, time_values.zone_key, zoneinfo.ZoneInfo),
+    "uuid": _Value(uuid.UUID, uuid_content, plain_uuid),
     "pattern": _Value(re.Pattern, _dump_pattern, _load_pattern),
     "deque": _Value(deque, _dump_deque, _load_deque),
     "defaultdict": _Value(defaultdict, _dump_defaultdict, _load_defaultdict),
     "counter": _Value(Counter, pairs, _load_counter),
-    "ordereddict": _Value(OrderedDict, pairs, lambda content: OrderedDict(from_pairs(content))),
+    "ordereddict": _Value(
+        OrderedDict, ordered_pairs, lambda content: OrderedDict(from_pairs(content))
+    ),
     "chainmap": _Value(ChainMap, _dump_chainmap, _load_chainmap),
     "mappingproxy": _Value(
         types.MappingProxyType, lambda value: dict(value), types.MappingProxyType
     ),
     "namespace": _Value(types.SimpleNamespace, _dump_namespace, _load_namespace),
-    "url": _Value(pydantic_core.Url, str, pydantic_core.Url),
+    "tzinfo": _Value(pydantic_core.TzInfo, time_values.dump_offset, time_values.load_offset),
+    "url": _Value(pydantic_core.Url, str, _load_url),
     "multihosturl": _Value(pydantic_core.MultiHostUrl, str, pydantic_core.MultiHostUrl),
     **{
         kind.__name__.lower(): _Value(kind, str, kind)
@@ -395,8 +356,8 @@ def _describe_int(value: int) -> Described:
 
 DESCRIBERS: dict[type, Callable[[Any], Described]] = {
     tuple: lambda value: (TUPLE, list(value)),
-    set: lambda value: (SET, list(value)),
-    frozenset: lambda value: (FROZENSET, list(value)),
+    set: lambda value: (SET, _dump_set(value)),
+    frozenset: lambda value: (FROZENSET, _dump_set(value)),
     dict: lambda value: (ITEMS, pairs(value)),
     int: _describe_int,
     str: lambda value: (TEXT, value.encode("utf-8", "surrogatepass")),

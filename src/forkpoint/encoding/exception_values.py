@@ -6,27 +6,82 @@ as the text that represents it.
 
 from __future__ import annotations
 
+import builtins
+from collections.abc import Iterable
+from operator import is_
 from typing import Any, get_args
 
 from pydantic_core import PydanticCustomError, ValidationError, core_schema
 
-from forkpoint.encoding.attributes import Attributes, attributes_of, set_attributes
-from forkpoint.encoding.builtin_values import only
+from forkpoint.encoding.attributes import (
+    Attributes,
+    attributes_of,
+    builtin_slots,
+    set_attributes,
+)
+from forkpoint.encoding.contents import only
 
-# What Python sets on some exceptions of its own, and neither their arguments nor a copy has.
-_NAMED = (AttributeError, NameError)
+_GROUPS: tuple[type, ...] = tuple(
+    kind for name, kind in vars(builtins).items() if name == "BaseExceptionGroup"
+)
+_UNSTORED = ("obj", "message", "exceptions")  # the last two of a group are what it is made of
 
 
 def dump_exception(value: BaseException) -> list[Any]:
-    """Return the content of an exception: its arguments and its attributes."""
+    """Return the content of an exception.
+
+    It is what Python's own type makes one of and the attributes; and the arguments, where these are
+    others.
+    """
+    kind = type(value)
+    base = _builtin_base(kind)
     # Python's own type knows what it was made of, which `args` does not always say.
-    _, arguments, *state = _builtin_base(type(value)).__reduce__(value)
+    _, arguments, *state = base.__reduce__(value)
     attributes = attributes_of(value)
     for each in state:
-        attributes |= each or {}
-    if isinstance(value, _NAMED) and value.name is not None:
-        attributes["name"] = value.name
-    return [list(arguments), attributes]
+        attributes |= {name: own for name, own in (each or {}).items() if name != "args"}
+    content = [list(arguments), attributes]
+    if hasattr(kind, "__del__"):  # of the one that would be made to compare
+        return content
+    probe = _made(kind, arguments)
+    if isinstance(value, _GROUPS) and not _is_same_group(probe, value):
+        content[0] = [value.message, list(value.exceptions)]  # type: ignore[attr-defined]
+        probe = _made(kind, content[0])
+    if probe is None:
+        return content
+    for name, slot in builtin_slots(kind).items():
+        if not name.startswith("__") and name not in _UNSTORED:
+            own = slot.__get__(value)
+            if own is not slot.__get__(probe):
+                attributes[name] = own
+    own_arguments, others = _arguments_of(value), _arguments_of(probe)
+    is_same = len(own_arguments) == len(others) and all(map(is_, own_arguments, others))
+    return content if is_same else [*content, list(own_arguments)]
+
+
+def _made(kind: type, arguments: Iterable[Any]) -> BaseException | None:
+    """Return an exception as Python's own type makes it, or None if that takes other arguments."""
+    base = _builtin_base(kind)
+    try:
+        made: BaseException = base.__new__(kind, *arguments)
+        base.__init__(made, *arguments)
+    except Exception:  # noqa: BLE001 - what a group says, say
+        return None
+    return made
+
+
+def _is_same_group(one: Any, other: Any) -> bool:
+    return (
+        one is not None
+        and one.message == other.message
+        and len(one.exceptions) == len(other.exceptions)
+        and all(map(is_, one.exceptions, other.exceptions))
+    )
+
+
+def _arguments_of(value: BaseException) -> tuple[Any, ...]:
+    arguments: tuple[Any, ...] = vars(BaseException)["args"].__get__(value)
+    return arguments
 
 
 def _builtin_base(kind: type) -> Any:
@@ -35,17 +90,19 @@ def _builtin_base(kind: type) -> Any:
 
 def load_exception(kind: Any, content: list[Any]) -> Any:
     """Return the exception of this content. No code of its class runs."""
-    arguments, attributes = content
+    arguments, attributes, *own_arguments = content
     base = _builtin_base(kind)
     instance = base.__new__(kind, *only(arguments, list))
     base.__init__(instance, *arguments)
+    if own_arguments:
+        vars(BaseException)["args"].__set__(instance, only(own_arguments[0], list))
     return set_attributes(instance, attributes)
 
 
 def show_exception(content: list[Any]) -> tuple[Attributes, Any]:
     """Return the fields in the content of an exception."""
-    arguments, attributes = content
-    return {"args": arguments, **attributes}, None
+    arguments, attributes, *own_arguments = content
+    return {"args": own_arguments[0] if own_arguments else arguments, **attributes}, None
 
 
 # Pydantic's ValidationError, which is made of what it says of each error

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any
 
-from forkpoint.encoding.builtin_values import check_hashes
+from forkpoint.encoding.contents import check_hashes
 from forkpoint.errors import UnreadableValue
 
 try:  # names a private type of langgraph-checkpoint, which the format needs

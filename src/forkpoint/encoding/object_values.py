@@ -9,16 +9,20 @@ kind         content
 enum         the name of the member; of a flag that is none, the array of the names of its members
              and an integer with the bits that none of them has
 namedtuple   the elements; and the map of further attributes
-dataclass    the map of its attributes: fields, and whatever else it has
+dataclass    the map of its attributes: fields, and whatever else it has. If fields with defaults
+             are absent, the array of their names
 attrs        the same
 pydantic     the map of the fields' values; an integer with a bit for each of these, in order, that
-             was given; the map of extra fields, or nil; the map of private attributes, or nil
+             was given; the map of extra fields, or nil; the map of private attributes, or nil. If
+             there is any, the map of what is in slots of the class, with the names of such fields
+             under `.absent`, and those of no field that were given under `.given`
 pydantic1    the same, with extra fields among the fields, and private attributes as a map
 slots        the map of its attributes
 subclass     the name of the built-in type that it derives from, a value of that, and the map of its
              attributes
-exception    its arguments; and the map of its attributes. What of these cannot be stored is there
-             as the text that represents it
+exception    what Python's own type makes it of; the map of its attributes; and its arguments if
+             these are others. What of these cannot be stored is there as the text that represents
+             it
 validation   of Pydantic's `ValidationError`: the title, the errors, how the input was given, and
              whether inputs are hidden
 ===========  ======================================================================================
@@ -47,7 +51,7 @@ from forkpoint.encoding.attributes import (
     set_attributes,
 )
 from forkpoint.encoding.base_values import BASES, Base, base_of
-from forkpoint.encoding.builtin_values import CannotStore, only
+from forkpoint.encoding.contents import CannotStore, only
 from forkpoint.encoding.exception_values import (
     dump_exception,
     dump_validation_error,
@@ -138,7 +142,10 @@ def _is_namedtuple(kind: type) -> bool:
 
 
 def _dump_namedtuple(value: Any) -> list[Any]:
-    return [list(tuple.__iter__(value)), {**attributes_of(value), "_fields": list(value._fields)}]
+    elements, names = list(tuple.__iter__(value)), list(type(value)._fields)
+    if len(elements) != len(names):
+        raise CannotStore(f"has {len(elements)} elements, and names for {len(names)}")
+    return [elements, {**attributes_of(value), "_fields": names}]
 
 
 def _load_namedtuple(kind: Any, content: list[Any]) -> Any:
@@ -174,6 +181,10 @@ def _dump_attributes(value: Any) -> list[Any]:
     attributes = attributes_of(value)
     if _CACHED_HASH in attributes:  # that of this process
         attributes = {**attributes, _CACHED_HASH: None}
+    kind: Any = type(value)
+    optional = _optional(kind)
+    if not attributes.keys() >= optional:
+        return [attributes, sorted(optional - attributes.keys())]
     return [attributes]
 
 
@@ -181,12 +192,16 @@ _CACHED_HASH = "_attrs_cached_hash"
 
 
 def _load_attributes(kind: Any, content: list[Any]) -> Any:
-    (attributes,) = content
+    attributes, *absent = content
     value = set_attributes(bare(kind), attributes)
-    missing = {
-        name: default() for name, default in _defaults(kind, value) if name not in attributes
-    }
+    known = {*attributes, *(only(absent[0], list) if absent else ())}
+    missing = {name: default() for name, default in _defaults(kind, value) if name not in known}
     return set_attributes(value, missing) if missing else value
+
+
+@lru_cache(TYPES_MAX)
+def _optional(kind: type) -> frozenset[str]:
+    return frozenset(name for name, _ in _defaults(kind, None))
 
 
 def _defaults(kind: type, value: Any) -> Iterable[tuple[str, Callable[[], Any]]]:
@@ -240,8 +255,7 @@ def _is_plain(kind: type) -> bool:
 
 def _dump_subclass(value: Any) -> list[Any]:
     name, base = _known_base(type(value))
-    own = attributes_of(value) if name not in ("uuid", "path", "zoneinfo", "fraction") else {}
-    return [name, base.dump(value), own]
+    return [name, base.dump(value), attributes_of(value)]
 
 
 def _known_base(kind: type) -> tuple[str, Base]:

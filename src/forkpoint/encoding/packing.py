@@ -9,12 +9,8 @@ from typing import Any
 import ormsgpack  # a dependency of langgraph-checkpoint
 
 from forkpoint.encoding import array_values, builtin_values, chunking, object_values
-from forkpoint.encoding.builtin_values import (
-    PLAIN_ONLY,
-    CannotStore,
-    Described,
-    holds_buffer,
-)
+from forkpoint.encoding.builtin_values import PLAIN_ONLY, holds_buffer
+from forkpoint.encoding.contents import CannotStore, Described
 from forkpoint.encoding.langgraph_values import DELTA_SNAPSHOT, DeltaSnapshot
 from forkpoint.encoding.stored_object import StoredObject, stored_as
 from forkpoint.encoding.type_codecs import TypeCodec
@@ -209,7 +205,8 @@ class Packer:
             return self._pack_piecewise(part, f"{path}{{...}}", depth)
         trees = []
         for at, each in enumerate(part):
-            if type(each) is dict and code == object_values.OBJECT and at:
+            is_map = type(each) is dict and all(type(key) is str for key in each)
+            if is_map and code == object_values.OBJECT and at and not _is_odd(each):
                 trees.append(
                     {
                         name: self._tree(inner, f"{path}.{name}", depth)

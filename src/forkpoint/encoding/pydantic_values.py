@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Set
 from functools import lru_cache
 from itertools import compress
 from typing import Any
 
 from pydantic import BaseModel
 
-from forkpoint.encoding.attributes import TYPES_MAX, Attributes, bare, without_cached
-from forkpoint.encoding.builtin_values import only
+from forkpoint.encoding.attributes import (
+    TYPES_MAX,
+    Attributes,
+    bare,
+    has_slots,
+    set_attributes,
+    slots_of,
+    without_cached,
+)
+from forkpoint.encoding.contents import only
 
 
 def is_pydantic(kind: type) -> bool:
@@ -19,12 +27,39 @@ def is_pydantic(kind: type) -> bool:
 
 
 def dump_pydantic(value: Any) -> list[Any]:
-    """Return the content of a model: fields, bits of those given, extra fields, private ones."""
-    fields = without_cached(type(value), value.__dict__)
+    """Return the content of a model: fields, bits of those given, extra fields, private ones.
+
+    And, if there is any, what models seldom have.
+    """
+    kind: Any = type(value)
+    fields = without_cached(kind, value.__dict__)
     extra = value.__pydantic_extra__
     names = [*fields, *extra] if extra else fields
-    bits = _bits(names, value.__pydantic_fields_set__)
-    return [fields, bits, extra, value.__pydantic_private__]
+    given_names = value.__pydantic_fields_set__
+    content = [fields, _bits(names, given_names), extra, value.__pydantic_private__]
+    known = fields.keys() | extra.keys() if extra else fields.keys()
+    odd = _odd(fields.keys(), _optional_fields(kind).keys(), known, given_names)
+    if odd or has_slots(kind):
+        odd |= slots_of(value)
+    return [*content, odd] if odd else content
+
+
+def _odd(
+    fields: Set[str], optional: Set[str], known: Set[str], given_names: Set[str]
+) -> Attributes:
+    """Return what models seldom have: fields that were deleted, and names of none that were given.
+
+    Each is under a name that no attribute has.
+    """
+    odd: Attributes = {}
+    if not fields >= optional:
+        odd[_ABSENT] = sorted(optional - fields)
+    if not given_names <= known:
+        odd[_GIVEN] = sorted(given_names - known)
+    return odd
+
+
+_ABSENT, _GIVEN = ".absent", ".given"
 
 
 def _bits(names: Collection[str], given_names: Collection[str]) -> int:
@@ -44,19 +79,29 @@ def _named(names: Collection[str], bits: int) -> set[str]:
 
 def load_pydantic(kind: Any, content: list[Any]) -> Any:
     """Return the model of this content. Fields that it does not have get their defaults."""
-    fields, bits, extra, private = content
+    fields, bits, extra, private, *odd = content
     given_names = _named([*only(fields, dict), *(extra or ())], only(bits, int))
+    absent, attributes = _read_odd(odd, given_names)
     optional = _optional_fields(kind)
     if not optional.keys() <= fields.keys():
         for name, field in optional.items():
-            if name not in fields:
+            if name not in fields and name not in absent:
                 fields[name] = _default_of(field, fields)
     value = bare(kind)
     set_fields(value, fields)
     set_given_names(value, given_names)
     set_extra(value, None if extra is None else only(extra, dict))
     set_private(value, None if private is None else only(private, dict))
-    return value
+    return set_attributes(value, attributes) if attributes else value
+
+
+def _read_odd(odd: list[Any], given_names: set[str]) -> tuple[Collection[str], Attributes]:
+    """Return the names of fields that were deleted, and the attributes in slots."""
+    if not odd:
+        return (), {}
+    attributes = dict(only(odd[0], dict))
+    given_names.update(only(attributes.pop(_GIVEN, []), list))
+    return only(attributes.pop(_ABSENT, []), list), attributes
 
 
 @lru_cache(TYPES_MAX)
@@ -85,7 +130,7 @@ set_fields, set_given_names, set_extra, set_private = (
 
 def show_pydantic(content: list[Any]) -> tuple[Attributes, Any]:
     """Return the fields in the content of a model."""
-    fields, _, extra, _ = content
+    fields, _, extra, *_ = content
     return {**fields, **(extra or {})}, None
 
 
@@ -95,26 +140,39 @@ def is_pydantic1(kind: type) -> bool:
 
 
 def dump_pydantic1(value: Any) -> list[Any]:
-    """Return the content of a model: fields, bits of those given, private attributes."""
-    fields = value.__dict__
-    bits = _bits(fields, value.__fields_set__)
-    names = type(value).__private_attributes__
-    return [fields, bits, {name: getattr(value, name) for name in names if hasattr(value, name)}]
+    """Return the content of a model: fields, bits of those given, private attributes.
+
+    And, if there is any, what models seldom have.
+    """
+    kind: Any = type(value)
+    fields, given_names = value.__dict__, value.__fields_set__
+    names = kind.__private_attributes__
+    private = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    content = [fields, _bits(fields, given_names), private]
+    odd = _odd(fields.keys(), _optional_fields1(kind).keys(), fields.keys(), given_names)
+    odd |= {name: each for name, each in slots_of(value).items() if name not in names}
+    return [*content, odd] if odd else content
+
+
+@lru_cache(TYPES_MAX)
+def _optional_fields1(kind: Any) -> dict[str, Any]:
+    return {name: field for name, field in kind.__fields__.items() if not field.required}
 
 
 def load_pydantic1(kind: Any, content: list[Any]) -> Any:
     """Return the model of this content, as `load_pydantic` does."""
-    fields, bits, private = content
+    fields, bits, private, *odd = content
     given_names = _named(only(fields, dict), only(bits, int))
-    for name, field in kind.__fields__.items():
-        if name not in fields and not field.required:
+    absent, attributes = _read_odd(odd, given_names)
+    for name, field in _optional_fields1(kind).items():
+        if name not in fields and name not in absent:
             fields[name] = field.get_default()
     value = bare(kind)
     object.__setattr__(value, "__dict__", fields)
     object.__setattr__(value, "__fields_set__", given_names)
     for name, each in only(private, dict).items():
         object.__setattr__(value, name, each)
-    return value
+    return set_attributes(value, attributes) if attributes else value
 
 
 def show_pydantic1(content: list[Any]) -> tuple[Attributes, Any]:
@@ -127,8 +185,8 @@ def change_fields(kind: str, content: list[Any], change: Callable[[Any], Any]) -
     before, *rest = content
     after = change(dict(only(before, dict)))
     if kind in ("pydantic", "pydantic1"):
-        given_names = _named(before, rest[0] & (1 << len(before)) - 1) | (
-            after.keys() - before.keys()
-        )
-        rest[0] = _bits(after, given_names)
+        bits = rest[0]
+        given_names = _named(before, bits & (1 << len(before)) - 1) | (after.keys() - before.keys())
+        of_extra = bits >> len(before)
+        rest[0] = _bits(after, given_names) | of_extra << len(after)
     return [after, *rest]

@@ -1,0 +1,283 @@
+"""Values that are seldom: what a class overrides, what was changed after an object was made."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import datetime
+import io
+import uuid
+import zoneinfo
+from collections import Counter, OrderedDict, defaultdict
+from fractions import Fraction
+from importlib.resources import files
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+import numpy
+import pandas
+import pydantic
+import pydantic.v1
+import pydantic_core
+import pytest
+
+from forkpoint import NotStorable, SafeSerializer
+from value_types import is_same
+
+SERDE = SafeSerializer()
+
+
+class Ordered(OrderedDict):  # type: ignore[type-arg]
+    pass
+
+
+class Ratio(Fraction):
+    pass
+
+
+class Place(PurePosixPath):
+    def __new__(cls, *parts: Any) -> Any:
+        calls.append("Place")
+        return super().__new__(cls, *parts)
+
+
+class Lists(defaultdict):  # type: ignore[type-arg]
+    pass
+
+
+class Span(datetime.timedelta):
+    @property
+    def days(self) -> Any:
+        return 0
+
+
+class Day(datetime.date):
+    @property
+    def year(self) -> Any:
+        return 1
+
+
+class Moment(datetime.datetime):
+    @property
+    def fold(self) -> Any:
+        return 0
+
+
+@dataclasses.dataclass
+class Watched:
+    x: int
+
+    def __getattribute__(self, name: str) -> Any:
+        calls.append(name)
+        return object.__getattribute__(self, name)
+
+
+@dataclasses.dataclass
+class Parts:
+    names: list[str] = dataclasses.field(default_factory=list)
+
+
+@attrs.define
+class Size:
+    width: int = 1
+    height: int = 2
+
+
+class Row(pydantic.BaseModel):
+    __slots__ = ("note",)
+    a: int
+    b: int = 2
+    at: Any = None
+
+
+class OldRow(pydantic.v1.BaseModel):
+    __slots__ = ("note",)
+    a: int = 1
+    b: int = 2
+
+
+class Unread(OSError):
+    def __init__(self, name: str) -> None:
+        self.filename = name
+
+
+def failures() -> Any:
+    """Return a group of exceptions that is made of something else than its arguments."""
+    base: Any = getattr(builtins, "ExceptionGroup", None)
+    if base is None:  # before Python 3.11
+        return None
+
+    def make(kind: Any, errors: list[Exception], code: int) -> Any:
+        made = base.__new__(kind, "failures", errors)
+        made.code = code
+        return made
+
+    return type("Failures", (base,), {"__new__": make})([ValueError(1)], 5)
+
+
+calls: list[str] = []
+
+
+def with_(value: Any, **attributes: Any) -> Any:
+    for name, each in attributes.items():
+        object.__setattr__(value, name, each)
+    return value
+
+
+def without(value: Any, *names: str) -> Any:
+    for name in names:
+        delattr(value, name)
+    return value
+
+
+def moved(kind: Any) -> Any:
+    value = kind(a=1, b=2, c=3)
+    value.move_to_end("a")
+    return value
+
+
+VALUES: dict[str, Any] = {
+    "moved key": moved(OrderedDict),
+    "moved key of a subclass": moved(Ordered),
+    "attribute of a fraction": with_(Ratio(1, 3), note=(1,)),
+    "attribute of a path": with_(Place("a/b"), note=(1,)),
+    "subclass of a defaultdict": Lists(list, {1: [2]}),
+    "overridden timedelta": Span(5, 6),
+    "overridden date": Day(2024, 5, 6),
+    "overridden fold": Moment(2024, 10, 27, 2, 30, fold=1),
+    "safe UUID": uuid.UUID(int=1, is_safe=uuid.SafeUUID.safe),
+    "memory to be written to": memoryview(bytearray(b"a")),
+    "zone of Pydantic": Row(a=1, at=pydantic_core.TzInfo(-12600)),
+    "address without a path": pydantic_core.Url("http://a.b", preserve_empty_path=True),
+    "odd attribute": with_(Parts(), **{"\ud800": (1,)}),
+    "model in part": without(Row(a=1), "a", "b"),
+    "model with a slot": with_(Row(a=1), note=(1,)),
+    "model with odd names": Row.model_construct(_fields_set={"a", "other"}, a=1),
+    "old model in part": without(OldRow(), "b"),
+    "old model with a slot": with_(OldRow(), note=(1,)),
+    "long integers of C": [numpy.longlong(1), numpy.array([1], "q")],
+    "empty scalars": [numpy.str_(""), numpy.bytes_(b""), numpy.void(b"")],
+    "nothing at the end": [numpy.str_("a\0"), numpy.bytes_(b"a\0"), numpy.str_("\ud800")],
+    "long span": pandas.Timedelta(numpy.timedelta64(10**15, "s")),
+    "changed error": with_(SyntaxError("m"), lineno=5),
+    "error that is not made whole": Unread("f"),
+    "group of its own": failures(),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_seldom_value_comes_back_as_it_was(name: str) -> None:
+    for value in (VALUES[name], [VALUES[name]], {(1,): VALUES[name]}):
+        stored = SERDE.dumps_typed(value)
+        calls.clear()
+        restored = SERDE.loads_typed(stored)
+        assert not calls
+        assert is_same(restored, value), restored
+        assert details_of(restored) == details_of(value)
+        assert SERDE.dumps_typed(restored) == stored
+
+
+def details_of(value: Any) -> Any:
+    """Return what `is_same` does not compare."""
+    if isinstance(value, (list, dict)):
+        return [details_of(each) for each in (value if isinstance(value, list) else value.values())]
+    names = (
+        *("note", "lineno", "errno", "strerror", "filename", "is_safe", "readonly"),
+        *("code", "message", "days"),
+    )
+    each = [getattr(value, name, "none") for name in names]
+    order = list(value) if isinstance(value, OrderedDict) else None
+    text = "" if isinstance(value, memoryview) else repr(value)
+    return each, order, text, getattr(value, "dtype", None)
+
+
+def test_a_field_that_was_deleted_stays_so() -> None:
+    for value, name in ((Parts(), "names"), (Size(), "width")):
+        delattr(value, name)
+        (restored,) = SERDE.loads_typed(SERDE.dumps_typed([value]))
+        assert not hasattr(restored, name)
+
+
+def test_code_that_looks_up_attributes_is_not_run() -> None:
+    stored = SERDE.dumps_typed([Watched(1)])
+    calls.clear()
+    (restored,) = SERDE.loads_typed(stored)
+    assert not calls
+    assert restored == Watched(1)
+
+
+def test_what_stands_for_a_masked_text_may_be_longer_than_a_text() -> None:
+    value = numpy.ma.array(["a"], mask=[True])
+    (restored,) = SERDE.loads_typed(SERDE.dumps_typed([value]))
+    assert restored.fill_value == value.fill_value == "N/A"
+
+
+# What would not come back
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    number: int
+
+    def __hash__(self) -> int:
+        return 1
+
+
+class Names(tuple):  # type: ignore[type-arg]
+    _fields = ("a",)
+
+
+class Inner:
+    __slots__ = ("a",)
+
+
+class Outer(Inner):
+    __slots__ = ("a",)
+
+
+@dataclasses.dataclass
+class Hiding(Outer):
+    b: int
+
+
+class Float(numpy.float64):
+    pass
+
+
+def hiding() -> Any:
+    value = with_(Hiding(1), a=1)
+    vars(Inner)["a"].__set__(value, 2)
+    return value
+
+
+def zone(key: str) -> Any:
+    with files("tzdata").joinpath("zoneinfo/Europe/Paris").open("rb") as stream:
+        return zoneinfo.ZoneInfo.from_file(io.BytesIO(stream.read()), key=key)
+
+
+KEYS = [Key(number) for number in range(100)]
+REFUSED: dict[str, tuple[Any, str]] = {
+    "set of one hash": (set(KEYS), "same hash"),
+    "frozenset of one hash": (frozenset(KEYS), "same hash"),
+    "dict of one hash": (dict.fromkeys(KEYS), "same hash"),
+    "ordered dict of one hash": (OrderedDict.fromkeys(KEYS), "same hash"),
+    "counter of one hash": (Counter(KEYS), "same hash"),
+    "view of one hash": (MappingProxyType(dict.fromkeys(KEYS)), "same hash"),
+    "numbers of one hash": ({number * (2**61 - 1) for number in range(100)}, "same hash"),
+    "names for others": ([Names((1,)), Names((1, 2))], "2 elements"),
+    "hidden slot": (hiding(), "two attributes"),
+    "zone of a file": (zone("Europe/Paris"), "from a file"),
+    "subclass of a scalar": (Float(1.5), "could not be restored"),
+    "record": (numpy.rec.array([(1,)], dtype=[("a", "i4")])[0], "dtype"),
+    "records": (numpy.rec.array([(1,)], dtype=[("a", "i4")]).view(numpy.ndarray), "dtype"),
+    "elements of nothing": (numpy.zeros(2, "V0"), "no bytes"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_not_come_back_is_refused(name: str) -> None:
+    value, reason = REFUSED[name]
+    with pytest.raises(NotStorable, match=reason):
+        SERDE.dumps_typed({"k": value})
