@@ -21,6 +21,7 @@ from checking import put as put_checkpoint
 from forkpoint import SqliteSaver, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import ApiKeys, create_app
+from forkpoint.server.page_views import told
 from served import Gates, chat, said, serving
 
 FORM = {"content-type": "application/x-www-form-urlencoded", "origin": "http://localhost"}
@@ -130,6 +131,36 @@ async def test_threads_are_listed_searched_and_paged(saver: ForkpointSaver) -> N
             await get(client, "", 422, **query)
 
 
+async def test_what_is_known_of_a_thread_is_told_in_words(path: Path) -> None:
+    with SqliteSaver(path, preview=["messages", "turns"]) as saver:
+        graph = chat().copy({"checkpointer": saver})
+        await graph.ainvoke(said("one"), config("t"))
+        async with calling(create_app(saver)) as client:
+            text = await get(client, "")
+    assert "<bdi>messages</bdi>: <bdi>assistant: Hello one</bdi>" in text
+    assert "<bdi>turns</bdi>: <bdi>1</bdi>" in text
+    assert told({"ask": [True, None]}) == '{"ask": [true, null]}'
+
+
+async def test_what_is_refused_leads_back_to_where_it_was_typed(saver: ForkpointSaver) -> None:
+    ThreadCatalog(saver).create("t")
+    async with calling(create_app(saver, {"chat": chat()})) as client:
+        for before, is_led in (
+            ("http://localhost/pages/thread?thread_id=t%26&x=%22", True),
+            ("http://elsewhere/pages/thread?thread_id=t", False),
+            ("http://localhost/threads", False),
+            ("", False),
+        ):
+            given = {"thread_id": "t", "kind": "json", "input": "{"}
+            headers = {**FORM, "referer": before}
+            refused = await client.post("/pages/run", data=given, headers=headers)
+            assert refused.status_code == 422
+            check_structure(refused.text)
+            assert (">Back</a>" in refused.text) is is_led
+            back = 'href="/pages/thread?thread_id=t%26&amp;x=%22"'
+            assert (back in refused.text) is is_led
+
+
 async def test_a_thread_shows_its_state_and_what_it_waits_for(
     saver: ForkpointSaver, talked: list[Any]
 ) -> None:
@@ -175,6 +206,7 @@ async def test_history_is_a_time_line_with_branches_and_forks(
     assert text.count("waits for an answer") == 1
     assert text.count("thread_id=a-fork") == 1
     assert text.count("made from") == 1
+    assert len(re.findall(r'<input type="radio"[^>]* required ', text)) == 16
 
 
 async def test_a_long_history_comes_in_pages(saver: ForkpointSaver) -> None:
@@ -211,6 +243,7 @@ async def test_forms_run_fork_answer_roll_back_and_delete(
         compared = await get(client, "compare", a="t", b="f")
         assert compared.count("only here") == 4
         assert "user: other" in compared
+        assert compared.index("What differs") < compared.index("Side by side")
         family = await get(client, "family", thread_id="f")
         assert "fork of" in family
         assert (await get(client, "family.svg", thread_id="f")).startswith("<svg")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import re
 import subprocess
@@ -14,8 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
+from langgraph.graph import StateGraph
 
-from forkpoint import InvalidInput, SqliteSaver, ThreadCatalog
+from command_line import forkpoint
+from forkpoint import InvalidInput, MissingLibrary, SqliteSaver, ThreadCatalog
+from forkpoint.server import create_app
 from forkpoint.server.__main__ import main
 from forkpoint.server.serving import load_graphs, serve
 from processes import environment
@@ -127,6 +131,42 @@ def test_other_machines_are_not_served_without_keys(store: str) -> None:
 def test_a_graph_that_cannot_be_loaded_is_named(given: str) -> None:
     with pytest.raises(InvalidInput, match=re.escape(given)):
         load_graphs([given])
+
+
+def test_a_module_beside_which_the_command_runs_has_a_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "graphs_here.py").write_text(BLOCKING)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])  # as a script has it
+    assert list(load_graphs(["chat=graphs_here:graph"])) == ["chat"]
+
+
+def test_a_graph_that_is_not_compiled_is_refused(store: str) -> None:
+    reason = re.escape("graphs['chat'] must be a compiled graph, not StateGraph; call its compile")
+    with SqliteSaver(store) as saver, pytest.raises(InvalidInput, match=reason):
+        create_app(saver, {"chat": StateGraph(dict)})
+
+
+def test_it_is_said_what_the_server_needs(monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+    for name in [name for name in sys.modules if name.startswith("forkpoint.server")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    reason = "forkpoint.server needs fastapi: pip install 'forkpoint[server]'"
+    with pytest.raises(MissingLibrary, match=re.escape(reason)):
+        importlib.import_module("forkpoint.server")
+    assert forkpoint("serve", store=store) == (2, "", f"Error: {reason}\n")
+
+
+@pytest.mark.parametrize("port", ["65536", "-1", "http"])
+def test_a_port_that_is_none_is_refused(
+    port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["forkpoint.server", "--store", "x.db", f"--port={port}"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "is no port" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"key": 1}', "{"])

@@ -9,6 +9,7 @@ import typer
 
 from forkpoint.cli.stores import opened
 from forkpoint.cli.terminal import fail
+from forkpoint.errors import MissingLibrary
 
 
 def serve(
@@ -33,8 +34,8 @@ def serve(
     """
     try:
         from forkpoint.server import serving
-    except ModuleNotFoundError as error:
-        raise fail(f"serve needs {error.name}: pip install 'forkpoint[server]'") from None
+    except MissingLibrary as error:
+        raise fail(str(error)) from None
     with opened(ctx) as store:
         serving.serve(
             store.catalog,

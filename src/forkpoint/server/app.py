@@ -116,7 +116,10 @@ def _check_graphs(graphs: object) -> None:
         raise InvalidInput(f"graphs must be a mapping of names, not {type(graphs).__name__}")
     for name, graph in graphs.items():
         if not isinstance(name, str) or not hasattr(graph, "astream"):
-            raise InvalidInput(f"graphs[{name!r}] must be a compiled graph")
+            advice = "; call its compile()" if hasattr(graph, "compile") else ""
+            raise InvalidInput(
+                f"graphs[{name!r}] must be a compiled graph, not {type(graph).__name__}{advice}"
+            )
 
 
 async def _ok() -> Json:

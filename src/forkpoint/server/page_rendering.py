@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from fastapi import Depends, HTTPException
 from fastapi.routing import APIRoute
@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse, Response
 
 from forkpoint.pictures.text import short
 from forkpoint.server.failures import ANSWERED, failure_of
-from forkpoint.server.page_views import moment, outcomes_of
+from forkpoint.server.page_views import moment, outcomes_of, told
 from forkpoint.server.requests import RequestScope, Server
 
 STATIC = Path(__file__).parent / "static"
@@ -38,7 +38,7 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters.update(short=short, moment=moment, outcomes=outcomes_of)
+_TEMPLATES.filters.update(short=short, moment=moment, outcomes=outcomes_of, told=told)
 
 
 def page_url(http: HttpRequest, page: str, **parameters: object) -> str:
@@ -100,9 +100,20 @@ class PageRoute(APIRoute):
                 failure = failure_of(error)
                 if failure.status == 401 and http.app.state.forkpoint.takes_keys:
                     return redirect(http, "login")
-                return render(http, "error.html", failure.status, failure=failure)
+                back = _page_before(http)
+                return render(http, "error.html", failure.status, failure=failure, back=back)
 
         return handle_page
+
+
+def _page_before(http: HttpRequest) -> str | None:
+    """Return the address of the page that led here, if it is another one of these."""
+    before = urlsplit(http.headers.get("referer", ""))
+    is_here = (before.scheme, before.netloc) == (http.url.scheme, http.url.netloc)
+    if not is_here or not before.path.startswith(page_url(http, "")):
+        return None
+    address = urlunsplit(("", "", before.path, before.query, ""))
+    return None if address == f"{http.url.path}?{http.url.query}" else address
 
 
 class Form(dict[str, str]):

@@ -167,6 +167,14 @@ def message_view(message: Mapping[str, Any], tree: Tree, *, is_new: bool = False
     )
 
 
+def told(value: Any) -> str:
+    """Return a value in words: what a message says, a text itself, and all else as JSON."""
+    said = _told(value) if isinstance(value, Mapping) else value
+    if isinstance(said, str):
+        return said
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
 def _told(value: Mapping[str, Any]) -> str | None:
     """Return what a message says, shortly; None of what is no message."""
     role, content = _role_of(value), value.get("content")

@@ -100,6 +100,8 @@ def load_graphs(names: Iterable[str]) -> dict[str, Any]:
 
 def _module(name: str) -> Any:
     if not name.endswith(".py"):
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.insert(0, os.getcwd())  # as `python -m` has it
         return importlib.import_module(name)
     path = Path(name).resolve()
     spec = importlib.util.spec_from_file_location(path.stem, path)
