@@ -1,16 +1,11 @@
 """Threads over HTTP, as `langgraph_sdk` asks for them."""
 
-from forkpoint.errors import MissingLibrary
+from forkpoint.server.libraries import check_libraries
 
-try:
-    from forkpoint.server.access import ApiKeys
-    from forkpoint.server.app import create_app
-    from forkpoint.server.serving import serve
-except ModuleNotFoundError as error:
-    if error.name is None or error.name.startswith("forkpoint"):
-        raise
-    raise MissingLibrary(
-        f"forkpoint.server needs {error.name}: pip install 'forkpoint[server]'"
-    ) from error
+check_libraries()
+
+from forkpoint.server.access import ApiKeys  # noqa: E402
+from forkpoint.server.app import create_app  # noqa: E402
+from forkpoint.server.serving import serve  # noqa: E402
 
 __all__ = ["ApiKeys", "create_app", "serve"]
