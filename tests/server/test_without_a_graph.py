@@ -79,13 +79,25 @@ async def test_forks_families_and_differences(address: str, stored: list[Any]) -
         assert to_fork["messages"]["status"] == "unchanged"
 
 
+FORM = {"content-type": "application/x-www-form-urlencoded"}  # as curl -d has it
+
+
 async def test_history_is_taken_back_and_removed(address: str, client: Client) -> None:
     async with httpx.AsyncClient(base_url=f"{address}/forkpoint") as raw:
         assert (await raw.get("/threads/t/stats")).json()["checkpoints"] == 6
         rolled = (await raw.post("/threads/t/rollback", json={"steps": 3})).json()
         assert rolled["configurable"]["thread_id"] == "t"
         assert (await client.threads.get_state("t"))["values"]["turns"] == 1
-        assert (await raw.post("/threads/t/rollback", json={"steps": 0})).status_code == 422
+        for body, reason in (
+            ({"steps": 0}, "body.steps: "),
+            ({"step": 2}, "body.step: there is no such field"),
+            (None, "body: Field required"),
+            ([], "body: it must be a JSON object, sent as content-type: application/json"),
+        ):
+            refused = await raw.post("/threads/t/rollback", json=body)
+            assert (refused.status_code, refused.json()["detail"][: len(reason)]) == (422, reason)
+        form = await raw.post("/threads/t/rollback", content=b'{"steps": 2}', headers=FORM)
+        assert form.json()["detail"] == reason
         trimmed = (await raw.post("/threads/t/trim", json={"keep": 1})).json()
         assert trimmed["checkpoints"] == 2
         policy = {"max_checkpoints_per_thread": 1}

@@ -42,6 +42,12 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
+class OwnBody(Body):
+    """The body of a request that the Platform does not have. It has these fields and no other."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class TimeToLive(Body):
     """How long after its last activity a thread expires."""
 

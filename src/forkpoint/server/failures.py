@@ -38,6 +38,13 @@ ANSWERED = (ForkpointError, RequestValidationError, HTTPException)
 """The errors that are answered with a status and a reason."""
 
 
+_ADVICE = {
+    "model_attributes_type": "it must be a JSON object, sent as content-type: application/json",
+    "extra_forbidden": "there is no such field",
+}
+"""What is said instead of what Pydantic says, by its type of error."""
+
+
 class Failure(NamedTuple):
     """Why a request is not done."""
 
@@ -52,7 +59,8 @@ def failure_of(error: Exception) -> Failure:
         return Failure(error.status_code, _shown(str(error.detail)), error.headers)
     if isinstance(error, RequestValidationError):
         reasons = [
-            f"{'.'.join(str(part) for part in reason['loc'])}: {reason['msg']}"
+            f"{'.'.join(str(part) for part in reason['loc'])}: "
+            f"{_ADVICE.get(reason['type'], reason['msg'])}"
             for reason in error.errors()
         ]
         return Failure(422, _shown("; ".join(reasons[:5])))

@@ -24,7 +24,7 @@ router = APIRouter(route_class=StrictRoute, prefix="/forkpoint", tags=["forkpoin
 Days = Annotated[float, Field(gt=0, le=1e5)]
 
 
-class NewFork(bodies.Body):
+class NewFork(bodies.OwnBody):
     checkpoint_id: str | None = None
     checkpoint_ns: str | None = None
     new_thread_id: bodies.Identifier | None = None
@@ -33,15 +33,15 @@ class NewFork(bodies.Body):
     history: Literal["head", "path"] = "head"
 
 
-class Steps(bodies.Body):
+class Steps(bodies.OwnBody):
     steps: Annotated[int, Field(ge=1), bodies.WHOLE] = 1
 
 
-class Keep(bodies.Body):
+class Keep(bodies.OwnBody):
     keep: Annotated[int, Field(ge=1), bodies.WHOLE]
 
 
-class Retention(bodies.Body):
+class Retention(bodies.OwnBody):
     """A policy of retention, in days. Nothing is removed by asking what it would remove."""
 
     max_age_days: Days | None = None
