@@ -174,10 +174,11 @@ def delete(
         if dry_run:
             _show_count("matching", matching, as_json)
             return
-        question = f"Delete {count_of(matching, 'thread')} with all their checkpoints?"
-        confirm(question, yes=yes or not matching)
-        with progress("deleting"):
-            deleted = store.catalog.bulk_delete(chosen)
+        deleted = 0
+        if matching:  # else nobody was asked: what matches from now on stays
+            confirm(f"Delete {count_of(matching, 'thread')} with all their checkpoints?", yes)
+            with progress("deleting"):
+                deleted = store.catalog.bulk_delete(chosen)
         _show_count("deleted", deleted, as_json)
 
 

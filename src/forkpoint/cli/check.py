@@ -62,12 +62,11 @@ def repair(
                     on_progress=lambda far: tell(_summary(far)),
                 )
 
-        if not dry_run and not yes:
-            planned = apply(True)
-            repairable, left = len(planned.repaired), len(planned.left)
-            question = f"Repair {count_of(repairable, 'problem')}, and leave {left}?"
-            confirm(question, yes=not repairable)
-        report = apply(dry_run)
+        report = apply(dry_run or not yes)
+        if report.repaired and not dry_run and not yes:
+            repairable, left = count_of(len(report.repaired), "problem"), len(report.left)
+            confirm(f"Repair {repairable}, and leave {left}?", yes)
+            report = apply(False)
         if as_json:
             emit(report)
         else:

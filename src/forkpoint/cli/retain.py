@@ -143,11 +143,12 @@ def retain(
                     on_progress=_telling(tell),
                 )
 
-        if not dry_run and not yes:
-            planned = apply(True)
-            deleted, trimmed = len(planned.deleted), len(planned.trimmed)
-            confirm(f"Delete {deleted} and trim {trimmed} threads?", yes=not (deleted or trimmed))
-        _show_result(apply(dry_run), as_json)
+        result = apply(dry_run or not yes)
+        if (result.deleted or result.trimmed) and not dry_run and not yes:
+            deleted, trimmed = len(result.deleted), len(result.trimmed)
+            confirm(f"Delete {deleted} and trim {trimmed} threads?", yes)
+            result = apply(False)
+        _show_result(dataclasses.replace(result, dry_run=dry_run), as_json)
 
 
 def sweep(
