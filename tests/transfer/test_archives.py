@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import random
+import resource
 import threading
 from base64 import b64encode
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ from forkpoint import (
     InvalidInput,
     SafeSerializer,
     SqliteSaver,
+    StorageFull,
     StoredObject,
     ThreadCatalog,
     ThreadExists,
@@ -195,6 +198,28 @@ def base64_of(plain: str) -> list[bytes]:
 class Order:
     number: int
     items: list[str]
+
+
+@pytest.mark.parametrize("name", ["archive.jsonl", "archive.jsonl.gz"])
+def test_a_thread_that_there_is_no_room_for_is_named_and_the_others_are_archived(
+    name: str, second: SqliteSaver, tmp_path: Path
+) -> None:
+    for thread_id, length in (("large", 3_000_000), ("small", 10)):
+        put(second, {"n": random.Random(0).randbytes(length)}, thread_id=thread_id)
+    assert ThreadCatalog(second).count() == 2
+    path = tmp_path / name
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        report = archive_threads(second, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (report.threads, report.checkpoints, list(report.failed)) == (1, 1, ["large"])
+    assert isinstance(report.failed["large"], StorageFull)
+    assert f"the archive {str(path)!r} cannot be written: " in str(report.failed["large"])
+    with SqliteSaver(tmp_path / "restored.db") as other:
+        restored = restore_threads(other, path)
+        assert (restored.is_complete, restored.threads) == (True, 1)
 
 
 def test_of_a_class_that_is_not_known_the_bytes_are_restored(path: Path, tmp_path: Path) -> None:

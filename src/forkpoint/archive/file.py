@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from forkpoint.archive.compression import (
 )
 from forkpoint.archive.lines import BEGIN, Encrypt, line_of
 from forkpoint.archive.parts import Part
-from forkpoint.errors import InvalidInput
+from forkpoint.errors import ForkpointError, InvalidInput, StorageError, StorageFull
 from forkpoint.runtime.open_files import Identity, identity, is_in_use
 
 if sys.platform != "win32":
@@ -32,6 +33,7 @@ SQLITE_ENDINGS = ("-wal", "-shm", "-journal")
 LONGEST_LINE = 512 * 1024 * 1024
 """How many bytes a line of an archive may have: whoever reads it has it in memory."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ANY_LINE = b'{"'
 _READ_BYTES = 65536
 
@@ -82,8 +84,12 @@ class ArchiveFile:
             parts: The thread.
             encrypt: Encrypts what somebody stored in it.
             sync: Whether it is to be on the disk when this returns.
+
+        Raises:
+            StorageFull: There is no room for it.
+            StorageError: The file cannot be written.
         """
-        with _opened(self.path) as file:
+        with _typed_errors(self.path), _opened(self.path) as file:
             end = self._end(file)
             file.truncate(end)
             file.seek(end)
@@ -100,7 +106,7 @@ class ArchiveFile:
 
     def sync(self) -> None:
         """Return when all that was appended is on the disk."""
-        with _opened(self.path) as file:
+        with _typed_errors(self.path), _opened(self.path) as file:
             os.fsync(file.fileno())
         _sync_name(self.path)
 
@@ -247,6 +253,18 @@ def _check_begin(path: str, begin: bytes, right: bytes) -> None:
             f"the file {path!r} is no archive of threads: a line of it begins with {begin!r}; "
             "choose another path"
         )
+
+
+@contextmanager
+def _typed_errors(path: str) -> Iterator[None]:
+    """Turn the system's errors into those of the archive at a path."""
+    try:
+        yield
+    except ForkpointError:
+        raise
+    except OSError as error:
+        kind = StorageFull if error.errno in _FULL else StorageError
+        raise kind(f"the archive {path!r} cannot be written: {error}") from error
 
 
 @contextmanager

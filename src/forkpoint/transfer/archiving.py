@@ -35,8 +35,10 @@ def _archive(source: OwnSource, file: ArchiveFile, thread_id: str, done: Done) -
         try:
             file.append(_counted(source.parts(thread_id), thread_id, done), encrypt, sync=False)
             return
-        except ThreadChanged:
+        except (ThreadChanged, ForkpointError) as error:
             done.checkpoints, done.writes = counted
+            if not isinstance(error, ThreadChanged):
+                raise
     raise ThreadBusy(f"thread {thread_id!r} is written to all the time; archive it again later")
 
 
