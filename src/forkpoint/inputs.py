@@ -31,7 +31,7 @@ from forkpoint.options import path as path
 from forkpoint.options import serializer as serializer
 from forkpoint.options import size as size
 from forkpoint.previews import PREVIEW_CHANNELS
-from forkpoint.untrusted import characters, items, mapping, reading, shown
+from forkpoint.untrusted import attribute, characters, items, mapping, reading, shown
 
 DESCRIPTION_BYTES = 64 * 1024
 """How many bytes the metadata of a thread may take as JSON. All of them are indexed."""
@@ -81,6 +81,9 @@ def text(value: object, what: str) -> str:
 
 def configurable(config: object) -> Mapping[str, Any]:
     """Return the `configurable` part of a config."""
+    if isinstance(config, tuple) and attribute(config, "config") is not None:
+        kind = type(config).__name__
+        raise InvalidInput(f"config must be a mapping, not {kind}; pass its .config")
     part = mapping(config, "config").get("configurable")
     if part is None:
         raise InvalidInput('config has no "configurable" mapping')
@@ -113,6 +116,9 @@ def source(value: object) -> Address:
     """Return the address of a thread id, or of a config that names no namespace of a subgraph."""
     if isinstance(value, str):
         return Address(identifier(value, "thread_id"), "", None)
+    if not isinstance(value, (Mapping, tuple)):
+        kind = type(value).__name__
+        raise InvalidInput(f"a thread is named by its id, a string, or by a config, not by {kind}")
     named = address(value)
     if named.checkpoint_ns:
         raise InvalidInput(

@@ -44,6 +44,8 @@ def callback(value: object, what: str) -> None:
 
 def path(value: str | os.PathLike[str], what: str) -> str:
     """Return the path of a file as a string that the operating system accepts."""
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise InvalidInput(f"{what} must be a path, not {shown(value)}")
     return reading(what, _path, value, what)
 
 

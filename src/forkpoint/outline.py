@@ -12,6 +12,7 @@ from typing import Any
 
 from langgraph.checkpoint.base import CheckpointTuple
 
+from forkpoint.errors import InvalidInput
 from forkpoint.langgraph_rules import (
     BRANCH_CHANNELS,
     INPUT_CHANNEL,
@@ -31,7 +32,7 @@ def next_nodes(checkpoint: CheckpointTuple) -> tuple[str, ...]:
     them. A graph that was built without `StateGraph` is known by what has run before: for the
     first step of one, there is `__start__`.
     """
-    state: Mapping[str, Any] = checkpoint.checkpoint
+    state = _state_of(checkpoint)
     values, versions = state["channel_values"], state["channel_versions"]
     seen = {
         node: channels
@@ -52,8 +53,17 @@ def changed_channels(checkpoint: CheckpointTuple) -> tuple[str, ...]:
 
     It is what LangGraph notes in the checkpoint. Where it does not, there are none.
     """
-    updated = checkpoint.checkpoint.get("updated_channels") or ()
+    updated = _state_of(checkpoint).get("updated_channels") or ()
     return tuple(sorted(channel for channel in updated if not is_internal(channel)))
+
+
+def _state_of(checkpoint: CheckpointTuple) -> Mapping[str, Any]:
+    if not isinstance(checkpoint, CheckpointTuple):
+        kind = type(checkpoint).__name__
+        raise InvalidInput(
+            f"checkpoint must be a CheckpointTuple, as history and at return, not {kind}"
+        )
+    return checkpoint.checkpoint
 
 
 def _triggers(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from checking import put
-from forkpoint import InvalidInput, RetentionPolicy, SqliteSaver, ThreadCatalog
+from forkpoint import InvalidInput, RetentionPolicy, SqliteSaver, ThreadCatalog, transfer
 from forkpoint.archive.file import ArchiveFile
 from forkpoint.saver.saver import ForkpointSaver
 from stores import SqliteStore, Store
@@ -129,6 +129,20 @@ def test_an_archive_is_not_the_database_or_what_belongs_to_it(
         assert len(list(saver.list(None))) == 1
         assert store.problems(saver) == []
     passed.close()
+
+
+def test_what_is_no_path_is_called_none(path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 1})
+        with pytest.raises(InvalidInput, match="archive must be a path or a function, not 5"):
+            ThreadCatalog(saver).apply_retention(IDLE, archive=5)  # type: ignore[arg-type]
+        for refused in (
+            lambda: transfer.archive_threads(saver, 5),  # type: ignore[arg-type]
+            lambda: transfer.restore_threads(saver, 5),  # type: ignore[arg-type]
+            lambda: saver.repair(quarantine=5),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(InvalidInput, match="must be a path, not 5"):
+                refused()
 
 
 def test_a_file_that_is_no_archive_is_refused(

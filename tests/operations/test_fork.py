@@ -385,8 +385,13 @@ REFUSED: dict[str, tuple[Call, type[ForkpointError], str]] = {
         InvalidInput,
         "namespace of a subgraph, 'child'",
     ),
-    "fork of None": (lambda api, _: api.fork(None), InvalidInput, "config must be a mapping"),
-    "fork of a number": (lambda api, _: api.fork(7), InvalidInput, "config must be a mapping"),
+    "fork of None": (lambda api, _: api.fork(None), InvalidInput, "a thread is named by its id"),
+    "fork of a number": (lambda api, _: api.fork(7), InvalidInput, "by a config, not by int"),
+    "fork of a checkpoint": (
+        lambda api, stored: api.fork(api.saver.get_tuple(stored)),
+        InvalidInput,
+        "not CheckpointTuple; pass its .config",
+    ),
     "fork of ''": (lambda api, _: api.fork(""), InvalidInput, "thread_id is empty"),
     "fork to a number": (
         lambda api, _: api.fork("thread", new_thread_id=7),
@@ -499,7 +504,11 @@ REFUSED: dict[str, tuple[Call, type[ForkpointError], str]] = {
         InvalidInput,
         "namespace of a subgraph",
     ),
-    "diff with None": (lambda api, _: api.diff("thread", None), InvalidInput, "config must be"),
+    "diff with None": (
+        lambda api, _: api.diff("thread", None),
+        InvalidInput,
+        "a thread is named by its id",
+    ),
 }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from langchain_core.messages import HumanMessage
 
 from checking import one_by_one, put
-from forkpoint import NOT_READ, SqliteSaver, changed_channels, next_nodes
+from forkpoint import NOT_READ, InvalidInput, SqliteSaver, changed_channels, next_nodes
 from graphs import MORE_SHAPES, SHAPES, THREAD, call
 
 CASES = [name for name in SHAPES if "durability" not in name] + ["deferred", "goto"]
@@ -58,3 +59,9 @@ async def test_the_changed_channels_are_those_of_the_state() -> None:
         await call(shape.build(saver), "sync", shape.inputs[0], shape.options)
         changed = [changed_channels(found) for found in saver.history("thread", values=False)]
     assert changed == [(), ("document", "messages"), ("messages",)]
+
+
+def test_what_is_no_checkpoint_is_refused() -> None:
+    for outline in (next_nodes, changed_channels):
+        with pytest.raises(InvalidInput, match=r"must be a CheckpointTuple.*, not dict"):
+            outline({"configurable": {}})  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from forkpoint.catalog.retention import Archive, RetentionPolicy, Rules
 from forkpoint.catalog.search import ThreadSearch
 from forkpoint.errors import InvalidInput
 from forkpoint.results import OnExpiry
+from forkpoint.untrusted import shown
 
 _LARGEST_PAGE = 1000
 _LARGEST_OFFSET = 10_000
@@ -162,6 +163,8 @@ def archive_of(value: Any, *, dry_run: bool) -> Archive | ArchiveFile | None:
         path = inputs.path(value, "archive")
         return None if dry_run else ArchiveFile(path)
     if value is not None and not isinstance(value, ArchiveFile):
+        if not callable(value):
+            raise InvalidInput(f"archive must be a path or a function, not {shown(value)}")
         inputs.callback(value, "archive")
     archive: Archive | ArchiveFile | None = value
     return archive

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
@@ -252,6 +253,10 @@ def _path_of(connection: sqlite3.Connection) -> str:
     return next((path or "" for _, name, path in rows if name == "main"), "")
 
 
+_URL = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+]+://")
+_ADVICE = "; a store in MongoDB needs MongoDBSaver"
+
+
 def _parsed(database: object) -> tuple[str, str | None, str | None]:
     """Return a name of a database, its absolute path, and the options if it is a URI.
 
@@ -265,6 +270,8 @@ def _parsed(database: object) -> tuple[str, str | None, str | None]:
     name = inputs.path(database, "database")
     if name == ":memory:":
         return name, None, None
+    if url := _URL.match(name):
+        raise InvalidInput(f"database must be a path or a file: URI, not {url[0]}...{_ADVICE}")
     if not name.startswith("file:"):
         return name, os.path.abspath(name), None
     end = min((at for at in map(name.find, "?#") if at >= 0), default=len(name))
