@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from langgraph.graph import StateGraph
 
 from command_line import forkpoint
@@ -117,6 +118,25 @@ async def test_a_server_that_is_told_to_end_ends_its_runs(store: str, tmp_path: 
         assert ended.json()["__error__"]["error"] == "UserInterrupt"
         assert await asyncio.to_thread(process.wait, PATIENCE_SECONDS) is not None
     with SqliteSaver(store) as saver:
+        assert ThreadCatalog(saver).lease("t") is None
+
+
+async def test_a_mounted_application_ends_its_runs_with_the_one_around_it(store: str) -> None:
+    made: dict[str, Any] = {}
+    exec(BLOCKING, made)
+    with SqliteSaver(store) as saver:
+        agents = create_app(saver, {"blocking": made["graph"]})
+        outer = FastAPI(lifespan=lambda _: agents.router.lifespan_context(agents))
+        outer.mount("/agents", agents)
+        http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(outer), base_url="http://localhost/agents"
+        )
+        async with outer.router.lifespan_context(outer), http:
+            await http.post("/threads", json={"thread_id": "t"})
+            new = {"assistant_id": "blocking", "input": {"n": 1}}
+            await http.post("/threads/t/runs", json=new)
+            while (await http.get("/threads/t")).json()["status"] != "busy":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         assert ThreadCatalog(saver).lease("t") is None
 
 
