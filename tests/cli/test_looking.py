@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
+from typer.main import get_command
 
 from checking import encrypted_serde, put
 from command_line import Outcome, forkpoint
 from forkpoint import ThreadCatalog
+from forkpoint.cli.app import app
 from forkpoint.saver.saver import ForkpointSaver
 from graphs import SHAPES
 from stores import Store
@@ -101,6 +103,32 @@ def test_what_a_thread_waits_for_is_not_nothing_where_it_cannot_be_read(new_stor
         SHAPES["interrupts"].build(saver).invoke({"items": []}, config("asking"))
     shown = forkpoint("show", "asking", store=store).out.splitlines()[-1]
     assert shown == "waits for    (what cannot be read here)"
+
+
+def test_the_namespaces_of_subgraphs_are_named_by_one_that_is_not_there(
+    saver: ForkpointSaver, run: Any
+) -> None:
+    put(saver, {"n": 0})
+    assert run("state", "thread", "--namespace", "?").err.endswith("in the namespace '?'\n")
+    for number in range(12):
+        put(saver, {"n": number}, ns=f"child:{number}")
+    asked = run("state", "thread", "--namespace", "?")
+    assert asked.code == 2
+    assert "'?'; there are 'child:11', 'child:10', " in asked.err
+    assert asked.err.endswith("'child:2', and 2 older ones\n")
+    assert run("state", "thread", "--namespace", "child:7", "--json").json["values"] == {"n": 7}
+
+
+def test_each_option_says_what_it_takes() -> None:
+    command: Any = get_command(app)
+    for name, each in [("", command), *command.commands.items()]:
+        assert [option.name for option in each.params if not _says_what_it_takes(option)] == [], (
+            name
+        )
+
+
+def _says_what_it_takes(option: Any) -> bool:
+    return bool(option.metavar) or getattr(option, "is_flag", False) or "completion" in option.name
 
 
 def test_a_place_that_is_not_there_is_named(saver: ForkpointSaver, run: Any) -> None:

@@ -43,16 +43,23 @@ def _show_version(is_asked: bool) -> None:
 def options(
     ctx: typer.Context,
     store: Annotated[
-        str | None, typer.Option(help="The store.", envvar="FORKPOINT_STORE", show_envvar=True)
+        str | None,
+        typer.Option(
+            help="The store.", metavar="STORE", envvar="FORKPOINT_STORE", show_envvar=True
+        ),
     ] = None,
     owner: Annotated[
-        str | None, typer.Option(help="Whose threads alone there are for the command.")
+        str | None,
+        typer.Option(help="Whose threads alone there are for the command.", metavar="OWNER"),
     ] = None,
     encrypted: Annotated[
         bool, typer.Option("--encrypted", help="The values in the store are encrypted.")
     ] = False,
     collection: Annotated[
-        str | None, typer.Option(help="The collection of a store in MongoDB, if not the default.")
+        str | None,
+        typer.Option(
+            help="The collection of a store in MongoDB, if not the default.", metavar="NAME"
+        ),
     ] = None,
     version: Annotated[
         bool,

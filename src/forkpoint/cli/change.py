@@ -62,7 +62,9 @@ def clone(
     ctx: typer.Context,
     thread: ThreadId,
     new_id: NewId = None,
-    label: Annotated[str | None, typer.Option(help="Its label, if not the same.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Its label, if not the same.", metavar="TEXT")
+    ] = None,
     tags: Annotated[
         list[str] | None, typer.Option("--tag", metavar="TAG", help="Its tags, if not the same.")
     ] = None,
@@ -95,7 +97,7 @@ def _show_id(thread_id: str, as_json: bool) -> None:
 def rollback(
     ctx: typer.Context,
     thread: ThreadId,
-    steps: Annotated[int, typer.Option(help="How many checkpoints.")] = 1,
+    steps: Annotated[int, typer.Option(help="How many checkpoints.", metavar="N")] = 1,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -121,7 +123,9 @@ def rollback(
 def trim(
     ctx: typer.Context,
     thread: ThreadId,
-    keep: Annotated[int, typer.Option(help="How many checkpoints of each namespace stay.")],
+    keep: Annotated[
+        int, typer.Option(help="How many checkpoints of each namespace stay.", metavar="N")
+    ],
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:

@@ -38,7 +38,10 @@ def repair(
     ctx: typer.Context,
     quarantine: Annotated[
         Path | None,
-        typer.Option(help="Remove unreadable checkpoints, and append what they have to this file."),
+        typer.Option(
+            help="Remove unreadable checkpoints, and append what they have to this file.",
+            metavar="FILE",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be repaired.")

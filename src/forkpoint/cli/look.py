@@ -42,6 +42,8 @@ _ELEMENTS = 20
 """How many elements of a list or a dict are shown."""
 
 _LABEL = 40
+_NAMESPACES = 10
+"""How many namespaces are named."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ class PageOptions:
     ascending: Annotated[
         bool, typer.Option("--ascending", help="The oldest, or the first, comes first.")
     ] = False
-    limit: Annotated[int, typer.Option(help="How many, 1,000 at most.")] = 50
-    cursor: Annotated[str | None, typer.Option(help="What the page before said to go on with.")] = (
-        None
-    )
+    limit: Annotated[int, typer.Option(help="How many, 1,000 at most.", metavar="N")] = 50
+    cursor: Annotated[
+        str | None, typer.Option(help="What the page before said to go on with.", metavar="CURSOR")
+    ] = None
 
 
 def threads(
@@ -176,7 +178,9 @@ def check_exists(store: OpenStore, thread: str) -> None:
 def history(
     ctx: typer.Context,
     thread: ThreadId,
-    limit: Annotated[int | None, typer.Option(help="How many checkpoints at most.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="How many checkpoints at most.", metavar="N")
+    ] = None,
     newest_first: Annotated[
         bool, typer.Option("--newest-first", help="Begin with the newest, which has the index -1.")
     ] = False,
@@ -259,10 +263,15 @@ def state(
     ctx: typer.Context,
     place: Annotated[str, typer.Argument(metavar=PLACE, help=PLACE_HELP)],
     channel: Annotated[
-        list[str] | None, typer.Option(help="Show this channel, or these, whole.")
+        list[str] | None,
+        typer.Option(help="Show this channel, or these, whole.", metavar="CHANNEL"),
     ] = None,
     namespace: Annotated[
-        str | None, typer.Option(help="The state of a subgraph: its checkpoint namespace.")
+        str | None,
+        typer.Option(
+            help="The state of a subgraph, by its namespace; ? names those that there are.",
+            metavar="NAMESPACE",
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -307,8 +316,21 @@ def _item_at(
     if item is None:
         check_exists(store, config["configurable"]["thread_id"])
         inside = f" in the namespace {namespace!r}" if namespace else ""
-        raise fail(f"there is no checkpoint at {place!r}{inside}")
+        others = _namespaces(store, config) if namespace else ""
+        raise fail(f"there is no checkpoint at {place!r}{inside}{others}")
     return item
+
+
+def _namespaces(store: OpenStore, config: RunnableConfig) -> str:
+    """Return in words which namespaces of subgraphs a thread has, the last used first."""
+    thread: RunnableConfig = {"configurable": {"thread_id": config["configurable"]["thread_id"]}}
+    found = (
+        item.config["configurable"]["checkpoint_ns"]
+        for item in store.saver.list(thread, values=False)
+    )
+    names = [repr(name) for name in dict.fromkeys(found) if name]
+    more = f", and {len(names) - _NAMESPACES} older ones" if len(names) > _NAMESPACES else ""
+    return f"; there are {', '.join(names[:_NAMESPACES])}{more}" if names else ""
 
 
 def _show_state(item: CheckpointTuple, shown: Mapping[str, Any]) -> None:

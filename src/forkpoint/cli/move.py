@@ -32,6 +32,13 @@ from forkpoint.transfer.sources import Kind
 ArchivePath = Annotated[
     Path, typer.Argument(metavar="FILE", help="The archive; compressed if named .gz or .zst.")
 ]
+SourceName = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A path, a connection string, a store as --store takes it, or module:factory.",
+    ),
+]
 CreateFlag = Annotated[bool, typer.Option("--create", help="Make the store if there is none.")]
 
 
@@ -78,12 +85,7 @@ def restore(
 
 def import_(
     ctx: typer.Context,
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A path, a connection string, a store as --store takes it, or module:factory."
-        ),
-    ],
+    source: SourceName,
     kind: Annotated[
         str,
         typer.Option(

@@ -41,7 +41,9 @@ else:
 
 ArchiveFile = Annotated[
     Path | None,
-    typer.Option("--archive", help="Append each thread to this file before it is deleted."),
+    typer.Option(
+        "--archive", help="Append each thread to this file before it is deleted.", metavar="FILE"
+    ),
 ]
 
 _LONGEST_WAIT_SECONDS = 1.0
@@ -72,7 +74,9 @@ class PolicyOptions:
     ] = None
     policy: Annotated[
         Path | None,
-        typer.Option(help="A TOML file with these rules: max_idle = '90d', and so on."),
+        typer.Option(
+            help="A TOML file with these rules: max_idle = '90d', and so on.", metavar="FILE"
+        ),
     ] = None
 
     def rules(self) -> RetentionPolicy:

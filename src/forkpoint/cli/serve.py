@@ -16,15 +16,21 @@ def serve(
     ctx: typer.Context,
     graph: Annotated[
         list[str] | None,
-        typer.Option(help="A compiled graph: name=module:graph, or name=path.py:graph."),
+        typer.Option(
+            help="A compiled graph: name=module:graph, or name=path.py:graph.", metavar="GRAPH"
+        ),
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port.", min=0, max=65535)] = 8765,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on.", metavar="HOST")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port.", min=0, max=65535, metavar="PORT")] = 8765,
     keys: Annotated[
-        Path | None, typer.Option(help='API keys in a JSON file: {"key": "identity"}.')
+        Path | None,
+        typer.Option(help='API keys in a JSON file: {"key": "identity"}.', metavar="FILE"),
     ] = None,
     origin: Annotated[
-        list[str] | None, typer.Option(help="Pages of this origin may use it from a browser.")
+        list[str] | None,
+        typer.Option(help="Pages of this origin may use it from a browser.", metavar="ORIGIN"),
     ] = None,
 ) -> None:
     """Serve the threads over HTTP.
