@@ -62,6 +62,9 @@ def test_what_names_no_store_is_wrong_use() -> None:
         assert outcome.err.startswith("Error: ")
     assert forkpoint("--collection", "x", "threads", store="x.db").code == 2
     assert forkpoint("no-command", store="x.db").code == 2
+    for option in ("--store", "--owner", "--collection", "--encrypted"):
+        reason = f"{option} stands before the command: forkpoint {option} ..."
+        assert forkpoint("threads", option, "x.db") == (2, "", f"Error: {reason} threads\n")
     assert forkpoint("threads", "--limit", "many", store="x.db").code == 2
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from forkpoint.cli import change, check, look, measure, move, retain, serve
 from forkpoint.cli.groups import with_options
 from forkpoint.cli.stores import StoreOptions
-from forkpoint.cli.terminal import open_missing_streams
+from forkpoint.cli.terminal import fail, open_missing_streams
 from forkpoint.opening import KEY_VARIABLE
 
 _HELP = f"""Look into a store of LangGraph checkpoints, and operate it.
@@ -69,9 +70,25 @@ def options(
     ctx.obj = StoreOptions(store, owner, encrypted, collection)
 
 
+class _Command(TyperCommand):
+    """A command that says of an option of the store where it stands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            name = getattr(error, "option_name", None)
+            if name in _BEFORE:
+                raise fail(
+                    f"{name} stands before the command: forkpoint {name} ... {ctx.info_name}"
+                ) from None
+            raise
+
+
+_BEFORE = ("--store", "--owner", "--encrypted", "--collection")
 _COMMANDS = (look, measure, change, retain, move, check, serve)
 for command in (command for group in _COMMANDS for command in group.COMMANDS):
-    app.command(command.__name__.rstrip("_"))(with_options(command))
+    app.command(command.__name__.rstrip("_"), cls=_Command)(with_options(command))
 
 
 def main() -> None:
