@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import builtins
+import collections
 import dataclasses
 import datetime
+import enum
 import io
 import uuid
+import weakref
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, Generic, Literal, NewType, TypeVar
 
 import attrs
 import numpy
@@ -23,10 +26,12 @@ import pydantic.v1
 import pydantic_core
 import pytest
 
-from forkpoint import NotStorable, SafeSerializer
-from value_types import is_same
+from forkpoint import NotStorable, SafeSerializer, StoredObject
+from forkpoint.encoding import type_names
+from value_types import Level, is_same
 
 SERDE = SafeSerializer()
+T = TypeVar("T")
 
 
 class Ordered(OrderedDict):  # type: ignore[type-arg]
@@ -281,3 +286,73 @@ def test_what_would_not_come_back_is_refused(name: str) -> None:
     value, reason = REFUSED[name]
     with pytest.raises(NotStorable, match=reason):
         SERDE.dumps_typed({"k": value})
+
+
+# Types that are named by what they are made of, or not at all
+
+
+class Named(pydantic.BaseModel, Generic[T]):
+    content: T
+
+
+def some(value: Any) -> bool:
+    return bool(value)
+
+
+ARGUMENTS = [
+    None,
+    Annotated[int, pydantic.Field(gt=0)],
+    Annotated[int, pydantic.Field(gt=5)],
+    Annotated[int, pydantic.AfterValidator(some)],
+    Literal[Level.LOW, None],
+    NewType("Number", int),
+    collections.abc.Callable[[int], int],
+]
+
+
+def test_a_generic_is_known_whatever_it_is_made_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [Named[argument].model_construct(content=1) for argument in ARGUMENTS]  # type: ignore[valid-type]
+    stored = SERDE.dumps_typed(values)
+    assert is_same(SERDE.loads_typed(stored), values)
+    forget_types(monkeypatch)
+    assert is_same(SafeSerializer().loads_typed(stored), values)
+
+
+def forget_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process know as little of types as one that has stored nothing."""
+    monkeypatch.setattr(type_names, "_seen", weakref.WeakValueDictionary())
+
+
+class Strange(type):
+    __eq__ = __hash__ = None  # type: ignore[assignment]
+
+
+class Neighbour(metaclass=Strange):
+    """A class of the same module that cannot be compared."""
+
+
+Bound = enum.Enum("Functional", "A B")
+
+
+def test_a_type_is_found_under_another_name_whatever_else_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored = SERDE.dumps_typed([Bound.B])
+    forget_types(monkeypatch)
+    assert SafeSerializer().loads_typed(stored) == [Bound.B]
+
+
+@dataclasses.dataclass(eq=False)
+class Same:
+    """Of which two are never equal."""
+
+    number: int
+
+
+@pytest.mark.parametrize("kind", [set, frozenset, dict.fromkeys])
+def test_elements_that_are_equal_where_they_are_not_known_are_kept(kind: Any) -> None:
+    name, content = SERDE.dumps_typed([kind([Same(1), Same(1)])])
+    content = content.replace(b"test_odd_values", b"test_odd_valuez")
+    strange = SERDE.loads_typed((name, content))
+    assert type(strange[0]) is StoredObject
+    assert SERDE.dumps_typed(strange) == (name, content)

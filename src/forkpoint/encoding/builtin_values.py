@@ -30,8 +30,8 @@ import types
 import uuid
 import zoneinfo
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple, TypeVar
 
 import ormsgpack  # a dependency of langgraph-checkpoint
 import pydantic_core
@@ -120,10 +120,20 @@ def from_pairs(content: Any) -> dict[Any, Any]:
 
     Raises:
         ValueError: There are too many with the same hash: each would be compared with all others.
+            Or two are equal, which were not where they were written.
     """
     keys = only(content, list)[::2]
     check_hashes(keys)
-    return dict(zip(keys, content[1::2], strict=True))
+    return _all_of(keys, dict(zip(keys, content[1::2], strict=True)))
+
+
+_Collection = TypeVar("_Collection", bound=Collection[Any])
+
+
+def _all_of(elements: list[Any], collection: _Collection) -> _Collection:
+    if len(collection) != len(elements):
+        raise ValueError("some of its elements are equal here")
+    return collection
 
 
 def _dump_set(value: set[Any] | frozenset[Any]) -> list[Any]:
@@ -133,7 +143,7 @@ def _dump_set(value: set[Any] | frozenset[Any]) -> list[Any]:
 
 def _load_set(content: Any) -> set[Any]:
     check_hashes(only(content, list))
-    return set(content)
+    return _all_of(content, set(content))
 
 
 # What a defaultdict may call. Another type could be anything by the time that it is called.

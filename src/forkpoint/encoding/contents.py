@@ -1,10 +1,15 @@
-"""What the modules of values share: what is refused, when it is written and when it is read."""
+"""What the modules of values share: what is refused, and the attributes of objects.
+
+These are read, and set, without running code of a class.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from typing import Any, TypeVar
+from contextlib import suppress
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, TypeVar
 
 Described = tuple[int, Any]
 """An extension code, and what is to be packed under it."""
@@ -54,3 +59,135 @@ def check_storable(elements: Collection[Any]) -> None:
             check_hashes(elements)
         except ValueError as error:
             raise CannotStore(f"cannot be read back: {error}") from None
+
+
+# The attributes of objects
+
+Attributes = dict[str, Any]
+
+TYPES_MAX = 1024
+"""Of how many types it is remembered what they are like. Some programs make types all the time."""
+
+
+class _Layout(NamedTuple):
+    """Where objects of a type have their attributes.
+
+    Args:
+        slots: The slots by the names of the attributes in them, those of the base types first.
+        own: Those of them that Python's own types do not have, and Pydantic's models.
+        hidden: Those that another one of the same name hides.
+        cached: Names in `__dict__` that can be computed again, and typing's own.
+    """
+
+    slots: dict[str, Any]
+    own: dict[str, Any]
+    hidden: list[Any]
+    cached: frozenset[str]
+
+
+@lru_cache(TYPES_MAX)
+def _layout_of(kind: type) -> _Layout:
+    members = [(name, each) for base in reversed(kind.__mro__) for name, each in vars(base).items()]
+    slots = {name: each for name, each in members if type(each).__name__ == "member_descriptor"}
+    cached = {name for name, each in dict(members).items() if isinstance(each, cached_property)}
+    own = [
+        (name, each)
+        for name, each in members
+        if type(each).__name__ == "member_descriptor"
+        and each.__objclass__.__module__ not in _OTHERS
+    ]
+    return _Layout(
+        slots,
+        dict(own),
+        [each for name, each in own if each is not slots[name]],
+        frozenset({*cached, "__orig_class__"}),
+    )
+
+
+# Modules whose types have slots for what is stored of them otherwise.
+_OTHERS = frozenset(
+    {
+        *("builtins", "collections", "datetime", "fractions", "pathlib", "pathlib._local"),
+        *("pydantic.main", "pydantic.v1.main", "uuid", "zoneinfo"),
+    }
+)
+
+
+def attributes_of(value: object) -> Attributes:
+    """Return the attributes of an object, those in slots as well, and no cached properties.
+
+    Raises:
+        CannotStore: It has two of one name.
+    """
+    kind: Any = type(value)
+    attributes = slots_of(value)
+    own = _dict_of(value)
+    return {**attributes, **without_cached(kind, own)} if own else attributes
+
+
+def slots_of(value: object) -> Attributes:
+    """Return the attributes of an object that are in slots, as `attributes_of` does."""
+    kind: Any = type(value)
+    layout = _layout_of(kind)
+    attributes: Attributes = {}
+    for name, slot in layout.own.items():
+        with suppress(AttributeError):  # it was never set
+            attributes[name] = slot.__get__(value)
+    for slot in layout.hidden:
+        with suppress(AttributeError):
+            slot.__get__(value)
+            raise CannotStore(f"has two attributes of the name {slot.__name__}")
+    return attributes
+
+
+def _dict_of(value: object) -> Attributes | None:
+    """Return the `__dict__` of an object, whatever its class says of attributes."""
+    try:
+        own: Attributes = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return None
+    return own
+
+
+def without_cached(kind: type, own: Attributes) -> Attributes:
+    """Return attributes without those that can be computed again, and typing's own."""
+    cached = _layout_of(kind).cached
+    if cached.isdisjoint(own):
+        return own
+    return {name: each for name, each in own.items() if name not in cached}
+
+
+def set_attributes(value: Any, attributes: Any) -> Any:
+    """Give an object its attributes, as no `__setattr__` of its class would."""
+    own = _dict_of(value)
+    kind: Any = type(value)
+    slots = _layout_of(kind).slots
+    for name, each in only(attributes, dict).items():
+        if name in slots:
+            slots[name].__set__(value, each)
+        elif own is not None:
+            own[name] = each
+        else:
+            raise ValueError(f"it has no attribute {name!r} any more")
+    return value
+
+
+def has_slot(kind: type, name: str) -> bool:
+    """Return whether an attribute of this name has a slot in objects of a type."""
+    return name in _layout_of(kind).slots
+
+
+def has_slots(kind: type) -> bool:
+    """Return whether objects of a type have slots of which `slots_of` returns the attributes."""
+    return bool(_layout_of(kind).own)
+
+
+def builtin_slots(kind: type) -> dict[str, Any]:
+    """Return the slots of a type that those have of Python's own that it derives from."""
+    layout = _layout_of(kind)
+    return {name: slot for name, slot in layout.slots.items() if name not in layout.own}
+
+
+def bare(kind: type) -> Any:
+    """Return an object of a type that has no attributes yet. Nothing of the type runs."""
+    return object.__new__(kind)

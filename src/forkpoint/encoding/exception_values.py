@@ -13,13 +13,13 @@ from typing import Any, get_args
 
 from pydantic_core import PydanticCustomError, ValidationError, core_schema
 
-from forkpoint.encoding.attributes import (
+from forkpoint.encoding.contents import (
     Attributes,
     attributes_of,
     builtin_slots,
+    only,
     set_attributes,
 )
-from forkpoint.encoding.contents import only
 
 _GROUPS: tuple[type, ...] = tuple(
     kind for name, kind in vars(builtins).items() if name == "BaseExceptionGroup"

@@ -42,16 +42,17 @@ import pydantic.networks
 from pydantic_core import ValidationError
 
 from forkpoint.encoding import pydantic_values
-from forkpoint.encoding.attributes import (
+from forkpoint.encoding.base_values import BASES, Base, base_of
+from forkpoint.encoding.contents import (
     TYPES_MAX,
     Attributes,
+    CannotStore,
     attributes_of,
     bare,
     has_slot,
+    only,
     set_attributes,
 )
-from forkpoint.encoding.base_values import BASES, Base, base_of
-from forkpoint.encoding.contents import CannotStore, only
 from forkpoint.encoding.exception_values import (
     dump_exception,
     dump_validation_error,

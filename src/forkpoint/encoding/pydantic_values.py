@@ -9,16 +9,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from forkpoint.encoding.attributes import (
+from forkpoint.encoding.contents import (
     TYPES_MAX,
     Attributes,
     bare,
     has_slots,
+    only,
     set_attributes,
     slots_of,
     without_cached,
 )
-from forkpoint.encoding.contents import only
 
 
 def is_pydantic(kind: type) -> bool:

@@ -404,6 +404,8 @@ def _outline_of(code: int, fields: Any) -> tuple[str, Mapping[str, Any], Any] | 
             return str(fields[0]), {}, fields[1:]
         if code == builtin_values.VALUE:
             return str(fields[0]), {}, fields[1]
+        if code in _COLLECTIONS and type(fields) is list:
+            return _COLLECTIONS[code], {}, fields
         if langgraph_values.names_a_type(code, fields):
             attributes = fields[2] if isinstance(fields[2], dict) else {}
             if all(isinstance(key, str) for key in attributes):
@@ -411,6 +413,14 @@ def _outline_of(code: int, fields: Any) -> tuple[str, Mapping[str, Any], Any] | 
     except (ValueError, TypeError, KeyError, IndexError, UnreadableValue):
         return None
     return None
+
+
+_COLLECTIONS = {
+    builtin_values.SET: "builtins.set",
+    builtin_values.FROZENSET: "builtins.frozenset",
+    builtin_values.ITEMS: "builtins.dict",
+}
+"""Of elements that may be equal to others in one process only."""
 
 
 def _is_interrupt(failure: Exception) -> bool:

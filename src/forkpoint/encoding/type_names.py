@@ -2,16 +2,20 @@
 
 A name is a list: the module, the qualified name, and for a generic of Pydantic the names of its
 arguments as a third item. What is no class is named in the same way: `["typing", "Union", [...]]`,
-`["builtins", "list", [...]]` for `list[...]`, and `["literal", "str:a"]`.
+`["builtins", "list", [...]]` for `list[...]`, and `["literal", "str:a"]`. An argument that has no
+name is there as the text that represents it, `["<text>", "typing.Annotated[...]"]`: such a generic
+is found where the program has made it.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
 from functools import reduce
+from hashlib import sha256
 from operator import or_
 from typing import Any
 from weakref import WeakValueDictionary
@@ -41,10 +45,21 @@ def name_of(kind: type) -> TypeName:
 def _name_of(kind: type) -> TypeName:
     generic = vars(kind).get("__pydantic_generic_metadata__")
     if generic and generic["origin"] is not None:
-        arguments = tuple(map(_argument_name, generic["args"]))
-        if None not in arguments:
-            return (*_name_of(generic["origin"]), arguments)
+        arguments = [_argument_name(each) or _text_name(each) for each in generic["args"]]
+        return (*_name_of(generic["origin"]), tuple(arguments))
     return kind.__module__, kind.__qualname__
+
+
+def _text_name(argument: Any) -> TypeName:
+    text = _ADDRESS.sub("", repr(argument))
+    if len(text) > _TEXT_MAX:
+        text = f"{text[:_TEXT_MAX]}... {sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    return _TEXT, text
+
+
+_TEXT = "<text>"  # no module has this name
+_TEXT_MAX = 80
+_ADDRESS = re.compile(" at 0x[0-9A-Fa-f]+")  # of this process
 
 
 def _argument_name(argument: Any) -> TypeName | None:
@@ -58,11 +73,15 @@ def _argument_name(argument: Any) -> TypeName | None:
         return None if None in values else ("typing", "Literal", values)
     if argument is ...:
         return _ELLIPSIS
+    if argument is None:
+        return _NOTHING
     return _name_of(argument) if isinstance(argument, type) else None
 
 
 _ELLIPSIS = ("builtins", "Ellipsis")
-_NONE = ("builtins", "NoneType")
+_NOTHING = ("builtins", "None")  # which is another argument than its type
+_NO_CLASSES = {("builtins", "NoneType"): type(None), _NOTHING: None, _ELLIPSIS: ...}
+_MISSING = object()
 
 
 def _origin_of_typing(argument: Any) -> TypeName | None:
@@ -172,32 +191,44 @@ def generic(name: TypeName, class_of: Callable[[TypeName], type | None]) -> type
     origin = class_of(name[:2])
     if origin is None or "__pydantic_generic_metadata__" not in vars(origin):
         return None
+    if any(each[0] == _TEXT for each in name[2]):
+        return _made_before(origin, name)
     arguments = tuple(_argument(each, class_of) for each in name[2])
-    if None in arguments:
+    if _MISSING in arguments:
         return None
     parametrized: type = origin[arguments]  # type: ignore[index] # Pydantic makes each once
     return parametrized
 
 
+def _made_before(origin: Any, name: TypeName) -> type | None:
+    """Return the generic of a class that this process has made under a name."""
+    made = [
+        kind
+        for kind in type.__subclasses__(origin)
+        if "__pydantic_generic_metadata__" in vars(kind) and _name_of(kind) == name
+    ]
+    return made[0] if len(made) == 1 else None
+
+
 def _argument(name: TypeName, class_of: Callable[[TypeName], type | None]) -> Any:
-    """Return the argument of a generic that has this name, or None if it is not known."""
-    if name in (_NONE, _ELLIPSIS):
-        return type(None) if name == _NONE else ...
+    """Return the argument of a generic that has this name, or `_MISSING` if it is not known."""
+    if name in _NO_CLASSES:
+        return _NO_CLASSES[name]
     if len(name) == 2:
-        return class_of(name)
+        return class_of(name) or _MISSING
     module, qualified, inner = name
     if (module, qualified) == ("typing", "Literal"):
         return typing.Literal[tuple(_literal(*each) for each in inner)]
     arguments = tuple(_argument(each, class_of) for each in inner)
-    if None in arguments:
-        return None
+    if _MISSING in arguments:
+        return _MISSING
     if (module, qualified) == ("types", "UnionType"):
         return reduce(or_, arguments)
     if module == "typing":
-        return getattr(typing, qualified)[arguments] if qualified in _TYPING else None
+        return getattr(typing, qualified)[arguments] if qualified in _TYPING else _MISSING
     origin = class_of((module, qualified))
     if origin is None or "__pydantic_generic_metadata__" in vars(origin):
-        return generic(name, class_of)
+        return generic(name, class_of) or _MISSING
     return types.GenericAlias(origin, arguments)
 
 
@@ -220,16 +251,16 @@ def find_nested(named: TypeName) -> type | None:
     module, name, *arguments = named
     if arguments or "." in name or module not in sys.modules:
         return None
-    nested: set[type] = set()
-    visited: set[type] = set()
+    nested: dict[int, type] = {}  # by their ids: what a metaclass says of hashes does not matter
+    visited: set[int] = set()
     members = list(vars(sys.modules[module]).values())  # it may be imported at the moment
     pending = [value for value in members if isinstance(value, type)]
     while pending:
         outer = pending.pop()
-        if outer.__module__ != module or outer in visited:
+        if outer.__module__ != module or id(outer) in visited:
             continue
-        visited.add(outer)
+        visited.add(id(outer))
         pending += [value for value in vars(outer).values() if isinstance(value, type)]
         if outer.__name__ == name:
-            nested.add(outer)
-    return nested.pop() if len(nested) == 1 else None
+            nested[id(outer)] = outer
+    return nested.popitem()[1] if len(nested) == 1 else None
