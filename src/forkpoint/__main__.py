@@ -10,6 +10,9 @@ except ModuleNotFoundError as error:
     if error.name not in ("typer", "rich", "tomli"):
         raise
     sys.exit(f"the command needs {error.name}: pip install 'forkpoint[cli]'")
+except KeyboardInterrupt:
+    print("Error: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 if __name__ == "__main__":
     main()

@@ -232,6 +232,22 @@ def test_the_package_is_a_command(store: Path) -> None:
     assert (done.stdout, done.stderr) == ("2\n", "")
 
 
+def test_an_interrupt_while_the_command_is_loaded_has_the_same_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "forkpoint.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "forkpoint.cli.app", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("forkpoint.__main__")
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "Error: interrupted\n"
+
+
 def test_it_is_said_what_the_command_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("forkpoint.cli")]:
         monkeypatch.delitem(sys.modules, name)

@@ -83,6 +83,11 @@ def typed_error(error: sqlite3.Error) -> BaseException:
             f"the database is read-only: {message}; a saver, also one that only reads, needs to "
             "write to the file and its directory"
         )
+    if "unable to open" in message:
+        return StorageError(
+            f"{message}: its directory must be there, and whoever runs this must be allowed to "
+            "read and write the file and its directory"
+        )
     if is_locked(error):
         return busy_error(error)
     if "not a database" in message or "file is encrypted" in message:
