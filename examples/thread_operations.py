@@ -173,7 +173,7 @@ def overview(desk: ThreadCatalog) -> None:
         name = thread.label or thread.thread_id[-12:]
         print(
             f"{name:24} {','.join(thread.tags):10} {thread.status:12}"
-            f"{thread.checkpoint_count:3} checkpoints"
+            f"{thread.checkpoint_count:3} checkpoint{'s' * (thread.checkpoint_count != 1)}"
         )
 
 

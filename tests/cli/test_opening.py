@@ -72,7 +72,8 @@ def test_a_server_that_is_not_there_has_its_own_code() -> None:
     uri = "mongodb://user:secret@127.0.0.1:1/db?serverSelectionTimeoutMS=1"
     outcome = forkpoint("threads", store=uri)
     assert outcome.code == 3
-    assert "no MongoDB primary can be reached" in outcome.err
+    reached = "(127.0.0.1:1: [Errno 111] Connection refused, Timeout: 0.001s)"
+    assert f"no MongoDB primary can be reached {reached}; check " in outcome.err
     assert "secret" not in outcome.err
 
 

@@ -249,6 +249,8 @@ def test_what_is_no_client_is_refused(mongo_server: ReplicaSet) -> None:
         for value in wrong:
             with pytest.raises(InvalidInput, match=r"client must be a pymongo\.MongoClient, a"):
                 MongoDBSaver(value)
+        with pytest.raises(InvalidInput, match="from_conn_string takes a connection string"):
+            MongoDBSaver(mongo_server.uri)
         motor.close()
         motor.io_loop.close()
 

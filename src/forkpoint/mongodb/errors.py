@@ -64,8 +64,9 @@ def typed_error(error: Exception) -> ForkpointError:
     """Return the `ForkpointError` for what the driver or the server reports."""
     message = str(error)
     if isinstance(error, ServerSelectionTimeoutError):
+        reason = re.sub(r" \(configured timeouts: [^)]*\)|, Topology Description: .*", "", message)
         return StorageUnavailable(
-            f"no MongoDB primary can be reached ({message:.300}); check that the server runs, its "
+            f"no MongoDB primary can be reached ({reason:.300}); check that the server runs, its "
             "address, the network and the name of the replica set"
         )
     if isinstance(error, (WTimeoutError, WriteConcernError)):

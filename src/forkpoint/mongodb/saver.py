@@ -234,9 +234,10 @@ def _pymongo_client(client: object) -> MongoClient[dict[str, Any]]:
     wrapped = getattr(client, "delegate", None)
     if kind.__module__.startswith("motor.") and isinstance(wrapped, MongoClient):
         return wrapped
+    advice = "; from_conn_string takes a connection string" if isinstance(client, str) else ""
     raise InvalidInput(
         "client must be a pymongo.MongoClient, a pymongo.AsyncMongoClient or a "
-        f"motor.motor_asyncio.AsyncIOMotorClient, not {kind.__name__}"
+        f"motor.motor_asyncio.AsyncIOMotorClient, not {kind.__name__}{advice}"
     )
 
 
