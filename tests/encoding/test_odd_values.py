@@ -16,7 +16,7 @@ from fractions import Fraction
 from importlib.resources import files
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Annotated, Any, Generic, Literal, NewType, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypeVar
 
 import attrs
 import numpy
@@ -356,3 +356,94 @@ def test_elements_that_are_equal_where_they_are_not_known_are_kept(kind: Any) ->
     strange = SERDE.loads_typed((name, content))
     assert type(strange[0]) is StoredObject
     assert SERDE.dumps_typed(strange) == (name, content)
+
+
+# Classes that change
+
+
+@pytest.mark.parametrize("of_version", [pydantic, pydantic.v1])
+def test_what_a_model_has_got_since_has_its_default(of_version: Any) -> None:
+    def first() -> Any:
+        class Changed(of_version.BaseModel):  # type: ignore[misc]
+            a: int
+
+        return Changed
+
+    def second() -> Any:
+        class Changed(of_version.BaseModel):  # type: ignore[misc]
+            a: int
+            _size: int = of_version.PrivateAttr(5)
+            _names: list[str] = of_version.PrivateAttr(default_factory=list)
+
+        return Changed
+
+    old, new = first(), second()
+    new.__qualname__ = old.__qualname__
+    stored = SERDE.dumps_typed([old(a=1)])
+    value = new(a=1)
+    del value._size
+    stored_in_part = SERDE.dumps_typed([value])
+
+    (restored,) = SERDE.loads_typed(stored)
+    assert (type(restored), restored._size, restored._names) == (new, 5, [])
+    (restored,) = SERDE.loads_typed(stored_in_part)
+    assert not hasattr(restored, "_size")
+
+
+def test_a_model_that_is_open_since_takes_more() -> None:
+    def made(extra: Any) -> Any:
+        return pydantic.create_model(
+            "Opened", __config__=pydantic.ConfigDict(extra=extra), a=(int, ...)
+        )
+
+    old, new = made("ignore"), made("allow")
+    stored = SERDE.dumps_typed([old(a=1)])
+    SERDE.dumps_typed(new(a=1))
+    (restored,) = SERDE.loads_typed(stored)
+    restored.b = 2
+    assert restored == new(a=1, b=2)
+
+
+@dataclasses.dataclass
+class AsDataclass:
+    x: int
+    y: Any = None
+
+
+class AsModel(pydantic.BaseModel):
+    x: int
+    y: Any = None
+
+
+class AsOldModel(pydantic.v1.BaseModel):
+    x: int
+    y: Any = None
+
+
+class AsTuple(NamedTuple):
+    x: int
+    y: Any = None
+
+
+SHAPES: list[Any] = [AsDataclass, AsModel, AsOldModel, AsTuple]
+
+
+@pytest.mark.parametrize("old", SHAPES)
+@pytest.mark.parametrize("new", SHAPES)
+def test_an_alias_may_be_of_another_kind(old: Any, new: Any) -> None:
+    stored = SERDE.dumps_typed([old(x=1, y=(2,))])
+    renamed = SafeSerializer(types=[{(__name__, old.__name__): new}])
+    assert is_same(renamed.loads_typed(stored), [new(x=1, y=(2,))])
+    changed = SafeSerializer(
+        types=[{(__name__, old.__name__): (new, lambda fields: {"x": 5, "y": fields["x"]})}]
+    )
+    assert is_same(changed.loads_typed(stored), [new(x=5, y=1)])
+
+
+def test_a_model_without_such_a_field_does_not_take_it() -> None:
+    stored = SERDE.dumps_typed([AsDataclass(x=1)])
+    changed = SafeSerializer(
+        types=[{(__name__, "AsDataclass"): (AsModel, lambda fields: {**fields, "z": 1})}]
+    )
+    (restored,) = changed.loads_typed(stored)
+    assert restored.type_name == f"{__name__}.AsDataclass"

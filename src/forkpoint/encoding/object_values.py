@@ -294,6 +294,30 @@ def change_fields(kind: str, content: list[Any], change: Callable[[Any], Any]) -
     return pydantic_values.change_fields(kind, content, change)
 
 
+_OF_FIELDS = ("namedtuple", "pydantic", "pydantic1", "dataclass", "attrs")
+
+
+def converted(kind: str, content: list[Any], target: type) -> tuple[str, list[Any]]:
+    """Return the content of an object for a type of another kind, if both kinds have fields.
+
+    Raises:
+        ValueError: It has a field that a model of Pydantic has not.
+    """
+    new = kind_of(target)
+    if new is None or new == kind or not {kind, new} <= set(_OF_FIELDS):
+        return kind, content
+    fields = dict(KINDS[kind].show(content)[0])
+    if new == "namedtuple":
+        return new, [list(fields.values()), {"_fields": list(fields)}]
+    if new in ("dataclass", "attrs"):
+        return new, [fields]
+    known: Any = target.model_fields if new == "pydantic" else target.__fields__  # type: ignore[attr-defined]
+    if not fields.keys() <= known.keys():
+        raise ValueError(f"it has no field {sorted(fields.keys() - known.keys())[0]!r} any more")
+    of_version: list[Any] = [None, None] if new == "pydantic" else [{}]
+    return new, [fields, (1 << len(fields)) - 1, *of_version]
+
+
 KINDS: Mapping[str, Kind] = {
     "enum": Kind(lambda kind: issubclass(kind, Enum), _dump_enum, _load_enum, _show_enum),
     "validation": Kind(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Set
 from functools import lru_cache
 from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -35,25 +35,26 @@ def dump_pydantic(value: Any) -> list[Any]:
     fields = without_cached(kind, value.__dict__)
     extra = value.__pydantic_extra__
     names = [*fields, *extra] if extra else fields
-    given_names = value.__pydantic_fields_set__
-    content = [fields, _bits(names, given_names), extra, value.__pydantic_private__]
+    given_names, private = value.__pydantic_fields_set__, value.__pydantic_private__
+    content = [fields, _bits(names, given_names), extra, private]
+    present = fields.keys() | private.keys() if private else fields.keys()
     known = fields.keys() | extra.keys() if extra else fields.keys()
-    odd = _odd(fields.keys(), _optional_fields(kind).keys(), known, given_names)
+    odd = _odd(present, _shape_of(kind).optional, known, given_names)
     if odd or has_slots(kind):
         odd |= slots_of(value)
     return [*content, odd] if odd else content
 
 
 def _odd(
-    fields: Set[str], optional: Set[str], known: Set[str], given_names: Set[str]
+    present: Set[str], optional: Set[str], known: Set[str], given_names: Set[str]
 ) -> Attributes:
     """Return what models seldom have: fields that were deleted, and names of none that were given.
 
     Each is under a name that no attribute has.
     """
     odd: Attributes = {}
-    if not fields >= optional:
-        odd[_ABSENT] = sorted(optional - fields)
+    if not present >= optional:
+        odd[_ABSENT] = sorted(optional - present)
     if not given_names <= known:
         odd[_GIVEN] = sorted(given_names - known)
     return odd
@@ -82,17 +83,38 @@ def load_pydantic(kind: Any, content: list[Any]) -> Any:
     fields, bits, extra, private, *odd = content
     given_names = _named([*only(fields, dict), *(extra or ())], only(bits, int))
     absent, attributes = _read_odd(odd, given_names)
-    optional = _optional_fields(kind)
-    if not optional.keys() <= fields.keys():
-        for name, field in optional.items():
+    shape = _shape_of(kind)
+    if not fields.keys() >= shape.fields.keys():
+        for name, field in shape.fields.items():
             if name not in fields and name not in absent:
                 fields[name] = _default_of(field, fields)
+    if private is None and shape.has_private:
+        private = {}
+    if extra is None and shape.is_open:
+        extra = {}
     value = bare(kind)
     set_fields(value, fields)
     set_given_names(value, given_names)
     set_extra(value, None if extra is None else only(extra, dict))
-    set_private(value, None if private is None else only(private, dict))
+    set_private(value, None if private is None else _completed(private, shape, absent, fields))
     return set_attributes(value, attributes) if attributes else value
+
+
+def _completed(
+    private: Any, shape: _Shape, absent: Collection[str], fields: Attributes
+) -> Attributes:
+    """Return the private attributes of a model, with the defaults of those it does not have."""
+    attributes = only(private, dict)
+    for name, attribute in shape.private.items():
+        if name not in attributes and name not in absent:
+            factory = attribute.default_factory
+            if factory is None:
+                attributes[name] = attribute.get_default()
+            elif getattr(attribute, "default_factory_takes_validated_data", False):
+                attributes[name] = factory({**fields, **attributes})
+            else:
+                attributes[name] = factory()
+    return attributes
 
 
 def _read_odd(odd: list[Any], given_names: set[str]) -> tuple[Collection[str], Attributes]:
@@ -104,9 +126,46 @@ def _read_odd(odd: list[Any], given_names: set[str]) -> tuple[Collection[str], A
     return only(attributes.pop(_ABSENT, []), list), attributes
 
 
+class _Shape(NamedTuple):
+    """What the models of a class have.
+
+    Args:
+        fields: The fields with defaults.
+        private: The private attributes with defaults.
+        optional: The names of both.
+        has_private: Whether there are private attributes.
+        is_open: Whether extra fields are kept.
+    """
+
+    fields: dict[str, Any]
+    private: dict[str, Any]
+    optional: frozenset[str]
+    has_private: bool = False
+    is_open: bool = False
+
+
 @lru_cache(TYPES_MAX)
-def _optional_fields(kind: Any) -> dict[str, Any]:
-    return {name: field for name, field in kind.model_fields.items() if not field.is_required()}
+def _shape_of(kind: Any) -> _Shape:
+    fields = {name: field for name, field in kind.model_fields.items() if not field.is_required()}
+    private = _private_with_defaults(kind)
+    return _Shape(
+        fields,
+        private,
+        frozenset({*fields, *private}),
+        bool(kind.__private_attributes__),
+        kind.model_config.get("extra") == "allow",
+    )
+
+
+def _private_with_defaults(kind: Any) -> dict[str, Any]:
+    return {
+        name: each
+        for name, each in kind.__private_attributes__.items()
+        if each.default_factory is not None or type(each.default).__name__ not in _NO_DEFAULT
+    }
+
+
+_NO_DEFAULT = ("PydanticUndefinedType", "UndefinedType")  # of either version
 
 
 def _default_of(field: Any, fields: Attributes) -> Any:
@@ -149,14 +208,17 @@ def dump_pydantic1(value: Any) -> list[Any]:
     names = kind.__private_attributes__
     private = {name: getattr(value, name) for name in names if hasattr(value, name)}
     content = [fields, _bits(fields, given_names), private]
-    odd = _odd(fields.keys(), _optional_fields1(kind).keys(), fields.keys(), given_names)
+    present = fields.keys() | private.keys()
+    odd = _odd(present, _shape_of1(kind).optional, fields.keys(), given_names)
     odd |= {name: each for name, each in slots_of(value).items() if name not in names}
     return [*content, odd] if odd else content
 
 
 @lru_cache(TYPES_MAX)
-def _optional_fields1(kind: Any) -> dict[str, Any]:
-    return {name: field for name, field in kind.__fields__.items() if not field.required}
+def _shape_of1(kind: Any) -> _Shape:
+    fields = {name: field for name, field in kind.__fields__.items() if not field.required}
+    private = _private_with_defaults(kind)
+    return _Shape(fields, private, frozenset({*fields, *private}))
 
 
 def load_pydantic1(kind: Any, content: list[Any]) -> Any:
@@ -164,13 +226,14 @@ def load_pydantic1(kind: Any, content: list[Any]) -> Any:
     fields, bits, private, *odd = content
     given_names = _named(only(fields, dict), only(bits, int))
     absent, attributes = _read_odd(odd, given_names)
-    for name, field in _optional_fields1(kind).items():
+    shape = _shape_of1(kind)
+    for name, field in shape.fields.items():
         if name not in fields and name not in absent:
             fields[name] = field.get_default()
     value = bare(kind)
     object.__setattr__(value, "__dict__", fields)
     object.__setattr__(value, "__fields_set__", given_names)
-    for name, each in only(private, dict).items():
+    for name, each in _completed(private, shape, absent, fields).items():
         object.__setattr__(value, name, each)
     return set_attributes(value, attributes) if attributes else value
 

@@ -278,6 +278,8 @@ class SafeSerializer(JsonPlusSerializer):
             alias = self._aliases.get(name[:2])
             if isinstance(alias, tuple):
                 content = object_values.change_fields(kind, content, alias[1])
+            if alias is not None:
+                kind, content = object_values.converted(kind, content, target)
         if not (object_values.fits(kind, target) or self._allows(target)):
             raise UnreadableValue(f"{type_names.text(name)} is stored as a {kind}, and is none now")
         return object_values.KINDS[kind].load(target, content)

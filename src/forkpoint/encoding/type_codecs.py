@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,12 +47,24 @@ def entries_of(types: object) -> tuple[TypeCodec | Alias, ...]:
             is_known = isinstance(entry.type, type) and isinstance(entry.name, str)
             if not (is_known and callable(entry.encode) and callable(entry.decode)):
                 raise InvalidInput("a TypeCodec needs a type, a name and two functions")
+            if entry.type in _PLAIN:
+                raise InvalidInput(
+                    f"values of {entry.type.__name__} are stored as they are, and need no TypeCodec"
+                )
         elif not (type(entry) is dict and all(map(_is_alias, entry.items()))):
             raise InvalidInput(
                 "types must have TypeCodecs, and dicts of the form {(module, name): type}, or "
                 f"{{(module, name): (type, function)}}; not {untrusted.shown(entry)}"
             )
+    names = Counter(entry.name for entry in entries if isinstance(entry, TypeCodec))
+    for name, count in names.items():
+        if count > 1:
+            raise InvalidInput(f"{count} TypeCodecs have the name {untrusted.shown(name)}")
     return entries
+
+
+# MessagePack has these, or their elements are looked at first.
+_PLAIN = (type(None), bool, int, float, str, bytes, bytearray, list, tuple, dict)
 
 
 def _is_alias(item: tuple[Any, Any]) -> bool:
