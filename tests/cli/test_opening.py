@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.sqlite import SqliteSaver as OfficialSaver
 
 from checking import encrypted_serde, put
 from command_line import forkpoint, location
@@ -37,6 +38,8 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     connection.close()
     text = tmp_path / "text"
     text.write_text("no database " * 1000)
+    source = tmp_path / "source.db"
+    assert forkpoint("migrate", "--create", store=str(source)).code == 0
     before = other.read_bytes()
     advice = "; `migrate --create` makes one"
     for path, reason in (
@@ -47,12 +50,23 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
         (tmp_path / "no" / "directory.db", f"there is no directory {tmp_path / 'no'}"),
     ):
         assert forkpoint("threads", store=str(path)) == (3, "", f"Error: {reason}\n")
+        imported = forkpoint("import", str(source), "--from", "forkpoint", store=str(path))
+        assert (imported.code, imported.err[7:-1]) == (3, reason.replace(advice, "; pass --create"))
         importing = ("import", str(path), "--from", "forkpoint")
         refused = forkpoint(*importing, "--create", store=str(tmp_path / "target.db"))
         assert (refused.code, refused.err) == (3, f"Error: {reason.removesuffix(advice)}\n")
     assert not missing.exists()
     assert other.read_bytes() == before
     assert forkpoint("migrate", "--create", store=str(text)).code == 3
+
+
+def test_the_store_of_langgraphs_own_saver_is_told_from_others(tmp_path: Path) -> None:
+    path = str(tmp_path / "official.db")
+    with OfficialSaver.from_conn_string(path) as official:
+        official.setup()
+    reads = "it is LangGraph's own saver's: `import --from langgraph-sqlite` reads it"
+    refused = forkpoint("threads", store=path)
+    assert refused == (3, "", f"Error: there is no store at {path!r}; {reads}\n")
 
 
 def test_what_names_no_store_is_wrong_use() -> None:
@@ -75,6 +89,21 @@ def test_a_server_that_is_not_there_has_its_own_code() -> None:
     reached = "(127.0.0.1:1: [Errno 111] Connection refused, Timeout: 0.001s)"
     assert f"no MongoDB primary can be reached {reached}; check " in outcome.err
     assert "secret" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("langgraph-mongodb", "mongodb://127.0.0.1:1/db?serverSelectionTimeoutMS=1"),
+        ("langgraph-postgres", "postgresql://127.0.0.1:1/db"),
+    ],
+)
+def test_a_source_that_is_not_there_is_one_line(kind: str, source: str, path: Path) -> None:
+    outcome = forkpoint("import", source, "--from", kind, "--create", store=str(path))
+    assert outcome.code == 3
+    assert outcome.err.endswith("Connection refused\n")
+    assert outcome.err.count("\n") == 1
+    assert not path.exists()
 
 
 def test_a_collection_has_a_name(mongo_store: MongoStore) -> None:

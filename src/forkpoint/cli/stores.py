@@ -39,8 +39,11 @@ from forkpoint.opening import (
     serializer_of_environment,
 )
 from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.transfer.foreign import SqliteReader
 
 _PATIENCE_MILLISECONDS = 10_000
+_MAKING = ("import", "restore", "migrate")
+"""The commands that make a store if they are told to."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,10 @@ def opened(ctx: typer.Context, *, may_make: bool = False) -> Iterator[OpenStore]
             be mistyped.
     """
     options: StoreOptions = ctx.obj
-    advice = contextlib.nullcontext() if ctx.info_name == "serve" else _no_advice_for_programs()
-    with ending(), advice:
-        saver = saver_of(options, options.store, may_make=may_make)
+    is_server = ctx.info_name == "serve"
+    with ending(), contextlib.nullcontext() if is_server else _no_advice_for_programs():
+        advice = "pass --create" if ctx.info_name in _MAKING else "`migrate --create` makes one"
+        saver = saver_of(options, options.store, may_make=may_make, advice=f"; {advice}")
         try:
             catalog = ThreadCatalog(saver, owner=options.owner)
             yield OpenStore(catalog.saver, catalog)
@@ -133,8 +137,16 @@ def _code_of(error: ForkpointError) -> int:
     return NOT_REACHABLE if isinstance(error, kinds) else WRONG_USE
 
 
-def saver_of(options: StoreOptions, store: str | None, *, may_make: bool = False) -> ForkpointSaver:
+def saver_of(
+    options: StoreOptions, store: str | None, *, may_make: bool = False, advice: str = ""
+) -> ForkpointSaver:
     """Return a saver for what names a store, with the other options of the command.
+
+    Args:
+        options: Those that were typed before the command.
+        store: What names it.
+        may_make: Whether to make it if there is none.
+        advice: How it is made, for the error that there is none.
 
     Raises:
         Exit: It names none, or there is none and it may not be made.
@@ -150,7 +162,7 @@ def saver_of(options: StoreOptions, store: str | None, *, may_make: bool = False
         if "serverselectiontimeoutms" not in store.lower():
             given["serverSelectionTimeoutMS"] = _PATIENCE_MILLISECONDS
         if not may_make and not mongodb_saver_type().exists(store, place, **given):
-            raise _no_store(f"in the database {place!r}", store is options.store)
+            raise fail(f"there is no store in the database {place!r}{advice}", NOT_REACHABLE)
         return open_store(store, serde=serde, **given)
     if options.collection is not None:
         raise fail("--collection is for stores in MongoDB")
@@ -162,14 +174,19 @@ def saver_of(options: StoreOptions, store: str | None, *, may_make: bool = False
     except InvalidInput as error:  # a file that is no database, or no file
         raise fail(str(error), NOT_REACHABLE) from None
     if not (is_there or may_make):
-        raise _no_store(f"at {place!r}", store is options.store)
+        other = "; it is LangGraph's own saver's: `import --from langgraph-sqlite` reads it"
+        advice = other if _is_official(place, saver) else advice
+        raise fail(f"there is no store at {place!r}{advice}", NOT_REACHABLE)
     return saver
 
 
-def _no_store(where: str, is_that_of_the_command: bool) -> typer.Exit:
-    """Say that there is no store, and how one is made, unless it was to be read from."""
-    advice = "; `migrate --create` makes one" if is_that_of_the_command else ""
-    return fail(f"there is no store {where}{advice}", NOT_REACHABLE)
+def _is_official(path: str, saver: ForkpointSaver) -> bool:
+    """Return whether a file is the database of `langgraph-checkpoint-sqlite`."""
+    try:
+        SqliteReader(path, saver.serde).close()
+    except SourceError:
+        return False
+    return True
 
 
 def _serializer() -> EncryptedSerializer:

@@ -152,11 +152,13 @@ class _DatabaseFile:
 
 @contextmanager
 def _typed(failure: type[Exception], what: str = "the source cannot be read") -> Iterator[None]:
-    """Raise a driver's failure as a `SourceError`."""
+    """Raise a driver's failure as a `SourceError`, in one line."""
     try:
         yield
     except failure as error:
-        raise SourceError(f"{what}: {error}") from error
+        # MongoDB's driver adds all that it knows of its servers, and that of Postgres an advice.
+        reason = str(error).partition(" (configured timeouts:")[0].partition("\n")[0]
+        raise SourceError(f"{what}: {reason}") from error
 
 
 class MongoReader(Reader):
