@@ -20,13 +20,14 @@ from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypeVa
 
 import attrs
 import numpy
+import ormsgpack
 import pandas
 import pydantic
 import pydantic.v1
 import pydantic_core
 import pytest
 
-from forkpoint import NotStorable, SafeSerializer, StoredObject
+from forkpoint import NotStorable, SafeSerializer, StoredObject, UnreadableValue
 from forkpoint.encoding import type_names
 from value_types import Level, is_same
 
@@ -167,6 +168,8 @@ VALUES: dict[str, Any] = {
     "nothing at the end": [numpy.str_("a\0"), numpy.bytes_(b"a\0"), numpy.str_("\ud800")],
     "long span": pandas.Timedelta(numpy.timedelta64(10**15, "s")),
     "changed error": with_(SyntaxError("m"), lineno=5),
+    "errors of texts": [UnicodeTranslateError("ab", 0, 1, "no"), UnicodeError("no")],
+    "changed error of a text": with_(UnicodeDecodeError("utf-8", b"ab", 0, 1, "no"), start=1),
     "error that is not made whole": Unread("f"),
     "group of its own": failures(),
 }
@@ -189,7 +192,7 @@ def details_of(value: Any) -> Any:
     if isinstance(value, (list, dict)):
         return [details_of(each) for each in (value if isinstance(value, list) else value.values())]
     names = (
-        *("note", "lineno", "errno", "strerror", "filename", "is_safe", "readonly"),
+        *("start", "note", "lineno", "errno", "strerror", "filename", "is_safe", "readonly"),
         *("code", "message", "days"),
     )
     each = [getattr(value, name, "none") for name in names]
@@ -286,6 +289,23 @@ def test_what_would_not_come_back_is_refused(name: str) -> None:
     value, reason = REFUSED[name]
     with pytest.raises(NotStorable, match=reason):
         SERDE.dumps_typed({"k": value})
+
+
+def test_the_text_of_an_error_may_not_be_elsewhere() -> None:
+    """Python would read it there, and end."""
+    before = [*("utf-8", b"x", -(10**12)), 1 - 10**12, "no"]
+    name = ["builtins", "UnicodeDecodeError"]
+    for code, content in (
+        (40, ["exception", name, before, {}]),
+        (40, ["exception", name, ["utf-8", b"x", 0, 1, "no"], {"object": 5}]),
+        (40, ["exception", name, ["utf-8", b"x", 0, 1, "no"], {"start": -(10**12)}]),
+        (1, [*name, before]),
+    ):
+        forged = ormsgpack.packb(ormsgpack.Ext(code, ormsgpack.packb(content)))
+        with pytest.raises(UnreadableValue):
+            SafeSerializer(unknown="raise").loads_typed(("msgpack", forged))
+        stored = SERDE.loads_typed(("msgpack", forged))
+        assert type(stored) is StoredObject
 
 
 # Types that are named by what they are made of, or not at all

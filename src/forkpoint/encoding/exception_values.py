@@ -43,7 +43,8 @@ def dump_exception(value: BaseException) -> list[Any]:
     content = [list(arguments), attributes]
     if hasattr(kind, "__del__"):  # of the one that would be made to compare
         return content
-    probe = _made(kind, arguments)
+    content[0] = [slot.__get__(value) for slot in _text_slots(kind).values()] or content[0]
+    probe = _made(kind, content[0])
     if isinstance(value, _GROUPS) and not _is_same_group(probe, value):
         content[0] = [value.message, list(value.exceptions)]  # type: ignore[attr-defined]
         probe = _made(kind, content[0])
@@ -94,9 +95,35 @@ def load_exception(kind: Any, content: list[Any]) -> Any:
     base = _builtin_base(kind)
     instance = base.__new__(kind, *only(arguments, list))
     base.__init__(instance, *arguments)
+    check_text_error(instance)
+    if not only(attributes, dict).keys().isdisjoint(_text_slots(kind)):
+        raise ValueError("it has other attributes than it is made of")
     if own_arguments:
         vars(BaseException)["args"].__set__(instance, only(own_arguments[0], list))
     return set_attributes(instance, attributes)
+
+
+# Printing a `UnicodeError` reads the memory that its attributes point to, whatever that is.
+_TEXT_SLOTS = ("encoding", "object", "start", "end", "reason")  # as its arguments are ordered
+
+
+def _text_slots(kind: type) -> dict[str, Any]:
+    if not issubclass(kind, UnicodeError):
+        return {}
+    slots = builtin_slots(kind)
+    names = _TEXT_SLOTS[1:] if issubclass(kind, UnicodeTranslateError) else _TEXT_SLOTS
+    return {name: slots[name] for name in names if name in slots}
+
+
+def check_text_error(value: object) -> None:
+    """Refuse an exception that says it is about what comes before a text.
+
+    Raises:
+        ValueError: It does.
+    """
+    start = _text_slots(type(value)).get("start")
+    if start is not None and start.__get__(value) < 0:
+        raise ValueError("it begins before its text")
 
 
 def show_exception(content: list[Any]) -> tuple[Attributes, Any]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from forkpoint.encoding.contents import check_hashes
+from forkpoint.encoding.exception_values import check_text_error
 from forkpoint.errors import UnreadableValue
 
 try:  # names a private type of langgraph-checkpoint, which the format needs
@@ -56,7 +57,9 @@ def restore(code: int, fields: Any, resolve: Callable[[str, str], Callable[..., 
     target = re.compile if (module, name) == ("re", "compile") else resolve(module, name)
     _check_arguments(code, target, content)
     try:
-        return _restored(code, target, content, fields[3:])
+        value = _restored(code, target, content, fields[3:])
+        check_text_error(value)
+        return value
     except UnreadableValue:
         raise
     except Exception as error:
