@@ -23,6 +23,7 @@ from stores import MongoStore, SqliteStore, Store
 BACKENDS = ["sqlite", "mongodb"]
 WORLDS = ["sync", "async"]
 MEMORY_BYTES = 2 << 30
+SLOW_SECONDS = 4 * 3600  # after which a slow test hangs, however busy the machine is
 TURNS = [("sqlite", "sync"), ("mongodb", "async"), ("sqlite", "async"), ("mongodb", "sync")]
 
 settings.register_profile(  # no test is about time
@@ -66,7 +67,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     backends and both worlds. Of a test of several cases, and of those marked as `in_turns`, each
     case has one pair, or one backend, or one world; with `on_each_backend` it has as many as if it
     were the only one. Which ones they are differs from test to test, and from case to case.
+    What is slow anyway takes as long as it takes.
     """
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS), append=False)
     items = [item for item in items if not item.get_closest_marker("slow")]
     counts = Counter(map(_place_of, items))
     cases: Counter[Any] = Counter()

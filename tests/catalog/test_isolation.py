@@ -291,9 +291,9 @@ def _counted(statements: Sequence[str]) -> list[str]:
     ("new_store", "examples", "steps"),
     [
         pytest.param("sqlite", 2, 25),
-        pytest.param("sqlite", 1500, 50, marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
+        pytest.param("sqlite", 1500, 50, marks=pytest.mark.slow),
         pytest.param("mongodb", 1, 20),
-        pytest.param("mongodb", 300, 40, marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
+        pytest.param("mongodb", 300, 40, marks=pytest.mark.slow),
     ],
     indirect=["new_store"],
 )

@@ -32,7 +32,7 @@ from forkpoint.saver.saver import ForkpointSaver
 from processes import fork_server
 from stores import MongoStore
 
-ALL = pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
+ALL = pytest.param(None, marks=pytest.mark.slow)
 
 
 SHARED = "in all threads of the family " * 100
@@ -351,9 +351,8 @@ def each_two(number: int) -> Any:
         is_left_out = (WRITERS.index(write) + REMOVERS.index(remove)) % len(REMOVERS)
         marks = pytest.mark.slow if is_left_out else ()
         cases.append(pytest.param(write, remove, number, marks=marks))
-    everything = [pytest.mark.slow, pytest.mark.timeout(1800)]
     for write, remove in itertools.product(WRITERS, REMOVERS):
-        cases.append(pytest.param(write, remove, None, marks=everything))
+        cases.append(pytest.param(write, remove, None, marks=pytest.mark.slow))
     return pytest.mark.parametrize(("write", "remove", "number"), cases)
 
 

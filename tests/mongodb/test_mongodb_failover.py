@@ -148,9 +148,7 @@ def name() -> str:
     return f"failover-{time.time_ns()}"
 
 
-@pytest.mark.parametrize(
-    "kills", [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
-)
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_primary_is_killed_under_load(kills: int, replica_set: ReplicaSet, name: str) -> None:
     rng = random.Random(1)
     with (
@@ -168,9 +166,7 @@ def test_a_primary_is_killed_under_load(kills: int, replica_set: ReplicaSet, nam
     check(replica_set.uri, name, load)
 
 
-@pytest.mark.parametrize(
-    "kills", [1, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
-)
+@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
 def test_the_only_server_is_killed_and_started_again(kills: int, name: str) -> None:
     rng = random.Random(2)
     with ReplicaSet(is_mortal=True) as server:

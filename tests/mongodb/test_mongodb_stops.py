@@ -241,7 +241,6 @@ def test_operations_are_stopped_at_random(mongo_server: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(20))
 def test_operations_of_a_replica_set_are_stopped_at_random(
     seed: int, replica_set: ReplicaSet

@@ -455,7 +455,6 @@ async def test_a_fork_knows_nothing_of_branches_that_were_abandoned(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("abandoning", [False, True])
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", ALL_SHAPES)
@@ -474,7 +473,6 @@ async def test_forks_of_all_checkpoints_do_what_a_time_travel_does_in_all_ways(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", ALL_SHAPES)
 async def test_a_fork_of_the_head_goes_on_wherever_the_thread_was_stopped(

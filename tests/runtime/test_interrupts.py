@@ -227,7 +227,6 @@ def test_puts_in_a_batch_with_an_interrupted_put_return(count: int, lab: Lab) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_interrupt_at_each_instruction_leaves_all_or_nothing(operation: str, lab: Lab) -> None:
     outcomes = lab.outcomes(operation)

@@ -719,7 +719,7 @@ def explore_families(new_store: Callable[[], Store], examples: int, steps: int) 
     ("new_store", "examples", "steps"),
     [
         pytest.param("sqlite", 6, 25),
-        pytest.param("sqlite", 1000, 50, marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
+        pytest.param("sqlite", 1000, 50, marks=pytest.mark.slow),
     ],
     indirect=["new_store"],
 )
@@ -731,7 +731,7 @@ def test_a_family_in_a_file(new_store: Callable[[], Store], examples: int, steps
     ("new_store", "examples", "steps"),
     [
         pytest.param("mongodb", 2, 20),
-        pytest.param("mongodb", 200, 50, marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
+        pytest.param("mongodb", 200, 50, marks=pytest.mark.slow),
     ],
     indirect=["new_store"],
 )

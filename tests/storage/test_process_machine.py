@@ -366,9 +366,7 @@ def run(store: Store, seed: int) -> None:
         machine.close()
 
 
-@pytest.mark.parametrize(
-    "times", [50, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])]
-)
+@pytest.mark.parametrize("times", [50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_whatever_processes_do_nothing_is_lost(times: int, store: Store) -> None:
     """On MongoDB, where a round takes four times as long, by default not quite as often."""
     for seed in range(times if times > 50 or isinstance(store, SqliteStore) else 20):

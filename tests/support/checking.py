@@ -129,7 +129,7 @@ def drawn(few: int, many: int, *strategies: Any, **named: Any) -> Callable[[Any]
         fixtures = inspect.signature(given_test(test)).parameters.values()
         number = inspect.Parameter("examples", inspect.Parameter.KEYWORD_ONLY)
         run.__signature__ = inspect.Signature([*fixtures, number])  # type: ignore[attr-defined]
-        slow = pytest.param(many, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])
+        slow = pytest.param(many, marks=pytest.mark.slow)
         return pytest.mark.parametrize("examples", [few, slow])(run)
 
     return decorate

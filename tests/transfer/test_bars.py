@@ -79,7 +79,6 @@ def content_of(store: Store) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["langgraph-sqlite", "langgraph-mongodb", "langgraph-postgres"])
 def test_an_import_that_is_killed_again_and_again_is_as_one_that_was_not(
     kind: Any, store: Store, new_store: Any, tmp_path: Path, request: pytest.FixtureRequest
@@ -142,7 +141,6 @@ def import_until(store: Store, source: str, kind: Any, checkpoints: int, ready: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_a_restore_that_is_killed_again_and_again_is_as_one_that_was_not(
     store: Store, new_store: Any, path: Path, tmp_path: Path
 ) -> None:
@@ -183,7 +181,6 @@ def restore_until(store: Store, path: str, checkpoints: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_a_long_chat_takes_a_fortieth_of_the_room(tmp_path: Path) -> None:
     turns = 500
     official_path, path = tmp_path / "official.db", tmp_path / "checkpoints.db"
@@ -209,9 +206,7 @@ def test_a_long_chat_takes_a_fortieth_of_the_room(tmp_path: Path) -> None:
     assert before >= 40 * after
 
 
-@pytest.mark.parametrize(
-    "checkpoints", [60, pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
-)
+@pytest.mark.parametrize("checkpoints", [60, pytest.param(600, marks=pytest.mark.slow)])
 def test_no_more_than_a_page_of_checkpoints_is_in_memory(checkpoints: int, tmp_path: Path) -> None:
     """Counted as objects, by what the garbage collector knows."""
     most: Counter[str] = Counter()
