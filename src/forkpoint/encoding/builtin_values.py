@@ -270,9 +270,11 @@ def _load_pattern(content: Any) -> re.Pattern[Any]:
 
 def uuid_content(value: uuid.UUID) -> Any:
     """Return the bytes of a UUID, and whether it was made safely, if that is known."""
-    if value.is_safe is uuid.SafeUUID.unknown:
-        return value.bytes
-    return [value.bytes, value.is_safe.value]
+    is_safe = value.is_safe
+    return value.bytes if is_safe is _UNKNOWN else [value.bytes, is_safe.value]
+
+
+_UNKNOWN = uuid.SafeUUID.unknown
 
 
 def plain_uuid(content: Any) -> uuid.UUID:

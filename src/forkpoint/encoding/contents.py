@@ -120,9 +120,14 @@ def attributes_of(value: object) -> Attributes:
         CannotStore: It has two of one name.
     """
     kind: Any = type(value)
-    attributes = slots_of(value)
+    layout = _layout_of(kind)
+    attributes = slots_of(value) if layout.own else {}
     own = _dict_of(value)
-    return {**attributes, **without_cached(kind, own)} if own else attributes
+    if not own:
+        return attributes
+    if not layout.cached.isdisjoint(own):
+        own = without_cached(kind, own)
+    return {**attributes, **own}
 
 
 def slots_of(value: object) -> Attributes:
@@ -155,6 +160,11 @@ def without_cached(kind: type, own: Attributes) -> Attributes:
     if cached.isdisjoint(own):
         return own
     return {name: each for name, each in own.items() if name not in cached}
+
+
+def cached_names(kind: type) -> frozenset[str]:
+    """Return the names of attributes that can be computed again, and typing's own."""
+    return _layout_of(kind).cached
 
 
 def set_attributes(value: Any, attributes: Any) -> Any:

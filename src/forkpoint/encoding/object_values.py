@@ -195,6 +195,8 @@ _CACHED_HASH = "_attrs_cached_hash"
 def _load_attributes(kind: Any, content: list[Any]) -> Any:
     attributes, *absent = content
     value = set_attributes(bare(kind), attributes)
+    if attributes.keys() >= _optional(kind):
+        return value
     known = {*attributes, *(only(absent[0], list) if absent else ())}
     missing = {name: default() for name, default in _defaults(kind, value) if name not in known}
     return set_attributes(value, missing) if missing else value

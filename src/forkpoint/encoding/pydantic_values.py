@@ -13,6 +13,7 @@ from forkpoint.encoding.contents import (
     TYPES_MAX,
     Attributes,
     bare,
+    cached_names,
     has_slots,
     only,
     set_attributes,
@@ -32,16 +33,21 @@ def dump_pydantic(value: Any) -> list[Any]:
     And, if there is any, what models seldom have.
     """
     kind: Any = type(value)
-    fields = without_cached(kind, value.__dict__)
-    extra = value.__pydantic_extra__
+    shape = _shape_of(kind)
+    fields = value.__dict__
+    if not shape.cached.isdisjoint(fields):
+        fields = without_cached(kind, fields)
+    extra, private = value.__pydantic_extra__, value.__pydantic_private__
+    given_names = value.__pydantic_fields_set__
     names = [*fields, *extra] if extra else fields
-    given_names, private = value.__pydantic_fields_set__, value.__pydantic_private__
     content = [fields, _bits(names, given_names), extra, private]
-    present = fields.keys() | private.keys() if private else fields.keys()
-    known = fields.keys() | extra.keys() if extra else fields.keys()
-    odd = _odd(present, _shape_of(kind).optional, known, given_names)
-    if odd or has_slots(kind):
-        odd |= slots_of(value)
+    known = fields.keys()
+    present = known | private.keys() if private else known
+    if extra:
+        known = known | extra.keys()
+    if present >= shape.optional and known >= given_names and not shape.has_slots:
+        return content
+    odd = _odd(present, shape.optional, known, given_names) | slots_of(value)
     return [*content, odd] if odd else content
 
 
@@ -66,7 +72,7 @@ _ABSENT, _GIVEN = ".absent", ".given"
 def _bits(names: Collection[str], given_names: Collection[str]) -> int:
     if len(names) > len(_POWERS):
         return sum(1 << at for at, name in enumerate(names) if name in given_names)
-    return sum(compress(_POWERS, map(given_names.__contains__, names)))
+    return sum(compress(_POWERS, map(given_names.__contains__, names))) if given_names else 0
 
 
 _POWERS = [1 << at for at in range(64)]
@@ -75,14 +81,17 @@ _POWERS = [1 << at for at in range(64)]
 def _named(names: Collection[str], bits: int) -> set[str]:
     if bits >> len(names):  # each look at a bit goes through all
         raise ValueError("it says more of its fields than it has")
+    if not bits:
+        return set()
     return {name for at, name in enumerate(names) if bits >> at & 1}
 
 
 def load_pydantic(kind: Any, content: list[Any]) -> Any:
     """Return the model of this content. Fields that it does not have get their defaults."""
     fields, bits, extra, private, *odd = content
-    given_names = _named([*only(fields, dict), *(extra or ())], only(bits, int))
-    absent, attributes = _read_odd(odd, given_names)
+    names = [*only(fields, dict), *extra] if extra else only(fields, dict)
+    given_names = _named(names, only(bits, int))
+    absent, attributes = _read_odd(odd, given_names) if odd else ((), {})
     shape = _shape_of(kind)
     if not fields.keys() >= shape.fields.keys():
         for name, field in shape.fields.items():
@@ -119,8 +128,6 @@ def _completed(
 
 def _read_odd(odd: list[Any], given_names: set[str]) -> tuple[Collection[str], Attributes]:
     """Return the names of fields that were deleted, and the attributes in slots."""
-    if not odd:
-        return (), {}
     attributes = dict(only(odd[0], dict))
     given_names.update(only(attributes.pop(_GIVEN, []), list))
     return only(attributes.pop(_ABSENT, []), list), attributes
@@ -135,6 +142,8 @@ class _Shape(NamedTuple):
         optional: The names of both.
         has_private: Whether there are private attributes.
         is_open: Whether extra fields are kept.
+        has_slots: Whether a class has slots of its own.
+        cached: The names of what can be computed again.
     """
 
     fields: dict[str, Any]
@@ -142,6 +151,8 @@ class _Shape(NamedTuple):
     optional: frozenset[str]
     has_private: bool = False
     is_open: bool = False
+    has_slots: bool = False
+    cached: frozenset[str] = frozenset()
 
 
 @lru_cache(TYPES_MAX)
@@ -154,6 +165,8 @@ def _shape_of(kind: Any) -> _Shape:
         frozenset({*fields, *private}),
         bool(kind.__private_attributes__),
         kind.model_config.get("extra") == "allow",
+        has_slots(kind),
+        cached_names(kind),
     )
 
 
@@ -225,7 +238,7 @@ def load_pydantic1(kind: Any, content: list[Any]) -> Any:
     """Return the model of this content, as `load_pydantic` does."""
     fields, bits, private, *odd = content
     given_names = _named(only(fields, dict), only(bits, int))
-    absent, attributes = _read_odd(odd, given_names)
+    absent, attributes = _read_odd(odd, given_names) if odd else ((), {})
     shape = _shape_of1(kind)
     for name, field in shape.fields.items():
         if name not in fields and name not in absent:
