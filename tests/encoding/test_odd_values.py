@@ -14,7 +14,7 @@ import zoneinfo
 from collections import Counter, OrderedDict, defaultdict
 from fractions import Fraction
 from importlib.resources import files
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypeVar
 
@@ -27,7 +27,15 @@ import pydantic.v1
 import pydantic_core
 import pytest
 
-from forkpoint import NotStorable, SafeSerializer, StoredObject, UnreadableValue
+from checking import config, put
+from forkpoint import (
+    InvalidInput,
+    NotStorable,
+    SafeSerializer,
+    SqliteSaver,
+    StoredObject,
+    UnreadableValue,
+)
 from forkpoint.encoding import type_names
 from value_types import Level, is_same
 
@@ -467,3 +475,11 @@ def test_a_model_without_such_a_field_does_not_take_it() -> None:
     )
     (restored,) = changed.loads_typed(stored)
     assert restored.type_name == f"{__name__}.AsDataclass"
+
+
+def test_a_class_that_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    with SqliteSaver(tmp_path / "values.db") as saver:
+        for value in (Neighbour(), [Neighbour()], {"k": (Neighbour(),)}):
+            with pytest.raises(InvalidInput):
+                put(saver, {"c": value})
+        assert saver.get_tuple(config()) is None

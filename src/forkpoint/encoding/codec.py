@@ -142,7 +142,9 @@ class Codec:
             values = {name: value for name, value in values.items() if name not in inherited}
         stored = dict(values)
         chunks: dict[str, Chunks] = {}
-        for channel in self._encoder.not_plain(values):
+        with _Naming(self._serde, "the channels", values):  # a metaclass may raise something
+            channels = self._encoder.not_plain(values)
+        for channel in channels:
             self._serialize_channel(channel, values[channel], stored, chunks)
         body = {key: value for key, value in checkpoint.items() if key != "channel_values"}
         with _Naming(self._serde, "the checkpoint", body):
