@@ -111,7 +111,8 @@ class Others:
         self.before = self.seen()
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        run = {"assistant_id": "chat"} if method == "POST" else {}
+        is_run = method == "POST" and not path.startswith("/forkpoint/")
+        run = {"assistant_id": "chat"} if is_run else {}
         return self._world.asks(OTHER, method, path, None if body is None else run | body)
 
     def seen(self) -> Any:
