@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -38,7 +37,7 @@ from forkpoint import (
 )
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
-from servers import HOST, PATIENCE_SECONDS, Mongod, ReplicaSet
+from servers import HOST, PATIENCE_SECONDS, Mongod, ReplicaSet, bound_socket
 from stores import MongoStore
 
 Call = Callable[[Api], Awaitable[Any]]
@@ -476,10 +475,9 @@ async def test_a_server_without_a_replica_set_will_do(
 
 
 @pytest.fixture
-def closed_port() -> int:
-    with socket.socket() as listening:
-        listening.bind((HOST, 0))
-        return int(listening.getsockname()[1])
+def closed_port() -> Iterator[int]:
+    with bound_socket() as reserved:  # where nobody listens
+        yield int(reserved.getsockname()[1])
 
 
 @both_worlds

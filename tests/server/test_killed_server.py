@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from forkpoint import ThreadCatalog
 from forkpoint.server import create_app
 from processes import fork_server
 from served import chat, said
-from servers import PATIENCE_SECONDS
+from servers import PATIENCE_SECONDS, bound_socket
 from stores import Store
 
 ON_THREAD = 12
@@ -35,10 +34,8 @@ def serve(store: Store, port: int) -> None:
 class MortalServer:
     """A server in a process of its own, on the same port after each death."""
 
-    def __init__(self, store: Store, connections: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+    def __init__(self, store: Store, connections: int, port: int) -> None:
+        self._port = port
         self._store = store
         self._process: Any = None
         self.is_up = asyncio.Event()
@@ -186,7 +183,8 @@ def check(store: Store, clients: Clients) -> None:
 async def test_what_is_acknowledged_survives_the_server(
     number: int, updates: int | None, seconds: float | None, every: int, store: Store
 ) -> None:
-    server = MortalServer(store, number)
+    reserved = bound_socket()
+    server = MortalServer(store, number, reserved.getsockname()[1])
     async with server.client:
         await server.start()
         end = time.monotonic() + (seconds or 0)
@@ -197,6 +195,7 @@ async def test_what_is_acknowledged_survives_the_server(
         await kill_again_and_again(server, clients, every, writing)
         await asyncio.gather(*writing)
         await server.kill()
+    reserved.close()
     for process in server.killed:
         store.await_end_of(process)
     print(f"{clients.count} acknowledged, {len(server.killed)} kills, {dict(clients.answers)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from processes import environment
-from servers import wait_until
+from servers import bound_socket, wait_until
 from stores import MongoStore, SqliteStore, Store
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "langgraph_server"
@@ -21,9 +20,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "langgraph_server"
 @contextmanager
 def running(directory: Path, store: Store) -> Iterator[str]:
     """Run the server of a directory over a store, and give its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    reserved = bound_socket()
+    port = reserved.getsockname()[1]
     place = named(store)
     variables = {**environment(), "FORKPOINT_STORE": place, "LANGSMITH_TRACING": "false"}
     command = [sys.executable, "-m", "langgraph_cli", "dev", "--no-browser", "--no-reload"]
@@ -39,6 +37,7 @@ def running(directory: Path, store: Store) -> Iterator[str]:
         finally:
             server.terminate()
             server.wait()
+            reserved.close()
 
 
 def named(store: Store) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from servers import HOST, PATIENCE_SECONDS, _bound_socket, _end_with_the_parent, wait_until
+from servers import HOST, PATIENCE_SECONDS, _end_with_the_parent, bound_socket, wait_until
 
 _DEBIAN = "/usr/lib/postgresql/*/bin"  # which is not on the PATH
 _USER = "postgres"
@@ -37,7 +37,7 @@ class Postgres:
     def __init__(self) -> None:
         self._executables = executables()
         self._directory = Path(tempfile.mkdtemp(prefix="forkpoint-postgres-"))
-        self._reserved = _bound_socket()
+        self._reserved = bound_socket()
         self.port: int = self._reserved.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -75,7 +75,7 @@ class Mongod:
         access_control: bool = False,
         is_mortal: bool = False,
     ) -> None:
-        self._reserved = _bound_socket()
+        self._reserved = bound_socket()
         self.port: int = self._reserved.getsockname()[1]
         self.address = f"{HOST}:{self.port}"
         self._replica_set = replica_set
@@ -323,7 +323,7 @@ def _remove_what_was_left() -> None:
             continue  # somebody else's
 
 
-def _bound_socket() -> socket.socket:
+def bound_socket() -> socket.socket:
     """Return a socket that keeps its port from all but a server, which may bind to it, too."""
     reserved = socket.socket()
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
