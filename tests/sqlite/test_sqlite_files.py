@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.sqlite import SqliteSaver as OfficialSaver
 
 from checking import checkpoint, config, counts_of, put, value_of
 from children import Child
@@ -28,6 +29,7 @@ from forkpoint import (
     ThreadDeleted,
 )
 from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.transfer import import_threads
 from processes import fork_server
 from stores import SqliteStore
 
@@ -552,3 +554,20 @@ def test_setup_makes_an_index_that_was_dropped(path: Path) -> None:
         names = connection.execute("SELECT name FROM sqlite_master").fetchall()
         connection.close()
         assert ("forkpoint_checkpoints_place",) in names
+
+
+def test_whoever_replaces_langgraphs_saver_is_told_where_its_threads_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "agent.db"
+    with OfficialSaver.from_conn_string(str(path)) as official:
+        official.put(config(ns=""), checkpoint({"n": 1}), {}, {"n": 1})
+    for number in range(2):  # and only once
+        with SqliteSaver(path) as saver:
+            assert (saver.get_tuple(config()) is None) == (number == 0)
+            told = [record.message for record in caplog.records]
+            assert len(told) == 1
+            assert "import_threads" in told[0]
+            assert import_threads(path, saver, kind="langgraph-sqlite").checkpoints == 1 - number
+    with OfficialSaver.from_conn_string(str(path)) as official:
+        assert official.get_tuple(config(ns="")) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sqlite3
@@ -25,6 +26,8 @@ BUSY_TIMEOUT_SECONDS = 60.0
 INCREMENTAL = 2
 """The value of `PRAGMA auto_vacuum` with which a database gives back space."""
 
+_LOG = logging.getLogger("forkpoint")
+_OF_LANGGRAPH = {"checkpoints", "writes"}  # the tables of LangGraph's own saver
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
 _NAMES = frozenset(re.findall(r"CREATE .*?(forkpoint_\w+)", SCHEMA))  # of tables and indexes
 
@@ -55,6 +58,7 @@ def prepare(connection: sqlite3.Connection, durability: str) -> None:
     add_functions(connection)
     names = _names(connection)
     if not names:
+        _tell_of_others(connection)
         if not pragma(connection, "page_count"):
             connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
         _retry_while_locked(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall())
@@ -68,8 +72,22 @@ def prepare(connection: sqlite3.Connection, durability: str) -> None:
 
 
 def _names(connection: sqlite3.Connection) -> set[str]:
+    return _all_names(connection) & _NAMES
+
+
+def _all_names(connection: sqlite3.Connection) -> set[str]:
     cursor = _plain_cursor(connection)
-    return {name for (name,) in cursor.execute("SELECT name FROM sqlite_master")} & _NAMES
+    return {name for (name,) in cursor.execute("SELECT name FROM sqlite_master")}
+
+
+def _tell_of_others(connection: sqlite3.Connection) -> None:
+    """Warn whoever has replaced LangGraph's saver by this one: its threads seem to be gone."""
+    if _all_names(connection) >= _OF_LANGGRAPH:
+        _LOG.warning(
+            "the database has checkpoints of langgraph-checkpoint-sqlite, which stay where they are"
+            " and are not found here; forkpoint.transfer.import_threads(path, saver,"
+            ' kind="langgraph-sqlite") brings them into the same file, or another'
+        )
 
 
 def _check_version(connection: sqlite3.Connection) -> None:
