@@ -199,6 +199,8 @@ async def test_a_thread_shows_its_state_and_what_it_waits_for(
         missing = "1efb9d4e-0000-6000-8000-000000000000"
         await get(client, "thread", 404, thread_id="t", checkpoint_id=missing)
         await get(client, "thread", 422)
+        for page in ("nothing", "fork", "static", "a/b?c"):  # a form that was sent is no page
+            assert "there is no page" in await get(client, page, 404)
     async with calling(create_app(saver)) as client:  # without a graph
         text = await get(client, "thread", thread_id="t")
         assert "sure?" in text

@@ -81,6 +81,7 @@ def create_app(
         responses={status: {"model": bodies.ErrorReply} for status in _FAILURES},
     )
     app.state.forkpoint = Server(catalog, graphs, authenticate, runs)
+    app.mount("/pages/static", StaticFiles(directory=STATIC))
     for routes in (
         threads,
         states,
@@ -92,7 +93,6 @@ def create_app(
         page_actions,
     ):
         app.include_router(routes.router)
-    app.mount("/pages/static", StaticFiles(directory=STATIC))
     app.add_api_route("/ok", _ok, response_model=Json, tags=["server"])
     app.add_api_route("/info", _info, response_model=Json, tags=["server"])
     for kind in ANSWERED:

@@ -263,6 +263,12 @@ async def login(http: HttpRequest) -> Response:
     return render(http, "login.html", is_refused=False)
 
 
+@router.get("/pages/{page:path}")
+async def missing_page(page: str) -> Response:
+    """Say that there is no such page. An address of a form that was sent is one of these."""
+    raise HTTPException(404, f"there is no page {page!r}")
+
+
 async def checkpoints_after(request: RequestScope, thread_id: str, checkpoint_id: str) -> int:
     """Return how many checkpoints of a thread's graph are newer than one.
 
