@@ -218,12 +218,23 @@ PLACES = [
 ]
 
 
-class World:
-    """A store with a thread that nobody means, and who calls its methods."""
+_ROUNDS = 100  # of a store
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.saver = store.saver()
+
+class World:
+    """A store with a thread that nobody means, and who calls its methods.
+
+    Now and then it is a new one: what is left of deleted threads is checked again and again.
+    """
+
+    def __init__(self, new_store: Callable[[], Store]) -> None:
+        self._new_store = new_store
+        self._begin()
+
+    def _begin(self) -> None:
+        self._rounds = 0
+        self.store = self._new_store()
+        self.saver = self.store.saver()
         put(self.saver, {"n": 1, "text": "text " * 500}, thread_id="bystander")
         self.bystander = self.look("bystander")
 
@@ -242,12 +253,21 @@ class World:
 
     def clear(self) -> None:
         """Remove all threads but that which nobody means."""
+        self._rounds += 1
+        if self._rounds == _ROUNDS:
+            self.close()
+            self._begin()
+            return
         for thread in ThreadCatalog(self.saver).walk():
             if thread.thread_id != "bystander":
                 self.saver.delete_thread(thread.thread_id)
         for thread in self.store.threads():
             if thread.is_live and thread.thread_id != "bystander":
                 self.saver.delete_thread(thread.thread_id)
+
+    def close(self) -> None:
+        self.saver.close()
+        self.store.close()
 
     def check(self) -> None:
         with suppress(UnreadableValue):  # a value is there, and of a type that cannot be restored
@@ -259,16 +279,15 @@ class World:
 @pytest.fixture
 def worlds(tmp_path: Path, mongo_server: ReplicaSet) -> Iterator[list[World]]:
     """A world on each backend."""
+    stores: list[Callable[[], Store]] = [
+        lambda: SqliteStore(tmp_path / f"fuzz {next(_numbers)}.db"),
+        lambda: MongoStore(mongo_server.uri, f"test-fuzz-{next(_numbers)}"),
+    ]
     with ExitStack() as opened:
-        stores: list[Store] = [
-            SqliteStore(tmp_path / "fuzz.db"),
-            MongoStore(mongo_server.uri, f"test-fuzz-{next(_numbers)}"),
-        ]
         made = []
-        for store in stores:
-            opened.callback(store.close)
-            made.append(World(store))
-            opened.callback(made[-1].saver.close)
+        for new_store in stores:
+            made.append(World(new_store))
+            opened.callback(made[-1].close)
         yield made
 
 
