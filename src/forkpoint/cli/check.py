@@ -65,8 +65,9 @@ def repair(
                     on_progress=lambda far: tell(_summary(far)),
                 )
 
-        report = apply(dry_run or not yes)
-        if report.repaired and not dry_run and not yes:
+        asks = not (dry_run or yes)
+        report = apply(dry_run or asks)
+        if report.repaired and asks:
             repairable, left = count_of(len(report.repaired), "problem"), len(report.left)
             confirm(f"Repair {repairable}, and leave {left}?", yes)
             report = apply(False)

@@ -147,8 +147,9 @@ def retain(
                     on_progress=_telling(tell),
                 )
 
-        result = apply(dry_run or not yes)
-        if (result.deleted or result.trimmed) and not dry_run and not yes:
+        asks = not (dry_run or yes)
+        result = apply(dry_run or asks)
+        if (result.deleted or result.trimmed) and asks:
             deleted, trimmed = len(result.deleted), len(result.trimmed)
             confirm(f"Delete {deleted} and trim {trimmed} threads?", yes)
             result = apply(False)

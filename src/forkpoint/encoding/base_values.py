@@ -204,10 +204,6 @@ def _make_path(kind: Any, content: Any) -> Any:
     return instance
 
 
-def _plain_deque(value: Any) -> Any:
-    return deque(deque.__iter__(value), *_parts(deque, value, ["maxlen"]))
-
-
 def _plain_defaultdict(value: Any) -> Any:
     plain: defaultdict[Any, Any] = defaultdict(*_parts(defaultdict, value, ["default_factory"]))
     dict.update(plain, dict.items(value))

@@ -56,9 +56,10 @@ def prepare(connection: sqlite3.Connection, durability: str) -> None:
     """
     connection.create_function("forkpoint_contains", 2, _contains, deterministic=True)
     add_functions(connection)
-    names = _names(connection)
+    tables = _all_names(connection)
+    names = tables & _NAMES
     if not names:
-        _tell_of_others(connection)
+        _tell_of_others(tables)
         if not pragma(connection, "page_count"):
             connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
         _retry_while_locked(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall())
@@ -80,9 +81,9 @@ def _all_names(connection: sqlite3.Connection) -> set[str]:
     return {name for (name,) in cursor.execute("SELECT name FROM sqlite_master")}
 
 
-def _tell_of_others(connection: sqlite3.Connection) -> None:
+def _tell_of_others(tables: set[str]) -> None:
     """Warn whoever has replaced LangGraph's saver by this one: its threads seem to be gone."""
-    if _all_names(connection) >= _OF_LANGGRAPH:
+    if tables >= _OF_LANGGRAPH:
         _LOG.warning(
             "the database has checkpoints of langgraph-checkpoint-sqlite, which stay where they are"
             " and are not found here; forkpoint.transfer.import_threads(path, saver,"
