@@ -24,6 +24,8 @@ BACKENDS = ["sqlite", "mongodb"]
 WORLDS = ["sync", "async"]
 MEMORY_BYTES = 2 << 30
 SLOW_SECONDS = 4 * 3600  # after which a slow test hangs, however busy the machine is
+ABOVE_STORAGE = ("tests/server/", "tests/cli/")
+"""Where nothing knows which backend it has, which has tests of its own below."""
 TURNS = [("sqlite", "sync"), ("mongodb", "async"), ("sqlite", "async"), ("mongodb", "sync")]
 
 settings.register_profile(  # no test is about time
@@ -65,8 +67,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     A test of one case has two of the four pairs of a backend and a world, which together have both
     backends and both worlds. Of a test of several cases, and of those marked as `in_turns`, each
-    case has one pair, or one backend, or one world; with `on_each_backend` it has as many as if it
-    were the only one. Which ones they are differs from test to test, and from case to case.
+    case has one pair, or one backend, or one world, as has a test of what is above the storage;
+    with `on_each_backend` it has as many as if it were the only one. Which ones they are differs
+    from test to test, and from case to case.
     What is slow anyway takes as long as it takes.
     """
     for item in items:
@@ -81,8 +84,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         test, backend, world = place = _place_of(item)
         case = len(test) + cases[place]
         cases[place] += 1
-        is_one_of_several = counts[place] > 1 and not item.get_closest_marker("on_each_backend")
-        if is_one_of_several or item.get_closest_marker("in_turns"):
+        in_turns = counts[place] > 1 or test.startswith(ABOVE_STORAGE)
+        if item.get_closest_marker("on_each_backend"):
+            in_turns = False
+        if in_turns or item.get_closest_marker("in_turns"):
             turns = [TURNS[case % 4]]
         elif backend is None or world is None:
             continue

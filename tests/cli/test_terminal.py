@@ -164,7 +164,15 @@ def test_what_is_printed_goes_where_it_is_sent_while_a_terminal_shows_that_it_go
         said.unlink()
 
 
-@pytest.mark.parametrize("command", ["threads", "history b", "stats", "fork b --json"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "threads",
+        pytest.param("history b", marks=pytest.mark.slow),
+        pytest.param("stats", marks=pytest.mark.slow),
+        "fork b --json",
+    ],
+)
 def test_an_output_that_cannot_be_written_ends_a_command(store: Path, command: str) -> None:
     given = [sys.executable, "-m", "forkpoint", "--store", str(store), *command.split()]
     with open("/dev/full", "w") as full:

@@ -71,7 +71,7 @@ def killed_at(admin: Any, statement: int, call: Callable[[], object]) -> bool:
 def cases() -> Iterator[Any]:
     for method, owns_log in itertools.product(WRITING, (True, False)):
         if (method, owns_log) in QUICK:
-            yield pytest.param(method, owns_log, 3, id=f"{method}-{owns_log}-some")
+            yield pytest.param(method, owns_log, 5, id=f"{method}-{owns_log}-some")
         yield pytest.param(method, owns_log, 1, marks=pytest.mark.slow)
 
 

@@ -296,7 +296,6 @@ def test_a_killed_one_is_called_again(name: str, every: int, store: Store) -> No
     assert change.left(store) == []  # now that the log of an SQLite file is gone, too
 
 
-@pytest.mark.on_each_backend
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_store_is_encrypted_in_place_and_no_longer(store: Store, change: Change) -> None:
     ring, other_ring = change.rings()

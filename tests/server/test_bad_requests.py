@@ -96,7 +96,6 @@ def requests_of(operation: Operation) -> Iterator[tuple[str, bytes | None]]:
             yield place("t", "chat"), body
 
 
-@pytest.mark.in_turns
 @pytest.mark.parametrize("share", [40, pytest.param(1, marks=pytest.mark.slow)])
 async def test_each_bad_request_is_answered(share: int, saver: ForkpointSaver) -> None:
     app = create_app(saver, {"chat": chat()})

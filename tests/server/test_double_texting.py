@@ -150,7 +150,7 @@ def forget_left(gates: Gates) -> None:
         pass
 
 
-@pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [41, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
 async def test_a_run_is_rolled_back_whatever_happens_as_the_second_begins(
     event: Meanwhile, every: int, store: Store, gate: Gate, gates: Gates
@@ -207,7 +207,6 @@ async def check(talk: Talk, event: Meanwhile) -> None:
     assert (await talk.texts())[-2:] == ["last", "Hello last"]
 
 
-@pytest.mark.in_turns
 async def test_a_run_that_waits_is_ended_by_one_that_replaces_it(
     saver: ForkpointSaver, gates: Gates
 ) -> None:
@@ -227,7 +226,6 @@ async def test_a_run_that_waits_is_ended_by_one_that_replaces_it(
         assert await talk.texts() == [*left, "you", "Hello you"]
 
 
-@pytest.mark.in_turns
 async def test_taking_back_a_run_that_waits_leaves_the_one_that_goes_on(
     saver: ForkpointSaver, gates: Gates
 ) -> None:
@@ -243,7 +241,6 @@ async def test_taking_back_a_run_that_waits_leaves_the_one_that_goes_on(
     assert await talk.texts() == ["wait", "Hello wait"]
 
 
-@pytest.mark.in_turns
 async def test_the_end_of_a_run_is_told_before_the_next_one_begins(
     saver: ForkpointSaver, gates: Gates
 ) -> None:
@@ -318,7 +315,6 @@ async def test_calls_of_tools_that_were_interrupted_are_answered(
     assert await talk.ends(await talk.send("and now?", "reject")) == "success"
 
 
-@pytest.mark.in_turns
 async def test_a_client_that_answers_calls_itself_is_left_to_do_so(saver: ForkpointSaver) -> None:
     agent, client = agent_of(saver, parallel=False)
     talk = Talk(client, "t", "agent")
@@ -333,7 +329,6 @@ async def test_a_client_that_answers_calls_itself_is_left_to_do_so(saver: Forkpo
     assert answers(await talk.messages()) == [("c1", "success"), ("c2", "success")]
 
 
-@pytest.mark.in_turns
 async def test_a_run_that_interrupts_and_goes_on_keeps_the_calls_open(
     saver: ForkpointSaver,
 ) -> None:
@@ -351,7 +346,7 @@ async def test_a_run_that_interrupts_and_goes_on_keeps_the_calls_open(
 AGENT_EVENTS = [nothing, the_first_is_cancelled, the_second_is_cancelled, a_third_interrupts]
 
 
-@pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [41, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("event", AGENT_EVENTS, ids=lambda event: event.__name__)
 async def test_the_next_turn_is_taken_whatever_happens_as_a_run_interrupts(
     event: Meanwhile, every: int, store: Store, gate: Gate, gates: Gates

@@ -179,7 +179,6 @@ def check(store: Store, clients: Clients) -> None:
     ("number", "updates", "seconds", "every"),
     [(12, 3, None, 20), pytest.param(50, None, 60, 400, marks=pytest.mark.slow)],
 )
-@pytest.mark.in_turns
 async def test_what_is_acknowledged_survives_the_server(
     number: int, updates: int | None, seconds: float | None, every: int, store: Store
 ) -> None:

@@ -195,7 +195,6 @@ def is_taken(answer: httpx.Response, thread_ids: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("examples", [FEW, pytest.param(25, marks=pytest.mark.slow)])
-@pytest.mark.in_turns
 def test_nothing_of_another_owner_is_seen_or_changed(
     examples: int, new_store: Callable[[], Store], gates: Gates
 ) -> None:

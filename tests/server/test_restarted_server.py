@@ -98,7 +98,6 @@ async def is_stored(client: Any, thread_id: str, text: str) -> None:
         pytest.param(False, "websocket", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.in_turns
 async def test_who_follows_a_run_is_told_that_it_ended_with_its_server(
     is_killed: bool, transport: Any, server: Restarted
 ) -> None:
@@ -132,7 +131,6 @@ async def test_who_follows_a_run_is_told_that_it_ended_with_its_server(
 
 
 @TRANSPORTS
-@pytest.mark.in_turns
 async def test_an_interrupt_is_answered_after_a_restart(transport: Any, server: Restarted) -> None:
     client = client_of(server)
     options: Any = {"assistant_id": "chat", "transport": transport}
@@ -176,7 +174,6 @@ async def told_since(server: Restarted, thread_id: str, number: int) -> list[Any
     return told
 
 
-@pytest.mark.in_turns
 async def test_who_joins_runs_and_threads_is_not_left_waiting(server: Restarted) -> None:
     client = client_of(server)
     thread_id = (await client.threads.create())["thread_id"]

@@ -86,7 +86,6 @@ async def counted(client: httpx.AsyncClient, asked: Any) -> int:
     return int(answer.raise_for_status().json())
 
 
-@pytest.mark.in_turns
 async def test_values_that_a_preview_shows_are_found_by_the_index(
     store: Store, saver: ForkpointSaver, looked: Looked, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,6 @@ CANCELLED = {"__error__": {"error": "UserInterrupt", "message": "the run was can
 
 
 @pytest.mark.parametrize("place", ["/threads/t/runs/wait", "/runs/wait"])
-@pytest.mark.in_turns
 async def test_who_waits_may_ask_that_the_run_ends_with_the_client(
     place: str, address: str, client: Any, gates: Gates
 ) -> None:
@@ -50,7 +49,6 @@ async def test_who_waits_may_ask_that_the_run_ends_with_the_client(
         assert await client.runs.join(thread_id, run["run_id"]) == CANCELLED
 
 
-@pytest.mark.in_turns
 async def test_a_second_tab_takes_the_run_along_only_if_it_asks_for_that(
     address: str, client: Any, gates: Gates
 ) -> None:
@@ -74,7 +72,6 @@ async def test_a_second_tab_takes_the_run_along_only_if_it_asks_for_that(
     assert await client.runs.join("t", run["run_id"]) == CANCELLED
 
 
-@pytest.mark.in_turns
 async def test_a_second_tab_chooses_what_it_is_sent(client: Any) -> None:
     modes: Any = ["values", "messages", "messages-tuple", "updates"]
     run = await client.runs.create("t", "chat", input=said("you"), stream_mode=modes)
@@ -96,7 +93,6 @@ async def test_a_second_tab_chooses_what_it_is_sent(client: Any) -> None:
     await joined.aclose()
 
 
-@pytest.mark.in_turns
 async def test_what_is_there_is_not_deleted_by_who_would_make_it(client: Any) -> None:
     await client.threads.update("t", metadata={"n": 1})
     bad: Any = [{"updates": [{"values": 5, "as_node": "answer"}]}]
@@ -129,7 +125,6 @@ async def test_a_malformed_config_is_refused_before_anything_is_made(
     assert await client.threads.count() == 1
 
 
-@pytest.mark.in_turns
 async def test_deleting_a_run_removes_what_it_stored_on_its_thread_and_nothing_else(
     client: Any, gates: Gates, saver: ForkpointSaver, store: Store
 ) -> None:

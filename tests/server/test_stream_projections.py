@@ -140,7 +140,6 @@ async def test_extensions_are_what_transformers_send(transport: Any, threads: An
         assert parts == [{"name": name, "payload": payload} for payload in payloads]
 
 
-@pytest.mark.in_turns
 async def test_several_views_come_interleaved(threads: Any) -> None:
     async with threads.stream(assistant_id="agent") as stream:
         await stream.run.start(input=said("Hello"))
@@ -155,7 +154,6 @@ async def test_several_views_come_interleaved(threads: Any) -> None:
         assert kinds.index("tool_calls") > kinds.index("values")
 
 
-@pytest.mark.in_turns
 async def test_what_parts_of_a_graph_do_is_theirs(threads: Any) -> None:
     async with threads.stream(assistant_id="outer") as stream:
         await stream.run.start(input=said("Hello"))
@@ -164,7 +162,6 @@ async def test_what_parts_of_a_graph_do_is_theirs(threads: Any) -> None:
         await check_calls(await listed(part.tool_calls))
 
 
-@pytest.mark.in_turns
 def test_the_sync_client_has_the_same_views(address: str) -> None:
     threads = get_sync_client(url=address).threads
     with threads.stream(assistant_id="agent") as stream:

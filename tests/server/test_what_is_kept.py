@@ -30,7 +30,6 @@ async def test_a_log_keeps_its_last_entries(size: int, monkeypatch: pytest.Monke
     assert entries.last == 100
 
 
-@pytest.mark.in_turns
 async def test_of_large_runs_the_last_ones_are_known(
     saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
