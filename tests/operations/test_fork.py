@@ -103,7 +103,7 @@ def test_a_fork_with_its_path_keeps_states_that_are_rebuilt_from_hidden_checkpoi
     for given_ in SHAPES["snapshots"].inputs:
         graph.invoke(given_, thread("thread"))
     while len(found := list(saver.history("thread"))) > 1:
-        for one in found[::-2]:
+        for one in found[::-3]:
             fork = saver.fork(one.config, history="path")
             path = list(saver.history(fork["configurable"]["thread_id"]))
             assert [id_of(other) for other in path] == [id_of(other) for other in found][

@@ -19,7 +19,7 @@ from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.sqlite.statements import Statements
 from stores import MongoStore, Store
 
-SHORT, LONG = 60, 240
+SHORT, LONG = 40, 160
 
 FLAT: dict[str, Callable[[ForkpointSaver, Any], Any]] = {
     "put": lambda saver, head: put(saver, {"n": -1}, parent=head),

@@ -207,7 +207,7 @@ def follow(lab: Lab, name: str) -> list[Any]:
     return [lab.executor.submit(asyncio.run, puts()), *others]
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(200, marks=pytest.mark.slow)])
 @apart
 def test_puts_in_a_batch_with_an_interrupted_put_return(count: int, lab: Lab) -> None:
     head = fill(lab.saver, "thread")
