@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -115,6 +115,36 @@ def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def at_rest(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]], None]:
     """Have a function called between two turns, with how many there were."""
     return partial(call_between_turns, monkeypatch)
+
+
+EndedAfterEachTurn = Callable[[Callable[[ForkpointSaver], Any]], Iterator[Store]]
+
+
+@pytest.fixture
+def ended_after_each_turn(
+    store: Store, copied: Callable[[Store], Store], short_turns: None, at_rest: Any
+) -> EndedAfterEachTurn:
+    """Yields copies of the store in which some work was ended: after one turn, after two, ..."""
+
+    def stores(work: Callable[[ForkpointSaver], Any]) -> Iterator[Store]:
+        for last in count(1):
+            one = copied(store)
+
+            def hook(number: int, last: int = last) -> None:
+                if number == last:
+                    raise Ended
+
+            at_rest(hook)
+            with one.saver() as saver:
+                try:
+                    work(saver)
+                    return
+                except Ended:
+                    at_rest(lambda _: None)
+            assert one.problems(after_crash=True) == []
+            yield one
+
+    return stores
 
 
 def fill(saver: ForkpointSaver, thread_id: str = "long", length: int = 60) -> Any:
@@ -308,28 +338,13 @@ COMPLETIONS: dict[str, Callable[[ForkpointSaver], object]] = {
 
 @pytest.mark.parametrize("completion", COMPLETIONS)
 def test_a_removal_that_was_interrupted_after_any_turn_is_completed_later(
-    completion: str, store: Store, copied: Callable[[Store], Store], short_turns: None, at_rest: Any
+    completion: str, store: Store, ended_after_each_turn: EndedAfterEachTurn
 ) -> None:
     with store.saver() as saver:
         fill(saver, length=24)
-    end = 0
-    while True:
-        end += 1
-        one = copied(store)
-
-        def hook(number: int, end: int = end) -> None:
-            if number == end:
-                raise Ended
-
-        at_rest(hook)
-        with one.saver() as saver:
-            try:
-                saver.purge("long")
-                break
-            except Ended:
-                pass
-        assert one.problems(after_crash=True) == []
-        at_rest(lambda _: None)
+    ended = 0
+    for one in ended_after_each_turn(lambda saver: saver.purge("long")):
+        ended += 1
         with one.saver() as saver:
             with pytest.raises(ThreadNotFound):
                 saver.trim("long", 1)
@@ -338,14 +353,17 @@ def test_a_removal_that_was_interrupted_after_any_turn_is_completed_later(
             one.outlast()
             COMPLETIONS[completion](saver)
             assert one.problems(saver) == []
-    assert end > 8
+    assert ended > 7
 
 
 @pytest.mark.parametrize(
     "removal", ["trim", "prune", "rollback of many", "delete_for_runs of some"]
 )
 def test_work_that_was_interrupted_after_any_turn_leaves_a_complete_thread(
-    removal: str, store: Store, copied: Callable[[Store], Store], short_turns: None, at_rest: Any
+    removal: str,
+    store: Store,
+    copied: Callable[[Store], Store],
+    ended_after_each_turn: EndedAfterEachTurn,
 ) -> None:
     with store.saver() as saver:
         fill(saver, length=30)
@@ -354,24 +372,9 @@ def test_work_that_was_interrupted_after_any_turn_leaves_a_complete_thread(
     with expected.saver() as saver:
         REMOVALS[removal](saver)
         left = {id_of(found): found for found in saver.list(config("long"))}
-    end = 0
-    while True:
-        end += 1
-        one = copied(store)
-
-        def hook(number: int, end: int = end) -> None:
-            if number == end:
-                raise Ended
-
-        at_rest(hook)
-        with one.saver() as saver:
-            try:
-                REMOVALS[removal](saver)
-                break
-            except Ended:
-                pass
-        assert one.problems(after_crash=True) == []
-        at_rest(lambda _: None)
+    ended = 0
+    for one in ended_after_each_turn(REMOVALS[removal]):
+        ended += 1
         with one.saver() as saver:
             found = {id_of(found): found for found in saver.list(config("long"))}
             assert left.keys() <= found.keys()
@@ -389,7 +392,7 @@ def test_work_that_was_interrupted_after_any_turn_leaves_a_complete_thread(
                 one.outlast()
                 ThreadCatalog(saver).sweep()
             assert one.problems(saver) == []
-    assert end > 3
+    assert ended > 2
 
 
 def test_others_write_while_the_stats_of_a_long_thread_are_read(
@@ -859,29 +862,14 @@ def test_a_copy_to_an_id_that_is_taken_meanwhile_is_refused(
 
 @pytest.mark.parametrize("copy", COPIES)
 def test_a_copy_that_ended_after_any_turn_is_not_there(
-    copy: str, store: Store, copied: Callable[[Store], Store], short_turns: None, at_rest: Any
+    copy: str, store: Store, ended_after_each_turn: EndedAfterEachTurn
 ) -> None:
     with store.saver() as saver:
         fill(saver, length=20)
         expected = content(saver, "long")
-    end = 0
-    while True:
-        end += 1
-        one = copied(store)
-
-        def hook(number: int, end: int = end) -> None:
-            if number == end:
-                raise Ended
-
-        at_rest(hook)
-        with one.saver() as saver:
-            try:
-                COPIES[copy](saver)
-                break
-            except Ended:
-                pass
-        assert one.problems(after_crash=True) == []
-        at_rest(lambda _: None)
+    ended = 0
+    for one in ended_after_each_turn(COPIES[copy]):
+        ended += 1
         with one.saver() as saver:
             assert {id_of_thread(found) for found in saver.list(None)} == {"fork", "long"}
             assert ThreadCatalog(saver).get("copy") is None
@@ -893,7 +881,7 @@ def test_a_copy_that_ended_after_any_turn_is_not_there(
             ThreadCatalog(saver).sweep()
             assert one.problems(saver) == []
             assert len(one.stored("checkpoints")) == len(expected) + 1
-    assert end > 3
+    assert ended > 2
 
 
 @pytest.mark.parametrize("removal", ["purge", "trim"])
