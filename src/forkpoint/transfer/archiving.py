@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from forkpoint.archive.file import ArchiveFile
 from forkpoint.archive.parts import CheckpointPart, Part
@@ -30,22 +32,25 @@ def archive_all(source: OwnSource, file: ArchiveFile, done: Done) -> TransferRep
 
 def _archive(source: OwnSource, file: ArchiveFile, thread_id: str, done: Done) -> None:
     encrypt = source.context.codec.encrypt
+    note = partial(done.note_checkpoint, thread_id)
     for _ in range(_ATTEMPTS):
-        counted = done.checkpoints, done.writes
+        read: Counter[str] = Counter()
         try:
-            file.append(_counted(source.parts(thread_id), thread_id, done), encrypt, sync=False)
-            return
-        except (ThreadChanged, ForkpointError) as error:
-            done.checkpoints, done.writes = counted
-            if not isinstance(error, ThreadChanged):
-                raise
+            file.append(_counted(source.parts(thread_id), read, note), encrypt, sync=False)
+        except ThreadChanged:
+            continue
+        done.checkpoints += read["checkpoints"]
+        done.writes += read["writes"]
+        return
     raise ThreadBusy(f"thread {thread_id!r} is written to all the time; archive it again later")
 
 
-def _counted(parts: Iterator[Part], thread_id: str, done: Done) -> Iterator[Part]:
+def _counted(
+    parts: Iterator[Part], read: Counter[str], note: Callable[[], object]
+) -> Iterator[Part]:
     for part in parts:
         yield part
         if isinstance(part, CheckpointPart):
-            done.checkpoints += 1
-            done.writes += len(part.writes)
-            done.note_checkpoint(thread_id)
+            read["checkpoints"] += 1
+            read["writes"] += len(part.writes)
+            note()
