@@ -12,6 +12,7 @@ from langgraph.types import Command
 
 from catalogs import content
 from checking import Api, checkpoint, config, id_of, one_by_one, put, value_of
+from commands import use_everything, use_the_catalog
 from forkpoint import (
     ForkpointError,
     InvalidInput,
@@ -283,4 +284,20 @@ async def test_a_graph_runs_with_a_confined_saver_as_with_any(
             await call(graph, api.world, given, shape.options, thread(thread_id))
         ends.append(graph.get_state(thread(thread_id)).values)
     assert ends[0] == ends[1]
+    assert store.problems(api.saver) == []
+
+
+async def test_a_saver_of_an_owner_does_all_that_one_of_all_owners_does(
+    api: Api, store: Store
+) -> None:
+    put(api.saver.for_owner("other"), {"n": 1}, thread_id="others")
+    before = list(api.saver.list(config("others")))
+    own = api.saver.for_owner("acme")
+    own.setup()
+    await use_everything(Api(own, api.world))
+    await use_the_catalog(Api(ThreadCatalog(own), api.world))
+    owners = {found.thread_id: found.owner for found in ThreadCatalog(api.saver).search(limit=100)}
+    assert owners.pop("others") == "other"
+    assert set(owners.values()) == {"acme"}
+    assert list(api.saver.list(config("others"))) == before
     assert store.problems(api.saver) == []

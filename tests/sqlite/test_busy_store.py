@@ -166,6 +166,7 @@ async def test_all_that_waits_is_stored_when_the_store_is_free(
             asyncio.ensure_future(saver.acopy_thread("thread", f"copy-{n}")) for n in range(COUNT)
         ]
         others += [asyncio.ensure_future(asyncio.to_thread(saver.fork, "thread"))]
+        others += [asyncio.ensure_future(ThreadCatalog(saver).acreate("made"))]
         await asyncio.to_thread(wait_until, is_waiting(saver, COUNT), "all puts")
         await asyncio.wait_for(reads(saver), LIMIT)
         assert not any(call.done() for call in (*calls, *others))
@@ -173,6 +174,7 @@ async def test_all_that_waits_is_stored_when_the_store_is_free(
         writer.end()
         await asyncio.wait_for(asyncio.gather(*calls, *others), LIMIT)
         assert len([entry async for entry in saver.alist(None)]) == 2 + 2 * COUNT
+        assert await ThreadCatalog(saver).aget("made") is not None
 
 
 async def test_other_writes_are_refused_after_their_own_time_too(
@@ -184,6 +186,7 @@ async def test_other_writes_are_refused_after_their_own_time_too(
         calls = [saver.adelete_thread("thread") for _ in range(COUNT)]
         calls.append(asyncio.to_thread(saver.delete_thread, "thread"))
         calls.append(asyncio.to_thread(saver.fork, "thread"))
+        calls.append(ThreadCatalog(saver).acreate("made"))
         tasks = [asyncio.ensure_future(call) for call in calls]
         await asyncio.wait_for(reads(saver), LIMIT)
         refused: list[Any] = []
@@ -193,6 +196,7 @@ async def test_other_writes_are_refused_after_their_own_time_too(
         assert {type(task.exception()) for task in refused} == {StorageBusy}
         writer.end()
         assert len([entry async for entry in saver.alist(None)]) == 1
+        assert await ThreadCatalog(saver).aget("made") is None
 
 
 async def test_a_call_that_waits_can_be_cancelled_and_stores_nothing(
@@ -203,6 +207,7 @@ async def test_a_call_that_waits_can_be_cancelled_and_stores_nothing(
         writer.begin()
         calls = puts(saver, "async", executor)
         calls += [asyncio.ensure_future(saver.adelete_thread("thread")) for _ in range(COUNT)]
+        calls += [asyncio.ensure_future(ThreadCatalog(saver).acreate("made"))]
         await asyncio.to_thread(wait_until, is_waiting(saver, COUNT), "all puts")
         for call in calls:
             call.cancel()
@@ -213,6 +218,7 @@ async def test_a_call_that_waits_can_be_cancelled_and_stores_nothing(
         writer.end()
         await saver.aput(config("more"), checkpoint({"n": 1}), {}, {"n": 1})
         assert len([entry async for entry in saver.alist(None)]) == 2
+        assert await ThreadCatalog(saver).aget("made") is None
 
 
 WAITING: dict[str, Callable[[SqliteSaver], Any]] = {
