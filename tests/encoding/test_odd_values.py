@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import array
 import builtins
 import collections
 import dataclasses
 import datetime
 import enum
 import io
+import re
 import uuid
 import weakref
 import zoneinfo
@@ -37,6 +39,7 @@ from forkpoint import (
     UnreadableValue,
 )
 from forkpoint.encoding import type_names
+from forkpoint.encoding.base_values import BASES
 from value_types import Level, is_same
 
 SERDE = SafeSerializer()
@@ -161,6 +164,7 @@ VALUES: dict[str, Any] = {
     "overridden timedelta": Span(5, 6),
     "overridden date": Day(2024, 5, 6),
     "overridden fold": Moment(2024, 10, 27, 2, 30, fold=1),
+    "row of characters": [array.array("u", "aé"), array.array("d", [0.5])],
     "safe UUID": uuid.UUID(int=1, is_safe=uuid.SafeUUID.safe),
     "memory to be written to": memoryview(bytearray(b"a")),
     "zone of Pydantic": Row(a=1, at=pydantic_core.TzInfo(-12600)),
@@ -193,6 +197,53 @@ def test_a_seldom_value_comes_back_as_it_was(name: str) -> None:
         assert is_same(restored, value), restored
         assert details_of(restored) == details_of(value)
         assert SERDE.dumps_typed(restored) == stored
+
+
+OF_BASES: dict[str, tuple[Any, ...]] = {
+    "ordereddict": ([("b", 1), ("a", 2)],),
+    "defaultdict": (list, {"a": [1]}),
+    "counter": ("abca",),
+    "dict": ({"b": 1, 2: (3,)},),
+    "list": ([1, (2,)],),
+    "tuple": ([1, (2,)],),
+    "set": ({1, (2,)},),
+    "frozenset": ({1, (2,)},),
+    "deque": ([1, 2, 3], 2),
+    "str": ("text",),
+    "bytes": (b"bytes",),
+    "int": (2**70,),
+    "float": (0.1,),
+    "datetime": (2024, 10, 27, 2, 30, 0, 1, zoneinfo.ZoneInfo("Europe/Paris")),
+    "date": (2024, 10, 27),
+    "time": (2, 30),
+    "timedelta": (1, 2, 3),
+    "complex": (1.5, -0.0),
+    "bytearray": (b"bytes",),
+    "decimal": ("1.50",),
+    "fraction": (1, 3),
+    "zoneinfo": ("Europe/Paris",),
+    "uuid": ("12345678123456781234567812345678",),
+    "path": ("a", "b.txt"),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_an_object_of_a_class_of_ones_own_comes_back(name: str) -> None:
+    """With what the class does not have of its base: attributes."""
+    kind = PurePosixPath if name == "path" else BASES[name].kind
+
+    def refuse(*_: object, **__: object) -> Any:
+        raise AssertionError("its code runs")
+
+    own: Any = type(f"Own {name}", (kind,), {"__module__": __name__})
+    value = with_(own(*OF_BASES[name]), note=(1,))
+    stored = SERDE.dumps_typed([value])
+    own.__init__ = own.__new__ = own.__setstate__ = refuse
+    (restored,) = SERDE.loads_typed(stored)
+    assert type(restored) is own
+    assert vars(restored) == vars(value)
+    assert repr(restored) == repr(value)
+    assert SERDE.dumps_typed([restored]) == stored
 
 
 def details_of(value: Any) -> Any:
@@ -285,6 +336,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "names for others": ([Names((1,)), Names((1, 2))], "2 elements"),
     "hidden slot": (hiding(), "two attributes"),
     "zone of a file": (zone("Europe/Paris"), "from a file"),
+    "fields that are objects": (numpy.zeros(1, [("a", "O")]), "objects"),
+    "dtype that says more": (numpy.zeros(1, numpy.dtype("i4", metadata={"a": 1})), "metadata"),
+    "rows of memory": (memoryview(b"abcd").cast("B", [2, 2]), "no plain row"),
+    "pattern that is shown": (re.compile("a", re.DEBUG), "prints"),
     "subclass of a scalar": (Float(1.5), "could not be restored"),
     "record": (numpy.rec.array([(1,)], dtype=[("a", "i4")])[0], "dtype"),
     "records": (numpy.rec.array([(1,)], dtype=[("a", "i4")]).view(numpy.ndarray), "dtype"),
