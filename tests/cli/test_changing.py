@@ -144,6 +144,25 @@ def test_a_sweep_deletes_what_has_expired(
     assert (restored["threads"], restored["checkpoints"]) == (1, 4)
 
 
+def test_what_cannot_be_archived_stays_and_is_named(
+    saver: ForkpointSaver, catalog: ThreadCatalog, store: Store, run: Any, tmp_path: Path
+) -> None:
+    key = store.thread("a").key
+    for row in store.rows("checkpoints"):
+        if row.thread == key:
+            store.change("checkpoints", row.key, content=b"damaged")
+    store.be_old("updated_at")
+    policy = ["--max-idle", "1d", "--archive", str(tmp_path / "archive.jsonl"), "--yes"]
+    done = run("retain", *policy)
+    assert done.code == 1
+    *deleted, not_archived, sums = done.out.splitlines()
+    assert sorted(deleted) == ["deleted  b", "deleted  c"]
+    assert not_archived.startswith("not archived  a: ")
+    assert sums == "2 threads deleted, 0 trimmed"
+    assert catalog.count() == 1
+    assert run("retain", *policy, "--json").json["failed"].keys() == {"a"}
+
+
 def test_an_archive_that_cannot_be_written_to_is_refused(
     saver: ForkpointSaver, catalog: ThreadCatalog, run: Any
 ) -> None:

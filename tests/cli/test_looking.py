@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -73,6 +74,23 @@ def test_threads_are_listed_and_found(ids: list[str], saver: ForkpointSaver, run
     assert rest["next_cursor"] is None
     assert rest["damaged"] == []
     assert run("threads", "--limit", "1").out.splitlines()[-1].startswith("more: --cursor ")
+
+
+def test_threads_are_found_by_their_times(ids: list[str], store: Store, run: Any) -> None:
+    day = 86_400_000_000
+    store.age("case-7", created_at=10 * day, updated_at=9 * day)
+    now = datetime.now(timezone.utc)
+    week_ago = now - timedelta(days=7)
+    for when in ("7d", week_ago.isoformat(), f"{week_ago:%Y-%m-%dT%H:%MZ}", f"{week_ago:%Y-%m-%d}"):
+        for option, found in (("created", "case-7"), ("updated", "case-7")):
+            (old,) = run("threads", f"--{option}-before", when, "--json").json["threads"]
+            (new,) = run("threads", f"--{option}-after", when, "--json").json["threads"]
+            assert (old["thread_id"], new["thread_id"]) == (found, "case-7b")
+    assert run("threads", "--count", "--updated-after", f"{now:%Y}-01-01T00:00+14:00").code == 0
+    for when in ("soon", "2026-02-30", "7", "-7d", "9" * 20 + "d"):
+        outcome = run("threads", "--created-before", when)
+        assert outcome.code == 2, when
+        assert when in outcome.err
 
 
 def test_a_thread_is_shown_with_who_runs_on_it(
