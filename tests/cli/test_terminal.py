@@ -7,13 +7,15 @@ import os
 import re
 import runpy
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
 import termios
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import timedelta
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from subprocess import PIPE
@@ -227,6 +229,23 @@ def test_sweeps_go_on_until_a_signal_comes(
         assert reader.read() == ""
     assert process.exitcode == 0
     assert errors.read_text() == ""
+
+
+def test_sweeps_go_on_where_one_could_not_archive_a_thread(store: Path, tmp_path: Path) -> None:
+    with SqliteSaver(store) as saver:
+        ThreadCatalog(saver).update("b", ttl=timedelta(microseconds=1))
+    with closing(sqlite3.connect(store, isolation_level=None)) as connection:
+        connection.execute("UPDATE forkpoint_checkpoints SET checksum = x'00'")
+    archive = ["--archive", str(tmp_path / "archive.jsonl")]
+    arguments = ["--store", str(store), "sweep", "--every", "1s", *archive, "--yes"]
+    with piped(tmp_path, *arguments) as (process, reader, _):
+        for _ in range(2):
+            assert reader.readline().startswith("not archived  b: ")
+            assert reader.readline() == "0 threads deleted, 0 trimmed\n"
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        reader.read()
+    assert process.exitcode == 0
 
 
 def test_the_package_is_a_command(store: Path) -> None:
