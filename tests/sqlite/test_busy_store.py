@@ -304,6 +304,22 @@ def test_a_connection_that_is_passed_keeps_its_own_busy_timeout(path: Path, writ
     connection.close()
 
 
+def test_a_lease_that_cannot_be_renewed_lasts_as_long_as_it_would(
+    path: Path, writer: Writer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with SqliteSaver(path, busy_timeout=0) as saver:
+        put(saver, {"n": 0})
+        with ThreadCatalog(saver).run("thread") as lease:
+            writer.begin()
+            assert lease.renew()
+            assert "the lease on 'thread' is not renewed: " in caplog.text
+            writer.end()
+            assert lease.renew()
+            put(saver, {"n": 1}, parent=lease.config)
+        assert ThreadCatalog(saver).lease("thread") is None
+        assert len(list(saver.list(config()))) == 2
+
+
 def test_a_transaction_that_the_caller_left_open_is_left_alone(path: Path) -> None:
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     saver = SqliteSaver(connection)
