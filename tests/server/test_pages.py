@@ -12,11 +12,12 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from playwright.async_api import expect
 
 from browsing import browsing, check_accessibility
 from calling import calling
-from checking import config, encrypted_serde
+from checking import config, encrypted_serde, id_of
 from checking import put as put_checkpoint
 from forkpoint import SqliteSaver, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
@@ -208,6 +209,36 @@ async def test_a_thread_shows_its_state_and_what_it_waits_for(
         assert 'action="/pages/run"' not in text
         refused = await post(client, "run", thread_id="t", kind="json", input="{}")
         assert refused.status_code == 400
+
+
+async def test_a_state_is_shown_whatever_is_in_it(saver: ForkpointSaver) -> None:
+    deep: Any = "the innermost"
+    for _ in range(30):
+        deep = {"inner": [deep]}
+    call = {"name": "look up", "args": {"where": "in the files"}, "id": "c"}
+    image = {"type": "image_url", "image_url": {"url": "data:"}}
+    talk = [
+        HumanMessage([{"type": "text", "text": "What is this?"}, image], id="1"),
+        AIMessage("", tool_calls=[call], id="2"),
+        ToolMessage("found", tool_call_id="c", name="look up", id="3"),
+    ]
+    plan = {"first": "walk", "then": "run", "days": [1, 2]}
+    values = {"talk": talk, "plan": plan, "deep": deep, "many": list(range(5_000)), "no": []}
+    long = {"long": "x" * 30_000, "broad": [{"n": n} for n in range(3_000)]}
+    first = put_checkpoint(saver, {**values, **long})
+    put_checkpoint(saver, {**values, "plan": {**plan, "then": "fly"}, "more": None}, parent=first)
+    async with calling(create_app(saver)) as client:
+        before = await get(client, "thread", thread_id="thread", checkpoint_id=id_of(first))
+        for word in ("What is this?", "part 2", "calls look up", "in the files", "found"):
+            assert word in before
+        assert "(10,000 characters more)" in before
+        assert "the innermost" in before
+        assert before.count("<details") < 2_100
+        both = {"a": "thread", "b": "thread"}
+        compared = await get(client, "compare", **both, a_checkpoint=id_of(first))
+        for word in ("fly", "run", "more", "broad"):
+            assert word in compared
+        await get(client, "compare", 404, **both, b_checkpoint="nothing")
 
 
 async def test_history_is_a_time_line_with_branches_and_forks(
