@@ -173,6 +173,17 @@ def test_an_encrypted_row_needs_the_serializer(store: Store) -> None:
         plain.get_tuple(config())
 
 
+@pytest.mark.parametrize("content", [b"d", b"damaged", b"\x01\x93\x01", b"\x02\xff\xff\0"])
+def test_a_damaged_row_is_not_taken_for_an_encrypted_one(content: bytes, store: Store) -> None:
+    with store.saver() as saver:
+        put(saver, {"n": 1})
+        (row,) = store.rows("checkpoints")
+        store.change("checkpoints", row.key, content=content)
+        with pytest.raises(CorruptChunk) as raised:
+            saver.get_tuple(config())
+        assert type(raised.value) is CorruptChunk
+
+
 def test_a_row_copied_from_another_checkpoint_is_refused(store: Store) -> None:
     with store.saver(serde=encrypted_serde()) as saver:
         first = put(saver, {"approved": False})

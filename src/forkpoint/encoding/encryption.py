@@ -42,15 +42,19 @@ class Encryption:
 
         Raises:
             EncryptionMismatch: It is unencrypted and must not be, or the reverse.
-            CorruptChunk: It cannot be decrypted.
+            CorruptChunk: It cannot be decrypted, or is nothing that is stored.
         """
         if not stored_bytes or not isinstance(stored_bytes, bytes):
             raise CorruptChunk("a stored value is empty, or no bytes")
         label_bytes = stored_bytes[0]
         if self._cipher is None:
-            if label_bytes:
-                raise EncryptionMismatch(f"a stored value is encrypted{PASS_SERDE}")
-            return stored_bytes[1:]
+            if not label_bytes:
+                return stored_bytes[1:]
+            label = stored_bytes[1 : 1 + label_bytes]
+            with suppress(UnicodeDecodeError):
+                if len(label) == label_bytes and label.decode().isprintable():
+                    raise EncryptionMismatch(f"a stored value is encrypted{PASS_SERDE}")
+            raise CorruptChunk("a stored value is not what was written")
         if not label_bytes and not self._reads_plain:
             raise EncryptionMismatch(f"a stored value is not encrypted{SERDE_ENCRYPTS}")
         content = stored_bytes[1 + label_bytes :]
