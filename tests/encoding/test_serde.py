@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import datetime
 import json
 import pickle
@@ -104,13 +105,36 @@ def test_arrays_come_back(array: Any, saver: ForkpointSaver) -> None:
     assert numpy.array_equal(restored, array)
 
 
-def test_a_model_that_is_no_longer_valid_comes_back_unchecked() -> None:
-    serde = SafeSerializer()
+@pytest.mark.parametrize("writer", [SafeSerializer(), JsonPlusSerializer()], ids=["own", "theirs"])
+def test_a_model_that_is_no_longer_valid_comes_back_unchecked(writer: Any) -> None:
     invalid = state_types.Strict.model_construct(n=-1)
 
-    restored = serde.loads_typed(serde.dumps_typed(invalid))
+    restored = SafeSerializer().loads_typed(writer.dumps_typed(invalid))
     assert type(restored) is state_types.Strict
     assert restored.n == -1
+
+
+@dataclasses.dataclass
+class Summed:
+    n: int
+    total: int = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = 2 * self.n
+
+
+def test_a_field_that_its_constructor_does_not_take_is_read_of_what_langgraph_has_stored() -> None:
+    value = Summed(1)
+    value.total = 7
+
+    assert SafeSerializer().loads_typed(JsonPlusSerializer().dumps_typed(value)).total == 7
+
+
+def test_a_packet_with_a_timeout_is_read_of_what_langgraph_has_stored() -> None:
+    value = Send("node", {"n": 1}, timeout=3)
+
+    restored = SafeSerializer().loads_typed(JsonPlusSerializer().dumps_typed(value))
+    assert (restored, restored.timeout) == (value, value.timeout)
 
 
 def ext(code: int, *fields: Any) -> tuple[str, bytes]:
