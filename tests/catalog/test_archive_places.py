@@ -145,6 +145,7 @@ def test_what_is_no_path_is_called_none(path: Path) -> None:
                 refused()
 
 
+@pytest.mark.in_turns
 def test_a_file_that_is_no_archive_is_refused(
     saver: ForkpointSaver, store: Store, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ async def ids(catalog: Api, thread_filter: ThreadFilter, **options: Any) -> list
     return sorted(thread.thread_id for thread in page)
 
 
+@pytest.mark.in_turns
 async def test_whatever_a_thread_is_called_it_is_found_by_that_alone(
     catalog: Api, store: Store
 ) -> None:

@@ -117,6 +117,7 @@ CALLS: dict[str, Callable[[Api, str, str], Any]] = {
 
 
 @one_by_one("name", CALLS)
+@pytest.mark.in_turns
 async def test_a_call_answers_for_another_owners_thread_as_for_a_missing_one(
     name: str, theirs: str, api: Api, store: Store
 ) -> None:
@@ -287,6 +288,7 @@ async def test_a_graph_runs_with_a_confined_saver_as_with_any(
     assert store.problems(api.saver) == []
 
 
+@pytest.mark.in_turns
 async def test_a_saver_of_an_owner_does_all_that_one_of_all_owners_does(
     api: Api, store: Store
 ) -> None:

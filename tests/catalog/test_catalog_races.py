@@ -120,6 +120,7 @@ def test_updates_by_many_processes_are_all_kept(
     assert store.problems(saver) == []
 
 
+@pytest.mark.in_turns
 def test_threads_that_are_made_and_deleted_all_the_time_leave_nothing(
     store: Store, saver: ForkpointSaver, rounds: int
 ) -> None:
@@ -305,6 +306,7 @@ def test_a_walk_without_snapshots_follows_the_present_order(
 # Clones
 
 
+@pytest.mark.in_turns
 def test_a_clone_of_a_running_thread_is_of_one_moment(store: Store, saver: ForkpointSaver) -> None:
     graph = SHAPES["snapshots"].build(saver)
     at: Callable[[str], Any] = lambda thread_id: {"configurable": {"thread_id": thread_id}}  # noqa: E731

@@ -75,6 +75,7 @@ async def test_a_filter_limits_a_policy(catalog: Api, api: Api, store: Store) ->
     assert (await catalog.apply_retention(old)).deleted == ("made 4, idle 4",)
 
 
+@pytest.mark.in_turns
 async def test_a_filter_by_time_limits_every_rule(catalog: Api, api: Api, store: Store) -> None:
     await fill(catalog, store)
     for thread_id in ids(api.saver):
@@ -93,6 +94,7 @@ async def test_a_filter_by_time_limits_every_rule(catalog: Api, api: Api, store:
     assert store.problems(api.saver) == []
 
 
+@pytest.mark.in_turns
 async def test_threads_that_stay_do_not_stop_the_batches(
     catalog: Api, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +152,7 @@ async def test_the_rest_of_a_family_keeps_its_state(catalog: Api, api: Api, stor
     assert store.problems(api.saver) == []
 
 
+@pytest.mark.in_turns
 async def test_long_threads_are_trimmed_and_keep_their_state(
     catalog: Api, api: Api, store: Store
 ) -> None:

@@ -67,6 +67,7 @@ async def test_a_sweeper_stops_with_its_block(saver: ForkpointSaver) -> None:
     assert not sweeper._thread.is_alive()
 
 
+@pytest.mark.in_turns
 def test_of_several_sweepers_one_handles_each_thread(
     saver: ForkpointSaver, store: Store, tmp_path: Path
 ) -> None:

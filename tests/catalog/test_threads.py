@@ -162,6 +162,7 @@ async def test_a_clone_is_a_thread_of_its_own(catalog: Api, api: Api, store: Sto
     assert store.problems(api.saver) == []
 
 
+@pytest.mark.in_turns
 def test_a_template_is_cloned_a_thousand_times(saver: ForkpointSaver, store: Store) -> None:
     catalog = ThreadCatalog(saver)
     long = [{"id": str(n), "text": "text " * 40} for n in range(200)]

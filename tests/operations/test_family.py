@@ -68,6 +68,7 @@ def test_the_representation_of_a_family_makes_it_again(children: int) -> None:
     assert node != FamilyNode(entry(0), below, is_current=True)
 
 
+@pytest.mark.in_turns
 def test_a_chain_of_forks_has_its_lineage_and_its_family(
     saver: ForkpointSaver, store: Store
 ) -> None:

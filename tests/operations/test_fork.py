@@ -95,6 +95,7 @@ def rows_of(store: Store, thread_id: str) -> Any:
 # What a fork holds
 
 
+@pytest.mark.in_turns
 def test_a_fork_with_its_path_keeps_states_that_are_rebuilt_from_hidden_checkpoints(
     saver: ForkpointSaver, store: Store
 ) -> None:
@@ -576,6 +577,7 @@ def test_forks_of_a_long_thread_take_no_chunk_and_two_kilobytes_each(
 
 
 @pytest.mark.parametrize("length", [500, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.in_turns
 def test_a_copy_of_a_long_thread_writes_no_chunk_and_leaves_its_source_as_it_was(
     length: int, saver: ForkpointSaver, store: Store
 ) -> None:
@@ -598,6 +600,7 @@ def test_a_copy_of_a_long_thread_writes_no_chunk_and_leaves_its_source_as_it_was
 
 
 @pytest.mark.parametrize("number", [29, pytest.param(99, marks=pytest.mark.slow)])
+@pytest.mark.in_turns
 def test_purging_the_root_of_a_large_family_changes_none_of_the_others(
     number: int, saver: ForkpointSaver, store: Store
 ) -> None:

@@ -203,6 +203,7 @@ async def test_a_nul_in_metadata_comes_back_where_langgraph_leaves_it(api: Api) 
 # Many terms
 
 
+@pytest.mark.in_turns
 async def test_as_much_as_may_be_asked_for_is_found_in_any_order(
     catalog: ThreadCatalog, api: Api
 ) -> None:

@@ -142,6 +142,7 @@ def test_pruning_keeps_the_state_of_the_remaining_checkpoints(
     assert store.problems(saver) == []
 
 
+@pytest.mark.in_turns
 def test_ancestors_of_a_delta_channel_are_hidden_and_removed_when_no_longer_needed(
     saver: ForkpointSaver, store: Store
 ) -> None:

@@ -134,6 +134,7 @@ def test_a_loop_that_is_closed_too_early_does_no_harm(store: Store) -> None:
         wait_until(lambda: store.problems(saver) == [], "a store without problems")
 
 
+@pytest.mark.in_turns
 def test_a_process_that_never_closes_its_saver_ends(store: Store) -> None:
     script = f"""
 import asyncio
