@@ -69,8 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     backends and both worlds. Of a test of several cases, and of those marked as `in_turns`, each
     case has one pair, or one backend, or one world, as has a test of what is above the storage;
     with `on_each_backend` it has as many as if it were the only one. Which ones they are differs
-    from test to test, and from case to case.
-    What is slow anyway takes as long as it takes.
+    from test to test, and from case to case. What is slow anyway takes as long as it takes.
     """
     for item in items:
         if item.get_closest_marker("slow"):
@@ -84,10 +83,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         test, backend, world = place = _place_of(item)
         case = len(test) + cases[place]
         cases[place] += 1
-        in_turns = counts[place] > 1 or test.startswith(ABOVE_STORAGE)
-        if item.get_closest_marker("on_each_backend"):
-            in_turns = False
-        if in_turns or item.get_closest_marker("in_turns"):
+        takes_turns = counts[place] > 1 or test.startswith(ABOVE_STORAGE)
+        is_on_each = item.get_closest_marker("on_each_backend")
+        if (takes_turns and not is_on_each) or item.get_closest_marker("in_turns"):
             turns = [TURNS[case % 4]]
         elif backend is None or world is None:
             continue

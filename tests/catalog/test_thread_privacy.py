@@ -41,7 +41,6 @@ IDS = st.sampled_from(["theirs", "theirs-2", "new", "$ne", "theirs\x1f", "Theirs
 )
 @example(thread_id="secret", thread_filter=ThreadFilter(), owner=None)
 @example(thread_id="acme", thread_filter=ThreadFilter(), owner=None)
-@pytest.mark.in_turns
 def test_threads_of_other_owners_do_not_exist(
     thread_id: str,
     thread_filter: ThreadFilter,

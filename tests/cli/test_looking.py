@@ -82,10 +82,10 @@ def test_threads_are_found_by_their_times(ids: list[str], store: Store, run: Any
     now = datetime.now(timezone.utc)
     week_ago = now - timedelta(days=7)
     for when in ("7d", week_ago.isoformat(), f"{week_ago:%Y-%m-%dT%H:%MZ}", f"{week_ago:%Y-%m-%d}"):
-        for option, found in (("created", "case-7"), ("updated", "case-7")):
+        for option in ("created", "updated"):
             (old,) = run("threads", f"--{option}-before", when, "--json").json["threads"]
             (new,) = run("threads", f"--{option}-after", when, "--json").json["threads"]
-            assert (old["thread_id"], new["thread_id"]) == (found, "case-7b")
+            assert (old["thread_id"], new["thread_id"]) == ("case-7", "case-7b")
     assert run("threads", "--count", "--updated-after", f"{now:%Y}-01-01T00:00+14:00").code == 0
     for when in ("soon", "2026-02-30", "7", "-7d", "9" * 20 + "d"):
         outcome = run("threads", "--created-before", when)

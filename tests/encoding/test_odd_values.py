@@ -229,7 +229,7 @@ OF_BASES: dict[str, tuple[Any, ...]] = {
 
 @pytest.mark.parametrize("name", BASES)
 def test_an_object_of_a_class_of_ones_own_comes_back(name: str) -> None:
-    """With what the class does not have of its base: attributes."""
+    """With the attributes that it has beside what its base keeps, and without its code."""
     kind = PurePosixPath if name == "path" else BASES[name].kind
 
     def refuse(*_: object, **__: object) -> Any:

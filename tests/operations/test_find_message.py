@@ -123,7 +123,6 @@ async def test_a_message_of_a_branch_that_was_abandoned_is_not_found(api: Api) -
 
 
 @pytest.mark.parametrize("is_encrypted", [False, True])
-@pytest.mark.in_turns
 async def test_finding_a_message_in_a_long_thread_reads_few_states(
     is_encrypted: bool, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,7 +123,6 @@ def test_others_write_meanwhile_and_a_turn_changes_a_bounded_number_of_rows(
 
 
 @pytest.mark.parametrize("ends", [1, 100])
-@pytest.mark.in_turns
 def test_what_is_removed_meanwhile_is_not_half_in_it(ends: int, store: Store, at_rest: Any) -> None:
     with store.saver() as saver:
         fill(saver)

@@ -535,7 +535,7 @@ async def test_an_old_question_is_answered_differently(
         assert answered[-1][2:] == expected[-1][2:]
 
 
-@on_backends(PLAIN_SHAPES, TELLING_SHAPES[3:4], third=2)
+@on_backends(PLAIN_SHAPES, TELLING_SHAPES[3:], third=2)
 async def test_a_thread_that_was_rolled_back_goes_on_as_a_fork(
     name: str, world: str, store: Store, saver: ForkpointSaver
 ) -> None:

@@ -163,7 +163,6 @@ async def test_a_thread_that_was_rolled_back_asks_again(
     assert store.problems(saver) == []
 
 
-@pytest.mark.in_turns
 async def test_a_thread_that_was_rolled_back_to_an_update_knows_nothing_of_the_step_before_it(
     two_turns: Caller, saver: ForkpointSaver, store: Store
 ) -> None:

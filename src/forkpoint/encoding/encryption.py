@@ -50,11 +50,9 @@ class Encryption:
         if self._cipher is None:
             if not label_bytes:
                 return stored_bytes[1:]
-            label = stored_bytes[1 : 1 + label_bytes]
-            with suppress(UnicodeDecodeError):
-                if len(label) == label_bytes and label.decode().isprintable():
-                    raise EncryptionMismatch(f"a stored value is encrypted{PASS_SERDE}")
-            raise CorruptChunk("a stored value is not what was written")
+            if not _names_a_cipher(stored_bytes):
+                raise CorruptChunk("a stored value is not what was written")
+            raise EncryptionMismatch(f"a stored value is encrypted{PASS_SERDE}")
         if not label_bytes and not self._reads_plain:
             raise EncryptionMismatch(f"a stored value is not encrypted{SERDE_ENCRYPTS}")
         content = stored_bytes[1 + label_bytes :]
@@ -160,6 +158,15 @@ def _cipher_in_ring(serde: SerializerProtocol) -> CipherProtocol:
 def _labelled(name: str, encrypted: bytes) -> bytes:
     label = name.encode()
     return bytes([len(label)]) + label + encrypted
+
+
+def _names_a_cipher(labelled: bytes) -> bool:
+    """Return whether something begins with what may be a label."""
+    label = labelled[1 : 1 + labelled[0]]
+    try:
+        return len(label) == labelled[0] and label.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def _opens(cipher: CipherProtocol, stored: bytes) -> bool:
