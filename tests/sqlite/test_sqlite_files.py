@@ -8,6 +8,7 @@ import sqlite3
 import textwrap
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from forkpoint import (
     InvalidInput,
     RetentionPolicy,
     SqliteSaver,
+    StorageError,
     StorageReplaced,
     ThreadCatalog,
     ThreadDeleted,
@@ -499,22 +501,25 @@ def test_a_run_whose_thread_the_backup_does_not_have_goes_on_under_a_lease_no_mo
 
 # Tables that were dropped
 
-TABLES = ["threads", "checkpoints", "writes", "chunks", "listing", "snapshots"]
+TABLES = ["settings", "threads", "tombstones", "listing", "snapshots"]
+TABLES += ["checkpoints", "dictionaries", "writes", "chunks"]
 
 
-@pytest.mark.parametrize(
-    "dropped", [["settings", *TABLES], *([table] for table in TABLES)], ids=lambda d: d[0]
-)
+def change(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+@pytest.mark.parametrize("kept", [[], ["settings"]], ids=["all", "all but the settings"])
 @pytest.mark.parametrize("with_setup", [True, False])
 def test_tables_that_were_dropped_are_made_again(
-    path: Path, dropped: list[str], with_setup: bool
+    path: Path, kept: list[str], with_setup: bool
 ) -> None:
     with SqliteSaver(path) as saver:
         put_many(saver, "before", 2)
-        with sqlite3.connect(path) as connection:
-            for table in dropped:
-                connection.execute(f"DROP TABLE forkpoint_{table}")
-        connection.close()
+        change(path, *(f"DROP TABLE forkpoint_{table}" for table in TABLES if table not in kept))
         if with_setup:
             saver.setup()
         put_many(saver, "after", 2)
@@ -524,25 +529,39 @@ def test_tables_that_were_dropped_are_made_again(
         ThreadCatalog(saver).search()
 
 
-@pytest.mark.parametrize("with_setup", [True, False])
-def test_a_secret_that_was_dropped_is_not_made_again(path: Path, with_setup: bool) -> None:
-    """What is there could not be read any more, and not even after it was restored."""
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_that_is_lost_is_an_error_where_others_have_their_rows(
+    path: Path, table: str
+) -> None:
+    """An empty one in its place would say that there is no thread, or that nobody deleted one."""
+    lost = f"forkpoint_{table}"
     with SqliteSaver(path) as saver:
         put_many(saver, "before", 2)
-        with sqlite3.connect(path) as connection:
-            settings = connection.execute("SELECT * FROM forkpoint_settings").fetchall()
-            connection.execute("DROP TABLE forkpoint_settings")
-        connection.close()
-        use = saver.setup if with_setup else partial(put_many, saver, "after", 2)
-        with pytest.raises(CorruptChunk, match="the secret of the store is missing"):
-            use()
-        with sqlite3.connect(path) as connection:
-            marks = "INSERT OR REPLACE INTO forkpoint_settings VALUES (?, ?)"
-            connection.executemany(marks, settings)
-        connection.close()
-        put_many(saver, "after", 2)
-        for name in ("before", "after"):
-            assert [value_of(entry)["n"] for entry in saver.list(config(name))] == [1, 0]
+        change(path, f"ALTER TABLE {lost} RENAME TO elsewhere")
+        for use in (
+            lambda: saver.get_tuple(config("before")),
+            lambda: list(saver.list(None)),
+            partial(put_many, saver, "before", 1),
+            partial(put_many, saver, "new", 1),
+            saver.setup,
+            SqliteSaver(path).setup,
+        ):
+            with pytest.raises(CorruptChunk, match=f"has lost {lost}, and has rows in forkpoint_"):
+                use()
+        assert SqliteSaver.exists(path)
+        change(path, f"ALTER TABLE elsewhere RENAME TO {lost}")
+        put_many(saver, "before", 1)
+    assert stored(path) == {"before": 3}
+
+
+def test_tables_that_were_all_renamed_do_not_keep_the_indexes(path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        put_many(saver, "before", 2)
+        change(path, *(f"ALTER TABLE forkpoint_{name} RENAME TO old_{name}" for name in TABLES))
+        with pytest.raises(StorageError, match="another table has the index forkpoint_"):
+            put_many(saver, "after", 1)
+        change(path, *(f"ALTER TABLE old_{name} RENAME TO forkpoint_{name}" for name in TABLES))
+    assert stored(path) == {"before": 2}
 
 
 def test_setup_makes_an_index_that_was_dropped(path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from forkpoint.errors import InvalidInput
+from forkpoint.errors import CorruptChunk, InvalidInput, StorageError
 from forkpoint.filters import may_contain_json
 from forkpoint.sqlite.errors import is_locked, typed_errors
 from forkpoint.sqlite.metadata import add_functions
@@ -29,7 +29,9 @@ INCREMENTAL = 2
 _LOG = logging.getLogger("forkpoint")
 _OF_LANGGRAPH = {"checkpoints", "writes"}  # the tables of LangGraph's own saver
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
-_NAMES = frozenset(re.findall(r"CREATE .*?(forkpoint_\w+)", SCHEMA))  # of tables and indexes
+_INDEXES = frozenset(re.findall(r"INDEX .*?(forkpoint_\w+)\s+ON (forkpoint_\w+)", SCHEMA))
+_TABLES = frozenset(re.findall(r"CREATE TABLE .*?(forkpoint_\w+)", SCHEMA))
+_NAMES = _INDEXES | {(table, table) for table in _TABLES}  # each with that of its table
 
 
 def has_tables(path: str) -> bool:
@@ -43,7 +45,7 @@ def has_tables(path: str) -> bool:
     try:
         uri = Path(path).absolute().as_uri() + "?mode=ro"
         with typed_errors(), closing(sqlite3.connect(uri, uri=True)) as connection:
-            return "forkpoint_threads" in _names(connection)
+            return bool(_tables(connection))
     except InvalidInput:
         return False  # it is no database
 
@@ -53,17 +55,18 @@ def prepare(connection: sqlite3.Connection, durability: str) -> None:
 
     Raises:
         SchemaVersionError: They were made by a newer forkpoint.
+        CorruptChunk: Some tables are missing, and others have rows.
     """
     connection.create_function("forkpoint_contains", 2, _contains, deterministic=True)
     add_functions(connection)
-    tables = _all_names(connection)
-    names = tables & _NAMES
+    all_names = _all_names(connection)
+    names = all_names & _NAMES
     if not names:
-        _tell_of_others(tables)
+        _tell_of_others({table for _, table in all_names})
         if not pragma(connection, "page_count"):
             connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
         _retry_while_locked(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall())
-    if "forkpoint_settings" in names:
+    if ("forkpoint_settings", "forkpoint_settings") in names:
         _check_version(connection)
     if not names >= _NAMES:
         _retry_while_locked(lambda: _create(connection))
@@ -72,13 +75,14 @@ def prepare(connection: sqlite3.Connection, durability: str) -> None:
     connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
 
 
-def _names(connection: sqlite3.Connection) -> set[str]:
-    return _all_names(connection) & _NAMES
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {table for _, table in _all_names(connection)} & _TABLES
 
 
-def _all_names(connection: sqlite3.Connection) -> set[str]:
+def _all_names(connection: sqlite3.Connection) -> set[tuple[str, str]]:
+    """Return the names of all tables and indexes, each with that of its table."""
     cursor = _plain_cursor(connection)
-    return {name for (name,) in cursor.execute("SELECT name FROM sqlite_master")}
+    return set(cursor.execute("SELECT name, tbl_name FROM sqlite_master"))
 
 
 def _tell_of_others(tables: set[str]) -> None:
@@ -100,15 +104,14 @@ def _check_version(connection: sqlite3.Connection) -> None:
 def _create(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        names = _names(connection)
+        _check_tables(connection)
         for statement in SCHEMA.split(";"):
             connection.execute(statement)
+        _check_indexes(connection)
         connection.execute(
             "INSERT OR IGNORE INTO forkpoint_settings (name, value) VALUES ('schema_version', ?)",
             (SCHEMA_VERSION,),
         )
-        if names and "forkpoint_threads" not in names:
-            _skip_keys(connection)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -116,14 +119,30 @@ def _create(connection: sqlite3.Connection) -> None:
         raise
 
 
-def _skip_keys(connection: sqlite3.Connection) -> None:
-    """Give no new thread the key of one whose record is lost, but whose rows are not."""
-    connection.execute(
-        "INSERT INTO sqlite_sequence (name, seq) SELECT 'forkpoint_threads', max(key) FROM ("
-        "SELECT max(thread) AS key FROM forkpoint_checkpoints"
-        " UNION ALL SELECT max(thread) FROM forkpoint_writes"
-        " UNION ALL SELECT max(family) FROM forkpoint_chunks) HAVING max(key) IS NOT NULL"
-    )
+def _check_tables(connection: sqlite3.Connection) -> None:
+    """Refuse to make a table in the place of one that is lost, while the others have their rows."""
+    tables = _tables(connection)
+    missing = _TABLES - tables
+    with_rows = [
+        table
+        for table in sorted(tables - {"forkpoint_settings"})
+        if missing and _scalar(connection, f"SELECT 1 FROM {table} LIMIT 1")
+    ]
+    if with_rows:
+        raise CorruptChunk(
+            f"the database has lost {', '.join(sorted(missing))}, and has rows in "
+            f"{', '.join(with_rows)}: bring back what is lost, or drop all tables of forkpoint"
+        )
+
+
+def _check_indexes(connection: sqlite3.Connection) -> None:
+    """Refuse a store whose tables were renamed: SQLite left them the indexes."""
+    missing = _NAMES - _all_names(connection)
+    if missing:
+        raise StorageError(
+            f"another table has the index {min(missing)[0]}: was a table of forkpoint renamed? "
+            "Rename it back, or drop the index"
+        )
 
 
 def pragma(connection: sqlite3.Connection, name: str) -> int:
