@@ -165,6 +165,12 @@ def test_what_the_index_has_no_room_for_is_searched_and_counted(
     passed.close()
 
 
+def test_the_disk_is_that_of_the_file_where_its_name_is_a_link_on_another(path: Path) -> None:
+    path.touch()
+    with path.open() as file, SqliteSaver(f"/proc/self/fd/{file.fileno()}") as saver:
+        put(saver, {"n": 1})  # /proc has no free space
+
+
 ON_A_SMALL_DISK = """
 import os, subprocess, sys
 from pathlib import Path

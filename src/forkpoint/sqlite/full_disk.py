@@ -51,12 +51,15 @@ def restart_log(connection: sqlite3.Connection) -> None:
 
 def is_full(path: str | None) -> bool:
     """Return whether the disk of a database has no more free space than the reserve."""
-    if path is None:
-        return False
+    return path is not None and _free_bytes(path) < RESERVED_BYTES
+
+
+def _free_bytes(path: str) -> int:
+    """Return the free space of the disk that a file is on; its name may be a link on another."""
     try:
-        return shutil.disk_usage(os.path.dirname(path)).free < RESERVED_BYTES
+        return shutil.disk_usage(os.path.dirname(os.path.realpath(path))).free
     except OSError:  # opening the database reports what is wrong
-        return False
+        return RESERVED_BYTES
 
 
 class Reserve:
@@ -98,8 +101,8 @@ def check_disk(path: str | None, error: sqlite3.Error) -> None:
     """
     if path is None or "I/O error" not in str(error):
         return
-    directory = os.path.dirname(path)
-    if shutil.disk_usage(directory).free < _ROOM_BYTES:
+    directory = os.path.dirname(os.path.realpath(path))
+    if _free_bytes(path) < _ROOM_BYTES:
         raise StorageFull(
             f"{error}: the disk of {directory} is full, and to open {path} SQLite needs "
             f"{_ROOM_BYTES} bytes beside it; free as much, and delete threads then"
