@@ -437,6 +437,42 @@ def test_a_directory_that_was_removed_is_a_typed_error_until_it_is_back(tmp_path
     assert stored(directory / "x.db") == {"after": 1}
 
 
+@pytest.mark.parametrize("is_passed", [False, True])
+def test_a_name_that_leads_nowhere_is_a_typed_error_until_it_leads_back(
+    path: Path, is_passed: bool
+) -> None:
+    passed = sqlite3.connect(path, check_same_thread=False)
+    moved = path.with_name("moved.db")
+    with SqliteSaver(passed if is_passed else path) as saver:
+        put_many(saver, "thread", 1)
+        os.rename(path, moved)
+        path.symlink_to(path)  # nobody can follow it
+        with pytest.raises(StorageError, match=r"cannot be opened: Too many|was removed, replaced"):
+            put_many(saver, "thread", 1)
+        os.rename(moved, path)
+        put_many(saver, "thread", 1)
+        os.rename(path, moved)
+        path.symlink_to(path)
+    os.rename(moved, path)
+    passed.close()
+    assert stored(path) == {"thread": 2}
+
+
+def test_the_log_is_known_where_another_process_has_turned_it_on(path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        put_many(saver, "before", 1)
+    journal = "sqlite3.connect(path).execute('PRAGMA journal_mode = {}').fetchone()"
+    command(path, journal.format("DELETE"))
+    backup = copy_of(path)
+    with SqliteSaver(path) as saver:
+        put_many(saver, "before", 1)
+        command(path, journal.format("WAL"))
+        put_many(saver, "before", 1)
+        restore_in_place(path, backup)
+        put_many(saver, "after", 2)
+    assert stored(path) == {"before": 1, "after": 2}
+
+
 def test_a_link_that_is_turned_to_another_file_is_followed(tmp_path: Path) -> None:
     link = tmp_path / "current.db"
     link.symlink_to(tmp_path / "1.db")

@@ -19,10 +19,10 @@ Identity = tuple[int, int]
 
 
 def identity(path: str | os.PathLike[str]) -> Identity | None:
-    """Return the file that a path leads to; None if there is none."""
+    """Return the file that a path leads to; None if there is none that this process may see."""
     try:
         status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return None
     return status.st_dev, status.st_ino
 
@@ -51,6 +51,11 @@ class DatabaseFile:
         self.resolved = resolved
         self.log_path, self.index_path = f"{resolved}-wal", f"{resolved}-shm"
         self.opened, self._log = identity(self.path), identity(self.log_path)
+
+    def note_log(self) -> None:
+        """Remember the log, if there is one by now. A transaction is open, so it stays."""
+        if self._log is None:
+            self._log = identity(self.log_path)
 
     def note_closed(self) -> None:
         self.opened = self._log = None

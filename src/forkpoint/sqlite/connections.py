@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import stat
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -74,11 +75,10 @@ class Opener:
         if self._file is None:
             return self._connect(self._name, is_uri=self._options is not None)
         path = self._file.path
-        try:
-            file = identity(path)
-        except OSError as error:  # too long a name, or a directory that nobody may look into
-            raise StorageError(f"{path!r:.80} cannot be opened: {error.strerror}") from error
-        if file is not None:
+        file = identity(path)
+        if file is None:
+            _check_reachable(path)
+        else:
             self._check_open(path, file)
             path = name_in_use(file) or _only_name(path)
         if self._options is None:
@@ -111,6 +111,11 @@ class Opener:
         """Remember which file a connection has open. The connection has been used by now."""
         if self._file is not None:
             self._file.note_opened(_path_of(connection) or self._file.path)
+
+    def note_log(self) -> None:
+        """Within a transaction: others may have changed how the file keeps its journal."""
+        if self._file is not None:
+            self._file.note_log()
 
     def is_current(self) -> bool:
         """Return whether the connection still is one to the file that has the name."""
@@ -193,6 +198,10 @@ class PassedConnection:
             self._file = DatabaseFile(path, self._is_closed)
             self._file.note_opened(path)
 
+    def note_log(self) -> None:
+        if self._file is not None:
+            self._file.note_log()
+
     def is_current(self) -> bool:
         """Return True.
 
@@ -226,6 +235,16 @@ def _is_closed() -> bool:
     return True
 
 
+def _check_reachable(path: str) -> None:
+    """Say why a file cannot be opened, unless it is not there: then SQLite makes it."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # too long a name, or a directory that nobody may look into
+        raise StorageError(f"{path!r:.80} cannot be opened: {error.strerror}") from error
+
+
 def _only_name(path: str) -> str:
     """Return the path of a file, unless there is another name by which a process may have it open.
 
@@ -233,10 +252,10 @@ def _only_name(path: str) -> str:
     which overwrites what the other one has written.
     """
     try:
-        names = os.stat(path).st_nlink
+        status = os.stat(path)
     except OSError:  # it was removed meanwhile
         return path
-    if names > 1:
+    if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
         raise StorageError(
             f"{path} has more than one name (hard links), and processes that open it by "
             "different ones would destroy it; remove the others, or make them copies with "

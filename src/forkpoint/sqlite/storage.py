@@ -238,6 +238,7 @@ class SqliteStorage(Storage):
         SQLite's version of the schema is another one if a table was dropped or a backup restored.
         """
         if pragma(connection, "schema_version") == self._schema:
+            self._connector.note_log()
             return True
         self._schema = None
         return False
