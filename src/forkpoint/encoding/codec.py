@@ -137,15 +137,14 @@ class Codec:
         Raises:
             InvalidInput: A value cannot be serialized.
         """
-        values = checkpoint["channel_values"]
-        if inherited:
-            values = {name: value for name, value in values.items() if name not in inherited}
-        stored = dict(values)
+        stored = dict(checkpoint["channel_values"])
+        if there := inherited.stored:
+            stored = {channel: value for channel, value in stored.items() if channel not in there}
         chunks: dict[str, Chunks] = {}
-        with _Naming(self._serde, "the channels", values):  # a metaclass may raise something
-            channels = self._encoder.not_plain(values)
+        with _Naming(self._serde, "the channels", stored):  # a metaclass may raise something
+            channels = self._encoder.not_plain(stored)
         for channel in channels:
-            self._serialize_channel(channel, values[channel], stored, chunks)
+            self._serialize_channel(channel, stored[channel], stored, chunks)
         body = {key: value for key, value in checkpoint.items() if key != "channel_values"}
         with _Naming(self._serde, "the checkpoint", body):
             kind, content = self._serde.dumps_typed(body)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import compress, repeat
+from operator import is_
 from typing import Any, NamedTuple
 
 import ormsgpack  # a dependency of langgraph-checkpoint
@@ -138,11 +140,13 @@ class Encoder:
         """Return the channels whose values do not stand for themselves in a manifest."""
         if not self._splits:
             return list(values)
-        channels = [
-            channel
-            for channel, value in values.items()
-            if type(value) not in PLAIN_TYPES or (type(value) is str and len(value) > _SHORT)
-        ]
+        channels: list[str] = []
+        if not _are_plain(list(values.values())):
+            channels = [
+                channel
+                for channel, value in values.items()
+                if type(value) not in PLAIN_TYPES or (type(value) is str and len(value) > _SHORT)
+            ]
         rest = values if not channels else {**values, **dict.fromkeys(channels)}
         if not _is_packable(list(rest.values())):
             channels += [channel for channel, value in rest.items() if not _is_packable(value)]
@@ -347,6 +351,13 @@ class Encoder:
             return Entry(INLINE, kind, content, b"", 0)
         leaves = [self._trees.add((b"", piece), chunks) for piece in chunking.pieces(content)]
         return self._trees.build(OPAQUE, kind, leaves, chunks, len(content))
+
+
+def _are_plain(values: list[Any]) -> bool:
+    """Return whether all values are numbers and short texts: without a step in Python for each."""
+    types = list(map(type, values))
+    texts = compress(values, map(is_, types, repeat(str)))
+    return PLAIN_TYPES.issuperset(types) and max(map(len, texts), default=0) <= _SHORT
 
 
 def _is_packable(value: Any) -> bool:
