@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from langchain_core.messages import HumanMessage
+from langgraph.checkpoint.base import empty_checkpoint
 
 from checking import config, id_of, put
 from forkpoint.saver.saver import ForkpointSaver
@@ -68,3 +69,10 @@ def messages(saver: ForkpointSaver, thread_id: str, number: int) -> None:
     for count in range(1, number + 1):
         parent = put(saver, {"messages": texts[:count]}, parent=parent, thread_id=thread_id)
         saver.put_writes(parent, [("a", count), ("b", texts[count - 1])], f"t{count}", "~path, 1")
+
+
+def checkpoint_in(saver: Any, thread_id: str = "thread", **values: Any) -> Any:
+    """Store a checkpoint with another saver, and return where it is."""
+    made: Any = {**empty_checkpoint(), "channel_values": values}
+    made["channel_versions"] = dict.fromkeys(values, 1)
+    return saver.put(config(thread_id), made, {"source": "input", "step": -1}, values)

@@ -41,7 +41,7 @@ from forkpoint.transfer.foreign import PostgresReader, SqliteReader
 from graphs import MORE_SHAPES, SHAPES, THREAD, call
 from officials import official
 from stores import Store
-from transferring import outcome, plain, told
+from transferring import checkpoint_in, outcome, plain, told
 
 ALL_SHAPES = {**SHAPES, **MORE_SHAPES}
 OFFICIAL = [kind for kind in KINDS if kind != "forkpoint"]
@@ -142,12 +142,6 @@ def test_paths_and_numbers_of_writes_come_along(second: SqliteSaver, tmp_path: P
     }
     order = [task for task, _, _ in next(iter(second.list(config()))).pending_writes or ()]
     assert order == ["second"] * 3 + ["first"]
-
-
-def checkpoint_in(saver: Any, thread_id: str = "thread", **values: Any) -> Any:
-    made: Any = {**empty_checkpoint(), "channel_values": values}
-    made["channel_versions"] = dict.fromkeys(values, 1)
-    return saver.put(config(thread_id), made, {"source": "input", "step": -1}, values)
 
 
 def test_a_database_of_before_task_paths_is_read(second: SqliteSaver, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,25 @@ from checking import id_of, put
 from forkpoint import (
     SqliteSaver,
     ThreadCatalog,
+    ThreadDeleted,
     ThreadExists,
     ThreadFilter,
+    ThreadNotFound,
 )
+from forkpoint.mongodb.turns import Turns
 from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.sqlite.statements import Statements
 from forkpoint.transfer import (
     TransferProgress,
     aimport_threads,
+    archive_threads,
     import_threads,
+    own,
+    restore_threads,
 )
 from graphs import SHAPES
-from transferring import told
+from stores import SqliteStore, Store
+from transferring import messages, told
 
 
 @pytest.fixture
@@ -118,3 +126,128 @@ async def test_an_async_import_shows_how_far_it_is(second: SqliteSaver) -> None:
     )
     with pytest.raises(asyncio.CancelledError):
         await cancelled
+
+
+@pytest.mark.in_turns
+def test_of_a_large_store_the_threads_that_were_active_since_are_imported(
+    saver: ForkpointSaver, store: Store, second: SqliteSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "_PAGE", 2)
+    for number in range(6):
+        put(saver, {"n": number}, thread_id=str(number))
+    store.age("0", updated_at=10**10)
+    since = datetime.now(timezone.utc) - timedelta(hours=1)
+    report = import_threads(saver, second, kind="forkpoint", since=since)
+    assert (report.threads, report.is_complete) == (5, True)
+    middle = ThreadCatalog(saver).get("3").updated_at  # type: ignore[union-attr]
+    since_then = ThreadFilter(updated_after=middle)
+    report = import_threads(saver, second, kind="forkpoint", threads=since_then, since=since)
+    assert report.unchanged == 3
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "mongodb"])
+def test_a_thread_of_many_rows_is_looked_at_part_by_part(
+    backend: str,
+    second: SqliteSaver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    monkeypatch.setattr(Statements, "default_turn_rows", 3)
+    monkeypatch.setattr(Turns, "turn_rows", 3)
+    is_sqlite = backend == "sqlite"
+    store = SqliteStore(tmp_path / "b") if is_sqlite else request.getfixturevalue("mongo_store")
+    with store.saver() as saver:
+        run(saver, "thread", shape="stateful subgraphs")
+        report = import_threads(saver, second, kind="forkpoint", verify=True)
+        assert (report.is_complete, report.checkpoints) == (True, len(told(saver)))
+        run(saver, "thread", shape="stateful subgraphs")
+        report = import_threads(saver, second, kind="forkpoint", verify=True)
+        assert report.is_complete
+        assert told(second) == told(saver)
+
+
+def test_a_source_that_is_in_use_is_read_again(second: SqliteSaver, tmp_path: Path) -> None:
+    with SqliteSaver(tmp_path / "source.db") as source:
+        for name, limit in (("thread", 3), ("busy", 100)):
+            head = put(source, {"n": 0}, thread_id=name)
+            times = iter(range(limit))
+
+            def write(progress: TransferProgress) -> None:
+                nonlocal head
+                if progress.thread_id == name and next(times, None) is not None:  # noqa: B023
+                    head = put(source, {"n": 1}, parent=head, thread_id=name)  # noqa: B023
+
+            report = import_threads(source, second, kind="forkpoint", on_progress=write)
+            assert list(report.failed) == ([name] if name == "busy" else [])
+        assert "written to all the time" in str(report.failed["busy"])
+        assert import_threads(source, second, kind="forkpoint", verify=True).is_complete
+        for name in ("thread", "busy"):
+            assert told(second, name) == told(source, name)
+
+
+class Ended(Exception):
+    """Ends an import."""
+
+
+def begin_import(source: ForkpointSaver, target: ForkpointSaver) -> None:
+    """Import two checkpoints of a thread, and no more."""
+
+    def end(progress: TransferProgress) -> None:
+        if progress.checkpoints == 2:
+            raise Ended
+
+    with pytest.raises(Ended):
+        import_threads(source, target, kind="forkpoint", on_progress=end)
+    assert len(told(target)) == 2
+
+
+@pytest.mark.in_turns
+def test_of_a_source_that_was_trimmed_before_the_import_went_on_nothing_else_is_left(
+    saver: ForkpointSaver, store: Store, tmp_path: Path
+) -> None:
+    with SqliteSaver(tmp_path / "source.db") as source:
+        messages(source, "thread", 4)
+        begin_import(source, saver)
+        source.trim("thread", 2)
+        assert import_threads(source, saver, kind="forkpoint", verify=True).is_complete
+        assert told(saver) == told(source)
+    assert store.problems(saver) == []
+
+
+def test_a_thread_that_is_not_complete_is_completed_from_the_same_source_alone(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    archive = tmp_path / "archive"
+    with SqliteSaver(tmp_path / "source.db") as source:
+        messages(source, "thread", 4)
+        archive_threads(source, archive)
+        begin_import(source, second)
+        (failure,) = restore_threads(second, archive).failed.values()
+        assert isinstance(failure, ThreadExists)
+        assert "comes from elsewhere" in str(failure)
+        assert import_threads(source, second, kind="forkpoint", verify=True).is_complete
+        (failure,) = restore_threads(second, archive).failed.values()
+        assert isinstance(failure, ThreadExists)
+        assert "already" in str(failure)
+
+
+@pytest.mark.in_turns
+def test_threads_that_are_deleted_meanwhile_fail_and_stay_deleted(
+    saver: ForkpointSaver, store: Store, second: SqliteSaver
+) -> None:
+    for name in ("a", "b", "c"):
+        messages(second, name, 2)
+
+    def delete(progress: TransferProgress) -> None:
+        if (progress.thread_id, progress.checkpoints) == ("a", 2):
+            second.delete_thread("b")
+            saver.delete_thread("a")
+
+    report = import_threads(second, saver, kind="forkpoint", on_progress=delete)
+    assert {name: type(error) for name, error in report.failed.items()} == {
+        "a": ThreadDeleted,
+        "b": ThreadNotFound,
+    }
+    assert [thread.thread_id for thread in ThreadCatalog(saver).walk()] == ["c"]
+    assert store.problems(saver) == []

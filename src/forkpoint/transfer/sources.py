@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -21,7 +22,7 @@ from forkpoint.archive.parts import (
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import unpack, unpack_only_entry
 from forkpoint.encoding.manifest import Manifest
-from forkpoint.errors import InvalidInput
+from forkpoint.errors import ForkpointError, InvalidInput, SourceError
 from forkpoint.json_text import as_json
 from forkpoint.langgraph_rules import (
     COUNTERS,
@@ -32,6 +33,7 @@ from forkpoint.langgraph_rules import (
 from forkpoint.operations.run_metadata import of_config
 from forkpoint.storage.plan import Place
 from forkpoint.storage.rows import Description, RecordTimes
+from forkpoint.untrusted import mapping, shown
 
 Kind = Literal["langgraph-sqlite", "langgraph-mongodb", "langgraph-postgres", "forkpoint", "saver"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -145,7 +147,10 @@ class ForeignSource(Source):
                 yield thread_id
 
     def _is_active(self, thread_id: str, since: int) -> bool:
-        places = self.places(thread_id)
+        try:
+            places = self.places(thread_id)
+        except InvalidInput:
+            return True  # whoever imports it is told
         times = [made_at(checkpoint_id) for _, checkpoint_id in places[-1:]]
         return any(time is None or time >= since for time in times)
 
@@ -166,7 +171,7 @@ class ForeignSource(Source):
     def parts(self, thread_id: str, needed: Collection[Place] | None = None) -> Iterator[Part]:
         places = self.places(thread_id)
         heads = [place for place in places if place[0] == ""]
-        head = self._reader.state(thread_id, heads[-1]) if heads else None
+        head = self._state(thread_id, heads[-1]) if heads else None
         yield self._thread_part(thread_id, places, head)
         checkpoints = writes = 0
         numbering = Numbering()
@@ -174,7 +179,7 @@ class ForeignSource(Source):
             if needed is not None and place not in needed:
                 continue
             is_head = head is not None and place == heads[-1]
-            state = head if is_head else self._reader.state(thread_id, place)
+            state = head if is_head else self._state(thread_id, place)
             if state is None:
                 continue
             numbering.begin_checkpoint()
@@ -187,6 +192,16 @@ class ForeignSource(Source):
 
     def close(self) -> None:
         self._reader.close()
+
+    def _state(self, thread_id: str, place: Place) -> StoredState | None:
+        """Return a checkpoint of the shape that a saver is given."""
+        with _at(thread_id, place):
+            state = self._reader.state(thread_id, place)
+            if state is None:
+                return None
+            metadata = mapping(state.metadata, "metadata")
+            checkpoint = _comparable(inputs.checkpoint(state.checkpoint), metadata)
+            return state._replace(checkpoint=checkpoint, metadata=metadata)
 
     def _thread_part(
         self, thread_id: str, places: Sequence[Place], head: StoredState | None
@@ -206,9 +221,9 @@ class ForeignSource(Source):
         self, thread_id: str, place: Place, state: StoredState, numbering: Numbering
     ) -> CheckpointPart:
         codec = self._codec
-        try:
+        with _at(thread_id, place):
             metadata = as_json(state.metadata, "metadata")
-            body, stored, chunks = codec.serialize(_comparable(state))
+            body, stored, chunks = codec.serialize(state.checkpoint)
             writes = []
             values = {
                 name: numbering.value(entry, chunks.get(name, {}).__getitem__)
@@ -219,9 +234,6 @@ class ForeignSource(Source):
                 entry = unpack_only_entry(unpack(encoded.content, "a write"), encoded.refs)
                 value = numbering.value(entry, encoded.chunks.__getitem__)
                 writes.append(WritePart(*write[:4], value))
-        except InvalidInput as error:
-            where = f"thread {thread_id!r}, checkpoint {place[1]!r} of namespace {place[0]!r}"
-            raise InvalidInput(f"{where}: {error}") from error
         return CheckpointPart(
             *place,
             state.parent_checkpoint_id,
@@ -233,19 +245,37 @@ class ForeignSource(Source):
         )
 
 
-def _comparable(state: StoredState) -> Mapping[str, Any]:
+@contextmanager
+def _at(thread_id: str, place: Place) -> Iterator[None]:
+    """Name the checkpoint that cannot be read or stored, whatever is wrong with its rows.
+
+    Raises:
+        InvalidInput: It cannot be stored.
+        SourceError: It is not of the shape that a saver writes.
+    """
+    where = f"thread {thread_id!r}, checkpoint {place[1]!r} of namespace {place[0]!r}"
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}: {error}") from error
+    except ForkpointError:
+        raise
+    except Exception as error:
+        raise SourceError(f"{where}: it cannot be read: {shown(error)}") from error
+
+
+def _comparable(checkpoint: Mapping[str, Any], metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a checkpoint whose graph can go on with versions of channels that forkpoint counts.
 
     For a `DeltaChannel` that was never written to, LangGraph asks the saver for a first version,
     and compares that with the others, which the official savers have as strings.
     """
-    checkpoint = state.checkpoint
-    if COUNTERS not in state.metadata:
+    if COUNTERS not in metadata:
         return checkpoint
-    seen = checkpoint.get("versions_seen") or {}
+    seen = mapping(checkpoint.get("versions_seen") or {}, "checkpoint['versions_seen']")
     return {
         **checkpoint,
-        "channel_versions": _numbers(checkpoint.get("channel_versions") or {}),
+        "channel_versions": _numbers(checkpoint.get("channel_versions", {})),
         "versions_seen": {node: _numbers(versions) for node, versions in seen.items()},
     }
 

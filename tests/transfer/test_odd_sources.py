@@ -1,0 +1,162 @@
+"""Sources of another kind that somebody changes meanwhile, or in which there are odd things."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from checking import config
+from forkpoint import InvalidInput, MissingLibrary, SourceError, SqliteSaver, ThreadCatalog
+from forkpoint.langgraph_rules import COUNTERS
+from forkpoint.transfer import TransferProgress, import_threads
+from officials import official
+from servers import ReplicaSet
+from transferring import checkpoint_in, told
+
+
+@pytest.fixture
+def second(path: Path) -> Iterator[SqliteSaver]:
+    with SqliteSaver(path) as saver:
+        yield saver
+
+
+@pytest.mark.parametrize("kind", ["langgraph-sqlite", "langgraph-mongodb", "saver"])
+def test_of_a_thread_that_is_removed_meanwhile_what_was_read_is_imported(
+    kind: Any, second: SqliteSaver, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with official(kind, tmp_path, request.getfixturevalue) as (theirs, source):
+        for number in range(4):
+            checkpoint_in(theirs, n=number)
+        expected = told(theirs)
+
+        def remove(progress: TransferProgress) -> None:
+            if progress.checkpoints == 1:
+                theirs.delete_thread("thread")
+
+        report = import_threads(source, second, kind=kind, on_progress=remove)
+    assert (report.is_complete, report.threads, report.checkpoints) == (True, 1, 2)
+    assert told(second) == [expected[0], expected[-1]]  # the newest one is read first
+
+
+def test_a_table_that_is_lost_meanwhile_is_an_error_of_the_source(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    with official("langgraph-sqlite", tmp_path, str) as (theirs, source):
+        for number in range(3):
+            checkpoint_in(theirs, n=number)
+
+        def drop(_: TransferProgress) -> None:
+            theirs.conn.execute("DROP TABLE IF EXISTS writes")
+
+        report = import_threads(source, second, kind="langgraph-sqlite", on_progress=drop)
+    assert isinstance(report.failed["thread"], SourceError)
+    assert "no such table" in str(report.failed["thread"])
+
+
+def test_a_thread_without_a_name_is_refused_and_the_others_are_imported(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    with official("langgraph-sqlite", tmp_path, str) as (theirs, source):
+        for name in ("", "thread"):
+            checkpoint_in(theirs, name, n=1)
+        report = import_threads(source, second, kind="langgraph-sqlite")
+        assert {name: type(error) for name, error in report.failed.items()} == {"": InvalidInput}
+        assert report.threads == 1
+        assert told(second) == told(theirs)
+
+
+def test_checkpoints_whose_ids_tell_no_time_are_imported(second: SqliteSaver) -> None:
+    theirs = InMemorySaver()
+    for name in ("first", "second"):
+        made: Any = {**empty_checkpoint(), "id": name, "channel_values": {"n": name}}
+        made["channel_versions"] = {"n": 1}
+        theirs.put(config(), made, {"source": "loop"}, {"n": 1})
+    assert import_threads(theirs, second, kind="saver", verify=True).is_complete
+    assert told(second) == told(theirs)
+    thread = ThreadCatalog(second).get("thread")
+    assert thread is not None
+    assert thread.created_at <= thread.updated_at
+
+
+def test_a_checkpoint_that_cannot_be_stored_is_named(second: SqliteSaver) -> None:
+    theirs = InMemorySaver()
+    deep: Any = []
+    for _ in range(150):
+        deep = [deep]
+    made = empty_checkpoint()
+    theirs.put(config(), made, {"source": "loop", "deep": deep}, {})
+    error = import_threads(theirs, second, kind="saver").failed["thread"]
+    assert isinstance(error, InvalidInput)
+    assert str(error).startswith(f"thread 'thread', checkpoint {made['id']!r} of namespace ''")
+
+
+def test_a_database_without_the_collections_is_refused(
+    second: SqliteSaver, mongo_server: ReplicaSet
+) -> None:
+    host, _, options = mongo_server.uri.partition("/?")
+    with pytest.raises(SourceError, match="'nothing' has no collection 'checkpoints'"):
+        import_threads(f"{host}/nothing?{options}", second, kind="langgraph-mongodb")
+
+
+@pytest.mark.parametrize(
+    ("kind", "driver"), [("langgraph-mongodb", "pymongo"), ("langgraph-postgres", "psycopg")]
+)
+def test_a_driver_that_is_missing_is_named(
+    kind: Any, driver: str, second: SqliteSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, driver, None)
+    with pytest.raises(MissingLibrary, match="pip install"):
+        import_threads("mongodb://127.0.0.1:1/x", second, kind=kind)
+
+
+DAMAGED: list[tuple[str, Any]] = [
+    ("metadata = ?", b'{"n": '),
+    ("metadata = ?", b"\xff"),
+    ("metadata = ?", "[]"),
+    ("metadata = ?", "[" * 100_000),
+    ("checkpoint = ?", []),
+    ("checkpoint = ?", {**empty_checkpoint(), "id": 1}),
+    ("checkpoint = ?", {**empty_checkpoint(), "channel_values": [1]}),
+    ("checkpoint = ?", {**empty_checkpoint(), "channel_versions": [1]}),
+    (f"metadata = '{{\"{COUNTERS}\": {{}}}}', checkpoint = ?",
+     {**empty_checkpoint(), "versions_seen": {"node": [1]}}),
+    ("checkpoint_ns = ?", b"\xff"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("since", [None, datetime(2024, 1, 1, tzinfo=timezone.utc)])
+def test_a_damaged_row_keeps_no_other_thread(
+    since: datetime | None, second: SqliteSaver, tmp_path: Path
+) -> None:
+    serialized = JsonPlusSerializer().dumps_typed
+    with official("langgraph-sqlite", tmp_path, str) as (theirs, source):
+        for number, (change, value) in enumerate(DAMAGED):
+            checkpoint_in(theirs, name := f"damaged {number}", n=1)
+            stored = serialized(value)[1] if isinstance(value, (dict, list)) else value
+            change = f"UPDATE checkpoints SET {change} WHERE thread_id = ?"
+            theirs.conn.execute(change, (stored, name))
+        checkpoint_in(theirs, n=1)
+        report = import_threads(source, second, kind="langgraph-sqlite", since=since)
+        assert report.threads == 1
+        assert len(report.failed) == len(DAMAGED)
+        assert {*map(type, report.failed.values())} == {InvalidInput, SourceError}
+        assert told(second) == told(theirs)
+        assert ThreadCatalog(second).count() == 1
+
+
+def test_a_saver_that_cannot_be_read_is_an_error_of_the_source(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    with official("langgraph-sqlite", tmp_path, str) as (theirs, _):
+        checkpoint_in(theirs, n=1)
+        theirs.conn.close()
+        with pytest.raises(SourceError, match="closed database"):
+            import_threads(theirs, second, kind="saver")
