@@ -199,6 +199,33 @@ async def test_other_writes_are_refused_after_their_own_time_too(
         assert await ThreadCatalog(saver).aget("made") is None
 
 
+@pytest.mark.parametrize("world", ["sync", "async"])
+async def test_calls_that_cannot_even_open_the_database_do_not_wait_in_a_row(
+    world: str, open_saver: Open, path: Path, clock: Clock, executor: ThreadPoolExecutor
+) -> None:
+    """Others keep it from being read, too, so that not even the tables can be looked for."""
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("CREATE TABLE others (n)")
+        other.execute("BEGIN EXCLUSIVE")
+        async with open_saver() as saver:
+            calls = puts(saver, world, executor)
+            refused: list[Any] = []
+            while len(refused) < COUNT:  # each counts from when it found the store locked
+                clock.ahead += 60
+                refused = list((await asyncio.wait(calls, timeout=0.1))[0])
+                assert clock.ahead < 60 * 10 * LIMIT
+            assert {type(task.exception()) for task in refused} == {StorageBusy}
+            waiting = asyncio.ensure_future(saver.aget_tuple(config()))
+            await asyncio.wait([waiting], timeout=0.1)
+            waiting.cancel()
+            await asyncio.wait([waiting], timeout=LIMIT)
+            assert waiting.cancelled()
+            other.execute("ROLLBACK")
+            await fill(saver)
+            await reads(saver)
+    other.close()
+
+
 async def test_a_call_that_waits_can_be_cancelled_and_stores_nothing(
     open_saver: Open, writer: Writer, executor: ThreadPoolExecutor
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import sqlite3
 import textwrap
@@ -237,6 +238,20 @@ def test_what_is_no_database_stays_as_it_is(path: Path, content: bytes) -> None:
         SqliteSaver(path)
     assert path.read_bytes() == content
     assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_database_that_cannot_be_opened_is_a_typed_error(path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        put_many(saver, "thread", 1)
+
+    def work() -> None:
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))  # no file can be opened any more
+        with pytest.raises(StorageError, match="unable to open database file"):
+            SqliteSaver(path)
+
+    in_another_process(work)
 
 
 @pytest.mark.parametrize("name", ["file:", "file:?mode=rwc", "file://elsewhere/x.db", "file:a%00b"])

@@ -30,6 +30,7 @@ from forkpoint.runtime.open_files import (
     name_in_use,
 )
 from forkpoint.runtime.steps import Locked
+from forkpoint.sqlite.errors import typed_errors
 
 
 class Opener:
@@ -39,7 +40,7 @@ class Opener:
 
     Args:
         database: A path, `":memory:"` or a `file:` URI. A relative path is resolved here, once.
-        timeout: For how many seconds SQLite waits while the database is being opened.
+        timeout: For how many seconds a call waits for others of this process that use a file.
 
     Attributes:
         is_owned: Whether nobody else uses the connection, and it is the saver's to close.
@@ -67,7 +68,7 @@ class Opener:
         return None if self._file is None else self._file.path
 
     def connect(self) -> sqlite3.Connection:
-        """Return a connection.
+        """Return a connection, in which SQLite does not wait for others.
 
         Raises:
             Locked: It cannot be opened at the moment.
@@ -101,7 +102,7 @@ class Opener:
     def _connect(self, name: str, *, is_uri: bool) -> sqlite3.Connection:
         return sqlite3.connect(
             name,
-            timeout=self._timeout,
+            timeout=0,
             isolation_level=None,
             check_same_thread=False,
             uri=is_uri,
@@ -153,9 +154,8 @@ class Opener:
             self._check_content(path)
 
     def _check_content(self, path: str) -> None:
-        with no_fork(), closing(self.connect()) as connection:
+        with typed_errors(), no_fork(), closing(self.connect()) as connection:
             try:
-                connection.execute("PRAGMA busy_timeout = 0")
                 connection.execute("SELECT 1 FROM sqlite_master").fetchone()
             except sqlite3.OperationalError:
                 pass  # locked, for example: the first use says so

@@ -7,14 +7,12 @@ import logging
 import os
 import re
 import sqlite3
-import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from forkpoint.errors import CorruptChunk, InvalidInput, StorageError
 from forkpoint.filters import may_contain_json
-from forkpoint.sqlite.errors import is_locked, typed_errors
+from forkpoint.sqlite.errors import typed_errors
 from forkpoint.sqlite.metadata import add_functions
 from forkpoint.sqlite.schema import SCHEMA
 from forkpoint.storage.interface import SCHEMA_VERSION
@@ -65,11 +63,11 @@ def prepare(connection: sqlite3.Connection, durability: str) -> None:
         _tell_of_others({table for _, table in all_names})
         if not pragma(connection, "page_count"):
             connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
-        _retry_while_locked(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall())
+        connection.execute("PRAGMA journal_mode = WAL").fetchall()
     if ("forkpoint_settings", "forkpoint_settings") in names:
         _check_version(connection)
     if not names >= _NAMES:
-        _retry_while_locked(lambda: _create(connection))
+        _create(connection)
         _check_version(connection)  # another process may have been faster
     connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
     connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
@@ -163,16 +161,3 @@ def _plain_cursor(connection: sqlite3.Connection) -> sqlite3.Cursor:
 
 def _contains(stored: str, part: str) -> bool:
     return may_contain_json(stored, json.loads(part))
-
-
-def _retry_while_locked(action: Callable[[], object]) -> None:
-    """Switching to WAL does not wait for other connections by itself."""
-    until = time.monotonic() + BUSY_TIMEOUT_SECONDS
-    while True:
-        try:
-            action()
-            return
-        except sqlite3.OperationalError as error:
-            if not is_locked(error) or time.monotonic() > until:
-                raise
-            time.sleep(0.01)

@@ -125,7 +125,7 @@ class SqliteStorage(Storage):
 
     def tidy(self) -> bool:
         # The space that a busy database keeps now is given back after the next deletion.
-        with contextlib.suppress(Locked), self._locked(), typed_errors():
+        with contextlib.suppress(Locked, StorageBusy), self._locked(), typed_errors():
             connection = self._open()
             if pragma(connection, "auto_vacuum") != INCREMENTAL:
                 return False
@@ -181,10 +181,14 @@ class SqliteStorage(Storage):
 
     def _connect(self) -> sqlite3.Connection:
         connection = self._connector.connect()
+        self._transactions.adopt(connection)
         try:
             self._prepare(connection)
-        except sqlite3.OperationalError as error:
-            check_disk(self._connector.path, error)
+        except BaseException as error:
+            if self._connector.is_owned:
+                connection.close()  # at once: the error would keep it
+            if isinstance(error, sqlite3.OperationalError):
+                check_disk(self._connector.path, error)
             raise
         self._connector.note_opened(connection)
         return connection
@@ -226,7 +230,9 @@ class SqliteStorage(Storage):
     def _prepare(self, connection: sqlite3.Connection) -> None:
         if self._connector.is_owned and connection.in_transaction:
             connection.execute("ROLLBACK")  # an interrupt left it open
-        prepare(connection, self._durability)
+        self._transactions.without_waiting(
+            connection, lambda: prepare(connection, self._durability)
+        )
         self._schema = pragma(connection, "schema_version")
         if self._was_prepared:
             self._history += 1  # the database may be another one by now

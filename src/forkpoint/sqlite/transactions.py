@@ -27,7 +27,8 @@ class Transactions:
     """The transactions of one connection: one at a time, whichever thread they are of.
 
     Args:
-        connect: Returns the connection, ready for use. It is called with the lock held.
+        connect: Returns the connection, ready for use. It is called with the lock held, and calls
+            `adopt` first. SQLite does not wait for others in a connection of our own.
         is_prepared: Returns whether it still is ready, asked within a transaction.
         is_owned: Whether nobody else uses the connection.
         timeout: For how many seconds a call waits for a lock that somebody else holds. By default
@@ -154,8 +155,8 @@ class Transactions:
 
     def _begin(self, is_write: bool) -> sqlite3.Connection:
         connection = self._connect()
-        if connection is not self._connection:
-            self._adopt(connection)
+        if connection is not self._connection:  # in a forked child, of a database in memory
+            self.adopt(connection)
         if connection.in_transaction:
             self._end_leftover(connection)
         self._thread = threading.get_ident()
@@ -171,11 +172,9 @@ class Transactions:
             raise
         return connection
 
-    def _adopt(self, connection: sqlite3.Connection) -> None:
-        """Begin to use a connection. SQLite must not wait for a writer while the lock is held."""
-        if self._is_owned:
-            connection.execute("PRAGMA busy_timeout = 0")
-        else:
+    def adopt(self, connection: sqlite3.Connection) -> None:
+        """Begin to use a connection, before anything is done that may wait for others."""
+        if not self._is_owned:
             cursor = connection.cursor()
             cursor.row_factory = None  # the connection may have one
             (self._milliseconds,) = cursor.execute("PRAGMA busy_timeout").fetchone()
