@@ -14,7 +14,7 @@ from langchain_core.messages import HumanMessage
 
 from checking import config, drawn, put, value_of
 from forkpoint import InvalidInput, SqliteSaver
-from forkpoint.caches import Cache, CacheBudget
+from forkpoint.caches import Cache, CacheBudget, Recent
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
@@ -113,6 +113,16 @@ def test_a_saver_without_caches_stores_and_reads_the_same(store: Store) -> None:
         assert [value_of(found)["a"] for found in saver.list(config())] == [2, 1, 0]
         assert held_bytes(saver) == 0
         assert store.problems(saver) == []
+
+
+def test_what_was_put_last_is_remembered() -> None:
+    recent: Recent[int, str] = Recent(4)
+    for key in range(5):
+        recent.put(key, str(key))
+    assert [recent.get(key) for key in (2, 3, 4)] == ["2", "3", "4"]
+    for key in range(5, 100):
+        recent.put(key, str(key))
+    assert sum(recent.get(key) is not None for key in range(100)) <= 4
 
 
 @pytest.mark.parametrize("value", [-1, True, 1.5, "64 MiB", None])

@@ -19,7 +19,8 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from checking import drawn, encrypted_serde
-from forkpoint import CorruptChunk, InvalidInput, SafeSerializer
+from forkpoint import CorruptChunk, InvalidInput, SafeSerializer, UnreadableValue
+from forkpoint.encoding import chunking
 from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.encryption import cipher_of, new_secret, open_secret
@@ -144,6 +145,7 @@ def test_any_value_comes_back_through_encryption(value: Any) -> None:
         [ToolMessage("x" * 900, tool_call_id="1", artifact={"a": (1, 2)})] * 9,
         [HumanMessage([{"type": "text", "text": "x" * 900}]), None],
         [decimal.Decimal("1.10"), uuid.UUID(int=5), {1, 2, 3}, deque([1])] * 200,
+        [{"k": bytearray(b"x" * 900)}, {"k": b"x" * 900}] * 5,
         {"k": DeltaSnapshot([1, 2, 3] * 400)},
         DeltaSnapshot([HumanMessage("x" * 700, id=str(n)) for n in range(50)]),
         DeltaSnapshot(5),
@@ -369,6 +371,21 @@ def test_a_value_that_needs_pickle_is_kept_whole() -> None:
         "a": class_(1, 2),
         "b": "x" * 9000,
     }
+    messages = [message(n) for n in range(20)]
+    messages[3].additional_kwargs["c"] = class_(1, 2)
+    assert round_trip(codec, messages) == messages
+
+
+class Gone:
+    pass
+
+
+def test_what_a_serializer_cannot_read_back_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = Codec(JsonPlusSerializer(pickle_fallback=True))
+    entry, chunks = encode(codec, Gone())
+    monkeypatch.delattr("test_codec.Gone")
+    with pytest.raises(UnreadableValue, match=r"JsonPlusSerializer cannot read back.*Gone"):
+        codec.decode_entry(entry, chunks)
 
 
 def test_a_value_that_cannot_be_serialized_is_refused_by_name() -> None:
@@ -455,3 +472,43 @@ def test_what_stands_for_a_channel_is_a_plain_value_or_an_entry(forged: Any) -> 
     content = ormsgpack.packb(["msgpack", ormsgpack.packb({}), {"one": 1, "forged": forged}])
     with pytest.raises(CorruptChunk):
         codec.decode_manifest(content, b"")
+
+
+def test_a_tree_of_another_shape_than_any_is_damage() -> None:
+    """Whoever knows the key of the digests can forge it; it is an error, and takes no time."""
+    codec = plain()
+    chunks: dict[bytes, Any] = {}
+
+    def add(refs: bytes, content: Any) -> bytes:
+        chunk = (refs, ormsgpack.packb(content))
+        digest = codec.digest(chunk)
+        chunks[digest] = codec.encrypt_chunk(chunk)
+        return digest
+
+    one_chunk = [LIST, "", 1, 0]
+    content = ormsgpack.packb(one_chunk)
+    leaf = add(b"", [5])
+    assert codec.decode_write(content, add(leaf, [b"", one_chunk]), chunks) == [[5]]
+    deep = leaf
+    for _ in range(100):
+        deep = add(deep, [b"", one_chunk])
+    for forged, refs, reason in (
+        (b"\xc1", b"", "a write is not what was written"),
+        (content, leaf * 2, "not as many chunks"),
+        (content, add(leaf, "element"), "a nested element is not"),
+        (content, deep, "more levels"),
+    ):
+        with pytest.raises(CorruptChunk, match=reason):
+            codec.decode_write(forged, refs, chunks)
+    with pytest.raises(CorruptChunk, match="not what was written"):
+        codec.open_chunk(leaf, ("", chunks[leaf][1]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 2**16 - 1, 2**16])
+def test_headers_are_those_of_messagepack(length: int) -> None:
+    for header, value in (
+        (chunking.array_header(length), [None] * length),
+        (chunking.map_header(length), {str(n): None for n in range(length)}),
+        (chunking.extension_header(9, length + 17), ormsgpack.Ext(9, bytes(length + 17))),
+    ):
+        assert ormsgpack.packb(value).startswith(header)

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import datetime
 import enum
+import functools
 import io
 import re
 import uuid
@@ -28,6 +29,7 @@ import pydantic
 import pydantic.v1
 import pydantic_core
 import pytest
+from pydantic_core import PydanticCustomError
 
 from checking import config, put
 from forkpoint import (
@@ -40,7 +42,7 @@ from forkpoint import (
 )
 from forkpoint.encoding import type_names
 from forkpoint.encoding.base_values import BASES
-from value_types import Level, is_same
+from value_types import Level, Phase, is_same
 
 SERDE = SafeSerializer()
 T = TypeVar("T")
@@ -120,6 +122,57 @@ class Unread(OSError):
         self.filename = name
 
 
+class Ending(Exception):
+    def __del__(self) -> None:
+        calls.append("Ending")
+
+
+@dataclasses.dataclass
+class Ended:
+    x: int
+
+    def __del__(self) -> None:
+        calls.append("Ended")
+
+
+class Sized(pydantic.BaseModel):
+    x: int
+
+    @functools.cached_property
+    def doubled(self) -> int:
+        calls.append("doubled")
+        return self.x * 2
+
+
+Wide = pydantic.create_model("Wide", **{f"f{n}": (int, n) for n in range(70)})  # type: ignore[call-overload]
+
+
+class Shy:
+    def __repr__(self) -> str:
+        raise ValueError("no")
+
+
+def sized() -> Sized:
+    value = Sized(x=1)
+    assert value.doubled == 2
+    return value
+
+
+def refused(error: Exception) -> pydantic.ValidationError:
+    """Return what a model raises whose validator raises an error."""
+
+    class Refusing(pydantic.BaseModel):
+        a: int
+
+        @pydantic.field_validator("a")
+        def check(cls, _: Any) -> Any:
+            raise error
+
+    with pytest.raises(pydantic.ValidationError) as caught:
+        Refusing(a=1)
+    return caught.value
+
+
 def failures() -> Any:
     """Return a group of exceptions that is made of something else than its arguments."""
     base: Any = getattr(builtins, "ExceptionGroup", None)
@@ -184,6 +237,11 @@ VALUES: dict[str, Any] = {
     "changed error of a text": with_(UnicodeDecodeError("utf-8", b"ab", 0, 1, "no"), start=1),
     "error that is not made whole": Unread("f"),
     "group of its own": failures(),
+    "error of a validator": refused(PydanticCustomError("odd", "{n} is odd", {"n": 1})),
+    "error of a validator that says no more": refused(PydanticCustomError("odd", "{n} is odd")),
+    "many elements": {(number,) for number in range(65)},
+    "model of many fields": Wide(f3=1, f68=1),
+    "model with a kept property": sized(),
 }
 
 
@@ -250,6 +308,8 @@ def details_of(value: Any) -> Any:
     """Return what `is_same` does not compare."""
     if isinstance(value, (list, dict)):
         return [details_of(each) for each in (value if isinstance(value, list) else value.values())]
+    if isinstance(value, pydantic.ValidationError):
+        return value.errors(), str(value)
     names = (
         *("start", "note", "lineno", "errno", "strerror", "filename", "is_safe", "readonly"),
         *("code", "message", "days"),
@@ -279,6 +339,29 @@ def test_what_stands_for_a_masked_text_may_be_longer_than_a_text() -> None:
     value = numpy.ma.array(["a"], mask=[True])
     (restored,) = SERDE.loads_typed(SERDE.dumps_typed([value]))
     assert restored.fill_value == value.fill_value == "N/A"
+
+
+def test_an_object_that_ends_something_is_not_made_to_compare() -> None:
+    for value in (Ending(1, "b"), Ended(1)):
+        calls.clear()
+        stored = SERDE.dumps_typed([value])
+        assert not calls
+        (restored,) = SERDE.loads_typed(stored)
+        assert vars(restored) == vars(value)
+        assert getattr(restored, "args", None) == getattr(value, "args", None)
+
+
+def test_an_error_that_only_its_library_makes_is_known_by_its_arguments() -> None:
+    (stored,) = SERDE.loads_typed(
+        SERDE.dumps_typed([PydanticCustomError("odd", "{n} is odd", {"n": 1})])
+    )
+    assert stored.type_name == "pydantic_core._pydantic_core.PydanticCustomError"
+    assert stored["args"] == ["odd", "{n} is odd", {"n": 1}]
+
+
+def test_an_error_is_stored_whatever_has_no_text_in_it() -> None:
+    (restored,) = SERDE.loads_typed(SERDE.dumps_typed([KeyError(Shy())]))
+    assert restored.args == ("<Shy whose repr raises ValueError>",)
 
 
 # What would not come back
@@ -319,6 +402,10 @@ def hiding() -> Any:
     return value
 
 
+def no_member() -> Any:
+    return with_(object.__new__(Phase), _name_="THIRD", _value_=9)
+
+
 def zone(key: str) -> Any:
     with files("tzdata").joinpath("zoneinfo/Europe/Paris").open("rb") as stream:
         return zoneinfo.ZoneInfo.from_file(io.BytesIO(stream.read()), key=key)
@@ -337,6 +424,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "hidden slot": (hiding(), "two attributes"),
     "zone of a file": (zone("Europe/Paris"), "from a file"),
     "fields that are objects": (numpy.zeros(1, [("a", "O")]), "objects"),
+    "scalar of objects": (numpy.zeros(1, [("a", "O")])[0], "objects"),
+    "texts of any length": (numpy.array(["a"], numpy.dtypes.StringDType()), "dtype"),
+    "no member of an enum": (no_member(), "no member"),
     "dtype that says more": (numpy.zeros(1, numpy.dtype("i4", metadata={"a": 1})), "metadata"),
     "rows of memory": (memoryview(b"abcd").cast("B", [2, 2]), "no plain row"),
     "pattern that is shown": (re.compile("a", re.DEBUG), "prints"),
@@ -457,6 +547,8 @@ def test_what_a_model_has_got_since_has_its_default(of_version: Any) -> None:
             a: int
             _size: int = of_version.PrivateAttr(5)
             _names: list[str] = of_version.PrivateAttr(default_factory=list)
+            b: int = 2
+            c: list[int] = of_version.Field(default_factory=lambda: [3])
 
         return Changed
 
@@ -469,8 +561,26 @@ def test_what_a_model_has_got_since_has_its_default(of_version: Any) -> None:
 
     (restored,) = SERDE.loads_typed(stored)
     assert (type(restored), restored._size, restored._names) == (new, 5, [])
+    assert (restored.a, restored.b, restored.c) == (1, 2, [3])
     (restored,) = SERDE.loads_typed(stored_in_part)
     assert not hasattr(restored, "_size")
+
+
+def test_a_default_may_depend_on_the_other_fields() -> None:
+    def made(**fields: Any) -> Any:
+        return pydantic.create_model("Depending", a=(int, ...), **fields)
+
+    class Depending(pydantic.BaseModel):
+        a: int
+        b: int = pydantic.Field(default_factory=lambda fields: fields["a"] + 1)
+        _c: int = pydantic.PrivateAttr(default_factory=lambda fields: fields["a"] + 2)
+
+    old = made()
+    Depending.__module__, Depending.__qualname__ = old.__module__, old.__qualname__
+    stored = SERDE.dumps_typed([old(a=1)])
+    SERDE.dumps_typed(Depending(a=1))
+    (restored,) = SERDE.loads_typed(stored)
+    assert (restored.a, restored.b, restored._c) == (1, 2, 3)
 
 
 def test_a_model_that_is_open_since_takes_more() -> None:

@@ -138,7 +138,8 @@ def test_a_packet_with_a_timeout_is_read_of_what_langgraph_has_stored() -> None:
 
 
 def ext(code: int, *fields: Any) -> tuple[str, bytes]:
-    return "msgpack", ormsgpack.packb(ormsgpack.Ext(code, ormsgpack.packb(fields)))
+    packed = ormsgpack.packb(fields, option=ormsgpack.OPT_NON_STR_KEYS)
+    return "msgpack", ormsgpack.packb(ormsgpack.Ext(code, packed))
 
 
 MARK = "forkpoint-attack-mark"
@@ -187,6 +188,9 @@ ATTACKS: dict[str, tuple[str, bytes]] = {
     "unknown code": ("msgpack", ormsgpack.packb(ormsgpack.Ext(99, b"x"))),
     "malformed ext": ("msgpack", ormsgpack.packb(ormsgpack.Ext(0, ormsgpack.packb("x")))),
     "malformed names": ext(0, 1, 2, 3),
+    "names that are numbers": ext(5, "state_types", "Customer", {1: "name"}),
+    "other fields": ext(2, "uuid", "UUID", {"other": 1}),
+    "fields of no model": ext(4, "uuid", "UUID", {"other": 1}),
     "malformed array": ext(6, "O", [1], "C", b"12345678"),
     "not msgpack": ("msgpack", b"\xc1"),
     "unknown type": ("yaml", b"!!python/object/apply:os.system [x]"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import datetime
 import os
+import pickle
 import re
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from typing import Any
 import attrs
 import numpy
 import ormsgpack
+import pandas
 import pydantic
 import pytest
 from hypothesis import strategies as st
@@ -37,6 +40,7 @@ from forkpoint import (
     TypeCodec,
     UnreadableValue,
 )
+from forkpoint.encoding.serializer import packer_of
 from forkpoint.saver.saver import ForkpointSaver
 from stores import Store
 from value_types import (
@@ -398,6 +402,9 @@ def test_a_stored_object_is_a_mapping_that_cannot_be_changed() -> None:
     with pytest.raises(TypeError, match="cannot be changed"):
         stored.update(x=2)
     assert Derived.model_validate(stored) == Derived(x=1, y=2)  # as a schema of Pydantic takes it
+    for same in (copy.copy(stored), copy.deepcopy(stored), pickle.loads(pickle.dumps(stored))):
+        assert type(same) is StoredObject
+        assert (same, dict(same), same.type_name) == (stored, dict(stored), stored.type_name)
 
 
 def test_an_unknown_type_can_be_an_error_instead() -> None:
@@ -521,6 +528,47 @@ def test_what_is_encrypted_is_what_the_default_serializer_writes(tmp_path: Path)
         SqliteSaver(tmp_path / "x.db", serde=chosen, types=[MONEY])
 
 
+def test_a_codec_may_take_a_message(tmp_path: Path) -> None:
+    def encode(value: Any) -> Any:
+        if not value.content:
+            raise ValueError("is empty")
+        return value.content
+
+    codec = TypeCodec(HumanMessage, "quiet", encode, HumanMessage)
+    messages: list[Any] = [HumanMessage(str(n) * 900) for n in range(9)]
+    with SqliteSaver(tmp_path / "x.db", types=[codec]) as saver:
+        put(saver, {"c": messages})
+        assert value_of(saver.get_tuple(config()))["c"] == messages
+        with pytest.raises(NotStorable, match="is empty") as caught:
+            put(saver, {"c": [*messages, HumanMessage("")]})
+    assert caught.value.path == "[9]"
+
+
+def raising(error: BaseException) -> Any:
+    def fail(_: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def test_what_a_codec_raises_says_what_it_is() -> None:
+    """A codec may end as badly as any other code, and Ctrl-C may come while it runs."""
+    written = SafeSerializer(types=[MONEY]).dumps_typed([Money(5)])
+    inner = NotStorable("", "is no money")
+    for error, encoded, decoded in (
+        (KeyboardInterrupt(), KeyboardInterrupt, KeyboardInterrupt),
+        (RecursionError("deep"), NotStorable, UnreadableValue),
+        (inner, NotStorable, UnreadableValue),
+    ):
+        failing = TypeCodec(Money, "shop.Money", raising(error), raising(error))
+        serde = SafeSerializer(types=[failing], unknown="raise")
+        with pytest.raises(encoded):
+            serde.dumps_typed([Money(5)])
+        with pytest.raises(decoded):
+            serde.loads_typed(written)
+        assert serde.loads_typed(serde.dumps_typed([1])) == [1]
+
+
 def test_types_belong_to_the_default_serializer(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="types"):
         SqliteSaver(tmp_path / "x.db", serde=SafeSerializer(), types=[MONEY])
@@ -582,6 +630,31 @@ FORGED = {
         ["validation", ["value_types", "Base"], ["t", [{"type": "x"}], "python", 0]],
     ),
     "generic": (40, ["pydantic", ["value_types", "Box", [["os", "system"]]], {}, 0, None, None]),
+    "generic of nothing": (
+        40,
+        [
+            "pydantic",
+            ["value_types", "Box", [["typing", "List", [["no", "X"]]]]],
+            {},
+            0,
+            None,
+            None,
+        ],
+    ),
+    "scalar of other bytes": (39, ["scalar", "i8", b"1"]),
+    "items of other bytes": (32, ["array", ["i", 8, b"12345678"]]),
+    "names that are numbers": (40, ["dataclass", [1, 2], {}]),
+    "too few elements": (
+        40,
+        ["namedtuple", ["value_types", "Point"], [1], {"_fields": ["x", "y"]}],
+    ),
+    "other elements": (40, ["namedtuple", ["value_types", "Point"], [1], {"_fields": ["z"]}]),
+    "other base": (40, ["subclass", ["value_types", "Text"], "int", 5, {}]),
+    "no such attribute": (40, ["attrs", ["value_types", "Part"], {"size": 1, "other": 2}]),
+    "no such module": (
+        40,
+        ["pydantic", ["langchain_core.messages.none", "X"], {}, 0, None, None],
+    ),
 }
 
 
@@ -636,6 +709,26 @@ def test_zones_go_on_to_change_their_clocks() -> None:
 
     restored = SERDE.loads_typed(SERDE.dumps_typed(before))
     assert (restored + datetime.timedelta(days=1)).utcoffset() == datetime.timedelta(hours=1)
+
+
+def test_what_only_a_library_has_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [pandas.NaT, numpy.ma.masked]
+    stored = SERDE.dumps_typed(values)
+    with monkeypatch.context() as without:
+        without.delitem(sys.modules, "pandas")
+        strange, known = SERDE.loads_typed(stored)
+        assert (strange.type_name, known) == ("nat", numpy.ma.masked)
+        assert SERDE.dumps_typed([strange, known]) == stored
+    assert SERDE.loads_typed(stored) == values
+
+
+def test_a_program_may_make_types_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forkpoint.encoding.packing._KNOWN_TYPES", 100)
+    serde = SafeSerializer()
+    for n in range(200):
+        made = dataclasses.make_dataclass(f"Made{n}", ["n"])
+        assert serde.loads_typed(serde.dumps_typed([made(n)])) == [made(n)]
+        assert len(packer_of(serde)._describers) <= 101
 
 
 @pytest.mark.parametrize("module", ["numpy", "numpy.ma", "pandas"])

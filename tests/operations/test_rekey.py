@@ -394,6 +394,11 @@ def test_it_is_refused_before_anything_is_written(store: Store) -> None:
     assert NEW not in store.content()
 
 
+class Overridden(EncryptedSerializer):
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        return super().loads_typed(data)
+
+
 def test_a_key_ring_is_of_ciphers_that_know_their_own() -> None:
     inverting = EncryptedSerializer(Inverting(), SafeSerializer())
     with pytest.raises(InvalidInput, match="same key"):
@@ -402,6 +407,8 @@ def test_a_key_ring_is_of_ciphers_that_know_their_own() -> None:
         key_ring(encrypted_serde(NEW), inverting)
     with pytest.raises(InvalidInput, match="EncryptedSerializer"):
         key_ring(SafeSerializer())
+    with pytest.raises(InvalidInput, match="overridden"):
+        key_ring(encrypted_serde(NEW), Overridden(inverting.cipher, SafeSerializer()))
     with pytest.raises(InvalidInput, match="same key"):
         key_ring(encrypted_serde(NEW), SafeSerializer(), SafeSerializer())
     with pytest.raises(InvalidInput, match="must be a serializer"):

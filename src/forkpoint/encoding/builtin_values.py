@@ -173,10 +173,6 @@ def _load_deque(content: Any) -> deque[Any]:
     return deque(only(elements, list), longest)
 
 
-def _load_ordered(content: Any) -> OrderedDict[Any, Any]:
-    return OrderedDict(from_pairs(content))
-
-
 def _load_counter(content: Any) -> Counter[Any]:
     counter: Counter[Any] = Counter()
     dict.update(counter, from_pairs(content))

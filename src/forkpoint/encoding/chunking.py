@@ -106,12 +106,10 @@ def map_header(length: int) -> bytes:
 
 
 def extension_header(code: int, length: int) -> bytes:
-    """Return the header of a MessagePack extension, to be followed by so many bytes.
+    """Return the header of a MessagePack extension, to be followed by so many bytes: 17 at least.
 
     Source: the MessagePack specification, "ext format family".
     """
-    if length in (1, 2, 4, 8, 16):
-        return pack("BB", 0xD3 + length.bit_length(), code)
     if length < 1 << 8:
         return pack("BBB", 0xC7, length, code)
     if length < 1 << 16:

@@ -157,8 +157,6 @@ def _dict_of(value: object) -> Attributes | None:
 def without_cached(kind: type, own: Attributes) -> Attributes:
     """Return attributes without those that can be computed again, and typing's own."""
     cached = _layout_of(kind).cached
-    if cached.isdisjoint(own):
-        return own
     return {name: each for name, each in own.items() if name not in cached}
 
 

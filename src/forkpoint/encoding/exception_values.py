@@ -48,7 +48,7 @@ def dump_exception(value: BaseException) -> list[Any]:
     if isinstance(value, _GROUPS) and not _is_same_group(probe, value):
         content[0] = [value.message, list(value.exceptions)]  # type: ignore[attr-defined]
         probe = _made(kind, content[0])
-    if probe is None:
+    if probe is None:  # one of C, of which Python's own type makes none
         return content
     for name, slot in builtin_slots(kind).items():
         if not name.startswith("__") and name not in _UNSTORED:
@@ -140,7 +140,10 @@ def dump_validation_error(value: ValidationError) -> list[Any]:
     reduced: Any = value.__reduce__()
     title, errors, input_type, hides_input = reduced[1]
     details = [
-        {name: error[name] for name in ("type", "loc", "msg", "input")}
+        {
+            "type": getattr(error["type"], "type", error["type"]),  # of the application: an error
+            **{name: error[name] for name in ("loc", "msg", "input")},
+        }
         | ({"ctx": error["ctx"]} if error.get("ctx") else {})
         for error in errors
     ]

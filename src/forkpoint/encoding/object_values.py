@@ -42,7 +42,7 @@ import pydantic.networks
 from pydantic_core import ValidationError
 
 from forkpoint.encoding import pydantic_values
-from forkpoint.encoding.base_values import BASES, Base, base_of
+from forkpoint.encoding.base_values import BASES, base_of
 from forkpoint.encoding.contents import (
     TYPES_MAX,
     Attributes,
@@ -257,15 +257,10 @@ def _is_plain(kind: type) -> bool:
 
 
 def _dump_subclass(value: Any) -> list[Any]:
-    name, base = _known_base(type(value))
+    known = base_of(type(value))
+    assert known is not None
+    name, base = known
     return [name, base.dump(value), attributes_of(value)]
-
-
-def _known_base(kind: type) -> tuple[str, Base]:
-    known = base_of(kind)
-    if known is None:  # never, of a kind that fits
-        raise CannotStore("derives from no type of Python's own")
-    return known
 
 
 def _load_subclass(kind: Any, content: list[Any]) -> Any:
