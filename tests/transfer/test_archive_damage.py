@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from checking import id_of, one_by_one
+from checking import id_of, one_by_one, put
 from forkpoint import (
     DamagedArchive,
     InvalidInput,
@@ -172,8 +172,11 @@ FORGED: list[tuple[str, dict[str, Any]]] = [
     ("thread", {"updated_at": "9999-01-01T00:00:00+00:00"}),
     ("thread", {"ttl_seconds": "x"}),
     ("thread", {"lineage": [{"thread_id": "a"}]}),
+    ("thread", {"lineage": [{"thread_id": "a", "edge": "x", "parent_checkpoint_id": None,
+                             "created_at": None}]}),
     ("chunks", {"chunks": [["AA==", "x"]]}),
     ("chunks", {"chunks": [1]}),
+    ("chunks", {"chunks": [["AA==", 77]]}),
     ("chunks", {"first": "x"}),
     ("chunks", {"first": 10_000}),
     ("checkpoint", {"id": ""}),
@@ -197,7 +200,7 @@ FORGED: list[tuple[str, dict[str, Any]]] = [
     ("checkpoint", {"preview": 1}),
     ("end", {"checkpoints": "x"}),
     ("end", {"checkpoints": 3}),
-]
+]  # fmt: skip
 
 
 @one_by_one("kind, fields", FORGED)
@@ -231,3 +234,87 @@ def test_a_line_that_is_too_long_is_not_read(
     (tmp_path / "archive").write_bytes(b" " * 100_000)
     with pytest.raises(InvalidInput, match="longer than any"):
         restore_threads(second, tmp_path / "archive")
+
+
+def test_a_line_that_does_not_begin_as_it_is_written_is_damaged(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    whole, path = tmp_path / "whole", tmp_path / "archive"
+    messages(second, "thread", 2)
+    archive_threads(second, whole)
+    second.purge("thread")
+    first, *lines = whole.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([first, first.removeprefix(b'{"'), *lines]))
+    report = restore_threads(second, path)
+    assert [(damaged.line, damaged.thread_id) for damaged in report.damaged] == [(2, "thread")]
+    assert len(tuples(second)) == 2
+
+
+def test_threads_that_say_to_be_made_of_each_other_are_restored(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    whole, path = tmp_path / "whole", tmp_path / "archive"
+    messages(second, "a", 2)
+    second.fork("a", new_thread_id="b")
+    archive_threads(second, whole)
+    expected = {name: tuples(second, name) for name in ("a", "b")}
+    lines = whole.read_bytes().splitlines(keepends=True)
+    (line_age,) = [json.loads(line)["thread"]["lineage"] for line in lines if b'"fork"' in line]
+    of_each_other = {**line_age[1], "edge": "fork"}, line_age[0]
+    path.write_bytes(forged(lines[0], "thread", lineage=of_each_other) + b"".join(lines[1:]))
+    for name in ("b", "a"):
+        second.purge(name)
+    assert restore_threads(second, path).is_complete
+    for name in ("a", "b"):
+        assert tuples(second, name) == expected[name]
+        assert len(second.lineage(name)) <= 2
+
+
+def test_of_a_thread_that_is_in_an_archive_twice_that_which_is_whole_counts(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    path = tmp_path / "archive"
+    messages(second, "thread", 2)
+    expected = tuples(second)
+    archive_threads(second, path)
+    put(second, {"large": random.Random(1).randbytes(100_000)}, parent=expected[0].config)
+    archive_threads(second, path)
+    longest = max(path.read_bytes().splitlines(), key=len)
+    assert longest.startswith(b'{"chunks": ')
+    path.write_bytes(path.read_bytes().partition(longest)[0] + longest[:-100])
+    second.purge("thread")
+    report = restore_threads(second, path)
+    assert (report.threads, tuples(second)) == (1, expected)
+
+    archive_threads(second, path)  # what was not finished is removed first
+    assert [line.content[:2] for line in lines_in(str(path))] == [b'{"'] * len(
+        path.read_bytes().splitlines()
+    )
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_of_a_long_compressed_thread_what_is_before_the_damage_is_restored(
+    name: str, second: SqliteSaver, tmp_path: Path
+) -> None:
+    """And what is in the threads that follow."""
+    path = tmp_path / name
+    parent: Any = None
+    rng = random.Random(1)
+    for number in range(12):
+        values = {f"c{number}": rng.randbytes(50_000).hex()}
+        parent = put(second, values, parent=parent, thread_id="long")
+    archive_threads(second, path)
+    middle = path.stat().st_size // 2
+    messages(second, "short", 2)
+    archive_threads(second, path, ThreadFilter(ids=["short"]))
+    content = bytearray(path.read_bytes())
+    content[middle : middle + 1000] = bytes(1000)
+    path.write_bytes(content)
+    with SqliteSaver(tmp_path / "restored.db") as saver:
+        report = restore_threads(saver, path)
+        assert {damaged.thread_id for damaged in report.damaged} == {"long"}
+        assert tuples(saver, "short") == tuples(second, "short")
+        restored, expected = tuples(saver, "long"), tuples(second, "long")
+        assert 4 < len(restored) < 12
+        assert restored == [found for found in expected if found in restored]
+        assert restored[-4:] == expected[-4:]

@@ -220,6 +220,10 @@ def test_a_thread_that_there_is_no_room_for_is_named_and_the_others_are_archived
     with SqliteSaver(tmp_path / "restored.db") as other:
         restored = restore_threads(other, path)
         assert (restored.is_complete, restored.threads) == (True, 1)
+        assert archive_threads(second, path, ThreadFilter(ids=["large"])).is_complete
+        restored = restore_threads(other, path, threads=["large"])
+        assert (restored.is_complete, restored.threads) == (True, 1)
+        assert tuples(other, "large") == tuples(second, "large")
 
 
 def test_of_a_class_that_is_not_known_the_bytes_are_restored(path: Path, tmp_path: Path) -> None:

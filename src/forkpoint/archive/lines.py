@@ -67,7 +67,7 @@ def part_of(line: bytes, decrypt: Encrypt) -> Part:
         raise CorruptChunk("it is cut off, or no line of an archive")
     if sha256(written).hexdigest()[:_DIGITS].encode() != digest:
         raise CorruptChunk("it is not what was written")
-    reader = _READERS.get(kind.removeprefix(b'{"'))
+    reader = _READERS.get(kind)
     if reader is None:
         raise CorruptChunk("it is of an unknown kind; a newer forkpoint may know it")
 
@@ -247,9 +247,9 @@ _WRITERS: Mapping[type, Callable[[Any, Encrypt], tuple[bytes, dict[str, Any]]]] 
     CheckpointPart: _checkpoint_fields,
     EndPart: _end_fields,
 }
-_READERS: Mapping[bytes, Callable[[Any, Encrypt], Part]] = {
-    b"thread": _thread_part,
-    b"chunks": _chunk_part,
-    b"checkpoint": _checkpoint_part,
-    b"end": _end_part,
+_READERS: Mapping[bytes, Callable[[Any, Encrypt], Part]] = {  # by how their lines begin
+    b'{"thread': _thread_part,
+    b'{"chunks': _chunk_part,
+    b'{"checkpoint': _checkpoint_part,
+    b'{"end': _end_part,
 }

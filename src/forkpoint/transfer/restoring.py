@@ -206,7 +206,8 @@ class _Restoring:
             self._writer.add(part)
         elif isinstance(part, CheckpointPart):
             self._put(part)
-        elif isinstance(part, EndPart):
+        else:
+            assert isinstance(part, EndPart)  # one with a record is the first line of a thread
             self.is_ended = True
             missing = part.checkpoints - self.checkpoints
             if missing and not self._damaged:

@@ -175,9 +175,10 @@ def parent_of(
     if len(part.lineage) < 2 or part.lineage[0].edge is None:
         return None
     parent = part.lineage[1]
+    parent_id = renamed(parent.thread_id)  # which may ask the store
     hashing = context.prepare().hashing
     with context.storage.reading() as session:
-        row = session.records.get(renamed(parent.thread_id))
+        row = session.records.get(parent_id)
         if row is None or row.created_at != parent.created_at:
             return None  # another thread has its id
         check_record(hashing, row)
