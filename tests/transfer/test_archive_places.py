@@ -126,7 +126,7 @@ def test_threads_that_are_changed_while_they_are_archived(
     store = SqliteStore(path)
     family = store.thread("damaged").family
     store.take("chunks", next(row.key for row in store.rows("chunks") if row.family == family))
-    changes: dict[str, Callable[[], Any]] = {
+    changes: dict[str, Callable[[], object]] = {
         "a": lambda: second.delete_thread("deleted"),
         "replaced": lambda: (second.delete_thread("replaced"), messages(second, "replaced", 1)),
     }
