@@ -100,7 +100,8 @@ OTHERS: dict[str, Callable[[Path, Path], Any]] = {
     "a pipe": pipe,
     "a device": lambda *_: "/dev/null",
     "a name with a NUL": lambda directory, _: f"{directory}/a\0b",
-    "a name that is too long": lambda directory, _: directory / ("x" * 5000),
+    "a name that is too long": lambda directory, _: directory / ("x" * 300),
+    "a path that is too long": lambda directory, _: directory / ("x/" * 5000),
     "nothing": lambda *_: "",
 }
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from typing import NamedTuple
 
@@ -237,8 +238,9 @@ def _check_place(named: str) -> None:
         if os.path.exists(path + ending):
             raise InvalidInput(f"the archive {named!r} is a database: there is a {ending} file")
     directory = os.path.dirname(path)
-    if os.path.lexists(path) and not os.path.isfile(path):
-        raise InvalidInput(f"the archive {named!r} is no regular file")
+    with suppress(FileNotFoundError):  # any other error says why nothing can be there
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InvalidInput(f"the archive {named!r} is no regular file")
     if not os.path.isdir(directory):
         raise InvalidInput(f"the archive {named!r} cannot be made: there is no such directory")
     is_writable = os.access(path, os.R_OK | os.W_OK)
