@@ -128,6 +128,8 @@ def _field(name: Any, kind: Any, shape: Any = ()) -> Any:
 def _describe_masked(value: Any) -> Described:
     import numpy
 
+    if not vars(value).keys() <= vars(numpy.ma.MaskedArray(0)).keys():
+        raise CannotStore("has attributes of its own")
     mask = None if value.mask is numpy.ma.nomask else _array(numpy.ma.getmaskarray(value))
     fill_value, usual = value.fill_value, numpy.ma.default_fill_value(value)
     if type(fill_value) in (numpy.str_, numpy.bytes_) and fill_value == usual:

@@ -23,7 +23,7 @@ from forkpoint.encoding.builtin_values import (
     uuid_content,
 )
 from forkpoint.encoding.contents import only, only_int
-from forkpoint.encoding.time_values import zone_key
+from forkpoint.encoding.time_values import REAL, zone_key
 
 
 class Base(NamedTuple):
@@ -72,11 +72,14 @@ def _make_deque(kind: Any, content: Any) -> Any:
 
 
 def _make_datetime(kind: Any, content: Any) -> Any:
-    plain = only(content, datetime.datetime)
-    instance = datetime.datetime.__new__(
-        kind, *plain.timetuple()[:6], plain.microsecond, plain.tzinfo
-    )
-    return instance if not plain.fold else datetime.datetime.replace(instance, fold=plain.fold)
+    plain = only(content, REAL.datetime)
+    instance = REAL.datetime.__new__(kind, *plain.timetuple()[:6], plain.microsecond, plain.tzinfo)
+    return instance if not plain.fold else REAL.datetime.replace(instance, fold=plain.fold)
+
+
+def _make_date(kind: Any, content: Any) -> Any:
+    plain = only(content, REAL.date)
+    return REAL.date.__new__(kind, plain.year, plain.month, plain.day)
 
 
 def _parts(kind: type, value: Any, names: Iterable[str]) -> list[Any]:
@@ -85,8 +88,8 @@ def _parts(kind: type, value: Any, names: Iterable[str]) -> list[Any]:
 
 
 def _plain_datetime(value: datetime.datetime) -> datetime.datetime:
-    *each, fold = _parts(datetime.datetime, value, (*_DATETIME, "fold"))
-    return datetime.datetime(*each, fold=fold)
+    *each, fold = _parts(REAL.datetime, value, (*_DATETIME, "fold"))
+    return REAL.datetime(*each, fold=fold)
 
 
 def _plain_time(value: datetime.time) -> datetime.time:
@@ -148,8 +151,8 @@ BASES: dict[str, Base] = {
     "datetime": Base(datetime.datetime, _plain_datetime, _make_datetime),
     "date": Base(
         datetime.date,
-        lambda value: datetime.date(*_parts(datetime.date, value, _DATETIME[:3])),
-        lambda kind, content: datetime.date.__new__(kind, content.year, content.month, content.day),
+        lambda value: REAL.date(*_parts(REAL.date, value, _DATETIME[:3])),
+        _make_date,
     ),
     "time": Base(datetime.time, _plain_time, _make_time),
     "timedelta": Base(

@@ -40,6 +40,7 @@ from forkpoint.encoding import time_values
 from forkpoint.encoding.contents import (
     CannotStore,
     Described,
+    cached_names,
     check_hashes,
     check_storable,
     only,
@@ -180,7 +181,31 @@ def _load_counter(content: Any) -> Counter[Any]:
 
 
 def _dump_chainmap(value: ChainMap[Any, Any]) -> Any:
+    _check_attributes(value, {"maps", *cached_names(ChainMap)})
+    if type(value.maps) is not list:
+        raise CannotStore("has maps that are no list")
     return value.maps
+
+
+def _check_attributes(value: Any, usual: Collection[str]) -> None:
+    """Refuse a value with attributes beside those that each of its type has.
+
+    Raises:
+        CannotStore: It has.
+    """
+    if not vars(value).keys() <= usual:
+        raise CannotStore("has attributes of its own")
+
+
+def _dump_mappingproxy(value: Any) -> Any:
+    (inner,) = gc.get_referents(value)
+    return inner
+
+
+def _dump_network(value: Any) -> str:
+    text = str(value)
+    _check_attributes(value, {*vars(type(value)(text)), *cached_names(type(value))})
+    return text
 
 
 def _load_chainmap(content: Any) -> ChainMap[Any, Any]:
@@ -327,22 +352,25 @@ _VALUES: dict[str, _Value] = {
         OrderedDict, ordered_pairs, lambda content: OrderedDict(from_pairs(content))
     ),
     "chainmap": _Value(ChainMap, _dump_chainmap, _load_chainmap),
-    "mappingproxy": _Value(
-        types.MappingProxyType, lambda value: dict(value), types.MappingProxyType
-    ),
+    "mappingproxy": _Value(types.MappingProxyType, _dump_mappingproxy, types.MappingProxyType),
     "namespace": _Value(types.SimpleNamespace, _dump_namespace, _load_namespace),
     "tzinfo": _Value(pydantic_core.TzInfo, time_values.dump_offset, time_values.load_offset),
     "url": _Value(pydantic_core.Url, str, _load_url),
     "multihosturl": _Value(pydantic_core.MultiHostUrl, str, pydantic_core.MultiHostUrl),
     **{
+        kind.__name__.lower(): _Value(kind, _dump_network, kind)
+        for kind in (
+            ipaddress.IPv4Interface,
+            ipaddress.IPv4Network,
+            ipaddress.IPv6Interface,
+            ipaddress.IPv6Network,
+        )
+    },
+    **{
         kind.__name__.lower(): _Value(kind, str, kind)
         for kind in (
             ipaddress.IPv4Address,
-            ipaddress.IPv4Interface,
-            ipaddress.IPv4Network,
             ipaddress.IPv6Address,
-            ipaddress.IPv6Interface,
-            ipaddress.IPv6Network,
             pathlib.PurePosixPath,
             pathlib.PureWindowsPath,
             pathlib.PosixPath,

@@ -5,6 +5,8 @@ These are read, and set, without running code of a class.
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
@@ -77,40 +79,66 @@ class _Layout(NamedTuple):
         own: Those of them that Python's own types do not have, and Pydantic's models.
         hidden: Those that another one of the same name hides.
         cached: Names in `__dict__` that can be computed again, and typing's own.
+        is_veiled: Whether a class says itself what `__dict__` is.
     """
 
     slots: dict[str, Any]
     own: dict[str, Any]
     hidden: list[Any]
     cached: frozenset[str]
+    is_veiled: bool
+
+
+_DESCRIPTORS = ("getset_descriptor", "member_descriptor")  # of Python's own
 
 
 @lru_cache(TYPES_MAX)
 def _layout_of(kind: type) -> _Layout:
     members = [(name, each) for base in reversed(kind.__mro__) for name, each in vars(base).items()]
     slots = {name: each for name, each in members if type(each).__name__ == "member_descriptor"}
-    cached = {name for name, each in dict(members).items() if isinstance(each, cached_property)}
+    names = dict(members)
+    cached = {name for name, each in names.items() if isinstance(each, cached_property)}
     own = [
         (name, each)
         for name, each in members
         if type(each).__name__ == "member_descriptor"
-        and each.__objclass__.__module__ not in _OTHERS
+        and not any(is_of_module(each.__objclass__, module) for module in _OTHERS)
     ]
     return _Layout(
         slots,
         dict(own),
         [each for name, each in own if each is not slots[name]],
-        frozenset({*cached, "__orig_class__"}),
+        frozenset({*cached, "__orig_class__"}) - _field_names(kind),
+        "__dict__" in names and type(names["__dict__"]).__name__ not in _DESCRIPTORS,
     )
 
 
+def is_of_module(kind: type, module: str) -> bool:
+    """Return whether a module defines a type.
+
+    Of what `exec` makes, the `__module__` may be `"builtins"`.
+    """
+    if kind.__module__ != module:
+        return False
+    return vars(sys.modules.get(module, object)).get(kind.__name__) is kind
+
+
 # Modules whose types have slots for what is stored of them otherwise.
-_OTHERS = frozenset(
-    {
-        *("builtins", "collections", "datetime", "fractions", "pathlib", "pathlib._local"),
-        *("pydantic.main", "pydantic.v1.main", "uuid", "zoneinfo"),
-    }
+_OTHERS = (
+    *("builtins", "collections", "datetime", "fractions", "pathlib", "pathlib._local"),
+    *("pydantic.main", "pydantic.v1.main", "uuid", "zoneinfo"),
 )
+
+
+def _field_names(kind: Any) -> set[str]:
+    """Return the names of a type's fields, which may stand where a base type computes something."""
+    names = {each.name for each in vars(kind).get("__attrs_attrs__", ())}
+    if dataclasses.is_dataclass(kind):
+        names |= {each.name for each in dataclasses.fields(kind)}
+    for fields in ("__pydantic_fields__", "model_fields", "__fields__"):
+        own = vars(kind).get(fields)
+        names |= own.keys() if isinstance(own, dict) else set()
+    return names
 
 
 def attributes_of(value: object) -> Attributes:
@@ -122,11 +150,15 @@ def attributes_of(value: object) -> Attributes:
     kind: Any = type(value)
     layout = _layout_of(kind)
     attributes = slots_of(value) if layout.own else {}
+    if layout.is_veiled:
+        raise CannotStore("says itself what its __dict__ is")
     own = _dict_of(value)
     if not own:
         return attributes
     if not layout.cached.isdisjoint(own):
         own = without_cached(kind, own)
+    if layout.own and not layout.own.keys().isdisjoint(own):
+        raise CannotStore("has two attributes of one name")
     return {**attributes, **own}
 
 
@@ -141,7 +173,7 @@ def slots_of(value: object) -> Attributes:
     for slot in layout.hidden:
         with suppress(AttributeError):
             slot.__get__(value)
-            raise CannotStore(f"has two attributes of the name {slot.__name__}")
+            raise CannotStore("has two attributes of one name")
     return attributes
 
 
@@ -167,9 +199,9 @@ def cached_names(kind: type) -> frozenset[str]:
 
 def set_attributes(value: Any, attributes: Any) -> Any:
     """Give an object its attributes, as no `__setattr__` of its class would."""
-    own = _dict_of(value)
     kind: Any = type(value)
-    slots = _layout_of(kind).slots
+    layout = _layout_of(kind)
+    own, slots = None if layout.is_veiled else _dict_of(value), layout.slots
     for name, each in only(attributes, dict).items():
         if name in slots:
             slots[name].__set__(value, each)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterable
+from contextlib import suppress
 from operator import is_
 from typing import Any, get_args
 
@@ -15,8 +16,10 @@ from pydantic_core import PydanticCustomError, ValidationError, core_schema
 
 from forkpoint.encoding.contents import (
     Attributes,
+    CannotStore,
     attributes_of,
     builtin_slots,
+    is_of_module,
     only,
     set_attributes,
 )
@@ -37,7 +40,9 @@ def dump_exception(value: BaseException) -> list[Any]:
     base = _builtin_base(kind)
     # Python's own type knows what it was made of, which `args` does not always say.
     _, arguments, *state = base.__reduce__(value)
-    attributes = attributes_of(value)
+    attributes: Attributes = {}
+    with suppress(CannotStore):
+        attributes = attributes_of(value)
     for each in state:
         attributes |= {name: own for name, own in (each or {}).items() if name != "args"}
     content = [list(arguments), attributes]
@@ -86,7 +91,7 @@ def _arguments_of(value: BaseException) -> tuple[Any, ...]:
 
 
 def _builtin_base(kind: type) -> Any:
-    return next(each for each in kind.__mro__ if each.__module__ == "builtins")
+    return next(each for each in kind.__mro__ if is_of_module(each, "builtins"))
 
 
 def load_exception(kind: Any, content: list[Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ import ormsgpack  # a dependency of langgraph-checkpoint
 
 from forkpoint.encoding import array_values, builtin_values, chunking, object_values
 from forkpoint.encoding.builtin_values import PLAIN_ONLY, holds_buffer
-from forkpoint.encoding.contents import CannotStore, Described
+from forkpoint.encoding.contents import CannotStore, Described, attributes_of
 from forkpoint.encoding.langgraph_values import DELTA_SNAPSHOT, DeltaSnapshot
 from forkpoint.encoding.stored_object import StoredObject, stored_as
 from forkpoint.encoding.type_codecs import TypeCodec
@@ -57,7 +58,9 @@ class Packer:
 
     def _describers_of_values(self) -> dict[type, Callable[[Any], Described]]:
         custom = {codec.type: _custom(codec) for codec in self._codecs}
-        return {**builtin_values.DESCRIBERS, StoredObject: stored_as, **custom}
+        kinds: tuple[type, ...] = (Counter, OrderedDict)
+        with_attributes = {kind: _with_attributes(kind) for kind in kinds}
+        return {**builtin_values.DESCRIBERS, **with_attributes, StoredObject: stored_as, **custom}
 
     def pack(self, value: Any) -> bytes:
         """Return a value as MessagePack.
@@ -97,7 +100,7 @@ class Packer:
                 raise CannotStore(f"is nested more than {_DEEPEST} levels deep")
             if type(value) is tuple:  # as `_describe` says, without the detour
                 return ormsgpack.Ext(builtin_values.TUPLE, self.pack(list(value)))
-            if isinstance(value, BaseException):
+            if issubclass(type(value), BaseException):  # whatever it says of its class
                 return self._tree(value, "", 0)
             code, content = self._describe(value)
             return _extension(code, content, self.pack)
@@ -127,7 +130,7 @@ class Packer:
         name = object_values.kind_of(kind) or ("slots" if self._allows(kind) else None)
         if name is None:
             raise CannotStore("is not known to hold nothing but data")
-        if not isinstance(value, BaseException):  # those are stored in any case
+        if not issubclass(kind, BaseException):  # those are stored in any case
             object_values.check_restorable(name, value)
         return object_values.describer_of(name, kind)
 
@@ -141,6 +144,10 @@ class Packer:
     def _tree(self, value: Any, path: str, depth: int) -> Any:
         """Return a value that packs as this one, made of what MessagePack has."""
         kind = type(value)
+        if kind is _Placed:
+            return [self._tree(each, path + place, depth) for place, each in value]
+        if kind is _Fields:
+            return {name: self._tree(each, f"{path}.{name}", depth) for name, each in value.items()}
         if depth > _DEEPEST:
             raise _refused(path[:80], value, f"is nested more than {_DEEPEST} levels deep")
         if _is_plain(value):
@@ -152,19 +159,33 @@ class Packer:
                 key: self._tree(each, f"{path}[{shown(key)}]", depth + 1)
                 for key, each in list(value.items())
             }
+        code, content = self._described(value, path)
+        if issubclass(kind, BaseException) and code == object_values.OBJECT:
+            return self._exception(value, content, depth)
+        if _is_whole(code, content):
+            return ormsgpack.Ext(code, content)
+        if code in _SETS:
+            place = f"{path}{{...}}"
+            packed = [self._pack_piecewise(each, place, depth + 1) for each in content]
+            return _set_of(code, packed)
+        placed = _placed(code, content)
+        if type(placed) is _Placed:
+            tree = [self._tree(each, path + place, depth + 1) for place, each in placed]
+        else:
+            tree = self._tree(placed, path, depth + 1)
+        return ormsgpack.Ext(code, ormsgpack.packb(tree, option=_PIECEWISE))
+
+    def _described(self, value: Any, path: str) -> Described:
         try:
-            code, content = self._describe(value)
+            return self._describe(value)
         except CannotStore as error:
             raise _refused(path, value, str(error)) from None
-        except NotStorable:
-            raise
+        except NotStorable as error:  # from a codec that serializes by itself
+            raise NotStorable(path + error.path, error.reason) from None
+        except RecursionError:
+            raise _refused(path[:80], value, "is nested too deep") from None
         except Exception as error:
             raise _refused(path, value, f"could not be read: {error}") from error
-        if isinstance(value, BaseException) and code == object_values.OBJECT:
-            return self._exception(value, content, depth)
-        return _extension(
-            code, content, lambda part: self._pack_part(code, part, content, path, depth + 1)
-        )
 
     def _exception(self, value: BaseException, content: list[Any], depth: int) -> Any:
         """Return an exception as it is stored, whatever it holds."""
@@ -200,22 +221,83 @@ class Packer:
             text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
         return self._tree(text, "", 0)
 
-    def _pack_part(self, code: int, part: Any, whole: Any, path: str, depth: int) -> bytes:
-        if part is not whole or type(part) is not list:  # an element of a set
-            return self._pack_piecewise(part, f"{path}{{...}}", depth)
-        trees = []
-        for at, each in enumerate(part):
-            is_map = type(each) is dict and all(type(key) is str for key in each)
-            if is_map and code == object_values.OBJECT and at and not _is_odd(each):
-                trees.append(
-                    {
-                        name: self._tree(inner, f"{path}.{name}", depth)
-                        for name, inner in each.items()
-                    }
-                )
-            else:
-                trees.append(self._tree(each, _path_in(code, path, part, at), depth))
-        return ormsgpack.packb(trees, option=_PIECEWISE)
+
+class _Placed(list[tuple[str, Any]]):
+    """Parts, and before each where it is in what they are parts of."""
+
+
+class _Fields(dict[str, Any]):
+    """The attributes of an object."""
+
+
+def _placed(code: int, content: Any) -> Any:
+    """Return the content of an extension, such that each part says where it is."""
+    if type(content) is not list:
+        return content
+    if code == builtin_values.TUPLE:
+        return _Placed([(f"[{at}]", part) for at, part in enumerate(content)])
+    if code == builtin_values.ITEMS:
+        return _placed_pairs(content)
+    parts = content
+    if code == builtin_values.VALUE:
+        name, inner = content
+        parts = [name, _placed_value(name, inner)]
+    elif code == object_values.OBJECT:
+        parts = [_fields(part) if type(part) is dict else part for part in content]
+        if parts[0] == "subclass" and parts[2] in _OF_PAIRS:
+            parts[3] = _placed_pairs(parts[3])
+    elif code == array_values.ARRAY and content[0] in _PLACES:
+        return _Placed(zip(_PLACES[content[0]], map(_unplaced, content), strict=True))
+    return _Placed([("", part) for part in parts])
+
+
+def _placed_value(name: str, content: Any) -> Any:
+    """Return the same of a value of one of Python's own types."""
+    if name in _OF_PAIRS:
+        return _placed_pairs(content)
+    if name == "defaultdict":
+        factory, pairs = content
+        return _Placed([("", factory), ("", _placed_pairs(pairs))])
+    if name in _PLACES:
+        return _Placed(zip(_PLACES[name], content, strict=True))
+    if name == "chainmap":
+        return _Placed((f".maps[{at}]", part) for at, part in enumerate(content))
+    return _fields(content) if name == "namespace" else content
+
+
+def _placed_pairs(pairs: list[Any]) -> _Placed:
+    places = [place for key in pairs[::2] for place in (".keys()", f"[{shown(key)}]")]
+    return _Placed(zip(places, pairs, strict=True))
+
+
+def _fields(attributes: dict[Any, Any]) -> dict[Any, Any]:
+    if not all(type(name) is str for name in attributes) or _is_odd(attributes):
+        return attributes
+    return _Fields(attributes)
+
+
+def _unplaced(part: Any) -> Any:
+    return _Placed(("", each) for each in part) if type(part) is list else part
+
+
+_OF_PAIRS = frozenset({"counter", "dict", "ordereddict"})
+"""What is stored as keys and values by turns."""
+_PLACES = {
+    "deque": ("", ""),
+    **dict.fromkeys(("range", "slice"), (".start", ".stop", ".step")),
+    **dict.fromkeys(("datetime", "time"), ("", ".fold", ".tzinfo")),
+    "timestamp": ("", "", "", ".tz", ""),
+    "masked": ("", "", ".mask", ".fill_value", ""),
+}
+"""Where the parts are of what some values have."""
+_SETS = frozenset({builtin_values.SET, builtin_values.FROZENSET})
+
+
+def _with_attributes(kind: type) -> Callable[[Any], Described]:
+    """Return how values are stored that may have attributes beside what is in them."""
+    as_value = builtin_values.DESCRIBERS[kind]
+    as_object = object_values.describer_of("subclass", kind)
+    return lambda value: as_object(value) if attributes_of(value) else as_value(value)
 
 
 def _custom(codec: TypeCodec) -> Callable[[Any], Described]:
@@ -223,12 +305,20 @@ def _custom(codec: TypeCodec) -> Callable[[Any], Described]:
 
 
 def _extension(code: int, content: Any, pack: Callable[[Any], bytes]) -> Any:
-    if code in builtin_values.RAW or isinstance(content, bytes):
+    if _is_whole(code, content):
         return ormsgpack.Ext(code, content)
-    if code in (builtin_values.SET, builtin_values.FROZENSET):
-        elements = sorted(map(pack, content))
-        return ormsgpack.Ext(code, chunking.array_header(len(elements)) + b"".join(elements))
+    if code in _SETS:
+        return _set_of(code, list(map(pack, content)))
     return ormsgpack.Ext(code, pack(content))
+
+
+def _is_whole(code: int, content: Any) -> bool:
+    """Return whether a content is packed already."""
+    return code in builtin_values.RAW or (type(content) is bytes and code != DELTA_SNAPSHOT)
+
+
+def _set_of(code: int, elements: list[bytes]) -> Any:
+    return ormsgpack.Ext(code, chunking.array_header(len(elements)) + b"".join(sorted(elements)))
 
 
 def _is_plain(value: Any) -> bool:
@@ -266,14 +356,6 @@ def _has_surrogates(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-def _path_in(code: int, path: str, parts: list[Any], at: int) -> str:
-    if code == builtin_values.ITEMS:
-        return f"{path}[{shown(parts[at - 1])}]" if at % 2 else f"{path}.keys()"
-    if code == builtin_values.TUPLE:
-        return f"{path}[{at}]"
-    return path
 
 
 def _refused(path: str, value: Any, reason: str) -> NotStorable:

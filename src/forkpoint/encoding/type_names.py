@@ -9,6 +9,7 @@ is found where the program has made it.
 
 from __future__ import annotations
 
+import builtins
 import re
 import sys
 import types
@@ -20,6 +21,7 @@ from operator import or_
 from typing import Any
 from weakref import WeakValueDictionary
 
+from forkpoint import untrusted
 from forkpoint.errors import UnreadableValue
 
 TypeName = tuple[Any, ...]
@@ -47,7 +49,19 @@ def _name_of(kind: type) -> TypeName:
     if generic and generic["origin"] is not None:
         arguments = [_argument_name(each) or _text_name(each) for each in generic["args"]]
         return (*_name_of(generic["origin"]), tuple(arguments))
-    return kind.__module__, kind.__qualname__
+    module, qualified = _plain(kind.__module__), _plain(kind.__qualname__)
+    if module == "builtins" and vars(builtins).get(qualified, kind) is not kind:
+        module = _MADE
+    return module, qualified
+
+
+def _plain(name: Any) -> str:
+    """Return what a class says of its name as text: it may say anything."""
+    text = untrusted.characters(name) if isinstance(name, str) else untrusted.shown(name)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+_MADE = "<exec>"  # such a class says that it is one of Python's own
 
 
 def _text_name(argument: Any) -> TypeName:
