@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from checking import Api, config, id_of, put
 from commands import Commands
-from forkpoint import InvalidInput, SqliteSaver, ThreadCatalog, ThreadFilter
+from forkpoint import CorruptChunk, InvalidInput, SqliteSaver, ThreadCatalog, ThreadFilter
 from forkpoint.previews import PREVIEW_BYTES, PREVIEW_CHANNELS, PREVIEW_PARTS, preview_of
 from stores import MongoStore, Store
 
@@ -227,6 +227,8 @@ LEFT_OUT: dict[str, Any] = {
     "bytes": b"x",
     "large": {"a": "x" * PREVIEW_BYTES},
     "many": list(range(PREVIEW_PARTS)),
+    "too many": list(range(PREVIEW_PARTS + 1)),
+    "many in one": {"a": [1] * (PREVIEW_PARTS + 1)},
     "huge number": 10**5000,
     "subclass": type("Text", (str,), {})("x"),
 }
@@ -286,12 +288,34 @@ def test_what_is_shown_is_put_to_sqlite_with_the_state() -> None:
     assert numbers[0] == numbers[1]
 
 
-@pytest.mark.in_turns
-async def test_a_preview_that_was_changed_is_not_shown(api_with_preview: Api, store: Store) -> None:
-    put(api_with_preview.saver, {"title": "a"})
+def change_preview(store: Store, content: Any) -> None:
     (key,) = [
         key for key, row in store.stored("writes").items() if b"title" in (row["content"] or b"")
     ]
-    store.change("writes", key, content=b'\0{"title":"b"}')
-    (thread,) = ThreadCatalog(api_with_preview.saver).search()
-    assert thread.values == {}
+    store.change("writes", key, content=content)
+
+
+@pytest.mark.in_turns
+@pytest.mark.parametrize("content", [b'\0{"title":"b"}', b"\0title"])
+async def test_a_preview_that_was_changed_is_not_shown(
+    content: bytes, api_with_preview: Api, store: Store
+) -> None:
+    put(api_with_preview.saver, {"title": "a"})
+    change_preview(store, content)
+    catalog = ThreadCatalog(api_with_preview.saver)
+    catalog.saver.copy_thread("thread", "copy")
+    catalog.update("thread", owner="ann")
+    assert [thread.values for thread in catalog.search()] == [{}, {}]
+    assert not catalog.search(ThreadFilter(values={"title": "b"})).items
+
+
+@pytest.mark.in_turns
+async def test_a_preview_of_another_type_is_damage(api_with_preview: Api, store: Store) -> None:
+    put(api_with_preview.saver, {"title": "a"})
+    change_preview(store, "text")
+    catalog = ThreadCatalog(api_with_preview.saver)
+    catalog.saver.copy_thread("thread", "copy")
+    for thread_id in ("thread", "copy"):
+        for call in (catalog.get, catalog.update):
+            with pytest.raises(CorruptChunk, match="a write at checkpoint"):
+                call(thread_id)

@@ -253,7 +253,7 @@ def test_what_may_be_more_than_data_is_stored_if_it_is_allowed(saver: ForkpointS
     with pytest.raises(NotStorable, match=r"channel c\[0\] cannot be stored: a state_types\.Plain"):
         put(saver, {"c": [Plain()]})
 
-    allowed = saver.with_allowlist([("state_types", "Plain")])
+    allowed = saver.with_allowlist([Plain])
     plain = Plain()
     plain.n = 5  # type: ignore[attr-defined]
     put(allowed, {"c": plain})

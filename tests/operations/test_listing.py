@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -387,6 +389,31 @@ def test_what_was_not_read_cannot_be_stored_in_the_place_of_a_value() -> None:
         (item,) = saver.list(config(), values=False)
         with pytest.raises(InvalidInput, match="channel text"):
             saver.put(head, {**item.checkpoint, "id": "2"}, {}, {})
+
+
+def test_what_was_not_read_is_one_object() -> None:
+    for same in (
+        copy.copy(NOT_READ),
+        copy.deepcopy([NOT_READ])[0],
+        pickle.loads(pickle.dumps(NOT_READ)),
+    ):
+        assert same is NOT_READ
+    assert repr(NOT_READ) == "NOT_READ"
+
+
+async def test_a_listing_that_is_closed_has_no_more(api: Api) -> None:
+    for n in range(3):
+        put(api.saver, {"n": n})
+    if api.world == "sync":
+        listed = api.saver.list(config())
+        assert value_of(next(listed)) == {"n": 2}
+        listed.close()
+        assert list(listed) == []
+    else:
+        alisted = api.saver.alist(config())
+        assert value_of(await anext(alisted)) == {"n": 2}
+        await alisted.aclose()
+        assert [item async for item in alisted] == []
 
 
 @pytest.mark.in_turns

@@ -45,6 +45,39 @@ def test_the_package_alone_brings_no_backend() -> None:
     assert not modules & {"forkpoint.sqlite", "forkpoint.mongodb", "forkpoint.saver", "aiosqlite"}
 
 
+MISSING = """
+sys.modules.update({"pymongo": None, "Crypto": None, "sqlite3": None})
+import os
+import forkpoint
+from forkpoint.opening import open_store, store_of_environment
+
+def refused(call, error):
+    try:
+        call()
+    except error as raised:
+        return str(raised)
+    raise AssertionError("it is not refused")
+
+assert "pip install 'forkpoint[mongodb]'" in refused(lambda: forkpoint.MongoDBSaver, ImportError)
+opening = lambda: open_store("mongodb://host/database")
+assert "pip install 'forkpoint[mongodb]'" in refused(opening, forkpoint.InvalidInput)
+assert "sqlite3" in refused(lambda: forkpoint.SqliteSaver, ImportError)
+assert "is no path" in refused(lambda: open_store("sqlite:///"), forkpoint.InvalidInput)
+assert "FORKPOINT_STORE" in refused(store_of_environment, forkpoint.InvalidInput)
+os.environ.update(FORKPOINT_STORE="x.db", LANGGRAPH_AES_KEY="k" * 16)
+assert "needs pycryptodome" in refused(store_of_environment, forkpoint.InvalidInput)
+"""
+
+
+def test_what_is_not_installed_is_named() -> None:
+    modules_after(MISSING)
+    for missing, said in (("typer", "forkpoint[cli]"), ("sqlite3", "ModuleNotFoundError")):
+        code = f"import runpy, sys; sys.modules[{missing!r}] = None; runpy.run_module('forkpoint')"
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert ran.returncode == 1
+        assert said in ran.stderr.splitlines()[-1]
+
+
 def test_every_public_name_is_there_before_it_is_used() -> None:
     names = [*forkpoint.__all__, "MongoDBSaver"]
     code = (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import uuid
+from collections.abc import Collection
 from typing import Any
 
 import pytest
 
-from checking import Api, checkpoint, config, one_by_one, put
+from checking import Api, checkpoint, config, one_by_one, put, value_of
 from forkpoint import ForkpointError, InvalidInput
 from forkpoint.saver.saver import ForkpointSaver
 from stores import KINDS, Store
@@ -37,6 +39,23 @@ TAKEN_LITERALLY = [
     " ",
     "x" * 5000,
 ]
+
+
+class Unreadable(Collection[Any]):
+    """What raises something that cannot be printed."""
+
+    class Error(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no")
+
+    def __contains__(self, _: object) -> bool:
+        raise self.Error
+
+    def __iter__(self) -> Any:
+        raise self.Error
+
+    def __len__(self) -> int:
+        return 1
 
 
 def rows(store: Store) -> list[int]:
@@ -232,3 +251,35 @@ def test_every_error_is_a_forkpoint_error_and_a_built_in_one() -> None:
     assert len(leaves) > 10
     assert all(issubclass(leaf, ForkpointError) for leaf in leaves)
     assert all(leaf is ForkpointError or issubclass(leaf, builtin) for leaf in leaves)
+
+
+def test_errors_come_from_another_process_as_they_were() -> None:
+    import forkpoint
+
+    for error in (
+        forkpoint.NotStorable("[3]", "is a socket", "channel c"),
+        forkpoint.DamagedArchive(5, "thread", "it is cut off"),
+        forkpoint.DamagedArchive(5, None, "it is cut off"),
+        forkpoint.StorageBusy("busy"),
+    ):
+        restored = pickle.loads(pickle.dumps(error))
+        assert type(restored) is type(error)
+        assert str(restored) == str(error)
+        assert vars(restored) == vars(error)
+
+
+@one_by_one("bad", [5, "state_types.Plain", {"a": "b"}, [5], [("a",)], [b"a.b"], Unreadable()])
+def test_an_allowlist_must_be_a_collection_of_names(saver: ForkpointSaver, bad: Any) -> None:
+    with pytest.raises(InvalidInput):
+        saver.with_allowlist(bad)
+
+
+class Version(str):
+    pass
+
+
+async def test_versions_may_be_of_a_class_of_ones_own(api: Api) -> None:
+    versions = {"c": Version("2.5")}
+    await api.put(config(), {**checkpoint({"c": 1}), "channel_versions": versions}, {}, versions)
+    found = await api.get_tuple(config())
+    assert (found.checkpoint["channel_versions"], value_of(found)) == (versions, {"c": 1})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
@@ -43,6 +44,14 @@ class Ratio(float):
     pass
 
 
+class Text(str):
+    pass
+
+
+class Number(int):
+    pass
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -50,6 +59,7 @@ class Ratio(float):
         (Held(Place({"x"})), {"place": {"x": ["x"]}}),
         (deque([b"\x01", Ratio(0.5)]), ["AQ==", 0.5]),
         ([ValueError("no"), Broken(), NOT_READ], ["ValueError: no", "<Broken>", None]),
+        ([Text("x"), Number(5), timedelta(seconds=90)], ["x", 5, 90.0]),
         (range(10**12), "range(0, 1000000000000)"),
     ],
 )
