@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,7 +17,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from checking import apart, checkpoint, config, put
-from forkpoint import SafeSerializer, ThreadCatalog
+from forkpoint import SafeSerializer, SqliteSaver, ThreadCatalog
 from forkpoint.errors import ThreadExists
 from forkpoint.saver.saver import ForkpointSaver
 from interrupting import InterruptAt
@@ -171,6 +172,22 @@ def test_an_interrupt_leaves_all_or_nothing_and_a_saver_that_works(
     for number in range(1, instructions + 1, max(1, instructions // lab.store.times(count)) | 1):
         interrupt_at(lab, operation, number, outcomes)
     assert lab.store.problems(lab.other, after_crash=True) == []
+
+
+@apart
+def test_an_interrupt_while_a_connection_is_prepared_leaves_it_its_busy_timeout(path: Path) -> None:
+    with sqlite3.connect(path, check_same_thread=False, timeout=7) as connection:
+        put(SqliteSaver(connection), {"n": 1})
+        for number in itertools.count(1):
+            saver = SqliteSaver(connection)
+            interrupt = InterruptAt(number, modules={"sqlite/transactions"})
+            with suppress(KeyboardInterrupt), interrupt:
+                saver.get_tuple(config())
+            assert saver.get_tuple(config()) is not None
+            assert connection.execute("PRAGMA busy_timeout").fetchone() == (7000,), number
+            if interrupt.is_over:
+                break
+    connection.close()
 
 
 @apart

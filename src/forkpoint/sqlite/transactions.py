@@ -155,8 +155,7 @@ class Transactions:
 
     def _begin(self, is_write: bool) -> sqlite3.Connection:
         connection = self._connect()
-        if connection is not self._connection:  # in a forked child, of a database in memory
-            self.adopt(connection)
+        self.adopt(connection)  # again in a forked child, of a database in memory
         if connection.in_transaction:
             self._end_leftover(connection)
         self._thread = threading.get_ident()
@@ -174,6 +173,8 @@ class Transactions:
 
     def adopt(self, connection: sqlite3.Connection) -> None:
         """Begin to use a connection, before anything is done that may wait for others."""
+        if connection is self._connection:
+            return  # an interrupt may have left it without its own busy timeout
         if not self._is_owned:
             cursor = connection.cursor()
             cursor.row_factory = None  # the connection may have one
