@@ -14,8 +14,9 @@ from pymongo.errors import AutoReconnect
 
 from checking import checkpoint, config, put
 from commands import Commands
-from forkpoint import ForkpointError, MongoDBSaver, ThreadCatalog
+from forkpoint import ForkpointError, MongoDBSaver, NewThread, StorageError, ThreadCatalog
 from forkpoint.mongodb.commands import MongoCommands, Outcome
+from forkpoint.mongodb.turns import Turns
 from stores import MongoStore
 
 APPLICATION = "forkpoint-faults"
@@ -263,3 +264,99 @@ def test_a_bulk_of_which_a_part_was_executed_has_its_effect_once(
             again = run({number: executed})
             for more in range(again[number + 1] + 1) if twice else ():
                 run({number: executed, number + 1: more})
+
+
+# A server that refuses a document
+
+
+MORE_METHODS: dict[str, Method] = {
+    **METHODS,
+    "fork the path": lambda saver, head: saver.fork(head, new_thread_id="fork", history="path"),
+    "create again": lambda saver, _: ThreadCatalog(saver).create("gone"),
+    "create many": lambda saver, _: ThreadCatalog(saver).create_many(
+        [NewThread(name) for name in ("first", "made")], if_exists="do_nothing"
+    ),
+}
+MADE = {"thread_id": {"$in": ["copy", "fork", "made", "gone"]}}
+SHOWN = {**MADE, "deleted_at": None, "building": {"$exists": False}}
+OF_RUN = {"kind": "checkpoint", "metadata": {"$regex": "run_id"}}
+REFUSED: dict[str, list[dict[str, Any]]] = {
+    "put": [{"kind": "checkpoint"}],
+    "put with chunks": [{"kind": {"$exists": False}, "content": {"$exists": True}}],
+    "first put": [{"kind": "thread"}],
+    "put_writes": [{"kind": "write"}],
+    "copy_thread": [{"kind": "checkpoint"}, {"kind": "write"}, MADE, SHOWN],
+    "fork": [{"kind": "write"}, SHOWN],
+    "fork the path": [MADE, OF_RUN, SHOWN],
+    "rollback": [{"doomed": True}],
+    "delete_thread": [{"kind": "thread", "deleted_at": {"$ne": None}}],
+    "create": [MADE, SHOWN],
+    "create again": [SHOWN],
+    "create many": [SHOWN],
+    "search": [{"kind": "end"}],
+}
+"""Methods, and documents of theirs that the server refuses, as it does if it has no room."""
+IN_TURNS = ("copy_thread", "fork the path", "rollback")
+
+
+@contextmanager
+def refusing(store: MongoStore, documents: dict[str, Any]) -> Iterator[None]:
+    """Have the server refuse to store documents that match."""
+    database, name = store.collection.database, store.collection.name
+    database.command({"collMod": name, "validator": {"$nor": [documents]}})
+    try:
+        yield
+    finally:
+        database.command({"collMod": name, "validator": {}})
+
+
+def refusals() -> Iterator[Any]:
+    """Each method with the documents that are refused, and how many rows it takes in a turn."""
+    for number, (method, each) in enumerate((m, d) for m, ds in REFUSED.items() for d in ds):
+        for rows in (1000, 4) if method in IN_TURNS else (1000,):
+            yield pytest.param(method, each, rows, id=f"{method}-{number}-{rows}")
+
+
+@pytest.mark.parametrize(("method", "documents", "rows"), list(refusals()))
+def test_what_is_refused_has_no_effect_and_is_done_later(
+    method: str,
+    documents: dict[str, Any],
+    rows: int,
+    mongo_store: MongoStore,
+    expected: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Turns, "turn_rows", rows)
+    call = MORE_METHODS[method]
+    with mongo_store.saver() as saver, mongo_store.saver() as reader:
+        put(saver, {"n": 1}, thread_id="gone")
+        saver.delete_thread("gone")
+        head = fill(saver)  # type: ignore[arg-type]
+        before = content(reader, mongo_store)  # type: ignore[arg-type]
+        with refusing(mongo_store, documents), pytest.raises(StorageError, match="validation"):
+            call(saver, head)  # type: ignore[arg-type]
+        after = content(reader, mongo_store)  # type: ignore[arg-type]
+        if method != "create many":  # which makes one after the other
+            assert after == before
+        assert mongo_store.problems(reader, after_crash=True) == []
+        call(saver, head)  # type: ignore[arg-type]
+        done = content(reader, mongo_store)  # type: ignore[arg-type]
+        assert done == expected.get(method, done)
+        assert done != before or method == "search"
+        assert mongo_store.problems(reader, after_crash=True) == []
+
+
+def test_a_thread_is_given_away_with_the_tombstone_of_its_owner_or_not_at_all(
+    mongo_store: MongoStore,
+) -> None:
+    with mongo_store.saver() as saver:
+        put(saver.for_owner("alice"), {"n": 1})
+        catalog = ThreadCatalog(saver)
+        tombstones = {"tombstones.0": {"$exists": True}}
+        with refusing(mongo_store, tombstones), pytest.raises(StorageError, match="validation"):
+            catalog.update("thread", owner="bob")
+        for owner in ("alice", "bob"):
+            thread = catalog.get("thread")
+            assert thread is not None
+            assert thread.owner == owner
+            catalog.update("thread", owner="bob")

@@ -356,6 +356,18 @@ class MongoCommands:
 
         return self.retrying(attempt)._replace(is_repeated=attempts > 1)
 
+    def change(self, statements: Sequence[Statement]) -> Outcome:
+        """Execute statements as `bulk` does.
+
+        Raises:
+            ForkpointError: One of them failed, and did not merely collide. Those before it have had
+                their effect.
+        """
+        outcome = self.bulk(statements)
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome
+
     def _bulk(self, statements: Sequence[Statement], is_small: bool) -> Outcome:
         if is_small:
             updates = [statement.document for statement in statements]

@@ -52,9 +52,7 @@ class MongoContents(interface.Contents):
             for ((id_, family, field), content), new in changes
         ]
         if statements:
-            outcome = self._commands.bulk(statements)
-            if outcome.error is not None:
-                raise outcome.error
+            self._commands.change(statements)
             self._turns.count_changed(len(statements))
 
 

@@ -133,9 +133,9 @@ class MongoCopies(interface.Copies):
             self._commands.insert(made)
             copying = _UnfinishedCopy(source, hashing, made, old, iter(()))
             rows = self._commands.latest(_rows_of(source))
-            for batch in batches([row for row in rows if "content" in row], 1000):
-                self._commands.bulk([guard, *map(copying.copy_of, batch)])
             try:
+                for batch in batches([row for row in rows if "content" in row], 1000):
+                    self._commands.change([guard, *map(copying.copy_of, batch)])
                 self._show(copying, guard, _COPIED_TOO_LONG)
             except ForkpointError:
                 self._new_threads.discard(made)
@@ -166,9 +166,7 @@ class MongoCopies(interface.Copies):
             self._show(copying, guard, _TOO_LONG_AGO)
             return False
         stored = [row for row in rows if "content" in row]
-        outcome = self._commands.bulk([guard, *map(copying.copy_of, stored)])
-        if outcome.error is not None:
-            raise outcome.error
+        outcome = self._commands.change([guard, *map(copying.copy_of, stored)])
         if outcome.failed is not None:
             raise StorageBusy(_TOO_LONG_AGO)
         self._check_same(copying.source, stored)
@@ -217,9 +215,7 @@ class MongoCopies(interface.Copies):
             *_forked_rows(forking.target, rows, writes),
             _unchanged(forking.source),
         ]
-        outcome = self._commands.bulk(statements)
-        if outcome.error is not None:
-            raise outcome.error
+        outcome = self._commands.change(statements)
         if outcome.failed is not None:
             raise Stale if outcome.failed else StorageBusy(_TOO_LONG_AGO)
         self._turns.count_changed(len(rows) + len(writes))

@@ -188,7 +188,7 @@ class Logs:
                     self._tails.pop(at["_id"])
                 changes["$set"] = {**fields, "unlisted": True}
                 statements.append(update_one(at, changes))
-            self._commands.bulk(statements)
+            self._commands.change(statements)
 
     def up_to_date(self) -> list[Document]:
         """Return the stages that merge the newest document of its log into each record."""

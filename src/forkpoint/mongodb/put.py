@@ -213,7 +213,7 @@ class Put:
         else:
             thread = old  # who was to make it ended in between, or there never was one
             # Who else makes it gives it another salt: the rows of one of the two would not fit.
-            commands.bulk([creation_of_record(request, thread, watermark)])
+            commands.change([creation_of_record(request, thread, watermark)])
             if not commands.exists({**record_of(thread), "epoch": thread.epoch}):
                 raise Stale
         deletions = deletions_of(name, commands.marks(request.thread_id), request.owner)

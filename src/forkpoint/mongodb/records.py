@@ -252,7 +252,7 @@ class MongoRecords(interface.Records):
         mark = self._commands.marks(seen.thread_id).of_owner(seen.thread.owner)
         name = self._commands.name_of(seen.thread_id)
         watermark, ttl = max(ids, default=None), self._commands.tombstone_ttl
-        self._commands.bulk(
+        self._commands.change(
             [tombstone_statement(name, mark, watermark, ObjectId(), ttl, is_given=True)]
         )
 

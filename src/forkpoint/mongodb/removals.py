@@ -159,9 +159,7 @@ class MongoRemovals(interface.Removals):
         if is_moved:
             changes["state_updated_at"] = {"$max": ["$state_updated_at", NOW]}
         record = update_one(record_of(thread), [{"$set": changes}])
-        outcome = self._commands.bulk([guard, record, *_changes_of_rows(thread, plan)])
-        if outcome.error is not None:
-            raise outcome.error
+        outcome = self._commands.change([guard, record, *_changes_of_rows(thread, plan)])
         if outcome.failed is not None:
             raise StorageBusy("removing took too long, and others have written since; try again")
 

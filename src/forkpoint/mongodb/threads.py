@@ -87,7 +87,7 @@ class MongoThreads(interface.Threads):
         marks = self._commands.marks(thread_id)
         mark = marks.for_all if owner is None else marks.of_owner(owner)
         name, ttl = self._commands.name_of(thread_id), self._commands.tombstone_ttl
-        self._commands.bulk([tombstone_statement(name, mark, None, ObjectId(), ttl)])
+        self._commands.change([tombstone_statement(name, mark, None, ObjectId(), ttl)])
 
     def forget_deletions(self) -> bool:
         # Names that mean no thread are deleted by the server.
@@ -247,7 +247,7 @@ class MongoThreads(interface.Threads):
         if newest is not None:
             statements.append(self._tombstone_of(record, newest or None))
         statements.append(update_one(record_of(thread), [{"$set": deleted}, unlisted]))
-        done = self._commands.bulk(statements)
+        done = self._commands.change(statements)
         dead = {**record_of(thread), "deleted_at": {"$ne": None}}
         # Unless it was done by an attempt whose answer was lost.
         if done.failed is not None and not (done.is_repeated and self._commands.exists(dead)):
