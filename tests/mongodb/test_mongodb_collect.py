@@ -24,8 +24,9 @@ from checking import checkpoint, collected, config, id_of, put, value_of
 from commands import Started
 from forkpoint import CheckpointNotFound, StorageBusy, ThreadDeleted, ThreadNotFound
 from forkpoint.mongodb import locks as mongodb_locks
-from forkpoint.mongodb.commands import MongoCommands, Outcome
+from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.saver import MongoDBSaver
+from forkpoint.mongodb.statements import Outcome
 from forkpoint.operations import fork as forking
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver

@@ -15,7 +15,8 @@ from pymongo.errors import AutoReconnect
 from checking import checkpoint, config, put
 from commands import Commands
 from forkpoint import ForkpointError, MongoDBSaver, NewThread, StorageError, ThreadCatalog
-from forkpoint.mongodb.commands import MongoCommands, Outcome
+from forkpoint.mongodb.commands import MongoCommands
+from forkpoint.mongodb.statements import Outcome
 from forkpoint.mongodb.turns import Turns
 from stores import MongoStore
 

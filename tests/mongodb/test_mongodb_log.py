@@ -19,8 +19,9 @@ from forkpoint import ThreadCatalog, ThreadDeleted
 from forkpoint.mongodb import log as mongodb_log
 from forkpoint.mongodb import put_batch as mongodb_put
 from forkpoint.mongodb import tail as mongodb_tail
-from forkpoint.mongodb.commands import MongoCommands, Outcome
+from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.saver import MongoDBSaver
+from forkpoint.mongodb.statements import Outcome
 from forkpoint.saver import parts_of
 from forkpoint.storage.rows import ThreadRef
 from stores import MongoStore

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import timezone
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from bson.errors import InvalidDocument
 from pymongo import IndexModel, ReturnDocument
@@ -31,7 +31,7 @@ from forkpoint.mongodb.documents import Document
 from forkpoint.mongodb.errors import UNAUTHORIZED, is_transient, typed_error
 from forkpoint.mongodb.identity import UUID_DIFFERS, Identity
 from forkpoint.mongodb.snapshots import Snapshots
-from forkpoint.mongodb.statements import Statement
+from forkpoint.mongodb.statements import Outcome, Statement
 from forkpoint.runtime.workers import not_started
 from forkpoint.storage.interface import STORE_KEY_BYTES, HistoryChanged
 from forkpoint.storage.tombstones import TOMBSTONE_MICROSECONDS, Marks
@@ -40,23 +40,6 @@ IN_ONE_COMMAND = 10_000
 """How many values fit into one command."""
 
 _T = TypeVar("_T")
-
-
-class Outcome(NamedTuple):
-    """The result of a bulk: how many statements matched a document, and which one failed."""
-
-    hits: int
-    made: Set[int]
-    """Which statements made a document, where there was none."""
-    failed: int | None = None
-    error: Exception | None = None
-    """None where the failed one collided with a document that exists."""
-    is_repeated: bool = False
-    """Whether an attempt before may have had an effect."""
-    is_lost: bool = False
-    """Whether it is unknown what became of any of them."""
-    is_taken: bool = False
-    """Whether it was a slot of a log that the failed one collided over."""
 
 
 class MongoCommands:

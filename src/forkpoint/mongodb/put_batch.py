@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bson.objectid import ObjectId
 
 from forkpoint.errors import ForkpointError, InvalidInput
-from forkpoint.mongodb.commands import MongoCommands, Outcome
+from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import (
     Document,
     chunk_documents,
@@ -29,7 +29,7 @@ from forkpoint.mongodb.put_statements import (
     steps_without_log,
 )
 from forkpoint.mongodb.session import MongoSession
-from forkpoint.mongodb.statements import Statement
+from forkpoint.mongodb.statements import Outcome, Statement
 from forkpoint.mongodb.tail import LOG_SECONDS, Tail
 from forkpoint.runtime.group_commit import Relay, Submission
 from forkpoint.storage.interface import HistoryChanged, Stale

@@ -1,8 +1,8 @@
-"""MongoDB: the statements of a bulk, for the driver's own bulks and for a plain command."""
+"""MongoDB: the statements of a bulk, for the driver's or a plain command, and what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from pymongo import ReplaceOne, UpdateMany, UpdateOne
@@ -36,6 +36,23 @@ class Statement(NamedTuple):
             return ReplaceOne(self.match, self.change, upsert=self.upsert)
         kind = UpdateMany if self.is_of_many else UpdateOne
         return kind(self.match, self.change, upsert=self.upsert)
+
+
+class Outcome(NamedTuple):
+    """The result of a bulk: how many statements matched a document, and which one failed."""
+
+    hits: int
+    made: Set[int]
+    """Which statements made a document, where there was none."""
+    failed: int | None = None
+    error: Exception | None = None
+    """None where the failed one collided with a document that exists."""
+    is_repeated: bool = False
+    """Whether an attempt before may have had an effect."""
+    is_lost: bool = False
+    """Whether it is unknown what became of any of them."""
+    is_taken: bool = False
+    """Whether it was a slot of a log that the failed one collided over."""
 
 
 def update_one(match: Mapping[str, Any], change: _Change, upsert: bool = False) -> Statement:
