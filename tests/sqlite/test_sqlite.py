@@ -233,6 +233,17 @@ if sys.version_info >= (3, 12):
         connection.close()
 
 
+def test_a_connection_that_does_not_return_texts_is_refused(path: Path) -> None:
+    connection = sqlite3.connect(path, check_same_thread=False)
+    for factory in (bytes, bytearray):  # before there are tables, and while there are
+        connection.text_factory = factory
+        with pytest.raises(InvalidInput, match="returns texts as byte"):
+            put(SqliteSaver(connection), {"n": 1})
+        connection.text_factory = str
+        put(SqliteSaver(connection), {"n": 1})
+    connection.close()
+
+
 @pytest.mark.parametrize("how", ["uri", "connection"])
 def test_a_read_only_database_can_be_read_and_not_written(path: Path, how: str) -> None:
     with SqliteSaver(path) as saver:

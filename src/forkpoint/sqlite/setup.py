@@ -78,9 +78,18 @@ def _tables(connection: sqlite3.Connection) -> set[str]:
 
 
 def _all_names(connection: sqlite3.Connection) -> set[tuple[str, str]]:
-    """Return the names of all tables and indexes, each with that of its table."""
-    cursor = _plain_cursor(connection)
-    return set(cursor.execute("SELECT name, tbl_name FROM sqlite_master"))
+    """Return the names of all tables and indexes, each with that of its table.
+
+    Raises:
+        InvalidInput: The connection, which was passed, returns texts as something else.
+    """
+    rows = _plain_cursor(connection).execute("SELECT name, tbl_name FROM sqlite_master").fetchall()
+    if rows and type(rows[0][0]) is not str:
+        raise InvalidInput(
+            f"the sqlite3.Connection returns texts as {type(rows[0][0]).__name__}: leave its "
+            "text_factory as it is, and register no converter of TEXT"
+        )
+    return set(rows)
 
 
 def _tell_of_others(tables: set[str]) -> None:
