@@ -29,10 +29,13 @@ def start_thread(thread: threading.Thread) -> None:
 
 def not_started(error: RuntimeError) -> NoWorkerThread:
     """Return the typed error of a thread that cannot be started; raise any other error again."""
-    if "new thread" not in str(error):
+    reason: BaseException | None = error
+    while reason is not None and "new thread" not in str(reason):
+        reason = reason.__context__  # a driver may have tried to start it once more
+    if reason is None:
         raise error
     return NoWorkerThread(
-        f"no thread can be started ({error}): the process, its user or its container has as many "
+        f"no thread can be started ({reason}): the process, its user or its container has as many "
         "as it may, or lacks memory for another; close what is not used, or allow more"
     )
 
