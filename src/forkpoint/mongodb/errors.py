@@ -45,7 +45,8 @@ _TRANSIENT = {
     13435,  # NotPrimaryNoSecondaryOk
     13436,  # NotPrimaryOrSecondary
 }
-_UNAUTHENTICATED = {18, 8000}  # AuthenticationFailed, and Atlas's own
+_OF_ATLAS = 8000  # for all that it refuses by itself: credentials, and what is above the quota
+_UNAUTHENTICATED = {18, _OF_ATLAS}  # AuthenticationFailed
 UNAUTHORIZED = 13
 _WRITING = {"insert", "update", "delete", "createIndexes"}
 _NO_SPACE = {14031, 12501}  # OutOfDiskSpace, and a quota's
@@ -93,6 +94,8 @@ def typed_error(error: Exception) -> ForkpointError:
 
 
 def _of_server(error: OperationFailure, message: str) -> ForkpointError:
+    if error.code in _NO_SPACE or (error.code == _OF_ATLAS and "quota" in message):
+        return StorageFull(f"MongoDB has no room: {message:.300}")
     if error.code in _UNAUTHENTICATED:
         return StorageUnauthorized(
             f"MongoDB refuses the credentials ({message:.300}); check user, password and authSource"
@@ -106,8 +109,6 @@ def _of_server(error: OperationFailure, message: str) -> ForkpointError:
         return StorageUnauthorized(
             f"the MongoDB user may not read ({message:.300}); grant it readWrite"
         )
-    if error.code in _NO_SPACE:
-        return StorageFull(message)
     if error.code in _TRANSIENT:
         return StorageUnavailable(f"MongoDB kept changing its primary: {message:.300}")
     if "too large" in message or "Exceeds" in message or error.code in _TOO_LARGE:
