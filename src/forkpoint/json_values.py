@@ -16,6 +16,7 @@ from forkpoint.untrusted import attribute, characters
 
 MAX_DEPTH = 200
 """How deep a value is followed. What is deeper is shown as text."""
+_LONG_BITS = 2048  # Python may refuse to write longer integers with decimal digits
 _NO_LISTS = (str, bytes, bytearray, memoryview, range, Enum)
 
 Simplify = Callable[[Any], Any]
@@ -24,8 +25,9 @@ Simplify = Callable[[Any], Any]
 def json_value(value: Any, simplify: Simplify, depth: int = 0) -> Any:
     """Return a value as JSON can have it, and what JSON does not have as text.
 
-    Bytes are base64, times ISO 8601, lengths of time seconds. Objects are mappings of their
-    fields. Nothing of a value is called but what its library offers for that.
+    Bytes are base64, times ISO 8601, lengths of time seconds, very long integers hexadecimal.
+    Objects are mappings of their fields. Nothing of a value is called but what its library offers
+    for that.
 
     Args:
         value: The value.
@@ -33,12 +35,17 @@ def json_value(value: Any, simplify: Simplify, depth: int = 0) -> Any:
             numbers that are none, and on texts that are not to be shown as they are.
         depth: How deep the value is in what is shown.
     """
-    value = simplify(value)
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if depth >= MAX_DEPTH:
-        return f"({type(value).__name__}, too deep to be shown)"
-    return _inside(value, simplify, depth + 1)
+    try:
+        value = simplify(value)
+        if type(value) is int and value.bit_length() > _LONG_BITS:
+            return hex(value)
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if depth >= MAX_DEPTH:
+            return f"({type(value).__name__}, too deep to be shown)"
+        return _inside(value, simplify, depth + 1)
+    except Exception:  # noqa: BLE001 - a value of anyone's may raise anything
+        return simplify(_text(value))
 
 
 def _inside(value: Any, simplify: Simplify, depth: int) -> Any:

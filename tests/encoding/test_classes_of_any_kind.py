@@ -16,6 +16,7 @@ import attrs
 import numpy
 import pandas
 import pydantic
+import pydantic_core
 import pytest
 
 from forkpoint import NotStorable, SafeSerializer, TypeCodec
@@ -224,6 +225,33 @@ def test_what_would_lose_something_is_refused(name: str) -> None:
 def test_an_exception_is_stored_whatever_it_says_of_its_attributes() -> None:
     kind: Any = type("E", (Exception,), {"__dict__": property(lambda _: 1 / 0)})
     assert back(kind(1)).args == (1,)
+
+
+class Custom(pydantic_core.PydanticCustomError):
+    pass
+
+
+def with_args(error: Exception, *args: Any) -> Exception:
+    error.args = args
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pydantic_core.PydanticSerializationError("no"),
+        pydantic_core.PydanticKnownError("greater_than", {"gt": 1}),
+        Custom("kind", "not {a}", {"a": 1}),
+        with_args(OSError(2, "no"), "at", "no", "more"),
+        with_args(FileNotFoundError(2, "no", "f"), "at"),
+        with_args(SyntaxError("no", ("f", 1, 2, "t")), "at", 5),
+    ],
+    ids=repr,
+)
+def test_an_exception_says_what_it_said(error: Exception) -> None:
+    restored = back(error)
+    assert type(restored) is type(error)
+    assert (restored.args, str(restored)) == (error.args, str(error))
 
 
 @pytest.mark.parametrize("inner", [OrderedDict(a=1), defaultdict(list, a=1), ChainMap({"a": 1})])

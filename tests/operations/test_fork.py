@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from forkpoint import (
     CheckpointNotFound,
     ForkpointError,
     InvalidInput,
+    SqliteSaver,
     ThreadCatalog,
     ThreadDeleted,
     ThreadExists,
@@ -813,6 +816,21 @@ async def test_another_order_is_a_difference_for_a_list_and_none_for_a_dict(api:
         channel = diff[name]
         assert (channel.status == "changed") == is_changed, name
         assert not [*channel.added, *channel.removed, *channel.changed], name
+
+
+@dataclasses.dataclass
+class Shy:
+    number: int
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+def test_a_diff_is_of_elements_that_raise_what_they_like(tmp_path: Path) -> None:
+    with SqliteSaver(tmp_path / "shy.db") as saver:
+        first = put(saver, {"list": [Shy(1), Shy(2)]})
+        diff = saver.diff(first, put(saver, {"list": [Shy(1), Shy(3)]}, parent=first))
+    assert (diff["list"].removed, diff["list"].added) == ((Shy(2),), (Shy(3),))
 
 
 _ELEMENTS = st.one_of(

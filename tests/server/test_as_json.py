@@ -40,6 +40,11 @@ class Broken:
         raise RuntimeError
 
 
+class Unreadable(dict):  # type: ignore[type-arg]
+    def items(self) -> Any:
+        raise RuntimeError
+
+
 class Ratio(float):
     pass
 
@@ -61,6 +66,8 @@ class Number(int):
         ([ValueError("no"), Broken(), NOT_READ], ["ValueError: no", "<Broken>", None]),
         ([Text("x"), Number(5), timedelta(seconds=90)], ["x", 5, 90.0]),
         (range(10**12), "range(0, 1000000000000)"),
+        ({"n": [1 << 20_000]}, {"n": [hex(1 << 20_000)]}),
+        ([Unreadable(a=1)], ["{'a': 1}"]),
     ],
 )
 def test_values_have_one_form(value: Any, expected: Any) -> None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from operator import is_
 from typing import Any, get_args
 
+import pydantic_core
 from pydantic_core import PydanticCustomError, ValidationError, core_schema
 
 from forkpoint.encoding.contents import (
@@ -48,13 +49,18 @@ def dump_exception(value: BaseException) -> list[Any]:
     content = [list(arguments), attributes]
     if hasattr(kind, "__del__"):  # of the one that would be made to compare
         return content
-    content[0] = [slot.__get__(value) for slot in _text_slots(kind).values()] or content[0]
+    of_text = [slot.__get__(value) for slot in _text_slots(kind).values()]
+    if of_text and None not in of_text:
+        content[0] = of_text
     probe = _made(kind, content[0])
     if isinstance(value, _GROUPS) and not _is_same_group(probe, value):
         content[0] = [value.message, list(value.exceptions)]  # type: ignore[attr-defined]
         probe = _made(kind, content[0])
-    if probe is None:  # one of C, of which Python's own type makes none
-        return content
+    if probe is None:  # its arguments were changed
+        probe = _made(kind, [])
+        if probe is None:
+            return content
+        content[0] = []
     for name, slot in builtin_slots(kind).items():
         if not name.startswith("__") and name not in _UNSTORED:
             own = slot.__get__(value)
@@ -91,7 +97,19 @@ def _arguments_of(value: BaseException) -> tuple[Any, ...]:
 
 
 def _builtin_base(kind: type) -> Any:
-    return next(each for each in kind.__mro__ if is_of_module(each, "builtins"))
+    return next(
+        each
+        for each in kind.__mro__
+        if is_of_module(each, "builtins") or any(each is known for known in _OF_PYDANTIC)
+    )
+
+
+# They make their objects themselves, and run nothing of anyone else's.
+_OF_PYDANTIC = [
+    kind
+    for name, kind in vars(pydantic_core).items()
+    if name in pydantic_core.__all__ and isinstance(kind, type) and issubclass(kind, Exception)
+]
 
 
 def load_exception(kind: Any, content: list[Any]) -> Any:
@@ -105,6 +123,10 @@ def load_exception(kind: Any, content: list[Any]) -> Any:
         raise ValueError("it has other attributes than it is made of")
     if own_arguments:
         vars(BaseException)["args"].__set__(instance, only(own_arguments[0], list))
+    slots = builtin_slots(kind)
+    for name in [name for name, each in attributes.items() if each is None and name in slots]:
+        slots[name].__delete__(instance)  # an `OSError` says that it has None where it has nothing
+        del attributes[name]
     return set_attributes(instance, attributes)
 
 

@@ -97,7 +97,7 @@ class Kind(NamedTuple):
 
 def _dump_enum(value: Enum) -> list[Any]:
     name = value._name_
-    if isinstance(name, str) and name in type(value).__members__:
+    if isinstance(name, str) and type(value).__members__.get(name) is value:
         return [name]
     if not isinstance(value, Flag):
         raise CannotStore("is no member of its enum")

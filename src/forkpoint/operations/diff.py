@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from forkpoint import untrusted
 from forkpoint.encoding.chunk import Chunks, gather
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import DICT, LIST, SNAPSHOT, Entry, Volume, split_refs
@@ -244,7 +245,8 @@ def _positions(elements: list[Any]) -> dict[str, int]:
 
 def _id_of(element: Any) -> str | None:
     """Return the id of an element, such as a message: elements of one id are versions of one."""
-    id_ = element.get("id") if isinstance(element, dict) else getattr(element, "id", None)
+    is_dict = issubclass(type(element), dict)
+    id_ = dict.get(element, "id") if is_dict else untrusted.attribute(element, "id")
     return id_ if isinstance(id_, str) else None
 
 
