@@ -22,6 +22,7 @@ from children import Child
 from forkpoint import MongoDBSaver, SqliteSaver, ThreadDeleted
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.transfer import archive_threads, restore_threads
 from servers import PATIENCE_SECONDS
 from stores import SqliteStore, Store
 
@@ -404,4 +405,42 @@ def test_a_copy_may_take_the_id_of_a_deleted_thread_that_never_existed(
     else:
         saver.copy_thread("source", "thread")
     assert saver.get_tuple(config()) is not None
+    assert store.problems(saver) == []
+
+
+def test_writes_that_came_before_their_late_checkpoint_go_with_it(
+    saver: ForkpointSaver, store: Store
+) -> None:
+    """A task of a run may be faster than the checkpoint that it belongs to."""
+    head = put(saver, {"n": 1})
+    saver.delete_thread("thread")
+    late = checkpoint({"n": 2})
+    with store.saver() as other:  # which knows of no run
+        other.setup()
+        announced = parts_of(other).context.memory.announced
+        announced.add(1, "thread", late["id"])
+        other.put_writes(config(checkpoint_id=late["id"]), [("c", "x" * 9000)], "task")
+        announced.remove(1)
+        assert store.count("writes") > 0
+        with pytest.raises(ThreadDeleted):
+            other.put(head, late, {}, {"n": 2})
+    assert [store.count(kind) for kind in ("threads", "writes")] == [0, 0]
+    assert store.problems(saver) == []
+
+
+def test_what_was_restored_stays_where_a_late_run_puts_it_again(
+    saver: ForkpointSaver, store: Store, tmp_path: Path
+) -> None:
+    first = put(saver, {"n": 1})
+    made = checkpoint({"n": 2})
+    second = saver.put(first, made, {}, {"n": 2})
+    saver.put_writes(second, [("c", "x" * 9000)], "task")
+    saver.trim("thread", 1)
+    archive_threads(saver, tmp_path / "archive")
+    expected = list(saver.list(config()))
+    saver.delete_thread("thread")
+    assert restore_threads(saver, tmp_path / "archive").is_complete
+    with store.saver() as other, pytest.raises(ThreadDeleted):
+        other.put(first, made, {}, {"n": 2})
+    assert list(saver.list(config())) == expected
     assert store.problems(saver) == []

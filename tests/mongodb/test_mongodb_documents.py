@@ -1,0 +1,160 @@
+"""Documents that somebody has changed, and what a process that was killed leaves in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from bson.objectid import ObjectId
+
+from checking import collected, config, put, value_of
+from forkpoint import CorruptChunk, ThreadCatalog
+from forkpoint.mongodb.saver import MongoDBSaver
+from forkpoint.mongodb.thread_rows import ThreadRows
+from forkpoint.saver import parts_of
+from stores import MongoStore
+
+TEXT = "a text that is long enough for a chunk " * 100
+
+Call = Callable[[MongoDBSaver], object]
+
+
+def fill(saver: MongoDBSaver) -> None:
+    stored = put(saver, {"text": TEXT})
+    saver.put_writes(stored, [("c", 1)], "task")
+
+
+@pytest.mark.parametrize(
+    ("which", "change", "call", "message"),
+    [
+        (
+            {"kind": "thread"},
+            {"$unset": {"epoch": ""}},
+            lambda saver: saver.get_tuple(config()),
+            "has no field 'epoch'",
+        ),
+        (
+            {"kind": "thread"},
+            {"$unset": {"label": ""}},
+            lambda saver: ThreadCatalog(saver).get("thread"),
+            "'thread'",
+        ),
+        (
+            {"kind": "thread"},
+            {"$set": {"status_for": 5}},
+            lambda saver: put(saver, {"n": 2}),
+            "not what was written",
+        ),
+        (
+            {"kind": "write", "idx": 0},
+            {"$set": {"channel": 1}},
+            lambda saver: saver.get_tuple(config()),
+            "write",
+        ),
+        (
+            {"kind": "checkpoint"},
+            {"$set": {"thread": "thread"}},
+            lambda saver: collected(saver, family_of(saver)),
+            "checkpoint",
+        ),
+        (
+            {"home": {"$exists": True}},
+            {"$set": {"home": ObjectId()}},
+            lambda saver: ThreadCatalog(saver).create("thread"),
+            "'thread'",
+        ),
+    ],
+)
+def test_a_document_that_was_changed_is_noticed(
+    which: dict[str, Any],
+    change: dict[str, Any],
+    call: Call,
+    message: str,
+    mongo_store: MongoStore,
+) -> None:
+    with mongo_store.saver() as saver:
+        fill(saver)  # type: ignore[arg-type]
+    before = mongo_store.collection.find_one(which)
+    assert before is not None
+    mongo_store.collection.update_one({"_id": before["_id"]}, change)
+    chunks = mongo_store.count("chunks")
+    with mongo_store.saver() as saver, pytest.raises(CorruptChunk, match=message):
+        call(saver)  # type: ignore[arg-type]
+    assert mongo_store.count("chunks") == chunks > 0
+    mongo_store.collection.replace_one({"_id": before["_id"]}, before)
+    with mongo_store.saver() as saver:
+        assert value_of(saver.get_tuple(config())) == {"text": TEXT}
+        assert mongo_store.problems(saver) == []
+
+
+def family_of(saver: Any) -> Any:
+    with parts_of(saver).context.storage.reading() as session:
+        thread = session.threads.find("thread")
+        assert thread is not None
+        return thread.family
+
+
+def test_a_chunk_that_names_those_of_another_family_is_damaged(mongo_store: MongoStore) -> None:
+    with mongo_store.saver() as saver:
+        put(saver, {"texts": [f"{number} {TEXT}" for number in range(80)]})
+    (chunk,) = list(mongo_store.collection.find({"refs": {"$type": "array"}}).limit(1))
+    refs = [ObjectId().binary + ref[12:] for ref in chunk["refs"]]
+    mongo_store.collection.update_one({"_id": chunk["_id"]}, {"$set": {"refs": refs}})
+    with mongo_store.saver() as saver, pytest.raises(CorruptChunk):
+        saver.get_tuple(config())
+
+
+@pytest.mark.parametrize("field", ["next", "before", "replaced"])
+def test_what_a_write_was_or_is_about_to_be_keeps_its_chunks(
+    field: str, mongo_store: MongoStore
+) -> None:
+    """Until the put that was killed is repeated, or the run rolled back."""
+    with mongo_store.saver() as saver:
+        stored = put(saver, {"n": 1})
+        saver.put_writes(stored, [("__error__", TEXT)], "task")
+        write = mongo_store.collection.find_one({"kind": "write", "idx": -1})
+        assert write is not None
+        assert write["refs"]
+        kept = [write["refs"]] if field == "replaced" else {"refs": write["refs"]}
+        change = {"$set": {"refs": b"", field: kept}}
+        mongo_store.collection.update_one({"_id": write["_id"]}, change)
+        collected(saver, write["family"])
+        assert mongo_store.count("chunks") == 1
+        mongo_store.collection.update_one({"_id": write["_id"]}, {"$unset": {field: ""}})
+        collected(saver, write["family"])
+        assert mongo_store.count("chunks") == 0
+
+
+class Ended(BaseException):
+    """The end of a process, as far as the store is concerned."""
+
+
+def test_what_a_deletion_that_was_killed_has_left_goes_with_the_next(
+    mongo_store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: Any) -> None:
+        raise Ended
+
+    with mongo_store.saver() as saver:
+        fill(saver.for_owner("alice"))  # type: ignore[arg-type]
+        with monkeypatch.context() as patch:
+            patch.setattr(ThreadRows, "count_rows", end)
+            patch.setattr(ThreadRows, "delete_rows", end)
+            with pytest.raises(Ended):
+                saver.delete_thread("thread")
+        assert saver.get_tuple(config()) is None
+        assert mongo_store.count("checkpoints") == 1
+        saver.for_owner("alice").delete_thread("thread")
+        assert [mongo_store.count(kind) for kind in ("checkpoints", "writes", "chunks")] == [0] * 3
+        assert mongo_store.problems(saver) == []
+
+
+def test_two_threads_of_the_same_checkpoints_show_their_own(mongo_store: MongoStore) -> None:
+    with mongo_store.saver(preview=["n"]) as saver:
+        first = put(saver, {"n": 1})
+        put(saver, {"n": 2}, parent=first)
+        saver.fork(first, new_thread_id="fork", history="path")
+        page = ThreadCatalog(saver).search()
+        shown = {thread.thread_id: thread.values for thread in page}
+        assert shown == {"thread": {"n": 2}, "fork": {"n": 1}}
