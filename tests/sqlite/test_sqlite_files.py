@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import shutil
@@ -379,7 +380,7 @@ def test_a_restored_store_is_what_is_read(
 
 
 @pytest.mark.parametrize("restore", RESTORES)
-@pytest.mark.parametrize("event", ["close", "fork"])
+@pytest.mark.parametrize("event", ["close", "fork", "collection"])
 def test_a_saver_that_closes_leaves_a_restored_store_alone(
     path: Path, restore: Callable[[Path, Path], None], event: str
 ) -> None:
@@ -391,12 +392,14 @@ def test_a_saver_that_closes_leaves_a_restored_store_alone(
     restore(path, backup)
     if event == "close":
         saver.close()
-    else:
+    elif event == "fork":
         in_another_process(lambda: None)
+    else:
+        del saver
+        gc.collect()
     counts = stored(path)
     assert counts["thread"] == 1
     assert "gone" not in counts
-    saver.close()
 
 
 def test_what_was_put_before_the_file_was_moved_is_in_the_file_that_was_moved(path: Path) -> None:

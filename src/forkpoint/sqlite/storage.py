@@ -69,6 +69,11 @@ class SqliteStorage(Storage):
         renew_in_child(self)
         close_at_fork(self)
 
+    def __del__(self) -> None:
+        # Closed by SQLite alone, it would write its log into a file that was restored meanwhile.
+        with contextlib.suppress(Exception):
+            self._disconnect()
+
     @property
     def history(self) -> int:
         return self._history
