@@ -5,10 +5,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import datetime
+import io
 import ipaddress
 import types
 import warnings
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
@@ -288,6 +290,53 @@ def test_times_are_pythons_own_while_a_test_stops_the_clock(
     assert is_same(back(values), values)
 
 
+class Opaque:
+    pass
+
+
+class Ending(io.BytesIO):
+    pass
+
+
+class Member(Enum):
+    A = 1
+
+
+def of_another_name() -> Any:
+    value: Any = object.__new__(Member)
+    value._name_, value._value_ = "A", 2
+    return value
+
+
+@pytest.mark.parametrize("value", [Ending(b"a"), of_another_name()], ids=["ending", "no member"])
+def test_what_is_more_than_its_attributes_is_refused(value: Any) -> None:
+    with pytest.raises(NotStorable):
+        SafeSerializer([Ending]).dumps_typed([value])
+
+
+class Names(str, Enum):
+    OPAQUE = "opaque"
+
+
+def test_the_name_of_a_codec_is_text() -> None:
+    def serde(name: str) -> SafeSerializer:
+        return SafeSerializer(types=[TypeCodec(Opaque, name, vars, lambda _: Opaque())])
+
+    stored = serde(Names.OPAQUE).dumps_typed([Opaque()])
+    assert stored == serde("opaque").dumps_typed([Opaque()])
+
+
+def test_a_codec_may_add_to_what_it_is_in() -> None:
+    whole: list[Any] = [{1: 2}, Opaque()]
+
+    def encode(_: Opaque) -> None:
+        assert len(whole) < 100
+        whole.append(Opaque())
+
+    serde = SafeSerializer(types=[TypeCodec(Opaque, "opaque", encode, lambda _: Opaque())])
+    assert len(serde.loads_typed(serde.dumps_typed(whole))) < len(whole)
+
+
 # Where what cannot be stored is
 
 
@@ -298,10 +347,6 @@ class Pairs(dict):  # type: ignore[type-arg]
 class Zone(datetime.tzinfo):
     def utcoffset(self, _: Any) -> datetime.timedelta:
         return datetime.timedelta(0)
-
-
-class Opaque:
-    pass
 
 
 BAD = object()

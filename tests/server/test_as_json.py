@@ -13,6 +13,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 from langgraph.types import Interrupt
 
+from forkpoint import StoredObject
 from forkpoint.cli.json_values import json_value
 from forkpoint.results import NOT_READ
 from forkpoint.server.as_json import as_json
@@ -78,6 +79,7 @@ def test_clients_get_what_http_can_carry() -> None:
     assert as_json({"\ud800": float("inf")}) == {"?": None}
     assert as_json(Interrupt("sure?", id="i")) == {"value": "sure?", "id": "i"}
     assert as_json(HumanMessage("Hello"))["type"] == "human"
+    assert as_json(StoredObject("shop.Colour", {}, "RED", 40, b"")) == "RED"
 
 
 def test_what_is_very_deep_is_cut() -> None:

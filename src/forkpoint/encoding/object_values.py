@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, Flag
 from functools import lru_cache, partial, reduce
 from operator import or_
+from types import BuiltinFunctionType
 from typing import Any, NamedTuple
 
 import pydantic.networks
@@ -363,6 +364,8 @@ def check_restorable(name: str, value: Any) -> None:
     """
     kind = type(value)
     if hasattr(kind, "__del__"):  # another object would end what this one stands for
+        if name in _BARE and _maker(kind) is not object:
+            raise CannotStore(f"could not be restored: it derives from {_maker(kind).__name__}")
         return
     content = [dict(part) if type(part) is dict else part for part in KINDS[name].dump(value)]
     try:
@@ -371,6 +374,16 @@ def check_restorable(name: str, value: Any) -> None:
         raise CannotStore(f"could not be restored: {error}") from error
     if type(restored) is not kind:
         raise CannotStore(f"would be restored as a {type(restored).__name__}")
+
+
+_BARE = frozenset({"pydantic", "pydantic1", "dataclass", "attrs", "slots"})
+
+
+def _maker(kind: type) -> type:
+    """Return the type, of Python's own or of C, that makes the objects of a type."""
+    while "__new__" not in vars(kind) or not isinstance(vars(kind)["__new__"], BuiltinFunctionType):
+        kind = kind.__base__  # type: ignore[assignment] # `object` has one
+    return kind
 
 
 def describer_of(name: str, kind: type) -> Callable[[Any], tuple[int, list[Any]]]:

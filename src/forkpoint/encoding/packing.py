@@ -16,7 +16,7 @@ from forkpoint.encoding.langgraph_values import DELTA_SNAPSHOT, DeltaSnapshot
 from forkpoint.encoding.stored_object import StoredObject, stored_as
 from forkpoint.encoding.type_codecs import TypeCodec
 from forkpoint.errors import NotStorable
-from forkpoint.untrusted import shown
+from forkpoint.untrusted import characters, shown
 
 CUSTOM = 41
 """The extension code of a type of `types=`: an array of its name, and what was made of a value."""
@@ -153,7 +153,8 @@ class Packer:
         if _is_plain(value):
             return value
         if kind is list:
-            return [self._tree(each, f"{path}[{at}]", depth + 1) for at, each in enumerate(value)]
+            elements = enumerate(list(value))  # a codec may do anything to it
+            return [self._tree(each, f"{path}[{at}]", depth + 1) for at, each in elements]
         if kind is dict and _KEYS.issuperset(map(type, value)) and not _is_odd(value):
             return {
                 key: self._tree(each, f"{path}[{shown(key)}]", depth + 1)
@@ -301,7 +302,8 @@ def _with_attributes(kind: type) -> Callable[[Any], Described]:
 
 
 def _custom(codec: TypeCodec) -> Callable[[Any], Described]:
-    return lambda value: (CUSTOM, [codec.name, codec.encode(value)])
+    name = characters(codec.name)
+    return lambda value: (CUSTOM, [name, codec.encode(value)])
 
 
 def _extension(code: int, content: Any, pack: Callable[[Any], bytes]) -> Any:

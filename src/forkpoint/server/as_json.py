@@ -7,6 +7,7 @@ from typing import Any
 
 from langgraph.types import Interrupt
 
+from forkpoint.encoding.stored_object import StoredObject
 from forkpoint.json_values import json_value
 
 
@@ -23,6 +24,8 @@ def _simplified(value: Any) -> Any:
         return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if type(value) is float:
         return value if math.isfinite(value) else None
+    if isinstance(value, StoredObject) and not value:
+        return value.value  # the name of an enum's member, say
     if isinstance(value, Interrupt):
         shown = {"value": value.value, "id": value.id}
         schema = getattr(value, "response_schema", None)  # since LangGraph 1.2
