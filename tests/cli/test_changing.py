@@ -59,6 +59,8 @@ def test_checkpoints_are_removed(saver: ForkpointSaver, catalog: ThreadCatalog, 
         "thread_id": "a",
         "checkpoint_id": None,
     }
+    assert run("fork", "b", "--as", "a").code == 0
+    assert run("rollback", "a", "--yes").out == "no checkpoint is left, and no thread\n"
     assert run("trim", "b", "--keep", "1", "--yes").out == (
         "removed 3 checkpoints, 0 writes and 0 chunks of 0 bytes\n"
     )
@@ -161,6 +163,11 @@ def test_what_cannot_be_archived_stays_and_is_named(
     assert sums == "2 threads deleted, 0 trimmed"
     assert catalog.count() == 1
     assert run("retain", *policy, "--json").json["failed"].keys() == {"a"}
+
+
+def test_sweeps_are_some_time_apart(catalog: ThreadCatalog, run: Any) -> None:
+    for every in ("0s", "0d0h", "soon"):
+        assert run("sweep", "--every", every, "--yes").code == 2
 
 
 def test_an_archive_that_cannot_be_written_to_is_refused(

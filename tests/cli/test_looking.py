@@ -87,7 +87,7 @@ def test_threads_are_found_by_their_times(ids: list[str], store: Store, run: Any
             (new,) = run("threads", f"--{option}-after", when, "--json").json["threads"]
             assert (old["thread_id"], new["thread_id"]) == ("case-7", "case-7b")
     assert run("threads", "--count", "--updated-after", f"{now:%Y}-01-01T00:00+14:00").code == 0
-    for when in ("soon", "2026-02-30", "7", "-7d", "9" * 20 + "d"):
+    for when in ("soon", "2026-02-30", "7", "-7d", "9" * 20 + "d", "999999999w", "999999999d"):
         outcome = run("threads", "--created-before", when)
         assert outcome.code == 2, when
         assert when in outcome.err
@@ -202,8 +202,33 @@ def test_a_state_is_shown_at_any_checkpoint(ids: list[str], run: Any) -> None:
     }
     assert run("state", "case-7@1").out.count("write to messages") == 1
     assert run("state", "case-7", "--channel", "x").code == 2
+    missing = run("state", "case-7", "--channel", "x", "--json")
+    assert (missing.code, "there are ['document', 'messages']" in missing.err) == (2, True)
     assert run("state", "case-7@99").code == 2
     assert run("state", "case-7", "--namespace", "nothing").code == 2
+
+
+def test_of_a_long_list_the_end_is_shown_and_of_writes_those_of_nodes(
+    saver: ForkpointSaver, run: Any
+) -> None:
+    head = put(saver, {"items": [f"item {number}" for number in range(25)]})
+    writes = [("branch:to:node", None), ("items", "next"), ("__interrupt__", "why?")]
+    saver.put_writes(head, writes, "task")
+    shown = run("state", "thread").out.splitlines()
+    assert shown[-24:-21] == ["items: 25 elements", "  … 5 before", "  'item 5'"]
+    assert shown[-2:] == ["write to __interrupt__: 'why?'", "write to items: 'next'"]
+
+
+def test_threads_that_are_damaged_are_named(
+    ids: list[str], store: Store, saver: ForkpointSaver, run: Any
+) -> None:
+    store.change("threads", store.thread("case-7").key, label="another")
+    listed = run("threads")
+    assert listed.code == 1
+    assert "case-7b" in listed.out
+    assert "'case-7'" in listed.err
+    said = run("threads", "--json")
+    assert (said.code, len(said.json["damaged"])) == (1, 1)
 
 
 def test_an_id_with_an_at_sign_is_one_unless_it_ends_like_a_place(

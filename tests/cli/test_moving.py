@@ -95,6 +95,26 @@ def test_threads_are_imported_from_the_official_saver(
     assert graph.invoke(Command(resume="one"), config)
 
 
+def test_what_differs_from_the_source_is_named(
+    saver: ForkpointSaver, run: Any, tmp_path: Path
+) -> None:
+    source = str(tmp_path / "source.db")
+    saver.setup()
+    with SqliteSaver(source) as other:
+        head = put(other, {"n": 1}, thread_id="x")
+        assert run("import", source, "--from", "forkpoint").code == 0
+        put(other, {"n": 2}, thread_id="x", parent=head)
+        assert run("import", source, "--from", "forkpoint").code == 0
+        saver.trim("x", 1)
+    compared = run("import", source, "--from", "forkpoint", "--verify")
+    first = head["configurable"]["checkpoint_id"]
+    assert compared.code == 1
+    assert compared.out.splitlines() == [
+        f"differs  x at {first}: it is missing",
+        "0 threads imported, 1 there already, 0 checkpoints, 0 writes, 1 compared",
+    ]
+
+
 def test_threads_are_imported_from_another_store(
     saver: ForkpointSaver, run: Any, tmp_path: Path
 ) -> None:

@@ -153,9 +153,9 @@ def test_damage_has_its_own_code(store: Store, saver: ForkpointSaver) -> None:
 def test_what_is_damaged_is_repaired_as_far_as_it_can_be_proved(
     store: Store, saver: ForkpointSaver, tmp_path: Path
 ) -> None:
-    head = put(saver, {"text": "first " * 3000})
+    put(saver, {"text": "first " * 3000})
     before = {row.key for row in store.rows("chunks")}
-    put(saver, {"text": "second " * 3000}, parent=head)
+    put(saver, {"text": "second " * 3000}, ns="inner:1")
     (chunk,) = [row for row in store.rows("chunks") if row.key not in before]
     store.take("chunks", chunk.key)
     run = functools.partial(forkpoint, store=store)
@@ -163,6 +163,10 @@ def test_what_is_damaged_is_repaired_as_far_as_it_can_be_proved(
     left = run("repair", "--json")  # there is nothing that it could ask for
     assert (left.code, left.json["repaired"]) == (1, [])
     assert len(left.json["left"]) == 1
+    *named, sums = run("repair").out.splitlines()
+    assert [line.startswith("left  thread 'thread', checkpoint '") for line in named] == [True]
+    assert " of namespace 'inner:1': " in named[0]
+    assert sums == "0 problems repaired, 1 left"
 
     file = tmp_path / "quarantine.jsonl"
     asked = run("repair", "--quarantine", str(file))

@@ -27,8 +27,10 @@ import typer
 from checking import counts_of, put
 from forkpoint import SqliteSaver, ThreadCatalog
 from forkpoint.cli.stores import ending
+from forkpoint.cli.terminal import in_bytes
 from forkpoint.pictures.text import columns_taken
 from processes import environment, fork_server
+from servers import wait_until
 
 COLUMNS = 60
 ESCAPE = "\x1b"
@@ -200,6 +202,25 @@ def test_a_question_is_asked_on_a_terminal(store: Path) -> None:
         assert counts_of(saver) == {"a thread with a rather long id": 3}
 
 
+@pytest.mark.parametrize(
+    ("command", "question", "done"),
+    [
+        ("retain --max-checkpoints 1", "Delete 0 and trim 2 threads?", "2 trimmed"),
+        ("repair", "Repair 1 problem, and leave 0?", "1 problem repaired, 0 left"),
+    ],
+)
+def test_a_question_says_what_is_about_to_be_done(
+    command: str, question: str, done: str, store: Path
+) -> None:
+    with closing(sqlite3.connect(store, isolation_level=None)) as connection:
+        connection.execute("UPDATE forkpoint_threads SET checkpoint_count = 5 WHERE key = 1")
+    terminal, process = on_terminal("--store", str(store), *command.split())
+    terminal.read_until(f"{question} [y/N]: ")
+    terminal.write("y\n")
+    assert done in terminal.read_to_the_end(process)
+    assert process.exitcode == 0
+
+
 def test_an_interrupt_ends_a_command_with_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit) as ended, ending():
         raise KeyboardInterrupt
@@ -246,6 +267,42 @@ def test_sweeps_go_on_where_one_could_not_archive_a_thread(store: Path, tmp_path
         os.kill(process.pid, signal.SIGTERM)
         reader.read()
     assert process.exitcode == 0
+
+
+def test_a_sweep_that_fails_is_followed_by_the_next(store: Path, tmp_path: Path) -> None:
+    directory, moved = tmp_path / "archives", tmp_path / "moved"
+    directory.mkdir()
+    archive = ["--archive", str(directory / "archive.jsonl")]
+    arguments = ["--store", str(store), "sweep", "--every", "1s", *archive, "--yes"]
+    with piped(tmp_path, *arguments) as (process, reader, errors):
+        assert reader.readline() == "0 threads deleted, 0 trimmed\n"
+        directory.rename(moved)
+        wait_until(lambda: "the next one will try again" in errors.read_text(), "an error")
+        moved.rename(directory)
+        with SqliteSaver(store) as saver:
+            ThreadCatalog(saver).update("b", ttl=timedelta(microseconds=1))
+        while (line := reader.readline()) != "deleted  b\n":
+            assert line == "0 threads deleted, 0 trimmed\n"
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        reader.read()
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1 MB"),
+        (7_150_000_000, "7.15 GB"),
+        (999_500_000_000, "0.9995 TB"),
+        (12_345_678_000_000, "12.35 TB"),
+    ],
+)
+def test_numbers_of_bytes_are_short(count: int, shown: str) -> None:
+    assert in_bytes(count) == shown
 
 
 def test_the_package_is_a_command(store: Path) -> None:

@@ -478,7 +478,7 @@ def test_a_list_of_messages() -> None:
         added=(
             HumanMessage("hi\nthere"),
             AIMessage("", tool_calls=[call]),
-            AIMessage([{"type": "text", "text": "blocks"}, {"type": "image"}]),
+            AIMessage([{"type": "text", "text": "blocks"}, {"type": "image"}, "words"]),
             ToolMessage("x" * 500, tool_call_id="1"),
         ),
         removed=(AIMessage("bye"),),
@@ -490,7 +490,7 @@ def test_a_list_of_messages() -> None:
         "  ~ id-1: ai: good -> ai: better",
         "  + human: hi there",
         "  + ai: search({'q': 'rain'})",
-        "  + ai: blocks, <image>",
+        "  + ai: blocks, <image>, words",
         f"  + tool: {'x' * 93}…",
     ]
 

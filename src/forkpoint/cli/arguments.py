@@ -52,7 +52,11 @@ def moment(text: str) -> datetime:
         BadParameter: It is none.
     """
     if _DURATION.fullmatch(text):
-        return datetime.now(timezone.utc) - duration(text)
+        ago = duration(text)
+        try:
+            return datetime.now(timezone.utc) - ago
+        except OverflowError:
+            raise typer.BadParameter(f"{text!r} ago there were no years to count") from None
     try:
         parsed = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:

@@ -173,6 +173,8 @@ def sweep(
     command after the sweep that is going on.
     """
     interval = None if every is None else duration(every).total_seconds()
+    if interval == 0:
+        raise typer.BadParameter("--every must be longer than no time at all")
     with opened(ctx) as store:
         confirm("Delete or trim the threads that have expired?", yes)
 
