@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from langgraph.errors import EmptyInputError
 from langgraph.types import Command
 
-from catalogs import content
+from catalogs import HOURS, content
 from checking import Api, checkpoint, config, id_of, one_by_one, put, value_of
 from commands import use_everything, use_the_catalog
 from forkpoint import (
     ForkpointError,
     InvalidInput,
     RetentionPolicy,
+    SaverClosed,
     ThreadCatalog,
     ThreadExists,
     ThreadFilter,
     ThreadNotFound,
 )
+from forkpoint.sqlite.statements import Statements
 from graphs import MORE_SHAPES, SHAPES, call
-from stores import Store
+from stores import SqliteStore, Store
 
 SECRET = "the secret of acme"
 
@@ -303,3 +306,33 @@ async def test_a_saver_of_an_owner_does_all_that_one_of_all_owners_does(
     assert set(owners.values()) == {"acme"}
     assert list(api.saver.list(config("others"))) == before
     assert store.problems(api.saver) == []
+
+
+def test_what_is_done_in_turns_is_done_for_an_owner(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Statements, "default_turn_rows", 4)
+    store = SqliteStore(path)
+    saver = store.saver()
+    own = saver.for_owner("acme")
+    catalog = ThreadCatalog(own)
+    head: Any = None
+    for n in range(20):
+        head = put(own, {"n": n}, parent=head)
+    own.rollback("thread", 2)
+    assert value_of(own.get_tuple(config())) == {"n": 17}
+    with catalog.run("thread") as holder:
+        for n in range(5):
+            put(own, {"n": -n}, parent=holder.config)
+        with catalog.run("thread", if_busy="rollback"):
+            assert value_of(own.get_tuple(config())) == {"n": 17}
+    own.trim("thread", 2)
+    assert [value_of(found)["n"] for found in own.list(config())] == [17, 16]
+    catalog.update("thread", ttl=timedelta(hours=1), on_expiry="keep_latest")
+    store.age("thread", updated_at=2 * HOURS)
+    assert catalog.sweep().trimmed == ("thread",)
+    assert catalog.sweep().trimmed == ()
+    assert store.problems(saver) == []
+    own.close()
+    with pytest.raises(SaverClosed):
+        saver.get_tuple(config())

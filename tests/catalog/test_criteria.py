@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from checking import put
-from forkpoint import ThreadCatalog, ThreadFilter, inputs
+from forkpoint import InvalidInput, ThreadCatalog, ThreadFilter, inputs
 from forkpoint.catalog.criteria import (
     SEARCH_FIELDS,
     SORT_KEYS,
@@ -46,6 +46,8 @@ def test_each_field_of_a_filter_is_a_search_field() -> None:
 
 def test_a_filter_without_values_asks_for_nothing() -> None:
     assert criteria_of(None) == criteria_of(ThreadFilter()) == {}
+    with pytest.raises(InvalidInput, match="status must be one of"):
+        criteria_of(ThreadFilter(status=[]))
 
 
 @pytest.mark.on_each_backend

@@ -23,6 +23,7 @@ from checking import Api, checkpoint, config, one_by_one, put
 from forkpoint import (
     InvalidInput,
     Lease,
+    SaverClosed,
     SqliteSaver,
     StaleLease,
     ThreadBusy,
@@ -294,6 +295,43 @@ async def test_a_cancelled_wait_leaves_no_lease(saver: ForkpointSaver) -> None:
             await holding
         async with catalog.run("thread"):
             pass
+
+
+@pytest.mark.in_turns
+@pytest.mark.parametrize("step", ["acquire", "release"])
+def test_an_interrupted_begin_or_end_leaves_no_lease(
+    step: str, saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = ThreadCatalog(saver)
+    act = getattr(leases, step)
+
+    def interrupted(*args: Any) -> Any:
+        monkeypatch.setattr(leases, step, act)
+        if step == "acquire":
+            act(*args)  # nobody gets to know that it has begun
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(leases, step, interrupted)
+    with pytest.raises(KeyboardInterrupt), catalog.run("thread"):
+        assert step == "release"
+    assert not catalog.is_busy("thread")
+
+
+@pytest.mark.in_turns
+def test_a_lease_whose_saver_is_closed_is_taken_over(store: Store) -> None:
+    saver = store.saver()
+    lease = ThreadCatalog(saver).run("thread")
+    lease.__enter__()
+    saver.close()
+    assert not lease.renew()
+    assert not lease.is_lost
+    with pytest.raises(SaverClosed):
+        lease.__exit__(None, None, None)
+    other = ThreadCatalog(store.saver())
+    assert other.is_busy("thread")
+    with other.run("thread", if_busy="cancel"):
+        pass
+    assert not other.is_busy("thread")
 
 
 async def test_a_lease_belongs_to_the_thread_that_exists_now(

@@ -197,6 +197,39 @@ def test_what_changes_at_the_last_moment_is_not_trimmed(
 
 
 @pytest.mark.in_turns
+async def test_what_is_deleted_at_the_last_moment_is_not_trimmed(
+    catalog: Api, api: Api, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "gone"):
+        put(api.saver, {"n": 1}, parent=put(api.saver, {"n": 0}, thread_id=name))
+    would_trim = removing.would_trim
+
+    def meanwhile(context: Any, thread_id: str, kept: Any) -> Any:
+        if thread_id == "gone":
+            api.saver.delete_thread("gone")
+        return would_trim(context, thread_id, kept)
+
+    monkeypatch.setattr(removing, "would_trim", meanwhile)
+    done = await catalog.apply_retention(RetentionPolicy(max_checkpoints_per_thread=1))
+    assert (done.trimmed, done.failed) == (("a",), {})
+    assert store.problems(api.saver) == []
+
+
+@pytest.mark.in_turns
+async def test_a_swept_thread_is_trimmed_where_another_rule_says_so(
+    catalog: Api, store: Store
+) -> None:
+    await expired(catalog, store, "kept")
+    put(catalog.saver.saver, {"n": 3}, thread_id="kept", ns="child")
+    store.age("kept", updated_at=TWO_HOURS)
+    policy = RetentionPolicy(expired=True, max_checkpoints_per_thread=1)
+    assert (await catalog.apply_retention(policy)).trimmed == ("kept",)
+    assert (await catalog.get("kept")).checkpoint_count == 2  # the newest of each namespace
+    done = await catalog.apply_retention(policy)
+    assert (done.deleted, done.trimmed) == ((), ())
+
+
+@pytest.mark.in_turns
 async def test_only_what_is_deleted_is_archived(catalog: Api, store: Store) -> None:
     await expired(catalog, store, "kept")
     await expired(catalog, store, "gone", "delete")

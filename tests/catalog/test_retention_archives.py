@@ -167,6 +167,29 @@ async def test_callbacks_may_use_the_saver(world: str, tmp_path: Path) -> None:
             await catalog.acount()
 
 
+@pytest.mark.in_turns
+async def test_what_a_callback_does_to_other_threads_is_seen(
+    catalog: Api, api: Api, store: Store
+) -> None:
+    for name in ("a", "b", "c"):
+        put(api.saver, {"n": 1}, parent=put(api.saver, {"n": 0}, thread_id=name))
+        store.age(name, updated_at=2 * HOURS)
+    seen: list[str] = []
+
+    def archive(thread: Thread, checkpoints: Any) -> None:
+        seen.append(thread.thread_id)
+        others = [name for name in ("a", "b", "c") if name not in seen]
+        if len(others) == 2:
+            put(api.saver, {"n": 2}, thread_id=others[0])
+            ThreadCatalog(api.saver).delete(others[1])
+
+    result = await catalog.apply_retention(RetentionPolicy(max_idle=HOUR), archive=archive)
+    (deleted,) = seen
+    assert (result.deleted, result.failed, result.busy) == ((deleted,), {}, ())
+    assert len(ids(api.saver)) == 1
+    assert store.problems(api.saver) == []
+
+
 async def test_a_thread_that_cannot_be_archived_stays(catalog: Api, api: Api, store: Store) -> None:
     await fill(catalog, store)
 

@@ -48,6 +48,16 @@ async def test_what_is_shared_is_stored_once(store: Store, saver: ForkpointSaver
     assert (small.threads, small.bytes_stored) == (1, alone[-1].bytes_stored)
 
 
+async def test_what_chunks_lead_to_is_counted_with_them(
+    store: Store, saver: ForkpointSaver, api: Api
+) -> None:
+    put(saver, {"nested": {"list": [{"deep": f"{n}" * 9000, "n": n} for n in range(9)]}})
+    saver.copy_thread("thread", "copy")
+    chunks = sum(len(row.links) + len(row.content) for row in store.rows("chunks"))
+    found = await Api(ThreadCatalog(saver), api.world).store_stats()
+    assert found.bytes_unshared - found.bytes_stored == chunks > 9 * 9000
+
+
 async def test_an_owner_sees_what_is_the_owners(saver: ForkpointSaver, api: Api) -> None:
     theirs = saver.for_owner("acme")
     put_more(theirs, put(theirs, {"text": TEXT}), 1)

@@ -8,7 +8,7 @@ import pytest
 from test_catalog_index import many
 
 from checking import Api, put
-from forkpoint import InvalidInput, ThreadCatalog, ThreadFilter
+from forkpoint import InvalidInput, NewThread, ThreadCatalog, ThreadFilter
 from stores import Store
 
 LABELS = [
@@ -111,6 +111,27 @@ async def test_pages_by_offset_have_each_thread_once(api: Api, store: Store) -> 
         assert paged == everything
     assert len(await catalog.search(offset=10_000)) == 0
     assert store.problems(api.saver) == []
+
+
+@pytest.mark.in_turns
+@pytest.mark.parametrize("by", ["walk", "awalk"])
+async def test_more_than_a_page_of_threads_is_walked_counted_and_deleted(
+    by: str, api: Api, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forkpoint.catalog.bulk._WALK_PAGE", 3)
+    monkeypatch.setattr("forkpoint.catalog.search._PAGE_ROWS", 2)
+    monkeypatch.setattr("forkpoint.catalog.retention_pass._BATCH", 3)
+    catalog = ThreadCatalog(api.saver)
+    catalog.create_many([NewThread(f"t{n}", label=f"l{n % 2}") for n in range(8)])
+    if by == "walk":
+        ids = [thread.thread_id for thread in catalog.walk()]
+    else:
+        ids = [thread.thread_id async for thread in catalog.awalk()]
+    assert sorted(ids) == sorted(f"t{n}" for n in range(8))
+    filter = ThreadFilter(label_contains="l")
+    assert catalog.count(filter) == 8
+    assert await Api(catalog, api.world).bulk_delete(filter) == 8
+    assert catalog.count() == store.count("threads") == 0
 
 
 @pytest.mark.slow

@@ -113,6 +113,23 @@ async def test_what_a_former_owner_removes_tells_nothing_of_a_thread_given_away(
     assert store.problems(api.saver) == []
 
 
+@pytest.mark.in_turns
+async def test_a_deleted_child_forgets_what_it_was_made_of(api: Api, store: Store) -> None:
+    everybody, ann = ThreadCatalog(api.saver), ThreadCatalog(api.saver, owner="ann")
+    put(ann.saver, {"text": "x" * 3000}, thread_id="given")
+    ann.clone("given", "deleted")
+    ann.clone("deleted", "below")
+    ann.delete("deleted")
+    await Api(everybody, api.world).update("given", owner="bob")
+    line = await Api(ann.saver, api.world).lineage("below")
+    assert [(entry.thread_id, entry.edge) for entry in line] == [
+        ("below", "clone"),
+        ("deleted", None),
+    ]
+    assert set(_ids(ann.saver.family("below").root)) == {"below", "deleted"}
+    assert store.problems(api.saver) == []
+
+
 def check_absent(ann: ThreadCatalog) -> None:
     """Check that a thread of another owner does not exist, and that its id is taken."""
     for refused in (ann.delete, ann.update, ann.clone, ann.saver.fork, ann.saver.lineage):

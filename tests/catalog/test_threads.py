@@ -205,6 +205,8 @@ async def test_a_successor_begins_with_a_part_of_the_state(
     await catalog.rollover("old", "short", values={"messages": state["messages"][-1:]})
     assert len(graph.invoke(SHAPES["chat"].inputs[1], thread("short"))["messages"]) == 3
     assert (await catalog.rollover("old", "empty")).checkpoint_count == 0
+    with pytest.raises(InvalidInput, match="no state to carry over"):
+        await catalog.rollover("empty", values={"document": "x"})
     assert graph.get_state(thread("old")).values == state
     lineage = await api.lineage("new")
     assert [entry.thread_id for entry in lineage] == ["new", "old"]

@@ -55,7 +55,9 @@ def ways() -> Any:
     """Each kind of channel for messages, and whether each call has a task of its own."""
     for state in (Chat, Plain, Replaced, Rebuilt, Snapshots):
         for parallel in (False, True):
-            is_often = state is Rebuilt or (state, parallel) in ((Chat, True), (Replaced, False))
+            is_often = state is Rebuilt or (state, parallel) in (
+                *((Chat, True), (Replaced, False), (Snapshots, False)),
+            )
             if (state, parallel) != (Replaced, True):  # two answers at once need a reducer
                 marks = () if is_often else pytest.mark.slow
                 yield pytest.param(state, parallel, marks=marks)

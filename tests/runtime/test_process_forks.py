@@ -23,7 +23,7 @@ import pytest
 
 from checking import checkpoint, config, counts_of, put, repeated, value_of
 from children import Child, Signal
-from forkpoint import SaverClosed, SqliteSaver, StorageInherited, ThreadCatalog
+from forkpoint import SaverClosed, SqliteSaver, StaleLease, StorageInherited, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from stores import SqliteStore, Store
 
@@ -287,6 +287,12 @@ def test_a_child_leaves_the_lease_to_its_parent(store: Store) -> None:
             record = catalog.get("thread")
             assert record is not None
             assert record.status == "busy"
+
+        def ended() -> None:
+            with pytest.raises(StaleLease):
+                _ = lease.config
+
+        Child(ended).join()
 
 
 @repeated(3, 10)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
 
 from checking import config, encrypted_serde, put
-from forkpoint import CorruptChunk, SafeSerializer
+from forkpoint import CorruptChunk, SafeSerializer, ThreadCatalog, ThreadFilter
 from forkpoint.saver.saver import ForkpointSaver
 from stores import Store
 
@@ -115,7 +116,16 @@ def test_metadata_that_were_changed_behind_the_saver_are_noticed(store: Store) -
             saver.get_tuple(config())
 
 
-def test_a_removal_never_collects_where_a_needed_chunk_is_missing(store: Store) -> None:
+REMOVALS: dict[str, Callable[[ForkpointSaver], Any]] = {
+    "deletion": lambda saver: saver.delete_thread("thread"),
+    "bulk deletion": lambda saver: ThreadCatalog(saver).bulk_delete(ThreadFilter(ids=["thread"])),
+}
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+def test_a_removal_never_collects_where_a_needed_chunk_is_missing(
+    removal: str, store: Store
+) -> None:
     with store.saver() as saver:
         fill(saver)
         saver.copy_thread("thread", "copy")
@@ -124,7 +134,7 @@ def test_a_removal_never_collects_where_a_needed_chunk_is_missing(store: Store) 
         before = store.count("chunks")
 
         with pytest.raises(CorruptChunk, match="was removed, but unused chunks were not collected"):
-            saver.delete_thread("thread")
+            REMOVALS[removal](saver)
 
         assert saver.get_tuple(config()) is None  # the removal itself was done
         assert store.count("chunks") == before

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from forkpoint.catalog.arguments import NewThread
 from forkpoint.catalog.threads import Thread, ThreadFilter
 from forkpoint.errors import InvalidInput, ThreadExists, ThreadNotFound
 from forkpoint.testing.base import Contract
@@ -136,6 +137,18 @@ class CatalogContract(Contract):
         rest = catalog.search(ThreadFilter(tags=["a"]), limit=3, cursor=cursor)
         assert len(rest) == 3
         assert rest.next_cursor is None
+
+    def test_many_threads_are_made_at_once_and_found_page_by_page(self, catalog: Api) -> None:
+        catalog.create("t3")
+        with pytest.raises(ThreadExists, match="'t3'"):
+            catalog.create_many([NewThread("new"), NewThread("t3")])
+        many = [NewThread(f"t{n}", label=f"L{n}", tags=["a"]) for n in range(5)]
+        made = catalog.create_many(many, if_exists="do_nothing")
+        assert [thread.thread_id for thread in made] == [f"t{n}" for n in range(5)]
+        assert [thread.label for thread in made] == ["L0", "L1", "L2", None, "L4"]
+        assert catalog.get("new") is None
+        found = walked(catalog, ThreadFilter(tags=["a"]), limit=3, sort_by="thread_id")
+        assert [thread.label for thread in found] == ["L4", "L2", "L1", "L0"]
 
     def test_stats_say_what_a_thread_takes_and_shares(self, catalog: Api, api: Api) -> None:
         long = [{"id": str(n), "text": "text " * 40} for n in range(200)]
