@@ -33,3 +33,8 @@ class Contract:
         loop = asyncio.new_event_loop()
         yield Api(saver, request.param, loop)
         loop.close()
+
+    @pytest.fixture
+    def catalog(self, api: Api) -> Api:
+        """A catalog of the saver's threads, called in the same way."""
+        return api.catalog()

@@ -33,10 +33,6 @@ def walked(catalog: Api, filter: ThreadFilter | None = None, **options: Any) -> 
 class CatalogContract(Contract):
     """A thread is described, found again, and is what its checkpoints make it."""
 
-    @pytest.fixture
-    def catalog(self, api: Api) -> Api:
-        return api.catalog()
-
     def test_a_thread_is_described_and_found_again(self, catalog: Api) -> None:
         before = datetime.now(timezone.utc) - timedelta(seconds=1)
         made = catalog.create(

@@ -25,10 +25,6 @@ def at(lease: Lease, **part: Any) -> Any:
 class LeaseContract(Contract):
     """Who has the lease of a thread runs on it, and nobody else."""
 
-    @pytest.fixture
-    def catalog(self, api: Api) -> Api:
-        return api.catalog()
-
     def test_a_thread_is_busy_while_its_lease_is_held(self, catalog: Api, api: Api) -> None:
         put(api.saver, {"a": 1})
         assert catalog.lease("thread") is None
@@ -57,13 +53,10 @@ class LeaseContract(Contract):
 
     def test_of_two_one_is_told_that_the_other_runs(self, catalog: Api) -> None:
         with catalog.run() as lease:
-            with pytest.raises(ThreadBusy, match=lease.holder), catalog.run():
-                pass
-            with (
-                pytest.raises(ThreadBusy, match=lease.holder),
-                catalog.run(if_busy="wait", timeout=timedelta(milliseconds=60)),
-            ):
-                pass
+            with pytest.raises(ThreadBusy, match=lease.holder):
+                catalog.run().__enter__()
+            with pytest.raises(ThreadBusy, match=lease.holder):
+                catalog.run(if_busy="wait", timeout=timedelta(milliseconds=60)).__enter__()
             with catalog.run("other"):
                 pass
         with catalog.run():
@@ -98,15 +91,15 @@ class LeaseContract(Contract):
         assert not lease.is_lost
         with pytest.raises(StaleLease, match="'thread'"):
             api.put(shown, checkpoint({"a": 1}), {}, {"a": 1})
-        with pytest.raises(RuntimeError, match="once"), catalog.entered(lease):
-            pass
+        with pytest.raises(RuntimeError, match="once"):
+            catalog.entered(lease).__enter__()
         assert not catalog.is_busy("thread")
 
     def test_who_was_refused_may_try_again(self, catalog: Api) -> None:
         again = catalog.saver.run("thread")
         with catalog.run() as lease:
-            with pytest.raises(ThreadBusy), catalog.entered(again):
-                pass
+            with pytest.raises(ThreadBusy):
+                catalog.entered(again).__enter__()
             assert catalog.lease("thread").holder == lease.holder
         with catalog.entered(again):
             assert catalog.lease("thread").holder == again.holder

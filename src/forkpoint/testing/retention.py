@@ -25,10 +25,6 @@ def let_expire() -> None:
 class RetentionContract(Contract):
     """Old threads go by themselves, and by policies, with all that only they need."""
 
-    @pytest.fixture
-    def catalog(self, api: Api) -> Api:
-        return api.catalog()
-
     def test_a_thread_that_has_expired_is_swept(self, catalog: Api, api: Api) -> None:
         catalog.create("stays", ttl=timedelta(days=1))
         catalog.create("expires", ttl=AT_ONCE)

@@ -84,8 +84,8 @@ class SharedStoreContract(Contract):
     def test_a_lease_is_one_for_all(self, api: Api, peer: ForkpointSaver) -> None:
         mine, theirs = api.catalog(), api.of(peer).catalog()
         with theirs.run() as lease:
-            with pytest.raises(ThreadBusy, match=lease.holder), mine.run():
-                pass
+            with pytest.raises(ThreadBusy, match=lease.holder):
+                mine.run().__enter__()
             with mine.run(if_busy="cancel"), pytest.raises(StaleLease):
                 theirs.of(peer).put(lease.config, checkpoint({"n": 1}), {}, {"n": 1})
         assert api.get_tuple(config()) is None
