@@ -33,7 +33,6 @@ from pydantic_core import PydanticCustomError
 
 from checking import config, put
 from forkpoint import (
-    InvalidInput,
     NotStorable,
     SafeSerializer,
     SqliteSaver,
@@ -644,7 +643,12 @@ def test_a_model_without_such_a_field_does_not_take_it() -> None:
 
 def test_a_class_that_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     with SqliteSaver(tmp_path / "values.db") as saver:
-        for value in (Neighbour(), [Neighbour()], {"k": (Neighbour(),)}):
-            with pytest.raises(InvalidInput):
+        for value, path in (
+            (Neighbour(), "['c']"),
+            ([Neighbour()], "[0]"),
+            ({"k": (Neighbour(),)}, "['k'][0]"),
+        ):
+            with pytest.raises(NotStorable) as refused:
                 put(saver, {"c": value})
+            assert refused.value.path == path
         assert saver.get_tuple(config()) is None

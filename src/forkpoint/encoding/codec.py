@@ -300,11 +300,14 @@ class _Naming:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is None or not isinstance(error, Exception):
             return
+        if isinstance(error, ForkpointError) and not isinstance(error, NotStorable):
+            return
+        try:
+            self._serde.dumps_typed(self._value)  # in one piece, so that the path is whole
+        except NotStorable as whole:
+            error = whole
+        except Exception:  # noqa: BLE001 - it is told as it was
+            pass
         if isinstance(error, NotStorable):
-            try:
-                self._serde.dumps_typed(self._value)  # in one piece, so that the path is whole
-            except NotStorable as whole:
-                error = whole
             raise NotStorable(error.path, error.reason, self._what) from None
-        if not isinstance(error, ForkpointError):
-            raise InvalidInput(f"{self._what} cannot be serialized: {error}") from error
+        raise InvalidInput(f"{self._what} cannot be serialized: {error}") from error

@@ -254,16 +254,18 @@ def _placed(code: int, content: Any) -> Any:
 
 def _placed_value(name: str, content: Any) -> Any:
     """Return the same of a value of one of Python's own types."""
+    if type(content) is not list or _is_plain(content):
+        return _fields(content) if name == "namespace" else content
     if name in _OF_PAIRS:
         return _placed_pairs(content)
     if name == "defaultdict":
         factory, pairs = content
-        return _Placed([("", factory), ("", _placed_pairs(pairs))])
+        return _Placed([("", factory), ("", pairs if _is_plain(pairs) else _placed_pairs(pairs))])
     if name in _PLACES:
         return _Placed(zip(_PLACES[name], content, strict=True))
     if name == "chainmap":
         return _Placed((f".maps[{at}]", part) for at, part in enumerate(content))
-    return _fields(content) if name == "namespace" else content
+    return content
 
 
 def _placed_pairs(pairs: list[Any]) -> _Placed:
@@ -325,13 +327,16 @@ def _set_of(code: int, elements: list[bytes]) -> Any:
 
 def _is_plain(value: Any) -> bool:
     """Return whether MessagePack has this as it is."""
-    if type(value) is list:
-        parts: set[type] = set(map(type, value))
-    elif type(value) is dict:
-        parts = {*map(type, value), *map(type, value.values())}
-    else:
-        parts = {type(value)}
-    if not parts <= _KEYS:
+    try:
+        if type(value) is list:
+            parts: set[type] = set(map(type, value))
+        elif type(value) is dict:
+            parts = {*map(type, value), *map(type, value.values())}
+        else:
+            parts = {type(value)}
+        if not parts <= _KEYS:
+            return False
+    except Exception:  # noqa: BLE001 - of a metaclass, which may raise anything
         return False
     try:
         ormsgpack.packb(value, option=_PIECEWISE)
