@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -80,10 +81,12 @@ def test_the_module_serves_owners_by_their_keys(store: str, tmp_path: Path) -> N
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({"key": "owner"}))
     command = ["forkpoint.server", "--keys", str(keys), "--host", "127.0.0.1"]
-    with serving(command, FORKPOINT_STORE=store) as address:
+    with served_by(command, FORKPOINT_STORE=store) as (address, process):
         assert httpx.post(f"{address}/threads", json={}).status_code == 401
         made = httpx.post(f"{address}/threads", json={}, headers={"x-api-key": "key"})
         assert made.status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_SECONDS) == 0
     with SqliteSaver(store) as saver:
         assert saver.for_owner("owner").list(None) is not None
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from langgraph.checkpoint.base import CheckpointTuple
 
 from forkpoint.catalog.threads import Thread
-from forkpoint.langgraph_rules import ERROR, INTERRUPT, is_internal
+from forkpoint.langgraph_rules import ERROR, INTERRUPT
 from forkpoint.outline import changed_channels, next_nodes
 from forkpoint.pictures.text import short
 
@@ -123,8 +123,6 @@ def state_view(values: Any, *, all_messages: bool = False, other: Any = None) ->
     tree = Tree()
     conversations, channels = [], []
     for channel, value in values.items():
-        if is_internal(channel):
-            continue
         if not is_conversation(value):
             channels.append(tree.node(channel, value))
             continue
@@ -289,16 +287,13 @@ def _id_of(config: Mapping[str, Any] | None) -> str | None:
     return None if config is None else config["configurable"]["checkpoint_id"]
 
 
-def moment(value: object) -> str:
-    """Return a time as people read it, in UTC."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value.replace("Z", "+00:00"))
-        except ValueError:
-            return str(value)
-    if not isinstance(value, datetime):
-        return ""
-    return f"{value.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}"
+def moment(value: str) -> str:
+    """Return a time as people read it, in UTC; what is none, as it is."""
+    try:
+        time = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        return f"{time.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError):
+        return value
 
 
 def _counted(number: int, singular: str, plural: str) -> str:

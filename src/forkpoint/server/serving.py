@@ -59,8 +59,6 @@ def serve(
     server = _Server(config, app.state.forkpoint.runs)
     with suppress(KeyboardInterrupt):  # by which it was told to end, and it has
         server.run()
-    if not server.started:
-        sys.exit("Error: the server has not started")
 
 
 class _Server(uvicorn.Server):
@@ -105,8 +103,8 @@ def _module(name: str) -> Any:
         return importlib.import_module(name)
     path = Path(name).resolve()
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{name} is no module")
+    assert spec is not None  # of what has this ending
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)

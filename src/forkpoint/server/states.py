@@ -12,7 +12,7 @@ from langgraph.types import Command, Send, StateSnapshot
 from langgraph.types import StateUpdate as Update
 
 from forkpoint.errors import ForkpointError
-from forkpoint.langgraph_rules import BRANCH_CHANNELS, ERROR, INTERRUPT
+from forkpoint.langgraph_rules import ERROR, INTERRUPT, is_internal
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json
@@ -184,11 +184,8 @@ async def read_state(
     graph = await graph_of(request, thread_id)
     config = config_at(thread_id, place)
     if graph is not None:
-        try:
-            snapshot = await graph.aget_state(config, subgraphs=subgraphs)
-        except ValueError as error:  # a subgraph that the graph does not have
-            raise HTTPException(404, str(error)) from error
-        return shown_snapshot(snapshot)
+        with _known_subgraph():
+            return shown_snapshot(await graph.aget_state(config, subgraphs=subgraphs))
     stored = await request.catalog.saver.aget_tuple(
         {"configurable": {"checkpoint_ns": "", **config["configurable"]}}
     )
@@ -197,14 +194,30 @@ async def read_state(
     return shown_stored(stored)
 
 
+@contextmanager
+def _known_subgraph() -> Iterator[None]:
+    """Answer 404 where a graph says that it does not have a subgraph, as old ones do.
+
+    Raises:
+        HTTPException: 404: It does.
+    """
+    try:
+        yield
+    except ForkpointError:
+        raise
+    except ValueError as error:
+        raise HTTPException(404, str(error)) from error
+
+
 async def _history(request: Request, thread_id: str, body: bodies.HistoryRequest) -> list[Json]:
     graph = await graph_of(request, thread_id)
     place = body.checkpoint or bodies.CheckpointPlace()
     config = config_at(thread_id, place)
     options: Json = {"filter": body.metadata or None, "before": body.before, "limit": body.limit}
     if graph is not None:
-        states = graph.aget_state_history(config, **options)
-        return [_selected(shown_snapshot(state), body.select) async for state in states]
+        with _known_subgraph():
+            states = [state async for state in graph.aget_state_history(config, **options)]
+        return [_selected(shown_snapshot(state), body.select) for state in states]
     config["configurable"].setdefault("checkpoint_ns", "")
     tuples = request.catalog.saver.alist(config, **options)
     return [_selected(shown_stored(stored), body.select) async for stored in tuples]
@@ -237,7 +250,7 @@ def shown_snapshot(snapshot: StateSnapshot) -> Json:
             as_json(snapshot.values),
             _place_of(snapshot.config) if snapshot.created_at else _asked(snapshot.config),
             metadata=as_json(snapshot.metadata),
-            created_at=snapshot.created_at,
+            created_at=None if snapshot.created_at is None else str(snapshot.created_at),
             parent=_place_of(snapshot.parent_config),
         ),
         "next": list(snapshot.next),
@@ -283,7 +296,7 @@ def shown_stored(stored: CheckpointTuple) -> Json:
             _values_of(stored),
             _place_of(stored.config),
             metadata=as_json(dict(stored.metadata)),
-            created_at=stored.checkpoint["ts"],
+            created_at=str(stored.checkpoint.get("ts", "")),
             parent=_place_of(stored.parent_config),
         ),
         "tasks": list(tasks.values()),
@@ -346,5 +359,5 @@ def _values_of(stored: CheckpointTuple) -> Json:
     return {
         name: as_json(value)
         for name, value in values.items()
-        if not name.startswith(("__", BRANCH_CHANNELS))
+        if not (name.startswith("__") or is_internal(name))
     }
