@@ -20,17 +20,19 @@ _Command = TypeVar("_Command", bound=Callable[..., None])
 
 def with_options(command: _Command) -> _Command:
     """Let a command have an option for each field of the data classes that it takes."""
-    hints = typing.get_type_hints(command, include_extras=True)
+    # Not `get_type_hints`: on Python 3.10 it hides what says of a parameter whose default is None.
+    given_parameters = inspect.signature(command, eval_str=True).parameters
     groups: dict[str, Any] = {
-        name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)
+        name: parameter.annotation
+        for name, parameter in given_parameters.items()
+        if dataclasses.is_dataclass(parameter.annotation)
     }
     parameters: list[inspect.Parameter] = []
-    for name, parameter in inspect.signature(command).parameters.items():
+    for name, parameter in given_parameters.items():
         if name in groups:
             parameters += _options_of(groups[name])
         else:
-            keyword = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(parameter.replace(annotation=hints[name], kind=keyword))
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
     def run(**given: Any) -> None:

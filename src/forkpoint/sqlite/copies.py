@@ -27,6 +27,7 @@ from forkpoint.sqlite.rows import (
     WRITE,
     checkpoint_values,
     description,
+    in_order_to_insert,
     write_values,
 )
 from forkpoint.sqlite.statements import Statements, placeholders
@@ -311,5 +312,6 @@ class SqliteCopies(Copies):
     def _insert(self, key: int, rows: Sequence[CheckpointRow], writes: Sequence[WriteRow]) -> None:
         """Insert the rows of a fork."""
         choose_dictionary(self._sql, key, rows)
-        self._sql.run_each(INSERT_CHECKPOINT, [checkpoint_values(key, row) for row in rows])
+        values = [in_order_to_insert(checkpoint_values(key, row)) for row in rows]
+        self._sql.run_each(INSERT_CHECKPOINT, values)
         self._sql.insert(INSERT_WRITES, [write_values(key, write) for write in writes])

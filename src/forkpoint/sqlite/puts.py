@@ -22,9 +22,10 @@ from forkpoint.sqlite.rows import (
     THREAD_COLUMNS,
     WRITE,
     checkpoint_values,
+    in_order_to_insert,
     write_values,
 )
-from forkpoint.sqlite.statements import Statements
+from forkpoint.sqlite.statements import Statements, numbered
 from forkpoint.sqlite.thread_table import ThreadTable
 from forkpoint.sqlite.tombstones import Tombstones
 from forkpoint.storage.interface import Stale
@@ -34,7 +35,7 @@ from forkpoint.storage.shared import Admission, admission, would_make
 
 # A new checkpoint makes a thread idle, unless a task's interrupt or error came before it. Those of
 # a checkpoint that is not the newest do not count.
-_UPDATE_THREAD = (
+_UPDATE_THREAD, _in_order_to_update = numbered(
     "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count + ?1,"
     " updated_at = max(updated_at, ?2),"
     " state_updated_at = iif(?3 IS NULL, state_updated_at, max(updated_at, ?2)),"
@@ -88,7 +89,7 @@ class Puts:
         if put.row is not None:
             choose_dictionary(self._sql, thread.key, [put.row])
             values = checkpoint_values(thread.key, put.row, put.fence)
-            if not self._sql.run(INSERT_CHECKPOINT, values).rowcount:
+            if not self._sql.run(INSERT_CHECKPOINT, in_order_to_insert(values)).rowcount:
                 self._replace_checkpoint(thread, values)
         plain_rows: list[tuple[Any, ...]] = []
         replacing_rows: list[tuple[Any, ...]] = []
@@ -139,7 +140,8 @@ class Puts:
             return bool(self._sql.row(_SAME_THREAD, conditions))
         place = (put.checkpoint_ns, put.checkpoint_id)
         change = (put.row is not None, now, put.status, *place, put.row is None)
-        updated = self._sql.run(_UPDATE_THREAD, (*change, *conditions))
+        values = _in_order_to_update((*change, *conditions))
+        updated = self._sql.run(_UPDATE_THREAD, values)
         return updated.rowcount == 1
 
     def _admit(self, put: PutRequest, now: int) -> ThreadRef | None:

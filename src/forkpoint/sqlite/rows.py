@@ -10,7 +10,7 @@ from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.errors import damaged_row
 from forkpoint.langgraph_rules import ERROR_IDX, INTERRUPT_IDX, NULL_TASK_ID
 from forkpoint.sqlite.metadata import packed, unpacked
-from forkpoint.sqlite.statements import Statements, placeholders
+from forkpoint.sqlite.statements import Statements, numbered, placeholders
 from forkpoint.storage.queries import Batch
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import (
@@ -74,9 +74,9 @@ STATUS_AFTER = (
 """The status of a thread whose newest checkpoint is this one, by the writes after it."""
 END_LEASE = "lease_holder = NULL, lease_since = NULL, lease_until = NULL, fence = fence + 1"
 AT_PLACE = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
-INSERT_CHECKPOINT = (
-    f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {CHECKPOINT}, binding, fence)"
-    f" VALUES (?1, ?2, ?3, ?4, ?5, {packed('?6', '?1')}, {placeholders(range(7))})"
+INSERT_CHECKPOINT, in_order_to_insert = numbered(
+    f"INSERT OR IGNORE INTO forkpoint_checkpoints (thread, {CHECKPOINT}, binding, fence) VALUES"
+    f" (?1, ?2, ?3, ?4, ?5, {packed('?6', '?1')}, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
 )
 INSERT_WRITES = f"INSERT OR IGNORE INTO forkpoint_writes (thread, {WRITE}, binding, fence) VALUES "
 # The receipt of a checkpoint that is hidden, or was replaced: nothing is to miss it.
