@@ -13,7 +13,7 @@ from langgraph.graph.message import REMOVE_ALL_MESSAGES, add_messages
 from langgraph.types import Overwrite
 
 from checking import Api, config, encrypted_serde, id_of, put
-from forkpoint import InvalidInput, MessageOrigin, ThreadNotFound
+from forkpoint import CorruptChunk, InvalidInput, MessageOrigin, ThreadNotFound
 from forkpoint.operations import find_message as finding
 from forkpoint.saver.saver import ForkpointSaver
 from graphs import SHAPES, said
@@ -120,6 +120,27 @@ async def test_a_message_of_a_branch_that_was_abandoned_is_not_found(api: Api) -
     assert await api.find_message("thread", "h1") is None
     assert (await api.find_message("thread", "other")).before.config == origin.before.config
     assert (await api.find_message("thread", "h0")).before is None
+
+
+@pytest.mark.on_each_backend
+def test_a_message_is_not_found_where_the_checkpoint_before_is_lost(store: Store) -> None:
+    with store.saver() as saver:
+        parent = None
+        messages = [HumanMessage("x", id=str(n)) for n in range(5)]
+        for n in range(1, 6):
+            parent = put(saver, {"messages": messages[:n]}, parent=parent)
+        lost = list(saver.history("thread"))[1].config["configurable"]["checkpoint_id"]
+        rows = store.stored("checkpoints")
+        taken = store.take("checkpoints", next(k for k in rows if rows[k]["checkpoint_id"] == lost))
+        for id_ in ("0", "1", "2"):  # all of these the oldest checkpoint has that is left
+            with pytest.raises(CorruptChunk, match=lost):
+                saver.find_message("thread", id_)
+        origin = saver.find_message("thread", "3")
+        assert origin is not None
+        assert origin.before is not None
+        store.give_back("checkpoints", taken)
+        saver.trim("thread", 3)  # what is removed on purpose is not lost
+        assert saver.find_message("thread", "1") is not None
 
 
 @pytest.mark.parametrize("is_encrypted", [False, True])

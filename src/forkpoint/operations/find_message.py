@@ -59,22 +59,39 @@ def find_message(
     def load(path: _Path) -> MessageOrigin | None:
         search = _Search(context, thread_id, path, message_id, channel)
         first = search.first()
-        return None if first is None else _origin(context, thread_id, path.rows, first)
+        before = -1 if first is None else _before(path.rows, first)
+        if before < 0 and path.rows:
+            _check_oldest(context, thread_id, path.rows[0])
+        if first is None:
+            return None
+        found = [
+            _checkpoint(context, thread_id, path.rows[number].checkpoint_id)
+            for number in (first, before)
+            if number >= 0
+        ]
+        return MessageOrigin(found[0], found[1] if before >= 0 else None)
 
     return consistently(context, read, load)
 
 
-def _origin(
-    context: Context, thread_id: str, rows: Sequence[CheckpointRow], first: int
-) -> MessageOrigin:
+def _before(rows: Sequence[CheckpointRow], first: int) -> int:
+    """Return the number of the last state without the message; -1 if there is none."""
     before = first - 1
     # A checkpoint that holds the input of the next step holds the message already.
     if before >= 0 and langgraph_rules.is_input(metadata_of(rows[before])):
         before -= 1
-    return MessageOrigin(
-        _checkpoint(context, thread_id, rows[first].checkpoint_id),
-        _checkpoint(context, thread_id, rows[before].checkpoint_id) if before >= 0 else None,
-    )
+    return before
+
+
+def _check_oldest(context: Context, thread_id: str, oldest: CheckpointRow) -> None:
+    """Check that nothing is lost that led to the oldest checkpoint.
+
+    Raises:
+        CorruptChunk: Its parent was stored, as a receipt says, and is missing.
+    """
+    if oldest.parent_checkpoint_id is not None:
+        with context.storage.reading() as session:
+            session.checkpoints.get(thread_id, "", oldest.parent_checkpoint_id)
 
 
 def _checkpoint(context: Context, thread_id: str, checkpoint_id: str) -> CheckpointTuple:
