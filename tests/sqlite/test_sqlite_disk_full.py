@@ -178,7 +178,7 @@ from forkpoint import *
 from checking import config, put
 
 directory = Path(sys.argv[1])
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(directory)], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(directory)], check=True)
 
 def fill():
     with open(directory / "filler", "ab", buffering=0) as file:
@@ -247,8 +247,13 @@ assert ThreadCatalog(saver).count() == 20
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scene", [*SCENES, "opened anew"])
+def scenes() -> Any:
+    for scene in (*SCENES, "opened anew"):
+        is_often = scene in ("a log at its end", "opened anew")
+        yield pytest.param(scene, marks=() if is_often else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("scene", list(scenes()))
 def test_a_full_disk_is_got_out_of_by_deleting(scene: str, tmp_path: Path) -> None:
     """On a real file system, which the process mounts in a name space of its own."""
     script = ON_A_SMALL_DISK + (SCENES[scene] + GETS_OUT if scene in SCENES else OPENED_ANEW)
