@@ -196,3 +196,16 @@ def test_without_its_dictionary_a_thread_is_damaged(
             saver.get_tuple(each)
     assert saver.get_tuple(config("short")) is not None
     assert {each.thread_id for each in saver.check().problems} == {"thread"}
+    saver.delete_thread("thread")
+    assert saver.check().problems == ()
+
+
+def test_metadata_are_stored_as_they_are_where_the_dictionary_is_none(
+    saver: SqliteSaver, path: Path
+) -> None:
+    fill(saver)
+    change(path, "UPDATE forkpoint_dictionaries SET dictionary = x'00'")
+    head = put(saver, {"n": 1}, metadata={"source": "loop", "more": "x" * 300})
+    found = saver.get_tuple(head)
+    assert found is not None
+    assert found.metadata["more"] == "x" * 300  # type: ignore[typeddict-item]

@@ -1,0 +1,193 @@
+"""What SQLite refuses is a typed error; nothing of it is stored, and afterwards all goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checking import config, put, value_of
+from forkpoint import (
+    CorruptChunk,
+    SqliteSaver,
+    StorageBusy,
+    StorageError,
+    StorageFull,
+    StorageReplaced,
+    ThreadCatalog,
+    ThreadDeleted,
+    ThreadFilter,
+)
+from forkpoint.catalog import records
+from forkpoint.catalog.arguments import NewThread
+from forkpoint.sqlite.statements import Statements
+from gates import call_between_turns
+from stores import SqliteStore
+
+Call = Callable[[SqliteSaver], Any]
+WRITES: dict[str, Call] = {
+    "put": lambda saver: put(saver, {"n": 2}),
+    "update": lambda saver: ThreadCatalog(saver).update("thread", label="x"),
+}
+
+
+@contextlib.contextmanager
+def reader(name: str | Path) -> Iterator[sqlite3.Connection]:
+    """Another connection that reads, and does not end that."""
+    uri = str(name).startswith("file:")
+    connection = sqlite3.connect(name, uri=uri, isolation_level=None)
+    with contextlib.closing(connection):
+        connection.execute("BEGIN")
+        connection.execute("SELECT * FROM forkpoint_threads").fetchall()
+        yield connection
+        connection.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_without_a_log_a_commit_waits_for_who_reads(write: str, path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 1})
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
+    with SqliteSaver(path, busy_timeout=0.05) as saver:
+        with reader(path), pytest.raises(StorageBusy, match="locked"):
+            WRITES[write](saver)
+        (thread,) = ThreadCatalog(saver).search()
+        assert (value_of(saver.get_tuple(config())), thread.label) == ({"n": 1}, None)
+        WRITES[write](saver)
+        assert SqliteStore(path).problems(saver) == []
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with SqliteSaver(path, busy_timeout=0.05) as saver:
+            with pytest.raises(StorageBusy):
+                saver.get_tuple(config())
+            other.execute("ROLLBACK")
+            assert saver.get_tuple(config()) is not None
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("is_passed", [True, False])
+def test_a_table_of_a_shared_cache_may_be_locked(write: str, is_passed: bool) -> None:
+    name = f"file:{write}-{is_passed}?mode=memory&cache=shared"
+    passed = sqlite3.connect(name, uri=True, check_same_thread=False, timeout=0.05)
+    saver = SqliteSaver(passed) if is_passed else SqliteSaver(name, busy_timeout=0.05)
+    put(saver, {"n": 1})
+    with reader(name), pytest.raises(StorageBusy, match="table is locked"):
+        WRITES[write](saver)
+    assert value_of(saver.get_tuple(config())) == {"n": 1}
+    WRITES[write](saver)
+    saver.close()
+    passed.close()
+
+
+def test_a_broken_file_is_a_typed_error(path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        for n in range(30):
+            put(saver, {"n": n, "text": "x" * 2000}, thread_id=f"t{n}")
+    pages = os.path.getsize(path) // 4096
+    with path.open("r+b") as file:
+        file.seek(pages // 2 * 4096)
+        file.write(b"\xff" * (pages - pages // 2) * 4096)
+    with SqliteSaver(path) as saver:
+        for call in (lambda: list(saver.list(None)), saver.check, lambda: put(saver, {"n": 1})):
+            with pytest.raises(StorageError, match="malformed"):
+                call()
+
+
+def test_tables_that_do_not_fit_are_not_made(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, check_same_thread=False)) as connection:
+        connection.execute("PRAGMA max_page_count = 8")
+        saver = SqliteSaver(connection)
+        with pytest.raises(StorageFull):
+            saver.setup()
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
+        connection.execute("PRAGMA max_page_count = 1000")
+        put(saver, {"n": 1})
+        assert value_of(saver.get_tuple(config())) == {"n": 1}
+
+
+def test_threads_are_found_by_many_terms_at_once(path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        catalog = ThreadCatalog(saver)
+        tags = [f"tag {n}" for n in range(12)]
+        catalog.create("all", tags=tags)
+        catalog.create("most", tags=tags[:-1])
+        for sort_by in ("updated_at", "status"):
+            found = catalog.search(ThreadFilter(tags=tags), sort_by=sort_by)
+            assert [thread.thread_id for thread in found] == ["all"]
+        assert catalog.count(ThreadFilter(tags=tags[:-1])) == 2
+
+
+def test_a_waiter_that_is_none_is_damage(path: Path) -> None:
+    store = SqliteStore(path)
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 1})
+        with store.connection() as connection:
+            connection.execute('UPDATE forkpoint_threads SET lease_queue = \'{"a": "x"}\'')
+        with pytest.raises(CorruptChunk, match="'thread'"):
+            ThreadCatalog(saver).run("thread").__enter__()
+
+
+def test_many_threads_are_not_made_in_two_stores(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "CREATED_AT_ONCE", 2)
+    with SqliteSaver(tmp_path / "other.db") as other:
+        put(other, {"n": 1})
+
+    def replace(number: int) -> None:
+        if number == 1:
+            os.replace(tmp_path / "other.db", path)
+
+    with SqliteSaver(path) as saver:
+        catalog = ThreadCatalog(saver)
+        put(saver, {"n": 0}, thread_id="old")
+        call_between_turns(monkeypatch, replace)
+        with pytest.raises(StorageReplaced, match="create_many again"):
+            catalog.create_many([NewThread(f"t{n}") for n in range(5)], if_exists="do_nothing")
+        made = catalog.create_many([NewThread(f"t{n}") for n in range(5)])
+        assert len(made) == 5
+        assert catalog.count() == 6
+
+
+def test_an_id_that_was_deleted_is_marked_when_many_threads_are_made(path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        catalog = ThreadCatalog(saver)
+        late = put(saver, {"n": 1}, thread_id="t1")
+        catalog.delete("t1")
+        catalog.create_many([NewThread(f"t{n}") for n in range(3)])
+        with SqliteSaver(path) as other, pytest.raises(ThreadDeleted):
+            put(other, {"n": 2}, parent=late)
+        assert catalog.count() == 3
+
+
+def test_a_copy_that_was_taken_for_abandoned_is_begun_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Statements, "default_turn_rows", 4)
+    store = SqliteStore(path)
+
+    def abandon(number: int) -> None:
+        if number == 2:
+            with store.connection() as connection:
+                select = "SELECT key FROM forkpoint_threads WHERE copy_deadline > 0"
+                (key,) = connection.execute(select).fetchone()
+                for table in ("checkpoints", "writes"):
+                    connection.execute(f"DELETE FROM forkpoint_{table} WHERE thread = ?", (key,))
+                connection.execute("DELETE FROM forkpoint_threads WHERE key = ?", (key,))
+
+    with SqliteSaver(path) as saver:
+        head: Any = None
+        for n in range(20):
+            head = put(saver, {"n": n}, parent=head)
+        call_between_turns(monkeypatch, abandon)
+        with pytest.raises(StorageBusy, match="taken for abandoned"):
+            saver.copy_thread("thread", "copy")
+        saver.copy_thread("thread", "copy")
+        assert len(list(saver.list(config("copy")))) == 20
+        assert store.problems(saver) == []
