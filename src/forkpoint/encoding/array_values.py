@@ -71,8 +71,8 @@ def _array(value: Any) -> list[Any]:
     if not value.dtype.itemsize:
         raise CannotStore("has elements of no bytes")
     if value.dtype.hasobject:
-        if value.dtype.names:
-            raise CannotStore("has fields that are objects")
+        if value.dtype.char != "O":  # it has fields that are, or NumPy's own texts of any length
+            raise CannotStore(f"has the dtype {value.dtype}, which refers to objects")
         content: Any = value.ravel(order=order).tolist()
     else:
         content = value.tobytes(order=order)

@@ -37,6 +37,11 @@ _seen: WeakValueDictionary[TypeName, type] = WeakValueDictionary()
 # The names of types
 
 
+def is_class(value: object) -> bool:
+    """Return whether a value is a class, whatever it says: `list[int]` does on Python 3.10."""
+    return issubclass(type(value), type)
+
+
 def name_of(kind: type) -> TypeName:
     """Return the name of a type. From now on this process finds the type under it."""
     name = _name_of(kind)
@@ -89,7 +94,7 @@ def _argument_name(argument: Any) -> TypeName | None:
         return _ELLIPSIS
     if argument is None:
         return _NOTHING
-    return _name_of(argument) if isinstance(argument, type) else None
+    return _name_of(argument) if is_class(argument) else None
 
 
 _ELLIPSIS = ("builtins", "Ellipsis")
@@ -192,7 +197,7 @@ def _find_class(module: str, qualified: str) -> type | None:
     kind: Any = sys.modules.get(module)
     for part in qualified.split("."):
         kind = None if kind is None else _member(kind, part)
-    return kind if isinstance(kind, type) else None
+    return kind if is_class(kind) else None
 
 
 def generic(name: TypeName, class_of: Callable[[TypeName], type | None]) -> type | None:
@@ -268,13 +273,13 @@ def find_nested(named: TypeName) -> type | None:
     nested: dict[int, type] = {}  # by their ids: what a metaclass says of hashes does not matter
     visited: set[int] = set()
     members = list(vars(sys.modules[module]).values())  # it may be imported at the moment
-    pending = [value for value in members if isinstance(value, type)]
+    pending = [value for value in members if is_class(value)]
     while pending:
         outer = pending.pop()
         if outer.__module__ != module or id(outer) in visited:
             continue
         visited.add(id(outer))
-        pending += [value for value in vars(outer).values() if isinstance(value, type)]
+        pending += [value for value in vars(outer).values() if is_class(value)]
         if outer.__name__ == name:
             nested[id(outer)] = outer
     return nested.popitem()[1] if len(nested) == 1 else None
