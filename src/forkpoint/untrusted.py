@@ -77,6 +77,13 @@ def characters(value: str) -> str:
     return value if type(value) is str else str.__str__(value)
 
 
+def field(value: Any, name: str) -> Any:
+    """Return a field of an object, or of a mapping of its fields; None if there is none."""
+    if issubclass(type(value), dict):
+        return dict.get(value, name)
+    return attribute(value, name)
+
+
 def attribute(value: Any, name: str) -> Any:
     """Return an attribute, or None if there is none, or it cannot be read."""
     try:

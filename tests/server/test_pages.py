@@ -224,6 +224,7 @@ async def test_a_state_is_shown_whatever_is_in_it(saver: ForkpointSaver) -> None
     ]
     plan = {"first": "walk", "then": "run", "days": [1, 2]}
     values = {"talk": talk, "plan": plan, "deep": deep, "many": list(range(5_000)), "no": []}
+    values["no talk"] = [{"type": "ai", "content": "Hello", "tool_calls": 5}]
     long = {"long": "x" * 30_000, "broad": [{"n": n} for n in range(3_000)]}
     first = put_checkpoint(saver, {**values, **long})
     put_checkpoint(saver, {**values, "plan": {**plan, "then": "fly"}, "more": None}, parent=first)

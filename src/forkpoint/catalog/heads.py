@@ -20,7 +20,7 @@ from forkpoint.storage.receipts import WRITES
 from forkpoint.storage.record_checksums import check_record
 from forkpoint.storage.row_checksums import preview_in
 from forkpoint.storage.rows import ThreadRow, WriteRow
-from forkpoint.untrusted import shown
+from forkpoint.untrusted import field, shown
 
 INTERRUPTS = 100
 """The largest number of interrupts that a `Thread` has."""
@@ -129,14 +129,9 @@ def _interrupts(
     value = _value(codec, write, stored)
     interrupts = value if isinstance(value, (list, tuple)) else [value]
     return [
-        PendingInterrupt(write.task_id, _field(each, "id"), _field(each, "value"))
+        PendingInterrupt(write.task_id, field(each, "id"), field(each, "value"))
         for each in interrupts
     ]
-
-
-def _field(value: Any, name: str) -> Any:
-    """Return a field of an object, which may be restored as a mapping of its fields."""
-    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
 
 
 def _error(codec: Codec, write: WriteRow, stored: Mapping[bytes, Chunk]) -> str:

@@ -33,6 +33,7 @@ from forkpoint.operations.put import (
 )
 from forkpoint.operations.read import get_tuple
 from forkpoint.runtime.steps import Steps
+from forkpoint.untrusted import field
 
 _CONTENT = "This call was cancelled: its run ended before there was an answer."
 _LAST_PATH = "~~"  # sorts behind the paths of all tasks: writes apply in the order of the paths
@@ -62,7 +63,7 @@ def answer_tool_calls(
         yield from _put_writes(context, place, head, list(rebuilt.items()))
     yield from _put(context, place, head, stored, rebuilt, next_version)
     answers = chain(*stored.values(), *rebuilt.values())
-    return list(dict.fromkeys(_field(answer, "tool_call_id") for answer in answers))
+    return list(dict.fromkeys(field(answer, "tool_call_id") for answer in answers))
 
 
 def _stored_answers(head: CheckpointTuple) -> dict[str, list[Any]]:
@@ -71,7 +72,7 @@ def _stored_answers(head: CheckpointTuple) -> dict[str, list[Any]]:
     for channel, value in head.checkpoint["channel_values"].items():
         messages = _list_of(value)
         returned = {
-            _field(message, "tool_call_id"): message
+            _text_of(message, "tool_call_id"): message
             for _, name, written in head.pending_writes or ()
             if name == channel
             for message in _messages(written)
@@ -116,17 +117,18 @@ def unanswered(messages: Sequence[Any]) -> list[tuple[Any, str, str | None]]:
     for message in reversed(messages):
         kind = _kind(message)
         if kind == "ai":
-            calls = [_call(call) for call in _field(message, "tool_calls") or ()]
+            made = field(message, "tool_calls")
+            calls = [_call(call) for call in (made if isinstance(made, (list, tuple)) else ())]
             return [(message, id_, name) for id_, name in calls if id_ and id_ not in answered]
         if kind != "tool":
             break
-        answered.add(_field(message, "tool_call_id"))
+        answered.add(_text_of(message, "tool_call_id"))
     return []
 
 
 def _call(call: Any) -> tuple[str | None, str | None]:
-    function = _field(call, "function") or call  # as OpenAI has it
-    return _field(call, "id"), _field(function, "name")
+    function = field(call, "function")  # as OpenAI has it
+    return _text_of(call, "id"), _text_of(call if function is None else function, "name")
 
 
 def _error(source: Any, call_id: str, name: str | None) -> Any:
@@ -148,14 +150,14 @@ def _error(source: Any, call_id: str, name: str | None) -> Any:
 
 
 def _kind(message: Any) -> str | None:
-    kind = _field(message, "type") or _field(message, "role")
+    kind = _text_of(message, "type") or _text_of(message, "role")
     return "ai" if kind == "assistant" else kind
 
 
-def _field(message: Any, name: str) -> Any:
-    if isinstance(message, Mapping):
-        return message.get(name)
-    return getattr(message, name, None)
+def _text_of(message: Any, name: str) -> str | None:
+    """Return a field that is a text. What is no message may have anything there."""
+    text = field(message, name)
+    return text if isinstance(text, str) else None
 
 
 def _list_of(value: Any) -> Sequence[Any]:

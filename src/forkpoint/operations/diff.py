@@ -245,8 +245,7 @@ def _positions(elements: list[Any]) -> dict[str, int]:
 
 def _id_of(element: Any) -> str | None:
     """Return the id of an element, such as a message: elements of one id are versions of one."""
-    is_dict = issubclass(type(element), dict)
-    id_ = dict.get(element, "id") if is_dict else untrusted.attribute(element, "id")
+    id_ = untrusted.field(element, "id")
     return id_ if isinstance(id_, str) else None
 
 

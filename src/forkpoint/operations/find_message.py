@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import CheckpointTuple
 
-from forkpoint import langgraph_rules
+from forkpoint import langgraph_rules, untrusted
 from forkpoint.encoding.chunk import Chunk, Chunks, gather
 from forkpoint.encoding.entries import Entry
 from forkpoint.errors import CorruptChunk
@@ -175,13 +175,13 @@ def is_left(message_id: str, values: Iterable[Any]) -> bool:
             is_present = False
         messages = value if replaced is None else replaced
         for message in messages if isinstance(messages, (list, tuple)) else [messages]:
-            fields = message if isinstance(message, Mapping) else getattr(message, "__dict__", {})
-            if fields.get("type") == "remove":
-                is_present = is_present and fields.get("id") not in (
-                    message_id,
-                    langgraph_rules.REMOVE_ALL_MESSAGES,
-                )
-            elif fields.get("id") == message_id:
+            kind, id_ = untrusted.field(message, "type"), untrusted.field(message, "id")
+            if not isinstance(id_, str):
+                continue
+            if isinstance(kind, str) and kind == "remove":
+                gone = message_id, langgraph_rules.REMOVE_ALL_MESSAGES
+                is_present = is_present and id_ not in gone
+            elif id_ == message_id:
                 is_present = True
     return is_present
 
@@ -190,5 +190,8 @@ def _replacement(value: Any) -> Any:
     """Return the value of a snapshot or an `Overwrite`, which replaces what was; else None."""
     if isinstance(value, Mapping):
         return value.get(langgraph_rules.OVERWRITE)
-    is_message = hasattr(value, "id")
-    return None if is_message else getattr(value, "value", None)
+    try:
+        is_message = hasattr(value, "id")
+    except Exception:  # noqa: BLE001 - a class of anyone's may raise anything
+        return None
+    return None if is_message else untrusted.attribute(value, "value")

@@ -151,7 +151,8 @@ def message_view(message: Mapping[str, Any], tree: Tree, *, is_new: bool = False
             texts.append(text)
         elif part is not None:
             other.append(tree.node(f"part {number + 1}", part))
-    for call in message.get("tool_calls") or ():
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else []:
         name = call.get("name") if isinstance(call, Mapping) else None
         shown = call.get("args") if isinstance(call, Mapping) else call
         other.append(tree.node(f"calls {name}", shown))
