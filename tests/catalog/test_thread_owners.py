@@ -20,6 +20,7 @@ from forkpoint import (
     ThreadNotFound,
 )
 from forkpoint.saver import parts_of
+from forkpoint.saver.saver import ForkpointSaver
 from graphs import MORE_SHAPES, call
 from stores import Store
 
@@ -262,3 +263,19 @@ def test_what_another_owner_tries_with_a_thread_leaves_no_trace_in_it(
             ours.saver.put_writes(head[name], [("c", 1)], "task")
         other, tried = ours.stats("other"), ours.stats("tried")
     assert (other.writes, other.bytes_stored) == (tried.writes, tried.bytes_stored)
+
+
+def test_a_thread_is_given_away_though_one_that_was_made_of_it_is_deleted(
+    store: Store, saver: ForkpointSaver
+) -> None:
+    """That is still in the lineage of another one."""
+    put(saver.for_owner("ann"), {"n": 1}, thread_id="root")
+    saver.fork("root", new_thread_id="child")
+    saver.fork("child", new_thread_id="grandchild")
+    saver.delete_thread("child")
+    ThreadCatalog(saver).update("root", owner="bob")
+    bob, ann = (ThreadCatalog(saver, owner=owner) for owner in ("bob", "ann"))
+    assert [thread.thread_id for thread in bob.search()] == ["root"]
+    assert [thread.thread_id for thread in ann.search()] == ["grandchild"]
+    assert "root" not in [entry.thread_id for entry in saver.lineage("grandchild")]
+    assert store.problems(saver) == []

@@ -253,6 +253,30 @@ def test_threads_are_found_where_there_is_no_room_to_bring_the_index_up_to_date(
         assert {thread.thread_id for thread in ThreadCatalog(saver).search()} == {"a", "b"}
 
 
+def test_a_put_that_is_refused_has_no_effect(mongo_store: MongoStore) -> None:
+    with failing(mongo_store, "insert", {"errorCode": TOO_LARGE}) as (saver, fault):
+        head = put(saver, {"n": 0})
+        fault.begin()
+        with pytest.raises(InvalidInput, match="as one document"):
+            put(saver, {"n": 1}, parent=head)
+        assert counts_of(saver) == {"thread": 1}
+        put(saver, {"n": 1}, parent=head)
+        assert counts_of(saver) == {"thread": 2}
+        assert mongo_store.problems(saver) == []
+
+
+def test_what_a_search_stores_must_be_confirmed(mongo_store: MongoStore) -> None:
+    unconfirmed = {"writeConcernError": {"code": 64, "errmsg": "waiting timed out"}}
+    with failing(mongo_store, "insert", unconfirmed) as (saver, fault):
+        put(saver, {"n": 0})
+        fault.begin()
+        with pytest.raises(StorageUnavailable, match="did not confirm"):
+            ThreadCatalog(saver).search()
+        assert fault.has_failed
+        assert [thread.thread_id for thread in ThreadCatalog(saver).search()] == ["thread"]
+        assert mongo_store.problems(saver) == []
+
+
 async def test_of_puts_in_one_bulk_that_is_refused_each_is_sent_alone(
     mongo_store: MongoStore,
 ) -> None:
@@ -297,6 +321,26 @@ def test_a_store_is_opened_when_the_server_answers_again(
         mongo_store.uri, event_listeners=[fault], appname=mongo_store.name
     ) as client:
         saver = MongoDBSaver(client, db_name=mongo_store.name)
+        fault.begin()
+        try:
+            with pytest.raises(StorageError, match="MongoDB failed"):
+                saver.setup()
+        finally:
+            fault.end()
+        saver.setup()
+        assert value_of(saver.get_tuple(stored)) == {"n": 1}
+
+
+def test_it_may_be_unknown_whether_a_store_is_the_same(mongo_store: MongoStore) -> None:
+    def names_store(command: Command) -> bool:
+        return "collectionUUID" in command
+
+    fault = Fault(mongo_store, "aggregate", {"errorCode": FAILED}, names_store)
+    with pymongo.MongoClient[Any](
+        mongo_store.uri, event_listeners=[fault], appname=mongo_store.name
+    ) as client:
+        saver = MongoDBSaver(client, db_name=mongo_store.name)
+        stored = put(saver, {"n": 1})
         fault.begin()
         try:
             with pytest.raises(StorageError, match="MongoDB failed"):

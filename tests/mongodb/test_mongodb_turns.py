@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from checking import config, id_of, put, value_of
-from forkpoint import ThreadCatalog
+from forkpoint import CheckpointNotFound, ThreadCatalog, ThreadNotFound
 from forkpoint.catalog.leases import Lease, renew
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.mongodb.thread_rows import ThreadRows
 from forkpoint.mongodb.turns import Turns
 from forkpoint.operations import turns
 from forkpoint.saver import parts_of
+from gates import call_between_turns
 from servers import PATIENCE_SECONDS
 from stores import MongoStore
 
@@ -140,4 +142,58 @@ def test_work_that_ended_after_a_part_is_done_by_its_repetition(
         its = {name: len(list(saver.list(config(name)))) for name in ("long", "copy")}
         assert its == ({"long": 2, "copy": 0} if work == "trim" else {"long": 13, "copy": 13})
         ThreadCatalog(saver).sweep()
+        assert mongo_store.problems(saver) == []
+
+
+REMOVALS: dict[str, Callable[[Any], object]] = {
+    "trim": lambda saver: saver.trim("long", 2),
+    "delete_thread": lambda saver: saver.delete_thread("long"),
+}
+
+
+@pytest.mark.parametrize(
+    ("work", "removal", "left"),
+    [
+        ("copy_thread", "trim", 2),
+        ("copy_thread", "delete_thread", 0),
+        ("fork", "trim", 2),
+        ("fork", "delete_thread", 0),
+    ],
+)
+def test_what_is_removed_between_two_parts_of_a_copy_is_not_in_it(
+    work: str,
+    removal: str,
+    left: int,
+    head: Any,
+    mongo_store: MongoStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with mongo_store.saver() as saver, mongo_store.saver() as other:
+        call_between_turns(
+            monkeypatch, lambda turn: turn == (2 if work == "copy_thread" else 1) and remove()
+        )
+
+        def remove() -> None:
+            monkeypatch.setattr(turns, "rest", lambda _: None)
+            REMOVALS[removal](other)
+
+        with nullcontext() if left else pytest.raises((ThreadNotFound, CheckpointNotFound)):
+            if work == "fork":
+                saver.fork(head, new_thread_id="copy", history="path")
+            else:
+                saver.copy_thread("long", "copy")
+        assert len(list(saver.list(config("long")))) == left
+        assert len(list(saver.list(config("copy")))) == left
+        assert mongo_store.problems(saver, after_crash=True) == []
+
+
+def test_a_part_has_as_many_rows_as_it_may_also_where_these_are_of_few_checkpoints(
+    head: Any, mongo_store: MongoStore
+) -> None:
+    with mongo_store.saver() as saver:
+        for item in saver.list(config("long")):
+            for number in range(8):
+                saver.put_writes(item.config, [("c", number)], f"task {number}")
+        saver.trim("long", 2)
+        assert len(list(saver.list(config("long")))) == 2
         assert mongo_store.problems(saver) == []

@@ -17,6 +17,7 @@ from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import create_app, threads
 from forkpoint.server.access import BodyLimit, Guard
 from forkpoint.server.page_views import Tree
+from forkpoint.server.protocol import Event, EventRequest, events_of
 from served import Chat, Client, Gates, chat, said, serving
 from stores import Known, Store
 
@@ -303,6 +304,33 @@ async def test_an_answer_to_a_graph_that_is_not_served_is_refused(
         answer = (await client.post("/threads/t/commands", json=command)).json()
     assert answer["error"] == "no_such_run"
     assert "not served" in answer["message"]
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "depth", "namespace", "is_sent"),
+    [
+        (None, None, ["inner:1"], True),
+        ([[]], 0, [], True),
+        ([[]], 0, ["inner:1"], False),
+        ([["inner"]], None, [], False),
+        ([["inner"]], 0, ["inner:1"], True),
+        ([["inner"]], 0, ["inner:1", "deep:1"], False),
+        ([["inner"]], 1, ["inner:1", "deep:1"], True),
+        ([["inner:2"], ["other"]], None, ["inner:1"], False),
+    ],
+)
+def test_events_are_sent_of_the_parts_that_are_asked_for(
+    namespaces: Any, depth: int | None, namespace: list[str], is_sent: bool
+) -> None:
+    asked = EventRequest(channels=["values"], namespaces=namespaces, depth=depth)
+    assert asked.matches(Event("values", namespace, {})) is is_sent
+    assert not asked.matches(Event("updates", namespace, {}))
+
+
+def test_of_what_a_graph_streams_that_is_sent_which_clients_know() -> None:
+    streamed = {"params": {"namespace": [], "data": {"n": 1}}}
+    for method, number in (("custom", 1), ("debug", 0)):
+        assert len(list(events_of({"method": method, **streamed}, set()))) == number
 
 
 # Requests

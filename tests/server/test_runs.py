@@ -382,9 +382,17 @@ class Sums(Outcome, total=False):
     anything: Path
 
 
+class Opaque:
+    """What has no schema."""
+
+
+class Whole(Sums, total=False):
+    opaque: Opaque
+
+
 @pytest.mark.filterwarnings("error::DeprecationWarning")
 async def test_the_schemas_of_a_graph_are_those_of_its_parts(saver: ForkpointSaver) -> None:
-    builder = StateGraph(Sums, context_schema=Settings, input_schema=Sums, output_schema=Outcome)
+    builder = StateGraph(Whole, context_schema=Settings, input_schema=Sums, output_schema=Outcome)
     builder.add_node("add", lambda _: {"total": 1})
     builder.add_edge(START, "add")
     with serving(create_app(saver, {"sums": builder.compile(), "chat": chat()})) as address:
@@ -393,7 +401,9 @@ async def test_the_schemas_of_a_graph_are_those_of_its_parts(saver: ForkpointSav
         assert schemas["graph_id"] == "sums"
         assert schemas["context_schema"] == schemas["config_schema"] == Settings.model_json_schema()
         assert list(schemas["output_schema"]["properties"]) == ["total"]
-        assert set(schemas["state_schema"]["properties"]) == {"total", "_kept", "anything"}
+        state = schemas["state_schema"]["properties"]
+        assert set(state) == {"total", "_kept", "anything", "opaque"}
+        assert state["opaque"] == {"title": "Opaque"}
         without = await client.assistants.get_schemas("chat")
         assert (without["context_schema"], without["config_schema"]) == (None, {})
         assert set(without["state_schema"]["properties"]) == {"messages", "turns"}
