@@ -347,10 +347,12 @@ def test_a_lease_that_cannot_be_renewed_lasts_as_long_as_it_would(
         assert len(list(saver.list(config()))) == 2
 
 
-def test_a_transaction_that_the_caller_left_open_is_left_alone(path: Path) -> None:
+@pytest.mark.parametrize("is_in_use", [True, False])
+def test_a_transaction_that_the_caller_left_open_is_left_alone(path: Path, is_in_use: bool) -> None:
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     saver = SqliteSaver(connection)
-    put(saver, {"n": 0})
+    if is_in_use:
+        put(saver, {"n": 0})
     connection.execute("CREATE TABLE mine (n)")
     connection.execute("BEGIN")
     connection.execute("INSERT INTO mine VALUES (1)")

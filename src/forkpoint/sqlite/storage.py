@@ -233,8 +233,7 @@ class SqliteStorage(Storage):
             raise
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        if self._connector.is_owned and connection.in_transaction:
-            connection.execute("ROLLBACK")  # an interrupt left it open
+        self._transactions.end_leftover(connection)
         self._transactions.without_waiting(
             connection, lambda: prepare(connection, self._durability)
         )

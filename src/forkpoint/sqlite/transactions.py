@@ -156,8 +156,7 @@ class Transactions:
     def _begin(self, is_write: bool) -> sqlite3.Connection:
         connection = self._connect()
         self.adopt(connection)  # again in a forked child, of a database in memory
-        if connection.in_transaction:
-            self._end_leftover(connection)
+        self.end_leftover(connection)
         self._thread = threading.get_ident()
         try:
             if not is_write:
@@ -182,7 +181,14 @@ class Transactions:
         self._session = SqliteSession(connection, self._patience, self._clock, self._tombstone_ttl)
         self._connection = connection  # last: an interrupt before it has all of it done again
 
-    def _end_leftover(self, connection: sqlite3.Connection) -> None:
+    def end_leftover(self, connection: sqlite3.Connection) -> None:
+        """Roll back what an interrupt left open.
+
+        Raises:
+            InvalidInput: It is the transaction of somebody else, whose connection was passed.
+        """
+        if not connection.in_transaction:
+            return
         if not self._is_owned:
             raise InvalidInput(
                 "the connection that was passed has an open transaction; commit it or roll it "
