@@ -182,3 +182,23 @@ def test_what_others_write_meanwhile_is_no_problem(store: Store) -> None:
         assert not failed
         assert [report.problems for report in reports] == [()] * len(reports)
         assert saver.check().is_clean
+
+
+@pytest.mark.in_turns
+def test_all_threads_of_a_large_store_are_checked(
+    saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forkpoint.operations.check._THREADS_AT_ONCE", 2)
+    for n in range(5):
+        put(saver, {"n": n}, thread_id=f"t{n}")
+    seen: list[CheckReport] = []
+    assert saver.check(on_progress=seen.append).threads == 5
+    assert [report.threads for report in seen] == [2, 4, 5]
+
+
+def test_a_checkpoint_that_says_another_run_is_named(store: Store, saver: ForkpointSaver) -> None:
+    put(saver, {"n": 1}, metadata={"run_id": "mine"})
+    (row,) = store.rows("checkpoints")
+    store.change("checkpoints", row.key, run_id="theirs")
+    (problem,) = saver.check().problems
+    assert "the run of the checkpoint" in problem.reason

@@ -15,6 +15,7 @@ from langgraph.types import Overwrite
 from checking import Api, config, encrypted_serde, id_of, put
 from forkpoint import CorruptChunk, InvalidInput, MessageOrigin, ThreadNotFound
 from forkpoint.operations import find_message as finding
+from forkpoint.operations.find_message import is_left
 from forkpoint.saver.saver import ForkpointSaver
 from graphs import SHAPES, said
 from stores import Store
@@ -123,6 +124,21 @@ async def test_a_message_of_a_branch_that_was_abandoned_is_not_found(api: Api) -
 
 
 @pytest.mark.on_each_backend
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([[{"id": "m"}]], True),
+        ([{"id": "m"}, {"id": "other"}], True),
+        ([[{"id": "m"}], {"type": "remove", "id": "m"}], False),
+        ([[{"id": "m"}], {"__overwrite__": [{"id": "other"}]}], False),
+        ([[{"id": "other"}], {"__overwrite__": [{"id": "m"}]}], True),
+        ([[{"id": "m"}], Overwrite([])], False),
+    ],
+)
+def test_messages_that_are_mappings_are_found_too(values: list[Any], expected: bool) -> None:
+    assert is_left("m", values) == expected
+
+
 def test_a_message_is_not_found_where_the_checkpoint_before_is_lost(store: Store) -> None:
     with store.saver() as saver:
         parent = None

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.types import Command
 
-from checking import Api, config, drawn, encrypted_serde, id_of, put, value_of
+from checking import Api, checkpoint, config, drawn, encrypted_serde, id_of, put, value_of
 from forkpoint import (
     CheckpointNotFound,
     ForkpointError,
@@ -169,6 +169,27 @@ async def test_an_unknown_channel_is_refused_with_those_that_there_are(
     with pytest.raises(InvalidInput, match=r"\['massages', 'x'\].*\['document', 'messages'\]"):
         await api.fork("thread", values={"massages": [], "x": 1, "document": ""})
     assert content(store) == before
+
+
+async def test_values_of_a_state_without_one_kind_of_versions_are_refused(
+    api: Api, store: Store
+) -> None:
+    made = {**checkpoint({"a": 1, "b": 2}), "channel_versions": {"a": 1, "b": "x"}}
+    await api.put(config(), made, {}, made["channel_versions"])
+    before = content(store)
+    with pytest.raises(InvalidInput, match="some versions .* are numbers"):
+        await api.fork("thread", values={"a": 2})
+    assert content(store) == before
+    assert value_of(await api.get_tuple(await api.fork("thread"))) == {"a": 1, "b": 2}
+
+
+async def test_a_checkpoint_that_is_its_own_ancestor_is_forked(api: Api, store: Store) -> None:
+    made = {**checkpoint({"a": 1}), "id": "only"}
+    await api.put(config(checkpoint_id="only"), made, {}, {"a": 1})
+    fork = await api.fork("thread", history="path")
+    assert value_of(await api.get_tuple(fork)) == {"a": 1}
+    assert len(list(api.saver.history(fork["configurable"]["thread_id"]))) == 1
+    assert store.problems(api.saver) == []
 
 
 async def test_a_fork_with_values_still_runs_the_next_step(api: Api, store: Store) -> None:
@@ -873,6 +894,15 @@ async def test_a_diff_of_encrypted_states(store: Store) -> None:
         assert (diff["n"].before, diff["n"].after) == (1, [1])
         assert value_of(saver.get_tuple(fork)) == {"messages": messages(301), "n": [1]}
         assert store.problems(saver) == []
+
+
+async def test_a_diff_of_encrypted_threads_of_two_families(store: Store) -> None:
+    """Which have other digests for the same values."""
+    with store.saver(serde=encrypted_serde()) as saver:
+        for thread_id in ("thread", "other"):
+            put(saver, {"text": "x" * 3000, "messages": messages(3)}, thread_id=thread_id)
+        diff = saver.diff("thread", "other")
+        assert [diff[channel].status for channel in ("messages", "text")] == ["unchanged"] * 2
 
 
 async def test_a_diff_marks_a_delta_channel_that_is_rebuilt(api: Api) -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from checking import Api, config, encrypted_serde, put
+from checking import Api, config, encrypted_serde, put, value_of
 from forkpoint import (
     EncryptionMismatch,
     InvalidInput,
     RekeyReport,
     SafeSerializer,
+    SqliteSaver,
     StorageBusy,
     ThreadCatalog,
     ThreadFilter,
@@ -392,6 +396,38 @@ def test_it_is_refused_before_anything_is_written(store: Store) -> None:
     ):
         saver.rekey()
     assert NEW not in store.content()
+
+
+@pytest.mark.in_turns
+def test_all_threads_of_a_large_store_are_encrypted_anew(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forkpoint.operations.rekey._THREADS_AT_ONCE", 2)
+    with store.saver(serde=marking(OLD)) as saver:
+        for n in range(5):
+            put(saver, {"n": n}, thread_id=f"t{n}")
+    with store.saver(serde=key_ring(marking(NEW), marking(OLD))) as saver:
+        assert saver.rekey().foreign == 0
+    assert OLD not in store.content()
+    with store.saver(serde=marking(NEW)) as saver:
+        assert sorted(value_of(found)["n"] for found in saver.list(None)) == list(range(5))
+
+
+def test_a_store_with_two_secrets_keeps_them(path: Path, tmp_path: Path) -> None:
+    """Of which only one is that of its digests."""
+    for key, place in ((OLD, path), (NEW, tmp_path / "other.db")):
+        with SqliteSaver(place, serde=marking(key)) as saver:
+            put(saver, {"text": "x" * 3000})
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("ATTACH ? AS other", (str(tmp_path / "other.db"),))
+        copied = "INSERT INTO forkpoint_settings (name, value) SELECT 'secret:2', value FROM"
+        where = "WHERE name LIKE 'secret:%'"
+        connection.execute(f"{copied} other.forkpoint_settings {where}")
+    with (
+        SqliteSaver(path, serde=key_ring(marking(NEW), marking(OLD))) as saver,
+        pytest.raises(EncryptionMismatch),
+    ):
+        saver.rekey()
 
 
 class Overridden(EncryptedSerializer):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from bson.objectid import ObjectId
 from langchain_core.messages import HumanMessage
 
-from checking import config, encrypted_serde, put
+from checking import config, encrypted_serde, id_of, put
 from forkpoint import CorruptChunk, SafeSerializer, ThreadCatalog, ThreadFilter
 from forkpoint.saver.saver import ForkpointSaver
-from stores import Store
+from stores import SqliteStore, Store
 
 
 def fill(saver: ForkpointSaver) -> None:
@@ -138,3 +141,42 @@ def test_a_removal_never_collects_where_a_needed_chunk_is_missing(
 
         assert saver.get_tuple(config()) is None  # the removal itself was done
         assert store.count("chunks") == before
+
+
+@pytest.mark.on_each_backend
+@pytest.mark.parametrize("field", ["binding", "checksum", "parent_checkpoint_id"])
+def test_a_field_of_another_type_is_damage_in_a_copy_too(
+    field: str, store: Store, saver: ForkpointSaver
+) -> None:
+    head = put(saver, {"n": 1}, parent=put(saver, {"n": 0}), metadata={"run_id": "run"})
+    stored = store.stored("checkpoints")
+    key = next(key for key, row in stored.items() if row["checkpoint_id"] == id_of(head))
+    odd = b"\xff" if isinstance(store, SqliteStore) else ObjectId("0" * 24)
+    store.change("checkpoints", key, **{field: "x" if field in ("binding", "checksum") else odd})
+    with suppress(CorruptChunk):
+        saver.copy_thread("thread", "copy")
+        with pytest.raises(CorruptChunk):
+            saver.get_tuple(config("copy"))
+    with pytest.raises(CorruptChunk):
+        saver.get_tuple(config())
+
+
+def test_damage_in_a_subgraph_is_named_with_its_namespace(
+    store: Store, saver: ForkpointSaver
+) -> None:
+    put(saver, {"n": 1}, ns="child:1")
+    (row,) = store.rows("checkpoints")
+    store.change("checkpoints", row.key, content=row.content[:-1])
+    with pytest.raises(CorruptChunk, match="thread 'thread', .* of namespace 'child:1'"):
+        saver.get_tuple(config(ns="child:1"))
+
+
+def test_retention_leaves_alone_what_is_damaged(store: Store, saver: ForkpointSaver) -> None:
+    catalog = ThreadCatalog(saver)
+    for thread_id in ("whole", "damaged"):
+        catalog.create(thread_id, ttl=timedelta(hours=1))
+        store.age(thread_id, updated_at=3 * 3600 * 1_000_000)
+    store.change("threads", store.thread("damaged").key, label="what nobody said")
+    assert catalog.sweep().deleted == ("whole",)
+    with pytest.raises(CorruptChunk):
+        catalog.get("damaged")

@@ -28,7 +28,12 @@ VALUES = {
     "an id": ObjectId("0" * 24),
     "missing": MISSING,
 }
-IN_EVERY_RUN = {"null": ["family", "owner", "metadata"], "a document": ["family", "thread_id"]}
+IN_EVERY_RUN = {
+    "null": ["family", "owner", "metadata"],
+    "a document": ["family", "thread_id"],
+    "an id": ["label"],
+    "text": ["created_at"],
+}
 
 
 @pytest.mark.on_each_backend

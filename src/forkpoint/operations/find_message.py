@@ -113,7 +113,6 @@ class _Search:
         self._path = path
         self._message_id = message_id
         self._channel = channel
-        self._known: dict[int, bool] = {}
         self._chunks: Chunks = {}
 
     def first(self) -> int | None:
@@ -129,11 +128,9 @@ class _Search:
         return high
 
     def _has(self, number: int) -> bool:
-        if number not in self._known:
-            row = self._path.rows[number]
-            with at_place(self._thread_id, *place_of(row)):
-                self._known[number] = self._is_in(row)
-        return self._known[number]
+        row = self._path.rows[number]
+        with at_place(self._thread_id, *place_of(row)):
+            return self._is_in(row)
 
     def _is_in(self, row: CheckpointRow) -> bool:
         codec = self._context.codec_of(self._path.thread)

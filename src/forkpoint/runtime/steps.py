@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
@@ -40,7 +41,7 @@ class Claim:
             return False
 
 
-class Waiting:
+class Waiting(ABC):
     """Something that an operation waits for, such as a put that is to be stored."""
 
     done = False
@@ -57,17 +58,17 @@ class Waiting:
         if self.error is not None:
             raise self.error
 
+    @abstractmethod
     def wait(self) -> None:
         """Block until it is done, or has failed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def submit(self, caller: Caller) -> Sequence[Waiting]:
         """Begin it for a suspended operation, and return what this thread is to resume next."""
-        raise NotImplementedError
 
+    @abstractmethod
     def resume(self) -> Sequence[Waiting]:
         """Go on with it after `Caller.wake`, and return what this thread is to resume next."""
-        raise NotImplementedError
 
     def attempt(self) -> float | None:
         """Try to do it. Return None, or how many seconds to wait before the next attempt."""
