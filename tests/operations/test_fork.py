@@ -177,7 +177,7 @@ async def test_values_of_a_state_without_one_kind_of_versions_are_refused(
     made = {**checkpoint({"a": 1, "b": 2}), "channel_versions": {"a": 1, "b": "x"}}
     await api.put(config(), made, {}, made["channel_versions"])
     before = content(store)
-    with pytest.raises(InvalidInput, match="some versions .* are numbers"):
+    with pytest.raises(InvalidInput, match=r"some versions .* are numbers"):
         await api.fork("thread", values={"a": 2})
     assert content(store) == before
     assert value_of(await api.get_tuple(await api.fork("thread"))) == {"a": 1, "b": 2}

@@ -167,7 +167,7 @@ def test_damage_in_a_subgraph_is_named_with_its_namespace(
     put(saver, {"n": 1}, ns="child:1")
     (row,) = store.rows("checkpoints")
     store.change("checkpoints", row.key, content=row.content[:-1])
-    with pytest.raises(CorruptChunk, match="thread 'thread', .* of namespace 'child:1'"):
+    with pytest.raises(CorruptChunk, match=r"thread 'thread', .* of namespace 'child:1'"):
         saver.get_tuple(config(ns="child:1"))
 
 
