@@ -24,6 +24,7 @@ from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.mongodb.statements import Outcome
 from forkpoint.saver import parts_of
 from forkpoint.storage.rows import ThreadRef
+from graphs import SHAPES
 from stores import MongoStore
 
 
@@ -510,4 +511,24 @@ def test_a_put_whose_answer_is_lost_is_not_sent_again_before_it_was_looked_for(
     assert numbers(saver) == ([0, 1, 2] if is_there else [0, 1])
     puts(saver, range(3, 5), head)
     assert count(saver) == 4 + is_there
+    assert store.problems(saver) == []
+
+
+def test_a_hidden_checkpoint_that_is_put_again_is_seen_and_counted(
+    saver: MongoDBSaver, store: MongoStore
+) -> None:
+    """One from which a `DeltaChannel` is rebuilt, though it was trimmed."""
+    graph = SHAPES["deltas"].build(saver)
+    for given in SHAPES["deltas"].inputs:
+        graph.invoke(given, config())
+    before = list(saver.list(config()))
+    saver.trim("thread", 1)
+    hidden = {row["checkpoint_id"] for row in store.collection.find({"hidden": True})}
+    again = next(item for item in before if item.checkpoint["id"] in hidden)
+    versions = again.checkpoint["channel_versions"]
+    saver.put(again.parent_config or config(), again.checkpoint, again.metadata, versions)
+    found = saver.get_tuple(again.config)
+    assert found is not None
+    assert value_of(found) == value_of(again)
+    assert count(saver) == 2
     assert store.problems(saver) == []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from checking import id_of, put
-from forkpoint import SqliteSaver
+from forkpoint import SqliteSaver, ThreadBusy
 from forkpoint.archive.parts import Numbering
 from forkpoint.transfer import TransferProgress, TransferReport, import_threads
 from officials import official
@@ -103,3 +103,29 @@ def test_copies_are_compared_after_chunks_were_forgotten(
     monkeypatch.setattr(Numbering.__init__, "__defaults__", (3,))
     assert import_threads(source, copy, kind="forkpoint", verify=True).is_complete
     assert tuples(copy) == tuples(source)
+
+
+def test_a_thread_that_is_written_to_while_it_is_compared_fails_and_no_other(
+    source: SqliteSaver, copy: SqliteSaver
+) -> None:
+    for name in ("changed", "deleted", "replaced", "steady"):
+        messages(source, name, 22)
+    assert import_threads(source, copy, kind="forkpoint").is_complete
+    changes = {
+        "changed": lambda: messages(source, "changed", 1),
+        "deleted": lambda: copy.delete_thread("deleted"),
+        "replaced": lambda: (copy.delete_thread("replaced"), messages(copy, "replaced", 1)),
+    }
+
+    def change(progress: TransferProgress) -> None:
+        if progress.is_verifying:
+            changes.pop(progress.thread_id, lambda: None)()
+
+    report = import_threads(source, copy, kind="forkpoint", verify=True, on_progress=change)
+    assert {name: type(error) for name, error in report.failed.items()} == {
+        "changed": ThreadBusy,
+        "replaced": ThreadBusy,
+    }
+    differing = {difference.thread_id for difference in report.differences}
+    assert "deleted" in differing
+    assert "steady" not in differing

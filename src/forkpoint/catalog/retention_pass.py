@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from langgraph.checkpoint.base import CheckpointTuple
 
 from forkpoint.archive.file import ArchiveFile
-from forkpoint.archive.reading import ThreadChanged, read_thread
+from forkpoint.archive.reading import read_thread
 from forkpoint.catalog.criteria import Criteria, matches
 from forkpoint.catalog.heads import thread_of
 from forkpoint.catalog.leases import Lease, LeaseRequest
@@ -279,8 +279,8 @@ class _Pass:
             outcome = archive(thread, _checkpoints_of(self._context, thread.thread_id))
             if inspect.isawaitable(outcome):
                 raise TypeError("the archive callback must not be async: nobody awaits it")
-        except ThreadChanged:
-            return False  # somebody writes to it without a lease
+        except Stale:
+            return False  # somebody writes to it without a lease, or deletes it
         except Exception as error:  # noqa: BLE001 - it is reported, and the thread stays
             self._failed[thread.thread_id] = error
             return False

@@ -200,7 +200,7 @@ def steps_with_log(
         idx = entry.get("idx", 0)
         if preparation.is_repeated:
             if not preparation.is_counted and not is_receipt(idx):
-                match["visible"] = {"$ne": True}
+                match |= {"family": entry["family"], "visible": {"$ne": True}}
             steps.append(Step("row", replace_one(match, entry, upsert=True)))
         elif replaces(idx):
             # Else others may know what it leads to.

@@ -8,8 +8,8 @@ from functools import partial
 
 from forkpoint.archive.file import ArchiveFile
 from forkpoint.archive.parts import CheckpointPart, Part
-from forkpoint.archive.reading import ThreadChanged
 from forkpoint.errors import ForkpointError, ThreadBusy
+from forkpoint.storage.interface import Stale
 from forkpoint.transfer.importing import Done
 from forkpoint.transfer.own import OwnSource
 from forkpoint.transfer.reports import TransferReport
@@ -37,7 +37,7 @@ def _archive(source: OwnSource, file: ArchiveFile, thread_id: str, done: Done) -
         read: Counter[str] = Counter()
         try:
             file.append(_counted(source.parts(thread_id), read, note), encrypt, sync=False)
-        except ThreadChanged:
+        except Stale:
             continue
         done.checkpoints += read["checkpoints"]
         done.writes += read["writes"]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from forkpoint import inputs
 from forkpoint.archive.parts import CheckpointPart, ChunkPart, Part, ThreadPart
-from forkpoint.archive.reading import ThreadChanged, read_thread
+from forkpoint.archive.reading import read_thread
 from forkpoint.errors import (
     ForkpointError,
     ThreadBusy,
@@ -21,6 +21,7 @@ from forkpoint.operations.context import Context
 from forkpoint.operations.places import config_of
 from forkpoint.operations.read import get_tuple
 from forkpoint.runtime.runner import Runner
+from forkpoint.storage.interface import Stale
 from forkpoint.storage.plan import Place
 from forkpoint.transfer import target as arriving
 from forkpoint.transfer.checks import check_checkpoint
@@ -113,6 +114,10 @@ def import_all(source: Source, target: Target, done: Done, *, verify: bool) -> T
                 _verify(source, target, thread_id, done)
         except ForkpointError as error:
             done.failed[thread_id] = error
+        except Stale:
+            done.failed[thread_id] = ThreadBusy(
+                f"thread {thread_id!r} was written to while it was compared; compare it again later"
+            )
         done.show(thread_id)
     return done.report()
 
@@ -121,7 +126,7 @@ def _import(source: Source, target: Target, thread_id: str, done: Done) -> None:
     for _ in range(_ATTEMPTS):
         try:
             written = _import_once(source, target, thread_id, done)
-        except ThreadChanged:
+        except Stale:
             continue
         if written:
             done.threads += 1

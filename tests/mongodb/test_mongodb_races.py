@@ -1,0 +1,157 @@
+"""What others do just before a command is sent, where there are no transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo.monitoring import CommandStartedEvent
+
+from checking import config, counts_of, put
+from commands import Started
+from forkpoint import (
+    MongoDBSaver,
+    RetentionPolicy,
+    SqliteSaver,
+    StorageBusy,
+    ThreadCatalog,
+    ThreadNotFound,
+)
+from forkpoint.transfer import archive_threads, restore_threads
+from stores import MongoStore
+from transferring import messages, tuples
+
+Sent = Callable[[CommandStartedEvent], bool]
+
+
+@contextmanager
+def interrupted(
+    store: MongoStore, is_meant: Sent, act: Callable[[], object]
+) -> Iterator[tuple[MongoDBSaver, list[bool]]]:
+    """Open a saver, and yield it and a list: something is done before a command, if it is empty."""
+    acted = [True]
+
+    def before(event: CommandStartedEvent) -> None:
+        if not acted and is_meant(event):
+            acted.append(True)
+            act()
+
+    with store.saver(event_listeners=[Started(before)]) as saver:
+        yield saver, acted  # type: ignore[misc]
+
+
+def asks_for_extent(event: CommandStartedEvent) -> bool:
+    last = event.command.get("pipeline", [{}])[-1]
+    return bool(last.get("$project", {}).keys() == {"checkpoint_count", "removals"})
+
+
+@pytest.mark.parametrize("by", ["archive_threads", "retention"])
+def test_a_thread_that_is_deleted_as_it_is_archived_keeps_no_other_from_it(
+    by: str, mongo_store: MongoStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "archive.jsonl"
+    with mongo_store.saver() as other:
+        for name in ("a", "b"):
+            messages(other, name, 2)
+        mongo_store.be_old("updated_at")
+
+        def delete() -> None:
+            other.delete_thread("a")
+
+        with interrupted(mongo_store, asks_for_extent, delete) as (saver, acted):
+            saver.get_tuple(config("b"))
+            acted.clear()
+            if by == "archive_threads":
+                report = archive_threads(saver, path)
+                failed = {name: type(error) for name, error in report.failed.items()}
+                assert failed == {"a": ThreadNotFound}
+                assert report.threads == 1
+            else:
+                idle = RetentionPolicy(max_idle=timedelta(seconds=1))
+                done = ThreadCatalog(saver).apply_retention(idle, archive=path)
+                assert "b" in done.deleted
+                assert not done.failed
+            assert acted
+        assert "a" not in counts_of(other)
+        assert mongo_store.problems(other) == []
+    with SqliteSaver(tmp_path / "restored.db") as restored:
+        assert restore_threads(restored, path).is_complete
+        assert len(tuples(restored, "b")) == 2
+
+
+WORK: dict[str, Callable[[Any], object]] = {
+    "delete_thread": lambda saver: saver.delete_thread("thread"),
+    "trim": lambda saver: saver.trim("thread", 1),
+    "copy_thread": lambda saver: saver.copy_thread("thread", "copy"),
+}
+
+
+def names_lock(event: CommandStartedEvent) -> bool:
+    return event.command_name == "update" and "lock.by" in event.command["updates"][0]["q"]
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_who_loses_the_lock_of_a_thread_does_nothing_more(
+    work: str, mongo_store: MongoStore
+) -> None:
+    """Another process has taken it for one that has stopped, and is done."""
+
+    def lose() -> None:
+        mongo_store.collection.update_one({"lock": {"$ne": None}}, {"$set": {"lock": None}})
+
+    with interrupted(mongo_store, names_lock, lose) as (saver, acted):
+        messages(saver, "thread", 3)
+        expected = tuples(saver)
+        acted.clear()
+        with pytest.raises(StorageBusy, match="took too long"):
+            WORK[work](saver)
+        assert tuples(saver) == expected
+        assert counts_of(saver) == {"thread": 3}
+        WORK[work](saver)
+        left = {"delete_thread": {}, "trim": {"thread": 1}, "copy_thread": {"thread": 3, "copy": 3}}
+        assert counts_of(saver) == left[work]
+        assert mongo_store.problems(saver, after_crash=True) == []
+
+
+def test_a_sweep_that_loses_the_lock_of_a_thread_looks_at_it_again(mongo_store: MongoStore) -> None:
+    def lose() -> None:
+        mongo_store.collection.update_one({"lock": {"$ne": None}}, {"$set": {"lock": None}})
+
+    with interrupted(mongo_store, names_lock, lose) as (saver, acted):
+        messages(saver, "thread", 3)
+        mongo_store.be_old("updated_at")
+        acted.clear()
+        catalog = ThreadCatalog(saver)
+        idle = RetentionPolicy(max_idle=timedelta(seconds=1))
+        first = catalog.apply_retention(idle).deleted
+        assert acted
+        assert first + catalog.apply_retention(idle).deleted == ("thread",)
+        assert counts_of(saver) == {}
+        assert mongo_store.problems(saver) == []
+
+
+def test_two_that_go_on_with_a_thread_whose_maker_ended_make_one(mongo_store: MongoStore) -> None:
+    with mongo_store.saver() as maker:
+        put(maker, {"n": 0})
+    key = mongo_store.thread("thread").key
+    mongo_store.collection.delete_many({"$or": [{"_id": key}, {"thread": key}]})
+
+    def makes_record(event: CommandStartedEvent) -> bool:
+        updates = event.command.get("updates", ())
+        return any(update["q"].get("_id") == key for update in updates)
+
+    with mongo_store.saver() as other:
+
+        def make() -> None:
+            put(other, {"n": 1})
+
+        with interrupted(mongo_store, makes_record, make) as (saver, acted):
+            acted.clear()
+            put(saver, {"n": 2})
+            assert acted
+            assert counts_of(saver) == {"thread": 2}
+            assert mongo_store.problems(saver) == []
