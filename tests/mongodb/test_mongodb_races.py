@@ -19,6 +19,7 @@ from forkpoint import (
     SqliteSaver,
     StorageBusy,
     ThreadCatalog,
+    ThreadFilter,
     ThreadNotFound,
 )
 from forkpoint.transfer import archive_threads, restore_threads
@@ -154,4 +155,37 @@ def test_two_that_go_on_with_a_thread_whose_maker_ended_make_one(mongo_store: Mo
             put(saver, {"n": 2})
             assert acted
             assert counts_of(saver) == {"thread": 2}
+            assert mongo_store.problems(saver) == []
+
+
+@pytest.mark.parametrize(("change", "line"), [("trim", ["fork", "parent"]), ("delete", ["fork"])])
+def test_a_fork_is_restored_though_its_parent_is_changed_meanwhile(
+    change: str, line: list[str], mongo_store: MongoStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "archive"
+    with mongo_store.saver() as other:
+        messages(other, "parent", 3)
+        other.fork("parent", new_thread_id="fork")
+        expected = tuples(other, "fork")
+        archive_threads(other, path, ThreadFilter(ids=["fork"]))
+        other.purge("fork")
+
+        def makes_fork(event: CommandStartedEvent) -> bool:
+            changes = [update["u"] for update in event.command.get("updates", ())]
+            made = [one["$setOnInsert"] for one in changes if "$setOnInsert" in one]
+            return any(one.get("thread_id") == "fork" for one in made)
+
+        def act() -> None:
+            if change == "trim":
+                other.trim("parent", 1)
+            else:
+                other.delete_thread("parent")
+
+        with interrupted(mongo_store, makes_fork, act) as (saver, acted):
+            acted.clear()
+            report = restore_threads(saver, path)
+            assert acted
+            assert not report.failed
+            assert tuples(saver, "fork") == expected
+            assert [entry.thread_id for entry in saver.lineage("fork")] == line
             assert mongo_store.problems(saver) == []

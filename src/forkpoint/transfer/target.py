@@ -8,7 +8,6 @@ with its writes, in the order in which they were made. In the end the record say
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from forkpoint.archive.parts import (
 )
 from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.entries import Entry, pack_entry, split_refs
-from forkpoint.encoding.hashing import new_salt
+from forkpoint.encoding.hashing import Hashing, new_salt
 from forkpoint.encoding.manifest import Manifest, pack_manifest
 from forkpoint.errors import CorruptChunk, StorageBusy, ThreadDeleted, ThreadExists
 from forkpoint.filters import stored_value_terms
@@ -37,6 +36,7 @@ from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.plan import Place, Plan
 from forkpoint.storage.receipts import is_receipt, replaces
 from forkpoint.storage.record_checksums import check_record, checksums_with_description
+from forkpoint.storage.retry import attempts, busy
 from forkpoint.storage.row_checksums import (
     checkpoint_receipt,
     with_checksum,
@@ -57,8 +57,6 @@ from forkpoint.transfer.checks import check_chunks, check_thread
 
 MARK = "__forkpoint_incoming"
 """The key in the metadata of a thread that is not complete. Nobody else may use such keys."""
-
-_ATTEMPTS = 20  # to write to a thread that others change at the same moment
 
 
 class Arrival(NamedTuple):
@@ -128,9 +126,10 @@ def begin(
     hashing = context.prepare().hashing
     owner = part.owner if context.owner is None else context.owner
     described = Description(metadata=json.dumps({MARK: origin}, separators=(",", ":")))
-    for attempt in range(_ATTEMPTS):
-        time.sleep(0.001 * attempt)
+    for attempt in attempts():
         with context.storage.writing() as session:
+            if attempt and parent is not None:
+                parent = _thread_of(session, hashing, parent.thread_id, parent.created_at)
             try:
                 if parent is None:
                     if not session.records.create(thread_id, owner, described, hashing):
@@ -145,7 +144,7 @@ def begin(
             row = session.records.get(thread_id)
             if row is not None:
                 return Arrival(row.thread, is_incoming=True)
-    raise StorageBusy(f"thread {thread_id!r} could not be made: others change its family")
+    raise busy(f"the family of thread {thread_id!r} changed")
 
 
 def _empty_fork(
@@ -178,11 +177,18 @@ def parent_of(
     parent_id = renamed(parent.thread_id)  # which may ask the store
     hashing = context.prepare().hashing
     with context.storage.reading() as session:
-        row = session.records.get(parent_id)
-        if row is None or row.created_at != parent.created_at:
-            return None  # another thread has its id
-        check_record(hashing, row)
-        return row
+        return _thread_of(session, hashing, parent_id, parent.created_at)
+
+
+def _thread_of(
+    session: Session, hashing: Hashing, thread_id: str, created_at: int
+) -> ThreadRow | None:
+    """Return the record of a thread; None if there is none, or another one has its id."""
+    row = session.records.get(thread_id)
+    if row is None or row.created_at != created_at:
+        return None
+    check_record(hashing, row)
+    return row
 
 
 # Writing
@@ -344,18 +350,17 @@ class ThreadWriter:
 
     def _store(self, request: PutRequest) -> Steps[None]:
         storage, thread_id = self._context.storage, request.thread_id
-        for attempt in range(_ATTEMPTS):
+        for _ in attempts():
             try:
                 written = yield from storage.put(request._replace(expected=self._thread))
             except Stale:
                 self._look_again(request)
-                time.sleep(0.001 * attempt)
                 continue
             if written is None:
                 raise _deleted(thread_id)
             self._thread = written
             return
-        raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was written to")
+        raise busy(f"thread {thread_id!r} changed")
 
     def _look_again(self, request: PutRequest) -> None:
         """Look at a thread that is not as it was known, and at the chunks that are counted on.
@@ -411,13 +416,12 @@ def finish(
     thread_id = arrival.thread.thread_id
     if hidden:
         yield from in_turns(context.storage, lambda turns: _hide(turns, arrival.thread, hidden))
-    for attempt in range(_ATTEMPTS):
-        time.sleep(0.001 * attempt)
+    for _ in attempts():
         with context.storage.writing() as session:
             if _describe(context, session, arrival, part):
                 context.memory.forget(thread_id)
                 return
-    raise StorageBusy(f"thread {thread_id!r} changed {_ATTEMPTS} times while it was finished")
+    raise busy(f"thread {thread_id!r} changed")
 
 
 def _hide(turns: Turns, thread: ThreadRef, hidden: Collection[Place]) -> Work[None]:
