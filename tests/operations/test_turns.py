@@ -446,6 +446,17 @@ def test_a_rollback_of_a_long_thread_reads_only_its_end_and_does_the_same(
         assert store.problems(saver) == []
 
 
+def test_a_rollback_of_all_of_a_long_thread_deletes_it(
+    saver: ForkpointSaver, store: Store, short_turns: None
+) -> None:
+    head: Any = None
+    for n in range(20):
+        head = put(saver, {"n": n}, parent=head)
+    assert saver.rollback("thread", 20) is None
+    assert ThreadCatalog(saver).get("thread") is None
+    assert store.problems(saver) == []
+
+
 TRIMS: dict[str, Callable[[ForkpointSaver], Any]] = {
     "trim to 1": lambda saver: saver.trim("thread", 1),
     "trim to 2": lambda saver: saver.trim("thread", 2),

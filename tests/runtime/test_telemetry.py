@@ -166,15 +166,38 @@ def test_the_ids_of_threads_can_be_left_out(tmp_path: Path, path: Path) -> None:
     assert json.loads(done.stdout)["spans"]
 
 
+def test_what_is_not_traced_is_measured(tmp_path: Path, path: Path) -> None:
+    store = SqliteStore(path)
+    program = PROGRAM.replace("SCRIPT", store.script).replace(
+        "TracerProvider()", "TracerProvider(sampler=ALWAYS_OFF)"
+    )
+    script = "from opentelemetry.sdk.trace.sampling import ALWAYS_OFF\n" + program.replace(
+        "saver = mine\n", "saver = mine\nsaver.put_writes(head, [('c', 1), ('d', 2)], 'task')\n"
+    )
+    (tmp_path / "measured.py").write_text(script)
+    done = run_program(tmp_path / "measured.py", directory=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["spans"] == []
+    written = [
+        (attributes["db.operation.name"], value)
+        for name, attributes, value in found["points"]
+        if name == "forkpoint.rows.written"
+    ]
+    assert ("put_writes", 3) in written  # with their receipt
+
+
 WITHOUT = """
 import sys
 sys.modules["opentelemetry"] = None
-from forkpoint import SqliteSaver
+from forkpoint import SqliteSaver, ThreadCatalog
 from forkpoint.runtime.runner import WorkerRunner
 with SqliteSaver(":memory:") as saver:
     assert type(saver._runner) is WorkerRunner
     saver.setup()
     assert saver.get_tuple({"configurable": {"thread_id": "nobody"}}) is None
+    with ThreadCatalog(saver).run("thread") as lease:
+        assert lease.config["configurable"]["thread_id"] == "thread"
 """
 
 
