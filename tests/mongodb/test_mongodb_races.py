@@ -95,16 +95,26 @@ def names_lock(event: CommandStartedEvent) -> bool:
     return event.command_name == "update" and "lock.by" in event.command["updates"][0]["q"]
 
 
-@pytest.mark.parametrize("work", WORK)
+def reads_record(event: CommandStartedEvent) -> bool:
+    return event.command_name == "find" and event.command["filter"].keys() == {"_id", "family"}
+
+
+@pytest.mark.parametrize(
+    ("work", "is_meant"), [*((work, names_lock) for work in WORK), ("copy_thread", reads_record)]
+)
 def test_who_loses_the_lock_of_a_thread_does_nothing_more(
-    work: str, mongo_store: MongoStore
+    work: str, is_meant: Sent, mongo_store: MongoStore
 ) -> None:
     """Another process has taken it for one that has stopped, and is done."""
 
     def lose() -> None:
         mongo_store.collection.update_one({"lock": {"$ne": None}}, {"$set": {"lock": None}})
 
-    with interrupted(mongo_store, names_lock, lose) as (saver, acted):
+    def comes_while_it_is_locked(event: CommandStartedEvent) -> bool:
+        return is_meant(event) and mongo_store.collection.count_documents(locked) > 0
+
+    locked = {"lock": {"$ne": None}, "kind": "thread"}
+    with interrupted(mongo_store, comes_while_it_is_locked, lose) as (saver, acted):
         messages(saver, "thread", 3)
         expected = tuples(saver)
         acted.clear()
@@ -116,6 +126,26 @@ def test_who_loses_the_lock_of_a_thread_does_nothing_more(
         left = {"delete_thread": {}, "trim": {"thread": 1}, "copy_thread": {"thread": 3, "copy": 3}}
         assert counts_of(saver) == left[work]
         assert mongo_store.problems(saver, after_crash=True) == []
+
+
+@pytest.mark.parametrize("work", ["delete_thread", "trim"])
+def test_who_comes_too_late_to_remove_a_thread_is_done(work: str, mongo_store: MongoStore) -> None:
+    def takes_lock(event: CommandStartedEvent) -> bool:
+        updates = event.command.get("updates", ())
+        return any({"lock": None} in update["q"].get("$or", ()) for update in updates)
+
+    with mongo_store.saver() as other:
+
+        def delete() -> None:
+            other.delete_thread("thread")
+
+        with interrupted(mongo_store, takes_lock, delete) as (saver, acted):
+            messages(saver, "thread", 3)
+            acted.clear()
+            WORK[work](saver)
+            assert acted
+            assert counts_of(saver) == {}
+            assert mongo_store.problems(saver) == []
 
 
 def test_a_sweep_that_loses_the_lock_of_a_thread_looks_at_it_again(mongo_store: MongoStore) -> None:
