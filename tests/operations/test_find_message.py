@@ -124,6 +124,19 @@ async def test_a_message_of_a_branch_that_was_abandoned_is_not_found(api: Api) -
 
 
 @pytest.mark.on_each_backend
+async def test_a_message_is_found_in_what_a_trim_has_left(api: Api, store: Store) -> None:
+    """Though the channel is rebuilt from checkpoints that are not seen any more."""
+    graph = answering(api.saver, Delta)
+    for n in range(3):
+        graph.invoke({"messages": [HumanMessage("text", id=f"h{n}")]}, THREAD)
+    await api.trim("thread", 2)
+    left = list(api.saver.history("thread"))
+    assert len(left) == 2
+    origin = await api.find_message("thread", "h0")
+    assert (origin.first, origin.before) == (left[0], None)
+    assert await api.find_message("thread", "h3") is None
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

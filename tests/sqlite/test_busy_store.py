@@ -304,15 +304,18 @@ def test_ctrl_c_while_a_call_waits_leaves_a_saver_that_works(
 
 def test_a_put_behind_a_call_that_takes_long_gives_up_unless_it_is_being_stored(path: Path) -> None:
     with SqliteSaver(path, busy_timeout=0.05) as saver, ThreadPoolExecutor(2) as executor:
-        put(saver, {"n": 0})
+        head = put(saver, {"n": 0})
         with parts_of(saver).context.storage.reading():  # it holds the connection
+            with pytest.raises(StorageBusy, match="other calls of this process"):
+                executor.submit(saver.put_writes, head, [("c", 1)], "task").result(LIMIT)
             with pytest.raises(StorageBusy, match="other calls of this process"):
                 executor.submit(put, saver, {"n": 1}, thread_id="new").result(LIMIT)
             with pytest.raises(StorageBusy, match="other calls of this process"):
                 executor.submit(saver.get_tuple, config()).result(LIMIT)
             refused = executor.submit(saver.delete_thread, "thread")
             assert isinstance(refused.exception(LIMIT), StorageBusy)
-        assert len(list(saver.list(None))) == 1
+        (found,) = saver.list(None)
+        assert not found.pending_writes
         assert put(saver, {"n": 1}, thread_id="new")
 
 

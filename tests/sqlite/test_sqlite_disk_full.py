@@ -156,6 +156,7 @@ def test_what_the_index_has_no_room_for_is_searched_and_counted(
             assert sorted(thread_ids) == sorted({*(f"{n}" for n in range(150)), *last})
         assert len(list(catalog.search(ThreadFilter(ids=["7", "8"])))) == 2
         assert catalog.count(ThreadFilter(metadata={"none": 1})) == 0
+        assert ThreadCatalog(saver, owner="somebody").count() == 0
 
         assert [connection.execute(setting).fetchone() for setting in settings] == before
         assert catalog.bulk_delete(ThreadFilter(ids=[f"{n}" for n in range(100)])) == 100
