@@ -120,6 +120,22 @@ def test_a_lineage_that_was_damaged_is_noticed(store: Store, field: str) -> None
                 read(f"{field} of last")
 
 
+def test_a_relative_with_another_id_or_owner_is_named(store: Store) -> None:
+    with store.saver() as saver:
+        put(saver, {"n": 1}, thread_id="root")
+        saver.fork("root", new_thread_id="fork")
+        saver.fork("root", new_thread_id="other")
+        for field, value in (("thread_id", "changed"), ("owner", "changed")):
+            key, record = changed(store, "root", field, value)
+            for read in (saver.lineage, saver.family):
+                with pytest.raises(CorruptChunk, match="record of thread"):
+                    read("fork")
+            store.put_back("threads", key, record)
+        saver.delete_thread("root")  # which takes its owner out of its record
+        assert len(saver.lineage("fork")) == 2
+        assert "other" in str(saver.family("fork"))
+
+
 def test_a_lineage_in_a_circle_ends(store: Store) -> None:
     with store.saver() as saver:
         put(saver, {"n": 1}, thread_id="root")

@@ -33,6 +33,7 @@ IN_EVERY_RUN = {
     "a document": ["family", "thread_id"],
     "an id": ["label"],
     "text": ["created_at"],
+    "missing": ["thread_id", "edge", "deleted_at"],
 }
 
 

@@ -226,17 +226,19 @@ def _list_of(value: Any) -> tuple[str, ...]:
 
 
 def family_member(record: Document) -> FamilyMember:
+    """Return a member of a family; of a damaged record, one that `check_kinship` refuses."""
     checkpoints = [*record["own"], *record["parents"]]
     return FamilyMember(
         record["_id"],
-        record["thread_id"],
-        record["edge"],
-        record["parent"],
-        record["parent_checkpoint_id"],
+        record.get("thread_id"),  # type: ignore[arg-type]
+        record.get("edge"),
+        record.get("parent"),
+        record.get("parent_checkpoint_id"),
         checkpoints[0]["metadata"] if checkpoints else None,
-        record["checkpoint_count"],
-        record["created_at"],
-        record["deleted_at"],
+        record.get("checkpoint_count", False),
+        record.get("created_at", False),
+        record.get("deleted_at", False),
         record.get("salt", b""),
         record.get("checksums", b""),
+        record.get("owner"),
     )

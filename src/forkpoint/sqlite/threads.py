@@ -24,7 +24,7 @@ _MEMBER = (
     "t.key, t.thread_id, t.edge, t.parent, t.parent_checkpoint_id,"
     f" coalesce({_FORK_METADATA.format(thread='t.key')},"
     f" {_FORK_METADATA.format(thread='t.parent')}),"
-    " t.checkpoint_count, t.created_at, t.deleted_at, t.salt, t.checksums"
+    " t.checkpoint_count, t.created_at, t.deleted_at, t.salt, t.checksums, t.owner"
     " FROM forkpoint_threads AS t"
 )
 _BLANK_RECORD = (

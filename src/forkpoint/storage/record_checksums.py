@@ -52,15 +52,20 @@ def is_intact(hashing: Hashing, row: ThreadRow) -> bool:
 
 
 def check_kinship(hashing: Hashing, record: FamilyMember) -> None:
-    """Check the edge and the parent of a thread, as `check_record` does.
+    """Check the edge and the parent of a thread, and whose it is, as `check_record` does.
 
     Raises:
         CorruptChunk: It is not what was written.
     """
-    if not isinstance(record.created_at, int) or not 0 <= record.created_at < _LAST_MOMENT:
+    numbers = [record.checkpoint_count, record.created_at]
+    numbers += [] if record.deleted_at is None else [record.deleted_at]
+    is_number = all(isinstance(one, int) and not isinstance(one, bool) for one in numbers)
+    if not is_number or not 0 <= record.created_at < _LAST_MOMENT:
         raise damaged_record(record.thread_id)
     parent = record.parent if record.parent is None else str(record.parent)
     lineage = record.edge, parent, record.parent_checkpoint_id
+    if hashing.can_check and record.deleted_at is None:  # else its owner was removed
+        hashing.check_identity(record.thread_id, record.owner, record.salt, record.checksums)
     hashing.check_lineage(record.thread_id, record.salt, record.checksums, *lineage)
 
 

@@ -312,6 +312,7 @@ class FamilyMember(NamedTuple):
     deleted_at: int | None
     salt: bytes = b""
     checksums: bytes = b""
+    owner: str | None = None
 
 
 class Counts(NamedTuple):

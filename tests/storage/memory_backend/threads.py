@@ -108,6 +108,7 @@ class MemoryThreads(interface.Threads):
             thread.deleted_at,
             thread.salt,
             thread.checksums,
+            thread.owner,
         )
 
     def of_runs(self, run_ids: Sequence[str]) -> list[ThreadRef]:
