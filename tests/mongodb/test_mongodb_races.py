@@ -22,7 +22,7 @@ from forkpoint import (
     ThreadFilter,
     ThreadNotFound,
 )
-from forkpoint.transfer import archive_threads, restore_threads
+from forkpoint.transfer import archive_threads, import_threads, restore_threads
 from stores import MongoStore
 from transferring import messages, tuples
 
@@ -218,4 +218,28 @@ def test_a_fork_is_restored_though_its_parent_is_changed_meanwhile(
             assert not report.failed
             assert tuples(saver, "fork") == expected
             assert [entry.thread_id for entry in saver.lineage("fork")] == line
+            assert mongo_store.problems(saver) == []
+
+
+def test_a_record_that_is_changed_as_its_thread_is_finished_is_as_in_the_source(
+    mongo_store: MongoStore, path: Path
+) -> None:
+    def describes(event: CommandStartedEvent) -> bool:
+        return any("checksums" in update["q"] for update in event.command.get("updates", ()))
+
+    with SqliteSaver(path) as source, mongo_store.saver() as other:
+        messages(source, "thread", 2)
+        ThreadCatalog(source).update("thread", label="L", tags=["a"])
+        changed: list[Any] = []
+
+        def change() -> None:
+            changed.append(ThreadCatalog(other).update("thread", tags=["b"]))
+
+        with interrupted(mongo_store, describes, change) as (saver, acted):
+            saver.setup()
+            acted.clear()
+            report = import_threads(source, saver, kind="forkpoint", verify=True)
+            assert report.is_complete
+            assert [thread.tags for thread in changed] == [("b",)]
+            assert ThreadCatalog(saver).get("thread") == ThreadCatalog(source).get("thread")
             assert mongo_store.problems(saver) == []

@@ -356,8 +356,7 @@ class ThreadWriter:
             except Stale:
                 self._look_again(request)
                 continue
-            if written is None:
-                raise _deleted(thread_id)
+            assert written is not None  # what is too late is `Stale` where a thread is expected
             self._thread = written
             return
         raise busy(f"thread {thread_id!r} changed")
