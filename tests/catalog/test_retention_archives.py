@@ -23,6 +23,7 @@ from forkpoint import (
     Thread,
     ThreadCatalog,
 )
+from forkpoint.archive import reading
 from forkpoint.transfer import restore_threads
 from graphs import SHAPES
 from stores import SqliteStore, Store
@@ -77,6 +78,28 @@ async def test_a_trimmed_thread_is_restored_from_the_archive(
         snapshot = SHAPES["deltas"].build(saver).get_state(thread)
         assert len(list(saver.history("thread"))) == 2
     assert (snapshot.values, snapshot.next) == (expected.values, expected.next)
+
+
+@pytest.mark.in_turns
+async def test_a_thread_that_somebody_writes_to_meanwhile_stays(
+    catalog: Api, api: Api, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a lease, which would keep the archive from it."""
+    path = tmp_path / "archive.jsonl"
+    heads = {name: put(api.saver, {"n": 1}, thread_id=name) for name in ("a", "b")}
+    store.be_old("updated_at")
+    read = reading._read
+
+    def disturbed(*arguments: Any) -> Any:
+        page = read(*arguments)
+        if arguments[2].thread_id == "b":
+            put(api.saver, {"n": 2}, parent=heads["b"])
+        return page
+
+    monkeypatch.setattr(reading, "_read", disturbed)
+    result = await catalog.apply_retention(RetentionPolicy(max_idle=HOUR), archive=path)
+    assert (result.deleted, result.failed, ids(api.saver)) == (("a",), {}, {"b"})
+    assert archived_in(path) == ["a"]
 
 
 async def test_an_unreadable_thread_leaves_no_part_in_the_archive(

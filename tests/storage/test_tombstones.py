@@ -14,6 +14,7 @@ from checking import Api, checkpoint, config, id_of, put
 from forkpoint import InvalidInput, SqliteSaver, ThreadCatalog, ThreadDeleted, ThreadExists
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.sqlite.statements import Statements
 from servers import wait_until
 from stores import MongoStore, SqliteStore, Store
 
@@ -248,6 +249,24 @@ def test_a_sweep_removes_what_is_kept_of_deletions_for_too_long(
         wait_until(are_gone, "a sweep that removes tombstones")
         if not is_used_again and isinstance(store, SqliteStore):
             put(saver, {"n": 3}, parent=first)  # it is taken for a new run
+        assert store.problems(saver) == []
+
+
+def test_a_sweep_removes_all_that_is_kept_for_too_long_in_turns(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Statements, "default_turn_rows", 2)
+    store = SqliteStore(path)
+    with store.saver() as saver:
+        for n in range(5):
+            put(saver, {"n": n}, thread_id=f"t{n}")
+            saver.delete_thread(f"t{n}")
+        with store.connection() as connection:
+            connection.execute("UPDATE forkpoint_tombstones SET made_at = 1")
+        put(saver, {"n": 5})
+        saver.delete_thread("thread")
+        ThreadCatalog(saver).sweep()
+        assert len(tombstones(store)) == 1
         assert store.problems(saver) == []
 
 
