@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from checking import Api, encrypted_serde, put
+from checking import Api, config, encrypted_serde, put
 from forkpoint import CorruptChunk, InvalidInput, SafeSerializer, StorageError, ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from graphs import SHAPES
@@ -140,6 +140,17 @@ def test_a_thread_that_searches_have_lost_is_listed_again(new_store: Any) -> Non
         assert [problem.kind for problem in saver.repair().repaired] == ["index"]
         assert saver.check().is_clean
         assert [thread.thread_id for thread in catalog.search()] == ["thread"]
+
+
+def test_a_thread_that_is_deleted_meanwhile_is_not_repaired(store: Store) -> None:
+    with store.saver() as saver:
+        fill(saver, "thread")
+        fill(saver, "other")
+        store.change("threads", store.thread("thread").key, checkpoint_count=7)
+        saver.repair(on_progress=lambda _: saver.delete_thread("thread"))
+        assert saver.get_tuple(config("thread")) is None
+        assert saver.check().is_clean
+        assert store.problems(saver) == []
 
 
 def test_a_record_that_says_what_nobody_said_stays(store: Store) -> None:
