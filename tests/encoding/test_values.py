@@ -40,6 +40,8 @@ from forkpoint import (
     TypeCodec,
     UnreadableValue,
 )
+from forkpoint.caches import CacheBudget
+from forkpoint.encoding.message_cache import MessageMemo
 from forkpoint.encoding.serializer import packer_of
 from forkpoint.saver.saver import ForkpointSaver
 from stores import Store
@@ -696,12 +698,29 @@ def test_what_would_be_held_many_times_is_an_error(monkeypatch: pytest.MonkeyPat
 
 
 def test_rows_have_so_many_classes_made_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forkpoint.encoding.serializer._TYPES_MAX", -1)
+    monkeypatch.setattr("forkpoint.encoding.serializer._TYPES_MAX", 0)
 
-    name = ["value_types", "Box", [["value_types", "Level"]]]
+    name = ["value_types", "Box", [["value_types", "Holder"]]]
     packed = ormsgpack.packb(["pydantic", name, {"content": 1}, 1, None, None])
-    restored = SERDE.loads_typed(("msgpack", ormsgpack.packb(ormsgpack.Ext(40, packed))))
-    assert isinstance(restored, StoredObject)
+    stored = ("msgpack", ormsgpack.packb(ormsgpack.Ext(40, packed)))
+    serde = SafeSerializer()
+    assert isinstance(serde.loads_typed(stored), StoredObject)
+    own = Box[tuple[Holder, ...]](content=())
+    assert type(serde.loads_typed(serde.dumps_typed(own))) is type(own)
+
+
+def test_types_that_are_made_by_the_request_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forkpoint.encoding.serializer._REMEMBERED_MAX", 10)
+    serde = SafeSerializer()
+    for number in range(30):
+        kind = dataclasses.make_dataclass(f"Made{number}", ["a"])
+        assert serde.loads_typed(serde.dumps_typed(kind(1))) == kind(1)
+    assert len(serde._permitted) <= 10
+
+    monkeypatch.setattr("forkpoint.encoding.message_cache.TYPES_MAX", 10)
+    knows = MessageMemo(CacheBudget()).knows
+    assert not any(knows[type(f"Made{number}", (), {})] for number in range(30))
+    assert len(knows) <= 10
 
 
 def test_zones_go_on_to_change_their_clocks() -> None:

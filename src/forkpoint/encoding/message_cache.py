@@ -21,6 +21,7 @@ from langchain_core.messages import BaseMessage
 
 from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget
 from forkpoint.encoding.builtin_values import PLAIN_ONLY, holds_buffer, holds_bytes, may_hold_bytes
+from forkpoint.encoding.contents import TYPES_MAX
 from forkpoint.encoding.pydantic_values import set_extra, set_fields, set_given_names, set_private
 
 _MESSAGE_BYTES = 150  # what a message of a run takes beside its fields
@@ -28,9 +29,11 @@ _MESSAGE_BYTES = 150  # what a message of a run takes beside its fields
 
 class _Classes(dict[type, bool]):
     def __missing__(self, kind: type) -> bool:
-        known = issubclass(kind, BaseMessage) and kind.__module__.startswith(
+        known = issubclass(kind, BaseMessage) and str(kind.__module__).startswith(
             "langchain_core.messages."
         )
+        if len(self) >= TYPES_MAX:
+            self.clear()
         self[kind] = known
         return known
 

@@ -14,12 +14,9 @@ from forkpoint.encoding.builtin_values import PLAIN_ONLY, holds_buffer
 from forkpoint.encoding.contents import CannotStore, Described, attributes_of
 from forkpoint.encoding.langgraph_values import DELTA_SNAPSHOT, DeltaSnapshot
 from forkpoint.encoding.stored_object import StoredObject, stored_as
-from forkpoint.encoding.type_codecs import TypeCodec
+from forkpoint.encoding.type_codecs import CUSTOM, TypeCodec
 from forkpoint.errors import NotStorable
 from forkpoint.untrusted import characters, shown
-
-CUSTOM = 41
-"""The extension code of a type of `types=`: an array of its name, and what was made of a value."""
 
 _PIECEWISE = PLAIN_ONLY | ormsgpack.OPT_NON_STR_KEYS
 _KEYS = frozenset({str, int, float, bool, bytes, type(None)})  # that a map can hold

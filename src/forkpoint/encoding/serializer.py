@@ -23,7 +23,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import ormsgpack  # a dependency of langgraph-checkpoint
@@ -39,9 +39,9 @@ from forkpoint.encoding import (
     object_values,
     type_names,
 )
-from forkpoint.encoding.packing import CUSTOM, Packer
-from forkpoint.encoding.stored_object import StoredObject
-from forkpoint.encoding.type_codecs import Alias, TypeCodec, entries_of
+from forkpoint.encoding.packing import Packer
+from forkpoint.encoding.stored_object import StoredObject, outline_of
+from forkpoint.encoding.type_codecs import CUSTOM, Alias, TypeCodec, entries_of
 from forkpoint.encoding.type_names import TypeName
 from forkpoint.errors import ForkpointError, InvalidInput, UnreadableValue
 from forkpoint.options import choice
@@ -53,7 +53,8 @@ _IMPORTABLE = re.compile(
     r"|pathlib\._local"
 )
 
-_TYPES_MAX = 1000  # beside the framework's: of rows that are forged, each could name another
+_TYPES_MAX = 1000  # generics made by rows: of those that are forged, each could name another
+_REMEMBERED_MAX = 4096  # names: some programs make types by the request
 
 _DEEPEST = 400  # more than is written
 _LARGE = 64 * 1024  # bytes of an object, from which on it counts how often it is held
@@ -154,6 +155,7 @@ class SafeSerializer(JsonPlusSerializer):
         self._packer = Packer(self._codecs.values(), self._allows)
         self._framework: dict[TypeName, type] = {}
         self._permitted: dict[TypeName, type] = {}
+        self._generics: set[TypeName] = set()
         self._warned: set[str] = set()
         self._thread = _Thread()
 
@@ -301,7 +303,7 @@ class SafeSerializer(JsonPlusSerializer):
 
     def _stand_in(self, code: int, fields: Any, content: bytes, reason: Exception) -> StoredObject:
         """Return what stands for an object that cannot be restored."""
-        outline = _outline_of(code, fields)
+        outline = outline_of(code, fields)
         if isinstance(reason, UnreadableValue) and (outline is None or self._unknown == "raise"):
             raise reason
         if outline is None:
@@ -313,6 +315,8 @@ class SafeSerializer(JsonPlusSerializer):
                 f"{type(reason).__name__}: {reason}"
             ) from reason
         if name not in self._warned:
+            if len(self._warned) >= _REMEMBERED_MAX:
+                self._warned = set()
             self._warned.add(name)
             _log.warning("%s is stored, and comes back as a StoredObject: %s", name, reason)
         return StoredObject(name, attributes, value, code, content)
@@ -358,6 +362,8 @@ class SafeSerializer(JsonPlusSerializer):
                 f"does not allow it; allow it with {how}"
             )
         is_ever = is_importable and name[:2] not in self._aliases
+        if len(self._permitted) >= _REMEMBERED_MAX:
+            self._permitted = {}
         (self._framework if is_ever else self._permitted)[name] = kind
         return kind
 
@@ -365,8 +371,10 @@ class SafeSerializer(JsonPlusSerializer):
         """Return the type that a name means here, aliases considered."""
         if len(name) == 2:
             return self._find_class(name)
-        if len(self._permitted) > _TYPES_MAX:
-            return None  # made by rows: Pydantic makes a class of each
+        if name not in self._generics:
+            if len(self._generics) >= _TYPES_MAX:  # Pydantic makes a class of each
+                return None if self._aliases else type_names.seen(name)
+            self._generics.add(name)
         return type_names.generic(name, self._find_class)
 
     def _find_class(self, name: TypeName) -> type | None:
@@ -390,39 +398,6 @@ def packer_of(serde: SafeSerializer) -> Packer:
 
 def _is_value(kind: type) -> bool:
     return kind in builtin_values.DESCRIBERS
-
-
-def _outline_of(code: int, fields: Any) -> tuple[str, Mapping[str, Any], Any] | None:
-    """Return the name of a stored object's type, its fields, and its value; None if it is none."""
-    try:
-        if code == object_values.OBJECT:
-            kind, name, *content = fields
-            attributes, value = object_values.KINDS[kind].show(content)
-            return type_names.text(type_names.from_stored(name)), dict(attributes), value
-        if code == CUSTOM:
-            name, value = fields
-            return str(name), {}, value
-        if code == array_values.ARRAY:
-            return str(fields[0]), {}, fields[1:]
-        if code == builtin_values.VALUE:
-            return str(fields[0]), {}, fields[1]
-        if code in _COLLECTIONS and type(fields) is list:
-            return _COLLECTIONS[code], {}, fields
-        if langgraph_values.names_a_type(code, fields):
-            attributes = fields[2] if isinstance(fields[2], dict) else {}
-            if all(isinstance(key, str) for key in attributes):
-                return f"{fields[0]}.{fields[1]}", attributes, fields[2]
-    except (ValueError, TypeError, KeyError, IndexError, UnreadableValue):
-        return None
-    return None
-
-
-_COLLECTIONS = {
-    builtin_values.SET: "builtins.set",
-    builtin_values.FROZENSET: "builtins.frozenset",
-    builtin_values.ITEMS: "builtins.dict",
-}
-"""Of elements that may be equal to others in one process only."""
 
 
 def _is_interrupt(failure: Exception) -> bool:

@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from forkpoint.encoding import (
+    array_values,
+    builtin_values,
+    langgraph_values,
+    object_values,
+    type_names,
+)
+from forkpoint.encoding.type_codecs import CUSTOM
+from forkpoint.errors import UnreadableValue
+
 
 class StoredObject(dict[str, Any]):
     """An object as it was stored: its fields, and the name of its type. It cannot be changed.
@@ -67,3 +77,36 @@ class StoredObject(dict[str, Any]):
 def stored_as(value: StoredObject) -> tuple[int, bytes]:
     """Return the extension code of a stored object, and its content."""
     return value._key()
+
+
+def outline_of(code: int, fields: Any) -> tuple[str, Mapping[str, Any], Any] | None:
+    """Return the name of a stored object's type, its fields, and its value; None if it is none."""
+    try:
+        if code == object_values.OBJECT:
+            kind, name, *content = fields
+            attributes, value = object_values.KINDS[kind].show(content)
+            return type_names.text(type_names.from_stored(name)), dict(attributes), value
+        if code == CUSTOM:
+            name, value = fields
+            return str(name), {}, value
+        if code == array_values.ARRAY:
+            return str(fields[0]), {}, fields[1:]
+        if code == builtin_values.VALUE:
+            return str(fields[0]), {}, fields[1]
+        if code in _COLLECTIONS and type(fields) is list:
+            return _COLLECTIONS[code], {}, fields
+        if langgraph_values.names_a_type(code, fields):
+            attributes = fields[2] if isinstance(fields[2], dict) else {}
+            if all(isinstance(key, str) for key in attributes):
+                return f"{fields[0]}.{fields[1]}", attributes, fields[2]
+    except (ValueError, TypeError, KeyError, IndexError, UnreadableValue):
+        return None
+    return None
+
+
+_COLLECTIONS = {
+    builtin_values.SET: "builtins.set",
+    builtin_values.FROZENSET: "builtins.frozenset",
+    builtin_values.ITEMS: "builtins.dict",
+}
+"""Of elements that may be equal to others in one process only."""

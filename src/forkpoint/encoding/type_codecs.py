@@ -10,6 +10,9 @@ from typing import Any
 from forkpoint import untrusted
 from forkpoint.errors import InvalidInput
 
+CUSTOM = 41
+"""The extension code of a type of `types=`: an array of its name, and what was made of a value."""
+
 
 @dataclass(frozen=True)
 class TypeCodec:

@@ -183,9 +183,14 @@ def text(name: TypeName) -> str:
 # The types of names
 
 
+def seen(name: TypeName) -> type | None:
+    """Return the type of this name that this process has stored values of."""
+    return _seen.get(name)
+
+
 def find(name: TypeName) -> type | None:
     """Return the type that a name means in this process, if it is known here."""
-    known = _seen.get(name)
+    known = seen(name)
     if known is not None:
         return known
     if len(name) == 2:
