@@ -5,14 +5,17 @@ from __future__ import annotations
 import collections
 import dataclasses
 import datetime
+import gc
 import io
 import ipaddress
+import sys
 import types
 import warnings
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
 from enum import Enum
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 import attrs
 import numpy
@@ -22,10 +25,12 @@ import pydantic_core
 import pytest
 
 from forkpoint import NotStorable, SafeSerializer, TypeCodec
+from forkpoint.encoding import contents, object_values, type_names
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 from value_types import is_same
 
 SERDE = SafeSerializer()
+T = TypeVar("T")
 
 
 def back(value: Any) -> Any:
@@ -115,6 +120,86 @@ def test_a_class_may_say_anything_of_its_module(module: Any, is_error: bool) -> 
     kind: Any = type("E", (Exception,), {}) if is_error else dataclasses.make_dataclass("D", ["a"])
     kind.__module__ = module
     assert type(back(kind(1))) is kind
+
+
+# Classes that are made again
+
+CELL = """
+import dataclasses, pydantic, typing
+T = typing.TypeVar("T")
+
+@dataclasses.dataclass
+class Row:
+    a: int = 1
+
+class Outer:
+    class Inner(pydantic.BaseModel):
+        a: int = 1
+
+class Box(pydantic.BaseModel, typing.Generic[T]):
+    a: T
+"""
+
+
+def test_a_cell_that_has_run_again_says_which_classes_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also before anything of the new ones was stored: a thread goes on with what it has."""
+    notebook = types.ModuleType("notebook")
+    monkeypatch.setitem(sys.modules, "notebook", notebook)
+
+    def kinds() -> list[Any]:
+        exec(CELL, vars(notebook))
+        made: Any = notebook
+        return [made.Row, made.Outer.Inner, made.Box[int]]
+
+    serde = SafeSerializer()
+    values = [kind(a=1) for kind in kinds()]
+    stored = serde.dumps_typed(values)
+    assert list(map(type, serde.loads_typed(stored))) == list(map(type, values))
+    again = kinds()
+    assert list(map(type, serde.loads_typed(stored))) == again
+    assert list(map(type, SafeSerializer().loads_typed(stored))) == again
+
+
+def test_a_class_is_known_again_after_one_of_its_name_is_gone() -> None:
+    def made() -> Any:
+        class Local(Exception):  # of exceptions, least is remembered
+            pass
+
+        return Local
+
+    old, newer, newest = made(), made(), made()
+    stored = SERDE.dumps_typed([old(1)])
+    SafeSerializer().dumps_typed([newer(1)])
+    SafeSerializer().dumps_typed([newest(1)])
+    assert type(SafeSerializer().loads_typed(stored)[0]) is newest
+    contents._layout_of.cache_clear()
+    object_values.fits.cache_clear()
+    del newest
+    gc.collect()
+    assert type(SafeSerializer().loads_typed(stored)[0]) is newer
+
+
+class Registry(type):
+    def __len__(cls) -> int:
+        return 0
+
+
+@dataclasses.dataclass
+class Registered(metaclass=Registry):
+    a: int
+
+
+class Of(pydantic.BaseModel, Generic[T]):
+    a: T
+
+
+def test_a_class_may_be_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [Registered(1), Of[Registered](a=Registered(1)), Of[list[Registered]](a=[])]
+    stored = SERDE.dumps_typed(values)
+    monkeypatch.setattr(type_names, "_seen", WeakValueDictionary())
+    assert SafeSerializer().loads_typed(stored) == values
 
 
 # Fields where a base class computes something

@@ -323,7 +323,7 @@ class SafeSerializer(JsonPlusSerializer):
 
     def _resolve(self, module: str, name: str) -> type:
         target = self._framework.get((module, name))
-        return target or self._class((module, name))
+        return self._class((module, name)) if target is None else target
 
     def _class(self, name: TypeName) -> type:
         """Return the type that a row names, if it may be restored.
@@ -335,7 +335,7 @@ class SafeSerializer(JsonPlusSerializer):
         if permitted is None:
             return self._target(name)
         # A class may be made again under its name: a notebook's, say.
-        is_current = name in self._aliases or type_names.find(name) is permitted
+        is_current = name in self._aliases or type_names.is_current(name, permitted)
         return permitted if is_current else self._target(name)
 
     def _target(self, name: TypeName) -> type:
@@ -388,7 +388,8 @@ class SafeSerializer(JsonPlusSerializer):
                 importlib.import_module(module)
             except ImportError as error:
                 raise UnreadableValue(f"{module} cannot be imported: {error}") from error
-        return type_names.find(name) or type_names.find_nested(name)
+        found = type_names.find(name)
+        return type_names.find_nested(name) if found is None else found
 
 
 def packer_of(serde: SafeSerializer) -> Packer:

@@ -14,6 +14,7 @@ import re
 import sys
 import types
 import typing
+import weakref
 from collections.abc import Callable, Mapping
 from functools import reduce
 from hashlib import sha256
@@ -32,6 +33,9 @@ _DEPTH_MAX = 16
 
 _seen: WeakValueDictionary[TypeName, type] = WeakValueDictionary()
 """The types that this process has stored values of, wherever they were made."""
+_hidden: dict[TypeName, tuple[weakref.ref[type], ...]] = {}
+"""Those of which another one of the same name was stored later."""
+_HIDDEN_MAX = 8  # of one name
 
 
 # The names of types
@@ -45,8 +49,24 @@ def is_class(value: object) -> bool:
 def name_of(kind: type) -> TypeName:
     """Return the name of a type. From now on this process finds the type under it."""
     name = _name_of(kind)
+    known = _seen.get(name)
+    if known is not None and known is not kind:
+        others = [each for each in _hidden.get(name, ()) if each() is not kind]
+        _hidden[name] = (*others[1 - _HIDDEN_MAX :], weakref.ref(known))
+        weakref.finalize(kind, _uncover, name).atexit = False
     _seen[name] = kind
     return name
+
+
+def _uncover(name: TypeName) -> None:
+    """Find, under the name of a type that is gone, the one that it hid."""
+    if _seen.get(name) is not None:
+        return
+    hidden = [kind for each in _hidden.pop(name, ()) if (kind := each()) is not None]
+    if hidden:
+        _seen[name] = hidden.pop()
+    if hidden:
+        _hidden[name] = tuple(map(weakref.ref, hidden))
 
 
 def _name_of(kind: type) -> TypeName:
@@ -190,12 +210,28 @@ def seen(name: TypeName) -> type | None:
 
 def find(name: TypeName) -> type | None:
     """Return the type that a name means in this process, if it is known here."""
-    known = seen(name)
-    if known is not None:
-        return known
+    known = _seen.get(name)
+    if len(name) > 2:
+        is_current = known is not None and find(name[:2]) is _origin_of(known)
+        return known if is_current else generic(name, find)
+    bound = None if "<locals>" in name[1] else _find_class(*name)
+    if bound is None or known is None or bound is known:
+        return bound if known is None else known
+    # Made again since, in a notebook say: unless it is another one that is just called so there.
+    return bound if _name_of(bound) == name else known
+
+
+def is_current(name: TypeName, kind: type) -> bool:
+    """Return whether a name still means a type that it has meant."""
     if len(name) == 2:
-        return _find_class(*name)
-    return generic(name, find)
+        module = sys.modules.get(name[0])
+        if type(module) is types.ModuleType and module.__dict__.get(name[1]) is kind:
+            return True
+    return find(name) is kind
+
+
+def _origin_of(kind: type) -> Any:
+    return vars(kind)["__pydantic_generic_metadata__"]["origin"]
 
 
 def _find_class(module: str, qualified: str) -> type | None:
@@ -239,7 +275,7 @@ def _argument(name: TypeName, class_of: Callable[[TypeName], type | None]) -> An
     if name in _NO_CLASSES:
         return _NO_CLASSES[name]
     if len(name) == 2:
-        return class_of(name) or _MISSING
+        return _given(class_of(name))
     module, qualified, inner = name
     if (module, qualified) == ("typing", "Literal"):
         return typing.Literal[tuple(_literal(*each) for each in inner)]
@@ -252,8 +288,13 @@ def _argument(name: TypeName, class_of: Callable[[TypeName], type | None]) -> An
         return getattr(typing, qualified)[arguments] if qualified in _TYPING else _MISSING
     origin = class_of((module, qualified))
     if origin is None or "__pydantic_generic_metadata__" in vars(origin):
-        return generic(name, class_of) or _MISSING
+        return _given(generic(name, class_of))
     return types.GenericAlias(origin, arguments)
+
+
+def _given(kind: type | None) -> Any:
+    """Return a type, or `_MISSING`. Its metaclass may say that it is false."""
+    return _MISSING if kind is None else kind
 
 
 def _literal(_: str, text: str, *rest: Any) -> Any:
