@@ -175,3 +175,6 @@ def test_nothing_is_removed_if_it_cannot_be_written_down(store: Store, tmp_path:
                 saver.repair(quarantine=bad)  # type: ignore[arg-type]
         with pytest.raises(InvalidInput):
             saver.repair(dry_run=1)  # type: ignore[arg-type]
+        assert len(saver.repair(quarantine=tmp_path / "file").repaired) == 1
+        assert saver.check().is_clean
+        assert store.count("checkpoints") == 3
