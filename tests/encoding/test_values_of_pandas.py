@@ -16,7 +16,7 @@ PARIS = ZoneInfo("Europe/Paris")
 TIMES = [
     pandas.Timestamp("2024-01-01 00:00:00.123456789"),
     pandas.Timestamp("2024-01-01", tz=PARIS),
-    pandas.Timestamp(2024, 10, 27, 2, 30, tz=PARIS, fold=1),
+    pandas.Timestamp(year=2024, month=10, day=27, hour=2, minute=30, tz=PARIS, fold=1),
     pandas.Timestamp("2024-01-01").as_unit("s"),
     pandas.Timestamp.max,
     pandas.Timedelta(1, "ns"),
