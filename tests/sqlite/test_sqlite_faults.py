@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -191,3 +194,67 @@ def test_a_copy_that_was_taken_for_abandoned_is_begun_anew(
         saver.copy_thread("thread", "copy")
         assert len(list(saver.list(config("copy")))) == 20
         assert store.problems(saver) == []
+
+
+READER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN")
+connection.execute("SELECT * FROM forkpoint_threads").fetchall()
+print("it reads", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_file_that_was_replaced_is_opened_when_nobody_reads_the_old_one(path: Path) -> None:
+    """For its log has the name that that of the new one is to have."""
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 1})
+        backup = path.with_name("backup.db")
+        with (
+            contextlib.closing(sqlite3.connect(path)) as source,
+            contextlib.closing(sqlite3.connect(backup)) as target,
+        ):
+            source.backup(target)
+        put(saver, {"n": 2})
+        command = [sys.executable, "-c", READER, str(path)]
+        with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "it reads\n"
+            put(saver, {"n": 3})
+            os.rename(backup, path)
+            for _ in range(2):
+                with pytest.raises(StorageBusy, match="was replaced while another process reads"):
+                    put(saver, {"n": 4})
+            process.communicate("")
+        assert value_of(saver.get_tuple(config())) == {"n": 1}
+        put(saver, {"n": 5})
+    with SqliteSaver(path) as other:
+        assert value_of(other.get_tuple(config())) == {"n": 5}
+        assert SqliteStore(path).problems(other) == []
+
+
+def test_what_is_stored_in_a_file_that_is_just_replaced_is_stored_again(path: Path) -> None:
+    store = SqliteStore(path)
+    backup = path.with_name("backup.db")
+    is_replaced = True
+
+    def before(statement: str) -> None:
+        nonlocal is_replaced
+        if statement == "COMMIT" and not is_replaced:
+            is_replaced = True
+            os.rename(backup, path)
+
+    with store.watched(before) as saver:
+        put(saver, {"n": 1})
+        with (
+            contextlib.closing(sqlite3.connect(path)) as source,
+            contextlib.closing(sqlite3.connect(backup)) as target,
+        ):
+            source.backup(target)
+        is_replaced = False
+        put(saver, {"n": 2})
+        assert is_replaced
+    with store.saver() as other:
+        assert [value_of(found)["n"] for found in other.list(config())] == [2, 1]
+        assert store.problems(other) == []
