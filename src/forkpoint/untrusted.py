@@ -35,13 +35,14 @@ def reading(what: str, read: Callable[..., _T], *arguments: Any) -> _T:
     except InvalidInput:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {_message(error)}"
+        reason = f"{type(error).__name__}: {message(error, _SHOWN)}"
         raise InvalidInput(f"{what} cannot be read: {reason}") from error
 
 
-def _message(error: Exception) -> str:
+def message(error: BaseException, characters: int = 1000) -> str:
+    """Return the beginning of what an exception says, or a question mark if that raises."""
     try:
-        text = f"{error!s:.{_SHOWN}}"
+        text = f"{error!s:.{characters}}"
     except Exception:  # noqa: BLE001 - as in `shown`
         return "?"
     return text if text.isprintable() else ascii(text)

@@ -14,6 +14,7 @@ import warnings
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
 from enum import Enum
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
@@ -24,7 +25,15 @@ import pydantic
 import pydantic_core
 import pytest
 
-from forkpoint import NotStorable, SafeSerializer, TypeCodec
+from checking import put
+from forkpoint import (
+    NotStorable,
+    SafeSerializer,
+    SqliteSaver,
+    StoredObject,
+    TypeCodec,
+    UnreadableValue,
+)
 from forkpoint.encoding import contents, object_values, type_names
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 from value_types import is_same
@@ -420,6 +429,30 @@ def test_a_codec_may_add_to_what_it_is_in() -> None:
 
     serde = SafeSerializer(types=[TypeCodec(Opaque, "opaque", encode, lambda _: Opaque())])
     assert len(serde.loads_typed(serde.dumps_typed(whole))) < len(whole)
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def test_a_codec_may_raise_what_says_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Any) -> Any:
+        raise Mute
+
+    codec = TypeCodec(Opaque, "opaque", fail, fail)
+    with SqliteSaver(tmp_path / "values.db", types=[codec]) as saver:
+        with pytest.raises(NotStorable) as refused:
+            put(saver, {"c": [Opaque()]})
+        assert refused.value.path == "[0]"
+
+    stored = SafeSerializer(types=[dataclasses.replace(codec, encode=vars)]).dumps_typed(Opaque())
+    assert type(SafeSerializer(types=[codec]).loads_typed(stored)) is StoredObject
+    with pytest.raises(UnreadableValue, match="opaque could not be restored"):
+        SafeSerializer(types=[codec], unknown="raise").loads_typed(stored)
+    assert "a StoredObject: ?" in caplog.text
 
 
 # Where what cannot be stored is

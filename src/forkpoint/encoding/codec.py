@@ -13,6 +13,7 @@ import ormsgpack  # a dependency of langgraph-checkpoint
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
+from forkpoint import untrusted
 from forkpoint.caches import Cache, CacheBudget, size_of_entry
 from forkpoint.encoding.chunk import Chunk, Chunks, Encoded, Serialized, digest_of
 from forkpoint.encoding.decoder import Decoder
@@ -310,4 +311,5 @@ class _Naming:
             pass
         if isinstance(error, NotStorable):
             raise NotStorable(error.path, error.reason, self._what) from None
-        raise InvalidInput(f"{self._what} cannot be serialized: {error}") from error
+        said = untrusted.message(error)
+        raise InvalidInput(f"{self._what} cannot be serialized: {said}") from error

@@ -73,6 +73,7 @@ from forkpoint.encoding.pydantic_values import (
     show_pydantic1,
 )
 from forkpoint.encoding.type_names import as_list, name_of
+from forkpoint.untrusted import message
 
 OBJECT = 40
 
@@ -371,7 +372,7 @@ def check_restorable(name: str, value: Any) -> None:
     try:
         restored = KINDS[name].load(kind, content)
     except Exception as error:
-        raise CannotStore(f"could not be restored: {error}") from error
+        raise CannotStore(f"could not be restored: {message(error)}") from error
     if type(restored) is not kind:
         raise CannotStore(f"would be restored as a {type(restored).__name__}")
 

@@ -16,7 +16,7 @@ from forkpoint.encoding.langgraph_values import DELTA_SNAPSHOT, DeltaSnapshot
 from forkpoint.encoding.stored_object import StoredObject, stored_as
 from forkpoint.encoding.type_codecs import CUSTOM, TypeCodec
 from forkpoint.errors import NotStorable
-from forkpoint.untrusted import characters, shown
+from forkpoint.untrusted import characters, message, shown
 
 _PIECEWISE = PLAIN_ONLY | ormsgpack.OPT_NON_STR_KEYS
 _KEYS = frozenset({str, int, float, bool, bytes, type(None)})  # that a map can hold
@@ -183,7 +183,7 @@ class Packer:
         except RecursionError:
             raise _refused(path[:80], value, "is nested too deep") from None
         except Exception as error:
-            raise _refused(path, value, f"could not be read: {error}") from error
+            raise _refused(path, value, f"could not be read: {message(error)}") from error
 
     def _exception(self, value: BaseException, content: list[Any], depth: int) -> Any:
         """Return an exception as it is stored, whatever it holds."""

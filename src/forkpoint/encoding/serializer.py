@@ -312,13 +312,14 @@ class SafeSerializer(JsonPlusSerializer):
         if self._unknown == "raise":
             raise UnreadableValue(
                 f"{name} could not be restored from what was stored: "
-                f"{type(reason).__name__}: {reason}"
+                f"{type(reason).__name__}: {untrusted.message(reason)}"
             ) from reason
         if name not in self._warned:
             if len(self._warned) >= _REMEMBERED_MAX:
                 self._warned = set()
             self._warned.add(name)
-            _log.warning("%s is stored, and comes back as a StoredObject: %s", name, reason)
+            said = untrusted.message(reason)
+            _log.warning("%s is stored, and comes back as a StoredObject: %s", name, said)
         return StoredObject(name, attributes, value, code, content)
 
     def _resolve(self, module: str, name: str) -> type:
