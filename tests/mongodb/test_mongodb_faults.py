@@ -288,7 +288,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
     "put_writes": [{"kind": "write"}],
     "copy_thread": [{"kind": "checkpoint"}, {"kind": "write"}, MADE, SHOWN],
     "fork": [{"kind": "write"}, SHOWN],
-    "fork the path": [MADE, OF_RUN, SHOWN],
+    "fork the path": [OF_RUN, MADE, SHOWN],
     "rollback": [{"doomed": True}],
     "delete_thread": [{"kind": "thread", "deleted_at": {"$ne": None}}],
     "create": [MADE, SHOWN],
@@ -312,10 +312,16 @@ def refusing(store: MongoStore, documents: dict[str, Any]) -> Iterator[None]:
 
 
 def refusals() -> Iterator[Any]:
-    """Each method with the documents that are refused, and how many rows it takes in a turn."""
+    """Each method with the documents that are refused, and how many rows it takes in a turn.
+
+    In every run once, and of two that differ in their turns in one of them.
+    """
     for number, (method, each) in enumerate((m, d) for m, ds in REFUSED.items() for d in ds):
-        for rows in (1000, 4) if method in IN_TURNS else (1000,):
-            yield pytest.param(method, each, rows, id=f"{method}-{number}-{rows}")
+        turns = (1000, 4) if method in IN_TURNS else (1000,)
+        for rows in turns:
+            is_quick = rows == turns[number % len(turns)]
+            marks = () if is_quick else pytest.mark.slow
+            yield pytest.param(method, each, rows, id=f"{method}-{number}-{rows}", marks=marks)
 
 
 @pytest.mark.parametrize(("method", "documents", "rows"), list(refusals()))
