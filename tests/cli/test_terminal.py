@@ -41,10 +41,8 @@ def _run(arguments: list[str], places: list[str], variables: dict[str, str]) -> 
     os.setsid()  # so that the terminal sends its signals here
     for number, place in enumerate(places):
         os.dup2(os.open(place, os.O_RDWR if number == 0 else os.O_WRONLY), number)
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode)  # noqa: SIM115 - they stay open until the process ends
-        for number, mode in enumerate("rww")
-    )
+    sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 - open until the process ends
+    sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115 - by the line, as Python has it
     os.environ.update(variables)
     sys.argv = ["forkpoint", *arguments]
     runpy.run_module("forkpoint", run_name="__main__")
