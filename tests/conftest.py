@@ -69,7 +69,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     backends and both worlds. Of a test of several cases, and of those marked as `in_turns`, each
     case has one pair, or one backend, or one world, as has a test of what is above the storage;
     with `on_each_backend` it has as many as if it were the only one. Which ones they are differs
-    from test to test, and from case to case. What is slow anyway takes as long as it takes.
+    from test to test, and from case to case. Of tests that take `by_halves` every other two cases
+    are left out, too: each case is one of several such tests, or much like those beside it. What is
+    slow anyway takes as long as it takes.
     """
     for item in items:
         if item.get_closest_marker("slow"):
@@ -83,6 +85,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         test, backend, world = place = _place_of(item)
         case = len(test) + cases[place]
         cases[place] += 1
+        if item.get_closest_marker("by_halves") and case // 2 % 2:
+            item.add_marker(pytest.mark.slow)
+            continue
         takes_turns = counts[place] > 1 or test.startswith(ABOVE_STORAGE)
         is_on_each = item.get_closest_marker("on_each_backend")
         if (takes_turns and not is_on_each) or item.get_closest_marker("in_turns"):

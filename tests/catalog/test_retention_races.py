@@ -50,6 +50,7 @@ def check_outcome(
         assert thread is not None
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", ["lease", "put", "update", "delete"])
 def test_a_thread_that_changes_at_the_last_moment_is_deleted_whole_or_stays(

@@ -256,6 +256,7 @@ def edits() -> Iterator[Any]:
         yield pytest.param(kind, edit, 4, marks=pytest.mark.slow)
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize(("kind", "edit", "lists"), list(edits()))
 def test_an_edit_rewrites_bytes_that_do_not_grow_with_the_list(
     kind: str, edit: str, lists: int

@@ -255,6 +255,7 @@ WHOLE: dict[str, Callable[[MongoDBSaver, str], object]] = {
 }
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize("call", WHOLE)
 def test_what_is_done_to_a_whole_thread_takes_as_many_commands_whatever_it_holds(
     call: str, saver: MongoDBSaver, commands: Commands

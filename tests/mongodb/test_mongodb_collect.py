@@ -469,6 +469,7 @@ def errors(write: Work, remove: Work) -> set[type[Exception]]:
     return expected
 
 
+@pytest.mark.by_halves
 @each_two(1)
 def test_nothing_dangles_where_one_writes_and_another_removes(
     write: Work,
@@ -523,6 +524,7 @@ def test_a_fork_in_turns_of_a_thread_that_is_deleted_meanwhile_does_not_call_it_
         assert type(writer.error) in (ThreadNotFound, CheckpointNotFound)
 
 
+@pytest.mark.by_halves
 @each_two(1)
 def test_nothing_dangles_where_one_stops_for_so_long_that_nobody_waits_for_it(
     write: Work,

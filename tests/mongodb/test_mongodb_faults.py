@@ -130,6 +130,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(method, fault, times, None, marks=pytest.mark.slow)
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize(("method", "fault", "times", "turn"), list(cases()))
 def test_a_method_has_its_effect_once_or_none(
     method: str,
@@ -234,6 +235,7 @@ def losses() -> Iterator[Any]:
             yield pytest.param(method, owns_log, twice, marks=marks)
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize(("method", "owns_log", "twice"), list(losses()))
 def test_a_bulk_of_which_a_part_was_executed_has_its_effect_once(
     method: str,
@@ -324,6 +326,7 @@ def refusals() -> Iterator[Any]:
             yield pytest.param(method, each, rows, id=f"{method}-{number}-{rows}", marks=marks)
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize(("method", "documents", "rows"), list(refusals()))
 def test_what_is_refused_has_no_effect_and_is_done_later(
     method: str,

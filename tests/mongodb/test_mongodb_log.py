@@ -334,6 +334,7 @@ ENDING: dict[str, Callable[[MongoDBSaver], object]] = {
 }
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize("ending", ENDING)
 @pytest.mark.parametrize("unseen", [0, 3])
 def test_who_does_not_know_that_its_log_has_ended_finds_out(

@@ -75,6 +75,7 @@ def cases() -> Iterator[Any]:
         yield pytest.param(method, owns_log, 1, marks=pytest.mark.slow)
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize(("method", "owns_log", "every"), list(cases()))
 def test_an_operation_is_killed_before_each_of_its_statements(
     method: str, owns_log: bool, every: int, mongo_server: Any, mongo_store: MongoStore

@@ -71,6 +71,7 @@ def saver(store: Store, gate: Gate) -> Iterator[ForkpointSaver]:
         yield saver
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_cancelling_at_every_statement_leaves_all_or_nothing(
@@ -116,6 +117,7 @@ def fill_again(saver: ForkpointSaver, before: Any) -> Any:
     return parent
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.in_turns
 async def test_cancelling_while_an_operation_waits_its_turn_leaves_nothing(

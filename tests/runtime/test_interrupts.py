@@ -161,6 +161,7 @@ def count_instructions(lab: Lab, operation: str) -> int:
     return interrupt.passed
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize("count", [10, pytest.param(80, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_interrupt_leaves_all_or_nothing_and_a_saver_that_works(

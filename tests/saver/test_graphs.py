@@ -60,6 +60,7 @@ def every_other(shapes: list[str], first: int) -> list[Any]:
     ]
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize("world", sorted(set(WORLDS)))
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_outputs_and_history_are_those_of_the_in_memory_saver(
@@ -75,6 +76,7 @@ async def test_outputs_and_history_are_those_of_the_in_memory_saver(
     assert store.problems(saver) == []
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize("shape", every_other(sorted(SHAPES), 1))
 async def test_a_thread_goes_on_in_another_process(shape: str, store: Store) -> None:
     """Each input in a saver of its own, sync and async by turns."""
@@ -94,6 +96,7 @@ async def test_a_thread_goes_on_in_another_process(shape: str, store: Store) -> 
 
 
 # The node of the failing graph counts its attempts, so that no two runs of it are alike.
+@pytest.mark.by_halves
 @pytest.mark.parametrize("shape", every_other(sorted(SHAPES.keys() - {"failing"}), 0))
 async def test_time_travel_from_every_checkpoint_is_that_of_the_in_memory_saver(
     shape: str, saver: ForkpointSaver, store: Store

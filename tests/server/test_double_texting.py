@@ -150,6 +150,7 @@ def forget_left(gates: Gates) -> None:
         pass
 
 
+@pytest.mark.by_halves
 @pytest.mark.parametrize("every", [41, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
 async def test_a_run_is_rolled_back_whatever_happens_as_the_second_begins(
