@@ -15,7 +15,8 @@ WORKLOADS = {"chat", "history", "window", "agent", "delta", "growth", "throughpu
 SCALES = {"threads", "checkpoints", "family"}
 
 
-@pytest.mark.parametrize("is_started", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # `.ci/run` has it, too
+@pytest.mark.parametrize("is_started", [False, True])
 def test_a_quick_run_measures_every_workload_on_each_backend_and_draws_it(
     is_started: bool, tmp_path: Path, mongo_server: ReplicaSet
 ) -> None:
@@ -42,7 +43,8 @@ def test_a_quick_run_measures_every_workload_on_each_backend_and_draws_it(
     assert any(name.startswith("sqlite: overhead: put") for name in json.loads(line)["ratios"])
 
 
-@pytest.mark.parametrize("backend", ["sqlite", pytest.param("mongodb", marks=pytest.mark.slow)])
+@pytest.mark.slow  # `.ci/run` has it, too
+@pytest.mark.parametrize("backend", ["sqlite", "mongodb"])
 def test_a_small_run_at_scale_measures_every_workload_and_draws_it(
     backend: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -31,10 +31,9 @@ def directory(tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXAMPLE, tmp_path / "example"))
 
 
-@pytest.mark.parametrize("restarts", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "new_store", ["sqlite", pytest.param("mongodb", marks=pytest.mark.slow)], indirect=True
-)
+@pytest.mark.slow  # `.ci/run` has it, too
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("new_store", ["sqlite", "mongodb"], indirect=True)
 async def test_it_runs_on_forkpoint(
     restarts: bool, directory: Path, new_store: Callable[[], Store]
 ) -> None:
