@@ -16,6 +16,7 @@ ROWS_ON_FULL_DISK = 20
 
 RESERVED_BYTES = 16 * 2**20
 _SECONDS_BETWEEN_LOOKS = 0.1
+_SOON_FULL_BYTES = 16 * RESERVED_BYTES  # less than that others may fill between two looks
 _MOST_PAGES = 2**30  # of a database, in all versions of SQLite
 _ROOM_BYTES = 64 * 1024  # SQLite needs 32 KB beside a database to open it
 
@@ -73,20 +74,24 @@ class Reserve:
         self._next_look = 0.0
 
     def check(self, path: str | None) -> None:
-        """Check now and then that the disk of a database has more free space than the reserve.
+        """Check that the disk of a database has more free space than the reserve.
+
+        Now and then, and each time where there is not much more of it.
 
         Raises:
             StorageFull: It has not.
         """
         now = time.monotonic()
-        if now < self._next_look:
+        if path is None or now < self._next_look:
             return
-        if is_full(path):
+        free = _free_bytes(path)
+        if free < RESERVED_BYTES:
             raise StorageFull(
                 f"the disk of {path} is full but for {RESERVED_BYTES // 2**20} MB, which are kept "
                 "for deleting; nothing was written. Delete threads, or free some space"
             )
-        self._next_look = now + _SECONDS_BETWEEN_LOOKS
+        if free > _SOON_FULL_BYTES:
+            self._next_look = now + _SECONDS_BETWEEN_LOOKS
 
 
 def check_disk(path: str | None, error: sqlite3.Error) -> None:
