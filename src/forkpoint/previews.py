@@ -29,7 +29,9 @@ _CUT = "…"
 
 def preview_of(values: Mapping[str, Any], channels: Sequence[str]) -> str:
     """Return the preview of a state, as the JSON of a mapping from channel to value."""
-    shown = {channel: _beheld(values[channel]) for channel in channels if channel in values}
+    shown = {
+        channel: _shown_or_left_out(values[channel]) for channel in channels if channel in values
+    }
     preview = {channel: value for channel, value in shown.items() if value is not _LEFT_OUT}
     return json.dumps(preview, separators=(",", ":"))
 
@@ -62,7 +64,7 @@ def part_of(preview: str | None, channels: Sequence[str]) -> str | None:
     return json.dumps({name: shown[name] for name in channels if name in shown})
 
 
-def _beheld(value: Any) -> Any:
+def _shown_or_left_out(value: Any) -> Any:
     try:
         return _shown(value)
     except Exception:  # noqa: BLE001 - a message of anyone's may raise anything

@@ -303,6 +303,18 @@ async def test_of_puts_in_one_bulk_that_is_refused_each_is_sent_alone(
 # Opening
 
 
+def check_opened_after(fault: Fault, saver: MongoDBSaver, stored: Any) -> None:
+    """Check that a saver is refused while the server fails, and then has what is stored."""
+    fault.begin()
+    try:
+        with pytest.raises(StorageError, match="MongoDB failed"):
+            saver.setup()
+    finally:
+        fault.end()
+    saver.setup()
+    assert value_of(saver.get_tuple(stored)) == {"n": 1}
+
+
 @pytest.mark.parametrize(
     ("command", "which"),
     [
@@ -321,14 +333,7 @@ def test_a_store_is_opened_when_the_server_answers_again(
         mongo_store.uri, event_listeners=[fault], appname=mongo_store.name
     ) as client:
         saver = MongoDBSaver(client, db_name=mongo_store.name)
-        fault.begin()
-        try:
-            with pytest.raises(StorageError, match="MongoDB failed"):
-                saver.setup()
-        finally:
-            fault.end()
-        saver.setup()
-        assert value_of(saver.get_tuple(stored)) == {"n": 1}
+        check_opened_after(fault, saver, stored)
 
 
 def test_it_may_be_unknown_whether_a_store_is_the_same(mongo_store: MongoStore) -> None:
@@ -341,14 +346,7 @@ def test_it_may_be_unknown_whether_a_store_is_the_same(mongo_store: MongoStore) 
     ) as client:
         saver = MongoDBSaver(client, db_name=mongo_store.name)
         stored = put(saver, {"n": 1})
-        fault.begin()
-        try:
-            with pytest.raises(StorageError, match="MongoDB failed"):
-                saver.setup()
-        finally:
-            fault.end()
-        saver.setup()
-        assert value_of(saver.get_tuple(stored)) == {"n": 1}
+        check_opened_after(fault, saver, stored)
 
 
 def test_a_store_that_is_dropped_while_it_is_opened_is_made_anew(mongo_store: MongoStore) -> None:

@@ -34,10 +34,6 @@ from forkpoint.storage.row_checksums import complete_writes, open_checkpoint, op
 from forkpoint.storage.rows import ChangeCount, RecordTimes, StoredCheckpoint, ThreadRow, WriteRow
 
 
-class ThreadChanged(Stale):
-    """A thread was written to while it was read: it is to be read again."""
-
-
 class _State(NamedTuple):
     """By what it is seen that nothing was written to a thread."""
 
@@ -61,7 +57,7 @@ def read_thread(context: Context, thread_id: str, *, is_steady: bool = False) ->
 
     Raises:
         ThreadNotFound: There is none.
-        ThreadChanged: Somebody wrote to it, before the last part.
+        Stale: Somebody wrote to it, before the last part.
         CorruptChunk: What is stored is not what was written.
     """
     hashing = context.prepare().hashing
@@ -93,13 +89,13 @@ def read_thread(context: Context, thread_id: str, *, is_steady: bool = False) ->
         with context.storage.reading() as session:
             now = session.records.get(thread_id)
             if now is None or now.thread.key != row.thread.key or _state(session, now) != before:
-                raise ThreadChanged
+                raise Stale
             places = [place_of(stored.row) for stored in newest]
             # What a task writes to a checkpoint that was there before is not in the record.
             if len(session.checkpoints.writes(row.thread, places)) != sum(
                 len(stored.writes) for stored in newest
             ):
-                raise ThreadChanged
+                raise Stale
     yield EndPart(checkpoints, writes)
 
 
@@ -140,7 +136,7 @@ def _read(context: Context, query: CheckpointQuery, row: ThreadRow, numbering: N
     with context.storage.reading() as session:
         stored = session.checkpoints.page(query)
         if any(each.thread.key != row.thread.key for each in stored):
-            raise ThreadChanged
+            raise Stale
         chunks: Chunks = {}
         refs = (refs for each in stored for refs in (each.row.refs, *(w.refs for w in each.writes)))
         missing = {digest for joined in refs for digest in split_refs(joined)}

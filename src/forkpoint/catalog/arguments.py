@@ -22,7 +22,8 @@ from forkpoint.errors import InvalidInput
 from forkpoint.results import OnExpiry
 from forkpoint.untrusted import shown
 
-_LARGEST_PAGE = 1000
+LARGEST_PAGE = 1000
+"""How many threads a search returns at most."""
 _LARGEST_OFFSET = 10_000
 
 
@@ -121,7 +122,7 @@ def search_of(
         criteria,
         inputs.choice(sort_by, "sort_by", SORT_KEYS),
         inputs.flag(descending, "descending"),
-        min(inputs.count(limit, "limit", 1), _LARGEST_PAGE),
+        min(inputs.count(limit, "limit", 1), LARGEST_PAGE),
         None if cursor is None else inputs.text(cursor, "cursor"),
         skipped,
     )

@@ -59,6 +59,8 @@ def serve(
     server = _Server(config, app.state.forkpoint.runs)
     with suppress(KeyboardInterrupt):  # by which it was told to end, and it has
         server.run()
+    if not server.started:  # older releases of uvicorn do not say so themselves
+        sys.exit("Error: the server has not started")
 
 
 class _Server(uvicorn.Server):

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Header, HTTPException, Query, Response
 
+from forkpoint.catalog.arguments import LARGEST_PAGE
 from forkpoint.catalog.threads import Thread, ThreadFilter
 from forkpoint.encoding.encryption import cipher_of
 from forkpoint.errors import ThreadDeleted, ThreadExists, ThreadNotFound
@@ -24,7 +25,6 @@ from forkpoint.server.states import read_values, update_in_supersteps
 
 router = APIRouter(route_class=StrictRoute, tags=["threads"])
 _ROWS_AT_ONCE = 100
-_LARGEST_PAGE = 1000  # of the catalog
 _ALIAS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PATH = re.compile(r"(values|metadata|config|interrupts)((?:\.[^.\[\]]+|\[-?\d{1,9}\])*)")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(-?\d+)\]")
@@ -212,13 +212,13 @@ async def _page(request: Request, body: bodies.ThreadSearch) -> tuple[Sequence[T
     search = _ValueSearch(request, body)
     if search.rest:
         return await _page_with_values(search, body)
-    limit = min(body.limit + 1, _LARGEST_PAGE)
+    limit = min(body.limit + 1, LARGEST_PAGE)
     found = await request.catalog.asearch(
         search.filter, limit=limit, offset=body.offset, **search.order
     )
     threads = list(found)
     has_more = len(threads) > body.limit
-    if not has_more and len(threads) == _LARGEST_PAGE:
+    if not has_more and len(threads) == LARGEST_PAGE:
         more = await request.catalog.asearch(
             search.filter, limit=1, offset=body.offset + limit, **search.order
         )
