@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from langgraph_sdk.errors import ConflictError
 
 from agents import Agent
 from forkpoint import ThreadCatalog
+from forkpoint.catalog import leases
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import create_app
 from gates import Gate
@@ -373,3 +375,27 @@ async def test_the_next_turn_is_taken_whatever_happens_as_a_run_interrupts(
                 break
         assert stop_at > 0
         assert store.problems(saver) == []
+
+
+async def test_runs_that_wait_have_their_turns_in_the_order_in_which_they_came(
+    saver: ForkpointSaver, gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if it takes the first one long to ask for its turn, while others wait for theirs."""
+    acquire, asked, calls = leases.acquire, threading.Event(), itertools.count()
+
+    def slow_at_first(*args: Any) -> Any:
+        if next(calls) == 0:
+            asked.wait(0.2)  # it passes where the others wait for this one, as they should
+            return acquire(*args)
+        outcome = acquire(*args)
+        asked.set()
+        return outcome
+
+    monkeypatch.setattr(leases, "acquire", slow_at_first)
+    client = client_of(saver, chat=chat(gates))
+    await client.threads.create(thread_id="t")
+    talk = Talk(client, "t", "chat")
+    runs = [await talk.send(text) for text in "abc"]
+    assert [(await talk.joined(run))["turns"] for run in runs] == [1, 2, 3]
+    assert (await talk.texts())[::2] == ["a", "b", "c"]
+    assert await ThreadCatalog(saver).alease("t") is None

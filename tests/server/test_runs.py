@@ -337,12 +337,8 @@ async def test_a_thread_that_is_deleted_as_a_run_begins_stays_deleted(
         client = Client(address, "async")
         await client.threads.create(thread_id="t")
         given: Any = {"input": said("you"), "multitask_strategy": strategy}
-        if strategy == "enqueue":
-            with pytest.raises(Exception, match="ThreadNotFound"):
-                await client.runs.wait("t", "chat", **given)
-        else:
-            with pytest.raises(NotFoundError):
-                await client.runs.create("t", "chat", **given)
+        with pytest.raises(NotFoundError):
+            await client.runs.create("t", "chat", **given)
         await client.threads.create(thread_id="t")
         with pytest.raises(NotFoundError):
             await client.threads.update_state("t", {"turns": 1})

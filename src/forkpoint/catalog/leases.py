@@ -192,6 +192,7 @@ class Lease:
         self._next_version = next_version
         self._grant: LeaseGrant | None = None
         self._is_lost = False
+        self._has_asked = False
         self._ended = threading.Event()
         self._process = os.getpid()
         renew_in_child(self)
@@ -279,7 +280,23 @@ class Lease:
             self._runner.run(self._release)
             raise
 
+    async def ask(self) -> None:
+        """Begin the lease, or take the place in the queue that it has from now on, and not wait.
+
+        For whoever lets a task `begin` it, and others come meanwhile. It ends by `__aexit__`.
+
+        Raises:
+            ThreadNotFound: There is no such thread, and it must exist.
+        """
+        self._has_asked = True
+        await self._runner.arun(self._acquire)
+
     async def __aenter__(self) -> Self:
+        await self.begin()
+        return self
+
+    async def begin(self) -> None:
+        """Wait for the lease, as `async with` does."""
         self._check_new()
         try:
             for pause in self._pauses():
@@ -291,7 +308,6 @@ class Lease:
         except BaseException:
             await completed(self._runner.arun(self._release))
             raise
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await completed(self._runner.arun(self._release))
@@ -299,7 +315,9 @@ class Lease:
     # Operations. Each notes on the lease what it did: its caller may be cancelled meanwhile.
 
     def _acquire(self) -> str | None:
-        """Begin the lease, or return why it cannot begin yet."""
+        """Begin the lease, unless it has begun, or return why it cannot begin yet."""
+        if self._grant is not None:
+            return None
         outcome = acquire(self._context, self._request, self.holder)
         if outcome is None:
             return "a run that came before waits for it"
@@ -339,11 +357,12 @@ class Lease:
             leave_queue(self._context, self.thread_id, self.holder)
 
     def _check_new(self) -> None:
-        if self._grant is not None:
+        if self._grant is not None and not self._has_asked:
             raise StaleLease(
                 f"the lease on thread {self.thread_id!r} has begun before, and begins once; call "
                 "run() for another one"
             )
+        self._has_asked = False
 
     def _begun(self) -> LeaseGrant:
         if self._grant is None:

@@ -164,7 +164,10 @@ class Run:
         streams.begin(self.run_id)
         try:
             async with AsyncExitStack() as stack:
-                if strategy != "enqueue":
+                if strategy == "enqueue":  # in the order in which they come
+                    stack.push_async_exit(lease)
+                    await lease.ask()
+                else:
                     await self._replace(others, lease, stack)
                 kept = stack.pop_all()
         except BaseException:
@@ -228,7 +231,7 @@ class Run:
                     raise asyncio.CancelledError
                 strategy = self._strategy
                 if strategy == "enqueue":
-                    await stack.enter_async_context(lease)
+                    await lease.begin()
                 if strategy in ("enqueue", "reject"):  # those before say first that they have ended
                     running = [other for other in others if other.status == "running"]
                     await ended(running, _PATIENCE_SECONDS)
