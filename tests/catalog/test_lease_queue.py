@@ -9,7 +9,8 @@ from datetime import timedelta
 
 import pytest
 
-from forkpoint import ThreadBusy, ThreadCatalog
+from forkpoint import StaleLease, ThreadBusy, ThreadCatalog
+from forkpoint.catalog.leases import Lease
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from servers import wait_until
@@ -74,6 +75,48 @@ async def test_waiting_tasks_get_the_lease_in_the_order_in_which_they_came(
             await asyncio.to_thread(waits_for, store, n + 1)
     await asyncio.gather(*tasks)
     assert came == list(range(COUNT))
+
+
+def test_who_asks_first_and_enters_later_has_the_lease_first(saver: ForkpointSaver) -> None:
+    came: list[str] = []
+    catalog = ThreadCatalog(saver)
+    first, second, third, fourth = (catalog.run("t", if_busy="wait") for _ in range(4))
+
+    def enter(lease: Lease, name: str) -> threading.Thread:
+        def run() -> None:
+            with lease:
+                came.append(name)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    assert first.ask()
+    assert not second.ask()
+    assert not third.ask()
+    threads = [enter(fourth, "fourth"), enter(second, "second")]
+    with first:
+        came.append("first")
+    third.__exit__()  # it gives up its place
+    for thread in threads:
+        thread.join()
+    assert came == ["first", "second", "fourth"]
+    with pytest.raises(StaleLease, match="has begun before"):
+        first.ask()
+    assert not catalog.is_busy("t")
+
+
+async def test_who_asked_and_never_enters_leaves_nothing(
+    store: Store, saver: ForkpointSaver
+) -> None:
+    catalog = ThreadCatalog(saver)
+    lease, waiting = catalog.run("t", if_busy="wait"), catalog.run("t", if_busy="wait")
+    assert await lease.aask()
+    assert not await waiting.aask()
+    for asked in (waiting, lease):
+        await asked.__aexit__()
+    assert queue(store) == []
+    assert not await catalog.ais_busy("t")
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancel"])

@@ -193,6 +193,7 @@ class Lease:
         self._grant: LeaseGrant | None = None
         self._is_lost = False
         self._has_asked = False
+        self._is_released = False
         self._ended = threading.Event()
         self._process = os.getpid()
         renew_in_child(self)
@@ -280,23 +281,31 @@ class Lease:
             self._runner.run(self._release)
             raise
 
-    async def ask(self) -> None:
-        """Begin the lease, or take the place in the queue that it has from now on, and not wait.
+    def ask(self) -> bool:
+        """Begin the lease, or take the place in the queue that the block will wait in.
 
-        For whoever lets a task `begin` it, and others come meanwhile. It ends by `__aexit__`.
+        For whoever enters the block later: nobody who asks meanwhile comes before it. The place is
+        kept for the lease's time to live. Whoever does not enter the block after all calls
+        `__exit__` or `__aexit__`.
+
+        Returns:
+            Whether the lease has begun.
 
         Raises:
+            StaleLease: It has begun before.
             ThreadNotFound: There is no such thread, and it must exist.
         """
+        self._check_new()
         self._has_asked = True
-        await self._runner.arun(self._acquire)
+        return self._runner.run(self._acquire) is None
+
+    async def aask(self) -> bool:
+        """Do what `ask` does."""
+        self._check_new()
+        self._has_asked = True
+        return await self._runner.arun(self._acquire) is None
 
     async def __aenter__(self) -> Self:
-        await self.begin()
-        return self
-
-    async def begin(self) -> None:
-        """Wait for the lease, as `async with` does."""
         self._check_new()
         try:
             for pause in self._pauses():
@@ -308,6 +317,7 @@ class Lease:
         except BaseException:
             await completed(self._runner.arun(self._release))
             raise
+        return self
 
     async def __aexit__(self, *_: object) -> None:
         await completed(self._runner.arun(self._release))
@@ -333,13 +343,16 @@ class Lease:
         return None
 
     def _release(self) -> None:
-        """End the lease, if it began."""
+        """End the lease, if it began and has not ended."""
+        if self._is_released:
+            return
         if self._grant is None:
             self._leave_queue()
             return
         self._end()
         if self._process == os.getpid():  # a forked child leaves the lease to its parent
             release(self._context, self._grant)
+        self._is_released = True
 
     def _release_unseen(self) -> None:
         """End the lease, whether it is known to have begun or not."""

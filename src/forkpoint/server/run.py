@@ -166,7 +166,7 @@ class Run:
             async with AsyncExitStack() as stack:
                 if strategy == "enqueue":  # in the order in which they come
                     stack.push_async_exit(lease)
-                    await lease.ask()
+                    await lease.aask()
                 else:
                     await self._replace(others, lease, stack)
                 kept = stack.pop_all()
@@ -231,7 +231,7 @@ class Run:
                     raise asyncio.CancelledError
                 strategy = self._strategy
                 if strategy == "enqueue":
-                    await lease.begin()
+                    await stack.enter_async_context(lease)
                 if strategy in ("enqueue", "reject"):  # those before say first that they have ended
                     running = [other for other in others if other.status == "running"]
                     await ended(running, _PATIENCE_SECONDS)
