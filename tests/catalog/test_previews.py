@@ -14,9 +14,17 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.graph import START, StateGraph
 from typing_extensions import TypedDict
 
+from catalogs import HOUR, HOURS
 from checking import Api, config, id_of, put
 from commands import Commands
-from forkpoint import CorruptChunk, InvalidInput, SqliteSaver, ThreadCatalog, ThreadFilter
+from forkpoint import (
+    CorruptChunk,
+    InvalidInput,
+    RetentionPolicy,
+    SqliteSaver,
+    ThreadCatalog,
+    ThreadFilter,
+)
 from forkpoint.previews import PREVIEW_BYTES, PREVIEW_CHANNELS, PREVIEW_PARTS, preview_of
 from stores import MongoStore, Store
 
@@ -168,6 +176,33 @@ def test_other_savers_and_owners_see_what_they_may(new_store: Callable[[], Store
     assert ids(ThreadCatalog(other), title="same") == ["o"]
     listed = ThreadCatalog(reader).search(ThreadFilter(owner="acme", values={"title": "same"}))
     assert [thread.thread_id for thread in listed] == ["a"]
+
+
+@pytest.mark.in_turns
+@pytest.mark.parametrize(
+    ("policy", "done"),
+    [
+        (RetentionPolicy(expired=True), "deleted"),
+        (RetentionPolicy(max_age=HOUR), "deleted"),
+        (RetentionPolicy(max_checkpoints_per_thread=1), "trimmed"),
+    ],
+    ids=["expired", "age", "checkpoints"],
+)
+def test_values_limit_every_rule_of_retention(
+    policy: RetentionPolicy, done: str, new_store: Callable[[], Store]
+) -> None:
+    store = new_store()
+    saver = store.saver(preview=CHOSEN, ttl=HOUR)
+    for title in ("old", "kept"):
+        before = put(saver, {"title": "old"}, thread_id=title)
+        put(saver, {"title": title}, parent=before, thread_id=title)
+        store.age(title, created_at=2 * HOURS, updated_at=2 * HOURS)
+    catalog, chosen = ThreadCatalog(saver), ThreadFilter(values={"title": "old"})
+    for dry_run in (True, False):
+        result = catalog.apply_retention(policy, chosen, dry_run=dry_run)
+        assert getattr(result, done) == ("old",)
+    assert len(list(saver.list(config("kept")))) == 2
+    assert store.problems(saver) == []
 
 
 @pytest.mark.in_turns

@@ -90,7 +90,7 @@ SEARCH_FIELDS: dict[str, SearchField] = {
     "metadata": SearchField(
         _json, lambda row, part: contains_json(row.described.metadata, part), term="metadata"
     ),
-    # The values stand in the newest checkpoint's receipt, which `search_rows` reads and compares.
+    # The values stand in the newest checkpoint's receipt: see `search.has_values`.
     "values": SearchField(_json, lambda *_: True, term="value"),
     # The terms of a search are those of one owner's threads; see `query_of`.
     "owner": SearchField(_name, lambda row, owner: row.thread.owner == owner),

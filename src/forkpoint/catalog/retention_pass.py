@@ -19,7 +19,7 @@ from forkpoint.catalog.criteria import Criteria, matches
 from forkpoint.catalog.heads import thread_of
 from forkpoint.catalog.leases import Lease, LeaseRequest
 from forkpoint.catalog.retention import Archive, Progress, RetentionResult, Rules
-from forkpoint.catalog.search import ThreadSearch, all_rows
+from forkpoint.catalog.search import ThreadSearch, all_rows, has_values
 from forkpoint.catalog.threads import Thread
 from forkpoint.errors import ThreadBusy, ThreadNotFound
 from forkpoint.operations import listing, remove
@@ -137,7 +137,7 @@ class _Pass:
         while True:
             with self._storage.reading() as session:
                 rows = session.search.expired(after, _BATCH)
-            yield self._intact(rows)
+            yield self._removable(rows)
             if len(rows) < _BATCH:
                 return
             last = rows[-1]
@@ -151,12 +151,17 @@ class _Pass:
             if not rows:
                 return
             after = rows[-1].thread.key
-            yield self._intact(rows)
+            yield self._removable(rows)
 
-    def _intact(self, rows: list[ThreadRow]) -> list[ThreadRow]:
-        """Return the threads whose records are as they were written: no others are removed."""
-        hashing = self._context.codec.hashing
-        return [row for row in rows if is_intact(hashing, row)]
+    def _removable(self, rows: list[ThreadRow]) -> list[ThreadRow]:
+        """Return the threads whose records are as they were written, and whose values match."""
+        context, criteria = self._context, self._task.criteria
+        intact = [row for row in rows if is_intact(context.codec.hashing, row)]
+        if "values" not in criteria:
+            return intact
+        with self._storage.reading() as session:
+            read = session.records.with_heads(intact)
+        return [row for row in read if row is not None and has_values(context, row, criteria)]
 
     def _now(self) -> int:
         with self._storage.reading() as session:

@@ -106,7 +106,12 @@ def search_rows(context: Context, request: ThreadSearch, *, with_heads: bool = F
 def _is_match(context: Context, row: ThreadRow, request: ThreadSearch) -> bool:
     if not matches(row, request.criteria) or (row.is_expired and not request.with_expired):
         return False
-    values = request.criteria.get("values")
+    return has_values(context, row, request.criteria)
+
+
+def has_values(context: Context, row: ThreadRow, criteria: Criteria) -> bool:
+    """Return whether the values of a thread match, whose record was read with its head."""
+    values = criteria.get("values")
     return values is None or contains(values_of(context, row), values)
 
 
