@@ -143,10 +143,16 @@ class NewThreads:
         return {**record, "watermark": watermark}
 
     def discard(self, unfinished: Document) -> None:
-        """Remove a thread that never became visible."""
-        target = made_ref(unfinished)
-        self._commands.delete(rows_of(target))
-        self._commands.delete(record_of(target))
+        """Remove a thread that was not shown.
+
+        Where no answer came, it may have been shown, and others may have written to it: it stays.
+        """
+        target, taken = made_ref(unfinished), ObjectId()
+        same = {**record_of(target), "building": {"$in": [unfinished["building"], taken]}}
+        # Who makes it cannot show it any more.
+        if self._commands.update(same, {"$set": {"building": taken, "lock": None}}):
+            self._commands.delete(rows_of(target))
+            self._commands.delete(record_of(target))
 
     def _is_shown(self, made: Document, old: Document | None) -> bool:
         """Return whether a thread is visible although the command for it seemed to fail.
