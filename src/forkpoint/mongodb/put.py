@@ -10,7 +10,7 @@ from bson.objectid import ObjectId
 
 from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.errors import StaleLease, StorageBusy, stale_lease
-from forkpoint.mongodb.documents import ROWS, Document, chunks_of, record_of, row_id, rows_of
+from forkpoint.mongodb.documents import Document, chunks_of, record_of, row_id, rows_of
 from forkpoint.mongodb.put_batch import Attempt, Relays
 from forkpoint.mongodb.put_size import checked_size
 from forkpoint.mongodb.put_statements import Creation, Preparation, creation_of_record, row_ids
@@ -276,8 +276,7 @@ class Put:
             return
         commands.delete({**rows_of(thread, "write"), **place})
         is_provisional = commands.exists({**record_of(thread), "provisional": True})
-        if is_provisional and not commands.exists(rows_of(thread, ROWS)):
-            self._session.threads.delete_late(thread)
+        if is_provisional and self._session.threads.delete_late(thread):
             commands.delete(chunks_of(thread.family))
 
     # Looking for rows

@@ -9,7 +9,7 @@ from bson.objectid import ObjectId
 
 from forkpoint.errors import StorageBusy
 from forkpoint.mongodb.commands import IN_ONE_COMMAND, MongoCommands
-from forkpoint.mongodb.documents import ROWS, Document, record_of
+from forkpoint.mongodb.documents import ROWS, Document, record_of, rows_of
 from forkpoint.mongodb.known_threads import KnownThreads
 from forkpoint.mongodb.locks import Locks
 from forkpoint.mongodb.log import Logs
@@ -115,9 +115,22 @@ class MongoThreads(interface.Threads):
     ) -> Counts:
         return self._delete(thread, seen, check, is_late=False)
 
-    def delete_late(self, thread: ThreadRef) -> None:
-        """Mark a thread as deleted that has nothing but late writes, without a tombstone."""
-        self._delete(thread, None, None, is_late=True)
+    def delete_late(self, thread: ThreadRef) -> bool:
+        """Mark a thread as deleted that has no checkpoint yet, and no writes, without a tombstone.
+
+        Returns whether it was so: somebody may have put to it.
+        """
+
+        def check() -> None:
+            new = {**record_of(thread), "provisional": True}
+            if self._commands.exists(rows_of(thread)) or not self._commands.exists(new):
+                raise Stale
+
+        try:
+            self._delete(thread, None, check, is_late=True)
+        except Stale:
+            return False
+        return True
 
     def _delete(
         self,
