@@ -12,10 +12,13 @@ _LEARNS_AFTER = 10_000_000  # microseconds
 _ASKS_AFTER = 600_000_000  # microseconds
 
 
-def _elapsed() -> int:
-    """Return the microseconds of a clock that cannot be set."""
-    boot = getattr(time, "CLOCK_BOOTTIME", None)  # it does not stop while a machine sleeps
-    nanoseconds = time.monotonic_ns() if boot is None else time.clock_gettime_ns(boot)
+# Those that go on while a machine sleeps: the first one on Linux, the second one on macOS.
+_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+
+
+def elapsed_microseconds() -> int:
+    """Return the microseconds of a clock that cannot be set, and goes on while a machine sleeps."""
+    nanoseconds = time.monotonic_ns() if _CLOCK is None else time.clock_gettime_ns(_CLOCK)
     return nanoseconds // 1000
 
 
@@ -38,7 +41,7 @@ class StoreClock:
 
     def now(self) -> int:
         """Return the time."""
-        host, elapsed = time.time_ns() // 1000, _elapsed()
+        host, elapsed = time.time_ns() // 1000, elapsed_microseconds()
         since, began = self._since
         numerator, denominator = _BEHIND_SPEED
         slow = since + (elapsed - began) * numerator // denominator
@@ -50,7 +53,7 @@ class StoreClock:
     def learn(self, stored: int) -> None:
         """Note a time that the store has had: from now on the time is later."""
         if stored > self.now():
-            self._since = (stored, _elapsed())
+            self._since = (stored, elapsed_microseconds())
 
     def is_to_learn(self, *, is_write: bool) -> bool:
         """Return whether the caller is to read the time that is noted in the store: now and then.
@@ -58,7 +61,7 @@ class StoreClock:
         Args:
             is_write: Whether the caller can note a later time.
         """
-        elapsed = _elapsed()
+        elapsed = elapsed_microseconds()
         if elapsed < self._learns_at[is_write]:
             return False
         self._learns_at[is_write] = elapsed + _LEARNS_AFTER
@@ -79,7 +82,7 @@ class ServerClock:
 
     def now(self) -> int:
         """Return the time."""
-        elapsed = _elapsed()
+        elapsed = elapsed_microseconds()
         if elapsed >= self._asks_at:
             self._since = (self._ask(), elapsed)
             self._asks_at = elapsed + _ASKS_AFTER

@@ -110,7 +110,7 @@ def test_a_clock_that_is_set_back_does_not_hold_up_the_time_of_a_store(
 ) -> None:
     host, elapsed = [1_000_000.0], [0.0]
     monkeypatch.setattr(time, "time_ns", lambda: int(host[0] * 1e9))
-    monkeypatch.setattr("forkpoint.clocks._elapsed", lambda: int(elapsed[0] * 1e6))
+    monkeypatch.setattr("forkpoint.clocks.elapsed_microseconds", lambda: int(elapsed[0] * 1e6))
     clock = StoreClock()
     times = [clock.now()]
 
@@ -141,7 +141,7 @@ def test_the_time_of_a_server_is_asked_for_once_in_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     elapsed, questions = [0], []
-    monkeypatch.setattr("forkpoint.clocks._elapsed", lambda: elapsed[0])
+    monkeypatch.setattr("forkpoint.clocks.elapsed_microseconds", lambda: elapsed[0])
 
     def ask() -> int:
         questions.append(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
@@ -425,13 +426,35 @@ def test_a_log_is_left_for_another_one_after_a_while(
     session = session_of(saver)
     ref = session.threads.find("thread")
     tail = session.logs.tail(ref)
-    session.logs.remember_tail(ref, tail._replace(began=tail.began - mongodb_tail.LOG_SECONDS))
+    session.logs.remember_tail(
+        ref, tail._replace(began=tail.began - 1_000_000 * mongodb_tail.LOG_SECONDS)
+    )
     commands.clear()
     puts(saver, range(2, 4), head)
     assert commands.names == ["update", "insert"]
     (end,) = store.collection.find({"kind": "end"})
     assert (end["_id"], end["log"], end["slot"]) == (tail.log, tail.log, tail.slot + 1)
     assert count(saver) == 4
+    assert store.problems(saver) == []
+
+
+def test_a_saver_of_a_machine_that_slept_looks_at_the_thread_again(
+    saver: MongoDBSaver, other: MongoDBSaver, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may have ended its log meanwhile, and the end may have expired."""
+    head = puts(saver, range(2))
+    other.delete_thread("thread")
+    assert store.collection.delete_many({"kind": "end"}).deleted_count == 1
+    time_of_clock = time.clock_gettime_ns
+    slept = int(1e9) * mongodb_tail.END_SECONDS
+
+    def after_sleep(clock: int) -> int:  # `time.monotonic` does not tell of it
+        return time_of_clock(clock) + slept
+
+    monkeypatch.setattr(time, "clock_gettime_ns", after_sleep)
+    with pytest.raises(ThreadDeleted):
+        put(saver, {"n": 2}, parent=head)
+    assert store.count("checkpoints") == 0
     assert store.problems(saver) == []
 
 

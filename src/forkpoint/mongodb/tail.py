@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from bson.objectid import ObjectId
 
+from forkpoint.clocks import elapsed_microseconds
 from forkpoint.errors import CorruptChunk
 from forkpoint.mongodb.documents import Document
 from forkpoint.mongodb.statements import Statement, update_one
@@ -44,8 +44,8 @@ class Tail(NamedTuple):
     slot: int
     record: Document
     """What the thread's record would say, of the fields that a log has."""
-    began: float | None = None
-    """When one's own log began, by `time.monotonic`."""
+    began: int | None = None
+    """When one's own log began, by `elapsed_microseconds`: others end it while a machine sleeps."""
     is_provisional: bool = False
     """Whether the thread has no checkpoint yet: then only a checkpoint begins a log."""
 
@@ -56,7 +56,8 @@ class Tail(NamedTuple):
 
     def is_younger_than(self, seconds: float) -> bool:
         """Return whether it is the tail of a log that this saver began less than so long ago."""
-        return self.began is not None and time.monotonic() - self.began < seconds
+        age = None if self.began is None else elapsed_microseconds() - self.began
+        return age is not None and age < 1_000_000 * seconds
 
     def goes_on_after(self, other: Tail) -> bool:
         """Return whether both are of the same log, and the other one is not later."""
@@ -99,7 +100,9 @@ class Tail(NamedTuple):
 
     def begin(self) -> Tail:
         """Return the tail of a new, empty log of this saver that continues this one."""
-        return self._replace(log=ObjectId(), slot=0, began=time.monotonic(), is_provisional=False)
+        return self._replace(
+            log=ObjectId(), slot=0, began=elapsed_microseconds(), is_provisional=False
+        )
 
     def take_slot(self, document: Document) -> Tail:
         """Give a document the next slot of the log, without a change, and return the tail."""
