@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import pymongo
 import pytest
+from bson.objectid import ObjectId
 from pymongo.monitoring import CommandStartedEvent
 
-from checking import config, counts_of, put
+from checking import checkpoint, config, counts_of, put, value_of
 from commands import Started
 from forkpoint import (
     MongoDBSaver,
     RetentionPolicy,
     SqliteSaver,
     StorageBusy,
+    StorageUnavailable,
     ThreadCatalog,
+    ThreadDeleted,
     ThreadFilter,
     ThreadNotFound,
 )
+from forkpoint.mongodb.commands import MongoCommands
+from forkpoint.mongodb.statements import Outcome, Statement
+from forkpoint.saver import parts_of
 from forkpoint.transfer import archive_threads, import_threads, restore_threads
 from stores import MongoStore
 from transferring import messages, tuples
@@ -31,7 +38,7 @@ Sent = Callable[[CommandStartedEvent], bool]
 
 @contextmanager
 def interrupted(
-    store: MongoStore, is_meant: Sent, act: Callable[[], object]
+    store: MongoStore, is_meant: Sent, act: Callable[[], object], **options: Any
 ) -> Iterator[tuple[MongoDBSaver, list[bool]]]:
     """Open a saver, and yield it and a list: something is done before a command, if it is empty."""
     acted = [True]
@@ -41,7 +48,7 @@ def interrupted(
             acted.append(True)
             act()
 
-    with store.saver(event_listeners=[Started(before)]) as saver:
+    with store.saver(event_listeners=[Started(before)], **options) as saver:
         yield saver, acted  # type: ignore[misc]
 
 
@@ -146,6 +153,141 @@ def test_who_comes_too_late_to_remove_a_thread_is_done(work: str, mongo_store: M
             assert acted
             assert counts_of(saver) == {}
             assert mongo_store.problems(saver) == []
+
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc)
+LOCKED = {"kind": "thread", "lock": {"$ne": None}}
+
+
+@pytest.mark.parametrize("sent", [1, 2, 3, 4, 5])
+def test_what_is_left_is_counted_where_a_lock_ends_within_a_bulk(
+    sent: int, mongo_store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that takes its time for many rows: who waits takes the lock after five seconds."""
+    bulk = MongoCommands._bulk
+
+    with mongo_store.saver() as other, mongo_store.saver() as saver:
+        messages(saver, "thread", 4)
+        is_done = []
+
+        def slow(commands: MongoCommands, statements: Sequence[Statement], small: bool) -> Outcome:
+            if is_done or len(statements) < 5:
+                return bulk(commands, statements, small)
+            is_done.append(True)
+            first = bulk(commands, statements[:sent], small)
+            assert first.hits
+            mongo_store.collection.update_many(LOCKED, {"$set": {"lock.until": LONG_AGO}})
+            put(other, {"n": 77})
+            rest = bulk(commands, statements[sent:], small)
+            return rest if rest.failed is None else rest._replace(failed=sent + rest.failed)
+
+        monkeypatch.setattr(MongoCommands, "_bulk", slow)
+        with pytest.raises(StorageBusy, match="took too long"):
+            saver.rollback("thread")
+        assert is_done
+        assert value_of(other.get_tuple(config())) == {"n": 77}
+        assert mongo_store.problems(other, after_crash=True) == []
+
+
+@contextmanager
+def unanswered(store: MongoStore, code: int, name: str) -> Iterator[Callable[[], object]]:
+    """Yield what has the next update of an application be executed, and fail all the same."""
+    lost = {"writeConcernError": {"code": code, "errmsg": "no answer"}}
+    data = {"failCommands": ["update"], "appName": name, **lost}
+    point = {"configureFailPoint": "failCommand"}
+    with pymongo.MongoClient(store.uri) as client:
+        try:
+            yield lambda: client.admin.command({**point, "mode": {"times": 1}, "data": data})
+        finally:
+            client.admin.command({**point, "mode": "off"})
+
+
+def test_a_lock_that_was_left_is_taken_over_though_no_answer_came(mongo_store: MongoStore) -> None:
+    """What the one before did in part is counted."""
+    name = "forkpoint-takes-over"
+    options = {"appname": name, "retryWrites": False, "heartbeatFrequencyMS": 500}
+
+    def takes_over(event: CommandStartedEvent) -> bool:
+        updates = event.command.get("updates", ())
+        return any("$expr" in update["q"] and "lock" in update["q"] for update in updates)
+
+    with (
+        unanswered(mongo_store, 91, name) as lose,
+        interrupted(mongo_store, takes_over, lose, **options) as (saver, acted),
+    ):
+        messages(saver, "thread", 3)
+        assert ThreadCatalog(saver).count() == 1
+        half_done = {"lock": {"by": ObjectId(), "until": LONG_AGO}, "checkpoint_count": 1}
+        mongo_store.collection.update_one({"kind": "thread"}, {"$set": half_done})
+        acted.clear()
+        put(saver, {"n": 9})
+        assert acted
+        assert mongo_store.problems(saver) == []
+
+
+MAKING: dict[str, Callable[[Any], object]] = {
+    "fork": lambda saver: saver.fork("thread", new_thread_id="new"),
+    "copy_thread": lambda saver: saver.copy_thread("thread", "new"),
+}
+
+
+@pytest.mark.parametrize("method", MAKING)
+def test_a_thread_that_is_shown_though_no_answer_came_keeps_what_others_put_to_it(
+    method: str, mongo_store: MongoStore
+) -> None:
+    name = "forkpoint-shows"
+    sent = ["the source"]
+
+    def before(event: CommandStartedEvent) -> None:
+        updates = event.command.get("updates", ())
+        if not sent and any("home" in str(update["u"]) for update in updates):  # as a name has it
+            lose()
+            sent.append("it is shown")
+        elif sent == ["it is shown"]:
+            sent.append("put")
+            put(other, {"n": 77}, thread_id="new")
+
+    with (
+        unanswered(mongo_store, 64, name) as lose,
+        mongo_store.saver() as other,
+        mongo_store.saver(appname=name, event_listeners=[Started(before)]) as saver,
+    ):
+        messages(saver, "thread", 2)
+        other.get_tuple(config("thread"))
+        sent.clear()
+        with pytest.raises(StorageUnavailable, match="may or may not survive"):
+            MAKING[method](saver)
+        assert sent == ["it is shown", "put"]
+        assert value_of(other.get_tuple(config("new"))) == {"n": 77}
+        assert mongo_store.problems(other) == []
+
+
+def test_a_thread_that_begins_as_late_writes_are_removed_stays(mongo_store: MongoStore) -> None:
+    def is_about_to_delete(event: CommandStartedEvent) -> bool:
+        groups = [
+            stage["$group"] for stage in event.command.get("pipeline", ()) if "$group" in stage
+        ]
+        return any("newest" in group for group in groups)
+
+    with mongo_store.saver() as other:
+
+        def begin() -> None:
+            put(other, {"n": "new"})
+
+        with interrupted(mongo_store, is_about_to_delete, begin) as (saver, acted):
+            old = put(saver, {"n": "old"})
+            other.delete_thread("thread")
+            late = checkpoint({"n": "late"})
+            announced = parts_of(saver).context.memory.announced
+            announced.add(1, "thread", late["id"])  # a task may be faster than its checkpoint
+            saver.put_writes(config(checkpoint_id=late["id"]), [("c", "x" * 9000)], "task")
+            announced.remove(1)
+            acted.clear()
+            with pytest.raises(ThreadDeleted):
+                saver.put(old, late, {}, {"n": 1})
+            assert acted
+        assert value_of(other.get_tuple(config())) == {"n": "new"}
+        assert mongo_store.problems(other, after_crash=True) == []
 
 
 def test_a_sweep_that_loses_the_lock_of_a_thread_looks_at_it_again(mongo_store: MongoStore) -> None:

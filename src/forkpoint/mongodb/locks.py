@@ -102,12 +102,16 @@ class Locks:
         while not self._logs.without_log(
             thread, free, lambda match: self._commands.update(match, stages)
         ):
-            if self._commands.update(expired, stages):
+            is_taken = self._commands.update(expired, stages)
+            if not is_taken:
+                if not (records := self._commands.latest(living)):
+                    raise Stale
+                check_state(records[0])
+                lock = records[0]["lock"]
+                is_taken = lock is not None and lock["by"] == token  # though no answer came
+            if is_taken:
                 self._rows.delete_rows(thread, {"doomed": True})  # what the one before left
                 return True
-            if not (records := self._commands.latest(living)):
-                raise Stale
-            check_state(records[0])
             if time.monotonic() > give_up:
                 raise StorageBusy("other processes keep removing from the same thread")
             time.sleep(_LOCK_PAUSE_SECONDS)

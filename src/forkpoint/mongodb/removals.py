@@ -33,6 +33,7 @@ from forkpoint.storage.rows import (
 from forkpoint.storage.shared import batches
 
 _PLACES_PER_TURN = 4  # for each checkpoint there are some writes and receipts
+_CHANGED_AT_ONCE = 1000  # checkpoints: in less time than a lock lasts
 _STUB = dict.fromkeys(("checkpoint_ns", "checkpoint_id", "kind", "visible"), 1)
 
 
@@ -126,8 +127,9 @@ class MongoRemovals(interface.Removals):
         is_moved = is_other_head or plan.is_whole
         self._doom(thread, plan, gone, guard, is_moved=is_moved)
         counts = self._rows.delete_rows(thread, {"doomed": True})
-        if is_moved:
-            self._commands.update(record_of(thread), {"$set": self._rows.status_now(thread)})
+        if is_moved:  # whoever has the lock by now, if it is lost, has looked at it after this
+            status = update_one(record_of(thread), {"$set": self._rows.status_now(thread)})
+            self._commands.change([guard, status])
         return counts
 
     def _doom(
@@ -139,7 +141,7 @@ class MongoRemovals(interface.Removals):
             thread: The thread, which is locked.
             plan: What is to be done.
             gone: How many checkpoints that can be seen are removed or hidden.
-            guard: Ends the bulk if the lock is lost.
+            guard: Ends the bulk if the lock is lost, and else keeps it.
             is_moved: Whether the thread goes on from another state then.
         """
         # Not counted again: where there are no logs, a checkpoint that the record counts already
@@ -158,9 +160,13 @@ class MongoRemovals(interface.Removals):
             changes["updated_at"] = {"$max": ["$updated_at", NOW]}
         if is_moved:
             changes["state_updated_at"] = {"$max": ["$state_updated_at", NOW]}
-        record = update_one(record_of(thread), [{"$set": changes}])
-        outcome = self._commands.change([guard, record, *_changes_of_rows(thread, plan)])
-        if outcome.failed is not None:
+        statements = [guard, update_one(record_of(thread), [{"$set": changes}])]
+        for change in _changes_of_rows(thread, plan):  # of many rows: each may take its time
+            statements += [change, guard]
+        outcome = self._commands.change(statements)
+        if outcome.failed:  # whoever took the lock may have counted before the last change
+            self._locks.count_again(thread)
+        if outcome.failed is not None and outcome.failed < len(statements) - 1:
             raise StorageBusy("removing took too long, and others have written since; try again")
 
     def _next_part(
@@ -218,17 +224,19 @@ def _changes_at(
     thread: ThreadRef, places: Collection[Place], which: Document, change: Document
 ) -> Iterator[Statement]:
     """Return the statements that change the rows of some checkpoints."""
-    for match in _filters_of(thread, places):
+    for match in _filters_of(thread, places, at_once=_CHANGED_AT_ONCE):
         yield update_many({**match, **which}, change)
 
 
-def _filters_of(thread: ThreadRef, places: Collection[Place]) -> Iterator[Document]:
-    """Return filters for the rows of some checkpoints."""
+def _filters_of(
+    thread: ThreadRef, places: Collection[Place], *, at_once: int = IN_ONE_COMMAND
+) -> Iterator[Document]:
+    """Return filters for the rows of some checkpoints, of so many at most."""
     ids: dict[str, list[str]] = {}
     for checkpoint_ns, checkpoint_id in places:
         ids.setdefault(checkpoint_ns, []).append(checkpoint_id)
     for checkpoint_ns, its in ids.items():
-        for batch in batches(its, IN_ONE_COMMAND):
+        for batch in batches(its, at_once):
             yield {
                 "family": thread.family,
                 "thread": thread.key,
