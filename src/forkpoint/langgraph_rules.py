@@ -38,11 +38,27 @@ def by_idx(writes: Iterable[tuple[str, Any]]) -> dict[int, tuple[str, Any]]:
     return {write_idx(write[0], position): write for position, write in enumerate(writes)}
 
 
-def status_of(kinds: Collection[int]) -> str:
-    """Return the status of a thread whose newest checkpoint has writes of these `idx`."""
+def status_of(kinds: Collection[int], recorded: str | None = None) -> str:
+    """Return the status of a thread whose newest checkpoint has writes of these `idx`.
+
+    Args:
+        kinds: The `idx` of the writes.
+        recorded: What a record says that was kept up with them, or with those that they are copies
+            of: it knows which came last, where there are an interrupt and an error.
+    """
+    if is_ambiguous(kinds) and recorded == "error":
+        return "error"
     if INTERRUPT_IDX in kinds:
         return "interrupted"
     return "error" if ERROR_IDX in kinds else "idle"
+
+
+def is_ambiguous(kinds: Collection[int]) -> bool:
+    """Return whether writes of these `idx` say two things of the status: the last one counts.
+
+    So it is after a task has failed with the answer to its interrupt.
+    """
+    return INTERRUPT_IDX in kinds and ERROR_IDX in kinds
 
 
 # Channels

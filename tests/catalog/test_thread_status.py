@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from langgraph.types import Command
+from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.graph import START, StateGraph
+from langgraph.types import Command, interrupt
 
 from checking import Api, put
-from forkpoint import Thread, ThreadCatalog, ThreadFilter
+from forkpoint import RetentionPolicy, SqliteSaver, Thread, ThreadCatalog, ThreadFilter
+from forkpoint.langgraph_rules import ERROR, INTERRUPT
 from forkpoint.saver import parts_of
-from graphs import MORE_SHAPES, SHAPES, WORLDS, call
+from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.transfer import archive_threads, import_threads, restore_threads
+from graphs import MORE_SHAPES, SHAPES, WORLDS, Failure, Sums, call
 from stores import Store
 
 Operation = Callable[[Api], Awaitable[Any]]
@@ -95,6 +101,99 @@ async def test_a_thread_is_in_error_until_the_task_that_failed_is_done(
     await call(graph, api.world, None, {"durability": durability}, thread())
     assert (await checked_thread(api, store)).status == "idle"
     assert (await checked_thread(api, store, "fork")).status == "error"
+
+
+@pytest.mark.parametrize("is_newest", [True, False], ids=["newest", "older"])
+def test_what_is_put_before_the_newest_checkpoint_does_not_change_the_status(
+    is_newest: bool, store: Store, saver: ForkpointSaver
+) -> None:
+    def made(checkpoint_id: str) -> Any:
+        new = {**empty_checkpoint(), "id": checkpoint_id}
+        return saver.put(thread(checkpoint_ns=""), new, {}, {})
+
+    catalog = ThreadCatalog(saver)
+    saver.put_writes(made("5"), [(INTERRUPT, "a question")], "task")
+    before = catalog.get("thread")
+    there = made("7" if is_newest else "3")
+    put_again = catalog.get("thread")
+    saver.put_writes(there, [(ERROR, "a failure")], "task")
+    after = catalog.get("thread")
+    assert before
+    assert put_again
+    assert after
+    assert put_again.status == ("idle" if is_newest else "interrupted")
+    assert after.status == ("error" if is_newest else "interrupted")
+    assert (after.state_updated_at == before.state_updated_at) != is_newest
+    assert store.problems(saver) == []
+
+
+async def failed_with_an_answer(api: Api, store: Store) -> None:
+    """Run a graph to its question, and answer such that its task fails."""
+
+    def ask(_: Any) -> Any:
+        raise Failure(interrupt("a question"))
+
+    builder = StateGraph(Sums)
+    builder.add_node(ask)
+    builder.add_edge(START, "ask")
+    graph = builder.compile(checkpointer=api.saver)
+    for given in ({"items": []}, Command(resume="an answer")):
+        await call(graph, api.world, given, {}, thread())
+    assert (await checked_thread(api, store)).status == "error"
+
+
+@pytest.mark.parametrize("history", ["head", "path"])
+@pytest.mark.in_turns
+async def test_a_fork_of_what_failed_with_an_answer_has_failed_too(
+    history: str, api: Api, store: Store
+) -> None:
+    await failed_with_an_answer(api, store)
+    await api.fork("thread", new_thread_id="fork", history=history)
+    assert (await checked_thread(api, store, "fork")).status == "error"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda api: api.trim("thread", 1),
+        lambda api: api.prune(["thread"]),
+        lambda api: Api(ThreadCatalog(api.saver), api.world).apply_retention(
+            RetentionPolicy(max_checkpoints_per_thread=1)
+        ),
+    ],
+    ids=["trim", "prune", "retention"],
+)
+@pytest.mark.in_turns
+async def test_what_failed_with_an_answer_has_failed_after_a_removal_of_what_was_before(
+    change: Operation, api: Api, store: Store
+) -> None:
+    await failed_with_an_answer(api, store)
+    await change(api)
+    assert (await checked_thread(api, store)).checkpoint_count == 1
+    assert (await checked_thread(api, store)).status == "error"
+
+
+async def test_what_failed_with_an_answer_has_failed_after_a_repair(api: Api, store: Store) -> None:
+    await failed_with_an_answer(api, store)
+    with parts_of(api.saver).context.storage.writing() as session:
+        found = session.threads.find("thread")
+        assert found is not None
+        session.removals.recount(found)
+    assert (await checked_thread(api, store)).status == "error"
+
+
+async def test_what_failed_with_an_answer_has_failed_where_it_is_restored(
+    api: Api, store: Store, tmp_path: Path
+) -> None:
+    await failed_with_an_answer(api, store)
+    archive_threads(api.saver, tmp_path / "archive")
+    restore_threads(api.saver, tmp_path / "archive", rename={"thread": "again"})
+    assert (await checked_thread(api, store, "again")).status == "error"
+    with SqliteSaver(tmp_path / "other.db") as other:
+        import_threads(api.saver, other, kind="forkpoint", threads=["thread"])
+        imported = ThreadCatalog(other).get("thread")
+        assert imported is not None
+        assert imported.status == "error"
 
 
 async def asked_twice(api: Api, store: Store) -> Thread:

@@ -17,6 +17,7 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver as OfficialSaver
+from langgraph.types import Command
 
 from checking import config, encrypted_serde, id_of, put, value_of
 from forkpoint import (
@@ -258,6 +259,33 @@ def test_an_import_that_is_repeated_brings_what_is_new(
         thread = ThreadCatalog(saver).get("thread")
         assert thread is not None
         assert thread.label == "here"
+    assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize("kind", ["langgraph-sqlite", "langgraph-mongodb"])
+@pytest.mark.in_turns
+def test_what_was_done_at_an_old_checkpoint_since_is_imported(
+    kind: Any,
+    saver: ForkpointSaver,
+    store: Store,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    shape = MORE_SHAPES["deltas with questions"]
+    with official(kind, tmp_path, request.getfixturevalue) as (theirs, source):
+        graph = shape.build(theirs)
+        graph.invoke(shape.inputs[0], THREAD)
+        asked = graph.get_state(THREAD).config
+        graph.update_state(THREAD, {"log": ["updated"]}, as_node="after")
+        assert import_threads(source, saver, kind=kind, verify=True).is_complete
+        for answer in ("one", "two"):
+            graph.invoke(Command(resume=answer), asked)
+        report = import_threads(source, saver, kind=kind, verify=True)
+        assert report.is_complete
+        assert told(saver) == told(theirs)
+        states = [shape.build(each).get_state(THREAD).values for each in (saver, theirs)]
+        assert states[0] == states[1]
+        assert "one" in states[0]["log"]
     assert store.problems(saver) == []
 
 

@@ -33,7 +33,7 @@ from forkpoint.transfer import (
     own,
     restore_threads,
 )
-from graphs import SHAPES
+from graphs import SHAPES, THREAD
 from stores import SqliteStore, Store
 from transferring import messages, told
 
@@ -212,6 +212,49 @@ def test_of_a_source_that_was_trimmed_before_the_import_went_on_nothing_else_is_
         source.trim("thread", 2)
         assert import_threads(source, saver, kind="forkpoint", verify=True).is_complete
         assert told(saver) == told(source)
+    assert store.problems(saver) == []
+
+
+@pytest.mark.in_turns
+def test_what_was_trimmed_in_the_source_is_still_seen_in_the_target(
+    saver: ForkpointSaver, store: Store, tmp_path: Path
+) -> None:
+    shape = SHAPES["deltas"]
+    with SqliteSaver(tmp_path / "source.db") as source:
+        graph = shape.build(source)
+        graph.invoke(shape.inputs[0], THREAD)
+        assert import_threads(source, saver, kind="forkpoint").is_complete
+        before = told(saver)
+        next(graph.stream(shape.inputs[1], THREAD))
+        source.trim("thread", 3)  # all others are hidden: what stays is rebuilt from them
+        assert import_threads(source, saver, kind="forkpoint").checkpoints
+        assert told(saver)[: len(before)] == before
+        assert told(saver)[-3:] == told(source)
+    assert store.problems(saver) == []
+
+
+@pytest.mark.in_turns
+def test_new_states_are_whole_that_are_rebuilt_from_what_was_trimmed_in_the_target(
+    saver: ForkpointSaver, store: Store, tmp_path: Path
+) -> None:
+    shape = SHAPES["snapshots"]
+    with SqliteSaver(tmp_path / "source.db") as source:
+        graph = shape.build(source)
+        for given in shape.inputs[:2]:
+            graph.invoke(given, THREAD)
+        (old,) = [found for found in source.history("thread") if found.metadata["step"] == 4]
+        assert import_threads(source, saver, kind="forkpoint").is_complete
+        saver.trim("thread", 1)
+        left = told(saver)
+        graph.invoke(shape.inputs[2], old.config)
+        report = import_threads(source, saver, kind="forkpoint")
+        assert report.is_complete
+        new = told(saver)[len(left) :]
+        assert told(saver) == [*left, *told(source)[-len(new) :]]
+        states = [shape.build(each).get_state_history(THREAD) for each in (saver, source)]
+        for mine, theirs in zip(*states, strict=False):
+            assert mine.values == theirs.values
+    assert saver.check().is_clean
     assert store.problems(saver) == []
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from forkpoint.filters import stored_value_terms
-from forkpoint.langgraph_rules import status_of
+from forkpoint.langgraph_rules import is_ambiguous, status_of
 from forkpoint.mongodb.commands import MongoCommands
-from forkpoint.mongodb.documents import Document, rows_of
+from forkpoint.mongodb.documents import Document, record_of, rows_of
 from forkpoint.storage.interface import Checkpoints
 from forkpoint.storage.plan import Place
 from forkpoint.storage.receipts import RECEIPT
@@ -28,13 +28,23 @@ class ThreadRows:
         """Return the fields of the record for the number of checkpoints and the status."""
         rows = rows_of(thread, "checkpoint")
         shown = self._commands.count({**rows, "visible": True})
-        return {"checkpoint_count": shown, **self.status_now(thread)}
+        return {"checkpoint_count": shown, **self.status_now(thread, is_known=True)}
 
-    def status_now(self, thread: ThreadRef) -> Document:
-        """Return the fields of the record for the status, computed from the newest checkpoint."""
+    def status_now(self, thread: ThreadRef, *, is_known: bool = False) -> Document:
+        """Return the fields of the record for the status, computed from the newest checkpoint.
+
+        Args:
+            thread: The thread, which is locked.
+            is_known: Whether the record was kept up with what that has.
+        """
         head = self.head_of(thread)
         writes = self._checkpoints.writes(thread, [head]) if head else []
-        status = status_of({write.idx for write in writes})
+        kinds = {write.idx for write in writes}
+        recorded = None
+        if is_known and is_ambiguous(kinds):
+            (record,) = self._commands.latest(record_of(thread), {"status": 1}) or ({},)
+            recorded = record.get("status")
+        status = status_of(kinds, recorded)
         preview = next((write.content for write in writes if write.idx == RECEIPT), b"")
         return {
             "status": status,

@@ -124,7 +124,7 @@ def request_of(context: Context, session: Session, new: NewFork, parts: Parts) -
         row.checkpoint_id,
         thread.owner,
         _described(moment.described, new.metadata),
-        "idle" if new.values else _status(row, target_writes),
+        "idle" if new.values else _status(session, source, target_writes),
         # The copies do not belong to the runs that made the originals.
         [target_row._replace(run_id=None) for target_row in target_rows],
         target_writes,
@@ -345,8 +345,12 @@ def _newest_version(versions: Mapping[str, Any]) -> Any:
         ) from None
 
 
-def _status(row: CheckpointRow, writes: Sequence[WriteRow]) -> str:
-    """Return the status of a thread whose newest checkpoint this is."""
-    place = place_of(row)
-    own = [write for write in writes if (write.checkpoint_ns, write.checkpoint_id) == place]
-    return langgraph_rules.status_of({write.idx for write in own})
+def _status(session: Session, source: Source, writes: Sequence[WriteRow]) -> str:
+    """Return the status of a fork that goes on with these writes."""
+    place = place_of(source.row)
+    kinds = {write.idx for write in writes if write[:2] == place}
+    recorded: str | None = None
+    if langgraph_rules.is_ambiguous(kinds):  # so it is the head: elsewhere no error comes along
+        record = session.records.get(source.stored.thread_id)
+        recorded = record and record.status
+    return langgraph_rules.status_of(kinds, recorded)

@@ -33,17 +33,18 @@ from forkpoint.storage.receipts import RECEIPT, replaces
 from forkpoint.storage.rows import PutRequest, ThreadRef
 from forkpoint.storage.shared import Admission, admission, would_make
 
-# A new checkpoint makes a thread idle, unless a task's interrupt or error came before it. Those of
-# a checkpoint that is not the newest do not count.
+# A new checkpoint makes a thread idle, unless a task's interrupt or error came before it. What is
+# put into the past changes nothing.
+_IS_OF_THE_PAST = (
+    "?3 IS NULL OR EXISTS (SELECT 1 FROM forkpoint_checkpoints"
+    " WHERE thread = key AND checkpoint_ns = ?4 AND checkpoint_id > ?5 AND NOT hidden)"
+)
 _UPDATE_THREAD, _in_order_to_update = numbered(
     "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count + ?1,"
     " updated_at = max(updated_at, ?2),"
-    " state_updated_at = iif(?3 IS NULL, state_updated_at, max(updated_at, ?2)),"
-    f" status = CASE ?3 WHEN 'idle' THEN"
-    f" {STATUS_AFTER.format(checkpoint_ns='?4', checkpoint_id='?5')}"
-    " ELSE iif(?3 IS NULL OR EXISTS (SELECT 1 FROM forkpoint_checkpoints"
-    " WHERE thread = key AND checkpoint_ns = ?4 AND checkpoint_id > ?5 AND NOT hidden),"
-    " status, ?3) END"
+    f" state_updated_at = iif({_IS_OF_THE_PAST}, state_updated_at, max(updated_at, ?2)),"
+    f" status = CASE WHEN {_IS_OF_THE_PAST} THEN status WHEN ?3 = 'idle' THEN"
+    f" {STATUS_AFTER.format(checkpoint_ns='?4', checkpoint_id='?5')} ELSE ?3 END"
     " WHERE provisional <= ?6 AND key = ?7 AND epoch = ?8 AND deleted_at IS NULL"
     " AND watermark IS ?9 AND fence = coalesce(?10, fence)"
 )

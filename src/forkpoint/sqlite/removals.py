@@ -15,6 +15,7 @@ from forkpoint.sqlite.rows import (
     READ_CHECKPOINT,
     RESTORED,
     STATUS_AFTER,
+    STATUS_AGAIN,
     checkpoint_row,
 )
 from forkpoint.sqlite.schema import IS_IRREGULAR
@@ -34,8 +35,9 @@ from forkpoint.storage.rows import (
     ThreadRef,
 )
 
-_STATUS = STATUS_AFTER.format(
-    checkpoint_ns="''", checkpoint_id=NEWEST_CHECKPOINT.format(thread="key")
+_STATUS, _SAME_STATUS = (
+    status.format(checkpoint_ns="''", checkpoint_id=NEWEST_CHECKPOINT.format(thread="key"))
+    for status in (STATUS_AFTER, STATUS_AGAIN)
 )
 _HIDE, _RESTART = (
     f"UPDATE forkpoint_checkpoints SET {flag} = 1, binding = binding + {value} {AT_PLACE}"
@@ -80,7 +82,7 @@ class SqliteRemovals(Removals):
     def recount(self, thread: ThreadRef) -> None:
         self._index.remove(thread.key)
         self._table.count_checkpoints(thread.key)
-        self._table.update(thread.key, f"status = {_STATUS}")
+        self._table.update(thread.key, f"status = {_SAME_STATUS}")
         self._index.update(thread.key)
 
     def is_long(self, thread: ThreadRef) -> bool:
@@ -161,11 +163,10 @@ class SqliteRemovals(Removals):
             before: The newest checkpoint before the removal.
             is_reopened: Whether it counts as another one even if it is the same.
         """
-        self._table.update(thread.key, f"status = {_STATUS}")
         if is_reopened or self._newest(thread) != before:
             self._index.remove(thread.key)
-            now = self._sql.now()
-            self._table.update(thread.key, "state_updated_at = max(state_updated_at, ?)", now)
+            change = f"status = {_STATUS}, state_updated_at = max(state_updated_at, ?)"
+            self._table.update(thread.key, change, self._sql.now())
 
     def _restore_writes(self, thread: ThreadRef, *fences: int) -> None:
         """Let writes be what they were before the runs with these fences replaced them."""

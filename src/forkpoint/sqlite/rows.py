@@ -65,13 +65,20 @@ NEWEST_CHECKPOINT = (
     " WHERE thread = {thread} AND checkpoint_ns = '' AND NOT hidden)"
 )
 """The id of the newest checkpoint of a thread's own graph."""
+_WRITES_AFTER = (
+    " FROM forkpoint_writes WHERE thread = key AND checkpoint_ns = {checkpoint_ns}"
+    " AND checkpoint_id = {checkpoint_id} AND idx"
+)
 STATUS_AFTER = (
     f"coalesce((SELECT CASE idx WHEN {INTERRUPT_IDX} THEN 'interrupted' ELSE 'error' END"
-    " FROM forkpoint_writes WHERE thread = key AND checkpoint_ns = {checkpoint_ns}"
-    f" AND checkpoint_id = {{checkpoint_id}} AND idx IN ({INTERRUPT_IDX}, {ERROR_IDX})"
-    " ORDER BY idx LIMIT 1), 'idle')"
+    f"{_WRITES_AFTER} IN ({INTERRUPT_IDX}, {ERROR_IDX}) ORDER BY idx LIMIT 1), 'idle')"
 )
 """The status of a thread whose newest checkpoint is this one, by the writes after it."""
+STATUS_AGAIN = (
+    f"CASE WHEN status = 'error' AND EXISTS (SELECT 1{_WRITES_AFTER} = {ERROR_IDX})"
+    f" THEN status ELSE {STATUS_AFTER} END"
+)
+"""The same where the record was kept up with the writes; see `langgraph_rules.status_of`."""
 END_LEASE = "lease_holder = NULL, lease_since = NULL, lease_until = NULL, fence = fence + 1"
 AT_PLACE = "WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 INSERT_CHECKPOINT, in_order_to_insert = numbered(

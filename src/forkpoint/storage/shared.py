@@ -149,8 +149,8 @@ def status_after(
 ) -> str:
     """Return the status of a thread after a put.
 
-    A new checkpoint makes a thread idle, unless a task's interrupt or error came before it. What
-    tasks write after a checkpoint that is not the newest changes nothing.
+    A new checkpoint makes a thread idle, unless a task's interrupt or error came before it. One
+    that is not the newest changes nothing, nor does what tasks write after it.
 
     Args:
         put: The put.
@@ -158,11 +158,9 @@ def status_after(
         kinds: Returns the `idx` of the writes that are stored at the put's checkpoint.
         is_newest: Whether its namespace has no newer checkpoint.
     """
-    if put.status is None:
+    if put.status is None or not is_newest:
         return before
-    if put.row is not None:
-        return status_of(kinds())
-    return put.status if is_newest else before
+    return put.status if put.row is None else status_of(kinds())
 
 
 def is_expired(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from langgraph.checkpoint.base import BaseCheckpointSaver, PendingWrite
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, PendingWrite
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from forkpoint.errors import MissingLibrary, SourceError
@@ -76,9 +76,11 @@ class SqliteReader(Reader):
         while (last := self._run(following, last)[0][0]) is not None:
             yield last
 
-    def places(self, thread_id: str) -> list[Place]:
+    def places(self, thread_id: str) -> list[tuple[str, str, str | None]]:
         return self._run(
-            "SELECT checkpoint_ns, checkpoint_id FROM checkpoints WHERE thread_id = ?", thread_id
+            "SELECT checkpoint_ns, checkpoint_id, parent_checkpoint_id FROM checkpoints"
+            " WHERE thread_id = ?",
+            thread_id,
         )
 
     def state(self, thread_id: str, place: Place) -> StoredState | None:
@@ -208,11 +210,14 @@ class MongoReader(Reader):
             last = {"thread_id": {"$type": "string", "$gt": rows[0]["thread_id"]}}
             yield rows[0]["thread_id"]
 
-    def places(self, thread_id: str) -> list[Place]:
-        fields = {"checkpoint_ns": 1, "checkpoint_id": 1, "_id": 0}
+    def places(self, thread_id: str) -> list[tuple[str, str, str | None]]:
+        fields = {"checkpoint_ns": 1, "checkpoint_id": 1, "parent_checkpoint_id": 1, "_id": 0}
         with _typed(self._failure):
             rows = list(self._checkpoints.find({"thread_id": thread_id}, fields))
-        return [(row["checkpoint_ns"], row["checkpoint_id"]) for row in rows]
+        return [
+            (row["checkpoint_ns"], row["checkpoint_id"], row.get("parent_checkpoint_id"))
+            for row in rows
+        ]
 
     def state(self, thread_id: str, place: Place) -> StoredState | None:
         at = {"thread_id": thread_id, "checkpoint_ns": place[0], "checkpoint_id": place[1]}
@@ -297,9 +302,11 @@ class PostgresReader(Reader):
                 "SELECT min(thread_id) FROM checkpoints WHERE thread_id > %s", rows[0][0]
             )
 
-    def places(self, thread_id: str) -> list[Place]:
+    def places(self, thread_id: str) -> list[tuple[str, str, str | None]]:
         return self._run(
-            "SELECT checkpoint_ns, checkpoint_id FROM checkpoints WHERE thread_id = %s", thread_id
+            "SELECT checkpoint_ns, checkpoint_id, parent_checkpoint_id FROM checkpoints"
+            " WHERE thread_id = %s",
+            thread_id,
         )
 
     def state(self, thread_id: str, place: Place) -> StoredState | None:
@@ -356,11 +363,15 @@ class SaverReader(Reader):
             ids = {_part(item.config)["thread_id"] for item in self._saver.list(None)}
         yield from sorted(ids)
 
-    def places(self, thread_id: str) -> list[Place]:
+    def places(self, thread_id: str) -> list[tuple[str, str, str | None]]:
         config: Any = {"configurable": {"thread_id": thread_id}}
         with _typed_saver():
             return [
-                (_part(item.config).get("checkpoint_ns", ""), _part(item.config)["checkpoint_id"])
+                (
+                    _part(item.config).get("checkpoint_ns", ""),
+                    _part(item.config)["checkpoint_id"],
+                    _parent_of(item),
+                )
                 for item in self._saver.list(config)
             ]
 
@@ -370,9 +381,8 @@ class SaverReader(Reader):
             item = self._saver.get_tuple({"configurable": named})
         if item is None:
             return None
-        parent = _part(item.parent_config)["checkpoint_id"] if item.parent_config else None
         writes = _in_given_order(item.pending_writes or ())
-        return StoredState(item.checkpoint, item.metadata, parent, writes)
+        return StoredState(item.checkpoint, item.metadata, _parent_of(item), writes)
 
 
 def _in_given_order(pending: Sequence[PendingWrite]) -> list[StoredWrite]:
@@ -391,6 +401,10 @@ def _in_given_order(pending: Sequence[PendingWrite]) -> list[StoredWrite]:
     if writes == sorted(writes, key=lambda write: write[:2]):
         return writes
     return [write._replace(task_path=f"{place:09}") for place, write in enumerate(writes)]
+
+
+def _parent_of(item: CheckpointTuple) -> str | None:
+    return _part(item.parent_config)["checkpoint_id"] if item.parent_config else None
 
 
 def _part(config: Any) -> Mapping[str, Any]:

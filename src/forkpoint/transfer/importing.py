@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
@@ -16,18 +17,19 @@ from forkpoint.errors import (
     UnreadableValue,
 )
 from forkpoint.inputs import Address
+from forkpoint.langgraph_rules import COUNTERS, rebuilt_channels
 from forkpoint.operations import remove as removing
 from forkpoint.operations.context import Context
 from forkpoint.operations.places import config_of
 from forkpoint.operations.read import get_tuple
 from forkpoint.runtime.runner import Runner
 from forkpoint.storage.interface import Stale
-from forkpoint.storage.plan import Place
+from forkpoint.storage.plan import Header, Place, plan
 from forkpoint.transfer import target as arriving
 from forkpoint.transfer.checks import check_checkpoint
 from forkpoint.transfer.comparing import differences
 from forkpoint.transfer.reports import Difference, OnProgress, TransferProgress, TransferReport
-from forkpoint.transfer.sources import Source
+from forkpoint.transfer.sources import Places, Source
 from forkpoint.transfer.target import Arrival, ThreadWriter
 
 _ATTEMPTS = 5  # to read a thread of a source that somebody writes to
@@ -144,7 +146,7 @@ def _import_once(source: Source, target: Target, thread_id: str, done: Done) -> 
     origin = f"{source.name}:{thread_id}"
     arrival = runner.run(arriving.find, context, thread_id, origin)
     places = source.places(thread_id)
-    if arrival is not None and not arrival.places <= set(places):
+    if arrival is not None and not arrival.places <= places.keys():
         if arrival.is_incoming:  # some were removed from the source meanwhile
             runner.run(removing.delete_thread, context, thread_id)
             arrival = None
@@ -153,29 +155,41 @@ def _import_once(source: Source, target: Target, thread_id: str, done: Done) -> 
                 f"there is a thread {thread_id!r} already, whose newest checkpoint the source does "
                 "not have; import into another store, or delete it first"
             )
-    needed = _needed(places, arrival)
-    parts = source.parts(thread_id, needed)
+    selection = _selection(source, thread_id, places, arrival)
+    parts = source.parts(thread_id, selection.needed)
     record = next(parts)
     assert isinstance(record, ThreadPart)
     if arrival is None:
         parent = runner.run(arriving.parent_of, context, record, str)
         arrival = runner.run(arriving.begin, context, record, thread_id, origin, parent)
-    written = store(target, arrival, parts, needed, done)
+    written = _store(target, arrival, record, parts, selection, done)
     if not arrival.is_incoming and not written.number:
         return False
     runner.run(arriving.finish, context, arrival, record, written.hidden)
     return True
 
 
-def _needed(places: list[Place], arrival: Arrival | None) -> set[Place] | None:
-    """Return which checkpoints are to be read; None for all.
+class _Selection(NamedTuple):
+    """What is to be read and stored of a thread."""
 
-    To a thread that is complete only newer ones come, so that none comes back that was removed.
-    Those that were stored last may lack writes, since their process was killed, or since there were
-    none yet.
+    needed: Collection[Place] | None
+    """The checkpoints; None for all."""
+    hidden: Collection[Place]
+    """Those of them that are not to be seen."""
+
+
+def _selection(
+    source: Source, thread_id: str, places: Places, arrival: Arrival | None
+) -> _Selection:
+    """Return what is to be read and stored.
+
+    To a thread that is complete only newer checkpoints come, so that none comes back that was
+    removed. Stored ones may lack writes: those that were stored last, since their process was
+    killed, or since there were none yet; and the parents of new ones, which the run that made these
+    began at.
     """
     if arrival is None or not arrival.places:
-        return None
+        return _Selection(None, ())
     newest = _newest(arrival)[1]
     stored = arrival.places
     missing = {
@@ -183,10 +197,43 @@ def _needed(places: list[Place], arrival: Arrival | None) -> set[Place] | None:
         for place in places
         if place not in stored and (arrival.is_incoming or place[1] > newest)
     }
-    last = {
-        ns: (ns, checkpoint_id) for ns, checkpoint_id in places if (ns, checkpoint_id) in stored
+    last = {place[0]: place for place in places if place in stored}
+    parents = {parent for place in missing if (parent := places[place]) in stored}
+    hidden = _needed_ancestors(source, thread_id, places, missing, stored)
+    return _Selection(missing | parents | hidden | set(last.values()), hidden)
+
+
+def _needed_ancestors(
+    source: Source,
+    thread_id: str,
+    places: Places,
+    missing: Collection[Place],
+    stored: Collection[Place],
+) -> set[Place]:
+    """Return those removed checkpoints from which channels of missing ones are rebuilt."""
+    removed: set[Place] = set()
+    for place in missing:
+        ancestor = places[place]
+        while ancestor is not None and ancestor in places:
+            if ancestor in stored or ancestor in missing or ancestor in removed:
+                break
+            removed.add(ancestor)
+            ancestor = places[ancestor]
+    if not removed:
+        return set()
+    headers = {
+        part.place: _header(part)
+        for part in source.parts(thread_id, removed | set(missing))
+        if isinstance(part, CheckpointPart)
     }
-    return missing | set(last.values())
+    return plan({place: headers[place] for place in headers if place not in stored}, removed).hidden
+
+
+def _header(part: CheckpointPart) -> Header:
+    counters = json.loads(part.metadata).get(COUNTERS) or {}
+    rebuilt = rebuilt_channels({COUNTERS: counters}, counters, part.channels)
+    parent = part.parent_checkpoint_id
+    return Header((part.checkpoint_ns, parent) if parent else None, set(part.channels), rebuilt)
 
 
 def _newest(arrival: Arrival) -> Place:
@@ -201,18 +248,19 @@ class Written(NamedTuple):
     hidden: set[Place]
 
 
-def store(
+def _store(
     target: Target,
     arrival: Arrival,
+    record: ThreadPart,
     parts: Iterator[Part],
-    needed: Collection[Place] | None,
+    selection: _Selection,
     done: Done,
 ) -> Written:
     """Store the checkpoints of a thread, but for those that are there already."""
-    runner = target.runner
+    runner, needed = target.runner, selection.needed
     thread_id = arrival.thread.thread_id
-    writer = ThreadWriter(target.context, arrival.thread)
-    hidden: set[Place] = set()
+    writer = ThreadWriter(target.context, arrival.thread, record.status)
+    hidden = set(selection.hidden)
     number = 0
     for part in parts:
         if isinstance(part, ChunkPart):
@@ -220,22 +268,20 @@ def store(
         if not isinstance(part, CheckpointPart):
             continue
         check_checkpoint(part)
-        if part.hidden:
+        is_stored = part.place in arrival.places
+        if part.hidden and (arrival.is_incoming or not is_stored):
             hidden.add(part.place)
-        if part.place in arrival.places:
-            if needed is not None and part.place in needed:
-                added = runner.run(writer.complete, part)
-                done.writes += added
-                number += added
-            else:
-                writer.skip(part)
-        elif needed is None or part.place in needed:
+        if needed is not None and part.place not in needed:
+            writer.skip(part)
+        elif is_stored:
+            added = runner.run(writer.complete, part)
+            done.writes += added
+            number += added
+        else:
             runner.run(writer.put, part)
             done.checkpoints += 1
             done.writes += len(part.writes)
             number += 1
-        else:
-            writer.skip(part)
         done.note_checkpoint(thread_id)
     return Written(number, hidden)
 

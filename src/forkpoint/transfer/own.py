@@ -17,7 +17,7 @@ from forkpoint.catalog.threads import ThreadFilter
 from forkpoint.operations.context import Context
 from forkpoint.runtime.runner import Runner
 from forkpoint.storage.plan import Place
-from forkpoint.transfer.sources import IsSelected, Source
+from forkpoint.transfer.sources import IsSelected, Places, Source, oldest_first
 
 _PAGE = 200
 
@@ -63,26 +63,25 @@ class OwnSource(Source):
             return None
         return self._runner.run(search.count, self.context, self._criteria)
 
-    def places(self, thread_id: str) -> list[Place]:
-        places = self._runner.run(_places, self.context, thread_id)
-        return sorted(places, key=lambda place: (place[1], place[0]))
+    def places(self, thread_id: str) -> Places:
+        return self._runner.run(_places, self.context, thread_id)
 
     def parts(self, thread_id: str, needed: Collection[Place] | None = None) -> Iterator[Part]:
         return read_thread(self.context, thread_id)
 
 
-def _places(context: Context, thread_id: str) -> list[Place]:
-    places: list[Place] = []
+def _places(context: Context, thread_id: str) -> Places:
+    places: list[tuple[str, str, str | None]] = []
     after: Any = None
     with context.storage.reading() as session:
         thread = session.threads.find(thread_id)
         while thread is not None:
             batch = session.checkpoints.batch(thread, after, with_content=False)
-            places += [(row.checkpoint_ns, row.checkpoint_id) for row in batch.items]
+            places += [row[:3] for row in batch.items]
             after = batch.after
             if after is None:
                 break
-    return places
+    return oldest_first(places)
 
 
 def filter_of(

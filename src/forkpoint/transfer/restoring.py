@@ -155,7 +155,7 @@ def _restore_thread(target: Target, lines: Iterator[Line], rename: Rename, done:
     if arrival is None:
         parent = runner.run(arriving.parent_of, context, record, rename)
         arrival = runner.run(arriving.begin, context, record, thread_id, origin, parent)
-    restoring = _Restoring(target, arrival, record.thread_id, done)
+    restoring = _Restoring(target, arrival, record, done)
     try:
         for line in lines:
             restoring.add(line)
@@ -172,12 +172,12 @@ def _restore_thread(target: Target, lines: Iterator[Line], rename: Rename, done:
 class _Restoring:
     """A thread on its way from an archive into a store."""
 
-    def __init__(self, target: Target, arrival: Arrival, thread_id: str, done: Done) -> None:
+    def __init__(self, target: Target, arrival: Arrival, record: ThreadPart, done: Done) -> None:
         self._target = target
         self._arrival = arrival
-        self._thread_id = thread_id
+        self._thread_id = record.thread_id
         self._done = done
-        self._writer = ThreadWriter(target.context, arrival.thread)
+        self._writer = ThreadWriter(target.context, arrival.thread, record.status)
         self._decrypt = target.context.codec.decrypt
         self._last_line = 0
         self.is_ended = False

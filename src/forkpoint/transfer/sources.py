@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, get_args
@@ -43,6 +43,18 @@ IsSelected = Callable[[str], bool]
 """Takes a thread id, and returns whether the thread is to be imported."""
 
 
+Places = Mapping[Place, Place | None]
+"""The checkpoints of a thread, oldest first, each with its parent."""
+
+
+def oldest_first(places: Iterable[tuple[str, str, str | None]]) -> Places:
+    """Return checkpoints by place, given the namespace, the id and the parent's id of each."""
+    return {
+        (ns, checkpoint_id): (ns, parent_id) if isinstance(parent_id, str) else None
+        for ns, checkpoint_id, parent_id in sorted(places, key=lambda each: (each[1], each[0]))
+    }
+
+
 class Source(ABC):
     """Threads to be imported."""
 
@@ -58,7 +70,7 @@ class Source(ABC):
         """Return how many there are, unless that would take as long as reading them."""
 
     @abstractmethod
-    def places(self, thread_id: str) -> list[Place]:
+    def places(self, thread_id: str) -> Places:
         """Return the checkpoints of a thread, oldest first; none if there is no such thread."""
 
     @abstractmethod
@@ -102,8 +114,8 @@ class Reader(ABC):
         """Yield the ids of all threads, in order."""
 
     @abstractmethod
-    def places(self, thread_id: str) -> list[Place]:
-        """Return the namespaces and ids of a thread's checkpoints, in any order."""
+    def places(self, thread_id: str) -> list[tuple[str, str, str | None]]:
+        """Return the namespace, the id and the parent's id of each checkpoint, in any order."""
 
     @abstractmethod
     def state(self, thread_id: str, place: Place) -> StoredState | None:
@@ -151,7 +163,7 @@ class ForeignSource(Source):
             places = self.places(thread_id)
         except InvalidInput:
             return True  # whoever imports it is told
-        times = [made_at(checkpoint_id) for _, checkpoint_id in places[-1:]]
+        times = [made_at(checkpoint_id) for _, checkpoint_id in list(places)[-1:]]
         return any(time is None or time >= since for time in times)
 
     def count(self) -> int | None:
@@ -161,15 +173,18 @@ class ForeignSource(Source):
             self._is_selected is None or self._is_selected(id_) for id_ in self._reader.thread_ids()
         )
 
-    def places(self, thread_id: str) -> list[Place]:
-        places = [
-            (inputs.text(ns, "checkpoint_ns"), inputs.identifier(checkpoint_id, "checkpoint_id"))
-            for ns, checkpoint_id in self._reader.places(thread_id)
-        ]
-        return sorted(places, key=lambda place: (place[1], place[0]))
+    def places(self, thread_id: str) -> Places:
+        return oldest_first(
+            (
+                inputs.text(ns, "checkpoint_ns"),
+                inputs.identifier(checkpoint_id, "checkpoint_id"),
+                parent_id,
+            )
+            for ns, checkpoint_id, parent_id in self._reader.places(thread_id)
+        )
 
     def parts(self, thread_id: str, needed: Collection[Place] | None = None) -> Iterator[Part]:
-        places = self.places(thread_id)
+        places = list(self.places(thread_id))
         heads = [place for place in places if place[0] == ""]
         head = self._state(thread_id, heads[-1]) if heads else None
         yield self._thread_part(thread_id, places, head)

@@ -200,11 +200,13 @@ class ThreadWriter:
     Args:
         context: The store.
         thread: The thread.
+        status: The status that it had where it comes from.
     """
 
-    def __init__(self, context: Context, thread: ThreadRef) -> None:
+    def __init__(self, context: Context, thread: ThreadRef, status: str) -> None:
         self._context = context
         self._thread = thread
+        self._status = status
         self._codec = context.codec_of(thread)
         self._digests: dict[int, bytes] = {}
         self._oldest = 0
@@ -251,7 +253,7 @@ class ThreadWriter:
         request = self._request(part, [row.refs, *(write.refs for write in writes)])._replace(
             row=row,
             writes=[*writes, receipt],
-            status=status_of(kinds) if part.checkpoint_ns == "" else None,
+            status=status_of(kinds, self._status) if part.checkpoint_ns == "" else None,
         )
         if part.preview is not None:
             terms = stored_value_terms(self._thread.owner, receipt.content)
@@ -278,7 +280,7 @@ class ThreadWriter:
             missing = [write for write in part.writes if write.task_id in tasks]
             writes = self._write_rows(part, missing)
             kinds = {write.idx for write in part.writes}
-            status = status_of(kinds) if part.checkpoint_ns == "" else "idle"
+            status = status_of(kinds, self._status) if part.checkpoint_ns == "" else "idle"
             request = self._request(part, [write.refs for write in writes])
             yield from self._store(
                 request._replace(writes=writes, status=None if status == "idle" else status)

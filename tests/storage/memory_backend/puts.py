@@ -127,17 +127,18 @@ def _update_thread(tables: Tables, key: int, put: PutRequest, now: int) -> None:
     thread = tables.threads[key]
     place = (put.checkpoint_ns, put.checkpoint_id)
     updated_at = max(thread.updated_at, now)
+    is_newest = (tables.head(key, put.checkpoint_ns) or "") <= put.checkpoint_id
     status = status_after(
         put,
         thread.status,
         kinds=lambda: {write.idx for write in tables.writes_at(key, place)},
-        is_newest=(tables.head(key, put.checkpoint_ns) or "") <= put.checkpoint_id,
+        is_newest=is_newest,
     )
     tables.update(
         key,
         status=status,
         updated_at=updated_at,
-        state_updated_at=thread.state_updated_at if put.status is None else updated_at,
+        state_updated_at=updated_at if put.status and is_newest else thread.state_updated_at,
         is_provisional=thread.is_provisional and put.row is None,
     )
 
@@ -239,8 +240,9 @@ class MemoryRemovals(interface.Removals):
             self._change(key, place, restarts=True)
         if plan.removed or plan.hidden or plan.is_whole:
             tables.note_removal(record, now)
-            fields: dict[str, Any] = {"status": tables.status(key)}
+            fields: dict[str, Any] = {}
             if plan.is_whole or tables.head(key) != head:
+                fields["status"] = tables.status(key)
                 fields["state_updated_at"] = max(record.state_updated_at, now)
             if plan.reopened:
                 fields["updated_at"] = max(record.updated_at, now)
@@ -250,7 +252,7 @@ class MemoryRemovals(interface.Removals):
     def recount(self, thread: ThreadRef) -> None:
         record = self._tables.threads.get(thread.key)
         if record is not None and record.deleted_at is None:  # whose count is not stored
-            self._tables.update(thread.key, status=self._tables.status(thread.key))
+            self._tables.update(thread.key, status=self._tables.status(thread.key, is_known=True))
 
     def _change(self, key: int, place: Place, **flags: bool) -> None:
         stored = self._tables.checkpoints_of(key).get(place)

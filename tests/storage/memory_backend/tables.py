@@ -165,10 +165,11 @@ class Tables:
         rows = (stored.row for stored in self.writes_of(key).values())
         return [row for row in rows if row[:2] == place]
 
-    def status(self, key: int) -> str:
+    def status(self, key: int, *, is_known: bool = False) -> str:
         """Return what the newest checkpoint of a thread's graph waits for."""
         head = self.head(key)
-        return status_of({write.idx for write in self.writes_at(key, ("", head or ""))})
+        kinds = {write.idx for write in self.writes_at(key, ("", head or ""))}
+        return status_of(kinds, self.threads[key].status if is_known else None)
 
     def drop_writes(self, key: int, goes: Callable[[Stored], bool]) -> int:
         """Remove writes with their receipts, and return how many writes that were."""
