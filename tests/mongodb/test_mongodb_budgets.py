@@ -12,15 +12,20 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import bson
 import pytest
+from bson.objectid import ObjectId
 from langchain_core.messages import HumanMessage
 
 from checking import Api, checkpoint, config, one_by_one, put
 from commands import Commands
 from forkpoint.mongodb import saver as mongodb
+from forkpoint.mongodb.documents import chunk_documents
 from forkpoint.mongodb.put_batch import Attempt
+from forkpoint.mongodb.put_size import checked_size
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.saver import parts_of
+from forkpoint.storage.rows import PutRequest, ThreadRef
 from servers import PATIENCE_SECONDS, wait_until
 from stores import MongoStore
 
@@ -333,6 +338,16 @@ def test_small_puts_wait_for_a_large_one_to_their_own_thread_only(
             result.result(PATIENCE_SECONDS)
     assert len(list(saver.list(None))) == 4
     assert store.problems(saver) == []
+
+
+def test_a_put_counts_for_no_less_than_is_sent_of_it() -> None:
+    """Else what is taken for small does not fit into one command."""
+    leaves = {bytes([n]) * 32: (b"", bytes(2000)) for n in range(50)}
+    nodes = {bytes([n]) * 32: (bytes(32) * 1000, b"") for n in range(50, 100)}
+    for chunks in (leaves, nodes):
+        request = PutRequest("thread", None, "{}", (), "", "id", chunks)
+        documents = chunk_documents(ThreadRef(ObjectId(), ObjectId(), ObjectId()), chunks)
+        assert sum(len(bson.encode(each)) for each in documents) < 1.1 * sum(checked_size(request))
 
 
 # Documents that are written

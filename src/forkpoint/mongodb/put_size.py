@@ -46,7 +46,8 @@ def checked_size(request: PutRequest) -> Size:
         if size >= LARGE:
             _check_size(request, write)
         total += size
-    return Size(total, sum(len(content) for _, content in request.chunks.values()))
+    chunks = request.chunks.values()
+    return Size(total, sum(_REFS * len(refs) + len(content) for refs, content in chunks))
 
 
 def _check_size(request: PutRequest, row: CheckpointRow | WriteRow) -> None:
@@ -63,4 +64,5 @@ def _check_size(request: PutRequest, row: CheckpointRow | WriteRow) -> None:
         )
 
 
-_ENVELOPE = 10_000  # bytes of a document apart from what it says
+_REFS = 2  # times what they take here: with the family, and their places in an array
+_ENVELOPE = 150_000  # bytes of a document apart from what it says, and of a record read with it
