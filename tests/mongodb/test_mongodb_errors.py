@@ -86,11 +86,14 @@ class Fault(Started):
 
 
 @contextmanager
-def failing(store: MongoStore, *fault: Any, **options: Any) -> Iterator[tuple[MongoDBSaver, Fault]]:
+def failing(
+    store: MongoStore, *fault: Any, patience: int = 30_000, **options: Any
+) -> Iterator[tuple[MongoDBSaver, Fault]]:
     """Open a saver, one of whose commands fails once `begin` is called."""
     made = Fault(store, *fault, **options)
+    client = {"appname": store.name, "serverSelectionTimeoutMS": patience}
     try:
-        with store.saver(event_listeners=[made], appname=store.name) as saver:
+        with store.saver(event_listeners=[made], **client) as saver:
             yield saver, made
     finally:
         made.end()
@@ -167,17 +170,41 @@ def test_a_pool_that_others_have_exhausted_is_busy(mongo_store: MongoStore) -> N
         assert counts_of(saver) == {"thread": 1, "third": 1}
 
 
-def test_a_connection_that_is_lost_twice_is_told(mongo_store: MongoStore) -> None:
-    lost = {"closeConnection": True}
-    with failing(mongo_store, "insert", lost, mode={"times": 2}) as (saver, fault):
+def test_an_insertion_is_tried_again(mongo_store: MongoStore) -> None:
+    conflict = {"errorCode": 112}
+    with failing(mongo_store, "insert", conflict, mode={"times": 2}) as (saver, fault):
         put(saver, {"n": 1})
         fault.begin()
-        with pytest.raises(StorageUnavailable, match="the connection to MongoDB was lost"):
+        saver.copy_thread("thread", "copy")
+        assert fault.has_failed
+        assert counts_of(saver) == {"thread": 1, "copy": 1}
+        assert mongo_store.problems(saver) == []
+
+
+def test_a_connection_that_is_lost_again_and_again_is_told(mongo_store: MongoStore) -> None:
+    lost = {"closeConnection": True}
+    with failing(mongo_store, "insert", lost, mode=ALWAYS, patience=300) as (saver, fault):
+        put(saver, {"n": 1})
+        fault.begin()
+        with pytest.raises(StorageUnavailable, match=r"MongoDB was lost|no MongoDB"):
             saver.copy_thread("thread", "copy")
+        fault.end()
         assert counts_of(saver) == {"thread": 1}
         saver.copy_thread("thread", "copy")
         assert counts_of(saver) == {"thread": 1, "copy": 1}
         assert mongo_store.problems(saver, after_crash=True) == []
+
+
+def test_a_checkpoint_as_large_as_a_document_is_refused_or_read(mongo_store: MongoStore) -> None:
+    """It is read together with what its thread's record says, in one document."""
+    with mongo_store.saver() as saver, mongo_store.saver() as reader:
+        ThreadCatalog(saver).create("thread", metadata={"k": "v" * 65_000})
+        state = checkpoint({"c" * (16 * 2**20 - 30_000): 1})
+        with pytest.raises(InvalidInput, match="as one document"):
+            saver.put(config(), {**state, "channel_versions": {}}, {}, {})
+        state = checkpoint({"c" * (16 * 2**20 - 160_000): 1})
+        saver.put(config(), {**state, "channel_versions": {}}, {}, {})
+        assert value_of(reader.get_tuple(config())) == state["channel_values"]
 
 
 # Ways around

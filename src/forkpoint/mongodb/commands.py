@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from datetime import timezone
 from typing import Any, TypeVar
 
@@ -237,15 +238,14 @@ class MongoCommands:
     def delete(self, match: Document) -> None:
         self.retrying(lambda: self._collection.delete_many(match))
 
-    def insert(self, document: Document) -> bool:
-        """Insert a document, and return whether there was none of its `_id`."""
-        try:
-            self._collection.insert_one(document)
-        except DuplicateKeyError:
-            return False
-        except (PyMongoError, InvalidDocument) as error:
-            raise typed_error(error) from error
-        return True
+    def insert(self, document: Document) -> None:
+        """Insert a document, unless there is one of its `_id`."""
+
+        def insert() -> None:
+            with suppress(DuplicateKeyError):
+                self._collection.insert_one(document)
+
+        self.retrying(insert)
 
     def insert_once(self, documents: Sequence[Document]) -> Outcome:
         """Insert documents in order, up to the first that collides or fails, in one attempt.
