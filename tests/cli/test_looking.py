@@ -10,7 +10,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 from typer.main import get_command
 
-from checking import encrypted_serde, put
+from checking import encrypted_serde, id_of, put
 from command_line import Outcome, forkpoint
 from forkpoint import ThreadCatalog
 from forkpoint.cli.app import app
@@ -135,6 +135,26 @@ def test_the_namespaces_of_subgraphs_are_named_by_one_that_is_not_there(
     assert "'?'; there are 'child:11', 'child:10', " in asked.err
     assert asked.err.endswith("'child:2', and 2 older ones\n")
     assert run("state", "thread", "--namespace", "child:7", "--json").json["values"] == {"n": 7}
+
+
+def test_the_state_of_a_subgraph_is_shown_at_any_of_its_checkpoints(
+    saver: ForkpointSaver, run: Any
+) -> None:
+    put(saver, {"n": "outer"})
+    configs = [put(saver, {"n": number}, ns="child") for number in range(3)]
+    places = {
+        "thread": 2,
+        "thread@0": 0,
+        "thread@-2": 1,
+        f"thread@{id_of(configs[1])}": 1,
+    }
+    for place, number in places.items():
+        shown = run("state", place, "--namespace", "child", "--json")
+        assert shown.json["values"] == {"n": number}, place
+    for place in ("thread@3", "thread@-4", "thread@0"):
+        namespace = "other" if place == "thread@0" else "child"
+        assert run("state", place, "--namespace", namespace).code == 2
+    assert run("state", "thread@0", "--namespace", "", "--json").json["values"] == {"n": "outer"}
 
 
 def test_each_option_says_what_it_takes() -> None:

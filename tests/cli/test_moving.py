@@ -146,6 +146,13 @@ def make():
     return saver
 
 kept = make()
+number = 7
+
+def failing():
+    raise ConnectionError("nobody answers")
+
+def choosing(which):
+    return saver
 """
 
 
@@ -161,8 +168,20 @@ def test_threads_are_imported_from_what_a_factory_makes(
         outcome = run("import", f"sources_of_mine:{name}", "--from", "saver")
         assert outcome.out.startswith("1 thread imported, 1 checkpoint")
         assert run("purge", "made", "--yes").code == 0
-    for name in ("sources_of_mine", "sources_of_mine:nothing", "no_module_of_mine:make"):
+    (tmp_path / "failing_module_of_mine.py").write_text("1 / 0")
+    for name in (
+        "sources_of_mine",
+        "sources_of_mine:nothing",
+        "sources_of_mine:number",
+        "no_module_of_mine:make",
+        "failing_module_of_mine:make",
+        ":make",
+    ):
         assert run("import", name, "--from", "saver").code == 2
+    failed = run("import", "sources_of_mine:failing", "--from", "saver")
+    assert failed.code == 3
+    assert "nobody answers" in failed.err
+    assert run("import", "sources_of_mine:choosing", "--from", "saver").code == 3
     assert run("import", "x", "--from", "nowhere").code == 2
     assert run("import", str(tmp_path / "no.db"), "--from", "langgraph-sqlite").code == 3
 

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from langchain_core.runnables import RunnableConfig
 
+from forkpoint.errors import CheckpointNotFound
 from forkpoint.saver.saver import ForkpointSaver
 
 _UNITS = {
@@ -84,8 +85,13 @@ def pairs(given: list[str] | None) -> dict[str, Any]:
     return said
 
 
-def config_at(saver: ForkpointSaver, place: str) -> str | RunnableConfig:
+def config_at(saver: ForkpointSaver, place: str, namespace: str = "") -> str | RunnableConfig:
     """Return what a place in a thread means: the id of the thread, or the config of a checkpoint.
+
+    Args:
+        saver: The saver.
+        place: The place.
+        namespace: The namespace of the subgraph whose checkpoints are meant.
 
     Raises:
         ThreadNotFound: There is no such thread.
@@ -95,9 +101,23 @@ def config_at(saver: ForkpointSaver, place: str) -> str | RunnableConfig:
     if at and not rest:
         return thread_id
     if at and _INDEX.fullmatch(rest):
+        if namespace:
+            return _config_in(saver, thread_id, namespace, int(rest))
         return saver.at(thread_id, int(rest), values=False).config
     if at and _CHECKPOINT_ID.fullmatch(rest):
-        return {
-            "configurable": {"thread_id": thread_id, "checkpoint_ns": "", "checkpoint_id": rest}
-        }
+        named = {"thread_id": thread_id, "checkpoint_ns": namespace, "checkpoint_id": rest}
+        return {"configurable": named}
     return place
+
+
+def _config_in(saver: ForkpointSaver, thread_id: str, namespace: str, index: int) -> RunnableConfig:
+    """Return the config of a checkpoint of a subgraph by its position."""
+    named = {"thread_id": thread_id, "checkpoint_ns": namespace}
+    found = [item.config for item in saver.list({"configurable": named}, values=False)]
+    position = -1 - index  # for the newest comes first
+    if not -len(found) <= position < len(found):
+        raise CheckpointNotFound(
+            f"index {index} is out of range: thread {thread_id!r} has not as many checkpoints in "
+            f"the namespace {namespace!r}"
+        )
+    return found[position]

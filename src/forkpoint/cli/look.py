@@ -269,7 +269,8 @@ def state(
     namespace: Annotated[
         str | None,
         typer.Option(
-            help="The state of a subgraph, by its namespace; ? names those that there are.",
+            help="The state of a subgraph, by its namespace, whose checkpoints PLACE then counts; "
+            "? names those that there are.",
             metavar="NAMESPACE",
         ),
     ] = None,
@@ -301,12 +302,10 @@ def state(
 
 
 def _config_at(store: OpenStore, place: str, namespace: str | None) -> RunnableConfig:
-    at = config_at(store.saver, place)
-    config: RunnableConfig = {"configurable": {"thread_id": at}} if isinstance(at, str) else at
-    if namespace is not None:
-        named = {"thread_id": config["configurable"]["thread_id"], "checkpoint_ns": namespace}
-        config = {"configurable": named}
-    return config
+    at = config_at(store.saver, place, namespace or "")
+    if not isinstance(at, str):
+        return at
+    return {"configurable": {"thread_id": at, "checkpoint_ns": namespace or ""}}
 
 
 def _item_at(

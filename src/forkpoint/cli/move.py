@@ -17,6 +17,7 @@ from forkpoint.cli.arguments import moment
 from forkpoint.cli.groups import Selection
 from forkpoint.cli.stores import as_typed, opened, saver_of
 from forkpoint.cli.terminal import FOUND, JsonFlag, Tell, emit, progress, say
+from forkpoint.errors import SourceError
 from forkpoint.pictures.text import count_of, printable
 from forkpoint.transfer import (
     KINDS,
@@ -28,6 +29,7 @@ from forkpoint.transfer import (
 )
 from forkpoint.transfer.opening import Threads
 from forkpoint.transfer.sources import Kind
+from forkpoint.untrusted import shown
 
 ArchivePath = Annotated[
     Path, typer.Argument(metavar="FILE", help="The archive; compressed if named .gz or .zst.")
@@ -146,9 +148,16 @@ def _made_by(name: str) -> BaseCheckpointSaver[Any]:
     sys.path.insert(0, os.getcwd())  # as `python -m` has it
     try:
         made = getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError) as error:
-        raise typer.BadParameter(f"{name!r} cannot be imported: {error}") from None
-    return made if isinstance(made, BaseCheckpointSaver) else made()
+    except Exception as error:  # noqa: BLE001 - a module of anyone's may raise anything
+        raise typer.BadParameter(f"{name!r} cannot be imported: {shown(error)}") from None
+    if isinstance(made, BaseCheckpointSaver):
+        return made
+    if not callable(made):
+        raise typer.BadParameter(f"{name!r} is neither a saver nor a function that makes one")
+    try:
+        return made()  # type: ignore[no-any-return]
+    except Exception as error:
+        raise SourceError(f"{name!r} makes no saver: {shown(error)}") from error
 
 
 def _threads(selection: Selection, kind: str) -> Threads:
