@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from operator import methodcaller
 from typing import Any, Generic, Protocol, TypeVar
 
 
@@ -27,10 +28,13 @@ class Closed(Protocol):
     """An object that has a connection open."""
 
     def before_fork(self) -> None:
-        """Wait until nobody uses the connection, keep others from it, and close it."""
+        """Wait until nobody uses the connection, keep others from it, and close it.
+
+        An interrupt may leave it at any point, and `after_fork` is called all the same.
+        """
 
     def after_fork(self) -> None:
-        """Let others use it again. It is called in the parent, by the thread that forks."""
+        """Let others use it again, in the parent, on the thread that forks; any number of times."""
 
 
 _T = TypeVar("_T")
@@ -85,20 +89,45 @@ class _Forking:
     def before(self) -> None:
         self._lock.acquire()
         self._waiting = _closed.members()
-        for member in self._waiting:
-            member.before_fork()
+        _call_all(self._waiting, methodcaller("before_fork"), until_done=False)
 
     def after_in_parent(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for member in waiting:
-            member.after_fork()
-        self._lock.release()
+        try:
+            _call_all(self._waiting, methodcaller("after_fork"))
+        finally:
+            self._waiting = []
+            self._lock.release()
 
     def after_in_child(self) -> None:
         self._lock = threading.RLock()
         self._waiting = []
-        for member in _renewed.members():
-            member._become_child()
+        _call_all(_renewed.members(), methodcaller("_become_child"))
+
+
+def _call_all(
+    members: Iterable[_T], method: Callable[[_T], object], *, until_done: bool = True
+) -> None:
+    """Call a method of each object, whatever that of another raises.
+
+    Python reports what is raised at the end, and forks all the same.
+
+    Args:
+        members: The objects.
+        method: Calls the method.
+        until_done: Whether to call it again if it is interrupted.
+    """
+    errors: list[BaseException] = []
+    for member in members:
+        is_over = False
+        while not is_over:
+            try:
+                method(member)
+                is_over = True
+            except BaseException as error:  # noqa: BLE001 - the first one is raised at the end
+                errors.append(error)
+                is_over = not (until_done and isinstance(error, KeyboardInterrupt))
+    if errors:
+        raise errors[0]
 
 
 _forking = _Forking()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -189,6 +190,25 @@ def test_an_interrupt_while_a_connection_is_prepared_leaves_it_its_busy_timeout(
             if interrupt.is_over:
                 break
     connection.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the hooks
+@apart
+def test_an_interrupt_at_a_fork_leaves_savers_that_other_threads_can_use(tmp_path: Path) -> None:
+    savers = [SqliteSaver(tmp_path / f"{n}.db") for n in range(2)]
+    with ThreadPoolExecutor(1) as executor, savers[0], savers[1]:
+        for number in itertools.count(1, 29):
+            for saver in savers:
+                put(saver, {"n": number})
+            with InterruptAt(number, modules={"sqlite/storage", "sqlite/transactions"}) as found:
+                process = os.fork()
+                if process == 0:
+                    os._exit(0)
+            os.waitpid(process, 0)
+            for saver in savers:
+                executor.submit(put, saver, {"n": number}).result(PATIENCE_SECONDS)
+            if found.is_over:
+                break
 
 
 @apart

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 import pytest
 
-from checking import Api, checkpoint, config, put, value_of
+from checking import Api, checkpoint, config, counts_of, put, value_of
 from forkpoint import (
     InvalidInput,
     SaverClosed,
@@ -26,6 +27,7 @@ from forkpoint import (
     ThreadExists,
 )
 from forkpoint.saver import parts_of
+from forkpoint.sqlite.full_disk import restart_log
 from stores import SqliteStore
 
 
@@ -231,6 +233,74 @@ if sys.version_info >= (3, 12):
         with pytest.raises(InvalidInput, match="autocommit"):
             put(SqliteSaver(connection), {"n": 1})
         connection.close()
+
+
+def test_savers_of_one_connection_take_turns(path: Path) -> None:
+    """As a server has them that makes a saver for each request."""
+    connection = sqlite3.connect(path, check_same_thread=False)
+
+    def request(n: int) -> None:
+        put(SqliteSaver(connection), {"n": n}, thread_id=f"thread-{n % 4}")
+
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(request, range(40)))
+    store, saver = SqliteStore(path), SqliteSaver(connection)
+    assert counts_of(saver) == {f"thread-{n}": 10 for n in range(4)}
+    assert store.problems(saver) == []
+    connection.close()
+
+
+def test_a_database_that_is_attached_stays_as_it_is(path: Path) -> None:
+    attached = path.with_name("attached.db")
+    other = sqlite3.connect(attached)
+    other.execute("CREATE TABLE mine (n)")
+    other.close()
+    connection = sqlite3.connect(path, check_same_thread=False)
+    connection.execute("ATTACH ? AS theirs", (str(attached),))
+    settings = "journal_mode", "secure_delete", "synchronous"
+
+    def read() -> list[Any]:
+        return [connection.execute(f"PRAGMA theirs.{name}").fetchone() for name in settings]
+
+    before = read()
+    put(SqliteSaver(connection), {"n": 1})
+    assert read() == before
+    assert connection.execute("PRAGMA main.journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_the_row_factory_of_a_connection_is_not_called(path: Path) -> None:
+    def refuse(*_: object) -> None:
+        pytest.fail("it was called")
+
+    connection = sqlite3.connect(path, check_same_thread=False)
+    connection.row_factory = refuse
+    saver = SqliteSaver(connection)
+    put(saver, {"blob": os.urandom(500_000)})
+    saver.delete_thread("thread")  # and gives the space back
+    restart_log(connection)  # as on a full disk
+    assert ThreadCatalog(saver).count() == 0
+    connection.close()
+
+
+def test_space_is_not_given_back_within_a_transaction_of_the_caller(path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 1})
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    connection.execute("CREATE TABLE mine (blob)")
+    connection.execute("INSERT INTO mine VALUES (zeroblob(1000000))")
+    connection.execute("DELETE FROM mine")
+    saver = SqliteSaver(connection)
+    saver.setup()
+    connection.execute("BEGIN")  # between a deletion and what tidies up after it
+    connection.execute("INSERT INTO mine VALUES (1)")
+    assert not parts_of(saver).context.storage.tidy()
+    assert connection.in_transaction
+    connection.execute("ROLLBACK")
+    assert parts_of(saver).context.storage.tidy() is False
+    assert connection.execute("SELECT * FROM mine").fetchall() == []
+    assert connection.execute("PRAGMA freelist_count").fetchone() == (0,)
+    connection.close()
 
 
 def test_a_connection_that_does_not_return_texts_is_refused(path: Path) -> None:

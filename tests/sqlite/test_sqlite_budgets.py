@@ -233,6 +233,29 @@ QUERIES = {
 }
 
 
+def test_a_checkpoint_that_is_not_there_is_looked_for_in_one_place(saver: SqliteSaver) -> None:
+    head = put(saver, {"n": 1})
+    missing = config(checkpoint_id="no checkpoint")
+    connection = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
+
+    def instructions() -> int:
+        number = 0
+
+        def count() -> None:
+            nonlocal number
+            number += 1
+
+        connection.set_progress_handler(count, 1)
+        assert saver.get_tuple(missing) is None
+        connection.set_progress_handler(None, 1)
+        return number
+
+    instructions()
+    before = instructions()
+    saver.put_writes(head, [(f"c{n}", n) for n in range(300)], "task")
+    assert instructions() == before
+
+
 @pytest.mark.parametrize("query", QUERIES)
 def test_queries_are_answered_from_an_index(
     query: str, saver: SqliteSaver, path: Path, statements: list[str]

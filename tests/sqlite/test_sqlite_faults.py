@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,9 +16,11 @@ from typing import Any
 
 import pytest
 
-from checking import config, put, value_of
+from checking import config, counts_of, put, value_of
+from children import Child
 from forkpoint import (
     CorruptChunk,
+    InvalidInput,
     SqliteSaver,
     StorageBusy,
     StorageError,
@@ -112,6 +116,27 @@ def test_tables_that_do_not_fit_are_not_made(path: Path) -> None:
         connection.execute("PRAGMA max_page_count = 1000")
         put(saver, {"n": 1})
         assert value_of(saver.get_tuple(config())) == {"n": 1}
+
+
+def test_a_caller_that_is_deep_in_a_recursion_is_not_told_of_an_interrupt(path: Path) -> None:
+    """SQLite hides what a function raised that it called."""
+
+    def nested(levels: int, call: Callable[[], Any]) -> Any:
+        return call() if levels == 0 else nested(levels - 1, call)
+
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 1}, metadata={"run_id": "run", "text": "x" * 500})
+        outcomes = set()
+        frames = len(inspect.stack())
+        for levels in range(sys.getrecursionlimit() - frames - 60, sys.getrecursionlimit()):
+            try:
+                nested(levels, lambda: list(saver.list(config(), filter={"run_id": "run"})))
+                outcomes.add("it is read")
+            except RecursionError:
+                outcomes.add("it is too deep")
+            except InvalidInput:
+                pass  # of the filter
+        assert outcomes == {"it is read", "it is too deep"}
 
 
 def test_threads_are_found_by_many_terms_at_once(path: Path) -> None:
@@ -232,6 +257,31 @@ def test_a_file_that_was_replaced_is_opened_when_nobody_reads_the_old_one(path: 
     with SqliteSaver(path) as other:
         assert value_of(other.get_tuple(config())) == {"n": 5}
         assert SqliteStore(path).problems(other) == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it is told
+def test_a_connection_that_cannot_be_closed_before_a_fork_keeps_no_other_open(path: Path) -> None:
+    others = [path.with_name(f"other-{n}.db") for n in range(2)]
+    with SqliteSaver(path) as saver, SqliteSaver(others[0]) as one, SqliteSaver(others[1]) as two:
+        for each in (saver, one, two):
+            put(each, {"n": 1})
+        command = [sys.executable, "-c", READER, str(path)]
+        with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "it reads\n"
+            put(saver, {"n": 2})
+            path.rename(path.with_name("moved.db"))
+            shutil.copyfile(others[0], path)  # it has not been given its log yet
+
+            def work() -> None:
+                for each in (one, two):
+                    put(each, {"n": 2})
+
+            Child(work).join()
+            process.communicate("")
+        for each in (one, two):
+            put(each, {"n": 3})
+            assert counts_of(each) == {"thread": 3}
 
 
 def test_what_is_stored_in_a_file_that_is_just_replaced_is_stored_again(path: Path) -> None:

@@ -442,6 +442,23 @@ def test_a_removed_file_is_made_again(path: Path, files: tuple[str, ...]) -> Non
     assert stored(path)["after"] == 6
 
 
+def test_an_index_of_the_log_that_was_removed_costs_nobody_a_write(path: Path) -> None:
+    """The next process makes another one, and with it other locks."""
+    write = (
+        "c = sqlite3.connect(path, isolation_level=None)\n"
+        "for n in range(3): c.execute('INSERT INTO mine VALUES (?)', (n,))\n"
+        "c.close()\n"
+    )
+    with SqliteSaver(path) as saver:
+        put_many(saver, "before", 2)
+        command(path, "sqlite3.connect(path).execute('CREATE TABLE mine (n)')")
+        command(path, f"os.remove(path + '-shm')\n{write}")
+        put_many(saver, "after", 2)
+        command(path, write)
+    assert stored(path) == {"before": 2, "after": 2}
+    command(path, COUNT.replace("forkpoint_checkpoints", "mine") + "assert count == 6")
+
+
 def test_a_directory_that_was_removed_is_a_typed_error_until_it_is_back(tmp_path: Path) -> None:
     directory = tmp_path / "d"
     directory.mkdir()

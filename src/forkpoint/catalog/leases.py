@@ -200,9 +200,10 @@ class Lease:
 
     def _become_child(self) -> None:
         """In a forked child: another thread of the parent may have held the event's lock."""
-        is_ended, self._ended = self._ended.is_set(), threading.Event()
-        if is_ended:
-            self._ended.set()
+        ended = threading.Event()
+        if self._ended.is_set():
+            ended.set()
+        self._ended = ended
 
     @property
     def config(self) -> RunnableConfig:

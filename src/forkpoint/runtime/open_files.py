@@ -44,6 +44,7 @@ class DatabaseFile:
         self.opened: Identity | None = None
         """The file, while it is open."""
         self._log: Identity | None = None
+        self._index: Identity | None = None
         _in_use.add(self)
 
     def note_opened(self, resolved: str) -> None:
@@ -51,24 +52,28 @@ class DatabaseFile:
         self.resolved = resolved
         self.log_path, self.index_path = f"{resolved}-wal", f"{resolved}-shm"
         self.opened, self._log = identity(self.path), identity(self.log_path)
+        self._index = identity(self.index_path)
 
     def note_log(self) -> None:
         """Remember the log, if there is one by now. A transaction is open, so it stays."""
         if self._log is None:
-            self._log = identity(self.log_path)
+            self._log, self._index = identity(self.log_path), identity(self.index_path)
 
     def note_closed(self) -> None:
-        self.opened = self._log = None
+        self.opened = self._log = self._index = None
 
     def is_in_place(self) -> bool:
-        """Return whether the paths of the file and its log still lead to those that are open.
+        """Return whether the paths of the file, its log and its index lead to those that are open.
 
-        SQLite keeps the log as long as a connection is open.
+        SQLite keeps them as long as a connection is open. Whoever finds no index of the log makes
+        another one, and its locks are in that.
         """
         # Without calls of the methods below: this runs before and after each transaction.
         if self.opened is not None and identity(self.path) != self.opened:
             return False
-        return self._log is None or identity(self.log_path) == self._log
+        if self._log is not None and identity(self.log_path) != self._log:
+            return False
+        return self._index is None or identity(self.index_path) == self._index
 
     def has_file_in_place(self) -> bool:
         return self.opened is None or identity(self.path) == self.opened

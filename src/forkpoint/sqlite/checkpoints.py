@@ -50,11 +50,11 @@ _NEWEST_WITH_THREAD, _ONE_WITH_THREAD = (
 )
 _WRITES_AT = f"{_WRITES} {AT_PLACE}"
 _WRITES_FROM = f"{_WRITES} WHERE thread = ? AND checkpoint_ns = ? AND checkpoint_id >= ?"
-_RECEIPT_OF = (
+_ANY_RECEIPT, _ONE_RECEIPT = (
     "SELECT w.checkpoint_id FROM forkpoint_threads AS t JOIN forkpoint_writes AS w"
-    f" ON w.thread = t.key WHERE {_OF_LIVING_THREAD} AND w.checkpoint_ns = ?"
-    f" AND w.checkpoint_id = coalesce(?, w.checkpoint_id) AND w.task_id = '{NULL_TASK_ID}'"
-    f" AND w.idx = {RECEIPT} LIMIT 1"
+    f" ON w.thread = t.key WHERE {_OF_LIVING_THREAD} AND w.checkpoint_ns = ?{at}"
+    f" AND w.task_id = '{NULL_TASK_ID}' AND w.idx = {RECEIPT} LIMIT 1"
+    for at in ("", " AND w.checkpoint_id = ?")
 )
 # It goes from one namespace to the next through the index, however much there is in each. Those
 # with the ids of tasks in them, which have a colon, are as many as there were calls: it goes past
@@ -112,12 +112,13 @@ class SqliteCheckpoints(Checkpoints):
         *,
         with_chunks: bool = False,
     ) -> StoredCheckpoint | None:
-        if checkpoint_id is None:
-            row = self._sql.row(_NEWEST_WITH_THREAD, (thread_id, owner, checkpoint_ns))
-        else:
-            row = self._sql.row(_ONE_WITH_THREAD, (thread_id, owner, checkpoint_ns, checkpoint_id))
+        at: tuple[str | None, ...] = (thread_id, owner, checkpoint_ns)
+        select, receipt = _NEWEST_WITH_THREAD, _ANY_RECEIPT
+        if checkpoint_id is not None:
+            at, select, receipt = (*at, checkpoint_id), _ONE_WITH_THREAD, _ONE_RECEIPT
+        row = self._sql.row(select, at)
         if row is None:
-            lost = self._sql.row(_RECEIPT_OF, (thread_id, owner, checkpoint_ns, checkpoint_id))
+            lost = self._sql.row(receipt, at)
             if lost is not None:
                 raise lost_checkpoint(thread_id, checkpoint_ns, lost[0])
             return None

@@ -30,6 +30,7 @@ from forkpoint.runtime.open_files import (
     name_in_use,
 )
 from forkpoint.runtime.steps import Locked
+from forkpoint.sqlite.connection_lock import ConnectionLock, lock_of_passed
 from forkpoint.sqlite.errors import typed_errors
 
 
@@ -44,6 +45,7 @@ class Opener:
 
     Attributes:
         is_owned: Whether nobody else uses the connection, and it is the saver's to close.
+        lock: The lock under which the connection is used.
         may_be_inherited: Whether a forked child may use the connection: it is to no file.
         disconnect: Closes the connection, unless somebody uses it; see `DatabaseFile`.
 
@@ -56,6 +58,7 @@ class Opener:
     def __init__(self, database: object, timeout: float) -> None:
         self._name, path, self._options = _parsed(database)
         self._timeout = timeout
+        self.lock = ConnectionLock()
         self.disconnect = _is_closed
         self._file = None if path is None else DatabaseFile(path, lambda: self.disconnect())
         self.may_be_inherited = path is None
@@ -170,6 +173,7 @@ class PassedConnection:
     may_be_inherited = False
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        self.lock = lock_of_passed(connection)
         self.disconnect = _is_closed
         self._connection = connection
         self._process = os.getpid()
@@ -335,7 +339,7 @@ def _take_log_away(connection: sqlite3.Connection, file: DatabaseFile) -> None:
     own file first, which may have another name.
     """
     connection.execute("PRAGMA busy_timeout = 0")
-    is_busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    is_busy, *_ = connection.execute("PRAGMA main.wal_checkpoint(TRUNCATE)").fetchone()
     if is_busy:
         raise StorageBusy(
             f"{file.path} was replaced while another process reads what was there before"

@@ -47,7 +47,9 @@ def restart_log(connection: sqlite3.Connection) -> None:
 
     The log keeps its length, which is space for what comes.
     """
-    connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+    cursor = connection.cursor()
+    cursor.row_factory = None  # a connection that was passed may have one
+    cursor.execute("PRAGMA main.wal_checkpoint(RESTART)").fetchall()
 
 
 def is_full(path: str | None) -> bool:

@@ -11,6 +11,7 @@ import sqlite3
 import zlib
 from collections.abc import Sequence
 
+from forkpoint.sqlite.errors import callback_of
 from forkpoint.sqlite.statements import Statements
 from forkpoint.storage.rows import CheckpointRow
 
@@ -66,8 +67,8 @@ def choose_dictionary(sql: Statements, thread: int, rows: Sequence[CheckpointRow
 
 def add_functions(connection: sqlite3.Connection) -> None:
     """Let the statements of a connection call the functions that the expressions name."""
-    connection.create_function("forkpoint_packed", 2, _pack, deterministic=True)
-    connection.create_function("forkpoint_unpacked", 2, _unpack, deterministic=True)
+    for name, function in (("forkpoint_packed", _pack), ("forkpoint_unpacked", _unpack)):
+        connection.create_function(name, 2, callback_of(function), deterministic=True)
 
 
 def _pack(metadata: str, dictionary: object) -> str | bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from forkpoint.errors import CorruptChunk, InvalidInput, StorageError
 from forkpoint.filters import may_contain_json
-from forkpoint.sqlite.errors import typed_errors
+from forkpoint.sqlite.errors import callback_of, typed_errors
 from forkpoint.sqlite.metadata import add_functions
 from forkpoint.sqlite.schema import SCHEMA
 from forkpoint.storage.interface import SCHEMA_VERSION
@@ -51,26 +51,29 @@ def has_tables(path: str) -> bool:
 def prepare(connection: sqlite3.Connection, durability: str) -> None:
     """Make the tables and indexes that are missing, and set the options of a connection.
 
+    Other databases that are attached to a connection that was passed stay as they are.
+
     Raises:
         SchemaVersionError: They were made by a newer forkpoint.
         CorruptChunk: Some tables are missing, and others have rows.
     """
-    connection.create_function("forkpoint_contains", 2, _contains, deterministic=True)
+    contains = callback_of(_contains)
+    connection.create_function("forkpoint_contains", 2, contains, deterministic=True)
     add_functions(connection)
     all_names = _all_names(connection)
     names = all_names & _NAMES
     if not names:
         _tell_of_others({table for _, table in all_names})
         if not pragma(connection, "page_count"):
-            connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
-        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            connection.execute(f"PRAGMA main.auto_vacuum = {INCREMENTAL}")
+        _plain_cursor(connection).execute("PRAGMA main.journal_mode = WAL").fetchall()
     if ("forkpoint_settings", "forkpoint_settings") in names:
         _check_version(connection)
     if not names >= _NAMES:
         _create(connection)
         _check_version(connection)  # another process may have been faster
-    connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
-    connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
+    connection.execute("PRAGMA main.secure_delete = ON")  # what is deleted is overwritten
+    connection.execute(f"PRAGMA main.synchronous = {_SYNCHRONOUS[durability]}")
 
 
 def _tables(connection: sqlite3.Connection) -> set[str]:

@@ -60,6 +60,7 @@ class SqliteStorage(Storage):
         self._transactions = Transactions(
             self._open,
             self._is_prepared,
+            lock=connector.lock,
             is_owned=connector.is_owned,
             timeout=busy_timeout,
             tombstone_ttl=tombstone_ttl,
@@ -132,7 +133,7 @@ class SqliteStorage(Storage):
         # The space that a busy database keeps now is given back after the next deletion.
         with contextlib.suppress(Locked, StorageBusy), self._locked(), typed_errors():
             connection = self._open()
-            if pragma(connection, "auto_vacuum") != INCREMENTAL:
+            if pragma(connection, "auto_vacuum") != INCREMENTAL or connection.in_transaction:
                 return False
             free = pragma(connection, "freelist_count")
             if free < _FEWEST_FREE_PAGES:
@@ -152,15 +153,15 @@ class SqliteStorage(Storage):
     def before_fork(self) -> None:
         if self._transactions.is_held_here:
             return  # a signal handler forks: the child gets an error that says so
+        self._is_forking = True  # first: `after_fork` releases what an interrupt leaves
         self._transactions.acquire(threading.TIMEOUT_MAX)
-        self._is_forking = True
         if not self._connector.may_be_inherited:
             self._disconnect()
 
     def after_fork(self) -> None:
         if self._is_forking:
-            self._is_forking = False
             self._transactions.let_go()
+            self._is_forking = False
 
     def _become_child(self) -> None:
         self._is_forking = False
@@ -264,5 +265,5 @@ _PAGES_AT_ONCE = 1024  # that are given back while all others wait
 
 def _vacuum(connection: sqlite3.Connection) -> None:
     # As a script: `execute` would stop after the first page.
-    connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")
-    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    connection.executescript(f"PRAGMA main.incremental_vacuum({_PAGES_AT_ONCE})")
+    pragma(connection, "main.wal_checkpoint(PASSIVE)")

@@ -1,7 +1,7 @@
 """SQLite: the transactions of one connection, which an interrupt at any point leaves usable.
 
-All threads of a process share the connection, under a lock. An exception at a bad moment, from a
-signal handler for example, may leave the lock held and the transaction open.
+All threads and savers of a process that use the connection share its lock. An exception at a bad
+moment, from a signal handler for example, may leave the lock held and the transaction open.
 `Transactions.let_go` ends both. It may be called at any time and any number of times. A
 transaction calls it at its end. An interrupt can come even there, so whoever runs operations calls
 it again after each exception (see `forkpoint.runtime.runner`).
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from forkpoint.clocks import StoreClock
 from forkpoint.errors import InvalidInput, StorageBusy
 from forkpoint.runtime.steps import Locked, Patience, Retry, running
+from forkpoint.sqlite.connection_lock import ConnectionLock
 from forkpoint.sqlite.errors import busy_error, is_locked, typed_error
 from forkpoint.sqlite.session import SqliteSession
 
@@ -30,6 +31,7 @@ class Transactions:
         connect: Returns the connection, ready for use. It is called with the lock held, and calls
             `adopt` first. SQLite does not wait for others in a connection of our own.
         is_prepared: Returns whether it still is ready, asked within a transaction.
+        lock: The lock of the connection.
         is_owned: Whether nobody else uses the connection.
         timeout: For how many seconds a call waits for a lock that somebody else holds. By default
             that is the busy timeout of the connection.
@@ -41,12 +43,14 @@ class Transactions:
         connect: Callable[[], sqlite3.Connection],
         is_prepared: Callable[[sqlite3.Connection], bool],
         *,
+        lock: ConnectionLock,
         is_owned: bool,
         timeout: float | None,
         tombstone_ttl: int,
     ) -> None:
         self._connect = connect
         self._is_prepared = is_prepared
+        self._lock = lock
         self._is_owned = is_owned
         self._timeout = timeout
         self._patience = timeout if is_owned and timeout is not None else 0.0  # see `Statements`
@@ -54,12 +58,14 @@ class Transactions:
         self._tombstone_ttl = tombstone_ttl
         self.turn_rows: int | None = None
         """How many rows long work changes in a transaction, if not as many as usual."""
-        self.renew()
+        self._forget_connection()
 
     def renew(self) -> None:
         """In a forked child: another thread of the parent may have held the lock."""
-        self._lock = threading.RLock()  # it knows its thread, so that no other can release it
-        self._thread: int | None = None  # the one that is in a transaction
+        self._lock.renew()
+        self._forget_connection()
+
+    def _forget_connection(self) -> None:
         self._connection: sqlite3.Connection | None = None
         self._session: SqliteSession | None = None
         self._milliseconds = 0  # its busy timeout, between our statements
@@ -81,26 +87,26 @@ class Transactions:
         Raises:
             StorageBusy: Other calls of this process held it for too long.
         """
-        if self._lock.acquire(blocking=False):
+        if self._lock.rlock.acquire(blocking=False):
             return
         seconds = left = self.timeout if timeout is None else timeout
         if since is not None:
             left = max(since + seconds - time.monotonic(), 0)
         if self._connection is None:  # it is being opened, which takes as long as it takes
             left = threading.TIMEOUT_MAX
-        if not self._lock.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
+        if not self._lock.rlock.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
             raise StorageBusy(
                 f"other calls of this process held the connection for {seconds:g} seconds"
             )
 
     def is_acquired(self) -> bool:
         """Return whether the lock was free, and is this thread's now."""
-        return self._lock.acquire(blocking=False)
+        return self._lock.rlock.acquire(blocking=False)
 
     @property
     def is_held_here(self) -> bool:
         """Whether this thread holds the lock: it was interrupted in the middle of a call."""
-        is_owned: bool = self._lock._is_owned()  # type: ignore[attr-defined] # as Condition does
+        is_owned: bool = self._lock.rlock._is_owned()  # type: ignore[attr-defined] # as Condition does
         return is_owned
 
     def check_free(self) -> None:
@@ -109,7 +115,7 @@ class Transactions:
         Raises:
             StorageBusy: This is such a call, from a signal handler for example.
         """
-        if self._thread == threading.get_ident():
+        if self._lock.thread == threading.get_ident():
             raise StorageBusy(
                 "the saver was called in the middle of another call of the same thread, by a "
                 "signal handler or a callback of SQLite; call it from another thread there"
@@ -118,12 +124,12 @@ class Transactions:
     def let_go(self) -> None:
         """Roll back the transaction of this thread, if it has one, and release its lock."""
         try:
-            if self._thread == threading.get_ident():
+            if self._lock.thread == threading.get_ident():
                 self.roll_back()
         finally:
             # Not by `contextlib.suppress`, which takes longer than the rest.
             try:  # noqa: SIM105
-                self._lock.release()
+                self._lock.rlock.release()
             except RuntimeError:
                 pass  # this thread does not hold it
 
@@ -146,7 +152,7 @@ class Transactions:
             if self._clock.is_to_learn(is_write=is_write):
                 session.statements.keep_time(is_write=is_write)
         except sqlite3.Error as error:
-            if self._thread is not None:
+            if self._lock.thread is not None:
                 self.roll_back()
             if is_locked(error):
                 raise Locked(busy_error(error), self.timeout) from error
@@ -157,7 +163,7 @@ class Transactions:
         connection = self._connect()
         self.adopt(connection)  # again in a forked child, of a database in memory
         self.end_leftover(connection)
-        self._thread = threading.get_ident()
+        self._lock.thread = threading.get_ident()
         try:
             if not is_write:
                 connection.execute("BEGIN")
@@ -166,7 +172,7 @@ class Transactions:
             else:
                 self.without_waiting(connection, lambda: connection.execute("BEGIN IMMEDIATE"))
         except sqlite3.Error:
-            self._thread = None  # an open transaction, if there is one, is not ours
+            self._lock.thread = None  # an open transaction, if there is one, is not ours
             raise
         return connection
 
@@ -219,7 +225,7 @@ class Transactions:
                 raise
             # Without WAL, a commit waits for those who read.
             session.statements.run("COMMIT")
-        self._thread = None
+        self._lock.thread = None
 
     def roll_back(self) -> None:
         """Roll back the transaction of this thread, if it has not ended."""
@@ -233,7 +239,7 @@ class Transactions:
         except sqlite3.Error as error:
             raise typed_error(error) from error
         finally:
-            self._thread = None
+            self._lock.thread = None
 
 
 class Transaction:
