@@ -75,6 +75,22 @@ def test_a_fork_is_no_child_of_another_thread_that_has_the_id_of_its_parent(
     assert [entry.thread_id for entry in second.lineage("fork")] == ["fork"]
 
 
+@pytest.mark.in_turns
+def test_a_fork_is_no_child_of_a_thread_that_was_given_to_another_owner(
+    saver: ForkpointSaver, store: Store, tmp_path: Path
+) -> None:
+    own, catalog = saver.for_owner("acme"), ThreadCatalog(saver)
+    messages(own, "parent", 2)
+    own.fork("parent", new_thread_id="fork")
+    archive_threads(saver, tmp_path / "archive", ThreadFilter(ids=["fork"]))
+    own.purge("fork")
+    catalog.update("parent", owner="other")
+    assert restore_threads(saver, tmp_path / "archive").is_complete
+    assert [entry.thread_id for entry in own.lineage("fork")] == ["fork"]
+    assert len(list(saver.for_owner("other").family("parent"))) == 1
+    assert store.problems(saver) == []
+
+
 def test_a_thread_that_somebody_makes_meanwhile_stays(second: SqliteSaver, tmp_path: Path) -> None:
     messages(second, "parent", 2)
     second.fork("parent", new_thread_id="fork")

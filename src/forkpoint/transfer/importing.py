@@ -28,6 +28,7 @@ from forkpoint.storage.plan import Header, Place, plan
 from forkpoint.transfer import target as arriving
 from forkpoint.transfer.checks import check_checkpoint
 from forkpoint.transfer.comparing import differences
+from forkpoint.transfer.finishing import finish
 from forkpoint.transfer.reports import Difference, OnProgress, TransferProgress, TransferReport
 from forkpoint.transfer.sources import Places, Source
 from forkpoint.transfer.target import Arrival, ThreadWriter
@@ -165,7 +166,7 @@ def _import_once(source: Source, target: Target, thread_id: str, done: Done) -> 
     written = _store(target, arrival, record, parts, selection, done)
     if not arrival.is_incoming and not written.number:
         return False
-    runner.run(arriving.finish, context, arrival, record, written.hidden)
+    runner.run(finish, context, arrival, record, written.hidden)
     return True
 
 

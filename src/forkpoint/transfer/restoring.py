@@ -26,6 +26,7 @@ from forkpoint.operations import remove as removing
 from forkpoint.storage.plan import Place
 from forkpoint.transfer import target as arriving
 from forkpoint.transfer.checks import check_checkpoint, check_thread
+from forkpoint.transfer.finishing import finish
 from forkpoint.transfer.importing import Done, Target
 from forkpoint.transfer.reports import TransferReport
 from forkpoint.transfer.sources import IsSelected
@@ -166,7 +167,7 @@ def _restore_thread(target: Target, lines: Iterator[Line], rename: Rename, done:
             runner.run(removing.delete_thread, context, thread_id)
         raise
     restoring.check_end()
-    runner.run(arriving.finish, context, arrival, record, restoring.hidden)
+    runner.run(finish, context, arrival, record, restoring.hidden)
 
 
 class _Restoring:

@@ -2,13 +2,13 @@
 
 While it is not complete, its metadata have a mark, which says what it comes from. So who goes on
 with it knows it again, after the process that began was killed. Each checkpoint is stored together
-with its writes, in the order in which they were made. In the end the record says what it is to say.
+with its writes, in the order in which they were made.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import ormsgpack  # a dependency of langgraph-checkpoint
@@ -30,12 +30,11 @@ from forkpoint.errors import CorruptChunk, StorageBusy, ThreadDeleted, ThreadExi
 from forkpoint.filters import stored_value_terms
 from forkpoint.langgraph_rules import status_of
 from forkpoint.operations.context import Context
-from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import Session, Stale
-from forkpoint.storage.plan import Place, Plan
+from forkpoint.storage.plan import Place
 from forkpoint.storage.receipts import is_receipt, replaces
-from forkpoint.storage.record_checksums import check_record, checksums_with_description
+from forkpoint.storage.record_checksums import check_record
 from forkpoint.storage.retry import attempts, busy
 from forkpoint.storage.row_checksums import (
     checkpoint_receipt,
@@ -124,12 +123,12 @@ def begin(
     check_thread(part)
     inputs.identifier(thread_id, "thread_id")
     hashing = context.prepare().hashing
-    owner = part.owner if context.owner is None else context.owner
+    owner = _owner_of(context, part)
     described = Description(metadata=json.dumps({MARK: origin}, separators=(",", ":")))
     for attempt in attempts():
         with context.storage.writing() as session:
             if attempt and parent is not None:
-                parent = _thread_of(session, hashing, parent.thread_id, parent.created_at)
+                parent = _thread_of(session, hashing, parent.thread_id, parent.created_at, owner)
             try:
                 if parent is None:
                     if not session.records.create(thread_id, owner, described, hashing):
@@ -170,22 +169,27 @@ def _empty_fork(
 def parent_of(
     context: Context, part: ThreadPart, renamed: Callable[[str], str]
 ) -> ThreadRow | None:
-    """Return the record of the thread that another was made from, if the store has that."""
+    """Return the record of the thread that another was made from, if its owner has that."""
     if len(part.lineage) < 2 or part.lineage[0].edge is None:
         return None
     parent = part.lineage[1]
     parent_id = renamed(parent.thread_id)  # which may ask the store
     hashing = context.prepare().hashing
     with context.storage.reading() as session:
-        return _thread_of(session, hashing, parent_id, parent.created_at)
+        owner = _owner_of(context, part)
+        return _thread_of(session, hashing, parent_id, parent.created_at, owner)
+
+
+def _owner_of(context: Context, part: ThreadPart) -> str | None:
+    return part.owner if context.owner is None else context.owner
 
 
 def _thread_of(
-    session: Session, hashing: Hashing, thread_id: str, created_at: int
+    session: Session, hashing: Hashing, thread_id: str, created_at: int, owner: str | None
 ) -> ThreadRow | None:
     """Return the record of a thread; None if there is none, or another one has its id."""
     row = session.records.get(thread_id)
-    if row is None or row.created_at != created_at:
+    if row is None or (row.created_at, row.thread.owner) != (created_at, owner):
         return None
     check_record(hashing, row)
     return row
@@ -373,7 +377,7 @@ class ThreadWriter:
         with self._context.storage.reading() as session:
             thread = session.threads.find(request.thread_id)
             if thread is None or thread.key != self._thread.key:
-                raise _deleted(request.thread_id)
+                raise deleted_meanwhile(request.thread_id)
             self._thread = thread
             rows = [row for row in (request.row, *request.writes) if row is not None]
             joined = [row.refs for row in rows] + [refs for refs, _ in request.chunks.values()]
@@ -396,55 +400,5 @@ def _values_of(part: CheckpointPart) -> Iterable[ValuePart]:
         yield write.value
 
 
-def _deleted(thread_id: str) -> ThreadDeleted:
+def deleted_meanwhile(thread_id: str) -> ThreadDeleted:
     return ThreadDeleted(f"thread {thread_id!r} was deleted before it was complete")
-
-
-# Finishing
-
-
-def finish(
-    context: Context, arrival: Arrival, part: ThreadPart, hidden: Collection[Place]
-) -> Steps[None]:
-    """Let a thread be as the one that it comes from.
-
-    Args:
-        context: The store.
-        arrival: The thread.
-        part: What its record is to say.
-        hidden: The checkpoints that are to be hidden.
-    """
-    thread_id = arrival.thread.thread_id
-    if hidden:
-        yield from in_turns(context.storage, lambda turns: _hide(turns, arrival.thread, hidden))
-    for _ in attempts():
-        with context.storage.writing() as session:
-            if _describe(context, session, arrival, part):
-                context.memory.forget(thread_id)
-                return
-    raise busy(f"thread {thread_id!r} changed")
-
-
-def _hide(turns: Turns, thread: ThreadRef, hidden: Collection[Place]) -> Work[None]:
-    def plan(rows: Sequence[CheckpointRow]) -> Plan:
-        seen = {(row.checkpoint_ns, row.checkpoint_id) for row in rows if not row.hidden}
-        return Plan(set(), seen & set(hidden))
-
-    turns.session.removals.remove(thread, plan)
-    yield
-
-
-def _describe(context: Context, session: Session, arrival: Arrival, part: ThreadPart) -> bool:
-    hashing = context.codec.hashing
-    row = session.records.get(arrival.thread.thread_id)
-    if row is None or row.thread.key != arrival.thread.key:
-        raise _deleted(arrival.thread.thread_id)
-    check_record(hashing, row)
-    described = part.described if arrival.is_incoming else row.described
-    times = part.times if part.times.created_at else None
-    checksums = checksums_with_description(hashing, row, described)
-    if not session.records.describe(row, described, checksums, times):
-        return False
-    if part.is_swept:
-        session.records.note_sweep(row._replace(updated_at=part.times.updated_at))
-    return True
