@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from bson.objectid import ObjectId
 
-from checking import collected, config, put, value_of
-from forkpoint import CorruptChunk, ThreadCatalog
+from checking import collected, config, encrypted_serde, put, value_of
+from forkpoint import CorruptChunk, SafeSerializer, ThreadCatalog, key_ring
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.mongodb.thread_rows import ThreadRows
 from forkpoint.saver import parts_of
@@ -158,3 +159,25 @@ def test_two_threads_of_the_same_checkpoints_show_their_own(mongo_store: MongoSt
         page = ThreadCatalog(saver).search()
         shown = {thread.thread_id: thread.values for thread in page}
         assert shown == {"thread": {"n": 2}, "fork": {"n": 1}}
+
+
+def test_what_is_shown_of_a_state_is_in_no_document_once_the_store_is_encrypted(
+    mongo_store: MongoStore,
+) -> None:
+    """Chunks in a log say it, too, and stay for as long as a thread of the family needs them."""
+    said = {"record.value_terms.0": {"$exists": True}, "kind": None}
+    run = SimpleNamespace(control=object())
+    with mongo_store.saver(preview=["n"]) as saver:
+        for thread_id in ("thread", "fork"):
+            head: Any = config(thread_id)
+            for n in range(3):
+                head["configurable"]["__pregel_runtime"] = run
+                saver.get_tuple(head)
+                head = put(saver, {"n": n, "text": f"{thread_id} {n} {TEXT}"}, parent=head)
+            if thread_id == "thread":
+                saver.fork("thread", new_thread_id="fork")
+    assert mongo_store.collection.count_documents(said) > 1
+    with mongo_store.saver(serde=key_ring(encrypted_serde(), SafeSerializer())) as saver:
+        saver.rekey()
+        assert mongo_store.collection.count_documents(said) == 0
+        assert mongo_store.problems(saver) == []

@@ -5,7 +5,8 @@ from __future__ import annotations
 from forkpoint.filters import stored_value_terms
 from forkpoint.langgraph_rules import is_ambiguous, status_of
 from forkpoint.mongodb.commands import MongoCommands
-from forkpoint.mongodb.documents import Document, record_of, rows_of
+from forkpoint.mongodb.documents import Document, chunks_of, record_of, rows_of
+from forkpoint.mongodb.thread_documents import VISIBLE
 from forkpoint.storage.interface import Checkpoints
 from forkpoint.storage.plan import Place
 from forkpoint.storage.receipts import RECEIPT
@@ -55,8 +56,13 @@ class ThreadRows:
 
     def forget_terms(self, thread: ThreadRef) -> None:
         """Remove what logs that have ended say of values. The values may be encrypted by now."""
-        which = {**rows_of(thread), "record.value_terms.0": {"$exists": True}}
-        self._commands.update_all(which, {"$set": {"record.value_terms": []}})
+        said = {"record.value_terms.0": {"$exists": True}}
+        forgotten: Document = {"$set": {"record.value_terms": []}}
+        self._commands.update_all({**rows_of(thread), **said}, forgotten)
+        # Chunks are the family's: they are looked at once, after the rows of all its threads.
+        later = {"family": thread.family, "_id": {"$gt": thread.key}, **VISIBLE}
+        if not self._commands.exists(later):
+            self._commands.update_all({**chunks_of(thread.family), **said}, forgotten)
 
     def head_of(self, thread: ThreadRef) -> Place | None:
         """Return the newest checkpoint of a thread's own graph."""
