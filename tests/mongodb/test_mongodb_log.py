@@ -16,7 +16,7 @@ from pymongo.errors import AutoReconnect, BulkWriteError
 
 from checking import checkpoint, config, id_of, put, value_of
 from commands import Commands
-from forkpoint import ThreadCatalog, ThreadDeleted
+from forkpoint import StaleLease, ThreadCatalog, ThreadDeleted
 from forkpoint.mongodb import log as mongodb_log
 from forkpoint.mongodb import put_batch as mongodb_put
 from forkpoint.mongodb import tail as mongodb_tail
@@ -414,6 +414,23 @@ def test_a_log_that_is_written_to_again_and_again_comes_to_its_end(
     assert numbers(saver) == [1, 2, 3, 4, 5, 6]
     assert count(saver) == 6
     assert store.problems(saver) == []
+
+
+def test_a_run_whose_lease_was_taken_over_stores_nothing_after_a_put_without_a_lease(
+    saver: MongoDBSaver, other: MongoDBSaver, store: MongoStore
+) -> None:
+    """That put begins a log, into which goes what follows without a look at the record."""
+    head = puts(saver, range(1))
+    with ThreadCatalog(saver).run("thread") as run:
+        saver.get_tuple(config())
+        with ThreadCatalog(other).run("thread", if_busy="cancel"):
+            head = puts(saver, range(1, 2), head)
+            under_lease = {**run.config["configurable"], **head["configurable"]}
+            with pytest.raises(StaleLease):
+                puts(saver, range(2, 3), {"configurable": under_lease})
+    assert numbers(other) == [0, 1]
+    assert count(other) == 2
+    assert store.problems(other) == []
 
 
 # In time

@@ -403,16 +403,18 @@ def _log_beginning(preparation: Preparation, beginning: Beginning) -> Statement:
     """Return the check that names a new log in the record, and brings the record up to date."""
     before, log = beginning
     match = _same(preparation._replace(watermark=before.watermark), before.log)
+    match["fence"] = before.fence  # also of a put without a lease: those that follow may have one
     if before.log is None:
-        match |= {
-            name: before.record[name] for name in ("checkpoint_count", "status", "status_for")
-        }
+        match |= {name: before.record.get(name) for name in _SAME}
     record = dict(before.record)
     changes: Document = {"$max": {"updated_at": record.pop("updated_at")}}
     changes["$set"] = {**record, "log": log, "unlisted": True, "provisional": False}
     if preparation.next_epoch is not None:
         changes["$set"]["epoch"] = preparation.next_epoch
     return expect(match, changes)
+
+
+_SAME = ("checkpoint_count", "status", "status_for", "value_terms")
 
 
 def _check(preparation: Preparation) -> Statement:
