@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from contextlib import AsyncExitStack
 from datetime import timedelta
 
 import pytest
 
+from children import Child, Signal
 from forkpoint import StaleLease, ThreadBusy, ThreadCatalog
 from forkpoint.catalog.leases import Lease
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from gates import Gate
 from servers import wait_until
 from stores import MongoStore, SqliteStore, Store
 
@@ -117,6 +120,65 @@ async def test_who_asked_and_never_enters_leaves_nothing(
         await asked.__aexit__()
     assert queue(store) == []
     assert not await catalog.ais_busy("t")
+
+
+async def test_who_is_cancelled_as_it_asks_leaves_nothing(store: Store) -> None:
+    gate = Gate()
+    with store.watched(gate.pass_through) as saver:
+        catalog = ThreadCatalog(saver)
+        await catalog.acreate("t")
+        for is_free in (True, False):
+            async with AsyncExitStack() as stack:
+                if not is_free:
+                    await stack.enter_async_context(catalog.run("t"))
+                lease = catalog.run("t", if_busy="wait")
+                gate.close(0)
+                asking = asyncio.create_task(lease.aask())
+                assert await gate.is_reached(asking)
+                asking.cancel()
+                await asyncio.sleep(0)
+                gate.open()
+                with pytest.raises(asyncio.CancelledError):
+                    await asking
+                assert queue(store) == []
+            assert not await catalog.ais_busy("t")
+
+
+def test_a_lease_that_was_asked_for_and_given_back_does_not_begin_again(
+    saver: ForkpointSaver,
+) -> None:
+    lease = ThreadCatalog(saver).run("t")
+    assert lease.ask()
+    lease.__exit__()
+    with pytest.raises(StaleLease, match="has begun before"):
+        lease.__enter__()
+
+
+@pytest.mark.on_each_backend
+def test_a_lease_that_was_made_before_a_fork_is_of_one_process(
+    store: Store, saver: ForkpointSaver
+) -> None:
+    catalog = ThreadCatalog(saver)
+    lease, waiting = catalog.run("t"), catalog.run("t", if_busy="wait")
+    has_begun, may_end = Signal(), Signal()
+
+    def hold() -> None:
+        with lease:
+            has_begun.set()
+            may_end.wait()
+
+    child = Child(hold)
+    has_begun.wait()
+    with pytest.raises(ThreadBusy):
+        lease.__enter__()
+    assert not waiting.ask()
+    Child(waiting.__exit__).join()  # it has no place to give up
+    assert queue(store) == [waiting.holder]
+    waiting.__exit__()
+    may_end.set()
+    child.join()
+    with lease:
+        assert catalog.is_busy("t")
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancel"])

@@ -14,7 +14,8 @@ import pytest
 
 from checking import config, id_of, put, value_of
 from forkpoint import CheckpointNotFound, ThreadCatalog, ThreadNotFound
-from forkpoint.catalog.leases import Lease, renew
+from forkpoint.catalog.lease_operations import renew
+from forkpoint.catalog.leases import Lease
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.mongodb.thread_rows import ThreadRows
 from forkpoint.mongodb.turns import Turns

@@ -26,7 +26,8 @@ from test_removals import ALL_SHAPES, TELLING_SHAPES, Lab, each_shape, newest, r
 
 from checking import checkpoint, config, id_of, put, value_of
 from forkpoint import RetentionPolicy, SqliteSaver, ThreadCatalog, ThreadExists, ThreadNotFound
-from forkpoint.catalog.leases import Lease, renew
+from forkpoint.catalog.lease_operations import renew
+from forkpoint.catalog.leases import Lease
 from forkpoint.langgraph_rules import COUNTERS
 from forkpoint.mongodb import gc as mongodb_gc
 from forkpoint.mongodb.turns import Turns

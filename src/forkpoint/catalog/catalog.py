@@ -7,11 +7,12 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from forkpoint import inputs
-from forkpoint.catalog import leases, records
+from forkpoint.catalog import lease_operations, records
 from forkpoint.catalog.arguments import UNCHANGED, _Unchanged, changes_of, new_id
 from forkpoint.catalog.bulk import BulkCatalog
 from forkpoint.catalog.handover import hand_over
-from forkpoint.catalog.leases import Lease, LeaseRequest
+from forkpoint.catalog.lease_operations import LeaseRequest
+from forkpoint.catalog.leases import Lease
 from forkpoint.catalog.rollover import RolloverRequest, rollover
 from forkpoint.catalog.stats import stats as thread_stats
 from forkpoint.catalog.threads import LeaseHolder, Thread, ThreadStats
@@ -300,7 +301,9 @@ class ThreadCatalog(BulkCatalog):
         Raises:
             ThreadNotFound: There is no such thread.
         """
-        return self._operations.run(leases.holder_of, inputs.identifier(thread_id, "thread_id"))
+        return self._operations.run(
+            lease_operations.holder_of, inputs.identifier(thread_id, "thread_id")
+        )
 
     alease = async_twin(lease)
 
@@ -310,6 +313,8 @@ class ThreadCatalog(BulkCatalog):
         Raises:
             ThreadNotFound: There is no such thread.
         """
-        return self._operations.run(leases.is_busy, inputs.identifier(thread_id, "thread_id"))
+        return self._operations.run(
+            lease_operations.is_busy, inputs.identifier(thread_id, "thread_id")
+        )
 
     ais_busy = async_twin(is_busy)

@@ -18,23 +18,29 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
 
 from forkpoint import inputs
 from forkpoint.at_fork import renew_in_child
-from forkpoint.catalog.records import Changes, create, existing_record
+from forkpoint.catalog.lease_operations import (
+    LeaseGrant,
+    LeaseRequest,
+    acquire,
+    leave_queue,
+    release,
+    release_of,
+    renew,
+)
 from forkpoint.catalog.threads import LeaseHolder
 from forkpoint.catalog.tool_calls import answer_tool_calls
-from forkpoint.clocks import time_of
 from forkpoint.errors import (
     ForkpointError,
     SaverClosed,
     StaleLease,
     ThreadBusy,
-    ThreadNotFound,
     stale_lease,
 )
 from forkpoint.operations import remove
@@ -43,9 +49,6 @@ from forkpoint.operations.fork_parts import NextVersion
 from forkpoint.runtime.runner import Runner, completed
 from forkpoint.runtime.telemetry import count_leases
 from forkpoint.runtime.workers import start_thread
-from forkpoint.storage.interface import Stale
-from forkpoint.storage.record_checksums import check_types
-from forkpoint.storage.rows import LeaseRow, ThreadRef
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -56,117 +59,6 @@ _RENEWALS = 3  # in the time of a lease
 _SHORTEST_SECONDS = 0.01  # between two renewals
 
 
-class LeaseRequest(NamedTuple):
-    """The checked arguments of a lease."""
-
-    thread_id: str
-    if_busy: str
-    """`raise`, `wait`, `cancel` or `rollback`; see `ThreadCatalog.run`."""
-    ttl: int
-    """How long the lease lasts without a renewal, in microseconds."""
-    timeout_seconds: float | None = None
-    must_exist: bool = False
-    """Whether the thread is not made if there is none."""
-
-
-class LeaseGrant(NamedTuple):
-    """A lease that has begun, and its thread."""
-
-    thread: ThreadRef
-    lease: LeaseRow
-    is_taken_over: bool = False
-    """Whether another run had the lease until then."""
-
-
-def acquire(
-    context: Context, request: LeaseRequest, holder: str
-) -> LeaseGrant | LeaseHolder | None:
-    """Begin a lease, if the thread has none or it may be taken over.
-
-    Returns:
-        The lease, or who has it. None where nobody has it, but a run that came before waits for it.
-    """
-    context.prepare()
-    rolls_back, waits = request.if_busy == "rollback", request.if_busy == "wait"
-    take_over = request.if_busy in ("cancel", "rollback")
-    while True:
-        with context.storage.writing() as session:
-            row = session.records.get(request.thread_id)
-            if row is not None:
-                check_types(row)
-                try:
-                    lease = session.leases.acquire(
-                        row.thread,
-                        holder,
-                        request.ttl,
-                        take_over=take_over,
-                        waits=waits,
-                        rolls_back=rolls_back,
-                    )
-                except Stale:
-                    continue  # the thread was deleted meanwhile
-                if lease is not None:
-                    return LeaseGrant(row.thread, lease, take_over and row.lease is not None)
-                row = session.records.get(request.thread_id)
-                if row is not None and row.lease is not None:
-                    return _holder_of(row.lease)
-                if waits:
-                    return None
-                continue  # the other lease has ended meanwhile
-        if request.must_exist:
-            raise ThreadNotFound(f"there is no thread {request.thread_id!r}")
-        create(context, request.thread_id, Changes(), may_exist=True)
-
-
-def renew(context: Context, grant: LeaseGrant, ttl: int) -> bool:
-    """Let a lease last for `ttl` microseconds from now, and return whether it still holds."""
-    with context.storage.writing() as session:
-        return session.leases.renew(grant.thread, grant.lease.fence, ttl)
-
-
-def release(context: Context, grant: LeaseGrant) -> None:
-    """End a lease, if it still holds."""
-    with context.storage.writing() as session:
-        session.leases.release(grant.thread, grant.lease.fence)
-
-
-def leave_queue(context: Context, thread_id: str, holder: str) -> None:
-    """Wait no longer for the lease of a thread."""
-    with context.storage.writing() as session:
-        row = session.records.get(thread_id)
-        if row is not None:
-            session.leases.leave_queue(row.thread, holder)
-
-
-def release_of(context: Context, thread_id: str, holder: str) -> None:
-    """End the lease of a holder who was interrupted and does not know whether it had begun."""
-    with context.storage.reading() as session:  # which waits for no writer
-        row = session.records.get(thread_id)
-    if row is not None and row.lease is not None and row.lease.holder == holder:
-        release(context, LeaseGrant(row.thread, row.lease))
-
-
-def holder_of(context: Context, thread_id: str) -> LeaseHolder | None:
-    """Return who runs on a thread.
-
-    Raises:
-        ThreadNotFound: There is no such thread.
-    """
-    with context.storage.reading() as session:
-        row = existing_record(session, thread_id)
-    check_types(row)
-    return None if row.lease is None else _holder_of(row.lease)
-
-
-def is_busy(context: Context, thread_id: str) -> bool:
-    """Return whether somebody runs on a thread."""
-    return holder_of(context, thread_id) is not None
-
-
-def _holder_of(lease: LeaseRow) -> LeaseHolder:
-    return LeaseHolder(lease.holder, time_of(lease.since), time_of(lease.until))
-
-
 class Lease:
     """The right to be the only active run on a thread, while a block of code runs.
 
@@ -175,6 +67,8 @@ class Lease:
     Attributes:
         thread_id: The thread.
         holder: Who has the lease: the host, the process and a random part.
+        answers_calls: Whether `if_busy="cancel"` answers the tool calls that the other run left
+            open. Set it to False, before the block, for a run that goes on where that one ended.
     """
 
     def __init__(
@@ -185,7 +79,8 @@ class Lease:
         next_version: NextVersion | None = None,
     ) -> None:
         self.thread_id = request.thread_id
-        self.holder = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:12]}"
+        self.holder = _new_holder()
+        self.answers_calls = True
         self._context = context
         self._runner = runner
         self._request = request
@@ -199,8 +94,10 @@ class Lease:
         renew_in_child(self)
 
     def _become_child(self) -> None:
-        """In a forked child: another thread of the parent may have held the event's lock."""
-        ended = threading.Event()
+        """In a forked child: what has not begun is not the parent's."""
+        if self._grant is None:
+            self.holder, self._process = _new_holder(), os.getpid()
+        ended = threading.Event()  # another thread of the parent may have held the event's lock
         if self._ended.is_set():
             ended.set()
         self._ended = ended
@@ -252,7 +149,7 @@ class Lease:
         assert self._grant is not None
         if self._grant.lease.rollback_from is not None:  # set by this lease, or by one that died
             return remove.withdraw, self._context, self.thread_id, self._grant.lease
-        if self._grant.is_taken_over:
+        if self._grant.is_taken_over and self.answers_calls:
             return answer_tool_calls, *self._answering()
         return None
 
@@ -265,15 +162,19 @@ class Lease:
                 time.sleep(pause or 0)
             if cleanup := self._cleanup():
                 self._runner.run(*cleanup)
-        except ForkpointError:
-            self._runner.run(self._release)
-            raise
-        except BaseException:  # an interrupt, maybe before it was known that the lease had begun
-            self._runner.run(self._release_unseen)
+        except BaseException as error:
+            self._give_up(error)
             raise
         return self
 
+    def _give_up(self, error: BaseException) -> None:
+        """Release what an attempt has got that raises an error."""
+        self._has_asked = False
+        is_known = isinstance(error, ForkpointError)  # else an interrupt: it may have begun unseen
+        self._runner.run(self._release if is_known else self._release_unseen)
+
     def __exit__(self, *_: object) -> None:
+        self._has_asked = False
         try:
             self._runner.run(self._release)
         except ForkpointError:
@@ -298,13 +199,21 @@ class Lease:
         """
         self._check_new()
         self._has_asked = True
-        return self._runner.run(self._acquire) is None
+        try:
+            return self._runner.run(self._acquire) is None
+        except BaseException as error:
+            self._give_up(error)
+            raise
 
     async def aask(self) -> bool:
         """Do what `ask` does."""
         self._check_new()
         self._has_asked = True
-        return await self._runner.arun(self._acquire) is None
+        try:
+            return await self._runner.arun(self._acquire) is None
+        except BaseException:
+            await self.__aexit__()
+            raise
 
     async def __aenter__(self) -> Self:
         self._check_new()
@@ -316,11 +225,12 @@ class Lease:
             if cleanup := self._cleanup():
                 await self._runner.arun(*cleanup)
         except BaseException:
-            await completed(self._runner.arun(self._release))
+            await self.__aexit__()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._has_asked = False
         await completed(self._runner.arun(self._release))
 
     # Operations. Each notes on the lease what it did: its caller may be cancelled meanwhile.
@@ -426,6 +336,10 @@ class Lease:
             return True
         self._is_lost = not self._ended.is_set()
         return False
+
+
+def _new_holder() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:12]}"
 
 
 def _renew(reference: weakref.ref[Lease], ended: threading.Event, ttl: int) -> None:

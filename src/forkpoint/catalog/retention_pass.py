@@ -17,7 +17,8 @@ from forkpoint.archive.file import ArchiveFile
 from forkpoint.archive.reading import read_thread
 from forkpoint.catalog.criteria import Criteria, matches
 from forkpoint.catalog.heads import thread_of
-from forkpoint.catalog.leases import Lease, LeaseRequest
+from forkpoint.catalog.lease_operations import LeaseRequest
+from forkpoint.catalog.leases import Lease
 from forkpoint.catalog.retention import Archive, Progress, RetentionResult, Rules
 from forkpoint.catalog.search import ThreadSearch, all_rows, has_values
 from forkpoint.catalog.threads import Thread
