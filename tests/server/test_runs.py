@@ -10,6 +10,7 @@ import httpx
 import pytest
 from langgraph.graph import START, StateGraph
 from langgraph_sdk import get_client
+from langgraph_sdk.client import LangGraphClient
 from langgraph_sdk.errors import (
     APIStatusError,
     ConflictError,
@@ -20,7 +21,8 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from typing_extensions import TypedDict
 
-from forkpoint import ThreadCatalog
+from forkpoint import StorageBusy, ThreadCatalog
+from forkpoint.catalog import leases
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import ApiKeys, create_app
 from forkpoint.server.assistants import Assistant
@@ -28,7 +30,7 @@ from forkpoint.server.bodies import NewRun
 from forkpoint.server.requests import RequestScope, Server
 from forkpoint.server.run import Run, RunOptions
 from forkpoint.server.runs import Runs
-from served import Client, Gates, chat, said, serving
+from served import Chat, Client, Gates, chat, said, serving
 from servers import PATIENCE_SECONDS
 
 
@@ -259,11 +261,15 @@ async def test_a_run_without_a_thread_leaves_none_if_its_client_goes(
     ):
         thread_id, _, run_id = answer.headers["Content-Location"].split("/")[2:]
         await entered(gates)
+        stream = await busy.threads.join_stream(thread_id)
+        assert (await anext(stream)).event == "metadata"
         join = asyncio.create_task(busy.runs.join(thread_id, run_id))
     assert ThreadCatalog(saver).count() == 1
     gates.left.release()
     assert (await join)["turns"] == 1
     assert ThreadCatalog(saver).count() == 0
+    async for _ in stream:  # which ends, as the thread is deleted
+        pass
 
 
 async def test_a_deleted_thread_ends_its_run(busy: Any, gates: Gates) -> None:
@@ -358,11 +364,150 @@ async def test_a_run_that_is_cancelled_before_it_begins_ends(
     starting = asyncio.create_task(runs.start(request, run))
     while not runs.of_thread(request, "t"):  # noqa: ASYNC110
         await asyncio.sleep(0)
-    await runs.end_thread(request, "t")  # its task has not begun
+    await runs.delete_thread(request, "t", catalog.aget)  # its task has not begun
     await starting
     assert (await run.join())["__error__"]["error"] == "UserInterrupt"
     assert run.status == "interrupted"
     assert catalog.lease("t") is None
+
+
+class Panic(BaseException):
+    """What a library of another language raises, say."""
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@pytest.mark.parametrize(("error", "told"), [(Panic("broken"), "broken"), (Mute(), "?")])
+async def test_a_run_ends_whatever_its_graph_raises(
+    error: BaseException, told: str, saver: ForkpointSaver
+) -> None:
+    def fail(_: Chat) -> Chat:
+        raise error
+
+    builder = StateGraph(Chat)
+    builder.add_node("fail", fail)
+    builder.add_edge(START, "fail")
+    with serving(create_app(saver, {"failing": builder.compile()})) as address:
+        client = Client(address, "async")
+        await client.threads.create(thread_id="t")
+        parts = await client.runs.stream("t", "failing", input={"turns": 1})
+        assert parts[-1].data == {"error": type(error).__name__, "message": told}
+        assert (await client.runs.list("t"))[0]["status"] == "error"
+
+
+async def test_a_run_that_was_deleted_is_not_known_any_more(busy: Any) -> None:
+    run = await begin(busy, "you")
+    await busy.runs.join("t", run["run_id"])
+    await busy.runs.delete("t", run["run_id"])
+    assert await busy.runs.list("t") == []
+    for method in (busy.runs.get, busy.runs.delete):
+        with pytest.raises(NotFoundError):
+            await method("t", run["run_id"])
+
+
+async def test_a_run_is_followed_from_its_beginning_after_what_is_no_number(
+    address: str, busy: Any
+) -> None:
+    run = await begin(busy, "you")
+    await busy.runs.join("t", run["run_id"])
+    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw:
+        for last in ("9" * 5000, "x", "-1", "٣"):
+            place = f"/threads/t/runs/{run['run_id']}/stream"
+            answer = await raw.get(place, headers=[(b"last-event-id", last.encode())])
+            assert answer.status_code == 200
+            assert "event: metadata" in answer.text
+
+
+def local_client(app: Any) -> Any:
+    """Return a client of an application that runs in this event loop."""
+    transport = httpx.ASGITransport(app)
+    return LangGraphClient(httpx.AsyncClient(transport=transport, base_url="http://localhost"))
+
+
+async def wait_for_turn(turn: Any, count: int) -> None:
+    """Wait until some wait for their turn on a thread."""
+    while len(turn._waiters or ()) < count:  # noqa: ASYNC110  # of no event
+        await asyncio.sleep(0.002)
+
+
+async def test_who_takes_back_a_run_that_has_succeeded_is_told_so(
+    saver: ForkpointSaver, gates: Gates
+) -> None:
+    app = create_app(saver, {"chat": chat(gates)})
+    client = local_client(app)
+    run = await begin(client, "wait")
+    await entered(gates)
+    async with (turn := app.state.forkpoint.runs._turn_on("t")):
+        gates.left.release()
+        await wait_for_turn(turn, 1)
+        taking_back = asyncio.create_task(
+            client.runs.cancel("t", run["run_id"], action="rollback", wait=True)
+        )
+        await wait_for_turn(turn, 2)
+    with pytest.raises(httpx.HTTPStatusError, match="404"):
+        await taking_back
+    assert (await client.runs.get("t", run["run_id"]))["status"] == "success"
+    assert (await client.threads.get("t"))["values"]["turns"] == 1
+
+
+async def test_no_run_begins_once_the_server_is_told_to_end(
+    saver: ForkpointSaver, gates: Gates
+) -> None:
+    app = create_app(saver, {"chat": chat(gates)})
+    client, runs = local_client(app), app.state.forkpoint.runs
+    await client.threads.create(thread_id="t")
+    async with (turn := runs._turn_on("t")):
+        waiting = asyncio.create_task(client.runs.wait("t", "chat", input=said("wait")))
+        await wait_for_turn(turn, 1)
+        await runs.close()
+    with pytest.raises(httpx.HTTPStatusError, match="503"):
+        await waiting
+    assert await client.runs.list("t") == []
+    async with app.router.lifespan_context(app):  # again
+        assert (await client.runs.wait("t", "chat", input=said("you")))["turns"] == 1
+
+
+async def test_a_run_that_cannot_begin_leaves_no_thread_of_its_own(
+    saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise StorageBusy("the store is locked")
+
+    client = local_client(create_app(saver, {"chat": chat()}))
+    with monkeypatch.context() as patch:
+        patch.setattr(leases, "acquire", refuse)
+        for on_completion in ("delete", "keep"):
+            with pytest.raises(httpx.HTTPStatusError, match="503"):
+                await client.runs.wait(None, "chat", input={}, on_completion=on_completion)
+    assert await client.threads.count() == 0
+
+
+async def test_who_joins_a_thread_as_it_is_deleted_leaves_with_it(saver: ForkpointSaver) -> None:
+    catalog = ThreadCatalog(saver)
+    catalog.create("t")
+    runs = Runs()
+    request = RequestScope(Server(catalog, {"chat": chat()}, None, runs), None, Request(HTTP))
+    joined = []
+
+    async def join() -> None:
+        joined.append(anext(runs.streams_of(request, "t").follow_parts(None), None))
+
+    async def fail(_: str) -> None:
+        await join()
+        raise StorageBusy("the store is locked")
+
+    async def delete(thread_id: str) -> None:
+        await join()
+        await catalog.adelete(thread_id)
+
+    with pytest.raises(StorageBusy):
+        await runs.delete_thread(request, "t", fail)
+    assert not runs.streams_of(request, "t").has_ended
+    await runs.delete_thread(request, "t", delete)
+    assert await asyncio.gather(*joined) == [None, None]
 
 
 class Settings(BaseModel):

@@ -11,7 +11,9 @@ import httpx
 import pytest
 import websockets
 from langgraph.config import get_stream_writer
+from langgraph.func import entrypoint
 from langgraph.graph import START, StateGraph
+from langgraph.types import interrupt
 from langgraph_sdk import get_client, get_sync_client
 
 from forkpoint import ThreadCatalog
@@ -208,6 +210,10 @@ class Raw:
                 if '"interrupted"' in line:
                     return
 
+    async def end_of(self, began: Any) -> None:
+        """Wait for the end of a run that was begun."""
+        await self._http.get(f"/runs/{began['result']['run_id']}/join")
+
     async def status(self, **asked: Any) -> int:
         return (await self._http.post("/stream/events", json=asked)).status_code
 
@@ -263,6 +269,78 @@ async def test_a_run_goes_on_from_a_checkpoint(raw: Raw, threads: Any) -> None:
     await raw.command("run.start", {"assistant_id": "chat", "config": config})
     await raw.events(channels=["lifecycle"])
     assert len(await threads.get_history("t")) > len(states)
+
+
+@pytest.fixture
+def asking(saver: ForkpointSaver, gates: Gates) -> Iterator[str]:
+    """The address of a graph that asks, and takes its time to do so and to hear the answer."""
+
+    async def pause() -> None:
+        gates.entered.release()
+        while not gates.left.acquire(blocking=False):  # noqa: ASYNC110  # of another thread
+            await asyncio.sleep(0.002)
+
+    async def answer(state: Chat) -> Chat:
+        if state["messages"][-1].content == "slowly":
+            await pause()
+        elif state["messages"][-1].content != "ask":
+            return {"turns": 1}
+        said = interrupt("sure?")
+        if said == "slowly":
+            await pause()
+        return {"messages": [("ai", f"You said {said}.")]}
+
+    builder = StateGraph(Chat)
+    builder.add_node("answer", answer)
+    builder.add_edge(START, "answer")
+    with serving(create_app(saver, {"chat": builder.compile()})) as address:
+        yield address
+
+
+async def test_an_input_is_no_answer_to_what_was_answered_before(asking: str, gates: Gates) -> None:
+    threads = get_client(url=asking).threads
+    await threads.create(thread_id="t")
+    raw = Raw(asking, "t")
+    await raw.start("ask")
+    await raw.asked()
+    answer = {"interrupt_id": (await threads.get_state("t"))["interrupts"][0]["id"]}
+    await raw.command("input.respond", {**answer, "response": "slowly"})
+    assert await asyncio.to_thread(gates.entered.acquire, timeout=300)
+    began = await raw.start("my next message")  # which waits for its turn
+    gates.left.release()
+    await raw.end_of(began)
+    values = (await threads.get("t"))["values"]
+    texts = [message["content"] for message in values["messages"]]
+    assert (texts, values["turns"]) == (["ask", "You said slowly.", "my next message"], 1)
+
+
+async def test_an_input_is_no_answer_to_what_was_not_asked_yet(asking: str, gates: Gates) -> None:
+    threads = get_client(url=asking).threads
+    await threads.create(thread_id="t")
+    raw = Raw(asking, "t")
+    await raw.start("slowly")
+    assert await asyncio.to_thread(gates.entered.acquire, timeout=300)
+    began = await raw.start("my next message")
+    gates.left.release()
+    await raw.end_of(began)
+    values = (await threads.get("t"))["values"]
+    texts = [message["content"] for message in values["messages"]]
+    assert (texts, values["turns"]) == (["slowly", "my next message"], 1)
+
+
+async def test_a_function_as_a_graph_returns_what_is_no_mapping(saver: ForkpointSaver) -> None:
+    @entrypoint()
+    async def greet(name: str) -> str:
+        return f"Hello {name}"
+
+    with serving(create_app(saver, {"chat": greet})) as address:
+        raw, client = Raw(address, "t"), get_client(url=address)
+        answer = await raw.command("run.start", {"assistant_id": "chat", "input": "you"})
+        events = await raw.events(channels=["values", "lifecycle"])
+        assert [event["params"]["data"] for event in events][1:-1] == ["Hello you"]
+        assert events[-1]["params"]["data"]["event"] == "completed"
+        run_id = answer.json()["result"]["run_id"]
+        assert await client.runs.join("t", run_id) == "Hello you"
 
 
 BAD_PLACE = '{"assistant_id": "chat", "config": {"configurable": {"checkpoint_id": 1}}}'
@@ -368,6 +446,24 @@ async def test_a_socket_takes_commands_until_its_thread_is_gone(address: str, th
         with pytest.raises(websockets.ConnectionClosed) as closed:
             await open_socket.recv()
         assert closed.value.rcvd.code == 4404
+
+
+async def test_a_socket_may_subscribe_long_after_it_was_opened(
+    address: str, threads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forkpoint.server.runs.RUNS_KEPT", 1)
+    await threads.create(thread_id="t")
+    async with socket(address, "t") as open_socket:
+        for other in "abc":
+            raw = Raw(address, other)
+            await raw.end_of(await raw.start("you"))
+        params = {"channels": ["lifecycle"], "namespaces": [[]], "depth": 0}
+        command = {"id": 1, "method": "subscription.subscribe", "params": params}
+        await open_socket.send(json.dumps(command))
+        assert json.loads(await open_socket.recv())["type"] == "success"
+        await Raw(address, "t").start("you")
+        told = [json.loads(await open_socket.recv()) for _ in range(2)]
+        assert [part["params"]["data"]["event"] for part in told] == ["running", "completed"]
 
 
 async def test_a_socket_is_opened_for_those_who_may(saver: ForkpointSaver) -> None:

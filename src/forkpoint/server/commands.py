@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from sse_starlette import ServerSentEvent
 from starlette.websockets import WebSocketState
 
+from forkpoint.catalog.threads import PendingInterrupt
 from forkpoint.errors import ForkpointError
 from forkpoint.server import bodies
 from forkpoint.server.access import refuse_socket
@@ -30,7 +31,7 @@ from forkpoint.server.protocol import CHANNELS, EventRequest
 from forkpoint.server.requests import Request, RequestScope, StrictRoute, ThreadId, scope_of
 from forkpoint.server.run import RunOptions
 from forkpoint.server.run_routes import STREAM, sent, start_run
-from forkpoint.server.thread_streams import as_text
+from forkpoint.server.thread_streams import ThreadStreams, as_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -131,8 +132,8 @@ async def events(request: Request, thread_id: ThreadId, body: EventRequest) -> R
     They are those of the runs that commands began, in this process.
     """
     _check(body)
-    await request.thread(thread_id)
     streams = request.server.runs.streams_of(request, thread_id)
+    await request.thread(thread_id)
 
     async def shown() -> AsyncIterator[ServerSentEvent]:
         if body.is_watch:
@@ -163,7 +164,6 @@ class _Subscriptions:
         self._websocket = websocket
         self._request = request
         self._thread_id = thread_id
-        self._streams = request.server.runs.streams_of(request, thread_id)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
@@ -181,22 +181,31 @@ class _Subscriptions:
         if method == "subscription.subscribe":
             request = EventRequest.model_validate(params)
             _check(request)
+            streams = self._streams()
+            await self._request.thread(self._thread_id)
             key = str(uuid4())
-            self._tasks[key] = asyncio.create_task(self._send(request))
+            self._tasks[key] = asyncio.create_task(self._send(request, streams))
             result = {"subscription_id": key, "replayed_events": 0}
-            return {**result, "before": self._streams.events.last}
+            return {**result, "before": streams.events.last}
         if method == "subscription.unsubscribe":
             task = self._tasks.pop(str(params.get("subscription_id")), None)
             if task is None:
                 raise _Refused("no_such_subscription", "there is no such subscription")
             task.cancel()
-            return {"before": self._streams.events.last}
+            return {"before": self._streams().events.last}
         return await _done(self._request, self._thread_id, method, params)
 
-    async def _send(self, request: EventRequest) -> None:
+    def _streams(self) -> ThreadStreams:
+        return self._request.server.runs.streams_of(self._request, self._thread_id)
+
+    async def _send(self, request: EventRequest, streams: ThreadStreams) -> None:
         end = partial(lost_end, self._request, self._thread_id)
-        async for event in self._streams.follow_events(request, end):
-            await self._websocket.send_text(as_text(event))
+        try:
+            async for event in streams.follow_events(request, end):
+                await self._websocket.send_text(as_text(event))
+        except Exception:
+            await self._websocket.close(1011)  # else the client would wait for what nobody sends
+            raise
         await self._websocket.close(4404)  # there is no such thread any more
 
 
@@ -224,19 +233,30 @@ async def _start(request: RequestScope, thread_id: str, params: RunStart) -> Jso
     place = (configurable or {}).get("checkpoint_id")
     if place is not None and (not isinstance(place, str) or not place.strip()):
         raise _Refused("invalid_argument", "config.configurable.checkpoint_id must be a text")
-    # As the Platform has it: while a thread waits for an answer, an input is the answer.
-    is_answer = params.input is not None and thread is not None and bool(thread.interrupts)
+    seen = () if thread is None else thread.interrupts
+    asked = {
+        id_
+        for run in request.server.runs.of_thread(request, thread_id)
+        if not run.is_over
+        for id_ in run.asked  # and is about to store that
+    }
+
+    def is_known(pending: PendingInterrupt) -> bool:
+        return pending in seen or pending.id in asked
+
+    # As the Platform has it: while a thread waits for an answer, an input is the answer. A run that
+    # goes on may answer first what this thread waits for, or ask what this client does not know.
+    options = RunOptions(sends_events=True, answers=is_known)
     body = bodies.NewRun(
         assistant_id=params.assistant_id,
-        input=None if is_answer else params.input,
-        command=bodies.Command(resume=params.input) if is_answer else None,
+        input=params.input,
         config=params.config,
         metadata=params.metadata,
         checkpoint_id=place,
         multitask_strategy=params.multitaskStrategy,
         if_not_exists="create",
     )
-    run = await start_run(request, thread_id, body, RunOptions(sends_events=True))
+    run = await start_run(request, thread_id, body, options)
     return {"run_id": run.run_id}
 
 

@@ -68,5 +68,13 @@ def failure_of(error: Exception) -> Failure:
     return Failure(status, _shown(str(error)))
 
 
+def message_of(error: BaseException) -> str:
+    """Return what an error says that may be of any kind, and raise itself when it is asked."""
+    try:
+        return _shown(str(error))
+    except Exception:  # noqa: BLE001
+        return "?"
+
+
 def _shown(detail: str) -> str:
     return detail.encode("utf-8", "replace").decode()

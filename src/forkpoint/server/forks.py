@@ -137,8 +137,8 @@ async def trim(request: Request, thread_id: ThreadId, body: Keep) -> Json:
 async def purge(request: Request, thread_id: ThreadId) -> Json:
     """Remove the whole history of a thread, and its record."""
     await request.thread(thread_id)
-    await request.server.runs.end_thread(request, thread_id)
-    return _shown_report(await request.catalog.saver.apurge(thread_id))
+    purge = request.catalog.saver.apurge
+    return _shown_report(await request.server.runs.delete_thread(request, thread_id, purge))
 
 
 @router.get("/threads/{thread_id}/stats", response_model=Json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import AsyncIterator
 from typing import Generic, TypeVar
 
@@ -17,10 +18,13 @@ _T = TypeVar("_T")
 class Log(Generic[_T]):
     """Numbered entries. Each is sent to all who follow the log, until it ends.
 
-    It belongs to one event loop, and changes at once: nobody can be cancelled in between.
+    Their numbers grow, not always by one. It belongs to one event loop, and changes at once: nobody
+    can be cancelled in between.
 
     Attributes:
         characters: How much text its entries have.
+        last: The number of the last entry, or before there is one, of the one before the first.
+        has_ended: Whether nothing is added any more.
 
     Args:
         first: The number of its first entry.
@@ -28,19 +32,22 @@ class Log(Generic[_T]):
 
     def __init__(self, first: int = 1) -> None:
         self.characters = 0
+        self.last = first - 1
+        self.has_ended = False
+        self._least = first
         self._entries: list[_T] = []
+        self._numbers: list[int] = []
         self._sizes: list[int] = []
-        self._first = first
-        self._has_ended = False
         self._change = asyncio.Event()
 
-    @property
-    def last(self) -> int:
-        """The number of the last entry, or of the one before the first."""
-        return self._first + len(self._entries) - 1
+    def skip_to(self, number: int) -> None:
+        """Have the next entry a number after this one."""
+        self._least = max(self._least, number + 1)
 
     def append(self, entry: _T, characters: int) -> None:
         """Add an entry, which has so much text."""
+        self.last = max(self.last + 1, self._least)
+        self._numbers.append(self.last)
         self._entries.append(entry)
         self._sizes.append(characters)
         self.characters += characters
@@ -55,29 +62,32 @@ class Log(Generic[_T]):
         while left > KEPT_CHARACTERS and count < len(self._entries) - 1:
             left -= self._sizes[count]
             count += 1
-        del self._entries[:count], self._sizes[:count]
-        self._first += count
+        del self._entries[:count], self._numbers[:count], self._sizes[:count]
         self.characters = left
 
     def end(self) -> None:
         """Let those who follow the log leave it, once they have its last entry."""
-        self._has_ended = True
+        self.has_ended = True
         self._changed()
 
     async def ended(self) -> None:
         """Wait until the log ends."""
-        while not self._has_ended:
+        while not self.has_ended:
             await self._change.wait()
+
+    def has_after(self, number: int) -> bool:
+        """Return whether there is an entry after a number."""
+        return bool(self._numbers) and self._numbers[-1] > number
 
     async def follow(self, after: int = 0) -> AsyncIterator[tuple[int, _T]]:
         """Return the entries after a number, those that are added included, until the log ends."""
         while True:
-            after = max(after, self._first - 1)
-            for entry in self._entries[after + 1 - self._first :]:
-                after += 1
+            place = bisect_right(self._numbers, after)
+            numbers, entries = self._numbers[place:], self._entries[place:]
+            for after, entry in zip(numbers, entries, strict=True):
                 yield after, entry
-            if after >= self.last:
-                if self._has_ended:
+            if not self.has_after(after):
+                if self.has_ended:
                     return
                 await self._change.wait()
 

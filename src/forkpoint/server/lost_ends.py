@@ -7,7 +7,7 @@ end of that run, and nobody sends it any more. What the thread has stored tells 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from forkpoint.catalog.threads import Thread
 from forkpoint.errors import ThreadNotFound
@@ -16,20 +16,19 @@ from forkpoint.server.bodies import Json
 from forkpoint.server.protocol import Event, request_of
 from forkpoint.server.requests import RequestScope
 from forkpoint.server.states import read_state
-from forkpoint.server.thread_streams import ThreadStreams
 
 _PAUSE_SECONDS = 1
 """Between two looks whether a run still has the lease of its thread, which its process renews."""
 
 
 async def lost_end(
-    request: RequestScope, thread_id: str, streams: ThreadStreams
+    request: RequestScope, thread_id: str, has_begun: Callable[[], bool]
 ) -> list[Event] | None:
-    """Return how the last run on a thread ended, once it has; None while one of this process runs.
+    """Return how the last run on a thread ended, once it has; None if a later one has begun here.
 
     A run on another server goes on meanwhile. The lease of a run that was killed ends by itself.
     """
-    while not streams.has_runs:
+    while not has_begun():
         try:
             thread = await request.thread(thread_id)
             if thread.status != "busy":

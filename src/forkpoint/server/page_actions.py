@@ -93,8 +93,8 @@ async def rollback(request: PageRequest, form: SentForm) -> Response:
 async def delete(request: PageRequest, form: SentForm) -> Response:
     """Delete a thread with its whole history."""
     thread = await request.thread(form.needed("thread_id"))
-    await request.server.runs.end_thread(request, thread.thread_id)
-    await request.catalog.adelete(thread.thread_id)
+    delete = request.catalog.adelete
+    await request.server.runs.delete_thread(request, thread.thread_id, delete)
     return redirect(request.http, "", notice="deleted")
 
 

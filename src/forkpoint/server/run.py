@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timezone
 from typing import Any, Literal, NamedTuple, get_args
@@ -14,6 +14,7 @@ from langchain_core._api import LangChainBetaWarning
 from langchain_core.messages import BaseMessage, BaseMessageChunk, message_chunk_to_message
 
 from forkpoint.catalog.leases import Lease
+from forkpoint.catalog.threads import PendingInterrupt
 from forkpoint.errors import (
     ForkpointError,
     StaleLease,
@@ -26,6 +27,7 @@ from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json
 from forkpoint.server.assistants import Assistant
 from forkpoint.server.bodies import Json
+from forkpoint.server.failures import message_of
 from forkpoint.server.log import Log
 from forkpoint.server.protocol import AllModes, Event, events_of
 from forkpoint.server.requests import RequestScope
@@ -48,6 +50,8 @@ class RunOptions(NamedTuple):
     """Whether its thread is made for it alone, and deleted when it ends."""
     sends_events: bool = False
     """Whether a command began it: then it sends the events of the streaming protocol."""
+    answers: Callable[[PendingInterrupt], bool] | None = None
+    """Which questions its input is the answer to, if the thread waits for one when it begins."""
 
 
 class Run:
@@ -165,8 +169,8 @@ class Run:
         try:
             async with AsyncExitStack() as stack:
                 if strategy == "enqueue":  # in the order in which they come
-                    stack.push_async_exit(lease)
                     await lease.aask()
+                    stack.push_async_exit(lease)
                 else:
                     await self._replace(others, lease, stack)
                 kept = stack.pop_all()
@@ -180,6 +184,7 @@ class Run:
         strategy = self._strategy
         if strategy == "interrupt":  # they store first what they have done
             await end(others, _PATIENCE_SECONDS)
+        lease.answers_calls = False  # but as the input has it, below
         await stack.enter_async_context(lease)
         if strategy == "rollback":  # had they ended before, there would be nothing to take back
             await end(others, _PATIENCE_SECONDS)
@@ -208,8 +213,10 @@ class Run:
     async def _run(self, lease: Lease, stack: AsyncExitStack, others: Sequence[Run]) -> None:
         self._has_begun = True
         status = await self._status_after(lease, stack, others)
+        is_deleted = False
         if self._options.is_temporary:
-            status = await self._delete_thread() or status
+            failed = await self._delete_thread()
+            is_deleted, status = failed is None, failed or status
         if self.error is not None:
             self._publish("error", self.error)
         if self._options.sends_events:
@@ -218,6 +225,8 @@ class Run:
         done = {"status": "run_done", "run_id": self.run_id}
         self._streams.publish("metadata", as_text(done))
         self._streams.finish(self.run_id)
+        if is_deleted:
+            self._streams.end()
         self._messages.clear()
         self._parts.end()
 
@@ -235,6 +244,7 @@ class Run:
                 if strategy in ("enqueue", "reject"):  # those before say first that they have ended
                     running = [other for other in others if other.status == "running"]
                     await ended(running, _PATIENCE_SECONDS)
+                await self._find_question()
                 self.status, self.updated_at = "running", _now()
                 self._publish("metadata", {"run_id": self.run_id, "attempt": 1})
                 if self._options.sends_events:
@@ -249,12 +259,24 @@ class Run:
             self.error = {"error": "UserInterrupt", "message": "the run was cancelled"}
             return "interrupted"
         except (StaleLease, ThreadDeleted, ThreadNotFound) as error:
-            self.error = {"error": type(error).__name__, "message": as_json(str(error))}
+            self.error = _told(error)
             return "interrupted"
-        except Exception as error:  # noqa: BLE001  # of the graph: the client is told
-            self.error = {"error": type(error).__name__, "message": as_json(str(error))}
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  # of the graph: the client is told
+            self.error = _told(error)
             return "error"
         return "success"
+
+    async def _find_question(self) -> None:
+        """Have the input be the answer to a question that the thread waits for an answer to."""
+        answers, body = self._options.answers, self.body
+        if answers is None or body.input is None:
+            return
+        thread = await self._catalog.aget(self.thread_id)
+        if thread is not None and any(answers(pending) for pending in thread.interrupts):
+            command = bodies.Command(resume=body.input)
+            self.body = body.model_copy(update={"input": None, "command": command})
 
     async def _delete_thread(self) -> str | None:
         """Delete the thread, and return the status of the run if that fails."""
@@ -263,7 +285,7 @@ class Run:
         except (asyncio.CancelledError, ThreadNotFound):
             pass  # it is gone all the same
         except ForkpointError as error:
-            self.error = {"error": type(error).__name__, "message": as_json(str(error))}
+            self.error = _told(error)
             return "error"
         return None
 
@@ -313,9 +335,11 @@ class Run:
                     self._streams.add(self.run_id, event)
                 params = streamed["params"]
                 if streamed["method"] == "values" and not params["namespace"]:
-                    waiting = list(params.get("interrupts") or ())
-                    waits = {"__interrupt__": waiting} if waiting else {}
-                    self._show((), "values", {**params["data"], **waits})
+                    values, waiting = params["data"], list(params.get("interrupts") or ())
+                    if waiting:  # what is no mapping is what the graph returns: it does not wait
+                        known = values if isinstance(values, Mapping) else {}
+                        values = {**known, "__interrupt__": waiting}
+                    self._show((), "values", values)
 
     def _given(self) -> Any:
         return command_of(self.body.command) if self.body.command else self.body.input
@@ -397,6 +421,11 @@ async def end(runs: Sequence[Run], seconds: float | None = None) -> None:
 async def ended(runs: Sequence[Run], seconds: float | None = None) -> None:
     """Wait for the ends of runs, or so long at most."""
     await asyncio.gather(*(run.ended(seconds) for run in runs))
+
+
+def _told(error: BaseException) -> Json:
+    """Return what a client is told of an error, which may be of any kind."""
+    return {"error": type(error).__name__, "message": message_of(error)}
 
 
 def _has_answers(value: Any) -> bool:

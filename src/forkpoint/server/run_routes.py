@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 from uuid import uuid4
@@ -11,7 +13,9 @@ from uuid import uuid4
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
+from forkpoint.errors import ForkpointError
 from forkpoint.operations import remove
+from forkpoint.runtime.runner import completed
 from forkpoint.saver import parts_of
 from forkpoint.server import bodies
 from forkpoint.server.assistants import find_assistant
@@ -105,7 +109,8 @@ async def join_stream(
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Send what a run streams, or some of its modes, from the beginning or from after an event."""
-    after = int(last_event_id) if (last_event_id or "").isdecimal() else 0  # type: ignore[arg-type]
+    is_number = re.fullmatch("[0-9]{1,18}", last_event_id or "")
+    after = int(is_number[0]) if is_number else 0
     run = _known(request, thread_id, run_id)
     modes = [mode for mode in stream_mode or () if mode]  # clients send an empty one for all
     return _streamed(run, modes=modes, after=after, cancels=cancel_on_disconnect)
@@ -125,11 +130,11 @@ async def join_thread(
     states that are written without a run. After an id, `-` for that of the first, it goes on there.
     """
     modes = {part for asked in (stream_mode, stream_modes) for part in asked or ()}
+    streams = request.server.runs.streams_of(request, thread_id)
     await request.thread(thread_id)
     after = None
     if last_event_id is not None:
         after = int(last_event_id.partition("-")[0] or 0)
-    streams = request.server.runs.streams_of(request, thread_id)
 
     async def events() -> AsyncIterator[ServerSentEvent]:
         async for number, name, data in streams.follow_parts(after):
@@ -150,12 +155,14 @@ async def cancel(
 ) -> Json:
     """Cancel a run. With `rollback`, all that it stored is removed."""
     run = request.server.runs.find(request, thread_id, run_id)
-    if run is None or run.is_over:
+    is_too_late = run is None or run.is_over
+    if run is not None and not is_too_late:
+        if action == "rollback":
+            is_too_late = not await request.server.runs.roll_back(request, run)
+        else:
+            run.cancel()
+    if run is None or is_too_late:
         raise HTTPException(404, "No runs found to cancel.")
-    if action == "rollback":
-        await request.server.runs.roll_back(request, run)
-    else:
-        run.cancel()
     if wait:
         await run.join()
     return {}
@@ -171,7 +178,9 @@ async def delete(request: Request, thread_id: ThreadId, run_id: RunId) -> None:
     context, runner = parts_of(request.catalog.saver)
     async with request.catalog.run(thread_id, must_exist=True):  # maybe it goes on elsewhere
         has_removed = await runner.arun(remove.delete_run, context, thread_id, run_id)
-    if run is None and not has_removed:
+    if run is not None:
+        request.server.runs.forget(run)
+    elif not has_removed:
         raise HTTPException(404, f"there is no run {run_id!r} on the thread")
 
 
@@ -210,7 +219,13 @@ async def _started_on_new_thread(request: Request, body: bodies.NewRun) -> Run:
         raise HTTPException(422, "a run without a thread has no checkpoint to go on from")
     new = body.model_copy(update={"if_not_exists": "create"})
     options = RunOptions(is_temporary=body.on_completion != "keep")
-    return await start_run(request, str(uuid4()), new, options)
+    thread_id = str(uuid4())
+    try:
+        return await start_run(request, thread_id, new, options)
+    except BaseException:  # nobody else knows of the thread
+        with suppress(ForkpointError):  # it was not made, or the store cannot be reached
+            await completed(request.catalog.adelete(thread_id))
+        raise
 
 
 def _modes(body: bodies.NewRun) -> list[str]:
@@ -278,6 +293,7 @@ async def _outcome(request: Request, run: Run) -> Any:
         return await joining
     finally:
         leaving.cancel()
+        joining.cancel()
 
 
 def sent(events: AsyncIterator[ServerSentEvent], headers: Mapping[str, str]) -> Response:

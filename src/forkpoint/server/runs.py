@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from itertools import accumulate
 from typing import TypeVar
 from weakref import WeakValueDictionary
+
+from fastapi import HTTPException
 
 from forkpoint.server.requests import RequestScope
 from forkpoint.server.run import Run, end, ended
@@ -30,6 +32,7 @@ class Runs:
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._streams: OrderedDict[tuple[str | None, str], ThreadStreams] = OrderedDict()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._is_closed = False
 
     async def start(self, request: RequestScope, run: Run) -> None:
         """Begin a run, and keep it until others have ended after it.
@@ -37,9 +40,12 @@ class Runs:
         Raises:
             ThreadBusy: Another run is going on, and this one is not to wait, or to end it.
             ThreadNotFound: The thread was deleted meanwhile.
+            HTTPException: 503: The server is told to end.
         """
         turn = self._turn_on(run.thread_id)
         async with turn:  # in the order in which they come
+            if self._is_closed:  # nobody would end it
+                raise HTTPException(503, "the server is about to end")
             others = [other for other in self._on(run.thread_id) if not other.is_over]
             self._runs[run.run_id] = run  # at once: who deletes the thread ends this run as well
             try:
@@ -66,9 +72,15 @@ class Runs:
         return next((run for run in runs if run.run_id == run_id), None)
 
     def streams_of(self, request: RequestScope, thread_id: str) -> ThreadStreams:
-        """Return what is sent of a thread to its owner."""
+        """Return what is sent of a thread to its owner.
+
+        It ends once it is forgotten, or the thread deleted. Who is about to follow it looks for the
+        thread afterwards: so nobody follows what nothing is sent to any more.
+        """
         key = request.owner, thread_id
-        streams = self._streams.pop(key, None) or ThreadStreams()
+        streams = self._streams.pop(key, None)
+        if streams is None or streams.has_ended:
+            streams = ThreadStreams()
         self._streams[key] = streams
         known = self._streams.items()
         unused = {
@@ -78,31 +90,53 @@ class Runs:
         }
         unused.pop((request.owner, thread_id), None)
         for key in _too_many(unused):
-            del self._streams[key]
+            self._streams.pop(key).end()
         return streams
 
-    async def roll_back(self, request: RequestScope, run: Run) -> None:
-        """Cancel a run, and remove all that it stored.
+    async def roll_back(self, request: RequestScope, run: Run) -> bool:
+        """Cancel a run, and remove all that it stored. Return false if it has ended before.
 
         A run that has no lease has stored nothing, and whoever has the lease goes on.
         """
         async with self._turn_on(run.thread_id), AsyncExitStack() as stack:
+            if run.is_over:
+                return False
             holder = await request.catalog.alease(run.thread_id)
             if holder is not None and holder.holder == run.holder:
                 lease = request.catalog.run(run.thread_id, if_busy="rollback", must_exist=True)
                 await stack.enter_async_context(lease)
             run.cancel()
+            return True
 
-    async def end_thread(self, request: RequestScope, thread_id: str) -> None:
-        """Cancel all runs on a thread, in this process: none of them begins any more."""
+    def forget(self, run: Run) -> None:
+        """Know no more of a run that has ended: what it stored is removed."""
+        self._runs.pop(run.run_id, None)
+
+    async def delete_thread(
+        self, request: RequestScope, thread_id: str, delete: Callable[[str], Awaitable[_T]]
+    ) -> _T:
+        """Delete a thread, and end the runs on it, and what is sent of it, in this process.
+
+        Args:
+            request: By whom it is deleted.
+            thread_id: The thread.
+            delete: Deletes it. Of the runs that were there before, none begins any more.
+        """
         waiting = self._cancel(thread_id, "pending")
         self._cancel(thread_id, "running")
         await ended(waiting)
+        deleted = await delete(thread_id)
         if streams := self._streams.pop((request.owner, thread_id), None):
-            streams.end()
+            streams.end()  # now: who comes later does not find the thread any more
+        return deleted
+
+    def open(self) -> None:
+        """Let runs begin, again after `close`."""
+        self._is_closed = False
 
     async def close(self) -> None:
-        """Cancel all runs, and wait for their ends."""
+        """Cancel all runs, and wait for their ends. None begins any more."""
+        self._is_closed = True
         await end([run for run in self._runs.values() if not run.is_over])
 
     def _turn_on(self, thread_id: str) -> asyncio.Lock:

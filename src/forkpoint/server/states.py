@@ -17,6 +17,7 @@ from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json
 from forkpoint.server.bodies import Json
+from forkpoint.server.failures import message_of
 from forkpoint.server.requests import Graph, Request, StrictRoute, ThreadId
 from forkpoint.server.thread_streams import as_text
 
@@ -143,7 +144,7 @@ def _refusals() -> Iterator[None]:
     except ForkpointError:
         raise
     except Exception as error:  # reducers raise anything
-        raise HTTPException(400, f"{type(error).__name__}: {error}") from error
+        raise HTTPException(400, f"{type(error).__name__}: {message_of(error)}") from error
 
 
 def command_of(command: bodies.Command) -> Command[Any]:
@@ -206,7 +207,7 @@ def _known_subgraph() -> Iterator[None]:
     except ForkpointError:
         raise
     except ValueError as error:
-        raise HTTPException(404, str(error)) from error
+        raise HTTPException(404, message_of(error)) from error
 
 
 async def _history(request: Request, thread_id: str, body: bodies.HistoryRequest) -> list[Json]:

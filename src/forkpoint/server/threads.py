@@ -148,8 +148,7 @@ async def update(
 async def delete(request: Request, thread_id: ThreadId) -> None:
     """Delete a thread with all its checkpoints."""
     await request.thread(thread_id)
-    await request.server.runs.end_thread(request, thread_id)
-    await request.catalog.adelete(thread_id)
+    await request.server.runs.delete_thread(request, thread_id, request.catalog.adelete)
 
 
 @router.post(

@@ -1,0 +1,191 @@
+"""Two servers of one store: a client goes from one to the other, and a run ends that of another."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import websockets
+from langgraph_sdk.client import LangGraphClient
+
+from agents import Agent
+from forkpoint import ThreadCatalog
+from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.server import create_app, lost_ends, thread_streams
+from served import chat, said, serving
+from servers import PATIENCE_SECONDS
+from stores import Store
+
+
+class Follower:
+    """A client that follows a thread, now on one server and now on another."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.events: list[str] = []
+
+    async def start(self, address: str, text: str) -> None:
+        """Begin a run, as the client of the SDK does: it knows of all events before it then."""
+        params = {"assistant_id": "chat", "input": said(text)}
+        async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as http:
+            command = {"id": 1, "method": "run.start", "params": params}
+            answer = (await http.post("/threads/t/commands", json=command)).json()
+            self.number = max(self.number, answer["meta"]["applied_through_seq"])
+
+    async def follow(self, address: str, since: int | None = None) -> list[str]:
+        """Return what it is told by a server, from the number that it knows, to a run's end."""
+        told: list[str] = []
+        body = {
+            "channels": ["lifecycle", "input"],
+            "since": self.number if since is None else since,
+        }
+        async with (
+            httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as http,
+            http.stream("POST", "/threads/t/stream/events", json=body) as answer,
+        ):
+            async for line in answer.aiter_lines():
+                part = json.loads(line[6:]) if line.startswith("data: ") else {}
+                if part.get("type") == "event":
+                    self.number = max(self.number, part["seq"])
+                    told.append(part["params"]["data"]["event"])
+                    if told[-1] != "running":
+                        break
+        return told
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lost_ends, "_PAUSE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def addresses(store: Store) -> Iterator[list[str]]:
+    with store.saver() as one, store.saver() as other:
+        ThreadCatalog(one).create("t")
+        apps = [create_app(saver, {"chat": chat()}) for saver in (one, other)]
+        with serving(apps[0]) as first, serving(apps[1]) as second:
+            yield [first, second]
+
+
+async def test_a_client_that_changes_servers_misses_nothing(addresses: list[str]) -> None:
+    client = Follower()
+    for turn, address in enumerate([addresses[1], addresses[0], addresses[1]]):
+        await client.start(address, f"turn {turn}")
+        assert await client.follow(address) == ["running", "completed"]
+    # A run that it knows of from the second server ended there: the first one has sent older ones.
+    assert await client.follow(addresses[0]) == ["completed"]
+    assert await client.follow(addresses[0]) == ["completed"]
+    await client.start(addresses[0], "last")
+    assert await client.follow(addresses[0]) == ["running", "completed"]
+
+
+async def test_a_client_may_come_from_a_server_whose_clock_is_ahead(addresses: list[str]) -> None:
+    client = Follower()
+    await client.start(addresses[0], "now")
+    assert await client.follow(addresses[0]) == ["running", "completed"]
+    client.number += 3600 * 1_000_000
+    assert await client.follow(addresses[0]) == ["completed"]
+    assert await client.follow(addresses[0]) == ["completed"]
+    following = asyncio.create_task(client.follow(addresses[0]))
+    await client.start(addresses[0], "later")
+    assert (await following)[-1] == "completed"
+    before = client.number
+    await client.start(addresses[0], "last")
+    assert await client.follow(addresses[0], before) == ["running", "completed"]
+    assert client.number > before
+    assert thread_streams._known(10**18) == 0
+
+
+async def test_the_end_of_a_lost_run_is_told_while_a_run_without_events_goes_on(
+    addresses: list[str], store: Store
+) -> None:
+    with store.saver() as saver:
+        client = Follower()
+        client.number = 1
+        async with ThreadCatalog(saver).run("t"):
+            following = asyncio.create_task(client.follow(addresses[0]))
+            async with httpx.AsyncClient(base_url=addresses[0], timeout=PATIENCE_SECONDS) as http:
+                new = {"assistant_id": "chat", "input": said("you")}
+                waiting = (await http.post("/threads/t/runs", json=new)).json()
+        async with httpx.AsyncClient(base_url=addresses[0], timeout=PATIENCE_SECONDS) as http:
+            await http.get(f"/threads/t/runs/{waiting['run_id']}/join")
+        assert await following == ["completed"]
+
+
+async def test_a_socket_ends_if_what_it_waits_for_cannot_be_told(store: Store) -> None:
+    with store.saver() as other:
+        saver = store.saver()
+        catalog = ThreadCatalog(other)
+        catalog.create("t")
+        with serving(create_app(saver, {"chat": chat()})) as address, catalog.run("t"):
+            place = f"{address.replace('http', 'ws', 1)}/threads/t/stream/events"
+            async with websockets.connect(place) as socket:
+                body = {"channels": ["lifecycle"], "since": 1}
+                command = {"id": 1, "method": "subscription.subscribe", "params": body}
+                await socket.send(json.dumps(command))
+                assert json.loads(await socket.recv())["type"] == "success"
+                await saver.aclose()
+                with pytest.raises(websockets.ConnectionClosed) as closed:
+                    await socket.recv()
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.code == 1011
+
+
+def client_of(saver: ForkpointSaver, agent: Agent) -> Any:
+    transport = httpx.ASGITransport(create_app(saver, {"agent": agent.graph}))
+    return LangGraphClient(httpx.AsyncClient(transport=transport, base_url="http://localhost"))
+
+
+@pytest.fixture
+async def interrupted(store: Store, saver: ForkpointSaver) -> AsyncIterator[tuple[Agent, Any]]:
+    """Another server, and its agent, while an agent of this one waits for its tools."""
+    with store.saver() as other:
+        agents = [Agent(saver), Agent(other)]
+        clients = [client_of(saver, agents[0]), client_of(other, agents[1])]
+        await clients[0].threads.create(thread_id="t")
+        run = await clients[0].runs.create("t", "agent", input=said("use tools"))
+        await agents[0].is_running.wait()
+        while (await clients[1].threads.get_state("t"))["next"] != ["tools"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        yield agents[1], clients[1]
+        await clients[0].runs.cancel("t", run["run_id"], wait=True)
+
+
+async def answers(client: Any) -> list[tuple[str, str]]:
+    messages = (await client.threads.get("t"))["values"]["messages"]
+    return [(each["tool_call_id"], each["status"]) for each in messages if each["type"] == "tool"]
+
+
+async def test_a_run_that_goes_on_after_one_of_another_server_keeps_the_calls_open(
+    interrupted: tuple[Agent, Any],
+) -> None:
+    agent, client = interrupted
+    agent.may_return.set()
+    run = await client.runs.create("t", "agent", multitask_strategy="interrupt")
+    assert "messages" in await client.runs.join("t", run["run_id"])
+    assert await answers(client) == [("c1", "success"), ("c2", "success")]
+
+
+async def test_a_client_answers_calls_of_another_server_itself(
+    interrupted: tuple[Agent, Any],
+) -> None:
+    _, client = interrupted
+    own: Any = [{"type": "tool", "tool_call_id": call, "content": "no"} for call in ("c1", "c2")]
+    given = {"messages": [*own, *said("never mind")["messages"]]}
+    run = await client.runs.create("t", "agent", input=given, multitask_strategy="interrupt")
+    assert "messages" in await client.runs.join("t", run["run_id"])
+    assert await answers(client) == [("c1", "success"), ("c2", "success")]
+
+
+async def test_calls_that_a_run_of_another_server_left_open_are_answered(
+    interrupted: tuple[Agent, Any],
+) -> None:
+    _, client = interrupted
+    given: Any = {"input": said("never mind"), "multitask_strategy": "interrupt"}
+    run = await client.runs.create("t", "agent", **given)
+    assert "messages" in await client.runs.join("t", run["run_id"])
+    assert await answers(client) == [("c1", "error"), ("c2", "error")]
