@@ -303,6 +303,26 @@ def test_a_walk_without_snapshots_follows_the_present_order(
         assert standalone_store.problems(saver) == []
 
 
+@pytest.mark.parametrize("sort_by", ["created_at", "thread_id"])
+@pytest.mark.parametrize("change", ["rollback", "handover"])
+def test_a_thread_whose_state_or_parent_changes_is_on_the_next_page(
+    change: str, sort_by: str, saver: ForkpointSaver, store: Store
+) -> None:
+    catalog, ann = ThreadCatalog(saver), saver.for_owner("ann")
+    put(ann, {"n": 2}, thread_id="t0", parent=put(ann, {"n": 1}, thread_id="t0"))
+    for number in range(1, 4):
+        ann.copy_thread("t0", f"t{number}")
+    options: dict[str, Any] = {"sort_by": sort_by, "descending": False}
+    first = catalog.search(limit=2, **options)
+    if change == "rollback":
+        saver.rollback("t2")
+    else:
+        catalog.update("t0", owner="bob")
+    rest = catalog.search(cursor=first.next_cursor, **options)
+    assert [thread.thread_id for thread in (*first, *rest)] == ["t0", "t1", "t2", "t3"]
+    assert store.problems(saver) == []
+
+
 # Clones
 
 

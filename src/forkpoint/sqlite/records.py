@@ -182,6 +182,7 @@ class SqliteRecords(Records):
     ) -> bool:
         self._index.remove(kin.key)
         self._table.update(kin.key, f"{_NO_PARENT}, checksums = ?", checksums)
+        self._index.update(kin.key)
         return True
 
     def note_sweep(self, seen: ThreadRow) -> None:

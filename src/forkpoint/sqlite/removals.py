@@ -167,6 +167,7 @@ class SqliteRemovals(Removals):
             self._index.remove(thread.key)
             change = f"status = {_STATUS}, state_updated_at = max(state_updated_at, ?)"
             self._table.update(thread.key, change, self._sql.now())
+            self._index.update(thread.key)
 
     def _restore_writes(self, thread: ThreadRef, *fences: int) -> None:
         """Let writes be what they were before the runs with these fences replaced them."""
