@@ -8,7 +8,7 @@ import pytest
 from langgraph.types import Command, Interrupt
 
 from checking import Api, checkpoint, config, id_of, put
-from forkpoint import Thread, ThreadCatalog
+from forkpoint import CorruptChunk, Thread, ThreadCatalog
 from graphs import MORE_SHAPES, SHAPES, THREAD, call
 from stores import Store
 
@@ -117,6 +117,23 @@ async def test_an_interrupt_that_cannot_be_read_hides_no_other(api: Api, store: 
     store.change("writes", row.key, content=row.content[:-3] + b"abc")
     assert [interrupt.value for interrupt in (await listed(api, "damaged")).interrupts] == [None]
     assert [interrupt.value for interrupt in (await listed(api, "whole")).interrupts] == ["?"]
+
+
+@pytest.mark.in_turns
+async def test_a_write_with_a_field_of_another_type_hides_no_other_thread(
+    api: Api, store: Store
+) -> None:
+    for thread_id in ("whole", "damaged"):
+        at = put(api.saver, {"a": 1}, thread_id=thread_id)
+        await api.put_writes(at, [("__interrupt__", _interrupt("?"))], "task")
+    damaged = store.thread("damaged").key
+    for row in store.rows("writes"):
+        if row.thread == damaged:
+            store.change("writes", row.key, content=7)
+    assert (await listed(api, "damaged")).interrupts == ()
+    assert [interrupt.value for interrupt in (await listed(api, "whole")).interrupts] == ["?"]
+    with pytest.raises(CorruptChunk):
+        await api.get_tuple(config("damaged"))
 
 
 async def test_the_state_changes_with_its_head_and_not_with_the_record(api: Api) -> None:

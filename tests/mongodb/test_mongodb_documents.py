@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,6 +62,12 @@ def fill(saver: MongoDBSaver) -> None:
         ),
         (
             {"home": {"$exists": True}},
+            {"$set": {"key": 5}},
+            lambda saver: put(saver, {"n": 2}),
+            "'thread'",
+        ),
+        (
+            {"home": {"$exists": True}},
             {"$set": {"home": ObjectId()}},
             lambda saver: ThreadCatalog(saver).create("thread"),
             "'thread'",
@@ -87,6 +94,37 @@ def test_a_document_that_was_changed_is_noticed(
     with mongo_store.saver() as saver:
         assert value_of(saver.get_tuple(config())) == {"text": TEXT}
         assert mongo_store.problems(saver) == []
+
+
+DAMAGE: dict[str, dict[str, Any]] = {
+    "none": {"$unset": {"record": ""}},
+    "text": {"$set": {"record": "text"}},
+    "status": {"$set": {"record.status": []}},
+    "status_for": {"$set": {"record.status_for": {"a": 1}}},
+    "value_terms": {"$set": {"record.value_terms": 5}},
+    "checkpoint_count": {"$set": {"record.checkpoint_count": "many"}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_a_log_says_of_a_thread_blocks_no_other_if_it_is_damaged(
+    damage: str, mongo_store: MongoStore
+) -> None:
+    with mongo_store.saver(preview=["n"]) as saver:
+        put(saver, {"n": 1}, thread_id="other")
+        put(saver, {"n": 1})
+    newest = {"slot": 2, "thread": mongo_store.thread("thread").key}
+    assert mongo_store.collection.update_one(newest, DAMAGE[damage]).matched_count == 1
+    with mongo_store.saver(preview=["n"]) as saver:
+        assert value_of(saver.get_tuple(config())) == {"n": 1}
+        catalog = ThreadCatalog(saver)
+        assert "other" in [thread.thread_id for thread in catalog.search()]
+        assert catalog.count() in (1, 2)  # it may be left out itself
+        assert catalog.sweep().deleted == ()
+        put(saver, {"n": 2}, thread_id="other")
+        with suppress(CorruptChunk):
+            put(saver, {"n": 2})
+        assert value_of(saver.get_tuple(config("other"))) == {"n": 2}
 
 
 def family_of(saver: Any) -> Any:

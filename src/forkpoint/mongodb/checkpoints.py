@@ -312,7 +312,12 @@ class MongoCheckpoints(interface.Checkpoints):
         documents = self._commands.aggregate([{"$match": rows}, {"$group": sums}])
         return Batch(
             [
-                Usage(sums["checkpoints"], sums["writes"], frozenset(sums["runs"]), sums["bytes"])
+                Usage(
+                    sums["checkpoints"],
+                    sums["writes"],
+                    frozenset(run for run in sums["runs"] if isinstance(run, str)),
+                    sums["bytes"],
+                )
                 for sums in documents
             ],
             None,

@@ -113,9 +113,16 @@ def _range(family: ObjectId, length: int) -> Document:
 
 
 def chunk_size() -> Document:
-    """Return the expression for how many bytes a chunk takes."""
-    refs = {"$multiply": [DIGEST_BYTES, {"$size": {"$ifNull": ["$refs", []]}}]}
-    return {"$add": [{"$binarySize": "$content"}, refs]}
+    """Return the expression for how many bytes a chunk takes; a damaged field of it takes none."""
+    is_content = {"$eq": [{"$type": "$content"}, "binData"]}
+    content = {"$cond": [is_content, {"$binarySize": "$content"}, 0]}
+    refs = {"$multiply": [DIGEST_BYTES, {"$size": array_of("$refs")}]}
+    return {"$add": [content, refs]}
+
+
+def array_of(field: str) -> Document:
+    """Return the expression for an array; empty if it is missing, or damaged."""
+    return {"$cond": [{"$isArray": field}, field, []]}
 
 
 # Writing

@@ -56,7 +56,9 @@ _T = TypeVar("_T")
 
 _NO_ENTRY: Document = {"kind": None, "slot": 0, "record": {}}
 _LOGS_AT_ONCE = 1000
-_ENTRY = dict.fromkeys(("kind", "log", "slot", "record"), 1)
+_IS_SAID = {"$eq": [{"$type": "$record"}, "object"]}
+_ENTRY: Document = {"kind": 1, "log": 1, "slot": 1, "record": {"$cond": [_IS_SAID, "$record", {}]}}
+"""What is read of an entry: of a damaged one nothing, and so it keeps nobody from the others."""
 _ATTEMPTS = 100  # to end a log that its saver goes on with: each comes in between by chance only
 
 

@@ -21,7 +21,7 @@ from forkpoint.errors import damaged_record
 from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import NOW, Document, record_of, rows_of
 from forkpoint.mongodb.statements import Statement, update_one
-from forkpoint.mongodb.thread_documents import checksums_of, new_record
+from forkpoint.mongodb.thread_documents import checked_name, checksums_of, new_record
 from forkpoint.mongodb.tombstones import watermark_of
 from forkpoint.storage.rows import ThreadRef
 from forkpoint.storage.shared import thread_exists
@@ -124,7 +124,8 @@ class NewThreads:
         name_documents = self._commands.latest(self._commands.name_of(thread_id))
         if not name_documents:
             return None
-        old = {"_id": name_documents[0]["key"], "family": name_documents[0]["home"]}
+        name = checked_name(name_documents[0], thread_id)
+        old = {"_id": name["key"], "family": name["home"]}
         # If its record is missing, somebody is about to make it, or ended just before.
         now = datetime.fromtimestamp(self._commands.clock.now() / 1e6, timezone.utc)
         expiry = now + timedelta(microseconds=2 * self._commands.tombstone_ttl)
@@ -139,7 +140,7 @@ class NewThreads:
         record = records[0]
         if record["deleted_at"] is None:
             raise thread_exists(thread_id)
-        watermark = watermark_of(name_documents[0], self._commands.marks(thread_id), None)
+        watermark = watermark_of(name, self._commands.marks(thread_id), None)
         return {**record, "watermark": watermark}
 
     def discard(self, unfinished: Document) -> None:

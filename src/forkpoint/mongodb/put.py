@@ -16,6 +16,7 @@ from forkpoint.mongodb.put_size import checked_size
 from forkpoint.mongodb.put_statements import Creation, Preparation, creation_of_record, row_ids
 from forkpoint.mongodb.session import MongoSession
 from forkpoint.mongodb.tail import Tail
+from forkpoint.mongodb.thread_documents import checked_name
 from forkpoint.mongodb.tombstones import deletions_of, raise_watermark, watermark_of
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import HistoryChanged, Stale
@@ -194,7 +195,7 @@ class Put:
         names = commands.latest(commands.name_of(request.thread_id))
         if not names:
             return True  # nothing was done by an attempt whose answer was lost
-        (name,) = names
+        name = checked_name(names[0], request.thread_id)
         old = _new_thread(request, name["key"], name["home"])
         records = commands.latest(record_of(old))
         if records and records[0]["deleted_at"] is None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence, Set
+from contextlib import suppress
 
 from bson.objectid import ObjectId
 
 from forkpoint.encoding.hashing import Hashing, new_salt
-from forkpoint.errors import ThreadExists
+from forkpoint.errors import CorruptChunk, ThreadExists
 from forkpoint.filters import stored_value_terms, thread_terms
 from forkpoint.mongodb.commands import IN_ONE_COMMAND, MongoCommands
 from forkpoint.mongodb.documents import NOW, ROWS, Document, record_of, write_row
@@ -102,7 +103,8 @@ class MongoRecords(interface.Records):
             )
             for write in writes:
                 if (write["thread"], write["checkpoint_id"]) in at:
-                    heads.setdefault(write["thread"], []).append(write_row(write))
+                    with suppress(CorruptChunk):  # it is not shown, and keeps nobody from the rest
+                        heads.setdefault(write["thread"], []).append(write_row(write))
         return [row and row._replace(head=heads.get(row.thread.key, ())) for row in rows]
 
     def create(

@@ -17,7 +17,7 @@ from bson.timestamp import Timestamp
 from forkpoint.errors import StorageFull, StorageReadOnly, StorageUnauthorized
 from forkpoint.filters import ALL_TERM
 from forkpoint.mongodb.commands import MongoCommands
-from forkpoint.mongodb.documents import Document
+from forkpoint.mongodb.documents import Document, array_of
 from forkpoint.mongodb.log import Logs
 from forkpoint.mongodb.thread_documents import (
     EXPIRED,
@@ -34,8 +34,7 @@ from forkpoint.storage.rows import ThreadRow
 
 _LISTED = {"listed_at": {"$gt": 0}}  # without it, a partial index is not used
 _STATUS_NOW = {"$cond": [LEASED, "busy", "$status"]}
-_VALUE_TERMS = {"$ifNull": ["$value_terms", []]}
-_LISTED_VALUES = {"$ifNull": ["$listed_values", []]}
+_VALUE_TERMS, _LISTED_VALUES = array_of("$value_terms"), array_of("$listed_values")
 _TERMS = {
     "$cond": [
         {"$eq": [_VALUE_TERMS, _LISTED_VALUES]},
@@ -49,6 +48,10 @@ _PLACE = {
     "listed_values": _VALUE_TERMS,
     "terms": _TERMS,
 }
+_CAN_BE_LISTED = {
+    field: {"$not": {"$type": "array"}} for field in ("status", "updated_at", "thread_id")
+}
+"""Of a record: that its place is none that no index takes, as that of a damaged one may be."""
 _SORTED = {
     "updated_at": "listed_at",
     "status": "listed_status",
@@ -219,7 +222,7 @@ class MongoSearch(interface.Search):
         listed: list[Document] = [
             {"$set": {**_PLACE, "listed_status": _STATUS_NOW, "unlisted": still}}
         ]
-        self._commands.update_all({"unlisted": True, **VISIBLE}, listed)
+        self._commands.update_all({"unlisted": True, **VISIBLE, **_CAN_BE_LISTED}, listed)
         ended: list[Document] = [
             {"$set": {**NOT_LEASED, "fence": {"$add": ["$fence", 1]}, "listed_status": "$status"}}
         ]

@@ -22,7 +22,8 @@ END_SECONDS = 4 * LOG_SECONDS
 EXPIRY = {"$add": ["$$NOW", 1000 * END_SECONDS]}
 """The expression for when an end that is stored now expires."""
 
-_IN_LOG = ("checkpoint_count", "updated_at", "state_updated_at", "status", "status_for")
+_NUMBERS = ("checkpoint_count", "updated_at", "state_updated_at")
+_IN_LOG = (*_NUMBERS, "status", "status_for")
 """The fields of a record that the documents of a log say."""
 
 STATE = ("log", "fence", "lock", "watermark", "provisional", "value_terms", *_IN_LOG)
@@ -145,10 +146,21 @@ def check_state(record: Document) -> None:
         raise CorruptChunk(f"the record of thread {record['_id']} is not what was written")
 
 
-def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
-    """Return the tail of a thread whose log ends with one of these rows; None if it has ended.
+def _is_sound(said: Any) -> bool:
+    """Return whether what a row of a log says of the record is of the types that are written."""
+    return (
+        isinstance(said, dict)
+        and all(isinstance(said.get(name), int) for name in _NUMBERS)
+        and all(isinstance(said.get(name), str) for name in ("status", "status_for"))
+        and isinstance(said.get("value_terms"), (list, type(None)))
+    )
 
-    If it ends with another one, whoever takes the slot after it collides.
+
+def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
+    """Return the tail of a thread whose log ends with one of these rows.
+
+    None if it has ended, or if that row is damaged. If it ends with another one, whoever takes the
+    slot after it collides.
     """
     check_state(record)
     if record["lock"] is not None:
@@ -160,7 +172,7 @@ def tail_of(record: Document, rows: Iterable[Document]) -> Tail | None:
     if log is not None:
         for row in rows:
             if row.get("log") == log and row.get("slot", 0) > slot:
-                if row.get("kind") == "end":
+                if row.get("kind") == "end" or not _is_sound(row.get("record")):
                     return None
                 slot, latest = row["slot"], row["record"]
     return Tail(

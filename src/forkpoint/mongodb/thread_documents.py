@@ -8,7 +8,7 @@ from typing import Any
 from bson.objectid import ObjectId
 
 from forkpoint.encoding.hashing import IDENTITY_BYTES, Hashing
-from forkpoint.errors import CorruptChunk
+from forkpoint.errors import CorruptChunk, damaged_record
 from forkpoint.filters import folded, thread_terms
 from forkpoint.mongodb.documents import NOW, Document, bytes_of
 from forkpoint.storage.rows import Description, FamilyMember, LeaseRow, ThreadRef, ThreadRow
@@ -82,6 +82,17 @@ def named_ref(record: Document, thread_id: str | None) -> ThreadRef:
     if thread_id not in (None, thread.thread_id):
         raise CorruptChunk(f"the record of thread {thread_id!r} is that of another thread")
     return thread
+
+
+def checked_name(name: Document, thread_id: str) -> Document:
+    """Return the document that says what a thread id means.
+
+    Raises:
+        CorruptChunk: A field is of another type.
+    """
+    if not all(isinstance(name.get(field), ObjectId) for field in ("key", "home")):
+        raise damaged_record(thread_id)
+    return name
 
 
 def new_record(thread_id: str, epoch: ObjectId, **fields: Any) -> Document:
@@ -209,7 +220,7 @@ def thread_row(record: Document) -> ThreadRow:
         record["is_expired"],
         record["swept_at"] == record["updated_at"],
         record["state_updated_at"],
-        record["status_for"] if is_shown else None,
+        record["status_for"] if is_shown and isinstance(record["status_for"], str) else None,
         checksums=bytes_of(record, "checksums") if thread.checksum else b"",
         lineage=lineage_of(record),
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence, Set
+from contextlib import suppress
 from typing import Any
 
 from forkpoint.encoding.hashing import Hashing, new_salt
+from forkpoint.errors import CorruptChunk
 from forkpoint.sqlite.rows import (
     NEWEST_CHECKPOINT,
     READ_WRITE,
@@ -83,7 +85,8 @@ class SqliteRecords(Records):
         keys = [row.thread.key for row in rows if row is not None and row.checkpoint_count != 0]
         for batch in batches(keys, BATCH):
             for key, *values in self._sql.rows(f"{_HEADS} ({placeholders(batch)})", batch):
-                heads.setdefault(key, []).append(write_row(values))
+                with suppress(CorruptChunk):  # it is not shown, and keeps nobody from the rest
+                    heads.setdefault(key, []).append(write_row(values))
         return [row and row._replace(head=heads.get(row.thread.key, ())) for row in rows]
 
     def create(
