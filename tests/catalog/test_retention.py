@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -13,6 +14,7 @@ from langchain_core.messages import HumanMessage
 from catalogs import HOUR, HOURS, content, fill, ids
 from checking import Api, config, one_by_one, put, value_of
 from forkpoint import (
+    CorruptChunk,
     InvalidInput,
     RetentionPolicy,
     RetentionResult,
@@ -230,6 +232,48 @@ async def test_bulk_delete_deletes_what_matches(catalog: Api, api: Api, store: S
     assert await catalog.bulk_delete(thread_filter) == 3
     assert ids(api.saver) == {"made 2, idle 2", "made 4, idle 2", "made 4, idle 4"}
     assert store.problems(api.saver) == []
+
+
+@pytest.mark.parametrize("by", ["count", "expiry", "age"])
+async def test_a_damaged_thread_keeps_no_other_from_being_deleted_or_trimmed(
+    by: str, api: Api, store: Store
+) -> None:
+    saver = api.saver
+    policies = {
+        "count": RetentionPolicy(max_checkpoints_per_thread=1),
+        "expiry": RetentionPolicy(expired=True),
+        "age": RetentionPolicy(max_age=HOUR),
+    }
+    for name in ("damaged", "sound"):
+        parent = put(saver, {"n": 0, "long": ["text " * 300]}, thread_id=name)
+        put(saver, {"n": 1, "long": ["text " * 300]}, parent=parent, thread_id=name)
+    if by == "expiry":
+        for name in ("damaged", "sound"):
+            ThreadCatalog(saver).update(name, ttl=HOUR, on_expiry="keep_latest")
+    saver.copy_thread("damaged", "relative")
+    key = store.thread("damaged").key
+    row = next(row for row in store.rows("checkpoints") if row.thread == key)
+    if by == "age":
+        store.change("checkpoints", row.key, refs="damaged")
+    else:
+        store.change("checkpoints", row.key, metadata="damaged")
+    for name in ("relative", "sound") if by == "age" else ("damaged", "sound"):
+        store.age(name, created_at=2 * HOURS, updated_at=2 * HOURS)
+    catalog = Api(ThreadCatalog(saver), api.world)
+    steps: list[RetentionResult] = []
+    # What was deleted may be gone, and its chunks not collected.
+    with contextlib.suppress(CorruptChunk):
+        await catalog.apply_retention(policies[by], on_progress=steps.append)
+    done = steps[-1]
+    assert "sound" in (done.deleted if by == "age" else done.trimmed)
+    if by != "age":
+        assert list(done.failed) == ["damaged"]
+        assert "metadata" in str(done.failed["damaged"])
+    assert (await catalog.get("damaged")).checkpoint_count == 2
+    store.outlast()
+    put(saver, {"n": 1}, thread_id="later")
+    store.age("later", created_at=2 * HOURS)
+    assert "later" in (await catalog.apply_retention(RetentionPolicy(max_age=HOUR))).deleted
 
 
 NOW = 1000

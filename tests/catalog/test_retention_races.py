@@ -21,6 +21,7 @@ from forkpoint import (
     ThreadFilter,
     ThreadNotFound,
 )
+from forkpoint.operations import remove as removing
 from forkpoint.saver.saver import ForkpointSaver
 from gates import Gate
 from processes import fork_server
@@ -86,6 +87,52 @@ def test_a_thread_that_changes_at_the_last_moment_is_deleted_whole_or_stays(
             own.delete_thread("thread")
         assert stop_at > 3
         assert deleted == 1
+
+
+@pytest.mark.parametrize("event", ["kept", "owner", "values", "lease", "anew", "activity"])
+def test_what_changes_at_the_last_moment_is_trimmed_only_if_a_rule_says_so(
+    event: str, new_store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store()
+    saver, other = store.saver(preview=["of"]), store.saver(preview=["of"])
+    own, catalog = saver.for_owner("ann"), ThreadCatalog(other)
+    parent = put(own, {"of": "x", "n": 1})
+    parent = put(own, {"of": "x", "n": 2}, parent=parent)
+    lease = catalog.run("thread")
+    trim = removing.trim
+
+    def anew() -> None:
+        catalog.delete("thread")
+        catalog.create("thread", tags=["keep"])
+        catalog.update("thread", owner="ann")
+        for number in range(2):
+            put(other, {"of": "x", "n": number})
+
+    events: dict[str, Callable[[], Any]] = {
+        "kept": lambda: catalog.update("thread", tags=["keep"]),
+        "owner": lambda: catalog.update("thread", owner="bob"),
+        "values": lambda: put(other, {"of": "y", "n": 3}, parent=parent),
+        "lease": lease.__enter__,
+        "anew": anew,
+        "activity": lambda: put(other, {"of": "x", "n": 3}, parent=parent),
+    }
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        events[event]()
+        return trim(*args, **options)
+
+    monkeypatch.setattr(removing, "trim", meanwhile)
+    policy = RetentionPolicy(max_checkpoints_per_thread=1, keep_tags={"keep"})
+    chosen = ThreadFilter(owner="ann", values={"of": "x"})
+    done = ThreadCatalog(saver).apply_retention(policy, chosen)
+    assert (done.deleted, done.failed) == ((), {})
+    assert done.trimmed == (("thread",) if event == "activity" else ())
+    assert done.busy == (("thread",) if event == "lease" else ())
+    expected = {"activity": 1, "values": 3}
+    assert len(list(saver.history("thread"))) == expected.get(event, 2)
+    if event == "lease":
+        lease.__exit__(None, None, None)
+    assert store.problems(saver) == []
 
 
 POLICY = RetentionPolicy(max_idle=HOUR, max_checkpoints_per_thread=1, keep_tags={"keep"})

@@ -61,6 +61,20 @@ def test_a_failed_sweep_is_reported_and_the_next_one_works(
     assert sum("a sweep failed" in record.message for record in caplog.records) == 2
 
 
+def test_a_sweeper_says_which_threads_it_left(
+    saver: ForkpointSaver, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    def archive(*_: object) -> None:
+        raise OSError("no space left")
+
+    catalog = ThreadCatalog(saver)
+    catalog.create("thread", ttl=HOUR)
+    store.age("thread", updated_at=2 * HOURS)
+    with catalog.sweeper(HOUR, archive=archive) as sweeper:
+        wait_until(lambda: sweeper.last_result is not None, "a sweep")
+    assert "a sweep left thread 'thread' alone: no space left" in caplog.messages
+
+
 async def test_a_sweeper_stops_with_its_block(saver: ForkpointSaver) -> None:
     async with ThreadCatalog(saver).sweeper(HOUR) as sweeper:
         assert sweeper._thread.is_alive()

@@ -157,9 +157,9 @@ def test_what_cannot_be_archived_stays_and_is_named(
     policy = ["--max-idle", "1d", "--archive", str(tmp_path / "archive.jsonl"), "--yes"]
     done = run("retain", *policy)
     assert done.code == 1
-    *deleted, not_archived, sums = done.out.splitlines()
+    *deleted, failed, sums = done.out.splitlines()
     assert sorted(deleted) == ["deleted  b", "deleted  c"]
-    assert not_archived.startswith("not archived  a: ")
+    assert failed.startswith("failed  a: ")
     assert sums == "2 threads deleted, 0 trimmed"
     assert catalog.count() == 1
     assert run("retain", *policy, "--json").json["failed"].keys() == {"a"}

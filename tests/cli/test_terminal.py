@@ -259,7 +259,7 @@ def test_sweeps_go_on_where_one_could_not_archive_a_thread(store: Path, tmp_path
     arguments = ["--store", str(store), "sweep", "--every", "1s", *archive, "--yes"]
     with piped(tmp_path, *arguments) as (process, reader, _):
         for _ in range(2):
-            assert reader.readline().startswith("not archived  b: ")
+            assert reader.readline().startswith("failed  b: ")
             assert reader.readline() == "0 threads deleted, 0 trimmed\n"
         assert process.pid is not None
         os.kill(process.pid, signal.SIGTERM)

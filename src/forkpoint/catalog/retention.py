@@ -54,7 +54,8 @@ class RetentionResult:
         trimmed: The ids of threads of which old checkpoints were removed.
         busy: The ids of threads that were left alone because a run has their lease, or because
             another process is archiving them.
-        failed: The ids of threads that were left alone because archiving them failed, and why.
+        failed: The ids of threads that could not be archived, trimmed or deleted, and why. They
+            keep no others from their turn.
         dry_run: Whether nothing was touched.
     """
 

@@ -8,7 +8,8 @@ several passes at once each thread is deleted by one.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import CheckpointTuple
@@ -19,17 +20,17 @@ from forkpoint.catalog.criteria import Criteria, matches
 from forkpoint.catalog.heads import thread_of
 from forkpoint.catalog.lease_operations import LeaseRequest
 from forkpoint.catalog.leases import Lease
-from forkpoint.catalog.retention import Archive, Progress, RetentionResult, Rules
+from forkpoint.catalog.retention import Action, Archive, Progress, RetentionResult, Rules
 from forkpoint.catalog.search import ThreadSearch, all_rows, has_values
 from forkpoint.catalog.threads import Thread
-from forkpoint.errors import ThreadBusy, ThreadNotFound
+from forkpoint.errors import CorruptChunk, ThreadBusy, ThreadNotFound
 from forkpoint.operations import listing, remove
 from forkpoint.operations.context import Context
 from forkpoint.operations.gc import collect, incomplete_collection
 from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.runtime.runner import Runner
 from forkpoint.runtime.steps import Steps
-from forkpoint.storage.interface import Stale
+from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.plan import Kept
 from forkpoint.storage.queries import CheckpointQuery
 from forkpoint.storage.record_checksums import is_intact
@@ -76,6 +77,8 @@ class _Pass:
         self._trimmed: list[str] = []
         self._busy: list[str] = []
         self._failed: dict[str, Exception] = {}
+        self._incomplete: CorruptChunk | None = None
+        """Why chunks of what was deleted are left, where they are."""
 
     def run(self) -> Steps[RetentionResult]:
         """Do all of it."""
@@ -91,6 +94,8 @@ class _Pass:
             self._report_progress()
         if not self._task.dry_run:
             yield from remove.finish(self._context, (), None)
+        if self._incomplete is not None:
+            raise self._incomplete
         return self._result()
 
     def _result(self) -> RetentionResult:
@@ -156,12 +161,15 @@ class _Pass:
 
     def _removable(self, rows: list[ThreadRow]) -> list[ThreadRow]:
         """Return the threads whose records are as they were written, and whose values match."""
+        with self._storage.reading() as session:
+            return self._with_these_values(session, rows)
+
+    def _with_these_values(self, session: Session, rows: list[ThreadRow]) -> list[ThreadRow]:
         context, criteria = self._context, self._task.criteria
         intact = [row for row in rows if is_intact(context.codec.hashing, row)]
         if "values" not in criteria:
             return intact
-        with self._storage.reading() as session:
-            read = session.records.with_heads(intact)
+        read = session.records.with_heads(intact)
         return [row for row in read if row is not None and has_values(context, row, criteria)]
 
     def _now(self) -> int:
@@ -175,43 +183,40 @@ class _Pass:
         task, now = self._task, self._now()
         doomed: list[ThreadRow] = []
         for row in rows:
-            action = task.rules.action(row, now)
-            if action is None or not matches(row, task.criteria, with_times=True):
+            action = self._action(row, now)
+            if action is None:
                 continue
             if row.lease is not None:
                 self._busy.append(row.thread_id)
-            elif action == "trim":
-                yield from self._trim(row)
-            elif action == "keep_latest":
-                yield from self._keep_latest(row)
-            elif task.dry_run:
+            elif action == "delete" and task.dry_run:
                 self._deleted.append(row.thread_id)
-            elif task.archive is not None:
-                yield from self._archive(row, task.archive)
-            else:
+            elif action == "delete" and task.archive is None:
                 doomed.append(row)
+            else:
+                try:
+                    if action != "delete":
+                        yield from self._trim(row, action)
+                    elif task.archive is not None:
+                        yield from self._archive(row, task.archive)
+                except CorruptChunk as error:  # it keeps no other thread from its turn
+                    self._failed[row.thread_id] = error
         for start in range(0, len(doomed), _DELETED_AT_ONCE):
             yield from self._delete(doomed[start : start + _DELETED_AT_ONCE])
 
-    def _trim(self, row: ThreadRow) -> Steps[None]:
-        """Trim a thread, unless no namespace of it is too long: only all together may be."""
-        kept = self._task.rules.kept(self._now())
-        try:
-            if not (yield from remove.would_trim(self._context, row.thread_id, kept)):
-                return
-            if not self._task.dry_run:
-                yield from remove.trim(self._context, row.thread_id, kept)
-        except ThreadNotFound:
-            return  # somebody else deleted it
-        self._trimmed.append(row.thread_id)
+    def _action(self, row: ThreadRow, now: int) -> Action | None:
+        """Return what is to be done with a thread, its values aside."""
+        is_meant = matches(row, self._task.criteria, with_times=True)
+        return self._task.rules.action(row, now) if is_meant else None
 
-    def _keep_latest(self, row: ThreadRow) -> Steps[None]:
-        """Trim an expired thread, unless something happened to it since it was read."""
-        kept = Kept(1)
+    def _trim(self, row: ThreadRow, action: Action) -> Steps[None]:
+        """Trim a thread, unless no namespace of it is too long: only all together may be."""
+        is_expired = action == "keep_latest"
+        kept = Kept(1) if is_expired else self._task.rules.kept(self._now())
+        is_due = partial(self._is_due, row, action)
         try:
             is_longer = yield from remove.would_trim(self._context, row.thread_id, kept)
             if is_longer and not self._task.dry_run:
-                yield from remove.trim(self._context, row.thread_id, kept, seen=row)
+                yield from remove.trim(self._context, row.thread_id, kept, is_due)
         except ThreadNotFound:
             return  # somebody else deleted it
         except Stale:
@@ -220,9 +225,23 @@ class _Pass:
             return
         if is_longer:
             self._trimmed.append(row.thread_id)
-        if not self._task.dry_run:
+        if is_expired and not self._task.dry_run:
             with self._storage.writing() as session:
                 session.records.note_sweep(row)
+
+    def _is_due(self, seen: ThreadRow, action: Action, session: Session) -> bool:
+        """Return whether a thread is still to be trimmed, and nobody runs on it.
+
+        One that has expired is not if anything happened to it since it was seen. Another one may be
+        active all the time.
+        """
+        row = session.records.get(seen.thread_id)
+        if row is None or row.lease is not None:
+            return False
+        if action == "keep_latest" and _state_of(row) != _state_of(seen):
+            return False
+        is_meant = bool(self._with_these_values(session, [row]))
+        return is_meant and self._action(row, session.now()) == action
 
     def _note_if_busy(self, row: ThreadRow | None) -> None:
         if row is not None and row.lease is not None:
@@ -231,32 +250,56 @@ class _Pass:
     def _delete(self, rows: Sequence[ThreadRow]) -> Steps[None]:
         """Delete threads, but those to which something happened since they were read.
 
-        The chunks of a family are collected once, for all of its threads that are deleted.
+        The chunks of a family are collected once, for all of its threads that are deleted. Where a
+        family is damaged, those of the others are deleted without it.
         """
-        families: dict[Any, list[ThreadRow]] = {}
+        families = _by_family(rows)
+        deleted: list[ThreadRow] = []
+        try:
+            missing = yield from in_turns(
+                self._storage, lambda turns: self._delete_families(turns, families, deleted)
+            )
+        except CorruptChunk as error:
+            left = self._left_of(rows)
+            self._note_deleted([row for row in deleted if row not in left])  # others were not
+            if not left:
+                self._incomplete = self._incomplete or error
+            elif len(families) == 1:
+                self._failed.update((row.thread_id, error) for row in left)
+            else:
+                for relatives in _by_family(left).values():
+                    yield from self._delete(relatives)
+            return
+        self._note_deleted(deleted)
+        if missing is not None and self._incomplete is None:
+            self._incomplete = incomplete_collection(missing, "what was to go")
+
+    def _delete_families(
+        self, turns: Turns, families: Mapping[Any, list[ThreadRow]], deleted: list[ThreadRow]
+    ) -> Work[str | None]:
+        missing: str | None = None
+        for family, threads in families.items():
+            for row in threads:
+                try:
+                    turns.session.threads.delete(row.thread, row)
+                    deleted.append(row)
+                except Stale:
+                    self._note_if_busy(turns.session.records.get(row.thread_id))
+                yield
+            missing = (yield from collect(turns, family)).missing or missing
+        return missing
+
+    def _left_of(self, rows: Sequence[ThreadRow]) -> list[ThreadRow]:
+        """Return the threads that are there."""
+        with self._storage.reading() as session:
+            present = session.records.get_many([row.thread_id for row in rows])
+        keys = {row.thread.key for row in present.values()}
+        return [row for row in rows if row.thread.key in keys]
+
+    def _note_deleted(self, rows: Sequence[ThreadRow]) -> None:
         for row in rows:
-            families.setdefault(row.thread.family, []).append(row)
-        deleted: list[str] = []
-
-        def work(turns: Turns) -> Work[str | None]:
-            missing: str | None = None
-            for family, threads in families.items():
-                for row in threads:
-                    try:
-                        turns.session.threads.delete(row.thread, row)
-                        deleted.append(row.thread_id)
-                    except Stale:
-                        self._note_if_busy(turns.session.records.get(row.thread_id))
-                    yield
-                missing = (yield from collect(turns, family)).missing or missing
-            return missing
-
-        missing = yield from in_turns(self._storage, work)
-        self._deleted += deleted
-        for thread_id in deleted:
-            self._context.memory.threads.pop(thread_id)
-        if missing is not None:
-            raise incomplete_collection(missing, "what was to go")
+            self._deleted.append(row.thread_id)
+            self._context.memory.threads.pop(row.thread_id)
 
     def _archive(self, row: ThreadRow, archive: Archive | ArchiveFile) -> Steps[None]:
         """Archive a thread and delete it, while nobody else runs on it, or does the same."""
@@ -298,7 +341,23 @@ def _finish_removals(turns: Turns) -> Work[None]:
     while turns.session.threads.forget_deletions():
         yield
     for family in turns.session.collections.pending():
-        yield from collect(turns, family)
+        try:
+            yield from collect(turns, family)
+        except CorruptChunk:  # the others are finished without it
+            turns.only_reads = False
+            yield
+
+
+def _by_family(rows: Sequence[ThreadRow]) -> dict[Any, list[ThreadRow]]:
+    families: dict[Any, list[ThreadRow]] = {}
+    for row in rows:
+        families.setdefault(row.thread.family, []).append(row)
+    return families
+
+
+def _state_of(row: ThreadRow) -> tuple[object, ...]:
+    """Return what changes whenever a thread is active, leased or deleted."""
+    return row.thread.key, row.updated_at, row.fence, row.lease is None
 
 
 def _version(row: ThreadRow) -> tuple[Any, int]:

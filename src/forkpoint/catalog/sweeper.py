@@ -68,6 +68,8 @@ class Sweeper:
                 deleted, trimmed = len(self.last_result.deleted), len(self.last_result.trimmed)
                 level = logging.INFO if deleted or trimmed else logging.DEBUG
                 _LOG.log(level, "a sweep deleted %d threads and trimmed %d", deleted, trimmed)
+                for thread_id, error in self.last_result.failed.items():
+                    _LOG.warning("a sweep left thread %r alone: %s", thread_id, error)
             except Exception as error:  # noqa: BLE001 - the next one may work
                 self.last_error = error
                 _LOG.warning("a sweep failed, and the next one will try again: %s", error)

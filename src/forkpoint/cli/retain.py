@@ -193,7 +193,7 @@ def sweep(
                 except ForkpointError as error:
                     complain(f"the sweep failed, and the next one will try again: {error}")
                 except typer.Exit:
-                    pass  # what could not be archived stays, and was named
+                    pass  # what could not be archived, trimmed or deleted stays, and was named
                 sys.stdout.flush()
                 _wait(stopped, interval)
 
@@ -232,7 +232,7 @@ def _show_result(result: RetentionResult, as_json: bool) -> None:
     """Print what was done with which thread.
 
     Raises:
-        Exit: Some could not be archived.
+        Exit: Some could not be archived, trimmed or deleted.
     """
     if as_json:
         emit({**vars(result), "failed": {k: str(error) for k, error in result.failed.items()}})
@@ -242,7 +242,7 @@ def _show_result(result: RetentionResult, as_json: bool) -> None:
             for thread_id in getattr(result, what):
                 say(f"{'' if what == 'busy' else would}{what}  {printable(thread_id)}")
         for thread_id, error in result.failed.items():
-            say(f"not archived  {printable(thread_id)}: {printable(str(error))}")
+            say(f"failed  {printable(thread_id)}: {printable(str(error))}")
         deleted, trimmed = len(result.deleted), len(result.trimmed)
         say(f"{count_of(deleted, 'thread')} {would}deleted, {trimmed} {would}trimmed")
     if result.failed:

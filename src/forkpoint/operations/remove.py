@@ -23,9 +23,9 @@ from forkpoint.operations.rollback_plan import Rollback
 from forkpoint.operations.turns import Rest, Turns, Work, in_turns
 from forkpoint.results import PurgeReport
 from forkpoint.runtime.steps import Steps
-from forkpoint.storage.interface import Stale
+from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.plan import Kept, Place, latest, surplus
-from forkpoint.storage.rows import CheckpointRow, Counts, LeaseRow, ThreadRef, ThreadRow
+from forkpoint.storage.rows import CheckpointRow, Counts, LeaseRow, ThreadRef
 
 
 def delete_thread(context: Context, thread_id: str) -> Steps[None]:
@@ -172,7 +172,10 @@ def purge(context: Context, thread_id: str) -> Steps[PurgeReport]:
 
 
 def trim(
-    context: Context, thread_id: str, kept: Kept, seen: ThreadRow | None = None
+    context: Context,
+    thread_id: str,
+    kept: Kept,
+    is_due: Callable[[Session], bool] | None = None,
 ) -> Steps[PurgeReport]:
     """Remove all checkpoints of a thread but those that are to stay.
 
@@ -180,20 +183,18 @@ def trim(
         context: The store.
         thread_id: The thread.
         kept: Which checkpoints stay.
-        seen: The record by which it was decided to trim the thread, if it was by one.
+        is_due: Returns whether the thread is still to be trimmed; asked just before it is.
 
     Raises:
         ThreadNotFound: There is no such thread.
-        Stale: The thread was active, leased or deleted since it was seen. Nothing was done.
+        Stale: It is not to be trimmed any more. Nothing was done.
     """
     context.prepare()
 
     def work(turns: Turns) -> Work[tuple[Counts, CollectionResult]]:
         thread = existing_thread(turns.session, thread_id)
-        if seen is not None:
-            now = turns.session.records.get(thread_id)
-            if now is None or _state_of(now) != _state_of(seen):
-                raise Stale
+        if is_due is not None and not is_due(turns.session):
+            raise Stale
         oldest = RemovedOldest(Counts(0, 0), None)
         if kept.newest is not None and kept.since is None:
             oldest = yield from remove_oldest(turns, thread, kept.newest)
@@ -205,11 +206,6 @@ def trim(
         return counts, (yield from collect(turns, thread.family))
 
     return (yield from _reported(context, thread_id, work))
-
-
-def _state_of(row: ThreadRow) -> tuple[object, ...]:
-    """Return what changes whenever a thread is active, leased or deleted."""
-    return row.thread.key, row.updated_at, row.fence, row.lease is None
 
 
 def _reported(
