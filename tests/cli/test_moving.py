@@ -126,6 +126,7 @@ def test_threads_are_imported_from_another_store(
         put(other.for_owner("acme"), {"n": 2}, thread_id="theirs")
     arguments = ["import", source, "--from", "forkpoint"]
     saver.setup()
+    assert run(*arguments, "--label", "").code == 2  # such as of a variable that is not set
     assert run(*arguments, "--tag", "t").out.startswith("1 thread imported, 1 checkpoint")
     assert counts_of(saver) == {"x": 1}
     assert run("--owner", "acme", *arguments).code == 0

@@ -150,6 +150,24 @@ def test_damage_has_its_own_code(store: Store, saver: ForkpointSaver) -> None:
     assert forkpoint("check", store=store) == (0, clean, "")
 
 
+def test_beside_what_is_damaged_a_thread_is_shown_and_it_is_removed(
+    store: Store, saver: ForkpointSaver
+) -> None:
+    parent = put(saver, {"n": 0})
+    (row,) = store.rows("checkpoints")
+    for number in (1, 2):
+        parent = put(saver, {"n": number}, parent=parent)
+    store.change("checkpoints", row.key, content=row.content[:-1])
+    for order, indexes in (((), [1, 2]), (("--newest-first",), [-1, -2])):
+        shown = forkpoint("history", "thread", *order, "--json", store=store)
+        assert shown.code == 1
+        assert [item["index"] for item in shown.json] == indexes
+        assert shown.err.count("is not what was written") == 1
+    assert forkpoint("rollback", "thread", "--yes", store=store).code == 0
+    assert forkpoint("purge", "thread", "--yes", store=store).code == 0
+    assert forkpoint("purge", "thread", "--yes", store=store).code == 2
+
+
 def test_what_is_damaged_is_repaired_as_far_as_it_can_be_proved(
     store: Store, saver: ForkpointSaver, tmp_path: Path
 ) -> None:

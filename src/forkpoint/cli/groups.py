@@ -108,7 +108,8 @@ class Selection:
     @property
     def is_empty(self) -> bool:
         """Whether it is all threads."""
-        return not any(getattr(self, field.name) for field in dataclasses.fields(self))
+        given = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return all(value is None or value == [] for value in given)  # "" is what no thread has
 
     @property
     def is_of_ids_only(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -30,6 +31,7 @@ from forkpoint.cli.terminal import (
     say_lines,
     table,
 )
+from forkpoint.errors import CorruptChunk, UnreadableValue
 from forkpoint.langgraph_rules import is_internal
 from forkpoint.outline import changed_channels, next_nodes
 from forkpoint.pictures.family import time_text
@@ -172,7 +174,8 @@ def check_exists(store: OpenStore, thread: str) -> None:
     Raises:
         ThreadNotFound: There is none.
     """
-    next(store.saver.history(thread, limit=1, values=False), None)
+    with suppress(CorruptChunk):  # a thread that is damaged may be removed, too
+        next(store.saver.history(thread, limit=1, values=False), None)
 
 
 def history(
@@ -192,21 +195,40 @@ def history(
     """List the checkpoints of a thread, oldest first.
 
     There is a line for each of the graph itself: the index, the id, the step, what made it, which
-    nodes run next, and which channels changed. No values are read, unless --values is given.
+    nodes run next, and which channels changed. No values are read, unless --values is given. The
+    exit code is 1 if some are damaged, or cannot be read.
     """
+    damaged: list[str] = []
     with opened(ctx) as store:
         check_exists(store, thread)
         if newest_first:
             config: Any = {"configurable": {"thread_id": thread, "checkpoint_ns": ""}}
             found = store.saver.list(config, limit=limit, values=values)
-            numbered = zip(count(-1, -1), found, strict=False)
+            numbered = _numbered(found, count(-1, -1), damaged)
         else:
             found = store.saver.history(thread, limit=limit, values=values)
-            numbered = zip(count(), found, strict=False)
+            numbered = _numbered(found, count(), damaged)
         if as_json:
             emit_all(_checkpoint(item, index, values) for index, item in numbered)
         else:
             _show_history(numbered, values)
+        if damaged:
+            raise fail("\n".join(damaged), FOUND)
+
+
+def _numbered(
+    found: Iterator[CheckpointTuple], numbers: Iterator[int], damaged: list[str]
+) -> Iterator[tuple[int, CheckpointTuple]]:
+    """Yield checkpoints with their numbers, and note those that cannot be read."""
+    for number in numbers:
+        try:
+            item = next(found)
+        except StopIteration:
+            return
+        except (CorruptChunk, UnreadableValue) as error:
+            damaged.append(str(error))
+        else:
+            yield number, item
 
 
 def _show_history(numbered: Iterable[tuple[int, CheckpointTuple]], values: bool) -> None:

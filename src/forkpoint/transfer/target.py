@@ -125,9 +125,9 @@ def begin(
     hashing = context.prepare().hashing
     owner = _owner_of(context, part)
     described = Description(metadata=json.dumps({MARK: origin}, separators=(",", ":")))
-    for attempt in attempts():
+    for _ in attempts():
         with context.storage.writing() as session:
-            if attempt and parent is not None:
+            if parent is not None:
                 parent = _thread_of(session, hashing, parent.thread_id, parent.created_at, owner)
             try:
                 if parent is None:
