@@ -307,6 +307,32 @@ def test_a_sweep_that_loses_the_lock_of_a_thread_looks_at_it_again(mongo_store: 
         assert mongo_store.problems(saver) == []
 
 
+@pytest.mark.parametrize("moment", ["acquired", "released"])
+def test_a_search_that_ends_the_log_of_a_thread_does_not_keep_its_lease(
+    moment: str, mongo_store: MongoStore
+) -> None:
+    """It ends the log just before the one who found it there would."""
+
+    def looks_for_log(event: CommandStartedEvent) -> bool:
+        asked = event.command.get("filter", {}), event.command.get("projection")
+        return event.command_name == "find" and ("log" in asked[0] or asked[1] == {"log": 1})
+
+    with mongo_store.saver() as other:
+        catalog = ThreadCatalog(other)
+        with interrupted(mongo_store, looks_for_log, catalog.search) as (saver, acted):
+            head = put(saver, {"n": 0})
+            if moment == "acquired":
+                acted.clear()
+            with ThreadCatalog(saver).run("thread", if_busy="raise") as run:
+                if moment == "released":
+                    under_lease = {**run.config["configurable"], **head["configurable"]}
+                    put(saver, {"n": 1}, parent={"configurable": under_lease})
+                    acted.clear()
+            assert acted
+        assert catalog.lease("thread") is None
+        assert mongo_store.problems(other) == []
+
+
 def test_two_that_go_on_with_a_thread_whose_maker_ended_make_one(mongo_store: MongoStore) -> None:
     with mongo_store.saver() as maker:
         put(maker, {"n": 0})

@@ -54,6 +54,7 @@ LOG_INDEX = "forkpoint_log"
 
 _T = TypeVar("_T")
 
+_MISSING = object()
 _NO_ENTRY: Document = {"kind": None, "slot": 0, "record": {}}
 _LOGS_AT_ONCE = 1000
 _IS_SAID = {"$eq": [{"$type": "$record"}, "object"]}
@@ -122,9 +123,13 @@ class Logs:
             change: Changes a record that a filter matches, and returns something true if it did.
         """
         while not (result := change({**match, **NO_LOG})):
-            if not self._commands.exists({**match, **HAS_LOG}):
+            records = self._commands.latest(match, {"log": 1})
+            log = records[0].get("log") if records else _MISSING
+            if isinstance(log, ObjectId):
+                self.end_log(thread)
+            elif log is not None:
                 break
-            self.end_log(thread)
+            # Else somebody has ended the log in between, or it matches only now.
         return result
 
     def end_log(self, thread: ThreadRef) -> None:
