@@ -15,10 +15,12 @@ import pytest
 from checking import encrypted_serde, put, value_of
 from forkpoint import (
     CorruptChunk,
+    DamagedArchive,
     EncryptionMismatch,
     InvalidInput,
     MissingLibrary,
     SqliteSaver,
+    StorageError,
     ThreadCatalog,
     ThreadExists,
     ThreadFilter,
@@ -26,6 +28,7 @@ from forkpoint import (
     key_ring,
 )
 from forkpoint.archive.file import ArchiveFile
+from forkpoint.archive.lines import BEGIN
 from forkpoint.archive.parts import Part
 from forkpoint.archive.reading import read_thread
 from forkpoint.saver import parts_of
@@ -214,6 +217,42 @@ def as_an_ordinary_user() -> Iterator[None]:
     finally:
         if is_root:
             os.setreuid(0, -1)
+
+
+@pytest.mark.parametrize("left", ["nothing", "another thread"])
+def test_an_archive_that_is_replaced_while_it_is_restored_is_no_endless_one(
+    left: str, second: SqliteSaver, tmp_path: Path
+) -> None:
+    path, other = tmp_path / "archive", tmp_path / "other"
+    with SqliteSaver(tmp_path / "source.db") as source:
+        messages(source, "parent", 1)
+        source.fork("parent", new_thread_id="fork")
+        messages(source, "another", 1)
+        for name in ("fork", "parent"):
+            archive_threads(source, path, ThreadFilter(ids=[name]))
+        ids = ["another"] if left == "another thread" else []
+        archive_threads(source, other, ThreadFilter(ids=ids))
+
+    def replace(progress: TransferProgress) -> None:
+        if progress.thread_id == "parent" and other.exists():
+            other.replace(path)
+
+    report = restore_threads(second, path, on_progress=replace)
+    assert report.threads == 1
+    assert isinstance(report.failed["fork"], DamagedArchive)
+    assert "changed while it was read" in str(report.failed["fork"])
+    assert [thread.thread_id for thread in ThreadCatalog(second).walk()] == ["parent"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")
+def test_an_archive_that_can_be_read_once_only_is_refused(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with open(os.open(tmp_path / "pipe", os.O_RDWR), "wb", buffering=0) as pipe:
+        pipe.write(BEGIN)
+        with pytest.raises(StorageError, match="cannot be read"):
+            restore_threads(second, tmp_path / "pipe")
 
 
 def test_where_nobody_may_write_no_archive_is_made(tmp_path: Path) -> None:

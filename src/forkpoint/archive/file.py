@@ -179,6 +179,7 @@ def lines_in(path: str) -> Iterator[Line]:
     Raises:
         InvalidInput: There is no such file, or it is a file of a store.
         MissingLibrary: There is nothing to decompress it with.
+        StorageError: The file cannot be read.
     """
     resolved = os.path.realpath(path)
     if is_in_use(resolved):
@@ -190,7 +191,7 @@ def lines_in(path: str) -> Iterator[Line]:
     with file:
         number = 1
         left = b""
-        for content in _contents(file):
+        for content in _contents(file, path):
             if isinstance(content, Exception):
                 yield Line(number, b"", f"the file is damaged there: {content}")
                 number, left = number + 1, b""
@@ -208,14 +209,17 @@ def lines_in(path: str) -> Iterator[Line]:
             yield Line(number, left)
 
 
-def _contents(file: FileIO) -> Iterator[bytes | Exception]:
-    compression = compression_in(file.read(4))
-    file.seek(0)
-    if compression is not None:
-        yield from decompressed(file, compression)
-        return
-    while content := file.read(_READ_BYTES):
-        yield content
+def _contents(file: FileIO, path: str) -> Iterator[bytes | Exception]:
+    try:
+        compression = compression_in(file.read(4))
+        file.seek(0)
+        if compression is not None:
+            yield from decompressed(file, compression)
+            return
+        while content := file.read(_READ_BYTES):
+            yield content
+    except OSError as error:
+        raise StorageError(f"the archive {path!r} cannot be read: {error}") from error
 
 
 # Which files may be written to

@@ -73,8 +73,12 @@ def restore_all(
             _restore(target, following, lines, rename, done)
             del waiting[line]
             parents.discard((following.thread_id, following.created_at))
-        if len(waiting) == number:  # none of them is the first one: their records are damaged
-            parents.clear()
+        if len(waiting) == number:
+            if not parents:
+                break  # they are not there any more
+            parents.clear()  # none of them is the first one: their records are damaged
+    for section in waiting.values():
+        done.failed[section.thread_id] = _changed_meanwhile(section)
     return done.report()
 
 
@@ -134,17 +138,26 @@ def _restore(
 ) -> None:
     thread_id = section.thread_id
     try:
-        _restore_thread(target, lines, rename, done)
+        _restore_thread(target, section, lines, rename, done)
         done.threads += 1
     except ForkpointError as error:
         done.failed[thread_id] = error
     done.show(thread_id)
 
 
-def _restore_thread(target: Target, lines: Iterator[Line], rename: Rename, done: Done) -> None:
+def _changed_meanwhile(section: _Section) -> DamagedArchive:
+    reason = "the archive was changed while it was read; restore the thread again"
+    return DamagedArchive(section.line, section.thread_id, reason)
+
+
+def _restore_thread(
+    target: Target, section: _Section, lines: Iterator[Line], rename: Rename, done: Done
+) -> None:
     context, runner = target
     record = part_of(next(lines).content, bytes)
     assert isinstance(record, ThreadPart)
+    if (record.thread_id, record.times.created_at) != (section.thread_id, section.created_at):
+        raise _changed_meanwhile(section)
     thread_id = rename(record.thread_id)
     origin = "archive:" + sha256(line_of(record, bytes)).hexdigest()[:32]
     arrival = runner.run(arriving.find, context, thread_id, origin)
