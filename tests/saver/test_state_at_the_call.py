@@ -19,7 +19,7 @@ from langgraph.graph import START, StateGraph
 from pydantic import BaseModel
 
 from checking import checkpoint, config, one_by_one, put, value_of
-from forkpoint import SafeSerializer
+from forkpoint import SafeSerializer, TypeCodec
 from forkpoint.saver.saver import ForkpointSaver
 from state_types import Line, Order
 from stores import Store
@@ -207,6 +207,75 @@ def test_a_list_that_another_thread_changes_is_stored_as_it_was_at_some_moment(
             numbers = [row["n"] for row in stored]
             assert numbers == sorted(numbers, reverse=True)
             assert numbers[0] - numbers[-1] <= 1
+
+
+class Part:
+    """Stored by a codec, which runs Python code: other threads run then, too."""
+
+
+def _parts(number: int) -> list[Any]:
+    return [{"n": 0, "text": "x" * 40, "part": Part()} for _ in range(number)]
+
+
+def _while_packed(store: Store, change: Callable[[], None], at: int = 1) -> ForkpointSaver:
+    """Return a saver during whose work something changes: when it comes to this part."""
+    packed: list[Part] = []
+
+    def encode(part: Part) -> None:
+        packed.append(part)
+        if len(packed) == at:
+            change()
+
+    codec = TypeCodec(Part, "part", encode, lambda _: None)
+    return store.saver(serde=SafeSerializer(types=[codec]))
+
+
+EMPTIED: dict[str, Callable[[list[Any]], tuple[Any, Any]]] = {
+    "list": lambda parts: (parts, parts),
+    "dict": lambda parts: (table := {str(n): part for n, part in enumerate(parts)}, table),
+    "list within a list": lambda parts: ([parts], parts),
+    "list within a tuple": lambda parts: ((parts, "x" * 600), parts),
+    "list of a data class": lambda parts: (Order("book", parts), parts),
+    "dict with numbers for keys": lambda parts: (table := dict(enumerate(parts)), table),
+}
+
+
+@one_by_one("make", EMPTIED.values())
+def test_a_container_that_is_emptied_while_it_is_taken_is_stored_as_it_is_then(
+    make: Callable[[list[Any]], tuple[Any, Any]], store: Store
+) -> None:
+    """ormsgpack would read on where a list was, and say that a dict has what it has not."""
+    value, emptied = make(_parts(100))
+    with _while_packed(store, emptied.clear) as saver:
+        put(saver, {"value": value})
+        found = saver.get_tuple(config())
+    assert found is not None
+    assert value_of(found)["value"] == value
+
+
+@one_by_one("kind", [list, tuple, dict, Order])
+def test_what_changes_while_it_is_taken_is_stored_as_it_was_at_one_moment(
+    kind: type, store: Store
+) -> None:
+    parts = _parts(100)
+    value = {
+        list: lambda: parts,
+        tuple: lambda: tuple(parts),
+        dict: lambda: {str(n): part for n, part in enumerate(parts)},
+        Order: lambda: Order("book", parts),
+    }[kind]()
+
+    def count() -> None:
+        for part in parts:
+            part["n"] += 1
+
+    with _while_packed(store, count, at=50) as saver:
+        put(saver, {"value": value})
+        found = saver.get_tuple(config())
+    assert found is not None
+    stored = value_of(found)["value"]
+    rows = {dict: lambda: stored.values(), Order: lambda: stored.lines}.get(kind, lambda: stored)()
+    assert {row["n"] for row in rows} in ({0}, {1})
 
 
 # Graphs whose nodes change values in place

@@ -106,14 +106,17 @@ def _holds(value: Any, kinds: frozenset[type]) -> bool:
 
 def pairs(value: dict[Any, Any]) -> list[Any]:
     """Return the keys and values of a dict by turns."""
-    check_storable(dict.keys(value))
-    return [part for item in dict.items(value) for part in item]
+    return _by_turns(list(dict.items(value)))
 
 
 def ordered_pairs(value: OrderedDict[Any, Any]) -> list[Any]:
     """Return the keys and values of an `OrderedDict`, in its order: keys may have been moved."""
-    check_storable(dict.keys(value))
-    return [part for item in OrderedDict.items(value) for part in item]
+    return _by_turns(list(OrderedDict.items(value)))
+
+
+def _by_turns(items: list[tuple[Any, Any]]) -> list[Any]:
+    check_storable([key for key, _ in items])
+    return [part for item in items for part in item]
 
 
 def from_pairs(content: Any) -> dict[Any, Any]:
@@ -138,8 +141,9 @@ def _all_of(elements: list[Any], collection: _Collection) -> _Collection:
 
 
 def _dump_set(value: set[Any] | frozenset[Any]) -> list[Any]:
-    check_storable(value)
-    return list(value)
+    elements = list(value)  # other threads may change the set
+    check_storable(elements)
+    return elements
 
 
 def _load_set(content: Any) -> set[Any]:

@@ -189,7 +189,8 @@ def _dict_of(value: object) -> Attributes | None:
 def without_cached(kind: type, own: Attributes) -> Attributes:
     """Return attributes without those that can be computed again, and typing's own."""
     cached = _layout_of(kind).cached
-    return {name: each for name, each in own.items() if name not in cached}
+    # Another thread may compute one at the moment.
+    return {name: each for name, each in own.copy().items() if name not in cached}
 
 
 def cached_names(kind: type) -> frozenset[str]:

@@ -13,7 +13,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget
-from forkpoint.encoding import chunking
+from forkpoint.encoding import array_values, chunking
 from forkpoint.encoding.builtin_values import PLAIN_ONLY
 from forkpoint.encoding.chunk import Chunk, Chunks
 from forkpoint.encoding.encryption import is_unchanged
@@ -45,6 +45,8 @@ _MSGPACK = "msgpack"
 _PLAIN_TYPES = frozenset({dict, list, str, int, float})
 _SHORT = 128  # characters of a text that stands for itself: at most 512 bytes
 _FEW = 4  # elements: so many are serialized in one piece as fast as one by one
+_IN_ONE_PIECE = frozenset({str, bytes, bytearray, int})
+_ATTEMPTS = 3  # to serialize a value that other threads are changing
 _ONE_ITEM = b"\x81"  # the header of a map
 
 
@@ -128,7 +130,7 @@ class Encoder:
         self._trees = Trees(hashing)
         self._memo = memo
         self._cuts = cuts
-        is_ours = is_unchanged(serde, SafeSerializer)
+        self._is_ours = is_ours = is_unchanged(serde, SafeSerializer)
         self._splits = is_ours or is_unchanged(serde, JsonPlusSerializer)
         self._pack_element: Callable[[Any], bytes | None] = self._pack_in_list
         self._pack_message: Callable[[Any], bytes | None] = self._pack_in_list
@@ -187,13 +189,48 @@ class Encoder:
                     kind, whole = self._serde.dumps_typed(value)
                     if kind != _MSGPACK or len(whole) <= inline:
                         return self._encode_opaque(kind, whole, chunks, inline)
-                elements = self._pack_all(value, whole)
+                    elements, whole = self._pack_at_one_moment(value, whole)
+                else:
+                    elements = self._pack_all(value, whole)
                 if elements is not None:
                     return self._cut(elements, chunks, inline, depth)
         if whole is not None:
             return self._encode_opaque(_MSGPACK, whole, chunks, inline)
-        kind, content = self._serde.dumps_typed(value)
+        kind, content = self._serialize_at_one_moment(value, inline)
         return self._encode_opaque(kind, bytes(content), chunks, inline)
+
+    def _pack_at_one_moment(
+        self, value: list[Any] | dict[Any, Any], whole: bytes
+    ) -> tuple[_Elements | None, bytes]:
+        """Do what `_pack_all` does, and again if the value was changed meanwhile.
+
+        Even to serialize it in one piece takes more than a moment, unless it is all plain. But what
+        is the same twice was so when the first time ended.
+
+        Returns:
+            The elements, and what the value was serialized to in one piece at last.
+        """
+        for _ in range(_ATTEMPTS):
+            elements = self._pack_all(value, whole)
+            if elements is not None:
+                return elements, whole
+            kind, again = self._serde.dumps_typed(value)
+            if again == whole or kind != _MSGPACK:
+                break
+            whole = again
+        return None, whole
+
+    def _serialize_at_one_moment(self, value: Any, inline: int) -> tuple[str, bytes]:
+        """Serialize a value, and again if it is an object that was changed meanwhile."""
+        kind, content = self._serde.dumps_typed(value)
+        if len(content) <= inline or not self._is_ours or _is_taken_at_once(type(value)):
+            return kind, content
+        for _ in range(_ATTEMPTS):
+            before = content
+            kind, content = self._serde.dumps_typed(value)
+            if content == before:
+                break
+        return kind, content
 
     def _is_steady(self, value: list[Any] | dict[Any, Any]) -> bool:
         """Return whether the elements of a value do not change while they are serialized.
@@ -351,6 +388,11 @@ class Encoder:
             return Entry(INLINE, kind, content, b"", 0)
         leaves = [self._trees.add((b"", piece), chunks) for piece in chunking.pieces(content)]
         return self._trees.build(OPAQUE, kind, leaves, chunks, len(content))
+
+
+def _is_taken_at_once(kind: type) -> bool:
+    """Return whether values of a type have nothing in them that other threads may change."""
+    return kind in _IN_ONE_PIECE or array_values.describer_of(kind) is not None
 
 
 def _are_plain(values: list[Any]) -> bool:

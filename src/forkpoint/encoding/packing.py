@@ -10,7 +10,7 @@ from typing import Any
 import ormsgpack  # a dependency of langgraph-checkpoint
 
 from forkpoint.encoding import array_values, builtin_values, chunking, object_values
-from forkpoint.encoding.builtin_values import PLAIN_ONLY, holds_buffer
+from forkpoint.encoding.builtin_values import PLAIN_ONLY, holds_buffer, may_hold_bytes
 from forkpoint.encoding.contents import CannotStore, Described, attributes_of
 from forkpoint.encoding.langgraph_values import DELTA_SNAPSHOT, DeltaSnapshot
 from forkpoint.encoding.stored_object import StoredObject, stored_as
@@ -20,8 +20,10 @@ from forkpoint.untrusted import characters, message, shown
 
 _PIECEWISE = PLAIN_ONLY | ormsgpack.OPT_NON_STR_KEYS
 _KEYS = frozenset({str, int, float, bool, bytes, type(None)})  # that a map can hold
+_CONTAINERS = frozenset({list, dict})
 _KNOWN_TYPES = 4096
-_DEEPEST = 250  # so deep does MessagePack's library go
+_DEEPEST = 250  # less than MessagePack's library goes
+_DEEPEST_LISTS = 255  # as deep as it goes
 _LEVELS_OF_EXCEPTIONS = 4  # within what they hold, texts stand for what cannot be stored
 
 
@@ -65,6 +67,30 @@ class Packer:
         Raises:
             NotStorable: Something in it cannot be stored; it says where that is.
         """
+        if type(value) is not list and type(value) is not dict:
+            return self._pack_own(value)
+        try:
+            packed = ormsgpack.packb(value, option=PLAIN_ONLY)
+        except TypeError:
+            return self._pack_copy(value)
+        if may_hold_bytes(packed) and holds_buffer(value):
+            return self._pack_piecewise(value, "", self._thread.depth)
+        return packed
+
+    def _pack_copy(self, value: Any) -> bytes:
+        """Return a list or a dict as MessagePack that has something that MessagePack has not.
+
+        For each such part Python code runs, and other threads with it: they might change what
+        ormsgpack is reading, which it does not survive.
+        """
+        try:
+            copied = _copied(value)
+        except Exception:  # noqa: BLE001 - of a metaclass, or of a key
+            return self._pack_piecewise(value, "", self._thread.depth)
+        return self._pack_own(copied)
+
+    def _pack_own(self, value: Any) -> bytes:
+        """Return a value as MessagePack whose lists and dicts are nobody else's."""
         try:
             packed = ormsgpack.packb(value, default=self._extension, option=PLAIN_ONLY)
         except TypeError:  # a key that is no string, say; or something that cannot be stored
@@ -73,8 +99,7 @@ class Packer:
                 self._thread.interrupt = None
                 raise interrupt from None
             return self._pack_piecewise(value, "", self._thread.depth)
-        if (0xC4 in packed or 0xC5 in packed or 0xC6 in packed) and holds_buffer(value):
-            # By its marks it may hold bytes, and it does.
+        if may_hold_bytes(packed) and holds_buffer(value):
             return self._pack_piecewise(value, "", self._thread.depth)
         return packed
 
@@ -96,7 +121,9 @@ class Packer:
             if depth > _DEEPEST:
                 raise CannotStore(f"is nested more than {_DEEPEST} levels deep")
             if type(value) is tuple:  # as `_describe` says, without the detour
-                return ormsgpack.Ext(builtin_values.TUPLE, self.pack(list(value)))
+                elements = list(value)
+                pack = self._pack_own if _hold_no_others(elements) else self.pack
+                return ormsgpack.Ext(builtin_values.TUPLE, pack(elements))
             if issubclass(type(value), BaseException):  # whatever it says of its class
                 return self._tree(value, "", 0)
             code, content = self._describe(value)
@@ -147,15 +174,16 @@ class Packer:
             return {name: self._tree(each, f"{path}.{name}", depth) for name, each in value.items()}
         if depth > _DEEPEST:
             raise _refused(path[:80], value, f"is nested more than {_DEEPEST} levels deep")
+        if kind is list or kind is dict:
+            value = value.copy()  # a codec may do anything to it, and so may other threads
         if _is_plain(value):
             return value
         if kind is list:
-            elements = enumerate(list(value))  # a codec may do anything to it
-            return [self._tree(each, f"{path}[{at}]", depth + 1) for at, each in elements]
+            return [self._tree(each, f"{path}[{at}]", depth + 1) for at, each in enumerate(value)]
         if kind is dict and _KEYS.issuperset(map(type, value)) and not _is_odd(value):
             return {
                 key: self._tree(each, f"{path}[{shown(key)}]", depth + 1)
-                for key, each in list(value.items())
+                for key, each in value.items()
             }
         code, content = self._described(value, path)
         if issubclass(kind, BaseException) and code == object_values.OBJECT:
@@ -271,9 +299,10 @@ def _placed_pairs(pairs: list[Any]) -> _Placed:
 
 
 def _fields(attributes: dict[Any, Any]) -> dict[Any, Any]:
-    if not all(type(name) is str for name in attributes) or _is_odd(attributes):
+    fields = _Fields(attributes)
+    if not all(type(name) is str for name in fields) or _is_odd(fields):
         return attributes
-    return _Fields(attributes)
+    return fields
 
 
 def _unplaced(part: Any) -> Any:
@@ -320,6 +349,31 @@ def _is_whole(code: int, content: Any) -> bool:
 
 def _set_of(code: int, elements: list[bytes]) -> Any:
     return ormsgpack.Ext(code, chunking.array_header(len(elements)) + b"".join(sorted(elements)))
+
+
+def _hold_no_others(parts: Iterable[Any]) -> bool:
+    """Return whether there is no list and no dict among the parts of one."""
+    return _CONTAINERS.isdisjoint(map(type, parts))
+
+
+def _copied(value: Any, depth: int = 0) -> Any:
+    """Return a value with copies of the lists and dicts in it.
+
+    Raises:
+        RecursionError: It is nested too deep.
+    """
+    if type(value) not in _CONTAINERS:
+        return value
+    if depth > _DEEPEST_LISTS:
+        raise RecursionError
+    copied = value.copy()
+    is_list = type(copied) is list
+    if _hold_no_others(copied if is_list else copied.values()):
+        return copied
+    for place, part in enumerate(copied) if is_list else copied.items():
+        if type(part) in _CONTAINERS:
+            copied[place] = _copied(part, depth + 1)
+    return copied
 
 
 def _is_plain(value: Any) -> bool:
