@@ -219,3 +219,21 @@ def test_what_is_shown_of_a_state_is_in_no_document_once_the_store_is_encrypted(
         saver.rekey()
         assert mongo_store.collection.count_documents(said) == 0
         assert mongo_store.problems(saver) == []
+
+
+def test_a_thread_that_another_owner_deletes_in_vain_stays_for_good(
+    mongo_store: MongoStore,
+) -> None:
+    """The server deletes by itself what an id meant whose thread is gone, but not this."""
+    mine = {"$or": [{"_id": {"$regex": "^name:"}}, {"kind": "thread"}]}
+    with mongo_store.saver() as saver:
+        acme = saver.for_owner("acme")
+        put(acme, {"n": 1})
+        saver.for_owner("other").delete_thread("thread")
+        assert mongo_store.problems(saver) == []
+        mongo_store.collection.delete_many({**mine, "expires": {"$exists": True}})  # as it does
+        with mongo_store.saver() as later:
+            assert value_of(later.for_owner("acme").get_tuple(config())) == {"n": 1}
+        acme.delete_thread("thread")
+        assert mongo_store.collection.count_documents({**mine, "expires": {"$exists": True}}) == 2
+        assert mongo_store.problems(saver) == []

@@ -767,6 +767,11 @@ class MongoStore(Store):
             and not thread.is_provisional
             and names.get(name_id(thread.thread_id), {}).get("key") != thread.key
         ]
+        found += [
+            f"{thread} is there, and the server is to delete what its id means"
+            for thread in threads.values()
+            if thread.is_live and "expires" in names.get(name_id(thread.thread_id), {})
+        ]
         fields = ("_id", "parent", "deleted_at", "thread_id", "owner")
         records = [
             [*(record[field] for field in fields), "removed_at" not in record]

@@ -22,7 +22,7 @@ from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import NOW, Document, record_of, rows_of
 from forkpoint.mongodb.statements import Statement, update_one
 from forkpoint.mongodb.thread_documents import checked_name, checksums_of, new_record
-from forkpoint.mongodb.tombstones import watermark_of
+from forkpoint.mongodb.tombstones import expiry_after, watermark_of
 from forkpoint.storage.rows import ThreadRef
 from forkpoint.storage.shared import thread_exists
 
@@ -171,7 +171,9 @@ class NewThreads:
         if old is None:
             self._commands.delete(means)
         else:
-            self._commands.update(means, {"$set": {"key": old["_id"], "home": old["family"]}})
+            before = {"key": old["_id"], "home": old["family"]}
+            expires = expiry_after(self._commands.tombstone_ttl)
+            self._commands.update(means, [{"$set": {**before, "expires": expires}}])
         return False
 
 

@@ -254,9 +254,7 @@ class MongoRecords(interface.Records):
         mark = self._commands.marks(seen.thread_id).of_owner(seen.thread.owner)
         name = self._commands.name_of(seen.thread_id)
         watermark, ttl = max(ids, default=None), self._commands.tombstone_ttl
-        self._commands.change(
-            [tombstone_statement(name, mark, watermark, ObjectId(), ttl, is_given=True)]
-        )
+        self._commands.change([tombstone_statement(name, mark, watermark, ObjectId(), ttl)])
 
 
 def _terms(owner: str | None, described: Description) -> list[int]:

@@ -26,7 +26,12 @@ from forkpoint.mongodb.thread_documents import (
     thread_ref,
 )
 from forkpoint.mongodb.thread_rows import ThreadRows
-from forkpoint.mongodb.tombstones import ancestors_of_living, deletions_of, tombstone_statement
+from forkpoint.mongodb.tombstones import (
+    ancestors_of_living,
+    deletions_of,
+    expiry_of_name,
+    tombstone_statement,
+)
 from forkpoint.storage import interface
 from forkpoint.storage.interface import Stale
 from forkpoint.storage.rows import Counts, FamilyMember, ThreadRef, ThreadRow
@@ -260,13 +265,20 @@ class MongoThreads(interface.Threads):
         if newest is not None:
             statements.append(self._tombstone_of(record, newest or None))
         statements.append(update_one(record_of(thread), [{"$set": deleted}, unlisted]))
+        # Last: else a thread might be there whose name expires.
+        name, ttl = self._commands.name_of(record["thread_id"]), self._commands.tombstone_ttl
+        expiry = expiry_of_name(name, thread.key, ttl)
+        statements.append(expiry)
         done = self._commands.change(statements)
         dead = {**record_of(thread), "deleted_at": {"$ne": None}}
+        if done.failed is None:
+            return
         # Unless it was done by an attempt whose answer was lost.
-        if done.failed is not None and not (done.is_repeated and self._commands.exists(dead)):
+        if not (done.is_repeated and self._commands.exists(dead)):
             if seen is not None:
                 raise Stale
             raise StorageBusy("deleting took too long, and others have written since; try again")
+        self._commands.change([expiry])
 
     def _tombstone_of(self, record: Document, watermark: str | None) -> Statement:
         """Return the statement that adds the tombstone of a thread."""

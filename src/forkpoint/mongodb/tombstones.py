@@ -38,16 +38,23 @@ def _visible(name: Document, marks: Marks, owner: str | None) -> list[Any]:
     return [tombstone for tombstone in tombstones if seen is None or tombstone["mark"] in seen]
 
 
+def expiry_of_name(name: Document, key: ObjectId, ttl: int) -> Statement:
+    """Return the statement that has a name expire, if it still means a thread that is deleted.
+
+    Args:
+        name: A filter for the document of the name.
+        key: The key of the thread.
+        ttl: For how many microseconds deletions are known.
+    """
+    return update_one({**name, "key": key}, [{"$set": {"expires": expiry_after(ttl)}}])
+
+
 def tombstone_statement(
-    name: Document,
-    mark: bytes,
-    watermark: str | None,
-    deletion: ObjectId,
-    ttl: int,
-    *,
-    is_given: bool = False,
+    name: Document, mark: bytes, watermark: str | None, deletion: ObjectId, ttl: int
 ) -> Statement:
     """Return the statement that adds a tombstone. Sent twice, it adds one.
+
+    A name that means a thread goes on meaning it, and does not expire: it may be another owner's.
 
     Args:
         name: A filter for the document of the name. It is made, if there is none.
@@ -55,7 +62,6 @@ def tombstone_statement(
         watermark: The highest id of its checkpoints, if there is one.
         deletion: What tells it from others.
         ttl: For how many microseconds deletions are known.
-        is_given: Whether the thread is there, and another owner's.
     """
     there = {"$ifNull": ["$tombstones", []]}
     same = {"$eq": ["$$this.mark", mark]}
@@ -67,16 +73,19 @@ def tombstone_statement(
     made = {"mark": mark, "deletion": deletion, "watermark": latest, "made_at": NOW}
     changed = {"$let": {"vars": {"before": of_mark}, "in": {"$concatArrays": [others, [made]]}}}
     unused = ObjectId()  # no record has it: it is as if somebody had ended before making it
+    means_none = {"$or": [_is("$key", "missing"), {"$not": [_is("$expires", "missing")]}]}
     fields = {
         "tombstones": changed,
-        "expires": expiry_after(ttl),
+        "expires": {"$cond": [means_none, expiry_after(ttl), "$$REMOVE"]},
         "deletion": deletion,
         "key": {"$ifNull": ["$key", unused]},
         "home": {"$ifNull": ["$home", unused]},
     }
-    if is_given:
-        del fields["expires"]
     return update_one(name, [{"$set": fields}], upsert=True)
+
+
+def _is(field: str, kind: str) -> Document:
+    return {"$eq": [{"$type": field}, kind]}
 
 
 def ancestors_of_living(threads: Sequence[Document]) -> set[Any]:
