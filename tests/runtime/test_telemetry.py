@@ -20,7 +20,8 @@ from stores import SqliteStore, Store
 SECRET = "what nobody may see"
 
 PROGRAM = f"""
-import asyncio, json, sys
+import asyncio, json, sys, time
+from datetime import timedelta
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -67,8 +68,18 @@ try:
     saver.purge("{SECRET}" if len(sys.argv) > 1 else "nobody")
 except ThreadNotFound:
     pass
+def leases_held():
+    return [value for name, _, value in points() if name == "forkpoint.leases.held"]
+
 with ThreadCatalog(saver).run("thread"):
-    held = [value for name, _, value in points() if name == "forkpoint.leases.held"]
+    held = leases_held()
+dropped = ThreadCatalog(saver).run("dropped", ttl=timedelta(milliseconds=30))
+assert dropped.ask()
+del dropped
+for _ in range(3000):
+    if leases_held() == [0]:
+        break
+    time.sleep(0.01)
 ThreadCatalog(saver).apply_retention(RetentionPolicy(max_checkpoints_per_thread=1))
 saver.delete_thread("thread")
 print(json.dumps({{

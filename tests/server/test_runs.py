@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from typing_extensions import TypedDict
 
-from forkpoint import StorageBusy, ThreadCatalog
+from forkpoint import StorageBusy, StorageUnavailable, ThreadCatalog
 from forkpoint.catalog import leases
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import ApiKeys, create_app
@@ -421,6 +421,37 @@ async def test_a_run_is_followed_from_its_beginning_after_what_is_no_number(
             assert "event: metadata" in answer.text
 
 
+class Unreadable:
+    """A graph whose states can be written, and not be read."""
+
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+        self.astream, self.aupdate_state = graph.astream, graph.aupdate_state
+
+    def copy(self, options: Any) -> Any:
+        return Unreadable(self._graph.copy(options))
+
+    async def aget_state(self, *_: Any, **__: Any) -> Any:
+        raise StorageUnavailable("the store is away")
+
+
+async def test_an_update_is_answered_even_if_others_cannot_be_told_of_it(
+    saver: ForkpointSaver,
+) -> None:
+    app = create_app(saver, {"chat": Unreadable(chat())})
+    client = local_client(app)
+    await client.threads.create(thread_id="t")
+    server: Server = app.state.forkpoint
+    streams = server.runs.streams_of(RequestScope(server, None, Request(HTTP)), "t")
+    following = asyncio.ensure_future(anext(streams.follow_parts(None), None))
+    await asyncio.sleep(0)
+    assert streams.followers == 1
+    await client.threads.update_state("t", {"turns": 1}, as_node="answer")
+    assert (await client.threads.get("t"))["values"]["turns"] == 1
+    streams.end()
+    assert await following is None
+
+
 def local_client(app: Any) -> Any:
     """Return a client of an application that runs in this event loop."""
     transport = httpx.ASGITransport(app)
@@ -483,6 +514,26 @@ async def test_a_run_that_cannot_begin_leaves_no_thread_of_its_own(
             with pytest.raises(httpx.HTTPStatusError, match="503"):
                 await client.runs.wait(None, "chat", input={}, on_completion=on_completion)
     assert await client.threads.count() == 0
+
+
+@pytest.mark.parametrize(("text", "status"), [("you", "success"), ("fail", "error")])
+async def test_a_run_ends_as_it_did_if_its_lease_cannot_be_released(
+    text: str, status: str, saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it stored is stored, and the lease ends by itself."""
+
+    def refuse(*_: Any) -> None:
+        raise StorageUnavailable("the store is away")
+
+    monkeypatch.setattr(leases, "release", refuse)
+    client = local_client(create_app(saver, {"chat": chat()}))
+    run = await begin(client, text)
+    ended = await client.runs.join("t", run["run_id"])
+    if status == "success":
+        assert ended["turns"] == 1
+    else:
+        assert ended == {"__error__": {"error": "ValueError", "message": "broken"}}
+    assert (await client.runs.get("t", run["run_id"]))["status"] == status
 
 
 async def test_who_joins_a_thread_as_it_is_deleted_leaves_with_it(saver: ForkpointSaver) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -12,7 +13,8 @@ from langgraph_sdk.errors import ConflictError, NotFoundError, UnprocessableEnti
 
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
-from served import Gates, said
+from forkpoint.server import create_app
+from served import Gates, chat, said
 from servers import PATIENCE_SECONDS
 from stores import Store
 
@@ -47,6 +49,31 @@ async def test_who_waits_may_ask_that_the_run_ends_with_the_client(
         run = (await client.runs.list(thread_id))[0]
         waiting.cancel()
         assert await client.runs.join(thread_id, run["run_id"]) == CANCELLED
+
+
+@pytest.mark.parametrize("place", ["/threads/t/runs/stream", "/runs/stream"])
+async def test_a_client_that_goes_before_it_is_answered_takes_its_run_along(
+    place: str, saver: ForkpointSaver, gates: Gates
+) -> None:
+    """It sends its request through other layers, each with a task of its own."""
+    app = create_app(saver, {"chat": chat(gates)})
+    await ThreadCatalog(saver).acreate("t")
+    given = {"assistant_id": "chat", "input": said("wait"), "on_disconnect": "cancel"}
+    body = {"type": "http.request", "body": json.dumps(given).encode()}
+    messages = iter([body])
+
+    async def receive() -> Any:
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send(_: Any) -> None:
+        await asyncio.sleep(0)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": place, "query_string": b""}
+    await app({**scope, "headers": headers}, receive, send)
+    (run,) = app.state.forkpoint.runs._runs.values()
+    assert await run.join() == CANCELLED
+    assert [thread.thread_id for thread in ThreadCatalog(saver).search()] == ["t"]
 
 
 async def test_a_second_tab_takes_the_run_along_only_if_it_asks_for_that(

@@ -347,6 +347,10 @@ def _renew(reference: weakref.ref[Lease], ended: threading.Event, ttl: int) -> N
     pause = max(ttl / 1_000_000 / _RENEWALS, _SHORTEST_SECONDS)
     while not ended.wait(pause):
         lease = reference()
-        if lease is None or not lease.renew():
+        if lease is None:
+            if not ended.is_set():
+                count_leases(-1)
+            return
+        if not lease.renew():
             return
         del lease

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -169,6 +170,14 @@ class NewRun(Body):
     on_completion: Literal["delete", "keep"] | None = None
     durability: Literal["sync", "async", "exit"] | None = None
 
+    @property
+    def is_new_turn(self) -> bool:
+        """Whether it has an input for the thread's head, without answers to tool calls."""
+        given = self.input if self.command is None else self.command.update
+        has_place = self.checkpoint_id or (self.checkpoint and self.checkpoint.checkpoint_id)
+        goes_on = self.command is not None and self.command.resume is not None
+        return given is not None and not has_place and not goes_on and not _has_answers(given)
+
 
 class ThreadReply(BaseModel):
     """A thread. With `select`, a search has the chosen fields only."""
@@ -210,3 +219,17 @@ class ErrorReply(BaseModel):
     """Why a request was not done."""
 
     detail: str
+
+
+def _has_answers(value: Any) -> bool:
+    """Return whether there is an answer to a tool call in an input."""
+    waiting = [value]  # inputs may be deep, so nothing recurs
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            if "tool_call_id" in part:
+                return True
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -34,6 +35,7 @@ from forkpoint.server.requests import RequestScope
 from forkpoint.server.states import command_of, config_at
 from forkpoint.server.thread_streams import ThreadStreams, as_text
 
+_LOG = logging.getLogger("forkpoint.server")
 RunMode = Literal[
     "values", "updates", "messages", "messages-tuple", "custom", "checkpoints", "tasks", "debug"
 ]
@@ -188,16 +190,8 @@ class Run:
         await stack.enter_async_context(lease)
         if strategy == "rollback":  # had they ended before, there would be nothing to take back
             await end(others, _PATIENCE_SECONDS)
-        if strategy == "interrupt" and self._is_new_turn():
+        if strategy == "interrupt" and self.body.is_new_turn:
             await lease.aanswer_tool_calls()
-
-    def _is_new_turn(self) -> bool:
-        """Whether the run has an input for the thread's head, without answers to tool calls."""
-        body = self.body
-        given = body.input if body.command is None else body.command.update
-        has_place = body.checkpoint_id or (body.checkpoint and body.checkpoint.checkpoint_id)
-        goes_on = body.command is not None and body.command.resume is not None
-        return given is not None and not has_place and not goes_on and not _has_answers(given)
 
     def cancel(self) -> None:
         """End the run as soon as may be, whether it goes on, waits, or is just about to begin."""
@@ -235,26 +229,12 @@ class Run:
     ) -> str:
         """Run the graph, and return how that ended."""
         try:
-            async with stack:
-                if self.is_cancelled:
-                    raise asyncio.CancelledError
-                strategy = self._strategy
-                if strategy == "enqueue":
-                    await stack.enter_async_context(lease)
-                if strategy in ("enqueue", "reject"):  # those before say first that they have ended
-                    running = [other for other in others if other.status == "running"]
-                    await ended(running, _PATIENCE_SECONDS)
-                await self._find_question()
-                self.status, self.updated_at = "running", _now()
-                self._publish("metadata", {"run_id": self.run_id, "attempt": 1})
-                if self._options.sends_events:
-                    await self._stream_events(lease)
-                else:
-                    await self._stream(lease)
-                if self.is_cancelled:  # and the graph has not passed that on
-                    raise asyncio.CancelledError
+            try:
+                await self._run_graph(lease, stack, others)
                 async with self._turn:  # what is rolled back meanwhile, does not succeed
-                    await stack.aclose()
+                    await self._release(stack)
+            finally:
+                await self._release(stack)
         except asyncio.CancelledError:
             self.error = {"error": "UserInterrupt", "message": "the run was cancelled"}
             return "interrupted"
@@ -267,6 +247,37 @@ class Run:
             self.error = _told(error)
             return "error"
         return "success"
+
+    async def _run_graph(self, lease: Lease, stack: AsyncExitStack, others: Sequence[Run]) -> None:
+        """Run the graph once the lease has begun.
+
+        Raises:
+            CancelledError: The run was told to end.
+        """
+        if self.is_cancelled:
+            raise asyncio.CancelledError
+        strategy = self._strategy
+        if strategy == "enqueue":
+            await stack.enter_async_context(lease)
+        if strategy in ("enqueue", "reject"):  # those before say first that they have ended
+            running = [other for other in others if other.status == "running"]
+            await ended(running, _PATIENCE_SECONDS)
+        await self._find_question()
+        self.status, self.updated_at = "running", _now()
+        self._publish("metadata", {"run_id": self.run_id, "attempt": 1})
+        if self._options.sends_events:
+            await self._stream_events(lease)
+        else:
+            await self._stream(lease)
+        if self.is_cancelled:  # and the graph has not passed that on
+            raise asyncio.CancelledError
+
+    async def _release(self, stack: AsyncExitStack) -> None:
+        """End the lease. If that fails it ends by itself, and what was stored under it is."""
+        try:
+            await stack.aclose()
+        except ForkpointError as error:
+            _LOG.warning("the lease on %r is not released: %s", self.thread_id, error)
 
     async def _find_question(self) -> None:
         """Have the input be the answer to a question that the thread waits for an answer to."""
@@ -426,20 +437,6 @@ async def ended(runs: Sequence[Run], seconds: float | None = None) -> None:
 def _told(error: BaseException) -> Json:
     """Return what a client is told of an error, which may be of any kind."""
     return {"error": type(error).__name__, "message": message_of(error)}
-
-
-def _has_answers(value: Any) -> bool:
-    """Return whether there is an answer to a tool call in an input."""
-    waiting = [value]  # inputs may be deep, so nothing recurs
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, Mapping):
-            if "tool_call_id" in part:
-                return True
-            waiting += part.values()
-        elif isinstance(part, list):
-            waiting += part
-    return False
 
 
 def _now() -> str:

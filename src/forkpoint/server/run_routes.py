@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
 
 from forkpoint.errors import ForkpointError
 from forkpoint.operations import remove
@@ -259,16 +260,16 @@ def _streamed(
     """
 
     async def events() -> AsyncIterator[ServerSentEvent]:
-        try:
-            async for number, name, data in run.parts(after):
-                if not modes or _mode_of(name) in (None, *modes):
-                    yield ServerSentEvent(data, event=name, id=str(number))
-        finally:
-            if cancels and not run.is_over:
-                run.cancel()
+        async for number, name, data in run.parts(after):
+            if not modes or _mode_of(name) in (None, *modes):
+                yield ServerSentEvent(data, event=name, id=str(number))
+
+    def leave() -> None:
+        if cancels and not run.is_over:
+            run.cancel()
 
     place = {"Content-Location": _place_of(run)}
-    return sent(events(), _headers_of(run, "stream") if has_thread else place)
+    return sent(events(), _headers_of(run, "stream") if has_thread else place, leave)
 
 
 def _mode_of(name: str) -> str | None:
@@ -296,10 +297,38 @@ async def _outcome(request: Request, run: Run) -> Any:
         joining.cancel()
 
 
-def sent(events: AsyncIterator[ServerSentEvent], headers: Mapping[str, str]) -> Response:
-    """Return an answer of server-sent events."""
+def sent(
+    events: AsyncIterator[ServerSentEvent],
+    headers: Mapping[str, str],
+    leave: Callable[[], None] | None = None,
+) -> Response:
+    """Return an answer of server-sent events.
+
+    Args:
+        events: The events.
+        headers: Those of the answer.
+        leave: Called as the client leaves, maybe before the first event, or has them all.
+    """
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers}
-    return EventSourceResponse(events, headers=headers, ping=_HEARTBEAT_SECONDS)
+    return _Events(events, headers, leave)
+
+
+class _Events(EventSourceResponse):
+    def __init__(
+        self,
+        events: AsyncIterator[ServerSentEvent],
+        headers: Mapping[str, str],
+        leave: Callable[[], None] | None,
+    ) -> None:
+        super().__init__(events, headers=headers, ping=_HEARTBEAT_SECONDS)
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if self._leave is not None:
+                self._leave()
 
 
 def _headers_of(run: Run, ending: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query
@@ -71,9 +71,10 @@ async def update_state(request: Request, thread_id: ThreadId, body: bodies.State
     checkpoint = _place_of(written)
     streams = request.server.runs.streams_of(request, thread_id)
     if streams.followers:
-        state = await read_state(request, thread_id, bodies.CheckpointPlace(), subgraphs=False)
-        shown = as_text({"state": state, "thread_id": thread_id})
-        streams.publish("state_update", shown)
+        with suppress(ForkpointError, HTTPException):  # it is written, whoever can be shown it
+            state = await read_state(request, thread_id, bodies.CheckpointPlace(), subgraphs=False)
+            shown = as_text({"state": state, "thread_id": thread_id})
+            streams.publish("state_update", shown)
     return {
         "checkpoint": checkpoint,
         "configurable": checkpoint,
