@@ -14,7 +14,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from checking import checkpoint, config, put
-from forkpoint import SqliteSaver
+from forkpoint import SqliteSaver, ThreadCatalog
 from forkpoint.runtime.workers import Workers
 from forkpoint.saver import parts_of
 from forkpoint.sqlite.metadata import add_functions
@@ -233,27 +233,76 @@ QUERIES = {
 }
 
 
+def instructions(saver: SqliteSaver, call: Callable[[], Any]) -> int:
+    """Return how many instructions of SQLite's machine a call takes."""
+    connection = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
+    number = 0
+
+    def count() -> None:
+        nonlocal number
+        number += 1
+
+    connection.set_progress_handler(count, 1)
+    call()
+    connection.set_progress_handler(None, 1)
+    return number
+
+
 def test_a_checkpoint_that_is_not_there_is_looked_for_in_one_place(saver: SqliteSaver) -> None:
     head = put(saver, {"n": 1})
-    missing = config(checkpoint_id="no checkpoint")
-    connection = parts_of(saver).context.storage._connection  # type: ignore[attr-defined]
 
-    def instructions() -> int:
-        number = 0
+    def look() -> None:
+        assert saver.get_tuple(config(checkpoint_id="no checkpoint")) is None
 
-        def count() -> None:
-            nonlocal number
-            number += 1
-
-        connection.set_progress_handler(count, 1)
-        assert saver.get_tuple(missing) is None
-        connection.set_progress_handler(None, 1)
-        return number
-
-    instructions()
-    before = instructions()
+    look()
+    before = instructions(saver, look)
     saver.put_writes(head, [(f"c{n}", n) for n in range(300)], "task")
-    assert instructions() == before
+    assert instructions(saver, look) == before
+
+
+def test_a_page_of_a_thread_with_its_subgraphs_costs_the_same_however_many_there_are(
+    saver: SqliteSaver,
+) -> None:
+    put(saver, {"n": 1})
+
+    def put_subgraphs(numbers: range) -> None:
+        for n in numbers:
+            at: Any = {"configurable": {"thread_id": "thread", "checkpoint_ns": f"sub:{n:05}"}}
+            put(saver, {"n": n}, parent=at)
+
+    def page() -> None:
+        everywhere: Any = {"configurable": {"thread_id": "thread"}}
+        assert len(list(saver.list(everywhere, limit=2))) == 2
+
+    put_subgraphs(range(20))
+    before = instructions(saver, page)
+    put_subgraphs(range(20, 120))
+    assert instructions(saver, page) < 1.2 * before
+
+
+def test_a_deletion_does_not_look_at_what_snapshots_see_of_other_threads(
+    saver: SqliteSaver,
+) -> None:
+    catalog = ThreadCatalog(saver)
+    storage = parts_of(saver).context.storage
+
+    def change(number: int) -> None:
+        for n in range(number):
+            catalog.get_or_create(f"thread-{n}", tags=["a", "b"])
+        with storage.writing() as session:
+            session.search.begin_snapshot()
+        for n in range(number):
+            catalog.update(f"thread-{n}", label="new")
+
+    def delete() -> None:
+        catalog.create("goes")
+        catalog.delete("goes")
+
+    change(5)
+    delete()
+    before = instructions(saver, delete)
+    change(100)
+    assert instructions(saver, delete) < 1.2 * before
 
 
 @pytest.mark.parametrize("query", QUERIES)

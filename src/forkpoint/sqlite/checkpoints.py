@@ -309,15 +309,14 @@ def _page_statement(query: CheckpointQuery, thread: int | None) -> tuple[str, li
         thread: The key of the thread, if the query names one.
     """
     columns = f"{THREAD_OF}, {read_checkpoint('c')}"
-    # In this order: else SQLite might go through the threads, and sort their checkpoints.
-    tables = "forkpoint_checkpoints AS c CROSS JOIN forkpoint_threads AS t"
     direction = "ASC" if query.oldest_first else "DESC"
     order = [f"c.{name} {direction}" for name in query.order]
     conditions, values = _conditions(query, thread)
     parts = [
-        f"SELECT {columns} FROM {tables} WHERE {' AND '.join([*conditions, *part])}"
-        f" ORDER BY {', '.join(order)} LIMIT ?"
-        for part in _parts(query)
+        # In this order: else SQLite might go through the threads, and sort their checkpoints.
+        f"SELECT {columns} FROM forkpoint_checkpoints AS c{index} CROSS JOIN forkpoint_threads AS t"
+        f" WHERE {' AND '.join([*conditions, *part])} ORDER BY {', '.join(order)} LIMIT ?"
+        for index, *part in _parts(query)
     ]
     if len(parts) == 1:
         return f"{parts[0]} OFFSET ?", [*values, query.limit, query.offset]
@@ -333,11 +332,16 @@ def _parts(query: CheckpointQuery) -> list[list[str]]:
     """Return what tells the parts of a listing apart that an index has in the right order.
 
     A thread's checkpoints in all namespaces are in two indexes: those of the graph itself in that
-    of the places, and those of subgraphs in one of their own.
+    of the places, and those of subgraphs in one of their own. SQLite would take the first for both,
+    and sort.
+
+    Returns:
+        For each part, which index to take, if that has to be said, and the conditions.
     """
     if not query.is_of_all_namespaces:
-        return [[]]
-    return [["c.checkpoint_ns = ''"], ["c.checkpoint_ns > ''"]]
+        return [[""]]
+    nested = " INDEXED BY forkpoint_checkpoints_nested"
+    return [["", "c.checkpoint_ns = ''"], [nested, "c.checkpoint_ns > ''"]]
 
 
 def _conditions(query: CheckpointQuery, thread: int | None) -> tuple[list[str], list[Any]]:

@@ -112,7 +112,7 @@ CREATE TABLE IF NOT EXISTS forkpoint_listing (
 CREATE INDEX IF NOT EXISTS forkpoint_listing_status
     ON forkpoint_listing (status, thread_id) WHERE {OF_ALL};
 CREATE INDEX IF NOT EXISTS forkpoint_listing_past
-    ON forkpoint_listing (valid_to) WHERE valid_to IS NOT NULL;
+    ON forkpoint_listing (thread_id, valid_to) WHERE valid_to IS NOT NULL;
 
 CREATE TABLE IF NOT EXISTS forkpoint_snapshots (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
