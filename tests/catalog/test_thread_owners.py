@@ -10,17 +10,24 @@ import pytest
 
 from checking import Api, config, id_of, put
 from forkpoint import (
+    CorruptChunk,
     ForkpointError,
     InvalidInput,
     PurgeReport,
+    RetentionPolicy,
     ThreadCatalog,
     ThreadDeleted,
     ThreadExists,
     ThreadFilter,
     ThreadNotFound,
 )
+from forkpoint.mongodb.locks import Locks
+from forkpoint.mongodb.turns import Turns
+from forkpoint.operations import fork as forking
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.sqlite.statements import Statements
+from gates import call_between_turns
 from graphs import MORE_SHAPES, call
 from stores import Store
 
@@ -263,6 +270,123 @@ def test_what_another_owner_tries_with_a_thread_leaves_no_trace_in_it(
             ours.saver.put_writes(head[name], [("c", 1)], "task")
         other, tried = ours.stats("other"), ours.stats("tried")
     assert (other.writes, other.bytes_stored) == (tried.writes, tried.bytes_stored)
+
+
+@pytest.mark.in_turns
+async def test_a_former_owner_keeps_no_lease(api: Api, store: Store) -> None:
+    ann, everybody = ThreadCatalog(api.saver, owner="ann"), ThreadCatalog(api.saver)
+    put(ann.saver, {"n": 1})
+    with ann.run("thread") as lease:
+        assert lease.renew()
+        everybody.update("thread", owner="bob")
+        assert not lease.renew()
+        assert lease.is_lost
+    bob = Api(ThreadCatalog(api.saver, owner="bob"), api.world)
+    assert not await bob.is_busy("thread")
+    with bob.saver.run("thread") as its_own:
+        assert its_own.renew()
+
+
+async def test_a_damaged_thread_of_another_owner_is_no_relative(api: Api, store: Store) -> None:
+    ann, everybody = ThreadCatalog(api.saver, owner="ann"), ThreadCatalog(api.saver)
+    put(ann.saver, {"n": 1}, thread_id="root")
+    for thread_id in ("given", "kept"):
+        ann.saver.fork("root", new_thread_id=thread_id)
+    everybody.update("given", owner="bob")
+    store.change("threads", store.thread("given").key, checksums=b"damaged")
+    for thread_id in ("root", "kept"):
+        tree = await Api(ann.saver, api.world).family(thread_id)
+        assert set(_ids(tree.root)) == {"root", "kept"}
+    store.change("threads", store.thread("kept").key, checksums=b"damaged")
+    with pytest.raises(CorruptChunk, match="kept"):
+        await Api(ann.saver, api.world).family("root")
+
+
+ENDS: dict[str, Callable[[ThreadCatalog], Any]] = {
+    "delete": lambda ann: ann.delete("thread"),
+    "delete_thread": lambda ann: ann.saver.delete_thread("thread"),
+    "delete_for_runs": lambda ann: ann.saver.delete_for_runs(["run"]),
+    "trim": lambda ann: ann.saver.trim("thread", 1),
+    "rollback": lambda ann: ann.saver.rollback("thread"),
+    "clone": lambda ann: ann.clone("thread", "made"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("new_store", ["mongodb"], indirect=True)
+def test_a_former_owner_who_has_just_found_a_thread_removes_nothing_of_it(
+    end: str, new_store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are no transactions, it may be given away just then."""
+    store = new_store()
+    saver, everybody = store.saver(), ThreadCatalog(store.saver())
+    ann = ThreadCatalog(saver, owner="ann")
+    parent = put(ann.saver, {"n": 1}, metadata={"run_id": "run"})
+    put(ann.saver, {"n": 2}, parent=parent, metadata={"run_id": "run"})
+    before = _content(saver)
+    locked = Locks.locked
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        everybody.update("thread", owner="bob")
+        return locked(*args, **options)
+
+    monkeypatch.setattr(Locks, "locked", meanwhile)
+    with contextlib.suppress(ForkpointError):
+        ENDS[end](ann)
+    assert _content(saver) == before
+    assert [(thread.thread_id, thread.owner) for thread in everybody.search()] == [
+        ("thread", "bob")
+    ]
+    assert store.problems(saver) == []
+
+
+IN_TURNS: dict[str, Callable[[ThreadCatalog], Any]] = {
+    "trim": lambda ann: ann.saver.trim("thread", 3),
+    "trim to what is rebuilt": lambda ann: ann.saver.prune(["thread"], keep_last=3),
+    "rollback": lambda ann: ann.saver.rollback("thread", 15),
+    "delete_for_runs": lambda ann: ann.saver.delete_for_runs(["run"]),
+    "retention": lambda ann: ann.apply_retention(RetentionPolicy(max_checkpoints_per_thread=3)),
+    "copy": lambda ann: ann.saver.copy_thread("thread", "made"),
+    "clone": lambda ann: ann.clone("thread", "made"),
+    "fork": lambda ann: ann.saver.fork("thread", new_thread_id="made", history="path"),
+}
+
+
+@pytest.mark.parametrize("work", IN_TURNS)
+def test_what_a_former_owner_does_in_turns_ends_with_the_thread(
+    work: str, new_store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in (Statements, "default_turn_rows"), (Turns, "turn_rows"):
+        monkeypatch.setattr(module, name, 8)
+    monkeypatch.setattr(forking, "_COPIED_AT_ONCE", 4)
+    store = new_store()
+    saver = store.saver()
+    ann, everybody = ThreadCatalog(saver, owner="ann"), ThreadCatalog(store.saver())
+    parent: Any = None
+    for n in range(20):
+        metadata = {"run_id": "run"} if n < 12 else None
+        parent = put(ann.saver, {"n": n}, parent=parent, metadata=metadata)
+    seen: list[Any] = []
+
+    def give_away(turn: int) -> None:
+        if turn == 3:
+            everybody.update("thread", owner="bob")
+            seen.append(_content(everybody.saver))
+
+    call_between_turns(monkeypatch, give_away)
+    with contextlib.suppress(ForkpointError):
+        IN_TURNS[work](ann)
+    assert seen == [_content(everybody.saver)]
+    for thread in ann.search():
+        assert thread.source_thread_id is None
+        assert [entry.thread_id for entry in ann.saver.lineage(thread.thread_id)] == ["made"]
+    assert [thread.thread_id for thread in ThreadCatalog(saver, owner="bob").search()] == ["thread"]
+    assert store.problems(saver) == []
+
+
+def _content(saver: ForkpointSaver) -> Any:
+    return [(each.config, each.checkpoint, each.metadata) for each in saver.history("thread")]
 
 
 def test_a_thread_is_given_away_though_one_that_was_made_of_it_is_deleted(

@@ -16,7 +16,7 @@ ROLES: dict[str, type[ABC]] = {
     for name, role in get_type_hints(Session).items()
     if inspect.isclass(role) and issubclass(role, ABC)
 }
-PASSED_ON = {"leases", "copies", "removals", "chunks", "collections", "secrets"}
+PASSED_ON = {"copies", "chunks", "collections", "secrets"}
 """The roles that a confined session has as they are: they take what was found before."""
 
 

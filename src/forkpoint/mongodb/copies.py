@@ -279,9 +279,11 @@ class MongoCopies(interface.Copies):
             raise Stale
 
     def _show(self, copying: _UnfinishedCopy, guard: Statement, too_late: str) -> None:
-        """Make a complete copy visible."""
-        if not self._new_threads.show(copying.made, copying.old, [guard]):
-            raise StorageBusy(too_late)
+        """Make a complete copy visible, unless its source was given to another owner."""
+        same = {**record_of(copying.source), "owner": copying.source.owner}
+        before = [guard, expect(same, {"$set": {"kind": "thread"}})]
+        if not self._new_threads.show(copying.made, copying.old, before):
+            raise StorageBusy(too_late) if self._commands.exists(same) else Stale
 
     def _record(
         self,
@@ -295,6 +297,8 @@ class MongoCopies(interface.Copies):
         (record,) = self._commands.latest(record_of(source))
         if record["lock"] is None:  # it was lost, and whoever had it next is done
             raise StorageBusy(_COPIED_TOO_LONG)
+        if record["owner"] != source.owner:
+            raise Stale
         if described is None:
             content = record["checksums"], record["source"], description_in(record)
             hashing.check_description(source.thread_id, source.salt, *content)

@@ -58,7 +58,7 @@ def copy(
 
     Raises:
         ThreadExists: There is a thread of the target's id.
-        Stale: The source was deleted.
+        Stale: The source was deleted, or given to another owner.
         CorruptChunk: The record of the source is not what was written.
     """
     hashing.check_identity(source.thread_id, source.owner, source.salt, source.checksum)
@@ -81,4 +81,7 @@ def copy(
         yield
         if isinstance(error, ThreadExists):
             raise error
+        present = turns.session.threads.find(source.thread_id)
+        if present is None or (present.key, present.owner) != (source.key, source.owner):
+            raise Stale
     turns.session.copies.copy(source, target_id, hashing, described)

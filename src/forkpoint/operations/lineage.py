@@ -38,27 +38,51 @@ def family(context: Context, thread_id: str) -> FamilyTree:
     with context.storage.reading() as session:
         thread = existing_thread(session, thread_id)
         members = {member.key: member for member in session.threads.family(thread.family)}
-    for member in members.values():
-        check_kinship(context.codec.hashing, member)
-    nodes = _nodes(members, thread.key)
     root = thread.key
-    while root in members and members[root].parent is not None:
+    while root in members:
+        check_kinship(context.codec.hashing, members[root])
+        if members[root].parent is None:
+            break
         root = members[root].parent
+    tree = _tree_of(root, members)
+    for member in tree.values():
+        check_kinship(context.codec.hashing, member)
+    nodes = _nodes(tree, thread.key)
     if root not in nodes:
         raise CorruptChunk(f"the first thread of the family of {thread_id!r} is missing")
     return FamilyTree(nodes[root])
+
+
+def _tree_of(root: Any, members: Mapping[Any, FamilyMember]) -> dict[Any, FamilyMember]:
+    """Return a thread and all that descend from it, by key.
+
+    Others share chunks with them, and are not related any more: they were given to other owners.
+    """
+    below = _children_of(members)
+    tree: dict[Any, FamilyMember] = {}
+    waiting = [members[root]] if root in members else []
+    while waiting:
+        member = waiting.pop()
+        tree[member.key] = member
+        waiting += [child for child in below.get(member.key, []) if child.key not in tree]
+    return tree
+
+
+def _children_of(members: Mapping[Any, FamilyMember]) -> dict[Any, list[FamilyMember]]:
+    children: dict[Any, list[FamilyMember]] = {}
+    for member in members.values():
+        children.setdefault(member.parent, []).append(member)
+    return children
 
 
 def _nodes(members: Mapping[Any, FamilyMember], current: Any) -> dict[Any, FamilyNode]:
     """Return the nodes of a tree by key, without deleted threads that have no descendants.
 
     Args:
-        members: All threads of the family, by key.
+        members: All threads of the tree, by key.
         current: The key of the thread that was asked for.
     """
-    children: dict[Any, list[FamilyMember]] = {}
-    for member in members.values():
-        children.setdefault(member.parent, []).append(member)
+    children = _children_of(members)
     nodes: dict[Any, FamilyNode] = {}
     for member in _children_first(children):
         below = [

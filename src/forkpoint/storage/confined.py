@@ -1,7 +1,8 @@
 """Confining a saver to the threads of one owner.
 
 Each call that looks for a thread, by its id or by its content, finds those of the owner only. The
-other calls take a thread that was found before. So the threads of others cannot be reached. New
+other calls take a thread that was found before. So the threads of others cannot be reached. What
+removes, or goes on for long, sees once more that the thread was not given away since. New
 threads belong to the owner. Forks and clones belong to the owner of their source. A thread that is
 given to another owner loses its edges to parent and children. So lineages have one owner, while a
 family, which shares chunks, may have several.
@@ -18,24 +19,31 @@ from forkpoint.filters import search_terms
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import (
     Checkpoints,
+    Choose,
     Contents,
+    Leases,
     Records,
+    Removals,
     Search,
     Session,
     Stale,
     Storage,
     Threads,
 )
-from forkpoint.storage.plan import Place
+from forkpoint.storage.plan import Place, Plan
 from forkpoint.storage.queries import Batch, CheckpointQuery, ThreadQuery, ThreadRowPage
 from forkpoint.storage.rows import (
+    ChangeCount,
     CheckpointRow,
     Counts,
     Description,
     FamilyMember,
+    LeaseRow,
     Moment,
     PutRequest,
     RecordTimes,
+    RemovalPart,
+    RemovalResult,
     StoredCheckpoint,
     StoredContent,
     ThreadRef,
@@ -111,9 +119,9 @@ class _ConfinedSession(Session):
         self.checkpoints = _ConfinedCheckpoints(session.checkpoints, self.threads, owner)
         self.records = _ConfinedRecords(session.records, session.threads, owner)
         self.search = _ConfinedSearch(session.search, owner)
-        self.leases = session.leases
+        self.leases = _ConfinedLeases(session.leases, self.threads)
         self.copies = session.copies
-        self.removals = session.removals
+        self.removals = _ConfinedRemovals(session.removals, self.threads)
         self.chunks = session.chunks
         self.collections = session.collections
         self.secrets = session.secrets
@@ -124,6 +132,10 @@ class _ConfinedSession(Session):
 
     def is_spent(self) -> bool:
         return self._session.is_spent()
+
+
+class _GivenAway(Stale):
+    """A thread is not the owner's any more."""
 
 
 class _ConfinedThreads(Threads):
@@ -154,7 +166,29 @@ class _ConfinedThreads(Threads):
         *,
         check: Callable[[], None] | None = None,
     ) -> Counts:
-        return self._threads.delete(thread, seen, check=check)
+        def check_all() -> None:
+            self.check_own(thread)
+            if check is not None:
+                check()
+
+        if seen is not None:  # it changes when it is given away
+            return self._threads.delete(thread, seen, check=check)
+        try:
+            return self._threads.delete(thread, check=check_all)
+        except Stale:
+            if check is not None:
+                raise
+            return Counts(0, 0)  # as if somebody else had deleted it
+
+    def check_own(self, thread: ThreadRef) -> None:
+        """Check that a thread that was found before is there, and was not given away since.
+
+        Raises:
+            Stale: It is not.
+        """
+        present = self.find(thread.thread_id)
+        if present is None or present.key != thread.key:
+            raise _GivenAway
 
     def lineage(self, thread: ThreadRef) -> list[FamilyMember]:
         return self._threads.lineage(thread)
@@ -323,6 +357,79 @@ class _ConfinedSearch(Search):
         self, more_than: int, after: Any, limit: int, owner: str | None = None
     ) -> list[ThreadRow]:
         return self._search.larger_than(more_than, after, limit, self._owner)
+
+
+class _ConfinedLeases(Leases):
+    def __init__(self, leases: Leases, threads: _ConfinedThreads) -> None:
+        self._leases = leases
+        self._threads = threads
+
+    def acquire(
+        self,
+        thread: ThreadRef,
+        holder: str,
+        ttl: int,
+        *,
+        take_over: bool,
+        waits: bool,
+        rolls_back: bool = False,
+    ) -> LeaseRow | None:
+        return self._leases.acquire(
+            thread, holder, ttl, take_over=take_over, waits=waits, rolls_back=rolls_back
+        )
+
+    def renew(self, thread: ThreadRef, fence: int, ttl: int) -> bool:
+        try:
+            self._threads.check_own(thread)
+        except _GivenAway:
+            return False
+        return self._leases.renew(thread, fence, ttl)
+
+    def release(self, thread: ThreadRef, fence: int) -> None:
+        self._leases.release(thread, fence)
+
+    def leave_queue(self, thread: ThreadRef, holder: str) -> None:
+        self._leases.leave_queue(thread, holder)
+
+    def end_rollback(self, thread: ThreadRef, fence: int) -> None:
+        self._leases.end_rollback(thread, fence)
+
+
+class _ConfinedRemovals(Removals):
+    def __init__(self, removals: Removals, threads: _ConfinedThreads) -> None:
+        self._removals = removals
+        self._threads = threads
+
+    def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
+        def choose_of_own(rows: Sequence[CheckpointRow]) -> Plan:
+            self._threads.check_own(thread)
+            return choose(rows)
+
+        try:
+            return self._removals.remove(thread, choose_of_own)
+        except _GivenAway:
+            return Counts(0, 0)
+
+    def recount(self, thread: ThreadRef) -> None:
+        self._removals.recount(thread)
+
+    def is_long(self, thread: ThreadRef) -> bool:
+        return self._removals.is_long(thread)
+
+    def is_ordered(self, thread: ThreadRef) -> bool:
+        return self._removals.is_ordered(thread)
+
+    def extent(self, thread: ThreadRef) -> ChangeCount:
+        return self._removals.extent(thread)
+
+    def remove_batch(
+        self, thread: ThreadRef, part: RemovalPart, check: Callable[[], None]
+    ) -> RemovalResult:
+        def check_all() -> None:
+            self._threads.check_own(thread)
+            check()
+
+        return self._removals.remove_batch(thread, part, check_all)
 
 
 class _ConfinedContents(Contents):
