@@ -189,6 +189,30 @@ def test_what_a_deletion_that_was_killed_has_left_goes_with_the_next(
         assert mongo_store.problems(saver) == []
 
 
+@pytest.mark.parametrize("use", ["create", "put", "fork"])
+@pytest.mark.parametrize("made_by", ["create", "fork", "copy_thread"])
+def test_the_id_of_a_thread_that_was_not_shown_can_be_used(
+    made_by: str, use: str, mongo_store: MongoStore
+) -> None:
+    """The server ended between the last two statements of a bulk, and its client did, too."""
+    with mongo_store.saver() as saver:
+        put(saver, {"n": 1}, thread_id="source")
+        make = {
+            "create": lambda: ThreadCatalog(saver).create("thread"),
+            "fork": lambda: saver.fork("source", new_thread_id="thread"),
+            "copy_thread": lambda: saver.copy_thread("source", "thread"),
+            "put": lambda: put(saver, {"n": 2}),
+        }
+        make[made_by]()
+        unfinished = {"$set": {"building": ObjectId(), "removed_at": 1}}
+        mongo_store.collection.update_one({"kind": "thread", "thread_id": "thread"}, unfinished)
+    with mongo_store.saver() as saver:
+        assert ThreadCatalog(saver).get("thread") is None
+        make[use]()
+        assert ThreadCatalog(saver).get("thread") is not None
+        assert mongo_store.problems(saver) == []
+
+
 def test_two_threads_of_the_same_checkpoints_show_their_own(mongo_store: MongoStore) -> None:
     with mongo_store.saver(preview=["n"]) as saver:
         first = put(saver, {"n": 1})

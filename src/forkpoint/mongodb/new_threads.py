@@ -135,6 +135,10 @@ class NewThreads:
             del record[of_living]
         self._commands.insert(record)
         records = self._commands.latest(old)
+        if records and is_unfinished(records[0]):
+            self.discard(records[0])
+            self._commands.insert(record)
+            records = self._commands.latest(old)
         if not records:
             raise damaged_record(thread_id)
         record = records[0]
@@ -180,6 +184,14 @@ class NewThreads:
 def insertion_of(made: Document) -> Statement:
     """Return the statement that inserts the record of a new thread."""
     return update_one(record_of(made_ref(made)), {"$setOnInsert": made}, upsert=True)
+
+
+def is_unfinished(record: Document) -> bool:
+    """Return whether the record that a name leads to is of a thread that was not shown.
+
+    The server, and who made the thread, ended between the last two statements of a bulk.
+    """
+    return record["deleted_at"] is None and record.get("building") is not None
 
 
 def made_ref(made: Document) -> ThreadRef:

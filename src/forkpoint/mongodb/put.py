@@ -11,6 +11,7 @@ from bson.objectid import ObjectId
 from forkpoint.encoding.hashing import IDENTITY_BYTES
 from forkpoint.errors import StaleLease, StorageBusy, stale_lease
 from forkpoint.mongodb.documents import Document, chunks_of, record_of, row_id, rows_of
+from forkpoint.mongodb.new_threads import is_unfinished
 from forkpoint.mongodb.put_batch import Attempt, Relays
 from forkpoint.mongodb.put_size import checked_size
 from forkpoint.mongodb.put_statements import Creation, Preparation, creation_of_record, row_ids
@@ -198,6 +199,9 @@ class Put:
         name = checked_name(names[0], request.thread_id)
         old = _new_thread(request, name["key"], name["home"])
         records = commands.latest(record_of(old))
+        if records and is_unfinished(records[0]):
+            self._session.new_threads.discard(records[0])
+            return True
         if records and records[0]["deleted_at"] is None:
             if old.key != thread.key:
                 raise Stale

@@ -39,6 +39,7 @@ class MongoSession(interface.Session):
         known: Which threads ids meant.
         logs: The logs of threads.
         lookup: Looks for single checkpoints.
+        new_threads: How threads are made.
         locks: The locks of threads.
         turns: What a turn has done.
     """
@@ -56,7 +57,7 @@ class MongoSession(interface.Session):
         self.lookup = Lookup(commands, logs, known, self.chunks)
         self.checkpoints = MongoCheckpoints(commands, self.lookup, turns)
         rows = ThreadRows(commands, self.checkpoints)
-        new_threads = NewThreads(commands)
+        self.new_threads = new_threads = NewThreads(commands)
         self.locks = locks = Locks(commands, logs, rows)
         self.threads = MongoThreads(commands, logs, known, locks, rows)
         self.records = MongoRecords(commands, logs, self.threads, new_threads)
