@@ -177,6 +177,22 @@ async def test_a_parent_that_the_process_does_not_know_is_inherited_from_all_the
     assert store.problems(saver) == []
 
 
+@pytest.mark.parametrize("read", ["get_tuple", "list"])
+def test_a_channel_with_another_version_is_stored_whatever_was_done_to_the_checkpoint_before_it(
+    read: str, saver: ForkpointSaver
+) -> None:
+    """Applications go on with the checkpoint that they have read, as LangGraph does."""
+    first = put(saver, {"c": "old", "n": 1})
+    found = saver.get_tuple(first) if read == "get_tuple" else next(saver.list(first))
+    assert found is not None
+    versions = found.checkpoint["channel_versions"]
+    versions.update(c=2, n=2)
+    made = checkpoint({"c": "new", "n": 2}, dict(versions))
+    stored = saver.get_tuple(saver.put(first, made, {}, {"n": 2}))
+    assert stored is not None
+    assert value_of(stored) == {"c": "new", "n": 2}
+
+
 # Other threads change values while they are taken
 
 

@@ -201,7 +201,7 @@ def load_checkpoint(
         values = codec.decode_values(manifest, chunks)
         complete = complete_writes(codec, writes)
         pending = [load_write(codec, write, chunks) for write in sorted(complete, key=order_of)]
-    versions = body.get("channel_versions", {})
+    versions = {**body.get("channel_versions", {})}  # callers go on with those that they are given
     packed_bytes = len(row.content) + len(row.refs)
     known = KnownManifest(thread.epoch, manifest, versions, packed_bytes)
     context.memory.add_manifest(thread, place_of(row), known)
