@@ -305,6 +305,37 @@ def test_allowed_types_survive_copies_and_further_allowing() -> None:
     assert serde.with_msgpack_allowlist([Plain]) is serde
 
 
+class Shifted(SafeSerializer):
+    """A serializer of the application's, which does more than the one that it derives from."""
+
+    def __init__(self, by: int) -> None:
+        super().__init__()
+        self.by = by
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        kind, content = super().dumps_typed(obj)
+        return f"shifted-{kind}", bytes((byte + self.by) % 256 for byte in content)
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        kind, content = data
+        shifted_back = bytes((byte - self.by) % 256 for byte in content)
+        return super().loads_typed((kind.removeprefix("shifted-"), shifted_back))
+
+
+def test_a_serializer_that_derives_from_the_default_one_stays_what_it_is(store: Store) -> None:
+    """LangGraph asks for the same with an allowlist when a graph is compiled in strict mode."""
+    serde = Shifted(by=7)
+    with store.saver(serde=serde) as saver:
+        allowed = saver.with_allowlist([("state_types", "Plain")])
+        put(allowed, {"c": Plain()})
+        found = allowed.get_tuple(config())
+        assert found is not None
+        assert type(found.checkpoint["channel_values"]["c"]) is Plain
+        assert saver.get_tuple(config()) is not None
+    for other in (allowed.serde, copy.copy(serde), copy.deepcopy(serde)):
+        assert other.dumps_typed([1, 2]) == serde.dumps_typed([1, 2])
+
+
 def test_with_allowlist_works_under_encryption(store: Store) -> None:
     serde = encrypted_serde()
     with store.saver(serde=serde) as saver:

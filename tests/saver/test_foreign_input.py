@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from checking import Api, checkpoint, config, one_by_one, put, value_of
-from forkpoint import InvalidInput, ThreadCatalog, ThreadFilter
+from forkpoint import InvalidInput, RetentionPolicy, ThreadCatalog, ThreadFilter
 from forkpoint.saver.saver import ForkpointSaver
 from stores import Store
 
@@ -198,6 +198,33 @@ async def test_a_nul_in_metadata_comes_back_where_langgraph_leaves_it(api: Api) 
     assert (await catalog.get("made")).metadata == {"a": "x\0y"}
     assert await catalog.count(ThreadFilter(metadata={"a": "x\0y"})) == 1
     assert await catalog.count(ThreadFilter(metadata={"a": "xy"})) == 0
+
+
+@one_by_one("counters", [1, True, 0.5, "n", ["n"], [["n"]], None])
+def test_metadata_under_a_key_of_langgraphs_own_stop_no_operation(
+    counters: Any, store: Store, saver: ForkpointSaver
+) -> None:
+    """So a run's config may have it: one thread of these ended the retention of all others."""
+    catalog = ThreadCatalog(saver)
+    metadata = {"counters_since_delta_snapshot": counters, "step": "first"}
+    for thread_id in ("bad", "good"):
+        parent = config(thread_id)
+        for n in range(4):
+            parent = put(saver, {"n": n}, parent=parent, metadata=metadata)
+    assert saver.get_delta_channel_history(config=parent, channels=["n"])
+    for source in ("bad", saver.at("bad", 1).config):  # type: ignore[union-attr]
+        fork = saver.fork(source, values={"n": 9})
+        found = saver.get_tuple(fork)
+        assert found is not None
+        assert value_of(found) == {"n": 9}
+        saver.purge(fork["configurable"]["thread_id"])
+    saver.rollback("bad")
+    result = catalog.apply_retention(RetentionPolicy(max_checkpoints_per_thread=1))
+    assert (set(result.trimmed), result.failed) == ({"bad", "good"}, {})
+    assert saver.check().is_clean
+    for thread_id in ("bad", "good"):
+        saver.purge(thread_id)
+    assert store.problems(saver) == []
 
 
 # Many terms

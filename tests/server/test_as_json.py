@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from langchain_core.messages import HumanMessage
 from langgraph.types import Interrupt
+from pydantic import BaseModel
 
 from forkpoint import StoredObject
 from forkpoint.cli.json_values import json_value
@@ -58,6 +59,10 @@ class Number(int):
     pass
 
 
+class Open(BaseModel, extra="allow"):
+    n: int
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -69,6 +74,7 @@ class Number(int):
         (range(10**12), "range(0, 1000000000000)"),
         ({"n": [1 << 20_000]}, {"n": [hex(1 << 20_000)]}),
         ([Unreadable(a=1)], ["{'a': 1}"]),
+        (Open(n=1, more={"x"}, copy=2), {"n": 1, "more": ["x"], "copy": 2}),  # type: ignore[call-arg]
     ],
 )
 def test_values_have_one_form(value: Any, expected: Any) -> None:

@@ -244,7 +244,7 @@ class _Pass:
         return is_meant and self._action(row, session.now()) == action
 
     def _note_if_busy(self, row: ThreadRow | None) -> None:
-        if row is not None and row.lease is not None:
+        if row is not None and row.lease is not None and row.thread_id not in self._busy:
             self._busy.append(row.thread_id)
 
     def _delete(self, rows: Sequence[ThreadRow]) -> Steps[None]:
