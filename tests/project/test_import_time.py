@@ -9,7 +9,7 @@ from pathlib import Path
 
 import forkpoint
 
-MODULES_OF_A_SAVER = 130
+MODULES_OF_A_SAVER = 131
 """How many modules of forkpoint a saver of SQLite may bring."""
 NOT_FOR_A_SAVER = ("archive", "catalog", "cli", "mongodb", "server", "testing", "transfer")
 
