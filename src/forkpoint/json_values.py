@@ -50,11 +50,11 @@ def json_value(value: Any, simplify: Simplify, depth: int = 0) -> Any:
 
 def _inside(value: Any, simplify: Simplify, depth: int) -> Any:
     if isinstance(value, BaseModel):
-        return _fields(value, list(type(value).model_fields), simplify, depth)
+        fields = _fields(value, list(type(value).model_fields), simplify, depth)
+        extra = _items(attribute(value, "__pydantic_extra__") or {}, simplify, depth)
+        return fields | extra
     if isinstance(value, Mapping):
-        return {
-            _key(key, simplify): json_value(part, simplify, depth) for key, part in value.items()
-        }
+        return _items(value, simplify, depth)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         return _fields(value, names, simplify, depth)
@@ -63,6 +63,10 @@ def _inside(value: Any, simplify: Simplify, depth: int) -> Any:
     if isinstance(value, Sequence | Set) and not isinstance(value, _NO_LISTS):
         return [json_value(part, simplify, depth) for part in value]
     return json_value(_scalar(value), simplify, depth)
+
+
+def _items(value: Mapping[Any, Any], simplify: Simplify, depth: int) -> Any:
+    return {_key(key, simplify): json_value(part, simplify, depth) for key, part in value.items()}
 
 
 def _fields(value: Any, names: Sequence[str], simplify: Simplify, depth: int) -> Any:

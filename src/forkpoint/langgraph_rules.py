@@ -78,8 +78,23 @@ def rebuilt_channels(
         versions: Its `channel_versions`.
         stored: The channels whose values are stored with the checkpoint.
     """
-    counters = metadata.get(COUNTERS) or {}
+    counters = delta_counters(metadata)
     return {channel for channel in counters if channel in versions and channel not in stored}
+
+
+def delta_counters(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what metadata count for each `DeltaChannel`.
+
+    A run's config may have something else under the same key, which LangGraph adds to them.
+    """
+    counters = metadata.get(COUNTERS)
+    return dict(counters) if isinstance(counters, Mapping) else {}
+
+
+def with_counters(metadata: Mapping[str, Any], counters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata that count this, and nothing else."""
+    rest = {key: value for key, value in metadata.items() if key != COUNTERS}
+    return {**rest, COUNTERS: counters} if counters else rest
 
 
 INPUT_CHANNEL = "__start__"
@@ -168,7 +183,8 @@ def is_input(metadata: Mapping[str, Any]) -> bool:
 
 def update_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metadata of an update on top of a checkpoint with these metadata."""
-    return {**metadata, "source": "update", "step": metadata.get("step", -1) + 1}
+    step = metadata.get("step")
+    return {**metadata, "source": "update", "step": step + 1 if isinstance(step, int) else 0}
 
 
 # Configs

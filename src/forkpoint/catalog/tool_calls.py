@@ -224,7 +224,7 @@ def _answered_state(
     """Return the channel values and the metadata of a checkpoint with the answers."""
     metadata = langgraph_rules.update_metadata(head.metadata)
     metadata.pop("run_id", None)
-    counters = dict(metadata.pop(langgraph_rules.COUNTERS, None) or {})
+    counters = langgraph_rules.delta_counters(metadata)
     values = dict(head.checkpoint["channel_values"])
     for channel, answers in stored.items():
         value = values[channel]
@@ -232,6 +232,4 @@ def _answered_state(
         if not isinstance(value, list):
             values[channel] = DeltaSnapshot(values[channel])
             counters.pop(channel, None)
-    if counters:
-        metadata[langgraph_rules.COUNTERS] = counters
-    return values, metadata
+    return values, langgraph_rules.with_counters(metadata, counters)

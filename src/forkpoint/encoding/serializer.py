@@ -168,9 +168,12 @@ class SafeSerializer(JsonPlusSerializer):
         return self._with(allowed)
 
     def _with(self, allowed: Iterable[AllowedType]) -> SafeSerializer:
-        return SafeSerializer(
-            allowed, strict=self._strict, types=self._types, unknown=self._unknown
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)  # a subclass may have attributes of its own
+        SafeSerializer.__init__(
+            other, allowed, strict=self._strict, types=self._types, unknown=self._unknown
         )
+        return other
 
     def __copy__(self) -> SafeSerializer:
         return self._with(self._allowed)

@@ -303,7 +303,7 @@ def _with_values(codec: Codec, source: Source, new: NewFork) -> tuple[Checkpoint
     versions = dict(source.body.get("channel_versions", {}))
     _check_known(new.values, versions.keys() | manifest.keys())
     metadata = langgraph_rules.update_metadata(metadata_of(source.row))
-    counters = metadata.pop(langgraph_rules.COUNTERS, None) or {}
+    counters = langgraph_rules.delta_counters(metadata)
     newest = _newest_version(versions)
     values: dict[str, Any] = dict.fromkeys(manifest)
     for channel, value in new.values.items():
@@ -311,8 +311,7 @@ def _with_values(codec: Codec, source: Source, new: NewFork) -> tuple[Checkpoint
         if counters.pop(channel, None) is not None and DeltaSnapshot is not None:
             value = DeltaSnapshot(value)
         values[channel] = value
-    if counters:
-        metadata[langgraph_rules.COUNTERS] = counters
+    metadata = langgraph_rules.with_counters(metadata, counters)
     updated = source.body.get("updated_channels")
     checkpoint = {
         **source.body,

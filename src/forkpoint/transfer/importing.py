@@ -17,7 +17,7 @@ from forkpoint.errors import (
     UnreadableValue,
 )
 from forkpoint.inputs import Address
-from forkpoint.langgraph_rules import COUNTERS, rebuilt_channels
+from forkpoint.langgraph_rules import COUNTERS, delta_counters, rebuilt_channels
 from forkpoint.operations import remove as removing
 from forkpoint.operations.context import Context
 from forkpoint.operations.places import config_of
@@ -231,7 +231,7 @@ def _needed_ancestors(
 
 
 def _header(part: CheckpointPart) -> Header:
-    counters = json.loads(part.metadata).get(COUNTERS) or {}
+    counters = delta_counters(json.loads(part.metadata))
     rebuilt = rebuilt_channels({COUNTERS: counters}, counters, part.channels)
     parent = part.parent_checkpoint_id
     return Header((part.checkpoint_ns, parent) if parent else None, set(part.channels), rebuilt)
