@@ -122,6 +122,27 @@ async def test_a_fork_of_a_fork_that_has_not_run_asks_the_same_question(
     assert store.problems(saver) == []
 
 
+@pytest.mark.parametrize("history", ["head", "path"])
+async def test_the_step_of_a_waiting_fork_runs_again_from_the_state_before_it(
+    history: str, two_turns: Caller, saver: ForkpointSaver, store: Store
+) -> None:
+    api = Api(saver, two_turns.world)
+    await two_turns.call({"items": []}, thread("thread"))
+    await api.copy_thread("thread", "copy")
+    fork = await api.fork("thread", history=history)
+    changed = await api.fork(fork, values={"items": ["changed"]})
+    again = await api.fork(fork, history=history)
+    for one in (thread("copy"), fork, again):  # by a time travel to where it waits
+        at = two_turns.graph.get_state(one).config
+        assert await two_turns.call(None, at) == ["inner 2"]
+        assert [name for _, name in RAN] == ["call", "before", "ask"]
+    assert await two_turns.call(None, changed) == ["inner 2"]
+    for one in (fork, changed):
+        answers, _ = (await two_turns.call(Command(resume="third"), one))[-2:]
+        assert answers == [FIRST, SECOND, "third"]
+    assert store.problems(saver) == []
+
+
 async def test_a_subgraph_sees_an_update_of_the_fork(
     two_turns: Caller, saver: ForkpointSaver
 ) -> None:

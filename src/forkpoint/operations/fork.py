@@ -1,8 +1,9 @@
 """Forking: threads made of others, without copying a chunk, and how they are related.
 
 What a fork takes along decides how it goes on. At the head of a thread that is everything that the
-thread would go on with: pending writes as they are, and the newest state of each subgraph. At an
-older checkpoint it is what LangGraph's own time travel would use: the step runs again, so finished
+thread would go on with: pending writes as they are, and the newest state of each subgraph, as well
+as that from before the step, with which a time travel to the fork's own head goes on. At an older
+checkpoint it is what LangGraph's own time travel would use: the step runs again, so finished
 work and old answers stay behind, and the state of subgraphs is the newest from before that moment,
 marked as one to which the step applies an input. With new values the step runs again, too.
 What a `DeltaChannel` is rebuilt from comes along out of sight, from the ancestors on the path.

@@ -96,9 +96,14 @@ def _runs_again(new: NewFork, moment: Moment) -> bool:
 
 def heads_of(source: Source, moment: Moment, new: NewFork) -> list[CheckpointRow]:
     """Return the checkpoints of subgraphs that a fork goes on with."""
+    before = _before_step(moment, source.row)
     if _runs_again(new, moment):
-        return _before_step(moment, source.row)
-    return _of_subgraphs(moment, source.row)
+        return [head._replace(restarts=True) for head in before]
+    heads = _of_subgraphs(moment, source.row)
+    if new.whole_path:
+        return heads
+    # A time travel to the checkpoint, and a fork of the fork, go on with those from before it.
+    return list({place_of(head): head for head in (*before, *heads)}.values())
 
 
 def request_of(context: Context, session: Session, new: NewFork, parts: Parts) -> ForkRequest:
@@ -224,12 +229,11 @@ def _of_subgraphs(moment: Moment, row: CheckpointRow) -> list[CheckpointRow]:
 def _before_step(moment: Moment, row: CheckpointRow) -> list[CheckpointRow]:
     """Return the checkpoints of subgraphs from before the step that runs again."""
     bound = replay_bound(row)
-    heads = _newest(
+    return _newest(
         head
         for head in moment.heads
         if langgraph_rules.is_stateful(head.checkpoint_ns) and head.checkpoint_id < bound
     )
-    return [head._replace(restarts=True) for head in heads]
 
 
 def _newest(heads: Iterable[CheckpointRow]) -> list[CheckpointRow]:
