@@ -165,6 +165,20 @@ def test_what_a_write_was_or_is_about_to_be_keeps_its_chunks(
         assert mongo_store.count("chunks") == 0
 
 
+def test_a_copy_does_not_keep_what_its_source_has_replaced(mongo_store: MongoStore) -> None:
+    """The put that replaces it has not come to its end, but that of the copy has."""
+    with mongo_store.saver() as saver:
+        put(saver, {"text": TEXT})
+        row = mongo_store.collection.find_one({"kind": "checkpoint"})
+        assert row is not None
+        replaced = {"$set": {"replaced": [row["refs"]]}}
+        mongo_store.collection.update_one({"_id": row["_id"]}, replaced)
+        saver.copy_thread("thread", "copy")
+        assert mongo_store.collection.count_documents({"replaced": {"$exists": True}}) == 1
+        mongo_store.collection.update_one({"_id": row["_id"]}, {"$unset": {"replaced": ""}})
+        assert mongo_store.problems(saver) == []
+
+
 class Ended(BaseException):
     """The end of a process, as far as the store is concerned."""
 

@@ -73,7 +73,7 @@ class _UnfinishedCopy(NamedTuple):
     def copy_of(self, row: Document) -> Statement:
         """Return the statement that writes a copy of a row of the source."""
         # The copies do not belong to the runs that made the originals: deleting those leaves them.
-        left_out = ("_id", "run_id", "next", "log", "slot", "record", "fence", "before")
+        left_out = ("_id", "run_id", "next", "log", "slot", "record", "fence", "before", "replaced")
         copy = {field: value for field, value in row.items() if field not in left_out}
         stored = row.get("checksum"), row.get("binding")
         copy["binding"] = self.hashing.rebind(self.source.salt, self.made["salt"], *stored)
