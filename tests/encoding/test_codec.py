@@ -20,12 +20,14 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from checking import drawn, encrypted_serde
 from forkpoint import CorruptChunk, InvalidInput, SafeSerializer, UnreadableValue
+from forkpoint.caches import CacheBudget
 from forkpoint.encoding import chunking
 from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.encryption import cipher_of, new_secret, open_secret
 from forkpoint.encoding.entries import LIST, OPAQUE
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
+from forkpoint.encoding.message_cache import MessageMemo
 
 
 def plain() -> Codec:
@@ -204,6 +206,20 @@ def test_messages_with_fields_that_only_look_alike_are_not_mixed_up(one: Any, ot
             assert [message.__pydantic_fields_set__ for message in restored] == [
                 message.__pydantic_fields_set__ for message in expected
             ]
+
+
+def test_a_message_that_changes_while_it_is_taken_is_not_remembered_as_what_it_was() -> None:
+    """Else all messages with the fields that it had are stored with those that it got."""
+    memo, serde = MessageMemo(CacheBudget()), SafeSerializer()
+
+    def changed(value: AIMessage) -> bytes:
+        value.content = "after"  # as another thread may do
+        return serde.dumps_typed(value)[1]
+
+    changed_one = memo.pack(AIMessage("before"), changed)
+    other = memo.pack(AIMessage("before"), lambda value: serde.dumps_typed(value)[1])
+    contents = [serde.loads_typed(("msgpack", each)).content for each in (changed_one, other)]
+    assert contents == ["after", "before"]
 
 
 def message(n: int, size: int = 500) -> HumanMessage:

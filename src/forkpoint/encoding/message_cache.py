@@ -66,12 +66,8 @@ class MessageMemo:
 
     def pack(self, message: BaseMessage, pack_anew: Callable[[Any], bytes | None]) -> bytes | None:
         """Return a message as MessagePack, by `pack_anew` if it is not remembered."""
-        given_names = message.__pydantic_fields_set__  # in another order, another fingerprint
-        try:
-            fields = ormsgpack.packb(
-                [message.__dict__, message.__pydantic_extra__, *given_names], option=PLAIN_ONLY
-            )
-        except ormsgpack.MsgpackEncodeError:  # some field is no plain value
+        fields = _fingerprint(message)
+        if fields is None:
             return pack_anew(message)
         key = (type(message), fields)
         content = self._packed.get(key)
@@ -80,7 +76,8 @@ class MessageMemo:
         if may_hold_bytes(fields) and holds_bytes([message.__dict__, message.__pydantic_extra__]):
             return pack_anew(message)  # a `bytearray` has the same fingerprint as `bytes`
         content = pack_anew(message)
-        if content is not None:
+        # Unless another thread has changed the message meanwhile: it is not what had these fields.
+        if content is not None and _fingerprint(message) == fields:
             self._packed.put(key, content)
         return content
 
@@ -121,6 +118,17 @@ class MessageMemo:
                 _shared(frozenset(message.__pydantic_fields_set__)) for message in messages
             ]
             self._runs.put(digest, _Run(classes, given_names, packed))
+
+
+def _fingerprint(message: BaseMessage) -> bytes | None:
+    """Return the fields of a message, packed at once; None if some field is no plain value."""
+    given_names = message.__pydantic_fields_set__  # in another order, another fingerprint
+    try:
+        return ormsgpack.packb(
+            [message.__dict__, message.__pydantic_extra__, *given_names], option=PLAIN_ONLY
+        )
+    except ormsgpack.MsgpackEncodeError:
+        return None
 
 
 @cache
