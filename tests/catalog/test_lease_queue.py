@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 from contextlib import AsyncExitStack
@@ -179,6 +180,16 @@ def test_a_lease_that_was_made_before_a_fork_is_of_one_process(
     child.join()
     with lease:
         assert catalog.is_busy("t")
+
+
+def test_who_waits_asks_again_before_its_place_in_the_queue_ends(saver: ForkpointSaver) -> None:
+    ttl = timedelta(milliseconds=90)
+    for lease, longest in (
+        (ThreadCatalog(saver).run("t", if_busy="wait", ttl=ttl), ttl.total_seconds() / 2),
+        (ThreadCatalog(saver).run("t", if_busy="wait"), 0.5),
+    ):
+        pauses = [pause or 0 for pause in itertools.islice(lease._pauses(), 20)]
+        assert longest / 4 < max(pauses) <= longest
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancel"])

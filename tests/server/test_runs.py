@@ -536,6 +536,60 @@ async def test_a_run_ends_as_it_did_if_its_lease_cannot_be_released(
     assert (await client.runs.get("t", run["run_id"]))["status"] == status
 
 
+async def test_what_was_done_under_a_lease_is_answered_if_that_cannot_be_released(
+    saver: ForkpointSaver, gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise StorageUnavailable("the store is away")
+
+    client = local_client(create_app(saver, {"chat": chat(gates)}))
+    for thread_id in "abcd":
+        await client.runs.wait(thread_id, "chat", input=said("you"), if_not_exists="create")
+    old = (await client.runs.list("c"))[0]
+    await client.runs.join("c", old["run_id"])
+    run = await client.runs.create("d", "chat", input=said("wait"))
+    await entered(gates)
+    monkeypatch.setattr(leases, "release", refuse)
+    await client.threads.update_state("a", {"turns": 1}, as_node="answer")
+    assert (await client.threads.get("a"))["values"]["turns"] == 2
+    back = await client.http.post("/forkpoint/threads/b/rollback", json={"steps": 1})
+    assert back["configurable"]
+    await client.runs.delete("c", old["run_id"])
+    await client.runs.cancel("d", run["run_id"], action="rollback", wait=True)
+    assert (await client.threads.get("d"))["values"]["turns"] == 1
+
+
+async def test_a_thread_that_is_made_again_has_no_runs(client: Client, gates: Gates) -> None:
+    runs = []
+    for _ in range(2):
+        await client.threads.create(thread_id="t")
+        assert await client.runs.list("t") == []
+        new: Any = {"input": said("wait"), "multitask_strategy": "reject"}
+        runs.append(await client.runs.create("t", "chat", **new))
+        await entered(gates)
+        await client.threads.delete("t")
+        with pytest.raises(NotFoundError):
+            await client.runs.get("t", runs[-1]["run_id"])
+
+
+async def test_the_runs_of_another_owner_are_no_reason_to_refuse_one(
+    saver: ForkpointSaver, gates: Gates
+) -> None:
+    """Those that go on, although their thread was deleted, by another server say."""
+    app = create_app(saver, {"chat": chat(gates)}, ApiKeys({"a": "ann", "b": "bob"}))
+    with serving(app) as address:
+        ann, bob = (Client(address, "async", api_key=key) for key in "ab")
+        await ann.threads.create(thread_id="t")
+        run = await ann.runs.create("t", "chat", input=said("wait"))
+        await entered(gates)
+        await ThreadCatalog(saver).adelete("t")
+        await bob.threads.create(thread_id="t")
+        new: Any = {"input": said("you"), "multitask_strategy": "reject"}
+        assert (await bob.runs.wait("t", "chat", **new))["turns"] == 1
+        gates.left.release()
+        assert "__error__" in await ann.runs.join("t", run["run_id"])
+
+
 async def test_who_joins_a_thread_as_it_is_deleted_leaves_with_it(saver: ForkpointSaver) -> None:
     catalog = ThreadCatalog(saver)
     catalog.create("t")

@@ -15,7 +15,7 @@ from langgraph_sdk.client import LangGraphClient
 from agents import Agent
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.server import create_app, lost_ends, thread_streams
+from forkpoint.server import commands, create_app, lost_ends, thread_streams
 from served import chat, said, serving
 from servers import PATIENCE_SECONDS
 from stores import Store
@@ -26,7 +26,7 @@ class Follower:
 
     def __init__(self) -> None:
         self.number = 0
-        self.events: list[str] = []
+        self.is_there = asyncio.Event()
 
     async def start(self, address: str, text: str) -> None:
         """Begin a run, as the client of the SDK does: it knows of all events before it then."""
@@ -47,6 +47,8 @@ class Follower:
             httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as http,
             http.stream("POST", "/threads/t/stream/events", json=body) as answer,
         ):
+            assert answer.status_code == 200
+            self.is_there.set()
             async for line in answer.aiter_lines():
                 part = json.loads(line[6:]) if line.startswith("data: ") else {}
                 if part.get("type") == "event":
@@ -59,7 +61,8 @@ class Follower:
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lost_ends, "_PAUSE_SECONDS", 0.01)
+    for module in (lost_ends, commands):
+        monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -114,6 +117,50 @@ async def test_the_end_of_a_lost_run_is_told_while_a_run_without_events_goes_on(
         async with httpx.AsyncClient(base_url=addresses[0], timeout=PATIENCE_SECONDS) as http:
             await http.get(f"/threads/t/runs/{waiting['run_id']}/join")
         assert await following == ["completed"]
+
+
+async def test_who_waits_for_the_end_of_a_lost_run_leaves_if_its_thread_is_deleted(
+    addresses: list[str], store: Store
+) -> None:
+    with store.saver() as saver:
+        client = Follower()
+        client.number = 1
+        async with ThreadCatalog(saver).run("t"):
+            following = asyncio.create_task(client.follow(addresses[0]))
+            await client.is_there.wait()
+            await ThreadCatalog(saver).adelete("t")
+        assert await following == []
+
+
+async def test_an_answer_waits_until_another_server_has_stored_what_it_asked(
+    store: Store, saver: ForkpointSaver
+) -> None:
+    graph = chat().copy({"checkpointer": saver})
+    await graph.ainvoke(said("ask"), {"configurable": {"thread_id": "asked"}})
+    asked = saver.get_tuple({"configurable": {"thread_id": "asked"}})
+    assert asked is not None
+    (pending,) = ThreadCatalog(saver).get("asked").interrupts  # type: ignore[union-attr]
+    answer = {"interrupt_id": pending.id, "response": "yes"}
+    command = {"id": 1, "method": "input.respond", "params": answer}
+    sent: list[str] = []
+    with store.watched(sent.append) as other:
+        transport = httpx.ASGITransport(create_app(other, {"chat": chat()}))
+        http = httpx.AsyncClient(transport=transport, base_url="http://localhost")
+        async with ThreadCatalog(saver).run("t") as lease:
+            answering = asyncio.create_task(http.post("/threads/t/commands", json=command))
+            before = len(sent)
+            while not answering.done() and len(sent) < before + 20:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            place = {**lease.config["configurable"], "checkpoint_ns": ""}
+            versions = asked.checkpoint["channel_versions"]
+            put = saver.put({"configurable": place}, asked.checkpoint, asked.metadata, versions)
+            put["configurable"] = {**place, **put["configurable"]}
+            for task_id, channel, value in asked.pending_writes or ():
+                saver.put_writes(put, [(channel, value)], task_id)
+        assert (await answering).json()["type"] == "success"
+        run = (await http.get("/threads/t/runs")).json()[0]
+        values = (await http.get(f"/threads/t/runs/{run['run_id']}/join")).json()
+    assert values["messages"][-1]["content"] == "You said yes."
 
 
 async def test_a_socket_ends_if_what_it_waits_for_cannot_be_told(store: Store) -> None:

@@ -302,6 +302,7 @@ class Lease:
         patience = 0.0 if request.if_busy == "raise" else request.timeout_seconds
         until = None if patience is None else time.monotonic() + patience
         shortest, longest = _PAUSES_SECONDS
+        longest = max(shortest, min(longest, request.ttl / 3_000_000))  # or it loses its place
         while until is None or (left := until - time.monotonic()) > 0:
             pause = shortest * random.uniform(0.5, 1)  # not in step with others that wait
             yield pause if until is None else min(pause, left)

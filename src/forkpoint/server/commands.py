@@ -7,6 +7,7 @@ of the command included.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 from sse_starlette import ServerSentEvent
 from starlette.websockets import WebSocketState
 
-from forkpoint.catalog.threads import PendingInterrupt
+from forkpoint.catalog.threads import PendingInterrupt, Thread
 from forkpoint.errors import ForkpointError
 from forkpoint.server import bodies
 from forkpoint.server.access import refuse_socket
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 router = APIRouter(route_class=StrictRoute, tags=["streaming protocol"])
+_PATIENCE_SECONDS = 5
+"""How long an answer waits for a run that goes on to store what it has asked."""
+_PAUSE_SECONDS = 0.05
 
 
 class RunStart(Body):
@@ -267,12 +271,7 @@ async def _respond(request: RequestScope, thread_id: str, params: InputRespond) 
     for run in request.server.runs.of_thread(request, thread_id):
         if not run.asked.isdisjoint(resume):
             await run.ended()  # it has asked, and is about to store that
-    thread = await request.catalog.aget(thread_id)
-    if thread is None:
-        raise _Refused("no_such_run", "no run on this thread waits for an answer")
-    unknown = resume.keys() - {pending.id for pending in thread.interrupts}
-    if unknown:
-        raise _Refused("no_such_interrupt", f"nothing waits for an answer to {min(unknown)!r}")
+    thread = await _asking(request, thread_id, set(resume))
     name = request.graph_name(thread.metadata.get("graph_id"))
     if name is None:
         raise _Refused("no_such_run", "the graph of this thread is not served")
@@ -281,6 +280,24 @@ async def _respond(request: RequestScope, thread_id: str, params: InputRespond) 
         assistant_id=name, command=answer, config=params.config, metadata=params.metadata
     )
     await start_run(request, thread_id, body, RunOptions(sends_events=True))
+
+
+async def _asking(request: RequestScope, thread_id: str, ids: set[str]) -> Thread:
+    """Return a thread that waits for answers to these interrupts.
+
+    While a run goes on, on another server, it may have asked, and be about to store that.
+    """
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        thread = await request.catalog.aget(thread_id)
+        if thread is None:
+            raise _Refused("no_such_run", "no run on this thread waits for an answer")
+        unknown = ids - {pending.id for pending in thread.interrupts}
+        if not unknown:
+            return thread
+        if thread.status != "busy" or time.monotonic() > until:
+            raise _Refused("no_such_interrupt", f"nothing waits for an answer to {min(unknown)!r}")
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 def _error(number: Any, code: str, message: str) -> Json:

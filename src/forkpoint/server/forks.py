@@ -122,7 +122,7 @@ async def rollback(request: Request, thread_id: ThreadId, body: Steps) -> Json:
 
     Refused while a run is going on.
     """
-    async with request.catalog.run(thread_id, must_exist=True):
+    async with request.lease(thread_id):
         config = await request.catalog.saver.arollback(thread_id, body.steps)
     return {"configurable": config and config["configurable"]}
 

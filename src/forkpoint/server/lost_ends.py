@@ -24,9 +24,10 @@ _PAUSE_SECONDS = 1
 async def lost_end(
     request: RequestScope, thread_id: str, has_begun: Callable[[], bool]
 ) -> list[Event] | None:
-    """Return how the last run on a thread ended, once it has; None if a later one has begun here.
+    """Return how the last run on a thread ended, once it has, or nothing if a later one begins.
 
-    A run on another server goes on meanwhile. The lease of a run that was killed ends by itself.
+    None if there is no such thread any more. A run on another server goes on meanwhile. The lease
+    of a run that was killed ends by itself.
     """
     while not has_begun():
         try:
@@ -37,7 +38,7 @@ async def lost_end(
         except ThreadNotFound:
             return None
         await asyncio.sleep(_PAUSE_SECONDS)
-    return None
+    return []
 
 
 def _ends(thread: Thread, state: Json) -> Iterator[Event]:

@@ -78,7 +78,7 @@ async def rollback(request: PageRequest, form: SentForm) -> Response:
     """Remove the checkpoints after one, if there are as many as the page said."""
     thread_id = form.needed("thread_id")
     try:
-        async with request.catalog.run(thread_id, must_exist=True):
+        async with request.lease(thread_id):
             steps = await checkpoints_after(request, thread_id, form.needed("checkpoint_id"))
             if str(steps) != form.needed("steps") or steps == 0:
                 changed = "the thread has changed since you were asked: look at it again"

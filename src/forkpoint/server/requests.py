@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine, Mapping
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote
@@ -16,13 +18,15 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from forkpoint.catalog.catalog import ThreadCatalog
+from forkpoint.catalog.leases import Lease
 from forkpoint.catalog.threads import Thread
-from forkpoint.errors import ThreadNotFound
+from forkpoint.errors import ForkpointError, ThreadNotFound
 from forkpoint.server.access import ApiKeys, Authenticate, identity_of
 
 if TYPE_CHECKING:
     from forkpoint.server.runs import Runs
 
+_LOG = logging.getLogger("forkpoint.server")
 Graph = Any
 """A compiled graph of LangGraph."""
 
@@ -95,6 +99,22 @@ class RequestScope:
             raise ThreadNotFound(f"there is no thread {thread_id!r}")
         return thread
 
+    @asynccontextmanager
+    async def lease(self, thread_id: str, if_busy: str = "raise") -> AsyncIterator[Lease]:
+        """Hold the lease of a thread. If its end fails it ends by itself, and what was done is.
+
+        Raises:
+            ThreadBusy: A run is going on, and its lease is not to be taken over.
+            ThreadNotFound: There is no such thread.
+        """
+        async with AsyncExitStack() as stack:
+            lease = self.catalog.run(thread_id, if_busy=if_busy, must_exist=True)
+            await stack.enter_async_context(lease)
+            try:
+                yield lease
+            finally:
+                await release(stack, thread_id)
+
     def graph_named(self, name: object) -> Graph:
         """Return the graph of a name; without one, the only graph there is.
 
@@ -120,6 +140,14 @@ class RequestScope:
         if name is None and len(graphs) == 1:
             return next(iter(graphs))
         return name if isinstance(name, str) and name in graphs else None
+
+
+async def release(stack: AsyncExitStack, thread_id: str) -> None:
+    """End the lease of a thread. If that fails it ends by itself, and what was done under it is."""
+    try:
+        await stack.aclose()
+    except ForkpointError as error:
+        _LOG.warning("the lease on %r is not released: %s", thread_id, error)
 
 
 class StrictRoute(APIRoute):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -31,11 +30,10 @@ from forkpoint.server.bodies import Json
 from forkpoint.server.failures import message_of
 from forkpoint.server.log import Log
 from forkpoint.server.protocol import AllModes, Event, events_of
-from forkpoint.server.requests import RequestScope
+from forkpoint.server.requests import RequestScope, release
 from forkpoint.server.states import command_of, config_at
 from forkpoint.server.thread_streams import ThreadStreams, as_text
 
-_LOG = logging.getLogger("forkpoint.server")
 RunMode = Literal[
     "values", "updates", "messages", "messages-tuple", "custom", "checkpoints", "tasks", "debug"
 ]
@@ -232,9 +230,9 @@ class Run:
             try:
                 await self._run_graph(lease, stack, others)
                 async with self._turn:  # what is rolled back meanwhile, does not succeed
-                    await self._release(stack)
+                    await release(stack, self.thread_id)
             finally:
-                await self._release(stack)
+                await release(stack, self.thread_id)
         except asyncio.CancelledError:
             self.error = {"error": "UserInterrupt", "message": "the run was cancelled"}
             return "interrupted"
@@ -271,13 +269,6 @@ class Run:
             await self._stream(lease)
         if self.is_cancelled:  # and the graph has not passed that on
             raise asyncio.CancelledError
-
-    async def _release(self, stack: AsyncExitStack) -> None:
-        """End the lease. If that fails it ends by itself, and what was stored under it is."""
-        try:
-            await stack.aclose()
-        except ForkpointError as error:
-            _LOG.warning("the lease on %r is not released: %s", self.thread_id, error)
 
     async def _find_question(self) -> None:
         """Have the input be the answer to a question that the thread waits for an answer to."""

@@ -177,7 +177,7 @@ async def delete(request: Request, thread_id: ThreadId, run_id: RunId) -> None:
     if run is not None and not run.is_over:
         raise HTTPException(409, "the run is going on: cancel it first")
     context, runner = parts_of(request.catalog.saver)
-    async with request.catalog.run(thread_id, must_exist=True):  # maybe it goes on elsewhere
+    async with request.lease(thread_id):  # maybe it goes on elsewhere
         has_removed = await runner.arun(remove.delete_run, context, thread_id, run_id)
     if run is not None:
         request.server.runs.forget(run)

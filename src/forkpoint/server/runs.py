@@ -32,6 +32,7 @@ class Runs:
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._streams: OrderedDict[tuple[str | None, str], ThreadStreams] = OrderedDict()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._ending: list[Run] = []
         self._is_closed = False
 
     async def start(self, request: RequestScope, run: Run) -> None:
@@ -46,12 +47,14 @@ class Runs:
         async with turn:  # in the order in which they come
             if self._is_closed:  # nobody would end it
                 raise HTTPException(503, "the server is about to end")
-            others = [other for other in self._on(run.thread_id) if not other.is_over]
+            others = [
+                other for other in self.of_thread(request, run.thread_id) if not other.is_over
+            ]
             self._runs[run.run_id] = run  # at once: who deletes the thread ends this run as well
             try:
                 await run.begin(self.streams_of(request, run.thread_id), others, turn)
             except BaseException:
-                del self._runs[run.run_id]
+                self._runs.pop(run.run_id, None)
                 raise
         known = self._runs.items()
         over = {
@@ -103,14 +106,14 @@ class Runs:
                 return False
             holder = await request.catalog.alease(run.thread_id)
             if holder is not None and holder.holder == run.holder:
-                lease = request.catalog.run(run.thread_id, if_busy="rollback", must_exist=True)
-                await stack.enter_async_context(lease)
+                await stack.enter_async_context(request.lease(run.thread_id, "rollback"))
             run.cancel()
             return True
 
     def forget(self, run: Run) -> None:
-        """Know no more of a run that has ended: what it stored is removed."""
+        """Know no more of a run that has ended, or is about to: what it stored is removed."""
         self._runs.pop(run.run_id, None)
+        self._ending = [each for each in (*self._ending, run) if not each.is_over]
 
     async def delete_thread(
         self, request: RequestScope, thread_id: str, delete: Callable[[str], Awaitable[_T]]
@@ -125,7 +128,10 @@ class Runs:
         waiting = self._cancel(thread_id, "pending")
         self._cancel(thread_id, "running")
         await ended(waiting)
+        known = self._on(thread_id)
         deleted = await delete(thread_id)
+        for run in known:
+            self.forget(run)
         if streams := self._streams.pop((request.owner, thread_id), None):
             streams.end()  # now: who comes later does not find the thread any more
         return deleted
@@ -137,7 +143,8 @@ class Runs:
     async def close(self) -> None:
         """Cancel all runs, and wait for their ends. None begins any more."""
         self._is_closed = True
-        await end([run for run in self._runs.values() if not run.is_over])
+        runs = (*self._runs.values(), *self._ending)
+        await end([run for run in runs if not run.is_over])
 
     def _turn_on(self, thread_id: str) -> asyncio.Lock:
         """Return what those have, one after the other, who begin or roll back runs on a thread."""

@@ -64,7 +64,7 @@ async def update_state(request: Request, thread_id: ThreadId, body: bodies.State
         raise HTTPException(400, "a state is updated by its graph, and none is served for it")
     place = body.checkpoint or bodies.CheckpointPlace()
     place = place.model_copy(update={"checkpoint_id": body.checkpoint_id or place.checkpoint_id})
-    async with request.catalog.run(thread_id, must_exist=True) as lease:
+    async with request.lease(thread_id) as lease:
         config = config_at(thread_id, place, lease.config["configurable"])
         with _refusals():
             written = await graph.aupdate_state(config, body.values, body.as_node)

@@ -15,7 +15,8 @@ from forkpoint.server.protocol import Event, EventRequest
 LostEnd = Callable[[Callable[[], bool]], Awaitable[Sequence[Event] | None]]
 """Returns how the last run on a thread ended, where this process has not sent it.
 
-None once what it is called with returns true: a later run has begun.
+It returns nothing once what it is called with is true, as a later run has begun, and None if there
+is no such thread any more.
 """
 _AHEAD_SECONDS = 24 * 60 * 60
 """How far ahead the clock of another server may be whose numbers clients come with."""
@@ -115,7 +116,10 @@ class ThreadStreams:
             self.events.skip_to(_known(after))
             if request.since and not self._before_first <= request.since <= self.events.last:
                 begins = partial(self.events.has_after, request.since)
-                for number, event in enumerate(await lost_end(begins) or ()):
+                events = await lost_end(begins)
+                if events is None:
+                    return
+                for number, event in enumerate(events):
                     if request.matches(event):
                         milliseconds = time.time_ns() // 1_000_000
                         yield event.shown(f"end-{number}", request.since, milliseconds)
