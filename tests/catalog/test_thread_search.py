@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from catalogs import FILTERS, THREADS
 from checking import drawn, put
 from forkpoint import (
+    NewThread,
     Thread,
     ThreadCatalog,
     ThreadFilter,
@@ -115,4 +116,18 @@ def test_a_walk_meets_each_thread_once_while_others_write(
                 catalog, ThreadFilter(tags=["kept"]), descending=descending, **options
             )
             assert sorted(thread.thread_id for thread in threads) == [f"t{n:03}" for n in range(60)]
+    assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_threads_with_long_ids_are_walked_through(
+    letter: str, saver: ForkpointSaver, store: Store
+) -> None:
+    catalog = ThreadCatalog(saver)
+    thread_ids = [f"{letter * 20_000}{n}" for n in range(3)]
+    catalog.create_many([NewThread(thread_id, tags=["long"]) for thread_id in thread_ids])
+    for sort_by in ("updated_at", "thread_id"):
+        threads = all_pages(catalog, ThreadFilter(), sort_by=sort_by, limit=1)
+        assert sorted(thread.thread_id for thread in threads) == thread_ids
+    assert catalog.bulk_delete(ThreadFilter(tags=["long"])) == 3
     assert store.problems(saver) == []
