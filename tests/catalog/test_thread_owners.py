@@ -272,6 +272,28 @@ def test_what_another_owner_tries_with_a_thread_leaves_no_trace_in_it(
     assert (other.writes, other.bytes_stored) == (tried.writes, tried.bytes_stored)
 
 
+@pytest.mark.parametrize("is_of_all", [True, False])
+async def test_a_thread_that_is_given_away_stays_in_searches_of_all_owners_alone(
+    is_of_all: bool, api: Api, store: Store
+) -> None:
+    ann, everybody = ThreadCatalog(api.saver, owner="ann"), ThreadCatalog(api.saver)
+    thread_ids = {f"t{number}" for number in range(5)}
+    for thread_id in thread_ids:
+        put(ann.saver, {"n": 1}, thread_id=thread_id)
+    catalog = Api(everybody if is_of_all else ann, api.world)
+    met: list[str] = []
+    cursor: str | None = None
+    for _ in range(2):
+        page = await catalog.search(limit=2, cursor=cursor)
+        met += (thread.thread_id for thread in page)
+        cursor = page.next_cursor
+    (last,) = thread_ids - set(met)
+    everybody.update(last, owner="bob")
+    page = await catalog.search(limit=2, cursor=cursor)
+    assert [thread.thread_id for thread in page] == ([last] if is_of_all else [])
+    assert store.problems(api.saver) == []
+
+
 @pytest.mark.in_turns
 async def test_a_former_owner_keeps_no_lease(api: Api, store: Store) -> None:
     ann, everybody = ThreadCatalog(api.saver, owner="ann"), ThreadCatalog(api.saver)

@@ -165,7 +165,6 @@ class SqliteRecords(Records):
     ) -> bool:
         key, family = seen.thread.key, seen.thread.family
         self._index.remove(key)
-        self._index.forget_past(key)
         self._table.describe(key, described, checksums)
         if seen.thread.owner is not None:
             watermark = self._table.highest_checkpoint_id(key)
