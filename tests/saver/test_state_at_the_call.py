@@ -15,6 +15,7 @@ from langgraph.channels import Topic
 from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import START, StateGraph
 from pydantic import BaseModel
 
@@ -267,6 +268,31 @@ def test_a_container_that_is_emptied_while_it_is_taken_is_stored_as_it_is_then(
         found = saver.get_tuple(config())
     assert found is not None
     assert value_of(found)["value"] == value
+
+
+class Emptying:
+    """LangGraph's serializer asks it for its fields, and Python code runs then as well."""
+
+    emptied: Any = None
+
+    def _asdict(self) -> dict[str, Any]:
+        if Emptying.emptied is not None:
+            Emptying.emptied.clear()
+        return {}
+
+
+@one_by_one("case", ["list", "dict", "list within a list"])
+def test_nor_does_it_harm_langgraphs_own_serializer(
+    case: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value, emptied = EMPTIED[case]([{"text": "x" * 40, "part": Emptying()} for _ in range(100)])
+    monkeypatch.setattr(Emptying, "emptied", emptied)
+    with store.saver(serde=JsonPlusSerializer()) as saver:
+        put(saver, {"value": value})
+        found = saver.get_tuple(config())
+    assert found is not None
+    stored = value_of(found)["value"]
+    assert len(stored[0] if case == "list within a list" else stored) in (0, 100)
 
 
 @one_by_one("kind", [list, tuple, dict, Order])

@@ -31,6 +31,7 @@ from forkpoint.encoding.hashing import Hashing
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 from forkpoint.encoding.manifest import PLAIN_TYPES
 from forkpoint.encoding.message_cache import MessageMemo
+from forkpoint.encoding.packing import copied
 from forkpoint.encoding.plain_runs import PlainItems, count_settled, plain_items
 from forkpoint.encoding.serializer import SafeSerializer, packer_of
 from forkpoint.encoding.trees import Trees
@@ -132,6 +133,9 @@ class Encoder:
         self._cuts = cuts
         self._is_ours = is_ours = is_unchanged(serde, SafeSerializer)
         self._splits = is_ours or is_unchanged(serde, JsonPlusSerializer)
+        self._dumps: Callable[[Any], tuple[str, bytes]] = serde.dumps_typed
+        if self._splits and not is_ours:
+            self._dumps = self._dumps_copy
         self._pack_element: Callable[[Any], bytes | None] = self._pack_in_list
         self._pack_message: Callable[[Any], bytes | None] = self._pack_in_list
         if is_ours and isinstance(serde, SafeSerializer):
@@ -186,7 +190,7 @@ class Encoder:
                     if entry_of_items is not None:
                         return entry_of_items
                 if whole is None and not self._is_steady(value):
-                    kind, whole = self._serde.dumps_typed(value)
+                    kind, whole = self._dumps(value)
                     if kind != _MSGPACK or len(whole) <= inline:
                         return self._encode_opaque(kind, whole, chunks, inline)
                     elements, whole = self._pack_at_one_moment(value, whole)
@@ -198,6 +202,17 @@ class Encoder:
             return self._encode_opaque(_MSGPACK, whole, chunks, inline)
         kind, content = self._serialize_at_one_moment(value, inline)
         return self._encode_opaque(kind, bytes(content), chunks, inline)
+
+    def _dumps_copy(self, value: Any) -> tuple[str, bytes]:
+        """Serialize with LangGraph's own, which does not survive that a list is emptied meanwhile.
+
+        Nor do those in a data class, which it reads by itself.
+        """
+        with suppress(RecursionError):
+            kind, content = self._serde.dumps_typed(copied(value))
+            if kind == _MSGPACK:
+                return kind, content
+        return self._serde.dumps_typed(value)  # by pickle, which knows what is there twice
 
     def _pack_at_one_moment(
         self, value: list[Any] | dict[Any, Any], whole: bytes
@@ -214,7 +229,7 @@ class Encoder:
             elements = self._pack_all(value, whole)
             if elements is not None:
                 return elements, whole
-            kind, again = self._serde.dumps_typed(value)
+            kind, again = self._dumps(value)
             if again == whole or kind != _MSGPACK:
                 break
             whole = again
@@ -222,12 +237,12 @@ class Encoder:
 
     def _serialize_at_one_moment(self, value: Any, inline: int) -> tuple[str, bytes]:
         """Serialize a value, and again if it is an object that was changed meanwhile."""
-        kind, content = self._serde.dumps_typed(value)
+        kind, content = self._dumps(value)
         if len(content) <= inline or not self._is_ours or _is_taken_at_once(type(value)):
             return kind, content
         for _ in range(_ATTEMPTS):
             before = content
-            kind, content = self._serde.dumps_typed(value)
+            kind, content = self._dumps(value)
             if content == before:
                 break
         return kind, content
@@ -306,14 +321,14 @@ class Encoder:
         return elements if elements.is_all_of(whole) else None
 
     def _pack_in_list(self, value: Any) -> bytes | None:
-        kind, single = self._serde.dumps_typed([value])
+        kind, single = self._dumps([value])
         return single[1:] if kind == _MSGPACK else None  # without the header of the list
 
     def _pack_items(self, items: list[tuple[Any, Any]]) -> list[bytes] | None:
         """Serialize the keys and values of a dict one by one, as `_pack_all` does."""
         packed = []
         for key, value in items:
-            kind, single = self._serde.dumps_typed({key: value})
+            kind, single = self._dumps({key: value})
             if kind != _MSGPACK or single[:1] != _ONE_ITEM:  # a map cannot hold the key
                 return None
             packed.append(single[1:])
@@ -349,7 +364,7 @@ class Encoder:
         return self._trees.build(kind, "", leaves, chunks, size)
 
     def _pack_key(self, key: Any) -> bytes:
-        return self._serde.dumps_typed({key: None})[1][1:-1]  # neither header nor value
+        return self._dumps({key: None})[1][1:-1]  # neither header nor value
 
     def _add_nested(
         self, packed_key: bytes, packed: bytes, value: Any, chunks: Chunks, depth: int

@@ -84,10 +84,10 @@ class Packer:
         ormsgpack is reading, which it does not survive.
         """
         try:
-            copied = _copied(value)
+            own = copied(value)
         except Exception:  # noqa: BLE001 - of a metaclass, or of a key
             return self._pack_piecewise(value, "", self._thread.depth)
-        return self._pack_own(copied)
+        return self._pack_own(own)
 
     def _pack_own(self, value: Any) -> bytes:
         """Return a value as MessagePack whose lists and dicts are nobody else's."""
@@ -356,7 +356,7 @@ def _hold_no_others(parts: Iterable[Any]) -> bool:
     return _CONTAINERS.isdisjoint(map(type, parts))
 
 
-def _copied(value: Any, depth: int = 0) -> Any:
+def copied(value: Any, depth: int = 0) -> Any:
     """Return a value with copies of the lists and dicts in it.
 
     Raises:
@@ -366,14 +366,14 @@ def _copied(value: Any, depth: int = 0) -> Any:
         return value
     if depth > _DEEPEST_LISTS:
         raise RecursionError
-    copied = value.copy()
-    is_list = type(copied) is list
-    if _hold_no_others(copied if is_list else copied.values()):
-        return copied
-    for place, part in enumerate(copied) if is_list else copied.items():
+    copy = value.copy()
+    is_list = type(copy) is list
+    if _hold_no_others(copy if is_list else copy.values()):
+        return copy
+    for place, part in enumerate(copy) if is_list else copy.items():
         if type(part) in _CONTAINERS:
-            copied[place] = _copied(part, depth + 1)
-    return copied
+            copy[place] = copied(part, depth + 1)
+    return copy
 
 
 def _is_plain(value: Any) -> bool:
