@@ -11,7 +11,7 @@ import pytest
 from bson.objectid import ObjectId
 
 from checking import collected, config, encrypted_serde, put, value_of
-from forkpoint import CorruptChunk, SafeSerializer, ThreadCatalog, key_ring
+from forkpoint import CorruptChunk, ForkpointError, SafeSerializer, ThreadCatalog, key_ring
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.mongodb.thread_rows import ThreadRows
 from forkpoint.saver import parts_of
@@ -61,6 +61,12 @@ def fill(saver: MongoDBSaver) -> None:
             "checkpoint",
         ),
         (
+            {"kind": "thread"},
+            {"$set": {"owner": []}},
+            lambda saver: ThreadCatalog(saver).run("thread").__enter__(),
+            "'thread'",
+        ),
+        (
             {"home": {"$exists": True}},
             {"$set": {"key": 5}},
             lambda saver: put(saver, {"n": 2}),
@@ -94,6 +100,22 @@ def test_a_document_that_was_changed_is_noticed(
     with mongo_store.saver() as saver:
         assert value_of(saver.get_tuple(config())) == {"text": TEXT}
         assert mongo_store.problems(saver) == []
+
+
+@pytest.mark.parametrize("field", ["family", "parent", "kind"])
+def test_a_record_without_a_field_blocks_no_other(field: str, mongo_store: MongoStore) -> None:
+    with mongo_store.saver() as saver:
+        put(saver, {"n": 1})
+        put(saver, {"n": 1}, thread_id="other")
+    mongo_store.collection.update_one({"thread_id": "thread"}, {"$unset": {field: ""}})
+    with mongo_store.saver() as saver:
+        catalog = ThreadCatalog(saver)
+        assert "other" in [thread.thread_id for thread in catalog.search()]
+        assert catalog.sweep().deleted == ()
+        with suppress(ForkpointError):
+            saver.copy_thread("thread", "copy")
+        saver.purge("other")
+        assert saver.get_tuple(config("other")) is None
 
 
 DAMAGE: dict[str, dict[str, Any]] = {

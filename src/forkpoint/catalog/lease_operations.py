@@ -52,6 +52,8 @@ def acquire(
             row = session.records.get(request.thread_id)
             if row is not None:
                 check_types(row)
+                if context.codec.hashing.can_check:
+                    context.codec_of(row.thread)  # else a damaged one would be looked for for ever
                 try:
                     lease = session.leases.acquire(
                         row.thread,

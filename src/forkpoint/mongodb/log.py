@@ -122,15 +122,17 @@ class Logs:
             match: What the record must say.
             change: Changes a record that a filter matches, and returns something true if it did.
         """
-        while not (result := change({**match, **NO_LOG})):
+        for _ in range(_ATTEMPTS):
+            if result := change({**match, **NO_LOG}):
+                return result
             records = self._commands.latest(match, {"log": 1})
             log = records[0].get("log") if records else _MISSING
             if isinstance(log, ObjectId):
                 self.end_log(thread)
             elif log is not None:
-                break
+                return result
             # Else somebody has ended the log in between, or it matches only now.
-        return result
+        raise _written_to_again_and_again()
 
     def end_log(self, thread: ThreadRef) -> None:
         """End the log of a thread, if it has one, and bring its record up to date.
@@ -142,7 +144,7 @@ class Logs:
         for _ in range(_ATTEMPTS):
             if self.end_logs(record_of(thread)):
                 return
-        raise StorageBusy("a thread was written to again and again while its log was to be ended")
+        raise _written_to_again_and_again()
 
     def end_logs(self, which: Document) -> bool:
         """End the logs of some threads, and return whether all have ended.
@@ -172,7 +174,7 @@ class Logs:
     def end_many_logs(self, which: Document) -> None:
         """End the logs of many threads, faster, but not those that are written to meanwhile."""
         stages = [
-            {"$match": {**which, "kind": "thread", **HAS_LOG}},
+            {"$match": {**which, "kind": "thread", "family": {"$type": "objectId"}, **HAS_LOG}},
             self.newest_entry("log", "$family"),
             {"$project": {"family": 1, "log": 1, "newest": {"$first": "$newest"}}},
         ]
@@ -224,3 +226,7 @@ class Logs:
     def _merge(self, matched: str | list[Document], not_matched: str) -> Document:
         into: Any = {"into": self._commands.name, "whenMatched": matched}
         return {"$merge": {**into, "whenNotMatched": not_matched}}
+
+
+def _written_to_again_and_again() -> StorageBusy:
+    return StorageBusy("a thread was written to again and again while its log was to be ended")

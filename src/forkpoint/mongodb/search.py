@@ -170,7 +170,7 @@ class MongoSearch(interface.Search):
             return {}
         match = {
             "_id": {"$in": [document["_id"] for document in documents]},
-            "family": {"$in": [document["family"] for document in documents]},
+            "family": {"$in": [document.get("family") for document in documents]},
             **VISIBLE,
         }
         return {

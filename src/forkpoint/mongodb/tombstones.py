@@ -90,14 +90,20 @@ def _is(field: str, kind: str) -> Document:
 
 def ancestors_of_living(threads: Sequence[Document]) -> set[Any]:
     """Return the keys of the ancestors of all threads of a family that are not deleted."""
-    parents = {record["_id"]: record["parent"] for record in threads}
+    parents = {record["_id"]: _parent_in(record) for record in threads}
     needed: set[Any] = set()
     for record in threads:
-        parent = record["parent"] if record["deleted_at"] is None else None
+        parent = _parent_in(record) if record["deleted_at"] is None else None
         while parent is not None and parent not in needed:
             needed.add(parent)
             parent = parents.get(parent)
     return needed
+
+
+def _parent_in(record: Document) -> ObjectId | None:
+    """Return the key of the parent of a thread; None if it has none, or if that is damaged."""
+    parent = record["parent"]
+    return parent if isinstance(parent, ObjectId) else None
 
 
 def raise_watermark(marks: Marks, owner: str | None, checkpoint_id: str) -> list[Document]:
