@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
@@ -13,7 +15,7 @@ from forkpoint.encoding.encryption import cipher_of, new_secret, open_secret
 from forkpoint.encoding.hashing import new_salt
 from forkpoint.operations.cache import Memories, Memory
 from forkpoint.storage.confined import ConfinedStorage
-from forkpoint.storage.interface import STORE_KEY_BYTES, Storage
+from forkpoint.storage.interface import STORE_KEY_BYTES, HistoryChanged, Session, Storage
 from forkpoint.storage.rows import Expiry, ThreadRef
 
 
@@ -113,6 +115,24 @@ class Context:
                 self._codecs[history] = codec
                 return codec
 
+    def _reading(self) -> AbstractContextManager[Session]:
+        """Return a context in which to read a key: the session that this thread is in, if any.
+
+        The store's history may have changed as that began, by a process fork for example.
+        """
+        session = self.storage.open_session
+        return self.storage.reading() if session is None else nullcontext(session)
+
+    def _leave_session(self, known: dict[int, Any]) -> None:
+        """Be sure that a session can be opened, to make a key in a store that has none.
+
+        Raises:
+            HistoryChanged: The session of this thread turned out to be that of another store.
+        """
+        if known and self.storage.open_session is not None:
+            known.clear()
+            raise HistoryChanged
+
     def codec_of(self, thread: ThreadRef) -> Codec:
         """Return the codec for what is stored of a thread.
 
@@ -157,9 +177,10 @@ class Context:
     def _load_store_key(self) -> bytes:
         while True:
             history = self.storage.history
-            with self.storage.reading() as session:
+            with self._reading() as session:
                 key = session.secrets.store_key()
             if key is None:
+                self._leave_session(self._store_keys)
                 with self.storage.writing() as session:
                     session.secrets.add_store_key(os.urandom(STORE_KEY_BYTES))
             elif self.storage.history == history:
@@ -174,9 +195,10 @@ class Context:
         key, nobody else could read.
         """
         cipher = cipher_of(self.serde)
-        with self.storage.reading() as session:
+        with self._reading() as session:
             stored = session.secrets.all()
         while not stored:
+            self._leave_session(self._codecs)
             with self.storage.writing() as session:
                 session.secrets.add(new_secret(cipher), stored)
                 stored = session.secrets.all()  # another process may have been faster

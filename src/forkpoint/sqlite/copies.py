@@ -158,8 +158,9 @@ class SqliteCopies(Copies):
         if self._table.change_count(copying.source).removals != copying.removals:
             raise Stale
         if not self._sql.run(
-            "UPDATE forkpoint_threads SET copy_deadline = ? WHERE key = ? AND copy_deadline > 0",
-            (self._abandoned_at(), copying.record.key),
+            "UPDATE forkpoint_threads SET copy_deadline = ?"
+            " WHERE key = ? AND salt = ? AND copy_deadline > 0",
+            (self._abandoned_at(), *copying.record),
         ).rowcount:
             raise StorageBusy("copying took too long, and was taken for abandoned; try again")
 

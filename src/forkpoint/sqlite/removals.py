@@ -22,7 +22,7 @@ from forkpoint.sqlite.schema import IS_IRREGULAR
 from forkpoint.sqlite.search_index import SearchIndex
 from forkpoint.sqlite.statements import Statements
 from forkpoint.sqlite.thread_table import ThreadTable
-from forkpoint.storage.interface import Choose, Removals
+from forkpoint.storage.interface import Choose, Removals, Stale
 from forkpoint.storage.plan import DROPPED, KEPT, Plan
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import (
@@ -58,6 +58,10 @@ class SqliteRemovals(Removals):
         self._index = index
 
     def remove(self, thread: ThreadRef, choose: Choose) -> Counts:
+        try:
+            self._table.change_count(thread)
+        except Stale:
+            return Counts(0, 0)
         before = self._table.count_rows(thread)
         rows = self._sql.rows(
             f"SELECT {READ_CHECKPOINT} FROM forkpoint_checkpoints WHERE thread = ?", (thread.key,)

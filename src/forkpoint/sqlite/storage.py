@@ -79,6 +79,10 @@ class SqliteStorage(Storage):
     def history(self) -> int:
         return self._history
 
+    @property
+    def open_session(self) -> Session | None:
+        return self._transactions.session_here
+
     def setup(self) -> None:
         with self._locked():
             self._schema = None  # somebody may have dropped a table

@@ -136,12 +136,12 @@ class ThreadTable:
         """Return what tells whether something has happened to a thread.
 
         Raises:
-            Stale: It is deleted.
+            Stale: It is deleted, or in a store that was restored meanwhile another has its key.
         """
         row = self._sql.row(
             "SELECT checkpoint_count, removals FROM forkpoint_threads"
-            " WHERE key = ? AND deleted_at IS NULL",
-            (thread.key,),
+            " WHERE key = ? AND salt = ? AND deleted_at IS NULL",
+            (thread.key, thread.salt),
         )
         if row is None:
             raise Stale

@@ -78,14 +78,17 @@ class SqliteThreads(Threads):
             (thread.key, seen.updated_at, seen.fence),
         ):
             raise Stale
-        self._index.remove(thread.key)
-        self._index.forget_past(thread.key)
         row = self._sql.row(
-            "SELECT thread_id, owner FROM forkpoint_threads WHERE key = ? AND deleted_at IS NULL",
+            "SELECT thread_id, owner, salt FROM forkpoint_threads"
+            " WHERE key = ? AND deleted_at IS NULL",
             (thread.key,),
         )
+        if row is not None and row[-1] != thread.salt:
+            raise Stale  # another thread has its key in a store that was restored meanwhile
+        self._index.remove(thread.key)
+        self._index.forget_past(thread.key)
         if row is not None:
-            thread_id, owner = row
+            thread_id, owner, _ = row
             watermark = self._table.highest_checkpoint_id(thread.key)
             self._tombstones.add(thread.key, thread_id, owner, watermark)
         self._table.update(thread.key, _BLANK_RECORD, self._sql.now())

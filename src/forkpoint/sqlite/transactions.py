@@ -109,6 +109,11 @@ class Transactions:
         is_owned: bool = self._lock.rlock._is_owned()  # type: ignore[attr-defined] # as Condition does
         return is_owned
 
+    @property
+    def session_here(self) -> SqliteSession | None:
+        """The session of the transaction that this thread is in."""
+        return self._session if self._lock.thread == threading.get_ident() else None
+
     def check_free(self) -> None:
         """Refuse a call in the middle of another one of this thread.
 
@@ -257,6 +262,7 @@ class Transaction:
         self._is_kept = is_kept
 
     def __enter__(self) -> SqliteSession:
+        self._transactions.check_free()  # what is begun is not to be rolled back
         patience: Patience | None = None
         while True:
             try:

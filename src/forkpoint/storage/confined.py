@@ -65,6 +65,11 @@ class ConfinedStorage(Storage):
     def history(self) -> int:
         return self._storage.history
 
+    @property
+    def open_session(self) -> Session | None:
+        session = self._storage.open_session
+        return None if session is None else self._confined(session)
+
     def setup(self) -> None:
         self._storage.setup()
 

@@ -88,6 +88,11 @@ class Storage(ABC):
         """
         return 0
 
+    @property
+    def open_session(self) -> Session | None:
+        """The session that this thread is in, if it can open no other one meanwhile."""
+        return None
+
     @abstractmethod
     def setup(self) -> None:
         """Make what is not there yet, and check the schema's version.
