@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 from collections.abc import Callable
 from typing import Any
@@ -292,6 +293,31 @@ async def test_a_thread_that_is_given_away_stays_in_searches_of_all_owners_alone
     page = await catalog.search(limit=2, cursor=cursor)
     assert [thread.thread_id for thread in page] == ([last] if is_of_all else [])
     assert store.problems(api.saver) == []
+
+
+@pytest.mark.in_turns
+async def test_a_cursor_does_not_tell_how_much_others_search(api: Api) -> None:
+    ann, bob = (ThreadCatalog(api.saver, owner=name) for name in ("ann", "bob"))
+    for name, catalog in (("ann", ann), ("bob", bob)):
+        for number in range(4):
+            catalog.create(f"{name}-{number}")
+
+    async def second_cursor(catalog: ThreadCatalog) -> str:
+        first = await Api(catalog, api.world).search(limit=1)
+        second = await Api(catalog, api.world).search(limit=1, cursor=first.next_cursor)
+        assert second.next_cursor is not None
+        third = await Api(catalog, api.world).search(limit=2, cursor=second.next_cursor)
+        assert (len(third), third.next_cursor) == (2, None)
+        return str(second.next_cursor)
+
+    cursors = [await second_cursor(catalog) for catalog in (ann, bob, ann)]
+    for cursor in cursors:
+        content = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        assert b"ann-" not in content
+        assert b"bob-" not in content
+    changed = cursors[0][:-2] + ("A" if cursors[0][-2] != "A" else "B") + cursors[0][-1]
+    with pytest.raises(InvalidInput, match="none that a search has returned"):
+        ann.search(limit=1, cursor=changed)
 
 
 @pytest.mark.in_turns

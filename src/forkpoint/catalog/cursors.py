@@ -1,7 +1,8 @@
 """Cursors: the strings that say where a search goes on. Pure.
 
-A cursor is JSON in base64, behind a MAC of it by the store's key. Cursors come back from clients,
-so their content counts only if the store itself wrote it. They are not secret.
+A cursor is encrypted JSON in base64, behind a MAC of it by the store's key. Cursors come back from
+clients, so their content counts only if the store itself wrote it. It is encrypted because the name
+of a snapshot would tell an owner how much others do.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Set
-from hashlib import blake2b
+from hashlib import blake2b, shake_256
 from hmac import compare_digest
 
 from forkpoint.catalog.criteria import Criteria
@@ -37,7 +38,8 @@ def cursor_of(
     digests = base64.b64encode(b"".join(sorted(first_page))).decode()
     place = [*query.after, query.snapshot]
     content = json.dumps([_search_digest(query, criteria), *place, digests]).encode()
-    return base64.urlsafe_b64encode(_mac(key, content) + content).decode().rstrip("=")
+    mac = _mac(key, content)
+    return base64.urlsafe_b64encode(mac + _masked(key, mac, content)).decode().rstrip("=")
 
 
 def id_digests(thread_ids: Iterable[str]) -> set[bytes]:
@@ -65,8 +67,9 @@ def resume(
         decoded = base64.b64decode(padded, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         decoded = b""
-    content = decoded[_MAC_BYTES:]
-    if not content or not compare_digest(decoded[:_MAC_BYTES], _mac(key, content)):
+    mac = decoded[:_MAC_BYTES]
+    content = _masked(key, mac, decoded[_MAC_BYTES:])
+    if not content or not compare_digest(mac, _mac(key, content)):
         raise InvalidInput(f"cursor is none that a search has returned: {cursor!r:.80}")
     search_digest, place, thread_id, snapshot, digests = json.loads(content)
     if search_digest != _search_digest(query, criteria):
@@ -81,6 +84,13 @@ def resume(
 
 def _mac(key: bytes, content: bytes) -> bytes:
     return blake2b(b"forkpoint cursor" + content, key=key, digest_size=_MAC_BYTES).digest()
+
+
+def _masked(key: bytes, mac: bytes, content: bytes) -> bytes:
+    """Return content encrypted, or what is encrypted in the clear: a synthetic-IV mode."""
+    stream = shake_256(b"forkpoint cursor content" + key + mac).digest(len(content))
+    mixed = int.from_bytes(content, "big") ^ int.from_bytes(stream, "big")
+    return mixed.to_bytes(len(content), "big")
 
 
 def _search_digest(query: ThreadQuery, criteria: Criteria) -> str:
