@@ -62,6 +62,12 @@ def fill(saver: MongoDBSaver) -> None:
         ),
         (
             {"kind": "thread"},
+            {"$set": {"log": "x"}},
+            lambda saver: ThreadCatalog(saver).run("thread").__enter__(),
+            "'thread'",
+        ),
+        (
+            {"kind": "thread"},
             {"$set": {"owner": []}},
             lambda saver: ThreadCatalog(saver).run("thread").__enter__(),
             "'thread'",

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 from bson.objectid import ObjectId
 
 from forkpoint.caches import Recent
-from forkpoint.errors import StorageBusy
+from forkpoint.errors import StorageBusy, damaged_record
 from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import Document, record_of
 from forkpoint.mongodb.statements import update_one
@@ -54,7 +54,6 @@ LOG_INDEX = "forkpoint_log"
 
 _T = TypeVar("_T")
 
-_MISSING = object()
 _NO_ENTRY: Document = {"kind": None, "slot": 0, "record": {}}
 _LOGS_AT_ONCE = 1000
 _IS_SAID = {"$eq": [{"$type": "$record"}, "object"]}
@@ -126,12 +125,14 @@ class Logs:
             if result := change({**match, **NO_LOG}):
                 return result
             records = self._commands.latest(match, {"log": 1})
-            log = records[0].get("log") if records else _MISSING
-            if isinstance(log, ObjectId):
-                self.end_log(thread)
-            elif log is not None:
+            if not records:
                 return result
-            # Else somebody has ended the log in between, or it matches only now.
+            log = records[0].get("log")
+            if log is None:
+                continue  # somebody has ended the log in between, or it matches only now
+            if not isinstance(log, ObjectId):
+                raise damaged_record(thread.thread_id)
+            self.end_log(thread)
         raise _written_to_again_and_again()
 
     def end_log(self, thread: ThreadRef) -> None:
