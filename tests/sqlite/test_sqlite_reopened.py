@@ -34,12 +34,21 @@ def new_table(path: Path) -> None:
         connection.execute(f"CREATE TABLE mine_{number} (n)")
 
 
+def another_store(path: Path) -> None:
+    """With keys of its own, in which there is a thread of that name, too."""
+    other = path.with_name("other.db")
+    with SqliteSaver(other) as saver:
+        fill(saver, "thread", 3)
+    os.replace(other, path)
+
+
 CALLS: dict[str, Call] = {
     "get": lambda saver: ThreadCatalog(saver).get("thread"),
     "update": lambda saver: ThreadCatalog(saver).update("thread", label="new"),
     "clone": lambda saver: ThreadCatalog(saver).clone("thread", "copy"),
     "rollover": lambda saver: ThreadCatalog(saver).rollover("thread"),
     "stats": lambda saver: ThreadCatalog(saver).stats("thread"),
+    "copy": lambda saver: saver.copy_thread("thread", "copy") or saver.get_tuple(config("copy")),
     "fork": lambda saver: saver.fork("thread", new_thread_id="copy"),
     "fork with values": lambda saver: saver.fork("thread", new_thread_id="copy", values={"n": 5}),
     "fork with the path": lambda saver: saver.fork("thread", new_thread_id="copy", history="path"),
@@ -56,7 +65,7 @@ def fill(saver: SqliteSaver, thread_id: str, count: int, run_id: str = "run") ->
         parent = put(saver, {"n": n}, thread_id=thread_id, parent=parent, metadata=metadata)
 
 
-@pytest.mark.parametrize("event", [process_fork, new_table])
+@pytest.mark.parametrize("event", [process_fork, new_table, another_store])
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_works_though_its_connection_has_to_be_prepared_again(
     call: str, event: Callable[[Path], None], path: Path

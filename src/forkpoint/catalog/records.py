@@ -174,7 +174,7 @@ def update(context: Context, thread_id: str, changes: Changes) -> Thread:
     Raises:
         ThreadNotFound: There is no such thread.
     """
-    hashing = context.codec.hashing
+    hashing = context.prepare().hashing
     return change(
         context,
         thread_id,
@@ -200,7 +200,7 @@ def change(
         store: Takes the record and the new description. Returns whether it stored that: not if
             somebody changed the record after it was read.
     """
-    hashing = context.codec.hashing
+    hashing = context.prepare().hashing
     for _ in attempts():
         with context.storage.writing() as session:
             row = existing_record(session, thread_id)
@@ -216,7 +216,7 @@ def clone(
     """Make a thread like another, with its checkpoints or without."""
     if source_id == target_id:
         raise ThreadExists(f"thread {target_id!r} cannot be cloned onto itself")
-    hashing = context.codec.hashing
+    hashing = context.prepare().hashing
 
     def work(turns: Turns) -> Work[Thread]:
         source = existing_record(turns.session, source_id)

@@ -102,6 +102,7 @@ class Context:
         An SQLite store has one session at a time: the secret cannot be read in another. If it
         could not be opened before, it is read again: the store may be encrypted otherwise now.
         """
+        self.storage.look()
         return self.codec if self.has_codec else self._load_codec()
 
     def _load_codec(self) -> Codec:

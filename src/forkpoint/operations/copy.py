@@ -25,7 +25,7 @@ def copy_thread(context: Context, source_id: str, target_id: str) -> Steps[None]
     """
     if source_id == target_id:
         raise ThreadExists(f"thread {target_id!r} cannot be copied onto itself")
-    hashing = context.codec.hashing
+    hashing = context.prepare().hashing
 
     def work(turns: Turns) -> Work[None]:
         source = existing_thread(turns.session, source_id)

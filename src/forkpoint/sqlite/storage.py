@@ -79,6 +79,12 @@ class SqliteStorage(Storage):
     def history(self) -> int:
         return self._history
 
+    def look(self) -> None:
+        is_known = self._was_prepared and self.open_session is None
+        if is_known and (self._connection is None or not self._connector.is_current()):
+            with self.reading():
+                pass  # it opens what is there now
+
     @property
     def open_session(self) -> Session | None:
         return self._transactions.session_here

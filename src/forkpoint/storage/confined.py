@@ -65,6 +65,9 @@ class ConfinedStorage(Storage):
     def history(self) -> int:
         return self._storage.history
 
+    def look(self) -> None:
+        self._storage.look()
+
     @property
     def open_session(self) -> Session | None:
         session = self._storage.open_session

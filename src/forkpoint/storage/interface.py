@@ -88,6 +88,9 @@ class Storage(ABC):
         """
         return 0
 
+    def look(self) -> None:  # noqa: B027 - only a file is replaced behind a connection
+        """Notice now whether the store was replaced, before a call relies on what is remembered."""
+
     @property
     def open_session(self) -> Session | None:
         """The session that this thread is in, if it can open no other one meanwhile."""
