@@ -309,6 +309,23 @@ def test_the_path_is_that_of_the_whole_value(saver_of_a_file: ForkpointSaver) ->
         put(saver_of_a_file, {"messages": messages})
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda value: (value,),
+        lambda value: ([value],),
+        lambda value: {1: value},
+        lambda value: Part(1, [{"below": value}]),
+        lambda value: frozenset({value}),
+    ],
+)
+def test_what_is_nested_deep_comes_back(wrap: Any) -> None:
+    deep: Any = 1
+    for _ in range(210):
+        deep = wrap(deep)
+    assert SERDE.loads_typed(SERDE.dumps_typed(deep)) == deep
+
+
 @pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: (inner,)])
 def test_what_is_nested_too_deep_is_refused(wrap: Any) -> None:
     endless: list[Any] = []

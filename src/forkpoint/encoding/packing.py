@@ -61,45 +61,41 @@ class Packer:
         with_attributes = {kind: _with_attributes(kind) for kind in kinds}
         return {**builtin_values.DESCRIBERS, **with_attributes, StoredObject: stored_as, **custom}
 
-    def pack(self, value: Any) -> bytes:
+    def pack(self, value: Any, is_own: bool = False) -> bytes:
         """Return a value as MessagePack.
+
+        Where it has something that MessagePack has not, Python code runs, and other threads with
+        it: they might empty a list that ormsgpack is reading, which it does not survive. So it is
+        given copies of lists and dicts then.
+
+        Args:
+            value: The value.
+            is_own: Whether its lists and dicts are nobody else's.
 
         Raises:
             NotStorable: Something in it cannot be stored; it says where that is.
         """
-        if type(value) is not list and type(value) is not dict:
-            return self._pack_own(value)
+        own = value  # all in one function, for values may be nested as deep as Python goes
+        packed = None
+        if not is_own and (type(value) is list or type(value) is dict):
+            try:
+                packed = ormsgpack.packb(value, option=PLAIN_ONLY)
+            except TypeError:
+                try:
+                    own = copied(value)
+                except Exception:  # noqa: BLE001 - of a metaclass, or of a key
+                    return self._pack_piecewise(value, "", self._thread.depth)
         try:
-            packed = ormsgpack.packb(value, option=PLAIN_ONLY)
-        except TypeError:
-            return self._pack_copy(value)
-        if may_hold_bytes(packed) and holds_buffer(value):
-            return self._pack_piecewise(value, "", self._thread.depth)
-        return packed
-
-    def _pack_copy(self, value: Any) -> bytes:
-        """Return a list or a dict as MessagePack that has something that MessagePack has not.
-
-        For each such part Python code runs, and other threads with it: they might change what
-        ormsgpack is reading, which it does not survive.
-        """
-        try:
-            own = copied(value)
-        except Exception:  # noqa: BLE001 - of a metaclass, or of a key
-            return self._pack_piecewise(value, "", self._thread.depth)
-        return self._pack_own(own)
-
-    def _pack_own(self, value: Any) -> bytes:
-        """Return a value as MessagePack whose lists and dicts are nobody else's."""
-        try:
-            packed = ormsgpack.packb(value, default=self._extension, option=PLAIN_ONLY)
+            if packed is None:
+                packed = ormsgpack.packb(own, default=self._extension, option=PLAIN_ONLY)
         except TypeError:  # a key that is no string, say; or something that cannot be stored
             interrupt = self._thread.interrupt
             if interrupt is not None:
                 self._thread.interrupt = None
                 raise interrupt from None
             return self._pack_piecewise(value, "", self._thread.depth)
-        if may_hold_bytes(packed) and holds_buffer(value):
+        if may_hold_bytes(packed) and holds_buffer(own):
+            # By its marks it may hold bytes, and it does.
             return self._pack_piecewise(value, "", self._thread.depth)
         return packed
 
@@ -122,8 +118,8 @@ class Packer:
                 raise CannotStore(f"is nested more than {_DEEPEST} levels deep")
             if type(value) is tuple:  # as `_describe` says, without the detour
                 elements = list(value)
-                pack = self._pack_own if _hold_no_others(elements) else self.pack
-                return ormsgpack.Ext(builtin_values.TUPLE, pack(elements))
+                packed = self.pack(elements, _hold_no_others(elements))
+                return ormsgpack.Ext(builtin_values.TUPLE, packed)
             if issubclass(type(value), BaseException):  # whatever it says of its class
                 return self._tree(value, "", 0)
             code, content = self._describe(value)
