@@ -7,10 +7,12 @@ import itertools
 import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
+from langgraph.graph import START, StateGraph
 from langgraph_sdk.client import LangGraphClient
 from langgraph_sdk.errors import ConflictError
 
@@ -19,8 +21,9 @@ from forkpoint import ThreadCatalog
 from forkpoint.catalog import leases
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import create_app
+from forkpoint.server import run as run_module
 from gates import Gate
-from served import Gates, chat, said
+from served import Chat, Gates, chat, said
 from stores import Store
 
 
@@ -399,3 +402,41 @@ async def test_runs_that_wait_have_their_turns_in_the_order_in_which_they_came(
     assert [(await talk.joined(run))["turns"] for run in runs] == [1, 2, 3]
     assert (await talk.texts())[::2] == ["a", "b", "c"]
     assert await ThreadCatalog(saver).alease("t") is None
+
+
+def stubborn(is_running: asyncio.Event, may_end: asyncio.Event) -> Any:
+    """Return a graph whose node does not pass on that it is cancelled."""
+
+    async def answer(state: Chat) -> Chat:
+        if state["messages"][-1].content == "wait":
+            is_running.set()
+            while not may_end.is_set():
+                with suppress(asyncio.CancelledError):
+                    await may_end.wait()
+        return {"turns": 1}
+
+    builder = StateGraph(Chat)
+    builder.add_node("answer", answer)
+    builder.add_edge(START, "answer")
+    return builder.compile()
+
+
+@pytest.mark.parametrize("how", ["interrupt", "rollback", "close"])
+async def test_a_run_whose_graph_does_not_heed_that_it_is_cancelled_ends(
+    how: str, saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "_PATIENCE_SECONDS", 0.05)
+    is_running, may_end = asyncio.Event(), asyncio.Event()
+    client = client_of(saver, chat=stubborn(is_running, may_end))
+    await client.threads.create(thread_id="t")
+    talk = Talk(client, "t", "chat")
+    first = await talk.send("wait")
+    await is_running.wait()
+    if how == "close":
+        await client.http.client._transport.app.state.forkpoint.runs.close()
+    else:
+        assert await talk.ends(await talk.send("you", how)) == "success"
+    assert await talk.ends(first) == "interrupted"
+    may_end.set()
+    while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110  # LangGraph's
+        await asyncio.sleep(0.005)

@@ -183,11 +183,11 @@ class Run:
         """Begin the lease, and end the runs that this one is to end."""
         strategy = self._strategy
         if strategy == "interrupt":  # they store first what they have done
-            await end(others, _PATIENCE_SECONDS)
+            await end(others)
         lease.answers_calls = False  # but as the input has it, below
         await stack.enter_async_context(lease)
         if strategy == "rollback":  # had they ended before, there would be nothing to take back
-            await end(others, _PATIENCE_SECONDS)
+            await end(others)
         if strategy == "interrupt" and self.body.is_new_turn:
             await lease.aanswer_tool_calls()
 
@@ -413,11 +413,16 @@ class Run:
         self.updated_at = _now()
 
 
-async def end(runs: Sequence[Run], seconds: float | None = None) -> None:
-    """Cancel runs, and wait for their ends, or so long at most."""
-    for run in runs:
-        run.cancel()
-    await ended(runs, seconds)
+async def end(runs: Sequence[Run]) -> None:
+    """Cancel runs, and wait for their ends, but not for what goes on regardless.
+
+    At the second time, LangGraph leaves a node that does not pass on that it was cancelled.
+    """
+    for _ in range(2):
+        going_on = [run for run in runs if not run.is_over]
+        for run in going_on:
+            run.cancel()
+        await ended(going_on, _PATIENCE_SECONDS)
 
 
 async def ended(runs: Sequence[Run], seconds: float | None = None) -> None:

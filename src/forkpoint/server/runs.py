@@ -143,8 +143,7 @@ class Runs:
     async def close(self) -> None:
         """Cancel all runs, and wait for their ends. None begins any more."""
         self._is_closed = True
-        runs = (*self._runs.values(), *self._ending)
-        await end([run for run in runs if not run.is_over])
+        await end([*self._runs.values(), *self._ending])
 
     def _turn_on(self, thread_id: str) -> asyncio.Lock:
         """Return what those have, one after the other, who begin or roll back runs on a thread."""
