@@ -125,15 +125,21 @@ REMOVALS: dict[str, Callable[[ForkpointSaver], Any]] = {
 }
 
 
+@pytest.mark.parametrize("damage", ["chunk", "refs"])
 @pytest.mark.parametrize("removal", REMOVALS)
-def test_a_removal_never_collects_where_a_needed_chunk_is_missing(
-    removal: str, store: Store
+def test_a_removal_never_collects_where_it_is_not_known_what_is_needed(
+    removal: str, damage: str, store: Store
 ) -> None:
     with store.saver() as saver:
         fill(saver)
         saver.copy_thread("thread", "copy")
         put(saver, {"text": "only here " * 500})
-        store.take("chunks", [row for row in store.rows("chunks") if row.refs][-1].key)
+        if damage == "chunk":
+            store.take("chunks", [row for row in store.rows("chunks") if row.refs][-1].key)
+        else:
+            copy = store.thread("copy").key
+            of_copy = (row for row in store.rows("checkpoints") if row.thread == copy)
+            store.change("checkpoints", next(of_copy).key, refs="damaged")
         before = store.count("chunks")
 
         with pytest.raises(CorruptChunk, match="was removed, but unused chunks were not collected"):

@@ -34,8 +34,8 @@ class CollectionResult(NamedTuple):
     chunks: int = 0
     bytes: int = 0
     missing: str | None = None
-    """The digest of a chunk that is missing from the store, if any is. Then nothing was collected:
-    it is not known which chunks the missing one refers to."""
+    """Which chunk is missing from the store, or what cannot be read, if anything is so. Then
+    nothing was collected: it is not known which chunks that refers to."""
 
 
 def collect(turns: Turns, family: Any) -> Work[CollectionResult]:
@@ -50,7 +50,10 @@ def collect(turns: Turns, family: Any) -> Work[CollectionResult]:
         collection = turns.session.collections.begin(family)
         turns.only_reads = True
         yield
-        unused = yield from _unused(turns, family)
+        try:
+            unused = yield from _unused(turns, family)
+        except CorruptChunk as error:
+            unused = _Unused(missing=str(error))
         turns.only_reads = False
         yield
         if unused.missing is not None:
@@ -71,7 +74,7 @@ class _Unused(NamedTuple):
     digests: Sequence[bytes] | None = None
     """None if nothing refers to any chunk."""
     missing: str | None = None
-    """The digest of a chunk that something refers to, and that is missing."""
+    """See `CollectionResult`."""
 
     def batches(self, size: int) -> Iterable[Sequence[bytes] | None]:
         if self.digests is None:
@@ -112,7 +115,14 @@ def _unused(turns: Turns, family: Any) -> Work[_Unused]:
     yield from read_all(
         turns, lambda after: turns.session.collections.digests(family, after), compare
     )
-    return _Unused(unused, min(live).hex() if live else None)
+    return _Unused(unused, _lost(min(live)) if live else None)
+
+
+def _lost(digest: bytes) -> str:
+    return (
+        f"chunk {digest.hex()}, which another checkpoint of the family needs, is missing from the "
+        "store"
+    )
 
 
 def _live(turns: Turns, family: Any) -> Work[set[bytes]]:
@@ -173,7 +183,4 @@ def reachable(roots: Iterable[bytes], links: dict[bytes, bytes]) -> set[bytes]:
 
 def incomplete_collection(missing: str, what: str) -> CorruptChunk:
     """Return the error of a removal that was done, while its chunks could not be collected."""
-    return CorruptChunk(
-        f"{what} was removed, but unused chunks were not collected: chunk {missing}, which another "
-        "checkpoint of the family needs, is missing from the store"
-    )
+    return CorruptChunk(f"{what} was removed, but unused chunks were not collected: {missing}")
