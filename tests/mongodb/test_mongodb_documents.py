@@ -14,6 +14,7 @@ from checking import collected, config, encrypted_serde, put, value_of
 from forkpoint import CorruptChunk, ForkpointError, SafeSerializer, ThreadCatalog, key_ring
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.mongodb.thread_rows import ThreadRows
+from forkpoint.operations.gc import incomplete_collection
 from forkpoint.saver import parts_of
 from stores import MongoStore
 
@@ -57,7 +58,7 @@ def fill(saver: MongoDBSaver) -> None:
         (
             {"kind": "checkpoint"},
             {"$set": {"thread": "thread"}},
-            lambda saver: collected(saver, family_of(saver)),
+            lambda saver: collect(saver),
             "checkpoint",
         ),
         (
@@ -160,6 +161,13 @@ def family_of(saver: Any) -> Any:
         thread = session.threads.find("thread")
         assert thread is not None
         return thread.family
+
+
+def collect(saver: Any) -> None:
+    """Collect the chunks of the thread, and raise an error if that cannot be done."""
+    missing = collected(saver, family_of(saver)).missing
+    if missing is not None:
+        raise incomplete_collection(missing, "nothing")
 
 
 def test_a_chunk_that_names_those_of_another_family_is_damaged(mongo_store: MongoStore) -> None:

@@ -110,17 +110,13 @@ async def test_a_forged_cursor_is_refused(catalog: ThreadCatalog, api: Api) -> N
     cursor = catalog.search(limit=2).next_cursor
     assert cursor is not None
     content = taken_apart(cursor)
-    said = json.loads(content[16:])
+    said = ["0" * 16, "2026-01-01", "3", 0, ""]  # as far as a client can guess it
     forged = [cursor + "A", cursor[:-1], cursor[1:], "", "A", "=" * 8, cursor * 2, "A" * 10_000_000]
     forged += [
         put_together(content[:n] + bytes([content[n] ^ 1]) + content[n + 1 :]) for n in (0, 20)
     ]
     for place in PLACES:
-        for changed in (
-            [said[0], place, *said[2:]],
-            [*said[:3], place],
-            [*said[:2], place, said[3]],
-        ):
+        for changed in ([*said[:n], place, *said[n + 1 :]] for n in range(len(said))):
             body = json.dumps(changed).encode()
             for mac in (
                 content[:16],

@@ -152,12 +152,15 @@ class NewThreads:
 
         Where no answer came, it may have been shown, and others may have written to it: it stays.
         """
-        target, taken = made_ref(unfinished), ObjectId()
-        same = {**record_of(target), "building": {"$in": [unfinished["building"], taken]}}
+        target = made_ref(unfinished)
+        record = record_of(target)
         # Who makes it cannot show it any more.
-        if self._commands.update(same, {"$set": {"building": taken, "lock": None}}):
+        taken = {"$set": {"building": ObjectId(), "lock": None}}
+        self._commands.update({**record, "building": {"$ne": None}}, taken)
+        if not self._commands.exists({**record, "building": None}):
+            # A collection may have removed its record, and rows have come since.
             self._commands.delete(rows_of(target))
-            self._commands.delete(record_of(target))
+            self._commands.delete(record)
 
     def _is_shown(self, made: Document, old: Document | None) -> bool:
         """Return whether a thread is visible although the command for it seemed to fail.
