@@ -149,9 +149,11 @@ class MongoCopies(interface.Copies):
         described: Description | None = None,
     ) -> _UnfinishedCopy | None:
         old = self._new_threads.deleted_before(target_id)
-        with self._locks.locked(source, {}):  # so that the record says what there is at the moment
+        with self._locks.locked(source, {}) as guard:
             made = self._record(source, target_id, old, hashing, described)
             rows = self._commands.snapshots.open(_rows_of(source), self._turns.turn_rows)
+            if self._commands.change([guard]).failed is not None:
+                raise StorageBusy(_COPIED_TOO_LONG)  # the record may not say what the rows are
         if rows is None:
             return None
         self._hold(made)
