@@ -28,6 +28,20 @@ def fill(saver: MongoDBSaver) -> None:
     saver.put_writes(stored, [("c", 1)], "task")
 
 
+def family_of(saver: Any) -> Any:
+    with parts_of(saver).context.storage.reading() as session:
+        thread = session.threads.find("thread")
+        assert thread is not None
+        return thread.family
+
+
+def collect(saver: Any) -> None:
+    """Collect the chunks of the thread, and raise an error if that cannot be done."""
+    missing = collected(saver, family_of(saver)).missing
+    if missing is not None:
+        raise incomplete_collection(missing, "nothing")
+
+
 @pytest.mark.parametrize(
     ("which", "change", "call", "message"),
     [
@@ -58,7 +72,7 @@ def fill(saver: MongoDBSaver) -> None:
         (
             {"kind": "checkpoint"},
             {"$set": {"thread": "thread"}},
-            lambda saver: collect(saver),
+            collect,
             "checkpoint",
         ),
         (
@@ -154,20 +168,6 @@ def test_what_a_log_says_of_a_thread_blocks_no_other_if_it_is_damaged(
         with suppress(CorruptChunk):
             put(saver, {"n": 2})
         assert value_of(saver.get_tuple(config("other"))) == {"n": 2}
-
-
-def family_of(saver: Any) -> Any:
-    with parts_of(saver).context.storage.reading() as session:
-        thread = session.threads.find("thread")
-        assert thread is not None
-        return thread.family
-
-
-def collect(saver: Any) -> None:
-    """Collect the chunks of the thread, and raise an error if that cannot be done."""
-    missing = collected(saver, family_of(saver)).missing
-    if missing is not None:
-        raise incomplete_collection(missing, "nothing")
 
 
 def test_a_chunk_that_names_those_of_another_family_is_damaged(mongo_store: MongoStore) -> None:

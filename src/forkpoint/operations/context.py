@@ -103,6 +103,11 @@ class Context:
         could not be opened before, it is read again: the store may be encrypted otherwise now.
         """
         self.storage.look()
+        return self.codec_to_write
+
+    @property
+    def codec_to_write(self) -> Codec:
+        """What `prepare` returns, for what finds out by itself whether the store is another one."""
         return self.codec if self.has_codec else self._load_codec()
 
     def _load_codec(self) -> Codec:

@@ -312,8 +312,7 @@ def _status_after(writes: Iterable[tuple[str, Any]]) -> str | None:
 
 def _codec_to_put(context: Context, thread: ThreadRef | None, capture_codec: Codec) -> Codec:
     """Return the codec of a thread, or of one that is made, with the salt of the capture."""
-    # Without a look at the store: it is found out as the put is stored if it is another one by now.
-    codec = context.codec if context.has_codec else context.prepare()
+    codec = context.codec_to_write
     if thread is not None:
         return context.codec_of(thread)
     return capture_codec if capture_codec.root is codec else codec.of_salt(capture_codec.salt)
