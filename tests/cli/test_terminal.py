@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import io
+import json
 import os
 import re
 import runpy
@@ -26,6 +28,7 @@ import typer
 
 from checking import counts_of, put
 from forkpoint import SqliteSaver, ThreadCatalog
+from forkpoint.cli.app import main
 from forkpoint.cli.stores import ending
 from forkpoint.cli.terminal import in_bytes
 from forkpoint.pictures.text import columns_taken
@@ -182,6 +185,45 @@ def test_an_output_that_cannot_be_written_ends_a_command(store: Path, command: s
     assert (run.returncode, run.stderr) == (3, "Error: [Errno 28] No space left on device\n")
     closed = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *given]
     assert subprocess.run(closed, env=environment()).returncode == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_the_encoding_of_the_output_does_not_have_is_escaped(
+    encoding: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SqliteSaver(store) as saver:
+        saver.fork("b", new_thread_id="c \N{SNOWMAN}")
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding=encoding))
+    monkeypatch.setattr(sys, "argv", ["forkpoint", "--store", str(store), "family", "b"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    first, second = output.getvalue().splitlines()
+    assert first == b"b \\u2190 this thread  (3 checkpoints)"
+    assert b"c \\u2603" in second
+
+
+def test_the_exit_code_is_the_same_where_no_error_can_be_written(store: Path) -> None:
+    given = [sys.executable, "-m", "forkpoint", "--store", str(store), "show", "nobody"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(given, env=environment(), stderr=full).returncode == 2
+
+
+def test_a_policy_is_read_as_toml_whatever_the_locale(store: Path, tmp_path: Path) -> None:
+    with SqliteSaver(store) as saver:
+        ThreadCatalog(saver).update("b", tags=["gehört"])
+    policy = tmp_path / "policy.toml"
+    policy.write_bytes('max_checkpoints_per_thread = 1\nkeep_tags = ["gehört"]\n'.encode())
+    given = ["--store", str(store), "retain", "--policy", str(policy), "--dry-run", "--json"]
+    old = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "forkpoint", *given],
+        env={**environment(), **old},
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["trimmed"] == ["a thread with a rather long id"]
 
 
 def test_a_question_is_asked_on_a_terminal(store: Path) -> None:

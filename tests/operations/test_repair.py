@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from checking import Api, config, encrypted_serde, put
-from forkpoint import CorruptChunk, InvalidInput, SafeSerializer, StorageError, ThreadCatalog
+from forkpoint import (
+    CorruptChunk,
+    InvalidInput,
+    SafeSerializer,
+    SqliteSaver,
+    StorageError,
+    ThreadCatalog,
+)
 from forkpoint.saver.saver import ForkpointSaver
 from graphs import SHAPES
-from stores import Store
+from stores import SqliteStore, Store
 
 TEXTS = [f"text {n} " * 80 for n in range(60)]
 
@@ -160,6 +170,42 @@ def test_a_record_that_says_what_nobody_said_stays(store: Store) -> None:
         report = saver.repair()
         assert [problem.kind for problem in report.left] == ["record"]
         assert not report.repaired
+
+
+def test_what_is_removed_is_not_written_to_a_database_or_another_file(
+    store: Store, path: Path, tmp_path: Path
+) -> None:
+    other, compressed, text = (tmp_path / name for name in ("other.db", "a.jsonl.gz", "text"))
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE a (b)")
+    compressed.write_bytes(gzip.compress(b'{"'))
+    text.write_text("Dear diary")
+    with SqliteSaver(path) as second, store.saver() as saver:
+        put(second, {"a": 1})
+        fill(saver, "thread")
+        row = store.rows("checkpoints")[-1]
+        store.change("checkpoints", row.key, content=b"x" + row.content[1:])
+        own = [path, Path(f"{path}-wal")]
+        if isinstance(store, SqliteStore):
+            own += [store.path, Path(f"{store.path}-shm")]
+        for place in (*own, other, compressed, text):
+            before = place.read_bytes() if place not in own else None
+            with pytest.raises(InvalidInput, match="quarantine"):
+                saver.repair(quarantine=place)
+            assert before is None or place.read_bytes() == before
+        assert store.count("checkpoints") == 4
+
+
+def test_a_line_that_was_not_finished_is_no_part_of_the_next(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "quarantine.jsonl"
+    file.write_text('{"thread_id": "some')
+    with store.saver() as saver:
+        fill(saver, "thread")
+        row = store.rows("checkpoints")[-1]
+        store.change("checkpoints", row.key, content=b"x" + row.content[1:])
+        assert len(saver.repair(quarantine=file).repaired) == 1
+    _, line = file.read_text().splitlines()
+    assert json.loads(line)["thread_id"] == "thread"
 
 
 def test_nothing_is_removed_if_it_cannot_be_written_down(store: Store, tmp_path: Path) -> None:

@@ -23,13 +23,10 @@ from forkpoint.archive.compression import (
 from forkpoint.archive.lines import BEGIN, Encrypt, line_of
 from forkpoint.archive.parts import Part
 from forkpoint.errors import ForkpointError, InvalidInput, StorageError, StorageFull
-from forkpoint.runtime.open_files import Identity, identity, is_in_use
+from forkpoint.runtime.open_files import Identity, identity, is_in_use, refuse_database
 
 if sys.platform != "win32":
     import fcntl
-
-SQLITE_ENDINGS = ("-wal", "-shm", "-journal")
-"""What SQLite adds to the name of a database for the files beside it."""
 
 LONGEST_LINE = 512 * 1024 * 1024
 """How many bytes a line of an archive may have: whoever reads it has it in memory."""
@@ -228,19 +225,11 @@ def _contents(file: FileIO, path: str) -> Iterator[bytes | Exception]:
 def _check_place(named: str) -> None:
     """Raise unless an archive may be at a path, as far as that is known without opening a file.
 
-    To close a database, or what belongs to one, would drop the locks that this process has on it.
-
     Raises:
         InvalidInput: It may not.
     """
+    refuse_database(named, f"the archive {named!r}")
     path = os.path.realpath(named)
-    if is_in_use(path):
-        raise InvalidInput(f"the archive {named!r} is a file of the store itself")
-    for ending in SQLITE_ENDINGS:
-        if path.endswith(ending) and os.path.exists(path.removesuffix(ending)):
-            raise InvalidInput(f"the archive {named!r} has the name of a database's {ending} file")
-        if os.path.exists(path + ending):
-            raise InvalidInput(f"the archive {named!r} is a database: there is a {ending} file")
     directory = os.path.dirname(path)
     with suppress(FileNotFoundError):  # any other error says why nothing can be there
         if not stat.S_ISREG(os.stat(path).st_mode):

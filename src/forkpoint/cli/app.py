@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 from forkpoint.cli import change, check, look, measure, move, retain, serve
 from forkpoint.cli.groups import with_options
 from forkpoint.cli.stores import StoreOptions
-from forkpoint.cli.terminal import fail, open_missing_streams
+from forkpoint.cli.terminal import fail, prepare_streams
 from forkpoint.opening import KEY_VARIABLE
 
 _HELP = f"""Look into a store of LangGraph checkpoints, and operate it.
@@ -93,5 +93,5 @@ for command in (command for group in _COMMANDS for command in group.COMMANDS):
 
 def main() -> None:
     """Run the command that was typed, and end the process with its exit code."""
-    open_missing_streams()
+    prepare_streams()
     app(prog_name="forkpoint")

@@ -107,7 +107,7 @@ _NAMES = tuple(field.name for field in dataclasses.fields(RetentionPolicy))
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        said = tomllib.loads(path.read_text())
+        said = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise typer.BadParameter(f"the policy {str(path)!r} cannot be read: {error}") from None
     unknown = sorted(said.keys() - set(_NAMES))

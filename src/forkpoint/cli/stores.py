@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,14 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 import forkpoint
 from forkpoint.catalog.catalog import ThreadCatalog
-from forkpoint.cli.terminal import FOUND, INTERRUPTED, NOT_REACHABLE, WRONG_USE, fail
+from forkpoint.cli.terminal import (
+    FOUND,
+    INTERRUPTED,
+    NOT_REACHABLE,
+    WRONG_USE,
+    fail,
+    print_no_more,
+)
 from forkpoint.errors import (
     PASS_SERDE,
     SERDE_ENCRYPTS,
@@ -91,7 +97,7 @@ def ending() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        _print_no_more()  # whoever reads has seen enough
+        print_no_more(sys.stdout)  # whoever reads has seen enough
         raise typer.Exit(0) from None
     except (KeyboardInterrupt, typer.Abort):  # the latter, while a question is asked
         raise fail("interrupted", INTERRUPTED) from None
@@ -100,7 +106,7 @@ def ending() -> Iterator[None]:
     except ForkpointError as error:
         raise fail(str(error), _code_of(error)) from None
     except OSError as error:  # of what is printed, as a rule: those of a store are typed
-        _print_no_more()
+        print_no_more(sys.stdout)
         raise fail(str(error), NOT_REACHABLE) from None
 
 
@@ -108,11 +114,6 @@ def as_typed(text: str) -> str:
     """Return what an error says with the options of the command in place of a saver's."""
     text = text.replace(PASS_SERDE, f"; pass --encrypted, with the key in {KEY_VARIABLE}")
     return text.replace(SERDE_ENCRYPTS, f", and --encrypted was passed with that in {KEY_VARIABLE}")
-
-
-def _print_no_more() -> None:
-    """Let nothing be written to a standard output that failed, when the process ends either."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

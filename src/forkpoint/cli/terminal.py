@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TextIO
 
 import typer
 from rich.console import Console
@@ -41,11 +42,23 @@ def columns() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNLIMITED
 
 
-def open_missing_streams() -> None:
-    """Stand in for the standard streams that are closed, as `>&-` leaves them."""
+def prepare_streams() -> None:
+    """Stand in for the standard streams that are closed, as `>&-` leaves them.
+
+    What the encoding of the output does not have is escaped, as on the standard error stream.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the process ends
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def print_no_more(stream: TextIO) -> None:
+    """Let nothing be written to a stream that failed, when the process ends either."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def say(text: str = "") -> None:
@@ -60,8 +73,11 @@ def say_lines(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print a line on the standard error stream."""
-    print("\n".join(map(printable, text.splitlines())), file=sys.stderr)
+    """Print lines on the standard error stream, if it takes any."""
+    try:
+        print("\n".join(map(printable, text.splitlines())), file=sys.stderr, flush=True)
+    except OSError:
+        print_no_more(sys.stderr)
 
 
 def fail(text: str, code: int = WRONG_USE) -> typer.Exit:

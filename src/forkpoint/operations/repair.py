@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import os
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from io import FileIO
 from typing import Any
 
 from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import split_refs
-from forkpoint.errors import CorruptChunk, StorageError
+from forkpoint.errors import CorruptChunk, InvalidInput, StorageError
 from forkpoint.operations.check import CheckProgress, check
 from forkpoint.operations.context import Context
 from forkpoint.operations.gc import collect
@@ -25,10 +27,14 @@ from forkpoint.operations.places import place_of
 from forkpoint.operations.remove_in_turns import header_of
 from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.results import Problem, RepairReport
+from forkpoint.runtime.open_files import refuse_database
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import Session
 from forkpoint.storage.plan import Header, Place, Plan, plan
 from forkpoint.storage.rows import CheckpointRow, ThreadRef, WriteRow
+
+_LINE = b'{"'
+"""With what each line of a quarantine begins."""
 
 
 def repair(
@@ -41,7 +47,13 @@ def repair(
         quarantine: The file to which unreadable checkpoints are written. Without it they stay.
         is_dry: Whether to change nothing.
         on_progress: Is called with what the check found so far.
+
+    Raises:
+        InvalidInput: The file is a database, or another file that is not made of lines of JSON.
+        StorageError: The file cannot be written.
     """
+    if quarantine is not None:
+        refuse_database(quarantine, _named(quarantine))
     report = yield from check(context, on_progress)
     threads: dict[str, list[Problem]] = {}
     for problem in report.problems:
@@ -124,7 +136,7 @@ def _write_down(
     writes: dict[Place, list[WriteRow]] = {}
     for write in session.checkpoints.writes(thread, sorted(places)):
         writes.setdefault((write.checkpoint_ns, write.checkpoint_id), []).append(write)
-    with open(quarantine, "a", encoding="ascii") as file:
+    with _opened(quarantine) as file:
         for place in sorted(places):
             row, its_writes = rows.get(place), writes.get(place, [])
             refs = b"".join(each.refs for each in (row, *its_writes) if each is not None)
@@ -142,9 +154,44 @@ def _write_down(
                 "writes": [_fields(write) for write in its_writes],
                 "chunks": _chunks(chunks),
             }
-            file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+            _write(file, json.dumps(line).encode() + b"\n")
+
+
+def _named(quarantine: str) -> str:
+    return f"the quarantine {quarantine!r}"
+
+
+@contextmanager
+def _opened(quarantine: str) -> Iterator[FileIO]:
+    """Open a file to add lines to it: all that are written within, or none.
+
+    Raises:
+        InvalidInput: It is a database, or another file that is not made of lines of JSON.
+    """
+    refuse_database(quarantine, _named(quarantine))  # something else may be there by now
+    with open(quarantine, "a+b", buffering=0) as file:
+        file.seek(0)
+        if not _LINE.startswith(begin := file.read(len(_LINE))):
+            raise InvalidInput(
+                f"{_named(quarantine)} is another file: it begins with {begin!r}; choose another "
+                "path"
+            )
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        is_finished = file.read(1) in (b"\n", b"")  # or whoever wrote the last line was stopped
+        try:
+            if not is_finished:
+                _write(file, b"\n")
+            yield file
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(end)
+            raise
+
+
+def _write(file: FileIO, content: bytes) -> None:
+    while content:
+        content = content[file.write(content) :]
 
 
 def _fields(row: CheckpointRow | WriteRow) -> dict[str, Any]:

@@ -13,6 +13,10 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from forkpoint.at_fork import Living
+from forkpoint.errors import InvalidInput
+
+SQLITE_ENDINGS = ("-wal", "-shm", "-journal")
+"""What SQLite adds to the name of a database for the files beside it."""
 
 Identity = tuple[int, int]
 """A file, whatever its names are: its device and its inode number."""
@@ -125,6 +129,28 @@ def is_in_use(path: str | os.PathLike[str]) -> bool:
         for database in _in_use.members()
         for name in database.names()
     )
+
+
+def refuse_database(path: str | os.PathLike[str], what: str) -> None:
+    """Raise if a path leads to a database, or to a file that SQLite has beside one.
+
+    No file is opened: to close it would drop the locks that this process has on it.
+
+    Args:
+        path: The path.
+        what: What it is to be, with its name, for the error.
+
+    Raises:
+        InvalidInput: It does, as far as that is seen without opening it.
+    """
+    resolved = os.path.realpath(path)
+    if is_in_use(resolved):
+        raise InvalidInput(f"{what} is a file of the store itself")
+    for ending in SQLITE_ENDINGS:
+        if resolved.endswith(ending) and os.path.exists(resolved.removesuffix(ending)):
+            raise InvalidInput(f"{what} has the name of a database's {ending} file")
+        if os.path.exists(resolved + ending):
+            raise InvalidInput(f"{what} is a database: there is a {ending} file")
 
 
 class _Inherited:

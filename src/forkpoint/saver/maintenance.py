@@ -69,7 +69,8 @@ class Maintenance(BaseCheckpointSaver[Any]):
             on_progress: Is called now and then with what was found so far.
 
         Raises:
-            InvalidInput: An argument is of the wrong type.
+            InvalidInput: An argument is of the wrong type, or the file is a database, or another
+                one that is not made of lines of JSON.
             EncryptionMismatch: The store is encrypted, and not with the saver's key.
             StorageError: The file cannot be written. Nothing of the thread was changed.
         """

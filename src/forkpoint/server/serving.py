@@ -115,7 +115,7 @@ def _module(name: str) -> Any:
 
 def _keys_in(path: Path) -> Mapping[str, str]:
     try:
-        keys = json.loads(path.read_text())
+        keys = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInput(f"the keys in {str(path)!r} cannot be read: {error}") from error
     if not isinstance(keys, dict) or not all(isinstance(name, str) for name in keys.values()):
