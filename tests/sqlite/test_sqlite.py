@@ -8,6 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -103,6 +105,62 @@ async def test_a_value_error_of_an_operation_is_not_taken_for_a_closed_connectio
         await saver.aput(config(), checkpoint({"n": 1}), {}, {"n": 1})
         with pytest.raises(ThreadExists):  # which is one, too
             await saver.afork("thread", new_thread_id="thread")
+
+
+def test_asyncio_run_waits_at_its_end_for_a_call_on_an_aiosqlite_connection(path: Path) -> None:
+    began, cancelled, ended = threading.Event(), threading.Event(), threading.Event()
+    tasks = []
+
+    def operation() -> None:
+        began.set()
+        assert cancelled.wait(60)
+        time.sleep(0.1)  # while `asyncio.run` would end
+        ended.set()
+
+    async def notice_cancellation() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async def main() -> tuple[aiosqlite.Connection, SqliteSaver]:
+        connection = await aiosqlite.connect(path)
+        saver = SqliteSaver(connection)
+        tasks.append(asyncio.create_task(parts_of(saver).runner.arun(operation)))
+        tasks.append(asyncio.create_task(notice_cancellation()))
+        await asyncio.to_thread(began.wait)
+        return connection, saver
+
+    connection, saver = asyncio.run(main())
+    assert ended.is_set()
+    assert tasks[0].cancelled()
+    put(saver, {"n": 1})  # its thread goes on
+    asyncio.run(connection.close())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_aiosqlite_connection_whose_thread_has_ended_says_so(path: Path) -> None:
+    began, is_closed = threading.Event(), threading.Event()
+
+    def operation() -> None:
+        began.set()
+        assert is_closed.wait(60)
+
+    loop = asyncio.new_event_loop()
+    connection = loop.run_until_complete(_opened(path))
+    saver = SqliteSaver(connection)
+    task = loop.create_task(parts_of(saver).runner.arun(operation))
+    loop.run_until_complete(asyncio.to_thread(began.wait))
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
+    is_closed.set()
+    connection._thread.join()
+    with pytest.raises(SaverClosed, match="thread has ended"):
+        saver.get_tuple(config())
+
+
+async def _opened(path: Path) -> aiosqlite.Connection:
+    return await aiosqlite.connect(path)
 
 
 @pytest.mark.parametrize("where", ["file", ":memory:"])

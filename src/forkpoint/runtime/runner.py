@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from types import GeneratorType
 from typing import Any, Protocol, TypeVar, overload
@@ -61,16 +61,23 @@ class Runner(Protocol):
         ...
 
 
+class _Uncancelled(asyncio.Task[_T]):
+    """A task that nobody cancels: at its end, `asyncio.run` cancels all that there are."""
+
+    def cancel(self, msg: Any = None) -> bool:
+        return False
+
+
 async def completed(
-    running: Awaitable[_T], when_cancelled: Callable[[], object] | None = None
+    running: Coroutine[Any, Any, _T], when_cancelled: Callable[[], object] | None = None
 ) -> _T:
-    """Return the result of an awaitable, which ends even if the call is cancelled.
+    """Return the result of a coroutine, which ends even if the call is cancelled.
 
     Args:
-        running: The awaitable.
+        running: The coroutine.
         when_cancelled: Called at once if the call is cancelled.
     """
-    task = asyncio.ensure_future(running)
+    task = _Uncancelled(running, loop=asyncio.get_running_loop())
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -46,7 +46,7 @@ class AiosqliteRunner:
     def run(self, operation: Callable[..., Any], *args: Any) -> Any:
         if threading.get_ident() == self._thread:
             return finished(operation, args)  # from a callback of one that is running there
-        self._check_process()
+        self._check_usable()
         # In a loop on another thread: the caller's thread may be running one.
         loop = self._own_loop()
         future = asyncio.run_coroutine_threadsafe(self.arun(operation, *args), loop)
@@ -57,15 +57,20 @@ class AiosqliteRunner:
             raise
 
     async def arun(self, operation: Callable[..., Any], *args: Any) -> Any:
-        self._check_process()
+        self._check_usable()
         call = _Attempts(operation, args)
         return await completed(self._run(call), call.cancel)
 
-    def _check_process(self) -> None:
+    def _check_usable(self) -> None:
         if self._process != os.getpid():
             raise SaverClosed(
                 "the connection that was passed cannot be used in a forked process; make a saver "
                 "from the path there"
+            )
+        if not _thread_of(self._connection).is_alive():  # a call would wait for ever
+            raise SaverClosed(
+                "the aiosqlite connection that was passed is closed, or its thread has ended, as "
+                "it does where an event loop is closed while a call in it is going on; open another"
             )
 
     async def _run(self, call: _Attempts) -> Any:
@@ -107,6 +112,12 @@ class AiosqliteRunner:
                 weakref.finalize(self, loop.call_soon_threadsafe, loop.stop)
                 self._loop = loop
             return self._loop
+
+
+def _thread_of(connection: Any) -> threading.Thread:
+    """Return the thread of an aiosqlite connection, which is one itself before release 0.22."""
+    thread: threading.Thread = getattr(connection, "_thread", connection)
+    return thread
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
