@@ -5,21 +5,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.graph import START, StateGraph
+from langgraph.types import Send
 
 from checking import config
 from forkpoint import InvalidInput, MissingLibrary, SourceError, SqliteSaver, ThreadCatalog
-from forkpoint.langgraph_rules import COUNTERS
+from forkpoint.langgraph_rules import COUNTERS, SENT_TASKS
 from forkpoint.transfer import TransferProgress, import_threads
+from graphs import THREAD
 from officials import official
 from servers import ReplicaSet
 from transferring import checkpoint_in, told
+
+
+class Counts(TypedDict):
+    counts: Annotated[list[int], add]
 
 
 @pytest.fixture
@@ -71,6 +79,60 @@ def test_a_thread_without_a_name_is_refused_and_the_others_are_imported(
         assert {name: type(error) for name, error in report.failed.items()} == {"": InvalidInput}
         assert report.threads == 1
         assert told(second) == told(theirs)
+
+
+def test_threads_whose_ids_are_no_strings_are_named(
+    second: SqliteSaver, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with official("langgraph-mongodb", tmp_path, request.getfixturevalue) as (theirs, source):
+        for name in ("1", "thread"):
+            checkpoint_in(theirs, name, n=1)
+        theirs.checkpoint_collection.update_many({"thread_id": "1"}, {"$set": {"thread_id": 1}})
+        report = import_threads(source, second, kind="langgraph-mongodb")
+        assert {name: type(error) for name, error in report.failed.items()} == {"1": InvalidInput}
+        assert report.threads == 1
+        some = import_threads(
+            source, second, kind="langgraph-mongodb", threads=lambda name: name.startswith("t")
+        )
+        assert (some.is_complete, some.unchanged) == (True, 1)
+    memory = InMemorySaver()
+    for odd in (1, "another", None):
+        named: Any = {"configurable": {"thread_id": odd, "checkpoint_ns": ""}}
+        memory.put(named, empty_checkpoint(), {}, {})
+    report = import_threads(memory, second, kind="saver")
+    assert (report.failed.keys(), report.threads) == ({"1", "None"}, 1)
+
+
+def test_tasks_that_were_sent_in_an_old_format_wait_in_the_store_too(
+    second: SqliteSaver, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    def send(_: object) -> list[Send]:
+        return [Send("work", n) for n in range(3)]
+
+    def built(saver: Any) -> Any:
+        builder: Any = StateGraph(Counts)
+        builder.add_node("start", lambda _: {})
+        builder.add_node("work", lambda n: {"counts": [n]})
+        builder.add_edge(START, "start")
+        builder.add_conditional_edges("start", send, ["work"])
+        return builder.compile(checkpointer=saver, interrupt_before=["work"])
+
+    with official("langgraph-postgres", tmp_path, request.getfixturevalue) as (theirs, source):
+        built(theirs).invoke({"counts": []}, THREAD)
+        with theirs._cursor() as cursor:  # as LangGraph 0.4 stored it
+            cursor.execute(
+                "UPDATE checkpoints SET checkpoint = jsonb_set(checkpoint #- %s, %s, %s)",
+                (["channel_versions", SENT_TASKS], ["v"], "3"),
+            )
+        waiting = theirs.get_tuple(THREAD).checkpoint
+        assert len(waiting["channel_values"][SENT_TASKS]) == 3
+        report = import_threads(source, second, kind="langgraph-postgres", verify=True)
+        assert report.is_complete
+    imported = second.get(THREAD)
+    assert imported is not None
+    assert imported["channel_values"] == waiting["channel_values"]
+    assert imported["channel_versions"] == waiting["channel_versions"]
+    assert built(second).invoke(None, THREAD) == {"counts": [0, 1, 2]}
 
 
 def test_checkpoints_whose_ids_tell_no_time_are_imported(second: SqliteSaver) -> None:

@@ -18,11 +18,12 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, Pend
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from forkpoint.errors import MissingLibrary, SourceError
-from forkpoint.langgraph_rules import write_idx
+from forkpoint.langgraph_rules import SENT_TASKS, write_idx
 from forkpoint.storage.plan import Place
 from forkpoint.transfer.sources import Reader, StoredState, StoredWrite
 
-_AT_ONCE = 200
+_SENT_IN_A_CHANNEL = 4
+"""The format of checkpoints from which on the tasks of `Send` are the value of a channel."""
 
 
 class SqliteReader(Reader):
@@ -163,6 +164,10 @@ def _typed(failure: type[Exception], what: str = "the source cannot be read") ->
         raise SourceError(f"{what}: {reason}") from error
 
 
+_NO_TEXT = ["null", "bool", "int", "long", "double", "decimal", "date", "objectId", "binData"]
+"""Types that ids of threads may have which are no strings."""
+
+
 class MongoReader(Reader):
     """The collections of `langgraph-checkpoint-mongodb`.
 
@@ -206,9 +211,11 @@ class MongoReader(Reader):
                     .limit(1)
                 )
             if not rows:
-                return
+                break
             last = {"thread_id": {"$type": "string", "$gt": rows[0]["thread_id"]}}
             yield rows[0]["thread_id"]
+        with _typed(self._failure):  # which older versions took
+            yield from self._checkpoints.distinct("thread_id", {"thread_id": {"$type": _NO_TEXT}})
 
     def places(self, thread_id: str) -> list[tuple[str, str, str | None]]:
         fields = {"checkpoint_ns": 1, "checkpoint_id": 1, "parent_checkpoint_id": 1, "_id": 0}
@@ -329,17 +336,30 @@ class PostgresReader(Reader):
         )
         values = dict(checkpoint.get("channel_values") or {})
         values.update({name: self._load(kind, blob) for name, kind, blob in blobs})
+        versions = dict(checkpoint.get("channel_versions") or {})
+        if checkpoint.get("v", 1) < _SENT_IN_A_CHANNEL and (sent := self._sent(thread_id, parent)):
+            values[SENT_TASKS] = sent
+            versions[SENT_TASKS] = max(versions.values(), default=1)
         writes = self._run(
             f"SELECT task_id, idx, {self._path_column}, channel, type, blob"
             f" FROM checkpoint_writes WHERE {at}",
             *(thread_id, *place),
         )
         return StoredState(
-            {**checkpoint, "channel_values": values},
+            {**checkpoint, "channel_values": values, "channel_versions": versions},
             metadata or {},
             parent or None,
             [_write(row, self._load(*row[4:])) for row in writes],
         )
+
+    def _sent(self, thread_id: str, parent: str | None) -> list[Any]:
+        """Return the tasks of `Send` that wait at a checkpoint: what its parent's tasks wrote."""
+        rows = self._run(
+            f"SELECT {self._path_column}, task_id, idx, type, blob FROM checkpoint_writes"
+            " WHERE thread_id = %s AND checkpoint_id = %s AND channel = %s",
+            *(thread_id, parent, SENT_TASKS),
+        )
+        return [self._load(*row[3:]) for row in sorted(rows, key=lambda row: row[:3])]
 
     def _load(self, kind: str, content: Any) -> Any:
         return self._serde.loads_typed((kind, bytes(content or b"")))
@@ -361,7 +381,7 @@ class SaverReader(Reader):
     def thread_ids(self) -> Iterator[str]:
         with _typed_saver():
             ids = {_part(item.config)["thread_id"] for item in self._saver.list(None)}
-        yield from sorted(ids)
+        yield from sorted(ids, key=str)
 
     def places(self, thread_id: str) -> list[tuple[str, str, str | None]]:
         config: Any = {"configurable": {"thread_id": thread_id}}

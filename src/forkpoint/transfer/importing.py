@@ -116,12 +116,12 @@ def import_all(source: Source, target: Target, done: Done, *, verify: bool) -> T
             if verify:
                 _verify(source, target, thread_id, done)
         except ForkpointError as error:
-            done.failed[thread_id] = error
+            done.failed[str(thread_id)] = error  # another saver may have taken one of any type
         except Stale:
             done.failed[thread_id] = ThreadBusy(
                 f"thread {thread_id!r} was written to while it was compared; compare it again later"
             )
-        done.show(thread_id)
+        done.show(str(thread_id))
     return done.report()
 
 

@@ -152,10 +152,15 @@ class ForeignSource(Source):
         self._since = None if since is None else inputs.moment(since, "since")
 
     def thread_ids(self) -> Iterator[str]:
-        for thread_id in self._reader.thread_ids():
-            if self._is_selected is not None and not self._is_selected(thread_id):
-                continue
+        for thread_id in self._selected_ids():
             if self._since is None or self._is_active(thread_id, self._since):
+                yield thread_id
+
+    def _selected_ids(self) -> Iterator[str]:
+        is_selected = self._is_selected
+        for thread_id in self._reader.thread_ids():
+            # One of another type than a string is none that anybody can have selected.
+            if is_selected is None or (isinstance(thread_id, str) and is_selected(thread_id)):
                 yield thread_id
 
     def _is_active(self, thread_id: str, since: int) -> bool:
@@ -169,9 +174,7 @@ class ForeignSource(Source):
     def count(self) -> int | None:
         if self._since is not None:
             return None
-        return sum(
-            self._is_selected is None or self._is_selected(id_) for id_ in self._reader.thread_ids()
-        )
+        return sum(1 for _ in self._selected_ids())
 
     def places(self, thread_id: str) -> Places:
         return oldest_first(
