@@ -28,6 +28,10 @@ NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"
 """The task of writes that belong to a checkpoint itself, such as those of a `Command`."""
 
 
+STRICT_RESUME = "__pregel_strict_resume"
+"""The key of a config that has a run fail whose answer is to an interrupt that does not wait."""
+
+
 def write_idx(channel: str, position: int) -> int:
     """Return the `idx` of a write: that of its special channel, or its position in the task."""
     return WRITES_IDX_MAP.get(channel, position)

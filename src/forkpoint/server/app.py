@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
+import langgraph.errors
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
@@ -130,8 +131,12 @@ async def _ok() -> Json:
 
 async def _info(request: Request) -> Json:
     """Say what the server can do."""
-    has_graphs = bool(request.app.state.forkpoint.graphs)
-    flags = {"assistants": has_graphs, "crons": False, "langsmith": False}
+    flags = {
+        "assistants": bool(request.app.state.forkpoint.graphs),
+        "crons": False,
+        "langsmith": False,
+        "strict_resume": hasattr(langgraph.errors, "UnknownInterruptError"),
+    }
     return {"version": version("forkpoint"), "flags": flags}
 
 

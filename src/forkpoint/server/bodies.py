@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Strategy = Literal["delete", "keep_latest"]
 MultitaskStrategy = Literal["reject", "enqueue", "interrupt", "rollback"]
@@ -23,6 +26,17 @@ ThreadField = Literal[
     "values",
     "interrupts",
 ]
+RunField = Literal[
+    "run_id",
+    "thread_id",
+    "assistant_id",
+    "created_at",
+    "updated_at",
+    "status",
+    "metadata",
+    "kwargs",
+    "multitask_strategy",
+]
 Json = dict[str, Any]
 Identifier = Annotated[str, Field(min_length=1, max_length=1024)]
 
@@ -35,6 +49,20 @@ def _whole(value: Any) -> Any:
 WHOLE = BeforeValidator(_whole)
 """Comes after the limits of a number, which the description says of it then."""
 Minutes = Annotated[float, Field(gt=0, le=1e8)]
+
+
+def _nothing(value: Any) -> None:
+    """Return None for what asks for nothing: null, 0, an empty list.
+
+    Raises:
+        ValueError: It asks for something.
+    """
+    if value:
+        raise ValueError("this server does not do that")
+
+
+NotDone = Annotated[None, BeforeValidator(_nothing)]
+"""What the Platform does for a run, and this server does not: a run that asks for it is refused."""
 
 
 class Body(BaseModel):
@@ -142,10 +170,24 @@ class HistoryRequest(Body):
     select: list[str] | None = None
 
 
+class Configurable(CheckpointPlace):
+    """Where a run begins, if at no newest checkpoint, and anything that its nodes are given."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def _says_not_who_asks(self) -> Self:
+        for name in self.model_extra or ():
+            if name.startswith("langgraph_auth_"):  # nodes rely on it: LangGraph's server says it
+                raise ValueError(f"{name} is not for clients")
+        return self
+
+
 class RunConfig(Body):
     """What a run is configured with. Other keys of a config are not for clients."""
 
-    configurable: Json | None = None
+    configurable: Configurable | None = None
+    metadata: Json | None = None
     recursion_limit: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] | None = None
     tags: list[str] | None = None
 
@@ -169,14 +211,35 @@ class NewRun(Body):
     on_disconnect: Literal["cancel", "continue"] | None = None
     on_completion: Literal["delete", "keep"] | None = None
     durability: Literal["sync", "async", "exit"] | None = None
+    checkpoint_during: bool | None = None
+    strict_resume: bool | None = None
+    after_seconds: NotDone = None
+    webhook: NotDone = None
+    feedback_keys: NotDone = None
+    langsmith_tracer: NotDone = None
+
+    @property
+    def place(self) -> CheckpointPlace:
+        """The checkpoint where it begins: that of the thread's head, if it names none."""
+        configurable = self.config.configurable if self.config is not None else None
+        named = self.checkpoint or configurable or CheckpointPlace()
+        return named.model_copy(update={"checkpoint_id": self.checkpoint_id or named.checkpoint_id})
+
+    @property
+    def asked_durability(self) -> str | None:
+        """When its checkpoints are stored, if it says so: older clients have another word."""
+        if self.durability is None and self.checkpoint_during is not None:
+            return "async" if self.checkpoint_during else "exit"
+        return self.durability
 
     @property
     def is_new_turn(self) -> bool:
         """Whether it has an input for the thread's head, without answers to tool calls."""
         given = self.input if self.command is None else self.command.update
-        has_place = self.checkpoint_id or (self.checkpoint and self.checkpoint.checkpoint_id)
         goes_on = self.command is not None and self.command.resume is not None
-        return given is not None and not has_place and not goes_on and not _has_answers(given)
+        if self.place.checkpoint_id or goes_on:
+            return False
+        return given is not None and not _has_answers(given)
 
 
 class ThreadReply(BaseModel):

@@ -49,6 +49,7 @@ class RunStart(Body):
     config: bodies.RunConfig | None = None
     metadata: Json | None = None
     multitaskStrategy: bodies.MultitaskStrategy | None = None  # as it is sent
+    langsmith_tracer: bodies.NotDone = None
 
 
 class InputResponse(Body):
@@ -234,8 +235,8 @@ async def _done(request: RequestScope, thread_id: str, method: str, params: Json
 async def _start(request: RequestScope, thread_id: str, params: RunStart) -> Json:
     thread = await request.catalog.aget(thread_id)
     configurable = params.config.configurable if params.config is not None else None
-    place = (configurable or {}).get("checkpoint_id")
-    if place is not None and (not isinstance(place, str) or not place.strip()):
+    place = configurable.checkpoint_id if configurable is not None else None
+    if place is not None and not place.strip():
         raise _Refused("invalid_argument", "config.configurable.checkpoint_id must be a text")
     seen = () if thread is None else thread.interrupts
     asked = {
@@ -256,7 +257,6 @@ async def _start(request: RequestScope, thread_id: str, params: RunStart) -> Jso
         input=params.input,
         config=params.config,
         metadata=params.metadata,
-        checkpoint_id=place,
         multitask_strategy=params.multitaskStrategy,
         if_not_exists="create",
     )
@@ -277,7 +277,11 @@ async def _respond(request: RequestScope, thread_id: str, params: InputRespond) 
         raise _Refused("no_such_run", "the graph of this thread is not served")
     answer = bodies.Command(resume=resume, update=params.update, goto=params.goto)
     body = bodies.NewRun(
-        assistant_id=name, command=answer, config=params.config, metadata=params.metadata
+        assistant_id=name,
+        command=answer,
+        config=params.config,
+        metadata=params.metadata,
+        strict_resume=True,  # if another client's answer comes first, this one is to none
     )
     await start_run(request, thread_id, body, RunOptions(sends_events=True))
 

@@ -60,7 +60,7 @@ def failure_of(error: Exception) -> Failure:
     if isinstance(error, RequestValidationError):
         reasons = [
             f"{'.'.join(str(part) for part in reason['loc'])}: "
-            f"{_ADVICE.get(reason['type'], reason['msg'])}"
+            f"{_ADVICE.get(reason['type'], reason['msg'].removeprefix('Value error, '))}"
             for reason in error.errors()
         ]
         return Failure(422, _shown("; ".join(reasons[:5])))

@@ -23,6 +23,7 @@ from forkpoint.server.page_rendering import (
 )
 from forkpoint.server.pages import checkpoints_after
 from forkpoint.server.requests import RequestScope, Server
+from forkpoint.server.run import Run
 from forkpoint.server.run_routes import start_run
 from forkpoint.server.states import config_at
 
@@ -50,7 +51,9 @@ async def answer(request: PageRequest, form: SentForm) -> Response:
     interrupt_id = form.get("interrupt_id")
     resume = {interrupt_id: given} if interrupt_id else given
     body = await _run_on(request, thread_id, command=bodies.Command(resume=resume))
-    await _begin(request, thread_id, body)
+    run = await _begin(request, thread_id, body)
+    if run.error is not None and run.error["error"] == "UnknownInterruptError":
+        raise HTTPException(409, "the thread does not wait for this answer any more")
     return redirect(request.http, "thread", thread_id=thread_id, notice="answered")
 
 
@@ -136,15 +139,20 @@ async def _run_on(
     if name is None:
         raise HTTPException(400, "the graph of this thread is not served")
     return bodies.NewRun(
-        assistant_id=name, input=input, command=command, multitask_strategy="reject"
+        assistant_id=name,
+        input=input,
+        command=command,
+        multitask_strategy="reject",
+        strict_resume=True,
     )
 
 
-async def _begin(request: RequestScope, thread_id: str, body: bodies.NewRun) -> None:
-    """Begin a run, and wait a little for its end."""
+async def _begin(request: RequestScope, thread_id: str, body: bodies.NewRun) -> Run:
+    """Begin a run, wait a little for its end, and return it."""
     begun = await start_run(request, thread_id, body)
     with suppress(asyncio.TimeoutError):  # then the page says that it is going on
         await asyncio.wait_for(begun.join(), _PATIENCE_SECONDS)
+    return begun
 
 
 def _input(form: SentForm) -> Any:

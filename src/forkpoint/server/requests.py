@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote
@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import orjson
 from fastapi import Depends, HTTPException, Path
 from fastapi.routing import APIRoute
+from pydantic import BeforeValidator
 from starlette.requests import HTTPConnection
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -188,5 +189,15 @@ def _unescaped(thread_id: Annotated[str, Path(max_length=8192)]) -> str:
     return unquote(thread_id, errors="surrogatepass")
 
 
+def _listed(value: Any) -> Any:
+    """Return a list that was sent as one text: the client in JavaScript sends JSON."""
+    if isinstance(value, list) and len(value) == 1 and str(value[0]).startswith("["):
+        with suppress(ValueError):
+            return orjson.loads(value[0])
+    return value
+
+
 Request = Annotated[RequestScope, Depends(_scope_of)]
 ThreadId = Annotated[str, Depends(_unescaped)]
+LISTED = BeforeValidator(_listed)
+"""Belongs to a parameter of a query that is a list."""

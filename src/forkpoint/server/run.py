@@ -22,6 +22,7 @@ from forkpoint.errors import (
     ThreadDeleted,
     ThreadNotFound,
 )
+from forkpoint.langgraph_rules import STRICT_RESUME
 from forkpoint.runtime.runner import completed
 from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json
@@ -352,28 +353,27 @@ class Run:
             "context": body.context,
             "interrupt_before": body.interrupt_before,
             "interrupt_after": body.interrupt_after,
-            "durability": body.durability,
+            "durability": body.asked_durability,
         }
 
     def _config(self, lease: Lease) -> Json:
         body = self.body
         given = body.config or bodies.RunConfig()
-        place = body.checkpoint or bodies.CheckpointPlace()
-        place = place.model_copy(
-            update={"checkpoint_id": body.checkpoint_id or place.checkpoint_id}
-        )
+        others = given.configurable.model_extra if given.configurable is not None else None
         configurable = {
-            name: value
-            for name, value in (given.configurable or {}).items()
-            if not name.startswith("__") and name not in bodies.CheckpointPlace.model_fields
+            name: value for name, value in (others or {}).items() if not name.startswith("__")
         }
+        if body.strict_resume:
+            configurable[STRICT_RESUME] = True
         metadata = {
+            **(given.metadata or {}),
             **(body.metadata or {}),
             "graph_id": self._assistant.graph_id,
             "assistant_id": self._assistant.assistant_id,
             "run_id": self.run_id,
         }
-        config = config_at(self.thread_id, place, {**configurable, **lease.config["configurable"]})
+        configurable |= lease.config["configurable"]
+        config = config_at(self.thread_id, body.place, configurable)
         options = given.model_dump(include={"recursion_limit", "tags"}, exclude_none=True)
         return {**config, **options, "metadata": metadata}
 

@@ -21,13 +21,15 @@ from forkpoint.saver import parts_of
 from forkpoint.server import bodies
 from forkpoint.server.assistants import find_assistant
 from forkpoint.server.bodies import Json
-from forkpoint.server.requests import Request, RequestScope, StrictRoute, ThreadId
+from forkpoint.server.requests import LISTED, Request, RequestScope, StrictRoute, ThreadId
 from forkpoint.server.run import MODES, Run, RunMode, RunOptions
 from forkpoint.server.states import command_of
 
 router = APIRouter(route_class=StrictRoute, tags=["runs"])
 RunId = Annotated[str, Path()]
-ThreadModes = Annotated[list[Literal["run_modes", "lifecycle", "state_update"]] | None, Query()]
+ThreadModes = Annotated[
+    list[Literal["run_modes", "lifecycle", "state_update"]] | None, LISTED, Query()
+]
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _HEARTBEAT_SECONDS = 5
 
@@ -58,9 +60,11 @@ async def wait(
 
 
 @router.post("/runs/wait", response_model=None)
-async def wait_without_thread(request: Request, body: bodies.NewRun) -> Any:
+async def wait_without_thread(request: Request, body: bodies.NewRun, response: Response) -> Any:
     """Run a graph on a thread of its own, and return its last state."""
-    return await _outcome(request, await _started_on_new_thread(request, body))
+    run = await _started_on_new_thread(request, body)
+    response.headers["Content-Location"] = _place_of(run)
+    return await _outcome(request, run)
 
 
 @router.post("/threads/{thread_id}/runs", response_model=Json)
@@ -69,7 +73,15 @@ async def create(
 ) -> Json:
     """Begin a run on a thread. It is known to this process, and goes with it."""
     run = await start_run(request, thread_id, body)
-    response.headers["Content-Location"] = _headers_of(run, "join")["Content-Location"]
+    response.headers["Content-Location"] = _place_of(run)
+    return run.shown()
+
+
+@router.post("/runs", response_model=Json)
+async def create_without_thread(request: Request, body: bodies.NewRun, response: Response) -> Json:
+    """Begin a run on a thread of its own, which is deleted afterwards unless told otherwise."""
+    run = await _started_on_new_thread(request, body)
+    response.headers["Content-Location"] = _place_of(run)
     return run.shown()
 
 
@@ -80,12 +92,14 @@ async def list_runs(
     limit: Annotated[int, Query(ge=1, le=1000)] = 10,
     offset: Annotated[int, Query(ge=0)] = 0,
     status: Annotated[str | None, Query()] = None,
+    select: Annotated[list[bodies.RunField] | None, LISTED, Query()] = None,
 ) -> list[Json]:
     """Return the runs on a thread that this process knows, newest first."""
     await request.thread(thread_id)
     runs = request.server.runs.of_thread(request, thread_id)
     shown = [run.shown() for run in runs if status is None or run.status == status]
-    return shown[offset:][:limit]
+    page = shown[offset:][:limit]
+    return [{name: run[name] for name in select} for run in page] if select else page
 
 
 @router.get("/threads/{thread_id}/runs/{run_id}", response_model=Json)
@@ -105,7 +119,7 @@ async def join_stream(
     request: Request,
     thread_id: ThreadId,
     run_id: RunId,
-    stream_mode: Annotated[list[RunMode | Literal[""]] | None, Query()] = None,
+    stream_mode: Annotated[list[RunMode | Literal[""]] | None, LISTED, Query()] = None,
     cancel_on_disconnect: Annotated[bool, Query()] = False,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -216,7 +230,8 @@ async def start_run(
 
 
 async def _started_on_new_thread(request: Request, body: bodies.NewRun) -> Run:
-    if body.command is not None or body.checkpoint is not None or body.checkpoint_id is not None:
+    is_answer = body.command is not None and body.command.resume is not None
+    if is_answer or body.place.checkpoint_id is not None:
         raise HTTPException(422, "a run without a thread has no checkpoint to go on from")
     new = body.model_copy(update={"if_not_exists": "create"})
     options = RunOptions(is_temporary=body.on_completion != "keep")

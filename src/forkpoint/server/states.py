@@ -18,12 +18,12 @@ from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json
 from forkpoint.server.bodies import Json
 from forkpoint.server.failures import message_of
-from forkpoint.server.requests import Graph, Request, StrictRoute, ThreadId
+from forkpoint.server.requests import LISTED, Graph, Request, StrictRoute, ThreadId
 from forkpoint.server.thread_streams import as_text
 
 router = APIRouter(route_class=StrictRoute, tags=["states"])
 Subgraphs = Annotated[bool, Query()]
-Select = Annotated[list[str] | None, Query()]
+Select = Annotated[list[str] | None, LISTED, Query()]
 _CONFIG_KEYS = ("thread_id", "checkpoint_ns", "checkpoint_id", "checkpoint_map")
 
 
@@ -158,7 +158,15 @@ def command_of(command: bodies.Command) -> Command[Any]:
     ]
     if not all(isinstance(step, str | Send) for step in steps):
         raise HTTPException(422, "command.goto: names of nodes, or {node, input}")
-    return Command(resume=command.resume, update=command.update, goto=steps)
+    update = command.update
+    if isinstance(update, list) and all(_is_pair(part) for part in update):
+        update = [(name, value) for name, value in update]
+    return Command(resume=command.resume, update=update, goto=steps)
+
+
+def _is_pair(part: Any) -> bool:
+    """Return whether a part of an update is a channel and what is written to it."""
+    return isinstance(part, list) and len(part) == 2 and isinstance(part[0], str)
 
 
 def config_at(

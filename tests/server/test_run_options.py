@@ -1,0 +1,199 @@
+"""What a run is asked for is done, or refused: no part of it is passed over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import langgraph.errors
+import pytest
+from langgraph_sdk.client import LangGraphClient
+from langgraph_sdk.errors import UnprocessableEntityError
+
+from calling import calling
+from forkpoint import ThreadCatalog
+from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.server import create_app
+from served import chat, said
+
+needs_strict_resume = pytest.mark.skipif(
+    not hasattr(langgraph.errors, "UnknownInterruptError"), reason="LangGraph is older"
+)
+
+
+@pytest.fixture
+async def client(saver: ForkpointSaver) -> Any:
+    client = LangGraphClient(calling(create_app(saver, {"chat": chat()})))
+    await client.threads.create(thread_id="t")
+    return client
+
+
+def texts(values: Any) -> list[str]:
+    return [message["content"] for message in values["messages"]]
+
+
+@pytest.mark.parametrize("how", ["checkpoint_id", "checkpoint", "configurable"])
+async def test_a_run_begins_at_the_checkpoint_that_is_named(how: str, client: Any) -> None:
+    await client.runs.wait("t", "chat", input=said("one"))
+    (head,) = await client.threads.get_history("t", limit=1)
+    await client.runs.wait("t", "chat", input=said("two"))
+    here = {"checkpoint_id": head["checkpoint"]["checkpoint_id"]}
+    place = {
+        "checkpoint_id": here,
+        "checkpoint": {"checkpoint": here},
+        "configurable": {"config": {"configurable": here}},
+    }
+    values = await client.runs.wait("t", "chat", input=said("three"), **place[how])
+    assert texts(values) == ["one", "Hello one", "three", "Hello three"]
+
+
+async def test_an_update_of_a_command_may_be_pairs(client: Any) -> None:
+    await client.runs.wait("t", "chat", input=said("you"))
+    values = await client.runs.wait("t", "chat", command={"update": [["turns", 5], ["turns", 10]]})
+    assert values["turns"] == 16
+
+
+@pytest.mark.parametrize("is_during", [True, False])
+async def test_when_checkpoints_are_kept_may_be_said_as_older_clients_do(
+    is_during: bool, client: Any
+) -> None:
+    with pytest.warns(DeprecationWarning, match="checkpoint_during"):
+        await client.runs.wait("t", "chat", input=said("you"), checkpoint_during=is_during)
+    assert (len(await client.threads.get_history("t")) > 1) is is_during
+
+
+async def test_the_metadata_of_a_config_are_those_of_its_checkpoints(client: Any) -> None:
+    config = {"metadata": {"a": 1, "b": 1}}
+    await client.runs.wait("t", "chat", input=said("you"), config=config, metadata={"b": 2})
+    metadata = (await client.threads.get_state("t"))["metadata"]
+    assert (metadata["a"], metadata["b"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"after_seconds": 1},
+        {"after_seconds": -1},
+        {"webhook": "https://example.com/hook"},
+        {"feedback_keys": ["score"]},
+        {"langsmith_tracer": {"project_name": "p"}},
+    ],
+)
+async def test_what_is_not_done_for_a_run_is_refused(asked: Any, client: Any) -> None:
+    given = {"assistant_id": "chat", "input": said("you"), **asked}
+    for place in ("/threads/t/runs", "/runs/wait", "/threads/t/runs/stream"):
+        refused = await client.http.client.post(place, json=given)
+        name = next(iter(asked))
+        assert refused.status_code == 422
+        assert refused.json() == {"detail": f"body.{name}: this server does not do that"}
+    nothing = {**given, "after_seconds": 0, "webhook": None, "feedback_keys": []}
+    nothing = {**nothing, "langsmith_tracer": None}
+    assert (await client.http.client.post("/threads/t/runs/wait", json=nothing)).json()[
+        "turns"
+    ] == 1
+
+
+async def test_no_client_says_to_nodes_who_asks(client: Any) -> None:
+    forged = {"configurable": {"model": "m", "langgraph_auth_user": {"identity": "admin"}}}
+    run = {"assistant_id": "chat", "input": said("you"), "config": forged}
+    for place in ("/threads/t/runs", "/runs/wait"):
+        refused = await client.http.client.post(place, json=run)
+        assert (refused.status_code, "not for clients" in refused.text) == (422, True)
+    command = {"id": 1, "method": "run.start", "params": run}
+    answer = (await client.http.client.post("/threads/t/commands", json=command)).json()
+    assert answer["error"] == "invalid_argument"
+    del forged["configurable"]["langgraph_auth_user"]
+    assert (await client.http.client.post("/runs/wait", json=run)).json()["turns"] == 1
+
+
+async def test_a_run_without_a_thread_has_one_of_its_own(
+    client: Any, saver: ForkpointSaver
+) -> None:
+    made: list[Any] = []
+    options: Any = {"input": said("you"), "on_run_created": made.append}
+    run = await client.runs.create(None, "chat", **options)
+    values = await client.runs.join(run["thread_id"], run["run_id"])
+    assert texts(values) == ["you", "Hello you"]
+    kept = await client.runs.create(None, "chat", **options, on_completion="keep")
+    await client.runs.join(kept["thread_id"], kept["run_id"])
+    await client.runs.wait(None, "chat", **options)
+    assert [each["run_id"] for each in made[:2]] == [run["run_id"], kept["run_id"]]
+    assert len(made) == 3
+    left = {thread.thread_id for thread in ThreadCatalog(saver).search()}
+    assert left == {"t", kept["thread_id"]}
+    command: Any = {"update": said("me"), "goto": "answer"}
+    assert "Hello me" in texts(await client.runs.wait(None, "chat", command=command))
+    for bad in ({"command": {"resume": 1}}, {"checkpoint_id": "x"}):
+        with pytest.raises(UnprocessableEntityError):
+            await client.runs.create(None, "chat", **bad)
+
+
+async def test_lists_in_addresses_may_be_those_of_the_client_in_javascript(client: Any) -> None:
+    given: Any = {"input": said("you"), "stream_mode": ["values", "updates", "custom"]}
+    run = await client.runs.create("t", "chat", **given)
+    await client.runs.join("t", run["run_id"])
+
+    async def sent(**query: Any) -> set[str]:
+        place = f"/threads/t/runs/{run['run_id']}/stream"
+        answer = await client.http.client.get(place, params=query)
+        return {line[7:] for line in answer.text.splitlines() if line.startswith("event: ")}
+
+    modes = ["values", "updates"]
+    assert await sent(stream_mode=json.dumps(modes)) == {"metadata", *modes}
+    assert await sent(stream_mode=modes) == await sent(stream_mode="[]") == {"metadata", *modes}
+    assert await sent(stream_mode="updates") == {"metadata", "updates"}
+    for bad in ('["nothing"]', "[", '["values"'):
+        answer = await client.http.client.get(
+            f"/threads/t/runs/{run['run_id']}/stream", params={"stream_mode": bad}
+        )
+        assert answer.status_code == 422
+    chosen = {"run_id": run["run_id"], "status": "success"}
+    for select in (["run_id", "status"], '["run_id", "status"]'):
+        params = {"select": select}
+        assert (await client.http.client.get("/threads/t/runs", params=params)).json() == [chosen]
+    assert await client.runs.list("t", select=["run_id", "status"]) == [chosen]
+    with pytest.raises(UnprocessableEntityError):
+        await client.runs.list("t", select=["nothing"])
+
+
+async def asked_by(client: Any) -> str:
+    """Have the thread wait for an answer, and return the id of what is asked."""
+    await client.runs.wait("t", "chat", input=said("ask"))
+    (interrupts,) = (await client.threads.get("t"))["interrupts"].values()
+    return str(interrupts[0]["id"])
+
+
+@needs_strict_resume
+async def test_a_second_answer_to_one_question_is_none(client: Any) -> None:
+    assert (await client.http.get("/info"))["flags"]["strict_resume"]
+    asked = await asked_by(client)
+    answer = {"command": {"resume": {asked: "yes"}}, "strict_resume": True}
+    assert texts(await client.runs.wait("t", "chat", **answer))[-1] == "You said yes."
+    before = await client.threads.get_history("t")
+    with pytest.raises(Exception, match="UnknownInterruptError"):
+        await client.runs.wait("t", "chat", **answer)
+    assert await client.threads.get_history("t") == before
+
+    asked = await asked_by(client)
+    params = {"interrupt_id": asked, "response": "no"}
+    command = {"id": 1, "method": "input.respond", "params": params}
+    both = [client.http.client.post("/threads/t/commands", json=command) for _ in range(2)]
+    told = [answer.json()["type"] for answer in await asyncio.gather(*both)]
+    runs = await client.runs.list("t", limit=told.count("success"))
+    ends = [await client.runs.join("t", run["run_id"]) for run in runs]
+    assert [texts(end)[-1] for end in ends if "messages" in end] == ["You said no."]
+    assert told[0] == "success"
+    for end in ends:
+        assert "messages" in end or end["__error__"]["error"] == "UnknownInterruptError"
+
+
+@needs_strict_resume
+async def test_a_form_whose_question_was_answered_says_so(client: Any) -> None:
+    asked = await asked_by(client)
+    form = {"thread_id": "t", "interrupt_id": asked, "answer": "yes"}
+    http, origin = client.http.client, {"origin": "http://localhost"}
+    assert (await http.post("/pages/answer", data=form, headers=origin)).status_code == 303
+    refused = await http.post("/pages/answer", data=form, headers=origin)
+    assert refused.status_code == 409
+    assert "does not wait for this answer" in refused.text
