@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from checking import id_of, one_by_one, put
+from checking import counts_of, id_of, one_by_one, put
 from forkpoint import (
     DamagedArchive,
     InvalidInput,
@@ -91,6 +91,62 @@ def test_lines_that_are_missing_are_noticed(
             second.purge("thread")
 
 
+def two_archives(second: SqliteSaver, directory: Path, size: int, ending: str = "") -> list[bytes]:
+    """Return an archive of a thread `a` and one of a thread `b`."""
+    archives = []
+    for thread_id in "ab":
+        head: Any = None
+        for n in range(3):
+            head = put(second, {"texts": [f"{n}" * size]}, thread_id=thread_id, parent=head)
+        path = directory / f"{thread_id}{ending}"
+        archive_threads(second, path, ThreadFilter(ids=[thread_id]))
+        archives.append(path.read_bytes())
+        second.purge(thread_id)
+    return archives
+
+
+@pytest.mark.parametrize("lost", [1, 30, 200])
+def test_of_archives_that_were_joined_none_is_restored_as_a_part_of_another(
+    lost: int, second: SqliteSaver, tmp_path: Path
+) -> None:
+    first, last = two_archives(second, tmp_path, 9)
+    (tmp_path / "joined").write_bytes(first[:-lost] + last)
+    report = restore_threads(second, tmp_path / "joined")
+    assert (report.threads, len(report.damaged)) == (2, lost > 1)
+    assert counts_of(second) == {"a": 2 if lost == 200 else 3, "b": 3}
+
+
+@pytest.mark.parametrize("size", [9, 9000])
+def test_a_thread_whose_beginning_is_lost_is_no_part_of_the_one_before(
+    size: int, second: SqliteSaver, tmp_path: Path
+) -> None:
+    first, last = two_archives(second, tmp_path, size)
+    joined = first[:-200] + bytes(270) + last[70:]  # such as a block that a disk has lost
+    (tmp_path / "joined").write_bytes(joined)
+    report = restore_threads(second, tmp_path / "joined")
+    reason = "it is of another thread, as the line that begins that is damaged"
+    assert [str(damage).endswith(reason) for damage in report.damaged] == [False, True]
+    assert counts_of(second) == {"a": 2}
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("size", [9, 90_000])
+def test_of_compressed_archives_that_were_joined_the_last_one_is_restored_and_kept(
+    name: str, size: int, second: SqliteSaver, tmp_path: Path
+) -> None:
+    first, last = two_archives(second, tmp_path, size, Path(name).suffix)
+    cut_off = first[:-30] + last  # for what is missing, Zstandard takes what follows
+    (tmp_path / name).write_bytes(cut_off)
+    report = restore_threads(second, tmp_path / name)
+    assert report.damaged
+    assert counts_of(second)["b"] == 3
+    messages(second, "another", 1)
+    (tmp_path / name).write_bytes(last + cut_off)
+    with pytest.raises(InvalidInput, match="damaged"):
+        archive_threads(second, tmp_path / name, ThreadFilter(ids=["another"]))
+    assert (tmp_path / name).read_bytes() == last + cut_off
+
+
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_what_follows_a_damaged_compressed_thread_is_restored(
     name: str, second: SqliteSaver, tmp_path: Path
@@ -132,6 +188,10 @@ def test_a_compressed_thread_that_was_not_finished_is_replaced(
     path.write_bytes(path.read_bytes()[:-20])
     archive_threads(second, path, ThreadFilter(ids=["b"]))
     assert path.read_bytes().startswith(whole)
+    for begun in (1, 10, 40):  # as a process leaves it that is stopped in the first one
+        path.write_bytes(whole[:begun])
+        archive_threads(second, path, ThreadFilter(ids=["a"]))
+        assert path.read_bytes() == whole
     with SqliteSaver(tmp_path / "restored.db") as saver:
         assert restore_threads(saver, path).is_complete
         assert tuples(saver, "b") == tuples(second, "b")

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from forkpoint.errors import InvalidInput, MissingLibrary
 
 _READ_BYTES = 65536
+_BEGIN_BYTES = 1024
 
 
 class Compression(NamedTuple):
@@ -88,8 +89,13 @@ def compression_in(begin: bytes) -> Compression | None:
     return None
 
 
-def end_of_streams(file: FileIO, compression: Compression) -> int:
+def end_of_streams(file: FileIO, compression: Compression, begin: bytes) -> int:
     """Return where the last stream ends that was finished.
+
+    Args:
+        file: The file.
+        compression: How it is compressed.
+        begin: With what each stream begins that is worth anything, decompressed.
 
     Raises:
         InvalidInput: The file is damaged.
@@ -105,47 +111,93 @@ def end_of_streams(file: FileIO, compression: Compression) -> int:
         try:
             decompressor.decompress(content)
         except compression.errors as error:
-            raise InvalidInput(
-                f"the archive is damaged after byte {end}: {error}; restore it, and choose another "
-                "path to archive to"
-            ) from error
+            raise _damaged(end, error) from error
         if decompressor.eof:
             left = decompressor.unused_data
             end = position - len(left)
             decompressor = compression.decompressor()
+    # A stream that is damaged may go on through those behind it, without an error.
+    if end < position and _next_stream(file, end + 1, compression, begin) < position:
+        raise _damaged(end, "a part of it is missing")
     return end
 
 
-def decompressed(file: FileIO, compression: Compression) -> Iterator[bytes | Exception]:
-    """Yield what a file holds, and where a stream is damaged an error, and then the next one."""
+def _damaged(end: int, reason: object) -> InvalidInput:
+    return InvalidInput(
+        f"the archive is damaged after byte {end}: {reason}; restore it, and choose another path "
+        "to archive to"
+    )
+
+
+def decompressed(
+    file: FileIO, compression: Compression, begin: bytes
+) -> Iterator[bytes | Exception]:
+    """Yield what a file holds, and where a stream is damaged an error, and then the next one.
+
+    Args:
+        file: The file.
+        compression: How it is compressed.
+        begin: With what a stream begins that follows a damaged one, decompressed.
+    """
     file.seek(0)
+    start = position = 0
     left = b""
     decompressor = compression.decompressor()
     is_begun = False
-    while content := left or file.read(_READ_BYTES):
+    while True:
+        content = left or file.read(_READ_BYTES)
+        position += 0 if left else len(content)
         left = b""
         try:
+            if is_begun and not content:
+                raise EOFError("its end is missing")
             plain = decompressor.decompress(content)
-        except compression.errors as error:
+        except (EOFError, compression.errors) as error:
             yield error
-            left = _from_next_stream(file, content[1:], compression.magic)
+            # It may have gone on into the next one, before that was seen.
+            start = position = file.seek(_next_stream(file, start + 1, compression, begin))
             decompressor, is_begun = compression.decompressor(), False
             continue
+        if not content:
+            return
         is_begun = True
         if plain:
             yield plain
         if decompressor.eof:
             left = decompressor.unused_data
+            start = position - len(left)
             decompressor, is_begun = compression.decompressor(), False
-    if is_begun:
-        yield EOFError("its end is missing")
 
 
-def _from_next_stream(file: FileIO, content: bytes, magic: bytes) -> bytes:
-    """Return what follows from where the next stream may begin."""
-    while (at := content.find(magic)) < 0:
-        more = file.read(_READ_BYTES)
-        if not more:
-            return b""
-        content = content[-len(magic) :] + more
-    return content[at:]
+def _next_stream(file: FileIO, start: int, compression: Compression, begin: bytes) -> int:
+    """Return where the next stream begins, or the end of the file."""
+    magic = compression.magic
+    position = file.seek(start)
+    content = b""
+    while more := file.read(_READ_BYTES):
+        content = content[1 - len(magic) :] + more
+        position += len(more)
+        at = content.find(magic)
+        while at >= 0:
+            place = position - len(content) + at
+            if _begins(file, place, compression, begin):
+                return place
+            at = content.find(magic, at + 1)
+        file.seek(position)
+    return position
+
+
+def _begins(file: FileIO, place: int, compression: Compression, begin: bytes) -> bool:
+    """Return whether what begins at a place is a stream, and no bytes that look alike."""
+    file.seek(place)
+    decompressor = compression.decompressor()
+    plain = b""
+    try:
+        while len(plain) < len(begin) and not decompressor.eof:
+            content = file.read(_BEGIN_BYTES)  # what comes later may be damaged
+            if not content:
+                break
+            plain += decompressor.decompress(content)
+    except compression.errors:
+        pass
+    return plain.startswith(begin)

@@ -34,6 +34,7 @@ LONGEST_LINE = 512 * 1024 * 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ANY_LINE = b'{"'
 _READ_BYTES = 65536
+_NO_LINE = 64  # bytes, in which no line is, however it is compressed
 
 
 class _Known(NamedTuple):
@@ -126,7 +127,7 @@ class ArchiveFile:
         self._check_content(file)
         if self._compression is None:
             return _end_of_lines(file)
-        return end_of_streams(file, self._compression)
+        return end_of_streams(file, self._compression, BEGIN)
 
     def _check_content(self, file: FileIO) -> None:
         """Raise unless a file is an archive, or empty.
@@ -142,7 +143,9 @@ class ArchiveFile:
             _check_begin(self.path, file.read(len(_ANY_LINE)), _ANY_LINE)
         else:
             _check_begin(self.path, begin, self._compression.magic)
-            plain = next(decompressed(file, self._compression), b"")
+            plain = next(decompressed(file, self._compression, BEGIN), b"")
+            if isinstance(plain, EOFError) and len(begin) < _NO_LINE:
+                plain = b""  # whoever made it was stopped before a line was there
             _check_begin(self.path, plain if isinstance(plain, bytes) else b"?", BEGIN)
 
 
@@ -211,7 +214,7 @@ def _contents(file: FileIO, path: str) -> Iterator[bytes | Exception]:
         compression = compression_in(file.read(4))
         file.seek(0)
         if compression is not None:
-            yield from decompressed(file, compression)
+            yield from decompressed(file, compression, BEGIN)
             return
         while content := file.read(_READ_BYTES):
             yield content

@@ -59,14 +59,7 @@ def part_of(line: bytes, decrypt: Encrypt) -> Part:
         EncryptionMismatch: It was encrypted with another key, or was not.
         CorruptChunk: It is not what was written.
     """
-    line = line.rstrip(b"\n")
-    end = len(line) - len(_SUFFIX) - _DIGITS - len(_END)
-    kind, separator, written = line[:end].partition(b'": ')
-    suffix, digest = line[end : end + len(_SUFFIX)], line[end + len(_SUFFIX) : -len(_END)]
-    if end <= 0 or not separator or suffix != _SUFFIX:
-        raise CorruptChunk("it is cut off, or no line of an archive")
-    if sha256(written).hexdigest()[:_DIGITS].encode() != digest:
-        raise CorruptChunk("it is not what was written")
+    kind, written = _verified(line)
     reader = _READERS.get(kind)
     if reader is None:
         raise CorruptChunk("it is of an unknown kind; a newer forkpoint may know it")
@@ -83,6 +76,38 @@ def part_of(line: bytes, decrypt: Encrypt) -> Part:
         if isinstance(error, CorruptChunk):
             raise
         raise CorruptChunk(f"it is not of the shape that is written: {error}") from error
+
+
+def _verified(line: bytes) -> tuple[bytes, bytes]:
+    """Return with what a line begins, and the part in it, as it is written.
+
+    Raises:
+        CorruptChunk: It is not what was written.
+    """
+    line = line.rstrip(b"\n")
+    end = len(line) - len(_SUFFIX) - _DIGITS - len(_END)
+    kind, separator, written = line[:end].partition(b'": ')
+    suffix, digest = line[end : end + len(_SUFFIX)], line[end + len(_SUFFIX) : -len(_END)]
+    if end <= 0 or not separator or suffix != _SUFFIX:
+        raise CorruptChunk("it is cut off, or no line of an archive")
+    if sha256(written).hexdigest()[:_DIGITS].encode() != digest:
+        raise CorruptChunk("it is not what was written")
+    return kind, written
+
+
+def second_begin(line: bytes) -> int:
+    """Return where in a line another thread begins; 0 if none does.
+
+    It does where the line before was cut off: archives were joined, of which one was not whole.
+    """
+    at = line.rfind(BEGIN)
+    if at <= 0:
+        return 0
+    try:
+        _verified(line)
+    except CorruptChunk:
+        return at
+    return 0
 
 
 def _json(value: Any) -> str:

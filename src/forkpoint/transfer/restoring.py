@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from forkpoint.archive.file import Line, lines_in
-from forkpoint.archive.lines import BEGIN, line_of, part_of
+from forkpoint.archive.lines import BEGIN, line_of, part_of, second_begin
 from forkpoint.archive.parts import CheckpointPart, ChunkPart, EndPart, Part, ThreadPart
 from forkpoint.errors import (
     CorruptChunk,
@@ -92,7 +92,15 @@ def _sections(path: str) -> Iterator[tuple[int, Iterator[Line]]]:
             first = line.number
         return first
 
-    return groupby(lines_in(path), section_of)
+    return groupby(_lines(path), section_of)
+
+
+def _lines(path: str) -> Iterator[Line]:
+    for line in lines_in(path):
+        at = second_begin(line.content)
+        if at:
+            yield line._replace(content=line.content[:at])
+        yield line._replace(content=line.content[at:])
 
 
 def _survey(path: str, done: Done) -> Iterator[_Section]:
@@ -193,7 +201,8 @@ class _Restoring:
         self._done = done
         self._writer = ThreadWriter(target.context, arrival.thread, record.status)
         self._decrypt = target.context.codec.decrypt
-        self._last_line = 0
+        self._last_line = self._next_chunk = 0
+        self._has_own = False
         self.is_ended = False
         self.checkpoints = self._damaged = 0
         self.hidden: set[Place] = set()
@@ -216,8 +225,12 @@ class _Restoring:
         self._done.damaged.append(DamagedArchive(self._last_line, self._thread_id, reason))
 
     def _add(self, part: Part) -> None:
-        if isinstance(part, ChunkPart):
+        if self._damaged and self._is_of_another(part):
+            self.is_ended = True
+            self._note_damage("it is of another thread, as the line that begins that is damaged")
+        elif isinstance(part, ChunkPart):
             self._writer.add(part)
+            self._next_chunk = part.first + len(part.chunks)
         elif isinstance(part, CheckpointPart):
             self._put(part)
         else:
@@ -227,8 +240,20 @@ class _Restoring:
             if missing and not self._damaged:
                 self._note_damage(f"{missing} lines of checkpoints are missing before it")
 
+    def _is_of_another(self, part: Part) -> bool:
+        """Return whether a part is seen to be of another thread, where lines before are lost.
+
+        The chunks of each are numbered from 0, and its graph's first checkpoint has no parent.
+        """
+        if isinstance(part, ChunkPart):
+            return type(part.first) is int and part.first < self._next_chunk
+        if not isinstance(part, CheckpointPart) or part.checkpoint_ns != "":
+            return False
+        return self._has_own and part.parent_checkpoint_id is None
+
     def _put(self, part: CheckpointPart) -> None:
         check_checkpoint(part)
+        self._has_own |= part.checkpoint_ns == ""
         runner, done = self._target.runner, self._done
         if part.place in self._arrival.places:
             done.writes += runner.run(self._writer.complete, part)
