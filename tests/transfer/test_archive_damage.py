@@ -188,13 +188,13 @@ def test_a_compressed_thread_that_was_not_finished_is_replaced(
     path.write_bytes(path.read_bytes()[:-20])
     archive_threads(second, path, ThreadFilter(ids=["b"]))
     assert path.read_bytes().startswith(whole)
+    with SqliteSaver(tmp_path / "restored.db") as saver:
+        assert restore_threads(saver, path).is_complete
+        assert tuples(saver, "b") == tuples(second, "b")
     for begun in (1, 10, 40):  # as a process leaves it that is stopped in the first one
         path.write_bytes(whole[:begun])
         archive_threads(second, path, ThreadFilter(ids=["a"]))
         assert path.read_bytes() == whole
-    with SqliteSaver(tmp_path / "restored.db") as saver:
-        assert restore_threads(saver, path).is_complete
-        assert tuples(saver, "b") == tuples(second, "b")
 
 
 def test_a_damaged_thread_is_not_archived(second: SqliteSaver, path: Path, tmp_path: Path) -> None:
