@@ -284,7 +284,19 @@ def test_a_connection_that_cannot_be_closed_before_a_fork_keeps_no_other_open(pa
             assert counts_of(each) == {"thread": 3}
 
 
-def test_what_is_stored_in_a_file_that_is_just_replaced_is_stored_again(path: Path) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda saver: put(saver, {"n": 2}),
+        lambda saver: ThreadCatalog(saver).update("thread", label="new"),
+        lambda saver: saver.fork("thread", new_thread_id="new"),
+        lambda saver: saver.delete_thread("thread"),
+    ],
+    ids=["put", "update", "fork", "delete"],
+)
+def test_what_is_stored_in_a_file_that_is_just_replaced_is_stored_again(
+    call: Call, path: Path
+) -> None:
     store = SqliteStore(path)
     backup = path.with_name("backup.db")
     is_replaced = True
@@ -303,8 +315,23 @@ def test_what_is_stored_in_a_file_that_is_just_replaced_is_stored_again(path: Pa
         ):
             source.backup(target)
         is_replaced = False
-        put(saver, {"n": 2})
+        call(saver)
         assert is_replaced
+        after = described(saver)
     with store.saver() as other:
-        assert [value_of(found)["n"] for found in other.list(config())] == [2, 1]
+        assert described(other) == after
         assert store.problems(other) == []
+        os.remove(path)
+        put(other, {"n": 1})
+        call(other)
+        assert described(other) == after
+
+
+def described(saver: SqliteSaver) -> Any:
+    """Return what the threads of a saver are called, and what they have."""
+    threads = ThreadCatalog(saver).search(sort_by="thread_id").items
+    return [
+        (thread.thread_id, thread.label, [value_of(found) for found in saver.list(config(id_))])
+        for thread in threads
+        for id_ in [thread.thread_id]
+    ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from checking import config, counts_of, put
+from checking import config, counts_of, put, value_of
 from children import Child
 from forkpoint import SqliteSaver, StorageBusy, ThreadCatalog
 from forkpoint.saver import parts_of
@@ -131,6 +131,32 @@ def test_a_thread_that_has_the_key_of_another_in_a_restored_store_is_left_alone(
         call(saver)
         assert not restored.exists()
         assert counts_of(saver)["newer"] == 20
+        assert SqliteStore(path).problems(saver) == []
+
+
+@pytest.mark.parametrize("turn", [3, 4])
+def test_a_collection_removes_no_chunk_of_another_store_that_takes_the_place_of_its_own(
+    turn: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In which a family has the same key, and something was removed from it as often."""
+    monkeypatch.setattr(Statements, "default_turn_rows", 4)
+    state = {"texts": [str(n) * 100 for n in range(100)]}
+    other = path.with_name("other.db")
+    with SqliteSaver(other) as saver:
+        for n in range(2):
+            put(saver, {**state, "n": n}, thread_id="other")
+        saver.trim("other", 1)
+    with SqliteSaver(path) as saver:
+        put(saver, state)
+
+        def replace(number: int) -> None:
+            if number == turn:
+                os.replace(other, path)
+
+        call_between_turns(monkeypatch, replace)
+        saver.purge("thread")
+        assert not other.exists()
+        assert value_of(saver.get_tuple(config("other"))) == {**state, "n": 1}
         assert SqliteStore(path).problems(saver) == []
 
 

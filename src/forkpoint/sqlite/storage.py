@@ -60,8 +60,7 @@ class SqliteStorage(Storage):
         self._transactions = Transactions(
             self._open,
             self._is_prepared,
-            lock=connector.lock,
-            is_owned=connector.is_owned,
+            connector,
             timeout=busy_timeout,
             tombstone_ttl=tombstone_ttl,
         )

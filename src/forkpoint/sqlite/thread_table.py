@@ -14,8 +14,10 @@ from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import ChangeCount, Counts, Description, ThreadRef
 from forkpoint.storage.shared import thread_exists
 
-NEXT_EPOCH = "(SELECT max(epoch) + 1 FROM forkpoint_threads WHERE family = ?)"
-"""An epoch that a family never had."""
+NEXT_EPOCH = (
+    "(SELECT max(epoch) + 1 + abs(random() % 1000000000) FROM forkpoint_threads WHERE family = ?)"
+)
+"""An epoch that a family never had, and a family of another store, with the same key, has not."""
 
 # The ancestors of the threads of a family that exist, or are being copied.
 _ANCESTORS = (

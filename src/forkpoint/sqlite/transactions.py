@@ -19,9 +19,10 @@ from collections.abc import Callable
 from forkpoint.clocks import StoreClock
 from forkpoint.errors import InvalidInput, StorageBusy
 from forkpoint.runtime.steps import Locked, Patience, Retry, running
-from forkpoint.sqlite.connection_lock import ConnectionLock
+from forkpoint.sqlite.connections import Connector
 from forkpoint.sqlite.errors import busy_error, is_locked, typed_error
 from forkpoint.sqlite.session import SqliteSession
+from forkpoint.storage.interface import HistoryChanged
 
 
 class Transactions:
@@ -31,8 +32,8 @@ class Transactions:
         connect: Returns the connection, ready for use. It is called with the lock held, and calls
             `adopt` first. SQLite does not wait for others in a connection of our own.
         is_prepared: Returns whether it still is ready, asked within a transaction.
-        lock: The lock of the connection.
-        is_owned: Whether nobody else uses the connection.
+        connector: Where it comes from, which has its lock, and knows whether nobody else uses it,
+            and whether it still is one to the file that has the name.
         timeout: For how many seconds a call waits for a lock that somebody else holds. By default
             that is the busy timeout of the connection.
         tombstone_ttl: For how many microseconds it is known that a thread was deleted.
@@ -42,18 +43,19 @@ class Transactions:
         self,
         connect: Callable[[], sqlite3.Connection],
         is_prepared: Callable[[sqlite3.Connection], bool],
+        connector: Connector,
         *,
-        lock: ConnectionLock,
-        is_owned: bool,
         timeout: float | None,
         tombstone_ttl: int,
     ) -> None:
         self._connect = connect
         self._is_prepared = is_prepared
-        self._lock = lock
-        self._is_owned = is_owned
+        self.is_current = connector.is_current
+        self._lock = connector.lock
+        self._is_owned = connector.is_owned
         self._timeout = timeout
-        self._patience = timeout if is_owned and timeout is not None else 0.0  # see `Statements`
+        # See `Statements`.
+        self._patience = timeout if self._is_owned and timeout is not None else 0.0
         self._clock = StoreClock()
         self._tombstone_ttl = tombstone_ttl
         self.turn_rows: int | None = None
@@ -282,6 +284,8 @@ class Transaction:
                 self._transactions.commit()
                 if self._is_write:
                     running.may_leave = False  # it would write that again
+                    if not self._transactions.is_current():  # that was to a file that is gone
+                        raise HistoryChanged
         except sqlite3.Error as failure:
             error = failure
         finally:
