@@ -174,18 +174,26 @@ _IMPORTED_WHEN_USED = {
 }
 """Where the public names are that not every program needs. A backend needs its driver, too."""
 
+_NAMES_ELSEWHERE = {"AsyncSqliteSaver": "SqliteSaver", "AsyncMongoDBSaver": "MongoDBSaver"}
+"""What users of LangGraph's savers look for, and what they find here."""
+
 
 def __getattr__(name: str) -> Any:
     """Import what is imported when it is used."""
+    if name in _NAMES_ELSEWHERE:
+        own = _NAMES_ELSEWHERE[name]
+        raise ImportError(f"forkpoint has no {name}: its {own} serves sync and async code alike")
     module = _IMPORTED_WHEN_USED.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         value = getattr(import_module(f"{__name__}.{module}"), name)
     except ModuleNotFoundError as error:
-        if name != "MongoDBSaver":
+        missing = (error.name or "").partition(".")[0]
+        if name != "MongoDBSaver" or missing not in ("pymongo", "bson"):
             raise
-        raise ImportError("MongoDBSaver needs PyMongo: pip install 'forkpoint[mongodb]'") from error
+        advice = "MongoDBSaver needs PyMongo: pip install 'forkpoint[mongodb]'"
+        raise MissingLibrary(advice) from error
     globals()[name] = value
     return value
 

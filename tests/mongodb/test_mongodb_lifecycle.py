@@ -301,6 +301,11 @@ def test_options_that_make_no_client_are_refused_at_once(options: dict[str, Any]
         MongoDBSaver.from_conn_string(f"mongodb://{HOST}", **options)
 
 
+def test_an_option_that_is_mistyped_is_told_what_may_be_meant() -> None:
+    with pytest.raises(InvalidInput, match=r"serverSelectionTimoutMS.*serverselectiontimeoutms"):
+        MongoDBSaver.from_conn_string(f"mongodb://{HOST}", serverSelectionTimoutMS=1)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -733,7 +738,7 @@ config = {{"configurable": {{"thread_id": "t"}}}}
 assert saver.get_tuple(config) is None
 try:
     from forkpoint import MongoDBSaver
-except ImportError as error:
+except forkpoint.MissingLibrary as error:  # an ImportError, too
     assert "pip install 'forkpoint[mongodb]'" in str(error), error
 else:
     raise AssertionError("it was imported")

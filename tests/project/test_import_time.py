@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import forkpoint
 
 MODULES_OF_A_SAVER = 131
@@ -91,6 +93,12 @@ def test_every_public_name_is_there_before_it_is_used() -> None:
         "assert ThreadCatalog is forkpoint.catalog.catalog.ThreadCatalog\n"
     )
     modules_after(code)
+
+
+def test_the_names_of_savers_that_langgraph_has_lead_to_those_that_are_here() -> None:
+    for name, own in (("AsyncSqliteSaver", "SqliteSaver"), ("AsyncMongoDBSaver", "MongoDBSaver")):
+        with pytest.raises(ImportError, match=f"its {own} serves sync and async code alike"):
+            exec(f"from forkpoint import {name}")
 
 
 def test_a_type_checker_sees_the_names_that_are_imported_when_they_are_used() -> None:

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from checking import checkpoint, config, put, repeated, value_of
-from forkpoint import SaverClosed, SchemaVersionError, ThreadNotFound
+from forkpoint import SaverClosed, SchemaVersionError, ThreadCatalog, ThreadNotFound
 from forkpoint.saver.saver import ForkpointSaver
 from processes import fork_server
 from servers import PATIENCE_SECONDS, wait_until
-from stores import Store
+from stores import MongoStore, SqliteStore, Store
 
 
 async def test_a_saver_works_under_with_under_async_with_and_plain(store: Store) -> None:
@@ -220,3 +220,17 @@ def test_a_saver_that_was_given_an_allowlist_shares_the_store(store: Store) -> N
         put(derived, {"n": 2}, thread_id="derived")
         assert len(list(saver.list(None))) == len(list(derived.list(None))) == 2
         assert saver.with_allowlist([]) is saver
+
+
+def test_a_saver_and_a_catalog_show_their_store_and_owner(
+    store: SqliteStore | MongoStore,
+) -> None:
+    with store.saver() as saver:
+        where = (
+            str(store.path) if isinstance(store, SqliteStore) else f"{store.name}.forkpoint_store"
+        )
+        name = f"{type(saver).__name__}({where!r})"
+        assert repr(saver) == name
+        assert repr(ThreadCatalog(saver)) == f"ThreadCatalog({name})"
+        acme = ThreadCatalog(saver, owner="acme")
+        assert repr(acme) == f"ThreadCatalog({name}.for_owner('acme'))"

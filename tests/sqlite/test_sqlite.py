@@ -222,12 +222,22 @@ def test_what_is_no_database_is_refused_at_once(which: str, tmp_path: Path) -> N
         SqliteSaver(BAD_DATABASES[which](tmp_path))
 
 
-@pytest.mark.parametrize("url", ["sqlite:///x.db", "mongodb://user:secret@host/db"])
-def test_a_url_is_refused_without_what_is_secret_in_it(url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("sqlite:///x.db", "; write the path alone, such as agent.db"),
+        ("sqlite+aiosqlite:///x.db", "; write the path alone, such as agent.db"),
+        ("mongodb://user:secret@host/db", "; a store in MongoDB needs MongoDBSaver"),
+        ("mongodb+srv://user:secret@host/db", "; a store in MongoDB needs MongoDBSaver"),
+        ("postgresql://user:secret@host/db", ""),
+    ],
+)
+def test_a_url_is_refused_without_what_is_secret_in_it(url: str, advice: str) -> None:
     for given in (SqliteSaver, SqliteSaver.from_conn_string):
         with pytest.raises(InvalidInput, match="must be a path or a file: URI, not ") as refused:
             given(url)
         assert "secret" not in str(refused.value)
+        assert str(refused.value).endswith(f"...{advice}")
 
 
 def test_a_file_that_breaks_later_is_a_typed_error(tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ class BulkCatalog:
         self._context, self._runner = parts_of(self._saver)
         self._operations = Operations(self._context, self._runner)
 
+    def __repr__(self) -> str:
+        return f"ThreadCatalog({self._saver!r})"
+
     @property
     def saver(self) -> ForkpointSaver:
         """The saver to compile graphs with, which reaches the same threads as this catalog."""

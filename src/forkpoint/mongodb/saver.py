@@ -23,7 +23,7 @@ from forkpoint.runtime.workers import workers_of
 from forkpoint.saver.arguments import expiry
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.storage.tombstones import TOMBSTONE_TTL
-from forkpoint.untrusted import shown
+from forkpoint.untrusted import message
 
 DATABASE, COLLECTION = "forkpoint", "forkpoint_store"
 """The defaults."""
@@ -95,6 +95,7 @@ class MongoDBSaver(ForkpointSaver):
             connect, owned, known = (lambda: passed), False, passed
         default = _default_database(known)
         names = _database_name(default if db_name is None else db_name), _collection(collection)
+        self._store_name = repr(".".join(names))
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
         late = inputs.duration(tombstone_ttl, "tombstone_ttl")
         storage = MongoStorage(connect, *names, owned=owned, budget=budget, tombstone_ttl=late)
@@ -204,7 +205,9 @@ class _OwnClient:
             self.example = self.connect()
             _default_database(self.example)
         except Exception as error:
-            raise InvalidInput(f"no MongoDB client can be made of this: {shown(error)}") from error
+            raise InvalidInput(
+                f"no MongoDB client can be made of this: {message(error)}"
+            ) from error
         self.example.close()
 
 

@@ -66,6 +66,8 @@ class ForkpointSaver(TimeTravel):
 
     _database_system = "other"
     """What traces and metrics call the database."""
+    _store_name = ""
+    """Which store it is, for people. Nothing secret is in it."""
 
     def __init__(
         self,
@@ -82,6 +84,11 @@ class ForkpointSaver(TimeTravel):
         memories = Memories(budget or CacheBudget())
         channels = inputs.preview(preview)
         self._context = Context(storage, self.serde, memories, None, expiry, channels)
+
+    def __repr__(self) -> str:
+        owner = self._context.owner
+        confined = "" if owner is None else f".for_owner({owner!r})"
+        return f"{type(self).__name__}({self._store_name}){confined}"
 
     # Lifecycle
 

@@ -277,7 +277,10 @@ def _path_of(connection: sqlite3.Connection) -> str:
 
 
 _URL = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+]+://")
-_ADVICE = "; a store in MongoDB needs MongoDBSaver"
+_ADVICE = {
+    "mongodb": "; a store in MongoDB needs MongoDBSaver",
+    "sqlite": "; write the path alone, such as agent.db",
+}
 
 
 def _parsed(database: object) -> tuple[str, str | None, str | None]:
@@ -294,7 +297,8 @@ def _parsed(database: object) -> tuple[str, str | None, str | None]:
     if name == ":memory:":
         return name, None, None
     if url := _URL.match(name):
-        raise InvalidInput(f"database must be a path or a file: URI, not {url[0]}...{_ADVICE}")
+        advice = _ADVICE.get(re.split(r"\W", url[0].lower())[0], "")
+        raise InvalidInput(f"database must be a path or a file: URI, not {url[0]}...{advice}")
     if not name.startswith("file:"):
         return name, os.path.abspath(name), None
     end = min((at for at in map(name.find, "?#") if at >= 0), default=len(name))

@@ -84,6 +84,7 @@ class SqliteSaver(ForkpointSaver):
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
         timeout = None if busy_timeout is None else _seconds(busy_timeout)
         connector: Connector
+        self._store_name = "<an open connection>"
         if isinstance(database, aiosqlite.Connection):
             connector = PassedConnection(_of_aiosqlite(database))
         elif isinstance(database, sqlite3.Connection):
@@ -91,6 +92,7 @@ class SqliteSaver(ForkpointSaver):
         else:
             timeout = BUSY_TIMEOUT_SECONDS if timeout is None else timeout
             connector = Opener(database, timeout)
+            self._store_name = repr(connector.path or ":memory:")
         storage = SqliteStorage(
             connector,
             durability=durability,
