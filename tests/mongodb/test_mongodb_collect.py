@@ -23,11 +23,14 @@ import pytest
 from checking import checkpoint, collected, config, id_of, put, value_of
 from commands import Started
 from forkpoint import CheckpointNotFound, StorageBusy, ThreadDeleted, ThreadNotFound
+from forkpoint.encoding.entries import split_refs
 from forkpoint.mongodb import locks as mongodb_locks
 from forkpoint.mongodb.commands import MongoCommands
+from forkpoint.mongodb.documents import is_chunk
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.mongodb.statements import Outcome
 from forkpoint.operations import fork as forking
+from forkpoint.operations.gc import reachable
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
 from processes import fork_server
@@ -579,6 +582,48 @@ def test_many_writes_leave_nothing_if_their_thread_is_deleted_on_the_way(
         assert type(writer.error) is ThreadDeleted, point
         assert remover.error is None, point
         assert start.store.problems() == [], point
+
+
+def test_a_put_that_comes_late_leaves_a_chunk_to_one_that_has_stored_it_since(
+    start: Start, one_by_one: None
+) -> None:
+    """A collection goes on meanwhile, which has not seen any of the two."""
+    start.restore()
+    family = start.store.thread("own").family
+    values = {"shared": SHARED, "text": NEW}
+    made = {**checkpoint(values, {"shared": 1, "text": 3}), "id": NEWEST}
+    seen: list[Any] = []
+
+    def meanwhile(event: Any) -> None:
+        statements = event.command.get("updates", [{"q": {}}])
+        stores_chunk = is_chunk({"_id": statements[0]["q"].get("_id")})
+        if stores_chunk and not seen:
+            seen.append(collections.begin(family))
+            refs = [refs for _, refs in collections.references(family).items]
+            links = dict(collections.links(family).items)
+            seen.append(reachable(split_refs(b"".join(refs)), links))
+            other.put(config("sibling", start.ids["sibling"][0]), made, {}, {"text": 3})
+        elif len(seen) == 2 and not stores_chunk:
+            unused = set(collections.digests(family).items) - seen[1]
+            seen.append(collections.delete_chunks(family, unused, seen[0]))
+            seen.append(value_of(reader.get_tuple(config("sibling"))))
+
+    client: pymongo.MongoClient[Any] = pymongo.MongoClient(
+        start.store.uri, event_listeners=[Started(meanwhile)]
+    )
+    with (
+        client,
+        MongoDBSaver(client, start.store.name) as saver,
+        start.store.saver() as other,
+        start.store.saver() as reader,
+        parts_of(other).context.storage.reading() as session,
+    ):
+        collections = session.collections
+        put_new(saver, start)
+        assert seen[2] == (0, 0)  # nothing disturbed the collection, and nothing was unused
+        assert seen[3] == values
+        assert value_of(saver.get_tuple(config("own"))) == {**values, **DYING}
+    assert start.store.problems(after_crash=True) == []
 
 
 # Many at once

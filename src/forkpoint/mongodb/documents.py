@@ -36,6 +36,7 @@ ROWS = {"$in": ["checkpoint", "write"]}
 """Of which kind the documents of a thread are that go with it."""
 
 DIGEST_BYTES = 32
+_EPOCHS = 16  # of a chunk that are kept: more puts of one chunk do not come late at once
 _ROW_HASH_BYTES = 16
 _FAMILY_BYTES = 12
 
@@ -188,19 +189,23 @@ def chunk_documents(thread: ThreadRef, chunks: Chunks) -> list[Document]:
         document = {"_id": chunk_id(family, digest), "family": family, "content": content}
         if refs:
             document["refs"] = refs_of(family, refs)
-        document["epoch"] = epoch
+        document["epochs"] = [epoch]
         documents.append(document)
     return documents
 
 
 def chunk_statement(chunk: Document, *, is_sharded: bool) -> Statement:
-    """Return the statement that stores a chunk, or gives it its epoch if it is there."""
+    """Return the statement that stores a chunk, or gives it its epoch if it is there.
+
+    It keeps the epochs before: a put that comes late, and is refused after this, does not take
+    those of others away.
+    """
     inserted = dict(chunk)
     match = {"_id": inserted.pop("_id")}
     if is_sharded:  # a server finds it in two thirds of the time by nothing but its `_id`
         match["family"] = chunk["family"]
-    epoch = {"epoch": inserted.pop("epoch")}
-    return update_one(match, {"$setOnInsert": inserted, "$set": epoch}, upsert=True)
+    epochs = {"$each": inserted.pop("epochs"), "$slice": -_EPOCHS}
+    return update_one(match, {"$setOnInsert": inserted, "$push": {"epochs": epochs}}, upsert=True)
 
 
 def refs_of(family: ObjectId, refs: bytes) -> list[bytes]:

@@ -181,25 +181,28 @@ class MongoCollections(interface.Collections):
     def delete_chunks(
         self, family: Any, digests: Collection[bytes] | None, collection: ObjectId
     ) -> Counts | None:
-        total = {"_id": "$epoch", "number": {"$sum": 1}, "size": {"$sum": chunk_size()}}
+        older_only = {"epochs": {"$ne": collection}}
         if digests is None:
-            rest = {**chunks_of(family), "epoch": {"$ne": collection}}
+            rest = {**chunks_of(family), **older_only}
             some = self._commands.latest(rest, {"_id": 1}, limit=self.chunks_at_once())
             ids = [chunk["_id"] for chunk in some]
         else:
             ids = [chunk_id(family, digest) for digest in digests]
         chunks = {"_id": {"$in": ids}, "family": family}
-        older = {**chunks, "epoch": {"$ne": collection}}
-        epochs = self._commands.aggregate([{"$match": older}, {"$group": total}])
+        total = {"_id": "$epochs", "number": {"$sum": 1}, "size": {"$sum": chunk_size()}}
+        groups = self._commands.aggregate([{"$match": {**chunks, **older_only}}, {"$group": total}])
         # If nobody was here since, these epochs are older than this collection. Later ones are not
         # among them: what is written from now on stays, also if another collection begins.
         if not self.is_undisturbed(family, collection):
             return None
-        for batch in batches([epoch["_id"] for epoch in epochs], IN_ONE_COMMAND):
-            self._commands.delete({**chunks, "epoch": {"$in": batch}})
-        number = sum(epoch["number"] for epoch in epochs)
+        each = (group["_id"] for group in groups if isinstance(group["_id"], list))
+        older = {epoch for epochs in each for epoch in epochs if isinstance(epoch, ObjectId)}
+        if groups:
+            later = {"$elemMatch": {"$nin": list(older)}}
+            self._commands.delete({**chunks, "epochs": {"$not": later}})
+        number = sum(group["number"] for group in groups)
         self._turns.count_changed(number)
-        return Counts(number, sum(epoch["size"] for epoch in epochs))
+        return Counts(number, sum(group["size"] for group in groups))
 
     def end(self, family: Any, collection: ObjectId) -> bool:
         # But for those of which somebody removes at the moment, and for copies that are made.
