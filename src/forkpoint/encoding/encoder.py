@@ -28,10 +28,10 @@ from forkpoint.encoding.entries import (
     pack_entry,
 )
 from forkpoint.encoding.hashing import Hashing
+from forkpoint.encoding.langgraph_copies import copy_for_langgraph
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 from forkpoint.encoding.manifest import PLAIN_TYPES
 from forkpoint.encoding.message_cache import MessageMemo
-from forkpoint.encoding.packing import copied
 from forkpoint.encoding.plain_runs import PlainItems, count_settled, plain_items
 from forkpoint.encoding.serializer import SafeSerializer, packer_of
 from forkpoint.encoding.trees import Trees
@@ -204,12 +204,9 @@ class Encoder:
         return self._encode_opaque(kind, bytes(content), chunks, inline)
 
     def _dumps_copy(self, value: Any) -> tuple[str, bytes]:
-        """Serialize with LangGraph's own, which does not survive that a list is emptied meanwhile.
-
-        Nor do those in a data class, which it reads by itself.
-        """
+        """Serialize with LangGraph's own, which does not survive that a list is emptied meanwhile."""
         with suppress(RecursionError):
-            kind, content = self._serde.dumps_typed(copied(value))
+            kind, content = self._serde.dumps_typed(copy_for_langgraph(value))
             if kind == _MSGPACK:
                 return kind, content
         return self._serde.dumps_typed(value)  # by pickle, which knows what is there twice

@@ -34,10 +34,12 @@ def dump_pydantic(value: Any) -> list[Any]:
     """
     kind: Any = type(value)
     shape = _shape_of(kind)
-    fields = value.__dict__
+    # Other threads may change the model: what the bits say is of these fields.
+    fields = value.__dict__.copy()
     if not shape.cached.isdisjoint(fields):
         fields = without_cached(kind, fields)
     extra, private = value.__pydantic_extra__, value.__pydantic_private__
+    extra = None if extra is None else extra.copy()
     given_names = value.__pydantic_fields_set__
     names = [*fields, *extra] if extra else fields
     content = [fields, _bits(names, given_names), extra, private]
@@ -217,7 +219,7 @@ def dump_pydantic1(value: Any) -> list[Any]:
     And, if there is any, what models seldom have.
     """
     kind: Any = type(value)
-    fields, given_names = value.__dict__, value.__fields_set__
+    fields, given_names = value.__dict__.copy(), value.__fields_set__
     names = kind.__private_attributes__
     private = {name: getattr(value, name) for name in names if hasattr(value, name)}
     content = [fields, _bits(fields, given_names), private]
