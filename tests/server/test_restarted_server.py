@@ -174,6 +174,7 @@ async def told_since(server: Restarted, thread_id: str, number: int) -> list[Any
     return told
 
 
+@pytest.mark.filterwarnings("ignore:Request failed, attempting reconnect")
 async def test_who_joins_runs_and_threads_is_not_left_waiting(server: Restarted) -> None:
     client = client_of(server)
     thread_id = (await client.threads.create())["thread_id"]

@@ -13,7 +13,7 @@ from langgraph_sdk.errors import ConflictError, NotFoundError, UnprocessableEnti
 
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.server import create_app
+from forkpoint.server import create_app, run_routes
 from served import Gates, chat, said
 from servers import PATIENCE_SECONDS
 from stores import Store
@@ -49,6 +49,24 @@ async def test_who_waits_may_ask_that_the_run_ends_with_the_client(
         run = (await client.runs.list(thread_id))[0]
         waiting.cancel()
         assert await client.runs.join(thread_id, run["run_id"]) == CANCELLED
+
+
+async def test_who_waits_for_long_is_kept_and_may_come_back(
+    address: str, client: Any, gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_routes, "_HEARTBEAT_SECONDS", 0.01)
+    given = {"assistant_id": "chat", "input": said("wait")}
+    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw:
+        for place in ("/threads/t/runs/wait", "/runs/wait"):
+            async with raw.stream("POST", place, json=given) as first:
+                blanks = first.aiter_bytes()
+                assert await anext(blanks) == b"\n"
+            async with raw.stream("GET", first.headers["location"]) as second:
+                whole = second.aiter_bytes()
+                assert await anext(whole) == b"\n"
+                gates.left.release()
+                values = json.loads(b"".join([part async for part in whole]))
+            assert values["turns"] == 1
 
 
 @pytest.mark.parametrize("place", ["/threads/t/runs/stream", "/runs/stream"])

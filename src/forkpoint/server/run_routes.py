@@ -24,6 +24,7 @@ from forkpoint.server.bodies import Json
 from forkpoint.server.requests import LISTED, Request, RequestScope, StrictRoute, ThreadId
 from forkpoint.server.run import MODES, Run, RunMode, RunOptions
 from forkpoint.server.states import command_of
+from forkpoint.server.thread_streams import as_text
 
 router = APIRouter(route_class=StrictRoute, tags=["runs"])
 RunId = Annotated[str, Path()]
@@ -50,21 +51,15 @@ async def stream_without_thread(request: Request, body: bodies.NewRun) -> Respon
 
 
 @router.post("/threads/{thread_id}/runs/wait", response_model=None)
-async def wait(
-    request: Request, thread_id: ThreadId, body: bodies.NewRun, response: Response
-) -> Any:
+async def wait(request: Request, thread_id: ThreadId, body: bodies.NewRun) -> Any:
     """Run a graph on a thread, and return its last state."""
-    run = await start_run(request, thread_id, body)
-    response.headers.update(_headers_of(run, "join"))
-    return await _outcome(request, run)
+    return _Outcome(await start_run(request, thread_id, body))
 
 
 @router.post("/runs/wait", response_model=None)
-async def wait_without_thread(request: Request, body: bodies.NewRun, response: Response) -> Any:
+async def wait_without_thread(request: Request, body: bodies.NewRun) -> Any:
     """Run a graph on a thread of its own, and return its last state."""
-    run = await _started_on_new_thread(request, body)
-    response.headers["Content-Location"] = _place_of(run)
-    return await _outcome(request, run)
+    return _Outcome(await _started_on_new_thread(request, body))
 
 
 @router.post("/threads/{thread_id}/runs", response_model=Json)
@@ -111,7 +106,7 @@ async def get(request: Request, thread_id: ThreadId, run_id: RunId) -> Json:
 @router.get("/threads/{thread_id}/runs/{run_id}/join", response_model=None)
 async def join(request: Request, thread_id: ThreadId, run_id: RunId) -> Any:
     """Wait for a run's end, and return its last state."""
-    return await _known(request, thread_id, run_id).join()
+    return _Outcome(_known(request, thread_id, run_id), is_own=False)
 
 
 @router.get("/threads/{thread_id}/runs/{run_id}/stream", responses=STREAM, response_class=Response)
@@ -296,20 +291,55 @@ def _mode_of(name: str) -> str | None:
     return "messages-tuple" if kind == "messages" else kind.partition("/")[0]
 
 
-async def _outcome(request: Request, run: Run) -> Any:
-    """Wait for a run's end, which comes at once if its client goes and has asked for that."""
-    if not run.ends_with_client:
-        return await run.join()
-    joining = asyncio.ensure_future(run.join())
-    leaving = asyncio.ensure_future(request.http.receive())
-    try:
-        await asyncio.wait([joining, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if not joining.done():
-            run.cancel()
-        return await joining
-    finally:
-        leaving.cancel()
-        joining.cancel()
+class _Outcome(Response):
+    """The last state of a run, once it has ended.
+
+    Until then blanks are sent, which JSON may begin with, as the Platform does: else those between
+    the client and the server, and the client itself, would take the connection for a dead one.
+
+    Args:
+        run: The run.
+        is_own: Whether the client has begun the run, which may end with it.
+    """
+
+    media_type = "application/json"
+
+    def __init__(self, run: Run, *, is_own: bool = True) -> None:
+        super().__init__(headers=_headers_of(run, "join"))
+        del self.headers["content-length"]
+        self._run = run
+        self._is_own = is_own
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        joining = asyncio.ensure_future(self._run.join())
+        leaving = asyncio.ensure_future(_left(receive))
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        try:
+            await send(start)
+            while not joining.done():
+                await asyncio.wait(
+                    [joining, leaving],
+                    timeout=_HEARTBEAT_SECONDS,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if leaving.done():
+                    break
+                if not joining.done():
+                    await send({"type": "http.response.body", "body": b"\n", "more_body": True})
+            if joining.done():
+                content = as_text(joining.result()).encode()
+                await send({"type": "http.response.body", "body": content})
+        finally:
+            if self._is_own and self._run.ends_with_client and not self._run.is_over:
+                self._run.cancel()
+            joining.cancel()
+            leaving.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    """Wait until the client leaves."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def sent(
