@@ -570,6 +570,23 @@ def test_a_run_whose_thread_the_backup_does_not_have_goes_on_under_a_lease_no_mo
     assert stored(path) == {"old": 1}
 
 
+def test_a_lease_of_a_store_that_was_replaced_is_none_of_the_thread_with_the_same_key(
+    path: Path,
+) -> None:
+    other = path.with_name("other.db")
+    with SqliteSaver(other) as saver:
+        lease = ThreadCatalog(saver).run("other", ttl=timedelta(hours=1))
+        lease.__enter__()
+    with SqliteSaver(path) as saver:
+        with ThreadCatalog(saver).run("thread", ttl=timedelta(hours=1)) as mine:
+            os.replace(other, path)
+            assert not mine.renew()
+            assert mine.is_lost
+        thread = ThreadCatalog(saver).get("other")
+        assert thread is not None
+        assert thread.status == "busy"
+
+
 # Tables that were dropped
 
 TABLES = ["settings", "threads", "tombstones", "listing", "snapshots"]

@@ -1,4 +1,8 @@
-"""SQLite: who may run on a thread, and who waits for it."""
+"""SQLite: who may run on a thread, and who waits for it.
+
+A lease lasts for long, and its store may be replaced meanwhile by one in which another thread has
+the key of its thread, and a lease with the same fence. So the salt of the thread is compared, too.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from forkpoint.sqlite.thread_table import ThreadTable
 from forkpoint.storage.interface import Leases, Stale
 from forkpoint.storage.rows import LeaseRow, ThreadRef
 from forkpoint.storage.shared import granted
+
+_UNDER_FENCE = "WHERE key = ? AND salt = ? AND fence = ?"
 
 
 class SqliteLeases(Leases):
@@ -72,17 +78,21 @@ class SqliteLeases(Leases):
 
     def renew(self, thread: ThreadRef, fence: int, ttl: int) -> bool:
         renewed = self._sql.run(
-            "UPDATE forkpoint_threads SET lease_until = max(lease_until, ?) WHERE key = ?"
-            " AND fence = ? AND lease_until IS NOT NULL AND deleted_at IS NULL",
-            (self._sql.now() + ttl, thread.key, fence),
+            f"UPDATE forkpoint_threads SET lease_until = max(lease_until, ?) {_UNDER_FENCE}"
+            " AND lease_until IS NOT NULL AND deleted_at IS NULL",
+            (self._sql.now() + ttl, thread.key, thread.salt, fence),
         )
         return renewed.rowcount == 1
 
     def release(self, thread: ThreadRef, fence: int) -> None:
-        self._table.update(thread.key, END_LEASE, fence=fence)
+        self._change(thread, END_LEASE, fence)
 
     def end_rollback(self, thread: ThreadRef, fence: int) -> None:
-        self._table.update(thread.key, "rollback_from = NULL", fence=fence)
+        self._change(thread, "rollback_from = NULL", fence)
+
+    def _change(self, thread: ThreadRef, changes: str, fence: int) -> None:
+        values = thread.key, thread.salt, fence
+        self._sql.run(f"UPDATE forkpoint_threads SET {changes} {_UNDER_FENCE}", values)
 
 
 def _queue(thread: ThreadRef, stored: Any) -> dict[str, int]:

@@ -94,12 +94,9 @@ class ThreadTable:
         self._sql.run("UPDATE forkpoint_threads SET family = key WHERE family = 0")
         return int(last[0])
 
-    def update(self, key: int, changes: str, *values: Any, fence: int | None = None) -> None:
-        """Change the record of a thread, only under a fence if one is given."""
-        self._sql.run(
-            f"UPDATE forkpoint_threads SET {changes} WHERE key = ? AND fence = coalesce(?, fence)",
-            (*values, key, fence),
-        )
+    def update(self, key: int, changes: str, *values: Any) -> None:
+        """Change the record of a thread."""
+        self._sql.run(f"UPDATE forkpoint_threads SET {changes} WHERE key = ?", (*values, key))
 
     def describe(self, key: int, described: Description, checksums: bytes) -> None:
         """Set what a thread's record says that its runs do not change."""
