@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import operator
+from typing import Annotated, Any, TypedDict
 
 import pytest
+from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
 from langgraph.types import Command
 
 from checking import checkpoint, config, put
 from forkpoint import ThreadDeleted
 from forkpoint.saver.saver import ForkpointSaver
-from graphs import SHAPES, THREAD, WORLDS, Shape, call, error_text
+from graphs import SHAPES, THREAD, WORLDS, Shape, append_all, call, error_text
 from stores import Store
 
 
@@ -111,6 +114,55 @@ async def test_time_travel_from_every_checkpoint_is_that_of_the_in_memory_saver(
         assert plain(output) == plain(expected)
         assert described(graph.get_state(THREAD)) == described(expected_graph.get_state(THREAD))
     assert store.problems(saver) == []
+
+
+class Whole(TypedDict, total=False):
+    items: Annotated[list[Any], operator.add]
+    document: str
+    log: Annotated[list[Any], DeltaChannel(append_all, snapshot_frequency=3)]
+
+
+class Part(TypedDict, total=False):
+    items: Annotated[list[Any], operator.add]
+
+
+@pytest.mark.parametrize("durability", ["sync", "exit"])
+def test_what_a_graph_does_not_have_is_kept_for_those_that_have_it(
+    durability: Any, saver: ForkpointSaver, store: Store
+) -> None:
+    """Of two versions of an application, one runs a thread, and then the other."""
+
+    def states(saver: Any) -> list[Any]:
+        whole, part = (_listing(schema, saver) for schema in (Whole, Part))
+        found = []
+
+        def note() -> None:
+            found.append([snapshot.values for snapshot in whole.get_state_history(THREAD)])
+
+        given: Any = {"items": [0], "document": "text " * 400, "log": [1]}
+        whole.invoke(given, THREAD, durability=durability)
+        part.invoke({"items": [2]}, THREAD, durability=durability)
+        note()
+        part.update_state(THREAD, None, "__end__")
+        part.invoke(None, [*part.get_state_history(THREAD)][-2].config, durability=durability)
+        note()
+        part.update_state(part.get_state(THREAD).config, None, "__copy__")
+        note()
+        whole.invoke({"log": [3]}, THREAD, durability=durability)
+        note()
+        return found
+
+    expected = states(InMemorySaver())
+    assert states(saver) == expected
+    assert expected[-1][0]["document"] == "text " * 400
+    assert store.problems(saver) == []
+
+
+def _listing(schema: Any, saver: Any) -> Any:
+    builder = StateGraph(schema)
+    builder.add_node("step", lambda _: {"items": ["step"]})
+    builder.add_edge(START, "step")
+    return builder.compile(checkpointer=saver)
 
 
 @pytest.mark.parametrize(

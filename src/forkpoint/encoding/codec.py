@@ -166,7 +166,10 @@ class Codec:
         serialized: Serialized,
         inherited: Manifest = NO_CHANNELS,
     ) -> tuple[Encoded, Manifest]:
-        """Encode a checkpoint of what it inherits, and for the rest of what was serialized."""
+        """Encode a checkpoint of what it inherits, and for the rest of what was serialized.
+
+        It inherits channels without values, too: the graph that puts it may not have them.
+        """
         body, stored, chunks_of_channels = serialized
         values = checkpoint["channel_values"]
         if len(stored) < len(values):
@@ -176,6 +179,8 @@ class Codec:
         if inherited:
             known = {**stored, **inherited.stored}
             stored = {channel: known[channel] for channel in values}
+            if len(stored) < len(known):
+                stored.update(known)
         manifest = Manifest(stored)
         chunks: Chunks = {}
         for channel, chunks_of_value in chunks_of_channels.items():

@@ -209,23 +209,35 @@ def _inherited_if_known(
 ) -> Manifest | None:
     """Return what `_inherited` does, or None if the parent has to be read for it.
 
-    `new_versions` names the channels that changed. Where it is empty, all channels are stored with
-    the values that are given.
+    `new_versions` names the channels that changed. Where it is empty, all values that are given
+    are stored.
     """
     _, checkpoint_ns, parent_id = new.address
-    if not new.new_versions or thread is None or parent_id is None:
+    if thread is None or parent_id is None or (not new.new_versions and _is_whole(new.checkpoint)):
         return NO_CHANNELS
     known = context.memory.manifest(thread, (checkpoint_ns, parent_id))
     return None if known is None else _unchanged(known, new)
 
 
+def _is_whole(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint is put with a value for each of its channels."""
+    values = checkpoint["channel_values"]
+    return all(channel in values for channel in checkpoint.get("channel_versions", {}))
+
+
 def _unchanged(known: KnownManifest, new: NewCheckpoint) -> Manifest:
+    """Return what a checkpoint inherits of its parent.
+
+    A channel without a value is inherited as well: a graph that does not have it, or does not store
+    it with each checkpoint, leaves its version as it was.
+    """
     versions = new.checkpoint.get("channel_versions", {})
+    changed = new.new_versions or new.checkpoint["channel_values"]
     return known.manifest.only(
         [
             channel
             for channel in known.manifest
-            if channel not in new.new_versions
+            if channel not in changed
             and channel in known.versions
             and known.versions[channel] == versions.get(channel)
         ]

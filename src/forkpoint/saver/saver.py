@@ -282,7 +282,8 @@ class ForkpointSaver(TimeTravel):
             checkpoint: The checkpoint. One of the same id is replaced.
             metadata: JSON values.
             new_versions: The channels that changed. The others share what the parent stores for
-                them, where their versions are the same. If it is empty, all are stored as given.
+                them, where their versions are the same, also if no values are given for them. If
+                it is empty, all values are stored as given.
 
         Returns:
             The config that names the checkpoint.

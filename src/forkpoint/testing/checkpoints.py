@@ -73,6 +73,18 @@ class CheckpointContract(Contract):
 
         assert api.get_tuple(config()).checkpoint["channel_values"] == {"n": 5, "m": 2}
 
+    def test_a_channel_without_a_value_keeps_that_of_its_version(self, api: Api) -> None:
+        """A graph that does not have the channel puts its version, and no value."""
+        kept = {"document": "a long document " * 500, "small": 1}
+        first = checkpoint({**kept, "emptied": 1, "n": 1})
+        following = checkpoint({"n": 2}, {"document": 1, "small": 1, "emptied": 2, "n": 2})
+        for thread_id, new_versions in [("named", {"emptied": 2, "n": 2}), ("unnamed", {})]:
+            after_first = api.put(config(thread_id), first, {}, {})
+            api.put(after_first, following, {}, new_versions)
+
+            result = api.get_tuple(config(thread_id))
+            assert result.checkpoint["channel_values"] == {**kept, "n": 2}
+
     def test_a_channel_that_is_gone_stays_gone(self, api: Api) -> None:
         first = api.put(config(), checkpoint({"a": 1, "b": 2}), {}, {"a": 1, "b": 1})
         api.put(first, checkpoint({"a": 2}, {"a": 2}), {}, {"a": 2})
