@@ -8,7 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from bson.codec_options import CodecOptions
+from bson.int64 import Int64
 from bson.objectid import ObjectId
+from bson.raw_bson import RawBSONDocument
 
 from checking import collected, config, encrypted_serde, put, value_of
 from forkpoint import CorruptChunk, ForkpointError, SafeSerializer, ThreadCatalog, key_ring
@@ -261,6 +264,43 @@ def test_the_id_of_a_thread_that_was_not_shown_can_be_used(
         make[use]()
         assert ThreadCatalog(saver).get("thread") is not None
         assert mongo_store.problems(saver) == []
+
+
+def test_a_text_that_is_none_is_damage_of_one_thread(mongo_store: MongoStore) -> None:
+    """A server takes what is no Unicode, and so what is of a changed byte, too."""
+    raw: Any = CodecOptions(document_class=RawBSONDocument, unicode_decode_error_handler="replace")
+    documents = mongo_store.collection.with_options(codec_options=raw)
+    with mongo_store.saver() as saver:
+        catalog = ThreadCatalog(saver)
+        for thread_id in ("thread", "other"):
+            put(saver, {"n": 1}, thread_id=thread_id, metadata={"said": f"of {thread_id}"})
+            catalog.update(thread_id, label=f"label of {thread_id}")
+        for kind in ("thread", "checkpoint"):
+            for document in documents.find({"kind": kind}):
+                changed = document.raw.replace(b"of thread", b"of \xffhread")
+                if changed != document.raw:
+                    documents.delete_one({"_id": document["_id"]})
+                    documents.insert_one(RawBSONDocument(changed, raw))
+        page = catalog.search()
+        assert [thread.thread_id for thread in page] == ["other"]
+        assert [type(error) for error in page.damaged] == [CorruptChunk]
+        for read in (saver.get_tuple, lambda _: catalog.get("thread")):
+            with pytest.raises(CorruptChunk, match="'thread'"):
+                read(config())
+        assert {problem.thread_id for problem in saver.check().problems} == {"thread"}
+        saver.delete_thread("thread")
+        assert mongo_store.problems(saver) == []
+
+
+def test_a_time_that_no_calendar_has_keeps_nobody_from_the_rest(mongo_store: MongoStore) -> None:
+    with mongo_store.saver() as saver:
+        for thread_id in ("thread", "other"):
+            put(saver, {"n": 1}, thread_id=thread_id)
+        late = {"expires": {"$toDate": Int64(2**53)}}
+        mongo_store.collection.update_one({"thread_id": "thread"}, [{"$set": late}])
+        assert len(ThreadCatalog(saver).search()) == 2
+        saver.delete_thread("thread")
+        assert [item.thread_id for item in ThreadCatalog(saver).search()] == ["other"]
 
 
 def test_two_threads_of_the_same_checkpoints_show_their_own(mongo_store: MongoStore) -> None:

@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Any
 
 import ormsgpack
-from bson.codec_options import CodecOptions
+from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.objectid import ObjectId
 
 from forkpoint.encoding.chunk import Chunks
@@ -53,8 +53,12 @@ class Stored(dict[str, Any]):
         )
 
 
-STORED: CodecOptions[Any] = CodecOptions(document_class=Stored)
-"""How documents are decoded."""
+STORED: CodecOptions[Any] = CodecOptions(
+    document_class=Stored,
+    unicode_decode_error_handler="replace",
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+)
+"""How documents are decoded: a damaged text or time keeps nobody from what is read with it."""
 
 # Names and filters
 
