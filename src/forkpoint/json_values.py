@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import date, time, timedelta
+from decimal import Decimal
 from enum import Enum
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel
 
@@ -26,8 +29,8 @@ def json_value(value: Any, simplify: Simplify, depth: int = 0) -> Any:
     """Return a value as JSON can have it, and what JSON does not have as text.
 
     Bytes are base64, times ISO 8601, lengths of time seconds, very long integers hexadecimal.
-    Objects are mappings of their fields. Nothing of a value is called but what its library offers
-    for that.
+    Objects are mappings of their fields, and NumPy's arrays are lists. Nothing of a value is called
+    but what its library offers for that.
 
     Args:
         value: The value.
@@ -75,8 +78,27 @@ def _fields(value: Any, names: Sequence[str], simplify: Simplify, depth: int) ->
 
 def _scalar(value: Any) -> Any:
     """Return a value without parts as one that JSON has, or as the value of an enum."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode()
+    if isinstance(value, NotRead):
+        return None
+    if isinstance(value, BaseException):
+        return f"{type(value).__name__}: {_text(value)}"
+    if _is_of_numpy(value, "ndarray", "biufU"):
+        return value.tolist()
+    short = short_scalar(value)
+    return _text(value) if short is value else short
+
+
+def short_scalar(value: Any) -> Any:
+    """Return what JSON has of a text, a number, a time or an id of any class, or the value itself.
+
+    For a member of an enum, that is its value.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
     if isinstance(value, Enum):
-        return value.value
+        return short_scalar(value.value)
     if isinstance(value, str):
         return characters(value)
     if isinstance(value, int):
@@ -87,13 +109,18 @@ def _scalar(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
-    if isinstance(value, bytes | bytearray | memoryview):
-        return base64.b64encode(value).decode()
-    if isinstance(value, NotRead):
-        return None
-    if isinstance(value, BaseException):
-        return f"{type(value).__name__}: {_text(value)}"
-    return _text(value)
+    if isinstance(value, UUID | Decimal):
+        return str(value)
+    return value.item() if _is_of_numpy(value, "generic", "biuf") else value
+
+
+def _is_of_numpy(value: Any, name: str, kinds: str) -> bool:
+    """Return whether a value is of a class of NumPy, with numbers or texts that Python has."""
+    kind = attribute(sys.modules.get("numpy"), name)
+    if not (isinstance(kind, type) and isinstance(value, kind)):
+        return False
+    dtype = attribute(value, "dtype")
+    return dtype.kind in kinds and dtype.char != "g"  # a long double stays what it is
 
 
 def _key(key: Any, simplify: Simplify) -> str:

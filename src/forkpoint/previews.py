@@ -1,8 +1,8 @@
 """Previews: what a thread's record shows of its state, as JSON of a bounded size. Pure.
 
 A preview has the values of chosen channels: a short JSON value as it is, the beginning of a longer
-text, and the type and the text of a message, or of the last one of a list. Any other value is left
-out.
+text, and the type and the text of a message, or of the last one of a list. A text or a number of
+any class counts as one, and so does the text of a time. Any other value is left out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage
+
+from forkpoint.json_values import short_scalar
 
 PREVIEW_CHANNELS = 16
 """How many channels may be chosen."""
@@ -72,6 +74,7 @@ def _shown_or_left_out(value: Any) -> Any:
 
 
 def _shown(value: Any) -> Any:
+    value = short_scalar(value)
     if type(value) is str:
         return _beginning(value)
     last = value[-1] if type(value) is list and value else value
@@ -79,8 +82,8 @@ def _shown(value: Any) -> Any:
         return {"type": _beginning(str(last.type)), "content": _beginning(_text(last.content))}
     if not _is_plain(value):
         return _LEFT_OUT
-    is_short = len(json.dumps(value, separators=(",", ":"))) <= PREVIEW_BYTES
-    return value if is_short else _LEFT_OUT
+    encoded = json.dumps(value, separators=(",", ":"), default=short_scalar)
+    return json.loads(encoded) if len(encoded) <= PREVIEW_BYTES else _LEFT_OUT
 
 
 def _beginning(text: str) -> str:
@@ -98,10 +101,10 @@ def _is_plain(value: Any) -> bool:
     """Return whether a value is a small one that JSON gives back as it is."""
     waiting, parts = [value], 0
     while waiting:
-        part = waiting.pop()
+        part = short_scalar(waiting.pop())
         parts += 1
         if type(part) is dict:
-            if len(part) > PREVIEW_PARTS or not all(type(key) is str for key in part):
+            if len(part) > PREVIEW_PARTS or not all(isinstance(key, str) for key in part):
                 return False
             waiting += part.values()
         elif type(part) is list:

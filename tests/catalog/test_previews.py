@@ -6,8 +6,10 @@ import json
 import sqlite3
 from collections.abc import Callable
 from datetime import datetime, timezone
+from enum import Enum, IntEnum
 from typing import Any
 
+import numpy
 import pytest
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
@@ -239,6 +241,18 @@ def test_nothing_of_what_is_shown_is_stored_in_the_clear_if_the_serializer_encry
     assert ThreadCatalog(store.saver()).count(ThreadFilter(values={"title": "confidential"})) == 0
 
 
+class Mood(str, Enum):
+    GLAD = "glad"
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+class Plain(Enum):
+    A = "a"
+
+
 SHOWN: dict[str, tuple[Any, Any]] = {
     "text": ("x" * 200, "x" * 200),
     "long text": ("x" * 201, "x" * 199 + "…"),
@@ -252,9 +266,14 @@ SHOWN: dict[str, tuple[Any, Any]] = {
     ),
     "no messages": ([], []),
     "surrogate": ("\ud800", "\ud800"),
+    "text of a message": (AIMessage("Hi").text, "Hi"),
+    "subclass": (type("Text", (str,), {})("x"), "x"),
+    "enums": ([Mood.GLAD, Level.LOW, {"a": Plain.A}], ["glad", 1, {"a": "a"}]),
+    "enum": (Plain.A, "a"),
+    "numbers": ([numpy.int64(3), numpy.float64(0.5)], [3, 0.5]),
+    "time": (datetime(2024, 1, 2, tzinfo=timezone.utc), "2024-01-02T00:00:00+00:00"),
 }
 LEFT_OUT: dict[str, Any] = {
-    "time": datetime.now(timezone.utc),
     "tuple": (1, 2),
     "not a number": float("nan"),
     "key": {1: 2},
@@ -264,7 +283,6 @@ LEFT_OUT: dict[str, Any] = {
     "too many": list(range(PREVIEW_PARTS + 1)),
     "many in one": {"a": [1] * (PREVIEW_PARTS + 1)},
     "huge number": 10**5000,
-    "subclass": type("Text", (str,), {})("x"),
 }
 
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 from langchain_core.messages import HumanMessage
 from langgraph.types import Interrupt
@@ -74,6 +75,9 @@ class Open(BaseModel, extra="allow"):
         (range(10**12), "range(0, 1000000000000)"),
         ({"n": [1 << 20_000]}, {"n": [hex(1 << 20_000)]}),
         ([Unreadable(a=1)], ["{'a': 1}"]),
+        ([numpy.int64(3), numpy.bool_(True), numpy.float32(0.5)], [3, True, 0.5]),
+        ([numpy.arange(4).reshape(2, 2), numpy.array(["a"])], [[[0, 1], [2, 3]], ["a"]]),
+        ([numpy.longdouble(1), numpy.datetime64("2024-01-01")], ["1.0", "2024-01-01"]),
         (Open(n=1, more={"x"}, copy=2), {"n": 1, "more": ["x"], "copy": 2}),  # type: ignore[call-arg]
     ],
 )

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy
 import pytest
+from langchain_core.messages import AIMessage
 
 from calling import calling
 from checking import encrypted_serde, put
@@ -93,6 +95,8 @@ async def test_values_that_a_preview_shows_are_found_by_the_index(
     for n in range(60):
         values = {"title": f"title {n % 20}", "n": n, "list": [n], "text": f"text {n % 2}"}
         put(saver, values if n else {**values, "title": long}, thread_id=f"t{n:02}")
+    # A text of a class of LangChain's, and a number of NumPy's.
+    put(saver, {"title": AIMessage("Hello").text, "n": numpy.int64(61)}, thread_id="t60")
     reads: list[Any] = []
     read = saver.aget_tuple
 
@@ -108,11 +112,12 @@ async def test_values_that_a_preview_shows_are_found_by_the_index(
         ({"title": "title 7", "text": "text 1"}, {7, 27, 47}, 3),
         ({"title": "title 8", "text": "text 1"}, set(), 3),
         ({"n": 7, "list": [7]}, {7}, 1),
-        ({"title": long}, {0}, 60),
+        ({"title": long}, {0}, 61),
         ({"text": "text 1", "title": "nothing"}, set(), 0),
+        ({"title": "Hello", "n": 61}, {60}, 0),
     ]
     async with calling(create_app(saver)) as client:
-        assert await counted(client, {}) == 60  # which lists them
+        assert await counted(client, {}) == 61  # which lists them
         for values, numbers, expected_reads in cases:
             reads.clear()
             asked = {"values": values, "select": ["thread_id"], "limit": 100}

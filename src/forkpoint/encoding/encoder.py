@@ -204,7 +204,7 @@ class Encoder:
         return self._encode_opaque(kind, bytes(content), chunks, inline)
 
     def _dumps_copy(self, value: Any) -> tuple[str, bytes]:
-        """Serialize with LangGraph's own, which does not survive that a list is emptied meanwhile."""
+        """Serialize with LangGraph's own, which gets copies of all that it reads."""
         with suppress(RecursionError):
             kind, content = self._serde.dumps_typed(copy_for_langgraph(value))
             if kind == _MSGPACK:
