@@ -11,8 +11,9 @@ from typing import Any
 import pymongo.errors
 import pytest
 
-from checking import config, encrypted_serde
-from forkpoint import CorruptChunk, SafeSerializer, UnreadableValue
+from checking import Api, config, encrypted_serde, put
+from forkpoint import CorruptChunk, SafeSerializer, ThreadCatalog, UnreadableValue
+from forkpoint.langgraph_rules import COUNTERS
 from forkpoint.saver.saver import ForkpointSaver
 from graphs import MORE_SHAPES, SHAPES
 from stores import Store
@@ -189,3 +190,40 @@ def change(store: Store, kind: str, key: Any, fields: dict[str, Any] | None) -> 
 
 REFUSED = (sqlite3.IntegrityError, pymongo.errors.WriteError)
 """What the database does not let happen to a row."""
+
+
+async def test_a_damaged_thread_keeps_no_other_from_being_pruned(api: Api, store: Store) -> None:
+    for thread_id in "abc":
+        head: Any = None
+        for n in range(3):
+            texts = [f"{thread_id} {n} {m} " * 90 for m in range(9)]
+            head = put(api.saver, {"texts": texts}, thread_id=thread_id, parent=head)
+    await api.copy_thread("a", "copy of a")
+    await api.copy_thread("b", "copy of b")
+    for thread_id in "ab":
+        family = store.thread(thread_id).family
+        store.take("chunks", next(row.key for row in store.rows("chunks") if row.family == family))
+    with pytest.raises(CorruptChunk, match="not collected"):
+        await api.prune(["a", "c"])
+    with pytest.raises(CorruptChunk, match="not collected"):
+        await api.prune(["b", "c"], strategy="delete")
+    threads = ThreadCatalog(api.saver).search().items
+    counts = {thread.thread_id: thread.checkpoint_count for thread in threads}
+    assert counts == {"a": 1, "copy of a": 3, "copy of b": 3}
+
+
+async def test_runs_are_removed_from_all_threads_but_those_that_are_damaged(
+    api: Api, store: Store
+) -> None:
+    metadata = {"run_id": "run", COUNTERS: {"n": [1, 1]}}
+    for thread_id in ("a", "b", "c"):
+        put(api.saver, {"n": 1}, thread_id=thread_id, metadata=metadata)
+        put(api.saver, {"n": 2}, thread_id=thread_id)
+    key = store.thread("b").key
+    row = next(row for row in store.rows("checkpoints") if row.thread == key)
+    store.change("checkpoints", row.key, content=b"x" + row.content[1:])
+    with pytest.raises(CorruptChunk):
+        await api.delete_for_runs(["run"])
+    threads = ThreadCatalog(api.saver).search().items
+    counts = {thread.thread_id: thread.checkpoint_count for thread in threads}
+    assert counts == {"a": 1, "b": 2, "c": 1}

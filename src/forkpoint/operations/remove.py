@@ -6,7 +6,7 @@ operation. One that removes much does so in several transactions; see `forkpoint
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,16 +51,21 @@ def delete_thread(context: Context, thread_id: str) -> Steps[None]:
 
 
 def delete_for_runs(context: Context, run_ids: Sequence[str]) -> Steps[None]:
-    """Remove the checkpoints that runs made, and their writes."""
+    """Remove the checkpoints that runs made, and their writes.
+
+    Raises:
+        CorruptChunk: A thread is damaged. Those of the runs are removed from the others.
+    """
     context.prepare()
     run_set = set(run_ids)
 
     def made_by_runs(rows: Sequence[CheckpointRow]) -> set[Place]:
         return {place_of(row) for row in rows if row.run_id in run_set}
 
-    def work(turns: Turns) -> Work[str | None]:
+    def work(turns: Turns, only: Any = None) -> Work[str | None]:
         missing = None
         threads = turns.session.threads.of_runs(run_ids)
+        threads = [thread for thread in threads if only in (None, thread.key)]
         for thread in threads:
             yield from remove(context, turns, thread, Removal(made_by_runs))
             yield
@@ -68,8 +73,38 @@ def delete_for_runs(context: Context, run_ids: Sequence[str]) -> Steps[None]:
             missing = (yield from collect(turns, family)).missing or missing
         return missing
 
+    try:
+        missing = yield from in_turns(context.storage, work)
+    except CorruptChunk:
+        with context.storage.reading() as session:
+            keys = [thread.key for thread in session.threads.of_runs(run_ids)]
+        works = (partial(work, only=key) for key in keys)
+        yield from _one_after_the_other(partial(_removing, context, (), work) for work in works)
+    else:
+        yield from finish(context, (), missing)
+
+
+def _removing(
+    context: Context, thread_ids: Sequence[str], work: Callable[[Turns], Work[str | None]]
+) -> Steps[None]:
     missing = yield from in_turns(context.storage, work)
-    yield from finish(context, (), missing)
+    yield from finish(context, thread_ids, missing)
+
+
+def _one_after_the_other(removals: Iterable[Callable[[], Steps[None]]]) -> Steps[None]:
+    """Do one removal after the other. What is damaged keeps no other from its turn.
+
+    Raises:
+        CorruptChunk: What was damaged first.
+    """
+    damage: CorruptChunk | None = None
+    for removal in removals:
+        try:
+            yield from removal()
+        except CorruptChunk as error:
+            damage = damage or error
+    if damage is not None:
+        raise damage
 
 
 def delete_run(context: Context, thread_id: str, run_id: str) -> Steps[bool]:
@@ -102,16 +137,20 @@ def delete_run(context: Context, thread_id: str, run_id: str) -> Steps[bool]:
 def prune(
     context: Context, thread_ids: Sequence[str], strategy: str, keep_last: int | None
 ) -> Steps[None]:
-    """Remove all checkpoints of threads, or all but the newest of each namespace."""
+    """Remove all checkpoints of threads, or all but the newest of each namespace.
+
+    Raises:
+        CorruptChunk: A thread is damaged. The others are pruned.
+    """
     context.prepare()
     if strategy != "keep_latest":
-        for thread_id in thread_ids:
-            yield from delete_thread(context, thread_id)
-        return
-    for thread_id in thread_ids:
-        removal = partial(_prune, context, thread_id, keep_last)
-        missing = yield from in_turns(context.storage, removal)
-        yield from finish(context, [thread_id], missing)
+        each = [partial(delete_thread, context, thread_id) for thread_id in thread_ids]
+    else:
+        each = [
+            partial(_removing, context, [id_], partial(_prune, context, id_, keep_last))
+            for id_ in thread_ids
+        ]
+    yield from _one_after_the_other(each)
 
 
 def _prune(
