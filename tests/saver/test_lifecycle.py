@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -138,6 +140,7 @@ def test_a_loop_that_is_closed_too_early_does_no_harm(store: Store) -> None:
 def test_a_process_that_never_closes_its_saver_ends(store: Store) -> None:
     script = f"""
 import asyncio
+import copy
 {store.script}
 asyncio.run(saver.aget_tuple({{"configurable": {{"thread_id": "t"}}}}))
 saver.get_tuple({{"configurable": {{"thread_id": "t"}}}})
@@ -220,6 +223,18 @@ def test_a_saver_that_was_given_an_allowlist_shares_the_store(store: Store) -> N
         put(derived, {"n": 2}, thread_id="derived")
         assert len(list(saver.list(None))) == len(list(derived.list(None))) == 2
         assert saver.with_allowlist([]) is saver
+
+
+@pytest.mark.parametrize("take", [pickle.dumps, copy.deepcopy])
+def test_a_saver_that_is_to_go_to_another_process_says_what_to_do(
+    take: Callable[[Any], Any], store: Store
+) -> None:
+    with store.saver() as saver:
+        for each in (saver, ThreadCatalog(saver)):
+            with pytest.raises(TypeError, match="make a saver of the same store"):
+                take(each)
+        put(copy.copy(saver), {"n": 1})
+        assert value_of(saver.get_tuple(config())) == {"n": 1}
 
 
 def test_a_saver_and_a_catalog_show_their_store_and_owner(

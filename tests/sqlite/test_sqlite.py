@@ -107,6 +107,15 @@ async def test_a_value_error_of_an_operation_is_not_taken_for_a_closed_connectio
             await saver.afork("thread", new_thread_id="thread")
 
 
+async def test_savers_of_one_aiosqlite_connection_may_be_called_by_each_other(path: Path) -> None:
+    async with aiosqlite.connect(path) as connection:
+        saver, other = SqliteSaver(connection), SqliteSaver(connection)
+        await saver.aput(config(), checkpoint({"n": 1}), {}, {"n": 1})
+        seen: list[Any] = []
+        await saver.acheck(on_progress=lambda _: seen.append(value_of(other.get_tuple(config()))))
+        assert seen == [{"n": 1}]
+
+
 def test_asyncio_run_waits_at_its_end_for_a_call_on_an_aiosqlite_connection(path: Path) -> None:
     began, cancelled, ended = threading.Event(), threading.Event(), threading.Event()
     tasks = []

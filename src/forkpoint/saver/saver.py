@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -89,6 +89,17 @@ class ForkpointSaver(TimeTravel):
         owner = self._context.owner
         confined = "" if owner is None else f".for_owner({owner!r})"
         return f"{type(self).__name__}({self._store_name}){confined}"
+
+    def __copy__(self) -> Self:
+        clone = object.__new__(type(self))
+        clone.__dict__.update(self.__dict__)
+        return clone
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} can be neither pickled nor copied deeply, since it has connections and "
+            "threads; make a saver of the same store where it is needed, in each process"
+        )
 
     # Lifecycle
 

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from types import GeneratorType
-from typing import Any, TypeVar
+from typing import Any
 
 import aiosqlite
 
@@ -17,8 +17,6 @@ from forkpoint.errors import NoWorkerThread, SaverClosed
 from forkpoint.runtime.runner import completed, finished
 from forkpoint.runtime.steps import Again, Patience, Retry, Steps, Waiting, begin
 from forkpoint.runtime.workers import start_thread
-
-_T = TypeVar("_T")
 
 
 class AiosqliteRunner:
@@ -31,7 +29,6 @@ class AiosqliteRunner:
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
         self._process = os.getpid()
-        self._thread: int | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._become_child()
         renew_in_child(self)
@@ -44,7 +41,7 @@ class AiosqliteRunner:
         """Do nothing: the thread ends with the connection."""
 
     def run(self, operation: Callable[..., Any], *args: Any) -> Any:
-        if threading.get_ident() == self._thread:
+        if threading.current_thread() is _thread_of(self._connection):
             return finished(operation, args)  # from a callback of one that is running there
         self._check_usable()
         # In a loop on another thread: the caller's thread may be running one.
@@ -79,7 +76,7 @@ class AiosqliteRunner:
         while True:
             attempts = call.attempts
             try:
-                pause = await execute(self._on_thread, call.attempt)
+                pause = await execute(call.attempt)
             except ValueError as error:
                 if call.attempts > attempts:
                     raise
@@ -88,13 +85,6 @@ class AiosqliteRunner:
             if pause is None:
                 return call.outcome
             await asyncio.sleep(pause)
-
-    def _on_thread(self, function: Callable[[], _T]) -> _T:
-        self._thread = threading.get_ident()
-        try:
-            return function()
-        finally:
-            self._thread = None
 
     def _own_loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop that runs sync calls. It ends with the runner."""

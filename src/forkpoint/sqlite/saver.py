@@ -83,15 +83,11 @@ class SqliteSaver(ForkpointSaver):
         inputs.choice(durability, "durability", ("full", "normal"))
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
         timeout = None if busy_timeout is None else _seconds(busy_timeout)
-        connector: Connector
+        connector = _connector_of(database, timeout)
+        if timeout is None and connector.is_owned:
+            timeout = BUSY_TIMEOUT_SECONDS
         self._store_name = "<an open connection>"
-        if isinstance(database, aiosqlite.Connection):
-            connector = PassedConnection(_of_aiosqlite(database))
-        elif isinstance(database, sqlite3.Connection):
-            connector = PassedConnection(database)
-        else:
-            timeout = BUSY_TIMEOUT_SECONDS if timeout is None else timeout
-            connector = Opener(database, timeout)
+        if connector.is_owned:
             self._store_name = repr(connector.path or ":memory:")
         storage = SqliteStorage(
             connector,
@@ -169,6 +165,14 @@ def _seconds(busy_timeout: object) -> float:
 
 
 _LONGEST_TIMEOUT = 2_000_000
+
+
+def _connector_of(database: object, timeout: float | None) -> Connector:
+    if isinstance(database, aiosqlite.Connection):
+        return PassedConnection(_of_aiosqlite(database))
+    if isinstance(database, sqlite3.Connection):
+        return PassedConnection(database)
+    return Opener(database, BUSY_TIMEOUT_SECONDS if timeout is None else timeout)
 
 
 def _of_aiosqlite(connection: aiosqlite.Connection) -> sqlite3.Connection:
