@@ -23,6 +23,7 @@ from forkpoint import (
     StorageUnavailable,
     ThreadCatalog,
     ThreadDeleted,
+    ThreadExists,
     ThreadFilter,
     ThreadNotFound,
 )
@@ -411,3 +412,37 @@ def test_a_record_that_is_changed_as_its_thread_is_finished_is_as_in_the_source(
             assert [thread.tags for thread in changed] == [("b",)]
             assert ThreadCatalog(saver).get("thread") == ThreadCatalog(source).get("thread")
             assert mongo_store.problems(saver) == []
+
+
+def test_a_thread_that_is_given_away_as_a_checkpoint_is_replaced_is_not_written_to_any_more(
+    mongo_store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are no logs, its epoch changes after the checkpoint."""
+    bulk = MongoCommands._bulk
+    given: list[Any] = []
+
+    def slow(commands: MongoCommands, statements: Sequence[Statement], small: bool) -> Outcome:
+        changes = [each.change if isinstance(each.change, dict) else {} for each in statements]
+        last = [change.get("$set", {}).keys() == {"epoch"} for change in changes]
+        if given or True not in last:
+            return bulk(commands, statements, small)
+        first = bulk(commands, statements[: last.index(True)], small)
+        if first.failed is not None:
+            return first
+        given.append(ThreadCatalog(admin).update("thread", owner="other").owner)
+        rest = bulk(commands, statements[last.index(True) :], small)
+        return Outcome(first.hits + rest.hits, first.made)
+
+    with mongo_store.saver() as admin:
+        put(admin, {"n": 0}, thread_id="another")
+        mongo_store.collection.drop_index("forkpoint_log")
+    with mongo_store.saver() as admin, mongo_store.saver() as saver:
+        acme = saver.for_owner("acme")
+        head = put(acme, {"n": 1})
+        made = {**checkpoint({"n": 2}), "id": head["configurable"]["checkpoint_id"]}
+        monkeypatch.setattr(MongoCommands, "_bulk", slow)
+        with pytest.raises(ThreadExists):
+            acme.put(config(), made, {}, {})
+        assert given == ["other"]
+        assert counts_of(admin) == {"another": 1, "thread": 1}
+        assert mongo_store.problems(admin) == []

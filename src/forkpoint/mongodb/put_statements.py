@@ -349,7 +349,8 @@ def _end_of_replacement(preparation: Preparation) -> list[Step]:
     if not preparation.is_repeated:
         return []
     request, thread = preparation.request, preparation.thread
-    end = [update_one(record_of(thread), {"$set": {"epoch": preparation.next_epoch}})]
+    same = {**record_of(thread), "epoch": thread.epoch}  # else it has a new one, by somebody else
+    end = [update_one(same, {"$set": {"epoch": preparation.next_epoch}})]
     for id_ in row_ids(request, thread):
         end.append(update_one({"_id": id_, "family": thread.family}, {"$unset": {"replaced": ""}}))
     return [Step("show", statement) for statement in end]
