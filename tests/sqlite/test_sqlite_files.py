@@ -27,6 +27,7 @@ from forkpoint import (
     InvalidInput,
     RetentionPolicy,
     SqliteSaver,
+    StaleLease,
     StorageError,
     StorageReplaced,
     ThreadCatalog,
@@ -585,6 +586,20 @@ def test_a_lease_of_a_store_that_was_replaced_is_none_of_the_thread_with_the_sam
         thread = ThreadCatalog(saver).get("other")
         assert thread is not None
         assert thread.status == "busy"
+
+
+def test_a_lease_that_the_backup_does_not_have_is_not_that_which_begins_next(path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 1})
+        backup = copy_of(path)
+        with ThreadCatalog(saver).run("thread", ttl=timedelta(hours=1)) as lost:
+            restore_by_backup(path, backup)
+            with ThreadCatalog(saver).run("thread", ttl=timedelta(hours=1)) as lease:
+                with pytest.raises(StaleLease):
+                    saver.put(lost.config, checkpoint({"n": 2}), {}, {"n": 1})
+                assert not lost.renew()
+                saver.put(lease.config, checkpoint({"n": 3}), {}, {"n": 1})
+    assert stored(path) == {"thread": 2}
 
 
 # Tables that were dropped
