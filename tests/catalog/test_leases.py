@@ -26,6 +26,7 @@ from forkpoint import (
     SaverClosed,
     SqliteSaver,
     StaleLease,
+    StorageBusy,
     ThreadBusy,
     ThreadCatalog,
     ThreadDeleted,
@@ -315,6 +316,31 @@ def test_an_interrupted_begin_or_end_leaves_no_lease(
     with pytest.raises(KeyboardInterrupt), catalog.run("thread"):
         assert step == "release"
     assert not catalog.is_busy("thread")
+
+
+@pytest.mark.parametrize("step", ["release", "leave_queue"])
+async def test_what_could_not_be_given_back_is_given_back_once_the_store_is_there_again(
+    step: str, catalog: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act, errors = getattr(leases, step), [StorageBusy("the store is locked")]
+
+    def refuse_once(*args: Any) -> None:
+        if errors:
+            raise errors.pop()
+        act(*args)
+
+    monkeypatch.setattr(leases, step, refuse_once)
+    options: Any = {"if_busy": "wait", "ttl": timedelta(hours=1)}
+    async with contextlib.AsyncExitStack() as other:
+        if step == "leave_queue":
+            await other.enter_async_context(run(catalog))
+            options["timeout"] = timedelta(milliseconds=10)
+        with pytest.raises(StorageBusy):
+            async with run(catalog, **options):
+                pass
+    options["timeout"] = timedelta(seconds=20)
+    async with run(catalog, **options):
+        pass
 
 
 @pytest.mark.in_turns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -103,17 +104,27 @@ async def test_a_client_may_come_from_a_server_whose_clock_is_ahead(addresses: l
     assert thread_streams._known(10**18) == 0
 
 
+@asynccontextmanager
+async def lost_run(saver: ForkpointSaver, address: str) -> AsyncIterator[asyncio.Task[list[str]]]:
+    """A run elsewhere, of which a server is asked what it does not know: how it ends."""
+    client = Follower()
+    client.number = 1
+    async with ThreadCatalog(saver).run("t"):
+        following = asyncio.create_task(client.follow(address))
+        await client.is_there.wait()
+        yield following
+
+
 async def test_the_end_of_a_lost_run_is_told_while_a_run_without_events_goes_on(
     addresses: list[str], store: Store
 ) -> None:
     with store.saver() as saver:
-        client = Follower()
-        client.number = 1
-        async with ThreadCatalog(saver).run("t"):
-            following = asyncio.create_task(client.follow(addresses[0]))
-            async with httpx.AsyncClient(base_url=addresses[0], timeout=PATIENCE_SECONDS) as http:
-                new = {"assistant_id": "chat", "input": said("you")}
-                waiting = (await http.post("/threads/t/runs", json=new)).json()
+        async with (
+            lost_run(saver, addresses[0]) as following,
+            httpx.AsyncClient(base_url=addresses[0], timeout=PATIENCE_SECONDS) as http,
+        ):
+            new = {"assistant_id": "chat", "input": said("you")}
+            waiting = (await http.post("/threads/t/runs", json=new)).json()
         async with httpx.AsyncClient(base_url=addresses[0], timeout=PATIENCE_SECONDS) as http:
             await http.get(f"/threads/t/runs/{waiting['run_id']}/join")
         assert await following == ["completed"]
@@ -123,11 +134,7 @@ async def test_who_waits_for_the_end_of_a_lost_run_leaves_if_its_thread_is_delet
     addresses: list[str], store: Store
 ) -> None:
     with store.saver() as saver:
-        client = Follower()
-        client.number = 1
-        async with ThreadCatalog(saver).run("t"):
-            following = asyncio.create_task(client.follow(addresses[0]))
-            await client.is_there.wait()
+        async with lost_run(saver, addresses[0]) as following:
             await ThreadCatalog(saver).adelete("t")
         assert await following == []
 

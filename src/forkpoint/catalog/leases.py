@@ -17,7 +17,8 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -38,8 +39,11 @@ from forkpoint.catalog.threads import LeaseHolder
 from forkpoint.catalog.tool_calls import answer_tool_calls
 from forkpoint.errors import (
     ForkpointError,
+    NoWorkerThread,
     SaverClosed,
     StaleLease,
+    StorageBusy,
+    StorageUnavailable,
     ThreadBusy,
     stale_lease,
 )
@@ -262,7 +266,7 @@ class Lease:
             return
         self._end()
         if self._process == os.getpid():  # a forked child leaves the lease to its parent
-            release(self._context, self._grant)
+            self._give_back(release, self._context, self._grant)
         self._is_released = True
 
     def _release_unseen(self) -> None:
@@ -278,7 +282,20 @@ class Lease:
 
     def _leave_queue(self) -> None:
         if self._request.if_busy == "wait":
-            leave_queue(self._context, self.thread_id, self.holder)
+            self._give_back(leave_queue, self._context, self.thread_id, self.holder)
+
+    def _give_back(self, end: Callable[..., None], *args: Any) -> None:
+        """End a lease or leave the queue; later, if the store is away: others wait for that."""
+        try:
+            end(*args)
+        except (StorageBusy, StorageUnavailable):
+            args = self._runner, self._request.ttl, end, *args
+            name = "forkpoint lease ending"
+            with suppress(NoWorkerThread):
+                start_thread(
+                    threading.Thread(target=_give_back_later, args=args, name=name, daemon=True)
+                )
+            raise
 
     def _check_new(self) -> None:
         if self._grant is not None and not self._has_asked:
@@ -355,3 +372,19 @@ def _renew(reference: weakref.ref[Lease], ended: threading.Event, ttl: int) -> N
         if not lease.renew():
             return
         del lease
+
+
+def _give_back_later(runner: Runner, ttl: int, end: Callable[..., None], *args: Any) -> None:
+    """Try to end a lease, or to leave the queue, until that has ended by itself."""
+    until = time.monotonic() + ttl / 1_000_000
+    pause, longest = _PAUSES_SECONDS
+    while time.monotonic() < until:
+        time.sleep(pause)
+        pause = min(2 * pause, longest)
+        try:
+            runner.run(end, *args)
+        except SaverClosed:
+            return
+        except ForkpointError:
+            continue
+        return
