@@ -158,6 +158,27 @@ def test_what_a_graph_does_not_have_is_kept_for_those_that_have_it(
     assert store.problems(saver) == []
 
 
+def test_a_delta_channel_that_the_graph_of_the_head_does_not_have_is_rebuilt_after_a_removal(
+    saver: ForkpointSaver, store: Store
+) -> None:
+    whole, part = (_listing(schema, saver) for schema in (Whole, Part))
+    for given in ([1], [2]):
+        whole.invoke({"log": given}, THREAD)
+    part.invoke({"items": [0]}, THREAD)
+    part.update_state(THREAD, None, "__end__")
+    assert whole.get_state(THREAD).values["log"] == [1, 2]
+
+    fork = saver.fork("thread")
+    assert whole.get_state(fork).values["log"] == [1, 2]
+    saver.trim("thread", 2)
+    assert [state.values["log"] for state in whole.get_state_history(THREAD)] == [[1, 2]] * 2
+    saver.prune(["thread"])
+    assert whole.get_state(THREAD).values["log"] == [1, 2]
+    whole.invoke({"log": [3]}, THREAD)
+    assert whole.get_state(THREAD).values["log"] == [1, 2, 3]
+    assert store.problems(saver) == []
+
+
 def _listing(schema: Any, saver: Any) -> Any:
     builder = StateGraph(schema)
     builder.add_node("step", lambda _: {"items": ["step"]})

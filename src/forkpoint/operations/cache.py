@@ -29,6 +29,8 @@ class KnownManifest(NamedTuple):
     versions: Mapping[str, Any]
     packed_bytes: int
     """How many bytes it takes as it is stored, with its refs."""
+    counters: Mapping[str, Any]
+    """What its metadata count for each `DeltaChannel` that it does not store."""
 
 
 class _KnownChunks(NamedTuple):

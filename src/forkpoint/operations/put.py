@@ -6,6 +6,7 @@ encodes the values at the call and reads nothing, and the operation, which store
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from forkpoint.encoding.chunk import Chunks, Encoded, Serialized
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.manifest import NO_CHANNELS, Manifest
 from forkpoint.filters import stored_value_terms
-from forkpoint.inputs import Address, Origin
+from forkpoint.inputs import Address, Origin, as_json
 from forkpoint.operations.cache import Described, KnownManifest, Memory
 from forkpoint.operations.context import Context
 from forkpoint.operations.run_metadata import has_run, merge_run, of_config
@@ -27,6 +28,7 @@ from forkpoint.runtime.steps import Steps
 from forkpoint.storage.plan import Place
 from forkpoint.storage.row_checksums import (
     checkpoint_receipt,
+    metadata_of,
     open_checkpoint,
     stored_chunks,
     stored_row,
@@ -61,6 +63,19 @@ class NewWrites(NamedTuple):
     task_path: str
 
 
+class Inherited(NamedTuple):
+    """What a checkpoint has of its parent."""
+
+    manifest: Manifest
+    """The channels that did not change."""
+    counters: Mapping[str, Any]
+    """What the parent counts for each `DeltaChannel` that did not change, and that it does not
+    store: they are rebuilt of its ancestors, whether the graph has them or not."""
+
+
+_NOTHING = Inherited(NO_CHANNELS, {})
+
+
 class CapturedCheckpoint(NamedTuple):
     """A checkpoint to be put, with its state as it was at the call."""
 
@@ -70,7 +85,7 @@ class CapturedCheckpoint(NamedTuple):
     """That of the thread, or of one that is to be made."""
     thread: ThreadRef | None
     """The thread, as far as it was known at the call without reading the store."""
-    inherited: Manifest | None
+    inherited: Inherited | None
     """What the checkpoint inherits in that thread; None if its parent has to be read for it."""
     memory: Memory
     """What was remembered at the call."""
@@ -119,7 +134,7 @@ def capture_checkpoint(context: Context, new: NewCheckpoint) -> CapturedCheckpoi
     thread = context.memory.threads.get(new.address.thread_id)
     inherited = _inherited_if_known(context, thread, new)
     codec = context.codec_to_capture(new.address.thread_id, thread)
-    state = codec.serialize(new.checkpoint, inherited or NO_CHANNELS)
+    state = codec.serialize(new.checkpoint, (inherited or _NOTHING).manifest)
     preview: str | None = None
     if context.preview and new.address.checkpoint_ns == "":
         preview = preview_of(new.checkpoint.get("channel_values", {}), context.preview)
@@ -150,7 +165,8 @@ def put_checkpoint(context: Context, capture: CapturedCheckpoint) -> Steps[None]
         context, thread_id, new.origin, lambda thread: _prepare(context, capture, thread)
     )
     versions = new.checkpoint.get("channel_versions", {})
-    known = KnownManifest(thread.epoch, stored.manifest, versions, stored.packed_bytes)
+    counters = _counters(stored.request.row)
+    known = KnownManifest(thread.epoch, stored.manifest, versions, stored.packed_bytes, counters)
     context.memory.add_manifest(thread, (checkpoint_ns, new.checkpoint["id"]), known)
     if checkpoint_ns == "":
         _merge_run_metadata(context, thread, new)
@@ -168,8 +184,8 @@ def _prepare(
     codec = _codec_to_put(context, thread, capture.codec)
     is_kin = codec.is_kin(capture.codec)
     state = capture.state if is_kin else codec.own_state(capture.state)
-    encoded, manifest = codec.join(new.checkpoint, state, inherited)
-    row = _checkpoint_row(codec, new, encoded)
+    encoded, manifest = codec.join(new.checkpoint, state, inherited.manifest)
+    row = _checkpoint_row(codec, new, _metadata(new, inherited, manifest), encoded)
     receipt = checkpoint_receipt(codec, row, capture.preview)
     status = "idle" if row.checkpoint_ns == "" else None
     request = _request(context, new, thread, codec, NewRows(row, [receipt], encoded.chunks, status))
@@ -180,33 +196,53 @@ def _prepare(
     return PreparedPut(request, encoded.chunks, manifest, packed_bytes)
 
 
-def _checkpoint_row(codec: Codec, new: NewCheckpoint, encoded: Encoded) -> CheckpointRow:
+def _checkpoint_row(
+    codec: Codec, new: NewCheckpoint, metadata: str, encoded: Encoded
+) -> CheckpointRow:
     _, checkpoint_ns, parent_id = new.address
     row = CheckpointRow(
-        checkpoint_ns, new.checkpoint["id"], parent_id, new.run_id, new.metadata, b"", b""
+        checkpoint_ns, new.checkpoint["id"], parent_id, new.run_id, metadata, b"", b""
     )
     return stored_row(codec, row, encoded)
 
 
-def _inherited(context: Context, thread: ThreadRef | None, new: NewCheckpoint) -> Manifest:
-    """Return the entries of the parent's manifest for the channels that did not change."""
+def _metadata(new: NewCheckpoint, inherited: Inherited, manifest: Manifest) -> str:
+    """Return the metadata of a checkpoint, as JSON.
+
+    A graph counts for the channels that it has. What the parent counts for others is added: they
+    tell what a channel is rebuilt of, to whatever removes checkpoints or copies some.
+    """
+    counters = inherited.counters
+    if not counters:
+        return new.metadata
+    metadata = json.loads(new.metadata)
+    own = langgraph_rules.delta_counters(metadata)
+    added = {name: counters[name] for name in counters if name not in own and name not in manifest}
+    if not added:
+        return new.metadata
+    return as_json(langgraph_rules.with_counters(metadata, {**own, **added}), "metadata")
+
+
+def _inherited(context: Context, thread: ThreadRef | None, new: NewCheckpoint) -> Inherited:
+    """Return what a checkpoint has of its parent, which is read if need be."""
     inherited = _inherited_if_known(context, thread, new)
     if inherited is not None or thread is None:
-        return inherited or NO_CHANNELS
+        return inherited or _NOTHING
     with context.storage.reading() as session:
         parent = session.checkpoints.get(*new.address)
     if parent is None or parent.thread != thread:
-        return NO_CHANNELS
+        return _NOTHING
     if isinstance(parent.metadata, str):  # else the record is damaged
         context.memory.described.put(thread.key, Described(None, parent.metadata))
     body, manifest = open_checkpoint(context.codec_of(thread), parent.row)
-    known = KnownManifest(thread.epoch, manifest, body.get("channel_versions", {}), 0)
-    return _unchanged(known, new)
+    versions = body.get("channel_versions", {})
+    counters = _counters(parent.row)
+    return _unchanged(KnownManifest(thread.epoch, manifest, versions, 0, counters), new)
 
 
 def _inherited_if_known(
     context: Context, thread: ThreadRef | None, new: NewCheckpoint
-) -> Manifest | None:
+) -> Inherited | None:
     """Return what `_inherited` does, or None if the parent has to be read for it.
 
     `new_versions` names the channels that changed. Where it is empty, all values that are given
@@ -214,9 +250,16 @@ def _inherited_if_known(
     """
     _, checkpoint_ns, parent_id = new.address
     if thread is None or parent_id is None or (not new.new_versions and _is_whole(new.checkpoint)):
-        return NO_CHANNELS
+        return _NOTHING
     known = context.memory.manifest(thread, (checkpoint_ns, parent_id))
     return None if known is None else _unchanged(known, new)
+
+
+def _counters(row: CheckpointRow | None) -> Mapping[str, Any]:
+    """Return what the metadata of a checkpoint count for each `DeltaChannel`."""
+    if row is None or langgraph_rules.COUNTERS not in row.metadata:
+        return {}
+    return langgraph_rules.delta_counters(metadata_of(row))
 
 
 def _is_whole(checkpoint: Mapping[str, Any]) -> bool:
@@ -225,7 +268,7 @@ def _is_whole(checkpoint: Mapping[str, Any]) -> bool:
     return all(channel in values for channel in checkpoint.get("channel_versions", {}))
 
 
-def _unchanged(known: KnownManifest, new: NewCheckpoint) -> Manifest:
+def _unchanged(known: KnownManifest, new: NewCheckpoint) -> Inherited:
     """Return what a checkpoint inherits of its parent.
 
     A channel without a value is inherited as well: a graph that does not have it, or does not store
@@ -233,15 +276,18 @@ def _unchanged(known: KnownManifest, new: NewCheckpoint) -> Manifest:
     """
     versions = new.checkpoint.get("channel_versions", {})
     changed = new.new_versions or new.checkpoint["channel_values"]
-    return known.manifest.only(
-        [
+
+    def unchanged(channels: Iterable[str]) -> list[str]:
+        return [
             channel
-            for channel in known.manifest
+            for channel in channels
             if channel not in changed
             and channel in known.versions
             and known.versions[channel] == versions.get(channel)
         ]
-    )
+
+    counters = {channel: known.counters[channel] for channel in unchanged(known.counters)}
+    return Inherited(known.manifest.only(unchanged(known.manifest)), counters)
 
 
 def _merge_run_metadata(context: Context, thread: ThreadRef, new: NewCheckpoint) -> None:

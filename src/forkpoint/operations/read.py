@@ -203,7 +203,8 @@ def load_checkpoint(
         pending = [load_write(codec, write, chunks) for write in sorted(complete, key=order_of)]
     versions = {**body.get("channel_versions", {})}  # callers go on with those that they are given
     packed_bytes = len(row.content) + len(row.refs)
-    known = KnownManifest(thread.epoch, manifest, versions, packed_bytes)
+    counters = langgraph_rules.delta_counters(metadata)
+    known = KnownManifest(thread.epoch, manifest, versions, packed_bytes, counters)
     context.memory.add_manifest(thread, place_of(row), known)
     return _tuple_of(stored, {**body, "channel_values": values}, metadata, pending)
 
