@@ -171,6 +171,21 @@ def test_a_cell_that_has_run_again_says_which_classes_count(
     assert list(map(type, SafeSerializer().loads_typed(stored))) == again
 
 
+def test_a_nested_class_is_not_taken_for_one_of_its_name_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # In a module with a name as long as the other one, which is written over it.
+    gone = pydantic.create_model("Inner", a=(int, 1), __module__="shop.aaaaa")
+    kind, stored = SafeSerializer().dumps_typed(gone(a=1))
+    shop = types.ModuleType("shop.bbbbb")
+    monkeypatch.setitem(sys.modules, shop.__name__, shop)
+    exec(CELL, vars(shop))
+
+    restored = SafeSerializer().loads_typed((kind, stored.replace(b".aaaaa", b".bbbbb")))
+    assert isinstance(restored, StoredObject)
+    assert (restored.type_name, dict(restored)) == ("shop.bbbbb.Inner", {"a": 1})
+
+
 def test_a_class_is_known_again_after_one_of_its_name_is_gone() -> None:
     def made() -> Any:
         class Local(Exception):  # of exceptions, least is remembered

@@ -250,7 +250,7 @@ class Encoder:
         They are taken out of it in one piece, and of messages each is serialized in one piece.
         """
         is_long_list = isinstance(value, list) and len(value) > _FEW
-        return is_long_list and self._memo.knows[type(value[-1])]
+        return is_long_list and any(self._memo.knows[type(last)] for last in value[-1:])
 
     def _encode_plain(
         self, kind: int, items: PlainItems, chunks: Chunks, inline: int

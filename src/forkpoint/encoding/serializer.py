@@ -327,26 +327,32 @@ class SafeSerializer(JsonPlusSerializer):
 
     def _resolve(self, module: str, name: str) -> type:
         target = self._framework.get((module, name))
-        return self._class((module, name)) if target is None else target
+        return self._class((module, name), is_last_part=True) if target is None else target
 
-    def _class(self, name: TypeName) -> type:
+    def _class(self, name: TypeName, is_last_part: bool = False) -> type:
         """Return the type that a row names, if it may be restored.
+
+        Args:
+            name: The name.
+            is_last_part: Whether it may be the last part of the name of a nested class.
 
         Raises:
             UnreadableValue: It may not, or it is not known here.
         """
         permitted = self._permitted.get(name)
         if permitted is None:
-            return self._target(name)
+            return self._target(name, is_last_part)
         # A class may be made again under its name: a notebook's, say.
         is_current = name in self._aliases or type_names.is_current(name, permitted)
-        return permitted if is_current else self._target(name)
+        return permitted if is_current else self._target(name, is_last_part)
 
-    def _target(self, name: TypeName) -> type:
+    def _target(self, name: TypeName, is_last_part: bool) -> type:
         module, qualified = name[:2]
         is_allowed = self._allows_name(module, qualified)
         is_importable = _IMPORTABLE.fullmatch(module) is not None
         kind = self._find(name)
+        if kind is None and is_last_part:
+            kind = type_names.find_nested(name)
         how = f"saver.with_allowlist([({module!r}, {qualified!r})])"
         if kind is None:
             raise UnreadableValue(
@@ -392,8 +398,7 @@ class SafeSerializer(JsonPlusSerializer):
                 importlib.import_module(module)
             except ImportError as error:
                 raise UnreadableValue(f"{module} cannot be imported: {error}") from error
-        found = type_names.find(name)
-        return type_names.find_nested(name) if found is None else found
+        return type_names.find(name)
 
 
 def packer_of(serde: SafeSerializer) -> Packer:
