@@ -929,6 +929,21 @@ async def test_a_diff_marks_a_delta_channel_that_is_rebuilt(api: Api) -> None:
     assert not log.is_rebuilt
 
 
+async def test_a_diff_tells_delta_channels_of_forks_apart_that_count_on_alike(api: Api) -> None:
+    graph = SHAPES["deltas"].build(api.saver)
+    graph.invoke({"log": ["start"]}, thread("thread"))
+    for name in ("same", "other"):
+        await api.fork("thread", new_thread_id=name)
+    unchanged = (await api.diff("thread", "same")).channels
+    assert {channel.status for channel in unchanged.values()} == {"unchanged"}
+    for name, text in (("thread", "one"), ("same", "one"), ("other", "two")):
+        graph.invoke({"log": [text]}, thread(name))
+    for name, status in (("same", "unchanged"), ("other", "changed")):
+        diff = await api.diff("thread", name)
+        assert (diff["log"].status, diff["log"].is_rebuilt) == (status, True)
+        assert (diff["never"].status, diff["n"].status) == ("unchanged", "unchanged")
+
+
 @pytest.mark.parametrize(("role", "method"), [(SqliteChunkReads, "get"), (MongoChunks, "get")])
 @pytest.mark.parametrize("kind", ["list", "dict"])
 async def test_a_diff_reads_only_chunks_that_differ(

@@ -40,12 +40,12 @@ def delta_channel_history(
     context.prepare()
     return consistently(
         context,
-        lambda session: _read(context, session, address, channels),
-        lambda history: _load(context, history, channels),
+        lambda session: read_history(context, session, address, channels),
+        lambda history: load_history(context, history, channels),
     )
 
 
-class _History(NamedTuple):
+class History(NamedTuple):
     """What the channels of a checkpoint are rebuilt from."""
 
     checkpoint: StoredCheckpoint
@@ -55,9 +55,10 @@ class _History(NamedTuple):
     chunks: Chunks
 
 
-def _read(
+def read_history(
     context: Context, session: Session, address: Address, channels: Sequence[str]
-) -> _History | None:
+) -> History | None:
+    """Read what channels are rebuilt from; None if there is no such checkpoint."""
     checkpoint = session.checkpoints.get(*address)
     if checkpoint is None:
         return None
@@ -74,12 +75,13 @@ def _read(
     chunks = gather(refs, lambda digests: session.chunks.get(thread.family, digests))
     if session.threads.find(checkpoint.thread_id) != thread:
         raise Stale  # some of the path may have been removed meanwhile
-    return _History(checkpoint, path, writes, chunks)
+    return History(checkpoint, path, writes, chunks)
 
 
-def _load(
-    context: Context, history: _History | None, channels: Sequence[str]
+def load_history(
+    context: Context, history: History | None, channels: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
+    """Return what was read, as `delta_channel_history` does."""
     loaded: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
     if history is None:
         return loaded

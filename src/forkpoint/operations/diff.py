@@ -8,7 +8,7 @@ node or a run, is left out on both sides without being read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from forkpoint.encoding.manifest import Manifest
 from forkpoint.inputs import Address
 from forkpoint.langgraph_rules import is_internal, rebuilt_channels
 from forkpoint.operations.context import Context
+from forkpoint.operations.delta_channels import History, load_history, read_history
 from forkpoint.operations.places import at_place, existing_checkpoint, place_of
 from forkpoint.operations.read import consistently
 from forkpoint.pictures.shown import StateDiff
@@ -69,6 +70,10 @@ class _Reading(NamedTuple):
     pairs: dict[str, _Pair]
     """The channels that both sides store, and whose entries differ."""
     chunks: Chunks
+    alike: set[str]
+    """Channels that are rebuilt, and known to have the same value on both sides."""
+    histories: Mapping[str, Sequence[History | None]]
+    """What other ones of the same version are rebuilt from, on each side."""
 
 
 def diff(context: Context, first: Address, second: Address) -> StateDiff:
@@ -79,7 +84,9 @@ def diff(context: Context, first: Address, second: Address) -> StateDiff:
         CheckpointNotFound: There is no such checkpoint.
     """
     context.prepare()
-    return consistently(context, lambda session: _read(context, session, first, second), _compare)
+    return consistently(
+        context, lambda session: _read(context, session, first, second), partial(_compare, context)
+    )
 
 
 def _read(context: Context, session: Session, first: Address, second: Address) -> _Reading:
@@ -95,18 +102,38 @@ def _read(context: Context, session: Session, first: Address, second: Address) -
         refs = [pair[position].refs for pair in pairs.values()]
         refs += [entry.refs for name, entry in side.manifest.items() if name not in other.manifest]
         chunks |= gather(refs, partial(session.chunks.get, side.checkpoint.thread.family))
-    return _Reading(*sides, pairs, chunks)
-
-
-def _compare(reading: _Reading) -> StateDiff:
-    before, after, pairs, chunks = reading
-    with at_place(*after.place):
-        return StateDiff(
-            {
-                channel: _channel(channel, before, after, pairs.get(channel), chunks)
-                for channel in _names(before, after)
-            }
+    alike, unknown = _alike(session, *sides)
+    histories = {
+        channel: tuple(
+            read_history(context, session, Address(*side.place), [channel]) for side in sides
         )
+        for channel in unknown
+    }
+    return _Reading(*sides, pairs, chunks, alike, histories)
+
+
+def _compare(context: Context, reading: _Reading) -> StateDiff:
+    before, after, pairs, chunks, alike, histories = reading
+
+    def compared(channel: str) -> ChannelDiff:
+        if channel not in before.rebuilt | after.rebuilt:
+            return _channel(channel, before, after, pairs.get(channel), chunks)
+        is_same = channel in alike or _same_history(context, channel, histories.get(channel, ()))
+        return ChannelDiff("unchanged" if is_same else "changed", is_rebuilt=True)
+
+    with at_place(*after.place):
+        return StateDiff({channel: compared(channel) for channel in _names(before, after)})
+
+
+def _same_history(context: Context, channel: str, histories: Sequence[History | None]) -> bool:
+    """Return whether a channel is rebuilt from the same value and the same writes."""
+    fingerprints = set()
+    for history in histories:
+        loaded = load_history(context, history, [channel])[channel]
+        parts = [*([loaded["seed"]] if "seed" in loaded else []), None]
+        parts += [value for _, _, value in loaded["writes"]]
+        fingerprints.add(tuple(map(context.codec.fingerprint, parts)))
+    return len(fingerprints) == 1
 
 
 def _side(context: Context, session: Session, address: Address) -> _Side:
@@ -117,6 +144,49 @@ def _side(context: Context, session: Session, address: Address) -> _Side:
     versions = body.get("channel_versions", {})
     rebuilt = rebuilt_channels(metadata_of(checkpoint.row), versions, manifest)
     return _Side(codec, checkpoint, versions, manifest, rebuilt)
+
+
+def _alike(session: Session, before: _Side, after: _Side) -> tuple[set[str], set[str]]:
+    """Return the channels that are rebuilt, and have the same value on both sides.
+
+    Of one version they have one value on the path to a checkpoint. On another path they may have
+    another one: threads that were forked count on from the same version. So there must be a
+    checkpoint on both paths since which neither changed.
+
+    Also returns those of the same version of which this does not tell.
+    """
+    channels = {
+        channel
+        for channel in before.rebuilt | after.rebuilt
+        if before.versions.get(channel) == after.versions.get(channel)
+    }
+    if not channels or before.place == after.place:
+        return channels, set()
+    first, last = (_unchanged_since(session, side, channels) for side in (before, after))
+    alike = {channel for channel in channels if not first[channel].isdisjoint(last[channel])}
+    return alike, (channels - alike) & before.rebuilt & after.rebuilt
+
+
+def _unchanged_since(
+    session: Session, side: _Side, channels: Collection[str]
+) -> Mapping[str, set[str]]:
+    """Return the ids of a checkpoint and its ancestors in which a channel has the same version."""
+    row = side.checkpoint.row
+    ids = {channel: {row.checkpoint_id} for channel in channels}
+    same, passed = set(channels), {row.checkpoint_id}
+    ancestors = session.checkpoints.ancestors(side.checkpoint.thread, *place_of(row))
+    next(ancestors, None)  # itself
+    for ancestor in ancestors:
+        with at_place(side.checkpoint.thread_id, *place_of(ancestor)):
+            body, _ = open_checkpoint(side.codec, ancestor)
+        versions = body.get("channel_versions", {})
+        same = {name for name in same if versions.get(name) == side.versions.get(name)}
+        if not same or ancestor.checkpoint_id in passed:  # one that was put as its own ancestor
+            break
+        passed.add(ancestor.checkpoint_id)
+        for name in same:
+            ids[name].add(ancestor.checkpoint_id)
+    return ids
 
 
 def _names(before: _Side, after: _Side) -> list[str]:
@@ -180,9 +250,6 @@ def _channel(
     pair: _Pair | None,
     chunks: Chunks,
 ) -> ChannelDiff:
-    if channel in before.rebuilt or channel in after.rebuilt:
-        is_same = before.versions.get(channel) == after.versions.get(channel)
-        return ChannelDiff("unchanged" if is_same else "changed", is_rebuilt=True)
     if channel not in before.manifest:
         return ChannelDiff("added", after=_whole(after, channel, chunks))
     if channel not in after.manifest:
