@@ -159,6 +159,8 @@ async def test_pages_of_other_sites_change_nothing(saver: ForkpointSaver) -> Non
         (b'{"metadata": []}', 422),
         (b'{"metadata": {"a": NaN}}', 422),
         (b'{"sort_by": "x"}', 422),
+        (b'{"metadata": ' + b'{"a": ' * 1000 + b"9" * 19 + b"}" * 1001, 422),
+        (b'{"metadata": {"a": ' + b"9" * 5000 + b"}}", 422),
         (b'{"metadata": ' + b'{"a": ' * 5000 + b"1" + b"}" * 5001, 422),
         (b'{"metadata": {"a": "' + b"x" * 2_000_000 + b'"}}', 413),
         (b'{"unknown": 1}', 200),
@@ -198,6 +200,17 @@ async def test_what_a_thread_is_made_with_is_stored_or_refused(
         )
     assert answer.status_code in (200, 422)
     assert ThreadCatalog(saver).count() == (answer.status_code == 200)
+
+
+async def test_a_whole_number_is_stored_as_it_is(saver: ForkpointSaver) -> None:
+    large = 123456789012345678901234567890
+    run = {"assistant_id": "chat", "input": {"messages": said("you")["messages"], "turns": large}}
+    async with calling(create_app(saver, {"chat": chat()})) as client:
+        await client.post("/threads", json={"thread_id": "t", "metadata": {"n": -large}})
+        assert (await client.post("/threads/t/runs/wait", json=run)).json()["turns"] == large + 1
+        found = await client.post("/threads/search", json={"metadata": {"n": -large}})
+        (thread,) = found.json()
+    assert (thread["metadata"]["n"], thread["values"]["turns"]) == (-large, large + 1)
 
 
 def test_the_description_has_the_limits_of_numbers(saver: ForkpointSaver) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx
 import pytest
 from langgraph.func import entrypoint
 from langgraph.graph import START, StateGraph
@@ -252,6 +253,31 @@ async def test_a_damaged_state_is_not_one_that_is_not_there(
             await client.post("/threads/t/history", json={}),
         ):
             assert (answer.status_code, "missing" in answer.json()["detail"]) == (500, True)
+
+
+async def test_a_damaged_state_keeps_no_other_thread_from_being_found(
+    saver: ForkpointSaver, store: Store
+) -> None:
+    graph = chat().copy({"checkpointer": saver})
+    for thread_id, text in (("damaged", "a long text " * 1000), ("whole", "you")):
+        await graph.ainvoke(said(text), config(thread_id))
+    for row in store.rows("chunks"):
+        store.take("chunks", row.key)
+    async with calling(create_app(saver, {"chat": chat()})) as client:
+        found = {each["thread_id"]: each for each in await posted(client, "search", {})}
+        assert (found["damaged"]["values"], found["whole"]["values"]["turns"]) == (None, 1)
+        assert found["damaged"]["error"]["error"] == "CorruptChunk"
+        changed = await client.patch("/threads/damaged", json={"metadata": {"n": 1}})
+        assert changed.json()["metadata"]["n"] == 1
+        by_values = {"values": {"turns": 1}}
+        assert [each["thread_id"] for each in await posted(client, "search", by_values)] == [
+            "whole"
+        ]
+        assert await posted(client, "count", by_values) == 1
+
+
+async def posted(client: httpx.AsyncClient, path: str, body: Any) -> Any:
+    return (await client.post(f"/threads/{path}", json=body)).json()
 
 
 # Runs

@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
-import orjson
 from fastapi import APIRouter, HTTPException, Response, WebSocket, WebSocketDisconnect
 from fastapi import Body as Given
 from fastapi.responses import JSONResponse
@@ -29,7 +28,14 @@ from forkpoint.server.bodies import Body, Json
 from forkpoint.server.failures import failure_of
 from forkpoint.server.lost_ends import lost_end
 from forkpoint.server.protocol import CHANNELS, EventRequest
-from forkpoint.server.requests import Request, RequestScope, StrictRoute, ThreadId, scope_of
+from forkpoint.server.requests import (
+    Request,
+    RequestScope,
+    StrictRoute,
+    ThreadId,
+    read_json,
+    scope_of,
+)
 from forkpoint.server.run import RunOptions
 from forkpoint.server.run_routes import STREAM, sent, start_run
 from forkpoint.server.thread_streams import ThreadStreams, as_text
@@ -97,7 +103,7 @@ async def socket(websocket: WebSocket, thread_id: ThreadId) -> None:
     async with _Subscriptions(websocket, request, thread_id) as subscriptions:
         while True:
             try:
-                body = orjson.loads(await websocket.receive_text())
+                body = read_json(await websocket.receive_text())
             except (ValueError, KeyError):  # it is no JSON, or no text
                 body = None
             await websocket.send_text(as_text(await answer_to(body, subscriptions.do)))

@@ -6,7 +6,6 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, HTTPException, Response
 from starlette.requests import Request as HttpRequest
 
@@ -22,7 +21,7 @@ from forkpoint.server.page_rendering import (
     with_key_of_cookie,
 )
 from forkpoint.server.pages import checkpoints_after
-from forkpoint.server.requests import RequestScope, Server
+from forkpoint.server.requests import RequestScope, Server, read_json
 from forkpoint.server.run import Run
 from forkpoint.server.run_routes import start_run
 from forkpoint.server.states import config_at
@@ -168,6 +167,6 @@ def _input(form: SentForm) -> Any:
 
 def _json(text: str, what: str) -> Any:
     try:
-        return orjson.loads(text)
+        return read_json(text)
     except ValueError as error:
         raise HTTPException(422, f"the {what} is no JSON: {error}") from error

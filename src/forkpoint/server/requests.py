@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timezone
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from forkpoint.server.runs import Runs
 
 _LOG = logging.getLogger("forkpoint.server")
+_MANY_DIGITS = re.compile(rb"[0-9]{19}")
 Graph = Any
 """A compiled graph of LangGraph."""
 
@@ -165,7 +168,23 @@ class StrictRoute(APIRoute):
 
 class _StrictRequest(HttpRequest):
     async def json(self) -> Any:
-        return orjson.loads(await self.body())
+        return read_json(await self.body())
+
+
+def read_json(content: bytes | str) -> Any:
+    """Return what is sent as JSON, with whole numbers as they are, however large.
+
+    Raises:
+        JSONDecodeError: It is no JSON, or too deep, or has an infinite number or half a character.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    value = orjson.loads(content)  # which rounds whole numbers of more than 64 bits
+    if _MANY_DIGITS.search(content) is None:
+        return value
+    try:
+        return json.loads(content.decode())
+    except (RecursionError, ValueError) as error:
+        raise json.JSONDecodeError("it is too deep, or a number too long", "", 0) from error
 
 
 async def _scope_of(http: HttpRequest) -> RequestScope:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -13,18 +14,28 @@ from fastapi import APIRouter, Header, HTTPException, Query, Response
 from forkpoint.catalog.arguments import LARGEST_PAGE
 from forkpoint.catalog.threads import Thread, ThreadFilter
 from forkpoint.encoding.encryption import cipher_of
-from forkpoint.errors import ThreadDeleted, ThreadExists, ThreadNotFound
+from forkpoint.errors import (
+    CorruptChunk,
+    ThreadDeleted,
+    ThreadExists,
+    ThreadNotFound,
+    UnreadableValue,
+)
 from forkpoint.filters import contains
 from forkpoint.previews import PREVIEW_CHARACTERS
 from forkpoint.saver import ForkpointSaver, parts_of
 from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json
 from forkpoint.server.bodies import Json
+from forkpoint.server.failures import message_of
 from forkpoint.server.requests import Request, StrictRoute, ThreadId
 from forkpoint.server.states import read_values, update_in_supersteps
 
 router = APIRouter(route_class=StrictRoute, tags=["threads"])
+_LOG = logging.getLogger("forkpoint.server")
 _ROWS_AT_ONCE = 100
+_UNREADABLE = (CorruptChunk, UnreadableValue)
+"""What is raised where a state is damaged, or not for this process to read."""
 _ALIAS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PATH = re.compile(r"(values|metadata|config|interrupts)((?:\.[^.\[\]]+|\[-?\d{1,9}\])*)")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(-?\d+)\]")
@@ -175,8 +186,12 @@ async def shown_thread(request: Request, thread: Thread, *, with_values: bool = 
         shown = {"id": pending.id, "value": as_json(pending.value)}
         interrupts.setdefault(pending.task_id, []).append(shown)
     values = None
+    unread: Exception | None = None
     if with_values and thread.checkpoint_count:
-        values = await read_values(request.catalog.saver, thread.thread_id)
+        try:
+            values = await read_values(request.catalog.saver, thread.thread_id)
+        except _UNREADABLE as error:  # it keeps no other thread from being shown
+            unread = error
     reply: Json = {
         "thread_id": as_json(thread.thread_id),
         "created_at": thread.created_at.isoformat(),
@@ -188,7 +203,9 @@ async def shown_thread(request: Request, thread: Thread, *, with_values: bool = 
         "values": values,
         "interrupts": interrupts,
     }
-    if thread.error is not None:
+    if unread is not None:
+        reply["error"] = {"error": type(unread).__name__, "message": message_of(unread)}
+    elif thread.error is not None:
         kind = re.match(r"\w+(?=\()", thread.error)
         reply["error"] = {"error": kind[0] if kind else "Error", "message": as_json(thread.error)}
     return reply
@@ -288,7 +305,11 @@ class _ValueSearch:
                 self.filter, limit=_ROWS_AT_ONCE, cursor=cursor, **self.order
             )
             for thread in page:
-                values = await read_values(self._catalog.saver, thread.thread_id)
+                try:
+                    values = await read_values(self._catalog.saver, thread.thread_id)
+                except _UNREADABLE as error:
+                    _LOG.warning("a thread is left out of a search by values: %s", error)
+                    continue
                 if contains(values, self.rest):
                     yield thread
             cursor = page.next_cursor
