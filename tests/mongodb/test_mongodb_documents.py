@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from bson.codec_options import CodecOptions
+from bson.decimal128 import Decimal128
 from bson.int64 import Int64
 from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -301,6 +304,50 @@ def test_a_time_that_no_calendar_has_keeps_nobody_from_the_rest(mongo_store: Mon
         assert len(ThreadCatalog(saver).search()) == 2
         saver.delete_thread("thread")
         assert [item.thread_id for item in ThreadCatalog(saver).search()] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("thread_id", value) for value in (None, 7, b"bytes")),
+        *(("created_at", value) for value in (None, math.nan, "text", [1])),
+    ],
+)
+def test_a_search_goes_on_behind_a_thread_whose_place_is_damaged(
+    field: str, value: object, mongo_store: MongoStore
+) -> None:
+    """Values of each type have an order of their own, and a field that is missing is in none."""
+    change = {"$unset": {field: ""}} if value is None else {"$set": {field: value}}
+    with mongo_store.saver() as saver:
+        catalog = ThreadCatalog(saver)
+        for thread_id in ("a", "damaged", "z"):
+            put(saver, {"n": 1}, thread_id=thread_id)
+        mongo_store.collection.update_one({"thread_id": "damaged"}, change)
+        for order in (field, "status"):
+            for descending in (True, False):
+                seen, cursor, is_last = set(), None, False
+                while not is_last:
+                    page = catalog.search(
+                        sort_by=order, descending=descending, limit=1, cursor=cursor
+                    )
+                    seen |= {thread.thread_id for thread in page}
+                    cursor = page.next_cursor
+                    is_last = cursor is None
+                assert seen >= {"a", "z"}
+
+
+@pytest.mark.parametrize("value", [[1], Decimal128("1")])
+def test_a_sweep_leaves_a_thread_alone_whose_time_is_damaged(
+    value: object, mongo_store: MongoStore
+) -> None:
+    with mongo_store.saver(ttl=timedelta(seconds=1)) as saver:
+        for thread_id in ("damaged", "other"):
+            put(saver, {"n": 1}, thread_id=thread_id)
+        ThreadCatalog(saver).search()
+        mongo_store.be_old("updated_at")
+        damaged = {"$set": {"updated_at": value}}
+        mongo_store.collection.update_one({"thread_id": "damaged"}, damaged)
+        assert ThreadCatalog(saver).sweep().deleted == ("other",)
 
 
 def test_two_threads_of_the_same_checkpoints_show_their_own(mongo_store: MongoStore) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bson.decimal128 import Decimal128
 from bson.objectid import ObjectId
 from bson.timestamp import Timestamp
 
@@ -52,6 +53,7 @@ _CAN_BE_LISTED = {
     field: {"$not": {"$type": "array"}} for field in ("status", "updated_at", "thread_id")
 }
 """Of a record: that its place is none that no index takes, as that of a damaged one may be."""
+_IS_TIME = {"$in": [{"$type": "$updated_at"}, ["int", "long", "double"]]}
 _SORTED = {
     "updated_at": "listed_at",
     "status": "listed_status",
@@ -93,7 +95,7 @@ class MongoSearch(interface.Search):
         rows = self._rows_of(documents)
         return ThreadRowPage(
             [rows.get(document["_id"]) for document in documents],
-            [(document[field], document["thread_id"]) for document in documents],
+            [_place_of(document, field) for document in documents],
             None if moment is None else [moment.time, moment.inc],
             is_last,
         )
@@ -126,7 +128,7 @@ class MongoSearch(interface.Search):
                 **VISIBLE,
                 **_owned_by(owner),
             }
-            over["$expr"] = {"$ne": ["$swept_at", "$updated_at"]}
+            over["$expr"] = {"$and": [_IS_TIME, {"$ne": ["$swept_at", "$updated_at"]}]}
             if after is not None:
                 since, key = after[0] - ttl, after[1]
                 over["updated_at"]["$gte"] = since
@@ -251,8 +253,11 @@ def _filter_of(query: ThreadQuery) -> Document:
     conditions.append({"listed_status": {"$in": list(query.statuses)}})
     conditions.append(_LISTED)
     conditions += (_compared(each) for each in query.conditions if each.field != "status")
+    field = _SORTED[query.sort_by]
+    if field in ("created_at", "listed_state_at"):
+        conditions.append({field: {"$not": {"$type": "array"}}})  # it would be in several places
     if query.after is not None:
-        field, beyond = _SORTED[query.sort_by], "$lt" if query.descending else "$gt"
+        beyond = "$lt" if query.descending else "$gt"
         place, thread_id = query.after
         if field == "thread_id":
             conditions.append({"thread_id": {beyond: thread_id}})
@@ -261,6 +266,30 @@ def _filter_of(query: ThreadQuery) -> Document:
             same = {field: place, "thread_id": {beyond: thread_id}}
             conditions.append({"$or": [{field: {beyond: place}}, same]})
     return {"$and": conditions}
+
+
+def _place_of(document: Document, field: str) -> tuple[Any, str]:
+    """Return the place of a thread; of a damaged one, a place with as much before and behind it.
+
+    A condition compares a value with those of its own type only. In the order of an index, values
+    of other types come before all of these, or behind all.
+    """
+    thread_id, place = document.get("thread_id"), document.get(field)
+    if not isinstance(thread_id, str):
+        thread_id = "" if thread_id is None or _is_number(thread_id) else _LAST_ID
+    if field == "thread_id":
+        place = thread_id
+    elif field in _TIMES and (not _is_number(place) or place != place):  # or NaN
+        place = -1 if place is None or _is_number(place) else 2**62
+    return place, thread_id
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, Decimal128)) and not isinstance(value, bool)
+
+
+_TIMES = ("listed_at", "listed_state_at", "created_at")
+_LAST_ID = "\U0010ffff"
 
 
 def _compared(condition: Condition) -> Document:
