@@ -509,9 +509,10 @@ Bound = enum.Enum("Functional", "A B")
 def test_a_type_is_found_under_another_name_whatever_else_is_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stored = SERDE.dumps_typed([Bound.B])
+    values = [Bound.B, Named[Bound](content=Bound.B)]
+    stored = SERDE.dumps_typed(values)
     forget_types(monkeypatch)
-    assert SafeSerializer().loads_typed(stored) == [Bound.B]
+    assert SafeSerializer().loads_typed(stored) == values
 
 
 @dataclasses.dataclass(eq=False)

@@ -352,7 +352,7 @@ class SafeSerializer(JsonPlusSerializer):
         is_importable = _IMPORTABLE.fullmatch(module) is not None
         kind = self._find(name)
         if kind is None and is_last_part:
-            kind = type_names.find_nested(name)
+            kind = type_names.find_elsewhere(name, is_last_part)
         how = f"saver.with_allowlist([({module!r}, {qualified!r})])"
         if kind is None:
             raise UnreadableValue(
@@ -398,7 +398,8 @@ class SafeSerializer(JsonPlusSerializer):
                 importlib.import_module(module)
             except ImportError as error:
                 raise UnreadableValue(f"{module} cannot be imported: {error}") from error
-        return type_names.find(name)
+        found = type_names.find(name)
+        return type_names.find_elsewhere(name) if found is None else found
 
 
 def packer_of(serde: SafeSerializer) -> Packer:

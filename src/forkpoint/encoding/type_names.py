@@ -308,17 +308,22 @@ def _member(of: Any, name: str) -> Any:
     return members.get(name)
 
 
-def find_nested(named: TypeName) -> type | None:
-    """Return the one type of this name that is nested in another of an imported module.
+def find_elsewhere(named: TypeName, is_last_part: bool = False) -> type | None:
+    """Return the one type of this name in an imported module, where no variable of that name is it.
 
-    LangGraph's serializer stores no more than the last part of a type's name.
+    Args:
+        named: The name.
+        is_last_part: Whether it is the last part of a name, and the type may be nested in another:
+            LangGraph's serializer stores no more.
     """
     module, name, *arguments = named
     if arguments or "." in name or module not in sys.modules:
         return None
-    nested: dict[int, type] = {}  # by their ids: what a metaclass says of hashes does not matter
-    visited: set[int] = set()
     members = list(vars(sys.modules[module]).values())  # it may be imported at the moment
+    if _absent.get((module, name, is_last_part)) == len(members):
+        return None
+    found: dict[int, type] = {}  # by their ids: what a metaclass says of hashes does not matter
+    visited: set[int] = set()
     pending = [value for value in members if is_class(value)]
     while pending:
         outer = pending.pop()
@@ -326,6 +331,16 @@ def find_nested(named: TypeName) -> type | None:
             continue
         visited.add(id(outer))
         pending += [value for value in vars(outer).values() if is_class(value)]
-        if outer.__name__ == name:
-            nested[id(outer)] = outer
-    return nested.popitem()[1] if len(nested) == 1 else None
+        if name == (outer.__name__ if is_last_part else outer.__qualname__):
+            found[id(outer)] = outer
+    if len(found) == 1:
+        return found.popitem()[1]
+    if len(_absent) >= _ABSENT_MAX:
+        _absent.clear()
+    _absent[module, name, is_last_part] = len(members)
+    return None
+
+
+_absent: dict[tuple[str, str, bool], int] = {}
+"""What was not found in a module, and how many members that had. There may be many such objects."""
+_ABSENT_MAX = 4096
