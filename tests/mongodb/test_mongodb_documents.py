@@ -152,6 +152,7 @@ DAMAGE: dict[str, dict[str, Any]] = {
     "status_for": {"$set": {"record.status_for": {"a": 1}}},
     "value_terms": {"$set": {"record.value_terms": 5}},
     "checkpoint_count": {"$set": {"record.checkpoint_count": "many"}},
+    "more": {"$set": {"record.listed_at": [1], "record._id": 5}},
 }
 
 

@@ -40,6 +40,7 @@ from forkpoint.mongodb.tail import (
     END_SECONDS,
     EXPIRY,
     LOG_SECONDS,
+    SAID,
     Tail,
     latest_time,
     log_end,
@@ -57,8 +58,9 @@ _T = TypeVar("_T")
 _NO_ENTRY: Document = {"kind": None, "slot": 0, "record": {}}
 _LOGS_AT_ONCE = 1000
 _IS_SAID = {"$eq": [{"$type": "$record"}, "object"]}
-_ENTRY: Document = {"kind": 1, "log": 1, "slot": 1, "record": {"$cond": [_IS_SAID, "$record", {}]}}
-"""What is read of an entry: of a damaged one nothing, and so it keeps nobody from the others."""
+_SAID = {field: f"$record.{field}" for field in SAID}
+_ENTRY: Document = {"kind": 1, "log": 1, "slot": 1, "record": {"$cond": [_IS_SAID, _SAID, {}]}}
+"""What is read of an entry: nothing else, so that damage of one keeps nobody from the others."""
 _ATTEMPTS = 100  # to end a log that its saver goes on with: each comes in between by chance only
 
 

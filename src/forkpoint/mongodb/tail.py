@@ -26,7 +26,10 @@ _NUMBERS = ("checkpoint_count", "updated_at", "state_updated_at")
 _IN_LOG = (*_NUMBERS, "status", "status_for")
 """The fields of a record that the documents of a log say."""
 
-STATE = ("log", "fence", "lock", "watermark", "provisional", "value_terms", *_IN_LOG)
+SAID = (*_IN_LOG, "value_terms")
+"""These, and one that they may say, too."""
+
+STATE = ("log", "fence", "lock", "watermark", "provisional", *SAID)
 """The fields of a record that tell how to go on with its thread."""
 
 
@@ -150,6 +153,7 @@ def _is_sound(said: Any) -> bool:
     """Return whether what a row of a log says of the record is of the types that are written."""
     return (
         isinstance(said, dict)
+        and said.keys() <= set(SAID)
         and all(isinstance(said.get(name), int) for name in _NUMBERS)
         and all(isinstance(said.get(name), str) for name in ("status", "status_for"))
         and isinstance(said.get("value_terms"), (list, type(None)))
