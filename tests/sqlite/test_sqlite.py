@@ -27,6 +27,7 @@ from forkpoint import (
     StorageReadOnly,
     ThreadCatalog,
     ThreadExists,
+    ThreadFilter,
 )
 from forkpoint.saver import parts_of
 from forkpoint.sqlite.full_disk import restart_log
@@ -344,6 +345,44 @@ def test_a_database_that_is_attached_stays_as_it_is(path: Path) -> None:
     assert read() == before
     assert connection.execute("PRAGMA main.journal_mode").fetchone() == ("wal",)
     connection.close()
+
+
+OLD_FUNCTIONS = {"abs", "char", "coalesce", "count", "instr", "json_each", "length", "like", "max"}
+OLD_FUNCTIONS |= {"min", "random", "substr", "total", "typeof"}
+"""Of those that SQLite has, which it had in release 3.26 already."""
+
+
+def test_statements_call_no_functions_that_older_releases_of_sqlite_lack(path: Path) -> None:
+    functions: set[str] = set()
+
+    def note(action: int, _: str | None, function: str | None, *__: str | None) -> int:
+        if action == sqlite3.SQLITE_FUNCTION and function is not None:
+            functions.add(function)
+        return sqlite3.SQLITE_OK
+
+    connection = sqlite3.connect(path, check_same_thread=False)
+    connection.set_authorizer(note)
+    with SqliteSaver(connection) as saver:
+        catalog = ThreadCatalog(saver)
+        for n in range(3):
+            put(saver, {"n": n, "text": "x" * 9000}, metadata={"long": "x" * 999, "run_id": "a"})
+        saver.fork("thread", new_thread_id="fork")
+        catalog.clone("thread", "clone", tags=["a", "b"])
+        assert len(list(saver.list(config(), filter={"long": "x" * 999}))) == 3
+        saver.rollback("clone")
+        saver.trim("thread", 1)
+        catalog.rollover("thread", "new")
+        for sort_by in ("updated_at", "state_updated_at", "status"):
+            filter = ThreadFilter(any_tags=["a", "c"], label_contains="x", status=["idle", "busy"])
+            catalog.search(filter, sort_by=sort_by)
+        catalog.count()
+        with catalog.run("thread"):
+            pass
+        saver.delete_for_runs(["a"])
+        saver.delete_thread("clone")
+        assert saver.check().is_clean
+    connection.close()
+    assert {name for name in functions if not name.startswith("forkpoint_")} <= OLD_FUNCTIONS
 
 
 def test_the_row_factory_of_a_connection_is_not_called(path: Path) -> None:

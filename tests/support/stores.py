@@ -326,8 +326,8 @@ class SqliteStore(Store):
         with self.connection() as connection:
             rows = connection.execute(
                 "SELECT key, thread_id, family, deleted_at IS NULL, provisional,"
-                " iif(copy_deadline IS NULL, checkpoint_count, 0), status, metadata, created_at,"
-                " updated_at, 1, removed_at IS NULL"
+                " CASE WHEN copy_deadline IS NULL THEN checkpoint_count ELSE 0 END, status,"
+                " metadata, created_at, updated_at, 1, removed_at IS NULL"
                 " FROM forkpoint_threads"
             )
             return [Thread(*row) for row in rows]

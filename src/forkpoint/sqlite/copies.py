@@ -237,7 +237,7 @@ class SqliteCopies(Copies):
         self._table.update(
             key,
             "thread_id = ?, watermark = ?, created_at = ?, updated_at = ?,"
-            " state_updated_at = iif(state_updated_at = 0, 0, ?), deleted_at = NULL,"
+            " state_updated_at = CASE state_updated_at WHEN 0 THEN 0 ELSE ? END, deleted_at = NULL,"
             " removed_at = NULL, provisional = 0, copy_deadline = NULL",
             *(target_id, self._tombstones.watermark(target_id), now, now, now),
         )

@@ -30,8 +30,8 @@ def packed(metadata: str, thread: str) -> str:
         thread: The expression for the key of the thread.
     """
     return (
-        f"iif(length({metadata}) BETWEEN {_SHORTEST} AND {_LONGEST},"
-        f" forkpoint_packed({metadata}, {_DICTIONARY.format(thread=thread)}), {metadata})"
+        f"CASE WHEN length({metadata}) BETWEEN {_SHORTEST} AND {_LONGEST} THEN"
+        f" forkpoint_packed({metadata}, {_DICTIONARY.format(thread=thread)}) ELSE {metadata} END"
     )
 
 
@@ -43,8 +43,10 @@ def unpacked(table: str = "forkpoint_checkpoints") -> str:
     """
     dictionary = _DICTIONARY.format(thread=f"{table}.thread")
     metadata = f"{table}.metadata"
-    is_json = f"typeof({metadata}) = 'text'"
-    return f"iif({is_json}, {metadata}, forkpoint_unpacked({metadata}, {dictionary}))"
+    return (
+        f"CASE typeof({metadata}) WHEN 'text' THEN {metadata}"
+        f" ELSE forkpoint_unpacked({metadata}, {dictionary}) END"
+    )
 
 
 COPY_DICTIONARY = (

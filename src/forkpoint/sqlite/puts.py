@@ -42,7 +42,8 @@ _IS_OF_THE_PAST = (
 _UPDATE_THREAD, _in_order_to_update = numbered(
     "UPDATE forkpoint_threads SET checkpoint_count = checkpoint_count + ?1,"
     " updated_at = max(updated_at, ?2),"
-    f" state_updated_at = iif({_IS_OF_THE_PAST}, state_updated_at, max(updated_at, ?2)),"
+    f" state_updated_at = CASE WHEN {_IS_OF_THE_PAST} THEN state_updated_at"
+    " ELSE max(updated_at, ?2) END,"
     f" status = CASE WHEN {_IS_OF_THE_PAST} THEN status WHEN ?3 = 'idle' THEN"
     f" {STATUS_AFTER.format(checkpoint_ns='?4', checkpoint_id='?5')} ELSE ?3 END"
     " WHERE provisional <= ?6 AND key = ?7 AND epoch = ?8 AND deleted_at IS NULL"
