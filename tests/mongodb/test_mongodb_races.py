@@ -446,3 +446,31 @@ def test_a_thread_that_is_given_away_as_a_checkpoint_is_replaced_is_not_written_
         assert given == ["other"]
         assert counts_of(admin) == {"another": 1, "thread": 1}
         assert mongo_store.problems(admin) == []
+
+
+def test_a_fork_that_is_made_as_its_parent_is_given_away_forgets_it(
+    mongo_store: MongoStore,
+) -> None:
+    """Also if somebody changes the fork at that moment."""
+    acts: list[Callable[[], object]] = []
+
+    def before(event: CommandStartedEvent) -> None:
+        fields = event.command.get("updates", [{"q": {}}])[0]["q"].keys()
+        is_given = {"checksums", "lock"} <= fields
+        if acts and (is_given or fields == {"_id", "family", "checksums"}):
+            acts.pop(0)()
+
+    with (
+        mongo_store.saver() as saver,
+        mongo_store.saver(event_listeners=[Started(before)]) as admin,
+    ):
+        acme = saver.for_owner("acme")
+        put(acme, {"n": 1})
+        acts += [
+            lambda: acme.fork("thread", new_thread_id="fork"),
+            lambda: ThreadCatalog(acme).update("fork", label="a fork"),
+        ]
+        ThreadCatalog(admin).update("thread", owner="other")
+        assert acts == []
+        assert [entry.thread_id for entry in acme.lineage("fork")] == ["fork"]
+        assert mongo_store.problems(admin) == []

@@ -17,6 +17,7 @@ from forkpoint.storage.record_checksums import (
     check_record,
     checksums_with_description,
 )
+from forkpoint.storage.retry import attempts, busy
 from forkpoint.storage.rows import Description, ThreadRow
 
 
@@ -36,11 +37,12 @@ def hand_over(context: Context, thread_id: str, changes: Changes, owner: str | N
         is_given = _detach_children(hashing, session, row) and session.records.hand_over(
             row, description, owner, checksums
         )
-        # Without transactions, somebody may have made a fork or a clone meanwhile.
-        if not (is_given and _detach_children(hashing, session, row)):
-            return False
-        context.memory.forget(thread_id)
-        return True
+        if is_given:
+            context.memory.forget(thread_id)
+            # Without transactions, somebody may have made a fork or a clone meanwhile.
+            if not any(_detach_children(hashing, session, row) for _ in attempts()):
+                raise busy(f"a fork or clone of thread {thread_id!r}, which is given away, changed")
+        return is_given
 
     return change(context, thread_id, changes, give)
 
