@@ -126,7 +126,8 @@ async def test_without_authentication_this_machine_alone_is_answered(
     elsewhere = httpx.ASGITransport(app, client=("10.0.0.1", 1))
     async with httpx.AsyncClient(transport=elsewhere, base_url="http://localhost") as client:
         assert (await client.post("/threads", json={})).status_code == 403
-    for host, status in (("evil.example", 403), ("127.0.0.1", 200), ("[::1]:80", 200)):
+    hosts = {"evil.example": 403, "[": 403, "": 403, "127.0.0.1": 200, "[::1]:80": 200}
+    for host, status in hosts.items():
         async with calling(app, headers={"host": host}) as client:
             assert (await client.post("/threads", json={})).status_code == status
     assert ThreadCatalog(saver).count() == 2

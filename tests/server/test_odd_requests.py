@@ -121,6 +121,9 @@ async def test_forms_that_cannot_be_done_say_why(
             refused = await client.post("/pages/run", content=content, headers=form)
             assert refused.status_code == 422
             check_structure(refused.text)
+        from_nowhere = {"referer": "http://["}
+        missing = await client.get("/pages/thread?thread_id=nobody", headers=from_nowhere)
+        assert missing.status_code == 404
         asked = {"thread_id": "t", "checkpoint_id": "nothing"}
         await get(client, "rollback", 404, **asked)
         assert (await post(client, "rollback", **asked, steps="1")).status_code == 404

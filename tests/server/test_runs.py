@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -514,6 +515,31 @@ async def test_a_run_that_cannot_begin_leaves_no_thread_of_its_own(
             with pytest.raises(httpx.HTTPStatusError, match="503"):
                 await client.runs.wait(None, "chat", input={}, on_completion=on_completion)
     assert await client.threads.count() == 0
+
+
+async def test_who_joins_a_run_that_cannot_begin_is_told(
+    saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, may_refuse = threading.Event(), threading.Event()
+
+    def refuse(*_: Any) -> Any:
+        asked.set()
+        assert may_refuse.wait(PATIENCE_SECONDS)
+        raise StorageBusy("the store is locked")
+
+    client = local_client(create_app(saver, {"chat": chat()}))
+    await client.threads.create(thread_id="t")
+    monkeypatch.setattr(leases, "acquire", refuse)
+    beginning = asyncio.create_task(client.runs.create("t", "chat", input=said("you")))
+    assert await asyncio.to_thread(asked.wait, PATIENCE_SECONDS)
+    (run,) = await client.runs.list("t")
+    joining = asyncio.create_task(client.runs.join("t", run["run_id"]))
+    await client.threads.get("t")
+    may_refuse.set()
+    with pytest.raises(APIStatusError):
+        await beginning
+    assert (await joining)["__error__"]["error"] == "StorageBusy"
+    assert await client.runs.list("t") == []
 
 
 @pytest.mark.parametrize(("text", "status"), [("you", "success"), ("fail", "error")])

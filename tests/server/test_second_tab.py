@@ -9,11 +9,13 @@ from typing import Any
 import httpx
 import pytest
 from langgraph_sdk import get_client
+from langgraph_sdk.client import LangGraphClient
 from langgraph_sdk.errors import ConflictError, NotFoundError, UnprocessableEntityError
 
+from calling import calling
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.server import create_app, run_routes
+from forkpoint.server import create_app, run_routes, threads
 from served import Gates, chat, said
 from servers import PATIENCE_SECONDS
 from stores import Store
@@ -67,6 +69,32 @@ async def test_who_waits_for_long_is_kept_and_may_come_back(
                 gates.left.release()
                 values = json.loads(b"".join([part async for part in whole]))
             assert values["turns"] == 1
+
+
+async def test_no_run_begins_on_a_thread_whose_states_are_being_made(
+    saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, has_begun, may_go_on = threads.update_in_supersteps, asyncio.Event(), asyncio.Event()
+
+    async def write_slowly(*args: Any) -> None:
+        has_begun.set()
+        await may_go_on.wait()
+        await write(*args)
+
+    monkeypatch.setattr(threads, "update_in_supersteps", write_slowly)
+    client = LangGraphClient(calling(create_app(saver, {"chat": chat()})))
+    given: Any = {"thread_id": "new", "graph_id": "chat"}
+    steps = [{"updates": [{"values": said("one"), "as_node": "answer"}]}]
+    making = asyncio.create_task(client.threads.create(**given, supersteps=steps))
+    await has_begun.wait()
+    assert (await client.threads.create(**given, if_exists="do_nothing"))["status"] == "busy"
+    with pytest.raises(ConflictError):
+        await client.runs.create("new", "chat", input=said("two"), multitask_strategy="reject")
+    run = await client.runs.create("new", "chat", input=said("two"))
+    may_go_on.set()
+    assert (await making)["values"]["messages"][0]["content"] == "one"
+    values = await client.runs.join("new", run["run_id"])
+    assert [each["content"] for each in values["messages"]] == ["one", "two", "Hello two"]
 
 
 @pytest.mark.parametrize("place", ["/threads/t/runs/stream", "/runs/stream"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from calling import calling
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import create_app, log
 from forkpoint.server.log import Log
@@ -50,3 +51,30 @@ async def test_of_large_runs_the_last_ones_are_known(
         runs = app.state.forkpoint.runs
         kept = [streams.characters for streams in runs._streams.values()]
         assert len(kept) < 6
+
+
+async def test_of_all_owners_together_the_last_runs_are_known(
+    saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forkpoint.server.runs.RUNS_KEPT_OF_ALL", 2)
+    app = create_app(saver, {"chat": chat()}, lambda request: str(request.headers["x-user"]))
+    runs = app.state.forkpoint.runs
+    run = {"assistant_id": "chat", "input": said("you"), "if_not_exists": "create"}
+    async with calling(app) as client:
+        for owner in "abcdef":
+            await client.post(f"/threads/{owner}/runs/wait", json=run, headers={"x-user": owner})
+    assert [each.owner for each in runs._runs.values()] == ["d", "e", "f"]
+    assert {owner for owner, _ in runs._streams} == {"d", "e", "f"}
+
+
+async def test_of_a_run_that_has_ended_its_last_state_is_kept_and_not_its_input(
+    saver: ForkpointSaver,
+) -> None:
+    app = create_app(saver, {"chat": chat()})
+    run = {"assistant_id": "chat", "input": said("x" * 3000), "if_not_exists": "create"}
+    async with calling(app) as client:
+        await client.post("/threads/t/runs/wait", json={**run, "stream_mode": ["custom"]})
+    (kept,) = app.state.forkpoint.runs._runs.values()
+    assert kept.characters > 6000
+    assert kept.body.input is None
+    assert kept.values["turns"] == 1

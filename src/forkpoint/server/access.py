@@ -75,6 +75,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _host_of(request: HTTPConnection) -> str:
+    """Return the name by which the server was asked, or nothing if it is none."""
+    try:
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    except ValueError:
+        return ""
+
+
 async def refuse_socket(websocket: WebSocket, status: int, detail: str) -> None:
     """Answer the request that a socket begins with by a status, and open none."""
     if "websocket.http.response" in websocket.scope.get("extensions", {}):
@@ -117,8 +125,7 @@ class Guard:
             client = request.client
             if client is not None and not is_loopback(client.host):
                 return "without authenticate= this server answers its own machine only"
-            host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-            if not is_loopback(host):
+            if not is_loopback(_host_of(request)):
                 return "without authenticate= this server answers to the name localhost only"
         origin = request.headers.get("origin")
         method = request.scope.get("method")  # browsers let any page open a socket

@@ -108,7 +108,10 @@ class PageRoute(APIRoute):
 
 def _page_before(http: HttpRequest) -> str | None:
     """Return the address of the page that led here, if it is another one of these."""
-    before = urlsplit(http.headers.get("referer", ""))
+    try:
+        before = urlsplit(http.headers.get("referer", ""))
+    except ValueError:
+        return None
     is_here = (before.scheme, before.netloc) == (http.url.scheme, http.url.netloc)
     if not is_here or not before.path.startswith(page_url(http, "")):
         return None

@@ -97,6 +97,7 @@ class Run:
         self._task: asyncio.Task[None] | None = None
         self._has_begun = False
         self._messages: dict[str, BaseMessage] = {}
+        self._state_characters = 0
 
     @property
     def is_over(self) -> bool:
@@ -104,8 +105,8 @@ class Run:
 
     @property
     def characters(self) -> int:
-        """How much text of what it streamed is kept."""
-        return self._parts.characters
+        """How much text is kept of it: what it streamed, and its last state."""
+        return self._parts.characters + self._state_characters
 
     @property
     def ends_with_client(self) -> bool:
@@ -175,8 +176,10 @@ class Run:
                 else:
                     await self._replace(others, lease, stack)
                 kept = stack.pop_all()
-        except BaseException:
+        except BaseException as error:  # who knows of it already waits for its end
+            self.error, self.status = _told(error), "error"
             streams.finish(self.run_id)
+            self._parts.end()
             raise
         self._task = asyncio.create_task(self._run(lease, kept, others))
 
@@ -220,8 +223,16 @@ class Run:
         self._streams.finish(self.run_id)
         if is_deleted:
             self._streams.end()
-        self._messages.clear()
         self._parts.end()
+        self._forget_input()
+
+    def _forget_input(self) -> None:
+        """Keep no more than is asked for of a run that has ended."""
+        given = ("input", "command", "config", "context")
+        self.body = self.body.model_copy(update=dict.fromkeys(given))
+        self._messages.clear()
+        if "values" not in self.modes:
+            self._state_characters = len(as_text(self.values))
 
     async def _status_after(
         self, lease: Lease, stack: AsyncExitStack, others: Sequence[Run]

@@ -20,7 +20,9 @@ RUNS_KEPT = 200
 """How many runs of an owner that have ended can still be asked for, and threads followed."""
 CHARACTERS_KEPT = 16 * 1024 * 1024
 """How much text these may have together: the last one is kept in any case."""
-
+RUNS_KEPT_OF_ALL = 10_000
+CHARACTERS_KEPT_OF_ALL = 256 * 1024 * 1024
+"""The same of all owners together: there may be any number of owners."""
 
 _T = TypeVar("_T")
 
@@ -56,13 +58,11 @@ class Runs:
             except BaseException:
                 self._runs.pop(run.run_id, None)
                 raise
-        known = self._runs.items()
-        over = {
-            key: other.characters
-            for key, other in known
-            if other.is_over and other.owner == run.owner
-        }
-        for key in _too_many(over):
+        over = {key: other for key, other in self._runs.items() if other.is_over}
+        own = {key: each.characters for key, each in over.items() if each.owner == run.owner}
+        for key in _too_many(own):
+            del self._runs[key], over[key]
+        for key in _too_many({key: each.characters for key, each in over.items()}, of_all=True):
             del self._runs[key]
 
     def of_thread(self, request: RequestScope, thread_id: str) -> list[Run]:
@@ -85,15 +85,14 @@ class Runs:
         if streams is None or streams.has_ended:
             streams = ThreadStreams()
         self._streams[key] = streams
-        known = self._streams.items()
         unused = {
-            key: each.characters
-            for key, each in known
-            if key[0] == request.owner and not each.is_needed
+            other: each.characters
+            for other, each in self._streams.items()
+            if other != key and not each.is_needed
         }
-        unused.pop((request.owner, thread_id), None)
-        for key in _too_many(unused):
-            self._streams.pop(key).end()
+        own = {other: size for other, size in unused.items() if other[0] == request.owner}
+        for other in {*_too_many(own), *_too_many(unused, of_all=True)}:
+            self._streams.pop(other).end()
         return streams
 
     async def roll_back(self, request: RequestScope, run: Run) -> bool:
@@ -162,12 +161,15 @@ class Runs:
         return runs
 
 
-def _too_many(characters: Mapping[_T, int]) -> list[_T]:
-    """Return which ones are forgotten of what is over, the oldest first."""
+def _too_many(characters: Mapping[_T, int], *, of_all: bool = False) -> list[_T]:
+    """Return which ones are forgotten of what is over, of an owner or of all."""
+    most, size_of_most = RUNS_KEPT, CHARACTERS_KEPT
+    if of_all:
+        most, size_of_most = RUNS_KEPT_OF_ALL, CHARACTERS_KEPT_OF_ALL
     newest = list(reversed(list(characters.items())))
     totals = accumulate(size for _, size in newest)
     return [
         key
         for place, ((key, _), total) in enumerate(zip(newest, totals, strict=True))
-        if place >= RUNS_KEPT or (place > 0 and total > CHARACTERS_KEPT)
+        if place >= most or (place > 0 and total > size_of_most)
     ]

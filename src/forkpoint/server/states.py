@@ -11,6 +11,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.types import Command, Send, StateSnapshot
 from langgraph.types import StateUpdate as Update
 
+from forkpoint.catalog.leases import Lease
 from forkpoint.errors import ForkpointError
 from forkpoint.langgraph_rules import ERROR, INTERRUPT, is_internal
 from forkpoint.saver.saver import ForkpointSaver
@@ -118,7 +119,7 @@ async def read_values(saver: ForkpointSaver, thread_id: str) -> Json | None:
 
 
 async def update_in_supersteps(
-    request: Request, graph: Graph, thread_id: str, supersteps: Iterable[bodies.Superstep]
+    graph: Graph, lease: Lease, supersteps: Iterable[bodies.Superstep]
 ) -> None:
     """Write the states that some supersteps of a graph would have made."""
     updates: Any = [
@@ -128,7 +129,8 @@ async def update_in_supersteps(
         ]
         for step in supersteps
     ]
-    config = config_at(thread_id, bodies.CheckpointPlace())
+    place = bodies.CheckpointPlace()
+    config = config_at(lease.thread_id, place, lease.config["configurable"])
     with _refusals():
         await graph.abulk_update_state(config, updates)
 

@@ -23,6 +23,7 @@ from forkpoint.errors import (
 )
 from forkpoint.filters import contains
 from forkpoint.previews import PREVIEW_CHARACTERS
+from forkpoint.runtime.runner import completed
 from forkpoint.saver import ForkpointSaver, parts_of
 from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json
@@ -58,11 +59,12 @@ async def create(request: Request, body: bodies.NewThread) -> Json:
         thread = await catalog.acreate(thread_id, if_exists="do_nothing", **options)
         graph = None  # it has states of its own
     if graph is not None and body.supersteps:
-        try:
-            await update_in_supersteps(request, graph, thread_id, body.supersteps)
-        except BaseException:
-            await catalog.adelete(thread_id)
-            raise
+        async with request.lease(thread_id) as lease:  # a run that comes now waits, or is refused
+            try:
+                await update_in_supersteps(graph, lease, body.supersteps)
+            except BaseException:
+                await completed(catalog.adelete(thread_id))
+                raise
         thread = await request.thread(thread_id)
     return await shown_thread(request, thread)
 
