@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import attrs
+import dateutil.tz
 import numpy
 import ormsgpack
 import pandas
@@ -748,13 +749,14 @@ def test_zones_go_on_to_change_their_clocks() -> None:
 
 
 def test_what_only_a_library_has_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = [pandas.NaT, numpy.ma.masked]
+    values = [pandas.NaT, numpy.ma.masked, datetime.time(1, tzinfo=dateutil.tz.UTC)]
     stored = SERDE.dumps_typed(values)
     with monkeypatch.context() as without:
         without.delitem(sys.modules, "pandas")
-        strange, known = SERDE.loads_typed(stored)
-        assert (strange.type_name, known) == ("nat", numpy.ma.masked)
-        assert SERDE.dumps_typed([strange, known]) == stored
+        without.delitem(sys.modules, "dateutil.tz.tz")
+        strange, known, time = SERDE.loads_typed(stored)
+        assert (strange.type_name, known, time.type_name) == ("nat", numpy.ma.masked, "time")
+        assert SERDE.dumps_typed([strange, known, time]) == stored
     assert SERDE.loads_typed(stored) == values
 
 

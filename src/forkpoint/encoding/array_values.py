@@ -1,4 +1,6 @@
-"""Arrays and numbers of NumPy, and times of pandas. Neither is imported unless a value is of it.
+"""Arrays and numbers of NumPy, times of pandas, zones of dateutil.
+
+None of them is imported unless a value is of it.
 
 Each is the MessagePack extension of code 39, an array that begins with its name:
 
@@ -15,11 +17,14 @@ timestamp  pandas: the number of units since 1970 in UTC, the unit, the time zon
 timedelta  pandas: the number of units, and the unit
 nothing    NumPy's masked element: nothing
 nat, na    pandas: nothing
+tzutc      dateutil: nothing
+tzoffset   dateutil: its name, or nil, and how long it is before UTC
 =========  ========================================================================================
 """
 
 from __future__ import annotations
 
+import datetime
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +47,10 @@ def describer_of(kind: type) -> Callable[[Any], Described] | None:
         return _describe_timestamp
     if kind is _member("pandas", "Timedelta"):
         return lambda value: (ARRAY, ["timedelta", value._value, value.unit])
+    if kind is _member("dateutil.tz.tz", "tzutc"):
+        return lambda _: (ARRAY, ["tzutc"])
+    if kind is _member("dateutil.tz.tz", "tzoffset"):
+        return lambda value: (ARRAY, ["tzoffset", value.tzname(None), value.utcoffset(None)])
     for name, (module, member) in _SINGLE_VALUES.items():
         value = _member(module, member)
         if value is not None and kind is type(value):
@@ -218,10 +227,20 @@ def _pandas() -> Any:
     return sys.modules["pandas"]
 
 
+def _restore_utc() -> Any:
+    return sys.modules["dateutil.tz.tz"].tzutc()
+
+
+def _restore_offset(name: Any, offset: Any) -> Any:
+    return sys.modules["dateutil.tz.tz"].tzoffset(name, only(offset, datetime.timedelta))
+
+
 _RESTORERS: dict[str, Callable[..., Any]] = {
     "ndarray": _restore_array,
     "masked": _restore_masked,
     "scalar": _restore_scalar,
     "timestamp": _restore_timestamp,
     "timedelta": _restore_timedelta,
+    "tzutc": _restore_utc,
+    "tzoffset": _restore_offset,
 }
