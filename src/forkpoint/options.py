@@ -105,10 +105,12 @@ def serializer(value: object) -> Any:
 def duration(value: object, what: str) -> int:
     """Return a positive length of time in microseconds."""
     if not isinstance(value, timedelta):
-        raise InvalidInput(f"{what} must be a timedelta, not {shown(value)}")
+        raise InvalidInput(
+            f"{what} must be a timedelta, such as timedelta(hours=1), not {shown(value)}"
+        )
     microseconds = timedelta.__floordiv__(value, _MICROSECOND)
     if microseconds <= 0:
-        raise InvalidInput(f"{what} must be positive, not {shown(value)}")
+        raise InvalidInput(f"{what} must be positive, not {timedelta.__str__(value)}")
     return min(microseconds, _LONGEST)
 
 

@@ -93,9 +93,17 @@ async def test_every_saver_for_the_store_has_its_own_default(catalog: Api, store
     assert await lives(catalog, "other") is None
 
 
-@pytest.mark.parametrize("ttl", [0, "1d", timedelta(0), timedelta(seconds=-1)])
-def test_a_bad_time_to_live_is_refused(store: Store, ttl: Any) -> None:
-    with pytest.raises(InvalidInput, match="ttl"):
+@pytest.mark.parametrize(
+    ("ttl", "told"),
+    [
+        (3600, r"ttl must be a timedelta, such as timedelta\(hours=1\), not 3600"),
+        ("1d", r"ttl must be a timedelta, such as timedelta\(hours=1\), not '1d'"),
+        (timedelta(0), "ttl must be positive, not 0:00:00"),
+        (timedelta(seconds=-1), "ttl must be positive, not -1 day, 23:59:59"),
+    ],
+)
+def test_a_bad_time_to_live_is_refused(store: Store, ttl: Any, told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
         store.saver(ttl=ttl)
 
 

@@ -32,6 +32,7 @@ from forkpoint.cli.app import main
 from forkpoint.cli.stores import ending
 from forkpoint.cli.terminal import in_bytes
 from forkpoint.pictures.text import columns_taken
+from forkpoint.transfer import archive_threads
 from processes import environment, fork_server
 from servers import wait_until
 
@@ -176,6 +177,7 @@ def test_what_is_printed_goes_where_it_is_sent_while_a_terminal_shows_that_it_go
         pytest.param("history b", marks=pytest.mark.slow),
         pytest.param("stats", marks=pytest.mark.slow),
         "fork b --json",
+        "diff b@0 b",
     ],
 )
 def test_an_output_that_cannot_be_written_ends_a_command(store: Path, command: str) -> None:
@@ -184,7 +186,8 @@ def test_an_output_that_cannot_be_written_ends_a_command(store: Path, command: s
         run = subprocess.run(given, env=environment(), stdout=full, stderr=PIPE, text=True)
     assert (run.returncode, run.stderr) == (3, "Error: [Errno 28] No space left on device\n")
     closed = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *given]
-    assert subprocess.run(closed, env=environment()).returncode == 0
+    found = 1 if command.startswith("diff") else 0
+    assert subprocess.run(closed, env=environment()).returncode == found
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -274,6 +277,35 @@ def test_a_reader_that_has_seen_enough_is_no_error(store: Path, tmp_path: Path) 
         assert reader.readline() == "[\n"
     assert process.exitcode == 0
     assert errors.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "diff b@0 b",
+        pytest.param("diff b@0 b --json", marks=pytest.mark.slow),
+        pytest.param("check", marks=pytest.mark.slow),
+        pytest.param("repair --dry-run", marks=pytest.mark.slow),
+        pytest.param("restore archive.jsonl", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("buffering", ["by the block", "none"])
+def test_what_was_found_is_in_the_exit_code_though_nobody_reads(
+    buffering: str, command: str, store: Path
+) -> None:
+    with SqliteSaver(store) as saver:
+        archive_threads(saver, store.parent / "archive.jsonl")
+    with closing(sqlite3.connect(store, isolation_level=None)) as connection:
+        connection.execute("UPDATE forkpoint_threads SET checkpoint_count = 5 WHERE key = 1")
+    reader, writer = os.pipe()
+    os.close(reader)
+    variables = {**environment(), "PYTHONUNBUFFERED": "1" if buffering == "none" else ""}
+    given = [sys.executable, "-m", "forkpoint", "--store", str(store), *command.split()]
+    run = subprocess.run(
+        given, env=variables, stdout=writer, stderr=PIPE, text=True, cwd=store.parent
+    )
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (1, "")
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,7 @@ def test_a_field_that_is_new_has_its_default(monkeypatch: pytest.MonkeyPatch) ->
         @dataclasses.dataclass
         class Row:  # type: ignore[no-redef]
             a: int
+            d: int = dataclasses.field(kw_only=True)
             b: list[int] = dataclasses.field(default_factory=lambda: [1])
             c: str = "c"
 
@@ -203,9 +204,11 @@ def test_a_field_that_is_new_has_its_default(monkeypatch: pytest.MonkeyPatch) ->
 
     old, new = versions()
     stored = SERDE.dumps_typed(old(1))
-    SERDE.dumps_typed(new(1))  # from now on, this is what the name means
+    SERDE.dumps_typed(new(1, d=4))  # from now on, this is what the name means
 
-    assert SERDE.loads_typed(stored) == new(1, [1], "c")
+    loaded = SERDE.loads_typed(stored)
+    assert (type(loaded), loaded.a, loaded.b, loaded.c) == (new, 1, [1], "c")
+    assert not hasattr(loaded, "d")  # which has no default
 
 
 def test_a_class_that_is_made_again_is_the_one_that_is_read() -> None:

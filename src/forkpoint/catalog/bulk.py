@@ -237,7 +237,7 @@ class BulkCatalog:
         Threads that have expired are deleted, too, though `search` and `count` leave them out.
 
         Args:
-            filter: Which threads. A filter that matches all threads is refused.
+            filter: Which threads. An empty filter, which would match all threads, is refused.
             dry_run: Only count the threads.
 
         Raises:

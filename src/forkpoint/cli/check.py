@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from forkpoint.cli.stores import opened
-from forkpoint.cli.terminal import FOUND, JsonFlag, YesFlag, confirm, emit, fail, progress, say
+from forkpoint.cli.terminal import (
+    FOUND,
+    JsonFlag,
+    YesFlag,
+    confirm,
+    emit,
+    ending_with,
+    fail,
+    progress,
+    say,
+)
 from forkpoint.opening import OLD_KEY_VARIABLE
 from forkpoint.pictures.text import count_of, printable
 from forkpoint.results import CheckReport, Problem, RekeyReport, RepairReport
@@ -24,14 +34,13 @@ def check(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     with opened(ctx) as store:
         with progress("checking") as tell:
             report = store.saver.check(on_progress=lambda far: tell(_summary(far)))
-        if as_json:
-            emit(report)
-        else:
-            for problem in report.problems:
-                say(_line(problem))
-            say(_summary(report))
-        if not report.is_clean:
-            raise typer.Exit(FOUND)
+        with ending_with(0 if report.is_clean else FOUND):
+            if as_json:
+                emit(report)
+            else:
+                for problem in report.problems:
+                    say(_line(problem))
+                say(_summary(report))
 
 
 def repair(
@@ -71,12 +80,11 @@ def repair(
             repairable, left = count_of(len(report.repaired), "problem"), len(report.left)
             confirm(f"Repair {repairable}, and leave {left}?", yes)
             report = apply(False)
-        if as_json:
-            emit(report)
-        else:
-            _show_repair(report, dry_run)
-        if report.left or (dry_run and report.repaired):
-            raise typer.Exit(FOUND)
+        with ending_with(FOUND if report.left or (dry_run and report.repaired) else 0):
+            if as_json:
+                emit(report)
+            else:
+                _show_repair(report, dry_run)
 
 
 def _show_repair(report: RepairReport, dry_run: bool) -> None:
@@ -121,12 +129,11 @@ def rekey(ctx: typer.Context, as_json: JsonFlag = False) -> None:
             raise fail(f"rekey needs --encrypted, and the old key in {OLD_KEY_VARIABLE}")
         with progress("encrypting") as tell:
             report = store.saver.rekey(on_progress=lambda far: tell(_encrypted(far)))
-        if as_json:
-            emit(report)
-        else:
-            say(_encrypted(report))
-        if report.foreign:
-            raise typer.Exit(FOUND)
+        with ending_with(FOUND if report.foreign else 0):
+            if as_json:
+                emit(report)
+            else:
+                say(_encrypted(report))
 
 
 def _encrypted(report: RekeyReport) -> str:

@@ -25,6 +25,7 @@ from forkpoint.cli.terminal import (
     columns,
     emit,
     emit_all,
+    ending_with,
     fail,
     fields,
     say,
@@ -396,12 +397,11 @@ def diff(
     """
     with opened(ctx) as store:
         found = store.saver.diff(config_at(store.saver, a), config_at(store.saver, b))
-        if as_json:
-            emit(found)
-        else:
-            say_lines(str(found))
-        if found:
-            raise typer.Exit(FOUND)
+        with ending_with(FOUND if found else 0):
+            if as_json:
+                emit(found)
+            else:
+                say_lines(str(found))
 
 
 def family(

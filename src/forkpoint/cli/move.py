@@ -16,7 +16,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from forkpoint.cli.arguments import moment
 from forkpoint.cli.groups import Selection
 from forkpoint.cli.stores import as_typed, opened, saver_of
-from forkpoint.cli.terminal import FOUND, JsonFlag, Tell, emit, progress, say
+from forkpoint.cli.terminal import FOUND, JsonFlag, Tell, emit, ending_with, progress, say
 from forkpoint.errors import SourceError
 from forkpoint.pictures.text import count_of, printable
 from forkpoint.transfer import (
@@ -189,6 +189,11 @@ def _show_report(what: str, report: TransferReport, as_json: bool) -> None:
     Raises:
         Exit: Something failed, was damaged or differs.
     """
+    with ending_with(0 if report.is_complete else FOUND):
+        _print_report(what, report, as_json)
+
+
+def _print_report(what: str, report: TransferReport, as_json: bool) -> None:
     failed = {thread_id: as_typed(str(error)) for thread_id, error in report.failed.items()}
     damaged = [str(error) for error in report.damaged]
     if as_json:
@@ -207,8 +212,6 @@ def _show_report(what: str, report: TransferReport, as_json: bool) -> None:
         parts.append(count_of(report.writes, "write"))
         parts += [f"{report.verified} compared"] * bool(report.verified)
         say(", ".join(parts))
-    if not report.is_complete:
-        raise typer.Exit(FOUND)
 
 
 COMMANDS = (archive, restore, import_)

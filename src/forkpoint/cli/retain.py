@@ -27,6 +27,7 @@ from forkpoint.cli.terminal import (
     complain,
     confirm,
     emit,
+    ending_with,
     progress,
     say,
 )
@@ -234,6 +235,11 @@ def _show_result(result: RetentionResult, as_json: bool) -> None:
     Raises:
         Exit: Some could not be archived, trimmed or deleted.
     """
+    with ending_with(FOUND if result.failed else 0):
+        _print_result(result, as_json)
+
+
+def _print_result(result: RetentionResult, as_json: bool) -> None:
     if as_json:
         emit({**vars(result), "failed": {k: str(error) for k, error in result.failed.items()}})
     else:
@@ -245,8 +251,6 @@ def _show_result(result: RetentionResult, as_json: bool) -> None:
             say(f"failed  {printable(thread_id)}: {printable(str(error))}")
         deleted, trimmed = len(result.deleted), len(result.trimmed)
         say(f"{count_of(deleted, 'thread')} {would}deleted, {trimmed} {would}trimmed")
-    if result.failed:
-        raise typer.Exit(FOUND)
 
 
 def migrate(

@@ -22,6 +22,7 @@ from forkpoint.cli.terminal import (
     WRONG_USE,
     fail,
     print_no_more,
+    print_the_rest,
 )
 from forkpoint.errors import (
     PASS_SERDE,
@@ -95,7 +96,11 @@ def opened(ctx: typer.Context, *, may_make: bool = False) -> Iterator[OpenStore]
 def ending() -> Iterator[None]:
     """Turn what a command raises into a line of text and an exit code."""
     try:
-        yield
+        try:
+            yield
+        except typer.Exit:
+            print_the_rest()
+            raise
     except BrokenPipeError:
         print_no_more(sys.stdout)  # whoever reads has seen enough
         raise typer.Exit(0) from None

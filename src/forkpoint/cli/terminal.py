@@ -61,6 +61,30 @@ def print_no_more(stream: TextIO) -> None:
     os.close(nowhere)
 
 
+def print_the_rest() -> None:
+    """Print what is still to be printed, as far as anybody reads it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        print_no_more(sys.stdout)
+
+
+@contextmanager
+def ending_with(code: int) -> Iterator[None]:
+    """Print in the block, and end the command with an exit code other than 0.
+
+    Also where whoever reads has seen enough: what was found is found.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        if not code:
+            raise
+        print_no_more(sys.stdout)
+    if code:
+        raise typer.Exit(code)
+
+
 def say(text: str = "") -> None:
     """Print a line. What it has of a store must be printable."""
     print(text)
