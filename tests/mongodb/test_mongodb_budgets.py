@@ -404,6 +404,14 @@ def test_copies_and_forks_write_no_chunk(
     assert len(commands.names) <= 15
 
 
+def test_a_store_is_made_by_few_commands_and_opened_by_fewer(store: MongoStore) -> None:
+    for limit in 16, 8:
+        commands = Commands()
+        with store.saver(event_listeners=[commands]) as saver:
+            saver.setup()
+        assert len(commands.names) <= limit, commands.names
+
+
 # What is kept in memory
 
 

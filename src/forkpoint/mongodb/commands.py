@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from contextlib import suppress
 from datetime import timezone
 from typing import Any, TypeVar
 
@@ -65,6 +64,8 @@ class MongoCommands:
         """Whether commands may go to the router of a sharded cluster."""
         self.keeps_logs = False
         """Whether there is the index that logs need."""
+        self.has_made_indexes = False
+        """Whether all indexes were created when it was opened."""
         self.identity = Identity(collection)
         self.history = 0
         """The history of the store that it is of; see `Storage.history`."""
@@ -86,8 +87,8 @@ class MongoCommands:
         for _ in range(3):  # it may be dropped meanwhile, or its document may say another family
             if stored:
                 break
-            self.insert({**key, "value": os.urandom(STORE_KEY_BYTES)})
-            stored = self.latest(key)
+            made = {**key, "value": os.urandom(STORE_KEY_BYTES)}
+            stored = [made] if self.insert(made) else self.latest(key)
         value = stored[0].get("value") if stored else None
         if not isinstance(value, bytes):
             raise damaged_settings("key")
@@ -238,14 +239,20 @@ class MongoCommands:
     def delete(self, match: Document) -> None:
         self.retrying(lambda: self._collection.delete_many(match))
 
-    def insert(self, document: Document) -> None:
-        """Insert a document, unless there is one of its `_id`."""
+    def insert(self, document: Document) -> bool:
+        """Insert a document, unless there is one of its `_id`, and return whether there was none.
 
-        def insert() -> None:
-            with suppress(DuplicateKeyError):
+        If it had to be tried again, the one that there is may be this one.
+        """
+
+        def insert() -> bool:
+            try:
                 self._collection.insert_one(document)
+            except DuplicateKeyError:
+                return False
+            return True
 
-        self.retrying(insert)
+        return self.retrying(insert)
 
     def insert_once(self, documents: Sequence[Document]) -> Outcome:
         """Insert documents in order, up to the first that collides or fails, in one attempt.

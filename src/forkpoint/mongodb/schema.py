@@ -94,20 +94,35 @@ def check_features(commands: MongoCommands, collection: Collection[Document]) ->
     Raises:
         MissingFeature: The server refuses something because it does not know it.
     """
-    for feature, attempt in _attempts(collection).items():
-        commands.retrying(partial(_try, feature, attempt))
+
+    def update(*change: Document) -> None:
+        collection.update_one(_NOTHING, list(change))
+
+    def aggregate(*stages: Document) -> None:
+        collection.aggregate([{"$match": _NOTHING}, *stages]).to_list()
+
+    for attempt, features in (update, _CHANGES), (aggregate, _stages(collection.name)):
+        # All in one command, and one after the other to find out what it is that it lacks.
+        if commands.retrying(partial(_refusal, attempt, *features.values())) is not None:
+            for feature, stage in features.items():
+                error = commands.retrying(partial(_refusal, attempt, stage))
+                if error is not None:
+                    raise MissingFeature(
+                        "the server cannot do what forkpoint needs: "
+                        f"{feature} ({error.details or error}); "
+                        "forkpoint needs MongoDB 5.0 or later"
+                    ) from error
 
 
-def _try(feature: str, attempt: Callable[[], object]) -> None:
+def _refusal(attempt: Callable[..., None], *stages: Document) -> OperationFailure | None:
+    """Return the error by which the server refuses what it does not know, or None."""
     try:
-        attempt()
+        attempt(*stages)
     except OperationFailure as error:
         if error.code not in _UNKNOWN:
             raise
-        raise MissingFeature(
-            f"the server cannot do what forkpoint needs: {feature} ({error.details or error}); "
-            "forkpoint needs MongoDB 5.0 or later"
-        ) from error
+        return error
+    return None
 
 
 _UNKNOWN = {
@@ -128,8 +143,14 @@ _UNKNOWN = {
 }
 
 
-def _attempts(collection: Collection[Document]) -> Mapping[str, Callable[[], object]]:
-    name = collection.name
+_CHANGES: Mapping[str, Document] = {
+    "updates by an aggregation pipeline": {"$set": {"family": "settings"}},
+    "the variable $$NOW": {"$set": {"at": {"$toLong": "$$NOW"}}},
+}
+
+
+def _stages(name: str) -> Mapping[str, Document]:
+    """Return stages on a collection of this name, which may follow each other."""
     same = {"$match": {"$expr": {"$eq": ["$family", "$$home"]}}}
     lookup: Document = {"from": name, "localField": "key", "foreignField": "_id", "as": "documents"}
     graph: Document = {
@@ -140,22 +161,11 @@ def _attempts(collection: Collection[Document]) -> Mapping[str, Callable[[], obj
         "restrictSearchWithMatch": {"family": "settings"},
         "as": "documents",
     }
-
-    def aggregate(*stages: Any) -> Callable[[], object]:
-        return lambda: collection.aggregate([{"$match": _NOTHING}, *stages]).to_list()
-
-    def update(change: Any, **options: Any) -> Callable[[], object]:
-        return lambda: collection.update_one(_NOTHING, change, **options)
-
     return {
-        "updates by an aggregation pipeline": update([{"$set": {"family": "settings"}}]),
-        "the variable $$NOW": update([{"$set": {"at": {"$toLong": "$$NOW"}}}]),
-        "$lookup by a field and a pipeline": aggregate(
-            {"$lookup": {**lookup, "let": {"home": "$family"}, "pipeline": [same]}}
-        ),
-        "$graphLookup": aggregate({"$graphLookup": graph}),
-        "$unionWith": aggregate({"$unionWith": {"coll": name, "pipeline": [{"$match": _NOTHING}]}}),
-        "$merge with a pipeline": aggregate(
-            {"$merge": {"into": name, "whenMatched": [{"$set": {"at": 0}}]}}
-        ),
+        "$lookup by a field and a pipeline": {
+            "$lookup": {**lookup, "let": {"home": "$family"}, "pipeline": [same]}
+        },
+        "$graphLookup": {"$graphLookup": graph},
+        "$unionWith": {"$unionWith": {"coll": name, "pipeline": [{"$match": _NOTHING}]}},
+        "$merge with a pipeline": {"$merge": {"into": name, "whenMatched": [{"$set": {"at": 0}}]}},
     }

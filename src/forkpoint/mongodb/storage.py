@@ -90,10 +90,12 @@ class MongoStorage(Storage):
         return self._history
 
     def setup(self) -> None:
+        is_open = self._is_open
         session = self._open()
-        if not session.commands.is_same_store(was_named=False):
+        if is_open and not session.commands.is_same_store(was_named=False):
             session = self._open()
-        complete(session.commands)
+        if is_open or not session.commands.has_made_indexes:
+            complete(session.commands)
 
     def reading(self) -> AbstractContextManager[Session]:
         session = self._open()
@@ -199,8 +201,9 @@ class MongoStorage(Storage):
         if not documents:
             check_features(commands, collection)
             commands.create_indexes(indexes_of(commands))
-            commands.insert({**settings, "schema_version": SCHEMA_VERSION})
-            documents = commands.latest(settings)
+            commands.has_made_indexes = True
+            made = {**settings, "schema_version": SCHEMA_VERSION}
+            documents = [made] if commands.insert(made) else commands.latest(settings)
         commands.retrying(commands.identity.look)
         commands.look_for_index(LOG_INDEX, IN_NO_LOG)
         check_schema_version(documents[0].get("schema_version", "") if documents else "")
