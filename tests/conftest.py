@@ -23,6 +23,7 @@ from stores import MongoStore, SqliteStore, Store
 BACKENDS = ["sqlite", "mongodb"]
 WORLDS = ["sync", "async"]
 MEMORY_BYTES = 2 << 30
+GARBAGE_OBJECTS = 50_000
 SLOW_SECONDS = 4 * 3600  # after which a slow test hangs, however busy the machine is
 ABOVE_STORAGE = ("tests/server/", "tests/cli/")
 """Where nothing knows which backend it has, which has tests of its own below."""
@@ -52,12 +53,17 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, Any, Any]:
-    """Look for garbage neither in what is imported nor in the tests: it would take seconds."""
+    """Look for garbage neither in what is imported nor in the tests: it would take seconds.
+
+    And in what the tests make not as often as Python does: what is kept would be looked at again
+    and again. A test that is about what becomes garbage collects it itself.
+    """
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(GARBAGE_OBJECTS)
         gc.enable()
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import forkpoint
 
@@ -96,6 +99,13 @@ def imports_of(tree: ast.AST) -> set[str]:
 @functools.cache
 def imports() -> dict[str, set[str]]:
     return {name: imports_of(tree) for name, tree in trees().items()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_trees_afterwards() -> Iterator[None]:
+    """Forget what is in the files: whoever looks for garbage later would look at all of it."""
+    yield
+    trees.cache_clear()
 
 
 def test_each_folder_has_its_layer() -> None:

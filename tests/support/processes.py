@@ -15,20 +15,6 @@ from pathlib import Path
 
 import pytest
 
-IMPORTED = [
-    "aiosqlite",
-    "hypothesis",
-    "langgraph.graph",
-    "motor.motor_asyncio",
-    "numpy",
-    "pytest",
-    "forkpoint.cli.app",
-    "forkpoint.mongodb.saver",
-    "graphs",
-    "stores",
-    "checking",
-]
-
 
 def environment() -> dict[str, str]:
     """Return the environment of a process that imports what this one can."""
@@ -42,7 +28,7 @@ def fork_server() -> ForkServerContext:
     To import LangGraph takes much longer than most of what they do then.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
+    context.set_forkserver_preload(["imported"])
     with pytest.MonkeyPatch.context() as patch:
         # Without it, older Pythons look for these modules elsewhere, and do not say so.
         patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
