@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 import threading
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import pytest
+from langgraph.channels.delta import DeltaChannel
+from langgraph.graph import START, StateGraph
 
 from checking import Api, checkpoint, config, encrypted_serde, put
 from forkpoint import CheckReport, InvalidInput, SafeSerializer
 from forkpoint.saver.saver import ForkpointSaver
-from graphs import SHAPES
+from graphs import SHAPES, append_all
 from stores import Store
 
 TEXTS = [f"text {n} " * 80 for n in range(60)]
@@ -47,6 +49,30 @@ def test_a_clean_store_has_no_problems(store: Store, serde: Any) -> None:
         assert report.is_clean
         assert report.threads == 3 * len(names) - 1
         assert report.checkpoints == len(store.rows("checkpoints"))
+
+
+class Logs(TypedDict, total=False):
+    often: Annotated[list[Any], DeltaChannel(append_all, snapshot_frequency=3)]
+    seldom: Annotated[list[Any], DeltaChannel(append_all, snapshot_frequency=4)]
+
+
+def test_what_a_hidden_checkpoint_is_not_kept_for_is_no_problem(
+    saver: ForkpointSaver, store: Store
+) -> None:
+    """One stores a channel for those that are seen, and another channel is rebuilt at it."""
+    builder = StateGraph(Logs)
+    builder.add_node("step", lambda _: {"often": ["step"], "seldom": ["step"]})
+    builder.add_edge(START, "step")
+    graph = builder.compile(checkpointer=saver)
+    hidden = 0
+    for number in range(6):
+        graph.invoke({"often": [number], "seldom": [number]}, config())
+        before = graph.get_state(config()).values
+        saver.prune(["thread"])
+        assert graph.get_state(config()).values == before
+        hidden += store.count("checkpoints") - 1
+        assert saver.check().problems == ()
+    assert hidden > 6
 
 
 async def test_the_async_twin_tells_its_progress(api: Api) -> None:

@@ -275,7 +275,11 @@ class _ThreadCheck:
         self._check_writes(stored)
 
     def _check_rebuilt(self, row: CheckpointRow, channels: Iterable[str]) -> None:
-        """Check that the channels can be rebuilt that a checkpoint does not store."""
+        """Check that the channels can be rebuilt that a checkpoint does not store.
+
+        A hidden one may be kept for some of its channels only: what cannot be rebuilt of the others
+        matters where a checkpoint that is seen needs them.
+        """
         parent = row.parent_checkpoint_id
         if parent is None:
             return
@@ -290,6 +294,7 @@ class _ThreadCheck:
         )
         if missing:
             self._broken[row.checkpoint_ns, row.checkpoint_id] = missing
+        if missing and not row.hidden:
             self.note(f"the channels {sorted(missing)} cannot be rebuilt from {parent!r}", row)
 
     def _check_writes(self, stored: StoredCheckpoint) -> None:
