@@ -409,7 +409,7 @@ def test_a_store_is_made_by_few_commands_and_opened_by_fewer(store: MongoStore) 
         commands = Commands()
         with store.saver(event_listeners=[commands]) as saver:
             saver.setup()
-        assert len(commands.names) <= limit, commands.names
+            assert len(commands.names) <= limit
 
 
 # What is kept in memory
