@@ -33,10 +33,15 @@ from forkpoint.archive.parts import Part
 from forkpoint.archive.reading import read_thread
 from forkpoint.saver import parts_of
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.transfer import TransferProgress, archive_threads, restore_threads
+from forkpoint.transfer import (
+    TransferProgress,
+    TransferReport,
+    archive_threads,
+    restore_threads,
+)
 from servers import PATIENCE_SECONDS, wait_until
 from stores import SqliteStore, Store
-from transferring import messages, tuples
+from transferring import NAMES, messages, tuples
 
 HOUR = timedelta(hours=1)
 
@@ -193,6 +198,35 @@ def test_an_archive_that_is_moved_while_somebody_waits_for_it_is_made_anew(
         with SqliteSaver(tmp_path / f"{name}.db") as saver:
             assert restore_threads(saver, archive).is_complete
             assert [thread.thread_id for thread in ThreadCatalog(saver).walk()] == [name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_of_an_archive_no_half_of_a_thread_is_restored_that_is_just_being_appended(
+    name: str, second: SqliteSaver, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    messages(second, "first", 2)
+    messages(second, "second", 2)
+    context = parts_of(second).context
+    archive_threads(second, path, ThreadFilter(ids=["first"]))
+    reports: list[TransferReport] = []
+
+    def restore() -> None:
+        with SqliteSaver(tmp_path / "restored.db") as saver:
+            reports.append(restore_threads(saver, path))
+
+    restoring = threading.Thread(target=restore)
+
+    def parts() -> Iterator[Part]:
+        *most, end = read_thread(context, "second")
+        yield from most
+        restoring.start()
+        wait_until(lambda: bool(reports) or open_files(path) == 2, "the archive to be read")
+        yield end
+
+    ArchiveFile(path).append(parts(), context.codec.encrypt)
+    restoring.join(PATIENCE_SECONDS)
+    assert (reports[0].is_complete, reports[0].threads) == (True, 2)
 
 
 def open_files(path: Path) -> int:

@@ -173,22 +173,34 @@ class Line(NamedTuple):
     """Why there is no content: the file is damaged there, and some lines may be missing."""
 
 
-def lines_in(path: str) -> Iterator[Line]:
+def length_of(path: str) -> int:
+    """Return how long an archive is, when nobody is in the middle of appending a thread.
+
+    Raises:
+        InvalidInput: There is no such file, or it is a file of a store.
+    """
+    with _opened_to_read(path) as file:
+        if sys.platform != "win32":
+            with suppress(OSError):  # not every file system can do that
+                fcntl.flock(file, fcntl.LOCK_SH)
+        with suppress(OSError):  # whoever reads it says why it cannot be
+            return file.seek(0, os.SEEK_END)
+    return 0
+
+
+def lines_in(path: str, length: int | None = None) -> Iterator[Line]:
     """Yield the lines of an archive, compressed or not.
+
+    Args:
+        path: The file.
+        length: Up to where to read it; None for all of it.
 
     Raises:
         InvalidInput: There is no such file, or it is a file of a store.
         MissingLibrary: There is nothing to decompress it with.
         StorageError: The file cannot be read.
     """
-    resolved = os.path.realpath(path)
-    if is_in_use(resolved):
-        raise InvalidInput(f"the archive {path!r} is a file of a store")
-    try:
-        file = open(resolved, "rb", buffering=0)  # noqa: SIM115 - it is closed below
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"the archive {path!r:.80} cannot be read: {error}") from error
-    with file:
+    with _opened_to_read(path, length) as file:
         number = 1
         left = b""
         for content in _contents(file, path):
@@ -207,6 +219,34 @@ def lines_in(path: str) -> Iterator[Line]:
                 raise InvalidInput(f"line {number} of the archive {path!r} is longer than any is")
         if left:
             yield Line(number, left)
+
+
+class _Begin(FileIO):
+    """A file of which only the begin is read.
+
+    Args:
+        path: The file.
+        length: How long that is; None for all of it.
+    """
+
+    def __init__(self, path: str, length: int | None) -> None:
+        super().__init__(path, "rb")
+        self._length = length
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self._length is not None and size is not None:
+            size = max(0, min(size, self._length - self.tell()))
+        return super().read(size)
+
+
+def _opened_to_read(path: str, length: int | None = None) -> FileIO:
+    resolved = os.path.realpath(path)
+    if is_in_use(resolved):
+        raise InvalidInput(f"the archive {path!r} is a file of a store")
+    try:
+        return _Begin(resolved, length)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"the archive {path!r:.80} cannot be read: {error}") from error
 
 
 def _contents(file: FileIO, path: str) -> Iterator[bytes | Exception]:

@@ -11,7 +11,7 @@ from hashlib import sha256
 from itertools import groupby
 from typing import NamedTuple
 
-from forkpoint.archive.file import Line, lines_in
+from forkpoint.archive.file import Line, length_of, lines_in
 from forkpoint.archive.lines import BEGIN, line_of, part_of, second_begin
 from forkpoint.archive.parts import CheckpointPart, ChunkPart, EndPart, Part, ThreadPart
 from forkpoint.errors import (
@@ -55,7 +55,8 @@ def restore_all(
 ) -> TransferReport:
     """Restore the threads of an archive. One that fails does not keep the others from it."""
     sections: dict[str, _Section] = {}
-    for section in _survey(path, done):
+    length = length_of(path)  # of what is appended meanwhile nothing counts: it may be half there
+    for section in _survey(path, length, done):
         if is_selected is not None and not is_selected(section.thread_id):
             continue
         before = sections.get(section.thread_id)
@@ -66,7 +67,7 @@ def restore_all(
     waiting = {section.line: section for section in sections.values()}
     while waiting:
         number = len(waiting)
-        for line, lines in _sections(path):
+        for line, lines in _sections(path, length):
             following = waiting.get(line)
             if following is None or following.parent in parents:
                 continue
@@ -82,7 +83,7 @@ def restore_all(
     return done.report()
 
 
-def _sections(path: str) -> Iterator[tuple[int, Iterator[Line]]]:
+def _sections(path: str, length: int) -> Iterator[tuple[int, Iterator[Line]]]:
     """Yield the lines of each thread, with the number of the first one; 0 if there is none."""
     first = 0
 
@@ -92,20 +93,20 @@ def _sections(path: str) -> Iterator[tuple[int, Iterator[Line]]]:
             first = line.number
         return first
 
-    return groupby(_lines(path), section_of)
+    return groupby(_lines(path, length), section_of)
 
 
-def _lines(path: str) -> Iterator[Line]:
-    for line in lines_in(path):
+def _lines(path: str, length: int) -> Iterator[Line]:
+    for line in lines_in(path, length):
         at = second_begin(line.content)
         if at:
             yield line._replace(content=line.content[:at])
         yield line._replace(content=line.content[at:])
 
 
-def _survey(path: str, done: Done) -> Iterator[_Section]:
+def _survey(path: str, length: int, done: Done) -> Iterator[_Section]:
     """Yield which threads are in an archive, and note what is in it of no thread."""
-    for number, lines in _sections(path):
+    for number, lines in _sections(path, length):
         last: Line | None = None
         header: ThreadPart | None = None
         stray: Line | None = None
