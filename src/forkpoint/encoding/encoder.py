@@ -205,8 +205,11 @@ class Encoder:
 
     def _dumps_copy(self, value: Any) -> tuple[str, bytes]:
         """Serialize with LangGraph's own, which gets copies of all that it reads."""
-        with suppress(RecursionError):
-            kind, content = self._serde.dumps_typed(copy_for_langgraph(value))
+        copy = None
+        with suppress(RecursionError, TypeError):
+            copy = copy_for_langgraph(value)
+        if copy is not None:
+            kind, content = self._serde.dumps_typed(copy)
             if kind == _MSGPACK:
                 return kind, content
         return self._serde.dumps_typed(value)  # by pickle, which knows what is there twice

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
+from forkpoint.encoding.contents import TYPES_MAX
 from forkpoint.encoding.object_values import KINDS, kind_of
 
 _DEEPEST = 255  # as deep as MessagePack's library goes
+_SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 _OBJECTS = ("namedtuple", "dataclass", "slots")
 """The kinds of objects whose attributes it reads. Pydantic's models give it copies."""
 
@@ -22,22 +25,45 @@ def copy_for_langgraph(value: Any, depth: int = 0) -> Any:
 
     Raises:
         RecursionError: It is nested too deep.
+        TypeError: It has a class that cannot be compared.
     """
-    kind = type(value)
+    kind: Any = type(value)
+    name = _name_of(kind)
+    if name is None:
+        return value
     if depth > _DEEPEST:
         raise RecursionError
+    if name == "dict":
+        copy = value.copy() if kind is dict else dict(list(dict.items(value)))
+        if not _SCALARS.issuperset(map(type, copy.values())):
+            for key, part in copy.items():
+                copy[key] = copy_for_langgraph(part, depth + 1)
+        return copy
+    if name == "list":
+        return _copies(list.copy(value), depth)
+    if name == "sequence":
+        return kind(_copies(list(value), depth))
+    return _copy_of_object(value, name, depth)
+
+
+@lru_cache(TYPES_MAX)
+def _name_of(kind: type) -> str | None:
+    """Return as what values of a type are copied; None if they are not."""
     if kind is tuple or kind is deque:
-        return kind(copy_for_langgraph(each, depth + 1) for each in list(value))
-    if issubclass(kind, (list, dict)) and not issubclass(kind, Enum):
-        # It takes any for one of Python's own, whatever the class says.
-        if issubclass(kind, list):
-            return [copy_for_langgraph(each, depth + 1) for each in list.copy(value)]
-        items = list(dict.items(value))
-        return {key: copy_for_langgraph(each, depth + 1) for key, each in items}
+        return "sequence"
+    for container in (list, dict):  # it takes any for one of Python's own, whatever the class says
+        if issubclass(kind, container) and not issubclass(kind, Enum):
+            return container.__name__
     if kind.__module__ == "builtins" or hasattr(kind, "__del__"):
-        return value
+        return None
     name = kind_of(kind)
-    return _copy_of_object(value, name, depth + 1) if name in _OBJECTS else value
+    return name if name in _OBJECTS else None
+
+
+def _copies(parts: list[Any], depth: int) -> list[Any]:
+    if _SCALARS.issuperset(map(type, parts)):
+        return parts
+    return [copy_for_langgraph(each, depth + 1) for each in parts]
 
 
 def _copy_of_object(value: Any, name: str, depth: int) -> Any:
@@ -47,7 +73,7 @@ def _copy_of_object(value: Any, name: str, depth: int) -> Any:
         content = kind.dump(value)
     except Exception:  # noqa: BLE001 - of a class of anyone's
         return value
-    copies = copy_for_langgraph(content, depth)
+    copies = _copies(content, depth)
     try:
         return kind.load(type(value), copies)
     except Exception:  # noqa: BLE001 - the same
