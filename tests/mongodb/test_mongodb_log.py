@@ -573,3 +573,18 @@ def test_a_hidden_checkpoint_that_is_put_again_is_seen_and_counted(
     assert value_of(found) == value_of(again)
     assert count(saver) == 2
     assert store.problems(saver) == []
+
+
+@pytest.mark.slow
+def test_many_writes_are_stored_to_a_thread_that_shows_many_values(
+    mongo_store: MongoStore,
+) -> None:
+    """Each of them says what the thread's record would: together more than fits into a command."""
+    channels = [f"channel {n}" for n in range(16)]
+    values = {name: [f"{name} {n}" for n in range(60)] for name in channels}
+    with mongo_store.saver(preview=channels) as saver:
+        head = put(saver.for_owner("acme"), values)
+        saver.for_owner("acme").put_writes(head, [("c", n) for n in range(650)], "task")
+        item = saver.get_tuple(head)
+        assert item is not None
+        assert len(item.pending_writes or ()) == 650

@@ -16,7 +16,7 @@ from forkpoint.mongodb.documents import (
     record_of,
 )
 from forkpoint.mongodb.known_threads import Made
-from forkpoint.mongodb.put_size import LARGE, LARGE_CHUNKS, Size
+from forkpoint.mongodb.put_size import LARGE, LARGE_CHUNKS, TERM_BYTES, Size
 from forkpoint.mongodb.put_statements import (
     Beginning,
     Preparation,
@@ -91,6 +91,13 @@ class Attempt(Submission):
     @property
     def is_settled(self) -> bool:
         return super().is_settled and self.collision is None and not self.is_repeated
+
+    @property
+    def value_terms(self) -> int:
+        """How many terms of values its thread's record has, or is to have, as far as is known."""
+        tail = self._session.logs.tail(self.preparation.thread)
+        known = None if tail is None else tail.record.get("value_terms")
+        return max(len(known or ()), len(self.preparation.request.value_terms or ()))
 
     def prepare(self, before: Before) -> None:
         """Make the statements, and add the state after them to `before`."""
@@ -323,7 +330,10 @@ def _is_small(batch: Sequence[Attempt]) -> bool:
     """Return whether a batch fits into one command."""
     if sum(attempt.size.rows for attempt in batch) >= LARGE:
         return False
-    return sum(attempt.size.chunks for attempt in batch) < LARGE_CHUNKS
+    rows = sum(1 + len(attempt.preparation.request.writes) for attempt in batch)
+    terms = max(attempt.value_terms for attempt in batch)  # each row in a log has all of them
+    chunks = sum(attempt.size.chunks for attempt in batch)
+    return chunks + rows * terms * TERM_BYTES < LARGE_CHUNKS
 
 
 def _note_outcome(

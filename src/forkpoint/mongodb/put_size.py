@@ -18,6 +18,9 @@ LARGE = 1_000_000
 LARGE_CHUNKS = 8_000_000
 """Bytes of chunks; less, with rows that are not large, cannot exceed a command."""
 
+TERM_BYTES = 15
+"""What a term of a value takes in a document."""
+
 
 class Size(NamedTuple):
     """About how many characters or bytes a put takes."""
