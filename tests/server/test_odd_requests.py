@@ -58,6 +58,14 @@ async def test_a_checkpoint_need_not_say_when_it_was_made(saver: ForkpointSaver)
         assert (state["values"], state["created_at"]) == ({"n": 1}, "")
 
 
+async def test_a_checkpoint_need_not_say_at_which_step_it_was_made(saver: ForkpointSaver) -> None:
+    saver.put(config(), checkpoint({"n": 1}), {"user": "u1"}, {})
+    async with calling(create_app(saver)) as client:
+        for page in ("thread", "history", "compare"):
+            place = {"thread_id": "thread", "a": "thread", "b": "thread"}
+            assert "None" not in await get(client, page, **place)
+
+
 async def test_channels_of_the_graph_itself_are_not_shown(saver: ForkpointSaver) -> None:
     message = {"type": "human", "content": [{"type": "text", "text": "Hello"}, None, 5]}
     internal = {"branch:to:node": None, "join:a+b:node": ["a"], "__previous__": 1}

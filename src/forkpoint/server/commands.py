@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from sse_starlette import ServerSentEvent
 from starlette.websockets import WebSocketState
 
+from forkpoint.catalog.heads import INTERRUPTS
 from forkpoint.catalog.threads import PendingInterrupt, Thread
 from forkpoint.errors import ForkpointError
 from forkpoint.server import bodies
@@ -38,6 +39,7 @@ from forkpoint.server.requests import (
 )
 from forkpoint.server.run import RunOptions
 from forkpoint.server.run_routes import STREAM, sent, start_run
+from forkpoint.server.states import read_stored
 from forkpoint.server.thread_streams import ThreadStreams, as_text
 
 if TYPE_CHECKING:
@@ -303,11 +305,20 @@ async def _asking(request: RequestScope, thread_id: str, ids: set[str]) -> Threa
         if thread is None:
             raise _Refused("no_such_run", "no run on this thread waits for an answer")
         unknown = ids - {pending.id for pending in thread.interrupts}
+        if unknown and _is_partial(thread.interrupts):
+            stored = await read_stored(request.catalog.saver, thread_id)
+            asked = stored["interrupts"] if stored else ()
+            unknown -= {each["id"] for each in asked if isinstance(each, dict) and "id" in each}
         if not unknown:
             return thread
         if thread.status != "busy" or time.monotonic() > until:
             raise _Refused("no_such_interrupt", f"nothing waits for an answer to {min(unknown)!r}")
         await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _is_partial(interrupts: Sequence[PendingInterrupt]) -> bool:
+    """Return whether a thread's record does not say of all interrupts what their ids are."""
+    return len(interrupts) >= INTERRUPTS or any(pending.id is None for pending in interrupts)
 
 
 def _error(number: Any, code: str, message: str) -> Json:

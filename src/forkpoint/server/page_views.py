@@ -237,7 +237,7 @@ def timeline(
         rows.append(
             Row(
                 checkpoint_id=id_ or "",
-                step=item.metadata.get("step"),
+                step=item.metadata.get("step", "?"),
                 source=str(item.metadata.get("source", "")),
                 created_at=str(item.checkpoint.get("ts", "")),
                 next=next_nodes(item),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta, timezone
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Response
@@ -22,6 +23,7 @@ from forkpoint.server.page_rendering import HEADERS, PageRequest, PageRoute, red
 from forkpoint.server.page_views import Node, Tree, state_view, timeline
 from forkpoint.server.requests import RequestScope
 from forkpoint.server.states import config_at, read_state
+from forkpoint.server.threads import shown_interrupts
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 THREADS_ON_PAGE = 50
@@ -122,7 +124,7 @@ async def thread(
         state=state,
         view=view,
         tasks=[_task(task) for task in state["tasks"]],
-        questions=[] if checkpoint_id else _questions(shown),
+        questions=[] if checkpoint_id else _questions(shown, state["tasks"]),
         graph_name=graph_name,
         has_messages=_has_messages(request, graph_name),
         run=runs[0] if runs else None,
@@ -320,12 +322,11 @@ def _source(thread_id: str, checkpoint_id: str) -> Any:
     return config_at(thread_id, place)
 
 
-def _questions(thread: Thread) -> list[tuple[str | None, Node]]:
+def _questions(thread: Thread, tasks: Iterable[Json]) -> list[tuple[str | None, Node]]:
     """Return what a thread waits for: the id of each interrupt, and what it asks."""
     tree = Tree()
-    return [
-        (pending.id, tree.node("question", as_json(pending.value))) for pending in thread.interrupts
-    ]
+    asked = chain.from_iterable(shown_interrupts(thread, tasks).values())
+    return [(each["id"], tree.node("question", each["value"])) for each in asked]
 
 
 def _task(task: Json) -> tuple[Json, Node, list[Node]]:

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, get_args
 from uuid import uuid4
 
 from langchain_core._api import LangChainBetaWarning
-from langchain_core.messages import BaseMessage, BaseMessageChunk, message_chunk_to_message
 
 from forkpoint.catalog.leases import Lease
 from forkpoint.catalog.threads import PendingInterrupt
@@ -30,6 +29,7 @@ from forkpoint.server.assistants import Assistant
 from forkpoint.server.bodies import Json
 from forkpoint.server.failures import message_of
 from forkpoint.server.log import Log
+from forkpoint.server.message_parts import MessageParts
 from forkpoint.server.protocol import AllModes, Event, events_of
 from forkpoint.server.requests import RequestScope, release
 from forkpoint.server.states import command_of, config_at
@@ -96,7 +96,8 @@ class Run:
         self._turn: asyncio.Lock
         self._task: asyncio.Task[None] | None = None
         self._has_begun = False
-        self._messages: dict[str, BaseMessage] = {}
+        self._messages = MessageParts()
+        self._waiting: dict[Any, Json] = {}
         self._state_characters = 0
 
     @property
@@ -305,9 +306,8 @@ class Run:
 
     def _send_end(self) -> None:
         """Send how the run ended, as the streaming protocol has it."""
-        waits = isinstance(self.values, dict) and "__interrupt__" in self.values
         data: Json = {
-            "event": "interrupted" if waits else "completed",
+            "event": "interrupted" if self._waiting else "completed",
             "graph_name": self._assistant.graph_id,
         }
         if self.error is not None:  # of a run that was cancelled, too: nobody waits any longer
@@ -392,7 +392,7 @@ class Run:
         name = "|".join([mode, *namespace])
         if mode == "values":
             if not namespace:
-                self.values = as_json(data)
+                self._keep(as_json(data))
             if "values" in self.modes:
                 self._publish(name, as_json(data))
         elif mode != "messages":
@@ -401,21 +401,20 @@ class Run:
             if "messages-tuple" in self.modes:
                 self._publish(name, as_json(list(data)))
             if "messages" in self.modes:
-                self._show_message(namespace, *data)
+                for part in self._messages.shown(namespace, *data):
+                    self._publish(*part)
 
-    def _show_message(self, namespace: Sequence[str], message: Any, metadata: Any) -> None:
-        """Show a message as far as it has come: its parts are added up."""
-        before = self._messages.get(message.id)
-        where = "|".join(["", *namespace])
-        if before is None:
-            shown_metadata = {message.id: {"metadata": as_json(metadata)}}
-            self._publish(f"messages/metadata{where}", shown_metadata)
-        elif isinstance(before, BaseMessageChunk) and isinstance(message, BaseMessageChunk):
-            message = before + message
-        self._messages[message.id] = message
-        is_part = isinstance(message, BaseMessageChunk)
-        shown = message_chunk_to_message(message) if is_part else message
-        self._publish(f"messages/{'partial' if is_part else 'complete'}{where}", [as_json(shown)])
+    def _keep(self, values: Any) -> None:
+        """Keep a state as the last one, with all that the run waits for an answer to.
+
+        Each interrupt comes with a state, and tasks beside it go on with others after that.
+        """
+        if isinstance(values, dict):
+            waiting = values.get("__interrupt__") or ()
+            self._waiting.update({interrupt["id"]: interrupt for interrupt in waiting})
+            if self._waiting:
+                values["__interrupt__"] = list(self._waiting.values())
+        self.values = values
 
     def _publish(self, name: str, data: Any) -> None:
         text = as_text(data)

@@ -112,10 +112,10 @@ async def graph_of(request: Request, thread_id: str) -> Graph | None:
     return request.find_graph(thread.metadata.get("graph_id"))
 
 
-async def read_values(saver: ForkpointSaver, thread_id: str) -> Json | None:
+async def read_stored(saver: ForkpointSaver, thread_id: str) -> Json | None:
     """Return the newest state of a thread as it is stored, or None before there is one."""
     stored = await saver.aget_tuple(config_at(thread_id, bodies.CheckpointPlace()))
-    return None if stored is None else _values_of(stored)
+    return None if stored is None else shown_stored(stored)
 
 
 async def update_in_supersteps(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 from uuid import uuid4
@@ -30,7 +30,7 @@ from forkpoint.server.as_json import as_json
 from forkpoint.server.bodies import Json
 from forkpoint.server.failures import message_of
 from forkpoint.server.requests import Request, StrictRoute, ThreadId
-from forkpoint.server.states import read_values, update_in_supersteps
+from forkpoint.server.states import read_stored, update_in_supersteps
 
 router = APIRouter(route_class=StrictRoute, tags=["threads"])
 _LOG = logging.getLogger("forkpoint.server")
@@ -183,15 +183,11 @@ async def copy(request: Request, thread_id: ThreadId) -> Json:
 
 async def shown_thread(request: Request, thread: Thread, *, with_values: bool = True) -> Json:
     """Return a thread as clients expect it."""
-    interrupts: dict[str, list[Any]] = {}
-    for pending in thread.interrupts:
-        shown = {"id": pending.id, "value": as_json(pending.value)}
-        interrupts.setdefault(pending.task_id, []).append(shown)
-    values = None
+    stored: Json | None = None
     unread: Exception | None = None
     if with_values and thread.checkpoint_count:
         try:
-            values = await read_values(request.catalog.saver, thread.thread_id)
+            stored = await read_stored(request.catalog.saver, thread.thread_id)
         except _UNREADABLE as error:  # it keeps no other thread from being shown
             unread = error
     reply: Json = {
@@ -202,8 +198,8 @@ async def shown_thread(request: Request, thread: Thread, *, with_values: bool = 
         "metadata": as_json(thread.metadata),
         "config": {},
         "status": thread.status,
-        "values": values,
-        "interrupts": interrupts,
+        "values": stored and stored["values"],
+        "interrupts": shown_interrupts(thread, stored["tasks"] if stored else ()),
     }
     if unread is not None:
         reply["error"] = {"error": type(unread).__name__, "message": message_of(unread)}
@@ -211,6 +207,24 @@ async def shown_thread(request: Request, thread: Thread, *, with_values: bool = 
         kind = re.match(r"\w+(?=\()", thread.error)
         reply["error"] = {"error": kind[0] if kind else "Error", "message": as_json(thread.error)}
     return reply
+
+
+def shown_interrupts(thread: Thread, tasks: Iterable[Json]) -> dict[str, list[Json]]:
+    """Return what a thread waits for, by task.
+
+    Args:
+        thread: The thread.
+        tasks: Those of its state, if that was read: its record has nothing of what is long.
+    """
+    whole = {task["id"]: task["interrupts"] for task in tasks}
+    interrupts: dict[str, list[Json]] = {}
+    for pending in thread.interrupts:
+        shown = [{"id": pending.id, "value": as_json(pending.value)}]
+        if pending.id is None and pending.value is None:
+            stored = whole.get(pending.task_id, ())
+            shown = [{**shown[0], **each} for each in stored if isinstance(each, dict)] or shown
+        interrupts.setdefault(pending.task_id, []).extend(shown)
+    return interrupts
 
 
 def _iso(time: datetime) -> str:
@@ -308,11 +322,11 @@ class _ValueSearch:
             )
             for thread in page:
                 try:
-                    values = await read_values(self._catalog.saver, thread.thread_id)
+                    stored = await read_stored(self._catalog.saver, thread.thread_id)
                 except _UNREADABLE as error:
                     _LOG.warning("a thread is left out of a search by values: %s", error)
                     continue
-                if contains(values, self.rest):
+                if contains(stored and stored["values"], self.rest):
                     yield thread
             cursor = page.next_cursor
             if cursor is None:
