@@ -27,6 +27,14 @@ def time_of(microseconds: int) -> datetime:
     return EPOCH + timedelta(microseconds=microseconds)
 
 
+_LATEST = (datetime.max.replace(tzinfo=timezone.utc) - EPOCH) // timedelta(microseconds=1)
+
+
+def noted_time(stored: object) -> int:
+    """Return the time that is noted in a store; 0 if it is none, which is noted anew then."""
+    return stored if isinstance(stored, int) and stored <= _LATEST else 0
+
+
 class StoreClock:
     """The time of a store that has no clock of its own, in microseconds since 1970.
 

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -149,6 +150,40 @@ def test_threads_are_found_by_many_terms_at_once(path: Path) -> None:
             found = catalog.search(ThreadFilter(tags=tags), sort_by=sort_by)
             assert [thread.thread_id for thread in found] == ["all"]
         assert catalog.count(ThreadFilter(tags=tags[:-1])) == 2
+
+
+@pytest.mark.parametrize("value", ["'x'", "x'ff'", "9e30", "1 << 62"])
+def test_a_time_that_is_none_is_noted_anew(value: str, path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 1})
+    change_setting(path, "clock", value)
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 2})
+        thread = ThreadCatalog(saver).get("thread")
+        assert thread is not None
+        assert abs(thread.updated_at - datetime.now(timezone.utc)) < timedelta(days=1)
+        assert SqliteStore(path).problems(saver) == []
+
+
+@pytest.mark.parametrize("value", ["'x'", "1 << 62"])
+@pytest.mark.parametrize("name", ["store_key", "secret:1"])
+def test_a_key_that_is_none_is_damage(name: str, value: str, path: Path) -> None:
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 1})
+        saver.delete_thread("another")
+    change_setting(path, name, value)
+    with SqliteSaver(path) as saver:
+        with pytest.raises(CorruptChunk, match="the key of the store"):
+            put(saver, {"n": 1}, thread_id="new")
+        with pytest.raises(CorruptChunk, match="the key of the store"):
+            saver.delete_thread("thread")
+
+
+def change_setting(path: Path, name: str, value: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        statement = f"UPDATE OR IGNORE forkpoint_settings SET value = {value} WHERE name = ?"
+        connection.execute(statement, (name,))
+        connection.commit()
 
 
 def test_a_waiter_that_is_none_is_damage(path: Path) -> None:

@@ -196,6 +196,23 @@ def test_two_names_of_a_file_are_one_file(path: Path, name_of: Callable[[Path], 
     assert stored(path) == {"first": 6, "second": 6}
 
 
+def test_a_file_whose_name_is_no_unicode_is_opened(path: Path) -> None:
+    name = os.fsdecode(os.fsencode(path) + b"\xff")
+    try:
+        connection = sqlite3.connect(name, check_same_thread=False)
+    except sqlite3.OperationalError:
+        pytest.skip("no such names here")
+    with closing(connection):
+        passed = SqliteSaver(connection)
+        put(passed, {"n": 1})
+        with SqliteSaver(name) as saver:
+            assert value_of(saver.get_tuple(config())) == {"n": 1}
+            os.rename(name, path)
+            put(saver, {"n": 2})
+        with pytest.raises(StorageReplaced):
+            put(passed, {"n": 2})
+
+
 def test_a_hard_link_is_not_opened_beside_the_file_by_another_process(path: Path) -> None:
     code = """
         import pytest

@@ -110,7 +110,7 @@ class SqliteLooked(Looked):
         assert plan == counted_plan
         for step in plan:
             if re.match(r"(SEARCH|SCAN) [to]\b", step):
-                assert re.search(r"SEARCH . USING (PRIMARY KEY|INDEX) .*\(", step), step
+                assert re.search(r"SEARCH . (EXISTS )?USING (PRIMARY KEY|INDEX) .*\(", step), step
         assert looked >= rows
         return looked
 

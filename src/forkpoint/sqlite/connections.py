@@ -272,8 +272,10 @@ def _path_of(connection: sqlite3.Connection) -> str:
     """Return the path of a connection's file as SQLite resolved it; empty for one in memory."""
     cursor = connection.cursor()
     cursor.row_factory = None  # a connection that was passed may have one
-    rows = cursor.execute("PRAGMA database_list").fetchall()
-    return next((path or "" for _, name, path in rows if name == "main"), "")
+    # As bytes: a name need not be Unicode.
+    sql = "SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'"
+    row = cursor.execute(sql).fetchone()
+    return os.fsdecode(row[0] or b"") if row else ""
 
 
 _URL = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+]+://")

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forkpoint.errors import lost_secret
+from forkpoint.errors import damaged_settings, lost_secret
 from forkpoint.sqlite.schema import LIVING
 from forkpoint.sqlite.statements import Statements
 from forkpoint.storage.interface import Secrets
+
+
+def checked_key(value: object) -> bytes:
+    """Return a key that was read.
+
+    Raises:
+        CorruptChunk: It is none.
+    """
+    if not isinstance(value, bytes):
+        raise damaged_settings("key")
+    return value
 
 
 class SqliteSecrets(Secrets):
@@ -18,7 +29,7 @@ class SqliteSecrets(Secrets):
 
     def store_key(self) -> bytes | None:
         row = self._sql.row("SELECT value FROM forkpoint_settings WHERE name = 'store_key'")
-        return bytes(row[0]) if row else None
+        return checked_key(row[0]) if row else None
 
     def add_store_key(self, key: bytes) -> None:
         self._sql.run(
@@ -27,7 +38,7 @@ class SqliteSecrets(Secrets):
 
     def all(self) -> list[bytes]:
         rows = self._sql.rows("SELECT value FROM forkpoint_settings WHERE name LIKE 'secret:%'")
-        return [value for (value,) in rows]
+        return [checked_key(value) for (value,) in rows]
 
     def add(self, stored: bytes, seen: Sequence[bytes]) -> None:
         if self.all() != seen:

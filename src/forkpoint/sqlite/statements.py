@@ -10,7 +10,7 @@ from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, TypeAlias
 
-from forkpoint.clocks import StoreClock
+from forkpoint.clocks import StoreClock, noted_time
 from forkpoint.sqlite.errors import is_locked
 
 _CLOCK_NOTED_AFTER = 1_000_000  # microseconds by which the store's time is later than it was noted
@@ -71,7 +71,7 @@ class Statements:
     def keep_time(self, *, is_write: bool) -> None:
         """Read the latest time that the store is known to have had, and note a later one."""
         row = self.row("SELECT value FROM forkpoint_settings WHERE name = 'clock'")
-        noted = 0 if row is None else int(row[0])
+        noted = 0 if row is None else noted_time(row[0])
         self._clock.learn(noted)
         now = self._clock.now()
         if is_write and now > noted + _CLOCK_NOTED_AFTER:

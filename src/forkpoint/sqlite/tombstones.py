@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 
 from forkpoint.sqlite.rows import THREAD_OF
-from forkpoint.sqlite.secrets import SqliteSecrets
+from forkpoint.sqlite.secrets import SqliteSecrets, checked_key
 from forkpoint.sqlite.statements import Statements
 from forkpoint.storage.interface import STORE_KEY_BYTES
 from forkpoint.storage.rows import ThreadRef
@@ -53,7 +53,7 @@ class Tombstones:
         secret = self._sql.row(_KEY_IF_NEEDED)
         if secret is None:
             return []
-        marks = Marks(bytes(secret[0]), thread_id)
+        marks = Marks(checked_key(secret[0]), thread_id)
         rows = self._sql.rows(
             "SELECT key, watermark, owner_mark FROM forkpoint_tombstones WHERE id_mark = ?",
             (marks.of_id,),
