@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
@@ -14,6 +13,7 @@ from forkpoint.encoding.encryption import key_ring
 from forkpoint.encoding.serializer import SafeSerializer
 from forkpoint.errors import InvalidInput
 from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.untrusted import location
 
 STORE_VARIABLE = "FORKPOINT_STORE"
 """The environment variable that names a store."""
@@ -44,7 +44,7 @@ def address_of(store: str) -> Address:
         InvalidInput: It names no store.
     """
     if store.startswith(_MONGODB):
-        database = urlsplit(store).path.strip("/")
+        database = store.partition("://")[2].partition("?")[0].partition("/")[2].strip("/")
         if not database:
             raise InvalidInput("the connection string names no database: mongodb://host/DATABASE")
         return Address(database, True)
@@ -57,7 +57,7 @@ def address_of(store: str) -> Address:
 def no_store(store: str) -> InvalidInput:
     """Return the error of a text that names no store."""
     return InvalidInput(
-        f"the store {store!r} is no path, sqlite:///path or mongodb://host/database"
+        f"the store {location(store)} is no path, sqlite:///path or mongodb://host/database"
     )
 
 

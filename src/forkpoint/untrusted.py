@@ -6,12 +6,14 @@ built-in type, whatever the subclass overrides.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from forkpoint.errors import InvalidInput
 
 _SHOWN = 80  # characters
+_URL = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+]+://")
 _T = TypeVar("_T")
 
 
@@ -22,6 +24,18 @@ def shown(value: object, characters: int = _SHOWN) -> str:
     except Exception:  # noqa: BLE001 - it may raise anything; a deep one does, and a long integer
         return f"a value of type {type(value).__name__}"
     return text if text.isprintable() else ascii(text)
+
+
+def url_start(text: str) -> str | None:
+    """Return the scheme that a URL begins with, `scheme://`; None for a path or a `file:` URI."""
+    found = _URL.match(text)
+    return None if found is None else found[0]
+
+
+def location(text: str) -> str:
+    """Return what an error calls a store by: of a URL, which may have a password, the scheme."""
+    start = url_start(text)
+    return shown(text) if start is None else f"{start}..."
 
 
 def reading(what: str, read: Callable[..., _T], *arguments: Any) -> _T:

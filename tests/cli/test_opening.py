@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,27 @@ def test_what_names_no_store_is_wrong_use() -> None:
         reason = f"{option} stands before the command: forkpoint {option} ..."
         assert forkpoint("threads", option, "x.db") == (2, "", f"Error: {reason} threads\n")
     assert forkpoint("threads", "--limit", "many", store="x.db").code == 2
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "postgresql://user:secret@host/db",
+        "mysql://user:secret@host/db",
+        "mongodb://user:sec[ret@127.0.0.1:1/db?serverSelectionTimeoutMS=1",
+        "mongodb://user:sec/ret@host/db",
+        "mongodb://user:secret@host/",
+    ],
+)
+def test_no_error_has_the_password_that_names_a_store(store: str, path: Path) -> None:
+    outcomes = [forkpoint("threads", store=store)]
+    for kind in ("forkpoint", "langgraph-sqlite", "langgraph-postgres"):
+        made = "import", store.replace("secret", "sec ret"), "--from", kind, "--create"
+        outcomes.append(forkpoint(*made, store=str(path)))
+    for outcome in outcomes:
+        assert outcome.code in (2, 3)
+        assert outcome.err.splitlines()[-1].startswith("Error: ")
+        assert re.search(r"sec.?ret", outcome.err) is None, outcome.err
 
 
 def test_a_server_that_is_not_there_has_its_own_code() -> None:

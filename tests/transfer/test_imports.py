@@ -97,7 +97,8 @@ async def test_a_graph_goes_on_in_the_store_as_it_would_in_the_source(
             assert plain(our.interrupts) == plain(their.interrupts)
         thread = ThreadCatalog(saver).get("thread")
         assert thread is not None
-        assert thread.metadata == {"user_id": "u1"}
+        stored = next(theirs.list(THREAD)).metadata  # before 0.5, MongoDB's had no scalars of runs
+        assert thread.metadata == {key: stored[key] for key in ("user_id",) if key in stored}
         assert thread.checkpoint_count == report.checkpoints
         assert bool(thread.interrupts) == bool(states and states[0].interrupts)
         if states:

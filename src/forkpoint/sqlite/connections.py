@@ -32,6 +32,7 @@ from forkpoint.runtime.open_files import (
 from forkpoint.runtime.steps import Locked
 from forkpoint.sqlite.connection_lock import ConnectionLock, lock_of_passed
 from forkpoint.sqlite.errors import typed_errors
+from forkpoint.untrusted import url_start
 
 
 class Opener:
@@ -278,7 +279,6 @@ def _path_of(connection: sqlite3.Connection) -> str:
     return os.fsdecode(row[0] or b"") if row else ""
 
 
-_URL = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+]+://")
 _ADVICE = {
     "mongodb": "; a store in MongoDB needs MongoDBSaver",
     "sqlite": "; write the path alone, such as agent.db",
@@ -298,9 +298,9 @@ def _parsed(database: object) -> tuple[str, str | None, str | None]:
     name = inputs.path(database, "database")
     if name == ":memory:":
         return name, None, None
-    if url := _URL.match(name):
-        advice = _ADVICE.get(re.split(r"\W", url[0].lower())[0], "")
-        raise InvalidInput(f"database must be a path or a file: URI, not {url[0]}...{advice}")
+    if start := url_start(name):
+        advice = _ADVICE.get(re.split(r"\W", start.lower())[0], "")
+        raise InvalidInput(f"database must be a path or a file: URI, not {start}...{advice}")
     if not name.startswith("file:"):
         return name, os.path.abspath(name), None
     end = min((at for at in map(name.find, "?#") if at >= 0), default=len(name))

@@ -21,9 +21,13 @@ from forkpoint.errors import MissingLibrary, SourceError
 from forkpoint.langgraph_rules import SENT_TASKS, write_idx
 from forkpoint.storage.plan import Place
 from forkpoint.transfer.sources import Reader, StoredState, StoredWrite
+from forkpoint.untrusted import location
 
 _SENT_IN_A_CHANNEL = 4
 """The format of checkpoints from which on the tasks of `Send` are the value of a channel."""
+
+
+_NO_STRING = "the connection string is none of Postgres; %2F and %40 are / and @ in a password"
 
 
 class SqliteReader(Reader):
@@ -124,7 +128,7 @@ class _DatabaseFile:
         self._shown = path
         self._path = os.path.abspath(path)
         if not os.path.isfile(self._path):
-            raise SourceError(f"there is no file {path!r} to import from")
+            raise SourceError(f"there is no file {location(path)} to import from")
         self._state: Any = None
 
     def is_quiet(self) -> bool:
@@ -279,7 +283,10 @@ class PostgresReader(Reader):
         self._serde = serde
         self._failure = psycopg.Error
         with _typed(self._failure, "the database cannot be reached"):
-            self._connection = psycopg.connect(uri, autocommit=True)
+            try:
+                self._connection = psycopg.connect(uri, autocommit=True)
+            except psycopg.ProgrammingError:  # it says what it did not understand: of a password
+                raise SourceError(_NO_STRING) from None
             self._connection.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
         try:
             tables = "checkpoints", "checkpoint_blobs", "checkpoint_writes"
