@@ -293,6 +293,31 @@ async def test_assistants_are_the_graphs(client: Client) -> None:
         await client.assistants.get("nobody")
 
 
+async def test_assistants_are_searched_page_by_page(saver: ForkpointSaver) -> None:
+    graph = chat()
+    client = local_client(create_app(saver, dict.fromkeys(("Chat b", "chat a", "c"), graph)))
+    search = client.assistants.search
+    names = [each["name"] for each in await search()]
+    assert names == ["Chat b", "chat a", "c"]
+    page = await search(limit=2, select=["name"], response_format="object")
+    assert page == {"assistants": [{"name": "Chat b"}, {"name": "chat a"}], "next": "2"}
+    page = await search(limit=2, offset=2, response_format="object")
+    assert ([each["name"] for each in page["assistants"]], page["next"]) == (["c"], None)
+    sorted_ones = await search(sort_by="name", sort_order="desc", select=["name"])
+    assert [each["name"] for each in sorted_ones] == ["chat a", "c", "Chat b"]
+    assert len(await search(name="CHAT")) == await client.assistants.count(name="CHAT") == 2
+    assert len(await search(metadata={"created_by": "system"})) == 3
+    assert await client.assistants.count(metadata={"created_by": "me"}) == 0
+
+
+async def test_a_graph_may_have_any_name(saver: ForkpointSaver) -> None:
+    for name in ("team/chat", "50%", "50%25", "a b?#", ".."):
+        client = local_client(create_app(saver, {name: chat()}))
+        assert (await client.assistants.get(name))["graph_id"] == name
+        assert (await client.assistants.get_graph(name))["nodes"]
+        assert (await client.runs.wait(None, name, input=said("you")))["turns"] == 1
+
+
 async def test_the_last_runs_of_each_owner_are_known(
     saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

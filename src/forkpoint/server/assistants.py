@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from operator import itemgetter
+from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID, uuid5
 
-from fastapi import APIRouter, HTTPException, Path, Query
+from fastapi import APIRouter, HTTPException, Query, Response
 from pydantic import Field, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from typing_extensions import TypedDict
 
+from forkpoint.filters import contains
 from forkpoint.server.as_json import as_json
 from forkpoint.server.bodies import WHOLE, Body, Json
-from forkpoint.server.requests import Graph, Request, Server, StrictRoute
+from forkpoint.server.requests import Graph, InPath, Request, Server, StrictRoute
 
 router = APIRouter(route_class=StrictRoute, tags=["assistants"])
 _NAMESPACE = UUID("6ba7b821-9dad-11d1-80b4-00c04fd430c8")
@@ -31,12 +33,33 @@ class Assistant(NamedTuple):
     graph_id: str
 
 
-class AssistantSearch(Body):
+AssistantField = Literal[
+    "assistant_id",
+    "graph_id",
+    "name",
+    "description",
+    "config",
+    "context",
+    "metadata",
+    "version",
+    "created_at",
+    "updated_at",
+]
+
+
+class AssistantCount(Body):
     graph_id: str | None = None
     name: str | None = None
+    """A part of it, in small letters or capitals."""
     metadata: Json | None = None
+
+
+class AssistantSearch(AssistantCount):
     limit: Annotated[int, Field(ge=1, le=1000), WHOLE] = 10
     offset: Annotated[int, Field(ge=0), WHOLE] = 0
+    sort_by: Literal["assistant_id", "graph_id", "name", "created_at", "updated_at"] | None = None
+    sort_order: Literal["asc", "desc"] | None = None
+    select: list[AssistantField] | None = None
 
 
 def assistants_of(server: Server) -> list[Assistant]:
@@ -50,27 +73,37 @@ def find_assistant(server: Server, name: str) -> Assistant | None:
 
 
 @router.post("/assistants/search", response_model=list[Json])
-async def search(request: Request, body: AssistantSearch) -> list[Json]:
-    """Return the assistants that match."""
+async def search(request: Request, response: Response, body: AssistantSearch) -> list[Json]:
+    """Return a page of the assistants that match, in the order of the graphs unless told otherwise.
+
+    All were made at one time.
+    """
     matching = _matching(request.server, body)
-    return [_shown(request.server, one) for one in matching[body.offset :][: body.limit]]
+    if body.sort_by is not None:
+        matching.sort(key=itemgetter(body.sort_by), reverse=body.sort_order == "desc")
+    page = matching[body.offset :][: body.limit]
+    end = body.offset + len(page)
+    response.headers["X-Pagination-Total"] = str(len(matching))
+    if end < len(matching):
+        response.headers["X-Pagination-Next"] = str(end)
+    return [{name: one[name] for name in body.select} for one in page] if body.select else page
 
 
 @router.post("/assistants/count", response_model=int)
-async def count(request: Request, body: AssistantSearch) -> int:
+async def count(request: Request, body: AssistantCount) -> int:
     """Return how many assistants match."""
     return len(_matching(request.server, body))
 
 
 @router.get("/assistants/{assistant_id}", response_model=Json)
-async def get(request: Request, assistant_id: Annotated[str, Path()]) -> Json:
+async def get(request: Request, assistant_id: InPath) -> Json:
     """Return an assistant."""
     return _shown(request.server, _known(request.server, assistant_id))
 
 
 @router.get("/assistants/{assistant_id}/graph", response_model=Json)
 async def graph(
-    request: Request, assistant_id: Annotated[str, Path()], xray: Annotated[str, Query()] = "false"
+    request: Request, assistant_id: InPath, xray: Annotated[str, Query()] = "false"
 ) -> Json:
     """Return the nodes and edges of an assistant's graph."""
     served = request.server.graphs[_known(request.server, assistant_id).graph_id]
@@ -80,7 +113,7 @@ async def graph(
 
 
 @router.get("/assistants/{assistant_id}/schemas", response_model=Json)
-async def schemas(request: Request, assistant_id: Annotated[str, Path()]) -> Json:
+async def schemas(request: Request, assistant_id: InPath) -> Json:
     """Return the schemas of what a graph takes, keeps and returns."""
     assistant = _known(request.server, assistant_id)
     served: Any = request.server.graphs[assistant.graph_id]
@@ -122,11 +155,15 @@ def _schema(make: Callable[[], Json | None]) -> Json | None:
     return schema
 
 
-def _matching(server: Server, body: AssistantSearch) -> list[Assistant]:
-    if body.metadata:
-        return []
-    asked = {body.graph_id, body.name} - {None}
-    return [one for one in assistants_of(server) if asked <= {one.graph_id}]
+def _matching(server: Server, body: AssistantCount) -> list[Json]:
+    part = (body.name or "").lower()
+    return [
+        shown
+        for shown in (_shown(server, one) for one in assistants_of(server))
+        if body.graph_id in (None, shown["graph_id"])
+        and part in shown["name"].lower()
+        and contains(shown["metadata"], body.metadata or {})
+    ]
 
 
 def _known(server: Server, name: str) -> Assistant:

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import orjson
 from fastapi import Depends, HTTPException, Path
 from fastapi.routing import APIRoute
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 from starlette.requests import HTTPConnection
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -204,8 +204,8 @@ async def scope_of(connection: HTTPConnection) -> RequestScope:
     return RequestScope(server, await server.identity(http), http)
 
 
-def _unescaped(thread_id: Annotated[str, Path(max_length=8192)]) -> str:
-    return unquote(thread_id, errors="surrogatepass")
+def _unescaped(text: str) -> str:
+    return unquote(text, errors="surrogatepass")
 
 
 def _listed(value: Any) -> Any:
@@ -217,6 +217,8 @@ def _listed(value: Any) -> Any:
 
 
 Request = Annotated[RequestScope, Depends(_scope_of)]
-ThreadId = Annotated[str, Depends(_unescaped)]
+InPath = Annotated[str, Path(max_length=8192), AfterValidator(_unescaped)]
+"""A part of a path, which may be any text."""
+ThreadId = InPath
 LISTED = BeforeValidator(_listed)
 """Belongs to a parameter of a query that is a list."""

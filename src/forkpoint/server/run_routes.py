@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote
 from uuid import uuid4
 
-from fastapi import APIRouter, Header, HTTPException, Path, Query, Response
+from fastapi import APIRouter, Header, HTTPException, Query, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
@@ -21,13 +21,13 @@ from forkpoint.saver import parts_of
 from forkpoint.server import bodies
 from forkpoint.server.assistants import find_assistant
 from forkpoint.server.bodies import Json
-from forkpoint.server.requests import LISTED, Request, RequestScope, StrictRoute, ThreadId
+from forkpoint.server.requests import LISTED, InPath, Request, RequestScope, StrictRoute, ThreadId
 from forkpoint.server.run import MODES, Run, RunMode, RunOptions
 from forkpoint.server.states import command_of
 from forkpoint.server.thread_streams import as_text
 
 router = APIRouter(route_class=StrictRoute, tags=["runs"])
-RunId = Annotated[str, Path()]
+RunId = InPath
 ThreadModes = Annotated[
     list[Literal["run_modes", "lifecycle", "state_update"]] | None, LISTED, Query()
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Path, Query
+from fastapi import APIRouter, HTTPException, Query
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.types import Command, Send, StateSnapshot
 from langgraph.types import StateUpdate as Update
@@ -19,7 +19,7 @@ from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json
 from forkpoint.server.bodies import Json
 from forkpoint.server.failures import message_of
-from forkpoint.server.requests import LISTED, Graph, Request, StrictRoute, ThreadId
+from forkpoint.server.requests import LISTED, Graph, InPath, Request, StrictRoute, ThreadId
 from forkpoint.server.thread_streams import as_text
 
 router = APIRouter(route_class=StrictRoute, tags=["states"])
@@ -41,7 +41,7 @@ async def get_state(
 async def get_state_at(
     request: Request,
     thread_id: ThreadId,
-    checkpoint_id: Annotated[str, Path()],
+    checkpoint_id: InPath,
     subgraphs: Subgraphs = False,
     select: Select = None,
 ) -> Json:
