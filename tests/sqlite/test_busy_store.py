@@ -21,6 +21,7 @@ from checking import checkpoint, config, put
 from forkpoint import InvalidInput, SqliteSaver, StorageBusy, ThreadCatalog
 from forkpoint.runtime import steps
 from forkpoint.saver import parts_of
+from forkpoint.sqlite import transactions
 from servers import PATIENCE_SECONDS, wait_until
 
 LIMIT = PATIENCE_SECONDS
@@ -302,7 +303,10 @@ def test_ctrl_c_while_a_call_waits_leaves_a_saver_that_works(
     connection.close()
 
 
-def test_a_put_behind_a_call_that_takes_long_gives_up_unless_it_is_being_stored(path: Path) -> None:
+def test_a_put_behind_a_call_that_takes_long_gives_up_unless_it_is_being_stored(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "OWN_CALLS_SECONDS", 0.0)
     with SqliteSaver(path, busy_timeout=0.05) as saver, ThreadPoolExecutor(2) as executor:
         head = put(saver, {"n": 0})
         with parts_of(saver).context.storage.reading():  # it holds the connection
@@ -317,6 +321,22 @@ def test_a_put_behind_a_call_that_takes_long_gives_up_unless_it_is_being_stored(
         (found,) = saver.list(None)
         assert not found.pending_writes
         assert put(saver, {"n": 1}, thread_id="new")
+
+
+@pytest.mark.parametrize("is_passed", [False, True])
+async def test_calls_of_a_process_wait_for_each_other_though_they_may_not_wait_for_others(
+    is_passed: bool, path: Path
+) -> None:
+    connection = sqlite3.connect(path, check_same_thread=False, timeout=0)
+    saver = SqliteSaver(connection) if is_passed else SqliteSaver(path, busy_timeout=0)
+    saver.setup()
+    threads = [f"thread {number}" for number in range(50)]
+    with ThreadPoolExecutor(4) as executor:
+        put_at_once = [executor.submit(put, saver, {"n": 1}, thread_id=id_) for id_ in threads]
+        await asyncio.gather(*(saver.aget_tuple(config(id_)) for id_ in threads))
+    assert all(future.result() for future in put_at_once)
+    saver.close()
+    connection.close()
 
 
 def test_a_connection_that_is_passed_keeps_its_own_busy_timeout(path: Path, writer: Writer) -> None:

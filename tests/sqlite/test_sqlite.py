@@ -266,13 +266,16 @@ def test_an_unknown_durability_is_refused(path: Path, bad: Any) -> None:
         SqliteSaver(path, durability=bad)
 
 
-@pytest.mark.parametrize(("durability", "level"), [("full", 2), ("normal", 1)])
-def test_durability_sets_how_sqlite_syncs(path: Path, durability: str, level: int) -> None:
+@pytest.mark.parametrize(("durability", "level", "is_flushed"), [("full", 2, 1), ("normal", 1, 0)])
+def test_durability_sets_how_sqlite_syncs(
+    path: Path, durability: str, level: int, is_flushed: int
+) -> None:
     connection = sqlite3.connect(path, check_same_thread=False)
     saver = SqliteSaver(connection, durability=durability)
     saver.setup()
 
     assert connection.execute("PRAGMA synchronous").fetchone() == (level,)
+    assert connection.execute("PRAGMA fullfsync").fetchone() == (is_flushed,)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
 

@@ -74,6 +74,8 @@ def prepare(connection: sqlite3.Connection, durability: str) -> None:
         _check_version(connection)  # another process may have been faster
     connection.execute("PRAGMA main.secure_delete = ON")  # what is deleted is overwritten
     connection.execute(f"PRAGMA main.synchronous = {_SYNCHRONOUS[durability]}")
+    if durability == "full":  # on macOS, a disk keeps what is synced in its cache without this
+        connection.execute("PRAGMA fullfsync = ON")
 
 
 def _tables(connection: sqlite3.Connection) -> set[str]:

@@ -24,6 +24,9 @@ from forkpoint.sqlite.errors import busy_error, is_locked, typed_error
 from forkpoint.sqlite.session import SqliteSession
 from forkpoint.storage.interface import HistoryChanged
 
+OWN_CALLS_SECONDS = 10.0
+"""For how long a call waits for others of the connection, though it may not wait for processes."""
+
 
 class Transactions:
     """The transactions of one connection: one at a time, whichever thread they are of.
@@ -83,7 +86,8 @@ class Transactions:
         """Wait for the lock.
 
         Args:
-            timeout: For how many seconds. By default, as long as a call waits at all.
+            timeout: For how many seconds. By default, as long as a call waits for others, or what
+                those of this process may take.
             since: When that time began, by `time.monotonic`; now by default.
 
         Raises:
@@ -91,7 +95,7 @@ class Transactions:
         """
         if self._lock.rlock.acquire(blocking=False):
             return
-        seconds = left = self.timeout if timeout is None else timeout
+        seconds = left = max(self.timeout, OWN_CALLS_SECONDS) if timeout is None else timeout
         if since is not None:
             left = max(since + seconds - time.monotonic(), 0)
         if self._connection is None:  # it is being opened, which takes as long as it takes
