@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -515,6 +516,7 @@ class MongoStore(Store):
         self.name = database
         self._opened: list[pymongo.MongoClient[Any]] = []
         self._untargeted: list[str] = []
+        self._read: dict[str, list[Any]] | None = None
 
     def __reduce__(self) -> Any:
         return MongoStore, (self.uri, self.name)
@@ -579,7 +581,20 @@ class MongoStore(Store):
         self, saver: ForkpointSaver | None = None, *, after_crash: bool = False
     ) -> list[str]:
         self._await_majority()
-        return super().problems(saver, after_crash=after_crash)
+        self._read = {}  # once, and not for each thing that may be wrong with it
+        try:
+            return super().problems(saver, after_crash=after_crash)
+        finally:
+            self._read = None
+
+    def _find(self, query: Mapping[str, Any]) -> list[Any]:
+        """Return the documents that match; while problems are looked for, as they were first."""
+        if self._read is None:
+            return list(self.collection.find(query))
+        name = repr(query)
+        if name not in self._read:
+            self._read[name] = list(self.collection.find(query))
+        return self._read[name]
 
     def _await_majority(self) -> None:
         """Wait until savers read all that is stored. Nobody has, for a write that was stopped."""
@@ -605,10 +620,9 @@ class MongoStore(Store):
 
     def _records(self) -> Iterator[Mapping[str, Any]]:
         """Yield the records of all threads, and what their logs say about them."""
-        records = list(self.collection.find({"kind": "thread", "building": {"$exists": False}}))
+        records = [record for record in self._find(_RECORDS) if "building" not in record]
         said: dict[Any, Mapping[str, Any]] = {}
-        entries = self.collection.find({"slot": {"$gt": 0}}, {"log": 1, "record": 1})
-        for entry in entries.sort("slot"):
+        for entry in sorted(self._find({"slot": {"$gt": 0}}), key=itemgetter("slot")):
             said[entry["log"]] = entry["record"]
         for record in records:
             newest = said.get(record["log"], {})
@@ -644,7 +658,7 @@ class MongoStore(Store):
                 found["thread"],
                 found.get("visible", False),
             )
-            for found in self.collection.find(query)
+            for found in self._find(query)
         ]
 
     def change(self, kind: str, key: Any, **fields: Any) -> None:
@@ -775,7 +789,7 @@ class MongoStore(Store):
         fields = ("_id", "parent", "deleted_at", "thread_id", "owner")
         records = [
             [*(record[field] for field in fields), "removed_at" not in record]
-            for record in self.collection.find({"kind": "thread"})
+            for record in self._find(_RECORDS)
         ]
         kin = [(one[0], one[1], one[2] is None, *one[3:]) for one in records]
         found += _traces(kin, keeps_records=True)
@@ -784,7 +798,9 @@ class MongoStore(Store):
     def _listing_faults(self) -> list[str]:
         """Return where searches find a thread as what it is not."""
         found = []
-        for record in self.collection.find({"kind": "thread", "building": {"$exists": False}}):
+        for record in self._find(_RECORDS):
+            if "building" in record:
+                continue
             is_listed = "listed_at" in record
             if record["deleted_at"] is not None:
                 found += [f"{record} is deleted, and listed"] * (is_listed or "terms" in record)
@@ -805,17 +821,19 @@ class MongoStore(Store):
         kept: dict[Any, set[bytes]] = defaultdict(set)
         for found in self.collection.find({"next": {"$exists": True}}):
             kept[found["family"]].update(_split(found["next"]["refs"]))
-        for found in self.collection.find({"thread": {"$in": self._building()}}):
+        building = self._building()
+        for found in self._find({"thread": {"$in": building}}) if building else ():
             kept[found["family"]].update(_split(found["refs"]))
         return kept
 
     def _building(self) -> list[Any]:
         """Return the keys of the threads that are copies which were never finished."""
-        return [found["_id"] for found in self.collection.find({"building": {"$exists": True}})]
+        return [record["_id"] for record in self._find(_RECORDS) if "building" in record]
 
 
 _FAMILY_BYTES = 12
 _REF_BYTES = _FAMILY_BYTES + 32
+_RECORDS = {"kind": "thread"}
 _CHUNKS = {"kind": {"$exists": False}, "_id": {"$type": "binData"}}
 
 
