@@ -170,6 +170,16 @@ def test_a_pool_that_others_have_exhausted_is_busy(mongo_store: MongoStore) -> N
         assert counts_of(saver) == {"thread": 1, "third": 1}
 
 
+@pytest.mark.parametrize("code", [133, 134, 202])
+def test_what_a_primary_cannot_read_yet_is_read_again(code: int, mongo_store: MongoStore) -> None:
+    how = {"errorCode": code}
+    with failing(mongo_store, "aggregate", how, mode={"times": 3}) as (saver, fault):
+        put(saver, {"n": 1})
+        fault.begin()
+        assert ThreadCatalog(saver).get("thread") is not None
+        assert fault.has_failed
+
+
 def test_an_insertion_is_tried_again(mongo_store: MongoStore) -> None:
     conflict = {"errorCode": 112}
     with failing(mongo_store, "insert", conflict, mode={"times": 2}) as (saver, fault):

@@ -35,7 +35,10 @@ _TRANSIENT = {
     89,  # NetworkTimeout
     91,  # ShutdownInProgress
     112,  # WriteConflict
+    133,  # FailedToSatisfyReadPreference, of a router: a shard has no primary
+    134,  # ReadConcernMajorityNotAvailableYet: the primary has just started
     189,  # PrimarySteppedDown
+    202,  # NetworkInterfaceExceededTimeLimit, of a router
     262,  # ExceededTimeLimit
     9001,  # SocketException
     10107,  # NotWritablePrimary
