@@ -351,6 +351,16 @@ def test_a_sweep_leaves_a_thread_alone_whose_time_is_damaged(
         assert ThreadCatalog(saver).sweep().deleted == ("other",)
 
 
+def test_who_waits_for_a_lease_may_be_damaged(mongo_store: MongoStore) -> None:
+    with mongo_store.saver() as saver:
+        put(saver, {"n": 1})
+        for queue in (5, "text", {"by": "somebody"}, [7, {"by": "somebody"}]):
+            mongo_store.collection.update_one({"kind": "thread"}, {"$set": {"lease_queue": queue}})
+            with ThreadCatalog(saver).run("thread", if_busy="wait"):
+                assert ThreadCatalog(saver).is_busy("thread")
+            assert not ThreadCatalog(saver).is_busy("thread")
+
+
 def test_two_threads_of_the_same_checkpoints_show_their_own(mongo_store: MongoStore) -> None:
     with mongo_store.saver(preview=["n"]) as saver:
         first = put(saver, {"n": 1})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forkpoint.mongodb.commands import MongoCommands
-from forkpoint.mongodb.documents import NOW, Document, record_of
+from forkpoint.mongodb.documents import NOW, Document, array_of, record_of
 from forkpoint.mongodb.log import Logs
 from forkpoint.mongodb.thread_documents import LEASED, NOT_LEASED, lease_row
 from forkpoint.storage import interface
@@ -11,9 +11,7 @@ from forkpoint.storage.interface import Stale
 from forkpoint.storage.rows import LeaseRow, ThreadRef
 
 # Who waits for a lease, the first one first, without those who have not asked again in time.
-_QUEUE = {
-    "$filter": {"input": {"$ifNull": ["$lease_queue", []]}, "cond": {"$gt": ["$$this.until", NOW]}}
-}
+_QUEUE = {"$filter": {"input": array_of("$lease_queue"), "cond": {"$gt": ["$$this.until", NOW]}}}
 _QUEUE_NAMES = {"$map": {"input": _QUEUE, "in": "$$this.by"}}
 
 
