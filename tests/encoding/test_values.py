@@ -15,6 +15,7 @@ import sys
 import time
 import uuid
 import zoneinfo
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -707,15 +708,43 @@ def test_a_depth_that_nobody_writes_is_an_error() -> None:
         sys.setrecursionlimit(limit)
 
 
-def test_what_would_be_held_many_times_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wrap", [lambda value: (value,), lambda value: {1: (value,)}, ValueError])
+def test_what_would_be_held_many_times_is_refused(
+    wrap: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each object that another stands in is held in memory beside it."""
-    monkeypatch.setattr("forkpoint.encoding.serializer._HELD_BYTES", 10**6)
+    monkeypatch.setattr("forkpoint.encoding.held_bytes.MUCH", 10**6)
+    value: Any = "x" * 10**5
+    for _ in range(55):
+        value = (value,)
+    stored = SERDE.dumps_typed([value, value])
+    assert SERDE.loads_typed(stored) == [value, value]
+    assert SERDE.dumps_typed([wrap(value), (0,)])
+
+    for _ in range(10):
+        value = (value,)
+    with pytest.raises(NotStorable, match="too large"):
+        SERDE.dumps_typed({"k": wrap(value)})
+    assert SERDE.dumps_typed([1, {"a": (2,)}])  # and what is no larger than usual is stored
+
+
+def test_objects_in_a_chain_are_read_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were stored, and never read again."""
+    monkeypatch.setattr("forkpoint.encoding.held_bytes.MUCH", 10**6)
+    chain: Any = None
+    for _ in range(30):
+        chain = Point(chain, "x" * 10**5)
+    assert SERDE.loads_typed(SERDE.dumps_typed(chain)) == chain
+
+
+def test_what_is_forged_to_be_held_many_times_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     value: Any = "x" * 10**5
     for _ in range(100):
         value = (value,)
-
+    stored = SERDE.dumps_typed(value)
+    monkeypatch.setattr("forkpoint.encoding.held_bytes.MUCH", 10**6)
     with pytest.raises(UnreadableValue, match="too large"):
-        SERDE.loads_typed(SERDE.dumps_typed(value))
+        SERDE.loads_typed(stored)
 
 
 def test_rows_have_so_many_classes_made_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,16 @@ from typing import Any
 
 import ormsgpack  # a dependency of langgraph-checkpoint
 
-from forkpoint.encoding import array_values, builtin_values, chunking, object_values
+from forkpoint.encoding import (
+    array_values,
+    builtin_values,
+    chunking,
+    held_bytes,
+    object_values,
+)
 from forkpoint.encoding.builtin_values import PLAIN_ONLY, holds_buffer, may_hold_bytes
 from forkpoint.encoding.contents import CannotStore, Described, attributes_of
+from forkpoint.encoding.copies import copied, holds_no_others
 from forkpoint.encoding.langgraph_values import DELTA_SNAPSHOT, DeltaSnapshot
 from forkpoint.encoding.stored_object import StoredObject, stored_as
 from forkpoint.encoding.type_codecs import CUSTOM, TypeCodec
@@ -20,10 +27,9 @@ from forkpoint.untrusted import characters, message, shown
 
 _PIECEWISE = PLAIN_ONLY | ormsgpack.OPT_NON_STR_KEYS
 _KEYS = frozenset({str, int, float, bool, bytes, type(None)})  # that a map can hold
-_CONTAINERS = frozenset({list, dict})
 _KNOWN_TYPES = 4096
 _DEEPEST = 250  # less than MessagePack's library goes
-_DEEPEST_LISTS = 255  # as deep as it goes
+_TOO_LARGE = "is too large for how deep it is nested"
 _LEVELS_OF_EXCEPTIONS = 4  # within what they hold, texts stand for what cannot be stored
 
 
@@ -34,11 +40,15 @@ class _Thread(threading.local):
         depth: In how many extensions it is.
         interrupt: What was raised within ormsgpack and is no `Exception`.
         exceptions: The ids of the exceptions that it is in.
+        objects: How many objects it is in, of whatever kind.
+        held: How many bytes will be held at once to restore what is in the last of them.
     """
 
     depth = 0
     interrupt: BaseException | None = None
     exceptions: frozenset[int] = frozenset()
+    objects = 0
+    held = 0
 
 
 class Packer:
@@ -111,25 +121,48 @@ class Packer:
         return chunking.extension_header(code, len(packed)) + packed
 
     def _extension(self, value: Any) -> Any:
-        depth = self._thread.depth
+        thread = self._thread
+        depth, objects = thread.depth, thread.objects
         try:
-            self._thread.depth = depth + 1
+            thread.depth = depth + 1
             if depth > _DEEPEST:
                 raise CannotStore(f"is nested more than {_DEEPEST} levels deep")
-            if type(value) is tuple:  # as `_describe` says, without the detour
-                elements = list(value)
-                packed = self.pack(elements, _hold_no_others(elements))
-                return ormsgpack.Ext(builtin_values.TUPLE, packed)
             if issubclass(type(value), BaseException):  # whatever it says of its class
                 return self._tree(value, "", 0)
-            code, content = self._describe(value)
-            return _extension(code, content, self.pack)
+            before = self._begin_object()
+            if type(value) is tuple:  # as `_describe` says, without the detour
+                elements, code = list(value), builtin_values.TUPLE
+                packed = self.pack(elements, holds_no_others(elements))
+            else:
+                code, content = self._describe(value)
+                packed = _packed(code, content, self.pack)
+            if self._is_too_large(packed, before):
+                raise CannotStore(_TOO_LARGE)
+            return ormsgpack.Ext(code, packed)
         except BaseException as error:
             if not isinstance(error, Exception):  # ormsgpack would replace it
-                self._thread.interrupt = error
+                thread.interrupt = error
             raise
         finally:
-            self._thread.depth = depth
+            thread.depth, thread.objects = depth, objects
+
+    def _begin_object(self) -> tuple[int, int]:
+        """Begin to pack an object, and return what `_is_too_large` is given after that."""
+        thread = self._thread
+        before = thread.objects, thread.held
+        thread.objects, thread.held = thread.objects + 1, 0
+        return before
+
+    def _is_too_large(self, packed: bytes, before: tuple[int, int]) -> bool:
+        """Return whether too much is held to restore an object of this content.
+
+        If the object is in another one, that is seen at the end of that.
+        """
+        thread = self._thread
+        held = thread.held + (len(packed) if len(packed) > held_bytes.LARGE else 0)
+        thread.objects, beside = before
+        thread.held = max(beside, held) if thread.objects else 0
+        return not thread.objects and held_bytes.is_much(held, len(packed))
 
     def _describe(self, value: Any) -> Described:
         kind = type(value)
@@ -155,11 +188,14 @@ class Packer:
         return object_values.describer_of(name, kind)
 
     def _pack_piecewise(self, value: Any, path: str, depth: int) -> bytes:
+        objects = self._thread.objects
         try:
             tree = self._tree(value, path, depth)
             return ormsgpack.packb(tree, option=_PIECEWISE)
         except RecursionError:
             raise _refused(path[:80], value, "is nested too deep") from None
+        finally:
+            self._thread.objects = objects
 
     def _tree(self, value: Any, path: str, depth: int) -> Any:
         """Return a value that packs as this one, made of what MessagePack has."""
@@ -182,20 +218,26 @@ class Packer:
                 for key, each in value.items()
             }
         code, content = self._described(value, path)
-        if issubclass(kind, BaseException) and code == object_values.OBJECT:
-            return self._exception(value, content, depth)
         if _is_whole(code, content):
             return ormsgpack.Ext(code, content)
-        if code in _SETS:
+        if id(value) in self._thread.exceptions:  # it holds itself
+            return self._text_of(value)
+        before = self._begin_object()
+        if issubclass(kind, BaseException) and code == object_values.OBJECT:
+            packed = self._exception(value, content, depth)
+        elif code in _SETS:
             place = f"{path}{{...}}"
-            packed = [self._pack_piecewise(each, place, depth + 1) for each in content]
-            return _set_of(code, packed)
-        placed = _placed(code, content)
-        if type(placed) is _Placed:
-            tree = [self._tree(each, path + place, depth + 1) for place, each in placed]
+            packed = _set_of([self._pack_piecewise(each, place, depth + 1) for each in content])
         else:
-            tree = self._tree(placed, path, depth + 1)
-        return ormsgpack.Ext(code, ormsgpack.packb(tree, option=_PIECEWISE))
+            placed = _placed(code, content)
+            if type(placed) is _Placed:
+                tree = [self._tree(each, path + place, depth + 1) for place, each in placed]
+            else:
+                tree = self._tree(placed, path, depth + 1)
+            packed = ormsgpack.packb(tree, option=_PIECEWISE)
+        if self._is_too_large(packed, before):
+            raise _refused(path[:80], value, _TOO_LARGE)
+        return ormsgpack.Ext(code, packed)
 
     def _described(self, value: Any, path: str) -> Described:
         try:
@@ -209,25 +251,24 @@ class Packer:
         except Exception as error:
             raise _refused(path, value, f"could not be read: {message(error)}") from error
 
-    def _exception(self, value: BaseException, content: list[Any], depth: int) -> Any:
-        """Return an exception as it is stored, whatever it holds."""
+    def _exception(self, value: BaseException, content: list[Any], depth: int) -> bytes:
+        """Return the content of an exception, packed, whatever it holds."""
         outer = self._thread.exceptions
-        if id(value) in outer:  # it holds itself
-            return self._text_of(value)
         try:
             self._thread.exceptions = outer | {id(value)}
             kind, name, *parts = content
             trees = [self._tree_or_text(part, depth + 1, _LEVELS_OF_EXCEPTIONS) for part in parts]
         finally:
             self._thread.exceptions = outer
-        packed = ormsgpack.packb([kind, name, *trees], option=_PIECEWISE)
-        return ormsgpack.Ext(object_values.OBJECT, packed)
+        return ormsgpack.packb([kind, name, *trees], option=_PIECEWISE)
 
     def _tree_or_text(self, value: Any, depth: int, levels: int) -> Any:
         """Return the tree of a value, with texts in the place of what cannot be stored."""
+        objects = self._thread.objects
         try:
             return self._tree(value, "", depth)
         except (NotStorable, RecursionError):
+            self._thread.objects = objects
             if levels and type(value) is list:
                 return [self._tree_or_text(each, depth, levels - 1) for each in value]
             if levels and type(value) is dict and all(type(key) is str for key in value):
@@ -330,12 +371,11 @@ def _custom(codec: TypeCodec) -> Callable[[Any], Described]:
     return lambda value: (CUSTOM, [name, codec.encode(value)])
 
 
-def _extension(code: int, content: Any, pack: Callable[[Any], bytes]) -> Any:
+def _packed(code: int, content: Any, pack: Callable[[Any], bytes]) -> bytes:
     if _is_whole(code, content):
-        return ormsgpack.Ext(code, content)
-    if code in _SETS:
-        return _set_of(code, list(map(pack, content)))
-    return ormsgpack.Ext(code, pack(content))
+        packed: bytes = content
+        return packed
+    return _set_of(list(map(pack, content))) if code in _SETS else pack(content)
 
 
 def _is_whole(code: int, content: Any) -> bool:
@@ -343,33 +383,8 @@ def _is_whole(code: int, content: Any) -> bool:
     return code in builtin_values.RAW or (type(content) is bytes and code != DELTA_SNAPSHOT)
 
 
-def _set_of(code: int, elements: list[bytes]) -> Any:
-    return ormsgpack.Ext(code, chunking.array_header(len(elements)) + b"".join(sorted(elements)))
-
-
-def _hold_no_others(parts: Iterable[Any]) -> bool:
-    """Return whether there is no list and no dict among the parts of one."""
-    return _CONTAINERS.isdisjoint(map(type, parts))
-
-
-def copied(value: Any, depth: int = 0) -> Any:
-    """Return a value with copies of the lists and dicts in it.
-
-    Raises:
-        RecursionError: It is nested too deep.
-    """
-    if type(value) not in _CONTAINERS:
-        return value
-    if depth > _DEEPEST_LISTS:
-        raise RecursionError
-    copy = value.copy()
-    is_list = type(copy) is list
-    if _hold_no_others(copy if is_list else copy.values()):
-        return copy
-    for place, part in enumerate(copy) if is_list else copy.items():
-        if type(part) in _CONTAINERS:
-            copy[place] = copied(part, depth + 1)
-    return copy
+def _set_of(elements: list[bytes]) -> bytes:
+    return chunking.array_header(len(elements)) + b"".join(sorted(elements))
 
 
 def _is_plain(value: Any) -> bool:

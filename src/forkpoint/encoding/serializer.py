@@ -35,6 +35,7 @@ from forkpoint import untrusted
 from forkpoint.encoding import (
     array_values,
     builtin_values,
+    held_bytes,
     langgraph_values,
     object_values,
     type_names,
@@ -57,9 +58,6 @@ _TYPES_MAX = 1000  # generics made by rows: of those that are forged, each could
 _REMEMBERED_MAX = 4096  # names: some programs make types by the request
 
 _DEEPEST = 400  # more than is written
-_LARGE = 64 * 1024  # bytes of an object, from which on it counts how often it is held
-_HELD_BYTES = 512 * 1024 * 1024
-_HELD_TIMES = 64
 
 _log = logging.getLogger("forkpoint")
 
@@ -110,11 +108,12 @@ class _Thread(threading.local):
     Attributes:
         depth: In how many extensions it is.
         outer_bytes: How many bytes those have that are large.
+        outermost_bytes: How many the first of these has.
         error: What was raised within ormsgpack, which replaces it.
     """
 
     depth = 0
-    outer_bytes = 0
+    outer_bytes = outermost_bytes = 0
     error: BaseException | None = None
 
 
@@ -231,7 +230,7 @@ class SafeSerializer(JsonPlusSerializer):
                 return builtin_values.RESTORERS[code](content)
             if depth > _DEEPEST:
                 raise UnreadableValue(f"a stored value is nested more than {_DEEPEST} levels deep")
-            if len(content) > _LARGE:
+            if len(content) > held_bytes.LARGE:
                 return self._restore_large(code, content)
             return self._build(code, self._unpack(content), content)
         except BaseException as error:
@@ -242,14 +241,17 @@ class SafeSerializer(JsonPlusSerializer):
 
     def _restore_large(self, code: int, content: bytes) -> Any:
         """Restore an object that is held in memory once more for each object that it stands in."""
-        outer_bytes = self._thread.outer_bytes
+        thread = self._thread
+        outer_bytes = thread.outer_bytes
+        if not outer_bytes:
+            thread.outermost_bytes = len(content)
         try:
-            self._thread.outer_bytes = outer_bytes + len(content)
-            if outer_bytes + len(content) > max(_HELD_BYTES, _HELD_TIMES * len(content)):
+            thread.outer_bytes = outer_bytes + len(content)
+            if held_bytes.is_too_much(thread.outer_bytes, thread.outermost_bytes):
                 raise UnreadableValue("a stored value is too large for how deep it is nested")
             return self._build(code, self._unpack(content), content)
         finally:
-            self._thread.outer_bytes = outer_bytes
+            thread.outer_bytes = outer_bytes
 
     def _unpack(self, content: bytes) -> Any:
         return ormsgpack.unpackb(content, ext_hook=self._restore, option=ormsgpack.OPT_NON_STR_KEYS)
