@@ -23,6 +23,7 @@ import pydantic
 import pytest
 from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.store.base import Item
 from langgraph.types import Command, Interrupt, Overwrite, Send
@@ -407,3 +408,42 @@ def test_a_serializer_that_was_passed_is_used_as_it_is(store: Store) -> None:
     assert found is not None
     assert found.checkpoint["channel_values"]["c"] == complex(1, 2)
     assert len(found.checkpoint["channel_values"]["l"]) == 20
+
+
+class Opaque:
+    """What only pickle takes."""
+
+
+VALUES_OF_DEFAULT: dict[str, Any] = {
+    "messages": [HumanMessage("x" * 900, id=str(number)) for number in range(20)],
+    "order": Customer(name="c"),
+    "inner": {"send": Send("node", (1, Line("x", 1))), "keys": {(1, 2): {3}}},
+    "array": numpy.arange(3),
+    "text": "\xd4!" * 9,
+}
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True])
+def test_langgraphs_own_serializer_goes_on_where_the_default_one_stored(
+    is_encrypted: bool, store: Store
+) -> None:
+    """It reads what it does not know as None, and an error advises to pass it."""
+    serde = encrypted_serde() if is_encrypted else SafeSerializer()
+    with store.saver(serde=serde) as saver:
+        head = put(saver, VALUES_OF_DEFAULT)
+        saver.put_writes(head, [("write", (1, 2))], "task")
+    pickling: Any = JsonPlusSerializer(pickle_fallback=True)
+    if is_encrypted:
+        pickling = EncryptedSerializer(serde.cipher, pickling)
+    with store.saver(serde=pickling) as saver:
+        found = saver.get_tuple(config())
+        assert found is not None
+        assert repr(found.checkpoint["channel_values"]) == repr(VALUES_OF_DEFAULT)
+        assert found.pending_writes == [("task", "write", (1, 2))]
+        put(saver, {**VALUES_OF_DEFAULT, "new": Opaque()}, parent=head)
+        changed = saver.get_tuple(config())
+        assert changed is not None
+        assert isinstance(changed.checkpoint["channel_values"].pop("new"), Opaque)
+        assert repr(changed.checkpoint["channel_values"]["messages"]) == repr(
+            VALUES_OF_DEFAULT["messages"]
+        )

@@ -71,8 +71,10 @@ except ThreadNotFound:
 def leases_held():
     return [value for name, _, value in points() if name == "forkpoint.leases.held"]
 
-with ThreadCatalog(saver).run("thread"):
+with ThreadCatalog(saver).run("thread") as lease:
     held = leases_held()
+    lease.answer_tool_calls()
+ThreadCatalog(saver).rollover("thread", "successor", channels=["n"])
 dropped = ThreadCatalog(saver).run("dropped", ttl=timedelta(milliseconds=30))
 assert dropped.ask()
 del dropped
@@ -130,6 +132,10 @@ def test_each_operation_has_a_span(store: Store, tmp_path: Path) -> None:
     (listed,) = named["forkpoint page"]
     assert listed[0]["forkpoint.rows.read"] >= 2
     assert listed[0]["forkpoint.bytes.read"] < 2000
+
+    for operation in ("get_tuple", "page", "trim", "acquire", "rollover", "answer_tool_calls"):
+        about = {one[0]["forkpoint.thread.id"] for one in named[f"forkpoint {operation}"]}
+        assert "thread" in about, operation
 
     turn = named["turn"][0][-1]
     assert [one[-2] for one in named["forkpoint put_checkpoint"]] == [

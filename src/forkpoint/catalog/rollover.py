@@ -38,7 +38,7 @@ from forkpoint.storage.rows import CheckpointRow, ForkRequest, StoredCheckpoint,
 class RolloverRequest(NamedTuple):
     """The checked arguments of a rollover."""
 
-    source_id: str
+    thread_id: str
     target_id: str
     channels: Sequence[str]
     values: Mapping[str, Any]
@@ -58,12 +58,12 @@ def rollover(context: Context, request: RolloverRequest) -> Thread:
 
     def attempt() -> Thread:
         with context.storage.writing() as session:
-            source = existing_record(session, request.source_id)
+            source = existing_record(session, request.thread_id)
             session.copies.fork(_successor(context, session, source, request))
             context.memory.threads.pop(request.target_id)
             return thread_of(context, session, existing_record(session, request.target_id))
 
-    return retry(attempt, f"thread {request.source_id!r} changed")
+    return retry(attempt, f"thread {request.thread_id!r} changed")
 
 
 def _successor(
@@ -71,14 +71,14 @@ def _successor(
 ) -> ForkRequest:
     """Return the new thread, with a first checkpoint if values are carried over."""
     check_record(context.codec.hashing, source)
-    head = session.checkpoints.get(request.source_id, "", None)
+    head = session.checkpoints.get(request.thread_id, "", None)
     target = context.codec.of_salt(new_salt(source.thread.salt))
     rows: list[CheckpointRow] = []
     receipts: list[WriteRow] = []
     chunks: Chunks = {}
     if request.channels or request.values:
         if head is None:
-            raise InvalidInput(f"thread {request.source_id!r} has no state to carry over")
+            raise InvalidInput(f"thread {request.thread_id!r} has no state to carry over")
         row, chunks = _carried(context, target, head, request)
         rows.append(row)
         codec = context.codec_of(source.thread)
@@ -88,7 +88,7 @@ def _successor(
     description = request.changes.applied(source.described)
     return ForkRequest(
         source.thread,
-        request.source_id,
+        request.thread_id,
         request.target_id,
         head.row.checkpoint_id if head is not None else None,
         source.thread.owner,

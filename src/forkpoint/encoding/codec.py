@@ -23,6 +23,7 @@ from forkpoint.encoding.entries import Entry, Volume, pack_entry
 from forkpoint.encoding.hashing import Hashing
 from forkpoint.encoding.manifest import NO_CHANNELS, Manifest, pack_manifest
 from forkpoint.encoding.message_cache import MessageMemo
+from forkpoint.encoding.other_serializers import reader_beside
 from forkpoint.encoding.trees import Trees
 from forkpoint.errors import CorruptChunk, ForkpointError, InvalidInput, NotStorable
 
@@ -66,13 +67,14 @@ class Codec:
         if isinstance(serde, EncryptedSerializer) and self.cipher is not None:
             serde = serde.serde
         self._serde = serde
+        self._own = reader_beside(serde)
         self._encryption = Encryption(self.cipher)
         self._set_family(self.hashing)
 
     def _set_family(self, hashing: Hashing) -> None:
         self._in_family = hashing
         self._encoder = Encoder(self._serde, hashing, self._memo, self._cuts)
-        self._decoder = Decoder(self._serde, self._encryption, hashing, self._memo)
+        self._decoder = Decoder(self._serde, self._encryption, hashing, self._memo, self._own)
 
     # Of one thread
 

@@ -28,6 +28,7 @@ from forkpoint.encoding.hashing import Hashing
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 from forkpoint.encoding.manifest import Manifest, unpack_manifest
 from forkpoint.encoding.message_cache import MessageMemo
+from forkpoint.encoding.other_serializers import is_of_default_serializer
 from forkpoint.errors import CorruptChunk, ForkpointError, UnreadableValue
 
 _MSGPACK = "msgpack"
@@ -42,6 +43,7 @@ class Decoder:
         encryption: Decrypts the chunks.
         hashing: The hashes of the family that they belong to.
         memo: Remembers messages.
+        own: Reads what forkpoint's default serializer wrote; None if `serde` does, or may.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class Decoder:
         encryption: Encryption,
         hashing: Hashing,
         memo: MessageMemo,
+        own: SerializerProtocol | None = None,
     ) -> None:
         self._serde = serde
+        self._own = own
         self._encryption = encryption
         self._hashing = hashing
         self._memo = memo
@@ -208,8 +212,11 @@ class Decoder:
         return chunk
 
     def _load(self, kind: str, content: bytes) -> Any:
+        serde = self._serde
+        if self._own is not None and kind == _MSGPACK and is_of_default_serializer(content):
+            serde = self._own
         try:
-            return self._serde.loads_typed((kind, content))
+            return serde.loads_typed((kind, content))
         except ForkpointError:
             raise
         except Exception as error:

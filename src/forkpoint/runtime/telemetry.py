@@ -248,5 +248,7 @@ def _thread_of(operation: Callable[..., Any], args: tuple[Any, ...]) -> str | No
     about = args[1] if len(args) > 1 else getattr(operation, "__self__", None)
     for name in ("new", "source", "address"):  # what is to be put or forked, and where
         about = getattr(about, name, about)
+    if isinstance(about, dict):  # a config
+        about = about.get("configurable", {}).get("thread_id")
     thread_id = getattr(about, "thread_id", about)
     return thread_id if isinstance(thread_id, str) else None
