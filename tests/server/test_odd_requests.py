@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import httpx
@@ -292,6 +293,23 @@ async def posted(client: httpx.AsyncClient, path: str, body: Any) -> Any:
 
 
 # Runs
+
+
+async def test_of_checkpoints_nothing_is_streamed_that_is_for_the_graph_alone(
+    saver: ForkpointSaver,
+) -> None:
+    outer = StateGraph(Chat)
+    outer.add_node("inner", chat())
+    outer.add_edge(START, "inner")
+    run = {"assistant_id": "outer", "input": said("you"), "if_not_exists": "create"}
+    run |= {"stream_mode": ["checkpoints", "debug", "messages"], "stream_subgraphs": True}
+    async with calling(create_app(saver, {"outer": outer.compile()})) as client:
+        answer = await client.post("/threads/t/runs/stream", json=run)
+    lines = answer.text.splitlines()
+    assert "event: messages/partial" in lines  # of a subgraph, and by the name that clients know
+    assert any(line.startswith("event: debug|inner:") for line in lines)
+    assert '"configurable"' in answer.text
+    assert re.search(r'"__\w+":', answer.text) is None
 
 
 async def test_of_subgraphs_only_messages_are_streamed_unless_more_is_asked_for(

@@ -19,6 +19,22 @@ def as_json(value: Any) -> Any:
     return json_value(value, _simplified)
 
 
+def without_internals(streamed: Any) -> Any:
+    """Return what is streamed of a checkpoint without what its configs have for the graph alone.
+
+    Args:
+        streamed: An event of the mode `checkpoints` or `debug`, as JSON.
+    """
+    data = streamed.get("payload", streamed)
+    configs = [data.get("config"), data.get("parent_config")]
+    configs += [task.get("state") for task in data.get("tasks") or ()]
+    for config in configs:
+        if isinstance(config, dict) and isinstance(given := config.get("configurable"), dict):
+            kept = {name: value for name, value in given.items() if not name.startswith("__")}
+            config["configurable"] = kept
+    return streamed
+
+
 def _simplified(value: Any) -> Any:
     if type(value) is str:
         return value if value.isascii() else value.encode("utf-8", "replace").decode()

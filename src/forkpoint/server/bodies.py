@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Strategy = Literal["delete", "keep_latest"]
 MultitaskStrategy = Literal["reject", "enqueue", "interrupt", "rollback"]
+RunMode = Literal[
+    "values", "updates", "messages", "messages-tuple", "custom", "checkpoints", "tasks", "debug"
+]
 Status = Literal["idle", "busy", "interrupted", "error"]
 SortBy = Literal["thread_id", "status", "created_at", "updated_at", "state_updated_at"]
 ThreadField = Literal[

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timezone
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from langchain_core._api import LangChainBetaWarning
@@ -24,7 +24,7 @@ from forkpoint.errors import (
 from forkpoint.langgraph_rules import STRICT_RESUME
 from forkpoint.runtime.runner import completed
 from forkpoint.server import bodies
-from forkpoint.server.as_json import as_json
+from forkpoint.server.as_json import as_json, without_internals
 from forkpoint.server.assistants import Assistant
 from forkpoint.server.bodies import Json
 from forkpoint.server.failures import message_of
@@ -35,10 +35,6 @@ from forkpoint.server.requests import RequestScope, release
 from forkpoint.server.states import command_of, config_at
 from forkpoint.server.thread_streams import ThreadStreams, as_text
 
-RunMode = Literal[
-    "values", "updates", "messages", "messages-tuple", "custom", "checkpoints", "tasks", "debug"
-]
-MODES = frozenset(get_args(RunMode))
 _PATIENCE_SECONDS = 5
 """How long a run waits for the end of those that it interrupts. Then it takes over their lease."""
 IF_BUSY = {"reject": "raise", "enqueue": "wait", "interrupt": "cancel", "rollback": "rollback"}
@@ -395,13 +391,15 @@ class Run:
                 self._keep(as_json(data))
             if "values" in self.modes:
                 self._publish(name, as_json(data))
+        elif mode in ("checkpoints", "debug"):
+            self._publish(name, without_internals(as_json(data)))
         elif mode != "messages":
             self._publish(name, as_json(data))
         else:
             if "messages-tuple" in self.modes:
                 self._publish(name, as_json(list(data)))
             if "messages" in self.modes:
-                for part in self._messages.shown(namespace, *data):
+                for part in self._messages.shown(*data):
                     self._publish(*part)
 
     def _keep(self, values: Any) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -22,7 +22,7 @@ from forkpoint.server import bodies
 from forkpoint.server.assistants import find_assistant
 from forkpoint.server.bodies import Json
 from forkpoint.server.requests import LISTED, InPath, Request, RequestScope, StrictRoute, ThreadId
-from forkpoint.server.run import MODES, Run, RunMode, RunOptions
+from forkpoint.server.run import Run, RunOptions
 from forkpoint.server.states import command_of
 from forkpoint.server.thread_streams import as_text
 
@@ -114,7 +114,7 @@ async def join_stream(
     request: Request,
     thread_id: ThreadId,
     run_id: RunId,
-    stream_mode: Annotated[list[RunMode | Literal[""]] | None, LISTED, Query()] = None,
+    stream_mode: Annotated[list[bodies.RunMode | Literal[""]] | None, LISTED, Query()] = None,
     cancel_on_disconnect: Annotated[bool, Query()] = False,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -210,7 +210,7 @@ async def start_run(
     assistant = find_assistant(request.server, body.assistant_id)
     if assistant is None:
         raise HTTPException(422, f"there is no assistant {body.assistant_id!r}")
-    unknown = sorted({*_modes(body)} - MODES)
+    unknown = sorted({*_modes(body)} - {*get_args(bodies.RunMode)})
     if unknown:
         raise HTTPException(422, f"stream_mode: there is no {unknown[0]!r}")
     if body.command is not None:
