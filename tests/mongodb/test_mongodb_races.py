@@ -474,3 +474,24 @@ def test_a_fork_that_is_made_as_its_parent_is_given_away_forgets_it(
         assert acts == []
         assert [entry.thread_id for entry in acme.lineage("fork")] == ["fork"]
         assert mongo_store.problems(admin) == []
+
+
+def test_a_thread_that_is_given_away_as_it_is_leased_is_not(mongo_store: MongoStore) -> None:
+    def grants(event: CommandStartedEvent) -> bool:
+        return event.command_name == "findAndModify"
+
+    def give() -> None:
+        ThreadCatalog(admin).update("thread", owner="other")
+
+    with (
+        mongo_store.saver() as admin,
+        interrupted(mongo_store, grants, give) as (saver, acted),
+    ):
+        put(saver.for_owner("acme"), {"n": 1})
+        acted.clear()
+        with pytest.raises(ThreadExists), ThreadCatalog(saver, owner="acme").run("thread"):
+            pass
+        assert acted
+        assert not ThreadCatalog(admin).is_busy("thread")
+        with ThreadCatalog(saver, owner="other").run("thread"):
+            pass

@@ -38,6 +38,8 @@ class MongoLeases(interface.Leases):
         rolls_back: bool = False,
     ) -> LeaseRow | None:
         living = {**record_of(thread), "deleted_at": None}
+        if thread.owner is not None:
+            living["owner"] = thread.owner  # it may have been given away since it was looked for
         name = {"$literal": holder}
         is_held = {"$eq": ["$lease_holder", name]}  # by a command sent twice
         is_next = {"$in": [{"$ifNull": [{"$first": _QUEUE_NAMES}, name]}, [name]]}
