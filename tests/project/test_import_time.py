@@ -11,7 +11,7 @@ import pytest
 
 import forkpoint
 
-MODULES_OF_A_SAVER = 135
+MODULES_OF_A_SAVER = 136
 """How many modules of forkpoint a saver of SQLite may bring."""
 NOT_FOR_A_SAVER = ("archive", "catalog", "cli", "mongodb", "server", "testing", "transfer")
 
