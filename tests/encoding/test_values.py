@@ -713,7 +713,7 @@ def test_what_would_be_held_many_times_is_refused(
     wrap: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each object that another stands in is held in memory beside it."""
-    monkeypatch.setattr("forkpoint.encoding.held_bytes.MUCH", 10**6)
+    monkeypatch.setattr("forkpoint.encoding.contents.HELD_BYTES", 10**6)
     value: Any = "x" * 10**5
     for _ in range(55):
         value = (value,)
@@ -730,7 +730,7 @@ def test_what_would_be_held_many_times_is_refused(
 
 def test_objects_in_a_chain_are_read_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """They were stored, and never read again."""
-    monkeypatch.setattr("forkpoint.encoding.held_bytes.MUCH", 10**6)
+    monkeypatch.setattr("forkpoint.encoding.contents.HELD_BYTES", 10**6)
     chain: Any = None
     for _ in range(30):
         chain = Point(chain, "x" * 10**5)
@@ -742,7 +742,7 @@ def test_what_is_forged_to_be_held_many_times_is_an_error(monkeypatch: pytest.Mo
     for _ in range(100):
         value = (value,)
     stored = SERDE.dumps_typed(value)
-    monkeypatch.setattr("forkpoint.encoding.held_bytes.MUCH", 10**6)
+    monkeypatch.setattr("forkpoint.encoding.contents.HELD_BYTES", 10**6)
     with pytest.raises(UnreadableValue, match="too large"):
         SERDE.loads_typed(stored)
 

@@ -63,6 +63,27 @@ def check_storable(elements: Collection[Any]) -> None:
             raise CannotStore(f"cannot be read back: {error}") from None
 
 
+# How many bytes are held at once to restore an object: it, and each that it stands in. So one of n
+# bytes within k others, which hold little else, takes n * k.
+
+LARGE = 64 * 1024
+"""How many bytes an object has at least that counts."""
+HELD_BYTES = 512 * 1024 * 1024
+"""How many may be held, whatever is stored."""
+HELD_TIMES = 64
+"""How many times as many as an object has may be held."""
+
+
+def takes_too_much(held: int, whole: int) -> bool:
+    """Return whether an object of so many bytes is not read, as so many are held."""
+    return held > max(HELD_BYTES, HELD_TIMES * whole)
+
+
+def takes_much(held: int, whole: int) -> bool:
+    """Return whether it is not written: not all that will be around it may be known by then."""
+    return takes_too_much(held + held // 8, whole)
+
+
 # The attributes of objects
 
 Attributes = dict[str, Any]

@@ -16,6 +16,7 @@ from forkpoint.caches import ENTRY_BYTES, Cache, CacheBudget
 from forkpoint.encoding import array_values, chunking
 from forkpoint.encoding.builtin_values import PLAIN_ONLY
 from forkpoint.encoding.chunk import Chunk, Chunks
+from forkpoint.encoding.copies import copy_for_langgraph
 from forkpoint.encoding.encryption import is_unchanged
 from forkpoint.encoding.entries import (
     DICT,
@@ -28,7 +29,6 @@ from forkpoint.encoding.entries import (
     pack_entry,
 )
 from forkpoint.encoding.hashing import Hashing
-from forkpoint.encoding.langgraph_copies import copy_for_langgraph
 from forkpoint.encoding.langgraph_values import DeltaSnapshot
 from forkpoint.encoding.manifest import PLAIN_TYPES
 from forkpoint.encoding.message_cache import MessageMemo

@@ -9,15 +9,15 @@ from typing import Any
 
 import ormsgpack  # a dependency of langgraph-checkpoint
 
-from forkpoint.encoding import (
-    array_values,
-    builtin_values,
-    chunking,
-    held_bytes,
-    object_values,
-)
+from forkpoint.encoding import array_values, builtin_values, chunking, object_values
 from forkpoint.encoding.builtin_values import PLAIN_ONLY, holds_buffer, may_hold_bytes
-from forkpoint.encoding.contents import CannotStore, Described, attributes_of
+from forkpoint.encoding.contents import (
+    LARGE,
+    CannotStore,
+    Described,
+    attributes_of,
+    takes_much,
+)
 from forkpoint.encoding.copies import copied, holds_no_others
 from forkpoint.encoding.langgraph_values import DELTA_SNAPSHOT, DeltaSnapshot
 from forkpoint.encoding.stored_object import StoredObject, stored_as
@@ -159,10 +159,10 @@ class Packer:
         If the object is in another one, that is seen at the end of that.
         """
         thread = self._thread
-        held = thread.held + (len(packed) if len(packed) > held_bytes.LARGE else 0)
+        held = thread.held + (len(packed) if len(packed) > LARGE else 0)
         thread.objects, beside = before
         thread.held = max(beside, held) if thread.objects else 0
-        return not thread.objects and held_bytes.is_much(held, len(packed))
+        return not thread.objects and takes_much(held, len(packed))
 
     def _describe(self, value: Any) -> Described:
         kind = type(value)

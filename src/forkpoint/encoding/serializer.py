@@ -35,11 +35,11 @@ from forkpoint import untrusted
 from forkpoint.encoding import (
     array_values,
     builtin_values,
-    held_bytes,
     langgraph_values,
     object_values,
     type_names,
 )
+from forkpoint.encoding.contents import LARGE, takes_too_much
 from forkpoint.encoding.packing import Packer
 from forkpoint.encoding.stored_object import StoredObject, outline_of
 from forkpoint.encoding.type_codecs import CUSTOM, Alias, TypeCodec, entries_of
@@ -230,7 +230,7 @@ class SafeSerializer(JsonPlusSerializer):
                 return builtin_values.RESTORERS[code](content)
             if depth > _DEEPEST:
                 raise UnreadableValue(f"a stored value is nested more than {_DEEPEST} levels deep")
-            if len(content) > held_bytes.LARGE:
+            if len(content) > LARGE:
                 return self._restore_large(code, content)
             return self._build(code, self._unpack(content), content)
         except BaseException as error:
@@ -247,7 +247,7 @@ class SafeSerializer(JsonPlusSerializer):
             thread.outermost_bytes = len(content)
         try:
             thread.outer_bytes = outer_bytes + len(content)
-            if held_bytes.is_too_much(thread.outer_bytes, thread.outermost_bytes):
+            if takes_too_much(thread.outer_bytes, thread.outermost_bytes):
                 raise UnreadableValue("a stored value is too large for how deep it is nested")
             return self._build(code, self._unpack(content), content)
         finally:
