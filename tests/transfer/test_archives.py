@@ -109,6 +109,9 @@ def test_a_filter_chooses_and_rename_gives_other_ids(saver: ForkpointSaver, tmp_
     assert value_of(tuples(saver, "a-2")[0]) == value_of(tuples(saver, "a")[0])
     parent = saver.lineage("fork-2")[1]
     assert (parent.thread_id, parent.exists) == ("a-2", True)
+    mistyped = restore_threads(saver, path, threads=["mistyped"])
+    assert (mistyped.threads, mistyped.is_complete) == (0, False)
+    assert "there is no thread 'mistyped' in the archive" in str(mistyped.failed["mistyped"])
     report = restore_threads(saver, path, rename={"b": "b-2"})
     assert report.threads == 1
     assert {id_: type(error) for id_, error in report.failed.items()} == {

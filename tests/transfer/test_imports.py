@@ -29,6 +29,7 @@ from forkpoint import (
     ThreadDeleted,
     ThreadExists,
     ThreadFilter,
+    ThreadNotFound,
     UnreadableValue,
 )
 from forkpoint.saver import parts_of
@@ -226,7 +227,9 @@ def test_nothing_is_written_to_a_server(
 def test_some_threads_are_imported(kind: Any, second: SqliteSaver, tmp_path: Path) -> None:
     with official(kind, tmp_path, str) as (theirs, source):
         run(theirs, "a", "b", "c")
-        assert import_threads(source, second, kind=kind, threads=["a", "nobody"]).threads == 1
+        named = import_threads(source, second, kind=kind, threads=["a", "nobody"])
+        assert (named.threads, list(named.failed), named.is_complete) == (1, ["nobody"], False)
+        assert isinstance(named.failed["nobody"], ThreadNotFound)
         chosen = import_threads(source, second, kind=kind, threads=lambda name: name != "c")
         assert (chosen.threads, chosen.unchanged) == (1, 1)
         now = datetime.now(timezone.utc)

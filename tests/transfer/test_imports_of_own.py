@@ -92,7 +92,11 @@ def test_all_kinds_of_catalogs_are_sources(saver: ForkpointSaver, second: Sqlite
     report = import_threads(saver.for_owner("alice"), second, kind="forkpoint")
     assert report.threads == 1
     bobs = ThreadCatalog(second, owner="bob")
-    assert import_threads(saver, bobs, kind="forkpoint", threads=["nobody's"]).threads == 1
+    some = ["nobody's", "mistyped"]
+    report = import_threads(saver, bobs, kind="forkpoint", threads=some)
+    assert (report.threads, list(report.failed)) == (1, ["mistyped"])
+    since = datetime.now(timezone.utc)  # none was active since, but they may be there
+    assert import_threads(saver, bobs, kind="forkpoint", threads=some, since=since).is_complete
     owners = {thread.thread_id: thread.owner for thread in ThreadCatalog(second).walk()}
     assert owners == {"hers": "alice", "nobody's": "bob"}
 

@@ -122,6 +122,7 @@ def import_all(source: Source, target: Target, done: Done, *, verify: bool) -> T
                 f"thread {thread_id!r} was written to while it was compared; compare it again later"
             )
         done.show(str(thread_id))
+    done.failed.update(source.missing())
     return done.report()
 
 

@@ -62,7 +62,7 @@ def import_threads(
             records come along (label, tags, metadata, owner, time to live, times, lineage), or
             `"saver"` for any other saver.
         threads: Which threads: their ids, or what is called with an id. With `"forkpoint"`, a
-            `ThreadFilter` too.
+            `ThreadFilter` too. An id that is not there is among the `failed`.
         since: Only threads that were active then or later.
         serde: The serializer that values of another saver's database were written with; by
             default, one that reads what the official savers write unless they were given another.
@@ -201,7 +201,8 @@ def restore_threads(
         target: Where to, of either backend. A saver or catalog of one owner makes all threads the
             owner's. If the threads were encrypted, its serializer must know the key.
         path: The file, compressed or not.
-        threads: Which threads: their ids in the archive, or what is called with an id.
+        threads: Which threads: their ids in the archive, or what is called with an id. An id that
+            is not there is among the `failed`.
         rename: The ids that threads get, by those that they had, or what is called with an id.
         on_progress: Is called after each checkpoint and after each thread.
 

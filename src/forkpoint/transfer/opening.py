@@ -19,7 +19,14 @@ from forkpoint.errors import InvalidInput
 from forkpoint.saver import ForkpointSaver, parts_of
 from forkpoint.transfer.foreign import MongoReader, PostgresReader, SaverReader, SqliteReader
 from forkpoint.transfer.own import OwnSource, filter_of
-from forkpoint.transfer.sources import KINDS, ForeignSource, IsSelected, Reader, Source
+from forkpoint.transfer.sources import (
+    KINDS,
+    ForeignSource,
+    IsSelected,
+    NamedThreads,
+    Reader,
+    Source,
+)
 
 Threads = ThreadFilter | Collection[str] | Callable[[str], bool] | None
 """Which threads are meant: ids, or what tells of an id whether it is; None for all. Of a store of
@@ -113,5 +120,4 @@ def selection_of(threads: Any) -> IsSelected | None:
         return threads  # type: ignore[no-any-return]
     if isinstance(threads, (str, bytes)) or not isinstance(threads, Collection):
         raise InvalidInput(f"threads must be a collection of ids, not {type(threads).__name__}")
-    ids = set(inputs.identifiers(list(threads), "thread_id"))
-    return lambda thread_id: thread_id in ids
+    return NamedThreads(inputs.identifiers(list(threads), "thread_id"))

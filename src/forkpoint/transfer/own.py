@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from forkpoint.catalog.threads import ThreadFilter
 from forkpoint.operations.context import Context
 from forkpoint.runtime.runner import Runner
 from forkpoint.storage.plan import Place
-from forkpoint.transfer.sources import IsSelected, Places, Source, oldest_first
+from forkpoint.transfer.sources import IsSelected, NamedThreads, Places, Source, oldest_first
 
 _PAGE = 200
 
@@ -62,6 +62,11 @@ class OwnSource(Source):
         if self._is_selected is not None:
             return None
         return self._runner.run(search.count, self.context, self._criteria)
+
+    def missing(self) -> Mapping[str, Exception]:
+        if "updated_after" in self._criteria:
+            return {}  # it may be there, and not have been active since
+        return NamedThreads.missing(self._is_selected, "the source")
 
     def places(self, thread_id: str) -> Places:
         return self._runner.run(_places, self.context, thread_id)

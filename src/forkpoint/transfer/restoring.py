@@ -29,7 +29,7 @@ from forkpoint.transfer.checks import check_checkpoint, check_thread
 from forkpoint.transfer.finishing import finish
 from forkpoint.transfer.importing import Done, Target
 from forkpoint.transfer.reports import TransferReport
-from forkpoint.transfer.sources import IsSelected
+from forkpoint.transfer.sources import IsSelected, NamedThreads
 from forkpoint.transfer.target import Arrival, ThreadWriter
 
 Rename = Callable[[str], str]
@@ -80,6 +80,7 @@ def restore_all(
             parents.clear()  # none of them is the first one: their records are damaged
     for section in waiting.values():
         done.failed[section.thread_id] = _changed_meanwhile(section)
+    done.failed.update(NamedThreads.missing(is_selected, "the archive"))
     return done.report()
 
 

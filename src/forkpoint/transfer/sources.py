@@ -22,7 +22,7 @@ from forkpoint.archive.parts import (
 from forkpoint.encoding.codec import Codec
 from forkpoint.encoding.entries import unpack, unpack_only_entry
 from forkpoint.encoding.manifest import Manifest
-from forkpoint.errors import ForkpointError, InvalidInput, SourceError
+from forkpoint.errors import ForkpointError, InvalidInput, SourceError, ThreadNotFound
 from forkpoint.json_text import as_json
 from forkpoint.langgraph_rules import (
     COUNTERS,
@@ -41,6 +41,31 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 IsSelected = Callable[[str], bool]
 """Takes a thread id, and returns whether the thread is to be imported."""
+
+
+class NamedThreads:
+    """Select threads by their ids, and know which of these have not come.
+
+    Args:
+        ids: The ids.
+    """
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self._ids = frozenset(ids)
+        self._missing = dict.fromkeys(ids)
+
+    def __call__(self, thread_id: str) -> bool:
+        self._missing.pop(thread_id, None)
+        return thread_id in self._ids
+
+    @staticmethod
+    def missing(selected: IsSelected | None, where: str) -> dict[str, Exception]:
+        """Return an error for each id that was named, and is not in a source or an archive."""
+        missing = list(selected._missing) if isinstance(selected, NamedThreads) else ()
+        return {
+            thread_id: ThreadNotFound(f"there is no thread {thread_id!r} in {where}")
+            for thread_id in missing
+        }
 
 
 Places = Mapping[Place, Place | None]
@@ -68,6 +93,10 @@ class Source(ABC):
     @abstractmethod
     def count(self) -> int | None:
         """Return how many there are, unless that would take as long as reading them."""
+
+    @abstractmethod
+    def missing(self) -> Mapping[str, Exception]:
+        """Return an error for each thread that is named and is not there, once all ids are read."""
 
     @abstractmethod
     def places(self, thread_id: str) -> Places:
@@ -175,6 +204,9 @@ class ForeignSource(Source):
         if self._since is not None:
             return None
         return sum(1 for _ in self._selected_ids())
+
+    def missing(self) -> Mapping[str, Exception]:
+        return NamedThreads.missing(self._is_selected, "the source")
 
     def places(self, thread_id: str) -> Places:
         return oldest_first(
