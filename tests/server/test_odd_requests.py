@@ -288,6 +288,28 @@ async def test_a_damaged_state_keeps_no_other_thread_from_being_found(
         assert await posted(client, "count", by_values) == 1
 
 
+@pytest.mark.parametrize("how", ["prune", "delete", "purge", "page"])
+async def test_a_damaged_thread_is_deleted_and_keeps_no_other_from_that(
+    how: str, saver: ForkpointSaver, store: Store
+) -> None:
+    for thread_id in "abc":
+        ThreadCatalog(saver).create(thread_id, metadata={"n": thread_id})
+    store.change("threads", store.thread("b").key, checksums=b"damaged")
+    async with calling(create_app(saver)) as client:
+        assert (await client.get("/threads/b")).status_code == 500
+        if how == "prune":
+            pruned = await client.post("/threads/prune", json={"thread_ids": ["a", "b", "c"]})
+            assert pruned.json() == {"pruned_count": 3}
+        elif how == "delete":
+            assert (await client.delete("/threads/b")).status_code == 204
+        elif how == "purge":
+            assert (await client.post("/forkpoint/threads/b/purge")).status_code == 200
+        else:
+            assert (await post(client, "delete", thread_id="b")).status_code == 303
+        assert (await client.delete("/threads/b")).status_code == 404
+    assert ThreadCatalog(saver).count() == (0 if how == "prune" else 2)
+
+
 async def posted(client: httpx.AsyncClient, path: str, body: Any) -> Any:
     return (await client.post(f"/threads/{path}", json=body)).json()
 

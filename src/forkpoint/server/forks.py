@@ -136,7 +136,7 @@ async def trim(request: Request, thread_id: ThreadId, body: Keep) -> Json:
 @router.post("/threads/{thread_id}/purge", response_model=Json)
 async def purge(request: Request, thread_id: ThreadId) -> Json:
     """Remove the whole history of a thread, and its record."""
-    await request.thread(thread_id)
+    await request.check_thread(thread_id)
     purge = request.catalog.saver.apurge
     return _shown_report(await request.server.runs.delete_thread(request, thread_id, purge))
 

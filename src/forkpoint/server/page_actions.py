@@ -94,9 +94,9 @@ async def rollback(request: PageRequest, form: SentForm) -> Response:
 @router.post("/delete")
 async def delete(request: PageRequest, form: SentForm) -> Response:
     """Delete a thread with its whole history."""
-    thread = await request.thread(form.needed("thread_id"))
-    delete = request.catalog.adelete
-    await request.server.runs.delete_thread(request, thread.thread_id, delete)
+    thread_id = form.needed("thread_id")
+    await request.check_thread(thread_id)
+    await request.server.runs.delete_thread(request, thread_id, request.catalog.adelete)
     return redirect(request.http, "", notice="deleted")
 
 

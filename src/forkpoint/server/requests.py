@@ -103,6 +103,14 @@ class RequestScope:
             raise ThreadNotFound(f"there is no thread {thread_id!r}")
         return thread
 
+    async def check_thread(self, thread_id: str) -> None:
+        """Check that there is a thread, be its record damaged.
+
+        Raises:
+            ThreadNotFound: There is none of this id.
+        """
+        await self.catalog.alease(thread_id)
+
     @asynccontextmanager
     async def lease(self, thread_id: str, if_busy: str = "raise") -> AsyncIterator[Lease]:
         """Hold the lease of a thread. If its end fails it ends by itself, and what was done is.

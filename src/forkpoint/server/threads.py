@@ -103,17 +103,26 @@ async def count(request: Request, body: bodies.ThreadCount) -> int:
 
 @router.post("/threads/prune", response_model=bodies.PruneReply)
 async def prune(request: Request, body: bodies.ThreadPruning) -> Json:
-    """Delete threads, or all but their newest checkpoints. Unknown ids are left out."""
+    """Delete threads, or all but their newest checkpoints. Unknown ids are left out.
+
+    A damaged thread keeps no other from that, and is named at the end.
+    """
     pruned = 0
+    damaged: list[CorruptChunk] = []
     for thread_id in dict.fromkeys(body.thread_ids):
         try:
             if body.strategy == "keep_latest":
                 await request.catalog.saver.atrim(thread_id, 1)
             else:
                 await delete(request, thread_id)
-        except ThreadNotFound:
+        except (ThreadNotFound, ThreadDeleted):
+            continue
+        except CorruptChunk as error:
+            damaged.append(error)
             continue
         pruned += 1
+    if damaged:
+        raise damaged[0]
     return {"pruned_count": pruned}
 
 
@@ -160,7 +169,7 @@ async def update(
 @router.delete("/threads/{thread_id}", status_code=204, response_class=Response)
 async def delete(request: Request, thread_id: ThreadId) -> None:
     """Delete a thread with all its checkpoints."""
-    await request.thread(thread_id)
+    await request.check_thread(thread_id)
     await request.server.runs.delete_thread(request, thread_id, request.catalog.adelete)
 
 
