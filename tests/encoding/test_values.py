@@ -331,6 +331,19 @@ def test_what_is_nested_deep_comes_back(wrap: Any) -> None:
     assert SERDE.loads_typed(SERDE.dumps_typed(deep)) == deep
 
 
+def within(calls: int, function: Callable[[Any], Any], argument: Any) -> Any:
+    """Return what a function returns that is called within so many other calls."""
+    return within(calls - 1, function, argument) if calls else function(argument)
+
+
+def test_what_is_large_and_deep_is_read_wherever_it_was_stored() -> None:
+    deep: Any = "x" * 70_000
+    for _ in range(240):
+        deep = (deep,)
+    stored = within(250, SERDE.dumps_typed, deep)
+    assert within(250, SERDE.loads_typed, stored) == deep
+
+
 @pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: (inner,)])
 def test_what_is_nested_too_deep_is_refused(wrap: Any) -> None:
     endless: list[Any] = []

@@ -223,38 +223,32 @@ class SafeSerializer(JsonPlusSerializer):
 
     def _restore(self, code: int, content: bytes) -> Any:
         thread = self._thread
-        depth = thread.depth
-        try:
+        depth, outer_bytes = thread.depth, thread.outer_bytes
+        try:  # all in one function: where a value was packed, it must not be too deep to be read
             thread.depth = depth + 1
             if code in builtin_values.RAW:
                 return builtin_values.RESTORERS[code](content)
             if depth > _DEEPEST:
                 raise UnreadableValue(f"a stored value is nested more than {_DEEPEST} levels deep")
             if len(content) > LARGE:
-                return self._restore_large(code, content)
-            return self._build(code, self._unpack(content), content)
+                self._count(len(content))
+            option = ormsgpack.OPT_NON_STR_KEYS
+            fields = ormsgpack.unpackb(content, ext_hook=self._restore, option=option)
+            return self._build(code, fields, content)
         except BaseException as error:
             thread.error = thread.error or error
             raise
         finally:
-            thread.depth = depth
+            thread.depth, thread.outer_bytes = depth, outer_bytes
 
-    def _restore_large(self, code: int, content: bytes) -> Any:
-        """Restore an object that is held in memory once more for each object that it stands in."""
+    def _count(self, size: int) -> None:
+        """Count an object that is held in memory once more for each object that it stands in."""
         thread = self._thread
-        outer_bytes = thread.outer_bytes
-        if not outer_bytes:
-            thread.outermost_bytes = len(content)
-        try:
-            thread.outer_bytes = outer_bytes + len(content)
-            if takes_too_much(thread.outer_bytes, thread.outermost_bytes):
-                raise UnreadableValue("a stored value is too large for how deep it is nested")
-            return self._build(code, self._unpack(content), content)
-        finally:
-            thread.outer_bytes = outer_bytes
-
-    def _unpack(self, content: bytes) -> Any:
-        return ormsgpack.unpackb(content, ext_hook=self._restore, option=ormsgpack.OPT_NON_STR_KEYS)
+        if not thread.outer_bytes:
+            thread.outermost_bytes = size
+        thread.outer_bytes += size
+        if takes_too_much(thread.outer_bytes, thread.outermost_bytes):
+            raise UnreadableValue("a stored value is too large for how deep it is nested")
 
     def _build(self, code: int, fields: Any, content: bytes) -> Any:
         try:
