@@ -495,3 +495,33 @@ def test_a_thread_that_is_given_away_as_it_is_leased_is_not(mongo_store: MongoSt
         assert not ThreadCatalog(admin).is_busy("thread")
         with ThreadCatalog(saver, owner="other").run("thread"):
             pass
+
+
+@pytest.mark.parametrize("method", MAKING)
+@pytest.mark.parametrize("left", [1, 2])
+def test_of_a_thread_that_is_given_away_no_fork_or_copy_is_shown(
+    left: int, method: str, mongo_store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if all but the last statements were executed by then."""
+    bulk = MongoCommands._bulk
+    given: list[Any] = []
+
+    def slow(commands: MongoCommands, statements: Sequence[Statement], small: bool) -> Outcome:
+        if given or "building" not in statements[-1].match:
+            return bulk(commands, statements, small)
+        first = bulk(commands, statements[:-left], small)
+        mongo_store.collection.update_many(LOCKED, {"$set": {"lock": None}})
+        given.append(ThreadCatalog(admin).update("thread", owner="other"))
+        rest = bulk(commands, statements[-left:], small)
+        failed = None if rest.failed is None else len(statements) - left + rest.failed
+        return Outcome(first.hits + rest.hits, first.made, failed)
+
+    with mongo_store.saver() as admin, mongo_store.saver() as saver:
+        acme = saver.for_owner("acme")
+        put(acme, {"n": 1})
+        monkeypatch.setattr(MongoCommands, "_bulk", slow)
+        with pytest.raises(ThreadNotFound):
+            MAKING[method](acme)
+        assert given
+        assert counts_of(admin) == {"thread": 1}
+        assert mongo_store.problems(admin, after_crash=True) == []

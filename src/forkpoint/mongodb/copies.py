@@ -170,7 +170,7 @@ class MongoCopies(interface.Copies):
         stored = [row for row in rows if "content" in row]
         outcome = self._commands.change([guard, *map(copying.copy_of, stored)])
         if outcome.failed is not None:
-            raise StorageBusy(_TOO_LONG_AGO)
+            raise self._too_late(copying.source, _TOO_LONG_AGO)
         self._check_same(copying.source, stored)
         self._turns.count_changed(len(rows))
         return True
@@ -219,7 +219,7 @@ class MongoCopies(interface.Copies):
         ]
         outcome = self._commands.change(statements)
         if outcome.failed is not None:
-            raise Stale if outcome.failed else StorageBusy(_TOO_LONG_AGO)
+            raise Stale if outcome.failed else self._too_late(forking.source, _TOO_LONG_AGO)
         self._turns.count_changed(len(rows) + len(writes))
 
     def end_fork(self, forking: Any) -> None:
@@ -282,10 +282,13 @@ class MongoCopies(interface.Copies):
 
     def _show(self, copying: _UnfinishedCopy, guard: Statement, too_late: str) -> None:
         """Make a complete copy visible, unless its source was given to another owner."""
-        same = {**record_of(copying.source), "owner": copying.source.owner}
-        before = [guard, expect(same, {"$set": {"kind": "thread"}})]
+        before = [guard, expect(_same_owner(copying.source), {"$set": {"kind": "thread"}})]
         if not self._new_threads.show(copying.made, copying.old, before):
-            raise StorageBusy(too_late) if self._commands.exists(same) else Stale
+            raise self._too_late(copying.source, too_late)
+
+    def _too_late(self, source: ThreadRef, message: str) -> Exception:
+        """Return the error of who cannot go on: also where the source was given away meanwhile."""
+        return StorageBusy(message) if self._commands.exists(_same_owner(source)) else Stale()
 
     def _record(
         self,
@@ -332,6 +335,11 @@ _OF_COPY: Document = {
     **NOT_LEASED,
     **dict.fromkeys(("parent_checkpoint_id", "lock", "swept_at", "rollback_from")),
 }
+
+
+def _same_owner(source: ThreadRef) -> Document:
+    """Return a filter for the record of a thread, if it was not given away since."""
+    return {**record_of(source), "owner": source.owner}
 
 
 def _rows_of(source: ThreadRef) -> Document:

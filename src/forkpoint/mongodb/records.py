@@ -209,7 +209,7 @@ class MongoRecords(interface.Records):
         }
         later = {"$max": [NOW, {"$add": ["$updated_at", 1]}, seen.updated_at + 1]}
         match = {**record_of(seen.thread), **VISIBLE, **NO_LOG, "lock": None}
-        return self._commands.update(
+        is_given = self._commands.update(
             {**match, "checksums": seen.checksums, "updated_at": seen.updated_at},
             [
                 {"$set": {name: {"$literal": value} for name, value in fields.items()}},
@@ -217,6 +217,11 @@ class MongoRecords(interface.Records):
                 {"$unset": "listed_values"},
             ],
         )
+        if is_given:  # who makes a fork or a copy of it at the moment cannot show it any more
+            family, key = seen.thread.family, seen.thread.key
+            made = {"family": family, "kind": "thread", "parent": key, "building": {"$ne": None}}
+            self._commands.update_all(made, {"$set": {"building": ObjectId(), "lock": None}})
+        return is_given
 
     def detach(
         self, parent: ThreadRef, kin: FamilyMember, row: ThreadRow | None, checksums: bytes
