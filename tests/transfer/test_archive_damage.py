@@ -116,6 +116,14 @@ def test_of_archives_that_were_joined_none_is_restored_as_a_part_of_another(
     assert counts_of(second) == {"a": 2 if lost == 200 else 3, "b": 3}
 
 
+def test_a_last_line_without_its_newline_stays(second: SqliteSaver, tmp_path: Path) -> None:
+    first, last = two_archives(second, tmp_path, 9)
+    (tmp_path / "joined").write_bytes(first[:-1])  # as "\n".join(lines) leaves it
+    assert restore_threads(second, tmp_path / "b").is_complete
+    archive_threads(second, tmp_path / "joined")
+    assert (tmp_path / "joined").read_bytes() == first + last
+
+
 @pytest.mark.parametrize("size", [9, 9000])
 def test_a_thread_whose_beginning_is_lost_is_no_part_of_the_one_before(
     size: int, second: SqliteSaver, tmp_path: Path

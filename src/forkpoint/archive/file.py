@@ -20,7 +20,7 @@ from forkpoint.archive.compression import (
     decompressed,
     end_of_streams,
 )
-from forkpoint.archive.lines import BEGIN, Encrypt, line_of
+from forkpoint.archive.lines import BEGIN, Encrypt, is_whole, line_of
 from forkpoint.archive.parts import Part
 from forkpoint.errors import ForkpointError, InvalidInput, StorageError, StorageFull
 from forkpoint.runtime.open_files import Identity, identity, is_in_use, refuse_database
@@ -90,6 +90,8 @@ class ArchiveFile:
         """
         with _typed_errors(self.path), _opened(self.path) as file:
             end = self._end(file)
+            if self._compression is None:
+                end = _with_last_line(file, end)
             file.truncate(end)
             file.seek(end)
             try:
@@ -146,7 +148,12 @@ class ArchiveFile:
             plain = next(decompressed(file, self._compression, BEGIN), b"")
             if isinstance(plain, EOFError) and len(begin) < _NO_LINE:
                 plain = b""  # whoever made it was stopped before a line was there
-            _check_begin(self.path, plain if isinstance(plain, bytes) else b"?", BEGIN)
+            if not isinstance(plain, bytes):
+                raise InvalidInput(
+                    f"the file {self.path!r} is damaged, or no archive of threads: {plain}; choose "
+                    "another path"
+                )
+            _check_begin(self.path, plain, BEGIN)
 
 
 class _Whole(FileIO):
@@ -335,6 +342,16 @@ def _end_of_lines(file: FileIO) -> int:
             return start + at + 1
         end = start
     return 0
+
+
+def _with_last_line(file: FileIO, end: int) -> int:
+    """Return where the last line ends, which may be whole but for its newline: then it gets one."""
+    file.seek(end)
+    last = file.read()
+    if not is_whole(last):
+        return end
+    _write(file, b"\n")
+    return end + len(last) + 1
 
 
 def _write(file: FileIO, content: bytes) -> None:

@@ -101,13 +101,16 @@ def second_begin(line: bytes) -> int:
     It does where the line before was cut off: archives were joined, of which one was not whole.
     """
     at = line.rfind(BEGIN)
-    if at <= 0:
-        return 0
+    return at if at > 0 and not is_whole(line) else 0
+
+
+def is_whole(line: bytes) -> bool:
+    """Return whether a line is what was written."""
     try:
         _verified(line)
     except CorruptChunk:
-        return at
-    return 0
+        return False
+    return True
 
 
 def _json(value: Any) -> str:
