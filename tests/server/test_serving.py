@@ -192,7 +192,9 @@ def test_a_port_that_is_none_is_refused(
     assert "is no port" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"key": 1}', "{"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"key": 1}', "{", "{}", '{"": "a"}', '{"key": ""}', '{"\\ud800": "a"}']
+)
 def test_a_file_of_keys_that_is_none_is_refused(content: str, tmp_path: Path, store: str) -> None:
     (tmp_path / "keys.json").write_text(content)
     with SqliteSaver(store) as saver, pytest.raises(InvalidInput):

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def serve(
         InvalidInput: A graph cannot be loaded, the file of keys is none, or other machines would
             be served without keys.
     """
-    authenticate = None if keys is None else ApiKeys(_keys_in(Path(keys)))
+    authenticate = None if keys is None else _keys_in(Path(keys))
     if authenticate is None and not is_loopback(host):
         raise InvalidInput(
             f"to serve other machines ({host}) needs keys: a file of API keys and identities"
@@ -113,11 +113,14 @@ def _module(name: str) -> Any:
     return module
 
 
-def _keys_in(path: Path) -> Mapping[str, str]:
+def _keys_in(path: Path) -> ApiKeys:
     try:
         keys = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInput(f"the keys in {str(path)!r} cannot be read: {error}") from error
     if not isinstance(keys, dict) or not all(isinstance(name, str) for name in keys.values()):
         raise InvalidInput(f"{str(path)!r} must map API keys to identities: {{key: identity}}")
-    return keys
+    try:
+        return ApiKeys(keys)
+    except ValueError as error:
+        raise InvalidInput(f"{str(path)!r}: {error}") from error
