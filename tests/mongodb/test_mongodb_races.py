@@ -11,6 +11,7 @@ from typing import Any
 import pymongo
 import pytest
 from bson.objectid import ObjectId
+from pymongo.errors import AutoReconnect
 from pymongo.monitoring import CommandStartedEvent
 
 from checking import checkpoint, config, counts_of, put, value_of
@@ -525,3 +526,28 @@ def test_of_a_thread_that_is_given_away_no_fork_or_copy_is_shown(
         assert given
         assert counts_of(admin) == {"thread": 1}
         assert mongo_store.problems(admin, after_crash=True) == []
+
+
+def test_what_is_removed_is_taken_off_once_though_no_answer_came(
+    mongo_store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a collection gives all threads of the family another epoch meanwhile."""
+    bulk = MongoCommands._bulk
+    lost: list[Any] = []
+
+    def lose(commands: MongoCommands, statements: Sequence[Statement], small: bool) -> Outcome:
+        outcome = bulk(commands, statements, small)
+        if not lost and "removals" in str(statements):
+            lost.append(outcome)
+            with parts_of(other).context.storage.reading() as session:
+                session.collections.begin(mongo_store.thread("thread").family)
+            raise AutoReconnect("the connection was lost")
+        return outcome
+
+    with mongo_store.saver() as other, mongo_store.saver() as saver:
+        messages(saver, "thread", 4)
+        monkeypatch.setattr(MongoCommands, "_bulk", lose)
+        saver.trim("thread", 1)
+        assert lost
+        assert mongo_store.thread("thread").checkpoint_count == 1
+        assert mongo_store.problems(saver) == []

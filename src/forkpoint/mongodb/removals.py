@@ -145,12 +145,14 @@ class MongoRemovals(interface.Removals):
             is_moved: Whether the thread goes on from another state then.
         """
         # Not counted again: where there are no logs, a checkpoint that the record counts already
-        # may be about to arrive. Nor taken off twice, if the bulk is sent again.
+        # may be about to arrive. Nor taken off twice, if the bulk is sent again: the lock says so,
+        # as the epoch may be another by then.
         epoch = ObjectId()
-        again = {"$cond": [{"$eq": ["$epoch", epoch]}, 0, gone]}
+        again = {"$cond": [{"$eq": ["$lock.removal", epoch]}, 0, gone]}
         changes: Document = {
             "checkpoint_count": {"$subtract": ["$checkpoint_count", again]},
             "epoch": epoch,
+            "lock.removal": epoch,
             "unlisted": True,
             "removed_at": NOW,
             "uncollected": {"$sum": ["$uncollected", {"$max": [1, again]}]},
