@@ -353,7 +353,11 @@ async def test_a_preview_that_was_changed_is_not_shown(
     content: bytes | str, api_with_preview: Api, store: Store
 ) -> None:
     put(api_with_preview.saver, {"title": "a"})
+    assert api_with_preview.saver.check().is_clean
     change_preview(store, content)
+    (problem,) = api_with_preview.saver.check().problems
+    assert problem.thread_id == "thread"
+    assert "is not what was written" in problem.reason or isinstance(content, str)
     catalog = ThreadCatalog(api_with_preview.saver)
     catalog.saver.copy_thread("thread", "copy")
     catalog.update("thread", owner="ann")

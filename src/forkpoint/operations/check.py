@@ -27,7 +27,7 @@ from forkpoint.results import CheckReport, Problem, ProblemKind
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.plan import Place
 from forkpoint.storage.queries import CheckpointQuery, Condition, ThreadQuery
-from forkpoint.storage.receipts import is_receipt
+from forkpoint.storage.receipts import RECEIPT, is_receipt
 from forkpoint.storage.record_checksums import check_record
 from forkpoint.storage.row_checksums import (
     complete_writes,
@@ -41,6 +41,7 @@ from forkpoint.storage.rows import (
     StoredCheckpoint,
     ThreadRef,
     ThreadRow,
+    WriteRow,
 )
 
 CheckProgress = Callable[[CheckReport], object]
@@ -316,6 +317,17 @@ class _ThreadCheck:
                 self.note(error, row, "write")
         if unreadable:
             self._unreadable_writes[row.checkpoint_ns, row.checkpoint_id] = frozenset(unreadable)
+        for receipt in stored.writes:
+            if receipt.idx == RECEIPT and receipt.content:
+                self._check_preview(receipt)
+
+    def _check_preview(self, receipt: WriteRow) -> None:
+        """Check what is shown of a checkpoint, which can be read without it."""
+        try:
+            open_write(self.codec, receipt)
+        except CorruptChunk:
+            of = f"checkpoint {receipt.checkpoint_id!r}"
+            self.note(f"what is shown of {of} is not what was written", kind="write")
 
 
 def _check_thread(
