@@ -8,6 +8,8 @@ from typing import Any
 
 import langgraph.errors
 import pytest
+from langchain_core.runnables import RunnableConfig
+from langgraph.graph import START, StateGraph
 from langgraph_sdk.client import LangGraphClient
 from langgraph_sdk.errors import UnprocessableEntityError
 
@@ -15,7 +17,7 @@ from calling import calling
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import create_app
-from served import chat, said
+from served import Chat, chat, said
 
 needs_strict_resume = pytest.mark.skipif(
     not hasattr(langgraph.errors, "UnknownInterruptError"), reason="LangGraph is older"
@@ -94,17 +96,24 @@ async def test_what_is_not_done_for_a_run_is_refused(asked: Any, client: Any) ->
     ] == 1
 
 
-async def test_no_client_says_to_nodes_who_asks(client: Any) -> None:
-    forged = {"configurable": {"model": "m", "langgraph_auth_user": {"identity": "admin"}}}
-    run = {"assistant_id": "chat", "input": said("you"), "config": forged}
-    for place in ("/threads/t/runs", "/runs/wait"):
-        refused = await client.http.client.post(place, json=run)
-        assert (refused.status_code, "not for clients" in refused.text) == (422, True)
-    command = {"id": 1, "method": "run.start", "params": run}
-    answer = (await client.http.client.post("/threads/t/commands", json=command)).json()
-    assert answer["error"] == "invalid_argument"
-    del forged["configurable"]["langgraph_auth_user"]
-    assert (await client.http.client.post("/runs/wait", json=run)).json()["turns"] == 1
+async def test_no_client_says_to_nodes_who_asks(saver: ForkpointSaver) -> None:
+    """`langgraph_auth_user` is what LangGraph's server says, and nodes may rely on that."""
+
+    def tell(_: Chat, config: RunnableConfig) -> dict[str, Any]:
+        given = config["configurable"]
+        known = {"langgraph_auth_user", "langgraph_auth_user_id", "model"}
+        return {"messages": [("ai", " ".join(sorted(known & {*given})))]}
+
+    builder = StateGraph(Chat)
+    builder.add_node("tell", tell)
+    builder.add_edge(START, "tell")
+    forged = {"langgraph_auth_user": {"identity": "admin"}, "langgraph_auth_user_id": "admin"}
+    config = {"configurable": {"model": "m", **forged}}
+    client = LangGraphClient(calling(create_app(saver, {"chat": builder.compile()})))
+    for thread_id in (None, "t"):
+        options: Any = {"input": said("you"), "config": config, "if_not_exists": "create"}
+        assert texts(await client.runs.wait(thread_id, "chat", **options)) == ["you", "model"]
+    assert "langgraph_auth_user_id" not in (await client.threads.get("t"))["metadata"]
 
 
 async def test_a_run_without_a_thread_has_one_of_its_own(

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Strategy = Literal["delete", "keep_latest"]
 MultitaskStrategy = Literal["reject", "enqueue", "interrupt", "rollback"]
@@ -178,12 +175,12 @@ class Configurable(CheckpointPlace):
 
     model_config = ConfigDict(extra="allow")
 
-    @model_validator(mode="after")
-    def _says_not_who_asks(self) -> Self:
-        for name in self.model_extra or ():
-            if name.startswith("langgraph_auth_"):  # nodes rely on it: LangGraph's server says it
-                raise ValueError(f"{name} is not for clients")
-        return self
+    @property
+    def given(self) -> Json:
+        """What nodes are given. Who asks, as LangGraph's server says it, no client says."""
+        reserved = ("__", "langgraph_auth_")
+        extra = self.model_extra or {}
+        return {name: value for name, value in extra.items() if not name.startswith(reserved)}
 
 
 class RunConfig(Body):

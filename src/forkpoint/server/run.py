@@ -366,10 +366,7 @@ class Run:
     def _config(self, lease: Lease) -> Json:
         body = self.body
         given = body.config or bodies.RunConfig()
-        others = given.configurable.model_extra if given.configurable is not None else None
-        configurable = {
-            name: value for name, value in (others or {}).items() if not name.startswith("__")
-        }
+        configurable = {} if given.configurable is None else given.configurable.given
         if body.strict_resume:
             configurable[STRICT_RESUME] = True
         metadata = {
