@@ -33,6 +33,7 @@ from forkpoint import (
 )
 from forkpoint.catalog import records
 from forkpoint.catalog.arguments import NewThread
+from forkpoint.sqlite import setup, storage
 from forkpoint.sqlite.statements import Statements
 from gates import call_between_turns
 from stores import SqliteStore
@@ -360,6 +361,28 @@ def test_what_is_stored_in_a_file_that_is_just_replaced_is_stored_again(
         put(other, {"n": 1})
         call(other)
         assert described(other) == after
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_not_taken_for_the_new_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = path.with_name("other.db")
+    for name, n in ((path, 1), (other, 2)):
+        with SqliteSaver(name) as saver:
+            put(saver, {"n": n})
+
+    def prepare(*args: Any) -> None:
+        if other.exists():
+            os.rename(other, path)
+        setup.prepare(*args)
+
+    monkeypatch.setattr(storage, "prepare", prepare)
+    with SqliteSaver(path) as saver:
+        put(saver, {"n": 3})
+        assert [value_of(found)["n"] for found in saver.list(config())] == [3, 2]
+    with SqliteSaver(path) as saver:
+        assert [value_of(found)["n"] for found in saver.list(config())] == [3, 2]
+        assert SqliteStore(path).problems(saver) == []
 
 
 def described(saver: SqliteSaver) -> Any:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from forkpoint.encoding.chunk import Chunks
 from forkpoint.encoding.manifest import NO_CHANNELS, Manifest
-from forkpoint.errors import ThreadDeleted
+from forkpoint.errors import CorruptChunk, ThreadDeleted
 from forkpoint.inputs import Origin
 from forkpoint.operations.cache import Described
 from forkpoint.operations.context import Context
@@ -64,6 +64,10 @@ def write(
             raise
         except Stale:
             context.memory.forget(thread_id)
+            raise
+        except CorruptChunk:
+            if context.memory.history != context.storage.history:
+                raise HistoryChanged from None  # the thread is of one store, the key of another
             raise
         if stored_thread is None:
             context.memory.forget(thread_id)

@@ -51,11 +51,16 @@ class DatabaseFile:
         self._index: Identity | None = None
         _in_use.add(self)
 
-    def note_opened(self, resolved: str) -> None:
-        """Remember which files a connection has open."""
+    def note_opened(self, resolved: str, opened: Identity | None) -> None:
+        """Remember which files a connection has open.
+
+        Args:
+            resolved: The name by which SQLite has the file open.
+            opened: What `identity` said as it was opened: it may have been replaced since.
+        """
         self.resolved = resolved
         self.log_path, self.index_path = f"{resolved}-wal", f"{resolved}-shm"
-        self.opened, self._log = identity(self.path), identity(self.log_path)
+        self.opened, self._log = opened, identity(self.log_path)
         self._index = identity(self.index_path)
 
     def note_log(self) -> None:

@@ -63,6 +63,7 @@ class Opener:
         self.disconnect = _is_closed
         self._file = None if path is None else DatabaseFile(path, lambda: self.disconnect())
         self.may_be_inherited = path is None
+        self._opened: Identity | None = None
         if path is not None:
             self._check(path)
 
@@ -87,8 +88,14 @@ class Opener:
             self._check_open(path, file)
             path = name_in_use(file) or _only_name(path)
         if self._options is None:
-            return self._connect(path, is_uri=False)
-        return self._connect(Path(path).as_uri() + self._options, is_uri=True)
+            connection = self._connect(path, is_uri=False)
+        else:
+            connection = self._connect(Path(path).as_uri() + self._options, is_uri=True)
+        self._opened = identity(path)  # SQLite has opened it by now, and made it if need be
+        if file in (None, self._opened):
+            return connection
+        connection.close()  # it was replaced meanwhile
+        return self.connect()
 
     def _check_open(self, path: str, file: Identity) -> None:
         """Refuse a file that this process has open in a way that SQLite does not know of."""
@@ -115,7 +122,7 @@ class Opener:
     def note_opened(self, connection: sqlite3.Connection) -> None:
         """Remember which file a connection has open. The connection has been used by now."""
         if self._file is not None:
-            self._file.note_opened(_path_of(connection) or self._file.path)
+            self._file.note_opened(_path_of(connection) or self._file.path, self._opened)
 
     def note_log(self) -> None:
         """Within a transaction: others may have changed how the file keeps its journal."""
@@ -201,7 +208,7 @@ class PassedConnection:
         path = _path_of(connection)
         if path and self._file is None and os.path.exists(path):
             self._file = DatabaseFile(path, self._is_closed)
-            self._file.note_opened(path)
+            self._file.note_opened(path, identity(path))
 
     def note_log(self) -> None:
         if self._file is not None:
