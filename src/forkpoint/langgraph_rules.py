@@ -180,6 +180,11 @@ def is_update(metadata: Mapping[str, Any]) -> bool:
     return metadata.get("source") in ("update", "fork")
 
 
+def is_fork(metadata: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint begins a branch, with the state of its parent or of another."""
+    return metadata.get("source") == "fork"
+
+
 def is_input(metadata: Mapping[str, Any]) -> bool:
     """Return whether a checkpoint holds the input of a run, of which no task has run yet."""
     return metadata.get("source") == "input"

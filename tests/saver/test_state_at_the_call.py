@@ -488,3 +488,33 @@ async def test_a_graph_that_goes_on_while_it_is_stored_stores_no_state_that_neve
         assert values["silent"] == states[1]["silent"]
     assert states[-1]["table"]["n"] == NODES
     assert len(states[-1]["log"]) == NODES + 1
+
+
+def test_a_time_travel_begins_with_the_state_that_it_goes_back_to_however_late_that_is_stored(
+    saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = threading.Event()
+    put = saver.put
+
+    def put_late(*arguments: Any) -> Any:
+        if arguments[2]["source"] == "fork":
+            assert changed.wait(60)
+        return put(*arguments)
+
+    def change(state: Any) -> dict[str, Any]:
+        state["items"].append("changed")
+        changed.set()
+        return {"total": [1]}
+
+    builder = StateGraph(State)
+    builder.add_node("change", change)
+    builder.add_edge(START, "change")
+    graph = builder.compile(checkpointer=saver)
+    graph.invoke({"items": ["given"]}, THREAD)
+    (_, before, _) = graph.get_state_history(THREAD)
+    changed.clear()
+    monkeypatch.setattr(saver, "put", put_late)
+    graph.invoke(None, before.config)
+    (_, fork, *_) = graph.get_state_history(THREAD)
+    assert fork.metadata["source"] == "fork"
+    assert fork.values == before.values

@@ -7,7 +7,7 @@ encodes the values at the call and reads nothing, and the operation, which store
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
@@ -48,6 +48,20 @@ class NewCheckpoint(NamedTuple):
     metadata: str
     run_id: str | None
     new_versions: Mapping[str, Any]
+    is_fork: bool = False
+    """Whether LangGraph begins a branch with it, and puts the state of the parent again."""
+
+    @property
+    def changed(self) -> Collection[str]:
+        """The channels that are stored with the values that are given.
+
+        Where no version is new these are all that have values, but for a fork: LangGraph may have
+        gone on, and changed values in place, before it calls for the fork to be put.
+        """
+        if self.new_versions or self.is_fork:
+            return self.new_versions
+        values: Mapping[str, Any] = self.checkpoint["channel_values"]
+        return values
 
 
 class NewWrites(NamedTuple):
@@ -245,11 +259,10 @@ def _inherited_if_known(
 ) -> Inherited | None:
     """Return what `_inherited` does, or None if the parent has to be read for it.
 
-    `new_versions` names the channels that changed. Where it is empty, all values that are given
-    are stored.
+    It is not where each channel has a value that is to be stored.
     """
     _, checkpoint_ns, parent_id = new.address
-    if thread is None or parent_id is None or (not new.new_versions and _is_whole(new.checkpoint)):
+    if thread is None or parent_id is None or _all_changed(new):
         return _NOTHING
     known = context.memory.manifest(thread, (checkpoint_ns, parent_id))
     return None if known is None else _unchanged(known, new)
@@ -262,10 +275,9 @@ def _counters(row: CheckpointRow | None) -> Mapping[str, Any]:
     return langgraph_rules.delta_counters(metadata_of(row))
 
 
-def _is_whole(checkpoint: Mapping[str, Any]) -> bool:
-    """Return whether a checkpoint is put with a value for each of its channels."""
-    values = checkpoint["channel_values"]
-    return all(channel in values for channel in checkpoint.get("channel_versions", {}))
+def _all_changed(new: NewCheckpoint) -> bool:
+    changed = new.changed
+    return all(channel in changed for channel in new.checkpoint.get("channel_versions", {}))
 
 
 def _unchanged(known: KnownManifest, new: NewCheckpoint) -> Inherited:
@@ -275,7 +287,7 @@ def _unchanged(known: KnownManifest, new: NewCheckpoint) -> Inherited:
     it with each checkpoint, leaves its version as it was.
     """
     versions = new.checkpoint.get("channel_versions", {})
-    changed = new.new_versions or new.checkpoint["channel_values"]
+    changed = new.changed
 
     def unchanged(channels: Iterable[str]) -> list[str]:
         return [

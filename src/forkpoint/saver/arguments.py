@@ -44,6 +44,7 @@ def new_checkpoint(
         inputs.as_json(merged, "metadata"),
         inputs.run_id(merged),
         inputs.versions(new_versions),
+        langgraph_rules.is_fork(merged),
     )
 
 

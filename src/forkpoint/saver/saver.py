@@ -294,7 +294,8 @@ class ForkpointSaver(TimeTravel):
             metadata: JSON values.
             new_versions: The channels that changed. The others share what the parent stores for
                 them, where their versions are the same, also if no values are given for them. If
-                it is empty, all values are stored as given.
+                it is empty, all values are stored as given, but for those that a fork (the
+                `source` of the metadata) has of its parent.
 
         Returns:
             The config that names the checkpoint.

@@ -67,6 +67,16 @@ class CheckpointContract(Contract):
 
         assert api.get_tuple(config()).checkpoint["channel_values"] == {"n": 2}
 
+    def test_a_fork_has_the_values_of_its_parent_where_their_versions_are_the_same(
+        self, api: Api
+    ) -> None:
+        """LangGraph may have gone on, and changed values in place, before it is put."""
+        first = api.put(config(), checkpoint({"n": 1, "m": 1}), {}, {"n": 1, "m": 1})
+        fork = checkpoint({"n": 2, "m": 2}, {"n": 1, "m": 2})
+        api.put(first, fork, {"source": "fork"}, {})
+
+        assert api.get_tuple(config()).checkpoint["channel_values"] == {"n": 1, "m": 2}
+
     def test_a_value_counts_as_given_where_its_version_is_not_the_parents(self, api: Api) -> None:
         first = api.put(config(), checkpoint({"n": 1, "m": 1}), {}, {"n": 1, "m": 1})
         api.put(first, checkpoint({"n": 5, "m": 2}, {"n": 4, "m": 2}), {}, {"m": 2})
