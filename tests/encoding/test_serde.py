@@ -30,7 +30,7 @@ from langgraph.types import Command, Interrupt, Overwrite, Send
 
 import state_types
 from checking import config, encrypted_serde, one_by_one, put
-from forkpoint import NotStorable, SafeSerializer, StoredObject, UnreadableValue
+from forkpoint import NotStorable, SafeSerializer, StoredObject, TypeCodec, UnreadableValue
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.storage.row_checksums import with_checksum
 from forkpoint.storage.rows import CheckpointRow
@@ -447,3 +447,14 @@ def test_langgraphs_own_serializer_goes_on_where_the_default_one_stored(
         assert repr(changed.checkpoint["channel_values"]["messages"]) == repr(
             VALUES_OF_DEFAULT["messages"]
         )
+
+
+def test_what_langgraphs_own_serializer_would_store_as_a_dict_is_not_read(store: Store) -> None:
+    money = TypeCodec(Opaque, "Money", lambda _: {"cents": 5}, lambda _: Opaque())
+    with store.saver(types=[money]) as saver:
+        put(saver, {"price": Opaque()})
+    with (
+        store.saver(serde=JsonPlusSerializer()) as saver,
+        pytest.raises(UnreadableValue, match="of the type 'Money' is stored, which types= must"),
+    ):
+        saver.get_tuple(config())

@@ -29,13 +29,16 @@ _OWN_EXTENSION = re.compile(
 def reader_beside(serde: SerializerProtocol) -> SafeSerializer | None:
     """Return what reads what a `SafeSerializer` wrote, if a serializer is LangGraph's own.
 
-    Of any other one nobody can tell what it reads.
+    Of any other one nobody can tell what it reads. It would store a `StoredObject` as a dict, so
+    what this process does not know is an error.
     """
     is_own = isinstance(serde, SafeSerializer) or not is_unchanged(serde, JsonPlusSerializer)
     if is_own or getattr(serde, "_custom_unpack_ext_hook", False):
         return None
     allowed: Any = getattr(serde, "_allowed_msgpack_modules", True)
-    return SafeSerializer() if allowed is True else SafeSerializer(allowed or (), strict=True)
+    if allowed is True:
+        return SafeSerializer(unknown="raise")
+    return SafeSerializer(allowed or (), strict=True, unknown="raise")
 
 
 def is_of_default_serializer(content: bytes) -> bool:
