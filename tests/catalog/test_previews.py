@@ -303,6 +303,27 @@ def test_the_type_of_a_message_is_cut_as_its_text_is() -> None:
     assert len(preview_of({"a": [message]}, ["a"])) < 500
 
 
+class Tolerant(EncryptedSerializer):
+    """It reads what was stored before there was a key."""
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        return (super() if "+" in data[0] else self.serde).loads_typed(data)
+
+
+@pytest.mark.in_turns
+def test_a_preview_is_not_stored_in_the_clear_beside_values_that_are_encrypted(
+    new_store: Callable[[], Store],
+) -> None:
+    plain = EncryptedSerializer.from_pycryptodome_aes(key=b"k" * 16)
+    serde = Tolerant(plain.cipher)
+    store = new_store()
+    with pytest.raises(InvalidInput, match="Tolerant overrides"):
+        store.saver(serde=serde, preview=["title"])
+    saver = store.saver(serde=serde)
+    put(saver, {"title": "confidential"})
+    assert b"confidential" not in store.content()
+
+
 @pytest.mark.in_turns
 def test_a_bad_preview_is_refused(new_store: Callable[[], Store]) -> None:
     store = new_store()

@@ -184,6 +184,11 @@ def cipher_of(serde: SerializerProtocol) -> CipherProtocol | None:
     return None
 
 
+def encrypts_by_itself(serde: SerializerProtocol) -> bool:
+    """Return whether a serializer encrypts values, and nothing but them, as it overrides how."""
+    return isinstance(serde, EncryptedSerializer) and cipher_of(serde) is None
+
+
 def is_unchanged(serde: object, known: type) -> bool:
     """Return whether a serializer reads and writes as `known` does, with nothing overridden."""
     return isinstance(serde, known) and all(

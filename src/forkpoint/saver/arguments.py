@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from forkpoint import inputs, langgraph_rules
+from forkpoint.encoding.encryption import encrypts_by_itself
 from forkpoint.errors import InvalidInput
 from forkpoint.operations.fork_parts import NewFork
 from forkpoint.operations.listing import PAGE_ROWS
@@ -25,6 +27,17 @@ def expiry(ttl: object, on_expiry: object) -> Expiry:
     """Return when threads expire that are made without an expiry of their own."""
     microseconds = None if ttl is None else inputs.duration(ttl, "ttl")
     return Expiry(microseconds, inputs.choice(on_expiry, "on_expiry", ("delete", "keep_latest")))
+
+
+def preview(value: object, serde: SerializerProtocol) -> tuple[str, ...]:
+    """Return the channels whose values are shown with a thread's record."""
+    channels = inputs.preview(value)
+    if channels and encrypts_by_itself(serde):
+        raise InvalidInput(
+            f"preview= would store values unencrypted: {type(serde).__name__} overrides how an "
+            "EncryptedSerializer encrypts; give that a cipher of your own instead"
+        )
+    return channels
 
 
 # Writing

@@ -82,7 +82,7 @@ class ForkpointSaver(TimeTravel):
         super().__init__(serde=SafeSerializer() if serde is None else inputs.serializer(serde))
         self._runner = observed(runner, self._database_system)
         memories = Memories(budget or CacheBudget())
-        channels = inputs.preview(preview)
+        channels = arguments.preview(preview, self.serde)
         self._context = Context(storage, self.serde, memories, None, expiry, channels)
 
     def __repr__(self) -> str:
