@@ -13,6 +13,7 @@ from catalogs import HOUR, HOURS, archived_in
 from checking import put
 from forkpoint import (
     RetentionResult,
+    SaverClosed,
     StorageError,
     Sweeper,
     ThreadCatalog,
@@ -79,6 +80,15 @@ async def test_a_sweeper_stops_with_its_block(saver: ForkpointSaver) -> None:
     async with ThreadCatalog(saver).sweeper(HOUR) as sweeper:
         assert sweeper._thread.is_alive()
     assert not sweeper._thread.is_alive()
+
+
+def test_a_sweeper_ends_with_its_saver(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    with store.saver() as saver:
+        sweeper = ThreadCatalog(saver).sweeper(timedelta(milliseconds=20))
+    sweeper._thread.join()
+    assert isinstance(sweeper.last_error, SaverClosed)
+    assert caplog.records == []
+    sweeper.stop()
 
 
 @pytest.mark.in_turns

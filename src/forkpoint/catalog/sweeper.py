@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from forkpoint.at_fork import renew_in_child
 from forkpoint.catalog.retention import RetentionResult
+from forkpoint.errors import SaverClosed
 from forkpoint.runtime.workers import start_thread
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ _LOG = logging.getLogger("forkpoint.sweeper")
 class Sweeper:
     """Deletes expired threads in the background, until it is stopped.
 
-    It works under `with` and under `async with`. Several processes may each run a sweeper.
+    It works under `with` and under `async with`, and ends with its saver at the latest. Several
+    processes may each run a sweeper.
 
     Attributes:
         last_result: What the last sweep that worked did, or None before there is one.
@@ -70,6 +72,10 @@ class Sweeper:
                 _LOG.log(level, "a sweep deleted %d threads and trimmed %d", deleted, trimmed)
                 for thread_id, error in self.last_result.failed.items():
                     _LOG.warning("a sweep left thread %r alone: %s", thread_id, error)
+            except SaverClosed as error:
+                self.last_error = error
+                _LOG.debug("the saver of a sweeper is closed, which ends it")
+                return
             except Exception as error:  # noqa: BLE001 - the next one may work
                 self.last_error = error
                 _LOG.warning("a sweep failed, and the next one will try again: %s", error)
