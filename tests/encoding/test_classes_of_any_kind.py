@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import datetime
+import enum
 import gc
 import io
 import ipaddress
@@ -184,6 +185,31 @@ def test_a_nested_class_is_not_taken_for_one_of_its_name_that_is_gone(
     restored = SafeSerializer().loads_typed((kind, stored.replace(b".aaaaa", b".bbbbb")))
     assert isinstance(restored, StoredObject)
     assert (restored.type_name, dict(restored)) == ("shop.bbbbb.Inner", {"a": 1})
+
+
+CHANGED: dict[str, tuple[str, str, str]] = {
+    "a flag": ("class X(enum.Flag): A = 1; B = 2", "X.A | X.B", "class X(enum.Enum): A = 1; B = 2"),
+    "a text": ("class X(str): pass", "X('a')", "class X(str, enum.Enum): A = 'a'"),
+    "a number": ("class X(int): pass", "X(5)", "class X(enum.IntFlag): A = 1"),
+    "a tuple": ("class X(tuple): pass", "X([1])", "X = collections.namedtuple('X', 'a b')"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_value_that_its_class_cannot_have_any_more_is_kept_as_it_was_stored(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a flag there was None."""
+    before, value, after = CHANGED[name]
+    shop = types.ModuleType("shop")
+    monkeypatch.setitem(sys.modules, "shop", shop)
+    vars(shop).update(enum=enum, collections=collections)
+    exec(before, vars(shop))
+    stored = SafeSerializer().dumps_typed(eval(value, vars(shop)))
+    exec(after, vars(shop))
+    restored = SafeSerializer().loads_typed(stored)
+    assert isinstance(restored, StoredObject)
+    assert SafeSerializer().dumps_typed(restored) == stored
 
 
 def test_a_class_is_known_again_after_one_of_its_name_is_gone() -> None:

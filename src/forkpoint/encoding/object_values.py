@@ -115,6 +115,8 @@ def _load_enum(kind: Any, content: list[Any]) -> Any:
     members = kind._member_map_
     if isinstance(content[0], str):
         return members[content[0]]
+    if not issubclass(kind, Flag):
+        raise ValueError("it is no flag any more")
     names, rest = content
     bits = [members[name]._value_ for name in only(names, list)]
     return _flag(kind, reduce(or_, bits, only(rest, int)))
@@ -270,6 +272,8 @@ def _load_subclass(kind: Any, content: list[Any]) -> Any:
     base = BASES[name]
     if not issubclass(kind, base.kind):
         raise ValueError(f"it does not derive from {base.kind.__name__} any more")
+    if issubclass(kind, Enum) or _is_namedtuple(kind):
+        raise ValueError(f"it does more than derive from {base.kind.__name__} now")
     return set_attributes(base.make(kind, value), attributes)
 
 
