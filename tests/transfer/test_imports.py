@@ -418,6 +418,10 @@ def test_into_an_encrypted_store(second: SqliteSaver, tmp_path: Path) -> None:
 # What is refused
 
 
+async def nobody(_: str) -> bool:
+    return False
+
+
 @pytest.mark.parametrize(
     ("kind", "source", "options", "error"),
     [
@@ -432,6 +436,7 @@ def test_into_an_encrypted_store(second: SqliteSaver, tmp_path: Path) -> None:
         ("other", "text", {}, InvalidInput),
         ("saver", InMemorySaver(), {"threads": ThreadFilter(ids=["a"])}, InvalidInput),
         ("saver", InMemorySaver(), {"threads": "a"}, InvalidInput),
+        ("saver", InMemorySaver(), {"threads": nobody}, InvalidInput),
         ("saver", InMemorySaver(), {"since": 1}, InvalidInput),
         ("saver", InMemorySaver(), {"verify": 1}, InvalidInput),
         ("saver", InMemorySaver(), {"serde": 1}, InvalidInput),

@@ -116,7 +116,10 @@ def selection_of(threads: Any) -> IsSelected | None:
     Raises:
         InvalidInput: It is neither a collection of ids nor a function.
     """
-    if threads is None or callable(threads):
+    if threads is None:
+        return None
+    if callable(threads):
+        inputs.callback(threads, "threads")  # what an async one returns is always true
         return threads  # type: ignore[no-any-return]
     if isinstance(threads, (str, bytes)) or not isinstance(threads, Collection):
         raise InvalidInput(f"threads must be a collection of ids, not {type(threads).__name__}")
