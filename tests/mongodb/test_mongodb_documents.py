@@ -351,6 +351,44 @@ def test_a_sweep_leaves_a_thread_alone_whose_time_is_damaged(
         assert ThreadCatalog(saver).sweep().deleted == ("other",)
 
 
+NEWEST: dict[str, Call] = {
+    "get_tuple": lambda saver: saver.get_tuple(config()),
+    "copy_thread": lambda saver: saver.copy_thread("thread", "copy"),
+    "fork": lambda saver: saver.fork("thread", new_thread_id="fork"),
+}
+
+
+@pytest.mark.parametrize("method", NEWEST)
+def test_a_checkpoint_whose_id_is_no_text_is_named(method: str, mongo_store: MongoStore) -> None:
+    with mongo_store.saver() as saver:
+        fill(saver)
+    damaged = {"$set": {"checkpoint_id": ObjectId()}}
+    mongo_store.collection.update_one({"kind": "checkpoint"}, damaged)
+    with mongo_store.saver() as saver, pytest.raises(CorruptChunk, match="checkpoint"):
+        NEWEST[method](saver)
+
+
+def test_a_row_without_its_family_keeps_no_other_thread_from_what_ends_runs(
+    mongo_store: MongoStore,
+) -> None:
+    with mongo_store.saver() as saver:
+        for thread_id in ("thread", "other"):
+            put(saver, {"n": 1}, thread_id=thread_id, metadata={"run_id": "run"})
+        key = mongo_store.thread("thread").key
+        damaged = {"$set": {"family": [1]}}
+        mongo_store.collection.update_one({"kind": "checkpoint", "thread": key}, damaged)
+        saver.delete_for_runs(["run"])
+        assert saver.get_tuple(config("other")) is None
+
+
+def test_a_thread_with_a_damaged_row_is_given_away(mongo_store: MongoStore) -> None:
+    with mongo_store.saver() as saver:
+        put(saver.for_owner("acme"), {"n": 1})
+        receipt = {"kind": "write", "checkpoint_ns": ""}
+        mongo_store.collection.update_one(receipt, {"$set": {"checkpoint_id": 5}})
+        assert ThreadCatalog(saver).update("thread", owner="other").owner == "other"
+
+
 def test_who_waits_for_a_lease_may_be_damaged(mongo_store: MongoStore) -> None:
     with mongo_store.saver() as saver:
         put(saver, {"n": 1})

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from bson.objectid import ObjectId
 
 from forkpoint.encoding.hashing import Hashing, new_salt
-from forkpoint.errors import ForkpointError, StorageBusy
+from forkpoint.errors import ForkpointError, StorageBusy, damaged_row
 from forkpoint.filters import stored_value_terms
 from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import (
@@ -72,13 +72,16 @@ class _UnfinishedCopy(NamedTuple):
 
     def copy_of(self, row: Document) -> Statement:
         """Return the statement that writes a copy of a row of the source."""
+        place = place_in(row)
+        if not all(isinstance(each, (str, int, type(None))) for each in place):
+            raise damaged_row(row.get("kind", "row"), row.get("checkpoint_id"))
         # The copies do not belong to the runs that made the originals: deleting those leaves them.
         left_out = ("_id", "run_id", "next", "log", "slot", "record", "fence", "before", "replaced")
         copy = {field: value for field, value in row.items() if field not in left_out}
         stored = row.get("checksum"), row.get("binding")
         copy["binding"] = self.hashing.rebind(self.source.salt, self.made["salt"], *stored)
         return update_one(
-            {"_id": row_id(self.target, *place_in(row)), "family": self.target.family},
+            {"_id": row_id(self.target, *place), "family": self.target.family},
             {"$setOnInsert": {**copy, "thread": self.target.key}},
             upsert=True,
         )

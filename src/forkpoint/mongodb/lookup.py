@@ -128,13 +128,12 @@ class Lookup:
             return None, lost
         self._known.remember(thread_id, thread)
         self._logs.look_at_tail(thread, document["still"][0], document["newest"])
-        if checkpoint_id is None:
-            refs = bytes_of(document["row"], "refs")
-            self.remember_newest(thread, checkpoint_ns, row_id, refs)
         writes: list[Document] | None = document.get("writes")
         if writes is not None:
             writes = [write for write in writes if write["checkpoint_id"] == row_id]
         checkpoint = self._checkpoint(thread_id, thread, document["row"], writes)
+        if checkpoint_id is None:
+            self.remember_newest(thread, checkpoint_ns, row_id, checkpoint.row.refs)
         return checkpoint._replace(metadata=document["record"]["metadata"]), None
 
     def _read_whole(

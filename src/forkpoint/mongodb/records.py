@@ -254,7 +254,8 @@ class MongoRecords(interface.Records):
 
     def _add_tombstone(self, seen: ThreadRow) -> None:
         """Add a tombstone, so that runs of the owner before are refused as after a deletion."""
-        rows = {"family": seen.thread.family, "thread": seen.thread.key, "kind": ROWS}
+        rows: Document = {"family": seen.thread.family, "thread": seen.thread.key, "kind": ROWS}
+        rows["checkpoint_id"] = {"$gt": ""}  # those that are no text are damaged
         ids = [row["checkpoint_id"] for row in self._commands.latest(rows, {"checkpoint_id": 1})]
         mark = self._commands.marks(seen.thread_id).of_owner(seen.thread.owner)
         name = self._commands.name_of(seen.thread_id)

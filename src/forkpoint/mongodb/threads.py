@@ -201,7 +201,9 @@ class MongoThreads(interface.Threads):
                     {"$group": {"_id": {"thread": "$thread", "family": "$family"}}},
                 ]
             ):
-                keys[group["_id"]["thread"]] = group["_id"]["family"]
+                thread, family = group["_id"].get("thread"), group["_id"].get("family")
+                if isinstance(thread, ObjectId) and isinstance(family, ObjectId):  # not damaged
+                    keys[thread] = family
         match = {
             "_id": {"$in": list(keys)},
             "family": {"$in": list(set(keys.values()))},
