@@ -97,7 +97,8 @@ class Attempt(Submission):
         """How many terms of values its thread's record has, or is to have, as far as is known."""
         tail = self._session.logs.tail(self.preparation.thread)
         known = None if tail is None else tail.record.get("value_terms")
-        return max(len(known or ()), len(self.preparation.request.value_terms or ()))
+        number = len(known) if isinstance(known, list) else 0  # it may be damaged
+        return max(number, len(self.preparation.request.value_terms or ()))
 
     def prepare(self, before: Before) -> None:
         """Make the statements, and add the state after them to `before`."""
