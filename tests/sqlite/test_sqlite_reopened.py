@@ -134,6 +134,24 @@ def test_a_thread_that_has_the_key_of_another_in_a_restored_store_is_left_alone(
         assert SqliteStore(path).problems(saver) == []
 
 
+def test_stats_are_of_one_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Statements, "default_turn_rows", 4)
+    with SqliteSaver(path) as saver:
+        fill(saver, "thread", 20)
+        events: list[int] = []
+
+        def replace(number: int) -> None:
+            events.append(number)
+            if number == 3:
+                another_store(path)
+
+        call_between_turns(monkeypatch, replace)
+        stats = ThreadCatalog(saver).stats("thread")
+        assert len(events) > 3
+        assert stats.checkpoints == 3
+        assert stats == ThreadCatalog(saver).stats("thread")
+
+
 @pytest.mark.parametrize("turn", [3, 4])
 def test_a_collection_removes_no_chunk_of_another_store_that_takes_the_place_of_its_own(
     turn: int, path: Path, monkeypatch: pytest.MonkeyPatch

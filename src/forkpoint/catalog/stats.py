@@ -19,7 +19,7 @@ from forkpoint.operations.chunk_usage import chunks_of, sizes_of, threads_of
 from forkpoint.operations.context import Context
 from forkpoint.operations.gc import reachable, read_all
 from forkpoint.operations.turns import Turns, Work, in_turns
-from forkpoint.runtime.steps import Steps
+from forkpoint.runtime.steps import Again, Steps
 from forkpoint.storage.record_checksums import check_record
 from forkpoint.storage.rows import ThreadRef, Usage
 
@@ -35,7 +35,7 @@ def stats(context: Context, thread_id: str) -> Steps[ThreadStats]:
     Nobody who writes waits for it: what others store meanwhile may be counted or not.
     """
 
-    hashing = context.prepare().hashing
+    hashing, history = context.prepare().hashing, context.storage.history
 
     def work(turns: Turns) -> Work[ThreadStats]:
         row = existing_record(turns.session, thread_id)
@@ -50,6 +50,8 @@ def stats(context: Context, thread_id: str) -> Steps[ThreadStats]:
         used = yield from turns.apart(lambda: reachable(own, chunks.links))
         used_by_others = yield from turns.apart(lambda: reachable(others, chunks.links))
         sizes = yield from sizes_of(thread.family, used, turns)
+        if context.storage.history != history:
+            raise Again  # some of it is of another store, maybe
         return ThreadStats(
             usage.checkpoints,
             usage.writes,
