@@ -134,6 +134,26 @@ def test_a_thread_that_has_the_key_of_another_in_a_restored_store_is_left_alone(
         assert SqliteStore(path).problems(saver) == []
 
 
+def test_a_repair_takes_nothing_out_of_a_backup_that_is_restored_meanwhile(path: Path) -> None:
+    store, backup = SqliteStore(path), path.with_name("backup.db")
+    with SqliteSaver(path) as saver:
+        fill(saver, "thread", 3)
+    backup.write_bytes(path.read_bytes())
+    store.change("checkpoints", store.rows("checkpoints")[-1].key, content=b"damaged")
+    with SqliteSaver(path) as saver:
+
+        def restore(_: object) -> None:
+            if backup.exists():
+                os.replace(backup, path)
+
+        quarantine = path.with_name("quarantine.jsonl")
+        report = saver.repair(quarantine=quarantine, on_progress=restore)
+        assert not backup.exists()
+        assert report.repaired == ()
+        assert counts_of(saver) == {"thread": 3}
+        assert store.problems(saver) == []
+
+
 def test_stats_are_of_one_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Statements, "default_turn_rows", 4)
     with SqliteSaver(path) as saver:

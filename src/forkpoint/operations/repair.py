@@ -28,7 +28,7 @@ from forkpoint.operations.remove_in_turns import header_of
 from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.results import Problem, RepairReport
 from forkpoint.runtime.open_files import refuse_database
-from forkpoint.runtime.steps import Steps
+from forkpoint.runtime.steps import Again, Steps
 from forkpoint.storage.interface import Session
 from forkpoint.storage.plan import Header, Place, Plan, plan
 from forkpoint.storage.rows import CheckpointRow, ThreadRef, WriteRow
@@ -54,6 +54,8 @@ def repair(
     """
     if quarantine is not None:
         refuse_database(quarantine, _named(quarantine))
+    context.prepare()
+    history = context.storage.history
     report = yield from check(context, on_progress)
     threads: dict[str, list[Problem]] = {}
     for problem in report.problems:
@@ -64,7 +66,7 @@ def repair(
         if any(problem.kind == "record" for problem in problems):
             continue  # who owns it, and where it is from, is not known
         if able and not is_dry:
-            work = partial(_repair, context, thread_id, able, quarantine)
+            work = partial(_repair, context, history, thread_id, able, quarantine)
             yield from in_turns(context.storage, work)
             context.memory.threads.pop(thread_id)
         repaired += able
@@ -80,12 +82,15 @@ def _can_be_repaired(problem: Problem, quarantine: str | None) -> bool:
 
 def _repair(
     context: Context,
+    history: int,
     thread_id: str,
     problems: Sequence[Problem],
     quarantine: str | None,
     turns: Turns,
 ) -> Work[None]:
     session = turns.session
+    if context.storage.history != history:
+        raise Again  # a backup was restored, maybe, in which nothing is damaged
     thread = session.threads.find(thread_id)
     if thread is None:
         return
