@@ -23,7 +23,7 @@ from stores import MongoStore, SqliteStore, Store
 BACKENDS = ["sqlite", "mongodb"]
 WORLDS = ["sync", "async"]
 MEMORY_BYTES = 2 << 30
-GARBAGE_OBJECTS = 50_000
+GARBAGE_OBJECTS = 5_000
 SLOW_SECONDS = 4 * 3600  # after which a slow test hangs, however busy the machine is
 ABOVE_STORAGE = ("tests/server/", "tests/cli/")
 """Where nothing knows which backend it has, which has tests of its own below."""
