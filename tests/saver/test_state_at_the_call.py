@@ -316,6 +316,32 @@ def test_nor_does_it_harm_langgraphs_own_serializer(
     assert repr(value_of(found)["value"]).count("'text': 'xxxx") in (0, 100)
 
 
+class Late:
+    """It empties a list the second time that all 100 parts of it were looked at."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+        self.calls = 0
+
+    def clear(self) -> None:
+        self.calls += 1
+        if self.calls > 100:
+            self.parts.clear()
+
+
+def test_nor_does_it_where_it_comes_to_pickle(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[Any] = [{"text": "x" * 40, "part": Emptying()} for _ in range(100)]
+    parts.append(1j)
+    monkeypatch.setattr(Emptying, "emptied", Late(parts))
+    with store.saver(serde=JsonPlusSerializer(pickle_fallback=True)) as saver:
+        put(saver, {"value": parts})
+        found = saver.get_tuple(config())
+    assert found is not None
+    assert len(value_of(found)["value"]) in (0, 101)
+
+
 class Changing(set):  # type: ignore[type-arg]
     """The names of the fields that a model was given. It is changed as they are looked at."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import compress, repeat
@@ -42,7 +43,7 @@ NEST_BYTES = 4096
 _ELEMENT_BYTES = 60  # what a remembered element takes beside what it is serialized to
 _RUN_ENTRY_BYTES = 250  # what a remembered run takes beside its content
 _FIRST_BYTES = 64  # of plain items, by which they are remembered
-_MSGPACK = "msgpack"
+_MSGPACK, _PICKLE = "msgpack", "pickle"
 _PLAIN_TYPES = frozenset({dict, list, str, int, float})
 _SHORT = 128  # characters of a text that stands for itself: at most 512 bytes
 _FEW = 4  # elements: so many are serialized in one piece as fast as one by one
@@ -208,11 +209,12 @@ class Encoder:
         copy = None
         with suppress(RecursionError, TypeError):
             copy = copy_for_langgraph(value)
-        if copy is not None:
-            kind, content = self._serde.dumps_typed(copy)
-            if kind == _MSGPACK:
-                return kind, content
-        return self._serde.dumps_typed(value)  # by pickle, which knows what is there twice
+        if copy is None:
+            return self._serde.dumps_typed(value)
+        kind, content = self._serde.dumps_typed(copy)
+        if kind == _PICKLE:  # which knows what is there twice; not by MessagePack again
+            content = pickle.dumps(value)
+        return kind, content
 
     def _pack_at_one_moment(
         self, value: list[Any] | dict[Any, Any], whole: bytes
