@@ -153,7 +153,7 @@ def test_the_next_run_begins_a_log(
         assert saver.get_tuple(config()) is not None
     commands.clear()
     puts(saver, range(3, 6), head)
-    looked = [] if first == "a run" else ["aggregate", "find"]
+    looked = [] if first == "a run" else ["aggregate"]
     assert commands.names == [*looked, "update", "insert", "insert"]
     assert numbers(other) == list(range(6))
     assert count(other) == 6
