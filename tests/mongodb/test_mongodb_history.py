@@ -10,6 +10,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,7 @@ import pytest
 
 from checking import Api, checkpoint, config, put, value_of
 from commands import Commands
-from forkpoint import MongoDBSaver, StorageUnavailable, ThreadCatalog
+from forkpoint import MongoDBSaver, StaleLease, StorageUnavailable, ThreadCatalog
 from graphs import chat
 from servers import Mongod, ReplicaSet
 from stores import MongoStore
@@ -42,6 +43,10 @@ def restore(store: MongoStore, backup: list[Any]) -> None:
 
 def restore_documents(store: MongoStore, backup: list[Any]) -> None:
     store.restore_dump(backup)
+
+
+def restore_in_place(store: MongoStore, backup: list[Any]) -> None:
+    store.restore(backup)
 
 
 LOSSES: dict[str, Loss] = {
@@ -238,6 +243,26 @@ def test_documents_that_are_taken_away_are_missed_by_the_next_run(mongo_store: M
         others = {"_id": {"$not": {"$regex": "^(settings|store_key|secret:.*)$"}}}
         mongo_store.collection.delete_many(others)
         run_on(4, 2)
+
+
+@pytest.mark.parametrize("loss", [restore_documents, restore_in_place])
+def test_a_lease_that_the_backup_does_not_have_is_not_that_which_begins_next(
+    loss: Loss, mongo_store: MongoStore
+) -> None:
+    hour = timedelta(hours=1)
+    saver: Any
+    with mongo_store.saver() as saver:
+        put(saver, {"n": 1})
+        saver.trim("thread", 10)  # ends the log
+        backup = list(mongo_store.collection.find())
+        with ThreadCatalog(saver).run("thread", ttl=hour) as lost:
+            loss(mongo_store, backup)
+            with ThreadCatalog(saver).run("thread", ttl=hour) as lease:
+                with pytest.raises(StaleLease):
+                    saver.put(lost.config, checkpoint({"n": 2}), {}, {"n": 1})
+                assert not lost.renew()
+                saver.put(lease.config, checkpoint({"n": 3}), {}, {"n": 1})
+        assert [value_of(item) for item in saver.list(config())] == [{"n": 3}, {"n": 1}]
 
 
 def test_setup_makes_what_is_missing(mongo_store: MongoStore) -> None:

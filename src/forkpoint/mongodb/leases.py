@@ -1,6 +1,12 @@
-"""MongoDB: the leases of threads, and who waits for them."""
+"""MongoDB: the leases of threads, and who waits for them.
+
+A lease lasts for long, and a backup may be restored meanwhile, from before it began, where another
+one begins: so a fence is higher than the last one by a number that nobody guesses.
+"""
 
 from __future__ import annotations
+
+import secrets
 
 from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import NOW, Document, array_of, record_of
@@ -10,6 +16,7 @@ from forkpoint.storage import interface
 from forkpoint.storage.interface import Stale
 from forkpoint.storage.rows import LeaseRow, ThreadRef
 
+_LARGEST_STEP = 2**32
 # Who waits for a lease, the first one first, without those who have not asked again in time.
 _QUEUE = {"$filter": {"input": array_of("$lease_queue"), "cond": {"$gt": ["$$this.until", NOW]}}}
 _QUEUE_NAMES = {"$map": {"input": _QUEUE, "in": "$$this.by"}}
@@ -45,8 +52,9 @@ class MongoLeases(interface.Leases):
         is_next = {"$in": [{"$ifNull": [{"$first": _QUEUE_NAMES}, name]}, [name]]}
         is_free = {"$and": [{"$not": [LEASED]}, is_next if waits else True]}
         free = [{"$expr": is_held}, {"$expr": is_free}]
+        step = 1 + secrets.randbelow(_LARGEST_STEP)
         change: Document = {
-            "fence": {"$cond": [is_held, "$fence", {"$add": ["$fence", 1]}]},
+            "fence": {"$cond": [is_held, "$fence", {"$add": ["$fence", step]}]},
             "lease_since": NOW,
             "lease_until": {"$add": [NOW, ttl]},
             "lease_holder": name,
