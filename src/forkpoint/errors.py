@@ -56,7 +56,7 @@ class ThreadExists(ForkpointError, ValueError):
 
 
 class ThreadDeleted(ForkpointError, LookupError):
-    """A run that began before its thread was deleted tried to write to it."""
+    """A run tried to write to a deleted thread: it began before, or goes on from its checkpoint."""
 
 
 class ThreadBusy(ForkpointError, RuntimeError):

@@ -147,6 +147,6 @@ def _thread_of_run(context: Context, thread_id: str, origin: Origin) -> ThreadRe
 
 def _deleted(thread_id: str) -> ThreadDeleted:
     return ThreadDeleted(
-        f"thread {thread_id!r} was deleted while this run was going on; nothing of the run is "
-        "stored any more, and a new run may use the id"
+        f"thread {thread_id!r} was deleted: no run stores anything that began before, or goes on "
+        "from one of its checkpoints; a new run may use the id"
     )

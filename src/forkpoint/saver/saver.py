@@ -302,7 +302,8 @@ class ForkpointSaver(TimeTravel):
 
         Raises:
             InvalidInput: An argument is of the wrong type, or a value cannot be serialized.
-            ThreadDeleted: The thread was deleted while the run was going on.
+            ThreadDeleted: The thread that the run began on was deleted, or the one of the
+                checkpoint that `config` names.
         """
         capture = self._capture(config, checkpoint, metadata, new_versions)
         try:
@@ -357,7 +358,8 @@ class ForkpointSaver(TimeTravel):
 
         Raises:
             InvalidInput: An argument is of the wrong type, or a value cannot be serialized.
-            ThreadDeleted: The thread was deleted while the run was going on.
+            ThreadDeleted: The thread that the run began on was deleted, or the one of the
+                checkpoint that `config` names.
         """
         capture = self._capture_writes(config, writes, task_id, task_path)
         self._runner.run(put_writes, self._context, capture)

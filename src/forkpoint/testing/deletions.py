@@ -11,6 +11,7 @@ import pytest
 from forkpoint.errors import ThreadDeleted, ThreadExists
 from forkpoint.testing.base import Contract
 from forkpoint.testing.calls import Api, checkpoint, config, fill, id_of, put, value_of
+from forkpoint.testing.graphs import question
 from forkpoint.testing.invariants import problems
 
 LAST = "ffffffff-ffff-6fff-bfff-ffffffffffff"
@@ -65,6 +66,9 @@ class DeletionContract(Contract):
             with pytest.raises(ThreadDeleted):
                 call()
         assert [value_of(item)["n"] for item in api.history("thread")] == ["new"]
+        with pytest.raises(ThreadDeleted, match="goes on from one of its checkpoints"):
+            # This run begins after the deletion.
+            api.of(question(api.saver)).invoke({"items": ["new"]}, head)
         forked = api.at("fork", -1).config  # of the same id, and not deleted
         api.put(forked, checkpoint({"n": 1}), {}, {"n": 1})
         assert problems(api.saver) == []
