@@ -125,6 +125,8 @@ def source(value: object) -> Address:
             f"the config names the namespace of a subgraph, {named.checkpoint_ns!r:.80}; what "
             "concerns a thread starts from a checkpoint of its graph, with checkpoint_ns ''"
         )
+    if named.checkpoint_id is None and configurable(value).get("checkpoint_id") is not None:
+        raise InvalidInput("checkpoint_id is empty")  # it is not the newest that is meant
     return named
 
 
@@ -260,7 +262,7 @@ def before(value: object | None) -> str | None:
     if value is None:
         return None
     if isinstance(value, str):
-        return _checkpoint_id({"checkpoint_id": value})
+        return identifier(value, "checkpoint_id")
     part = mapping(value, "before")
     is_checkpoint = "configurable" not in part and "checkpoint_id" in part
     return _checkpoint_id(part if is_checkpoint else configurable(value))
@@ -414,8 +416,9 @@ def preview(value: object) -> tuple[str, ...]:
 
 
 def _checkpoint_id(part: Mapping[str, Any]) -> str | None:
+    """Return the id of a checkpoint; None for none, which is empty for LangGraph, too."""
     value = part.get("checkpoint_id")
-    return None if value is None else identifier(value, "checkpoint_id")
+    return None if value is None else text(value, "checkpoint_id") or None
 
 
 def _or(value: object, default: str) -> object:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
+from forkpoint.errors import InvalidInput
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.testing.base import Contract
 from forkpoint.testing.calls import Api, checkpoint, config, id_of, put
@@ -37,6 +42,25 @@ class CheckpointContract(Contract):
         assert api.get_tuple(first).checkpoint["channel_values"] == {"n": 1}
         assert api.get_tuple(config(ns="child:1")).checkpoint["channel_values"] == {"n": 3}
         assert api.get_tuple(second).parent_config == first
+
+    def test_an_empty_id_of_a_checkpoint_is_none(self, api: Api) -> None:
+        none = config(checkpoint_id="")
+        first = api.put(none, checkpoint({"n": 1}), {}, {"n": 1})
+        second = put(api.saver, {"n": 2}, parent=first)
+
+        assert api.get_tuple(first).parent_config is None
+        assert api.get_tuple(none).config == second
+        assert [item.config for item in api.list(none, before=none)] == [second, first]
+        writes = api.get_delta_channel_history(config=none, channels=["n"])
+        assert writes == api.get_delta_channel_history(config=config(), channels=["n"])
+        refused: list[Callable[[], Any]] = [
+            lambda: api.fork(none),
+            lambda: api.diff(none, first),
+            lambda: api.put_writes(none, [("n", 1)], "task"),
+        ]
+        for call in refused:
+            with pytest.raises(InvalidInput, match="checkpoint_id"):
+                call()
 
     def test_what_does_not_exist_is_none(self, api: Api) -> None:
         assert api.get_tuple(config("nobody")) is None
