@@ -116,6 +116,20 @@ def test_of_archives_that_were_joined_none_is_restored_as_a_part_of_another(
     assert counts_of(second) == {"a": 2 if lost == 200 else 3, "b": 3}
 
 
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_thread_behind_a_first_line_that_was_cut_off_is_restored(
+    before: int, cut: int, second: SqliteSaver, tmp_path: Path
+) -> None:
+    first, last = two_archives(second, tmp_path, 9)
+    (tmp_path / "joined").write_bytes(first * before + first[:200] * cut + last)
+    report = restore_threads(second, tmp_path / "joined")
+    reason = "it is cut off; its thread is left out"
+    assert [str(damage).endswith(reason) for damage in report.damaged] == [True]
+    assert (report.threads, report.failed) == (1 + before, {})
+    assert counts_of(second) == {"a": 3, "b": 3} if before else {"b": 3}
+
+
 def test_a_last_line_without_its_newline_stays(second: SqliteSaver, tmp_path: Path) -> None:
     first, last = two_archives(second, tmp_path, 9)
     (tmp_path / "joined").write_bytes(first[:-1])  # as "\n".join(lines) leaves it

@@ -100,8 +100,11 @@ def _sections(path: str, length: int) -> Iterator[tuple[int, Iterator[Line]]]:
 def _lines(path: str, length: int) -> Iterator[Line]:
     for line in lines_in(path, length):
         at = second_begin(line.content)
-        if at:
-            yield line._replace(content=line.content[:at])
+        before = line.content[:at]
+        if before.startswith(BEGIN):  # it was to begin a thread, of which nothing follows
+            yield Line(line.number, b"", "it is cut off; its thread is left out")
+        elif at:
+            yield line._replace(content=before)
         yield line._replace(content=line.content[at:])
 
 
