@@ -141,6 +141,11 @@ def is_stateful(checkpoint_ns: str) -> bool:
     return ":" not in checkpoint_ns
 
 
+def state_around(checkpoint_ns: str) -> str:
+    """Return the namespace of the nearest graph around a subgraph that keeps its state."""
+    return checkpoint_ns.partition(":")[0].rpartition("|")[0]
+
+
 def depth_of(checkpoint_ns: str) -> int:
     """Return how many graphs there are around that of a namespace; 0 for the outermost."""
     return checkpoint_ns.count("|") + 1 if checkpoint_ns else 0

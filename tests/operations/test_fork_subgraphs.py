@@ -240,6 +240,49 @@ async def test_a_subgraph_that_is_called_after_a_question_is_run_and_not_taken_f
     assert done[-2:] == [["inner", "again"], ["call 0", "call 1"]]
 
 
+def asking_in_two(saver: ForkpointSaver, *, stops: bool) -> Any:
+    """A subgraph that asks, in one that keeps its state, which may stop before it."""
+    inmost = StateGraph(Sums)
+    inmost.add_node("begin", lambda _: {"items": ["begun"]})
+    inmost.add_node("ask", lambda _: {"items": [interrupt("inmost")]})
+    inmost.add_edge(START, "begin")
+    inmost.add_edge("begin", "ask")
+    between = StateGraph(Sums)
+    between.add_node("inmost", inmost.compile())
+    between.add_edge(START, "inmost")
+    builder = StateGraph(Sums)
+    builder.add_node("first", lambda _: {"items": ["first"]})
+    before = ["inmost"] if stops else None
+    builder.add_node("between", between.compile(checkpointer=True, interrupt_before=before))
+    builder.add_edge(START, "first")
+    builder.add_edge("first", "between")
+    return builder.compile(checkpointer=saver)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("history", ["head", "path"])
+async def test_a_subgraph_goes_on_that_waits_in_one_that_keeps_its_state_since_before_the_head(
+    history: str, stops: bool, saver: ForkpointSaver, store: Store
+) -> None:
+    """As in the thread, which an update has moved on meanwhile."""
+    graph = asking_in_two(saver, stops=stops)
+    graph.invoke({"items": []}, thread("thread"))
+    for _ in range(2):
+        graph.update_state(thread("thread"), {"items": ["update"]}, as_node="first")
+        graph.invoke(None, thread("thread"))
+    graph.update_state(thread("thread"), {"items": ["update"]}, as_node="first")
+    forks = [thread("thread")]
+    for _ in range(2):
+        forks.insert(0, saver.fork(forks[0], history=history))
+    for fork in forks:
+        RAN.clear()
+        (asked,) = graph.invoke(None, fork)["__interrupt__"]
+        assert asked.value == "inmost"
+        assert graph.invoke(Command(resume="yes"), fork)["items"][-2:] == ["begun", "yes"]
+        assert [name for _, name in RAN] == ["ask", "ask"]
+    assert store.problems(saver) == []
+
+
 async def test_a_fork_whose_id_is_given_as_no_string_says_that_it_cannot_go_on(
     two_turns: Caller, saver: ForkpointSaver
 ) -> None:

@@ -280,6 +280,31 @@ def test_a_page_of_a_thread_with_its_subgraphs_costs_the_same_however_many_there
     assert instructions(saver, page) < 1.2 * before
 
 
+def test_a_fork_does_not_look_at_old_calls_of_subgraphs(saver: SqliteSaver) -> None:
+    def put_in(ns: str, n: int) -> Any:
+        at: Any = {"configurable": {"thread_id": "thread", "checkpoint_ns": ns}}
+        return put(saver, {"n": n}, parent=at)
+
+    def put_calls(numbers: range) -> None:
+        for n in numbers:
+            put_in(f"state|sub:{n:05}", n)
+            put_in("state", n)
+            put_in(f"sub:{n:05}", n)
+            put_in(f"waiting|sub:{n:05}", n)
+            saver.put_writes(put_in("waiting", n), [("__interrupt__", n)], "task")
+            put(saver, {"n": n})
+
+    put_calls(range(20))
+    before = instructions(saver, lambda: saver.fork("thread"))
+    put_calls(range(20, 120))
+    assert instructions(saver, lambda: saver.fork("thread")) < 1.2 * before
+    put_in("waiting", 0)
+    for n in range(100):  # since what keeps its state has ended
+        put_in(f"sub:{n}", n)
+        put(saver, {"n": n})
+    assert instructions(saver, lambda: saver.fork("thread")) < 1.2 * before
+
+
 def test_a_deletion_does_not_look_at_what_snapshots_see_of_other_threads(
     saver: SqliteSaver,
 ) -> None:

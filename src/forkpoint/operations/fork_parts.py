@@ -218,12 +218,23 @@ def _described(source: Description, metadata: Mapping[str, Any]) -> Description:
 
 def _of_subgraphs(moment: Moment, row: CheckpointRow) -> list[CheckpointRow]:
     """Return the newest checkpoints of subgraphs with which the head of a thread goes on."""
-    # A subgraph that keeps no state has a namespace for each task: only one that runs matters.
-    return _newest(
-        head
-        for head in moment.heads
-        if langgraph_rules.is_stateful(head.checkpoint_ns) or head.checkpoint_id > row.checkpoint_id
-    )
+    heads, head_id = _newest(moment.heads), row.checkpoint_id
+    states = {
+        head.checkpoint_ns: head.checkpoint_id
+        for head in heads
+        if langgraph_rules.is_stateful(head.checkpoint_ns)
+    }
+
+    def goes_on(head: CheckpointRow) -> bool:
+        """Return whether a subgraph keeps its state, or is called by a task that goes on."""
+        if head.checkpoint_ns in states:
+            return True
+        # Its namespace is of one task. That is of the newest checkpoint of a graph around it, which
+        # may have waited there for long.
+        around = states.get(langgraph_rules.state_around(head.checkpoint_ns), head_id)
+        return head.checkpoint_id > min(head_id, around)
+
+    return [head for head in heads if goes_on(head)]
 
 
 def _before_step(moment: Moment, row: CheckpointRow) -> list[CheckpointRow]:

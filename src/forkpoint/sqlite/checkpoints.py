@@ -56,9 +56,17 @@ _ANY_RECEIPT, _ONE_RECEIPT = (
     f" AND w.task_id = '{NULL_TASK_ID}' AND w.idx = {RECEIPT} LIMIT 1"
     for at in ("", " AND w.checkpoint_id = ?")
 )
+_CALLS_SINCE = (
+    "forkpoint_checkpoints INDEXED BY forkpoint_checkpoints_nested"
+    " WHERE thread = :thread AND checkpoint_ns > '' AND checkpoint_id > states.head"
+    " AND checkpoint_ns > states.ns || '|' AND checkpoint_ns < states.ns || '}'"
+)
+"""What the subgraphs in one of the `states` have stored since its newest checkpoint."""
 # It goes from one namespace to the next through the index, however much there is in each. Those
 # with the ids of tasks in them, which have a colon, are as many as there were calls: it goes past
-# all that begin alike, and what of them is newer than the checkpoint is in another index.
+# all that begin alike, and what of them is newer than the checkpoint is in another index. There is
+# also what is newer than a subgraph around them that keeps its state, if a step of that was begun
+# and did not end: it has writes, or calls from before the graph itself went on.
 _SUBGRAPH_HEADS = (
     "WITH RECURSIVE namespaces (ns) AS ("
     " SELECT min(checkpoint_ns) FROM forkpoint_checkpoints"
@@ -68,10 +76,12 @@ _SUBGRAPH_HEADS = (
     " CASE instr(ns, ':') WHEN 0 THEN ns"
     " ELSE substr(ns, 1, instr(ns, ':')) || char(0x10ffff) END)"
     " FROM namespaces WHERE ns IS NOT NULL"
-    "), heads (ns, head) AS ("
+    "), states (ns, head) AS ("
     " SELECT ns, (SELECT max(checkpoint_id) FROM forkpoint_checkpoints"
     " WHERE thread = :thread AND checkpoint_ns = ns AND NOT hidden)"
     " FROM namespaces WHERE instr(ns, ':') = 0"
+    "), heads (ns, head) AS ("
+    " SELECT ns, head FROM states"
     " UNION SELECT ns, (SELECT max(checkpoint_id) FROM forkpoint_checkpoints"
     " WHERE thread = :thread AND checkpoint_ns = ns AND checkpoint_id < :before"
     " AND NOT hidden) FROM namespaces WHERE instr(ns, ':') = 0"
@@ -79,6 +89,14 @@ _SUBGRAPH_HEADS = (
     " INDEXED BY forkpoint_checkpoints_nested"
     " WHERE :is_head AND thread = :thread AND checkpoint_ns > '' AND checkpoint_id > :head"
     " AND NOT hidden GROUP BY checkpoint_ns"
+    f" UNION SELECT checkpoint_ns, max(checkpoint_id) FROM states CROSS JOIN {_CALLS_SINCE}"
+    " AND checkpoint_id < :head AND NOT hidden AND :is_head"
+    f" AND (EXISTS (SELECT 1 FROM forkpoint_writes WHERE thread = :thread AND idx > {RECEIPT}"
+    " AND checkpoint_ns = states.ns AND checkpoint_id = states.head)"
+    f" OR EXISTS (SELECT 1 FROM {_CALLS_SINCE} AND checkpoint_id <"
+    " (SELECT min(checkpoint_id) FROM forkpoint_checkpoints"
+    " WHERE thread = :thread AND checkpoint_ns = '' AND checkpoint_id > states.head)))"
+    " GROUP BY checkpoint_ns"
     f") SELECT {READ_CHECKPOINT} FROM heads JOIN forkpoint_checkpoints"
     " ON thread = :thread AND checkpoint_ns = ns AND checkpoint_id = head"
 )

@@ -182,7 +182,8 @@ class Moment(NamedTuple):
     """Whether the checkpoint is the newest of the graph itself, which has the namespace ""."""
     heads: Sequence[CheckpointRow]
     """The newest visible checkpoint of each namespace of a subgraph that keeps its state, and the
-    newest before a given id. Of other namespaces the newest, if it is newer than the head."""
+    newest before a given id. Of other namespaces the newest, if it is newer than the head, or than
+    the newest of the nearest graph around it that keeps its state."""
     described: Description
     checksums: bytes
     """Those of the thread's record."""
