@@ -54,6 +54,7 @@ async def test_an_owner_sees_their_own_threads_only(
         lambda c: c.runs.get("t", run["run_id"]),
         lambda c: c.runs.join("t", run["run_id"]),
         lambda c: c.runs.cancel("t", run["run_id"]),
+        lambda c: c.runs.cancel_many(thread_id="t", run_ids=[run["run_id"]]),
         lambda c: c.runs.delete("t", run["run_id"]),
     ]
     for call in calls:
@@ -102,6 +103,7 @@ async def test_without_a_key_nothing_is_answered(key: str | None, saver: Forkpoi
         answer = await client.post("/threads/search", json={})
         assert answer.status_code == (200 if key == "key-a" else 401)
         assert (await client.get("/ok")).json() == {"ok": True}
+        assert (await client.head("/ok")).status_code == 200
 
 
 async def test_any_function_tells_who_asks(saver: ForkpointSaver) -> None:

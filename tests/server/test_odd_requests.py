@@ -305,6 +305,7 @@ async def test_a_damaged_thread_is_deleted_and_keeps_no_other_from_that(
         elif how == "purge":
             assert (await client.post("/forkpoint/threads/b/purge")).status_code == 200
         else:
+            assert "is damaged" in await get(client, "delete", thread_id="b")
             assert (await post(client, "delete", thread_id="b")).status_code == 303
         assert (await client.delete("/threads/b")).status_code == 404
     assert ThreadCatalog(saver).count() == (0 if how == "prune" else 2)

@@ -163,6 +163,27 @@ async def test_a_second_run_ends_the_first(
     assert (await busy.runs.get("t", first["run_id"]))["status"] == "interrupted"
 
 
+@pytest.mark.parametrize("how", ["ids", "all", "pending"])
+async def test_runs_are_cancelled_together(how: str, busy: Any, gates: Gates) -> None:
+    first = await begin(busy, "wait")
+    await entered(gates)
+    second = await begin(busy, "you", multitask_strategy="enqueue")
+    ids = [first["run_id"], second["run_id"]]
+    if how == "ids":
+        await busy.runs.cancel_many(thread_id="t", run_ids=[*ids, "unknown"])
+    else:
+        await busy.runs.cancel_many(status=how)
+    gates.left.release()
+    ends = [await busy.runs.join("t", run_id) for run_id in ids]
+    assert ["__error__" in end for end in ends] == [how != "pending", True]
+    await busy.runs.cancel_many(status="all")  # there is none
+    with pytest.raises(NotFoundError):
+        await busy.runs.cancel_many(thread_id="t", run_ids=ids)
+    for unclear in ({}, {"run_ids": ids}, {"status": "all", "thread_id": "t"}):
+        with pytest.raises(UnprocessableEntityError, match="either a status"):
+            await busy.runs.cancel_many(**unclear)
+
+
 @pytest.mark.parametrize(("action", "left"), [("interrupt", 1), ("rollback", 0)])
 async def test_a_run_is_cancelled(action: Any, left: int, busy: Any, gates: Gates) -> None:
     run = await begin(busy, "wait")

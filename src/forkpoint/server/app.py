@@ -96,6 +96,7 @@ def create_app(
     ):
         app.include_router(routes.router)
     app.add_api_route("/ok", _ok, response_model=Json, tags=["server"])
+    app.add_api_route("/ok", _ok, methods=["HEAD"], include_in_schema=False)  # load balancers ask
     app.add_api_route("/info", _info, response_model=Json, tags=["server"])
     for kind in ANSWERED:
         app.add_exception_handler(kind, _failed)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from typing_extensions import Self
 
 Strategy = Literal["delete", "keep_latest"]
 MultitaskStrategy = Literal["reject", "enqueue", "interrupt", "rollback"]
@@ -240,6 +241,21 @@ class NewRun(Body):
         if self.place.checkpoint_id or goes_on:
             return False
         return given is not None and not _has_answers(given)
+
+
+class RunsToCancel(Body):
+    """Which runs: these on a thread, or all of a status."""
+
+    thread_id: Identifier | None = None
+    run_ids: Annotated[list[str], Field(max_length=10_000)] | None = None
+    status: Literal["pending", "running", "all"] | None = None
+
+    @model_validator(mode="after")
+    def _are_named_in_one_way(self) -> Self:
+        names = [name for name in (self.thread_id, self.run_ids) if name is not None]
+        if len(names) != (2 if self.status is None else 0):
+            raise ValueError("either a status, or a thread_id and its run_ids")
+        return self
 
 
 class ThreadReply(BaseModel):

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 
 from forkpoint.catalog.threads import Thread, ThreadFilter
-from forkpoint.errors import CheckpointNotFound
+from forkpoint.errors import CheckpointNotFound, CorruptChunk
 from forkpoint.results import STATUSES, ChannelDiff, FamilyNode
 from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json
@@ -256,7 +256,12 @@ async def ask_rollback(request: PageRequest, thread_id: Text, checkpoint_id: Tex
 @router.get("/pages/delete")
 async def ask_delete(request: PageRequest, thread_id: Text) -> Response:
     """Ask whether a thread is to be deleted."""
-    return render(request.http, "delete.html", thread=await request.thread(thread_id))
+    thread: Thread | None = None
+    try:
+        thread = await request.thread(thread_id)
+    except CorruptChunk:  # it can be deleted all the same
+        await request.check_thread(thread_id)
+    return render(request.http, "delete.html", thread_id=thread_id, thread=thread)
 
 
 @router.get("/pages/login")

@@ -31,6 +31,7 @@ RunId = InPath
 ThreadModes = Annotated[
     list[Literal["run_modes", "lifecycle", "state_update"]] | None, LISTED, Query()
 ]
+CancelAction = Annotated[Literal["interrupt", "rollback"], Query()]
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _HEARTBEAT_SECONDS = 5
 
@@ -161,21 +162,41 @@ async def cancel(
     thread_id: ThreadId,
     run_id: RunId,
     wait: Annotated[bool, Query()] = False,
-    action: Annotated[str, Query(pattern="^(interrupt|rollback)$")] = "interrupt",
+    action: CancelAction = "interrupt",
 ) -> Json:
     """Cancel a run. With `rollback`, all that it stored is removed."""
     run = request.server.runs.find(request, thread_id, run_id)
-    is_too_late = run is None or run.is_over
-    if run is not None and not is_too_late:
-        if action == "rollback":
-            is_too_late = not await request.server.runs.roll_back(request, run)
-        else:
-            run.cancel()
-    if run is None or is_too_late:
+    if run is None or not await _has_cancelled(request, run, action):
         raise HTTPException(404, "No runs found to cancel.")
     if wait:
         await run.join()
     return {}
+
+
+@router.post("/runs/cancel", status_code=204, response_class=Response)
+async def cancel_many(
+    request: Request, body: bodies.RunsToCancel, action: CancelAction = "interrupt"
+) -> None:
+    """Cancel runs of this process: some on a thread, or all that wait or go on."""
+    if body.status is None:
+        on_thread = request.server.runs.of_thread(request, body.thread_id or "")
+        runs = [run for run in on_thread if run.run_id in (body.run_ids or ())]
+    else:
+        statuses = ("pending", "running") if body.status == "all" else (body.status,)
+        runs = [run for run in request.server.runs.of(request) if run.status in statuses]
+    cancelled = [await _has_cancelled(request, run, action) for run in runs]
+    if body.status is None and not any(cancelled):
+        raise HTTPException(404, "No runs found to cancel.")
+
+
+async def _has_cancelled(request: Request, run: Run, action: str) -> bool:
+    """Cancel a run, and return false if it has ended before."""
+    if run.is_over:
+        return False
+    if action == "rollback":
+        return await request.server.runs.roll_back(request, run)
+    run.cancel()
+    return True
 
 
 @router.delete("/threads/{thread_id}/runs/{run_id}", status_code=204, response_class=Response)

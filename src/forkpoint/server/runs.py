@@ -67,7 +67,11 @@ class Runs:
 
     def of_thread(self, request: RequestScope, thread_id: str) -> list[Run]:
         """Return the runs on a thread that the owner began, the newest first."""
-        return [run for run in reversed(self._on(thread_id)) if run.owner == request.owner]
+        return [run for run in self.of(request) if run.thread_id == thread_id]
+
+    def of(self, request: RequestScope) -> list[Run]:
+        """Return the runs that the owner began, the newest first."""
+        return [run for run in reversed(self._runs.values()) if run.owner == request.owner]
 
     def find(self, request: RequestScope, thread_id: str, run_id: str) -> Run | None:
         """Return a run on a thread, if this process has it, and its owner asks."""
