@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +338,22 @@ async def test_calls_of_a_process_wait_for_each_other_though_they_may_not_wait_f
     assert all(future.result() for future in put_at_once)
     saver.close()
     connection.close()
+
+
+@pytest.mark.parametrize("world", ["sync", "async"])
+async def test_a_lease_that_ends_while_somebody_writes_is_released_after_that(
+    world: str, open_saver: Open, writer: Writer
+) -> None:
+    async with open_saver(busy_timeout=0) as saver:
+        catalog = ThreadCatalog(saver)
+        options: Any = {"if_busy": "wait", "ttl": timedelta(hours=1)}
+        lease = await catalog.run("thread", **options).__aenter__()
+        writer.begin()
+        with pytest.raises(StorageBusy):
+            lease.__exit__() if world == "sync" else await lease.__aexit__()
+        writer.end()
+        async with catalog.run("thread", **options, timeout=timedelta(seconds=LIMIT)):
+            pass
 
 
 def test_a_connection_that_is_passed_keeps_its_own_busy_timeout(path: Path, writer: Writer) -> None:

@@ -19,6 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -175,16 +176,16 @@ class Lease:
         """Release what an attempt has got that raises an error."""
         self._has_asked = False
         is_known = isinstance(error, ForkpointError)  # else an interrupt: it may have begun unseen
-        self._runner.run(self._release if is_known else self._release_unseen)
+        self._give_back(self._release if is_known else self._release_unseen)
 
     def __exit__(self, *_: object) -> None:
         self._has_asked = False
         try:
-            self._runner.run(self._release)
+            self._give_back(self._release)
         except ForkpointError:
             raise
         except BaseException:  # an interrupt, maybe before the lease was released
-            self._runner.run(self._release)
+            self._give_back(self._release)
             raise
 
     def ask(self) -> bool:
@@ -235,7 +236,37 @@ class Lease:
 
     async def __aexit__(self, *_: object) -> None:
         self._has_asked = False
-        await completed(self._runner.arun(self._release))
+        await completed(self._agive_back())
+
+    def _give_back(self, end: Callable[[], None]) -> None:
+        """Run an operation that ends the lease, or leaves the queue; again later if it fails."""
+        try:
+            self._runner.run(end)
+        except (StorageBusy, StorageUnavailable):
+            self._give_back_later()
+            raise
+
+    async def _agive_back(self) -> None:
+        try:
+            await self._runner.arun(self._release)
+        except (StorageBusy, StorageUnavailable):
+            self._give_back_later()
+            raise
+
+    def _give_back_later(self) -> None:
+        """End the lease, or leave the queue, once the store is there again: others wait for it."""
+        end: partial[None]
+        if self._grant is not None:
+            end = partial(release, self._context, self._grant)
+        elif self._request.if_busy == "wait":
+            end = partial(leave_queue, self._context, self.thread_id, self.holder)
+        else:
+            return
+        args, name = (self._runner, self._request.ttl, end), "forkpoint lease ending"
+        with suppress(NoWorkerThread):
+            start_thread(
+                threading.Thread(target=_repeat_until_done, args=args, name=name, daemon=True)
+            )
 
     # Operations. Each notes on the lease what it did: its caller may be cancelled meanwhile.
 
@@ -266,7 +297,7 @@ class Lease:
             return
         self._end()
         if self._process == os.getpid():  # a forked child leaves the lease to its parent
-            self._give_back(release, self._context, self._grant)
+            release(self._context, self._grant)
         self._is_released = True
 
     def _release_unseen(self) -> None:
@@ -282,20 +313,7 @@ class Lease:
 
     def _leave_queue(self) -> None:
         if self._request.if_busy == "wait":
-            self._give_back(leave_queue, self._context, self.thread_id, self.holder)
-
-    def _give_back(self, end: Callable[..., None], *args: Any) -> None:
-        """End a lease or leave the queue; later, if the store is away: others wait for that."""
-        try:
-            end(*args)
-        except (StorageBusy, StorageUnavailable):
-            args = self._runner, self._request.ttl, end, *args
-            name = "forkpoint lease ending"
-            with suppress(NoWorkerThread):
-                start_thread(
-                    threading.Thread(target=_give_back_later, args=args, name=name, daemon=True)
-                )
-            raise
+            leave_queue(self._context, self.thread_id, self.holder)
 
     def _check_new(self) -> None:
         if self._grant is not None and not self._has_asked:
@@ -374,7 +392,7 @@ def _renew(reference: weakref.ref[Lease], ended: threading.Event, ttl: int) -> N
         del lease
 
 
-def _give_back_later(runner: Runner, ttl: int, end: Callable[..., None], *args: Any) -> None:
+def _repeat_until_done(runner: Runner, ttl: int, end: Callable[[], None]) -> None:
     """Try to end a lease, or to leave the queue, until that has ended by itself."""
     until = time.monotonic() + ttl / 1_000_000
     pause, longest = _PAUSES_SECONDS
@@ -382,7 +400,7 @@ def _give_back_later(runner: Runner, ttl: int, end: Callable[..., None], *args: 
         time.sleep(pause)
         pause = min(2 * pause, longest)
         try:
-            runner.run(end, *args)
+            runner.run(end)
         except SaverClosed:
             return
         except ForkpointError:
