@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -67,6 +68,15 @@ def test_a_zone_of_dateutil_comes_back(value: Any) -> None:
     (restored,) = serde.loads_typed(serde.dumps_typed([value]))
     assert restored == value
     assert (type(restored), repr(restored)) == (type(value), repr(value))
+
+
+def test_a_zone_comes_back_before_anybody_has_imported_dateutil(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored = SafeSerializer().dumps_typed([dateutil.tz.UTC, dateutil.tz.tzoffset("there", -3600)])
+    for module in ("dateutil", "dateutil.tz", "dateutil.tz.tz"):
+        monkeypatch.delitem(sys.modules, module)
+    assert str(SafeSerializer().loads_typed(stored)) == "[tzutc(), tzoffset('there', -3600)]"
 
 
 @pytest.mark.parametrize("value", [pandas.DataFrame({"a": [1]}), pandas.Series([1])])

@@ -1,6 +1,6 @@
 """Arrays and numbers of NumPy, times of pandas, zones of dateutil.
 
-None of them is imported unless a value is of it.
+None of them is imported unless a value is of it, and pandas not even where one is read.
 
 Each is the MessagePack extension of code 39, an array that begins with its name:
 
@@ -27,6 +27,7 @@ from __future__ import annotations
 import datetime
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from forkpoint.encoding.contents import CannotStore, Described, only
@@ -228,11 +229,16 @@ def _pandas() -> Any:
 
 
 def _restore_utc() -> Any:
-    return sys.modules["dateutil.tz.tz"].tzutc()
+    return _dateutil().tzutc()
 
 
 def _restore_offset(name: Any, offset: Any) -> Any:
-    return sys.modules["dateutil.tz.tz"].tzoffset(name, only(offset, datetime.timedelta))
+    return _dateutil().tzoffset(name, only(offset, datetime.timedelta))
+
+
+def _dateutil() -> Any:
+    """Return dateutil, which most graphs import late: with boto3, say, and where a tool runs."""
+    return import_module("dateutil.tz.tz")
 
 
 _RESTORERS: dict[str, Callable[..., Any]] = {
