@@ -237,6 +237,8 @@ OVERWRITE = "__overwrite__"
 
 # Versions of channels
 
+_DIGITS = 32
+
 
 def version_number(version: str) -> int | None:
     """Return the number that a version begins with; None if it begins with none."""
@@ -247,6 +249,12 @@ def version_number(version: str) -> int | None:
         return None
 
 
+def is_text_version(version: str) -> bool:
+    """Return whether a version is of the kind that `text_version` returns."""
+    number, point, _ = version.partition(".")
+    return point == "." and len(number) == _DIGITS and number.isdecimal()
+
+
 def text_version(number: int) -> str:
     """Return a version as those savers write it whose versions are strings."""
-    return f"{number:032}.{random.random():016}"
+    return f"{number:0{_DIGITS}}.{random.random():016}"

@@ -36,6 +36,11 @@ async def outcome(graph: Any, *given: Any) -> Any:
         return str(error).partition("During task")[0]
 
 
+def numbers(versions: dict[str, Any]) -> dict[str, int]:
+    """Return versions of channels as an import brings those of the official savers."""
+    return {name: int(str(version)[:32]) for name, version in versions.items()}
+
+
 def told(saver: Any, thread_id: str = "thread") -> list[Any]:
     """Return what a saver tells of each checkpoint of a thread, with the writes of each task."""
     found = []
@@ -43,9 +48,12 @@ def told(saver: Any, thread_id: str = "thread") -> list[Any]:
         writes: dict[str, list[Any]] = {}
         for task_id, channel, value in each.pending_writes:
             writes.setdefault(task_id, []).append((channel, plain(value)))
-        checkpoint = plain(each.checkpoint)
-        if "counters_since_delta_snapshot" in each.metadata:  # then versions become numbers
-            del checkpoint["channel_versions"], checkpoint["versions_seen"]
+        seen = each.checkpoint["versions_seen"]
+        checkpoint = {
+            **plain(each.checkpoint),
+            "channel_versions": numbers(each.checkpoint["channel_versions"]),
+            "versions_seen": {node: numbers(versions) for node, versions in seen.items()},
+        }
         found.append(
             (
                 each.config["configurable"].get("checkpoint_ns", ""),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -19,15 +20,27 @@ from langgraph.types import Send
 from checking import config
 from forkpoint import InvalidInput, MissingLibrary, SourceError, SqliteSaver, ThreadCatalog
 from forkpoint.langgraph_rules import COUNTERS, SENT_TASKS
+from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.transfer import TransferProgress, import_threads
-from graphs import THREAD
+from graphs import THREAD, append_all
 from officials import official
 from servers import ReplicaSet
-from transferring import checkpoint_in, told
+from stores import Store
+from transferring import checkpoint_in, numbers, told
 
 
 class Counts(TypedDict):
     counts: Annotated[list[int], add]
+
+
+class Lists(TypedDict, total=False):
+    items: Annotated[list[str], add]
+    log: Annotated[list[str], add]
+
+
+class DeltaLists(TypedDict, total=False):
+    items: Annotated[list[str], add]
+    log: Annotated[list[str], DeltaChannel(append_all)]
 
 
 @pytest.fixture
@@ -131,8 +144,44 @@ def test_tasks_that_were_sent_in_an_old_format_wait_in_the_store_too(
     imported = second.get(THREAD)
     assert imported is not None
     assert imported["channel_values"] == waiting["channel_values"]
-    assert imported["channel_versions"] == waiting["channel_versions"]
+    assert imported["channel_versions"] == numbers(waiting["channel_versions"])
     assert built(second).invoke(None, THREAD) == {"counts": [0, 1, 2]}
+
+
+def test_a_graph_whose_channel_became_a_delta_channel_travels_to_before_its_first_value(
+    saver: ForkpointSaver, store: Store
+) -> None:
+    """LangGraph asks the saver for a first version, which it compares with those that came."""
+
+    def built(saver: Any, state: type) -> Any:
+        builder: Any = StateGraph(state)
+        builder.add_node("first", lambda _: {"log": ["first"]})
+        builder.add_node("second", lambda state: {"items": state["log"], "log": ["second"]})
+        builder.add_edge(START, "first")
+        builder.add_edge("first", "second")
+        return builder.compile(checkpointer=saver)
+
+    theirs = InMemorySaver()
+    built(theirs, Lists).invoke({"items": ["given"]}, THREAD)
+    assert import_threads(theirs, saver, kind="saver", verify=True).is_complete
+    for each in (theirs, saver):
+        graph = built(each, DeltaLists)
+        before = next(one for one in graph.get_state_history(THREAD) if one.next == ("first",))
+        done = {"items": ["given", "first"], "log": ["first", "second"]}
+        assert graph.invoke(None, before.config) == done
+        assert graph.get_state(THREAD).values == done
+    assert store.problems(saver) == []
+
+
+@pytest.mark.parametrize("versions", [("1.1", "1.2"), ("a", "b")])
+def test_versions_of_another_shape_stay(versions: tuple[str, str], second: SqliteSaver) -> None:
+    """They may begin with the same number."""
+    theirs = InMemorySaver()
+    made: Any = {**empty_checkpoint(), "channel_values": {"n": 1, "m": 2}}
+    made["channel_versions"] = dict(zip("nm", versions, strict=True))
+    theirs.put(config(), made, {}, made["channel_versions"])
+    assert import_threads(theirs, second, kind="saver", verify=True).is_complete
+    assert second.get(config()) == made
 
 
 def test_checkpoints_whose_ids_tell_no_time_are_imported(second: SqliteSaver) -> None:

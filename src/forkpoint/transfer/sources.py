@@ -26,6 +26,7 @@ from forkpoint.errors import ForkpointError, InvalidInput, SourceError, ThreadNo
 from forkpoint.json_text import as_json
 from forkpoint.langgraph_rules import (
     COUNTERS,
+    is_text_version,
     made_at,
     status_of,
     version_number,
@@ -317,16 +318,19 @@ def _at(thread_id: str, place: Place) -> Iterator[None]:
 def _comparable(checkpoint: Mapping[str, Any], metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a checkpoint whose graph can go on with versions of channels that forkpoint counts.
 
-    For a `DeltaChannel` that was never written to, LangGraph asks the saver for a first version,
-    and compares that with the others, which the official savers have as strings.
+    For a `DeltaChannel` that has none, LangGraph asks the saver for a first version, and compares
+    that with the others, which the official savers have as strings. A graph may get such channels
+    later. Each of those strings begins with a higher number than the ones before it.
     """
-    if COUNTERS not in metadata:
+    versions = checkpoint.get("channel_versions", {})
+    texts = [version for version in versions.values() if isinstance(version, str)]
+    if COUNTERS not in metadata and not (texts and all(map(is_text_version, texts))):
         return checkpoint
     seen = mapping(checkpoint.get("versions_seen") or {}, "checkpoint['versions_seen']")
     return {
         **checkpoint,
-        "channel_versions": _numbers(checkpoint.get("channel_versions", {})),
-        "versions_seen": {node: _numbers(versions) for node, versions in seen.items()},
+        "channel_versions": _numbers(versions),
+        "versions_seen": {node: _numbers(of_node) for node, of_node in seen.items()},
     }
 
 
