@@ -76,7 +76,9 @@ class World:
         finally:
             for thread in list(catalog.walk()):  # by the server, which ends the runs as well
                 place = f"/threads/{quote(thread.thread_id, safe='')}"
-                self.client.delete(place, headers={"x-user": who}).raise_for_status()
+                answer = self.client.delete(place, headers={"x-user": who})
+                if answer.status_code != 404:  # that of a run without a thread ends with it
+                    answer.raise_for_status()
 
 
 @contextmanager
