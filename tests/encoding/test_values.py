@@ -539,7 +539,7 @@ def test_an_enum_has_no_fields_for_an_alias_to_change() -> None:
         {"types": [Money]},
         {"types": [{"Order": Base}]},
         {"types": [{("a", "B"): "Base"}]},
-        {"types": [TypeCodec(Money, "m", 1, Money)]},
+        {"types": [TypeCodec(Money, "m", 1, Money)]},  # type: ignore[arg-type]
         {"types": [TypeCodec(tuple, "m", list, tuple)]},
         {"types": [MONEY, TypeCodec(int, MONEY.name, str, int)]},
         {"types": [MONEY, TypeCodec(Order, MONEY.name, str, Order)]},

@@ -11,7 +11,7 @@ import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph import START, StateGraph
 from langgraph_sdk.client import LangGraphClient
-from langgraph_sdk.errors import UnprocessableEntityError
+from langgraph_sdk.errors import NotFoundError, UnprocessableEntityError
 
 from calling import calling
 from forkpoint import ThreadCatalog
@@ -48,6 +48,18 @@ async def test_a_run_begins_at_the_checkpoint_that_is_named(how: str, client: An
     }
     values = await client.runs.wait("t", "chat", input=said("three"), **place[how])
     assert texts(values) == ["one", "Hello one", "three", "Hello three"]
+
+
+async def test_nothing_begins_at_a_checkpoint_that_is_not_there(client: Any) -> None:
+    """A graph would begin anew there, and the thread go on without its history."""
+    await client.runs.wait("t", "chat", input=said("one"))
+    missing: Any = {"checkpoint_id": "nothing"}
+    with pytest.raises(Exception, match="CheckpointNotFound: thread 't' has no checkpoint"):
+        await client.runs.wait("t", "chat", input=said("two"), **missing)
+    with pytest.raises(NotFoundError, match="has no checkpoint 'nothing'"):
+        await client.threads.update_state("t", {"turns": 5}, **missing)
+    assert texts((await client.threads.get_state("t"))["values"]) == ["one", "Hello one"]
+    assert (await client.threads.get("t"))["status"] == "idle"
 
 
 async def test_an_update_of_a_command_may_be_pairs(client: Any) -> None:

@@ -32,7 +32,7 @@ from forkpoint.server.log import Log
 from forkpoint.server.message_parts import MessageParts
 from forkpoint.server.protocol import AllModes, Event, events_of
 from forkpoint.server.requests import RequestScope, release
-from forkpoint.server.states import command_of, config_at
+from forkpoint.server.states import check_checkpoint, command_of, config_at
 from forkpoint.server.thread_streams import ThreadStreams, as_text
 
 _PATIENCE_SECONDS = 5
@@ -270,6 +270,7 @@ class Run:
             running = [other for other in others if other.status == "running"]
             await ended(running, _PATIENCE_SECONDS)
         await self._find_question()
+        await check_checkpoint(self._catalog.saver, self.thread_id, self.body.place)
         self.status, self.updated_at = "running", _now()
         self._publish("metadata", {"run_id": self.run_id, "attempt": 1})
         if self._options.sends_events:

@@ -12,7 +12,7 @@ from langgraph.types import Command, Send, StateSnapshot
 from langgraph.types import StateUpdate as Update
 
 from forkpoint.catalog.leases import Lease
-from forkpoint.errors import ForkpointError
+from forkpoint.errors import CheckpointNotFound, ForkpointError
 from forkpoint.langgraph_rules import ERROR, INTERRUPT, is_internal
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import bodies
@@ -66,6 +66,7 @@ async def update_state(request: Request, thread_id: ThreadId, body: bodies.State
     place = body.checkpoint or bodies.CheckpointPlace()
     place = place.model_copy(update={"checkpoint_id": body.checkpoint_id or place.checkpoint_id})
     async with request.lease(thread_id) as lease:
+        await check_checkpoint(request.catalog.saver, thread_id, place)
         config = config_at(thread_id, place, lease.config["configurable"])
         with _refusals():
             written = await graph.aupdate_state(config, body.values, body.as_node)
@@ -110,6 +111,21 @@ async def graph_of(request: Request, thread_id: str) -> Graph | None:
     """
     thread = await request.thread(thread_id)
     return request.find_graph(thread.metadata.get("graph_id"))
+
+
+async def check_checkpoint(
+    saver: ForkpointSaver, thread_id: str, place: bodies.CheckpointPlace
+) -> None:
+    """Check that there is the checkpoint that a place names: without it a graph begins anew.
+
+    Raises:
+        CheckpointNotFound: There is none.
+    """
+    if not place.checkpoint_id or place.checkpoint_ns:  # of a subgraph, that knows its own
+        return
+    stored = await saver.aget_tuple(config_at(thread_id, place, {"checkpoint_ns": ""}))
+    if stored is None:
+        raise CheckpointNotFound(f"thread {thread_id!r} has no checkpoint {place.checkpoint_id!r}")
 
 
 async def read_stored(saver: ForkpointSaver, thread_id: str) -> Json | None:
