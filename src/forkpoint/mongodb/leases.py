@@ -52,9 +52,8 @@ class MongoLeases(interface.Leases):
         is_next = {"$in": [{"$ifNull": [{"$first": _QUEUE_NAMES}, name]}, [name]]}
         is_free = {"$and": [{"$not": [LEASED]}, is_next if waits else True]}
         free = [{"$expr": is_held}, {"$expr": is_free}]
-        step = 1 + secrets.randbelow(_LARGEST_STEP)
         change: Document = {
-            "fence": {"$cond": [is_held, "$fence", {"$add": ["$fence", step]}]},
+            "fence": {"$cond": [is_held, "$fence", {"$add": ["$fence", _step()]}]},
             "lease_since": NOW,
             "lease_until": {"$add": [NOW, ttl]},
             "lease_holder": name,
@@ -99,6 +98,10 @@ class MongoLeases(interface.Leases):
             {**record_of(thread), "deleted_at": None, "fence": fence},
             lambda match: self._commands.update(match, {"$set": ended}),
         )
+
+
+def _step() -> int:
+    return 1 + secrets.randbelow(_LARGEST_STEP)
 
 
 def _queue_without(name: Document) -> Document:
