@@ -130,6 +130,30 @@ def test_a_thread_behind_a_first_line_that_was_cut_off_is_restored(
     assert counts_of(second) == {"a": 3, "b": 3} if before else {"b": 3}
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("damaged", [slice(0, 5), slice(-9, None)])
+def test_damage_at_an_end_of_a_thread_keeps_no_other_from_being_restored(
+    damaged: slice, name: str, second: SqliteSaver, tmp_path: Path
+) -> None:
+    first, last = two_archives(second, tmp_path, 9, Path(name).suffix)
+    content = bytearray(first)
+    content[damaged] = b"\0" * len(content[damaged])
+    (tmp_path / name).write_bytes(content + last)
+    report = restore_threads(second, tmp_path / name)
+    assert report.damaged
+    assert counts_of(second)["b"] == 3
+
+
+def test_a_thread_is_restored_that_has_something_else_before_it(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    first, last = two_archives(second, tmp_path, 9)
+    (tmp_path / "joined").write_bytes(first + b"else" + last)
+    report = restore_threads(second, tmp_path / "joined")
+    assert (report.threads, len(report.damaged)) == (2, 1)
+    assert counts_of(second) == {"a": 3, "b": 3}
+
+
 def test_a_last_line_without_its_newline_stays(second: SqliteSaver, tmp_path: Path) -> None:
     first, last = two_archives(second, tmp_path, 9)
     (tmp_path / "joined").write_bytes(first[:-1])  # as "\n".join(lines) leaves it

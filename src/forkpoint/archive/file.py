@@ -258,8 +258,11 @@ def _opened_to_read(path: str, length: int | None = None) -> FileIO:
 
 def _contents(file: FileIO, path: str) -> Iterator[bytes | Exception]:
     try:
-        compression = compression_in(file.read(4))
+        begin = file.read(4)
         file.seek(0)
+        compression = compression_in(begin)
+        if compression is None and not begin.startswith(_ANY_LINE):  # its begin may be damaged
+            compression = compression_of(path)
         if compression is not None:
             yield from decompressed(file, compression, BEGIN)
             return

@@ -98,10 +98,10 @@ def _verified(line: bytes) -> tuple[bytes, bytes]:
 def second_begin(line: bytes) -> int:
     """Return where in a line another thread begins; 0 if none does.
 
-    It does where the line before was cut off: archives were joined, of which one was not whole.
+    It does where the end of the line before is missing, as if archives were joined of which one
+    was not whole. In a line there is no other space behind a colon, and quotes in it are escaped.
     """
-    at = line.rfind(BEGIN)
-    return at if at > 0 and not is_whole(line) else 0
+    return max(0, line.rfind(BEGIN))
 
 
 def is_whole(line: bytes) -> bool:
