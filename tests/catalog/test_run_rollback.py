@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,19 @@ def test_what_was_before_is_not_trusted(before: Any, store: Store, saver: Forkpo
             except CorruptChunk:
                 return
             assert answers in ([], [("task", "__resume__", ["a"])])
+
+
+def test_a_run_is_rolled_back_whatever_the_fence_of_its_lease(
+    saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fence goes up by a number that nobody guesses, and may take more than 32 bits."""
+    monkeypatch.setattr(secrets, "randbelow", lambda bound: bound - 1)
+    catalog, head = ThreadCatalog(saver), put(saver, {"n": 1})
+    with catalog.run("thread") as lease:
+        under: Any = {"configurable": {**head["configurable"], **lease.config["configurable"]}}
+        saver.put(under, checkpoint({"n": 2}), {}, {"n": 2})
+        with catalog.run("thread", if_busy="rollback"):
+            assert value_of(saver.get_tuple(config())) == {"n": 1}
 
 
 @pytest.mark.in_turns

@@ -334,7 +334,7 @@ def withdraw(context: Context, thread_id: str, lease: LeaseRow) -> Steps[None]:
         row = session.records.get(thread_id)
         if row is None or row.fence != lease.fence or lease.rollback_from is None:
             raise StaleLease(stale_lease(thread_id))
-        if type(lease.rollback_from) is not int:
+        if not isinstance(lease.rollback_from, int):
             raise CorruptChunk(f"the record of thread {thread_id!r} is not what was written")
         fences = range(lease.rollback_from, lease.fence)
         places = set(session.checkpoints.stored_under(row.thread, fences))
