@@ -50,7 +50,8 @@ class SqliteSaver(ForkpointSaver):
             `"normal"`, the crash of the process.
         busy_timeout: For how many seconds a call waits while another process or connection writes,
             before it raises `StorageBusy`. By default 60, or what a connection that is passed has
-            as its own. Reads do not wait for those who write.
+            as its own. Reads do not wait for those who write. For other calls of this process on
+            its connection it waits as long, but for 10 seconds at least.
         ttl: How long after its last activity a thread expires that is made without saying so, as
             graphs make them. By default, and with None, never. See `ThreadCatalog.sweep`.
         on_expiry: What a sweep does with such a thread then: `"delete"` it, or `"keep_latest"`.
