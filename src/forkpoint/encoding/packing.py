@@ -33,8 +33,8 @@ _TOO_LARGE = "is too large for how deep it is nested"
 _LEVELS_OF_EXCEPTIONS = 4  # within what they hold, texts stand for what cannot be stored
 
 
-class _Thread(threading.local):
-    """What each thread that packs keeps.
+class _Packing:
+    """How far a thread is that packs.
 
     Attributes:
         depth: In how many extensions it is.
@@ -44,11 +44,19 @@ class _Thread(threading.local):
         held: How many bytes will be held at once to restore what is in the last of them.
     """
 
-    depth = 0
-    interrupt: BaseException | None = None
-    exceptions: frozenset[int] = frozenset()
-    objects = 0
-    held = 0
+    __slots__ = ("depth", "exceptions", "held", "interrupt", "objects")
+
+    def __init__(self) -> None:
+        self.depth = self.objects = self.held = 0
+        self.interrupt: BaseException | None = None
+        self.exceptions: frozenset[int] = frozenset()
+
+
+class _Thread(threading.local):
+    """What each thread that packs keeps. It is looked up once for each object."""
+
+    def __init__(self) -> None:
+        self.packing = _Packing()
 
 
 class Packer:
@@ -94,19 +102,19 @@ class Packer:
                 try:
                     own = copied(value)
                 except Exception:  # noqa: BLE001 - of a metaclass, or of a key
-                    return self._pack_piecewise(value, "", self._thread.depth)
+                    return self._pack_piecewise(value, "", self._thread.packing.depth)
         try:
             if packed is None:
                 packed = ormsgpack.packb(own, default=self._extension, option=PLAIN_ONLY)
         except TypeError:  # a key that is no string, say; or something that cannot be stored
-            interrupt = self._thread.interrupt
+            interrupt = self._thread.packing.interrupt
             if interrupt is not None:
-                self._thread.interrupt = None
+                self._thread.packing.interrupt = None
                 raise interrupt from None
-            return self._pack_piecewise(value, "", self._thread.depth)
+            return self._pack_piecewise(value, "", self._thread.packing.depth)
         if may_hold_bytes(packed) and holds_buffer(own):
             # By its marks it may hold bytes, and it does.
-            return self._pack_piecewise(value, "", self._thread.depth)
+            return self._pack_piecewise(value, "", self._thread.packing.depth)
         return packed
 
     def pack_object(self, value: Any) -> bytes:
@@ -121,22 +129,24 @@ class Packer:
         return chunking.extension_header(code, len(packed)) + packed
 
     def _extension(self, value: Any) -> Any:
-        thread = self._thread
-        depth, objects = thread.depth, thread.objects
+        thread = self._thread.packing
+        depth, objects, beside = thread.depth, thread.objects, thread.held
         try:
             thread.depth = depth + 1
             if depth > _DEEPEST:
                 raise CannotStore(f"is nested more than {_DEEPEST} levels deep")
             if issubclass(type(value), BaseException):  # whatever it says of its class
                 return self._tree(value, "", 0)
-            before = self._begin_object()
+            thread.objects, thread.held = objects + 1, 0
             if type(value) is tuple:  # as `_describe` says, without the detour
                 elements, code = list(value), builtin_values.TUPLE
                 packed = self.pack(elements, holds_no_others(elements))
             else:
                 code, content = self._describe(value)
                 packed = _packed(code, content, self.pack)
-            if self._is_too_large(packed, before):
+            if len(packed) <= LARGE:  # as is what it holds: `_is_too_large` would say no
+                thread.held = beside
+            elif self._is_too_large(packed, (objects, beside)):
                 raise CannotStore(_TOO_LARGE)
             return ormsgpack.Ext(code, packed)
         except BaseException as error:
@@ -148,7 +158,7 @@ class Packer:
 
     def _begin_object(self) -> tuple[int, int]:
         """Begin to pack an object, and return what `_is_too_large` is given after that."""
-        thread = self._thread
+        thread = self._thread.packing
         before = thread.objects, thread.held
         thread.objects, thread.held = thread.objects + 1, 0
         return before
@@ -158,7 +168,7 @@ class Packer:
 
         If the object is in another one, that is seen at the end of that.
         """
-        thread = self._thread
+        thread = self._thread.packing
         held = thread.held + (len(packed) if len(packed) > LARGE else 0)
         thread.objects, beside = before
         thread.held = max(beside, held) if thread.objects else 0
@@ -188,14 +198,14 @@ class Packer:
         return object_values.describer_of(name, kind)
 
     def _pack_piecewise(self, value: Any, path: str, depth: int) -> bytes:
-        objects = self._thread.objects
+        objects = self._thread.packing.objects
         try:
             tree = self._tree(value, path, depth)
             return ormsgpack.packb(tree, option=_PIECEWISE)
         except RecursionError:
             raise _refused(path[:80], value, "is nested too deep") from None
         finally:
-            self._thread.objects = objects
+            self._thread.packing.objects = objects
 
     def _tree(self, value: Any, path: str, depth: int) -> Any:
         """Return a value that packs as this one, made of what MessagePack has."""
@@ -220,7 +230,7 @@ class Packer:
         code, content = self._described(value, path)
         if _is_whole(code, content):
             return ormsgpack.Ext(code, content)
-        if id(value) in self._thread.exceptions:  # it holds itself
+        if id(value) in self._thread.packing.exceptions:  # it holds itself
             return self._text_of(value)
         before = self._begin_object()
         if issubclass(kind, BaseException) and code == object_values.OBJECT:
@@ -253,22 +263,22 @@ class Packer:
 
     def _exception(self, value: BaseException, content: list[Any], depth: int) -> bytes:
         """Return the content of an exception, packed, whatever it holds."""
-        outer = self._thread.exceptions
+        outer = self._thread.packing.exceptions
         try:
-            self._thread.exceptions = outer | {id(value)}
+            self._thread.packing.exceptions = outer | {id(value)}
             kind, name, *parts = content
             trees = [self._tree_or_text(part, depth + 1, _LEVELS_OF_EXCEPTIONS) for part in parts]
         finally:
-            self._thread.exceptions = outer
+            self._thread.packing.exceptions = outer
         return ormsgpack.packb([kind, name, *trees], option=_PIECEWISE)
 
     def _tree_or_text(self, value: Any, depth: int, levels: int) -> Any:
         """Return the tree of a value, with texts in the place of what cannot be stored."""
-        objects = self._thread.objects
+        objects = self._thread.packing.objects
         try:
             return self._tree(value, "", depth)
         except (NotStorable, RecursionError):
-            self._thread.objects = objects
+            self._thread.packing.objects = objects
             if levels and type(value) is list:
                 return [self._tree_or_text(each, depth, levels - 1) for each in value]
             if levels and type(value) is dict and all(type(key) is str for key in value):

@@ -276,8 +276,10 @@ def send(commands: MongoCommands, batch: Sequence[Attempt]) -> None:
     """Send a batch as one bulk. If a put fails, those after it are sent again without it."""
     try:
         was_lost = any(attempt.was_interrupted for attempt in batch)
-        while batch := _prepare(commands, batch):
-            outcome = _execute(commands, batch)
+        while batch:
+            is_small = _is_small(batch)  # once: what it depends on is known to other threads, too
+            batch = _prepare(commands, batch, is_small)
+            outcome = _execute(commands, batch, is_small) if batch else None
             if outcome is None:
                 return
             was_lost = was_lost or outcome.is_lost
@@ -291,11 +293,11 @@ def send(commands: MongoCommands, batch: Sequence[Attempt]) -> None:
         raise
 
 
-def _prepare(commands: MongoCommands, batch: Sequence[Attempt]) -> Sequence[Attempt]:
+def _prepare(
+    commands: MongoCommands, batch: Sequence[Attempt], is_small: bool
+) -> Sequence[Attempt]:
     """Make the statements of a batch, and return the attempts that are to be sent."""
-    if not batch:
-        return batch
-    before = Before({}, {}, _is_small(batch))
+    before = Before({}, {}, is_small)
     for attempt in batch:
         if attempt.preparation.request.history == commands.history:
             attempt.prepare(before)
@@ -304,10 +306,9 @@ def _prepare(commands: MongoCommands, batch: Sequence[Attempt]) -> Sequence[Atte
     return [attempt for attempt in batch if not attempt.done]
 
 
-def _execute(commands: MongoCommands, batch: Sequence[Attempt]) -> Outcome | None:
+def _execute(commands: MongoCommands, batch: Sequence[Attempt], is_small: bool) -> Outcome | None:
     """Execute a bulk, and return its outcome; None if all its attempts are done."""
     steps = [step for attempt in batch for step in attempt.steps]
-    is_small = _is_small(batch)
     try:
         documents = [step.action for step in steps if not isinstance(step.action, Statement)]
         if is_small and len(documents) == len(steps):

@@ -262,10 +262,12 @@ def _inherited_if_known(
     It is not where each channel has a value that is to be stored.
     """
     _, checkpoint_ns, parent_id = new.address
-    if thread is None or parent_id is None or _all_changed(new):
+    if thread is None or parent_id is None:
         return _NOTHING
     known = context.memory.manifest(thread, (checkpoint_ns, parent_id))
-    return None if known is None else _unchanged(known, new)
+    if known is None:
+        return _NOTHING if _all_changed(new) else None
+    return _unchanged(known, new)
 
 
 def _counters(row: CheckpointRow | None) -> Mapping[str, Any]:
@@ -298,8 +300,10 @@ def _unchanged(known: KnownManifest, new: NewCheckpoint) -> Inherited:
             and known.versions[channel] == versions.get(channel)
         ]
 
-    counters = {channel: known.counters[channel] for channel in unchanged(known.counters)}
-    return Inherited(known.manifest.only(unchanged(known.manifest)), counters)
+    manifest = known.manifest.only(unchanged(known.manifest))
+    if not known.counters:
+        return Inherited(manifest, {})
+    return Inherited(manifest, {name: known.counters[name] for name in unchanged(known.counters)})
 
 
 def _merge_run_metadata(context: Context, thread: ThreadRef, new: NewCheckpoint) -> None:
