@@ -1,12 +1,6 @@
-"""MongoDB: the leases of threads, and who waits for them.
-
-A lease lasts for long, and a backup may be restored meanwhile, from before it began, where another
-one begins: so a fence is higher than the last one by a number that nobody guesses.
-"""
+"""MongoDB: the leases of threads, and who waits for them."""
 
 from __future__ import annotations
-
-import secrets
 
 from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import NOW, Document, array_of, record_of
@@ -15,8 +9,8 @@ from forkpoint.mongodb.thread_documents import LEASED, NOT_LEASED, lease_row
 from forkpoint.storage import interface
 from forkpoint.storage.interface import Stale
 from forkpoint.storage.rows import LeaseRow, ThreadRef
+from forkpoint.storage.shared import fence_step
 
-_LARGEST_STEP = 2**32
 # Who waits for a lease, the first one first, without those who have not asked again in time.
 _QUEUE = {"$filter": {"input": array_of("$lease_queue"), "cond": {"$gt": ["$$this.until", NOW]}}}
 _QUEUE_NAMES = {"$map": {"input": _QUEUE, "in": "$$this.by"}}
@@ -53,7 +47,7 @@ class MongoLeases(interface.Leases):
         is_free = {"$and": [{"$not": [LEASED]}, is_next if waits else True]}
         free = [{"$expr": is_held}, {"$expr": is_free}]
         change: Document = {
-            "fence": {"$cond": [is_held, "$fence", {"$add": ["$fence", _step()]}]},
+            "fence": {"$cond": [is_held, "$fence", {"$add": ["$fence", fence_step()]}]},
             "lease_since": NOW,
             "lease_until": {"$add": [NOW, ttl]},
             "lease_holder": name,
@@ -98,10 +92,6 @@ class MongoLeases(interface.Leases):
             {**record_of(thread), "deleted_at": None, "fence": fence},
             lambda match: self._commands.update(match, {"$set": ended}),
         )
-
-
-def _step() -> int:
-    return 1 + secrets.randbelow(_LARGEST_STEP)
 
 
 def _queue_without(name: Document) -> Document:

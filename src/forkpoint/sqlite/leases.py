@@ -2,14 +2,11 @@
 
 A lease lasts for long, and its store may be replaced meanwhile by one in which another thread has
 the key of its thread, and a lease with the same fence. So the salt of the thread is compared, too.
-Or a backup is restored, from before the lease began, and another one begins: so a fence is higher
-than the last one by a number that nobody guesses.
 """
 
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +18,6 @@ from forkpoint.storage.interface import Leases, Stale
 from forkpoint.storage.rows import LeaseRow, ThreadRef
 from forkpoint.storage.shared import granted
 
-_LARGEST_STEP = 2**32
 _UNDER_FENCE = "WHERE key = ? AND salt = ? AND fence = ?"
 
 
@@ -63,7 +59,6 @@ class SqliteLeases(Leases):
             rolls_back=rolls_back,
         )
         if lease is not None:
-            lease = lease._replace(fence=lease.fence + secrets.randbelow(_LARGEST_STEP))
             columns = "lease_holder = ?, lease_since = ?, lease_until = ?, fence = ?"
             self._table.update(thread.key, f"{columns}, rollback_from = ?", *lease)
         if new_queue != queue:

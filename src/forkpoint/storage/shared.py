@@ -7,6 +7,7 @@ threads in `forkpoint.storage.tombstones`, and which rows a put stores beside it
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Collection, Iterator, Set
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
@@ -180,6 +181,18 @@ def is_expired(
     return updated_at + described.ttl <= now
 
 
+def fence_step() -> int:
+    """Return by how much the fence of a thread goes up as a lease begins.
+
+    A lease lasts for long, and a backup may be restored meanwhile, from before it began, where
+    another one begins: so it is a number that nobody guesses.
+    """
+    return 1 + secrets.randbelow(_LARGEST_STEP)
+
+
+_LARGEST_STEP = 2**32  # a fence stays below 2**63 for as many leases as a thread has
+
+
 class Queue(NamedTuple):
     """A lease that was asked for: who has it then, and who waits for it."""
 
@@ -220,7 +233,7 @@ def granted(
     if rolls_back and not is_free and rollback_from is None:
         rollback_from = request.fence
     queue.pop(holder, None)
-    lease = request._replace(fence=request.fence + 1, rollback_from=rollback_from)
+    lease = request._replace(fence=request.fence + fence_step(), rollback_from=rollback_from)
     return Queue(lease, queue)
 
 

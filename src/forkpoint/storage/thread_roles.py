@@ -272,7 +272,8 @@ class Search(ABC):
 class Leases(ABC):
     """Who may run on a thread, and who waits for it.
 
-    The fence of a thread is a number that goes up whenever a lease begins or is released.
+    The fence of a thread is a number that goes up whenever a lease begins, by what
+    `shared.fence_step` returns, or is released.
     """
 
     @abstractmethod
