@@ -29,7 +29,7 @@ class Turn(Protocol):
         """Wait for the lock.
 
         Args:
-            timeout: For how many seconds; None for as long as the store's own timeout.
+            timeout: For how many seconds; None for as long as calls wait for each other.
             since: When that time began, by `time.monotonic`; now by default.
 
         Raises:
@@ -219,7 +219,7 @@ class GroupCommit(Generic[_P]):
             pending.is_queued = True
 
     def _acquire(self, pending: _P) -> None:
-        """Wait for the lock; after the store's timeout, fail a put that is in no batch."""
+        """Wait for the lock; when the time is over, fail a put that is in no batch."""
         try:
             self._turn.acquire(since=pending.since)
         except StorageBusy as error:
