@@ -134,7 +134,13 @@ class Checkpoints(ABC):
 
     @abstractmethod
     def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
-        """Return the checkpoints that runs stored under leases with these fences."""
+        """Return the checkpoints that runs stored under leases with these fences.
+
+        Args:
+            thread: The thread.
+            fences: From `start` to before `stop`, which lie far apart: compare with these. `in`
+                goes through all of them where it is asked for None, as what has no fence has.
+        """
 
     @abstractmethod
     def usage(self, thread: ThreadRef, after: Any = None) -> Batch[Usage]:

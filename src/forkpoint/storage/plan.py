@@ -49,8 +49,8 @@ class Plan(NamedTuple):
     restarted: Collection[Place] = ()
     """These get the flag `CheckpointRow.restarts`."""
     withdrawn: range | None = None
-    """The fences of runs that are rolled back. A write that one of them replaced is restored, and
-    all other writes with these fences are removed."""
+    """The fences of runs that are rolled back, as in `Checkpoints.stored_under`. A write that
+    one of them replaced is restored, and all other writes with these fences are removed."""
 
     @property
     def is_whole(self) -> bool:

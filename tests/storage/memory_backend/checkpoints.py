@@ -123,7 +123,7 @@ class MemoryCheckpoints(interface.Checkpoints):
 
     def stored_under(self, thread: ThreadRef, fences: range) -> list[Place]:
         checkpoints = self._tables.checkpoints_of(thread.key)
-        return [place for place, stored in checkpoints.items() if stored.fence in fences]
+        return [place for place, stored in checkpoints.items() if stored.is_under(fences)]
 
     def usage(self, thread: ThreadRef, after: Any = None) -> Batch[Usage]:
         checkpoints = list(self.all(thread))

@@ -265,13 +265,13 @@ class MemoryRemovals(interface.Removals):
         withdrawn = plan.withdrawn or range(0)
         writes = self._tables.writes_of(key)
         for place, stored in list(writes.items()):
-            if stored.fence in withdrawn and stored.before is not None:
+            if stored.is_under(withdrawn) and stored.before is not None:
                 writes[place] = stored.before
 
         def goes(stored: Stored) -> bool:
             row: WriteRow = stored.row
             place = row[:2]
             is_done = place in plan.reopened and not reopens(row.task_id, row.idx)
-            return place in plan.removed or is_done or stored.fence in withdrawn
+            return place in plan.removed or is_done or stored.is_under(withdrawn)
 
         return self._tables.drop_writes(key, goes)

@@ -57,6 +57,10 @@ class Stored:
     before: Stored | None = None
     """What a run under a lease replaced by it."""
 
+    def is_under(self, fences: range) -> bool:
+        """Return whether a run stored it under a lease with one of these fences."""
+        return self.fence is not None and self.fence in fences
+
 
 @dataclass(frozen=True)
 class Tombstone:
