@@ -99,17 +99,17 @@ async def test_other_bad_identifiers_are_refused_everywhere(
 ) -> None:
     bad_id = config(checkpoint_id=bad)
     calls = [
-        api.get_tuple(bad_id),
-        api.list(bad_id),
-        api.list(None, before=bad_id),
-        api.put(bad_id, checkpoint({}), {}, {}),
         api.put_writes(bad_id, [("c", 1)], "task"),
         api.put(config(), {**checkpoint({}), "id": bad}, {}, {}),
         api.put_writes(config(checkpoint_id="c"), [("c", 1)], bad),
     ]
-    if bad != "":  # the namespace of the graph itself, and a task without a path
+    if bad != "":  # no checkpoint, the namespace of the graph itself, and a task without a path
         bad_ns = config(ns=bad, checkpoint_id="c")
         calls += [
+            api.get_tuple(bad_id),
+            api.list(bad_id),
+            api.list(None, before=bad_id),
+            api.put(bad_id, checkpoint({}), {}, {}),
             api.get_tuple(bad_ns),
             api.list(bad_ns),
             api.put(bad_ns, checkpoint({}), {}, {}),
