@@ -15,6 +15,7 @@ from bson.decimal128 import Decimal128
 from bson.int64 import Int64
 from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
+from pymongo.collection import Collection
 
 from checking import collected, config, encrypted_serde, put, value_of
 from forkpoint import CorruptChunk, ForkpointError, SafeSerializer, ThreadCatalog, key_ring
@@ -429,6 +430,29 @@ def test_what_is_shown_of_a_state_is_in_no_document_once_the_store_is_encrypted(
         saver.rekey()
         assert mongo_store.collection.count_documents(said) == 0
         assert mongo_store.problems(saver) == []
+
+
+def test_a_thread_whose_first_put_is_stopped_after_its_id_was_deleted_in_vain_stays_for_good(
+    mongo_store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server would have deleted the document of its name, as of one that means none."""
+    saver = mongo_store.saver()
+    saver.delete_thread("thread")
+    bulk_write = Collection.bulk_write
+
+    def stop(collection: Any, *args: Any, **options: Any) -> None:
+        bulk_write(collection, *args, **options)  # which makes the record
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Collection, "bulk_write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        put(saver, {"n": 1})
+    monkeypatch.undo()
+    assert mongo_store.problems(saver) == []
+    put(saver, {"n": 2})
+    assert mongo_store.problems(saver) == []
+    assert value_of(saver.get_tuple(config())) == {"n": 2}
+    saver.close()
 
 
 def test_a_thread_that_another_owner_deletes_in_vain_stays_for_good(

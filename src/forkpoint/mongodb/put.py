@@ -14,7 +14,13 @@ from forkpoint.mongodb.documents import Document, chunks_of, record_of, row_id, 
 from forkpoint.mongodb.new_threads import is_unfinished
 from forkpoint.mongodb.put_batch import Attempt, Relays
 from forkpoint.mongodb.put_size import checked_size
-from forkpoint.mongodb.put_statements import Creation, Preparation, creation_of_record, row_ids
+from forkpoint.mongodb.put_statements import (
+    Creation,
+    Preparation,
+    creation_of_record,
+    naming,
+    row_ids,
+)
 from forkpoint.mongodb.session import MongoSession
 from forkpoint.mongodb.tail import Tail
 from forkpoint.mongodb.thread_documents import checked_name
@@ -212,17 +218,19 @@ class Put:
             return False
         marks = commands.marks(request.thread_id)
         watermark = watermark_of(name, marks, None)
+        deletions = deletions_of(name, commands.marks(request.thread_id), request.owner)
+        creation = Creation(creation.name, old.key, watermark, name.get("deletion"), deletions)
         if records:
             key = ObjectId()
             thread = _new_thread(request, key, key)
         else:
             thread = old  # who was to make it ended in between, or there never was one
             # Who else makes it gives it another salt: the rows of one of the two would not fit.
-            commands.change([creation_of_record(request, thread, watermark)])
+            record = creation_of_record(request, thread, watermark)
+            # The name first: else a thread might be there whose name expires.
+            commands.change([naming(creation, thread), record])
             if not commands.exists({**record_of(thread), "epoch": thread.epoch}):
                 raise Stale
-        deletions = deletions_of(name, commands.marks(request.thread_id), request.owner)
-        creation = Creation(creation.name, old.key, watermark, name.get("deletion"), deletions)
         self._preparation = self._preparation._replace(thread=thread, creation=creation)
         return True
 

@@ -232,6 +232,15 @@ def row_ids(request: PutRequest, thread: ThreadRef) -> list[bytes]:
     return [id_ for id_, _, _ in _documents(request, thread)]
 
 
+def naming(creation: Creation, thread: ThreadRef) -> Statement:
+    """Return the statement that lets an id mean a thread, and no longer expire."""
+    return update_one(
+        {**creation.name, "key": creation.old_key, "deletion": creation.deletion},
+        {"$set": {"key": thread.key, "home": thread.family}, "$unset": {"expires": ""}},
+        upsert=True,
+    )
+
+
 def creation_of_record(request: PutRequest, thread: ThreadRef, watermark: str | None) -> Statement:
     """Return the statement that makes the record of a thread, unless there is one."""
     record = new_record(
@@ -372,13 +381,8 @@ def _is_missing(field: str) -> Document:
 def _creation_steps(preparation: Preparation) -> list[Step]:
     creation, thread = preparation.creation, preparation.thread
     assert creation is not None
-    named = update_one(
-        {**creation.name, "key": creation.old_key, "deletion": creation.deletion},
-        {"$set": {"key": thread.key, "home": thread.family}, "$unset": {"expires": ""}},
-        upsert=True,
-    )
     record = creation_of_record(preparation.request, thread, creation.watermark)
-    return [Step("name", named), Step("guard", record)]
+    return [Step("name", naming(creation, thread)), Step("guard", record)]
 
 
 def _same(preparation: Preparation, log: ObjectId | None) -> Document:
