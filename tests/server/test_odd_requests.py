@@ -318,15 +318,20 @@ async def posted(client: httpx.AsyncClient, path: str, body: Any) -> Any:
 # Runs
 
 
-async def test_of_checkpoints_nothing_is_streamed_that_is_for_the_graph_alone(
-    saver: ForkpointSaver,
-) -> None:
+def around_chat() -> Any:
+    """Return a graph whose only node is another one."""
     outer = StateGraph(Chat)
     outer.add_node("inner", chat())
     outer.add_edge(START, "inner")
+    return outer.compile()
+
+
+async def test_of_checkpoints_nothing_is_streamed_that_is_for_the_graph_alone(
+    saver: ForkpointSaver,
+) -> None:
     run = {"assistant_id": "outer", "input": said("you"), "if_not_exists": "create"}
     run |= {"stream_mode": ["checkpoints", "debug", "messages"], "stream_subgraphs": True}
-    async with calling(create_app(saver, {"outer": outer.compile()})) as client:
+    async with calling(create_app(saver, {"outer": around_chat()})) as client:
         answer = await client.post("/threads/t/runs/stream", json=run)
     lines = answer.text.splitlines()
     assert "event: messages/partial" in lines  # of a subgraph, and by the name that clients know
@@ -338,10 +343,7 @@ async def test_of_checkpoints_nothing_is_streamed_that_is_for_the_graph_alone(
 async def test_of_subgraphs_only_messages_are_streamed_unless_more_is_asked_for(
     saver: ForkpointSaver,
 ) -> None:
-    outer = StateGraph(Chat)
-    outer.add_node("inner", chat())
-    outer.add_edge(START, "inner")
-    with serving(create_app(saver, {"outer": outer.compile()})) as address:
+    with serving(create_app(saver, {"outer": around_chat()})) as address:
         runs = Client(address, "async").runs
         asked: Any = {"input": said("you"), "stream_mode": ["messages-tuple", "updates", "values"]}
         parts = await runs.stream(None, "outer", **asked)

@@ -23,7 +23,7 @@ from forkpoint.archive.compression import (
 from forkpoint.archive.lines import BEGIN, Encrypt, is_whole, line_of
 from forkpoint.archive.parts import Part
 from forkpoint.errors import ForkpointError, InvalidInput, StorageError, StorageFull
-from forkpoint.runtime.open_files import Identity, identity, is_in_use, refuse_database
+from forkpoint.runtime.open_files import Identity, identity, is_in_use, refuse_database, write_all
 
 if sys.platform != "win32":
     import fcntl
@@ -115,7 +115,7 @@ class ArchiveFile:
         lines = (line_of(part, encrypt) for part in parts)
         if self._compression is None:
             for line in lines:
-                _write(file, line)
+                write_all(file, line)
             return
         with self._compression.writer(_Whole(file)) as compressing:
             for line in lines:
@@ -353,13 +353,8 @@ def _with_last_line(file: FileIO, end: int) -> int:
     last = file.read()
     if not is_whole(last):
         return end
-    _write(file, b"\n")
+    write_all(file, b"\n")
     return end + len(last) + 1
-
-
-def _write(file: FileIO, content: bytes) -> None:
-    while content:
-        content = content[file.write(content) :]
 
 
 def _sync_name(path: str | os.PathLike[str]) -> None:

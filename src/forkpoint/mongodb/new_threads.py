@@ -22,7 +22,7 @@ from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import NOW, Document, record_of, rows_of
 from forkpoint.mongodb.statements import Statement, update_one
 from forkpoint.mongodb.thread_documents import checked_name, checksums_of, new_record
-from forkpoint.mongodb.tombstones import expiry_after, watermark_of
+from forkpoint.mongodb.tombstones import expiry_after, naming, watermark_of
 from forkpoint.storage.rows import ThreadRef
 from forkpoint.storage.shared import thread_exists
 
@@ -109,11 +109,8 @@ class NewThreads:
 
     def _naming(self, made: Document, old: Document | None) -> Statement:
         """Return the statement that lets a thread's id mean it, if it means what it meant."""
-        return update_one(
-            {**self._commands.name_of(made["thread_id"]), "key": old["_id"] if old else None},
-            {"$set": {"key": made["_id"], "home": made["family"]}, "$unset": {"expires": ""}},
-            upsert=True,
-        )
+        name = {**self._commands.name_of(made["thread_id"]), "key": old["_id"] if old else None}
+        return naming(name, made["_id"], made["family"])
 
     def deleted_before(self, thread_id: str) -> Document | None:
         """Return what is left of the thread that an id meant before.

@@ -18,7 +18,6 @@ from forkpoint.mongodb.put_statements import (
     Creation,
     Preparation,
     creation_of_record,
-    naming,
     row_ids,
 )
 from forkpoint.mongodb.session import MongoSession
@@ -218,7 +217,7 @@ class Put:
             return False
         marks = commands.marks(request.thread_id)
         watermark = watermark_of(name, marks, None)
-        deletions = deletions_of(name, commands.marks(request.thread_id), request.owner)
+        deletions = deletions_of(name, marks, request.owner)
         creation = Creation(creation.name, old.key, watermark, name.get("deletion"), deletions)
         if records:
             key = ObjectId()
@@ -228,7 +227,7 @@ class Put:
             # Who else makes it gives it another salt: the rows of one of the two would not fit.
             record = creation_of_record(request, thread, watermark)
             # The name first: else a thread might be there whose name expires.
-            commands.change([naming(creation, thread), record])
+            commands.change([creation.naming(thread), record])
             if not commands.exists({**record_of(thread), "epoch": thread.epoch}):
                 raise Stale
         self._preparation = self._preparation._replace(thread=thread, creation=creation)

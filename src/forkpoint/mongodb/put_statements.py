@@ -50,6 +50,7 @@ from forkpoint.mongodb.documents import (
 from forkpoint.mongodb.statements import Statement, expect, insert_entry, replace_one, update_one
 from forkpoint.mongodb.tail import Tail, end_of, new_tail
 from forkpoint.mongodb.thread_documents import new_record
+from forkpoint.mongodb.tombstones import naming
 from forkpoint.storage.receipts import RECEIPT, is_receipt, replaces
 from forkpoint.storage.rows import PutRequest, ThreadRef
 
@@ -90,6 +91,11 @@ class Creation(NamedTuple):
     """The last deletion of the id."""
     deletions: Set[Any] = frozenset()
     """Those that count for the run; see `forkpoint.storage.interface.Threads.deletions`."""
+
+    def naming(self, thread: ThreadRef) -> Statement:
+        """Return the statement that lets the id mean a thread, and no longer expire."""
+        name = {**self.name, "key": self.old_key, "deletion": self.deletion}
+        return naming(name, thread.key, thread.family)
 
 
 class Beginning(NamedTuple):
@@ -230,15 +236,6 @@ def entries_of(request: PutRequest, thread: ThreadRef) -> list[Document]:
 def row_ids(request: PutRequest, thread: ThreadRef) -> list[bytes]:
     """Return the `_id` of each row of a put."""
     return [id_ for id_, _, _ in _documents(request, thread)]
-
-
-def naming(creation: Creation, thread: ThreadRef) -> Statement:
-    """Return the statement that lets an id mean a thread, and no longer expire."""
-    return update_one(
-        {**creation.name, "key": creation.old_key, "deletion": creation.deletion},
-        {"$set": {"key": thread.key, "home": thread.family}, "$unset": {"expires": ""}},
-        upsert=True,
-    )
 
 
 def creation_of_record(request: PutRequest, thread: ThreadRef, watermark: str | None) -> Statement:
@@ -382,7 +379,7 @@ def _creation_steps(preparation: Preparation) -> list[Step]:
     creation, thread = preparation.creation, preparation.thread
     assert creation is not None
     record = creation_of_record(preparation.request, thread, creation.watermark)
-    return [Step("name", naming(creation, thread)), Step("guard", record)]
+    return [Step("name", creation.naming(thread)), Step("guard", record)]
 
 
 def _same(preparation: Preparation, log: ObjectId | None) -> Document:

@@ -38,6 +38,18 @@ def _visible(name: Document, marks: Marks, owner: str | None) -> list[Any]:
     return [tombstone for tombstone in tombstones if seen is None or tombstone["mark"] in seen]
 
 
+def naming(name: Document, key: ObjectId, home: ObjectId) -> Statement:
+    """Return the statement that lets a name mean a thread, and no longer expire.
+
+    Args:
+        name: A filter for the document of the name as it was. It is made, if there is none.
+        key: The key of the thread.
+        home: Its family.
+    """
+    meaning = {"$set": {"key": key, "home": home}, "$unset": {"expires": ""}}
+    return update_one(name, meaning, upsert=True)
+
+
 def expiry_of_name(name: Document, key: ObjectId, ttl: int) -> Statement:
     """Return the statement that has a name expire, if it still means a thread that is deleted.
 

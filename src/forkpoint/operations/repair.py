@@ -27,7 +27,7 @@ from forkpoint.operations.places import place_of
 from forkpoint.operations.remove_in_turns import header_of
 from forkpoint.operations.turns import Turns, Work, in_turns
 from forkpoint.results import Problem, RepairReport
-from forkpoint.runtime.open_files import refuse_database
+from forkpoint.runtime.open_files import refuse_database, write_all
 from forkpoint.runtime.steps import Again, Steps
 from forkpoint.storage.interface import Session
 from forkpoint.storage.plan import Header, Place, Plan, plan
@@ -159,7 +159,7 @@ def _write_down(
                 "writes": [_fields(write) for write in its_writes],
                 "chunks": _chunks(chunks),
             }
-            _write(file, json.dumps(line).encode() + b"\n")
+            write_all(file, json.dumps(line).encode() + b"\n")
 
 
 def _named(quarantine: str) -> str:
@@ -186,17 +186,12 @@ def _opened(quarantine: str) -> Iterator[FileIO]:
         is_finished = file.read(1) in (b"\n", b"")  # or whoever wrote the last line was stopped
         try:
             if not is_finished:
-                _write(file, b"\n")
+                write_all(file, b"\n")
             yield file
             os.fsync(file.fileno())
         except BaseException:
             file.truncate(end)
             raise
-
-
-def _write(file: FileIO, content: bytes) -> None:
-    while content:
-        content = content[file.write(content) :]
 
 
 def _fields(row: CheckpointRow | WriteRow) -> dict[str, Any]:

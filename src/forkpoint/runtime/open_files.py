@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import FileIO
 
 from forkpoint.at_fork import Living
 from forkpoint.errors import InvalidInput
@@ -156,6 +157,12 @@ def refuse_database(path: str | os.PathLike[str], what: str) -> None:
             raise InvalidInput(f"{what} has the name of a database's {ending} file")
         if os.path.exists(resolved + ending):
             raise InvalidInput(f"{what} is a database: there is a {ending} file")
+
+
+def write_all(file: FileIO, content: bytes) -> None:
+    """Write all of it to a file without a buffer, which may take a part at a time."""
+    while content:
+        content = content[file.write(content) :]
 
 
 class _Inherited:

@@ -149,6 +149,10 @@ class CheckpointPlace(Body):
     checkpoint_id: str | None = None
     checkpoint_map: dict[str, str] | None = None
 
+    def at(self, checkpoint_id: str | None) -> Self:
+        """Return this place, at the checkpoint that is named beside it, if one is."""
+        return self.model_copy(update={"checkpoint_id": checkpoint_id or self.checkpoint_id})
+
 
 class StateRequest(Body):
     checkpoint: CheckpointPlace
@@ -223,8 +227,7 @@ class NewRun(Body):
     def place(self) -> CheckpointPlace:
         """The checkpoint where it begins: that of the thread's head, if it names none."""
         configurable = self.config.configurable if self.config is not None else None
-        named = self.checkpoint or configurable or CheckpointPlace()
-        return named.model_copy(update={"checkpoint_id": self.checkpoint_id or named.checkpoint_id})
+        return (self.checkpoint or configurable or CheckpointPlace()).at(self.checkpoint_id)
 
     @property
     def asked_durability(self) -> str | None:

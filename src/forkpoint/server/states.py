@@ -63,8 +63,7 @@ async def update_state(request: Request, thread_id: ThreadId, body: bodies.State
     graph = await graph_of(request, thread_id)
     if graph is None:
         raise HTTPException(400, "a state is updated by its graph, and none is served for it")
-    place = body.checkpoint or bodies.CheckpointPlace()
-    place = place.model_copy(update={"checkpoint_id": body.checkpoint_id or place.checkpoint_id})
+    place = (body.checkpoint or bodies.CheckpointPlace()).at(body.checkpoint_id)
     async with request.lease(thread_id) as lease:
         await check_checkpoint(request.catalog.saver, thread_id, place)
         config = config_at(thread_id, place, lease.config["configurable"])
