@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from checking import counts_of, id_of, one_by_one, put
+from checking import counts_of, id_of, one_by_one, put, value_of
 from forkpoint import (
     DamagedArchive,
     InvalidInput,
@@ -159,7 +159,9 @@ def test_a_last_line_without_its_newline_stays(second: SqliteSaver, tmp_path: Pa
     (tmp_path / "joined").write_bytes(first[:-1])  # as "\n".join(lines) leaves it
     assert restore_threads(second, tmp_path / "b").is_complete
     archive_threads(second, tmp_path / "joined")
-    assert (tmp_path / "joined").read_bytes() == first + last
+    content = (tmp_path / "joined").read_bytes()
+    assert content.startswith(first)
+    assert len(content) == len(first + last)
 
 
 @pytest.mark.parametrize("size", [9, 9000])
@@ -170,9 +172,51 @@ def test_a_thread_whose_beginning_is_lost_is_no_part_of_the_one_before(
     joined = first[:-200] + bytes(270) + last[70:]  # such as a block that a disk has lost
     (tmp_path / "joined").write_bytes(joined)
     report = restore_threads(second, tmp_path / "joined")
-    reason = "it is of another thread, as the line that begins that is damaged"
-    assert [str(damage).endswith(reason) for damage in report.damaged] == [False, True]
+    assert [str(damage).endswith(OF_ANOTHER) for damage in report.damaged] == [False, True]
     assert counts_of(second) == {"a": 2}
+
+
+OF_ANOTHER = "it is of another thread, as the line that begins that is damaged"
+
+
+@pytest.mark.parametrize("size", [9, 9000])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_whatever_is_lost_between_two_threads_neither_gets_lines_of_the_other(
+    is_damaged: bool, size: int, second: SqliteSaver, tmp_path: Path
+) -> None:
+    first, last = (
+        archive.splitlines(keepends=True) for archive in two_archives(second, tmp_path, size)
+    )
+    between = b"\0\n" * is_damaged
+    for of_last in range(1, len(last)):
+        lost = [*first[:-2], between, *last[of_last:]]
+        (tmp_path / "joined").write_bytes(b"".join(lost))
+        report = restore_threads(second, tmp_path / "joined")
+        are_of_another = [str(damage).endswith(OF_ANOTHER) for damage in report.damaged]
+        assert are_of_another == [False] * is_damaged + [True]
+        assert counts_of(second) == {"a": 2}
+        assert all(value_of(found)["texts"][0][0] in "01" for found in tuples(second, "a"))
+        second.purge("a")
+
+
+def test_of_two_copies_of_a_thread_neither_gets_lines_of_the_other(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    path = tmp_path / "archive"
+    head: Any = None
+    for n in range(3):
+        head = put(second, {"texts": [f"{n}" * 9000]}, parent=head)
+    archive_threads(second, path)
+    first = path.read_bytes().splitlines(keepends=True)
+    second.trim("thread", 2)  # which its record does not tell
+    archive_threads(second, path)
+    last = path.read_bytes().splitlines(keepends=True)[len(first) :]
+    path.write_bytes(b"".join(first[:3] + last[2:]))
+    second.purge("thread")
+    report = restore_threads(second, path)
+    assert [str(damage).endswith(OF_ANOTHER) for damage in report.damaged] == [True]
+    (found,) = tuples(second)
+    assert value_of(found) == {"texts": ["0" * 9000]}
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
@@ -240,7 +284,9 @@ def test_a_compressed_thread_that_was_not_finished_is_replaced(
     for begun in (1, 10, 40):  # as a process leaves it that is stopped in the first one
         path.write_bytes(whole[:begun])
         archive_threads(second, path, ThreadFilter(ids=["a"]))
-        assert path.read_bytes() == whole
+        with SqliteSaver(tmp_path / f"{begun}.db") as saver:
+            assert restore_threads(saver, path).is_complete
+            assert tuples(saver, "a") == tuples(second, "a")
 
 
 def test_a_damaged_thread_is_not_archived(second: SqliteSaver, path: Path, tmp_path: Path) -> None:
@@ -258,8 +304,8 @@ def test_a_damaged_thread_is_not_archived(second: SqliteSaver, path: Path, tmp_p
 
 def forged(line: bytes, kind: str, **fields: Any) -> bytes:
     """Return a line with other fields, and a hash that fits."""
-    part = {**json.loads(line)[kind], **fields}
-    written = json.dumps(part).encode()
+    whole = json.loads(line)
+    written = json.dumps({**whole[kind], **fields}).encode() + f', "of": "{whole["of"]}"'.encode()
     digest = sha256(written).hexdigest()[:32].encode()
     return b'{"' + kind.encode() + b'": ' + written + b', "sha256": "' + digest + b'"}\n'
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from forkpoint.archive.compression import (
     decompressed,
     end_of_streams,
 )
-from forkpoint.archive.lines import BEGIN, Encrypt, is_whole, line_of
+from forkpoint.archive.lines import BEGIN, MARK_DIGITS, Encrypt, is_whole, line_of
 from forkpoint.archive.parts import Part
 from forkpoint.errors import ForkpointError, InvalidInput, StorageError, StorageFull
 from forkpoint.runtime.open_files import Identity, identity, is_in_use, refuse_database, write_all
@@ -112,7 +113,8 @@ class ArchiveFile:
         _sync_name(self.path)
 
     def _write(self, file: FileIO, parts: Iterable[Part], encrypt: Encrypt) -> None:
-        lines = (line_of(part, encrypt) for part in parts)
+        mark = secrets.token_hex(MARK_DIGITS // 2).encode()
+        lines = (line_of(part, mark, encrypt) for part in parts)
         if self._compression is None:
             for line in lines:
                 write_all(file, line)

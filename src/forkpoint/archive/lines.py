@@ -1,7 +1,7 @@
 """The lines of an archive, which `docs/moving.md` describes. Pure.
 
-Each is an object of JSON, in ASCII: what the part is, the part, and the first 16 bytes of the
-SHA-256 of the part as it is written there.
+Each is an object of JSON, in ASCII: what the part is, the part, the mark of its thread, and the
+first 16 bytes of the SHA-256 of part and mark as they are written there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from forkpoint.archive.parts import (
     Ancestor,
@@ -33,6 +33,11 @@ FORMAT = 1
 BEGIN = b'{"thread": '
 """With what the first line of a thread begins, and so an archive."""
 
+MARK_DIGITS = 16
+"""How many hexadecimal digits the mark of a thread has."""
+
+_MARK = b', "of": "'
+_QUOTE = b'"'
 _SUFFIX = b', "sha256": "'
 _DIGITS = 32
 _END = b'"}'
@@ -44,23 +49,39 @@ Encrypt = Callable[[bytes], bytes]
 """Encrypts what somebody stored, or decrypts it; see `Codec.encrypt`."""
 
 
-def line_of(part: Part, encrypt: Encrypt) -> bytes:
-    """Return the line of a part."""
+class Verified(NamedTuple):
+    """A line that is what was written."""
+
+    kind: bytes
+    """With what it begins."""
+    mark: bytes
+    """What the lines of its thread have in common, and those of no other."""
+    written: bytes
+    """The part, as it is written."""
+
+
+def line_of(part: Part, mark: bytes, encrypt: Encrypt) -> bytes:
+    """Return the line of a part.
+
+    Args:
+        part: The part.
+        mark: The mark of its thread.
+        encrypt: Encrypts what somebody stored in it.
+    """
     kind, fields = _WRITERS[type(part)](part, encrypt)
-    written = _json(fields).encode()
+    written = _json(fields).encode() + _MARK + mark + _QUOTE
     digest = sha256(written).hexdigest()[:_DIGITS].encode()
     return b'{"' + kind + b'": ' + written + _SUFFIX + digest + _END + b"\n"
 
 
-def part_of(line: bytes, decrypt: Encrypt) -> Part:
+def part_of(line: Verified, decrypt: Encrypt) -> Part:
     """Return the part that a line is of.
 
     Raises:
         EncryptionMismatch: It was encrypted with another key, or was not.
-        CorruptChunk: It is not what was written.
+        CorruptChunk: It is not of the shape that is written.
     """
-    kind, written = _verified(line)
-    reader = _READERS.get(kind)
+    reader = _READERS.get(line.kind)
     if reader is None:
         raise CorruptChunk("it is of an unknown kind; a newer forkpoint may know it")
 
@@ -71,15 +92,15 @@ def part_of(line: bytes, decrypt: Encrypt) -> Part:
             raise EncryptionMismatch(f"its values cannot be decrypted: {error}") from error
 
     try:
-        return reader(json.loads(written), decrypted)
+        return reader(json.loads(line.written), decrypted)
     except _MALFORMED as error:
         if isinstance(error, CorruptChunk):
             raise
         raise CorruptChunk(f"it is not of the shape that is written: {error}") from error
 
 
-def _verified(line: bytes) -> tuple[bytes, bytes]:
-    """Return with what a line begins, and the part in it, as it is written.
+def verified(line: bytes) -> Verified:
+    """Return a line, compared with its hash.
 
     Raises:
         CorruptChunk: It is not what was written.
@@ -92,7 +113,11 @@ def _verified(line: bytes) -> tuple[bytes, bytes]:
         raise CorruptChunk("it is cut off, or no line of an archive")
     if sha256(written).hexdigest()[:_DIGITS].encode() != digest:
         raise CorruptChunk("it is not what was written")
-    return kind, written
+    end = len(written) - len(_MARK) - MARK_DIGITS - len(_QUOTE)
+    mark = written[end + len(_MARK) : -len(_QUOTE)]
+    if written[end : end + len(_MARK)] != _MARK or not mark.isalnum():
+        raise CorruptChunk("it has no mark of a thread")
+    return Verified(kind, mark, written[:end])
 
 
 def second_begin(line: bytes) -> int:
@@ -107,7 +132,7 @@ def second_begin(line: bytes) -> int:
 def is_whole(line: bytes) -> bool:
     """Return whether a line is what was written."""
     try:
-        _verified(line)
+        verified(line)
     except CorruptChunk:
         return False
     return True

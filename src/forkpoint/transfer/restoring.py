@@ -7,13 +7,12 @@ as there are threads that come before what they were made from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from itertools import groupby
 from typing import NamedTuple
 
 from forkpoint.archive.file import Line, length_of, lines_in
-from forkpoint.archive.lines import BEGIN, line_of, part_of, second_begin
-from forkpoint.archive.parts import CheckpointPart, ChunkPart, EndPart, Part, ThreadPart
+from forkpoint.archive.lines import BEGIN, Verified, part_of, second_begin, verified
+from forkpoint.archive.parts import CheckpointPart, ChunkPart, EndPart, ThreadPart
 from forkpoint.errors import (
     CorruptChunk,
     DamagedArchive,
@@ -43,11 +42,12 @@ class _Section(NamedTuple):
 
     line: int
     """The number of its first line."""
+    mark: bytes
     thread_id: str
     created_at: int
     parent: tuple[str, int] | None
     """The id of the thread that it was made from, and when that was made."""
-    is_complete: bool
+    is_complete: bool = False
 
 
 def restore_all(
@@ -111,39 +111,53 @@ def _lines(path: str, length: int) -> Iterator[Line]:
 def _survey(path: str, length: int, done: Done) -> Iterator[_Section]:
     """Yield which threads are in an archive, and note what is in it of no thread."""
     for number, lines in _sections(path, length):
-        last: Line | None = None
-        header: ThreadPart | None = None
+        section: _Section | None = None
         stray: Line | None = None
+        is_complete = number == 0
         for line in lines:
             if line.number == number:
-                header = _header(line, done)
-            elif stray is None and (number == 0 or (last and last.content.startswith(_END))):
-                stray = line
-            last = line
-            if stray is not None:
-                continue
+                section = _section(line, done)
+            elif is_complete:
+                stray = stray or line
+            else:
+                is_complete = _is_end(line, section)
         if stray is not None:
             reason = (
                 stray.damage or "it belongs to no thread, as the line that begins it is damaged"
             )
             done.damaged.append(DamagedArchive(stray.number, None, reason))
-        if header is not None and last is not None:
-            line_age = header.lineage[1:2]
-            parent = (line_age[0].thread_id, line_age[0].created_at) if line_age else None
-            is_complete = stray is not None or last.content.startswith(_END)
-            created = header.times.created_at
-            yield _Section(number, header.thread_id, created, parent, is_complete)
+        if section is not None:
+            yield section._replace(is_complete=is_complete)
 
 
-def _header(line: Line, done: Done) -> ThreadPart | None:
+def _section(line: Line, done: Done) -> _Section | None:
+    """Return the thread that a line begins, unless that is damaged."""
     try:
-        part = part_of(line.content, bytes)
-        assert isinstance(part, ThreadPart)
-        check_thread(part)
+        mark, record = _record(line)
+        check_thread(record)
     except (CorruptChunk, InvalidInput) as error:
         done.damaged.append(DamagedArchive(line.number, None, f"{error}; its thread is left out"))
         return None
-    return part
+    line_age = record.lineage[1:2]
+    parent = (line_age[0].thread_id, line_age[0].created_at) if line_age else None
+    return _Section(line.number, mark, record.thread_id, record.times.created_at, parent)
+
+
+def _record(line: Line) -> tuple[bytes, ThreadPart]:
+    first = verified(line.content)
+    record = part_of(first, bytes)
+    assert isinstance(record, ThreadPart)
+    return first.mark, record
+
+
+def _is_end(line: Line, section: _Section | None) -> bool:
+    """Return whether a line ends a thread, and is not seen to end another one."""
+    if not line.content.startswith(_END):
+        return False
+    try:
+        return section is None or verified(line.content).mark == section.mark
+    except CorruptChunk:
+        return True
 
 
 def _restore(
@@ -167,12 +181,11 @@ def _restore_thread(
     target: Target, section: _Section, lines: Iterator[Line], rename: Rename, done: Done
 ) -> None:
     context, runner = target
-    record = part_of(next(lines).content, bytes)
-    assert isinstance(record, ThreadPart)
-    if (record.thread_id, record.times.created_at) != (section.thread_id, section.created_at):
+    mark, record = _record(next(lines))
+    if (mark, record.thread_id) != (section.mark, section.thread_id):
         raise _changed_meanwhile(section)
     thread_id = rename(record.thread_id)
-    origin = "archive:" + sha256(line_of(record, bytes)).hexdigest()[:32]
+    origin = f"archive:{mark.decode()}"
     arrival = runner.run(arriving.find, context, thread_id, origin)
     if arrival is not None and not arrival.is_incoming:
         raise ThreadExists(
@@ -182,7 +195,7 @@ def _restore_thread(
     if arrival is None:
         parent = runner.run(arriving.parent_of, context, record, rename)
         arrival = runner.run(arriving.begin, context, record, thread_id, origin, parent)
-    restoring = _Restoring(target, arrival, record, done)
+    restoring = _Restoring(target, arrival, mark, record, done)
     try:
         for line in lines:
             restoring.add(line)
@@ -199,15 +212,17 @@ def _restore_thread(
 class _Restoring:
     """A thread on its way from an archive into a store."""
 
-    def __init__(self, target: Target, arrival: Arrival, record: ThreadPart, done: Done) -> None:
+    def __init__(
+        self, target: Target, arrival: Arrival, mark: bytes, record: ThreadPart, done: Done
+    ) -> None:
         self._target = target
         self._arrival = arrival
+        self._mark = mark
         self._thread_id = record.thread_id
         self._done = done
         self._writer = ThreadWriter(target.context, arrival.thread, record.status)
         self._decrypt = target.context.codec.decrypt
-        self._last_line = self._next_chunk = 0
-        self._has_own = False
+        self._last_line = 0
         self.is_ended = False
         self.checkpoints = self._damaged = 0
         self.hidden: set[Place] = set()
@@ -219,7 +234,7 @@ class _Restoring:
             self._note_damage(line.damage)
             return
         try:
-            self._add(part_of(line.content, self._decrypt))
+            self._add(verified(line.content))
         except EncryptionMismatch:
             raise
         except (CorruptChunk, InvalidInput) as error:
@@ -229,13 +244,14 @@ class _Restoring:
         self._damaged += 1
         self._done.damaged.append(DamagedArchive(self._last_line, self._thread_id, reason))
 
-    def _add(self, part: Part) -> None:
-        if self._damaged and self._is_of_another(part):
+    def _add(self, line: Verified) -> None:
+        if line.mark != self._mark:
             self.is_ended = True
             self._note_damage("it is of another thread, as the line that begins that is damaged")
-        elif isinstance(part, ChunkPart):
+            return
+        part = part_of(line, self._decrypt)
+        if isinstance(part, ChunkPart):
             self._writer.add(part)
-            self._next_chunk = part.first + len(part.chunks)
         elif isinstance(part, CheckpointPart):
             self._put(part)
         else:
@@ -245,20 +261,8 @@ class _Restoring:
             if missing and not self._damaged:
                 self._note_damage(f"{missing} lines of checkpoints are missing before it")
 
-    def _is_of_another(self, part: Part) -> bool:
-        """Return whether a part is seen to be of another thread, where lines before are lost.
-
-        The chunks of each are numbered from 0, and its graph's first checkpoint has no parent.
-        """
-        if isinstance(part, ChunkPart):
-            return type(part.first) is int and part.first < self._next_chunk
-        if not isinstance(part, CheckpointPart) or part.checkpoint_ns != "":
-            return False
-        return self._has_own and part.parent_checkpoint_id is None
-
     def _put(self, part: CheckpointPart) -> None:
         check_checkpoint(part)
-        self._has_own |= part.checkpoint_ns == ""
         runner, done = self._target.runner, self._done
         if part.place in self._arrival.places:
             done.writes += runner.run(self._writer.complete, part)
