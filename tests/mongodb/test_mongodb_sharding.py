@@ -5,24 +5,29 @@ That this holds for whatever else the tests do is checked by `MongoStore`, at it
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 import pymongo
 import pytest
 from bson.objectid import ObjectId
+from pymongo.monitoring import CommandStartedEvent
 
-from checking import Api, checkpoint, config, encrypted_serde, put
+from checking import Api, checkpoint, config, encrypted_serde, put, value_of
 from commands import (
     EVERYWHERE,
     SEARCHES,
     Commands,
+    Started,
     filters_of,
     untargeted,
     use_everything,
     use_the_catalog,
 )
 from forkpoint import SafeSerializer, ThreadCatalog
+from forkpoint.langgraph_rules import INTERRUPT
 from forkpoint.mongodb.saver import MongoDBSaver
+from forkpoint.saver import parts_of
 from stores import MongoStore
 
 FAMILY = ObjectId()
@@ -89,6 +94,47 @@ def test_without_their_index_and_behind_a_router_there_are_no_logs(
         assert ThreadCatalog(saver).search().items[0].checkpoint_count == 5
     assert store.collection.count_documents({"log": {"$exists": True}, "kind": "checkpoint"}) == 2
     assert store.problems() == []
+
+
+def test_what_a_replaced_write_led_to_is_not_relied_on_behind_a_router(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where there are logs: what a peer knows of it may be collected at this moment."""
+    monkeypatch.setattr(pymongo.MongoClient, "is_mongos", True)
+    question = [{"id": str(n), "text": f"element {n} " * 40} for n in range(100)]
+    with store.saver() as saver, store.saver() as peer:
+        head = put(saver, {"n": 1})
+        saver.put_writes(head, [(INTERRUPT, question)], "task")
+        dead = [row.digest for row in store.rows("chunks")]
+        with parts_of(saver).context.storage.writing() as session:
+            collection = session.collections.begin(store.thread("thread").family)
+        assert peer.get_tuple(head) is not None  # now it knows what the write leads to
+        saver.put_writes(head, [(INTERRUPT, "another")], "task")
+        put(peer, {"question": question}, parent=head)
+        with parts_of(saver).context.storage.writing() as session:
+            session.collections.delete_chunks(store.thread("thread").family, dead, collection)
+        stored = saver.get_tuple(config())
+        assert stored is not None
+        assert value_of(stored) == {"question": question}
+
+
+def test_a_question_that_waited_for_a_lock_is_in_the_status_behind_a_router(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlock(event: CommandStartedEvent) -> None:
+        if awaited in str(event.command):
+            store.collection.update_one(locked, {"$set": {"lock": None}})
+
+    awaited, locked = "awaited", {"kind": "thread", "lock": {"$ne": None}}
+    monkeypatch.setattr(pymongo.MongoClient, "is_mongos", True)
+    with store.saver(event_listeners=[Started(unlock)]) as saver:
+        head = put(saver, {"n": 1})
+        until = datetime.now(timezone.utc) + timedelta(minutes=1)
+        lock = {"by": ObjectId(), "until": until}
+        store.collection.update_one({"kind": "thread"}, {"$set": {"lock": lock}})
+        saver.put_writes(head, [(INTERRUPT, "why?")], "task")
+        assert store.thread("thread").status == "interrupted"
+        assert store.problems(saver) == []
 
 
 class Sent(NamedTuple):

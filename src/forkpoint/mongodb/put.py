@@ -21,7 +21,7 @@ from forkpoint.mongodb.put_statements import (
     row_ids,
 )
 from forkpoint.mongodb.session import MongoSession
-from forkpoint.mongodb.tail import Tail
+from forkpoint.mongodb.tail import Tail, is_newest
 from forkpoint.mongodb.thread_documents import checked_name
 from forkpoint.mongodb.tombstones import deletions_of, raise_watermark, watermark_of
 from forkpoint.runtime.steps import Steps
@@ -135,11 +135,11 @@ class Put:
 
     def _prepare_for_record(self, record: Document) -> None:
         """Prepare for the thread as its record now is."""
-        checkpoint_id = self._request.checkpoint_id
-        if record["status_for"] == checkpoint_id and not self._session.logs.keeps_logs:
+        request = self._request
+        if record["status_for"] == request.checkpoint_id and not self._session.logs.keeps_logs:
             self._is_unsure = True
         self._preparation = self._preparation._replace(
-            watermark=record["watermark"], is_newest=record["status_for"] < checkpoint_id
+            watermark=record["watermark"], is_newest=is_newest(request, record)
         )
 
     def _look_again(self, own_tail: Tail | None) -> Document:

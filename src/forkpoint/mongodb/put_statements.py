@@ -209,8 +209,7 @@ def steps_with_log(
                 match |= {"family": entry["family"], "visible": {"$ne": True}}
             steps.append(Step("row", replace_one(match, entry, upsert=True)))
         elif replaces(idx):
-            # Else others may know what it leads to.
-            match |= {"family": entry["family"], "refs": {"$in": [None, b""]}}
+            match |= {"family": entry["family"], **_LEADS_NOWHERE}
             steps.append(Step("row", _replacement_of_write(preparation.request, match, entry)))
         else:
             steps.append(Step("entry", entry))
@@ -259,6 +258,10 @@ def creation_of_record(request: PutRequest, thread: ThreadRef, watermark: str | 
 # Rows
 
 
+_LEADS_NOWHERE: Document = {"refs": {"$in": [None, b""]}}
+"""Of a row that is replaced: else others may know what it leads to; see above."""
+
+
 def _documents(
     request: PutRequest, thread: ThreadRef
 ) -> Iterator[tuple[bytes, Document, Document]]:
@@ -286,8 +289,11 @@ def _pending_rows(preparation: Preparation) -> tuple[list[Step], list[Step]]:
     for id_, place, content in _documents(request, thread):
         match: Document = {"_id": id_, "family": thread.family}
         is_write = place["kind"] == "write"
-        if not is_write and not preparation.is_repeated:
-            match["content"] = {"$exists": False}
+        if not preparation.is_repeated:
+            if not is_write:
+                match["content"] = {"$exists": False}
+            elif replaces(place["idx"]):
+                match |= _LEADS_NOWHERE
         rows.append(Step("row", update_one(match, {"$set": {**place, "next": content}}, True)))
         stays = is_write and not replaces(place["idx"])
         if preparation.is_repeated and place.get("idx") == RECEIPT:

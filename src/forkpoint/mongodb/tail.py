@@ -67,12 +67,6 @@ class Tail(NamedTuple):
         """Return whether both are of the same log, and the other one is not later."""
         return self.log is not None and self.log == other.log and self.slot >= other.slot
 
-    def is_newest(self, request: PutRequest) -> bool:
-        """Return whether no newer checkpoint has set the thread's status."""
-        if request.row is not None:
-            return bool(self.record["status_for"] < request.checkpoint_id)
-        return bool(self.record["status_for"] <= request.checkpoint_id)
-
     def after(self, request: PutRequest, *, is_counted: bool = False) -> Document:
         """Return the state of the record after a put.
 
@@ -87,7 +81,7 @@ class Tail(NamedTuple):
                 record["value_terms"] = list(request.value_terms)
             elif "value_terms" in record:
                 record["value_terms"] = None
-        changes_status = request.status is not None and self.is_newest(request)
+        changes_status = request.status is not None and is_newest(request, record)
         if changes_status:
             record |= {"status": request.status, "status_for": request.checkpoint_id}
         if request.row is not None and not is_counted:
@@ -123,6 +117,13 @@ class Tail(NamedTuple):
             slot += 1
             document["log"], document["slot"], document["record"] = log, slot, record
         return self._replace(slot=slot, record=record)
+
+
+def is_newest(request: PutRequest, record: Document) -> bool:
+    """Return whether no newer checkpoint than that of a put has set the status in a record."""
+    if request.row is not None:
+        return bool(record["status_for"] < request.checkpoint_id)
+    return bool(record["status_for"] <= request.checkpoint_id)
 
 
 def new_tail(epoch: ObjectId, watermark: str | None) -> Tail:
