@@ -559,6 +559,28 @@ def test_a_connection_that_was_passed_never_writes_into_nothing(
                 call()
 
 
+@pytest.mark.parametrize("is_removed", [False, True])
+@pytest.mark.parametrize("was_read", [False, True])
+def test_a_connection_whose_file_was_replaced_before_a_saver_had_it_is_refused(
+    path: Path, was_read: bool, is_removed: bool
+) -> None:
+    """It would write to the file that is gone, by way of the log of the other one."""
+    other = path.with_name("other.db")
+    for name in (path, other):
+        with SqliteSaver(name) as saver:
+            put_many(saver, name.stem, 3)
+    with closing(sqlite3.connect(path, check_same_thread=False)) as connection:
+        if was_read:
+            connection.execute("SELECT * FROM sqlite_master").fetchall()
+        os.remove(path) if is_removed else os.rename(other, path)
+        passed = SqliteSaver(connection)
+        for _ in range(2):
+            with pytest.raises(StorageReplaced, match="removed, replaced or restored"):
+                put(passed, {"n": 1})
+    if not is_removed:
+        assert stored(path) == {"other": 3}
+
+
 def test_a_backup_that_is_restored_into_memory_is_noticed(path: Path) -> None:
     connection = sqlite3.connect(":memory:", check_same_thread=False)
     backup = sqlite3.connect(":memory:")

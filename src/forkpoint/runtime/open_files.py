@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import FileIO
+from itertools import chain
 
 from forkpoint.at_fork import Living
 from forkpoint.errors import InvalidInput
@@ -127,6 +128,21 @@ def left_open(file: Identity) -> Iterator[DatabaseFile]:
             yield database
 
 
+def is_left_behind(path: str) -> bool:
+    """Return whether the file that this process has opened by a path is not there any more.
+
+    Then no descriptor of the process is one of the file that is there.
+    """
+    if os.name == "nt":  # where a file that is open stays in its place
+        return False
+    file = identity(path)
+    if file is None:  # removed, unless there never was one: SQLite has databases without files
+        return any(_name_of(descriptor) == f"{path} (deleted)" for descriptor in _descriptors())
+    # Where few are listed, all are tried.
+    numbers = chain(_descriptors(), _all_descriptors())
+    return not any(_open_file(descriptor) == file for descriptor in numbers)
+
+
 def is_in_use(path: str | os.PathLike[str]) -> bool:
     """Return whether a path leads to a file that belongs to a database of this process."""
     resolved, file = os.path.realpath(path), identity(path)
@@ -187,7 +203,19 @@ def _descriptors() -> Iterable[int]:
     try:
         return [int(name) for name in os.listdir("/dev/fd")]
     except OSError:  # there is no such directory everywhere
-        return range(min(os.sysconf("SC_OPEN_MAX"), 65536))
+        return _all_descriptors()
+
+
+def _all_descriptors() -> Iterable[int]:
+    return range(min(os.sysconf("SC_OPEN_MAX"), 65536))
+
+
+def _name_of(descriptor: int) -> str | None:
+    """Return the name of an open file, as Linux tells it."""
+    try:
+        return os.readlink(f"/dev/fd/{descriptor}")
+    except OSError:  # it is closed, or has no name
+        return None
 
 
 def _open_file(descriptor: int) -> Identity | None:

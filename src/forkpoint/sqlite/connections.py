@@ -26,6 +26,7 @@ from forkpoint.runtime.open_files import (
     Identity,
     identity,
     inherited,
+    is_left_behind,
     left_open,
     name_in_use,
 )
@@ -202,6 +203,10 @@ class PassedConnection:
                 "the sqlite3.Connection was opened with autocommit=False, so a transaction is "
                 "always open; open it with autocommit=True, or without"
             )
+        if self._file is None:  # it may have been replaced since the caller opened it
+            path = _path_of(self._connection)
+            if path and is_left_behind(path):
+                raise _replaced(path)
         return self._connection
 
     def note_opened(self, connection: sqlite3.Connection) -> None:
@@ -222,10 +227,7 @@ class PassedConnection:
         """
         if self._file is not None and not self._file.is_in_place():
             _ = self._connection.in_transaction  # raises SQLite's own error if it is closed
-            raise StorageReplaced(
-                f"{self._file.path} was removed, replaced or restored, and the connection that was "
-                "passed is to the file that was there before; pass one that is opened now"
-            )
+            raise _replaced(self._file.path)
         return True
 
     def _is_closed(self) -> bool:
@@ -245,6 +247,13 @@ Connector: TypeAlias = Opener | PassedConnection
 
 def _is_closed() -> bool:
     return True
+
+
+def _replaced(path: str) -> StorageReplaced:
+    return StorageReplaced(
+        f"{path} was removed, replaced or restored, and the connection that was passed is to the "
+        "file that was there before; pass one that is opened now"
+    )
 
 
 def _check_reachable(path: str) -> None:
@@ -277,13 +286,18 @@ def _only_name(path: str) -> str:
 
 
 def _path_of(connection: sqlite3.Connection) -> str:
-    """Return the path of a connection's file as SQLite resolved it; empty for one in memory."""
+    """Return the path of a connection's file as SQLite resolved it; empty for one in memory.
+
+    Nothing of the file is read.
+    """
     cursor = connection.cursor()
     cursor.row_factory = None  # a connection that was passed may have one
-    # As bytes: a name need not be Unicode.
-    sql = "SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'"
-    row = cursor.execute(sql).fetchone()
-    return os.fsdecode(row[0] or b"") if row else ""
+    usual, connection.text_factory = connection.text_factory, os.fsdecode  # it may be no Unicode
+    try:
+        rows = cursor.execute("PRAGMA database_list").fetchall()
+    finally:
+        connection.text_factory = usual
+    return next((path for _, name, path in rows if name == "main"), "")
 
 
 _ADVICE = {
