@@ -84,9 +84,7 @@ class SqliteSaver(ForkpointSaver):
         inputs.choice(durability, "durability", ("full", "normal"))
         budget = CacheBudget(inputs.size(cache_bytes, "cache_bytes"))
         timeout = None if busy_timeout is None else _seconds(busy_timeout)
-        connector = _connector_of(database, timeout)
-        if timeout is None and connector.is_owned:
-            timeout = BUSY_TIMEOUT_SECONDS
+        connector, timeout = _connector_of(database, timeout)
         self._store_name = "<an open connection>"
         if connector.is_owned:
             self._store_name = repr(connector.path or ":memory:")
@@ -168,12 +166,17 @@ def _seconds(busy_timeout: object) -> float:
 _LONGEST_TIMEOUT = 2_000_000
 
 
-def _connector_of(database: object, timeout: float | None) -> Connector:
+def _connector_of(database: object, timeout: float | None) -> tuple[Connector, float | None]:
+    """Return where the connection comes from, and for how long calls wait that was given no time.
+
+    None if a connection that was passed says it.
+    """
     if isinstance(database, aiosqlite.Connection):
-        return PassedConnection(_of_aiosqlite(database))
+        return PassedConnection(_of_aiosqlite(database)), timeout
     if isinstance(database, sqlite3.Connection):
-        return PassedConnection(database)
-    return Opener(database, BUSY_TIMEOUT_SECONDS if timeout is None else timeout)
+        return PassedConnection(database), timeout
+    timeout = BUSY_TIMEOUT_SECONDS if timeout is None else timeout
+    return Opener(database, timeout), timeout
 
 
 def _of_aiosqlite(connection: aiosqlite.Connection) -> sqlite3.Connection:
