@@ -149,6 +149,28 @@ def test_a_removal_never_collects_where_it_is_not_known_what_is_needed(
         assert store.count("chunks") == before
 
 
+@pytest.mark.parametrize("removal", ["purge", "trim"])
+def test_an_owner_removes_of_a_thread_though_a_relative_of_another_one_is_damaged(
+    removal: str, store: Store
+) -> None:
+    with store.saver() as saver:
+        ann = saver.for_owner("ann")
+        head = put(ann, {"text": "before " * 500}, parent=put(ann, {"text": "first " * 500}))
+        ann.copy_thread("thread", "copy")
+        ThreadCatalog(saver).update("copy", owner="bob")
+        copy = store.thread("copy").key
+        of_copy = (row for row in store.rows("checkpoints") if row.thread == copy)
+        store.change("checkpoints", next(of_copy).key, refs="damaged")
+        before = store.count("chunks")
+
+        with pytest.raises(CorruptChunk, match="was removed, but unused chunks were not collected"):
+            ann.purge("thread") if removal == "purge" else ann.trim("thread", 1)
+
+        left = [id_of(each) for each in ann.list(config())]
+        assert left == ([] if removal == "purge" else [id_of(head)])
+        assert store.count("chunks") == before
+
+
 @pytest.mark.on_each_backend
 @pytest.mark.parametrize("field", ["binding", "checksum", "parent_checkpoint_id"])
 def test_a_field_of_another_type_is_damage_in_a_copy_too(

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from forkpoint.encoding.entries import split_refs
+from forkpoint.errors import CorruptChunk
 from forkpoint.operations.gc import reachable, read_all
 from forkpoint.operations.turns import Turns, Work
 from forkpoint.storage.interface import Session
@@ -71,14 +73,19 @@ def sizes_of(family: Any, digests: Collection[bytes], turns: Turns) -> Work[dict
     return sizes
 
 
-def own_chunks(family: Any, turns: Turns) -> Work[dict[bytes, int]]:
-    """Return the chunks that the threads of a family use which there are, and the bytes of each."""
+def own_chunks(family: Any, turns: Turns) -> Work[dict[bytes, int] | None]:
+    """Return the chunks that the threads of a family use which there are, and the bytes of each.
+
+    None if a row of the family is damaged: then it is not known.
+    """
     turns.only_reads = turns.is_over = True
     yield
-    chunks = yield from chunks_of(family, turns)
-    roots = chunks.used_by(threads_of(turns.session, turns.session.threads.family(family)))
-    used = yield from turns.apart(lambda: reachable(roots, chunks.links))
-    sizes = yield from sizes_of(family, used, turns)
+    sizes: dict[bytes, int] | None = None
+    with suppress(CorruptChunk):
+        chunks = yield from chunks_of(family, turns)
+        roots = chunks.used_by(threads_of(turns.session, turns.session.threads.family(family)))
+        used = yield from turns.apart(lambda: reachable(roots, chunks.links))
+        sizes = yield from sizes_of(family, used, turns)
     turns.only_reads = False
     yield
     return sizes

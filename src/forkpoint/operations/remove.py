@@ -257,7 +257,9 @@ def _reported(
         before = yield from own_chunks(family, turns)
         counts, collected = yield from work(turns)
         after = yield from own_chunks(family, turns)
-        freed = [size for digest, size in before.items() if digest not in after]
+        freed: list[int] = []  # where something is damaged, nothing is
+        if before is not None and after is not None:
+            freed = [size for digest, size in before.items() if digest not in after]
         return counts, collected._replace(chunks=len(freed), bytes=sum(freed))
 
     counts, collected = yield from in_turns(context.storage, measured)
