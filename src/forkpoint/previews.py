@@ -34,8 +34,7 @@ def preview_of(values: Mapping[str, Any], channels: Sequence[str]) -> str:
     shown = {
         channel: _shown_or_left_out(values[channel]) for channel in channels if channel in values
     }
-    preview = {channel: value for channel, value in shown.items() if value is not _LEFT_OUT}
-    return json.dumps(preview, separators=(",", ":"))
+    return _as_json({name: value for name, value in shown.items() if value is not _LEFT_OUT})
 
 
 def preview_after(
@@ -54,8 +53,8 @@ def preview_after(
     if before is None and not channels:
         return None
     shown = json.loads(before or "{}")
-    kept = {name: value for name, value in shown.items() if name not in values}
-    return json.dumps(kept | json.loads(preview_of(values, channels)), separators=(",", ":"))
+    kept = _as_json({name: value for name, value in shown.items() if name not in values})
+    return joined(kept, preview_of(values, channels))
 
 
 def part_of(preview: str | None, channels: Sequence[str]) -> str | None:
@@ -64,6 +63,15 @@ def part_of(preview: str | None, channels: Sequence[str]) -> str | None:
         return None
     shown = json.loads(preview)
     return json.dumps({name: shown[name] for name in channels if name in shown})
+
+
+def joined(before: str | None, preview: str) -> str:
+    """Return a preview that also shows the channels of another one, if there is one."""
+    return _as_json(json.loads(before or "{}") | json.loads(preview))
+
+
+def _as_json(preview: Mapping[str, Any]) -> str:
+    return json.dumps(preview, separators=(",", ":"))
 
 
 def _shown_or_left_out(value: Any) -> Any:

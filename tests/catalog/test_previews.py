@@ -147,6 +147,33 @@ async def test_a_preview_is_that_of_the_last_put_into_the_graph_itself(
     assert store.problems(api.saver) == []
 
 
+class Counted(TypedDict, total=False):
+    n: int
+
+
+@pytest.mark.in_turns
+def test_what_a_graph_does_not_have_is_still_shown(store: Store) -> None:
+    """Of two versions of an application, one runs a thread, and then the other."""
+    saver = store.saver(preview=CHOSEN)
+    titled(saver).invoke({"title": "long " * 200}, config())
+    builder = StateGraph(Counted)
+    builder.add_node("count", lambda state: {"n": state["n"] + 1})
+    builder.add_edge(START, "count")
+    for each in (saver, store.saver(preview=CHOSEN)):  # one knows what was put last
+        graph = builder.compile(checkpointer=each)
+        graph.invoke({"n": 6}, config())
+        catalog = ThreadCatalog(each)
+        (thread,) = catalog.search()
+        assert thread.values["title"].startswith("long long")
+        assert (thread.values["topic"], thread.values["n"]) == ({"kind": "l"}, 7)
+        assert ids(catalog, topic={"kind": "l"}, n=7) == ["thread"]
+        graph.update_state(config(), {"n": 8})
+        assert ids(catalog, topic={"kind": "l"}, n=8) == ["thread"]
+    titled(saver).update_state(config(), {"title": "new", "topic": None})
+    assert ids(catalog, title="new", topic=None) == ["thread"]
+    assert store.problems(saver) == []
+
+
 @pytest.mark.in_turns
 async def test_a_checkpoint_that_is_put_again_is_shown_as_it_is_then(
     api_with_preview: Api, store: Store

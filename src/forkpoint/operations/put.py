@@ -21,6 +21,7 @@ from forkpoint.filters import stored_value_terms
 from forkpoint.inputs import Address, Origin, as_json
 from forkpoint.operations.cache import Described, KnownManifest, Memory
 from forkpoint.operations.context import Context
+from forkpoint.operations.inherited_preview import complete_preview
 from forkpoint.operations.run_metadata import has_run, merge_run, of_config
 from forkpoint.operations.write import PreparedPut, write
 from forkpoint.previews import preview_of
@@ -200,10 +201,14 @@ def _prepare(
     state = capture.state if is_kin else codec.own_state(capture.state)
     encoded, manifest = codec.join(new.checkpoint, state, inherited.manifest)
     row = _checkpoint_row(codec, new, _metadata(new, inherited, manifest), encoded)
-    receipt = checkpoint_receipt(codec, row, capture.preview)
+    preview = capture.preview
+    if preview is not None and thread is not None:
+        lacking = manifest.keys() - new.checkpoint.get("channel_values", {}).keys()
+        preview = complete_preview(context, new.address, thread, preview, lacking)
+    receipt = checkpoint_receipt(codec, row, preview)
     status = "idle" if row.checkpoint_ns == "" else None
     request = _request(context, new, thread, codec, NewRows(row, [receipt], encoded.chunks, status))
-    if capture.preview is not None:
+    if preview is not None:
         owner = context.owner if thread is None else thread.owner
         request = request._replace(value_terms=stored_value_terms(owner, receipt.content))
     packed_bytes = len(encoded.content) + len(encoded.refs)
