@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -259,6 +260,23 @@ def test_new_states_are_whole_that_are_rebuilt_from_what_was_trimmed_in_the_targ
         for mine, theirs in zip(*states, strict=False):
             assert mine.values == theirs.values
     assert saver.check().is_clean
+    assert store.problems(saver) == []
+
+
+@pytest.mark.in_turns
+def test_new_states_are_whole_that_have_a_value_again_which_was_trimmed_in_the_target(
+    saver: ForkpointSaver, store: Store, tmp_path: Path
+) -> None:
+    values = [random.Random(n).randbytes(5000) for n in (1, 2)]
+    with SqliteSaver(tmp_path / "source.db") as source:
+        parent: Any = None
+        for value in values:
+            parent = put(source, {"value": value}, parent=parent)
+        assert import_threads(source, saver, kind="forkpoint").is_complete
+        saver.trim("thread", 1)
+        put(source, {"value": values[0]}, parent=parent)
+        assert import_threads(source, saver, kind="forkpoint").is_complete
+        assert told(saver) == told(source)[1:]
     assert store.problems(saver) == []
 
 

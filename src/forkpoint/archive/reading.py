@@ -6,7 +6,7 @@ and verified. Between two pages others may write. Whoever reads is told in the e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from forkpoint.archive.parts import (
@@ -28,6 +28,7 @@ from forkpoint.operations.listing import PAGE_ROWS
 from forkpoint.operations.places import at_place, place_of
 from forkpoint.operations.read import order_of
 from forkpoint.storage.interface import Session, Stale
+from forkpoint.storage.plan import Place
 from forkpoint.storage.queries import CheckpointQuery
 from forkpoint.storage.record_checksums import check_kinship, check_record
 from forkpoint.storage.row_checksums import complete_writes, open_checkpoint, open_write, preview_in
@@ -47,12 +48,19 @@ class _Page(NamedTuple):
     following: CheckpointQuery | None
 
 
-def read_thread(context: Context, thread_id: str, *, is_steady: bool = False) -> Iterator[Part]:
+def read_thread(
+    context: Context,
+    thread_id: str,
+    needed: Collection[Place] | None = None,
+    *,
+    is_steady: bool = False,
+) -> Iterator[Part]:
     """Yield a thread part by part.
 
     Args:
         context: The store.
         thread_id: The thread.
+        needed: The checkpoints that are read; None for all.
         is_steady: Whether nobody writes to it meanwhile.
 
     Raises:
@@ -76,7 +84,7 @@ def read_thread(context: Context, thread_id: str, *, is_steady: bool = False) ->
     following: CheckpointQuery | None = query._replace(with_hidden=True)
     while following is not None:
         numbering.begin_checkpoint()
-        page = _read(context, following, row, numbering)
+        page = _read(context, following, row, numbering, needed)
         for stored in page.stored:
             part = _checkpoint_part(context.codec_of(row.thread), stored, page.chunks, numbering)
             yield from numbering.take()
@@ -131,12 +139,21 @@ def _thread_part(row: ThreadRow, lineage: Sequence[Ancestor]) -> ThreadPart:
     )
 
 
-def _read(context: Context, query: CheckpointQuery, row: ThreadRow, numbering: Numbering) -> _Page:
-    """Return a page of checkpoints, with those of their chunks that have no number yet."""
+def _read(
+    context: Context,
+    query: CheckpointQuery,
+    row: ThreadRow,
+    numbering: Numbering,
+    needed: Collection[Place] | None,
+) -> _Page:
+    """Return what is needed of a page, with those of its chunks that have no number yet."""
     with context.storage.reading() as session:
         stored = session.checkpoints.page(query)
         if any(each.thread.key != row.thread.key for each in stored):
             raise Stale
+        following = _after(query, stored)
+        if needed is not None:
+            stored = [each for each in stored if place_of(each.row) in needed]
         chunks: Chunks = {}
         refs = (refs for each in stored for refs in (each.row.refs, *(w.refs for w in each.writes)))
         missing = {digest for joined in refs for digest in split_refs(joined)}
@@ -145,11 +162,14 @@ def _read(context: Context, query: CheckpointQuery, row: ThreadRow, numbering: N
             chunks.update(read)
             below = {digest for refs, _ in read.values() for digest in split_refs(refs)}
             missing = below - chunks.keys()
-    if len(stored) < query.limit:
-        return _Page(stored, chunks, None)
-    last = stored[-1]
-    after = (last.row.checkpoint_id, last.thread.key, last.row.checkpoint_ns)
-    return _Page(stored, chunks, query._replace(after=after))
+    return _Page(stored, chunks, following)
+
+
+def _after(query: CheckpointQuery, page: Sequence[StoredCheckpoint]) -> CheckpointQuery | None:
+    if len(page) < query.limit:
+        return None
+    last = page[-1]
+    return query._replace(after=(last.row.checkpoint_id, last.thread.key, last.row.checkpoint_ns))
 
 
 def _checkpoint_part(

@@ -72,7 +72,7 @@ class OwnSource(Source):
         return self._runner.run(_places, self.context, thread_id)
 
     def parts(self, thread_id: str, needed: Collection[Place] | None = None) -> Iterator[Part]:
-        return read_thread(self.context, thread_id)
+        return read_thread(self.context, thread_id, needed)
 
 
 def _places(context: Context, thread_id: str) -> Places:

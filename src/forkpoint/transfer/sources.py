@@ -109,7 +109,7 @@ class Source(ABC):
 
         Args:
             thread_id: The thread.
-            needed: The checkpoints that are needed; None for all. There may be more.
+            needed: The checkpoints that are needed, of which alone parts come; None for all.
         """
 
     def close(self) -> object:

@@ -237,12 +237,6 @@ class ThreadWriter:
                 self._digests[number] = digest
                 self._waiting[digest] = chunk
 
-    def skip(self, part: CheckpointPart) -> None:
-        """Leave a checkpoint as it is, which is there already, and so are its chunks."""
-        for value in _values_of(part):
-            digests = (self._digests.get(number) for number in value.chunks)
-            self._take([digest for digest in digests if digest is not None])
-
     def put(self, part: CheckpointPart) -> Steps[None]:
         """Store a checkpoint with its writes.
 
@@ -289,7 +283,9 @@ class ThreadWriter:
             yield from self._store(
                 request._replace(writes=writes, status=None if status == "idle" else status)
             )
-        self.skip(part)
+        for value in _values_of(part):  # whose chunks are there already
+            digests = (self._digests.get(number) for number in value.chunks)
+            self._take([digest for digest in digests if digest is not None])
         return number
 
     def _row(self, part: CheckpointPart) -> CheckpointRow:
