@@ -13,10 +13,11 @@ import random
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import pymongo
 import pytest
 
 from checking import apart, checkpoint, config, id_of, value_of
@@ -366,8 +367,27 @@ def run(store: Store, seed: int) -> None:
         machine.close()
 
 
+@pytest.fixture
+def room_for_drops(store: Store) -> Iterator[None]:
+    """Have a server keep the files of what is dropped for a minute only.
+
+    By default it does for five, and ends when it has more files open than a process may have.
+    """
+    if not isinstance(store, MongoStore):
+        yield
+        return
+    name = "minSnapshotHistoryWindowInSeconds"
+    with pymongo.MongoClient[Any](store.uri) as client:
+        before = client.admin.command("getParameter", 1, **{name: 1})[name]
+        client.admin.command("setParameter", 1, **{name: 60})
+        yield
+        client.admin.command("setParameter", 1, **{name: before})
+
+
 @pytest.mark.parametrize("times", [50, pytest.param(1000, marks=pytest.mark.slow)])
-def test_whatever_processes_do_nothing_is_lost(times: int, store: Store) -> None:
+def test_whatever_processes_do_nothing_is_lost(
+    times: int, store: Store, room_for_drops: None
+) -> None:
     """On MongoDB, where a round takes four times as long, by default not quite as often."""
     for seed in range(times if times > 50 or isinstance(store, SqliteStore) else 20):
         run(store, seed)
