@@ -19,6 +19,7 @@ from forkpoint.json_text import DEPTH as DEPTH
 from forkpoint.json_text import METADATA_BYTES as METADATA_BYTES
 from forkpoint.json_text import as_json as as_json
 from forkpoint.json_text import from_json, shallow
+from forkpoint.options import LONGEST as LONGEST
 from forkpoint.options import callback as callback
 from forkpoint.options import choice as choice
 from forkpoint.options import count as count

@@ -17,7 +17,8 @@ from forkpoint.untrusted import characters, integer, reading, shown
 
 _LARGEST = 2**31 - 1  # fits into a column of every database
 _MICROSECOND = timedelta(microseconds=1)
-_LONGEST = 2**53  # microseconds: 285 years
+LONGEST = 2**53
+"""How many microseconds a length of time has at most: 285 years."""
 
 
 def choice(value: object, what: str, options: Sequence[str]) -> str:
@@ -111,7 +112,7 @@ def duration(value: object, what: str) -> int:
     microseconds = timedelta.__floordiv__(value, _MICROSECOND)
     if microseconds <= 0:
         raise InvalidInput(f"{what} must be positive, not {timedelta.__str__(value)}")
-    return min(microseconds, _LONGEST)
+    return min(microseconds, LONGEST)
 
 
 def moment(value: object, what: str) -> int | None:

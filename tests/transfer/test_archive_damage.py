@@ -323,6 +323,9 @@ FORGED: list[tuple[str, dict[str, Any]]] = [
     ("thread", {"created_at": "in the year 3"}),
     ("thread", {"updated_at": "9999-01-01T00:00:00+00:00"}),
     ("thread", {"ttl_seconds": "x"}),
+    ("thread", {"ttl_seconds": float("inf")}),
+    ("thread", {"ttl_seconds": 1e30}),
+    ("thread", {"ttl_seconds": -1}),
     ("thread", {"lineage": [{"thread_id": "a"}]}),
     ("thread", {"lineage": [{"thread_id": "a", "edge": "x", "parent_checkpoint_id": None,
                              "created_at": None}]}),
@@ -351,6 +354,7 @@ FORGED: list[tuple[str, dict[str, Any]]] = [
     ("checkpoint", {"hidden": 1}),
     ("checkpoint", {"preview": 1}),
     ("end", {"checkpoints": "x"}),
+    ("end", {"checkpoints": float("inf")}),
     ("end", {"checkpoints": 3}),
 ]  # fmt: skip
 

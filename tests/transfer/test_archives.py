@@ -27,6 +27,7 @@ from forkpoint import (
     ThreadCatalog,
     ThreadExists,
     ThreadFilter,
+    ThreadNotFound,
 )
 from forkpoint.archive.file import ArchiveFile, lines_in
 from forkpoint.archive.parts import ChunkPart, Numbering
@@ -112,12 +113,14 @@ def test_a_filter_chooses_and_rename_gives_other_ids(saver: ForkpointSaver, tmp_
     mistyped = restore_threads(saver, path, threads=["mistyped"])
     assert (mistyped.threads, mistyped.is_complete) == (0, False)
     assert "there is no thread 'mistyped' in the archive" in str(mistyped.failed["mistyped"])
-    report = restore_threads(saver, path, rename={"b": "b-2"})
+    report = restore_threads(saver, path, rename={"b": "b-2", "mistyped": "d"})
     assert report.threads == 1
     assert {id_: type(error) for id_, error in report.failed.items()} == {
         "a": ThreadExists,
         "fork": ThreadExists,
+        "mistyped": ThreadNotFound,
     }
+    assert restore_threads(saver, path, threads=["a"], rename={"a": "a-3", "b": "b-3"}).is_complete
     assert len(tuples(saver, "a")) == 2
 
 

@@ -42,7 +42,10 @@ _SUFFIX = b', "sha256": "'
 _DIGITS = 32
 _END = b'"}'
 
-_MALFORMED = KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError
+_MALFORMED = (
+    *(KeyError, TypeError, ValueError, IndexError, AttributeError),
+    *(RecursionError, OverflowError),
+)
 """What is raised where a part is not of the shape that is written."""
 
 Encrypt = Callable[[bytes], bytes]

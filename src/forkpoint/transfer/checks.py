@@ -35,6 +35,8 @@ def check_thread(part: ThreadPart) -> None:
     inputs.choice(described.on_expiry, "on_expiry", ("delete", "keep_latest"))
     inputs.choice(part.status, "status", STATUSES)
     _check(described.ttl, "ttl", int, _NONE)
+    if described.ttl is not None and not 0 < described.ttl <= inputs.LONGEST:
+        raise InvalidInput(f"ttl is none that can be stored: {described.ttl}")
     _check(part.is_swept, "is_swept", bool)
     for name, time in part.times._asdict().items():
         _check(time, name, int)

@@ -203,7 +203,8 @@ def restore_threads(
         path: The file, compressed or not.
         threads: Which threads: their ids in the archive, or what is called with an id. An id that
             is not there is among the `failed`.
-        rename: The ids that threads get, by those that they had, or what is called with an id.
+        rename: The ids that threads get, by those that they had, or what is called with an id. An
+            id that is named and not there is among the `failed`.
         on_progress: Is called after each checkpoint and after each thread.
 
     Returns:
@@ -250,14 +251,11 @@ def _restoring(
 
 
 def _renamed(rename: Any) -> Rename:
-    if rename is None:
-        return lambda thread_id: thread_id
-    if isinstance(rename, Mapping):
-        names = {
+    if rename is None or isinstance(rename, Mapping):
+        return {
             inputs.identifier(old, "a thread id of rename"): inputs.identifier(new, "a new id")
-            for old, new in rename.items()
+            for old, new in (rename or {}).items()
         }
-        return lambda thread_id: names.get(thread_id, thread_id)
     inputs.callback(rename, "rename")
     return lambda thread_id: inputs.identifier(rename(thread_id), "the id that rename returns")
 

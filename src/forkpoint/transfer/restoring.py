@@ -6,7 +6,7 @@ as there are threads that come before what they were made from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
@@ -28,11 +28,11 @@ from forkpoint.transfer.checks import check_checkpoint, check_thread
 from forkpoint.transfer.finishing import finish
 from forkpoint.transfer.importing import Done, Target
 from forkpoint.transfer.reports import TransferReport
-from forkpoint.transfer.sources import IsSelected, NamedThreads
+from forkpoint.transfer.sources import IsSelected, NamedThreads, not_there
 from forkpoint.transfer.target import Arrival, ThreadWriter
 
-Rename = Callable[[str], str]
-"""Takes the id that a thread had, and returns that which it gets."""
+Rename = Mapping[str, str] | Callable[[str], str]
+"""The ids that threads get, by those that they had, or what takes the one and returns the other."""
 
 _END = b'{"end": '
 
@@ -55,8 +55,11 @@ def restore_all(
 ) -> TransferReport:
     """Restore the threads of an archive. One that fails does not keep the others from it."""
     sections: dict[str, _Section] = {}
+    absent = dict.fromkeys(rename) if isinstance(rename, Mapping) else {}
+    renamed = (lambda id_: rename.get(id_, id_)) if isinstance(rename, Mapping) else rename
     length = length_of(path)  # of what is appended meanwhile nothing counts: it may be half there
     for section in _survey(path, length, done):
+        absent.pop(section.thread_id, None)
         if is_selected is not None and not is_selected(section.thread_id):
             continue
         before = sections.get(section.thread_id)
@@ -71,7 +74,7 @@ def restore_all(
             following = waiting.get(line)
             if following is None or following.parent in parents:
                 continue
-            _restore(target, following, lines, rename, done)
+            _restore(target, following, lines, renamed, done)
             del waiting[line]
             parents.discard((following.thread_id, following.created_at))
         if len(waiting) == number:
@@ -81,6 +84,7 @@ def restore_all(
     for section in waiting.values():
         done.failed[section.thread_id] = _changed_meanwhile(section)
     done.failed.update(NamedThreads.missing(is_selected, "the archive"))
+    done.failed.update(not_there(absent, "the archive"))
     return done.report()
 
 
@@ -161,11 +165,15 @@ def _is_end(line: Line, section: _Section | None) -> bool:
 
 
 def _restore(
-    target: Target, section: _Section, lines: Iterator[Line], rename: Rename, done: Done
+    target: Target,
+    section: _Section,
+    lines: Iterator[Line],
+    renamed: Callable[[str], str],
+    done: Done,
 ) -> None:
     thread_id = section.thread_id
     try:
-        _restore_thread(target, section, lines, rename, done)
+        _restore_thread(target, section, lines, renamed, done)
         done.threads += 1
     except ForkpointError as error:
         done.failed[thread_id] = error
@@ -178,13 +186,17 @@ def _changed_meanwhile(section: _Section) -> DamagedArchive:
 
 
 def _restore_thread(
-    target: Target, section: _Section, lines: Iterator[Line], rename: Rename, done: Done
+    target: Target,
+    section: _Section,
+    lines: Iterator[Line],
+    renamed: Callable[[str], str],
+    done: Done,
 ) -> None:
     context, runner = target
     mark, record = _record(next(lines))
     if (mark, record.thread_id) != (section.mark, section.thread_id):
         raise _changed_meanwhile(section)
-    thread_id = rename(record.thread_id)
+    thread_id = renamed(record.thread_id)
     origin = f"archive:{mark.decode()}"
     arrival = runner.run(arriving.find, context, thread_id, origin)
     if arrival is not None and not arrival.is_incoming:
@@ -193,7 +205,7 @@ def _restore_thread(
             "that one first"
         )
     if arrival is None:
-        parent = runner.run(arriving.parent_of, context, record, rename)
+        parent = runner.run(arriving.parent_of, context, record, renamed)
         arrival = runner.run(arriving.begin, context, record, thread_id, origin, parent)
     restoring = _Restoring(target, arrival, mark, record, done)
     try:

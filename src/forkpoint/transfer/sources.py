@@ -62,11 +62,15 @@ class NamedThreads:
     @staticmethod
     def missing(selected: IsSelected | None, where: str) -> dict[str, Exception]:
         """Return an error for each id that was named, and is not in a source or an archive."""
-        missing = list(selected._missing) if isinstance(selected, NamedThreads) else ()
-        return {
-            thread_id: ThreadNotFound(f"there is no thread {thread_id!r} in {where}")
-            for thread_id in missing
-        }
+        return not_there(selected._missing if isinstance(selected, NamedThreads) else (), where)
+
+
+def not_there(ids: Iterable[str], where: str) -> dict[str, Exception]:
+    """Return an error for each id of a thread that is not in a source or an archive."""
+    return {
+        thread_id: ThreadNotFound(f"there is no thread {thread_id!r} in {where}")
+        for thread_id in ids
+    }
 
 
 Places = Mapping[Place, Place | None]
