@@ -128,14 +128,17 @@ def left_open(file: Identity) -> Iterator[DatabaseFile]:
             yield database
 
 
-def is_left_behind(path: str) -> bool:
+def is_left_behind(path: str, file: Identity | None) -> bool:
     """Return whether the file that this process has opened by a path is not there any more.
 
     Then no descriptor of the process is one of the file that is there.
+
+    Args:
+        path: The path.
+        file: The file that is there.
     """
     if os.name == "nt":  # where a file that is open stays in its place
         return False
-    file = identity(path)
     if file is None:  # removed, unless there never was one: SQLite has databases without files
         return any(_name_of(descriptor) == f"{path} (deleted)" for descriptor in _descriptors())
     # Where few are listed, all are tried.

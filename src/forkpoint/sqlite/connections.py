@@ -187,6 +187,7 @@ class PassedConnection:
         self._connection = connection
         self._process = os.getpid()
         self._file: DatabaseFile | None = None
+        self._opened: Identity | None = None
 
     @property
     def path(self) -> str | None:
@@ -203,17 +204,17 @@ class PassedConnection:
                 "the sqlite3.Connection was opened with autocommit=False, so a transaction is "
                 "always open; open it with autocommit=True, or without"
             )
-        if self._file is None:  # it may have been replaced since the caller opened it
-            path = _path_of(self._connection)
-            if path and is_left_behind(path):
+        if self._file is None and (path := _path_of(self._connection)):
+            self._opened = identity(path)
+            if is_left_behind(path, self._opened):  # since the caller opened it
                 raise _replaced(path)
         return self._connection
 
     def note_opened(self, connection: sqlite3.Connection) -> None:
-        path = _path_of(connection)
-        if path and self._file is None and os.path.exists(path):
+        if self._file is None and self._opened is not None:
+            path = _path_of(connection)
             self._file = DatabaseFile(path, self._is_closed)
-            self._file.note_opened(path, identity(path))
+            self._file.note_opened(path, self._opened)
 
     def note_log(self) -> None:
         if self._file is not None:
