@@ -129,6 +129,8 @@ def test_threads_are_imported_from_another_store(
     assert run(*arguments, "--label", "").code == 2  # such as of a variable that is not set
     assert run(*arguments, "--tag", "t").out.startswith("1 thread imported, 1 checkpoint")
     assert counts_of(saver) == {"x": 1}
+    some = run(*arguments, "--id", "x", "--id", "mistyped")
+    assert (some.code, "there is no thread 'mistyped'" in some.out) == (1, True)
     assert run("--owner", "acme", *arguments).code == 0
     assert counts_of(saver) == {"x": 1, "theirs": 1}
     assert run(*arguments).code == 0

@@ -161,11 +161,11 @@ def _made_by(name: str) -> BaseCheckpointSaver[Any]:
 
 
 def _threads(selection: Selection, kind: str) -> Threads:
-    if kind == "forkpoint":
-        return None if selection.is_empty else selection.filter()
-    if not selection.is_of_ids_only:
+    if selection.is_of_ids_only:
+        return selection.ids or None
+    if kind != "forkpoint":
         raise typer.BadParameter("another saver's threads are filtered by --id and --since only")
-    return selection.ids or None
+    return selection.filter()
 
 
 def _renamed(text: str) -> tuple[str, str]:

@@ -74,10 +74,12 @@ def source_opener(arguments: SourceArguments, target: ForkpointSaver) -> Callabl
 
 
 def _own(arguments: SourceArguments) -> Callable[[], Source]:
-    is_filter = isinstance(arguments.threads, ThreadFilter)
+    filter = arguments.threads if isinstance(arguments.threads, ThreadFilter) else None
+    is_selected = selection_of(arguments.threads) if filter is None else None
+    if isinstance(is_selected, NamedThreads) and 0 < len(is_selected.ids) <= inputs.IDS:
+        filter = ThreadFilter(ids=[*is_selected.ids])  # which finds them without the others
     catalog = ThreadCatalog(saver_of(arguments.source, "source"))
-    criteria = filter_of(catalog, arguments.threads if is_filter else None, arguments.since)
-    is_selected = None if is_filter else selection_of(arguments.threads)
+    criteria = filter_of(catalog, filter, arguments.since)
     return lambda: OwnSource(*parts_of(catalog.saver), criteria, is_selected)
 
 

@@ -52,12 +52,12 @@ class NamedThreads:
     """
 
     def __init__(self, ids: Iterable[str]) -> None:
-        self._ids = frozenset(ids)
         self._missing = dict.fromkeys(ids)
+        self.ids = frozenset(self._missing)
 
     def __call__(self, thread_id: str) -> bool:
         self._missing.pop(thread_id, None)
-        return thread_id in self._ids
+        return thread_id in self.ids
 
     @staticmethod
     def missing(selected: IsSelected | None, where: str) -> dict[str, Exception]:
