@@ -144,7 +144,8 @@ class Owners(RuleBasedStateMachine):
         outcomes = [outcome for outcome, _ in answers]
         if made[0].get("cursor") in self.theirs[0].cursors:
             outcomes = [outcome._replace(answer=None) for outcome in outcomes]
-        assert outcomes[0] == outcomes[1] == outcomes[2], (str(method), made[0], answers)
+        if not outcomes[0] == outcomes[1] == outcomes[2]:
+            raise AssertionError(f"{method} with {made[0]}: {first_difference(outcomes)}")
         if self.is_counted(method, made[0]):
             steps = [_counted(statements) for _, statements in answers]
             assert len(steps[0]) == len(steps[1]), (str(method), made[0], answers)
@@ -252,6 +253,14 @@ class Owners(RuleBasedStateMachine):
                 if thread.is_live:
                     world.saver.delete_thread(thread.thread_id)
             assert world.store.problems(world.saver) == []
+
+
+def first_difference(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return what each outcome is where they begin to differ."""
+    texts = [repr(outcome) for outcome in outcomes]
+    letters = enumerate(itertools.zip_longest(*texts))
+    begin = next((at for at, each in letters if len(set(each)) > 1), 0)
+    return [text[max(0, begin - 200) : begin + 400] for text in texts]
 
 
 THREE_DAYS = 3 * 24 * 3600 * 1_000_000
