@@ -17,7 +17,7 @@ from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
 
-from checking import collected, config, encrypted_serde, put, value_of
+from checking import collected, config, encrypted_serde, id_of, put, value_of
 from forkpoint import CorruptChunk, ForkpointError, SafeSerializer, ThreadCatalog, key_ring
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.mongodb.thread_rows import ThreadRows
@@ -207,6 +207,38 @@ def test_what_a_write_was_or_is_about_to_be_keeps_its_chunks(
         mongo_store.collection.update_one({"_id": write["_id"]}, {"$unset": {field: ""}})
         collected(saver, write["family"])
         assert mongo_store.count("chunks") == 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"$set": {"thread": bad}} for bad in (None, 7, [], {})], ids=str
+)
+def test_a_row_that_says_no_thread_keeps_its_chunks(
+    change: dict[str, Any], mongo_store: MongoStore
+) -> None:
+    with mongo_store.saver() as saver:
+        stored = put(saver, {"text": TEXT})
+        mongo_store.collection.update_one({"kind": "checkpoint"}, change)
+        for n in range(2):
+            stored = put(saver, {"text": f"{n} {TEXT}"}, parent=stored)
+        saver.trim("thread", 1)
+        assert collected(saver, family_of(saver)).missing is None
+        assert mongo_store.count("chunks") == 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"$set": {"visible": False}}, {"$unset": {"visible": ""}}], ids=str
+)
+def test_a_checkpoint_that_is_neither_seen_nor_hidden_is_named(
+    change: dict[str, Any], mongo_store: MongoStore
+) -> None:
+    with mongo_store.saver() as saver:
+        first = put(saver, {"n": 1})
+        put(saver, {"n": 2}, parent=first)
+        which = {"kind": "checkpoint", "checkpoint_id": id_of(first)}
+        assert mongo_store.collection.update_one(which, change).modified_count == 1
+        with pytest.raises(CorruptChunk, match=id_of(first)):
+            list(saver.list(config()))
+        assert [problem.checkpoint_id for problem in saver.check().problems] == [id_of(first)]
 
 
 def test_a_copy_does_not_keep_what_its_source_has_replaced(mongo_store: MongoStore) -> None:

@@ -11,8 +11,9 @@ from langgraph.channels.delta import DeltaChannel
 from langgraph.graph import START, StateGraph
 
 from checking import Api, checkpoint, config, encrypted_serde, put
-from forkpoint import CheckReport, InvalidInput, SafeSerializer
+from forkpoint import CheckReport, CorruptChunk, InvalidInput, SafeSerializer
 from forkpoint.saver.saver import ForkpointSaver
+from forkpoint.storage.receipts import RECEIPT
 from graphs import SHAPES, append_all
 from stores import Store
 
@@ -228,3 +229,25 @@ def test_a_checkpoint_that_says_another_run_is_named(store: Store, saver: Forkpo
     store.change("checkpoints", row.key, run_id="theirs")
     (problem,) = saver.check().problems
     assert "the run of the checkpoint" in problem.reason
+
+
+def test_a_hidden_checkpoint_with_the_receipt_of_one_that_is_seen_is_named(
+    saver: ForkpointSaver, store: Store
+) -> None:
+    run_graphs(saver, ["deltas"])
+    source, copy = (store.thread(name).key for name in ("deltas", "deltas, copied"))
+    hidden = {
+        row["checkpoint_id"]
+        for row in store.stored("checkpoints").values()
+        if row["thread"] == copy and row.get("hidden")
+    }
+    receipt, named = next(
+        (key, row["checkpoint_id"])
+        for key, row in store.stored("writes").items()
+        if row["thread"] == source and row["idx"] == RECEIPT and row["checkpoint_id"] in hidden
+    )
+    store.change("writes", receipt, thread=copy)
+    with pytest.raises(CorruptChunk, match=named):
+        list(saver.list(config("deltas, copied")))
+    found = {(each.thread_id, each.checkpoint_id) for each in saver.check().problems}
+    assert ("deltas, copied", named) in found

@@ -357,7 +357,7 @@ def _page_order(query: CheckpointQuery) -> Document:
 def _conditions(query: CheckpointQuery) -> Document:
     conditions: Document = {"kind": "checkpoint", "visible": True}
     if query.with_hidden:
-        conditions = {"kind": "checkpoint", "content": {"$exists": True}, "doomed": None}
+        conditions = {"kind": "checkpoint", "$and": [_STORED]}
     if query.checkpoint_ns is not None:
         conditions["checkpoint_ns"] = query.checkpoint_ns
     ids: Document = {"$gte": ""}  # any; without it, a partial index is not used

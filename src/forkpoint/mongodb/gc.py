@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from bson.objectid import ObjectId
 
-from forkpoint.errors import damaged_row
 from forkpoint.mongodb.commands import IN_ONE_COMMAND, MongoCommands
 from forkpoint.mongodb.documents import (
     NOW,
@@ -136,19 +135,19 @@ class MongoCollections(interface.Collections):
         items: list[tuple[Any, bytes]] = []
         doomed = []
         for row in documents:
-            if not isinstance(row["thread"], ObjectId):
-                raise damaged_row(row.get("kind", "row"), row["_id"])
-            if row["thread"] in after.dead or "doomed" in row:
+            # A row that says no thread is nobody's to remove.
+            thread = key if isinstance(key := row.get("thread"), ObjectId) else None
+            if thread in after.dead or "doomed" in row:
                 doomed.append(row["_id"])  # it came late, or the removal was not finished
                 continue
-            items.append((row["thread"], row.get("refs", b"")))
+            items.append((thread, row.get("refs", b"")))
             for other in ("next", "before"):
                 refs = row[other].get("refs") if isinstance(row.get(other), dict) else None
                 if isinstance(refs, bytes):
-                    items.append((row["thread"], refs))
+                    items.append((thread, refs))
             replaced = row.get("replaced")
             if isinstance(replaced, list):
-                items += [(row["thread"], refs) for refs in replaced if isinstance(refs, bytes)]
+                items += [(thread, refs) for refs in replaced if isinstance(refs, bytes)]
         for batch in batches(doomed, IN_ONE_COMMAND):
             gone = [{"doomed": True}, {"thread": {"$in": list(after.dead)}}]
             self._commands.delete({"_id": {"$in": batch}, "family": family, "$or": gone})

@@ -318,7 +318,9 @@ class _ThreadCheck:
         if unreadable:
             self._unreadable_writes[row.checkpoint_ns, row.checkpoint_id] = frozenset(unreadable)
         for receipt in stored.writes:
-            if receipt.idx == RECEIPT and receipt.content:
+            if receipt.idx == RECEIPT and row.hidden:
+                self.note("it is hidden, and has the receipt of one that is seen", row, "write")
+            elif receipt.idx == RECEIPT and receipt.content:
                 self._check_preview(receipt)
 
     def _check_preview(self, receipt: WriteRow) -> None:
