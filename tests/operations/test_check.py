@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -231,10 +232,11 @@ def test_a_checkpoint_that_says_another_run_is_named(store: Store, saver: Forkpo
     assert "the run of the checkpoint" in problem.reason
 
 
-def test_a_hidden_checkpoint_with_the_receipt_of_one_that_is_seen_is_named(
-    saver: ForkpointSaver, store: Store
+def test_a_hidden_checkpoint_with_the_receipt_of_one_that_is_seen_is_named_and_repaired(
+    saver: ForkpointSaver, store: Store, tmp_path: Path
 ) -> None:
     run_graphs(saver, ["deltas"])
+    before = list(saver.list(config("deltas, copied")))
     source, copy = (store.thread(name).key for name in ("deltas", "deltas, copied"))
     hidden = {
         row["checkpoint_id"]
@@ -251,3 +253,6 @@ def test_a_hidden_checkpoint_with_the_receipt_of_one_that_is_seen_is_named(
         list(saver.list(config("deltas, copied")))
     found = {(each.thread_id, each.checkpoint_id) for each in saver.check().problems}
     assert ("deltas, copied", named) in found
+    saver.repair(quarantine=tmp_path / "quarantine")
+    assert list(saver.list(config("deltas, copied"))) == before
+    assert not any(each.thread_id == "deltas, copied" for each in saver.check().problems)
