@@ -357,12 +357,17 @@ def _replacement(preparation: Preparation) -> list[Step]:
 
 
 def _end_of_replacement(preparation: Preparation) -> list[Step]:
-    """Return the statements that set the new epoch, and then let go of the old refs."""
+    """Return the statements that set the new epoch, and then let go of the old refs.
+
+    What nothing leads to any more, or does not because a write was there already, is collected by
+    a sweep, if by nothing before.
+    """
     if not preparation.is_repeated:
         return []
     request, thread = preparation.request, preparation.thread
+    end = [update_one(record_of(thread), {"$set": {"removed_at": request.now}})]
     same = {**record_of(thread), "epoch": thread.epoch}  # else it has a new one, by somebody else
-    end = [update_one(same, {"$set": {"epoch": preparation.next_epoch}})]
+    end.append(update_one(same, {"$set": {"epoch": preparation.next_epoch}}))
     for id_ in row_ids(request, thread):
         end.append(update_one({"_id": id_, "family": thread.family}, {"$unset": {"replaced": ""}}))
     return [Step("show", statement) for statement in end]
@@ -418,7 +423,7 @@ def _log_beginning(preparation: Preparation, beginning: Beginning) -> Statement:
     changes: Document = {"$max": {"updated_at": record.pop("updated_at")}}
     changes["$set"] = {**record, "log": log, "unlisted": True, "provisional": False}
     if preparation.next_epoch is not None:
-        changes["$set"]["epoch"] = preparation.next_epoch
+        changes["$set"] |= {"epoch": preparation.next_epoch, "removed_at": preparation.request.now}
     return expect(match, changes)
 
 

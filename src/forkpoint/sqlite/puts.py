@@ -98,7 +98,8 @@ class Puts:
         for write in put.writes:
             rows = replacing_rows if replaces(write.idx) else plain_rows
             rows.append(write_values(thread.key, write, put.fence))
-        self._sql.insert(INSERT_WRITES, plain_rows)
+        if self._sql.insert(INSERT_WRITES, plain_rows) < len(plain_rows) and put.chunks:
+            self._table.note_removal(thread)  # nothing may lead to the chunks of the others
         if replacing_rows:
             self._replace_writes(thread, replacing_rows)
         return thread

@@ -109,12 +109,18 @@ class Statements:
         """Run a statement for each row of values."""
         self._connection.executemany(sql, rows)
 
-    def insert(self, statement: str, rows: Iterable[tuple[Any, ...]], end: str = "") -> None:
-        """Insert rows by as few statements as possible: each releases the interpreter's lock."""
+    def insert(self, statement: str, rows: Iterable[tuple[Any, ...]], end: str = "") -> int:
+        """Insert rows by as few statements as possible: each releases the interpreter's lock.
+
+        Returns:
+            How many rows were inserted or changed.
+        """
         rest = iter(rows)
+        number = 0
         while batch := list(islice(rest, _INSERTED_ROWS)):
             sql = _insertion(statement, len(batch), len(batch[0]), end)
-            self.run(sql, list(chain.from_iterable(batch)))
+            number += self.run(sql, list(chain.from_iterable(batch))).rowcount
+        return number
 
     def create_function(self, name: str, arguments: int, function: Callable[..., Any]) -> None:
         """Let statements call a function from now on."""
