@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
-import sys
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import dateutil.tz
 import pandas
 import pytest
 
@@ -52,31 +49,6 @@ def test_times_and_the_records_of_a_table_come_back(tmp_path: Path) -> None:
     assert first == RECORDS[0]
     assert all(second[key] is missing[key] for key in ("when", "long"))
     assert pandas.isna(second["text"])
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        datetime.datetime(2024, 1, 1, tzinfo=dateutil.tz.UTC),
-        datetime.time(1, tzinfo=dateutil.tz.tzoffset(None, 5.5 * 3600)),
-        dateutil.tz.tzoffset("there", -3600),
-        pandas.Timestamp("2024-01-01", tz=dateutil.tz.UTC),
-    ],
-)
-def test_a_zone_of_dateutil_comes_back(value: Any) -> None:
-    serde = SafeSerializer()
-    (restored,) = serde.loads_typed(serde.dumps_typed([value]))
-    assert restored == value
-    assert (type(restored), repr(restored)) == (type(value), repr(value))
-
-
-def test_a_zone_comes_back_before_anybody_has_imported_dateutil(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stored = SafeSerializer().dumps_typed([dateutil.tz.UTC, dateutil.tz.tzoffset("there", -3600)])
-    for module in ("dateutil", "dateutil.tz", "dateutil.tz.tz"):
-        monkeypatch.delitem(sys.modules, module)
-    assert str(SafeSerializer().loads_typed(stored)) == "[tzutc(), tzoffset('there', -3600)]"
 
 
 @pytest.mark.parametrize("value", [pandas.DataFrame({"a": [1]}), pandas.Series([1])])

@@ -1,8 +1,9 @@
-"""Arrays and numbers of NumPy, times of pandas, zones of dateutil.
+"""Arrays and numbers of NumPy, and times of pandas.
 
 None of them is imported unless a value is of it, and pandas not even where one is read.
 
-Each is the MessagePack extension of code 39, an array that begins with its name:
+Each is the MessagePack extension of code 39, an array that begins with its name. So are the zones
+of `forkpoint.encoding.zone_values`.
 
 =========  ========================================================================================
 name       what follows
@@ -17,46 +18,40 @@ timestamp  pandas: the number of units since 1970 in UTC, the unit, the time zon
 timedelta  pandas: the number of units, and the unit
 nothing    NumPy's masked element: nothing
 nat, na    pandas: nothing
-tzutc      dateutil: nothing
-tzoffset   dateutil: its name, or nil, and how long it is before UTC
 =========  ========================================================================================
 """
 
 from __future__ import annotations
 
-import datetime
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
-from forkpoint.encoding.contents import CannotStore, Described, only
+from forkpoint.encoding import zone_values
+from forkpoint.encoding.contents import CannotStore, Described, imported_member, only
 
 ARRAY = 39
 
 
 def describer_of(kind: type) -> Callable[[Any], Described] | None:
-    """Return how values of a type are stored, if it is one of NumPy's or pandas's."""
-    if kind is _member("numpy.ma", "MaskedArray"):
+    """Return how values of a type are stored, if it is one of these, or a zone."""
+    if kind is imported_member("numpy.ma", "MaskedArray"):
         return _describe_masked
-    if kind is _member("numpy", "ndarray"):
+    if kind is imported_member("numpy", "ndarray"):
         return lambda value: (ARRAY, ["ndarray", *_array(value)])
-    scalar = _member("numpy", "generic")
+    scalar = imported_member("numpy", "generic")
     if scalar is not None and issubclass(kind, scalar) and kind.__module__ == "numpy":
         return _describe_scalar
-    if kind is _member("pandas", "Timestamp"):
+    if kind is imported_member("pandas", "Timestamp"):
         return _describe_timestamp
-    if kind is _member("pandas", "Timedelta"):
+    if kind is imported_member("pandas", "Timedelta"):
         return lambda value: (ARRAY, ["timedelta", value._value, value.unit])
-    if kind is _member("dateutil.tz.tz", "tzutc"):
-        return lambda _: (ARRAY, ["tzutc"])
-    if kind is _member("dateutil.tz.tz", "tzoffset"):
-        return lambda value: (ARRAY, ["tzoffset", value.tzname(None), value.utcoffset(None)])
     for name, (module, member) in _SINGLE_VALUES.items():
-        value = _member(module, member)
+        value = imported_member(module, member)
         if value is not None and kind is type(value):
             return lambda _, name=name: (ARRAY, [name])  # type: ignore[misc]
-    return None
+    dump = zone_values.describer_of(kind)
+    return None if dump is None else lambda value: (ARRAY, dump(value))
 
 
 # Types with one value each, by their names in the store.
@@ -65,14 +60,6 @@ _SINGLE_VALUES = {
     "nat": ("pandas", "NaT"),
     "na": ("pandas", "NA"),
 }
-
-
-def _member(module: str, name: str) -> Any:
-    """Return what a module defines, or None.
-
-    It may be there in part only, while another thread imports it. Then no value is of its types.
-    """
-    return getattr(sys.modules.get(module), name, None)
 
 
 def _array(value: Any) -> list[Any]:
@@ -164,7 +151,7 @@ def restore(content: Any) -> Any:
     if name in _SINGLE_VALUES:
         if name == "nothing":
             import numpy.ma  # noqa: F401
-        value = _member(*_SINGLE_VALUES[name])
+        value = imported_member(*_SINGLE_VALUES[name])
         if value is None:
             raise ValueError("its module is not imported")
         return value
@@ -228,25 +215,11 @@ def _pandas() -> Any:
     return sys.modules["pandas"]
 
 
-def _restore_utc() -> Any:
-    return _dateutil().tzutc()
-
-
-def _restore_offset(name: Any, offset: Any) -> Any:
-    return _dateutil().tzoffset(name, only(offset, datetime.timedelta))
-
-
-def _dateutil() -> Any:
-    """Return dateutil, which most graphs import late: with boto3, say, and where a tool runs."""
-    return import_module("dateutil.tz.tz")
-
-
 _RESTORERS: dict[str, Callable[..., Any]] = {
     "ndarray": _restore_array,
     "masked": _restore_masked,
     "scalar": _restore_scalar,
     "timestamp": _restore_timestamp,
     "timedelta": _restore_timedelta,
-    "tzutc": _restore_utc,
-    "tzoffset": _restore_offset,
+    **zone_values.RESTORERS,
 }

@@ -39,6 +39,14 @@ def only_int(content: Any) -> int:
     return only(content, int)
 
 
+def imported_member(module: str, name: str) -> Any:
+    """Return what a module defines, or None if nobody has imported that.
+
+    It may be there in part only, while another thread imports it. Then no value is of its types.
+    """
+    return getattr(sys.modules.get(module), name, None)
+
+
 _SAME_HASHES = 64  # elements of a set, at most
 
 
