@@ -220,6 +220,20 @@ def test_of_a_source_that_was_trimmed_before_the_import_went_on_nothing_else_is_
     assert store.problems(saver) == []
 
 
+def test_what_is_hidden_in_the_source_is_hidden_where_an_import_went_on(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    shape = SHAPES["deltas"]
+    with SqliteSaver(tmp_path / "source.db") as source:
+        graph = shape.build(source)
+        for given in shape.inputs[:2]:
+            graph.invoke(given, THREAD)
+        source.trim("thread", 1)  # all others are hidden: what stays is rebuilt from them
+        begin_import(source, second)
+        assert import_threads(source, second, kind="forkpoint", verify=True).is_complete
+        assert told(second) == told(source)
+
+
 @pytest.mark.in_turns
 def test_what_was_trimmed_in_the_source_is_still_seen_in_the_target(
     saver: ForkpointSaver, store: Store, tmp_path: Path

@@ -60,7 +60,7 @@ def read_thread(
     Args:
         context: The store.
         thread_id: The thread.
-        needed: The checkpoints that are read; None for all.
+        needed: The checkpoints that are read, beside hidden ones; None for all.
         is_steady: Whether nobody writes to it meanwhile.
 
     Raises:
@@ -146,14 +146,14 @@ def _read(
     numbering: Numbering,
     needed: Collection[Place] | None,
 ) -> _Page:
-    """Return what is needed of a page, with those of its chunks that have no number yet."""
+    """Return what is needed of a page, and is hidden, with those chunks that have no number yet."""
     with context.storage.reading() as session:
         stored = session.checkpoints.page(query)
         if any(each.thread.key != row.thread.key for each in stored):
             raise Stale
         following = _after(query, stored)
         if needed is not None:
-            stored = [each for each in stored if place_of(each.row) in needed]
+            stored = [each for each in stored if each.row.hidden or place_of(each.row) in needed]
         chunks: Chunks = {}
         refs = (refs for each in stored for refs in (each.row.refs, *(w.refs for w in each.writes)))
         missing = {digest for joined in refs for digest in split_refs(joined)}

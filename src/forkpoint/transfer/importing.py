@@ -164,7 +164,7 @@ def _import_once(source: Source, target: Target, thread_id: str, done: Done) -> 
     if arrival is None:
         parent = runner.run(arriving.parent_of, context, record, str)
         arrival = runner.run(arriving.begin, context, record, thread_id, origin, parent)
-    written = _store(target, arrival, record, parts, selection.hidden, done)
+    written = _store(target, arrival, record, parts, selection, done)
     if not arrival.is_incoming and not written.number:
         return False
     runner.run(finish, context, arrival, record, written.hidden)
@@ -255,14 +255,14 @@ def _store(
     arrival: Arrival,
     record: ThreadPart,
     parts: Iterator[Part],
-    to_hide: Collection[Place],
+    selection: _Selection,
     done: Done,
 ) -> Written:
     """Store the checkpoints of a thread, but for those that are there already."""
-    runner = target.runner
+    runner, needed = target.runner, selection.needed
     thread_id = arrival.thread.thread_id
     writer = ThreadWriter(target.context, arrival.thread, record.status)
-    hidden = set(to_hide)
+    hidden = set(selection.hidden)
     number = 0
     for part in parts:
         if isinstance(part, ChunkPart):
@@ -273,7 +273,9 @@ def _store(
         is_stored = part.place in arrival.places
         if part.hidden and (arrival.is_incoming or not is_stored):
             hidden.add(part.place)
-        if is_stored:
+        if needed is not None and part.place not in needed:
+            pass  # of what was removed here, another one may need the chunks
+        elif is_stored:
             added = runner.run(writer.complete, part)
             done.writes += added
             number += added

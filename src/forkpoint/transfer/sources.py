@@ -113,7 +113,7 @@ class Source(ABC):
 
         Args:
             thread_id: The thread.
-            needed: The checkpoints that are needed, of which alone parts come; None for all.
+            needed: The checkpoints that are needed; None for all. Those that are hidden come, too.
         """
 
     def close(self) -> object:
