@@ -19,6 +19,7 @@ from pymongo.collection import Collection
 
 from checking import collected, config, encrypted_serde, id_of, put, value_of
 from forkpoint import CorruptChunk, ForkpointError, SafeSerializer, ThreadCatalog, key_ring
+from forkpoint.mongodb import search as mongodb_search
 from forkpoint.mongodb.saver import MongoDBSaver
 from forkpoint.mongodb.thread_rows import ThreadRows
 from forkpoint.saver import parts_of
@@ -381,6 +382,45 @@ NEWEST: dict[str, Call] = {
     "copy_thread": lambda saver: saver.copy_thread("thread", "copy"),
     "fork": lambda saver: saver.fork("thread", new_thread_id="fork"),
 }
+
+
+def test_a_chunk_whose_epochs_are_damaged_is_used_again(mongo_store: MongoStore) -> None:
+    with mongo_store.saver() as saver:
+        head = put(saver, {"text": TEXT})
+    chunks = {"epochs": {"$exists": True}}
+    mongo_store.collection.update_many(chunks, {"$set": {"epochs": "damaged"}})
+    with mongo_store.saver() as saver:
+        put(saver, {"text": TEXT, "n": 1}, parent=head)
+        assert mongo_store.problems(saver) == []
+
+
+def test_a_thread_whose_newest_checkpoint_has_a_damaged_write_is_left_unlocked(
+    mongo_store: MongoStore,
+) -> None:
+    with mongo_store.saver() as saver:
+        head = put(saver, {"n": 1})
+        saver.put_writes(head, [("c", 1)], "task")
+        put(saver, {"n": 2}, parent=head)
+        mongo_store.collection.update_one({"idx": 0}, {"$set": {"channel": 1}})
+        saver.rollback("thread")
+        assert (
+            mongo_store.collection.count_documents({"lock": {"$ne": None}, "kind": "thread"}) == 0
+        )
+        put(saver, {"n": 3}, parent=head)
+        assert mongo_store.problems() == []
+
+
+def test_a_page_of_ids_that_are_too_long_for_an_answer_is_followed_by_another(
+    mongo_store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongodb_search, "_CUT_CHARACTERS", 10)
+    with mongo_store.saver() as saver:
+        for name in ("first thread", "second thread"):
+            put(saver, {"n": 1}, thread_id=name)
+        catalog = ThreadCatalog(saver)
+        page = catalog.search(sort_by="thread_id", descending=False)
+        assert [thread.thread_id for thread in page.items] == ["first thread", "second thread"]
+        assert page.next_cursor is None
 
 
 @pytest.mark.parametrize("method", NEWEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -335,6 +336,43 @@ async def test_of_puts_in_one_bulk_that_is_refused_each_is_sent_alone(
         assert sizes[1] == 3 * sizes[0]
         assert set(counts_of(saver).values()) == {2}
         assert mongo_store.problems(saver) == []
+
+
+def test_who_has_no_time_left_sends_the_puts_of_others_nevertheless(
+    mongo_store: MongoStore,
+) -> None:
+    """The first put that waits sends those that wait behind it."""
+    is_sent, goes_on = threading.Event(), threading.Event()
+    failures: list[Exception] = []
+
+    def hold(event: CommandStartedEvent) -> None:
+        if "the first" in str(event.command):
+            is_sent.set()
+            goes_on.wait()
+
+    def write(task: str, seconds: float | None) -> None:
+        try:
+            with pymongo.timeout(seconds):
+                saver.put_writes(head, [("c", 1)], task)
+        except Exception as error:  # noqa: BLE001 - of another thread
+            failures.append(error)
+
+    with mongo_store.saver(event_listeners=[Started(hold)]) as saver:
+        head = put(saver, {"n": 1})
+        queue = parts_of(saver).context.storage._relays.small._queue  # type: ignore[attr-defined]
+        puts = [("the first", None), ("without time", 1e-6), ("behind it", None)]
+        writers = [threading.Thread(target=write, args=each) for each in puts]
+        for waiting, writer in enumerate(writers):
+            writer.start()
+            is_sent.wait()
+            wait_until(lambda number=waiting: len(queue) == number, "the put")  # type: ignore[misc]
+        goes_on.set()
+        for writer in writers:
+            writer.join()
+        assert failures == []
+        stored = saver.get_tuple(head)
+        assert stored is not None
+        assert len(stored.pending_writes or ()) == 3
 
 
 # Opening

@@ -16,10 +16,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from pymongo.monitoring import CommandStartedEvent
 
 from checking import Api, checkpoint, config, put, value_of
-from commands import Commands
-from forkpoint import MongoDBSaver, StaleLease, StorageUnavailable, ThreadCatalog
+from commands import Commands, Started
+from forkpoint import MongoDBSaver, StaleLease, StorageBusy, StorageUnavailable, ThreadCatalog
 from graphs import chat
 from servers import Mongod, ReplicaSet
 from stores import MongoStore
@@ -263,6 +264,20 @@ def test_a_lease_that_the_backup_does_not_have_is_not_that_which_begins_next(
                 assert not lost.renew()
                 saver.put(lease.config, checkpoint({"n": 3}), {}, {"n": 1})
         assert [value_of(item) for item in saver.list(config())] == [{"n": 3}, {"n": 1}]
+
+
+def test_who_removes_from_a_store_that_is_dropped_leaves_nothing_in_the_next(
+    mongo_store: MongoStore,
+) -> None:
+    def drop(event: CommandStartedEvent) -> None:
+        if event.command_name == "update" and "lock.by" in event.command["updates"][0]["q"]:
+            mongo_store.collection.drop()
+
+    with mongo_store.saver(event_listeners=[Started(drop)]) as saver:
+        put(saver, {"n": 2}, parent=put(saver, {"n": 1}))
+        with pytest.raises(StorageBusy):
+            saver.trim("thread", 1)
+        assert mongo_store.collection.count_documents({}) == 0
 
 
 def test_setup_makes_what_is_missing(mongo_store: MongoStore) -> None:

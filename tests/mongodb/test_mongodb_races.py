@@ -528,6 +528,26 @@ def test_of_a_thread_that_is_given_away_no_fork_or_copy_is_shown(
         assert mongo_store.problems(admin, after_crash=True) == []
 
 
+def test_an_id_that_is_deleted_in_vain_is_known_though_others_name_it_at_that_moment(
+    mongo_store: MongoStore,
+) -> None:
+    sent: list[Any] = []
+
+    def appear(event: CommandStartedEvent) -> None:
+        if event.command_name == "update" and "tombstones" in str(event.command):
+            sent.append(event)
+            if len(sent) == 2:
+                mongo_store.collection.update_one({"_id": name}, [{"$set": {"family": "$_id"}}])
+
+    with mongo_store.saver(event_listeners=[Started(appear)]) as saver:
+        put(saver, {"n": 1}, thread_id="another")
+        name = mongo_store.names()("thread")
+        mongo_store.collection.insert_one({"_id": name, "family": "none yet"})
+        saver.delete_thread("thread")
+        with parts_of(saver).context.storage.reading() as session:
+            assert len(session.threads.deletions("thread")) == 1
+
+
 def test_what_is_removed_is_taken_off_once_though_no_answer_came(
     mongo_store: MongoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ from forkpoint.saver import parts_of
 from stores import MongoStore
 
 FAMILY = ObjectId()
+TEXT = "a text that is long enough for a chunk " * 100
 SERIALIZERS = {
     "plain": SafeSerializer(),
     "encrypting": encrypted_serde(),
@@ -116,6 +117,27 @@ def test_what_a_replaced_write_led_to_is_not_relied_on_behind_a_router(
         stored = saver.get_tuple(config())
         assert stored is not None
         assert value_of(stored) == {"question": question}
+
+
+def test_a_chunk_that_another_stores_at_the_same_moment_is_met_behind_a_router(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may not find it, and then not insert it, as it is named by two fields there."""
+
+    def appear(event: CommandStartedEvent) -> None:
+        if event.command_name == "find":
+            store.collection.update_many({"family": "none yet"}, {"$set": {"family": family}})
+
+    monkeypatch.setattr(pymongo.MongoClient, "is_mongos", True)
+    with store.saver() as other:
+        head = put(other, {"text": TEXT})
+        family = store.thread("thread").family
+        with store.saver(event_listeners=[Started(appear)]) as saver:
+            saver.setup()
+            chunks = {"content": {"$exists": True}, "kind": None}
+            store.collection.update_many(chunks, {"$set": {"family": "none yet"}})
+            put(saver, {"text": TEXT, "n": 1}, parent=head)
+        assert store.problems(other) == []
 
 
 def test_a_question_that_waited_for_a_lock_is_in_the_status_behind_a_router(

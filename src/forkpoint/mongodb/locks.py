@@ -17,7 +17,7 @@ from forkpoint.errors import StorageBusy
 from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import Document, record_of
 from forkpoint.mongodb.log import Logs
-from forkpoint.mongodb.statements import Statement, update_one
+from forkpoint.mongodb.statements import IF_THERE, Statement, update_one
 from forkpoint.mongodb.tail import check_state
 from forkpoint.mongodb.thread_documents import HAS_LOG
 from forkpoint.mongodb.thread_rows import ThreadRows
@@ -83,7 +83,9 @@ class Locks:
             self._logs.end_log(thread)  # else the record does not say what it would
         count = self._take(thread, living, token, {**lock, **change}) or count
         try:
-            yield update_one({**living, "lock.by": token}, [{"$set": lock}], upsert=True)
+            yield update_one(
+                {**living, "lock.by": token}, [{"$set": {**lock, **IF_THERE}}], upsert=True
+            )
         except Stale:  # before anything was done
             raise
         except BaseException:

@@ -357,14 +357,30 @@ def _note_outcome(
         end = begin + len(attempt.steps)
         if reached < end:
             failed = attempt.steps[reached - begin]
-            if failed.role == "chunk" and outcome.error is None and not outcome.is_taken:
-                attempt.meet_chunk(reached - begin)
+            if failed.role == "chunk" and _has_met_chunk(
+                commands, attempt, reached - begin, outcome
+            ):
                 return batch[number:]
             _note_failure(attempt, failed.role, outcome)
             return batch[number + 1 :]
         attempt.succeed(made=[index in outcome.made for index in range(begin, end)])
         begin = end
     return ()
+
+
+def _has_met_chunk(
+    commands: MongoCommands, attempt: Attempt, number: int, outcome: Outcome
+) -> bool:
+    """Return whether a step failed over a chunk that is there, so that it is to be sent again."""
+    step = attempt.steps[number]
+    if outcome.error is not None:  # somebody may have damaged its epochs
+        match = {"_id": step.statement.match["_id"], "family": attempt.preparation.thread.family}
+        damaged = {"epochs": {"$exists": True, "$not": {"$type": "array"}}}
+        return commands.update({**match, **damaged}, {"$set": {"epochs": []}})
+    if outcome.is_taken or isinstance(step.action, Statement):
+        return False  # of a statement: somebody else stored it at the same moment
+    attempt.meet_chunk(number)
+    return True
 
 
 def _note_failure(attempt: Attempt, role: Role, outcome: Outcome) -> None:

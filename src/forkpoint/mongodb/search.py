@@ -90,7 +90,7 @@ class MongoSearch(interface.Search):
         else:
             page: list[Document] = [{"$sort": sort}, {"$limit": limit}, {"$project": fields}]
             documents, moment = self._commands.aggregate([*self._without_index(query), *page]), None
-        is_last = len(documents) <= query.limit
+        is_last = len(documents) <= query.limit and not _may_be_cut(documents)
         documents = documents[: query.limit]
         rows = self._rows_of(documents)
         return ThreadRowPage(
@@ -284,11 +284,17 @@ def _place_of(document: Document, field: str) -> tuple[Any, str]:
     return place, thread_id
 
 
+def _may_be_cut(documents: Sequence[Document]) -> bool:
+    """Return whether a page may be less than was asked for, as its ids are too long for one."""
+    return sum(len(str(document.get("thread_id"))) for document in documents) > _CUT_CHARACTERS
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, Decimal128)) and not isinstance(value, bool)
 
 
 _TIMES = ("listed_at", "listed_state_at", "created_at")
+_CUT_CHARACTERS = 3_000_000  # of four bytes at most; an answer has 16 MB
 _LAST_ID = "\U0010ffff"
 
 

@@ -56,7 +56,7 @@ class MongoSession(interface.Session):
         self.chunks = MongoChunks(commands)
         self.lookup = Lookup(commands, logs, known, self.chunks)
         self.checkpoints = MongoCheckpoints(commands, self.lookup, turns)
-        rows = ThreadRows(commands, self.checkpoints)
+        rows = ThreadRows(commands)
         self.new_threads = new_threads = NewThreads(commands)
         self.locks = locks = Locks(commands, logs, rows)
         self.threads = MongoThreads(commands, logs, known, locks, rows)

@@ -73,6 +73,12 @@ def insert_entry(entry: Mapping[str, Any]) -> Statement:
     return Statement(place, {"$setOnInsert": entry}, upsert=True)
 
 
+IF_THERE: Mapping[str, Any] = {
+    "_id": {"$cond": [{"$eq": [{"$type": "$kind"}, "missing"]}, 0, "$_id"]}
+}
+"""Has a change by a pipeline, which would make a document if none matches, fail as `expect`."""
+
+
 def expect(match: Mapping[str, Any], change: Mapping[str, Any]) -> Statement:
     """Return the change of a document that must match the filter; else the bulk ends.
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
-from pymongo import MongoClient, ReadPreference
+from pymongo import MongoClient, ReadPreference, timeout
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -222,7 +222,9 @@ class MongoStorage(Storage):
 
     def _send(self, batch: Sequence[Attempt]) -> None:
         assert self._commands is not None
-        send(self._commands, batch)
+        # Who sends the puts of others may have less time than these.
+        with nullcontext() if len(batch) == 1 else timeout(None):
+            send(self._commands, batch)
 
 
 _MOMENT_SECONDS = 0.001

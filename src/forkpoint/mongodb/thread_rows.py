@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from forkpoint.filters import stored_value_terms
 from forkpoint.langgraph_rules import is_ambiguous, status_of
 from forkpoint.mongodb.commands import MongoCommands
 from forkpoint.mongodb.documents import Document, chunks_of, record_of, rows_of
 from forkpoint.mongodb.thread_documents import VISIBLE
-from forkpoint.storage.interface import Checkpoints
 from forkpoint.storage.plan import Place
 from forkpoint.storage.receipts import RECEIPT
 from forkpoint.storage.rows import Counts, ThreadRef
@@ -18,12 +19,10 @@ class ThreadRows:
 
     Args:
         commands: Those of the collection.
-        checkpoints: Where writes are read.
     """
 
-    def __init__(self, commands: MongoCommands, checkpoints: Checkpoints) -> None:
+    def __init__(self, commands: MongoCommands) -> None:
         self._commands = commands
-        self._checkpoints = checkpoints
 
     def counts_now(self, thread: ThreadRef) -> Document:
         """Return the fields of the record for the number of checkpoints and the status."""
@@ -39,20 +38,26 @@ class ThreadRows:
             is_known: Whether the record was kept up with what that has.
         """
         head = self.head_of(thread)
-        writes = self._checkpoints.writes(thread, [head]) if head else []
-        kinds = {write.idx for write in writes}
+        contents = self._contents_at(thread, head) if head else {}
+        kinds = contents.keys()
         recorded = None
         if is_known and is_ambiguous(kinds):
             (record,) = self._commands.latest(record_of(thread), {"status": 1}) or ({},)
             recorded = record.get("status")
         status = status_of(kinds, recorded)
-        preview = next((write.content for write in writes if write.idx == RECEIPT), b"")
         return {
             "status": status,
             "status_for": head[1] if head else "",
-            "value_terms": stored_value_terms(thread.owner, preview),
+            "value_terms": stored_value_terms(thread.owner, contents.get(RECEIPT, b"")),
             "unlisted": True,
         }
+
+    def _contents_at(self, thread: ThreadRef, place: Place) -> dict[Any, Any]:
+        """Return the contents of writes of a checkpoint by `idx`, of which any may be damaged."""
+        at = {"checkpoint_ns": place[0], "checkpoint_id": place[1], "visible": True}
+        rows = self._commands.latest({**rows_of(thread, "write"), **at}, {"idx": 1, "content": 1})
+        idx = ((row.get("idx"), row.get("content")) for row in rows)
+        return {each: content for each, content in idx if isinstance(each, int)}
 
     def forget_terms(self, thread: ThreadRef) -> None:
         """Remove what logs that have ended say of values. The values may be encrypted by now."""

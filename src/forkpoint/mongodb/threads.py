@@ -92,7 +92,10 @@ class MongoThreads(interface.Threads):
         marks = self._commands.marks(thread_id)
         mark = marks.for_all if owner is None else marks.of_owner(owner)
         name, ttl = self._commands.name_of(thread_id), self._commands.tombstone_ttl
-        self._commands.change([tombstone_statement(name, mark, None, ObjectId(), ttl)])
+        statement = tombstone_statement(name, mark, None, ObjectId(), ttl)
+        if self._commands.change([statement]).failed is not None:
+            # Somebody else made the document of the name at the same moment.
+            self._commands.change([statement])
 
     def forget_deletions(self) -> bool:
         # Names that mean no thread are deleted by the server.
