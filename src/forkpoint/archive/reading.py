@@ -94,17 +94,24 @@ def read_thread(
         following = page.following
         newest = page.stored or newest
     if not is_steady:
-        with context.storage.reading() as session:
-            now = session.records.get(thread_id)
-            if now is None or now.thread.key != row.thread.key or _state(session, now) != before:
-                raise Stale
-            places = [place_of(stored.row) for stored in newest]
-            # What a task writes to a checkpoint that was there before is not in the record.
-            if len(session.checkpoints.writes(row.thread, places)) != sum(
-                len(stored.writes) for stored in newest
-            ):
-                raise Stale
+        _check_unchanged(context, row, before, newest)
     yield EndPart(checkpoints, writes)
+
+
+def _check_unchanged(
+    context: Context, row: ThreadRow, before: _State, newest: Sequence[StoredCheckpoint]
+) -> None:
+    """Raise an error if somebody wrote to a thread since it began to be read."""
+    with context.storage.reading() as session:
+        now = session.records.get(row.thread.thread_id)
+        if now is None or now.thread.key != row.thread.key or _state(session, now) != before:
+            raise Stale
+        places = [place_of(stored.row) for stored in newest]
+        # What a task writes to a checkpoint that was there before is not in the record.
+        if len(session.checkpoints.writes(row.thread, places)) != sum(
+            len(stored.writes) for stored in newest
+        ):
+            raise Stale
 
 
 def _state(session: Session, row: ThreadRow) -> _State:

@@ -357,14 +357,11 @@ def _replacement(preparation: Preparation) -> list[Step]:
 
 
 def _end_of_replacement(preparation: Preparation) -> list[Step]:
-    """Return the statements that set the new epoch, and then let go of the old refs.
-
-    What nothing leads to any more, or does not because a write was there already, is collected by
-    a sweep, if by nothing before.
-    """
+    """Return the statements that set the new epoch, and then let go of the old refs."""
     if not preparation.is_repeated:
         return []
     request, thread = preparation.request, preparation.thread
+    # A sweep collects what nothing leads to any more, or does not, as a write was there already.
     end = [update_one(record_of(thread), {"$set": {"removed_at": request.now}})]
     same = {**record_of(thread), "epoch": thread.epoch}  # else it has a new one, by somebody else
     end.append(update_one(same, {"$set": {"epoch": preparation.next_epoch}}))
