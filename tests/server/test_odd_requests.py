@@ -450,3 +450,26 @@ async def test_of_a_client_that_is_gone_before_its_body_came_nothing_is_done() -
 
     await BodyLimit(app, max_bytes=100)({"type": "http"}, receive, send)
     assert list(messages) == []
+
+
+async def test_head_is_answered_as_get_but_without_a_body(saver: ForkpointSaver) -> None:
+    with serving(create_app(saver, {"chat": chat()})) as address:
+        async with httpx.AsyncClient(base_url=address) as http:
+            await http.post("/threads", json={"thread_id": "t"})
+            given = {"assistant_id": "chat", "input": said("you")}
+            run = (await http.post("/threads/t/runs/wait", json=given)).headers["content-location"]
+            ending = [
+                "/",
+                "/ok",
+                "/info",
+                "/pages/",
+                "/threads/t",
+                "/threads/t/state",
+                "/threads/no",
+            ]
+            for path in (*ending, run, f"{run}/join", f"{run}/stream"):
+                head, whole = await http.head(path), await http.get(path)
+                assert (head.status_code, head.content) == (whole.status_code, b"")
+                assert head.headers.get("content-type") == whole.headers.get("content-type")
+            assert (await http.head("/threads/t/stream")).status_code == 200  # which never ends
+            assert (await http.head("/threads")).status_code == 405

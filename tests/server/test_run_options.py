@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import langgraph.errors
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph import START, StateGraph
+from langgraph.runtime import Runtime
 from langgraph_sdk.client import LangGraphClient
 from langgraph_sdk.errors import NotFoundError, UnprocessableEntityError
+from typing_extensions import TypedDict
 
 from calling import calling
 from forkpoint import ThreadCatalog
@@ -218,3 +223,110 @@ async def test_a_form_whose_question_was_answered_says_so(client: Any) -> None:
     refused = await http.post("/pages/answer", data=form, headers=origin)
     assert refused.status_code == 409
     assert "does not wait for this answer" in refused.text
+
+
+async def test_runs_without_a_thread_begin_together_or_not_at_all(
+    client: Any, saver: ForkpointSaver
+) -> None:
+    given: Any = {"assistant_id": "chat", "input": said("you")}
+    kept = {**given, "on_completion": "keep"}
+    runs = await client.runs.create_batch([given, kept])
+    ends = [await client.runs.join(run["thread_id"], run["run_id"]) for run in runs]
+    assert [texts(values) for values in ends] == [["you", "Hello you"]] * 2
+    left = {"t", runs[1]["thread_id"]}
+    assert {thread.thread_id for thread in ThreadCatalog(saver).search()} == left
+    for bad in (
+        {"assistant_id": "nobody"},
+        {**given, "checkpoint_id": "x"},
+        {"input": said("you")},
+    ):
+        with pytest.raises(UnprocessableEntityError):
+            await client.runs.create_batch([kept, bad])
+    for none in ([], {}, None):
+        refused = await client.http.client.post("/runs/batch", json=none)
+        assert refused.status_code == 422
+    assert {thread.thread_id for thread in ThreadCatalog(saver).search()} == left
+
+
+class Settings(TypedDict, total=False):
+    model: str
+
+
+@dataclass
+class Defaults:
+    model: str = "small"
+
+
+@dataclass
+class Needed:
+    model: str
+
+
+@pytest.mark.parametrize("schema", [Settings, Defaults, Needed, None])
+async def test_nodes_have_a_context_whether_or_not_the_client_says_one(
+    schema: Any, saver: ForkpointSaver
+) -> None:
+    """As on LangGraph's server: older clients say it in the config, and defaults are relied on."""
+
+    def tell(_: Chat, runtime: Runtime[Any]) -> dict[str, Any]:
+        context = runtime.context
+        shown = vars(context) if isinstance(context, Defaults | Needed) else context
+        return {"messages": [("ai", str(shown))]}
+
+    builder = StateGraph(Chat, context_schema=schema)
+    builder.add_node("tell", tell)
+    builder.add_edge(START, "tell")
+    client = LangGraphClient(calling(create_app(saver, {"chat": builder.compile()})))
+
+    async def told(**options: Any) -> str:
+        return texts(await client.runs.wait(None, "chat", input=said("you"), **options))[-1]
+
+    nothing = {"model": "small"} if schema is Defaults else None
+    assert await told() == str(nothing)
+    assert await told(context={"model": "large"}) == str({"model": "large"})
+    assert await told(config={"configurable": {"model": "large"}}) == str({"model": "large"})
+    more = {"model": "large", "other": 1}
+    known = more if schema is None else {"model": "large"}
+    assert await told(context=more) == await told(config={"configurable": more}) == str(known)
+
+
+class Traces(BaseCallbackHandler):
+    """Notes the ids under which runs are traced."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def on_chain_start(
+        self, *_: Any, run_id: UUID, parent_run_id: UUID | None = None, **__: Any
+    ) -> None:
+        if parent_run_id is None:
+            self.ids.append(str(run_id))
+
+
+async def test_nodes_and_traces_are_told_which_run_it_is(saver: ForkpointSaver) -> None:
+    def tell(_: Chat, config: RunnableConfig) -> dict[str, Any]:
+        given = config["configurable"]
+        names = ("run_id", "graph_id", "assistant_id", "thread_id")
+        return {"messages": [("ai", " ".join(given[name] for name in names))]}
+
+    builder = StateGraph(Chat)
+    builder.add_node("tell", tell)
+    builder.add_edge(START, "tell")
+    traces = Traces()
+    graph = builder.compile().with_config({"callbacks": [traces]})
+    client = LangGraphClient(calling(create_app(saver, {"chat": graph})))
+    await client.threads.create(thread_id="t")
+    config = {"configurable": {"run_id": "forged", "graph_id": "forged"}}
+    run = await client.runs.create("t", "chat", input=said("you"), config=config)
+    values = await client.runs.join("t", run["run_id"])
+    assert texts(values)[-1] == f"{run['run_id']} chat {run['assistant_id']} t"
+    assert traces.ids == [run["run_id"]]
+
+
+async def test_an_empty_command_is_none(client: Any) -> None:
+    given = {"assistant_id": "chat", "input": said("you"), "command": {}}
+    answer = await client.http.client.post("/threads/t/runs/wait", json=given)
+    assert texts(answer.json()) == ["you", "Hello you"]
+    nothing = {"assistant_id": "chat", "command": {"resume": None}}
+    answer = await client.http.client.post("/threads/t/runs/wait", json=nothing)
+    assert texts(answer.json()) == ["you", "Hello you"]

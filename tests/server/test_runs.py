@@ -184,6 +184,20 @@ async def test_runs_are_cancelled_together(how: str, busy: Any, gates: Gates) ->
             await busy.runs.cancel_many(**unclear)
 
 
+@pytest.mark.parametrize("how", ["one", "all"])
+async def test_a_run_is_taken_back_though_its_thread_was_deleted_elsewhere(
+    how: str, busy: Any, gates: Gates, saver: ForkpointSaver
+) -> None:
+    run = await begin(busy, "wait")
+    await entered(gates)
+    await saver.adelete_thread("t")
+    if how == "one":
+        await busy.runs.cancel("t", run["run_id"], action="rollback")
+    else:
+        await busy.runs.cancel_many(status="all", action="rollback")
+    assert (await busy.runs.join("t", run["run_id"]))["__error__"]["error"] == "UserInterrupt"
+
+
 @pytest.mark.parametrize(("action", "left"), [("interrupt", 1), ("rollback", 0)])
 async def test_a_run_is_cancelled(action: Any, left: int, busy: Any, gates: Gates) -> None:
     run = await begin(busy, "wait")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import inspect
 import ipaddress
@@ -13,7 +14,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from fastapi import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 Authenticate = Callable[[Request], Awaitable[str] | str]
@@ -201,3 +202,31 @@ class EscapedPaths:
             kept = kept.replace(b"%2F", b"%252F").replace(b"%2f", b"%252F")
             scope = {**scope, "path": unquote_to_bytes(kept).decode("utf-8", "replace")}
         await self._app(scope, receive, send)
+
+
+class Heads:
+    """Answers HEAD as GET, without a body. What never ends is left as it begins."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        has_begun = asyncio.Event()
+        messages = iter([{"type": "http.request", "body": b""}])
+
+        async def receive_nothing() -> Any:
+            for message in messages:
+                return message
+            await has_begun.wait()
+            return {"type": "http.disconnect"}
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body"})
+                has_begun.set()
+
+        await self._app({**scope, "method": "GET"}, receive_nothing, send_head)

@@ -26,7 +26,7 @@ from forkpoint.server import (
     states,
     threads,
 )
-from forkpoint.server.access import Authenticate, BodyLimit, EscapedPaths, Guard
+from forkpoint.server.access import Authenticate, BodyLimit, EscapedPaths, Guard, Heads
 from forkpoint.server.bodies import Json
 from forkpoint.server.failures import ANSWERED, failure_of
 from forkpoint.server.page_rendering import STATIC
@@ -96,11 +96,11 @@ def create_app(
     ):
         app.include_router(routes.router)
     app.add_api_route("/ok", _ok, response_model=Json, tags=["server"])
-    app.add_api_route("/ok", _ok, methods=["HEAD"], include_in_schema=False)  # load balancers ask
     app.add_api_route("/info", _info, response_model=Json, tags=["server"])
     for kind in ANSWERED:
         app.add_exception_handler(kind, _failed)
     app.add_middleware(EscapedPaths)
+    app.add_middleware(Heads)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     app.add_middleware(Guard, is_open=authenticate is None, origins=origins)
     if origins:

@@ -117,12 +117,12 @@ async def schemas(request: Request, assistant_id: InPath) -> Json:
     """Return the schemas of what a graph takes, keeps and returns."""
     assistant = _known(request.server, assistant_id)
     served: Any = request.server.graphs[assistant.graph_id]
-    context = _schema(served.get_context_jsonschema)
+    context = schema_of(served.get_context_jsonschema)
     return {
         "graph_id": assistant.graph_id,
-        "input_schema": _schema(served.get_input_jsonschema),
-        "output_schema": _schema(served.get_output_jsonschema),
-        "state_schema": _schema(partial(_state_schema, served)),
+        "input_schema": schema_of(served.get_input_jsonschema),
+        "output_schema": schema_of(served.get_output_jsonschema),
+        "state_schema": schema_of(partial(_state_schema, served)),
         "config_schema": context or {},
         "context_schema": context,
     }
@@ -146,7 +146,7 @@ def _kind(kind: Any) -> Any:
     return kind
 
 
-def _schema(make: Callable[[], Json | None]) -> Json | None:
+def schema_of(make: Callable[[], Json | None]) -> Json | None:
     """Return a schema, or None where there is none for the type, as the Platform does."""
     try:
         schema: Json | None = as_json(make())

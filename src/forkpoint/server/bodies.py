@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 Strategy = Literal["delete", "keep_latest"]
@@ -95,6 +95,16 @@ class Command(Body):
     resume: Any = None
     update: Any = None
     goto: Any = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing. LangGraph fails on such a command."""
+        return self.resume is None and self.update is None and not self.goto
+
+
+def _some_command(command: Command | None) -> Command | None:
+    """Return a command that says something, or None, as LangGraph's server does."""
+    return None if command is None or command.is_empty else command
 
 
 class SuperstepUpdate(Body):
@@ -200,7 +210,7 @@ class RunConfig(Body):
 class NewRun(Body):
     assistant_id: str
     input: Any = None
-    command: Command | None = None
+    command: Annotated[Command | None, AfterValidator(_some_command)] = None
     config: RunConfig | None = None
     context: Json | None = None
     metadata: Json | None = None

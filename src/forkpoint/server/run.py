@@ -21,7 +21,6 @@ from forkpoint.errors import (
     ThreadDeleted,
     ThreadNotFound,
 )
-from forkpoint.langgraph_rules import STRICT_RESUME
 from forkpoint.runtime.runner import completed
 from forkpoint.server import bodies
 from forkpoint.server.as_json import as_json, without_internals
@@ -32,7 +31,8 @@ from forkpoint.server.log import Log
 from forkpoint.server.message_parts import MessageParts
 from forkpoint.server.protocol import AllModes, Event, events_of
 from forkpoint.server.requests import RequestScope, release
-from forkpoint.server.states import check_checkpoint, command_of, config_at
+from forkpoint.server.run_arguments import config_of, input_of, options_of
+from forkpoint.server.states import check_checkpoint
 from forkpoint.server.thread_streams import ThreadStreams, as_text
 
 _PATIENCE_SECONDS = 5
@@ -315,12 +315,9 @@ class Run:
         body = self.body
         modes = dict.fromkeys(["values", *self.modes])
         streamed = ["messages" if mode == "messages-tuple" else mode for mode in modes]
+        given, config, options = self._arguments(lease)
         stream = self._graph.astream(
-            self._given(),
-            self._config(lease),
-            stream_mode=list(dict.fromkeys(streamed)),
-            subgraphs=True,
-            **self._how(),
+            given, config, stream_mode=list(dict.fromkeys(streamed)), subgraphs=True, **options
         )
         async for namespace, mode, data in stream:
             if namespace and not body.stream_subgraphs:
@@ -331,14 +328,11 @@ class Run:
 
     async def _stream_events(self, lease: Lease) -> None:
         self._streams.begin_events(self.run_id, self._assistant.graph_id)
+        given, config, options = self._arguments(lease)
         with warnings.catch_warnings():  # nothing else runs meanwhile
             warnings.simplefilter("ignore", LangChainBetaWarning)
             stream = await self._graph.astream_events(
-                self._given(),
-                self._config(lease),
-                version="v3",
-                transformers=[AllModes],
-                **self._how(),
+                given, config, version="v3", transformers=[AllModes], **options
             )
         async with stream:
             async for streamed in stream:
@@ -352,35 +346,10 @@ class Run:
                         values = {**known, "__interrupt__": waiting}
                     self._show((), "values", values)
 
-    def _given(self) -> Any:
-        return command_of(self.body.command) if self.body.command else self.body.input
-
-    def _how(self) -> Json:
-        body = self.body
-        return {
-            "context": body.context,
-            "interrupt_before": body.interrupt_before,
-            "interrupt_after": body.interrupt_after,
-            "durability": body.asked_durability,
-        }
-
-    def _config(self, lease: Lease) -> Json:
-        body = self.body
-        given = body.config or bodies.RunConfig()
-        configurable = {} if given.configurable is None else given.configurable.given
-        if body.strict_resume:
-            configurable[STRICT_RESUME] = True
-        metadata = {
-            **(given.metadata or {}),
-            **(body.metadata or {}),
-            "graph_id": self._assistant.graph_id,
-            "assistant_id": self._assistant.assistant_id,
-            "run_id": self.run_id,
-        }
-        configurable |= lease.config["configurable"]
-        config = config_at(self.thread_id, body.place, configurable)
-        options = given.model_dump(include={"recursion_limit", "tags"}, exclude_none=True)
-        return {**config, **options, "metadata": metadata}
+    def _arguments(self, lease: Lease) -> tuple[Any, Any, Json]:
+        """Return the input, the config and the options that the graph runs with."""
+        config = config_of(self.run_id, self._assistant, self.body, lease.config["configurable"])
+        return input_of(self.body), config, options_of(self._graph, self.body)
 
     def _show(self, namespace: Sequence[str], mode: str, data: Any) -> None:
         name = "|".join([mode, *namespace])

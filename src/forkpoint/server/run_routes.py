@@ -11,6 +11,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from fastapi import APIRouter, Header, HTTPException, Query, Response
+from fastapi import Body as Given
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
@@ -19,7 +20,7 @@ from forkpoint.operations import remove
 from forkpoint.runtime.runner import completed
 from forkpoint.saver import parts_of
 from forkpoint.server import bodies
-from forkpoint.server.assistants import find_assistant
+from forkpoint.server.assistants import Assistant, find_assistant
 from forkpoint.server.bodies import Json
 from forkpoint.server.requests import LISTED, InPath, Request, RequestScope, StrictRoute, ThreadId
 from forkpoint.server.run import Run, RunOptions
@@ -79,6 +80,24 @@ async def create_without_thread(request: Request, body: bodies.NewRun, response:
     run = await _started_on_new_thread(request, body)
     response.headers["Content-Location"] = _place_of(run)
     return run.shown()
+
+
+@router.post("/runs/batch", response_model=list[Json])
+async def create_batch(
+    request: Request, body: Annotated[list[bodies.NewRun], Given(min_length=1)]
+) -> list[Json]:
+    """Begin runs without a thread, all of them or none."""
+    for asked in body:
+        _check_without_thread(request, asked)
+    runs: list[Run] = []
+    try:
+        for asked in body:
+            runs.append(await _started_on_new_thread(request, asked))
+    except BaseException:
+        for run in runs:
+            run.cancel()
+        raise
+    return [run.shown() for run in runs]
 
 
 @router.get("/threads/{thread_id}/runs", response_model=list[Json])
@@ -228,14 +247,7 @@ async def start_run(
         ThreadBusy: Another run is going on, and this one is not to wait, or to end it.
         HTTPException: 422: There is no such graph, a mode is unknown, or a command is none.
     """
-    assistant = find_assistant(request.server, body.assistant_id)
-    if assistant is None:
-        raise HTTPException(422, f"there is no assistant {body.assistant_id!r}")
-    unknown = sorted({*_modes(body)} - {*get_args(bodies.RunMode)})
-    if unknown:
-        raise HTTPException(422, f"stream_mode: there is no {unknown[0]!r}")
-    if body.command is not None:
-        command_of(body.command)
+    assistant = _assistant_for(request, body)
     if body.if_not_exists == "create":
         await request.catalog.acreate(thread_id, if_exists="do_nothing")
     else:
@@ -245,10 +257,28 @@ async def start_run(
     return run
 
 
-async def _started_on_new_thread(request: Request, body: bodies.NewRun) -> Run:
+def _assistant_for(request: RequestScope, body: bodies.NewRun) -> Assistant:
+    """Return the assistant of a run that is asked for as it can be."""
+    assistant = find_assistant(request.server, body.assistant_id)
+    if assistant is None:
+        raise HTTPException(422, f"there is no assistant {body.assistant_id!r}")
+    unknown = sorted({*_modes(body)} - {*get_args(bodies.RunMode)})
+    if unknown:
+        raise HTTPException(422, f"stream_mode: there is no {unknown[0]!r}")
+    if body.command is not None:
+        command_of(body.command)
+    return assistant
+
+
+def _check_without_thread(request: Request, body: bodies.NewRun) -> None:
+    _assistant_for(request, body)
     is_answer = body.command is not None and body.command.resume is not None
     if is_answer or body.place.checkpoint_id is not None:
         raise HTTPException(422, "a run without a thread has no checkpoint to go on from")
+
+
+async def _started_on_new_thread(request: Request, body: bodies.NewRun) -> Run:
+    _check_without_thread(request, body)
     new = body.model_copy(update={"if_not_exists": "create"})
     options = RunOptions(is_temporary=body.on_completion != "keep")
     thread_id = str(uuid4())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from itertools import accumulate
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from fastapi import HTTPException
 
+from forkpoint.errors import ThreadNotFound
 from forkpoint.server.requests import RequestScope
 from forkpoint.server.run import Run, end, ended
 from forkpoint.server.thread_streams import ThreadStreams
@@ -102,14 +103,16 @@ class Runs:
     async def roll_back(self, request: RequestScope, run: Run) -> bool:
         """Cancel a run, and remove all that it stored. Return false if it has ended before.
 
-        A run that has no lease has stored nothing, and whoever has the lease goes on.
+        A run that has no lease has stored nothing, and whoever has the lease goes on. Nothing is
+        left of a run whose thread was deleted elsewhere.
         """
         async with self._turn_on(run.thread_id), AsyncExitStack() as stack:
             if run.is_over:
                 return False
-            holder = await request.catalog.alease(run.thread_id)
-            if holder is not None and holder.holder == run.holder:
-                await stack.enter_async_context(request.lease(run.thread_id, "rollback"))
+            with suppress(ThreadNotFound):
+                holder = await request.catalog.alease(run.thread_id)
+                if holder is not None and holder.holder == run.holder:
+                    await stack.enter_async_context(request.lease(run.thread_id, "rollback"))
             run.cancel()
             return True
 
