@@ -217,6 +217,22 @@ def test_what_a_task_writes_again_replaces_what_it_wrote(
     assert store.problems(saver) == []
 
 
+def test_a_long_question_that_is_asked_again_is_one_round_trip_and_no_new_epoch(
+    saver: MongoDBSaver, commands: Commands, store: MongoStore
+) -> None:
+    """Of many tasks that ask again at once, each new epoch would have all others begin again."""
+    head = puts(saver, range(2))
+    question = [("__interrupt__", "a question that is long enough for a chunk " * 100)]
+    saver.put_writes(head, question, "task")
+    (epoch,) = store.collection.distinct("epoch")
+    for _ in range(2):
+        commands.clear()
+        saver.put_writes(head, question, "task")
+        assert commands.names == ["update"]
+    assert store.collection.distinct("epoch") == [epoch]
+    assert store.problems(saver) == []
+
+
 def test_what_is_put_twice_is_there_once(saver: MongoDBSaver, store: MongoStore) -> None:
     head = puts(saver, range(2))
     made = checkpoint({"n": 2})

@@ -209,7 +209,7 @@ def steps_with_log(
                 match |= {"family": entry["family"], "visible": {"$ne": True}}
             steps.append(Step("row", replace_one(match, entry, upsert=True)))
         elif replaces(idx):
-            match |= {"family": entry["family"], **_LEADS_NOWHERE}
+            match |= {"family": entry["family"], **_replaceable_by(entry)}
             steps.append(Step("row", _replacement_of_write(preparation.request, match, entry)))
         else:
             steps.append(Step("entry", entry))
@@ -258,10 +258,6 @@ def creation_of_record(request: PutRequest, thread: ThreadRef, watermark: str | 
 # Rows
 
 
-_LEADS_NOWHERE: Document = {"refs": {"$in": [None, b""]}}
-"""Of a row that is replaced: else others may know what it leads to; see above."""
-
-
 def _documents(
     request: PutRequest, thread: ThreadRef
 ) -> Iterator[tuple[bytes, Document, Document]]:
@@ -293,7 +289,7 @@ def _pending_rows(preparation: Preparation) -> tuple[list[Step], list[Step]]:
             if not is_write:
                 match["content"] = {"$exists": False}
             elif replaces(place["idx"]):
-                match |= _LEADS_NOWHERE
+                match |= _replaceable_by(content)
         rows.append(Step("row", update_one(match, {"$set": {**place, "next": content}}, True)))
         stays = is_write and not replaces(place["idx"])
         if preparation.is_repeated and place.get("idx") == RECEIPT:
@@ -329,6 +325,11 @@ def _show(
         {"_id": id_, "family": thread.family, "next": {"$exists": True}},
         [{"$replaceWith": shown}, {"$unset": removed}],
     )
+
+
+def _replaceable_by(row: Document) -> Document:
+    """Return a filter for a row that leads nowhere else: else others may know where to."""
+    return {"refs": {"$in": [None, b"", row["refs"]]}}
 
 
 def _replacement_of_write(request: PutRequest, match: Document, entry: Document) -> Statement:
