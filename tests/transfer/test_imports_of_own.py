@@ -311,6 +311,17 @@ def test_a_thread_that_is_not_complete_is_completed_from_the_same_source_alone(
         assert "already" in str(failure)
 
 
+def test_an_empty_thread_of_the_same_id_gets_nothing_of_another_owners(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    with SqliteSaver(tmp_path / "source.db") as source:
+        messages(source.for_owner("alice"), "thread", 2)
+        theirs = ThreadCatalog(second, owner="bob").create("thread", label="bob's")
+        report = import_threads(source, second, kind="forkpoint")
+    assert {type(error) for error in report.failed.values()} == {ThreadExists}
+    assert ThreadCatalog(second).get("thread") == theirs
+
+
 @pytest.mark.in_turns
 def test_threads_that_are_deleted_meanwhile_fail_and_stay_deleted(
     saver: ForkpointSaver, store: Store, second: SqliteSaver

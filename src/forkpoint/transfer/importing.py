@@ -161,6 +161,11 @@ def _import_once(source: Source, target: Target, thread_id: str, done: Done) -> 
     parts = source.parts(thread_id, selection.needed)
     record = next(parts)
     assert isinstance(record, ThreadPart)
+    if arrival is not None and not arrival.is_incoming and _is_another(arrival, record):
+        raise ThreadExists(
+            f"there is another thread {thread_id!r} already; import into another store, or delete "
+            "it first"
+        )
     if arrival is None:
         parent = runner.run(arriving.parent_of, context, record, str)
         arrival = runner.run(arriving.begin, context, record, thread_id, origin, parent)
@@ -169,6 +174,12 @@ def _import_once(source: Source, target: Target, thread_id: str, done: Done) -> 
         return False
     runner.run(finish, context, arrival, record, written.hidden)
     return True
+
+
+def _is_another(arrival: Arrival, record: ThreadPart) -> bool:
+    """Return whether a thread is known to be another one: a store of forkpoint's own tells it."""
+    is_known = bool(record.lineage)
+    return is_known and record.times.created_at != arrival.created_at
 
 
 class _Selection(NamedTuple):

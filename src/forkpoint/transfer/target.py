@@ -66,6 +66,7 @@ class Arrival(NamedTuple):
     """Whether it is not complete."""
     places: frozenset[Place] = frozenset()
     """The checkpoints that it has, hidden ones too."""
+    created_at: int = 0
 
 
 # Opening
@@ -101,7 +102,7 @@ def find(context: Context, thread_id: str, origin: str) -> Arrival | None:
             places.update((row.checkpoint_ns, row.checkpoint_id) for row in batch.items)
             after = batch.after
             if after is None:
-                return Arrival(row.thread, mark is not None, frozenset(places))
+                return Arrival(row.thread, mark is not None, frozenset(places), row.created_at)
 
 
 def begin(
