@@ -53,8 +53,8 @@ def preview_after(
     if before is None and not channels:
         return None
     shown = json.loads(before or "{}")
-    kept = _as_json({name: value for name, value in shown.items() if name not in values})
-    return joined(kept, preview_of(values, channels))
+    kept = {name: value for name, value in shown.items() if name not in values}
+    return _as_json(kept | json.loads(preview_of(values, channels)))
 
 
 def part_of(preview: str | None, channels: Sequence[str]) -> str | None:

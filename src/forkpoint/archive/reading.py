@@ -24,7 +24,7 @@ from forkpoint.encoding.entries import split_refs, unpack, unpack_only_entry
 from forkpoint.encoding.manifest import unpack_manifest
 from forkpoint.errors import CorruptChunk, ThreadNotFound
 from forkpoint.operations.context import Context
-from forkpoint.operations.listing import PAGE_ROWS
+from forkpoint.operations.listing import PAGE_ROWS, following_page
 from forkpoint.operations.places import at_place, place_of
 from forkpoint.operations.read import order_of
 from forkpoint.storage.interface import Session, Stale
@@ -158,7 +158,7 @@ def _read(
         stored = session.checkpoints.page(query)
         if any(each.thread.key != row.thread.key for each in stored):
             raise Stale
-        following = _after(query, stored)
+        following = following_page(query, stored)
         if needed is not None:
             stored = [each for each in stored if each.row.hidden or place_of(each.row) in needed]
         chunks: Chunks = {}
@@ -170,13 +170,6 @@ def _read(
             below = {digest for refs, _ in read.values() for digest in split_refs(refs)}
             missing = below - chunks.keys()
     return _Page(stored, chunks, following)
-
-
-def _after(query: CheckpointQuery, page: Sequence[StoredCheckpoint]) -> CheckpointQuery | None:
-    if len(page) < query.limit:
-        return None
-    last = page[-1]
-    return query._replace(after=(last.row.checkpoint_id, last.thread.key, last.row.checkpoint_ns))
 
 
 def _checkpoint_part(

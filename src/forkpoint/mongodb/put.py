@@ -14,12 +14,7 @@ from forkpoint.mongodb.documents import Document, chunks_of, record_of, row_id, 
 from forkpoint.mongodb.new_threads import is_unfinished
 from forkpoint.mongodb.put_batch import Attempt, Relays
 from forkpoint.mongodb.put_size import checked_size
-from forkpoint.mongodb.put_statements import (
-    Creation,
-    Preparation,
-    creation_of_record,
-    row_ids,
-)
+from forkpoint.mongodb.put_statements import Creation, Preparation, creation_of_record, row_ids
 from forkpoint.mongodb.session import MongoSession
 from forkpoint.mongodb.tail import Tail, is_newest
 from forkpoint.mongodb.thread_documents import checked_name

@@ -284,13 +284,13 @@ def _store(
         is_stored = part.place in arrival.places
         if part.hidden and (arrival.is_incoming or not is_stored):
             hidden.add(part.place)
-        if needed is not None and part.place not in needed:
-            pass  # of what was removed here, another one may need the chunks
-        elif is_stored:
+        # Of one that was removed here, others may need the chunks.
+        is_needed = needed is None or part.place in needed
+        if is_needed and is_stored:
             added = runner.run(writer.complete, part)
             done.writes += added
             number += added
-        else:
+        elif is_needed:
             runner.run(writer.put, part)
             done.checkpoints += 1
             done.writes += len(part.writes)
