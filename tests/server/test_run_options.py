@@ -231,6 +231,7 @@ async def test_runs_without_a_thread_begin_together_or_not_at_all(
     given: Any = {"assistant_id": "chat", "input": said("you")}
     kept = {**given, "on_completion": "keep"}
     runs = await client.runs.create_batch([given, kept])
+    assert [run["status"] for run in runs] == ["pending"] * 2  # as each began
     ends = [await client.runs.join(run["thread_id"], run["run_id"]) for run in runs]
     assert [texts(values) for values in ends] == [["you", "Hello you"]] * 2
     left = {"t", runs[1]["thread_id"]}

@@ -86,18 +86,20 @@ async def create_without_thread(request: Request, body: bodies.NewRun, response:
 async def create_batch(
     request: Request, body: Annotated[list[bodies.NewRun], Given(min_length=1)]
 ) -> list[Json]:
-    """Begin runs without a thread, all of them or none."""
+    """Begin runs without a thread, all of them or none, and return each as it began."""
     for asked in body:
         _check_without_thread(request, asked)
     runs: list[Run] = []
+    begun: list[Json] = []
     try:
         for asked in body:
             runs.append(await _started_on_new_thread(request, asked))
+            begun.append(runs[-1].shown())
     except BaseException:
         for run in runs:
             run.cancel()
         raise
-    return [run.shown() for run in runs]
+    return begun
 
 
 @router.get("/threads/{thread_id}/runs", response_model=list[Json])
