@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from checking import counts_of, id_of, one_by_one, put, value_of
+from checking import config, counts_of, id_of, one_by_one, put, value_of
 from forkpoint import (
     DamagedArchive,
     InvalidInput,
@@ -20,11 +20,12 @@ from forkpoint import (
 )
 from forkpoint.archive import file
 from forkpoint.archive.file import lines_in
+from forkpoint.mongodb import put_size
 from forkpoint.transfer import (
     archive_threads,
     restore_threads,
 )
-from stores import SqliteStore
+from stores import MongoStore, SqliteStore
 from transferring import NAMES, messages, tuples
 
 
@@ -152,6 +153,23 @@ def test_a_thread_is_restored_that_has_something_else_before_it(
     report = restore_threads(second, tmp_path / "joined")
     assert (report.threads, len(report.damaged)) == (2, 1)
     assert counts_of(second) == {"a": 3, "b": 3}
+
+
+def test_what_follows_a_checkpoint_that_the_store_cannot_hold_is_whole(
+    mongo_store: MongoStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = random.Random(1).randbytes(5000)
+    with SqliteSaver(tmp_path / "source.db") as source, mongo_store.saver() as target:
+        many = {f"channel {number}": number for number in range(500)}
+        large = put(source, {**many, "value": shared})
+        last = put(source, {"value": shared}, parent=large)
+        archive_threads(source, tmp_path / "archive")
+        monkeypatch.setattr(put_size, "LARGE", 10_000)
+        monkeypatch.setattr(put_size, "MAX_BSON_SIZE", 10_000)
+        (damaged,) = restore_threads(target, tmp_path / "archive").damaged
+        assert "cannot hold this as one document" in str(damaged)
+        assert [id_of(found.config) for found in target.list(config())] == [id_of(last)]
+        assert mongo_store.problems(target) == []
 
 
 def test_a_last_line_without_its_newline_stays(second: SqliteSaver, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from checking import id_of, put
+from checking import checkpoint, config, id_of, put
 from forkpoint import (
     SqliteSaver,
     ThreadCatalog,
@@ -291,6 +291,29 @@ def test_new_states_are_whole_that_have_a_value_again_which_was_trimmed_in_the_t
         put(source, {"value": values[0]}, parent=parent)
         assert import_threads(source, saver, kind="forkpoint").is_complete
         assert told(saver) == told(source)[1:]
+    assert store.problems(saver) == []
+
+
+@pytest.mark.in_turns
+@pytest.mark.parametrize("is_put_again", [False, True])
+def test_new_states_are_whole_that_have_what_the_target_has_another_value_of(
+    saver: ForkpointSaver, store: Store, tmp_path: Path, is_put_again: bool
+) -> None:
+    """As the source put a checkpoint again since, or the same task ran here, too."""
+    first, second = (random.Random(n).randbytes(5000) for n in (1, 2))
+    made = checkpoint({"value": first})
+    with SqliteSaver(tmp_path / "source.db") as source:
+        head = source.put(config(), made, {}, made["channel_versions"])
+        assert import_threads(source, saver, kind="forkpoint").is_complete
+        if is_put_again:
+            again: Any = {**made, "channel_values": {"value": second}}
+            source.put(config(), again, {}, made["channel_versions"])
+        else:
+            saver.put_writes(head, [("value", first)], "task")
+            source.put_writes(head, [("value", second)], "task")
+        put(source, {"value": second}, parent=head)
+        assert import_threads(source, saver, kind="forkpoint").is_complete
+        assert told(saver)[-1] == told(source)[-1]
     assert store.problems(saver) == []
 
 

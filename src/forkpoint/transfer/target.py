@@ -8,7 +8,7 @@ with its writes, in the order in which they were made.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import ormsgpack  # a dependency of langgraph-checkpoint
@@ -33,6 +33,7 @@ from forkpoint.operations.context import Context
 from forkpoint.runtime.steps import Steps
 from forkpoint.storage.interface import Session, Stale
 from forkpoint.storage.plan import Place
+from forkpoint.storage.queries import CheckpointQuery
 from forkpoint.storage.receipts import is_receipt, replaces
 from forkpoint.storage.record_checksums import check_record
 from forkpoint.storage.retry import attempts, busy
@@ -215,7 +216,7 @@ class ThreadWriter:
         self._codec = context.codec_of(thread)
         self._digests: dict[int, bytes] = {}
         self._oldest = 0
-        # Those that no checkpoint has referred to yet.
+        # Those that are not known to be stored.
         self._waiting: Chunks = {}
 
     def add(self, part: ChunkPart) -> None:
@@ -264,9 +265,8 @@ class ThreadWriter:
 
         An error, an interrupt or an answer replaces the one before.
         """
-        with self._context.storage.reading() as session:
-            stored = session.checkpoints.writes(self._thread, [part.place])
-        there = {(row.task_id, row.idx): row.checksum for row in stored}
+        stored_writes, stored_refs = self._stored(part.place)
+        there = {(row.task_id, row.idx): row.checksum for row in stored_writes}
         tasks: set[str] = set()
         number = 0
         for row in self._write_rows(part, part.writes):
@@ -284,10 +284,24 @@ class ThreadWriter:
             yield from self._store(
                 request._replace(writes=writes, status=None if status == "idle" else status)
             )
-        for value in _values_of(part):  # whose chunks are there already
-            digests = (self._digests.get(number) for number in value.chunks)
-            self._take([digest for digest in digests if digest is not None])
+        self._forget(self._waiting_below(stored_refs))
         return number
+
+    def _stored(self, place: Place) -> tuple[list[WriteRow], list[bytes]]:
+        """Return the writes of a checkpoint that is here, and the refs of all its rows.
+
+        They may have other values than where it comes from: it was put there again, or a run has
+        done a task of it in both places.
+        """
+        thread = self._thread
+        query = CheckpointQuery(thread.thread_id, *place, None, None, None, 1, with_hidden=True)
+        with self._context.storage.reading() as session:
+            page = session.checkpoints.page(query)
+        for stored in page:
+            if stored.thread.key == thread.key:
+                refs = [stored.row.refs, *(write.refs for write in stored.writes)]
+                return stored.writes, refs
+        return [], []
 
     def _row(self, part: CheckpointPart) -> CheckpointRow:
         kind, body = part.body
@@ -325,8 +339,7 @@ class ThreadWriter:
         return Entry(value.kind, value.type, value.content, refs, value.height)
 
     def _request(self, part: CheckpointPart, refs: Iterable[bytes]) -> PutRequest:
-        digests = [digest for joined in refs for digest in split_refs(joined)]
-        chunks = self._take(digests)
+        chunks = self._waiting_below(refs)
         return PutRequest(
             self._thread.thread_id,
             self._thread,
@@ -339,17 +352,21 @@ class ThreadWriter:
             owner=self._thread.owner,
         )
 
-    def _take(self, digests: Sequence[bytes]) -> Chunks:
-        """Return the chunks that some lead to, and that are not stored yet. Then they are."""
-        taken: Chunks = {}
-        waiting = list(digests)
-        while waiting:
-            digest = waiting.pop()
-            chunk = self._waiting.pop(digest, None)
-            if chunk is not None:
-                taken[digest] = chunk
-                waiting += split_refs(chunk[0])
-        return taken
+    def _waiting_below(self, refs: Iterable[bytes]) -> Chunks:
+        """Return the chunks that some refs lead to, and that are not known to be stored."""
+        chunks: Chunks = {}
+        digests = [digest for joined in refs for digest in split_refs(joined)]
+        while digests:
+            digest = digests.pop()
+            if digest in self._waiting and digest not in chunks:
+                chunks[digest] = self._waiting[digest]
+                digests += split_refs(chunks[digest][0])
+        return chunks
+
+    def _forget(self, digests: Iterable[bytes]) -> None:
+        """Forget chunks that are stored."""
+        for digest in digests:
+            self._waiting.pop(digest, None)
 
     def _store(self, request: PutRequest) -> Steps[None]:
         storage, thread_id = self._context.storage, request.thread_id
@@ -361,6 +378,7 @@ class ThreadWriter:
                 continue
             assert written is not None  # what is too late is `Stale` where a thread is expected
             self._thread = written
+            self._forget(request.chunks)
             return
         raise busy(f"thread {thread_id!r} changed")
 
@@ -389,12 +407,6 @@ class ThreadWriter:
                     )
                 seen |= stored.keys()
                 digests_needed = {ref for refs, _ in stored.values() for ref in split_refs(refs)}
-
-
-def _values_of(part: CheckpointPart) -> Iterable[ValuePart]:
-    yield from part.channels.values()
-    for write in part.writes:
-        yield write.value
 
 
 def deleted_meanwhile(thread_id: str) -> ThreadDeleted:
