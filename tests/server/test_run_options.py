@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 from uuid import UUID
 
 import langgraph.errors
@@ -15,11 +16,13 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph_sdk.client import LangGraphClient
-from langgraph_sdk.errors import NotFoundError, UnprocessableEntityError
+from langgraph_sdk.errors import APIStatusError, NotFoundError, UnprocessableEntityError
+from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from calling import calling
-from forkpoint import ThreadCatalog
+from forkpoint import StorageBusy, ThreadCatalog
+from forkpoint.catalog import leases
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import create_app
 from served import Chat, chat, said
@@ -249,6 +252,23 @@ async def test_runs_without_a_thread_begin_together_or_not_at_all(
     assert {thread.thread_id for thread in ThreadCatalog(saver).search()} == left
 
 
+async def test_if_one_of_several_runs_cannot_begin_nothing_is_left_of_the_others(
+    client: Any, saver: ForkpointSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire, calls = leases.acquire, itertools.count(1)
+
+    def refuse_the_third(*args: Any) -> Any:
+        if next(calls) == 3:
+            raise StorageBusy("the store is locked")
+        return acquire(*args)
+
+    monkeypatch.setattr(leases, "acquire", refuse_the_third)
+    given: Any = {"assistant_id": "chat", "input": said("you")}
+    with pytest.raises(APIStatusError, match="locked"):
+        await client.runs.create_batch([given, {**given, "on_completion": "keep"}, given])
+    assert [thread.thread_id for thread in ThreadCatalog(saver).search()] == ["t"]
+
+
 class Settings(TypedDict, total=False):
     model: str
 
@@ -263,7 +283,32 @@ class Needed:
     model: str
 
 
-@pytest.mark.parametrize("schema", [Settings, Defaults, Needed, None])
+class Opaque:
+    """What has no schema."""
+
+
+@dataclass
+class OpaqueDefaults(Defaults):
+    kept: ClassVar[int] = 1
+    tool: Opaque = field(default_factory=Opaque, repr=False)
+
+
+@dataclass
+class Nested(Defaults):
+    inner: Nested | None = field(default=None, repr=False)
+
+
+class OpaqueModel(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    model: str = "small"
+    tool: Opaque | None = Field(None, repr=False)
+
+
+SCHEMAS = [Settings, Defaults, Needed, OpaqueDefaults, Nested, OpaqueModel, None]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
 async def test_nodes_have_a_context_whether_or_not_the_client_says_one(
     schema: Any, saver: ForkpointSaver
 ) -> None:
@@ -271,8 +316,9 @@ async def test_nodes_have_a_context_whether_or_not_the_client_says_one(
 
     def tell(_: Chat, runtime: Runtime[Any]) -> dict[str, Any]:
         context = runtime.context
-        shown = vars(context) if isinstance(context, Defaults | Needed) else context
-        return {"messages": [("ai", str(shown))]}
+        if isinstance(context, Defaults | Needed | OpaqueModel):
+            context = {"model": context.model}
+        return {"messages": [("ai", str(context))]}
 
     builder = StateGraph(Chat, context_schema=schema)
     builder.add_node("tell", tell)
@@ -282,13 +328,18 @@ async def test_nodes_have_a_context_whether_or_not_the_client_says_one(
     async def told(**options: Any) -> str:
         return texts(await client.runs.wait(None, "chat", input=said("you"), **options))[-1]
 
-    nothing = {"model": "small"} if schema is Defaults else None
-    assert await told() == str(nothing)
+    nothing = None if schema in (Settings, Needed, None) else {"model": "small"}
+    assert await told() == await told(context={}) == str(nothing)
     assert await told(context={"model": "large"}) == str({"model": "large"})
-    assert await told(config={"configurable": {"model": "large"}}) == str({"model": "large"})
+    older = {"configurable": {"model": "large"}}
+    assert (
+        await told(config=older) == await told(config=older, context={}) == str({"model": "large"})
+    )
     more = {"model": "large", "other": 1}
     known = more if schema is None else {"model": "large"}
     assert await told(context=more) == await told(config={"configurable": more}) == str(known)
+    other = {"other": 1} if schema is None else nothing
+    assert await told(config={"configurable": {"other": 1}}) == str(other)
 
 
 class Traces(BaseCallbackHandler):
@@ -331,3 +382,7 @@ async def test_an_empty_command_is_none(client: Any) -> None:
     nothing = {"assistant_id": "chat", "command": {"resume": None}}
     answer = await client.http.client.post("/threads/t/runs/wait", json=nothing)
     assert texts(answer.json()) == ["you", "Hello you"]
+    for command in ({}, {"resume": None}):
+        step = {"values": said("one"), "command": command, "as_node": "answer"}
+        made = await client.threads.create(graph_id="chat", supersteps=[{"updates": [step]}])
+        assert texts(made["values"]) == ["one"]

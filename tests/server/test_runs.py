@@ -33,6 +33,7 @@ from forkpoint.server.run import Run, RunOptions
 from forkpoint.server.runs import Runs
 from served import Chat, Client, Gates, chat, said, serving
 from servers import PATIENCE_SECONDS
+from stores import Store
 
 
 async def entered(gates: Gates) -> None:
@@ -198,6 +199,23 @@ async def test_a_run_is_taken_back_though_its_thread_was_deleted_elsewhere(
     assert (await busy.runs.join("t", run["run_id"]))["__error__"]["error"] == "UserInterrupt"
 
 
+async def test_a_run_that_cannot_be_taken_back_keeps_no_other_from_that(
+    gates: Gates, saver: ForkpointSaver, store: Store
+) -> None:
+    client = local_client(create_app(saver, {"chat": chat(gates)}))
+    runs = {}
+    for thread_id in "ab":
+        await client.threads.create(thread_id=thread_id)
+        runs[thread_id] = await client.runs.create(thread_id, "chat", input=said("wait"))
+        await entered(gates)
+    store.change("threads", store.thread("b").key, checksums=b"damaged")
+    with pytest.raises(APIStatusError, match="record of thread 'b'"):
+        await client.runs.cancel_many(status="all", action="rollback")
+    gates.left.release(2)
+    ends = {name: await client.runs.join(name, run["run_id"]) for name, run in runs.items()}
+    assert (ends["a"]["__error__"]["error"], ends["b"]["turns"]) == ("UserInterrupt", 1)
+
+
 @pytest.mark.parametrize(("action", "left"), [("interrupt", 1), ("rollback", 0)])
 async def test_a_run_is_cancelled(action: Any, left: int, busy: Any, gates: Gates) -> None:
     run = await begin(busy, "wait")
@@ -220,7 +238,7 @@ async def test_a_client_that_goes_does_not_harm_the_run(
 ) -> None:
     await busy.threads.create(thread_id="t")
     async with (
-        httpx.AsyncClient(base_url=address) as raw,
+        httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw,
         raw.stream(
             "POST",
             "/threads/t/runs/stream",
@@ -245,7 +263,7 @@ async def test_a_client_may_ask_that_its_run_ends_with_it(
     await busy.threads.create(thread_id="t")
     given = {"assistant_id": "chat", "input": said("wait"), "on_disconnect": "cancel"}
     async with (
-        httpx.AsyncClient(base_url=address) as raw,
+        httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw,
         raw.stream("POST", "/threads/t/runs/stream", json=given) as answer,
     ):
         run_id = answer.headers["Content-Location"].rpartition("/")[2]
@@ -292,7 +310,7 @@ async def test_a_run_without_a_thread_leaves_none_if_its_client_goes(
 ) -> None:
     given = {"assistant_id": "chat", "input": said("wait")}
     async with (
-        httpx.AsyncClient(base_url=address) as raw,
+        httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw,
         raw.stream("POST", "/runs/stream", json=given) as answer,
     ):
         thread_id, _, run_id = answer.headers["Content-Location"].split("/")[2:]

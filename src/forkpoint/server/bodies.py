@@ -107,9 +107,12 @@ def _some_command(command: Command | None) -> Command | None:
     return None if command is None or command.is_empty else command
 
 
+SomeCommand = Annotated[Command | None, AfterValidator(_some_command)]
+
+
 class SuperstepUpdate(Body):
     values: Any = None
-    command: Command | None = None
+    command: SomeCommand = None
     as_node: str | None = None
 
 
@@ -210,7 +213,7 @@ class RunConfig(Body):
 class NewRun(Body):
     assistant_id: str
     input: Any = None
-    command: Annotated[Command | None, AfterValidator(_some_command)] = None
+    command: SomeCommand = None
     config: RunConfig | None = None
     context: Json | None = None
     metadata: Json | None = None

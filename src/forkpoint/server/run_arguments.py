@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import is_dataclass
+from inspect import isclass, signature
 from typing import Any
 from uuid import UUID
+
+from pydantic import BaseModel
 
 from forkpoint.langgraph_rules import STRICT_RESUME
 from forkpoint.server import bodies
@@ -62,12 +66,31 @@ def _context_of(graph: Graph, body: bodies.NewRun) -> Json | None:
     Without one in the request it is what the config says, as older clients send it, and if that
     says nothing, the defaults. What the graph's context does not have is left out.
     """
-    context = _given(body) if body.context is None else body.context
+    kind = getattr(graph, "context_schema", None)
+    context = body.context or _given(body)
+    if kind is not None and (known := _names_in(kind, graph)) is not None:
+        context = {name: value for name, value in context.items() if name in known}
+    return context if context or _has_defaults(kind) else None
+
+
+def _names_in(kind: Any, graph: Graph) -> Collection[str] | None:
+    """Return the names of what a context of this kind has, or None if it takes any."""
+    if isclass(kind) and is_dataclass(kind):  # whatever its types are: of some there is no schema
+        return signature(kind).parameters
     schema = schema_of(graph.get_context_jsonschema) or {}
-    known = schema.get("properties")
-    context = {name: value for name, value in context.items() if not known or name in known}
-    has_defaults = known and not schema.get("required")
-    return context if context or has_defaults else None
+    names: Collection[str] | None = schema.get("properties")
+    return names
+
+
+def _has_defaults(kind: Any) -> bool:
+    """Return whether a context of this kind can be made of nothing."""
+    if not isclass(kind) or not (is_dataclass(kind) or issubclass(kind, BaseModel)):
+        return False  # it is a mapping
+    try:
+        signature(kind).bind()
+    except TypeError:
+        return False
+    return True
 
 
 def _given(body: bodies.NewRun) -> Json:

@@ -98,6 +98,8 @@ async def create_batch(
     except BaseException:
         for run in runs:
             run.cancel()
+        for run in runs:
+            await _delete_unknown(request, run.thread_id)
         raise
     return begun
 
@@ -198,14 +200,25 @@ async def cancel(
 async def cancel_many(
     request: Request, body: bodies.RunsToCancel, action: CancelAction = "interrupt"
 ) -> None:
-    """Cancel runs of this process: some on a thread, or all that wait or go on."""
+    """Cancel runs of this process: some on a thread, or all that wait or go on.
+
+    One that cannot be rolled back keeps no other from that, and why is said at the end.
+    """
     if body.status is None:
         on_thread = request.server.runs.of_thread(request, body.thread_id or "")
         runs = [run for run in on_thread if run.run_id in (body.run_ids or ())]
     else:
         statuses = ("pending", "running") if body.status == "all" else (body.status,)
         runs = [run for run in request.server.runs.of(request) if run.status in statuses]
-    cancelled = [await _has_cancelled(request, run, action) for run in runs]
+    cancelled: list[bool] = []
+    failed: list[ForkpointError] = []
+    for run in runs:
+        try:
+            cancelled.append(await _has_cancelled(request, run, action))
+        except ForkpointError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
     if body.status is None and not any(cancelled):
         raise HTTPException(404, "No runs found to cancel.")
 
@@ -286,10 +299,16 @@ async def _started_on_new_thread(request: Request, body: bodies.NewRun) -> Run:
     thread_id = str(uuid4())
     try:
         return await start_run(request, thread_id, new, options)
-    except BaseException:  # nobody else knows of the thread
-        with suppress(ForkpointError):  # it was not made, or the store cannot be reached
-            await completed(request.catalog.adelete(thread_id))
+    except BaseException:
+        await _delete_unknown(request, thread_id)
         raise
+
+
+async def _delete_unknown(request: Request, thread_id: str) -> None:
+    """Delete a thread that was made for a run, and end the run: nobody was told of them."""
+    with suppress(ForkpointError):  # it was not made, or the store cannot be reached
+        delete = request.server.runs.delete_thread
+        await completed(delete(request, thread_id, request.catalog.adelete))
 
 
 def _modes(body: bodies.NewRun) -> list[str]:
