@@ -16,11 +16,12 @@ from calling import calling
 from checking import checkpoint, config, put
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.server import create_app, threads
+from forkpoint.server import create_app, page_actions, threads
 from forkpoint.server.access import BodyLimit, Guard
 from forkpoint.server.page_views import Tree
 from forkpoint.server.protocol import Event, EventRequest, events_of
 from served import Chat, Client, Gates, chat, said, serving
+from servers import PATIENCE_SECONDS
 from stores import Known, Store
 
 # Pages
@@ -122,6 +123,7 @@ async def _doubled(n: int) -> int:
 async def test_forms_that_cannot_be_done_say_why(
     saver: ForkpointSaver,
     talked: list[Any],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gates = Gates()
     async with calling(create_app(saver, {"chat": chat(gates)})) as client:
@@ -152,8 +154,9 @@ async def test_forms_that_cannot_be_done_say_why(
         assert ThreadCatalog(saver).get("f") is not None
         assert saver.at("f", -1).checkpoint["id"] == id_at(talked, 2)
 
+        monkeypatch.setattr(page_actions, "_PATIENCE_SECONDS", 0)
         await post(client, "run", thread_id="f", kind="message", input="wait")
-        assert await asyncio.to_thread(gates.entered.acquire, timeout=60)
+        assert await asyncio.to_thread(gates.entered.acquire, timeout=PATIENCE_SECONDS)
         busy = {"thread_id": "f", "checkpoint_id": id_at(talked, 2), "steps": "1"}
         refused = await post(client, "rollback", **busy)
         assert (refused.status_code, "a run is going on" in refused.text) == (409, True)
@@ -363,7 +366,7 @@ async def test_a_run_without_a_thread_ends_where_that_is_deleted_meanwhile(
     with serving(create_app(saver, {"chat": chat(gates)})) as address:
         runs = Client(address, "async").runs
         waiting = asyncio.create_task(runs.wait(None, "chat", input=said("wait")))
-        assert await asyncio.to_thread(gates.entered.acquire, timeout=60)
+        assert await asyncio.to_thread(gates.entered.acquire, timeout=PATIENCE_SECONDS)
         (thread,) = ThreadCatalog(saver).search()
         saver.delete_thread(thread.thread_id)
         gates.left.release()
@@ -454,7 +457,7 @@ async def test_of_a_client_that_is_gone_before_its_body_came_nothing_is_done() -
 
 async def test_head_is_answered_as_get_but_without_a_body(saver: ForkpointSaver) -> None:
     with serving(create_app(saver, {"chat": chat()})) as address:
-        async with httpx.AsyncClient(base_url=address) as http:
+        async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as http:
             await http.post("/threads", json={"thread_id": "t"})
             given = {"assistant_id": "chat", "input": said("you")}
             run = (await http.post("/threads/t/runs/wait", json=given)).headers["content-location"]

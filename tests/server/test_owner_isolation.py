@@ -25,6 +25,7 @@ from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import create_app
 from requesting import Operation, Sent, operations_of, requests_to
 from served import Gates, chat, said, serving
+from servers import PATIENCE_SECONDS
 from stores import Store
 
 OTHER = "somebody else"
@@ -48,7 +49,7 @@ class World:
     """A server over a store, and whoever sends requests to it."""
 
     def __init__(self, address: str, saver: ForkpointSaver) -> None:
-        self.client = httpx.Client(base_url=address, timeout=60)
+        self.client = httpx.Client(base_url=address, timeout=PATIENCE_SECONDS)
         self._saver = saver
         catalog = ThreadCatalog(saver, owner=OTHER)
         for thread_id in "ab":

@@ -76,6 +76,11 @@ TRANSPORTS = pytest.mark.parametrize(
 )
 
 
+def patient(stream: Any) -> None:
+    """Have a client try again until the next server is there: by default it gives up soon."""
+    stream._lifecycle_max_reconnect_attempts = 10_000
+
+
 async def within_patience(waiting: Any) -> Any:
     return await asyncio.wait_for(waiting, PATIENCE_SECONDS)
 
@@ -108,6 +113,7 @@ async def test_who_follows_a_run_is_told_that_it_ended_with_its_server(
         assert (await within_patience(stream.output))["turns"] == 1
         thread_id = stream.thread_id
     async with client.threads.stream(thread_id, **options) as stream:
+        patient(stream)
         await stream.run.start(input=said("wait"))
         async for state in stream.values:
             if state["messages"][-1]["content"] == "wait":
@@ -116,7 +122,7 @@ async def test_who_follows_a_run_is_told_that_it_ended_with_its_server(
         await is_stored(client, thread_id, "wait")
         await server.end(is_killed=is_killed)
         server.start()
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="Run errored"):
             await within_patience(output)
     state = await client.threads.get_state(thread_id)
     messages = state["values"]["messages"]
@@ -135,6 +141,7 @@ async def test_an_interrupt_is_answered_after_a_restart(transport: Any, server: 
     client = client_of(server)
     options: Any = {"assistant_id": "chat", "transport": transport}
     async with client.threads.stream(**options) as stream:
+        patient(stream)
         await stream.run.start(input=said("ask"))
         while not stream.interrupted:  # noqa: ASYNC110  # the client has no event for it
             await asyncio.sleep(0.01)

@@ -233,9 +233,11 @@ async def test_however_a_thread_is_deleted_its_runs_and_streams_end(
     await entered(gates)
     stream = await client.threads.join_stream("t")
     assert (await anext(stream)).event == "metadata"
-    ends = [asyncio.create_task(client.runs.join("t", each["run_id"])) for each in (run, waiting)]
-    await client.threads.get("t")
-    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw:
+    async with (
+        httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw,
+        raw.stream("GET", f"/threads/t/runs/{run['run_id']}/join") as first,
+        raw.stream("GET", f"/threads/t/runs/{waiting['run_id']}/join") as second,
+    ):
         steps = await raw.post("/forkpoint/threads/t/rollback", json={"steps": 1})
         assert steps.status_code == 409
         if how == "purge":
@@ -244,7 +246,7 @@ async def test_however_a_thread_is_deleted_its_runs_and_streams_end(
             assert await client.threads.prune(["t", "nobody"]) == {"pruned_count": 1}
         else:
             await client.threads.delete("t")
-    assert await asyncio.gather(*ends) == [CANCELLED] * 2
+        assert [json.loads(await end.aread()) for end in (first, second)] == [CANCELLED] * 2
     async for _ in stream:  # which ends
         pass
     assert await client.threads.count() == 0

@@ -68,13 +68,18 @@ def served_by(command: Sequence[str], **variables: str) -> Iterator[tuple[str, A
         process.communicate()
 
 
+def calling(address: str) -> httpx.Client:
+    return httpx.Client(base_url=address, timeout=PATIENCE_SECONDS)
+
+
 def test_the_command_serves_a_store(store: str) -> None:
     graph = f"chat={EXAMPLE}:graph"
-    with serving(["forkpoint", "--store", store, "serve", "--graph", graph]) as address:
+    command = ["forkpoint", "--store", store, "serve", "--graph", graph]
+    with serving(command) as address, calling(address) as http:
         new = {"assistant_id": "chat", "input": {"messages": ["Hello"]}}
-        values = httpx.post(f"{address}/runs/wait", json=new).json()
+        values = http.post("/runs/wait", json=new).json()
         assert values["messages"][-1]["content"] == "You said: Hello"
-        assert httpx.get(f"{address}/info").json()["flags"]["assistants"]
+        assert http.get("/info").json()["flags"]["assistants"]
 
 
 def test_the_module_serves_owners_by_their_keys(store: str, tmp_path: Path) -> None:
@@ -82,9 +87,10 @@ def test_the_module_serves_owners_by_their_keys(store: str, tmp_path: Path) -> N
     keys.write_text(json.dumps({"key": "owner"}))
     command = ["forkpoint.server", "--keys", str(keys), "--host", "127.0.0.1"]
     with served_by(command, FORKPOINT_STORE=store) as (address, process):
-        assert httpx.post(f"{address}/threads", json={}).status_code == 401
-        made = httpx.post(f"{address}/threads", json={}, headers={"x-api-key": "key"})
-        assert made.status_code == 200
+        with calling(address) as http:
+            assert http.post("/threads", json={}).status_code == 401
+            made = http.post("/threads", json={}, headers={"x-api-key": "key"})
+            assert made.status_code == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_SECONDS) == 0
     with SqliteSaver(store) as saver:

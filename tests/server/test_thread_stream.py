@@ -20,6 +20,7 @@ from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import ApiKeys, create_app
 from served import Chat, Gates, chat, said, serving
+from servers import PATIENCE_SECONDS
 
 
 def outer(gates: Gates | None = None) -> Any:
@@ -71,7 +72,7 @@ async def test_a_run_is_begun_and_followed(transport: Any, threads: Any) -> None
 def test_the_sync_client_does_the_same(address: str) -> None:
     threads = get_sync_client(url=address).threads
     with threads.stream(
-        assistant_id="outer", headers={"x-some": "1"}, run_start_timeout=60
+        assistant_id="outer", headers={"x-some": "1"}, run_start_timeout=PATIENCE_SECONDS
     ) as stream:
         stream.run.start(input=said("ask"))
         values = list(stream.values)
@@ -175,7 +176,8 @@ class Raw:
 
     def __init__(self, address: str, thread_id: str, **headers: str) -> None:
         place = f"{address}/threads/{thread_id}"
-        self._http = httpx.AsyncClient(base_url=place, timeout=60, headers=headers)
+        self._http = httpx.AsyncClient(base_url=place, timeout=PATIENCE_SECONDS, headers=headers)
+        self.follows = asyncio.Event()
 
     async def command(self, method: Any, params: Any = None, number: Any = 1) -> Any:
         body = {"id": number, "method": method, "params": params}
@@ -197,6 +199,7 @@ class Raw:
         """Return events, to the end of a run."""
         async with self._http.stream("POST", "/stream/events", json=asked) as answer:
             assert answer.status_code == 200
+            self.follows.set()
             lines = (line async for line in answer.aiter_lines() if line.startswith("data: "))
             parsed = (json.loads(line.removeprefix("data: ")) async for line in lines)
             sent = (part async for part in parsed if part["type"] == "event")
@@ -305,7 +308,7 @@ async def test_an_input_is_no_answer_to_what_was_answered_before(asking: str, ga
     await raw.asked()
     answer = {"interrupt_id": (await threads.get_state("t"))["interrupts"][0]["id"]}
     await raw.command("input.respond", {**answer, "response": "slowly"})
-    assert await asyncio.to_thread(gates.entered.acquire, timeout=300)
+    assert await asyncio.to_thread(gates.entered.acquire, timeout=PATIENCE_SECONDS)
     began = await raw.start("my next message")  # which waits for its turn
     gates.left.release()
     await raw.end_of(began)
@@ -319,7 +322,7 @@ async def test_an_input_is_no_answer_to_what_was_not_asked_yet(asking: str, gate
     await threads.create(thread_id="t")
     raw = Raw(asking, "t")
     await raw.start("slowly")
-    assert await asyncio.to_thread(gates.entered.acquire, timeout=300)
+    assert await asyncio.to_thread(gates.entered.acquire, timeout=PATIENCE_SECONDS)
     began = await raw.start("my next message")
     gates.left.release()
     await raw.end_of(began)
@@ -489,11 +492,12 @@ async def test_a_socket_is_opened_for_those_who_may(saver: ForkpointSaver) -> No
 
 async def test_who_follows_a_thread_leaves_with_it(raw: Raw, threads: Any, gates: Gates) -> None:
     await raw.start("wait")
-    assert await asyncio.to_thread(gates.entered.acquire, timeout=300)
+    assert await asyncio.to_thread(gates.entered.acquire, timeout=PATIENCE_SECONDS)
     following = asyncio.create_task(raw.events(channels=["lifecycle", "values"]))
     joined = await threads.join_stream("t")
     first = await anext(joined)
     assert first.event == "metadata"
+    await raw.follows.wait()
     await threads.delete("t")
     assert (await following)[0]["method"] == "lifecycle"
     async for _ in joined:  # which ends as well
