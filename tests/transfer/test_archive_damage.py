@@ -217,6 +217,18 @@ def test_whatever_is_lost_between_two_threads_neither_gets_lines_of_the_other(
         second.purge("a")
 
 
+def test_a_lost_thread_is_named_also_behind_a_copy_that_does_not_count(
+    second: SqliteSaver, tmp_path: Path
+) -> None:
+    first, last = (
+        archive.splitlines(keepends=True) for archive in two_archives(second, tmp_path, 9)
+    )
+    (tmp_path / "joined").write_bytes(b"".join([*first[:-1], *last[1:], *first]))
+    report = restore_threads(second, tmp_path / "joined")
+    assert [damage.line for damage in report.damaged] == [len(first)]
+    assert counts_of(second) == {"a": 3}
+
+
 def test_of_two_copies_of_a_thread_neither_gets_lines_of_the_other(
     second: SqliteSaver, tmp_path: Path
 ) -> None:

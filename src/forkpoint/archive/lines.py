@@ -41,6 +41,7 @@ _QUOTE = b'"'
 _SUFFIX = b', "sha256": "'
 _DIGITS = 32
 _END = b'"}'
+_AFTER_MARK = len(_QUOTE) + len(_SUFFIX) + _DIGITS + len(_END)
 
 _MALFORMED = (
     *(KeyError, TypeError, ValueError, IndexError, AttributeError),
@@ -121,6 +122,12 @@ def verified(line: bytes) -> Verified:
     if written[end : end + len(_MARK)] != _MARK or not mark.isalnum():
         raise CorruptChunk("it has no mark of a thread")
     return Verified(kind, mark, written[:end])
+
+
+def mark_in(line: bytes) -> bytes:
+    """Return the mark in a line, which may be damaged."""
+    end = len(line.rstrip(b"\n")) - _AFTER_MARK
+    return line[max(0, end - MARK_DIGITS) : max(0, end)]
 
 
 def second_begin(line: bytes) -> int:

@@ -11,7 +11,15 @@ from itertools import groupby
 from typing import NamedTuple
 
 from forkpoint.archive.file import Line, length_of, lines_in
-from forkpoint.archive.lines import BEGIN, Verified, part_of, second_begin, verified
+from forkpoint.archive.lines import (
+    BEGIN,
+    Verified,
+    is_whole,
+    mark_in,
+    part_of,
+    second_begin,
+    verified,
+)
 from forkpoint.archive.parts import CheckpointPart, ChunkPart, EndPart, ThreadPart
 from forkpoint.errors import (
     CorruptChunk,
@@ -35,6 +43,7 @@ Rename = Mapping[str, str] | Callable[[str], str]
 """The ids that threads get, by those that they had, or what takes the one and returns the other."""
 
 _END = b'{"end": '
+_OF_NONE = "it belongs to no thread, as the line that begins it is damaged"
 
 
 class _Section(NamedTuple):
@@ -48,6 +57,8 @@ class _Section(NamedTuple):
     parent: tuple[str, int] | None
     """The id of the thread that it was made from, and when that was made."""
     is_complete: bool = False
+    of_another: int | None = None
+    """The number of the first line of another thread, whose own first line is damaged."""
 
 
 def restore_all(
@@ -57,14 +68,37 @@ def restore_all(
     sections: dict[str, _Section] = {}
     absent = dict.fromkeys(rename) if isinstance(rename, Mapping) else {}
     renamed = (lambda id_: rename.get(id_, id_)) if isinstance(rename, Mapping) else rename
+    mixed: dict[int, _Section] = {}
     length = length_of(path)  # of what is appended meanwhile nothing counts: it may be half there
     for section in _survey(path, length, done):
         absent.pop(section.thread_id, None)
+        if section.of_another is not None:
+            mixed[section.of_another] = section
         if is_selected is not None and not is_selected(section.thread_id):
             continue
         before = sections.get(section.thread_id)
         if before is None or section.is_complete or not before.is_complete:
             sections[section.thread_id] = section
+    done.damaged += [
+        DamagedArchive(line, None, _OF_NONE)
+        for line, section in mixed.items()
+        if section != sections.get(section.thread_id)  # else it is noted as that is restored
+    ]
+    _restore_each(path, target, length, sections, renamed, done)
+    done.failed.update(NamedThreads.missing(is_selected, "the archive"))
+    done.failed.update(not_there(absent, "the archive"))
+    return done.report()
+
+
+def _restore_each(
+    path: str,
+    target: Target,
+    length: int,
+    sections: Mapping[str, _Section],
+    renamed: Callable[[str], str],
+    done: Done,
+) -> None:
+    """Restore the threads of some sections, each after the one that it was made from."""
     done.total = len(sections)
     parents = {(section.thread_id, section.created_at) for section in sections.values()}
     waiting = {section.line: section for section in sections.values()}
@@ -83,9 +117,6 @@ def restore_all(
             parents.clear()  # none of them is the first one: their records are damaged
     for section in waiting.values():
         done.failed[section.thread_id] = _changed_meanwhile(section)
-    done.failed.update(NamedThreads.missing(is_selected, "the archive"))
-    done.failed.update(not_there(absent, "the archive"))
-    return done.report()
 
 
 def _sections(path: str, length: int) -> Iterator[tuple[int, Iterator[Line]]]:
@@ -117,21 +148,21 @@ def _survey(path: str, length: int, done: Done) -> Iterator[_Section]:
     for number, lines in _sections(path, length):
         section: _Section | None = None
         stray: Line | None = None
+        of_another: int | None = None
         is_complete = number == 0
         for line in lines:
             if line.number == number:
                 section = _section(line, done)
             elif is_complete:
                 stray = stray or line
+            elif _is_of_another(line, section):
+                of_another = of_another or line.number
             else:
-                is_complete = _is_end(line, section)
+                is_complete = line.content.startswith(_END)
         if stray is not None:
-            reason = (
-                stray.damage or "it belongs to no thread, as the line that begins it is damaged"
-            )
-            done.damaged.append(DamagedArchive(stray.number, None, reason))
+            done.damaged.append(DamagedArchive(stray.number, None, stray.damage or _OF_NONE))
         if section is not None:
-            yield section._replace(is_complete=is_complete)
+            yield section._replace(is_complete=is_complete, of_another=of_another)
 
 
 def _section(line: Line, done: Done) -> _Section | None:
@@ -154,14 +185,11 @@ def _record(line: Line) -> tuple[bytes, ThreadPart]:
     return first.mark, record
 
 
-def _is_end(line: Line, section: _Section | None) -> bool:
-    """Return whether a line ends a thread, and is not seen to end another one."""
-    if not line.content.startswith(_END):
+def _is_of_another(line: Line, section: _Section | None) -> bool:
+    """Return whether a line is whole, and not of the thread in whose section it is."""
+    if section is None or mark_in(line.content) == section.mark:
         return False
-    try:
-        return section is None or verified(line.content).mark == section.mark
-    except CorruptChunk:
-        return True
+    return is_whole(line.content)
 
 
 def _restore(
