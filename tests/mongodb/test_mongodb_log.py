@@ -233,6 +233,26 @@ def test_a_long_question_that_is_asked_again_is_one_round_trip_and_no_new_epoch(
     assert store.problems(saver) == []
 
 
+@pytest.mark.slow
+async def test_many_tasks_that_ask_another_long_question_at_once_are_all_stored(
+    store: MongoStore,
+) -> None:
+    """Each gives the thread a new epoch, and has all the others begin again."""
+    saver = store.saver()
+    head = put(saver, {"n": 1})
+    for asked in ("a question ", "another one "):
+        questions = [[("__interrupt__", f"{number} {asked}" * 300)] for number in range(30)]
+        puts = (
+            saver.aput_writes(head, question, f"task {number}")
+            for number, question in enumerate(questions)
+        )
+        await asyncio.gather(*puts)
+        stored = await saver.aget_tuple(head)
+        assert stored is not None
+        texts = sorted(value for _, _, value in stored.pending_writes or ())
+        assert texts == sorted(value for ((_, value),) in questions)
+
+
 def test_what_is_put_twice_is_there_once(saver: MongoDBSaver, store: MongoStore) -> None:
     head = puts(saver, range(2))
     made = checkpoint({"n": 2})

@@ -16,6 +16,8 @@ ATTEMPTS = 20
 """How often something is tried."""
 
 _PAUSE_SECONDS = 0.002
+_LONGEST_PAUSE_SECONDS = 1.0
+_FEW = 4  # attempts, as where two or three disturb each other
 
 _T = TypeVar("_T")
 
@@ -24,16 +26,21 @@ def attempts(limit: int = ATTEMPTS) -> Iterator[int]:
     """Yield the numbers of attempts, from 0, with a pause before each but the first two.
 
     The pauses are of random lengths, which grow with the number of attempts, so that of several
-    who disturb each other one is the first.
+    who disturb each other one is the first. Where many do, they grow with how long an attempt
+    takes, too: else most of them would be over before each had its turn.
 
     Args:
         limit: How many attempts there are.
     """
+    began = time.monotonic()
     for attempt in range(limit):
         if attempt and current.tally is not None:
             current.tally.retries += 1
         if attempt > 1:
-            time.sleep(random.uniform(0, _PAUSE_SECONDS) * attempt)
+            took = time.monotonic() - began if attempt > _FEW else 0
+            longest = max(_PAUSE_SECONDS, took) * attempt
+            time.sleep(random.uniform(0, min(longest, _LONGEST_PAUSE_SECONDS)))
+        began = time.monotonic()
         yield attempt
 
 
