@@ -242,6 +242,7 @@ async def test_runs_without_a_thread_begin_together_or_not_at_all(
     for bad in (
         {"assistant_id": "nobody"},
         {**given, "checkpoint_id": "x"},
+        {**given, "thread_id": "t"},
         {"input": said("you")},
     ):
         with pytest.raises(UnprocessableEntityError):

@@ -171,6 +171,46 @@ def test_a_module_beside_which_the_command_runs_has_a_graph(
     assert list(load_graphs(["chat=graphs_here:graph"])) == ["chat"]
 
 
+PLANNING = """
+from dataclasses import dataclass
+from langgraph.graph import START, StateGraph
+from typing_extensions import TypedDict
+
+@dataclass
+class Plan:
+    step: int = 1
+
+class State(TypedDict, total=False):
+    plan: Plan
+    is_known: bool
+
+def plan(state):
+    return {"plan": Plan(), "is_known": isinstance(state.get("plan"), Plan)}
+
+builder = StateGraph(State)
+builder.add_node("plan", plan)
+builder.add_edge(START, "plan")
+one, other = builder.compile(), builder.compile()
+"""
+
+
+def test_graphs_of_one_file_or_of_two_of_one_name_have_their_own_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "planning", None)
+    for directory in "ab":
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "planning.py").write_text(PLANNING)
+    places = ("a/planning.py:one", "a/planning.py:other", "b/planning.py:one")
+    graphs = load_graphs([f"{place}={tmp_path / place}" for place in places])
+    with SqliteSaver(":memory:") as saver:
+        for place in places:
+            graph = graphs[place].copy({"checkpointer": saver})
+            at = {"configurable": {"thread_id": place}}
+            runs = [graph.invoke({"is_known": False}, at) for _ in range(2)]
+            assert [run["is_known"] for run in runs] == [False, True]
+
+
 def test_a_graph_that_is_not_compiled_is_refused(store: str) -> None:
     reason = re.escape("graphs['chat'] must be a compiled graph, not StateGraph; call its compile")
     with SqliteSaver(store) as saver, pytest.raises(InvalidInput, match=reason):

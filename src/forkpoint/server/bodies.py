@@ -212,6 +212,8 @@ class RunConfig(Body):
 
 class NewRun(Body):
     assistant_id: str
+    thread_id: Any = None
+    """Of a run on a thread, its path says it. A run without a thread that has one is refused."""
     input: Any = None
     command: SomeCommand = None
     config: RunConfig | None = None

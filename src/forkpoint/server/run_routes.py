@@ -287,6 +287,8 @@ def _assistant_for(request: RequestScope, body: bodies.NewRun) -> Assistant:
 
 def _check_without_thread(request: Request, body: bodies.NewRun) -> None:
     _assistant_for(request, body)
+    if body.thread_id is not None:  # else that thread would not have what is said on it
+        raise HTTPException(422, "thread_id: on a thread, runs begin at /threads/{thread_id}/runs")
     is_answer = body.command is not None and body.command.resume is not None
     if is_answer or body.place.checkpoint_id is not None:
         raise HTTPException(422, "a run without a thread has no checkpoint to go on from")

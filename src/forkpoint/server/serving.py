@@ -103,13 +103,32 @@ def _module(name: str) -> Any:
         if os.getcwd() not in sys.path and "" not in sys.path:
             sys.path.insert(0, os.getcwd())  # as `python -m` has it
         return importlib.import_module(name)
-    path = Path(name).resolve()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    return _module_of(Path(name).resolve())
+
+
+def _module_of(path: Path) -> Any:
+    """Return the module that a file is, of a name of its own.
+
+    By that name, values of its classes are read: two files must not share one, nor be executed
+    twice, which would make the classes twice.
+    """
+    of_path = ".".join(path.with_suffix("").parts[1:])
+    for name in (path.stem, of_path):
+        known = sys.modules.get(name)
+        if known is None:
+            break
+        if Path(getattr(known, "__file__", None) or "").resolve() == path:
+            return known
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # of what has this ending
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
     return module
 
 
