@@ -9,7 +9,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from checking import apart, checkpoint, config, put
 from forkpoint import SafeSerializer, SqliteSaver, ThreadCatalog
 from forkpoint.errors import ThreadExists
 from forkpoint.saver.saver import ForkpointSaver
-from interrupting import InterruptAt
+from interrupting import EachInstruction, InterruptAt
 from servers import PATIENCE_SECONDS, wait_until
 from stores import SqliteStore, Store
 
@@ -117,42 +117,35 @@ class Lab:
 
 @pytest.fixture
 def lab(store: Store) -> Iterator[Lab]:
-    lab = Lab(store)
-    yield lab
-    lab.close()
+    with closing(Lab(store)) as lab:
+        yield lab
 
 
 @apart
-def interrupt_at(
-    lab: Lab, operation: str, number: int, outcomes: tuple[Any, Any], *, everywhere: bool = False
-) -> bool:
-    """Interrupt an operation at an instruction and look at what is left.
-
-    Returns whether it has that many.
-    """
+def interrupt(lab: Lab, operation: str, at: InterruptAt, outcomes: tuple[Any, Any]) -> None:
+    """Interrupt an operation at an instruction and look at what is left."""
     name = next(lab.names)
     head = fill(lab.saver, name)
     act = OPERATIONS[operation]
-    with InterruptAt(number, everywhere=everywhere) as interrupt:
+    with at:
         try:
             act(lab.saver, head)
         except KeyboardInterrupt:
             pass
         else:
-            assert interrupt.is_over, f"the interrupt at {number} was swallowed"
+            assert at.is_over, f"the interrupt at {at} was swallowed"
     lab.check_usable(name)
     if operation == "lease" and ThreadCatalog(lab.other).is_busy(name):
         gc.collect()  # a lease that nobody has is not renewed any more
-        wait_until(lambda: not ThreadCatalog(lab.other).is_busy(name), f"the lease, {number}")
+        wait_until(lambda: not ThreadCatalog(lab.other).is_busy(name), f"the lease, {at}")
     seen = lab.seen(name)
-    assert seen in outcomes, (operation, number)
+    assert seen in outcomes, at
     if seen == outcomes[0]:
         try:
             act(lab.saver, head)
         except ThreadExists:
-            pytest.fail(f"{operation} cannot be repeated after an interrupt at {number}")
+            pytest.fail(f"{operation} cannot be repeated after an interrupt at {at}")
         assert lab.seen(name) == outcomes[1]
-    return not interrupt.is_over
 
 
 def count_instructions(lab: Lab, operation: str) -> int:
@@ -172,7 +165,7 @@ def test_an_interrupt_leaves_all_or_nothing_and_a_saver_that_works(
     instructions = count_instructions(lab, operation)
     # A step that has no factor in common with the length of a loop or of a block.
     for number in range(1, instructions + 1, max(1, instructions // lab.store.times(count)) | 1):
-        interrupt_at(lab, operation, number, outcomes)
+        interrupt(lab, operation, InterruptAt(number), outcomes)
     assert lab.store.problems(lab.other, after_crash=True) == []
 
 
@@ -266,11 +259,27 @@ def test_puts_in_a_batch_with_an_interrupted_put_return(count: int, lab: Lab) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_an_interrupt_at_each_instruction_leaves_all_or_nothing(operation: str, lab: Lab) -> None:
-    outcomes = lab.outcomes(operation)
-    for number in itertools.count(1):
-        if not interrupt_at(lab, operation, number, outcomes, everywhere=True):
-            break
-        if number % 200 == 0:
+def test_an_interrupt_at_each_instruction_leaves_all_or_nothing(
+    operation: str, new_store: Callable[[], Store]
+) -> None:
+    """At what is come by more than once, it comes the first time, and the last."""
+    with closing(Lab(new_store())) as lab:
+        outcomes = lab.outcomes(operation)
+        head = fill(lab.saver, next(lab.names))
+        with EachInstruction() as each:
+            OPERATIONS[operation](lab.saver, head)
+    moments = [
+        InterruptAt(number, instruction=instruction)
+        for instruction, times in each.times.items()
+        for number in {1, times}
+    ]
+    for first in range(0, len(moments), INTERRUPTS_PER_STORE):
+        with closing(Lab(new_store())) as lab:
+            assert lab.outcomes(operation) == outcomes
+            for at in moments[first : first + INTERRUPTS_PER_STORE]:
+                interrupt(lab, operation, at, outcomes)
             assert lab.store.problems(lab.other, after_crash=True) == []
-    assert lab.store.problems(lab.other, after_crash=True) == []
+
+
+INTERRUPTS_PER_STORE = 200
+"""After how many a store is checked, which takes the longer the more is in it."""
