@@ -47,15 +47,14 @@ class Living(Generic[_T]):
     """
 
     def __init__(self) -> None:
-        self._references: dict[int, weakref.ref[Any]] = {}
+        self._by_id: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     def add(self, member: _T) -> None:
-        references, number = self._references, id(member)
-        references[number] = weakref.ref(member, lambda _: references.pop(number, None))
+        self._by_id[id(member)] = member
 
     def members(self) -> list[_T]:
         """Return them, in the order in which they were added."""
-        members = [reference() for reference in list(self._references.values())]
+        members = [reference() for reference in self._by_id.valuerefs()]
         return [member for member in members if member is not None]
 
 
