@@ -15,7 +15,7 @@ from langgraph_sdk.errors import ConflictError, NotFoundError, UnprocessableEnti
 from calling import calling
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
-from forkpoint.server import create_app, run_routes, threads
+from forkpoint.server import create_app, run_answers, threads
 from served import Gates, chat, said
 from servers import PATIENCE_SECONDS
 from stores import Store
@@ -56,7 +56,7 @@ async def test_who_waits_may_ask_that_the_run_ends_with_the_client(
 async def test_who_waits_for_long_is_kept_and_may_come_back(
     address: str, client: Any, gates: Gates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_routes, "_HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(run_answers, "_HEARTBEAT_SECONDS", 0.01)
     given = {"assistant_id": "chat", "input": said("wait")}
     async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw:
         for place in ("/threads/t/runs/wait", "/runs/wait"):

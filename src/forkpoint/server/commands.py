@@ -38,7 +38,8 @@ from forkpoint.server.requests import (
     scope_of,
 )
 from forkpoint.server.run import RunOptions
-from forkpoint.server.run_routes import STREAM, sent, start_run
+from forkpoint.server.run_answers import STREAM, sent
+from forkpoint.server.run_routes import start_run
 from forkpoint.server.states import read_stored
 from forkpoint.server.thread_streams import ThreadStreams, as_text
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import quote
 from uuid import uuid4
 
 from fastapi import APIRouter, Header, HTTPException, Query, Response
 from fastapi import Body as Given
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.types import Receive, Scope, Send
+from sse_starlette import ServerSentEvent
 
 from forkpoint.errors import ForkpointError
 from forkpoint.operations import remove
@@ -24,8 +21,8 @@ from forkpoint.server.assistants import Assistant, find_assistant
 from forkpoint.server.bodies import Json
 from forkpoint.server.requests import LISTED, InPath, Request, RequestScope, StrictRoute, ThreadId
 from forkpoint.server.run import Run, RunOptions
+from forkpoint.server.run_answers import STREAM, Outcome, place_of, sent, streamed
 from forkpoint.server.states import command_of
-from forkpoint.server.thread_streams import as_text
 
 router = APIRouter(route_class=StrictRoute, tags=["runs"])
 RunId = InPath
@@ -33,15 +30,13 @@ ThreadModes = Annotated[
     list[Literal["run_modes", "lifecycle", "state_update"]] | None, LISTED, Query()
 ]
 CancelAction = Annotated[Literal["interrupt", "rollback"], Query()]
-STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-_HEARTBEAT_SECONDS = 5
 
 
 @router.post("/threads/{thread_id}/runs/stream", responses=STREAM, response_class=Response)
 async def stream(request: Request, thread_id: ThreadId, body: bodies.NewRun) -> Response:
     """Run a graph on a thread, and send what it streams as it comes."""
     run = await start_run(request, thread_id, body)
-    return _streamed(run, cancels=run.ends_with_client)
+    return streamed(run, cancels=run.ends_with_client)
 
 
 @router.post("/runs/stream", responses=STREAM, response_class=Response)
@@ -49,19 +44,19 @@ async def stream_without_thread(request: Request, body: bodies.NewRun) -> Respon
     """Run a graph on a thread of its own, which is deleted afterwards unless told otherwise."""
     run = await _started_on_new_thread(request, body)
     has_thread = body.on_completion == "keep"
-    return _streamed(run, cancels=run.ends_with_client, has_thread=has_thread)
+    return streamed(run, cancels=run.ends_with_client, has_thread=has_thread)
 
 
 @router.post("/threads/{thread_id}/runs/wait", response_model=None)
 async def wait(request: Request, thread_id: ThreadId, body: bodies.NewRun) -> Any:
     """Run a graph on a thread, and return its last state."""
-    return _Outcome(await start_run(request, thread_id, body))
+    return Outcome(await start_run(request, thread_id, body))
 
 
 @router.post("/runs/wait", response_model=None)
 async def wait_without_thread(request: Request, body: bodies.NewRun) -> Any:
     """Run a graph on a thread of its own, and return its last state."""
-    return _Outcome(await _started_on_new_thread(request, body))
+    return Outcome(await _started_on_new_thread(request, body))
 
 
 @router.post("/threads/{thread_id}/runs", response_model=Json)
@@ -70,7 +65,7 @@ async def create(
 ) -> Json:
     """Begin a run on a thread. It is known to this process, and goes with it."""
     run = await start_run(request, thread_id, body)
-    response.headers["Content-Location"] = _place_of(run)
+    response.headers["Content-Location"] = place_of(run)
     return run.shown()
 
 
@@ -78,7 +73,7 @@ async def create(
 async def create_without_thread(request: Request, body: bodies.NewRun, response: Response) -> Json:
     """Begin a run on a thread of its own, which is deleted afterwards unless told otherwise."""
     run = await _started_on_new_thread(request, body)
-    response.headers["Content-Location"] = _place_of(run)
+    response.headers["Content-Location"] = place_of(run)
     return run.shown()
 
 
@@ -130,7 +125,7 @@ async def get(request: Request, thread_id: ThreadId, run_id: RunId) -> Json:
 @router.get("/threads/{thread_id}/runs/{run_id}/join", response_model=None)
 async def join(request: Request, thread_id: ThreadId, run_id: RunId) -> Any:
     """Wait for a run's end, and return its last state."""
-    return _Outcome(_known(request, thread_id, run_id), is_own=False)
+    return Outcome(_known(request, thread_id, run_id), is_own=False)
 
 
 @router.get("/threads/{thread_id}/runs/{run_id}/stream", responses=STREAM, response_class=Response)
@@ -147,7 +142,7 @@ async def join_stream(
     after = int(is_number[0]) if is_number else 0
     run = _known(request, thread_id, run_id)
     modes = [mode for mode in stream_mode or () if mode]  # clients send an empty one for all
-    return _streamed(run, modes=modes, after=after, cancels=cancel_on_disconnect)
+    return streamed(run, modes=modes, after=after, cancels=cancel_on_disconnect)
 
 
 @router.get("/threads/{thread_id}/stream", responses=STREAM, response_class=Response)
@@ -323,137 +318,3 @@ def _known(request: Request, thread_id: str, run_id: str) -> Run:
     if run is None:
         raise HTTPException(404, f"there is no run {run_id!r} in this process")
     return run
-
-
-def _streamed(
-    run: Run,
-    *,
-    cancels: bool,
-    modes: Sequence[str] = (),
-    after: int = 0,
-    has_thread: bool = True,
-) -> Response:
-    """Return what a run streams, as an answer.
-
-    Args:
-        run: The run.
-        cancels: Whether a client that goes takes the run along.
-        modes: Those of its modes that are sent; by default all.
-        after: After which event to begin.
-        has_thread: Whether the client may come back to it.
-    """
-
-    async def events() -> AsyncIterator[ServerSentEvent]:
-        async for number, name, data in run.parts(after):
-            if not modes or _mode_of(name) in (None, *modes):
-                yield ServerSentEvent(data, event=name, id=str(number))
-
-    def leave() -> None:
-        if cancels and not run.is_over:
-            run.cancel()
-
-    place = {"Content-Location": _place_of(run)}
-    return sent(events(), _headers_of(run, "stream") if has_thread else place, leave)
-
-
-def _mode_of(name: str) -> str | None:
-    """Return the mode that an event is of, or None for what is of each run."""
-    kind = name.partition("|")[0]
-    if kind in ("metadata", "error"):
-        return None
-    # As the Platform has it: of pairs, the name is that of the other mode.
-    return "messages-tuple" if kind == "messages" else kind.partition("/")[0]
-
-
-class _Outcome(Response):
-    """The last state of a run, once it has ended.
-
-    Until then blanks are sent, which JSON may begin with, as the Platform does: else those between
-    the client and the server, and the client itself, would take the connection for a dead one.
-
-    Args:
-        run: The run.
-        is_own: Whether the client has begun the run, which may end with it.
-    """
-
-    media_type = "application/json"
-
-    def __init__(self, run: Run, *, is_own: bool = True) -> None:
-        super().__init__(headers=_headers_of(run, "join"))
-        del self.headers["content-length"]
-        self._run = run
-        self._is_own = is_own
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        joining = asyncio.ensure_future(self._run.join())
-        leaving = asyncio.ensure_future(_left(receive))
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        try:
-            await send(start)
-            while not joining.done():
-                await asyncio.wait(
-                    [joining, leaving],
-                    timeout=_HEARTBEAT_SECONDS,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if leaving.done():
-                    break
-                if not joining.done():
-                    await send({"type": "http.response.body", "body": b"\n", "more_body": True})
-            if joining.done():
-                content = as_text(joining.result()).encode()
-                await send({"type": "http.response.body", "body": content})
-        finally:
-            if self._is_own and self._run.ends_with_client and not self._run.is_over:
-                self._run.cancel()
-            joining.cancel()
-            leaving.cancel()
-
-
-async def _left(receive: Receive) -> None:
-    """Wait until the client leaves."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def sent(
-    events: AsyncIterator[ServerSentEvent],
-    headers: Mapping[str, str],
-    leave: Callable[[], None] | None = None,
-) -> Response:
-    """Return an answer of server-sent events.
-
-    Args:
-        events: The events.
-        headers: Those of the answer.
-        leave: Called as the client leaves, maybe before the first event, or has them all.
-    """
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers}
-    return _Events(events, headers, leave)
-
-
-class _Events(EventSourceResponse):
-    def __init__(
-        self,
-        events: AsyncIterator[ServerSentEvent],
-        headers: Mapping[str, str],
-        leave: Callable[[], None] | None,
-    ) -> None:
-        super().__init__(events, headers=headers, ping=_HEARTBEAT_SECONDS)
-        self._leave = leave
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            if self._leave is not None:
-                self._leave()
-
-
-def _headers_of(run: Run, ending: str) -> dict[str, str]:
-    """Return the headers by which clients know a run, and come back to it."""
-    return {"Content-Location": _place_of(run), "Location": f"{_place_of(run)}/{ending}"}
-
-
-def _place_of(run: Run) -> str:
-    return f"/threads/{quote(run.thread_id, safe='')}/runs/{run.run_id}"
