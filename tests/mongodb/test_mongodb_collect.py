@@ -22,7 +22,13 @@ import pytest
 
 from checking import checkpoint, collected, config, id_of, put, value_of
 from commands import Started
-from forkpoint import CheckpointNotFound, StorageBusy, ThreadDeleted, ThreadNotFound
+from forkpoint import (
+    CheckpointNotFound,
+    StorageBusy,
+    ThreadCatalog,
+    ThreadDeleted,
+    ThreadNotFound,
+)
 from forkpoint.encoding.entries import split_refs
 from forkpoint.mongodb import locks as mongodb_locks
 from forkpoint.mongodb.commands import MongoCommands
@@ -539,6 +545,27 @@ def test_a_fork_in_turns_of_a_thread_that_is_deleted_meanwhile_does_not_call_it_
         writer.end()
         assert remover.error is None
         assert type(writer.error) in (ThreadNotFound, CheckpointNotFound)
+
+
+def test_a_fork_that_is_given_up_leaves_no_trace_of_a_thread_that_was_deleted_meanwhile(
+    start: Start, one_by_one: None, parties: tuple[Party, Party]
+) -> None:
+    """Its record is kept as long as there may be a fork of it, and found by a sweep afterwards."""
+    writer, remover = parties
+    for commands in range(8, 11):  # as many as it sends before it may be known to have begun
+        start.restore()
+        writer.begin(fork_with_path)
+        writer.go(commands)
+        remover.begin(delete_sibling)
+        remover.end()
+        writer.end()
+        assert type(writer.error) is ThreadNotFound
+        with start.store.saver() as saver:
+            assert start.store.problems(after_crash=True) == []
+            start.store.outlast()
+            ThreadCatalog(saver).sweep()
+        assert start.store.problems() == []
+        assert "sibling" not in {thread.thread_id for thread in start.store.threads()}
 
 
 @pytest.mark.by_halves

@@ -158,6 +158,10 @@ class NewThreads:
             # A collection may have removed its record, and rows have come since.
             self._commands.delete(rows_of(target))
             self._commands.delete(record)
+            # Who has deleted its parent meanwhile left the id there for it: it is looked at again.
+            parent = {"_id": unfinished["parent"], "family": target.family, "kind": "thread"}
+            left = {**parent, "deleted_at": {"$ne": None}, "expires": None}
+            self._commands.update(left, {"$set": {"removed_at": self._commands.clock.now()}})
 
     def _is_shown(self, made: Document, old: Document | None) -> bool:
         """Return whether a thread is visible although the command for it seemed to fail.
