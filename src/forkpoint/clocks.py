@@ -79,6 +79,9 @@ class StoreClock:
 class ServerClock:
     """The time of a server, in microseconds since 1970, which is asked for every ten minutes.
 
+    It is behind the server's by as long as the answer took, and never ahead of it: what is written
+    with it would not expire when it should by the server's own.
+
     Args:
         ask: Asks the server for its time.
     """
@@ -92,7 +95,9 @@ class ServerClock:
         """Return the time."""
         elapsed = elapsed_microseconds()
         if elapsed >= self._asks_at:
-            self._since = (self._ask(), elapsed)
+            answer = self._ask()
+            elapsed = elapsed_microseconds()
+            self._since = (answer, elapsed)
             self._asks_at = elapsed + _ASKS_AFTER
         since, began = self._since
         return since + elapsed - began

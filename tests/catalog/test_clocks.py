@@ -154,6 +154,25 @@ def test_the_time_of_a_server_is_asked_for_once_in_a_while(
     assert len(questions) == 2
 
 
+def test_a_server_that_can_hardly_be_reached_is_not_taken_to_be_in_the_future(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elapsed = [0]
+    monkeypatch.setattr("forkpoint.clocks.elapsed_microseconds", lambda: elapsed[0])
+
+    def ask() -> int:
+        elapsed[0] += 3_000_000  # until there is a connection
+        answer = 5_000_000 + elapsed[0]
+        elapsed[0] += 20_000
+        return answer
+
+    clock = ServerClock(ask)
+    for _ in range(3):
+        now = clock.now()
+        assert now <= 5_000_000 + elapsed[0] <= now + 20_000
+        elapsed[0] += 400_000_000
+
+
 def test_a_store_that_is_opened_anew_knows_its_time(path: Path) -> None:
     catalog: Callable[[SqliteSaver], ThreadCatalog] = ThreadCatalog
     with SqliteSaver(path) as saver:
