@@ -118,7 +118,7 @@ def verified(line: bytes) -> Verified:
     if sha256(written).hexdigest()[:_DIGITS].encode() != digest:
         raise CorruptChunk("it is not what was written")
     end = len(written) - len(_MARK) - MARK_DIGITS - len(_QUOTE)
-    mark = written[end + len(_MARK) : -len(_QUOTE)]
+    mark = mark_in(line)
     if written[end : end + len(_MARK)] != _MARK or not mark.isalnum():
         raise CorruptChunk("it has no mark of a thread")
     return Verified(kind, mark, written[:end])

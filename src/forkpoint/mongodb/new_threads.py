@@ -158,10 +158,11 @@ class NewThreads:
             # A collection may have removed its record, and rows have come since.
             self._commands.delete(rows_of(target))
             self._commands.delete(record)
-            # Who has deleted its parent meanwhile left the id there for it: it is looked at again.
-            parent = {"_id": unfinished["parent"], "family": target.family, "kind": "thread"}
-            left = {**parent, "deleted_at": {"$ne": None}, "expires": None}
-            self._commands.update(left, {"$set": {"removed_at": self._commands.clock.now()}})
+            if unfinished["parent"] is not None:
+                # Who has deleted it meanwhile left its id for this one: it is looked at again.
+                parent = {**record, "_id": unfinished["parent"]}
+                dead = {**parent, "deleted_at": {"$ne": None}, "expires": None}
+                self._commands.update(dead, [{"$set": {"removed_at": NOW}}])
 
     def _is_shown(self, made: Document, old: Document | None) -> bool:
         """Return whether a thread is visible although the command for it seemed to fail.

@@ -32,16 +32,16 @@ def attempts(limit: int = ATTEMPTS) -> Iterator[int]:
     Args:
         limit: How many attempts there are.
     """
-    began = time.monotonic()
+    took = 0.0
     for attempt in range(limit):
         if attempt and current.tally is not None:
             current.tally.retries += 1
         if attempt > 1:
-            took = time.monotonic() - began if attempt > _FEW else 0
-            longest = max(_PAUSE_SECONDS, took) * attempt
+            longest = max(_PAUSE_SECONDS, took if attempt > _FEW else 0) * attempt
             time.sleep(random.uniform(0, min(longest, _LONGEST_PAUSE_SECONDS)))
         began = time.monotonic()
         yield attempt
+        took = time.monotonic() - began
 
 
 def retry(action: Callable[[], _T], change: str) -> _T:
