@@ -377,7 +377,7 @@ def each_two() -> Any:
     return pytest.mark.parametrize(("write", "remove", "number"), cases)
 
 
-def drawn(ways: Sequence[Way], number: int) -> list[Way]:
+def some_of(ways: Sequence[Way], number: int) -> list[Way]:
     """Return so many of the ways, in any order; all of them if there are less."""
     return random.Random(time.time_ns()).sample(ways, min(number, len(ways)))
 
@@ -514,7 +514,7 @@ def test_nothing_dangles_where_one_writes_and_another_removes(
         for ends_first in (True, False)
     ]
     with start.store.saver() as reader:
-        for way in drawn(ways, number):
+        for way in some_of(ways, number):
             i, j, writer_ends_first, has_log = way
             start.restore()
             writer.begin(write, has_log=has_log)
@@ -532,34 +532,39 @@ def test_nothing_dangles_where_one_writes_and_another_removes(
                 assert type(writer.error) in errors(write, remove), way
 
 
+def fork_as_its_source_is_deleted(
+    start: Start, parties: tuple[Party, Party], commands: int
+) -> Exception | None:
+    """Have the source of a fork in turns deleted after so many commands of the fork.
+
+    Returns the error of who forks.
+    """
+    writer, remover = parties
+    start.restore()
+    writer.begin(fork_with_path)
+    writer.go(commands)
+    remover.begin(delete_sibling)
+    remover.end()
+    writer.end()
+    assert remover.error is None
+    return writer.error
+
+
 def test_a_fork_in_turns_of_a_thread_that_is_deleted_meanwhile_does_not_call_it_damaged(
     start: Start, one_by_one: None, parties: tuple[Party, Party]
 ) -> None:
-    writer, remover = parties
     for commands in range(7):  # as many as it sends before it writes
-        start.restore()
-        writer.begin(fork_with_path)
-        writer.go(commands)
-        remover.begin(delete_sibling)
-        remover.end()
-        writer.end()
-        assert remover.error is None
-        assert type(writer.error) in (ThreadNotFound, CheckpointNotFound)
+        error = fork_as_its_source_is_deleted(start, parties, commands)
+        assert type(error) in (ThreadNotFound, CheckpointNotFound)
 
 
 def test_a_fork_that_is_given_up_leaves_no_trace_of_a_thread_that_was_deleted_meanwhile(
     start: Start, one_by_one: None, parties: tuple[Party, Party]
 ) -> None:
     """Its record is kept as long as there may be a fork of it, and found by a sweep afterwards."""
-    writer, remover = parties
     for commands in range(8, 11):  # as many as it sends before it may be known to have begun
-        start.restore()
-        writer.begin(fork_with_path)
-        writer.go(commands)
-        remover.begin(delete_sibling)
-        remover.end()
-        writer.end()
-        assert type(writer.error) is ThreadNotFound
+        error = fork_as_its_source_is_deleted(start, parties, commands)
+        assert type(error) is ThreadNotFound
         with start.store.saver() as saver:
             assert start.store.problems(after_crash=True) == []
             start.store.outlast()
@@ -586,7 +591,7 @@ def test_nothing_dangles_where_one_stops_for_so_long_that_nobody_waits_for_it(
         for point in points(stopped, start, work, counted, has_log=has_log and stopped is writer)
     ]
     with start.store.saver() as reader:
-        for stopped, point, has_log in drawn(ways, number):
+        for stopped, point, has_log in some_of(ways, number):
             start.restore()
             writer.begin(write, has_log=has_log)
             remover.begin(remove)
@@ -786,7 +791,7 @@ def test_a_removal_that_was_killed_can_be_run_again(
     with start.store.saver() as reader:
         expected = read(reader)
         assert check(start, reader) == expected
-        for kill in drawn(kills, number):
+        for kill in some_of(kills, number):
             start.restore()
             process = context.Process(target=remove_until_killed, args=(start, remove, kill))
             process.start()

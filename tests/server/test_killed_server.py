@@ -13,11 +13,12 @@ import httpx
 import pytest
 import uvicorn
 
+from calling import calling_at
 from forkpoint import ThreadCatalog
 from forkpoint.server import create_app
 from processes import fork_server
 from served import chat, said
-from servers import PATIENCE_SECONDS, bound_socket
+from servers import bound_socket
 from stores import Store
 
 ON_THREAD = 12
@@ -41,9 +42,7 @@ class MortalServer:
         self.is_up = asyncio.Event()
         self.killed: list[int] = []
         limits = httpx.Limits(max_connections=connections + 1)
-        self.client = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{self._port}", timeout=PATIENCE_SECONDS, limits=limits
-        )
+        self.client = calling_at(f"http://127.0.0.1:{self._port}", limits=limits)
 
     async def start(self) -> None:
         arguments = (self._store, self._port)

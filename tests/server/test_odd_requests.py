@@ -12,7 +12,7 @@ from langgraph.func import entrypoint
 from langgraph.graph import START, StateGraph
 from test_pages import check_structure, get, id_at, post, talked  # noqa: F401 - a fixture
 
-from calling import calling
+from calling import calling, calling_at
 from checking import checkpoint, config, put
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
@@ -457,7 +457,7 @@ async def test_of_a_client_that_is_gone_before_its_body_came_nothing_is_done() -
 
 async def test_head_is_answered_as_get_but_without_a_body(saver: ForkpointSaver) -> None:
     with serving(create_app(saver, {"chat": chat()})) as address:
-        async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as http:
+        async with calling_at(address) as http:
             await http.post("/threads", json={"thread_id": "t"})
             given = {"assistant_id": "chat", "input": said("you")}
             run = (await http.post("/threads/t/runs/wait", json=given)).headers["content-location"]

@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from langgraph_sdk import get_client
 
+from calling import calling_at
 from forkpoint import ThreadCatalog
 from forkpoint.server import create_app
 from processes import fork_server
@@ -169,7 +170,7 @@ async def told_since(server: Restarted, thread_id: str, number: int) -> list[Any
     told = []
     body = {"channels": ["lifecycle", "input"], "since": number}
     async with (
-        httpx.AsyncClient(base_url=server.address, timeout=PATIENCE_SECONDS) as http,
+        calling_at(server.address) as http,
         http.stream("POST", f"/threads/{thread_id}/stream/events", json=body) as answer,
     ):
         async for line in answer.aiter_lines():

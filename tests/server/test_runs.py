@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from typing_extensions import TypedDict
 
+from calling import calling_at
 from forkpoint import StorageBusy, StorageUnavailable, ThreadCatalog
 from forkpoint.catalog import leases
 from forkpoint.saver.saver import ForkpointSaver
@@ -238,7 +239,7 @@ async def test_a_client_that_goes_does_not_harm_the_run(
 ) -> None:
     await busy.threads.create(thread_id="t")
     async with (
-        httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw,
+        calling_at(address) as raw,
         raw.stream(
             "POST",
             "/threads/t/runs/stream",
@@ -263,7 +264,7 @@ async def test_a_client_may_ask_that_its_run_ends_with_it(
     await busy.threads.create(thread_id="t")
     given = {"assistant_id": "chat", "input": said("wait"), "on_disconnect": "cancel"}
     async with (
-        httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw,
+        calling_at(address) as raw,
         raw.stream("POST", "/threads/t/runs/stream", json=given) as answer,
     ):
         run_id = answer.headers["Content-Location"].rpartition("/")[2]
@@ -310,7 +311,7 @@ async def test_a_run_without_a_thread_leaves_none_if_its_client_goes(
 ) -> None:
     given = {"assistant_id": "chat", "input": said("wait")}
     async with (
-        httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw,
+        calling_at(address) as raw,
         raw.stream("POST", "/runs/stream", json=given) as answer,
     ):
         thread_id, _, run_id = answer.headers["Content-Location"].split("/")[2:]
@@ -492,7 +493,7 @@ async def test_a_run_is_followed_from_its_beginning_after_what_is_no_number(
 ) -> None:
     run = await begin(busy, "you")
     await busy.runs.join("t", run["run_id"])
-    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw:
+    async with calling_at(address) as raw:
         for last in ("9" * 5000, "x", "-1", "٣"):
             place = f"/threads/t/runs/{run['run_id']}/stream"
             answer = await raw.get(place, headers=[(b"last-event-id", last.encode())])

@@ -6,13 +6,12 @@ import asyncio
 import json
 from typing import Any
 
-import httpx
 import pytest
 from langgraph_sdk import get_client
 from langgraph_sdk.client import LangGraphClient
 from langgraph_sdk.errors import ConflictError, NotFoundError, UnprocessableEntityError
 
-from calling import calling
+from calling import calling, calling_at
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import create_app, run_answers, threads
@@ -41,7 +40,7 @@ async def test_who_waits_may_ask_that_the_run_ends_with_the_client(
     place: str, address: str, client: Any, gates: Gates
 ) -> None:
     given = {"assistant_id": "chat", "input": said("wait"), "on_disconnect": "cancel"}
-    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw:
+    async with calling_at(address) as raw:
         done = await raw.post(place, json={**given, "input": said("you")})
         assert done.json()["turns"] == 1
         waiting = asyncio.create_task(raw.post(place, json=given))
@@ -58,7 +57,7 @@ async def test_who_waits_for_long_is_kept_and_may_come_back(
 ) -> None:
     monkeypatch.setattr(run_answers, "_HEARTBEAT_SECONDS", 0.01)
     given = {"assistant_id": "chat", "input": said("wait")}
-    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw:
+    async with calling_at(address) as raw:
         for place in ("/threads/t/runs/wait", "/runs/wait"):
             async with raw.stream("POST", place, json=given) as first:
                 blanks = first.aiter_bytes()
@@ -127,7 +126,7 @@ async def test_a_second_tab_takes_the_run_along_only_if_it_asks_for_that(
 ) -> None:
     given = {"assistant_id": "chat", "input": said("wait"), "on_disconnect": "cancel"}
     async with (
-        httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw,
+        calling_at(address) as raw,
         raw.stream("POST", "/threads/t/runs/stream", json=given) as first,
     ):
         run_id = first.headers["Content-Location"].rpartition("/")[2]
@@ -189,7 +188,7 @@ async def test_a_malformed_config_is_refused_before_anything_is_made(
     config: Any, address: str, client: Any
 ) -> None:
     given = {"assistant_id": "chat", "input": said("you"), "config": config}
-    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw:
+    async with calling_at(address) as raw:
         new = {**given, "if_not_exists": "create"}
         assert (await raw.post("/threads/new/runs/wait", json=new)).status_code == 422
         command = {"id": 1, "method": "run.start", "params": given}
@@ -234,7 +233,7 @@ async def test_however_a_thread_is_deleted_its_runs_and_streams_end(
     stream = await client.threads.join_stream("t")
     assert (await anext(stream)).event == "metadata"
     async with (
-        httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as raw,
+        calling_at(address) as raw,
         raw.stream("GET", f"/threads/t/runs/{run['run_id']}/join") as first,
         raw.stream("GET", f"/threads/t/runs/{waiting['run_id']}/join") as second,
     ):

@@ -19,6 +19,7 @@ import pytest
 from fastapi import FastAPI
 from langgraph.graph import StateGraph
 
+from calling import calling_at
 from command_line import forkpoint
 from forkpoint import InvalidInput, MissingLibrary, SqliteSaver, ThreadCatalog
 from forkpoint.server import create_app
@@ -68,14 +69,14 @@ def served_by(command: Sequence[str], **variables: str) -> Iterator[tuple[str, A
         process.communicate()
 
 
-def calling(address: str) -> httpx.Client:
+def http_client(address: str) -> httpx.Client:
     return httpx.Client(base_url=address, timeout=PATIENCE_SECONDS)
 
 
 def test_the_command_serves_a_store(store: str) -> None:
     graph = f"chat={EXAMPLE}:graph"
     command = ["forkpoint", "--store", store, "serve", "--graph", graph]
-    with serving(command) as address, calling(address) as http:
+    with serving(command) as address, http_client(address) as http:
         new = {"assistant_id": "chat", "input": {"messages": ["Hello"]}}
         values = http.post("/runs/wait", json=new).json()
         assert values["messages"][-1]["content"] == "You said: Hello"
@@ -87,7 +88,7 @@ def test_the_module_serves_owners_by_their_keys(store: str, tmp_path: Path) -> N
     keys.write_text(json.dumps({"key": "owner"}))
     command = ["forkpoint.server", "--keys", str(keys), "--host", "127.0.0.1"]
     with served_by(command, FORKPOINT_STORE=store) as (address, process):
-        with calling(address) as http:
+        with http_client(address) as http:
             assert http.post("/threads", json={}).status_code == 401
             made = http.post("/threads", json={}, headers={"x-api-key": "key"})
             assert made.status_code == 200
@@ -116,7 +117,7 @@ async def test_a_server_that_is_told_to_end_ends_its_runs(store: str, tmp_path: 
     graph = f"blocking={tmp_path / 'blocking.py'}:graph"
     command = ["forkpoint", "--store", store, "serve", "--graph", graph]
     with served_by(command) as (address, process):
-        async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as http:
+        async with calling_at(address) as http:
             await http.post("/threads", json={"thread_id": "t"})
             new = {"assistant_id": "blocking", "input": {"n": 1}}
             waiting = asyncio.create_task(http.post("/threads/t/runs/wait", json=new))

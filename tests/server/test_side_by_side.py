@@ -25,6 +25,7 @@ from langgraph_sdk.client import (
     ThreadsClient,
 )
 
+from calling import calling_at
 from forkpoint import SqliteSaver
 from forkpoint.server import create_app
 from forkpoint.server.serving import load_graphs
@@ -80,7 +81,7 @@ class Asked:
 
     def __init__(self, address: str, *, is_sync: bool = False) -> None:
         hooks = {"response": [self._note]}
-        self.http = httpx.AsyncClient(base_url=address, timeout=60, event_hooks=hooks)
+        self.http = calling_at(address, event_hooks=hooks)
         self.threads: Any
         self.runs: Any
         if is_sync:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
 import pytest
 import websockets
 from langgraph.config import get_stream_writer
@@ -16,6 +15,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import interrupt
 from langgraph_sdk import get_client, get_sync_client
 
+from calling import calling_at
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import ApiKeys, create_app
@@ -176,7 +176,7 @@ class Raw:
 
     def __init__(self, address: str, thread_id: str, **headers: str) -> None:
         place = f"{address}/threads/{thread_id}"
-        self._http = httpx.AsyncClient(base_url=place, timeout=PATIENCE_SECONDS, headers=headers)
+        self._http = calling_at(place, headers=headers)
         self.follows = asyncio.Event()
 
     async def command(self, method: Any, params: Any = None, number: Any = 1) -> Any:

@@ -14,11 +14,11 @@ import websockets
 from langgraph_sdk.client import LangGraphClient
 
 from agents import Agent
+from calling import calling_at
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import commands, create_app, lost_ends, thread_streams
 from served import chat, said, serving
-from servers import PATIENCE_SECONDS
 from stores import Store
 
 
@@ -32,7 +32,7 @@ class Follower:
     async def start(self, address: str, text: str) -> None:
         """Begin a run, as the client of the SDK does: it knows of all events before it then."""
         params = {"assistant_id": "chat", "input": said(text)}
-        async with httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as http:
+        async with calling_at(address) as http:
             command = {"id": 1, "method": "run.start", "params": params}
             answer = (await http.post("/threads/t/commands", json=command)).json()
             self.number = max(self.number, answer["meta"]["applied_through_seq"])
@@ -45,7 +45,7 @@ class Follower:
             "since": self.number if since is None else since,
         }
         async with (
-            httpx.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as http,
+            calling_at(address) as http,
             http.stream("POST", "/threads/t/stream/events", json=body) as answer,
         ):
             assert answer.status_code == 200
@@ -121,11 +121,11 @@ async def test_the_end_of_a_lost_run_is_told_while_a_run_without_events_goes_on(
     with store.saver() as saver:
         async with (
             lost_run(saver, addresses[0]) as following,
-            httpx.AsyncClient(base_url=addresses[0], timeout=PATIENCE_SECONDS) as http,
+            calling_at(addresses[0]) as http,
         ):
             new = {"assistant_id": "chat", "input": said("you")}
             waiting = (await http.post("/threads/t/runs", json=new)).json()
-        async with httpx.AsyncClient(base_url=addresses[0], timeout=PATIENCE_SECONDS) as http:
+        async with calling_at(addresses[0]) as http:
             await http.get(f"/threads/t/runs/{waiting['run_id']}/join")
         assert await following == ["completed"]
 

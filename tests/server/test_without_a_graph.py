@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
+from calling import calling_at
 from forkpoint import ThreadCatalog
 from forkpoint.saver.saver import ForkpointSaver
 from forkpoint.server import create_app
 from served import Client, chat, said, serving
-from servers import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def test_what_needs_a_graph_says_so(client: Client) -> None:
 async def test_forks_families_and_differences(address: str, stored: list[Any]) -> None:
     ids = [state.config["configurable"]["checkpoint_id"] for state in stored]
     place = f"{address}/forkpoint"
-    async with httpx.AsyncClient(base_url=place, timeout=PATIENCE_SECONDS) as client:
+    async with calling_at(place) as client:
         new = {"checkpoint_id": ids[3], "new_thread_id": "f", "values": {"turns": 9}}
         forked = (await client.post("/threads/t/fork", json=new)).raise_for_status().json()
         assert forked["thread"]["values"]["turns"] == 9
@@ -86,7 +86,7 @@ FORM = {"content-type": "application/x-www-form-urlencoded"}  # as curl -d has i
 
 async def test_history_is_taken_back_and_removed(address: str, client: Client) -> None:
     place = f"{address}/forkpoint"
-    async with httpx.AsyncClient(base_url=place, timeout=PATIENCE_SECONDS) as raw:
+    async with calling_at(place) as raw:
         assert (await raw.get("/threads/t/stats")).json()["checkpoints"] == 6
         rolled = (await raw.post("/threads/t/rollback", json={"steps": 3})).json()
         assert rolled["configurable"]["thread_id"] == "t"
